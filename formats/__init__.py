@@ -1,0 +1,1 @@
+"""The format drivers of tapfs. Import as `tapfs.formats`; see README.md to write one."""

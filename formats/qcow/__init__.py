@@ -1,0 +1,41 @@
+"""qcow version 1: QEMU's first copy-on-write format, and the dialects of it that blktap wrote.
+
+:data:`FORMAT` is what the registry knows; the facts of the format are in blktap-qcow.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tapfs.driver import CreateRequest, HostFile, OpenRequest
+from tapfs.formats.qcow.create import CREATE_OPTIONS, create
+from tapfs.formats.qcow.header import MAGIC, VERSION
+from tapfs.formats.qcow.reader import QcowDriver
+from tapfs.formats.qcow.writer import WritableQcowDriver
+from tapfs.plan import Plan
+
+
+class QcowFormat:
+    """qcow version 1 as a :class:`tapfs.driver.CreatableFormat`."""
+
+    name = "qcow"
+    create_options: Mapping[str, str] = CREATE_OPTIONS
+
+    def probe(self, head: bytes, size: int) -> int:
+        """100 for the magic with version 1, else 0: versions 2 and 3 are another format, qcow2."""
+        del size  # the magic is enough
+        return 100 if head[:8] == MAGIC + VERSION.to_bytes(4, "big") else 0
+
+    def open(self, file: HostFile, request: OpenRequest) -> QcowDriver:
+        """A driver for this file: a WritableQcowDriver if so requested.
+
+        Raises ImageError(invalid_format, unsupported, out_of_bounds, corrupt) naming the field.
+        """
+        return WritableQcowDriver(file, request) if request.writable else QcowDriver(file, request)
+
+    def create(self, request: CreateRequest) -> Plan:
+        """The plan for a new image. Raises ImageError(unsupported, out_of_bounds)."""
+        return create(request)
+
+
+FORMAT = QcowFormat()

@@ -1,0 +1,111 @@
+"""Space in the host file of an open image: the tail, what was freed, and what may be used again."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.formats.qcow.header import round_up
+
+#: No host offset may reach the bit that marks compressed entries.
+MAX_HOST_SIZE = (1 << 63) - (1 << 32)
+
+
+class HostRange(NamedTuple):
+    """``[start, end)`` of the host file."""
+
+    start: int
+    end: int
+
+
+class Piece(NamedTuple):
+    """Allocated clusters that follow one another; `fresh` ones read as zeros."""
+
+    host_offset: int
+    length: int
+    fresh: bool
+
+
+class Allocation:
+    """Hands out space of one host file.
+
+    The tail, from `end` on, was never handed out in this session and lies past the end that the file
+    had, so it reads as zeros. A freed range goes round: it is noted, flies with the plan that makes
+    its unlinking durable and punches it, and is free once that plan has landed.
+    """
+
+    def __init__(self, path: str, file_size: int, cluster_size: int) -> None:
+        self._path = path
+        self._cluster_size = cluster_size
+        self.end = file_size
+        #: How long the file is known to be on disk.
+        self.durable_end = file_size
+        self._flying_end = file_size
+        self._free: list[HostRange] = []
+        self._noted: list[tuple[HostRange, bool]] = []
+        self._flying: list[tuple[HostRange, bool]] = []
+
+    def tail(self, length: int, *, alignment: int | None = None) -> int:
+        """The host offset of `length` fresh bytes at the end of the file, on a cluster boundary.
+
+        Raises ImageError(no_space) where the format cannot address the place.
+        """
+        start = round_up(self.end, alignment or self._cluster_size)
+        if start + length > MAX_HOST_SIZE:
+            raise ImageError(
+                ErrorKind.NO_SPACE, "the image file cannot grow further", path=self._path, offset=start, op="allocate"
+            )
+        self.end = start + length
+        return start
+
+    def clusters(self, length: int) -> list[Piece]:
+        """Places for `length` bytes of whole clusters: free ranges first, the rest at the tail."""
+        pieces: list[Piece] = []
+        left = length
+        while left and self._free:
+            start, end = self._free.pop()
+            aligned = round_up(start, self._cluster_size)
+            usable = (end - aligned) // self._cluster_size * self._cluster_size
+            taken = min(left, usable)
+            if taken <= 0:
+                continue
+            if usable > taken:
+                self._free.append(HostRange(aligned + taken, end))
+            pieces.append(Piece(aligned, taken, fresh=False))
+            left -= taken
+        if left:
+            pieces.append(Piece(self.tail(left), left, fresh=True))
+        return pieces
+
+    def release(self, start: int, length: int, *, reusable: bool = True) -> None:
+        """Give a range back; what is not `reusable` is only punched."""
+        self._noted.append((HostRange(start, start + length), reusable))
+
+    @property
+    def noted(self) -> int:
+        """How many released ranges wait for a flush."""
+        return len(self._noted) + len(self._flying)
+
+    def take_off(self) -> list[HostRange]:
+        """The released ranges fly with the plan that is being made; they are to be punched by it."""
+        self._flying += self._noted
+        self._noted = []
+        self._flying_end = self.end
+        return _joined([released for released, _ in self._flying])
+
+    def landed(self) -> None:
+        """The plan is durable: what it released may be used again."""
+        self._free = _joined(self._free + [released for released, reusable in self._flying if reusable])
+        self._free.reverse()
+        self._flying = []
+        self.durable_end = self._flying_end
+
+
+def _joined(ranges: list[HostRange]) -> list[HostRange]:
+    joined: list[HostRange] = []
+    for piece in sorted(ranges):
+        if joined and piece.start <= joined[-1].end:
+            joined[-1] = HostRange(joined[-1].start, max(joined[-1].end, piece.end))
+        else:
+            joined.append(piece)
+    return joined

@@ -1,0 +1,214 @@
+"""Checking an image: what its metadata claims, against itself and against the file.
+
+Everything is read; memory stays bounded whatever the image says (see :mod:`claims`).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tapfs.driver import CheckReport, ProgressCallback, Severity
+from tapfs.extent import Kind
+from tapfs.formats.qcow import era, extended
+from tapfs.formats.qcow.claims import Claim, Claimant, gaps
+from tapfs.formats.qcow.entries import STRAY_HEADER_WORD, fault
+from tapfs.formats.qcow.header import ENTRY_LENGTH, LENGTH, SIZE_AT, round_up
+
+if TYPE_CHECKING:
+    from tapfs.formats.qcow.reader import QcowDriver
+
+_BLOCK = 4096
+_READ_BYTES = 1 << 20
+_PROGRESS_TABLES = 256
+
+#: How many stray tables and leaked ranges are remembered for repair.
+MAX_REMEMBERED = 4096
+
+
+class Check:
+    """One check of one image; the result is in `report` and the other attributes."""
+
+    def __init__(self, image: QcowDriver, progress: ProgressCallback | None = None) -> None:
+        self._image = image
+        self._progress = progress
+        self._file_size = image.file.size()
+        #: One byte for each L1 entry: 1 where its table cannot be read or was read for another entry.
+        self._skipped = bytearray(len(image.l1))
+        self._first_pass = True
+        self._unaligned_noted = False
+        self.report = CheckReport()
+        #: L1 indexes of tables under a stray header copy, and how many tables the L1 formula does not give.
+        self.strays: list[int] = []
+        self.disagreements = 0
+        #: Unreferenced ``(offset, length)`` ranges with data in them.
+        self.leaks: list[tuple[int, int]] = []
+        for finding in image.open_findings:
+            self.report.add(*finding)
+        self._note_era()
+        self._check_tables()
+        for offset, length in gaps(self._claims, self._file_size, self._overlap):
+            self._check_gap(offset, length)
+        self._note_strays()
+
+    # -- notes ----------------------------------------------------------------------------------
+
+    def _note_era(self) -> None:
+        image, report = self._image, self.report
+        report.add(Severity.NOTE, f"written by {era.name(image)}", extended.OFFSET if image.extended else 0)
+        if image.l1.order == "little":
+            message = "the L1 table is little-endian: QEMU reads other data than the guest wrote, or none"
+            report.add(Severity.NOTE, message, image.header.l1_table_offset)
+        lost = image.header.size % 512
+        if lost:
+            report.add(Severity.NOTE, f"size is no multiple of 512: QEMU does not show the last {lost} bytes", SIZE_AT)
+        if image.extended is not None and not image.cksum_valid:
+            message = "the cksum does not fit the L1 table: readers ignore the extended header"
+            report.add(Severity.NOTE, message, extended.CKSUM_AT)
+
+    def _note_strays(self) -> None:
+        for index in self.strays:
+            message = f"L2 table {index} starts with a stray copy of the header: QEMU reads 64 clusters wrongly"
+            self.report.add(Severity.NOTE, message, self._image.l1[index])
+
+    def _overlap(self, earlier: Claim, later: Claim) -> None:
+        verb = "overlap" if later.claimant is Claimant.CLUSTER else "overlaps"
+        self.report.add(Severity.CORRUPTION, f"{later} {verb} {earlier}", later.start)
+
+    # -- tables ---------------------------------------------------------------------------------
+
+    def _check_tables(self) -> None:
+        """Find the L1 entries that lead nowhere or to a table of another entry."""
+        image = self._image
+        for index, entry in image.l1.used():
+            wrong = image.tables.table_fault(entry)
+            if wrong is not None:
+                self._skipped[index] = 1
+                at = image.header.l1_table_offset + ENTRY_LENGTH * index
+                self.report.add(Severity.CORRUPTION, f"L1 entry {index}: {wrong}", at)
+
+        def tables() -> Iterator[Claim]:
+            for index, entry in image.l1.used():
+                if not self._skipped[index]:
+                    yield Claim(entry, image.header.l2_length, Claimant.TABLE, index)
+
+        def overlap(earlier: Claim, later: Claim) -> None:
+            # The table is read once, so its clusters are not all reported as well.
+            if not self._skipped[later.table]:
+                self._skipped[later.table] = 1
+                self._overlap(earlier, later)
+
+        for _ in gaps(tables, 0, overlap):
+            pass
+
+    def _claims(self) -> Iterator[Claim]:
+        image = self._image
+        header = image.header
+        yield Claim(0, self._header_end(), Claimant.HEADER)
+        if header.has_backing and header.backing_file_offset >= self._header_end():
+            yield Claim(header.backing_file_offset, header.backing_file_size, Claimant.NAME)
+        yield Claim(header.l1_table_offset, header.l1_length, Claimant.L1)
+        report = self._first_pass
+        self._first_pass = False
+        total = len(image.l1) * header.l2_length
+        for number, (index, entry) in enumerate(image.l1.used()):
+            if self._progress is not None and number % _PROGRESS_TABLES == 0:
+                self._progress(index * header.l2_length, total)
+            if self._skipped[index]:
+                continue
+            yield Claim(entry, header.l2_length, Claimant.TABLE, index)
+            yield from self._cluster_claims(index, entry, report=report)
+        if self._progress is not None:
+            self._progress(total, total)
+
+    def _cluster_claims(self, index: int, table_offset: int, *, report: bool) -> Iterator[Claim]:
+        image = self._image
+        header = image.header
+        table = image.tables.read_from_disk(table_offset)
+        if image.follows_formula:
+            table = self._reconcile(index, table_offset, table, report=report)
+        for run in image.table_runs(index, table):
+            if run.kind == Kind.UNALLOCATED:
+                continue
+            wrong = fault(run, header, self._file_size)
+            at = table_offset + ENTRY_LENGTH * run.first
+            if wrong is not None:
+                if report:
+                    self.report.add(Severity.CORRUPTION, f"L2 entry {run.first} of table {index}: {wrong}", at)
+                continue
+            length = run.host_length or run.clusters << header.cluster_bits
+            if report:
+                self.report.allocated_bytes += length
+                if run.kind == Kind.DATA and run.host_offset % header.cluster_size and not image.follows_formula:
+                    self._note_unaligned(index, run.first, at)
+            yield Claim(run.host_offset, length, Claimant.CLUSTER, index, run.first)
+
+    def _reconcile(self, index: int, table_offset: int, table: array[int], *, report: bool) -> array[int]:
+        """The entries that readers use: those that L1 gives, if they may differ from the table's."""
+        image = self._image
+        computed = image.tables.computed(table_offset)
+        if table == computed:
+            return table
+        stray = table[0] == STRAY_HEADER_WORD
+        if report and stray:
+            if len(self.strays) < MAX_REMEMBERED:
+                self.strays.append(index)
+        elif report:
+            self.disagreements += 1
+            if image.fast_path:
+                message = f"L2 table {index} is not what blktap computes from L1: QEMU reads other data than blktap"
+                self.report.add(Severity.CORRUPTION, message, table_offset)
+        return computed if stray or image.fast_path else table
+
+    def _note_unaligned(self, index: int, entry: int, at: int) -> None:
+        if not self._unaligned_noted:
+            message = f"L2 entry {entry} of table {index} and perhaps others are not aligned to a cluster"
+            self.report.add(Severity.NOTE, message, at)
+            self._unaligned_noted = True
+
+    # -- leaks ----------------------------------------------------------------------------------
+
+    def _header_end(self) -> int:
+        image = self._image
+        header = image.header
+        end = LENGTH if image.extended is None else LENGTH + image.extended.length
+        if header.has_backing and header.backing_file_offset == end:
+            end += header.backing_file_size
+        return end
+
+    def _check_gap(self, offset: int, length: int) -> None:
+        """Space that nothing claims is leaked where it holds data; what was never written is not."""
+        end = offset + length
+        # Between header and L1 the old tools left what was in their buffer.
+        slack_end = min(self._image.header.l1_table_offset, round_up(self._header_end(), _BLOCK))
+        start = max(offset, slack_end)
+        if start >= end:
+            return
+        for data_offset, data_length in self._image.file.data_ranges(start, end - start):
+            for at in range(data_offset, data_offset + data_length, _READ_BYTES):
+                chunk = self._image.file.read(at, min(_READ_BYTES, data_offset + data_length - at))
+                if chunk.count(0) != len(chunk):
+                    self._leak_in(at, chunk)
+
+    def _leak_in(self, offset: int, chunk: bytes) -> None:
+        cluster_size = self._image.header.cluster_size
+        leak_start: int | None = None
+        at = 0
+        while at < len(chunk):
+            stop = min(len(chunk), round_up(offset + at + 1, cluster_size) - offset)
+            if chunk.count(0, at, stop) == stop - at:
+                self._leak(leak_start, offset + at)
+                leak_start = None
+            elif leak_start is None:
+                leak_start = offset + at
+            at = stop
+        self._leak(leak_start, offset + at)
+
+    def _leak(self, start: int | None, end: int) -> None:
+        if start is None:
+            return
+        self.report.add(Severity.LEAK, f"{end - start} bytes that nothing refers to hold data", start)
+        self.report.leaked_bytes += end - start
+        if len(self.leaks) < MAX_REMEMBERED:
+            self.leaks.append((start, end - start))

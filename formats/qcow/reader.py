@@ -1,0 +1,233 @@
+"""Opening and mapping a qcow version 1 image."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+
+from tapfs.driver import (
+    BackingReference,
+    CheckReport,
+    Cipher,
+    Codec,
+    Finding,
+    Geometry,
+    HostFile,
+    OpenRequest,
+    ProgressCallback,
+    Severity,
+)
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.extent import Extent, Kind, merge
+from tapfs.formats.qcow import era
+from tapfs.formats.qcow.check import Check
+from tapfs.formats.qcow.entries import Run, extent_of, fault, runs
+from tapfs.formats.qcow.extended import ExtendedHeader, parse_extended
+from tapfs.formats.qcow.header import (
+    BACKING_FILE_OFFSET_AT,
+    CRYPT_AES,
+    ENTRY_LENGTH,
+    L1_TABLE_OFFSET_AT,
+    Header,
+    parse_header,
+    round_up,
+)
+from tapfs.formats.qcow.l1 import ByteOrder, L1Table, decide_order, implausible_entries
+from tapfs.formats.qcow.repair import repair_plans
+from tapfs.formats.qcow.tables import Tables
+from tapfs.plan import Plan
+
+#: How much of the file is read at open: header, extended header and the longest name.
+HEAD_BYTES = 4096
+
+#: L2 tables looked at when both byte orders of L1 are plausible.
+_EVIDENCE_TABLES = 8
+
+
+class QcowDriver:
+    """An open image, read-only: a :class:`tapfs.driver.Driver`."""
+
+    format_name = "qcow"
+
+    def __init__(self, file: HostFile, request: OpenRequest) -> None:
+        self.file = file
+        self.writable = request.writable
+        #: Damage that a lenient open went past.
+        self.open_findings: list[Finding] = []
+        #: Whether a lenient open had to guess the byte order of L1.
+        self.order_uncertain = False
+        head = file.read(0, HEAD_BYTES)
+        self.header: Header = parse_header(head, file)
+        self.extended: ExtendedHeader | None = parse_extended(head, self.header)
+        self.backing = self._read_backing(lenient=request.lenient)
+        self.l1 = self._read_l1(lenient=request.lenient)
+        self.cksum_valid = self.extended is not None and self.extended.cksum == self.l1.cksum()
+        self.tables = Tables(file, self.header, self.l1)
+        self.decide_fast_path()
+        self._geometry = Geometry(
+            virtual_size=self.header.size,
+            granule=self.header.cluster_size,
+            map_unit=self.header.unit,
+            backing=self.backing,
+            codec=Codec.RAW_DEFLATE,
+            cipher=Cipher.AES_128_CBC_SECTOR if self.header.crypt_method == CRYPT_AES else Cipher.NONE,
+        )
+
+    @property
+    def geometry(self) -> Geometry:
+        """The constants of the image."""
+        return self._geometry
+
+    def map(self, offset: int, length: int) -> list[Extent]:
+        """The map of the whole units that the range touches; see :meth:`tapfs.driver.Driver.map`."""
+        unit = self.header.unit
+        first, stop = offset // unit, -(-(offset + length) // unit)
+        disk_end = round_up(self.header.size, self.header.cluster_size)
+        extents: list[Extent] = []
+        index = first
+        while index < stop:
+            used = self.l1.next_used(index, stop)
+            if used > index:
+                extents.append(Extent(index * unit, (used - index) * unit, Kind.UNALLOCATED))
+                index = used
+                continue
+            table = self.tables.load(index)
+            if table is not None:
+                extents.extend(self._table_extents(index, table))
+            index += 1
+        last = extents[-1]
+        if last.end > disk_end:
+            extents[-1] = last._replace(length=disk_end - last.offset)
+        return list(merge(extents))
+
+    def details(self) -> Mapping[str, object]:
+        """Layout, era and byte order; see blktap-qcow.md for the words."""
+        header, extended = self.header, self.extended
+        return {
+            "cluster_size": header.cluster_size,
+            "l2_bits": header.l2_bits,
+            "l2_entries": header.l2_entries,
+            "l1_entries": header.l1_entries,
+            "l1_table_offset": header.l1_table_offset,
+            "layout": "qemu" if extended is None else "blktap",
+            "era": era.name(self),
+            "l1_byte_order": self.l1.order,
+            "extended_header": None
+            if extended is None
+            else {
+                "cksum": f"{extended.cksum:08x}",
+                "cksum_valid": self.cksum_valid,
+                "min_cluster_alloc": extended.min_cluster_alloc,
+                "flags": extended.flags,
+                "length": extended.length,
+            },
+            "fast_path": self.fast_path,
+            "encrypted": header.crypt_method == CRYPT_AES,
+            "compression": "deflate",
+            "oversized_l1": era.has_oversized_l1(self),
+            "backing_mtime": header.mtime if header.has_backing else None,
+        }
+
+    def check(self, progress: ProgressCallback | None = None) -> CheckReport:
+        """Compare all metadata with itself and with the file; see :mod:`tapfs.formats.qcow.check`."""
+        return Check(self, progress).report
+
+    def repair(self) -> Sequence[Plan]:
+        """Plans that bring the image to the last era of its kind; see :mod:`tapfs.formats.qcow.repair`."""
+        return repair_plans(self)
+
+    def decide_fast_path(self) -> None:
+        """Decide from the extended header whether L1 alone gives every cluster."""
+        #: Whether blktap filled every L2 table whole, right before its clusters.
+        self.follows_formula = (
+            self.extended is not None
+            and self.extended.min_cluster_alloc == self.header.l2_entries
+            and not self.header.has_backing
+        )
+        #: Whether blktap relies on that and never reads L2.
+        self.fast_path = self.cksum_valid and self.follows_formula
+        self.tables.formula = self.fast_path
+        self.tables.strays_follow_formula = self.follows_formula
+
+    def table_runs(self, index: int, table: array[int]) -> list[Run]:
+        """The runs of a table, clipped to the disk: entries past its end are nobody's."""
+        clusters = -(-(self.header.size - index * self.header.unit) // self.header.cluster_size)
+        return list(runs(table, self.header.cluster_bits, 0, min(clusters, self.header.l2_entries)))
+
+    def _table_extents(self, index: int, table: array[int]) -> list[Extent]:
+        header = self.header
+        extents: list[Extent] = []
+        for run in self.table_runs(index, table):
+            wrong = fault(run, header, self.tables.file_size)
+            if wrong is not None:
+                raise ImageError(
+                    ErrorKind.CORRUPT,
+                    f"L2 entry {run.first} of table {index}: {wrong}",
+                    path=self.file.path,
+                    offset=self.l1[index] + ENTRY_LENGTH * run.first,
+                    op="map",
+                )
+            extents.append(extent_of(run, index * header.unit, header.cluster_bits, writable=self.writable))
+        return extents
+
+    def _read_backing(self, *, lenient: bool) -> BackingReference | None:
+        header = self.header
+        if not header.has_backing:
+            return None
+        raw = self.file.read(header.backing_file_offset, header.backing_file_size)
+        if len(raw) < header.backing_file_size:
+            message = (
+                f"backing_file_offset is {header.backing_file_offset:#x}: the name of "
+                f"{header.backing_file_size} bytes lies past the end of the file"
+            )
+            if not lenient:
+                raise ImageError(
+                    ErrorKind.CORRUPT, message, path=self.file.path, offset=BACKING_FILE_OFFSET_AT, op="open"
+                )
+            self.open_findings.append(Finding(Severity.CORRUPTION, message, BACKING_FILE_OFFSET_AT))
+        name = raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+        return BackingReference(name) if name else None
+
+    def _read_l1(self, *, lenient: bool) -> L1Table:
+        header, size = self.header, self.file.size()
+        raw = bytearray(
+            self.file.read(header.l1_table_offset, header.l1_length) if header.l1_table_offset < size else b""
+        )
+        if len(raw) < header.l1_length:
+            message = f"L1 table [{header.l1_table_offset:#x}, {header.l1_end:#x}) past the end of the file ({size:#x})"
+            if not lenient:
+                raise ImageError(ErrorKind.CORRUPT, message, path=self.file.path, offset=L1_TABLE_OFFSET_AT, op="open")
+            self.open_findings.append(Finding(Severity.CORRUPTION, message, L1_TABLE_OFFSET_AT))
+            raw.extend(bytes(header.l1_length - len(raw)))
+        order = decide_order(
+            raw,
+            self.extended,
+            cluster_size=header.cluster_size,
+            file_size=size,
+            tables_plausible=lambda order: self._tables_plausible(L1Table(raw, order)),
+        )
+        if order is None:
+            message = "the entries of the L1 table are outside the file or unaligned in either byte order"
+            if not lenient:
+                raise ImageError(
+                    ErrorKind.CORRUPT, message, path=self.file.path, offset=header.l1_table_offset, op="open"
+                )
+            wrong: dict[ByteOrder, int] = {
+                "big": implausible_entries(raw, "big", header.cluster_size, size),
+                "little": implausible_entries(raw, "little", header.cluster_size, size),
+            }
+            order = "little" if wrong["little"] < wrong["big"] else "big"
+            self.order_uncertain = True
+        return L1Table(raw, order)
+
+    def _tables_plausible(self, l1: L1Table) -> bool:
+        header = self.header
+        tables = Tables(self.file, header, l1)
+        for _, (index, entry) in zip(range(_EVIDENCE_TABLES), l1.used(), strict=False):
+            if tables.table_fault(entry) is not None:
+                return False
+            if any(
+                fault(run, header, tables.file_size) for run in self.table_runs(index, tables.read_from_disk(entry))
+            ):
+                return False
+        return True

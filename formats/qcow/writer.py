@@ -1,0 +1,402 @@
+"""Writing a qcow version 1 image.
+
+Two ways to allocate. Ordinarily: clusters as they are asked for, L2 tables where they are missing,
+all at the end of the file or in space freed earlier. In an image with a live fast path, the way
+blktap does: the L2 table and every cluster that it maps in one piece, the table filled at once, so
+that blktap, which takes the clusters from L1 alone there and never reads L2, finds the same bytes.
+
+What a flush makes durable, in this order, each stage after the one before:
+
+1. L2 tables that lie under a stray header copy, rebuilt from L1;
+2. extended header words: `min_cluster_alloc` = 1 where L2 is about to stop following L1 (so that
+   blktap reads L2 from now on), the flag that says L1 is big endian where it was empty till now;
+3. the length of the file, new L2 tables and changed sectors of old ones (the data they point at is
+   durable by the barrier that starts every plan);
+4. L1 entries, and the cksum where it was valid. Any part of this stage alone is safe: a wrong cksum
+   only makes readers ignore the extended header and read L2, which is complete by then;
+5. holes where clusters were released, which nothing on disk points at any more.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+
+from tapfs.driver import Cipher, HostFile, OpenRequest, Operation, Placement, Reservation
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.extent import Kind
+from tapfs.formats.qcow.allocation import Allocation
+from tapfs.formats.qcow.entries import Run, consecutive, encode_entries, fault, new_table, runs
+from tapfs.formats.qcow.extended import (
+    CKSUM_AT,
+    FLAG_L1_BIG_ENDIAN,
+    FLAGS_AT,
+    MIN_CLUSTER_ALLOC_AT,
+    ExtendedHeader,
+)
+from tapfs.formats.qcow.header import ENTRY_LENGTH
+from tapfs.formats.qcow.reader import QcowDriver
+from tapfs.formats.qcow.stream import QcowStreamWriter
+from tapfs.formats.qcow.tables import ChangedTable, mark
+from tapfs.plan import Discard, Grow, Plan, Step, Write, plan
+
+#: More stray header copies than this were not made by blktap, which made one.
+_MAX_STRAYS = 64
+#: Where the fast path stays on only the first tables are looked at: nobody but QEMU reads them.
+_STRAYS_LOOKED_FOR = 8
+
+_RELEASED_RANGE_BYTES = 128
+
+
+class WritableQcowDriver(QcowDriver):
+    """An open image, read-write: a :class:`tapfs.driver.WritableDriver`."""
+
+    def __init__(self, file: HostFile, request: OpenRequest) -> None:
+        super().__init__(file, request)
+        if self.header.l1_table_offset % ENTRY_LENGTH:
+            # An entry across two sectors could be torn into a third value by a crash.
+            raise ImageError(
+                ErrorKind.UNSUPPORTED,
+                "cannot write an image whose L1 table is not aligned to 8 bytes",
+                path=file.path,
+                offset=self.header.l1_table_offset,
+                op="open",
+            )
+        self.allocation = Allocation(file.path, self.tables.file_size, self.header.cluster_size)
+        #: Whether new space is allocated the way blktap does.
+        self._whole_extents = self.fast_path and self._geometry.cipher is Cipher.NONE
+        self._l1_pending: set[int] = set()
+        self._l1_flying: set[int] = set()
+        #: Whole extents that are reserved: by L1 index, the table's offset and the open reservations.
+        self._extents: dict[int, tuple[int, int]] = {}
+        self._open: dict[Reservation, list[int]] = {}
+        self._prepared = False
+        #: The extended header as it must be before anything else is changed, if it must.
+        self._new_words: ExtendedHeader | None = None
+        self._flying_cksum = 0
+        self._flying_strays: list[int] = []
+
+    # -- reservations ---------------------------------------------------------------------------
+
+    def reserve(self, offset: int, length: int, operation: Operation) -> Reservation:
+        """See :meth:`tapfs.driver.WritableDriver.reserve`.
+
+        Raises ImageError(corrupt) for an impossible L1 or L2 entry, (no_space) where qcow cannot
+        address more.
+        """
+        self._prepare()
+        extents: list[int] = []
+        placements: list[Placement] = []
+        if operation is Operation.WRITE:
+            if self._whole_extents:
+                placements = self._place_in_extents(offset, length, extents)
+            else:
+                for index, _, _ in self._pieces(offset, length):
+                    self.tables.load(index)
+                placements = self._place_clusters(offset, length)
+        elif self._whole_extents or self.backing is not None:
+            placements = self._place_zeros(offset, length, operation)
+        else:
+            for index, first, stop in self._used_pieces(offset, length):
+                self._checked_runs(index, first, stop)
+        self.tables.file_size = max(self.tables.file_size, self.allocation.end)
+        reservation = Reservation(offset, length, operation, tuple(placements))
+        self._open[reservation] = extents
+        return reservation
+
+    def commit(self, reservation: Reservation) -> None:
+        """Publish the new map; durable after the next flush."""
+        extents = self._open.pop(reservation)
+        for index in extents:
+            table_offset, openers = self._extents[index]
+            if self.l1[index] == 0:
+                self._enter_table(index, table_offset, self.tables.computed(table_offset))
+            self._close_extent(index, table_offset, openers)
+        if not self._whole_extents:
+            if reservation.operation is not Operation.WRITE and self.backing is None:
+                self._unlink(reservation.offset, reservation.length)
+            for placement in reservation.placements:
+                if not placement.in_place:
+                    self._link(placement)
+        self.tables.file_size = max(self.tables.file_size, self.allocation.end)
+
+    def abort(self, reservation: Reservation) -> None:
+        """Give the places back. They are punched by the next flush and used again after it."""
+        for index in self._open.pop(reservation):
+            table_offset, openers = self._extents[index]
+            if openers == 1 and self.l1[index] == 0:
+                self.allocation.release(table_offset, self.header.l2_length + self.header.unit)
+            self._close_extent(index, table_offset, openers)
+        if not self._whole_extents:
+            for placement in reservation.placements:
+                if not placement.in_place:
+                    self.allocation.release(placement.host_offset, placement.length)
+
+    # -- flush ----------------------------------------------------------------------------------
+
+    @property
+    def unflushed_bytes(self) -> int:
+        """Memory held by changed tables and released ranges."""
+        return self.tables.changed_bytes() + self.allocation.noted * _RELEASED_RANGE_BYTES
+
+    def flush(self) -> Plan:
+        """The plan described at the head of this module; empty where nothing has changed."""
+        released = self.allocation.take_off()
+        # A stray header copy is mended even where guest data was only written in place.
+        if not (self.tables.changed or self._l1_pending or self._l1_flying or released or self.tables.strays):
+            return Plan()
+        self.tables.take_off()
+        self._l1_flying |= self._l1_pending
+        self._l1_pending = set()
+        return plan(
+            self._grow_steps(),
+            self._stray_steps(),
+            self._word_steps(),
+            self._table_steps(),
+            self._l1_steps(),
+            [Discard(0, piece.start, piece.end - piece.start) for piece in released],
+        )
+
+    def flushed(self, executed: Plan) -> None:
+        """What the last plan wrote is durable, what it released may be used again."""
+        if not executed:
+            return
+        if self._new_words is not None:
+            self.extended = self._new_words
+            self._new_words = None
+            self.decide_fast_path()
+        self.tables.strays.difference_update(self._flying_strays)
+        self._flying_strays = []
+        if self._l1_flying and self.cksum_valid and self.extended is not None:
+            self.extended = self.extended._replace(cksum=self._flying_cksum)
+        self.tables.landed()
+        self._l1_flying = set()
+        self.allocation.landed()
+
+    def _stray_steps(self) -> list[Step]:
+        self._flying_strays = sorted(self.tables.strays)[:_MAX_STRAYS]
+        return [
+            Write(0, self.l1[index], encode_entries(self.tables.computed(self.l1[index])))
+            for index in self._flying_strays
+        ]
+
+    def _word_steps(self) -> list[Step]:
+        if self._new_words is None or self.extended is None:
+            return []
+        steps: list[Step] = []
+        if self._new_words.min_cluster_alloc != self.extended.min_cluster_alloc:
+            steps.append(Write(0, MIN_CLUSTER_ALLOC_AT, self._new_words.min_cluster_alloc.to_bytes(4, "big")))
+        if self._new_words.flags != self.extended.flags:
+            steps.append(Write(0, FLAGS_AT, (self._new_words.flags or 0).to_bytes(4, "big")))
+        return steps
+
+    def _grow_steps(self) -> list[Step]:
+        """A stage of its own before the tables: no entry may ever point past the end of the file.
+
+        The data may have ended before it: fresh clusters are not written where they are zero.
+        """
+        if self.allocation.end > self.allocation.durable_end:
+            return [Grow(0, self.allocation.end)]
+        return []
+
+    def _table_steps(self) -> list[Step]:
+        steps: list[Step] = []
+        for index, changed in self.tables.changed.items():
+            table_offset = self.l1[index]
+            steps.extend(Write(0, table_offset + at, data) for at, data in changed.sector_runs())
+        return steps
+
+    def _l1_steps(self) -> list[Step]:
+        steps: list[Step] = []
+        start: int | None = None
+        for index in sorted(self._l1_flying):
+            if start is None:
+                start = index
+            if index + 1 not in self._l1_flying:
+                at, end = ENTRY_LENGTH * start, ENTRY_LENGTH * (index + 1)
+                steps.append(Write(0, self.header.l1_table_offset + at, bytes(self.l1.raw[at:end])))
+                start = None
+        if steps and self.cksum_valid:
+            self._flying_cksum = self.l1.cksum()
+            steps.append(Write(0, CKSUM_AT, self._flying_cksum.to_bytes(4, "big")))
+        return steps
+
+    def stream(self) -> QcowStreamWriter:
+        """The writer of compressed images; blktap's whole extents have no place for them."""
+        self._whole_extents = False
+        self._prepare()
+        return QcowStreamWriter(self)
+
+    # -- the extended header --------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Before the first change: what must become true of the extended header for it."""
+        if self._prepared:
+            return
+        extended = self.extended
+        if extended is not None:
+            words = extended
+            if not self._whole_extents and extended.min_cluster_alloc != 1:
+                # Even where the cksum is wrong now: an old blktap turns L1 round when it opens the
+                # image, and the cksum may fit again after that.
+                words = words._replace(min_cluster_alloc=1)
+            if extended.flags is not None and self.l1.is_empty:
+                words = words._replace(flags=extended.flags | FLAG_L1_BIG_ENDIAN)
+            if self.follows_formula:
+                self.tables.find_strays(_STRAYS_LOOKED_FOR if self._whole_extents else None)
+            if len(self.tables.strays) > _MAX_STRAYS:
+                raise ImageError(
+                    ErrorKind.CORRUPT,
+                    f"{len(self.tables.strays)} L2 tables lie under header copies",
+                    path=self.file.path,
+                    offset=self.l1[min(self.tables.strays)],
+                    op="write",
+                    remedy="run tapfs repair",
+                )
+            if words != extended:
+                self._new_words = words
+        self._prepared = True
+
+    # -- placing --------------------------------------------------------------------------------
+
+    def _place_clusters(self, offset: int, length: int) -> list[Placement]:
+        placements: list[Placement] = []
+        at = offset
+        for piece in self.allocation.clusters(length):
+            placements.append(Placement(at, piece.length, piece.host_offset, fresh=piece.fresh))
+            at += piece.length
+        return placements
+
+    def _place_in_extents(self, offset: int, length: int, extents: list[int]) -> list[Placement]:
+        header = self.header
+        placements: list[Placement] = []
+        for index, first, stop in self._pieces(offset, length):
+            table_offset, in_place = self.l1[index], True
+            if table_offset == 0:
+                in_place = False
+                table_offset, openers = self._extents.get(index, (0, 0))
+                if openers == 0:
+                    table_offset = self.allocation.tail(header.l2_length + header.unit)
+                self._extents[index] = table_offset, openers + 1
+                extents.append(index)
+            placements.append(
+                Placement(
+                    index * header.unit + first * header.cluster_size,
+                    (stop - first) * header.cluster_size,
+                    table_offset + header.l2_length + first * header.cluster_size,
+                    fresh=not in_place,
+                    in_place=in_place,
+                )
+            )
+        return placements
+
+    def _place_zeros(self, offset: int, length: int, operation: Operation) -> list[Placement]:
+        """Zero in place, where L2 entries must stay.
+
+        That is where blktap does not read them, and where what lies below would show through.
+        """
+        header = self.header
+        zero_below = operation is Operation.ZERO and self.backing is not None
+        punchable = operation is Operation.ZERO or self._geometry.cipher is Cipher.NONE
+        placements: list[Placement] = []
+        for index, first, stop in self._pieces(offset, length) if zero_below else self._used_pieces(offset, length):
+            for run in self._checked_runs(index, first, stop):
+                at = index * header.unit + run.first * header.cluster_size
+                bytes_ = run.clusters * header.cluster_size
+                if run.kind == Kind.DATA:
+                    if punchable:
+                        placements.append(Placement(at, bytes_, run.host_offset, in_place=True))
+                elif zero_below:
+                    placements.extend(self._place_clusters(at, bytes_))
+        return placements
+
+    # -- publishing -----------------------------------------------------------------------------
+
+    def _link(self, placement: Placement) -> None:
+        host_offset = placement.host_offset
+        for index, first, stop in self._pieces(placement.offset, placement.length):
+            changed = self.changed_table(index)
+            self._release(changed.entries, first, stop)
+            changed.entries[first:stop] = consecutive(host_offset, stop - first, self.header.cluster_size)
+            mark(changed, first, stop)
+            host_offset += (stop - first) * self.header.cluster_size
+
+    def _unlink(self, offset: int, length: int) -> None:
+        for index, first, stop in self._used_pieces(offset, length):
+            table = self.tables.load(index)
+            nothing = new_table(stop - first)
+            if table is None or table[first:stop] == nothing:
+                continue
+            changed = self.changed_table(index)
+            self._release(changed.entries, first, stop)
+            changed.entries[first:stop] = nothing
+            mark(changed, first, stop)
+
+    def _release(self, entries: array[int], first: int, stop: int) -> None:
+        for run in runs(entries, self.header.cluster_bits, first, stop):
+            # What lies at an impossible place is left alone: it may be the header.
+            if run.kind == Kind.UNALLOCATED or fault(run, self.header, self.tables.file_size) is not None:
+                continue
+            if run.kind == Kind.COMPRESSED:
+                self.allocation.release(run.host_offset, run.host_length, reusable=False)
+            else:
+                self.allocation.release(run.host_offset, run.clusters * self.header.cluster_size)
+
+    def changed_table(self, index: int) -> ChangedTable:
+        """The L2 table of L1 entry `index`, to be changed; allocated if there is none."""
+        if self.l1[index] == 0:
+            return self._enter_table(
+                index, self.allocation.tail(self.header.l2_length), new_table(self.header.l2_entries)
+            )
+        return self.tables.change(index)
+
+    def _enter_table(self, index: int, table_offset: int, entries: array[int]) -> ChangedTable:
+        self.l1[index] = table_offset
+        self._l1_pending.add(index)
+        return self.tables.create(index, entries)
+
+    def _close_extent(self, index: int, table_offset: int, openers: int) -> None:
+        if openers == 1:
+            del self._extents[index]
+        else:
+            self._extents[index] = table_offset, openers - 1
+
+    # -- walking --------------------------------------------------------------------------------
+
+    def _pieces(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """The L1 indexes that a granule-aligned range touches, each with its L2 indexes ``[first, stop)``."""
+        header = self.header
+        at, end = offset >> header.cluster_bits, (offset + length) >> header.cluster_bits
+        while at < end:
+            index, first = at >> header.l2_bits, at & (header.l2_entries - 1)
+            stop = min(header.l2_entries, first + end - at)
+            yield index, first, stop
+            at += stop - first
+
+    def _used_pieces(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """The same, without the indexes that have no table."""
+        header = self.header
+        end = offset + length
+        index, last = offset // header.unit, -(-end // header.unit)
+        while (index := self.l1.next_used(index, last)) < last:
+            start = max(offset, index * header.unit)
+            yield from self._pieces(start, min(end, (index + 1) * header.unit) - start)
+            index += 1
+
+    def _checked_runs(self, index: int, first: int, stop: int) -> Sequence[Run]:
+        """The runs of a part of a table; none of them at an impossible place."""
+        table = self.tables.load(index)
+        if table is None:
+            return [Run(first, stop - first, Kind.UNALLOCATED)]
+        found = list(runs(table, self.header.cluster_bits, first, stop))
+        for run in found:
+            wrong = fault(run, self.header, self.tables.file_size)
+            if wrong is not None:
+                raise ImageError(
+                    ErrorKind.CORRUPT,
+                    f"L2 entry {run.first} of table {index}: {wrong}",
+                    path=self.file.path,
+                    offset=self.l1[index] + ENTRY_LENGTH * run.first,
+                    op="map",
+                )
+        return found

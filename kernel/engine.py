@@ -1,0 +1,356 @@
+"""The engine as Python sees it: typed, memory-safe, still without any format knowledge.
+
+Calls release the GIL while C runs. A request that finishes returns None or an
+:class:`Outcome` that says what is missing; a failure of the host raises ImageError with the
+host file's name and offset.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+from mmap import mmap
+from typing import TYPE_CHECKING, NamedTuple
+
+from tapfs.driver import Cipher, Codec, Placement
+from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.extent import Extent
+from tapfs.kernel._engine import ffi, lib
+from tapfs.plan import Discard, Grow, Plan, Write
+
+if TYPE_CHECKING:
+    from tapfs.kernel._engine import CData
+
+#: Of a cipher.
+KEY_BYTES = 16
+
+Buffer = bytes | bytearray | memoryview | mmap
+
+
+class Status(IntEnum):
+    """How a request ended, as in engine.h; a failure is an exception instead."""
+
+    DONE = 0
+    MISS = 1
+    RESERVE = 2
+    AGAIN = 3
+
+
+class Outcome(NamedTuple):
+    """How far a request came: `done` bytes from its start are finished.
+
+    Unless DONE, what is missing is the guest range ``[offset, offset + length)`` of `layer`.
+    """
+
+    status: Status
+    done: int
+    layer: int
+    offset: int
+    length: int
+
+    @property
+    def needs_reservation(self) -> bool:
+        """Whether a write needs the range reserved; else it is the map that is missing."""
+        return self.status == Status.RESERVE
+
+
+class HostDescriptor(NamedTuple):
+    """An open host file for the engine. The descriptor stays the caller's."""
+
+    descriptor: int
+    path: str
+    direct: bool = False
+    writable: bool = False
+
+
+class Statistics(NamedTuple):
+    """Counters since the disk was made, and the bytes that its map cache holds."""
+
+    cache_hits: int
+    cache_misses: int
+    cache_bytes: int
+    bytes_read: int
+    bytes_written: int
+
+
+class EngineDisk:
+    """One virtual disk in the engine: layers, top first, each with its host files."""
+
+    def __init__(self, cache_bytes: int) -> None:
+        disk = lib.tapfs_disk_new(cache_bytes)
+        if disk == ffi.NULL:
+            raise MemoryError
+        self._open: CData | None = ffi.gc(disk, lib.tapfs_disk_free)
+        self._paths: list[list[str]] = []
+
+    @property
+    def _disk(self) -> CData:
+        if self._open is None:
+            raise ValueError("the disk is closed")
+        return self._open
+
+    def close(self) -> None:
+        """Free the disk. No request may be running; closing twice is allowed."""
+        if self._open is not None:
+            ffi.release(self._open)
+            self._open = None
+
+    def add_layer(
+        self,
+        *,
+        virtual_size: int,
+        granule: int,
+        map_unit: int,
+        identity: bool,
+        codec: Codec,
+        cipher: Cipher,
+        key: bytes | None,
+        writable: bool,
+        files: Iterable[HostDescriptor],
+    ) -> int:
+        """Add the next layer below; `key` (16 bytes) goes with a cipher.
+
+        Raises ImageError(io) for a geometry that the engine cannot serve.
+        """
+        layer = ffi.new("tapfs_layer *")
+        layer.virtual_size = virtual_size
+        layer.granule = granule
+        layer.map_unit = map_unit
+        layer.identity = identity
+        layer.codec = codec
+        layer.cipher = cipher
+        layer.writable = writable
+        if key is not None:
+            if len(key) != KEY_BYTES:
+                raise ValueError(f"a key has {KEY_BYTES} bytes, not {len(key)}")
+            ffi.memmove(layer.key, key, KEY_BYTES)
+        index = self._checked(lib.tapfs_disk_add_layer(self._disk, layer), "add a layer")
+        paths: list[str] = []
+        for file in files:
+            flags = (lib.TAPFS_FILE_DIRECT if file.direct else 0) | (lib.TAPFS_FILE_WRITABLE if file.writable else 0)
+            self._checked(lib.tapfs_disk_add_file(self._disk, index, file.descriptor, flags), "add a file")
+            paths.append(file.path)
+        self._paths.append(paths)
+        return index
+
+    def install(self, layer: int, extents: Sequence[Extent]) -> None:
+        """Cache the map of whole map units (see engine.h)."""
+        array = ffi.new("tapfs_extent[]", len(extents))
+        for slot, extent in zip(array, extents, strict=True):
+            slot.offset = extent.offset
+            slot.length = extent.length
+            slot.kind = extent.kind
+            slot.file = extent.file
+            slot.host_offset = extent.host_offset
+            slot.host_length = extent.host_length
+            slot.in_place = extent.in_place
+        self._checked(lib.tapfs_disk_install(self._disk, layer, array, len(extents)), "install a map")
+
+    def forget(self, layer: int, offset: int, length: int) -> None:
+        """Drop the cached units that touch the range."""
+        lib.tapfs_disk_forget(self._disk, layer, offset, length)
+
+    def read_into(self, buffer: Buffer, offset: int, *, nowait: bool = False) -> Outcome:
+        """Fill `buffer` from the virtual disk at `offset`."""
+        outcome = ffi.new("tapfs_outcome *")
+        with ffi.from_buffer(buffer, require_writable=True) as target:
+            flags = lib.TAPFS_NOWAIT if nowait else 0
+            lib.tapfs_read(self._disk, target, offset, len(target), flags, outcome)
+        return self._finished(outcome)
+
+    def write(self, buffer: Buffer, offset: int) -> Outcome:
+        """Write in place as far as the map allows."""
+        outcome = ffi.new("tapfs_outcome *")
+        with ffi.from_buffer(buffer) as source:
+            lib.tapfs_write(self._disk, source, offset, len(source), 0, outcome)
+        return self._finished(outcome)
+
+    def write_reserved(self, buffer: Buffer, offset: int, placements: Sequence[Placement]) -> Outcome:
+        """Write to reserved places, filling what the request leaves open in them."""
+        outcome = ffi.new("tapfs_outcome *")
+        with ffi.from_buffer(buffer) as source:
+            lib.tapfs_write_reserved(
+                self._disk, source, offset, len(source), _placements(placements), len(placements), outcome
+            )
+        return self._finished(outcome)
+
+    def zero_placements(self, placements: Sequence[Placement], *, discard: bool) -> None:
+        """Make reserved places read as zeros; with `discard` only where that frees space."""
+        outcome = ffi.new("tapfs_outcome *")
+        lib.tapfs_zero_placements(self._disk, _placements(placements), len(placements), discard, outcome)
+        self._finished(outcome)
+
+    def write_host(self, file: int, host_offset: int, buffer: Buffer, *, guest_offset: int | None = None) -> None:
+        """Write a payload at a host offset of layer 0, encrypted for `guest_offset` if given."""
+        outcome = ffi.new("tapfs_outcome *")
+        guest = (1 << 64) - 1 if guest_offset is None else guest_offset
+        with ffi.from_buffer(buffer) as source:
+            lib.tapfs_write_host(self._disk, file, host_offset, source, len(source), guest, outcome)
+        self._finished(outcome)
+
+    def execute(self, plan: Plan) -> None:
+        """Execute a plan on layer 0: its stages with the barriers that `tapfs.plan` describes."""
+        barriers = len(plan.stages) + plan.starts_with_barrier
+        count = barriers + sum(len(stage) for stage in plan.stages)
+        steps = ffi.new("tapfs_step[]", count)
+        alive: list[object] = []
+        index = 0
+        if plan.starts_with_barrier:
+            steps[0].step = lib.TAPFS_STEP_BARRIER
+            index = 1
+        for stage in plan.stages:
+            for step in stage:
+                slot = steps[index]
+                index += 1
+                slot.file = step.file
+                match step:
+                    case Write():
+                        data = ffi.from_buffer("uint8_t[]", step.data)
+                        alive.append(data)
+                        slot.step = lib.TAPFS_STEP_WRITE
+                        slot.host_offset = step.host_offset
+                        slot.length = len(step.data)
+                        slot.data = data
+                    case Grow():
+                        slot.step = lib.TAPFS_STEP_GROW
+                        slot.host_offset = step.size
+                    case Discard():
+                        slot.step = lib.TAPFS_STEP_DISCARD
+                        slot.host_offset = step.host_offset
+                        slot.length = step.length
+            steps[index].step = lib.TAPFS_STEP_BARRIER
+            index += 1
+        outcome = ffi.new("tapfs_outcome *")
+        lib.tapfs_execute(self._disk, steps, count, outcome)
+        self._finished(outcome)
+
+    def sync(self) -> None:
+        """Make every finished write of layer 0 durable."""
+        outcome = ffi.new("tapfs_outcome *")
+        lib.tapfs_sync(self._disk, outcome)
+        self._finished(outcome)
+
+    def quiesce(self) -> None:
+        """Wait until every request that runs now has ended."""
+        lib.tapfs_disk_quiesce(self._disk)
+
+    def statistics(self) -> Statistics:
+        """The counters now."""
+        counters = ffi.new("tapfs_statistics *")
+        lib.tapfs_disk_statistics(self._disk, counters)
+        return Statistics(
+            counters.cache_hits,
+            counters.cache_misses,
+            counters.cache_bytes,
+            counters.bytes_read,
+            counters.bytes_written,
+        )
+
+    def _checked(self, result: int, op: str) -> int:
+        if result < 0:
+            raise from_os_error(OSError(-result, ""), path=None, op=op)
+        return result
+
+    def _path(self, layer: int, file: int) -> str | None:
+        if layer < len(self._paths) and file < len(self._paths[layer]):
+            return self._paths[layer][file]
+        return None
+
+    def _finished(self, outcome: CData) -> Outcome:
+        if outcome.status == lib.TAPFS_FAILED:
+            op = ffi.string(outcome.operation).decode() if outcome.operation != ffi.NULL else "move data"
+            path = self._path(outcome.layer, outcome.file)
+            if outcome.error == errno.ERANGE:
+                raise ImageError(
+                    ErrorKind.OUT_OF_BOUNDS,
+                    f"cannot {op}: the request reaches past the end of the disk",
+                    path=path,
+                    offset=outcome.offset,
+                    op=op,
+                )
+            if outcome.error == errno.EUCLEAN:
+                raise ImageError(
+                    ErrorKind.CORRUPT, f"damaged data: cannot {op}", path=path, offset=outcome.offset, op=op
+                )
+            raise from_os_error(OSError(outcome.error, ""), path=path, op=op, offset=outcome.offset)
+        return Outcome(Status(outcome.status), outcome.done, outcome.layer, outcome.offset, outcome.length)
+
+
+def execute_on_file(descriptor: int, path: str, plan: Plan) -> None:
+    """Execute a plan whose only host file is this one."""
+    disk = EngineDisk(0)
+    try:
+        disk.add_layer(
+            virtual_size=0,
+            granule=1,
+            map_unit=1,
+            identity=True,
+            codec=Codec.NONE,
+            cipher=Cipher.NONE,
+            key=None,
+            writable=True,
+            files=[HostDescriptor(descriptor, path, writable=True)],
+        )
+        disk.execute(plan)
+    finally:
+        disk.close()
+
+
+def is_zero(buffer: Buffer) -> bool:
+    """Whether all bytes are zero."""
+    with ffi.from_buffer(buffer) as source:
+        return bool(lib.tapfs_is_zero(source, len(source)))
+
+
+def find_data(buffer: Buffer, granule: int) -> list[tuple[int, int]]:
+    """The ``(offset, length)`` runs of granules of `buffer` that are not all zero."""
+    runs: list[tuple[int, int]] = []
+    with ffi.from_buffer(buffer) as source:
+        total = len(source)
+        capacity = min(1024, total // granule // 2 + 2)
+        pairs = ffi.new("uint64_t[]", 2 * capacity)
+        scanned = ffi.new("uint64_t *")
+        start = 0
+        while start < total:
+            found = lib.tapfs_find_data(source + start, total - start, granule, pairs, capacity, scanned)
+            runs.extend((start + pairs[2 * i], pairs[2 * i + 1]) for i in range(found))
+            start += scanned[0]
+    return runs
+
+
+def first_difference(left: Buffer, right: Buffer) -> int | None:
+    """The offset of the first byte that differs between two buffers of one length, or None."""
+    with ffi.from_buffer(left) as a, ffi.from_buffer(right) as b:
+        length = min(len(a), len(b))
+        at: int = lib.tapfs_first_difference(a, b, length)
+    return None if at == length else at
+
+
+def compress(codec: Codec, buffer: Buffer, granule: int) -> list[bytes | None]:
+    """Each granule of `buffer` packed on its own; None for one that does not shrink."""
+    with ffi.from_buffer(buffer) as source:
+        count = len(source) // granule
+        out = ffi.new("uint8_t[]", len(source))
+        sizes = ffi.new("uint64_t[]", count)
+        result = lib.tapfs_compress(codec, source, granule, count, out, sizes)
+        if result < 0:
+            raise from_os_error(OSError(-result, ""), path=None, op="compress")
+        packed: list[bytes | None] = []
+        at = 0
+        for size in sizes:
+            packed.append(ffi.buffer(out + at, size)[:] if size else None)
+            at += size
+    return packed
+
+
+def _placements(placements: Sequence[Placement]) -> CData:
+    array = ffi.new("tapfs_placement[]", len(placements))
+    for slot, placement in zip(array, placements, strict=True):
+        slot.offset = placement.offset
+        slot.length = placement.length
+        slot.host_offset = placement.host_offset
+        slot.file = placement.file
+        slot.fresh = placement.fresh
+        slot.in_place = placement.in_place
+    return array

@@ -1,0 +1,121 @@
+"""tapfs: disk images served from userspace.
+
+``with tapfs.open("image.qcow") as disk: disk.read(0, 512)`` opens any image of a known format
+with its whole backing chain; `open_async` is the same under trio. Errors are `ImageError`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tapfs.errors import ErrorKind, ImageError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from tapfs.async_image import AsyncImage, open_async
+    from tapfs.chain_map import MappedExtent
+    from tapfs.create import NewImage, create_image
+    from tapfs.driver import CheckReport
+    from tapfs.image import Image
+
+__all__ = [
+    "AsyncImage",
+    "CheckReport",
+    "ErrorKind",
+    "Image",
+    "ImageError",
+    "MappedExtent",
+    "NewImage",
+    "check",
+    "create_image",
+    "open",
+    "open_async",
+    "repair",
+]
+
+#: What is loaded when it is first asked for: importing tapfs costs next to nothing.
+_LAZY = {
+    "AsyncImage": "tapfs.async_image",
+    "CheckReport": "tapfs.driver",
+    "Image": "tapfs.image",
+    "MappedExtent": "tapfs.chain_map",
+    "NewImage": "tapfs.create",
+    "create_image": "tapfs.create",
+    "open_async": "tapfs.async_image",
+}
+
+
+def open(  # noqa: A001 - `tapfs.open` is the name one expects
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,  # noqa: A002 - the word of the field
+    writable: bool = False,
+    password: bytes | None = None,
+    backing: str | None = None,
+    backing_formats: Sequence[str] = (),
+    backing_root: str | None = None,
+    direct: bool = False,
+    shared: bool = False,
+    metadata_only: bool = False,
+    overlay: str | os.PathLike[str] | None = None,
+    temporary: bool = False,
+) -> Image:
+    """Open an image and its backing chain.
+
+    `format` is probed if None; a raw image must be named to be writable. `password` unlocks
+    encrypted images. `backing` replaces the parent that the image names, `backing_formats` say
+    what the parents are (nearest first), `backing_root` is a directory that they must lie in.
+    `direct` moves guest data past the host's page cache. `shared` neither refuses other users
+    of the files nor is refused. `metadata_only` opens an encrypted image without its password.
+    `overlay` is a file that takes all writes, made if it is not there; with `temporary` a file
+    without name does, which is gone at the end. Either way the disk is writable, of whatever
+    format it is, and the image itself stays as it is.
+    Raises ImageError.
+    """
+    from tapfs.chain import OpenOptions  # lazy, see above
+    from tapfs.image import open_image
+
+    options = OpenOptions(
+        format=format,
+        writable=writable,
+        backing=backing,
+        backing_formats=backing_formats,
+        backing_root=backing_root,
+        direct=direct,
+        shared=shared,
+        overlay=None if overlay is None else _text(overlay),
+        temporary=temporary,
+    )
+    return open_image(_text(path), options, password=password, metadata_only=metadata_only)
+
+
+def check(path: str | os.PathLike[str], *, format: str | None = None) -> CheckReport:  # noqa: A002
+    """Check an image's metadata; changes nothing."""
+    from tapfs.chain import OpenOptions
+    from tapfs.checking import check_image
+
+    return check_image(_text(path), OpenOptions(format=format))
+
+
+def repair(path: str | os.PathLike[str], *, format: str | None = None) -> CheckReport:  # noqa: A002
+    """Repair an image's metadata, crash-safe and without losing guest data; check it again."""
+    from tapfs.chain import OpenOptions
+    from tapfs.checking import repair_image
+
+    return repair_image(_text(path), OpenOptions(format=format))
+
+
+def _text(path: str | os.PathLike[str]) -> str:
+    import os
+
+    return os.fsdecode(path)
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'tapfs' has no attribute {name!r}")

@@ -1,0 +1,139 @@
+"""What stands around every command: errors become one line and an exit code, signals become exceptions."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from tapfs.cli.parser import UsageError
+from tapfs.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, ImageError, from_os_error
+
+#: What a shell reports for a program that SIGPIPE ended; tapfs ends so when its reader goes away.
+EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP: unwinds the command so that it cleans up."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
+def guarded(program: str, body: Callable[[], int]) -> int:
+    """Run `body` and return its exit code, or print one line on stderr and return the error's."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with _signals_as_exceptions():
+            return _with_output_flushed(body)
+    except UsageError as error:
+        complain(program, f"error: {error}; see '{error.program} --help'")
+        return EXIT_USAGE
+    except ImageError as error:
+        complain(program, f"error: {error}")
+        return error.exit_code
+    except BrokenPipeError:
+        _abandon_output()
+        return EXIT_BROKEN_PIPE
+    except OSError as error:
+        return _failed(program, from_os_error(error, path=_path_of(error), op=_operation_of(error)))
+    except MemoryError:
+        return _failed(program, from_os_error(OSError(12, ""), path=None, op="go on"))
+    except KeyboardInterrupt:
+        complain(program, "interrupted")
+        return EXIT_INTERRUPTED
+    except Terminated as error:
+        complain(program, f"ended by {signal.Signals(error.signal_number).name}")
+        return 128 + error.signal_number
+    except Exception as error:  # noqa: BLE001  the last line of defence: a bug is reported, never dumped
+        if os.environ.get("TAPFS_DEBUG"):
+            sys.excepthook(type(error), error, error.__traceback__)
+        complain(
+            program,
+            f"internal error: {type(error).__name__}: {error}; please report; TAPFS_DEBUG=1 shows the traceback",
+        )
+        return EXIT_BUG
+
+
+def complain(program: str, text: str) -> None:
+    """One line on stderr, if there is one."""
+    with suppress(OSError, AttributeError):
+        sys.stderr.write(f"{program}: {' '.join(text.splitlines())}\n")
+        sys.stderr.flush()
+
+
+def _with_output_flushed(body: Callable[[], int]) -> int:
+    """Flush inside the guard, so that a full disk or a closed pipe behind stdout is reported like the rest."""
+    try:
+        code = body()
+    except SystemExit as request:  # argparse after --help and --version
+        code = request.code if isinstance(request.code, int) else 0
+    try:
+        if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]  closed by the shell (>&-)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _abandon_output()
+        raise from_os_error(error, path=None, op="write to standard output") from error
+    return code
+
+
+def _failed(program: str, error: ImageError) -> int:
+    try:
+        sys.stdout.flush()
+    except (OSError, AttributeError):
+        _abandon_output()
+    complain(program, f"error: {error}")
+    return error.exit_code
+
+
+def _path_of(error: OSError) -> str | None:
+    return None if error.filename is None else os.fsdecode(error.filename)
+
+
+def _operation_of(error: OSError) -> str:
+    if error.filename is not None:
+        return "open"
+    # Whoever writes to a file says so in an ImageError: what is left is print().
+    return "write to standard output" if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) else "go on"
+
+
+def _abandon_output() -> None:
+    """Let the interpreter's own flush at exit fall into the void."""
+    with suppress(OSError):
+        void = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(void, 1)
+        os.close(void)
+
+
+@contextmanager
+def _signals_as_exceptions() -> Generator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise, once: what comes while the command cleans up is ignored."""
+    caught = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        for each in caught:
+            signal.signal(each, signal.SIG_IGN)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Terminated(number)
+
+    # Who was started to ignore a signal (nohup, a background job of a script) goes on ignoring it.
+    previous = {number: signal.getsignal(number) for number in caught}
+    caught = [number for number in caught if previous[number] is not signal.SIG_IGN]
+    for number in caught:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, previous[number])

@@ -1,0 +1,84 @@
+"""`tapfs info`: what an image is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from tapfs.cli.options import add_image_options, open_image
+from tapfs.cli.reporting import add_json_option, print_json, print_table, printable
+from tapfs.cli.sizes import human_size
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from tapfs.cli.parser import Subparsers
+
+_SIZES = {"virtual_size", "file_size", "allocated_size", "granule", "cluster_size"}
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Describe the command."""
+    parser = subparsers.add_parser(
+        "info",
+        help="show format, sizes and parents of an image",
+        description="Show format, sizes and parents of IMAGE.",
+    )
+    parser.add_argument("image", metavar="IMAGE")
+    add_json_option(parser)
+    add_image_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print it; needs no password."""
+    with open_image(arguments, metadata_only=True) as image:
+        info = image.info
+    if arguments.json:
+        print_json(info)
+    else:
+        print_table(_rows(info))
+    return 0
+
+
+def _rows(info: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    for key, value in info.items():
+        if key == "details":
+            for name, detail in cast("Mapping[str, object]", value).items():
+                if name not in info:
+                    yield from _row(name, detail)
+        elif key == "backing":
+            if value is not None:
+                backing = cast("Mapping[str, object]", value)
+                yield "backing", f"{printable(str(backing['name']))} ({backing['format']})"
+        elif key == "chain":
+            links = cast("Sequence[Mapping[str, object]]", value)
+            for depth, link in enumerate(links if len(links) > 1 else ()):
+                size = human_size(cast("int", link["virtual_size"]))
+                yield (
+                    ("chain" if depth == 0 else ""),
+                    f"{depth}: {printable(str(link['path']))} ({link['format']}, {size})",
+                )
+        else:
+            yield from _row(key, value)
+
+
+def _row(key: str, value: object) -> Iterator[tuple[str, str]]:
+    label = key.replace("_", " ")
+    if value is None:
+        return
+    if key in _SIZES and isinstance(value, int):
+        yield label, f"{human_size(value)} ({value} bytes)" if value >= 1024 else f"{value} bytes"
+    elif isinstance(value, list):
+        for item in cast("list[object]", value):
+            yield label, _text(item)
+            label = ""
+    elif isinstance(value, dict):
+        parts = cast("dict[str, object]", value).items()
+        yield label, ", ".join(f"{name.replace('_', ' ')} {_text(part)}" for name, part in parts)
+    else:
+        yield label, _text(value)
+
+
+def _text(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else printable(str(value))

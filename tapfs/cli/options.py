@@ -1,0 +1,143 @@
+"""The options that say how an image is opened, and the one way in which every command opens it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, TypeVar
+
+from tapfs.errors import ErrorKind, ImageError, from_os_error
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from tapfs.chain import OpenOptions
+    from tapfs.image import Image
+
+_Result = TypeVar("_Result")
+
+#: The environment variable that may hold the password of an encrypted image.
+PASSWORD_VARIABLE = "TAPFS_PASSWORD"  # noqa: S105  the name of a variable, not a password
+#: Far more than any cipher uses; a key file that is really a disk must not be read whole.
+_KEY_LIMIT = 64 << 10
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """Add what :func:`open_image` reads. The positional that names the image is the caller's, as `image`."""
+    group = parser.add_argument_group("how to open the image")
+    group.add_argument(
+        "-f", "--format", metavar="FMT", help="format of the image; without it the contents decide (never writable raw)"
+    )
+    group.add_argument("--backing", metavar="FILE", help="use FILE as the parent instead of the one the image names")
+    group.add_argument(
+        "--backing-format",
+        metavar="FMT",
+        action="append",
+        default=[],
+        help="format of the parent; given again, that of the parent's parent, and so on",
+    )
+    group.add_argument("--backing-root", metavar="DIR", help="refuse parents outside DIR")
+    group.add_argument(
+        "--key-file",
+        metavar="FILE",
+        help=f"the first line of FILE is the password of an encrypted image (else ${PASSWORD_VARIABLE}, else a prompt)",
+    )
+    group.add_argument("--direct", action="store_true", help="bypass the page cache of the host (O_DIRECT)")
+    group.add_argument(
+        "-U", "--force-share", action="store_true", help="look even while another process writes the image"
+    )
+
+
+def open_options(arguments: argparse.Namespace, *, writable: bool = False) -> OpenOptions:
+    """What the options of :func:`add_image_options` say."""
+    from tapfs.chain import OpenOptions
+
+    return OpenOptions(
+        format=arguments.format,
+        writable=writable,
+        backing=arguments.backing,
+        backing_formats=tuple(arguments.backing_format),
+        backing_root=arguments.backing_root,
+        direct=arguments.direct,
+        shared=arguments.force_share,
+    )
+
+
+def open_image(
+    arguments: argparse.Namespace, *, path: str | None = None, writable: bool = False, metadata_only: bool = False
+) -> Image:
+    """The image that the arguments name (`path`, or else `arguments.image`), opened as they say.
+
+    Asks for a password only if the image is encrypted, and not for `metadata_only`. Raises ImageError.
+    """
+    from tapfs.image import open_image as open_chain
+
+    name: str = arguments.image if path is None else path
+    options = open_options(arguments, writable=writable)
+    return unlocked(
+        arguments.key_file,
+        name,
+        lambda password: open_chain(name, options, password=password, metadata_only=metadata_only),
+    )
+
+
+def unlocked(key_file: str | None, path: str, attempt: Callable[[bytes | None], _Result]) -> _Result:
+    """The result of `attempt` with the password from the key file or the environment, if any.
+
+    Should it say that one is needed, it is tried again with one from the terminal.
+    """
+    password = _given_password(key_file)
+    try:
+        return attempt(password)
+    except ImageError as error:
+        if error.kind is not ErrorKind.DENIED or error.op != "unlock" or password is not None:
+            raise
+    return attempt(prompt_for_password(f"Password of {path}: "))
+
+
+def new_password(key_file: str | None, path: str) -> bytes:
+    """The password for an image about to be made; asked for twice on a terminal."""
+    password = _given_password(key_file)
+    if password is not None:
+        return password
+    password = prompt_for_password(f"New password of {path}: ")
+    if prompt_for_password("Again: ") != password:
+        raise ImageError(ErrorKind.DENIED, "the two passwords differ", path=path, op="unlock")
+    return password
+
+
+def prompt_for_password(question: str) -> bytes:
+    """A password typed at the terminal. Raises ImageError(denied) where there is none."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        raise ImageError(
+            ErrorKind.DENIED,
+            "the image is encrypted and there is no terminal to ask for its password",
+            op="unlock",
+            remedy=f"use --key-file FILE or set {PASSWORD_VARIABLE}",
+        ) from None
+    from getpass import getpass
+
+    try:
+        return _nonempty(getpass(question).encode(errors="surrogateescape"), "the password")
+    except EOFError:
+        raise ImageError(ErrorKind.DENIED, "no password was given", op="unlock") from None
+
+
+def _given_password(key_file: str | None) -> bytes | None:
+    if key_file is not None:
+        try:
+            with open(key_file, "rb") as file:
+                line = file.readline(_KEY_LIMIT)
+        except OSError as error:
+            raise from_os_error(error, path=key_file, op="read the key file") from error
+        return _nonempty(line.removesuffix(b"\n").removesuffix(b"\r"), f"the key file {key_file}")
+    password = os.environb.get(PASSWORD_VARIABLE.encode())
+    return None if password is None else _nonempty(password, PASSWORD_VARIABLE)
+
+
+def _nonempty(password: bytes, where: str) -> bytes:
+    if not password:
+        raise ImageError(ErrorKind.DENIED, f"{where} is empty", op="unlock")
+    return password

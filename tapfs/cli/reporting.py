@@ -1,0 +1,56 @@
+"""What several commands print: JSON, names and aligned tables, and the progress options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable
+
+    from tapfs.progress import Progress
+
+
+def print_json(value: object) -> None:
+    """One JSON document on standard output."""
+    import json  # only those who want it pay for it
+
+    print(json.dumps(value, indent=2))
+
+
+def printable(text: str) -> str:
+    """A name on one line: it may hold newlines and terminal escapes."""
+    return text if text.isprintable() else repr(text)
+
+
+def print_table(rows: Iterable[tuple[str, str]]) -> None:
+    """Labels and values, the values aligned."""
+    lines = list(rows)
+    width = max((len(label) for label, _ in lines), default=0) + 2
+    for label, value in lines:
+        print(f"{label + ':':<{width}}{value}")
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add --json."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_progress_options(parser: argparse.ArgumentParser) -> None:
+    """Add -p, -q and --progress."""
+    parser.add_argument("-p", action="store_true", help="show the progress bar at once, not after a second")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument(
+        "--progress",
+        choices=["auto", "json", "none"],
+        default="auto",
+        help="auto: a bar if stderr is a terminal; json: lines on stderr (default: %(default)s)",
+    )
+
+
+def progress_of(arguments: argparse.Namespace, operation: str) -> Progress:
+    """The progress that the options ask for."""
+    from tapfs.progress import Progress, ProgressMode
+
+    mode = ProgressMode.NONE if arguments.quiet else ProgressMode(arguments.progress)
+    return Progress(operation, mode, early=arguments.p)

@@ -1,0 +1,87 @@
+"""The options that say what a new image is like: for create and convert."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tapfs.cli.options import new_password
+from tapfs.cli.parser import parse_options
+from tapfs.errors import ErrorKind, ImageError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from tapfs.create import NewImage
+
+
+def add_target_options(parser: argparse.ArgumentParser, prefix: str = "") -> None:
+    """Add -b, -F, -o, --encrypt and the file with the password for it.
+
+    `prefix` keeps the long names apart from those of :func:`tapfs.cli.options.add_image_options`.
+    """
+    group = parser.add_argument_group("what the new image is like")
+    group.add_argument(
+        "-b",
+        f"--{prefix}backing",
+        dest="target_backing",
+        metavar="FILE",
+        help="its parent; written into the image as given, so a relative name starts at the image's folder",
+    )
+    group.add_argument(
+        "-F", f"--{prefix}backing-format", dest="target_backing_format", metavar="FMT", help="format of the parent"
+    )
+    group.add_argument(
+        "-o",
+        dest="options",
+        metavar="KEY=VALUE,...",
+        action="append",
+        default=[],
+        help="options of the format; '-o help' lists them",
+    )
+    group.add_argument("--encrypt", action="store_true", help="encrypt it")
+    group.add_argument(
+        f"--{prefix}key-file",
+        dest="target_key_file",
+        metavar="FILE",
+        help="the first line of FILE is its password (else the --key-file, $TAPFS_PASSWORD or a prompt)"
+        if prefix
+        else "the first line of FILE is its password (else $TAPFS_PASSWORD, else a prompt)",
+    )
+
+
+def wants_help(arguments: argparse.Namespace) -> bool:
+    """Whether `-o help` was given."""
+    return any(text in ("help", "?") for text in arguments.options)
+
+
+def print_options(format_name: str) -> int:
+    """What `-o` takes for a format."""
+    from tapfs.driver import CreatableFormat
+    from tapfs.probe import format_named
+
+    found = format_named(format_name)
+    if not isinstance(found, CreatableFormat):
+        raise ImageError(ErrorKind.UNSUPPORTED, f"tapfs does not make {format_name} images", op="create")
+    if not found.create_options:
+        print(f"{format_name} has no options.")
+        return 0
+    width = max(len(name) for name in found.create_options) + 2
+    for name, meaning in found.create_options.items():
+        print(f"{name:<{width}}{meaning}")
+    return 0
+
+
+def new_image_of(
+    arguments: argparse.Namespace, path: str, *, format_name: str, size: int | None, key_file: str | None, program: str
+) -> NewImage:
+    """What the options ask for; asks for a password if it is to be encrypted and none is given."""
+    from tapfs.create import NewImage
+
+    return NewImage(
+        format=format_name,
+        size=size,
+        backing=arguments.target_backing,
+        backing_format=arguments.target_backing_format,
+        options=parse_options(arguments.options, program),
+        password=new_password(key_file, path) if arguments.encrypt else None,
+    )

@@ -1,0 +1,132 @@
+"""The one error type of tapfs, and the one table from its kinds to errno and exit code.
+
+Every failure that a user can cause or meet is an :class:`ImageError`. Its message names
+the file, the place in it and, where there is one, the remedy; the kind says which of the
+documented exit codes (command line) or errno values (file system) it becomes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class ErrorKind(StrEnum):
+    """What went wrong, coarse enough to act on."""
+
+    IO = "io"
+    INVALID_FORMAT = "invalid_format"
+    UNSUPPORTED = "unsupported"
+    CORRUPT = "corrupt"
+    OUT_OF_BOUNDS = "out_of_bounds"
+    NO_SPACE = "no_space"
+    LOCKED = "locked"
+    READ_ONLY = "read_only"
+    NOT_FOUND = "not_found"
+    EXISTS = "exists"
+    DENIED = "denied"
+
+
+class Codes(NamedTuple):
+    """What an error kind becomes outside Python."""
+
+    errno: int
+    exit_code: int
+
+
+#: Exit codes 0 to 3 belong to the commands (check: 2 corrupt, 3 leaks; compare: 1 different),
+#: so `corrupt` is 2 wherever it is met and every other kind has a code of its own from 10 up.
+CODES: dict[ErrorKind, Codes] = {
+    ErrorKind.CORRUPT: Codes(errno.EUCLEAN, 2),
+    ErrorKind.IO: Codes(errno.EIO, 10),
+    ErrorKind.INVALID_FORMAT: Codes(errno.EINVAL, 11),
+    ErrorKind.UNSUPPORTED: Codes(errno.EOPNOTSUPP, 12),
+    ErrorKind.OUT_OF_BOUNDS: Codes(errno.ERANGE, 13),
+    ErrorKind.NO_SPACE: Codes(errno.ENOSPC, 14),
+    ErrorKind.LOCKED: Codes(errno.EBUSY, 15),
+    ErrorKind.READ_ONLY: Codes(errno.EROFS, 16),
+    ErrorKind.NOT_FOUND: Codes(errno.ENOENT, 17),
+    ErrorKind.EXISTS: Codes(errno.EEXIST, 18),
+    ErrorKind.DENIED: Codes(errno.EACCES, 19),
+}
+
+#: Exit codes that no error kind has.
+EXIT_USAGE = 64
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+
+_KIND_OF_ERRNO: dict[int, ErrorKind] = {
+    errno.ENOSPC: ErrorKind.NO_SPACE,
+    errno.EDQUOT: ErrorKind.NO_SPACE,
+    errno.EFBIG: ErrorKind.NO_SPACE,
+    errno.EBUSY: ErrorKind.LOCKED,
+    errno.EAGAIN: ErrorKind.LOCKED,
+    errno.EROFS: ErrorKind.READ_ONLY,
+    errno.ENOENT: ErrorKind.NOT_FOUND,
+    errno.ENOTDIR: ErrorKind.NOT_FOUND,
+    errno.EEXIST: ErrorKind.EXISTS,
+    errno.EACCES: ErrorKind.DENIED,
+    errno.EPERM: ErrorKind.DENIED,
+    errno.EOPNOTSUPP: ErrorKind.UNSUPPORTED,
+}
+
+
+class ImageError(Exception):
+    """A failure with its kind and its place.
+
+    ``path`` is the host file, ``offset`` the byte offset in it (or in the virtual disk where
+    the message says so), ``op`` what was being done, ``remedy`` what the user can do about it.
+    """
+
+    def __init__(
+        self,
+        kind: ErrorKind,
+        message: str,
+        *,
+        path: str | None = None,
+        offset: int | None = None,
+        op: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.path = path
+        self.offset = offset
+        self.op = op
+        self.remedy = remedy
+
+    @property
+    def errno(self) -> int:
+        """The errno that a file system answers with for this error."""
+        return CODES[self.kind].errno
+
+    @property
+    def exit_code(self) -> int:
+        """The exit status of a command that ends with this error."""
+        return CODES[self.kind].exit_code
+
+    def __str__(self) -> str:
+        parts: list[str] = []
+        if self.path is not None:
+            parts.append(f"{_printable(self.path)}: ")
+        parts.append(self.message)
+        if self.offset is not None:
+            parts.append(f" (at byte {self.offset:#x})")
+        if self.remedy is not None:
+            parts.append(f"; {self.remedy}")
+        return "".join(parts)
+
+
+def from_os_error(error: OSError, *, path: str | None, op: str, offset: int | None = None) -> ImageError:
+    """The ImageError for an error of the operating system met while doing `op`."""
+    number = error.errno or errno.EIO
+    kind = _KIND_OF_ERRNO.get(number, ErrorKind.IO)
+    return ImageError(kind, f"cannot {op}: {os.strerror(number)}", path=path, offset=offset, op=op)
+
+
+def _printable(path: str) -> str:
+    """A path as one printable line: a file name may hold newlines and terminal escapes."""
+    return path if path.isprintable() else repr(path)

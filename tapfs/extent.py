@@ -1,0 +1,90 @@
+"""Extents: what a driver's map is made of, and the laws that every map obeys.
+
+All offsets and lengths are bytes, all ranges are half open. A map answers a request
+``[offset, offset + length)`` with extents that are ascending and contiguous and cover the
+request; they may reach beyond it at both ends.
+
+"Zero" is not "unallocated": a ZERO extent reads as zeros whatever lies below, an
+UNALLOCATED one reads as the backing disk, or as zeros where there is none or it has ended.
+"Allocated" is not "writable in place": only ``in_place`` says that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class Kind(IntEnum):
+    """Where the bytes of an extent come from. The engine's C enum has the same values."""
+
+    DATA = 0
+    ZERO = 1
+    UNALLOCATED = 2
+    COMPRESSED = 3
+
+
+class Extent(NamedTuple):
+    """A run of the virtual disk whose bytes all come from the same place.
+
+    DATA: byte ``offset + i`` of the disk is byte ``host_offset + i`` of host file ``file``.
+    COMPRESSED: exactly one compressed unit; its payload is ``[host_offset, host_offset +
+    host_length)``. ``host_length`` is 0 for every other kind.
+    """
+
+    offset: int
+    length: int
+    kind: Kind
+    file: int = 0
+    host_offset: int = 0
+    host_length: int = 0
+    in_place: bool = False
+
+    @property
+    def end(self) -> int:
+        """The first byte of the virtual disk after this extent."""
+        return self.offset + self.length
+
+
+def joinable(left: Extent, right: Extent) -> bool:
+    """Whether `right` continues `left` so that both are one extent."""
+    if left.end != right.offset or left.kind != right.kind or left.in_place != right.in_place:
+        return False
+    if left.kind == Kind.DATA:
+        return left.file == right.file and left.host_offset + left.length == right.host_offset
+    return left.kind != Kind.COMPRESSED
+
+
+def merge(extents: Iterable[Extent]) -> Iterator[Extent]:
+    """The same map with as few extents as possible."""
+    current: Extent | None = None
+    for extent in extents:
+        if current is None:
+            current = extent
+        elif joinable(current, extent):
+            current = current._replace(length=current.length + extent.length)
+        else:
+            yield current
+            current = extent
+    if current is not None:
+        yield current
+
+
+def clip(extents: Iterable[Extent], offset: int, length: int) -> Iterator[Extent]:
+    """The parts of `extents` inside ``[offset, offset + length)``.
+
+    A COMPRESSED extent keeps its payload: the engine reads a part of a unit by
+    decompressing the whole of it, so a clipped one is for reporting only.
+    """
+    end = offset + length
+    for extent in extents:
+        start = max(extent.offset, offset)
+        stop = min(extent.end, end)
+        if start >= stop:
+            continue
+        if start == extent.offset and stop == extent.end:
+            yield extent
+            continue
+        shift = start - extent.offset if extent.kind == Kind.DATA else 0
+        yield extent._replace(offset=start, length=stop - start, host_offset=extent.host_offset + shift)

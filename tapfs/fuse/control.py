@@ -1,0 +1,105 @@
+"""The control socket of a mount: `tapfs umount` asks, the serving process answers when it is done.
+
+One request and one answer per connection, each a JSON line. The answer to `umount` comes
+after the image is closed: `unmounted` says whether the mount is gone, `error` what went wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import trio
+
+from tapfs.errors import ImageError
+from tapfs.fuse.messages import MESSAGE_LIMIT, decode, encode, error_from_data, error_to_data
+
+
+class Answer(NamedTuple):
+    """What became of a request to unmount."""
+
+    unmounted: bool
+    error: ImageError | None
+
+
+#: Unmounts, forcibly or not, closes the image, and says how that went.
+UnmountHandler = Callable[[bool], Awaitable[Answer]]
+
+
+def listen(directory: Path, name: str) -> socket.socket:
+    """A listening socket `name` in the runtime directory, in place of one left there."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        with _short_path(directory, name) as path:
+            with suppress(FileNotFoundError):
+                (directory / name).unlink()
+            listener.bind(path)
+            listener.listen(16)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+async def serve(listener: socket.socket, unmount: UnmountHandler, conversations: trio.Nursery) -> None:
+    """Accept connections until cancelled; they are answered in the nursery `conversations`."""
+
+    async def answer(stream: trio.SocketStream) -> None:
+        # Whoever asked may be gone by now.
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async with stream:
+                request = decode(await _receive_line(stream))
+                if request.get("command") == "umount":
+                    result = await unmount(bool(request.get("force")))
+                    error = None if result.error is None else error_to_data(result.error)
+                    await stream.send_all(encode({"unmounted": result.unmounted, "error": error}))
+
+    listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
+    await trio.serve_listeners(answer, listeners, handler_nursery=conversations)
+
+
+def ask_to_unmount(directory: Path, name: str, *, force: bool) -> Answer | None:
+    """Ask the process behind a socket; None if it ended without an answer. Blocks until it has one.
+
+    Raises OSError if nobody listens.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        with _short_path(directory, name) as path:
+            connection.connect(path)
+        line = b""
+        with suppress(ConnectionError):
+            connection.sendall(encode({"command": "umount", "force": force}))
+            while not line.endswith(b"\n"):
+                piece = connection.recv(MESSAGE_LIMIT)
+                if not piece:
+                    break
+                line += piece
+    message: dict[str, Any] = decode(line)
+    if "unmounted" not in message:
+        return None
+    error = message.get("error")
+    return Answer(bool(message["unmounted"]), None if error is None else error_from_data(error))
+
+
+async def _receive_line(stream: trio.SocketStream) -> bytes:
+    line = b""
+    while not line.endswith(b"\n") and len(line) < MESSAGE_LIMIT:
+        piece = await stream.receive_some(MESSAGE_LIMIT)
+        if not piece:
+            break
+        line += piece
+    return line
+
+
+@contextmanager
+def _short_path(directory: Path, name: str) -> Generator[str]:
+    """A path to `name` that fits into a socket address (108 bytes), however long the directory's is."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{name}"
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,62 @@
+"""Where a serving process writes what nobody waits to read: syslog, or stderr in the foreground."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import syslog
+
+from tapfs.errors import ImageError
+
+log = logging.getLogger("tapfs.fuse")
+
+#: Distinct errors that are logged; a hostile image must not fill the log.
+_KEPT_ERRORS = 1000
+
+
+class SyslogHandler(logging.Handler):
+    """Log records as syslog messages, one per line of text."""
+
+    _PRIORITIES = (
+        (logging.ERROR, syslog.LOG_ERR),
+        (logging.WARNING, syslog.LOG_WARNING),
+        (logging.INFO, syslog.LOG_INFO),
+    )
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one record."""
+        priority = next((p for level, p in self._PRIORITIES if record.levelno >= level), syslog.LOG_DEBUG)
+        for line in self.format(record).splitlines():
+            syslog.syslog(priority, line.replace("\0", "\\0"))
+
+
+def log_to_syslog() -> None:
+    """Send the log to syslog as `tapfs[PID]`."""
+    syslog.openlog("tapfs", syslog.LOG_PID, syslog.LOG_DAEMON)
+    _use(SyslogHandler(), "%(message)s")
+
+
+def log_to_stderr() -> None:
+    """Send the log to stderr, in the form of the command line's own messages."""
+    _use(logging.StreamHandler(sys.stderr), "tapfs: %(message)s")
+
+
+def _use(handler: logging.Handler, form: str) -> None:
+    handler.setFormatter(logging.Formatter(form))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+
+
+class ErrorLog:
+    """Logs an error of a request the first time that one of its kind is met in a file."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[str, str | None, str | None]] = set()
+
+    def add(self, error: ImageError) -> None:
+        """Log it unless one like it was logged before."""
+        key = (error.kind.value, error.path, error.op)
+        if key not in self._seen and len(self._seen) < _KEPT_ERRORS:
+            self._seen.add(key)
+            log.error("%s (further ones like this are not logged)", error)

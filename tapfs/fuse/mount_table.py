@@ -1,0 +1,169 @@
+"""The kernel's mount table: what is mounted where, unmounting, and who keeps a mount busy."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from tapfs.errors import ErrorKind, ImageError, from_os_error
+
+#: What the kernel calls our file systems: `fuse` and the subtype that we mount with.
+FILE_SYSTEM_TYPE = "fuse.tapfs"
+
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
+
+#: Holders of a busy mount that a message names.
+_NAMED_HOLDERS = 5
+
+
+class MountedFileSystem(NamedTuple):
+    """A line of the mount table; `device` (MAJOR:MINOR) tells two mounts at one place apart."""
+
+    device: str
+    mount_point: str
+    type: str
+    options: str
+
+    @property
+    def user(self) -> int | None:
+        """The user who mounted it, if it is a FUSE file system."""
+        found = re.search(r"(?:^|,)user_id=(\d+)", self.options)
+        return None if found is None else int(found[1])
+
+
+def mounted_file_systems() -> Iterator[MountedFileSystem]:
+    """Every mount of this process's namespace, in the order of mounting."""
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        before, _, after = line.partition(b" - ")
+        fields, tail = before.split(b" "), after.split(b" ")
+        if len(fields) > 4 and len(tail) > 2:
+            yield MountedFileSystem(_text(fields[2]), _text(fields[4]), _text(tail[0]), _text(tail[2]))
+
+
+def top_mount(path: str) -> MountedFileSystem | None:
+    """The file system that is seen at exactly this (real) path, if one is mounted there."""
+    here = [mount for mount in mounted_file_systems() if mount.mount_point == path]
+    return here[-1] if here else None
+
+
+def is_abandoned(path: str) -> bool:
+    """Whether the process that served the FUSE file system mounted at `path` has ended."""
+    try:
+        os.statvfs(path)  # the attributes that stat(2) gives may still be in the kernel's cache
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
+    return False
+
+
+def unmount(path: str, *, lazy: bool = False) -> None:
+    """Unmount what is mounted at `path`; `lazy`: out of sight now, gone with its last user.
+
+    By umount2(2) where the process may, else by fusermount3, which lets users unmount their
+    own. Blocks while the file system's server finishes. Raises ImageError(locked) naming who
+    keeps it busy.
+    """
+    try:
+        if os.geteuid() == 0 and _unmount_as_root(path, lazy=lazy):
+            return
+        _unmount_as_user(path, lazy=lazy)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise from_os_error(error, path=path, op="unmount") from error
+        by = holders(path)
+        named = ", ".join(by[:_NAMED_HOLDERS]) + (" and others" if len(by) > _NAMED_HOLDERS else "")
+        raise ImageError(
+            ErrorKind.LOCKED,
+            f"is busy: used by {named}" if by else "is busy",
+            path=path,
+            op="unmount",
+            remedy="end that use, or say --force to unmount all the same",
+        ) from error
+
+
+def holders(path: str) -> list[str]:
+    """Who keeps the file system mounted at `path` busy, as far as /proc and /sys tell us."""
+    found = [f"process {pid} ({_command(pid)})" for pid in _processes_in(path)]
+    loops = Path("/sys/block").glob("loop*/loop/backing_file")
+    found += [f"/dev/{loop.parent.parent.name}" for loop in loops if _is_below(_read_text(loop), path)]
+    found += [f"the mount at {m.mount_point}" for m in mounted_file_systems() if m.mount_point.startswith(path + "/")]
+    return found
+
+
+def _unmount_as_root(path: str, *, lazy: bool) -> bool:
+    """Whether umount2(2) did it; False where we may not (a root without the capability)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
+    if libc.umount2(os.fsencode(path), flags) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number == errno.EPERM:
+        return False
+    raise OSError(number, os.strerror(number))
+
+
+def _unmount_as_user(path: str, *, lazy: bool) -> None:
+    program = shutil.which("fusermount3")
+    if program is None:
+        raise ImageError(ErrorKind.UNSUPPORTED, "unmounting needs fusermount3", path=path, remedy="apt install fuse3")
+    command = [program, "-u", *(["-z"] if lazy else []), "--", path]
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if result.returncode == 0:
+        return
+    text = result.stderr.decode(errors="backslashreplace").strip()
+    if os.strerror(errno.EBUSY) in text or "Device or resource busy" in text:
+        raise OSError(errno.EBUSY, text)
+    raise ImageError(ErrorKind.IO, f"cannot unmount: {' '.join(text.split())}", path=path, op="unmount")
+
+
+def _processes_in(path: str) -> Iterator[int]:
+    """Processes with an open file, working directory or root below `path`, this one excepted."""
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit() or int(process.name) == os.getpid():
+            continue
+        if any(_is_below(target, path) for target in _places_of(process)):
+            yield int(process.name)
+
+
+def _places_of(process: Path) -> Iterator[str]:
+    links = [process / "cwd", process / "root"]
+    with suppress(OSError):  # it ended, or is another user's
+        links += (process / "fd").iterdir()
+    for link in links:
+        try:
+            yield os.readlink(link)
+        except OSError:
+            continue
+    # A mapped file stays in use when its descriptor is closed.
+    for line in _read_text(process / "maps").splitlines():
+        _, slash, place = line.partition(" /")
+        if slash:
+            yield "/" + place
+
+
+def _is_below(place: str, path: str) -> bool:
+    return place == path or place.startswith(path + "/")
+
+
+def _command(pid: int) -> str:
+    return _read_text(Path(f"/proc/{pid}/comm")) or "ended"
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return os.fsdecode(path.read_bytes()).strip()
+    except OSError:
+        return ""
+
+
+def _text(field: bytes) -> str:
+    return os.fsdecode(_ESCAPE.sub(lambda escape: bytes([int(escape[1], 8)]), field))

@@ -1,0 +1,270 @@
+"""The requests of the kernel, answered by pyfuse3 on trio from an Image.
+
+What the image can answer without waiting for the host is answered at once; everything else
+runs in a thread while further requests are served. The kernel keeps no dirty pages (no
+writeback cache), so a write that has returned is in the image, and durable after fsync,
+close or unmount.
+"""
+
+# ruff: noqa: ARG002, FBT001 - the signatures are pyfuse3's
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import NamedTuple, NoReturn, TypeVar
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError
+
+from tapfs.errors import ImageError
+from tapfs.fuse.log import ErrorLog, log
+from tapfs.fuse.tree import Document, Node, Tree, Window
+from tapfs.image import Image
+
+_Result = TypeVar("_Result")
+
+#: Requests of the image that may block in threads at once.
+_THREADS = 32
+
+#: Seconds for which the kernel may keep the attributes of what only we change.
+_STABLE_SECONDS = 3600.0
+
+_BLOCK = 4096
+
+
+class _Handle(NamedTuple):
+    """An open file; `text` is what a Document said when it was opened."""
+
+    node: Node
+    writing: bool
+    text: bytes = b""
+
+
+class _Answering:
+    """Turns what goes wrong in a handler into an errno: anything else would end the mount."""
+
+    def __init__(self) -> None:
+        self._errors = ErrorLog()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or isinstance(error, FUSEError) or not isinstance(error, Exception):
+            return
+        if isinstance(error, ImageError):
+            self._errors.add(error)
+            raise FUSEError(error.errno) from error
+        log.error("internal error in a request; please report", exc_info=error)
+        raise FUSEError(errno.EIO) from error
+
+
+class ImageOperations(pyfuse3.Operations):
+    """The handlers for one image and its tree.
+
+    `modified_ns` is the modification time that the files show until one is written.
+    """
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+
+    def __init__(self, image: Image, tree: Tree, *, modified_ns: int) -> None:
+        super().__init__()
+        self._image = image
+        self._tree = tree
+        self._modified_ns = modified_ns
+        self._owner = (os.getuid(), os.getgid())
+        self._handles: dict[int, _Handle] = {}
+        self._next_handle = 1
+        self._limit = trio.CapacityLimiter(_THREADS)
+        self._answering = _Answering()
+
+    # The tree
+
+    async def lookup(
+        self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
+    ) -> EntryAttributes:
+        """Find an entry of a directory."""
+        with self._answering:
+            node = self._tree.lookup(parent_inode, name)
+            if node is None:
+                raise FUSEError(errno.ENOENT)
+            return await self._attributes(node)
+
+    async def forget(self, inode_list: object) -> None:
+        """Nothing: inodes live as long as the mount."""
+
+    async def getattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> EntryAttributes:
+        """Attributes of a node."""
+        with self._answering:
+            return await self._attributes(self._node(inode))
+
+    async def setattr(
+        self,
+        inode: pyfuse3.InodeT,
+        attr: EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: pyfuse3.FileHandleT | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> EntryAttributes:
+        """Refuse every change but a truncation to the size that the disk has."""
+        with self._answering:
+            node = self._node(inode)
+            same_size = fields.update_size and isinstance(node.content, Window) and attr.st_size == node.content.size
+            changes = fields.update_mode or fields.update_uid or fields.update_gid
+            times = fields.update_atime or fields.update_mtime
+            if changes or (not same_size and (fields.update_size or times)):
+                raise FUSEError(errno.EPERM)
+            return await self._attributes(node)
+
+    async def access(self, inode: pyfuse3.InodeT, mode: pyfuse3.ModeT, ctx: pyfuse3.RequestContext) -> bool:
+        """Allow what the mode bits allow; with `default_permissions` the kernel does not ask."""
+        with self._answering:
+            permissions = self._node(inode).mode
+            granted = permissions >> 6 if ctx.uid == self._owner[0] else permissions
+            return ctx.uid == 0 or mode & granted & 7 == mode
+
+    async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
+        """A directory's handle is its inode."""
+        with self._answering:
+            if self._tree.directory(inode) is None:
+                raise FUSEError(errno.ENOTDIR)
+            return inode
+
+    async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        """List a directory from the entry after number `start_id`."""
+        with self._answering:
+            for number, node in enumerate(self._tree.children(fh), 1):
+                if number <= start_id:
+                    continue
+                if not pyfuse3.readdir_reply(token, node.name, await self._attributes(node), number):
+                    break
+
+    async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
+        """Nothing is held for an open directory."""
+
+    async def fsyncdir(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
+        """Nothing: directories do not change."""
+
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        """A full file system of the size of the disk."""
+        with self._answering:
+            data = pyfuse3.StatvfsData()
+            data.f_bsize = data.f_frsize = _BLOCK
+            data.f_blocks = -(-self._image.size // _BLOCK)
+            data.f_files = len(self._tree)
+            data.f_namemax = 255
+            return data
+
+    async def _refuse(self, *_: object, **__: object) -> NoReturn:
+        """The tree is fixed."""
+        raise FUSEError(errno.EPERM)
+
+    create = mknod = mkdir = symlink = link = rename = unlink = rmdir = _refuse
+
+    # Files
+
+    async def open(self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext) -> FileInfo:
+        """Open a file. The kernel keeps what it has read of a read-only disk between opens."""
+        with self._answering:
+            node = self._node(inode)
+            writing = flags & os.O_ACCMODE != os.O_RDONLY
+            if writing and (not self._image.writable or not isinstance(node.content, Window)):
+                raise FUSEError(errno.EROFS)
+            if isinstance(node.content, Document):
+                # Read around the page cache, for the size seen earlier need not be that of this text.
+                handle = self._add(_Handle(node, writing, await self._in_thread(node.content.text)))
+                return FileInfo(fh=handle, direct_io=True, keep_cache=False)
+            handle = self._add(_Handle(node, writing))
+            return FileInfo(fh=handle, keep_cache=not self._image.writable)
+
+    async def release(self, fh: pyfuse3.FileHandleT) -> None:
+        """The last descriptor of an open file is gone."""
+        self._handles.pop(fh, None)
+
+    async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
+        """Bytes of a file, fewer only at its end."""
+        with self._answering:
+            handle = self._handle(fh)
+            window = handle.node.content
+            if not isinstance(window, Window):
+                return handle.text[off : off + size]
+            length = min(size, window.size - off)
+            if length <= 0:
+                return b""
+            start = window.start + off
+            data = self._image.try_read(start, length)
+            return await self._in_thread(lambda: self._image.read(start, length)) if data is None else data
+
+    async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
+        """Write to the disk; like a block device it takes nothing past its end."""
+        with self._answering:
+            window = self._handle(fh).node.content
+            if not isinstance(window, Window):
+                raise FUSEError(errno.EBADF)
+            length = min(len(buf), window.size - off)
+            if length <= 0:
+                raise FUSEError(errno.ENOSPC)
+            data = buf if length == len(buf) else buf[:length]
+            await self._in_thread(lambda: self._image.write(window.start + off, data))
+            self._modified_ns = time.time_ns()
+            return length
+
+    async def flush(self, fh: pyfuse3.FileHandleT) -> None:
+        """A descriptor is being closed: make what was written through it durable."""
+        with self._answering:
+            if self._handle(fh).writing:
+                await self._in_thread(self._image.flush)
+
+    async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
+        """Make everything written durable."""
+        with self._answering:
+            if self._image.writable:
+                await self._in_thread(self._image.flush)
+
+    # Helpers
+
+    async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
+        return await trio.to_thread.run_sync(work, limiter=self._limit)
+
+    def _node(self, inode: int) -> Node:
+        node = self._tree.node(inode)
+        if node is None:
+            raise FUSEError(errno.ENOENT)
+        return node
+
+    def _handle(self, number: int) -> _Handle:
+        handle = self._handles.get(number)
+        if handle is None:
+            raise FUSEError(errno.EBADF)
+        return handle
+
+    def _add(self, handle: _Handle) -> int:
+        number = self._next_handle
+        self._next_handle += 1
+        self._handles[number] = handle
+        return number
+
+    async def _attributes(self, node: Node) -> EntryAttributes:
+        entry = EntryAttributes()
+        entry.st_ino = node.inode
+        entry.st_mode = node.mode
+        entry.st_nlink = 2 if stat.S_ISDIR(node.mode) else 1
+        entry.st_uid, entry.st_gid = self._owner
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._modified_ns
+        entry.entry_timeout = entry.attr_timeout = _STABLE_SECONDS
+        if isinstance(node.content, Window):
+            entry.st_size = node.content.size
+        elif isinstance(node.content, Document):
+            entry.st_size = len(await self._in_thread(node.content.text))
+            entry.attr_timeout = 0
+        entry.st_blocks = -(-entry.st_size // 512)
+        return entry

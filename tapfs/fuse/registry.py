@@ -1,0 +1,144 @@
+"""The mounts of a user: one JSON file and one control socket for each, in the runtime directory.
+
+That is `$TAPFS_RUNTIME_DIR` if set; else `/run/tapfs` for root and `$XDG_RUNTIME_DIR/tapfs`
+for an ordinary user, or `/tmp/tapfs-UID` where there is none. Only its owner may enter it.
+An entry is as alive as its process; a process number used again is told by its start time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE, top_mount
+
+
+@dataclass(frozen=True, slots=True)
+class MountEntry:
+    """One mount. `process_start` is in clock ticks since boot, `started` an ISO 8601 time."""
+
+    image: str
+    format: str
+    mountpoint: str
+    pid: int
+    process_start: int
+    mode: str
+    engine: str
+    started: str
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process that serves the mount still runs."""
+        return process_start(self.pid) == self.process_start
+
+    @property
+    def mounted(self) -> bool:
+        """Whether a tapfs file system is at its mount point."""
+        mount = top_mount(self.mountpoint)
+        return mount is not None and mount.type == FILE_SYSTEM_TYPE
+
+
+class Registry:
+    """The runtime directory; made if it is not there. Raises ImageError(denied)."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self.directory = _runtime_directory() if directory is None else directory
+        _make_private(self.directory)
+
+    def add(self, entry: MountEntry) -> None:
+        """Write or replace the entry of a process, whole or not at all."""
+        target = self._file(entry.pid)
+        temporary = target.with_suffix(".new")
+        try:
+            temporary.write_text(json.dumps(asdict(entry)))
+            temporary.replace(target)
+        except OSError as error:
+            raise from_os_error(error, path=str(target), op="note the mount") from error
+
+    def remove(self, pid: int) -> None:
+        """Remove what is there of a process's entry; nothing there is no error."""
+        for path in (self._file(pid), self._file(pid).with_suffix(".new"), self.directory / self.socket_name(pid)):
+            with suppress(OSError):
+                path.unlink()
+
+    def entries(self) -> list[MountEntry]:
+        """All entries, oldest first; those of dead processes whose mount is gone too are removed."""
+        found = sorted(self._read_all(), key=lambda entry: entry.started)
+        served = {entry.mountpoint for entry in found if entry.alive}
+        kept: list[MountEntry] = []
+        for entry in found:
+            if entry.alive or (entry.mountpoint not in served and entry.mounted):
+                kept.append(entry)
+            else:
+                self.remove(entry.pid)
+        return kept
+
+    def find(self, mountpoint: str) -> MountEntry | None:
+        """The entry for a (real) mount point: a living one, else a dead one."""
+        here = [entry for entry in self._read_all() if entry.mountpoint == mountpoint]
+        return max(here, key=lambda entry: (entry.alive, entry.started), default=None)
+
+    @staticmethod
+    def socket_name(pid: int) -> str:
+        """The control socket of a process, relative to the directory."""
+        return f"{pid}.socket"
+
+    def _file(self, pid: int) -> Path:
+        return self.directory / f"{pid}.json"
+
+    def _read_all(self) -> Iterator[MountEntry]:
+        names = {field.name for field in fields(MountEntry)}
+        for path in self.directory.glob("*.json"):
+            try:
+                data = json.loads(path.read_text())
+                yield MountEntry(**{name: value for name, value in data.items() if name in names})
+            except (OSError, ValueError, TypeError, AttributeError):
+                continue  # just removed, or not ours
+
+
+def process_start(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None if it does not run (any more)."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    # The command name, in parentheses, may hold anything.
+    state, *rest = text.rpartition(")")[2].split()
+    return None if state in "ZX" else int(rest[18])
+
+
+def _runtime_directory() -> Path:
+    chosen = os.environ.get("TAPFS_RUNTIME_DIR")
+    if chosen:
+        return Path(chosen).absolute()
+    if os.geteuid() == 0:
+        return Path("/run/tapfs")
+    session = os.environ.get("XDG_RUNTIME_DIR", "")
+    with suppress(OSError):
+        # It may be inherited from another user (su, sudo).
+        if session and os.stat(session).st_uid == os.geteuid():
+            return Path(session).absolute() / "tapfs"
+    return Path(f"/tmp/tapfs-{os.geteuid()}")  # noqa: S108  made private, and checked to be
+
+
+def _make_private(directory: Path) -> None:
+    """Make the directory if need be, and see that it is ours alone."""
+    try:
+        with suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+        status = directory.lstat()
+    except OSError as error:
+        raise from_os_error(error, path=str(directory), op="make the runtime directory") from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise ImageError(
+            ErrorKind.DENIED,
+            "the runtime directory is not a directory that only its owner, you, may enter",
+            path=str(directory),
+            remedy="remove it, or name another in TAPFS_RUNTIME_DIR",
+        )

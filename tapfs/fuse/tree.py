@@ -1,0 +1,102 @@
+"""The tree of a mount as a table of nodes: what there is, not how it is served.
+
+Inode numbers are given in the order of adding and never change, so a server of the data
+nodes beside pyfuse3 needs only this table.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+ROOT_INODE = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Data: the bytes ``[start, start + size)`` of the virtual disk."""
+
+    start: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Text made when it is asked for; `text` may block."""
+
+    text: Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """Names and the inodes that they lead to, in the order of listing."""
+
+    children: dict[bytes, int] = field(default_factory=dict[bytes, int])
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One entry of the tree; `mode` holds type and permissions."""
+
+    inode: int
+    parent: int
+    name: bytes
+    mode: int
+    content: Window | Document | Directory
+
+
+class Tree:
+    """All nodes of a mount by inode."""
+
+    def __init__(self) -> None:
+        root = Node(ROOT_INODE, ROOT_INODE, b"", stat.S_IFDIR | 0o555, Directory())
+        self._nodes = {ROOT_INODE: root}
+
+    def add(self, parent: int, name: bytes, permissions: int, content: Window | Document | Directory) -> Node:
+        """Add an entry to the directory with inode `parent`."""
+        directory = self.directory(parent)
+        if directory is None or name in directory.children:
+            raise ValueError(name)
+        kind = stat.S_IFDIR if isinstance(content, Directory) else stat.S_IFREG
+        node = Node(max(self._nodes) + 1, parent, name, kind | permissions, content)
+        self._nodes[node.inode] = node
+        directory.children[name] = node.inode
+        return node
+
+    def node(self, inode: int) -> Node | None:
+        """The node with this inode."""
+        return self._nodes.get(inode)
+
+    def directory(self, inode: int) -> Directory | None:
+        """The directory with this inode."""
+        node = self._nodes.get(inode)
+        return node.content if node is not None and isinstance(node.content, Directory) else None
+
+    def lookup(self, parent: int, name: bytes) -> Node | None:
+        """The entry `name` of a directory."""
+        node = self._nodes.get(parent)
+        if node is None or not isinstance(node.content, Directory):
+            return None
+        if name == b".":
+            return node
+        if name == b"..":
+            return self._nodes[node.parent]
+        return self._nodes.get(node.content.children.get(name, 0))
+
+    def children(self, inode: int) -> Iterator[Node]:
+        """The entries of a directory in order."""
+        directory = self.directory(inode)
+        if directory is not None:
+            yield from (self._nodes[child] for child in directory.children.values())
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+
+def image_tree(size: int, *, writable: bool, information: Callable[[], bytes]) -> Tree:
+    """The tree of an image: `disk`, its flat contents of `size` bytes, and `info.json`."""
+    tree = Tree()
+    tree.add(ROOT_INODE, b"disk", 0o600 if writable else 0o400, Window(0, size))
+    tree.add(ROOT_INODE, b"info.json", 0o444, Document(information))
+    return tree

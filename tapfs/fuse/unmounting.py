@@ -1,0 +1,95 @@
+"""Unmounting from the command line: ask the process that serves, or clean up after it."""
+
+from __future__ import annotations
+
+import os
+import select
+from contextlib import suppress
+
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.fuse import control
+from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE, MountedFileSystem, is_abandoned, top_mount, unmount
+from tapfs.fuse.registry import MountEntry, Registry
+
+
+def unmount_image(path: str, *, force: bool) -> str | None:
+    """Unmount the image mounted at `path`; wait until its process has closed it and ended.
+
+    The result is a remark for the user, if there is one. Raises ImageError: what the flush
+    or the closing met, locked if the mount is busy, not_found if there is none of ours.
+    """
+    mountpoint = os.path.realpath(path)
+    registry = Registry()
+    entry = registry.find(mountpoint)
+    if entry is not None and entry.alive and _ask(registry, entry, force=force):
+        return None
+    mount = top_mount(mountpoint)
+    if mount is None or mount.type != FILE_SYSTEM_TYPE:
+        registry.entries()  # drops what the dead left
+        raise ImageError(ErrorKind.NOT_FOUND, "no image is mounted here", path=path, op="unmount")
+    if is_abandoned(mountpoint):
+        return _clean_up(registry, entry, mountpoint)
+    return _unmount_of_another(mount, force=force)
+
+
+def _ask(registry: Registry, entry: MountEntry, *, force: bool) -> bool:
+    """Have the process unmount and wait for its end; False if it died before it answered."""
+    try:
+        process = os.pidfd_open(entry.pid)
+    except ProcessLookupError:
+        return False
+    try:
+        try:
+            answer = control.ask_to_unmount(registry.directory, registry.socket_name(entry.pid), force=force)
+        except OSError as error:
+            if entry.alive:
+                raise ImageError(
+                    ErrorKind.LOCKED,
+                    f"process {entry.pid}, which serves the mount, does not answer",
+                    path=entry.mountpoint,
+                    op="unmount",
+                    remedy="try again; if it stays so, end it with kill",
+                ) from error
+            return False
+        if answer is None:
+            _wait_for_end(process)
+            return False
+        if answer.unmounted:
+            _wait_for_end(process)
+        if answer.error is not None:
+            raise answer.error
+        return True
+    finally:
+        os.close(process)
+
+
+def _wait_for_end(process: int) -> None:
+    """Wait until the process behind a pidfd has ended."""
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    poll.poll()
+
+
+def _clean_up(registry: Registry, entry: MountEntry | None, mountpoint: str) -> str:
+    """Take away what a killed process left."""
+    with suppress(FileNotFoundError):
+        unmount(mountpoint, lazy=True)
+    registry.entries()  # drops the entry with the mount
+    if entry is None:
+        return f"{mountpoint}: the process that served it had died; cleaned up"
+    lost = "" if entry.mode == "ro" else "; what was not flushed is lost, check the image"
+    return f"{mountpoint}: process {entry.pid}, which served it, had died; cleaned up{lost}"
+
+
+def _unmount_of_another(mount: MountedFileSystem, *, force: bool) -> str:
+    """Unmount what lives but is not in our registry: root may, for other users."""
+    if os.geteuid() != 0:
+        raise ImageError(
+            ErrorKind.DENIED,
+            f"was mounted by another user ({mount.user})",
+            path=mount.mount_point,
+            op="unmount",
+            remedy="let that user or root unmount it",
+        )
+    unmount(mount.mount_point, lazy=force)
+    return f"{mount.mount_point}: unmounted for user {mount.user}; errors, if any, are in the system log"

@@ -1,0 +1,133 @@
+"""Image locks: open-file-description locks on the byte ranges that QEMU uses too.
+
+Byte ``100 + p`` of a host file says "I have permission p", byte ``200 + p`` "I cannot bear
+that another has it". So tapfs and QEMU refuse each other's writers, and the lock goes with
+the last descriptor of the open file: a crash leaves none behind. The ranges are those of
+QEMU's image locking (docs/system/images, "Disk image file locking").
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from enum import IntEnum
+from pathlib import Path
+
+from tapfs.errors import ErrorKind, ImageError, from_os_error
+
+_HAS_BASE = 100
+_REFUSES_BASE = 200
+
+#: struct flock of 64-bit Linux: type, whence, start, length, pid.
+_FLOCK = struct.Struct("@hhqqi4x")
+
+#: A host that has no such locks (some network and FUSE file systems) is used without.
+_NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+class Permission(IntEnum):
+    """QEMU's block permissions, as far as they are locked."""
+
+    CONSISTENT_READ = 0
+    WRITE = 1
+    RESIZE = 3
+
+
+_READER = (Permission.CONSISTENT_READ,)
+_WRITER = (Permission.CONSISTENT_READ, Permission.WRITE, Permission.RESIZE)
+_CHANGES = (Permission.WRITE, Permission.RESIZE)
+
+
+def lock_image(descriptor: int, path: str, *, writable: bool, shared: bool) -> None:
+    """Lock an open host file until its last descriptor is closed.
+
+    A reader refuses writers, a writer refuses other writers and whoever refuses writers;
+    `shared` refuses nobody and asks nobody. Raises ImageError(locked) that names the holder.
+    """
+    has = _WRITER if writable else _READER
+    refuses = () if shared else _CHANGES
+    mine = [_HAS_BASE + p for p in has] + [_REFUSES_BASE + p for p in refuses]
+    try:
+        for byte in mine:
+            _set(descriptor, fcntl.F_RDLCK, byte)
+        if shared:
+            return
+        against = [_REFUSES_BASE + p for p in has] + [_HAS_BASE + p for p in refuses]
+        taken = next((byte for byte in against if _held_by_another(descriptor, byte)), None)
+    except OSError as error:
+        if error.errno in _NO_LOCKS_HERE:
+            return
+        raise from_os_error(error, path=path, op="lock the image") from error
+    if taken is not None:
+        for byte in mine:
+            _set(descriptor, fcntl.F_UNLCK, byte)
+        use = "written" if taken < _REFUSES_BASE else "used"
+        raise ImageError(
+            ErrorKind.LOCKED,
+            f"is being {use} by {_name_holders(descriptor, taken)}",
+            path=path,
+            op="lock",
+            remedy="end that use, or say --force-share to look all the same" if not writable else "end that use first",
+        )
+
+
+def _set(descriptor: int, kind: int, byte: int) -> None:
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
+
+
+def _held_by_another(descriptor: int, byte: int) -> bool:
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+    kind, *_ = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))
+    return bool(kind != fcntl.F_UNLCK)
+
+
+def _name_holders(descriptor: int, byte: int) -> str:
+    """Who holds a lock on `byte`: the kernel does not say it for such locks, /proc does."""
+    names = [f"process {pid} ({_command(pid)})" for pid in lock_holders(descriptor, byte)]
+    return ", ".join(names) if names else "another process (of another user or machine)"
+
+
+def lock_holders(descriptor: int, byte: int) -> Iterator[int]:
+    """The processes that hold an open-file-description lock on `byte` of this file."""
+    status = os.fstat(descriptor)
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    me = os.getpid()
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        pid = int(process.name)
+        try:
+            entries = sorted((process / "fdinfo").iterdir())
+        except OSError:
+            continue  # ended meanwhile, or not ours to see
+        own = process / "fdinfo" / str(descriptor) if pid == me else None
+        if any(entry != own and _locks_byte(entry, place, byte) for entry in entries):
+            yield pid
+
+
+def _locks_byte(entry: Path, place: str, byte: int) -> bool:
+    try:
+        lines = entry.read_text().splitlines()
+    except OSError:
+        return False
+    return any(_line_locks(line.split(), place, byte) for line in lines if line.startswith("lock:"))
+
+
+def _line_locks(words: Iterable[str], place: str, byte: int) -> bool:
+    """Whether a line ``lock: 1: OFDLCK ADVISORY READ -1 fd:01:1234 100 100`` covers `byte`."""
+    fields = list(words)
+    if "OFDLCK" not in fields or place not in fields:
+        return False
+    at = fields.index(place)
+    end = fields[at + 2]
+    return int(fields[at + 1]) <= byte and (end == "EOF" or byte <= int(end))
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return "ended"

@@ -1,0 +1,146 @@
+"""Scratch writes: a copy-on-write overlay over an image that is itself only read.
+
+The overlay is an ordinary qcow image whose backing file is the image, so QEMU reads a kept one,
+too. The image is opened as the user says (or probed, as the one image the user named may be),
+its parents by the rules of `tapfs.chain`; what an overlay's header says of its parent is only
+compared with that, never followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
+
+from tapfs import shared_ram
+from tapfs.chain import Layer, OpenOptions, layer_of_file, open_chain, password_missing, resolve_parent
+from tapfs.driver import BackingReference, Cipher, CreatableFormat, CreateRequest
+from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.host_file import LocalFile
+from tapfs.plan import Plan
+from tapfs.probe import format_named
+from tapfs.unnamed_file import UnnamedFile
+
+_FORMAT = "qcow"
+
+#: Bytes of a cluster. Guests write pages: smaller clusters only make more metadata, larger ones
+#: copy what is not written. On a disk above `_SMALL_DISK` bytes the L1 table would become long.
+_SMALL_CLUSTER, _LARGE_CLUSTER = 4096, 65536
+_SMALL_DISK = 1 << 40
+
+#: Where temporary overlays lie unless $TMPDIR says so: they can be large, and /tmp may be memory.
+_TEMPORARY_FOLDER = "/var/tmp"  # noqa: S108  the file has no name there
+
+
+def open_overlaid(path: str, options: OpenOptions, *, unlocked: bool) -> list[Layer]:
+    """The chain of image `path` with the overlay that `options` ask for on top, which alone is writable.
+
+    A kept overlay is made if it is not there. Over an encrypted image the overlay is encrypted,
+    too, by the same password; `unlocked` says that there is one.
+    Raises ImageError, and then every file is closed: denied if the password is missing, exists
+    if the overlay belongs to another image.
+    """
+    with contextlib.ExitStack() as on_error:
+        layers = open_chain(path, replace(options, writable=False, overlay=None, temporary=False))
+        for layer in layers:
+            on_error.callback(layer.file.close)
+        encrypted = any(layer.driver.geometry.cipher != Cipher.NONE for layer in layers)
+        if encrypted and not unlocked:
+            raise password_missing(path)
+        name, file = _overlay_file(layers, options, encrypted=encrypted)
+        top = layer_of_file(name, file, OpenOptions(format=_FORMAT, writable=True))
+        on_error.callback(top.file.close)
+        _check_parent(top, layers[0])
+        on_error.pop_all()
+    return [top, *layers]
+
+
+def _overlay_file(layers: Sequence[Layer], options: OpenOptions, *, encrypted: bool) -> tuple[str, LocalFile]:
+    """The open overlay and its name for messages."""
+    image = layers[0]
+    if options.overlay is None:
+        name = f"{_lasting_name(image.path)} (temporary overlay)"
+        return name, _temporary(name, _creation(image, encrypted=encrypted), direct=options.direct)
+    path = options.overlay
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return path, _create(path, _creation(image, encrypted=encrypted), direct=options.direct)
+    except (OSError, ValueError):
+        return path, LocalFile.open(path, writable=True, direct=options.direct)  # which tells what is wrong
+    if any(layer.file.identity == (status.st_dev, status.st_ino) for layer in layers):
+        raise ImageError(ErrorKind.EXISTS, "is the image itself or one of its parents, not an overlay", path=path)
+    return path, LocalFile.open(path, writable=True, direct=options.direct)
+
+
+def _creation(image: Layer, *, encrypted: bool) -> Plan:
+    size = image.driver.geometry.virtual_size
+    host = shared_ram.host_path(image.path) if shared_ram.is_ram(image.path) else image.path
+    request = CreateRequest(
+        virtual_size=size,
+        backing=BackingReference(os.path.abspath(host), image.driver.format_name),
+        options={"cluster_size": str(_SMALL_CLUSTER if size <= _SMALL_DISK else _LARGE_CLUSTER)},
+        encrypted=encrypted,
+    )
+    return cast("CreatableFormat", format_named(_FORMAT)).create(request)
+
+
+def _create(path: str, plan: Plan, *, direct: bool) -> LocalFile:
+    """A new overlay that is there under its name, complete and durable, or not at all."""
+    with UnnamedFile(path, os.path.realpath(path)) as unnamed:
+        file = _filled(unnamed.open(direct=direct), plan)
+        try:
+            unnamed.publish(overwrite=False)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+
+def _temporary(name: str, plan: Plan, *, direct: bool) -> LocalFile:
+    """A new overlay without a name: it is gone with its last descriptor, so also after a crash."""
+    folder = os.environ.get("TMPDIR") or _TEMPORARY_FOLDER
+    try:
+        with tempfile.TemporaryFile(dir=folder) as unnamed:
+            descriptor = os.dup(unnamed.fileno())
+    except OSError as error:
+        raise from_os_error(error, path=folder, op="make a temporary overlay") from error
+    return _filled(LocalFile(name, descriptor, writable=True, direct=direct), plan)
+
+
+def _filled(file: LocalFile, plan: Plan) -> LocalFile:
+    """The file after its creation plan; closed on an error."""
+    from tapfs.kernel.engine import execute_on_file  # importing this module needs no engine
+
+    try:
+        execute_on_file(file.descriptor, file.path, plan)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_parent(overlay: Layer, image: Layer) -> None:
+    """See that the overlay was made over this image: over another its clusters would be nonsense."""
+    reference = overlay.driver.geometry.backing
+    if reference is None:
+        raise ImageError(ErrorKind.EXISTS, "is an image without a backing file, not an overlay", path=overlay.path)
+    try:
+        status = os.stat(resolve_parent(overlay.path, reference.name))
+        same = (status.st_dev, status.st_ino) == image.file.identity
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        raise ImageError(
+            ErrorKind.EXISTS,
+            f"is an overlay over {reference.name!r}, not over {image.path}",
+            path=overlay.path,
+            remedy="name another file for the overlay",
+        )
+
+
+def _lasting_name(path: str) -> str:
+    return path if shared_ram.is_ram(path) else os.path.abspath(path)

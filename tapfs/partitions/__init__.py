@@ -1,0 +1,1 @@
+"""What lies on a virtual disk: partition tables and the names of file systems. Pure: bytes in, facts out."""

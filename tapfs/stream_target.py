@@ -1,0 +1,57 @@
+"""Filling a new image as a stream: payloads appended in order, all metadata at the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tapfs.driver import Codec, StreamWriter
+
+if TYPE_CHECKING:
+    from tapfs.kernel.engine import Buffer, EngineDisk
+
+#: Small payloads are gathered into host writes of about this many bytes.
+_GATHER_BYTES = 1 << 20
+
+
+class StreamTarget:
+    """A new image that is written once, granule by granule, ascending. Not thread-safe.
+
+    Nothing of it is an image before `finish` has returned.
+    """
+
+    def __init__(self, engine: EngineDisk, writer: StreamWriter, *, granule: int, codec: Codec) -> None:
+        self.granule = granule
+        self.codec = codec
+        self._engine = engine
+        self._writer = writer
+        self._gathered = bytearray()
+        self._gathered_at = 0
+
+    def write_compressed(self, offset: int, payload: bytes) -> None:
+        """The packed granule at guest `offset`."""
+        self._gather(self._writer.append(offset, len(payload), compressed=True), payload)
+
+    def write_plain(self, offset: int, data: Buffer) -> None:
+        """The granule at guest `offset` as it is; a short last one is filled with zeros."""
+        host_offset = self._writer.append(offset, self.granule, compressed=False)
+        self._put()
+        padded = data if len(data) == self.granule else bytes(data).ljust(self.granule, b"\0")
+        self._engine.write_host(0, host_offset, padded, guest_offset=offset)
+
+    def finish(self) -> None:
+        """Write the metadata; the image is complete and durable."""
+        self._put()
+        self._engine.execute(self._writer.finish())
+
+    def _gather(self, host_offset: int, payload: bytes) -> None:
+        follows = host_offset == self._gathered_at + len(self._gathered)
+        if not follows or len(self._gathered) >= _GATHER_BYTES:
+            self._put()
+        if not self._gathered:
+            self._gathered_at = host_offset
+        self._gathered += payload
+
+    def _put(self) -> None:
+        if self._gathered:
+            self._engine.write_host(0, self._gathered_at, self._gathered)
+            self._gathered = bytearray()

@@ -1,0 +1,109 @@
+"""`python -m tests.bench`: tapfs against qemu-img on the same images in the same run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.bench.runner import Job, measure, qemu_backports, rows_of, table
+
+MIB = 1 << 20
+
+
+def make_source(path: Path, size_mib: int) -> None:
+    """One third zeros, one third text, one third random, in turns of a MiB."""
+    generator = random.Random(2006)
+    words = [bytes(generator.choices(b"abcdefghijklmnopqrstuvwxyz", k=generator.randint(2, 9))) for _ in range(4000)]
+    with path.open("wb") as file:
+        for number in range(size_mib):
+            if number % 3 == 0:
+                file.write(bytes(MIB))
+            elif number % 3 == 1:
+                text = b" ".join(generator.choices(words, k=MIB // 5))
+                file.write((text * 2)[:MIB])
+            else:
+                file.write(generator.randbytes(MIB))
+
+
+def peers() -> dict[str, str]:
+    """The qemu-img programs to compare with: the system's, and that of Debian's backports."""
+    system = shutil.which("qemu-img")
+    if system is None:
+        raise SystemExit("bench: qemu-img is missing; scripts/system-packages test installs it")
+    found = {_version(system): system}
+    backports = qemu_backports()
+    if backports is not None:
+        newer = str(backports / "qemu-img")
+        found[_version(newer)] = newer
+    return found
+
+
+def _version(program: str) -> str:
+    words = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.split()
+    return f"qemu-img {words[2]}"
+
+
+def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
+    """The rows of issue 2: convert both ways, compressed, info, and opening a huge sparse image."""
+    tapfs = str(Path(sys.executable).with_name("tapfs"))
+    raw, qcow, packed, huge, out = (
+        str(work / name) for name in ("src.raw", "src.qcow", "packed.qcow", "huge.qcow", "out")
+    )
+    make_source(Path(raw), size_mib)
+    newest = list(qemus.values())[-1]
+    subprocess.run([newest, "convert", "-f", "raw", "-O", "qcow", raw, qcow], check=True)
+    # qemu-img ends a compressed conversion to qcow with status 1 and no message; the image is right.
+    subprocess.run([newest, "convert", "-f", "raw", "-O", "qcow", "-c", raw, packed], check=False)
+    subprocess.run([newest, "compare", "-q", "-f", "raw", "-F", "qcow", raw, packed], check=True)
+    subprocess.run([newest, "create", "-q", "-f", "qcow", huge, "2T"], check=True)
+
+    def convert(source_format: str, target_format: str, source: str, *extra: str) -> dict[str, list[str]]:
+        words = ["convert", "-f", source_format, "-O", target_format, *extra, source, out]
+        return {name: [program, *words] for name, program in {"tapfs": tapfs, **qemus}.items()}
+
+    def info(source: str) -> dict[str, list[str]]:
+        return {name: [program, "info", source] for name, program in {"tapfs": tapfs, **qemus}.items()}
+
+    read_huge = f"import tapfs\nwith tapfs.open({huge!r}) as disk: disk.read((1 << 40) + 4096, 4096)"
+    clean: Callable[[], None] = lambda: Path(out).unlink(missing_ok=True)  # noqa: E731
+    return [
+        Job("raw to qcow", convert("raw", "qcow", raw), clean, "5x, < 150 MiB"),
+        Job("qcow to raw", convert("qcow", "raw", qcow), clean, "4x, < 150 MiB"),
+        Job("raw to qcow -c", convert("raw", "qcow", raw, "-c"), clean, statuses=(0, 1)),
+        Job("qcow -c to raw", convert("qcow", "raw", packed), clean),
+        Job("info", info(qcow), goal="< 0.15 s"),
+        Job("info, 2 TiB sparse qcow", info(huge), goal="< 0.2 s, < 64 MiB"),
+        Job("open and read, 2 TiB sparse qcow", {"tapfs": [sys.executable, "-c", read_huge]}, goal="< 0.2 s, < 64 MiB"),
+    ]
+
+
+def main() -> int:
+    """Run the benchmarks and print the table."""
+    parser = argparse.ArgumentParser(prog="make bench BENCH=...", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each command (median is shown)")
+    parser.add_argument("--size", type=int, default=1024, metavar="MIB", help="size of the image in MiB")
+    parser.add_argument("--only", help="only the jobs whose name contains this")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON too")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="where to put the images (default: the temp folder)")
+    arguments = parser.parse_args()
+    rows: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory(prefix="tapfs-bench-", dir=arguments.work) as folder:
+        work = Path(folder)
+        for job in jobs(work, arguments.size, peers()):
+            if arguments.only is None or arguments.only in job.name:
+                rows += rows_of(job, measure(job, arguments.rounds))
+    print(table(rows))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

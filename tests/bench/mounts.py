@@ -1,0 +1,97 @@
+"""The contenders of the FUSE benchmark: ways to see an image as a flat file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_PATIENCE_SECONDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A name for the table, the formats it can serve, and how it serves one writable."""
+
+    name: str
+    formats: tuple[str, ...]
+    serve: Callable[[Path, str, Path], Generator[Path]]
+
+
+def contenders(qemu_programs: Path | None) -> list[Contender]:
+    """Those that this machine has; `qemu_programs` is the folder of the newer QEMU."""
+    found = [Contender(f"tapfs {engine}", ("raw", "qcow"), _tapfs(engine)) for engine in ("auto", "native", "pyfuse3")]
+    daemon = None if qemu_programs is None else shutil.which("qemu-storage-daemon", path=str(qemu_programs))
+    daemon = daemon or shutil.which("qemu-storage-daemon")
+    if daemon is not None:
+        version = subprocess.run([daemon, "--version"], capture_output=True, text=True, check=True).stdout.split()[2]
+        found.append(Contender(f"qsd {version}", ("raw", "qcow"), _storage_daemon(daemon)))
+    if shutil.which("nbdkit") and shutil.which("nbdfuse"):
+        found.append(Contender("nbdfuse+nbdkit", ("raw",), _nbdfuse))
+    return found
+
+
+def _tapfs(engine: str) -> Callable[[Path, str, Path], Generator[Path]]:
+    program = str(Path(sys.executable).with_name("tapfs"))
+
+    def serve(image: Path, image_format: str, folder: Path) -> Generator[Path]:
+        folder.mkdir()
+        command = [program, "mount", "--rw", "-f", image_format, "--engine", engine, str(image), str(folder)]
+        subprocess.run(command, check=True)
+        try:
+            yield folder / "disk"
+        finally:
+            subprocess.run([program, "umount", str(folder)], check=True)
+
+    return serve
+
+
+def _storage_daemon(program: str) -> Callable[[Path, str, Path], Generator[Path]]:
+    def serve(image: Path, image_format: str, folder: Path) -> Generator[Path]:
+        folder.mkdir()
+        target = folder / "disk"
+        target.touch()
+        command = [
+            program,
+            *("--blockdev", f"driver=file,node-name=file,filename={image}"),
+            *("--blockdev", f"driver={image_format},node-name=disk,file=file"),
+            *("--export", f"type=fuse,id=export,node-name=disk,mountpoint={target},writable=on"),
+        ]
+        yield from _background(command, target)
+
+    return serve
+
+
+def _nbdfuse(image: Path, image_format: str, folder: Path) -> Generator[Path]:
+    assert image_format == "raw"
+    folder.mkdir()
+    target = folder / "disk"
+    target.touch()
+    yield from _background(["nbdfuse", str(target), "--command", "nbdkit", "-s", "file", str(image)], target)
+
+
+def _background(command: list[str], target: Path) -> Generator[Path]:
+    """Serve with a program that stays in the foreground until it is told to end."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + _PATIENCE_SECONDS
+            while not os.path.ismount(target):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit(f"bench: {command[0]} did not mount {target}")
+                time.sleep(0.05)
+            yield target
+        finally:
+            subprocess.run(["fusermount3", "-u", str(target)], check=False)
+            process.terminate()
+
+
+@contextmanager
+def served(contender: Contender, image: Path, image_format: str, folder: Path) -> Generator[Path]:
+    """The flat file while the contender serves the image; `folder` must not exist."""
+    yield from contender.serve(image, image_format, folder)

@@ -1,0 +1,111 @@
+"""Run commands in turn, several times, and say how they compare: medians, ratios, peak memory."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(slots=True)
+class Measurement:
+    """What one contender took for one job."""
+
+    seconds: list[float] = field(default_factory=list[float])
+    peak_bytes: int = 0
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One row of the table: the same work by several contenders.
+
+    `contenders` maps a name to a command line; "tapfs" is compared with each of the others.
+    `clean` runs before every command. `goal` says what the ratio should be, in words.
+    `statuses` are the exit codes of a success.
+    """
+
+    name: str
+    contenders: dict[str, Sequence[str]]
+    clean: Callable[[], None] = lambda: None
+    goal: str = ""
+    statuses: tuple[int, ...] = (0,)
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def qemu_backports() -> Path | None:
+    """The folder of the QEMU programs of Debian's backports, unpacked beside the system's."""
+    command = [ROOT / "scripts/backports-qemu", ROOT / "build/qemu-backports"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        print(f"bench: no QEMU from backports: {result.stderr.strip()[-200:]}", file=sys.stderr)
+        return None
+    return Path(result.stdout.strip())
+
+
+def measure(job: Job, rounds: int) -> dict[str, Measurement]:
+    """Run each contender `rounds` times, taking turns so that noise hits all alike."""
+    results = {name: Measurement() for name in job.contenders}
+    for number in range(rounds):
+        for name, command in job.contenders.items():
+            job.clean()
+            seconds, peak = _run(command, job.statuses)
+            results[name].seconds.append(seconds)
+            results[name].peak_bytes = max(results[name].peak_bytes, peak)
+            print(f"  {job.name}: {name} run {number + 1}: {seconds:.2f} s", file=sys.stderr, flush=True)
+    return results
+
+
+#: Started for each command, because the peak of a child counts from the fork: a small parent, small error.
+_LAUNCHER = """
+import os, sys, time
+start = time.perf_counter()
+silent = [(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]
+process = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=silent)
+_, status, usage = os.wait4(process, 0)
+print(os.waitstatus_to_exitcode(status), time.perf_counter() - start, usage.ru_maxrss * 1024)
+"""
+
+
+def _run(command: Sequence[str], statuses: Sequence[int]) -> tuple[float, int]:
+    launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, *command]
+    result = subprocess.run(launcher, capture_output=True, text=True, check=True)
+    status, seconds, peak = result.stdout.split()
+    if int(status) not in statuses:
+        raise SystemExit(f"{' '.join(command)}: exit {status}: {result.stderr.strip()}")
+    return float(seconds), int(peak)
+
+
+def rows_of(job: Job, results: dict[str, Measurement]) -> list[dict[str, object]]:
+    """The table rows of a job: one for each peer, or one alone."""
+    own = results["tapfs"]
+    row = {"job": job.name, "goal": job.goal, "tapfs_s": round(own.median, 3), "tapfs_peak_mib": own.peak_bytes >> 20}
+    peers = [name for name in results if name != "tapfs"]
+    if not peers:
+        return [row]
+    return [
+        {
+            **row,
+            "peer": name,
+            "peer_s": round(results[name].median, 3),
+            "peer_peak_mib": results[name].peak_bytes >> 20,
+            "ratio": round(results[name].median / own.median, 2),
+        }
+        for name in peers
+    ]
+
+
+def table(rows: Sequence[dict[str, object]]) -> str:
+    """The rows as aligned text; the ratio is how many times faster tapfs was."""
+    columns = ("job", "tapfs_s", "tapfs_peak_mib", "peer", "peer_s", "peer_peak_mib", "ratio", "goal")
+    cells = [columns, *(tuple(str(row.get(column, "")) for column in columns) for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)

@@ -1,0 +1,144 @@
+"""Running the command line: in this process for speed, in one of its own where the process matters."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import lzma
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def use_engine_from(folder: Path) -> None:
+    """Make `tapfs.kernel._engine` the one in `folder`, before anything imports it (see build_engine.py)."""
+    name = "tapfs.kernel._engine"
+    spec = importlib.util.spec_from_file_location(name, folder / "_engine.abi3.so")
+    assert spec is not None
+    assert spec.loader is not None
+    assert name not in sys.modules, "the engine is loaded already"
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+if "TAPFS_ENGINE_DIR" in os.environ:
+    use_engine_from(Path(os.environ["TAPFS_ENGINE_DIR"]))
+
+
+class Ran(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Fixture(NamedTuple):
+    """An image of fixtures/MANIFEST.toml, unpacked."""
+
+    path: Path
+    backing: Path | None
+    guest_sha256: str
+
+
+@pytest.fixture
+def tapfs(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    """`tapfs` in this process."""
+    monkeypatch.delenv("TAPFS_PASSWORD", raising=False)
+
+    def run(*words: object) -> Ran:
+        from tapfs.cli.main import main
+
+        capfd.readouterr()
+        code = main([os.fspath(word) if isinstance(word, Path) else str(word) for word in words])
+        out, err = capfd.readouterr()
+        return Ran(code, out, err)
+
+    return run
+
+
+@pytest.fixture
+def tapfs_command() -> list[str]:
+    """The words that start `tapfs` as a process of its own."""
+    return [sys.executable, "-m", "tapfs.cli"]
+
+
+@pytest.fixture
+def tapfs_process(tapfs_command: list[str]) -> Callable[..., Ran]:
+    """`tapfs` in a process of its own, without a terminal."""
+
+    def run(*words: object, timeout: float = 60, **options: object) -> Ran:
+        environment = {name: value for name, value in os.environ.items() if name != "TAPFS_PASSWORD"}
+        done = subprocess.run(
+            [*tapfs_command, *map(str, words)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+            start_new_session=True,
+            **({"env": environment} | options),  # type: ignore[call-overload]
+        )
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+def unpack(compressed: Path, folder: Path) -> Path:
+    """An xz file of fixtures/ unpacked into `folder`."""
+    target = folder / compressed.stem
+    if not target.exists():
+        target.write_bytes(lzma.decompress(compressed.read_bytes()))
+    return target
+
+
+@pytest.fixture(scope="session")
+def blktap_images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Fixture]:
+    """Every image of fixtures/MANIFEST.toml by its name without folder and suffixes. Not to be changed."""
+    folder = tmp_path_factory.mktemp("fixtures")
+    manifest = tomllib.loads((REPOSITORY / "fixtures/MANIFEST.toml").read_text())
+    images: dict[str, Fixture] = {}
+    for entry in manifest["image"]:
+        path = unpack(REPOSITORY / "fixtures" / entry["file"], folder)
+        backing = entry.get("backing")
+        below = unpack(REPOSITORY / "fixtures" / backing, folder) if backing else None
+        images[path.stem] = Fixture(path, below, entry["guest_sha256"])
+    return images
+
+
+@pytest.fixture
+def ram_name() -> Iterator[str]:
+    """A name for a RAM disk that nobody else uses; the disk is removed afterwards."""
+    name = f"ram:tapfs-test-{os.getpid()}-{os.urandom(4).hex()}"
+    yield name
+    Path("/dev/shm", "tapfs.ram." + name.removeprefix("ram:")).unlink(missing_ok=True)  # noqa: S108
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A raw disk of 3 MiB and 512 bytes: zeros, text and noise, partly sparse. Not to be changed."""
+    path = tmp_path_factory.mktemp("sample") / "sample.raw"
+    noise = b"".join(hashlib.sha256(number.to_bytes(4, "big")).digest() for number in range(1 << 14))
+    with path.open("wb") as file:
+        file.write(b"boot" * 128)
+        file.seek(512 << 10)
+        file.write(noise)
+        file.write(bytes(256 << 10))
+        file.write(b"".join(b"line %06d\n" % number for number in range(20000)))
+        file.seek((3 << 20) - 100)
+        file.write(b"x" * 612)
+    return path
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,88 @@
+"""Power fails while the real engine writes: the image stays sound, what was acknowledged is there.
+
+The order of writes is what strace saw, not what we think.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+import tapfs
+from tapfs import NewImage
+from tests.crash.recorded import SECTOR, Event, Mark, crashes, record
+
+SIZE = 6 << 20
+KINDS = {
+    "qemu layout": ({}, False),
+    "blktap layout": ({"blktap": "on"}, False),
+    "overlay": ({}, True),
+    "blktap overlay": ({"blktap": "on"}, True),
+}
+
+
+class Allowed:
+    """For each sector the bytes that it may hold after a crash: a byte stands for the sector."""
+
+    def __init__(self, start: list[int]) -> None:
+        self.sectors = [{byte} for byte in start]
+
+    def follow(self, events: list[Event]) -> None:
+        """Take account of the steps announced in these events."""
+        last: list[set[int]] = [set() for _ in self.sectors]
+        for event in events:
+            if not isinstance(event, Mark):
+                continue
+            if event.text == "acknowledged":
+                for number, newest in enumerate(last):
+                    if newest:
+                        self.sectors[number] = set(newest)
+                        newest.clear()
+                continue
+            kind, offset, length, byte = event.text.split()
+            if kind == "flush":
+                continue
+            for number in range(int(offset) // SECTOR, (int(offset) + int(length)) // SECTOR):
+                after = {int(byte)} if kind == "write" else {0}
+                if kind == "discard":
+                    after |= last[number] or self.sectors[number]
+                last[number] = after
+                self.sectors[number] = self.sectors[number] | after
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_crash_leaves_a_sound_image_with_all_that_was_acknowledged(tmp_path: Path, kind: str, seed: int) -> None:
+    options, over_parent = KINDS[kind]
+    image, marks = tmp_path / "image.qcow", tmp_path / "marks"
+    start = [0] * (SIZE // SECTOR)
+    backing = None
+    if over_parent:
+        backing = str(tmp_path / "parent.raw")
+        start = [251 - number % 7 for number in range(SIZE // SECTOR)]
+        Path(backing).write_bytes(b"".join(bytes([byte]) * SECTOR for byte in start))
+    tapfs.create_image(str(image), NewImage("qcow", SIZE, backing=backing, options=options))
+    content = image.read_bytes()
+
+    writer = [sys.executable, str(Path(__file__).with_name("writer.py")), str(image), str(marks), str(seed), "120"]
+    events = record(writer, image, marks, tmp_path / "strace.log")
+    generator = random.Random(seed)
+    crashed = tmp_path / "crashed.qcow"
+    count = 0
+    for happened, left in crashes(content, events, generator, tries=3):
+        crashed.write_bytes(left)
+        report = tapfs.check(crashed, format="qcow")
+        assert not report.corruptions, (happened, report.findings)
+        allowed = Allowed(start)
+        allowed.follow(events[:happened])
+        with tapfs.open(crashed, format="qcow") as disk:
+            seen = disk.read(0, SIZE)
+        for number, values in enumerate(allowed.sectors):
+            sector = seen[number * SECTOR : (number + 1) * SECTOR]
+            assert sector[0] in values, (happened, number, values, sector[:4])
+            assert sector.count(sector[0]) == SECTOR, (happened, number)
+        count += 1
+    assert count > 20

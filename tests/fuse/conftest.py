@@ -1,0 +1,136 @@
+"""Mounting as a user does: by the command, in processes of their own; and seeing that nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tapfs.fuse.mount_table import mounted_file_systems, unmount
+from tests.conftest import Ran
+
+
+class Mounts:
+    """`tapfs mount` and `umount` with a runtime directory and mount points of one test."""
+
+    def __init__(self, folder: Path, command: list[str]) -> None:
+        self.folder = folder
+        self.command = command
+        self.runtime = folder / "runtime"
+        self.environment = os.environ | {"TAPFS_RUNTIME_DIR": str(self.runtime)}
+        self.environment.pop("TAPFS_PASSWORD", None)
+        self._count = 0
+
+    def run(self, *words: object, cwd: Path | None = None) -> Ran:
+        """Any tapfs command."""
+        done = subprocess.run(
+            [*self.command, *map(str, words)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            cwd=cwd,
+            env=self.environment,
+        )
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    def directory(self) -> Path:
+        """A new empty mount point."""
+        self._count += 1
+        directory = self.folder / f"mount {self._count}"
+        directory.mkdir()
+        return directory
+
+    def mount(self, image: Path, *options: object) -> Path:
+        """Mount on a new directory."""
+        directory = self.directory()
+        assert self.run("mount", *options, image, directory) == Ran(0, "", "")
+        return directory
+
+    def umount(self, directory: Path) -> None:
+        """Unmount; nothing may go wrong."""
+        assert self.run("umount", directory) == Ran(0, "", "")
+        assert list(directory.iterdir()) == []
+
+    def foreground(self, image: Path, directory: Path, *options: object) -> subprocess.Popen[str]:
+        """`tapfs mount --foreground`, once it is ready."""
+        process = subprocess.Popen(
+            [*self.command, "mount", "--foreground", *map(str, options), str(image), str(directory)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment,
+        )
+        wait_for(lambda: (directory / "disk").exists() or process.poll() is not None)
+        return process
+
+    def processes(self) -> list[int]:
+        """The processes that run with this test's runtime directory."""
+        mark = f"TAPFS_RUNTIME_DIR={self.runtime}".encode()
+        return [int(process.name) for process in Path("/proc").glob("[0-9]*") if mark in _environment(process)]
+
+    def mounted(self) -> list[str]:
+        """What is mounted below this test's folder, innermost last."""
+        below = f"{self.folder}/"
+        return [mount.mount_point for mount in mounted_file_systems() if mount.mount_point.startswith(below)]
+
+    def left_behind(self) -> list[str]:
+        """Everything that a test must have cleared away."""
+        files = [str(path) for path in self.runtime.glob("*")]
+        return [*self.mounted(), *(f"process {pid}" for pid in self.processes()), *files]
+
+    def force_away(self) -> None:
+        """Clear away what can be, whatever the state."""
+        for mount in reversed(self.mounted()):
+            unmount(mount, lazy=True)
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def mounts(tmp_path: Path, tapfs_command: list[str]) -> Iterator[Mounts]:
+    """Mounts of one test; it fails if a mount, a process or a file in the runtime directory is left."""
+    all_mounts = Mounts(tmp_path, tapfs_command)
+    yield all_mounts
+    try:
+        wait_for(lambda: not all_mounts.processes(), patience=5)
+        left = all_mounts.left_behind()
+    finally:
+        all_mounts.force_away()
+    assert left == []
+
+
+@pytest.fixture
+def root() -> None:
+    """Some of what mounts are for takes root: loop devices, tmpfs, other users."""
+    assert os.geteuid() == 0, "run the suite as root: loop mounts and tests as another user need it"
+
+
+@contextmanager
+def refused(*numbers: int) -> Generator[None]:
+    """What happens inside must fail with one of these errno values (with any, if there are none)."""
+    wanted = "|".join(map(str, numbers)) or r"\d+"
+    with pytest.raises(OSError, match=rf"\[Errno ({wanted})\]"):
+        yield
+
+
+def wait_for(condition: Callable[[], object], patience: float = 60) -> None:
+    """Wait until something holds that must come to hold; gives up silently, for the caller's asserts to tell."""
+    deadline = time.monotonic() + patience
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _environment(process: Path) -> bytes:
+    try:
+        return (process / "environ").read_bytes()
+    except OSError:
+        return b""

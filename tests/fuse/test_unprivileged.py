@@ -1,0 +1,95 @@
+"""An ordinary user mounts through fusermount3."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+_NOBODY = 65534
+
+#: The user's own view of /dev/fuse, as desktops have it; the machine's is not touched.
+_ENTER = 'mount --bind "$1" /dev/fuse && shift && exec "$@"'
+
+_SCRIPT = """
+set -e
+cd {home}
+tapfs() {{ {python} -m tapfs.cli "$@"; }}
+tapfs mount -f raw --rw image.raw dir
+test "$(stat -c %U:%a dir/disk)" = "$(id -un):600"
+cmp dir/disk image.raw
+printf changed | dd of=dir/disk conv=notrunc,fsync status=none
+tapfs list
+sleep 1000 < dir/disk & user=$!
+until readlink /proc/$user/fd/0 | grep -q disk; do :; done
+tapfs umount dir 2> busy || echo "busy: $?"
+grep -q "used by process $user (sleep)" busy
+kill $user
+wait $user || true
+tapfs umount dir
+cmp -n 7 image.raw <(printf changed)
+test -z "$(ls dir)"
+tapfs mount image.raw dir
+kill -9 $(tapfs list | sed -n '$s/.* //p')
+until tapfs list | grep -q dead; do :; done
+tapfs umount dir 2>&1 | grep -q 'had died; cleaned up'
+tapfs mount image.raw / 2> refused || echo "refused: $?"
+mkdir locked; chmod 0500 locked
+tapfs mount image.raw locked 2> refused || echo "locked: $?"
+grep -q 'no write access' refused
+test "$(wc -l < refused)" = 1
+test -z "$(ls {home}/runtime/tapfs)"
+echo all
+"""
+
+
+@pytest.fixture
+def home(root: None) -> Iterator[Path]:
+    """A folder of the user's own; pytest's is root's."""
+    folder = Path(tempfile.mkdtemp(prefix="tapfs-test-", dir="/tmp"))
+    try:
+        for name in ("dir", "runtime"):
+            (folder / name).mkdir()
+        (folder / "image.raw").write_bytes(os.urandom(1 << 20))
+        for path in (folder, *folder.iterdir()):
+            os.chown(path, _NOBODY, _NOBODY)
+        os.mknod(folder / "fuse", 0o666 | stat.S_IFCHR, os.makedev(10, 229))
+        (folder / "fuse").chmod(0o666)
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_ordinary_user(home: Path) -> None:
+    script = _SCRIPT.format(home=home, python=sys.executable)
+    # The interpreter may lie below a home directory that only root can enter: reading is allowed, no more.
+    user = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"]
+    user += ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
+    namespace = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "--propagation", "private"]
+    done = subprocess.run(
+        [*namespace, "bash", "-c", _ENTER, "enter", home / "fuse", *user, "bash", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "XDG_RUNTIME_DIR": str(home / "runtime"),
+        },
+    )
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert f"{home}/image.raw  {home}/dir" in lines[1]
+    assert lines[2:] == ["busy: 15", "refused: 18", "locked: 19", "all"]
+    assert done.returncode == 0

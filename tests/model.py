@@ -1,0 +1,249 @@
+"""The engine in pure Python over an in-memory host file: what driver tests run plans and writes with.
+
+:class:`MemoryFile` is a host file that remembers what reached it in which order, so that a test can
+ask for the file as a crash at any moment may leave it. :class:`ModelDisk` does to a writable driver
+what the engine and :class:`tapfs.image.Image` do: reserve, write, commit, flush, flushed.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tapfs.driver import Cipher, Driver, HostFile, Operation, Reservation, WritableDriver
+from tapfs.extent import Kind
+from tapfs.plan import Discard, Grow, Plan, Step, Write
+
+SECTOR = 512
+_BLOCK = 4096
+
+
+def is_zero(data: bytes | bytearray) -> bool:
+    """Whether all bytes are zero."""
+    return data.count(0) == len(data)
+
+
+def apply_step(data: bytearray, step: Step) -> None:
+    """Do one step to the bytes of a file."""
+    match step:
+        case Write(_, host_offset, written):
+            if len(data) < host_offset:
+                data.extend(bytes(host_offset - len(data)))
+            data[host_offset : host_offset + len(written)] = written
+        case Grow(_, size):
+            data.extend(bytes(max(0, size - len(data))))
+        case Discard(_, host_offset, length):
+            end = min(len(data), host_offset + length)
+            data[host_offset:end] = bytes(max(0, end - host_offset))
+
+
+def torn(step: Step) -> Iterator[Step]:
+    """The pieces of a step that a crash may leave done or undone on their own: host sectors."""
+    match step:
+        case Write(file, host_offset, written):
+            at = 0
+            while at < len(written):
+                stop = min(len(written), at + SECTOR - (host_offset + at) % SECTOR)
+                yield Write(file, host_offset + at, written[at:stop])
+                at = stop
+        case Discard(file, host_offset, length):
+            at = host_offset
+            while at < host_offset + length:
+                stop = min(host_offset + length, at + _BLOCK - at % _BLOCK)
+                yield Discard(file, at, stop - at)
+                at = stop
+        case Grow():
+            yield step
+
+
+class MemoryFile(HostFile):
+    """A host file in memory: a :class:`tapfs.driver.HostFile` that can be written and crashed.
+
+    `epochs[i]` holds the steps between barrier `i` and the next one.
+    """
+
+    def __init__(self, data: bytes = b"", path: str = "memory.img") -> None:
+        self._path = path
+        self._start = bytes(data)
+        self.data = bytearray(data)
+        self.epochs: list[list[Step]] = [[]]
+
+    @property
+    def path(self) -> str:
+        return self._path
+
+    def size(self) -> int:
+        return len(self.data)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return bytes(self.data[offset : offset + length])
+
+    def data_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        end = min(offset + length, len(self.data))
+        at = offset
+        while at < end:
+            stop = min(end, at + _BLOCK - at % _BLOCK)
+            if not is_zero(self.data[at:stop]):
+                yield at, stop - at
+            at = stop
+
+    def do(self, step: Step) -> None:
+        """One step, not durable yet."""
+        self.epochs[-1].append(step)
+        apply_step(self.data, step)
+
+    def barrier(self) -> None:
+        """Everything so far is durable."""
+        self.epochs.append([])
+
+    def apply(self, plan: Plan) -> None:
+        """A whole plan with its barriers."""
+        self.barrier()
+        for stage in plan.stages:
+            for step in stage:
+                self.do(step)
+            self.barrier()
+
+    def apply_all(self, plans: list[Plan]) -> None:
+        """Plans, one after the other."""
+        for plan in plans:
+            self.apply(plan)
+
+    def crashed(self, epoch: int, choice: random.Random) -> bytes:
+        """The file after a crash in `epoch`: all before it, and any part of what it did, torn."""
+        data = bytearray(self._start)
+        for done in self.epochs[:epoch]:
+            for step in done:
+                apply_step(data, step)
+        pieces = [piece for step in self.epochs[epoch] for piece in torn(step)]
+        share = choice.choice([0.0, 0.2, 0.5, 0.8, 1.0])
+        for piece in pieces:
+            if choice.random() < share:
+                apply_step(data, piece)
+        return bytes(data)
+
+
+def read_extents(driver: Driver, file: HostFile, offset: int, length: int, backing: bytes = b"") -> bytes:
+    """Bytes of a virtual disk through its driver's map. A cipher is taken to be the identity."""
+    out = bytearray(length)
+    below = backing[offset : offset + length]
+    granule = driver.geometry.granule
+    for extent in driver.map(offset, length):
+        start, end = max(extent.offset, offset), min(extent.end, offset + length)
+        if start >= end:
+            continue
+        at = slice(start - offset, end - offset)
+        match extent.kind:
+            case Kind.DATA:
+                found = file.read(extent.host_offset + start - extent.offset, end - start)
+                out[at] = found.ljust(end - start, b"\0")
+            case Kind.COMPRESSED:
+                packed = file.read(extent.host_offset, extent.host_length)
+                unpacked = zlib.decompressobj(-15).decompress(packed, granule).ljust(granule, b"\0")
+                out[at] = unpacked[start - extent.offset : end - extent.offset]
+            case Kind.UNALLOCATED:
+                out[at] = below[at].ljust(end - start, b"\0")
+            case Kind.ZERO:
+                pass
+    return bytes(out)
+
+
+@dataclass
+class ModelDisk:
+    """A writable driver, its host file and the bytes of the disk below it."""
+
+    driver: WritableDriver
+    file: MemoryFile
+    backing: bytes = b""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read from the virtual disk."""
+        return read_extents(self.driver, self.file, offset, length, self.backing)
+
+    def whole(self) -> bytes:
+        """All of the virtual disk."""
+        return self.read(0, self.driver.geometry.virtual_size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write as the engine does: in place where the map allows, else to reserved places."""
+        at, end = offset, offset + len(data)
+        while at < end:
+            in_place, host_offset, stop = self._state(at, end)
+            piece = data[at - offset : stop - offset]
+            if in_place:
+                self.file.do(Write(0, host_offset, piece))
+            else:
+                self.driver.commit(self.start_write(at, piece))
+            at = stop
+
+    def start_write(self, offset: int, data: bytes) -> Reservation:
+        """Reserve and write, but do not commit."""
+        start, end = self._aligned_out(offset, len(data))
+        reservation = self.driver.reserve(start, end - start, Operation.WRITE)
+        old = bytearray(self.read(start, min(end, self.driver.geometry.virtual_size) - start).ljust(end - start, b"\0"))
+        request_end = offset + len(data)
+        at = start
+        for placement in reservation.placements:
+            assert placement.offset == at
+            at += placement.length
+            low, high = max(offset, placement.offset), min(request_end, at)
+            wanted = old[placement.offset - start : at - start]
+            wanted[low - placement.offset : high - placement.offset] = data[low - offset : high - offset]
+            fresh = placement.fresh and self.driver.geometry.cipher is Cipher.NONE
+            if fresh:
+                there = self.file.read(placement.host_offset, placement.length)
+                assert is_zero(there), "a fresh place holds data"
+            if placement.in_place:
+                piece = bytes(data[low - offset : high - offset])
+                self.file.do(Write(0, placement.host_offset + low - placement.offset, piece))
+            else:
+                self._write_fill(placement.host_offset, bytes(wanted), fresh=fresh)
+        assert at == end
+        return reservation
+
+    def zero(self, offset: int, length: int, operation: Operation = Operation.ZERO) -> None:
+        """Zero or discard whole granules."""
+        reservation = self.driver.reserve(offset, length, operation)
+        at = offset
+        for placement in reservation.placements:
+            assert placement.offset >= at
+            assert placement.offset + placement.length <= offset + length
+            at = placement.offset + placement.length
+            if placement.fresh:
+                assert is_zero(self.file.read(placement.host_offset, placement.length)), "a fresh place holds data"
+            else:
+                self.file.do(Write(0, placement.host_offset, bytes(placement.length)))
+        self.driver.commit(reservation)
+
+    def flush(self) -> None:
+        """All that is committed becomes durable."""
+        plan = self.driver.flush()
+        self.file.apply(plan)
+        self.driver.flushed(plan)
+
+    def _write_fill(self, host_offset: int, data: bytes, *, fresh: bool) -> None:
+        if not fresh:
+            self.file.do(Write(0, host_offset, data))
+            return
+        for at in range(0, len(data), SECTOR):
+            if not is_zero(data[at : at + SECTOR]):
+                self.file.do(Write(0, host_offset + at, data[at : at + SECTOR]))
+
+    def _state(self, offset: int, end: int) -> tuple[bool, int, int]:
+        stop = offset
+        in_place, host_offset = False, 0
+        for extent in self.driver.map(offset, end - offset):
+            if extent.end <= offset:
+                continue
+            if extent.offset <= offset:
+                in_place, host_offset = extent.in_place, extent.host_offset + offset - extent.offset
+            elif extent.in_place or in_place:
+                break
+            stop = extent.end
+        return in_place, host_offset, min(stop, end)
+
+    def _aligned_out(self, offset: int, length: int) -> tuple[int, int]:
+        granule = self.driver.geometry.granule
+        return offset // granule * granule, -(-(offset + length) // granule) * granule

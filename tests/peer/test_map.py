@@ -1,0 +1,117 @@
+"""`tapfs map --json` agrees with `qemu-img map --output=json`."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.peer.test_convert import MIB, converted_by_qemu, overlay_for_qemu, qemu
+
+Run = Callable[..., Any]
+
+#: QEMU before 8.2 has no "compressed".
+KEYS = ("start", "length", "depth", "present", "zero", "data", "offset")
+
+
+def _reduced(text: str) -> list[dict[str, Any]]:
+    return [{key: extent[key] for key in KEYS if key in extent} for extent in json.loads(text)]
+
+
+def _agree(tapfs: Run, image: Path, qemu_words: tuple[str, ...], *words: object) -> list[dict[str, Any]]:
+    ran = tapfs("map", "--json", *words, image)
+    assert (ran.code, ran.err) == (0, "")
+    ours = _reduced(ran.out)
+    assert ours == _reduced(qemu("qemu-img", "map", "--output=json", *qemu_words))
+    return ours
+
+
+@pytest.mark.parametrize("options", [(), ("-c",)])
+def test_a_converted_image(tapfs: Run, sample: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    for number, maker in enumerate(("qemu", "tapfs")):
+        image = tmp_path / f"{number}.qcow"
+        if maker == "qemu":
+            converted_by_qemu(sample, image, *options)
+        else:
+            assert tapfs("convert", *options, "-f", "raw", "-O", "qcow", sample, image).code == 0
+        extents = _agree(tapfs, image, ("-f", "qcow", str(image)))
+        assert len(extents) > 3
+        compressed = [extent["compressed"] for extent in json.loads(tapfs("map", "--json", image).out)]
+        assert any(compressed) == bool(options)
+
+
+def test_scattered_writes(tapfs: Run, tmp_path: Path) -> None:
+    image = tmp_path / "a.qcow"
+    qemu("qemu-img", "create", "-f", "qcow", image, 64 * MIB)
+    chance = random.Random(3)
+    commands = []
+    for _ in range(150):
+        commands += ["-c", f"write {4096 * chance.randrange(16384 - 4)} {4096 * chance.randrange(1, 4)}"]
+    qemu("qemu-io", "-f", "qcow", *commands, image)
+    assert len(_agree(tapfs, image, ("-f", "qcow", str(image)))) > 200
+
+
+def test_an_empty_image(tapfs: Run, tmp_path: Path) -> None:
+    image = tmp_path / "a.qcow"
+    qemu("qemu-img", "create", "-f", "qcow", image, "100G")
+    assert len(_agree(tapfs, image, ("-f", "qcow", str(image)))) == 1
+
+
+@pytest.mark.parametrize("parent_format", ["raw", "qcow"])
+@pytest.mark.parametrize("size", [2 * MIB, 6 * MIB])
+def test_an_overlay(tapfs: Run, sample: Path, tmp_path: Path, parent_format: str, size: int) -> None:
+    parent, image = tmp_path / "parent", tmp_path / "a.qcow"
+    qemu("qemu-img", "convert", "-f", "raw", "-O", parent_format, sample, parent)
+    qemu("qemu-img", "create", "-f", "qcow", "-b", parent, "-F", parent_format, image, size)
+    opened = overlay_for_qemu(image, parent, parent_format)
+    commands = [word for offset in (0, 5, 9, 1200, 3000) for word in ("-c", f"write {offset * 512} 1024")]
+    qemu("qemu-io", "--image-opts", *commands, opened)
+    extents = _agree(tapfs, image, ("--image-opts", opened), "--backing-format", parent_format)
+    assert {extent["depth"] for extent in extents} == {0, 1}
+
+
+def test_a_raw_file_with_holes(tapfs: Run, tmp_path: Path) -> None:
+    image = tmp_path / "a.raw"
+    with image.open("wb") as file:
+        for block in (0, 3, 4, 40, 41, 77):
+            file.seek(block * 65536)
+            file.write(b"x" * 65536)
+    os.truncate(image, 8 * MIB)
+    assert len(_agree(tapfs, image, ("-f", "raw", str(image)), "-f", "raw")) == 8
+
+
+def test_an_encrypted_image(tapfs: Run, tmp_path: Path) -> None:
+    key, image = tmp_path / "key", tmp_path / "a.qcow"
+    key.write_text("pw")
+    secret = ("--object", f"secret,id=s,file={key}")
+    options = "encrypt.format=aes,encrypt.key-secret=s"
+    qemu("qemu-img", "create", "-q", *secret, "-f", "qcow", "-o", options, image, MIB)
+    opened = f"driver=qcow,file.filename={image},{options}"
+    qemu("qemu-io", *secret, "--image-opts", "-c", "write 64k 64k", opened)
+    _agree(tapfs, image, (*secret, "--image-opts", opened))
+
+
+def test_a_part_of_the_map(tapfs: Run, sample: Path, tmp_path: Path) -> None:
+    image = tmp_path / "a.qcow"
+    qemu("qemu-img", "convert", "-f", "raw", "-O", "qcow", sample, image)
+    part = ("--start-offset=100K", "--max-length=1M")
+    _agree(tapfs, image, ("-f", "qcow", *part, str(image)), "-s", "100K", "-l", "1M")
+
+
+def test_the_human_table_is_qemus_too(tapfs: Run, sample: Path, tmp_path: Path) -> None:
+    image = tmp_path / "a.qcow"
+    assert tapfs("convert", "-f", "raw", "-O", "qcow", sample, image).code == 0
+    theirs = subprocess.run(["qemu-img", "map", "-f", "qcow", image], capture_output=True, text=True, check=True).stdout
+    assert _rows(tapfs("map", image).out) == _rows(theirs)
+
+
+def _rows(table: str) -> list[tuple[int, int, int, str]]:
+    """QEMU prints 0 as "0", not as "0x0"."""
+    rows = [line.split() for line in table.splitlines()[1:]]
+    return [(int(offset, 16), int(length, 16), int(place, 16), path) for offset, length, place, path in rows]

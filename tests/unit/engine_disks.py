@@ -1,0 +1,137 @@
+"""Engine disks made by hand: files in a folder, extents without a driver."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tapfs.driver import Cipher, Codec, Placement
+from tapfs.extent import Extent, Kind
+from tapfs.kernel.engine import EngineDisk, HostDescriptor, Status
+
+GRANULE = 4096
+UNIT = 4 * GRANULE
+KEY = bytes.fromhex("2b7e151628aed2a6abf7158809cf4f3c")
+AES = Cipher.AES_128_CBC_SECTOR
+
+
+def pattern(length: int, seed: int = 1) -> bytes:
+    """Bytes that are nowhere zero and differ from place to place and from seed to seed."""
+    block = bytes((seed * 37 + i * 7) % 255 + 1 for i in range(255 * 3))
+    return (block * (length // len(block) + 1))[:length]
+
+
+class Disk(EngineDisk):
+    """An engine disk that owns the descriptors of its files."""
+
+    def __init__(self, cache_bytes: int = 1 << 20) -> None:
+        super().__init__(cache_bytes)
+        self.descriptors: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+
+    def layer(
+        self,
+        *paths: Path,
+        size: int,
+        granule: int = GRANULE,
+        unit: int = UNIT,
+        identity: bool = False,
+        codec: Codec = Codec.RAW_DEFLATE,
+        cipher: Cipher = Cipher.NONE,
+        writable: bool = False,
+        direct: bool = False,
+    ) -> int:
+        """Add a layer with these files."""
+        files: list[HostDescriptor] = []
+        for path in paths:
+            descriptor = open_host(path, direct=direct)
+            self.descriptors.append(descriptor)
+            files.append(HostDescriptor(descriptor, str(path), direct=direct, writable=writable))
+        return self.add_layer(
+            virtual_size=size,
+            granule=granule,
+            map_unit=unit,
+            identity=identity,
+            codec=codec,
+            cipher=cipher,
+            key=KEY if cipher else None,
+            writable=writable,
+            files=files,
+        )
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes of which no map is missing."""
+        buffer = bytearray(b"\xdd") * length
+        outcome = self.read_into(buffer, offset)
+        assert outcome.status is Status.DONE
+        assert outcome.done == length
+        return bytes(buffer)
+
+    def put(self, data: bytes, offset: int) -> None:
+        """Write bytes of which all is in place."""
+        outcome = self.write(data, offset)
+        assert outcome.status is Status.DONE
+        assert outcome.done == len(data)
+
+
+def open_host(path: Path, *, direct: bool) -> int:
+    """Read and write; where the host file system knows no O_DIRECT the engine's bounce path runs all the same."""
+    if direct:
+        try:
+            return os.open(path, os.O_RDWR | os.O_DIRECT)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+    return os.open(path, os.O_RDWR)
+
+
+def host(folder: Path, name: str, content: bytes = b"") -> Path:
+    """A host file."""
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+def extents(*runs: tuple[int, Kind, int]) -> list[Extent]:
+    """DATA and other runs as ``(length, kind, host_offset)`` from offset 0 on, in place where DATA."""
+    made: list[Extent] = []
+    at = 0
+    for length, kind, host_offset in runs:
+        made.append(Extent(at, length, kind, host_offset=host_offset, in_place=kind == Kind.DATA))
+        at += length
+    return made
+
+
+def packed(payloads: Iterable[bytes], start: int, granule: int) -> list[Extent]:
+    """COMPRESSED extents for payloads that lie one after the other from `start` on."""
+    made: list[Extent] = []
+    for index, payload in enumerate(payloads):
+        made.append(
+            Extent(index * granule, granule, Kind.COMPRESSED, host_offset=start, host_length=len(payload)),
+        )
+        start += len(payload)
+    return made
+
+
+def place(offset: int, length: int, host_offset: int, *, fresh: bool = False, in_place: bool = False) -> Placement:
+    """A placement in file 0."""
+    return Placement(offset, length, host_offset, fresh=fresh, in_place=in_place)
+
+
+def filled(map_of_unit: Sequence[Extent], end: int) -> list[Extent]:
+    """The same map with UNALLOCATED from where it ends to `end`."""
+    at = map_of_unit[-1].end if map_of_unit else 0
+    return [*map_of_unit, *([Extent(at, end - at, Kind.UNALLOCATED)] if at < end else [])]

@@ -1,0 +1,159 @@
+"""What check finds in damaged images, and that it stays bounded."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tapfs.driver import OpenRequest, Severity
+from tapfs.formats.qcow import FORMAT, claims
+from tapfs.formats.qcow.claims import Claim, Claimant, gaps
+from tests.model import MemoryFile
+from tests.qcow_images import created, make, opened
+
+MIB = 1 << 20
+
+
+def image() -> MemoryFile:
+    disk = opened(created(8 * MIB))
+    for index in range(4):
+        disk.write(index * 2 * MIB, b"data" * 4096)
+    disk.flush()
+    return MemoryFile(bytes(disk.file.data))
+
+
+def put(file: MemoryFile, offset: int, value: int) -> None:
+    file.data[offset : offset + 8] = value.to_bytes(8, "big")
+
+
+def entry(file: MemoryFile, offset: int) -> int:
+    return int.from_bytes(file.data[offset : offset + 8], "big")
+
+
+def corruptions(file: MemoryFile) -> list[str]:
+    report = FORMAT.open(file, OpenRequest(lenient=True)).check()
+    found = [finding.message for finding in report.findings if finding.severity is Severity.CORRUPTION]
+    assert len(found) == report.corruptions
+    return found
+
+
+def test_a_whole_image_is_clean_and_its_space_is_counted() -> None:
+    report = FORMAT.open(image(), OpenRequest()).check()
+    assert (report.corruptions, report.leaks, report.leaked_bytes) == (0, 0, 0)
+    assert report.allocated_bytes == 4 * 16384
+
+
+def test_two_entries_for_one_cluster() -> None:
+    file = image()
+    table = entry(file, 48)
+    put(file, table + 8, entry(file, table))
+    assert any("overlap" in message for message in corruptions(file))
+
+
+def test_two_l1_entries_for_one_table() -> None:
+    file = image()
+    put(file, 56, entry(file, 48))
+    assert corruptions(file) == ["L2 table 1 overlaps L2 table 0"]
+
+
+def test_a_cluster_over_a_table() -> None:
+    file = image()
+    put(file, entry(file, 48) + 80, entry(file, 56))
+    assert len(corruptions(file)) == 1
+
+
+def test_an_l1_entry_past_the_end() -> None:
+    file = image()
+    put(file, 56, 1 << 40)
+    assert any("past the end" in message for message in corruptions(file))
+
+
+def test_a_fast_path_that_disagrees_with_l2() -> None:
+    file, _ = make("blktap", 4 * MIB, 0)
+    table = max(entry(file, 4096), entry(file, 4104))
+    put(file, table + 800, 0)
+    assert len(corruptions(file)) == 1
+    # Which of both readings is right nobody can know: nothing is repaired or given back.
+    assert not FORMAT.open(file, OpenRequest(lenient=True)).repair()
+
+
+def test_leaks_are_data_and_are_given_back() -> None:
+    file = image()
+    file.data.extend(bytes(8192) + b"leak" * 1024 + bytes(8192) + b"more" * 100)
+    report = FORMAT.open(file, OpenRequest()).check()
+    assert (report.corruptions, report.leaks) == (0, 2)
+    assert report.leaked_bytes == 4096 + 400
+    file.apply_all(list(FORMAT.open(file, OpenRequest(lenient=True)).repair()))
+    assert FORMAT.open(file, OpenRequest()).check().leaks == 0
+
+
+def test_a_stray_header_is_noted_and_rebuilt() -> None:
+    file, _ = make("blktap-stray", 6 * MIB, 0)
+    before = FORMAT.open(file, OpenRequest())
+    findings = before.check().findings
+    assert any("stray copy of the header" in finding.message for finding in findings)
+    extents = before.map(0, 6 * MIB)
+    file.apply_all(list(FORMAT.open(file, OpenRequest(lenient=True)).repair()))
+    after = FORMAT.open(file, OpenRequest())
+    assert after.map(0, 6 * MIB) == extents
+    assert after.fast_path
+    assert not any("stray" in finding.message for finding in after.check().findings)
+
+
+@pytest.mark.parametrize("length", [20, 440, 449, 1023])
+def test_a_name_at_60_moves_out_of_the_flags(length: int) -> None:
+    file, _ = make("overlay-12byte-little", 4 * MIB, 0)
+    name = (b"/" + b"n" * length)[:length]
+    file.data[60 : 60 + length] = name
+    file.data[16:20] = length.to_bytes(4, "big")
+    file.apply_all(list(FORMAT.open(file, OpenRequest(lenient=True)).repair()))
+    driver = FORMAT.open(file, OpenRequest())
+    assert driver.geometry.backing is not None
+    assert driver.geometry.backing.name == name.decode()
+    assert driver.extended is not None
+    assert driver.extended.flags == 3
+    assert driver.cksum_valid
+    report = driver.check()
+    assert (report.corruptions, report.leaks) == (0, 0)
+    assert not driver.repair()
+
+
+def test_findings_and_memory_are_bounded() -> None:
+    file = image()
+    table = entry(file, 48)
+    for at in range(512):
+        put(file, table + 8 * at, (1 << 41) + 8192 * at)
+    report = FORMAT.open(file, OpenRequest(lenient=True)).check()
+    assert report.corruptions == 512
+    assert len([finding for finding in report.findings if finding.severity is Severity.CORRUPTION]) == 100
+
+
+def test_gaps_in_many_passes_are_the_gaps_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = random.Random(3)
+    made = [
+        Claim(choice.randrange(40_000), choice.choice([1, 7, 40]), Claimant.CLUSTER, number, number % 8)
+        for number in range(700)
+    ]
+    made += [Claim(777, 5, Claimant.TABLE, number) for number in range(80)]
+
+    def run() -> tuple[list[tuple[int, int]], set[Claim]]:
+        overlaps: set[Claim] = set()
+        found = list(gaps(lambda: iter(made), 40_100, lambda _, later: overlaps.add(later)))
+        return found, overlaps
+
+    whole = run()
+    bytes_ = bytearray(40_100)
+    for claim in made:
+        bytes_[claim.start : claim.end] = b"x" * claim.length
+    assert sum(length for _, length in whole[0]) == bytes_.count(0)
+    monkeypatch.setattr(claims, "MAX_HELD", 64)
+    assert run()[0] == whole[0]
+    assert len(run()[1]) > 80
+
+
+def test_progress_ends_at_the_end() -> None:
+    calls: list[tuple[int, int]] = []
+    FORMAT.open(image(), OpenRequest()).check(lambda done, total: calls.append((done, total)))
+    assert calls[-1][0] == calls[-1][1] > 0
+    assert calls == sorted(calls)
