@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 SANITIZED = build/sanitized
+# The tests that run the engine in their own process.
+ENGINE_TESTS = $(wildcard $(patsubst %,tests/unit/test_%*.py,engine fuse_server image convert overlay stream_target shared_ram)) \
+	tests/property/test_image_model.py
 SOURCES = $(wildcard kernel/src/*.c kernel/src/*.h) kernel/build_engine.py
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: all demo test check suite sanitize bench clean system-build system-test
+.PHONY: all demo test check suite sanitize bench bench-setup bench-convert bench-fuse clean system-build system-test system-bench
 
 all: $(VENV)/.built
 
@@ -14,6 +17,8 @@ system-build:
 	@scripts/system-packages build
 system-test:
 	@scripts/system-packages test
+system-bench:
+	@scripts/system-packages bench
 
 $(VENV)/.venv: pyproject.toml | system-build
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -27,7 +32,7 @@ $(VENV)/.built: $(VENV)/.venv setup.py $(SOURCES)
 demo: $(VENV)/.built
 	@PATH="$(abspath $(BIN)):$$PATH" scripts/demo
 
-# Lint, strict types, the suite, the suite's engine tests again under ASan and UBSan.
+# Lint, strict types, the suite, and what of it runs the engine again under ASan and UBSan.
 test: system-test $(VENV)/.built
 	$(MAKE) --no-print-directory check suite sanitize
 
@@ -44,10 +49,20 @@ suite: $(VENV)/.built
 sanitize: $(VENV)/.built
 	$(BIN)/python tapfs/kernel/build_engine.py --sanitize $(SANITIZED)
 	TAPFS_ENGINE_DIR=$(abspath $(SANITIZED)) ASAN_OPTIONS=detect_leaks=0 \
-	LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) $(BIN)/pytest -q tests/unit tests/property
+	LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) $(BIN)/pytest -q $(ENGINE_TESTS)
 
-bench: system-test $(VENV)/.built
-	$(BIN)/python -m tests.bench $(BENCH)
+# BENCH passes options on, e.g. BENCH='--only qcow --rounds 1'; the results lie in build/bench, too.
+bench: bench-convert bench-fuse
+
+bench-setup: system-bench $(VENV)/.built
+	@mkdir -p build/bench
+	$(BIN)/python scripts/install_requirements.py pyproject.toml bench
+
+bench-convert: bench-setup
+	$(BIN)/python -m tests.bench --json build/bench/convert.json $(BENCH)
+
+bench-fuse: bench-setup
+	$(BIN)/python -m tests.bench.fuse --json build/bench/fuse.json --png build/bench/fuse.png $(BENCH)
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis kernel/*.so kernel/_engine.c kernel/*.o

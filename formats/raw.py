@@ -74,32 +74,33 @@ class IdentityDriver:
         """Nothing was freed."""
 
 
-class _RawFormat:
-    name = "raw"
+class IdentityFormat:
+    """A format whose images are the disk as it stands, under one of the names that this has."""
+
     create_options: Mapping[str, str] = {}
 
-    def probe(self, head: bytes, size: int) -> int:  # noqa: ARG002 - the protocol's signature
-        """0: raw is what a file is that no format claims."""
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def probe(self, head: bytes, size: int) -> int:
+        """0: nothing in a file says that it is the disk itself."""
+        del head, size
         return 0
 
-    def open(self, file: HostFile, request: OpenRequest) -> Driver:  # noqa: ARG002 - likewise
-        """Any file is a raw image."""
+    def open(self, file: HostFile, request: OpenRequest) -> Driver:
+        """Any file is such an image."""
+        del request
         return IdentityDriver(file, self.name)
 
     def create(self, request: CreateRequest) -> Plan:
-        """A file of the exact size, all hole."""
-        return create_identity(request, self.name)
+        """A file of exactly the virtual size, all hole."""
+        if request.backing is not None:
+            raise ImageError(ErrorKind.UNSUPPORTED, f"a {self.name} image has no backing file", op="create")
+        if request.encrypted:
+            raise ImageError(ErrorKind.UNSUPPORTED, f"a {self.name} image is never encrypted", op="create")
+        if not 0 <= request.virtual_size <= MAX_SIZE:
+            raise ImageError(ErrorKind.OUT_OF_BOUNDS, f"size {request.virtual_size} is out of range", op="create")
+        return plan([Grow(0, request.virtual_size)])
 
 
-def create_identity(request: CreateRequest, format_name: str) -> Plan:
-    """The plan for a file of exactly the virtual size, all hole."""
-    if request.backing is not None:
-        raise ImageError(ErrorKind.UNSUPPORTED, f"a {format_name} image has no backing file", op="create")
-    if request.encrypted:
-        raise ImageError(ErrorKind.UNSUPPORTED, f"a {format_name} image is never encrypted", op="create")
-    if not 0 <= request.virtual_size <= MAX_SIZE:
-        raise ImageError(ErrorKind.OUT_OF_BOUNDS, f"size {request.virtual_size} is out of range", op="create")
-    return plan([Grow(0, request.virtual_size)])
-
-
-FORMAT = _RawFormat()
+FORMAT = IdentityFormat("raw")

@@ -85,7 +85,8 @@ class EngineDisk:
         self._paths: list[list[str]] = []
 
     @property
-    def _disk(self) -> CData:
+    def handle(self) -> CData:
+        """The `tapfs_disk`, for other parts of the engine that use it; valid until `close`."""
         if self._open is None:
             raise ValueError("the disk is closed")
         return self._open
@@ -125,69 +126,64 @@ class EngineDisk:
             if len(key) != KEY_BYTES:
                 raise ValueError(f"a key has {KEY_BYTES} bytes, not {len(key)}")
             ffi.memmove(layer.key, key, KEY_BYTES)
-        index = self._checked(lib.tapfs_disk_add_layer(self._disk, layer), "add a layer")
+        index = self._checked(lib.tapfs_disk_add_layer(self.handle, layer), "add a layer")
         paths: list[str] = []
         for file in files:
             flags = (lib.TAPFS_FILE_DIRECT if file.direct else 0) | (lib.TAPFS_FILE_WRITABLE if file.writable else 0)
-            self._checked(lib.tapfs_disk_add_file(self._disk, index, file.descriptor, flags), "add a file")
+            self._checked(lib.tapfs_disk_add_file(self.handle, index, file.descriptor, flags), "add a file")
             paths.append(file.path)
         self._paths.append(paths)
         return index
 
     def install(self, layer: int, extents: Sequence[Extent]) -> None:
         """Cache the map of whole map units (see engine.h)."""
-        array = ffi.new("tapfs_extent[]", len(extents))
-        for slot, extent in zip(array, extents, strict=True):
-            slot.offset = extent.offset
-            slot.length = extent.length
-            slot.kind = extent.kind
-            slot.file = extent.file
-            slot.host_offset = extent.host_offset
-            slot.host_length = extent.host_length
-            slot.in_place = extent.in_place
-        self._checked(lib.tapfs_disk_install(self._disk, layer, array, len(extents)), "install a map")
+        self._checked(lib.tapfs_disk_install(self.handle, layer, _extents(extents), len(extents)), "install a map")
+
+    def patch(self, layer: int, extents: Sequence[Extent]) -> None:
+        """Change the map of a range of whole granules where it is cached (see engine.h)."""
+        self._checked(lib.tapfs_disk_patch(self.handle, layer, _extents(extents), len(extents)), "change a map")
 
     def forget(self, layer: int, offset: int, length: int) -> None:
         """Drop the cached units that touch the range."""
-        lib.tapfs_disk_forget(self._disk, layer, offset, length)
+        lib.tapfs_disk_forget(self.handle, layer, offset, length)
 
     def read_into(self, buffer: Buffer, offset: int, *, nowait: bool = False) -> Outcome:
         """Fill `buffer` from the virtual disk at `offset`."""
         outcome = ffi.new("tapfs_outcome *")
         with ffi.from_buffer(buffer, require_writable=True) as target:
             flags = lib.TAPFS_NOWAIT if nowait else 0
-            lib.tapfs_read(self._disk, target, offset, len(target), flags, outcome)
-        return self._finished(outcome)
+            lib.tapfs_read(self.handle, target, offset, len(target), flags, outcome)
+        return self.finished(outcome)
 
     def write(self, buffer: Buffer, offset: int) -> Outcome:
         """Write in place as far as the map allows."""
         outcome = ffi.new("tapfs_outcome *")
         with ffi.from_buffer(buffer) as source:
-            lib.tapfs_write(self._disk, source, offset, len(source), 0, outcome)
-        return self._finished(outcome)
+            lib.tapfs_write(self.handle, source, offset, len(source), 0, outcome)
+        return self.finished(outcome)
 
     def write_reserved(self, buffer: Buffer, offset: int, placements: Sequence[Placement]) -> Outcome:
         """Write to reserved places, filling what the request leaves open in them."""
         outcome = ffi.new("tapfs_outcome *")
         with ffi.from_buffer(buffer) as source:
             lib.tapfs_write_reserved(
-                self._disk, source, offset, len(source), _placements(placements), len(placements), outcome
+                self.handle, source, offset, len(source), _placements(placements), len(placements), outcome
             )
-        return self._finished(outcome)
+        return self.finished(outcome)
 
     def zero_placements(self, placements: Sequence[Placement], *, discard: bool) -> None:
         """Make reserved places read as zeros; with `discard` only where that frees space."""
         outcome = ffi.new("tapfs_outcome *")
-        lib.tapfs_zero_placements(self._disk, _placements(placements), len(placements), discard, outcome)
-        self._finished(outcome)
+        lib.tapfs_zero_placements(self.handle, _placements(placements), len(placements), discard, outcome)
+        self.finished(outcome)
 
     def write_host(self, file: int, host_offset: int, buffer: Buffer, *, guest_offset: int | None = None) -> None:
         """Write a payload at a host offset of layer 0, encrypted for `guest_offset` if given."""
         outcome = ffi.new("tapfs_outcome *")
         guest = (1 << 64) - 1 if guest_offset is None else guest_offset
         with ffi.from_buffer(buffer) as source:
-            lib.tapfs_write_host(self._disk, file, host_offset, source, len(source), guest, outcome)
-        self._finished(outcome)
+            lib.tapfs_write_host(self.handle, file, host_offset, source, len(source), guest, outcome)
+        self.finished(outcome)
 
     def execute(self, plan: Plan) -> None:
         """Execute a plan on layer 0: its stages with the barriers that `tapfs.plan` describes."""
@@ -222,23 +218,23 @@ class EngineDisk:
             steps[index].step = lib.TAPFS_STEP_BARRIER
             index += 1
         outcome = ffi.new("tapfs_outcome *")
-        lib.tapfs_execute(self._disk, steps, count, outcome)
-        self._finished(outcome)
+        lib.tapfs_execute(self.handle, steps, count, outcome)
+        self.finished(outcome)
 
     def sync(self) -> None:
         """Make every finished write of layer 0 durable."""
         outcome = ffi.new("tapfs_outcome *")
-        lib.tapfs_sync(self._disk, outcome)
-        self._finished(outcome)
+        lib.tapfs_sync(self.handle, outcome)
+        self.finished(outcome)
 
     def quiesce(self) -> None:
         """Wait until every request that runs now has ended."""
-        lib.tapfs_disk_quiesce(self._disk)
+        lib.tapfs_disk_quiesce(self.handle)
 
     def statistics(self) -> Statistics:
         """The counters now."""
         counters = ffi.new("tapfs_statistics *")
-        lib.tapfs_disk_statistics(self._disk, counters)
+        lib.tapfs_disk_statistics(self.handle, counters)
         return Statistics(
             counters.cache_hits,
             counters.cache_misses,
@@ -257,7 +253,8 @@ class EngineDisk:
             return self._paths[layer][file]
         return None
 
-    def _finished(self, outcome: CData) -> Outcome:
+    def finished(self, outcome: CData) -> Outcome:
+        """What a `tapfs_outcome` says. Raises the ImageError of a failure."""
         if outcome.status == lib.TAPFS_FAILED:
             op = ffi.string(outcome.operation).decode() if outcome.operation != ffi.NULL else "move data"
             path = self._path(outcome.layer, outcome.file)
@@ -344,13 +341,16 @@ def compress(codec: Codec, buffer: Buffer, granule: int) -> list[bytes | None]:
     return packed
 
 
+def _extents(extents: Sequence[Extent]) -> CData:
+    # In the order of tapfs_extent; one call with tuples is far quicker than assigning field by field.
+    return ffi.new(
+        "tapfs_extent[]",
+        [(e.offset, e.length, e.host_offset, e.host_length, e.file, e.kind, e.in_place) for e in extents],
+    )
+
+
 def _placements(placements: Sequence[Placement]) -> CData:
-    array = ffi.new("tapfs_placement[]", len(placements))
-    for slot, placement in zip(array, placements, strict=True):
-        slot.offset = placement.offset
-        slot.length = placement.length
-        slot.host_offset = placement.host_offset
-        slot.file = placement.file
-        slot.fresh = placement.fresh
-        slot.in_place = placement.in_place
-    return array
+    return ffi.new(
+        "tapfs_placement[]",
+        [(p.offset, p.length, p.host_offset, p.file, p.fresh, p.in_place) for p in placements],
+    )

@@ -1,5 +1,7 @@
 """Install what building, testing and mounting need into this interpreter's environment.
 
+usage: install_requirements.py PYPROJECT [GROUP ...]: the groups instead of all that.
+
 The lists are those of pyproject.toml; pip before 25.1 cannot read its dependency groups.
 """
 
@@ -13,11 +15,15 @@ def main() -> int:
     """Install the union of the build requirements, the dependencies and the dev group."""
     settings = tomllib.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     project = settings["project"]
+    groups = settings["dependency-groups"]
+    if len(sys.argv) > 2:
+        wanted = [requirement for group in sys.argv[2:] for requirement in groups[group]]
+        return subprocess.call([sys.executable, "-m", "pip", "install", "-q", *wanted])
     wanted = [
         *settings["build-system"]["requires"],
         *project["dependencies"],
         *project["optional-dependencies"]["fuse"],
-        *settings["dependency-groups"]["dev"],
+        *groups["dev"],
         "wheel",
     ]
     return subprocess.call([sys.executable, "-m", "pip", "install", "-q", *wanted])

@@ -75,7 +75,7 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
     Raises ImageError.
     """
     from tapfs.chain import OpenOptions  # lazy, see above
-    from tapfs.image import open_image
+    from tapfs.opening import open_image
 
     options = OpenOptions(
         format=format,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from tapfs.chain import Layer
 from tapfs.driver import Cipher
-from tapfs.extent import Extent, Kind, clip
+from tapfs.extent import Extent, Kind, clip, merge_runs
 
 
 class MappedExtent(NamedTuple):
@@ -42,17 +42,7 @@ def map_chain(layers: Sequence[Layer], offset: int, length: int) -> Iterator[Map
 
 def merge_mapped(runs: Iterable[MappedExtent]) -> Iterator[MappedExtent]:
     """The same map with as few runs as possible."""
-    current: MappedExtent | None = None
-    for run in runs:
-        if current is None:
-            current = run
-        elif _joinable(current, run):
-            current = current._replace(length=current.length + run.length)
-        else:
-            yield current
-            current = run
-    if current is not None:
-        yield current
+    return merge_runs(runs, _joined)
 
 
 def _resolve(layers: Sequence[Layer], depth: int, offset: int, length: int) -> Iterator[MappedExtent]:
@@ -89,9 +79,8 @@ def _mapped(layer: Layer, depth: int, extent: Extent) -> MappedExtent:
     )
 
 
-def _joinable(left: MappedExtent, right: MappedExtent) -> bool:
+def _joined(left: MappedExtent, right: MappedExtent) -> MappedExtent | None:
     if left.end != right.offset or left[2:8] != right[2:8]:
-        return False
-    if left.host_offset is None or right.host_offset is None:
-        return left.host_offset is right.host_offset
-    return left.host_offset + left.length == right.host_offset
+        return None
+    expected = None if left.host_offset is None else left.host_offset + left.length
+    return left._replace(length=left.length + right.length) if right.host_offset == expected else None

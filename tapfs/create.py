@@ -18,7 +18,8 @@ from tapfs.chain import OpenOptions, layer_of_file, open_layer, resolve_parent
 from tapfs.driver import BackingReference, CreatableFormat, CreateRequest
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host_file import LocalFile
-from tapfs.image import Image, open_image_on
+from tapfs.image import Image
+from tapfs.opening import open_image_on
 from tapfs.plan import Plan
 from tapfs.probe import format_named
 from tapfs.unnamed_file import UnnamedFile

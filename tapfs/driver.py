@@ -151,16 +151,23 @@ class Placement(NamedTuple):
 class Reservation:
     """Granule-aligned guest range ``[offset, offset + length)`` that is about to change.
 
-    WRITE: the placements cover the range whole; the engine writes the data there.
+    It may be wider than what was asked for, where a commit changes the map of more: nobody else
+    writes in it as long as it is open.
+
+    WRITE: the placements cover what was asked for; the engine writes the data there.
     ZERO and DISCARD: the engine makes each placement read as zeros (gives its space back
     where the host can, writes zeros where it must); a range without placement needs nothing
     from the engine. Nothing is visible before `commit`.
+
+    `exact`, of a WRITE: `commit` maps the range to its placements, in place, and changes the map
+    nowhere else, so nobody need ask for it again.
     """
 
     offset: int
     length: int
     operation: Operation
     placements: tuple[Placement, ...]
+    exact: bool = False
 
     @property
     def end(self) -> int:
@@ -222,8 +229,21 @@ class StreamWriter(Protocol):
         """
         ...
 
+    @property
+    def unflushed_bytes(self) -> int:
+        """Memory held by metadata that waits for `drain` or `finish`."""
+        ...
+
+    def drain(self) -> Plan:
+        """The metadata of what has been appended so far; those payloads are written."""
+        ...
+
     def finish(self) -> Plan:
-        """All metadata, once every payload is written."""
+        """All metadata that is left, once every payload is written."""
+        ...
+
+    def drained(self, executed: Plan) -> None:
+        """The plan that `drain` or `finish` returned last has been executed."""
         ...
 
 
@@ -345,8 +365,10 @@ class Format(Protocol):
 class CreatableFormat(Format, Protocol):
     """A format of which new images can be made."""
 
-    #: The `-o` options with a line of help each.
-    create_options: Mapping[str, str]
+    @property
+    def create_options(self) -> Mapping[str, str]:
+        """The `-o` options with a line of help each."""
+        ...
 
     def create(self, request: CreateRequest) -> Plan:
         """The plan that turns an empty host file into a new image.

@@ -11,9 +11,11 @@ UNALLOCATED one reads as the backing disk, or as zeros where there is none or it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+_Run = TypeVar("_Run")
 
 
 class Kind(IntEnum):
@@ -58,15 +60,21 @@ def joinable(left: Extent, right: Extent) -> bool:
 
 def merge(extents: Iterable[Extent]) -> Iterator[Extent]:
     """The same map with as few extents as possible."""
-    current: Extent | None = None
-    for extent in extents:
-        if current is None:
-            current = extent
-        elif joinable(current, extent):
-            current = current._replace(length=current.length + extent.length)
-        else:
+    return merge_runs(extents, _joined)
+
+
+def _joined(left: Extent, right: Extent) -> Extent | None:
+    return left._replace(length=left.length + right.length) if joinable(left, right) else None
+
+
+def merge_runs(runs: Iterable[_Run], join: Callable[[_Run, _Run], _Run | None]) -> Iterator[_Run]:
+    """The same runs with those made one that `join` joins; it answers None for two that stay."""
+    current: _Run | None = None
+    for run in runs:
+        joined = run if current is None else join(current, run)
+        if joined is None and current is not None:
             yield current
-            current = extent
+        current = run if joined is None else joined
     if current is not None:
         yield current
 

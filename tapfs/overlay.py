@@ -66,14 +66,26 @@ def _overlay_file(layers: Sequence[Layer], options: OpenOptions, *, encrypted: b
         return name, _temporary(name, _creation(image, encrypted=encrypted), direct=options.direct)
     path = options.overlay
     try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return path, _create(path, _creation(image, encrypted=encrypted), direct=options.direct)
+        status = _status_of_existing(path)
+        if status is None:
+            return path, _create(path, _creation(image, encrypted=encrypted), direct=options.direct)
     except (OSError, ValueError):
         return path, LocalFile.open(path, writable=True, direct=options.direct)  # which tells what is wrong
+    except ImageError as error:
+        if error.kind is not ErrorKind.EXISTS:
+            raise
+        # Another process made it meanwhile: it is taken up like any that is there, if it is free.
+        status = os.stat(path)
     if any(layer.file.identity == (status.st_dev, status.st_ino) for layer in layers):
         raise ImageError(ErrorKind.EXISTS, "is the image itself or one of its parents, not an overlay", path=path)
     return path, LocalFile.open(path, writable=True, direct=options.direct)
+
+
+def _status_of_existing(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
 
 
 def _creation(image: Layer, *, encrypted: bool) -> Plan:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tapfs.driver import Codec, StreamWriter
+from tapfs.plan import Plan
 
 if TYPE_CHECKING:
     from tapfs.kernel.engine import Buffer, EngineDisk
+
+#: Metadata is written when it has grown to this many bytes, so memory stays bounded.
+_UNFLUSHED_LIMIT = 8 << 20
 
 #: Small payloads are gathered into host writes of about this many bytes.
 _GATHER_BYTES = 1 << 20
@@ -29,11 +33,11 @@ class StreamTarget:
 
     def write_compressed(self, offset: int, payload: bytes) -> None:
         """The packed granule at guest `offset`."""
-        self._gather(self._writer.append(offset, len(payload), compressed=True), payload)
+        self._gather(self._append(offset, len(payload), compressed=True), payload)
 
     def write_plain(self, offset: int, data: Buffer) -> None:
         """The granule at guest `offset` as it is; a short last one is filled with zeros."""
-        host_offset = self._writer.append(offset, self.granule, compressed=False)
+        host_offset = self._append(offset, self.granule, compressed=False)
         self._put()
         padded = data if len(data) == self.granule else bytes(data).ljust(self.granule, b"\0")
         self._engine.write_host(0, host_offset, padded, guest_offset=offset)
@@ -41,7 +45,7 @@ class StreamTarget:
     def finish(self) -> None:
         """Write the metadata; the image is complete and durable."""
         self._put()
-        self._engine.execute(self._writer.finish())
+        self._execute(self._writer.finish())
 
     def _gather(self, host_offset: int, payload: bytes) -> None:
         follows = host_offset == self._gathered_at + len(self._gathered)
@@ -55,3 +59,13 @@ class StreamTarget:
         if self._gathered:
             self._engine.write_host(0, self._gathered_at, self._gathered)
             self._gathered = bytearray()
+
+    def _append(self, offset: int, host_length: int, *, compressed: bool) -> int:
+        if self._writer.unflushed_bytes > _UNFLUSHED_LIMIT:
+            self._put()
+            self._execute(self._writer.drain())
+        return self._writer.append(offset, host_length, compressed=compressed)
+
+    def _execute(self, plan: Plan) -> None:
+        self._engine.execute(plan)
+        self._writer.drained(plan)

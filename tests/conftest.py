@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import lzma
 import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -16,6 +17,11 @@ from typing import NamedTuple
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
+
+# A job in the background of a script is started with signals ignored, and so would be all that it starts.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 
 def use_engine_from(folder: Path) -> None:
@@ -31,6 +37,8 @@ def use_engine_from(folder: Path) -> None:
 
 if "TAPFS_ENGINE_DIR" in os.environ:
     use_engine_from(Path(os.environ["TAPFS_ENGINE_DIR"]))
+    # The sanitizers' runtime is ours alone: qemu-img hangs under it.
+    os.environ.pop("LD_PRELOAD", None)
 
 
 class Ran(NamedTuple):

@@ -1,6 +1,7 @@
 """qcow version 1: QEMU's first copy-on-write format, and the dialects of it that blktap wrote.
 
-:data:`FORMAT` is what the registry knows; the facts of the format are in blktap-qcow.md.
+:data:`FORMAT` is what the registry knows; the facts of the format are in blktap-qcow.md. What only
+a writer, a check or a creation needs is imported when it is: most openings read.
 """
 
 from __future__ import annotations
@@ -8,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tapfs.driver import CreateRequest, HostFile, OpenRequest
-from tapfs.formats.qcow.create import CREATE_OPTIONS, create
 from tapfs.formats.qcow.header import MAGIC, VERSION
 from tapfs.formats.qcow.reader import QcowDriver
-from tapfs.formats.qcow.writer import WritableQcowDriver
 from tapfs.plan import Plan
 
 
@@ -19,7 +18,13 @@ class QcowFormat:
     """qcow version 1 as a :class:`tapfs.driver.CreatableFormat`."""
 
     name = "qcow"
-    create_options: Mapping[str, str] = CREATE_OPTIONS
+
+    @property
+    def create_options(self) -> Mapping[str, str]:
+        """The `-o` options with a line of help each."""
+        from tapfs.formats.qcow.create import CREATE_OPTIONS
+
+        return CREATE_OPTIONS
 
     def probe(self, head: bytes, size: int) -> int:
         """100 for the magic with version 1, else 0: versions 2 and 3 are another format, qcow2."""
@@ -31,10 +36,16 @@ class QcowFormat:
 
         Raises ImageError(invalid_format, unsupported, out_of_bounds, corrupt) naming the field.
         """
-        return WritableQcowDriver(file, request) if request.writable else QcowDriver(file, request)
+        if not request.writable:
+            return QcowDriver(file, request)
+        from tapfs.formats.qcow.writer import WritableQcowDriver
+
+        return WritableQcowDriver(file, request)
 
     def create(self, request: CreateRequest) -> Plan:
         """The plan for a new image. Raises ImageError(unsupported, out_of_bounds)."""
+        from tapfs.formats.qcow.create import create
+
         return create(request)
 
 

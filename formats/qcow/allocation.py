@@ -38,6 +38,8 @@ class Allocation:
         self._path = path
         self._cluster_size = cluster_size
         self.end = file_size
+        #: How long the file must be for what is committed; what was only handed out may not fit the host.
+        self.committed_end = file_size
         #: How long the file is known to be on disk.
         self.durable_end = file_size
         self._flying_end = file_size
@@ -77,6 +79,10 @@ class Allocation:
             pieces.append(Piece(self.tail(left), left, fresh=True))
         return pieces
 
+    def commit(self, start: int, length: int) -> None:
+        """A range that was handed out is a part of the image now."""
+        self.committed_end = max(self.committed_end, start + length)
+
     def release(self, start: int, length: int, *, reusable: bool = True) -> None:
         """Give a range back; what is not `reusable` is only punched."""
         self._noted.append((HostRange(start, start + length), reusable))
@@ -90,7 +96,7 @@ class Allocation:
         """The released ranges fly with the plan that is being made; they are to be punched by it."""
         self._flying += self._noted
         self._noted = []
-        self._flying_end = self.end
+        self._flying_end = self.committed_end
         return _joined([released for released, _ in self._flying])
 
     def landed(self) -> None:

@@ -20,7 +20,6 @@ from tapfs.driver import (
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind, merge
 from tapfs.formats.qcow import era
-from tapfs.formats.qcow.check import Check
 from tapfs.formats.qcow.entries import Run, extent_of, fault, runs
 from tapfs.formats.qcow.extended import ExtendedHeader, parse_extended
 from tapfs.formats.qcow.header import (
@@ -33,7 +32,6 @@ from tapfs.formats.qcow.header import (
     round_up,
 )
 from tapfs.formats.qcow.l1 import ByteOrder, L1Table, decide_order, implausible_entries
-from tapfs.formats.qcow.repair import repair_plans
 from tapfs.formats.qcow.tables import Tables
 from tapfs.plan import Plan
 
@@ -130,10 +128,14 @@ class QcowDriver:
 
     def check(self, progress: ProgressCallback | None = None) -> CheckReport:
         """Compare all metadata with itself and with the file; see :mod:`tapfs.formats.qcow.check`."""
+        from tapfs.formats.qcow.check import Check
+
         return Check(self, progress).report
 
     def repair(self) -> Sequence[Plan]:
         """Plans that bring the image to the last era of its kind; see :mod:`tapfs.formats.qcow.repair`."""
+        from tapfs.formats.qcow.repair import repair_plans
+
         return repair_plans(self)
 
     def decide_fast_path(self) -> None:
@@ -158,17 +160,21 @@ class QcowDriver:
         header = self.header
         extents: list[Extent] = []
         for run in self.table_runs(index, table):
-            wrong = fault(run, header, self.tables.file_size)
-            if wrong is not None:
-                raise ImageError(
-                    ErrorKind.CORRUPT,
-                    f"L2 entry {run.first} of table {index}: {wrong}",
-                    path=self.file.path,
-                    offset=self.l1[index] + ENTRY_LENGTH * run.first,
-                    op="map",
-                )
+            self.require_possible(index, run)
             extents.append(extent_of(run, index * header.unit, header.cluster_bits, writable=self.writable))
         return extents
+
+    def require_possible(self, index: int, run: Run) -> None:
+        """Raise ImageError(corrupt) if this run of L2 table `index` lies where nothing can be."""
+        wrong = fault(run, self.header, self.tables.file_size)
+        if wrong is not None:
+            raise ImageError(
+                ErrorKind.CORRUPT,
+                f"L2 entry {run.first} of table {index}: {wrong}",
+                path=self.file.path,
+                offset=self.l1[index] + ENTRY_LENGTH * run.first,
+                op="map",
+            )
 
     def _read_backing(self, *, lenient: bool) -> BackingReference | None:
         header = self.header

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class QcowStreamWriter:
     """A :class:`tapfs.driver.StreamWriter`.
 
-    It holds the L2 tables of all that was written, 8 bytes a cluster, until `finish`.
+    It holds the L2 tables of what was written, 8 bytes a cluster, until `drain` or `finish`.
     """
 
     def __init__(self, image: WritableQcowDriver) -> None:
@@ -52,12 +52,27 @@ class QcowStreamWriter:
             entry = compressed_entry(host_offset, host_length, header.cluster_bits)
         else:
             entry = host_offset = allocation.tail(header.cluster_size)
+        allocation.commit(host_offset, host_length if compressed else header.cluster_size)
         at = (offset >> header.cluster_bits) & (header.l2_entries - 1)
         self._table.entries[at] = entry
         mark(self._table, at, at + 1)
         return host_offset
 
-    def finish(self) -> Plan:
+    @property
+    def unflushed_bytes(self) -> int:
+        """The L2 tables that were changed."""
+        return self._image.unflushed_bytes
+
+    def drain(self) -> Plan:
         """The tables, then the L1 entries that point at them."""
         self._image.tables.file_size = self._image.allocation.end
+        self._table = None  # from now on it is changed on top of this plan
         return self._image.flush()
+
+    def finish(self) -> Plan:
+        """The same: what was appended is an image at any time."""
+        return self.drain()
+
+    def drained(self, executed: Plan) -> None:
+        """The tables need not be held any more."""
+        self._image.flushed(executed)

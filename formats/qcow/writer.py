@@ -10,11 +10,12 @@ What a flush makes durable, in this order, each stage after the one before:
 1. L2 tables that lie under a stray header copy, rebuilt from L1;
 2. extended header words: `min_cluster_alloc` = 1 where L2 is about to stop following L1 (so that
    blktap reads L2 from now on), the flag that says L1 is big endian where it was empty till now;
-3. the length of the file, new L2 tables and changed sectors of old ones (the data they point at is
-   durable by the barrier that starts every plan);
-4. L1 entries, and the cksum where it was valid. Any part of this stage alone is safe: a wrong cksum
+3. the length of the file, alone: an entry in an old table may otherwise point past its end;
+4. new L2 tables and changed sectors of old ones (the data they point at is durable by the barrier
+   that starts every plan);
+5. L1 entries, and the cksum where it was valid. Any part of this stage alone is safe: a wrong cksum
    only makes readers ignore the extended header and read L2, which is complete by then;
-5. holes where clusters were released, which nothing on disk points at any more.
+6. holes where clusters were released, which nothing on disk points at any more.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from tapfs.formats.qcow.extended import (
     MIN_CLUSTER_ALLOC_AT,
     ExtendedHeader,
 )
-from tapfs.formats.qcow.header import ENTRY_LENGTH
+from tapfs.formats.qcow.header import ENTRY_LENGTH, round_up
 from tapfs.formats.qcow.reader import QcowDriver
 from tapfs.formats.qcow.stream import QcowStreamWriter
 from tapfs.formats.qcow.tables import ChangedTable, mark
@@ -67,8 +68,10 @@ class WritableQcowDriver(QcowDriver):
         self._whole_extents = self.fast_path and self._geometry.cipher is Cipher.NONE
         self._l1_pending: set[int] = set()
         self._l1_flying: set[int] = set()
-        #: Whole extents that are reserved: by L1 index, the table's offset and the open reservations.
-        self._extents: dict[int, tuple[int, int]] = {}
+        #: The disk's size in whole clusters.
+        self._rounded_size = round_up(self.header.size, self.header.cluster_size)
+        #: Whole extents that are reserved, by L1 index: the table's offset.
+        self._extents: dict[int, int] = {}
         self._open: dict[Reservation, list[int]] = {}
         self._prepared = False
         #: The extended header as it must be before anything else is changed, if it must.
@@ -100,7 +103,13 @@ class WritableQcowDriver(QcowDriver):
             for index, first, stop in self._used_pieces(offset, length):
                 self._checked_runs(index, first, stop)
         self.tables.file_size = max(self.tables.file_size, self.allocation.end)
-        reservation = Reservation(offset, length, operation, tuple(placements))
+        exact = operation is Operation.WRITE and not self._whole_extents
+        if extents:
+            # Committing one enters all of its clusters in the map, so nobody else may be filling any.
+            end = max(offset + length, min((extents[-1] + 1) * self.header.unit, self._rounded_size))
+            offset = min(offset, extents[0] * self.header.unit)
+            length = end - offset
+        reservation = Reservation(offset, length, operation, tuple(placements), exact)
         self._open[reservation] = extents
         return reservation
 
@@ -108,10 +117,9 @@ class WritableQcowDriver(QcowDriver):
         """Publish the new map; durable after the next flush."""
         extents = self._open.pop(reservation)
         for index in extents:
-            table_offset, openers = self._extents[index]
-            if self.l1[index] == 0:
-                self._enter_table(index, table_offset, self.tables.computed(table_offset))
-            self._close_extent(index, table_offset, openers)
+            table_offset = self._extents.pop(index)
+            self._enter_table(index, table_offset, self.tables.computed(table_offset))
+            self.allocation.commit(table_offset, self.header.l2_length + self.header.unit)
         if not self._whole_extents:
             if reservation.operation is not Operation.WRITE and self.backing is None:
                 self._unlink(reservation.offset, reservation.length)
@@ -123,10 +131,7 @@ class WritableQcowDriver(QcowDriver):
     def abort(self, reservation: Reservation) -> None:
         """Give the places back. They are punched by the next flush and used again after it."""
         for index in self._open.pop(reservation):
-            table_offset, openers = self._extents[index]
-            if openers == 1 and self.l1[index] == 0:
-                self.allocation.release(table_offset, self.header.l2_length + self.header.unit)
-            self._close_extent(index, table_offset, openers)
+            self.allocation.release(self._extents.pop(index), self.header.l2_length + self.header.unit)
         if not self._whole_extents:
             for placement in reservation.placements:
                 if not placement.in_place:
@@ -195,8 +200,8 @@ class WritableQcowDriver(QcowDriver):
 
         The data may have ended before it: fresh clusters are not written where they are zero.
         """
-        if self.allocation.end > self.allocation.durable_end:
-            return [Grow(0, self.allocation.end)]
+        if self.allocation.committed_end > self.allocation.durable_end:
+            return [Grow(0, self.allocation.committed_end)]
         return []
 
     def _table_steps(self) -> list[Step]:
@@ -274,10 +279,8 @@ class WritableQcowDriver(QcowDriver):
             table_offset, in_place = self.l1[index], True
             if table_offset == 0:
                 in_place = False
-                table_offset, openers = self._extents.get(index, (0, 0))
-                if openers == 0:
-                    table_offset = self.allocation.tail(header.l2_length + header.unit)
-                self._extents[index] = table_offset, openers + 1
+                table_offset = self.allocation.tail(header.l2_length + header.unit)
+                self._extents[index] = table_offset
                 extents.append(index)
             placements.append(
                 Placement(
@@ -314,6 +317,7 @@ class WritableQcowDriver(QcowDriver):
 
     def _link(self, placement: Placement) -> None:
         host_offset = placement.host_offset
+        self.allocation.commit(host_offset, placement.length)
         for index, first, stop in self._pieces(placement.offset, placement.length):
             changed = self.changed_table(index)
             self._release(changed.entries, first, stop)
@@ -353,13 +357,8 @@ class WritableQcowDriver(QcowDriver):
     def _enter_table(self, index: int, table_offset: int, entries: array[int]) -> ChangedTable:
         self.l1[index] = table_offset
         self._l1_pending.add(index)
+        self.allocation.commit(table_offset, self.header.l2_length)
         return self.tables.create(index, entries)
-
-    def _close_extent(self, index: int, table_offset: int, openers: int) -> None:
-        if openers == 1:
-            del self._extents[index]
-        else:
-            self._extents[index] = table_offset, openers - 1
 
     # -- walking --------------------------------------------------------------------------------
 
@@ -390,13 +389,5 @@ class WritableQcowDriver(QcowDriver):
             return [Run(first, stop - first, Kind.UNALLOCATED)]
         found = list(runs(table, self.header.cluster_bits, first, stop))
         for run in found:
-            wrong = fault(run, self.header, self.tables.file_size)
-            if wrong is not None:
-                raise ImageError(
-                    ErrorKind.CORRUPT,
-                    f"L2 entry {run.first} of table {index}: {wrong}",
-                    path=self.file.path,
-                    offset=self.l1[index] + ENTRY_LENGTH * run.first,
-                    op="map",
-                )
+            self.require_possible(index, run)
         return found

@@ -282,6 +282,83 @@ int cache_install(struct cache *cache, uint32_t layer, uint64_t map_unit, uint64
     return 0;
 }
 
+/* The runs of a unit with those of [start, stop) replaced by `extents`, which cover that; their number. */
+static size_t splice_runs(const struct unit *unit, uint64_t base, const tapfs_extent *extents, size_t count,
+                          uint64_t start, uint64_t stop, tapfs_extent *runs)
+{
+    uint64_t unit_end = base + unit->length;
+    size_t spliced = 0;
+
+    for (uint32_t i = 0; i < unit->count; i++) {
+        uint64_t from = base + run_start(&unit->runs[i]);
+        uint64_t to = i + 1 < unit->count ? base + run_start(&unit->runs[i + 1]) : unit_end;
+        if (from < start) {
+            unpack(&unit->runs[i], from, minimum(to, start) - from, 0, &runs[spliced++]);
+        }
+        if (from <= start && start < to) {
+            for (size_t j = 0; j < count; j++) {
+                uint64_t first = maximum(extents[j].offset, start);
+                uint64_t last = minimum(extents[j].offset + extents[j].length, stop);
+                if (first < last) {
+                    runs[spliced] = extents[j];
+                    runs[spliced].offset = first;
+                    runs[spliced].length = last - first;
+                    runs[spliced++].host_offset += extents[j].kind == TAPFS_DATA ? first - extents[j].offset : 0;
+                }
+            }
+        }
+        if (to > stop) {
+            uint64_t rest = maximum(from, stop);
+            unpack(&unit->runs[i], rest, to - rest, rest - from, &runs[spliced++]);
+        }
+    }
+    return spliced;
+}
+
+static struct unit *patched(const struct unit *unit, uint64_t base, const tapfs_extent *extents, size_t count)
+{
+    uint64_t unit_end = base + unit->length;
+    uint64_t start = maximum(extents[0].offset, base);
+    uint64_t stop = minimum(extents[count - 1].offset + extents[count - 1].length, unit_end);
+    struct unit *result = NULL;
+    tapfs_extent *runs = malloc((unit->count + count + 2) * sizeof *runs);
+
+    if (runs != NULL) {
+        size_t spliced = splice_runs(unit, base, extents, count, start, stop, runs);
+        uint32_t packed = pack_unit(runs, spliced, 0, base, unit_end, NULL);
+        result = malloc(sizeof *result + packed * sizeof result->runs[0]);
+        if (result != NULL) {
+            pack_unit(runs, spliced, 0, base, unit_end, result->runs);
+            result->index = unit->index;
+            result->layer = unit->layer;
+            result->length = unit->length;
+            result->count = packed;
+        }
+        free(runs);
+    }
+    return result;
+}
+
+void cache_patch(struct cache *cache, uint32_t layer, uint64_t map_unit, const tapfs_extent *extents, size_t count)
+{
+    uint64_t end = extents[count - 1].offset + extents[count - 1].length;
+
+    pthread_mutex_lock(&cache->mutex);
+    for (uint64_t base = round_down(extents[0].offset, map_unit); base < end; base += map_unit) {
+        struct unit *unit = find(cache, layer, base / map_unit);
+        if (unit == NULL) {
+            continue;
+        }
+        struct unit *fresh = patched(unit, base, extents, count);
+        if (fresh != NULL) {
+            insert(cache, fresh);
+        } else {
+            drop(cache, unit); /* without memory it is asked for again */
+        }
+    }
+    pthread_mutex_unlock(&cache->mutex);
+}
+
 void cache_forget(struct cache *cache, uint32_t layer, uint64_t map_unit, uint64_t offset, uint64_t length)
 {
     if (length == 0) {

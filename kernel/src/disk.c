@@ -166,6 +166,26 @@ int tapfs_disk_install(tapfs_disk *disk, uint32_t index, const tapfs_extent *ext
     return cache_install(&disk->cache, index, geometry->map_unit, geometry->virtual_size, extents, count);
 }
 
+int tapfs_disk_patch(tapfs_disk *disk, uint32_t index, const tapfs_extent *extents, size_t count)
+{
+    const struct layer *layer = disk_layer(disk, index);
+    if (layer == NULL || layer->geometry.identity || count == 0) {
+        return -EINVAL;
+    }
+    uint64_t end = extents[0].offset;
+    for (size_t i = 0; i < count; i++) {
+        if (!extent_valid(layer, &extents[i], end) || end % layer->geometry.granule != 0) {
+            return -EINVAL;
+        }
+        end += extents[i].length;
+    }
+    if (end % layer->geometry.granule != 0) {
+        return -EINVAL;
+    }
+    cache_patch(&disk->cache, index, layer->geometry.map_unit, extents, count);
+    return 0;
+}
+
 void tapfs_disk_forget(tapfs_disk *disk, uint32_t index, uint64_t offset, uint64_t length)
 {
     const struct layer *layer = disk_layer(disk, index);

@@ -164,7 +164,8 @@ static void serve_open(const struct data_request *request)
     } else {
         /* Windows of a writable disk may overlap, and their page caches know nothing of each other. */
         out.open_flags = server->writable ? 0 : FOPEN_KEEP_CACHE;
-        if (writing && (in.flags & O_DIRECT) != 0) {
+        /* With direct handles the kernel sends no FSYNC after a write that must be durable when it returns. */
+        if (writing && (in.flags & O_DIRECT) != 0 && (in.flags & (O_SYNC | O_DSYNC)) == 0) {
             out.open_flags |= atomic_load(&server->direct_opens);
         }
     }
@@ -177,6 +178,12 @@ static void park(const struct data_request *request, uint32_t kind, uint64_t off
     fuse_park(request->thread->server, &call);
 }
 
+static void park_sync(const struct data_request *request)
+{
+    fuse_note_passthrough(request->thread->server);
+    park(request, TAPFS_FUSE_SYNC, 0, 0);
+}
+
 static void serve_sync(const struct data_request *request)
 {
     struct fuse_fsync_in in;
@@ -184,7 +191,7 @@ static void serve_sync(const struct data_request *request)
         return;
     }
     if (request->thread->server->writable) {
-        park(request, TAPFS_FUSE_SYNC, 0, 0);
+        park_sync(request);
     } else {
         accept_plainly(request);
     }
@@ -198,7 +205,7 @@ static void serve_flush(const struct data_request *request)
         return;
     }
     if (in.fh == HANDLE_WRITING && request->node->writable) {
-        park(request, TAPFS_FUSE_SYNC, 0, 0);
+        park_sync(request);
     } else {
         accept_plainly(request);
     }

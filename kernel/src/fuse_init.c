@@ -137,6 +137,17 @@ void fuse_init_answered(tapfs_fuse *server)
     }
 }
 
+void fuse_note_passthrough(tapfs_fuse *server)
+{
+    const struct layer *top = disk_layer(server->disk, 0);
+    if (!server->writable || atomic_load(&server->passthrough_nodes) == 0) {
+        return;
+    }
+    for (uint32_t i = 0; i < top->file_count; i++) {
+        atomic_store(&top->files[i]->dirty, true);
+    }
+}
+
 void fuse_backing_close(tapfs_fuse *server)
 {
     for (size_t i = 0; i < server->node_count; i++) {

@@ -101,7 +101,6 @@ struct tapfs_fuse {
     pthread_cond_t forward_filled;
     struct fuse_message *forward_first, *forward_last;
     bool session_closed;
-    int drain_epoll;
     pthread_t forwarder, replier;
     bool forwarder_started, replier_started;
     _Atomic uint64_t init_unique;
@@ -149,6 +148,8 @@ TAPFS_INTERNAL void fuse_init_asked(tapfs_fuse *server, const uint8_t *message, 
 TAPFS_INTERNAL size_t fuse_init_amend(tapfs_fuse *server, uint8_t *message, size_t length, size_t capacity);
 /* The kernel has the answer: register the backing files. */
 TAPFS_INTERNAL void fuse_init_answered(tapfs_fuse *server);
+/* The kernel may have written to backing files past the engine: the next sync must not take them for clean. */
+TAPFS_INTERNAL void fuse_note_passthrough(tapfs_fuse *server);
 TAPFS_INTERNAL void fuse_backing_close(tapfs_fuse *server);
 
 #endif

@@ -143,7 +143,6 @@ static void describe(const struct fuse_call *call, tapfs_fuse_parked *parked)
         .length = call->length - call->done,
         .data = call->request == TAPFS_FUSE_WRITE ? call->buffer->memory + BUFFER_DATA_AT + call->done : NULL,
         .request = call->request,
-        .passthrough = atomic_load(&call->node->backing_id) != 0,
         .outcome = call->outcome,
     };
 }

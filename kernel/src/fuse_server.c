@@ -62,7 +62,6 @@ tapfs_fuse *tapfs_fuse_new(int fuse_fd, int session_fd, tapfs_disk *disk)
     server->disk = disk;
     server->fuse_fd = fuse_fd;
     server->session_fd = session_fd;
-    server->drain_epoll = -1;
     pthread_mutex_init(&server->buffer_lock, NULL);
     pthread_cond_init(&server->buffer_returned, NULL);
     pthread_mutex_init(&server->park_lock, NULL);
@@ -241,6 +240,7 @@ void tapfs_fuse_stop(tapfs_fuse *server)
         }
     }
     fuse_session_stop(server);
+    fuse_note_passthrough(server);
 }
 
 void tapfs_fuse_free(tapfs_fuse *server)
@@ -258,9 +258,6 @@ void tapfs_fuse_free(tapfs_fuse *server)
     close(server->fuse_fd);
     close(server->session_fd);
     close(server->ended_fd);
-    if (server->drain_epoll >= 0) {
-        close(server->drain_epoll);
-    }
     while (server->idle != NULL) {
         struct fuse_buffer *buffer = server->idle;
         server->idle = buffer->next;

@@ -37,7 +37,7 @@ typedef struct {
     uint64_t length; /* what is left of it */
     const uint8_t *data; /* WRITE: `length` bytes, valid until the ticket is completed */
     uint32_t request;
-    uint32_t passthrough; /* SYNC: the kernel may have written to the host file past the engine */
+    uint32_t reserved;
     tapfs_outcome outcome; /* READ and WRITE: MISS, RESERVE or FAILED */
 } tapfs_fuse_parked;
 

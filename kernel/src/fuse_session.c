@@ -1,20 +1,21 @@
 /*
  * The way to the libfuse session and back.
  *
- * The session takes what one splice(2) brings for one message, so the next is written only when the
- * last has left the socket, and none is longer than what a stream socket keeps in one piece. A
- * thread of its own waits for that, so that the threads that move data never do.
+ * The session takes what one splice(2) brings for one message, and splice needs a stream socket,
+ * which knows no messages. But ancillary data are a barrier in a stream (unix(7)): no read goes past a
+ * message that carries a descriptor. So each carries one, of no use, which the kernel drops as the
+ * session takes no ancillary data; and none is longer than what the socket keeps in one piece. (To
+ * wait until the last one has left the socket is not enough: a read that took it may go on.) A thread
+ * of its own writes, so that the threads that move data never wait for the session.
  *
  * An answer must go to the descriptor that its request came from. Which one that was travels with
  * the message, in the top byte of `unique`: the kernel counts up by twos from zero and never comes near it.
  */
 #include <errno.h>
-#include <linux/sockios.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
-#include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "fuse_internal.h"
@@ -23,8 +24,6 @@
 #define FORWARDED_MAX (32u << 10)
 #define THREAD_SHIFT 56
 #define UNIQUE_MASK ((UINT64_C(1) << THREAD_SHIFT) - 1)
-/* Should a wake-up from the socket ever be missed. */
-#define DRAIN_MILLISECONDS 20
 #define ANSWER_BYTES_MAX (MESSAGE_DATA_MAX + 4096u)
 #define SOCKET_BYTES (4 << 20)
 
@@ -107,38 +106,27 @@ static struct fuse_message *next_message(tapfs_fuse *server)
     return message;
 }
 
-static bool send_whole(int fd, const void *bytes, size_t length)
+static bool send_message(tapfs_fuse *server, const struct fuse_message *message)
 {
-    for (size_t sent = 0; sent < length;) {
-        ssize_t count = send(fd, (const uint8_t *)bytes + sent, length - sent, MSG_NOSIGNAL);
-        if (count < 0 && errno != EINTR) {
-            return false;
-        }
-        sent += count < 0 ? 0 : (size_t)count;
-    }
-    return true;
-}
+    /* As many descriptors may be on their way as a process may have open. */
+    const struct timespec pause = {.tv_nsec = 1000000};
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(sizeof(int))];
+    } barrier = {.header = {.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS}};
+    struct iovec vector = {.iov_base = (void *)(uintptr_t)&message->header, .iov_len = message->length};
+    struct msghdr parts = {
+        .msg_iov = &vector, .msg_iovlen = 1, .msg_control = &barrier, .msg_controllen = sizeof barrier.space};
 
-/*
- * Wait until the other end has taken everything. The socket wakes an edge-triggered epoll whenever a
- * message is freed; while it does so the count still stands at one.
- */
-static bool wait_drained(tapfs_fuse *server)
-{
+    memcpy(CMSG_DATA(&barrier.header), &server->ended_fd, sizeof server->ended_fd);
     for (;;) {
-        int queued = 0;
-        if (ioctl(server->session_fd, SIOCOUTQ, &queued) != 0) {
-            return false;
+        ssize_t sent = sendmsg(server->session_fd, &parts, MSG_NOSIGNAL);
+        if (sent >= 0) {
+            return (size_t)sent == message->length;
         }
-        if (queued <= 1) {
-            return true;
-        }
-        if (atomic_load(&server->stopping)) {
-            return false;
-        }
-        struct epoll_event event;
-        if (epoll_wait(server->drain_epoll, &event, 1, DRAIN_MILLISECONDS) > 0 &&
-            (event.events & (EPOLLHUP | EPOLLERR)) != 0) {
+        if (errno == ETOOMANYREFS && !atomic_load(&server->stopping)) {
+            nanosleep(&pause, NULL);
+        } else if (errno != EINTR) {
             return false;
         }
     }
@@ -150,7 +138,7 @@ static void *forward(void *argument)
     struct fuse_message *message;
 
     while ((message = next_message(server)) != NULL) {
-        if (send_whole(server->session_fd, &message->header, message->length) && wait_drained(server)) {
+        if (send_message(server, message)) {
             free(message);
         } else {
             fail_message(message, EIO);
@@ -235,16 +223,11 @@ static void *pass_answers(void *argument)
 
 int fuse_session_start(tapfs_fuse *server)
 {
-    struct epoll_event event = {.events = EPOLLOUT | EPOLLET};
     int bytes = SOCKET_BYTES;
 
     /* As large as we may: an ordinary user gets less, which is enough for what is forwarded. */
     if (setsockopt(server->session_fd, SOL_SOCKET, SO_SNDBUFFORCE, &bytes, sizeof bytes) != 0) {
         setsockopt(server->session_fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes);
-    }
-    server->drain_epoll = epoll_create1(EPOLL_CLOEXEC);
-    if (server->drain_epoll < 0 || epoll_ctl(server->drain_epoll, EPOLL_CTL_ADD, server->session_fd, &event) != 0) {
-        return errno;
     }
     int error = pthread_create(&server->forwarder, NULL, forward, server);
     if (error != 0) {

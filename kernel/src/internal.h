@@ -142,6 +142,9 @@ TAPFS_INTERNAL size_t cache_lookup(struct cache *cache, uint32_t layer, uint64_t
 /* The extents have been checked. 0 or -ENOMEM. */
 TAPFS_INTERNAL int cache_install(struct cache *cache, uint32_t layer, uint64_t map_unit, uint64_t virtual_size,
                                  const tapfs_extent *extents, size_t count);
+/* Replace the map of the range of the (checked) extents in the units that are cached. */
+TAPFS_INTERNAL void cache_patch(struct cache *cache, uint32_t layer, uint64_t map_unit, const tapfs_extent *extents,
+                                size_t count);
 TAPFS_INTERNAL void cache_forget(struct cache *cache, uint32_t layer, uint64_t map_unit, uint64_t offset,
                                  uint64_t length);
 /* The largest values that a packed COMPRESSED run holds. */

@@ -83,7 +83,7 @@ def _into_new(arguments: argparse.Namespace, source: Image) -> None:
 def _into_existing(arguments: argparse.Namespace, source: Image) -> None:
     from tapfs.chain import OpenOptions
     from tapfs.convert import Baseline, convert, refuse_own_chain
-    from tapfs.image import open_image as open_chain
+    from tapfs.opening import open_image as open_chain
 
     refuse_own_chain(source, arguments.target)
     options = OpenOptions(format=arguments.target_format, writable=True, direct=arguments.direct)

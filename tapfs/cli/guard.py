@@ -26,13 +26,18 @@ class Terminated(BaseException):
         self.signal_number = signal_number
 
 
-def guarded(program: str, body: Callable[[], int]) -> int:
-    """Run `body` and return its exit code, or print one line on stderr and return the error's."""
+def guarded(program: str, body: Callable[[], int], *, ends_process: bool = False) -> int:
+    """Run `body` and return its exit code, or print one line on stderr and return the error's.
+
+    `ends_process`: nothing but the exit comes after it, so what is done stays done: a signal that
+    comes too late is ignored.
+    """
+    _fill_standard_descriptors()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        with _signals_as_exceptions():
+        with _signals_as_exceptions(ignored_after=ends_process):
             return _with_output_flushed(body)
     except UsageError as error:
         complain(program, f"error: {error}; see '{error.program} --help'")
@@ -61,6 +66,16 @@ def guarded(program: str, body: Callable[[], int]) -> int:
             f"internal error: {type(error).__name__}: {error}; please report; TAPFS_DEBUG=1 shows the traceback",
         )
         return EXIT_BUG
+
+
+def _fill_standard_descriptors() -> None:
+    """Have 0, 1 and 2 open: an image must not get the number of a closed standard stream."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:  # what Python makes of a stream that was closed when it started
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 def complain(program: str, text: str) -> None:
@@ -116,7 +131,7 @@ def _abandon_output() -> None:
 
 
 @contextmanager
-def _signals_as_exceptions() -> Generator[None]:
+def _signals_as_exceptions(*, ignored_after: bool) -> Generator[None]:
     """SIGINT, SIGTERM and SIGHUP raise, once: what comes while the command cleans up is ignored."""
     caught = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -136,4 +151,4 @@ def _signals_as_exceptions() -> Generator[None]:
         yield
     finally:
         for number in caught:
-            signal.signal(number, previous[number])
+            signal.signal(number, signal.SIG_IGN if ignored_after else previous[number])

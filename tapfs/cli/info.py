@@ -21,8 +21,9 @@ def add_parser(subparsers: Subparsers) -> None:
     """Describe the command."""
     parser = subparsers.add_parser(
         "info",
-        help="show format, sizes and parents of an image",
-        description="Show format, sizes and parents of IMAGE.",
+        help="show format, sizes, parents and partitions of an image",
+        description="Show format, sizes, parents, partitions and file systems of IMAGE.\n"
+        "Of an encrypted image without its password all but what is on the disk.",
     )
     parser.add_argument("image", metavar="IMAGE")
     add_json_option(parser)
@@ -59,8 +60,35 @@ def _rows(info: Mapping[str, object]) -> Iterator[tuple[str, str]]:
                     ("chain" if depth == 0 else ""),
                     f"{depth}: {printable(str(link['path']))} ({link['format']}, {size})",
                 )
+        elif key == "file_system":
+            if value is not None:
+                yield "file system", _file_system(cast("Mapping[str, str | None]", value))
+        elif key == "partitions":
+            yield from _partition_rows(cast("Mapping[str, object]", value))
         else:
             yield from _row(key, value)
+
+
+def _partition_rows(partitions: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    if partitions["scheme"] is not None:
+        yield "partitions", f"{partitions['scheme']}, sectors of {partitions['sector_size']} bytes"
+    for partition in cast("Sequence[Mapping[str, object]]", partitions["table"]):
+        place = f"{human_size(cast('int', partition['size']))} at {human_size(cast('int', partition['start']))}"
+        parts = [place, str(partition["type_name"] or partition["type"])]
+        if partition["name"] is not None:
+            parts.append(printable(str(partition["name"])))
+        if partition["bootable"]:
+            parts.append("bootable")
+        if partition["file_system"] is not None:
+            parts.append(_file_system(cast("Mapping[str, str | None]", partition["file_system"])))
+        yield "", f"{partition['number']}: {', '.join(parts)}"
+    for note in cast("Sequence[str]", partitions["notes"]):
+        yield "note", printable(note)
+
+
+def _file_system(found: Mapping[str, str | None]) -> str:
+    label = "" if found["label"] is None else f" {printable(found['label'])!r}"
+    return f"{found['type']}{label}" + ("" if found["uuid"] is None else f" ({printable(found['uuid'])})")
 
 
 def _row(key: str, value: object) -> Iterator[tuple[str, str]]:

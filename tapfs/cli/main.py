@@ -43,7 +43,7 @@ _MEANINGS: dict[ErrorKind, str] = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code; the table is at the end of `tapfs --help`."""
     words = sys.argv[1:] if argv is None else argv
-    return guarded("tapfs", lambda: _dispatch(words))
+    return guarded("tapfs", lambda: _dispatch(words), ends_process=argv is None)
 
 
 def exit_code_table() -> str:
@@ -64,7 +64,7 @@ def exit_code_table() -> str:
 def _dispatch(words: list[str]) -> int:
     wanted = words[0] if words else ""
     if wanted in COMMANDS:
-        return _run_command(wanted, words[1:])
+        return run_command(wanted, words[1:])
     parser = Parser(
         prog="tapfs",
         usage="tapfs COMMAND ...",
@@ -81,7 +81,8 @@ def _dispatch(words: list[str]) -> int:
     raise UsageError(f"{problem} (there are {', '.join(COMMANDS)})", "tapfs")
 
 
-def _run_command(name: str, words: list[str]) -> int:
+def run_command(name: str, words: list[str]) -> int:
+    """Run the command `name` with the words after it; errors are the caller's. Returns its exit code."""
     commands = CommandParsers()
     import_module(COMMANDS[name]).add_parser(commands)
     # Intermixed: `convert A -O raw B` must do although A and B could be left out beside `-o help`.

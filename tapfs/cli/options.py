@@ -48,7 +48,9 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_options(arguments: argparse.Namespace, *, writable: bool = False) -> OpenOptions:
+def open_options(
+    arguments: argparse.Namespace, *, writable: bool = False, overlay: str | None = None, temporary: bool = False
+) -> OpenOptions:
     """What the options of :func:`add_image_options` say."""
     from tapfs.chain import OpenOptions
 
@@ -60,20 +62,29 @@ def open_options(arguments: argparse.Namespace, *, writable: bool = False) -> Op
         backing_root=arguments.backing_root,
         direct=arguments.direct,
         shared=arguments.force_share,
+        overlay=overlay,
+        temporary=temporary,
     )
 
 
 def open_image(
-    arguments: argparse.Namespace, *, path: str | None = None, writable: bool = False, metadata_only: bool = False
+    arguments: argparse.Namespace,
+    *,
+    path: str | None = None,
+    writable: bool = False,
+    metadata_only: bool = False,
+    overlay: str | None = None,
+    temporary: bool = False,
 ) -> Image:
     """The image that the arguments name (`path`, or else `arguments.image`), opened as they say.
 
-    Asks for a password only if the image is encrypted, and not for `metadata_only`. Raises ImageError.
+    `overlay` and `temporary` as in :class:`tapfs.chain.OpenOptions`. Asks for a password only if
+    the image is encrypted, and not for `metadata_only`. Raises ImageError.
     """
-    from tapfs.image import open_image as open_chain
+    from tapfs.opening import open_image as open_chain
 
     name: str = arguments.image if path is None else path
-    options = open_options(arguments, writable=writable)
+    options = open_options(arguments, writable=writable, overlay=overlay, temporary=temporary)
     return unlocked(
         arguments.key_file,
         name,

@@ -28,7 +28,7 @@ def print_table(rows: Iterable[tuple[str, str]]) -> None:
     lines = list(rows)
     width = max((len(label) for label, _ in lines), default=0) + 2
     for label, value in lines:
-        print(f"{label + ':':<{width}}{value}")
+        print(f"{label + ':' if label else '':<{width}}{value}")
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:

@@ -83,7 +83,7 @@ def _img2qcow(words: list[str]) -> int:
     )
     from tapfs.chain import OpenOptions
     from tapfs.create import NewImage
-    from tapfs.image import open_image
+    from tapfs.opening import open_image
 
     with open_image(arguments.source, OpenOptions(format="raw")) as source:
         size = -(-source.size // _SECTOR) * _SECTOR
@@ -101,7 +101,7 @@ def _qcow2raw(words: list[str]) -> int:
     from tapfs.chain import OpenOptions
     from tapfs.cli.options import unlocked
     from tapfs.create import NewImage
-    from tapfs.image import open_image
+    from tapfs.opening import open_image
 
     def attempt(password: bytes | None) -> Image:
         return open_image(arguments.source, OpenOptions(format="qcow"), password=password)

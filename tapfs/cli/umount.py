@@ -4,31 +4,47 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tapfs.cli.parser import UsageError
+
 if TYPE_CHECKING:
     import argparse
 
     from tapfs.cli.parser import Subparsers
 
 _DESCRIPTION = """\
-Unmount what 'tapfs mount' mounted on DIR. Returns when the image is closed; an error met on
-the way there is reported and is the exit code. If the flush fails or somebody uses the mount
+Unmount what 'tapfs mount' mounted on each DIR. Returns when the images are closed; an error
+met on the way there is reported and is the exit code. If the flush fails or somebody uses the mount
 it stays, unless --force is given. What a killed process left is cleaned up."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("umount", help="unmount an image", description=_DESCRIPTION)
-    parser.add_argument("mountpoint", metavar="DIR", help="where the image is mounted")
+    parser = subparsers.add_parser("umount", help="unmount images", description=_DESCRIPTION)
+    parser.add_argument("mountpoints", metavar="DIR", nargs="*", help="where an image is mounted")
+    parser.add_argument("-a", "--all", action="store_true", help="all that 'tapfs list' lists, the newest first")
     parser.add_argument("--force", action="store_true", help="unmount even if the flush fails or DIR is in use")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Unmount and wait for the end of the process that served the mount."""
+    """Unmount each and wait for the end of the process that served it; an error is of the first that failed."""
     from tapfs.cli.guard import complain
+    from tapfs.errors import ImageError
+    from tapfs.fuse.registry import Registry
     from tapfs.fuse.unmounting import unmount_image
 
-    note = unmount_image(arguments.mountpoint, force=arguments.force)
-    if note is not None:
-        complain("tapfs", note)
-    return 0
+    mountpoints: list[str] = arguments.mountpoints
+    if arguments.all == bool(mountpoints):
+        raise UsageError("say either what to unmount, DIR ..., or --all", "tapfs umount")
+    if arguments.all:
+        mountpoints = [entry.mountpoint for entry in reversed(Registry().entries())]
+    code = 0
+    for mountpoint in mountpoints:
+        try:
+            note = unmount_image(mountpoint, force=arguments.force)
+        except ImageError as error:
+            note = f"error: {error}"
+            code = code or error.exit_code
+        if note is not None:
+            complain("tapfs", note)
+    return code

@@ -2,6 +2,7 @@
 
 One request and one answer per connection, each a JSON line. The answer to `umount` comes
 after the image is closed: `unmounted` says whether the mount is gone, `error` what went wrong.
+The answer to `status` has what is counted, `bytes_read` and `bytes_written`.
 """
 
 from __future__ import annotations
@@ -26,8 +27,15 @@ class Answer(NamedTuple):
     error: ImageError | None
 
 
-#: Unmounts, forcibly or not, closes the image, and says how that went.
-UnmountHandler = Callable[[bool], Awaitable[Answer]]
+class Answers(NamedTuple):
+    """Who answers: `unmount` unmounts, forcibly or not, closes the image, and says how that went."""
+
+    unmount: Callable[[bool], Awaitable[Answer]]
+    status: Callable[[], dict[str, object]]
+
+
+#: For how long a listing waits for a process that may be stopped or stuck.
+_STATUS_SECONDS = 1
 
 
 def listen(directory: Path, name: str) -> socket.socket:
@@ -45,7 +53,7 @@ def listen(directory: Path, name: str) -> socket.socket:
     return listener
 
 
-async def serve(listener: socket.socket, unmount: UnmountHandler, conversations: trio.Nursery) -> None:
+async def serve(listener: socket.socket, answers: Answers, conversations: trio.Nursery) -> None:
     """Accept connections until cancelled; they are answered in the nursery `conversations`."""
 
     async def answer(stream: trio.SocketStream) -> None:
@@ -53,8 +61,10 @@ async def serve(listener: socket.socket, unmount: UnmountHandler, conversations:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             async with stream:
                 request = decode(await _receive_line(stream))
+                if request.get("command") == "status":
+                    await stream.send_all(encode(answers.status()))
                 if request.get("command") == "umount":
-                    result = await unmount(bool(request.get("force")))
+                    result = await answers.unmount(bool(request.get("force")))
                     error = None if result.error is None else error_to_data(result.error)
                     await stream.send_all(encode({"unmounted": result.unmounted, "error": error}))
 
@@ -67,22 +77,35 @@ def ask_to_unmount(directory: Path, name: str, *, force: bool) -> Answer | None:
 
     Raises OSError if nobody listens.
     """
+    message = _ask(directory, name, {"command": "umount", "force": force}, timeout=None)
+    if "unmounted" not in message:
+        return None
+    error = message.get("error")
+    return Answer(bool(message["unmounted"]), None if error is None else error_from_data(error))
+
+
+def ask_for_status(directory: Path, name: str) -> dict[str, Any]:
+    """What the process behind a socket has counted; empty if it does not say."""
+    with suppress(OSError):
+        return _ask(directory, name, {"command": "status"}, timeout=_STATUS_SECONDS)
+    return {}
+
+
+def _ask(directory: Path, name: str, request: dict[str, object], *, timeout: float | None) -> dict[str, Any]:
+    """The answer to a request, empty if the other end breaks off. Raises OSError if nobody listens."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout)
         with _short_path(directory, name) as path:
             connection.connect(path)
         line = b""
         with suppress(ConnectionError):
-            connection.sendall(encode({"command": "umount", "force": force}))
+            connection.sendall(encode(request))
             while not line.endswith(b"\n"):
                 piece = connection.recv(MESSAGE_LIMIT)
                 if not piece:
                     break
                 line += piece
-    message: dict[str, Any] = decode(line)
-    if "unmounted" not in message:
-        return None
-    error = message.get("error")
-    return Answer(bool(message["unmounted"]), None if error is None else error_from_data(error))
+    return decode(line)
 
 
 async def _receive_line(stream: trio.SocketStream) -> bytes:

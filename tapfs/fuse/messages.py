@@ -44,6 +44,6 @@ def decode(line: bytes) -> dict[str, Any]:
     """The message in a line; empty if it is none."""
     try:
         message: object = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return cast("dict[str, Any]", message) if isinstance(message, dict) else {}

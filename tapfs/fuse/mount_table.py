@@ -56,6 +56,12 @@ def top_mount(path: str) -> MountedFileSystem | None:
     return here[-1] if here else None
 
 
+def is_covered(path: str, device: str) -> bool:
+    """Whether the file system of `device` is mounted at this (real) path, but another is seen there."""
+    here = [mount.device for mount in mounted_file_systems() if mount.mount_point == path]
+    return device in here and here[-1] != device
+
+
 def is_abandoned(path: str) -> bool:
     """Whether the process that served the FUSE file system mounted at `path` has ended."""
     try:

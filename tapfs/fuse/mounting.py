@@ -23,6 +23,7 @@ from tapfs.fuse.log import log, log_to_stderr, log_to_syslog
 from tapfs.fuse.messages import MESSAGE_LIMIT, decode, encode, error_from_data, error_to_data
 from tapfs.fuse.mount_table import is_abandoned, top_mount
 from tapfs.fuse.registry import MountEntry, Registry, process_start
+from tapfs.fuse.settings import MountSettings
 from tapfs.fuse.tree import image_tree
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from io import FileIO
 
     from tapfs.image import Image
+    from tapfs.partitions.table import DiskContents
 
 _DEVICE = "/dev/fuse"
 
@@ -96,18 +98,34 @@ def check_mount_point(path: str) -> str:
     return real
 
 
-def serve_in_foreground(image: Image, mountpoint: str, registry: Registry) -> None:
-    """Mount and serve here until the mount ends. Closes the image.
+def serve_in_foreground(
+    image: Image, mountpoint: str, registry: Registry, engine: str, settings: MountSettings
+) -> None:
+    """Mount and serve here, by `engine` (see `tapfs.fuse.engines`), until the mount ends. Closes the image.
 
     Raises the ImageError that mounting, flushing or unmounting met.
     """
     log_to_stderr()
-    _serve(image, mountpoint, registry, lambda: None)
+    _serve(image, mountpoint, registry, engine, settings, lambda: None)
 
 
-def serve_in_background(image: Image, mountpoint: str, registry: Registry) -> None:
+def open_descriptors() -> frozenset[int]:
+    """The descriptors that are open now, the standard streams aside."""
+    listed = {int(name) for name in os.listdir("/proc/self/fd")}
+    return frozenset(number for number in listed if number > 2 and os.path.exists(f"/proc/self/fd/{number}"))
+
+
+def serve_in_background(
+    image: Image,
+    mountpoint: str,
+    registry: Registry,
+    engine: str,
+    settings: MountSettings,
+    inherited: frozenset[int],
+) -> None:
     """Mount in a process of its own; return when the mount answers.
 
+    The server lets go of the `inherited` descriptors: whoever started us may wait for their end.
     The child owns the image from then on; the caller must not use or close it. Raises the
     ImageError that the child met. No thread may have been started before.
     """
@@ -117,20 +135,23 @@ def serve_in_background(image: Image, mountpoint: str, registry: Registry) -> No
     child = os.fork()
     if child == 0:
         os.close(reader)
-        _serve_as_daemon(image, mountpoint, registry, os.fdopen(writer, "wb", buffering=0))
+        for descriptor in inherited:
+            os.close(descriptor)
+        _serve_as_daemon(image, mountpoint, registry, engine, settings, os.fdopen(writer, "wb", buffering=0))
     os.close(writer)
     try:
         with os.fdopen(reader, "rb") as channel:
             message = decode(channel.readline(MESSAGE_LIMIT))
         if "ready" not in message:
             _, status = os.waitpid(child, 0)
+            registry.entries()  # drops what it left if it was killed
             if "error" in message:
                 raise error_from_data(message["error"])
             code = os.waitstatus_to_exitcode(status)
             how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
             raise ImageError(ErrorKind.IO, f"the serving process ended early ({how})", path=mountpoint, op="mount")
         try:
-            os.stat(os.path.join(mountpoint, "disk"))
+            os.stat(mountpoint if settings.files else os.path.join(mountpoint, "disk"))
         except OSError as error:
             raise from_os_error(error, path=mountpoint, op="reach the new mount") from error
     except BaseException:
@@ -141,7 +162,9 @@ def serve_in_background(image: Image, mountpoint: str, registry: Registry) -> No
         raise
 
 
-def _serve_as_daemon(image: Image, mountpoint: str, registry: Registry, parent: FileIO) -> NoReturn:
+def _serve_as_daemon(
+    image: Image, mountpoint: str, registry: Registry, engine: str, settings: MountSettings, parent: FileIO
+) -> NoReturn:
     """The child: serve, and tell the parent by one message how the mounting went."""
     code = EXIT_BUG
 
@@ -158,7 +181,7 @@ def _serve_as_daemon(image: Image, mountpoint: str, registry: Registry, parent: 
             os.dup2(void, descriptor)
         os.close(void)
         log_to_syslog()
-        _serve(image, mountpoint, registry, lambda: tell({"ready": True}))
+        _serve(image, mountpoint, registry, engine, settings, lambda: tell({"ready": True}))
         code = 0
     except ImageError as error:
         tell({"error": error_to_data(error)})
@@ -171,7 +194,14 @@ def _serve_as_daemon(image: Image, mountpoint: str, registry: Registry, parent: 
         os._exit(code)
 
 
-def _serve(image: Image, mountpoint: str, registry: Registry, ready: Callable[[], None]) -> None:
+def _serve(
+    image: Image,
+    mountpoint: str,
+    registry: Registry,
+    engine: str,
+    settings: MountSettings,
+    ready: Callable[[], None],
+) -> None:
     from tapfs.fuse.session import Mount, Session
 
     try:
@@ -187,14 +217,23 @@ def _serve(image: Image, mountpoint: str, registry: Registry, ready: Callable[[]
         pid=os.getpid(),
         process_start=process_start(os.getpid()) or 0,
         mode="rw" if image.writable else "ro",
-        engine="pyfuse3",
+        engine=engine,
         started=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        file_system=None if settings.files is None else settings.files.type,
+        partition=None if settings.files is None else settings.files.partition,
+        shows="disk" if settings.files is None else "files",
     )
-    tree = image_tree(image.size, writable=image.writable, information=lambda: information(image))
+    contents = image.contents()
+    tree = image_tree(
+        image.size,
+        writable=image.writable,
+        information=lambda: information(image, contents),
+        partitions=contents.table.partitions,
+    )
     os.chdir("/")  # a working directory would keep its file system, or this mount, busy
-    Session(Mount(image, tree, entry, modified_ns), registry).run(ready)
+    Session(Mount(image, tree, entry, modified_ns, engine, settings), registry).run(ready)
 
 
-def information(image: Image) -> bytes:
-    """What `info.json` holds: the bytes that ``tapfs info --json`` prints."""
-    return (json.dumps(image.info, indent=2) + "\n").encode()
+def information(image: Image, contents: DiskContents) -> bytes:
+    """What `info.json` holds: what ``tapfs info --json`` prints, with the partitions that the tree has."""
+    return (json.dumps(image.description(contents), indent=2) + "\n").encode()

@@ -24,6 +24,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from tapfs.errors import ImageError
 from tapfs.fuse.log import ErrorLog, log
+from tapfs.fuse.settings import PLAIN, MountSettings
 from tapfs.fuse.tree import Document, Node, Tree, Window
 from tapfs.image import Image
 
@@ -70,18 +71,29 @@ class _Answering:
 class ImageOperations(pyfuse3.Operations):
     """The handlers for one image and its tree.
 
-    `modified_ns` is the modification time that the files show until one is written.
+    `modified_ns` is the modification time that the files show until one is written. Writes that
+    do not come here are asked for: `last_write_ns` is the time of the last of them, or 0.
     """
 
     supports_dot_lookup = True
     enable_writeback_cache = False
 
-    def __init__(self, image: Image, tree: Tree, *, modified_ns: int) -> None:
+    def __init__(
+        self,
+        image: Image,
+        tree: Tree,
+        *,
+        modified_ns: int,
+        last_write_ns: Callable[[], int] = lambda: 0,
+        settings: MountSettings = PLAIN,
+    ) -> None:
         super().__init__()
         self._image = image
         self._tree = tree
         self._modified_ns = modified_ns
-        self._owner = (os.getuid(), os.getgid())
+        self._last_write_ns = last_write_ns
+        self._settings = settings
+        self._owner = settings.owner
         self._handles: dict[int, _Handle] = {}
         self._next_handle = 1
         self._limit = trio.CapacityLimiter(_THREADS)
@@ -128,7 +140,7 @@ class ImageOperations(pyfuse3.Operations):
     async def access(self, inode: pyfuse3.InodeT, mode: pyfuse3.ModeT, ctx: pyfuse3.RequestContext) -> bool:
         """Allow what the mode bits allow; with `default_permissions` the kernel does not ask."""
         with self._answering:
-            permissions = self._node(inode).mode
+            permissions = self._settings.mode(self._node(inode).mode)
             granted = permissions >> 6 if ctx.uid == self._owner[0] else permissions
             return ctx.uid == 0 or mode & granted & 7 == mode
 
@@ -256,15 +268,17 @@ class ImageOperations(pyfuse3.Operations):
     async def _attributes(self, node: Node) -> EntryAttributes:
         entry = EntryAttributes()
         entry.st_ino = node.inode
-        entry.st_mode = node.mode
+        entry.st_mode = self._settings.mode(node.mode)
         entry.st_nlink = 2 if stat.S_ISDIR(node.mode) else 1
         entry.st_uid, entry.st_gid = self._owner
-        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._modified_ns
+        modified_ns = max(self._modified_ns, self._last_write_ns())
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = modified_ns
         entry.entry_timeout = entry.attr_timeout = _STABLE_SECONDS
         if isinstance(node.content, Window):
             entry.st_size = node.content.size
         elif isinstance(node.content, Document):
             entry.st_size = len(await self._in_thread(node.content.text))
             entry.attr_timeout = 0
-        entry.st_blocks = -(-entry.st_size // 512)
+        taken = min(entry.st_size, self._image.allocated_bytes) if isinstance(node.content, Window) else entry.st_size
+        entry.st_blocks = -(-taken // 512)
         return entry

@@ -16,12 +16,16 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
-from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE, top_mount
+from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE, top_mount, unmount
 
 
 @dataclass(frozen=True, slots=True)
 class MountEntry:
-    """One mount. `process_start` is in clock ticks since boot, `started` an ISO 8601 time."""
+    """One mount. `process_start` is in clock ticks since boot, `started` an ISO 8601 time.
+
+    `shows` is "disk" or "files". In the second case `file_system` is their type, `partition` where
+    they lie (None: the whole disk), and `device` (MAJOR:MINOR) tells their mount from others.
+    """
 
     image: str
     format: str
@@ -31,6 +35,10 @@ class MountEntry:
     mode: str
     engine: str
     started: str
+    shows: str = "disk"
+    file_system: str | None = None
+    partition: int | None = None
+    device: str | None = None
 
     @property
     def alive(self) -> bool:
@@ -39,9 +47,11 @@ class MountEntry:
 
     @property
     def mounted(self) -> bool:
-        """Whether a tapfs file system is at its mount point."""
+        """Whether a file system of ours is at its mount point."""
         mount = top_mount(self.mountpoint)
-        return mount is not None and mount.type == FILE_SYSTEM_TYPE
+        if mount is None:
+            return False
+        return mount.device == self.device if self.shows == "files" else mount.type == FILE_SYSTEM_TYPE
 
 
 class Registry:
@@ -63,6 +73,11 @@ class Registry:
 
     def remove(self, pid: int) -> None:
         """Remove what is there of a process's entry; nothing there is no error."""
+        hidden = self.hidden_directory(pid)
+        with suppress(ImageError, OSError):
+            if top_mount(str(hidden)) is not None:
+                unmount(str(hidden), lazy=True)
+            hidden.rmdir()
         for path in (self._file(pid), self._file(pid).with_suffix(".new"), self.directory / self.socket_name(pid)):
             with suppress(OSError):
                 path.unlink()
@@ -88,6 +103,10 @@ class Registry:
     def socket_name(pid: int) -> str:
         """The control socket of a process, relative to the directory."""
         return f"{pid}.socket"
+
+    def hidden_directory(self, pid: int) -> Path:
+        """Where a process mounts the disk that it shows only the files of."""
+        return self.directory.resolve() / f"{pid}.disk"
 
     def _file(self, pid: int) -> Path:
         return self.directory / f"{pid}.json"

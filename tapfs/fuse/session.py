@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
+import subprocess
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,13 +22,17 @@ import pyfuse3
 import trio
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
-from tapfs.fuse import control
+from tapfs.fuse import control, engines
+from tapfs.fuse.files import FilesLayer
 from tapfs.fuse.log import log
-from tapfs.fuse.mount_table import top_mount, unmount
-from tapfs.fuse.operations import ImageOperations
+from tapfs.fuse.mount_table import is_covered, top_mount, unmount
 from tapfs.fuse.registry import MountEntry, Registry
+from tapfs.fuse.settings import PLAIN, MountSettings
 from tapfs.fuse.tree import Tree
 from tapfs.image import Image
+
+#: A small program that looks at the paths it is given; no PATH is needed to find it.
+_LOOK = (sys.executable, "-I", "-S", "-c", "import os, sys\nfor node in sys.argv[1:]: os.stat(node)")
 
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -36,6 +41,9 @@ _FLUSH_SECONDS = 5
 
 #: Tasks that read requests: those that stay, and the most there are at once.
 _IDLE_TASKS, _MOST_TASKS = 4, 64
+
+#: For how long the kernel may keep a disk whose file system has been unmounted (others look at loop devices, too).
+_RELEASE_SECONDS = 5
 
 #: For how long an answer may be on its way after the end.
 _ANSWER_SECONDS = 2
@@ -52,22 +60,36 @@ class Mount:
     tree: Tree
     entry: MountEntry
     modified_ns: int
+    engine: str = engines.AUTO
+    settings: MountSettings = PLAIN
 
 
 class Session:
     """One mount from init to the closed image. There can be one in a process."""
 
     def __init__(self, mount: Mount, registry: Registry) -> None:
+        self._mount = mount
         self._image = mount.image
         self._entry = mount.entry
         self._mountpoint = mount.entry.mountpoint
         self._registry = registry
-        self._operations_of = partial(ImageOperations, mount.image, mount.tree, modified_ns=mount.modified_ns)
+        self._files: FilesLayer | None = None
+        if mount.settings.files is not None:
+            self._mountpoint = str(registry.hidden_directory(mount.entry.pid))
+            self._files = FilesLayer(
+                mount.settings.files,
+                mount.settings,
+                mount.entry.mountpoint,
+                self._mountpoint,
+                writable=mount.image.writable,
+            )
+        self._attachment = engines.Attachment(None)
         self._device = ""
         self._serving = False
         self._failure: ImageError | None = None
         self._ending = trio.Lock()
         self._ended = trio.Event()
+        self._watching = trio.CancelScope()
 
     def run(self, ready: Callable[[], None]) -> None:
         """Mount, call `ready` once the mount answers, serve until it ends.
@@ -80,26 +102,26 @@ class Session:
             except BaseException:
                 with suppress(ImageError):
                     self._image.close()
+                self._registry.remove(self._entry.pid)
                 raise
             trio.run(self._main, ready)
         if self._failure is not None:
             raise self._failure
 
     def _attach(self) -> None:
-        """Mount, and enter it in the registry."""
-        options = {"default_permissions", "subtype=tapfs", f"fsname={_source_name(self._entry.image)}"}
-        if not self._image.writable:
-            options.add("ro")
-        with _captured_stderr() as said:
-            try:
-                pyfuse3.init(self._operations_of(), self._mountpoint, options)
-            except RuntimeError as error:
-                raise ImageError(
-                    _kind_of_failure(said()),
-                    f"cannot mount: {said() or error}",
-                    path=self._mountpoint,
-                    op="mount",
-                ) from error
+        """Mount."""
+        if self._files is not None:
+            self._registry.add(self._entry)  # first, so that what a kill leaves is found
+            os.mkdir(self._mountpoint, 0o700)
+        self._attachment = engines.attach(
+            self._image,
+            self._mount.tree,
+            self._mountpoint,
+            choice=self._mount.engine,
+            source=self._entry.image,
+            modified_ns=self._mount.modified_ns,
+            settings=self._mount.settings if self._files is None else PLAIN,
+        )
         mount = top_mount(self._mountpoint)
         self._device = "" if mount is None else mount.device
 
@@ -121,10 +143,12 @@ class Session:
         try:
             self._registry.add(self._entry)
             listener = control.listen(self._registry.directory, self._registry.socket_name(self._entry.pid))
-            services.start_soon(control.serve, listener, self._unmount_for_asker, conversations)
+            answers = control.Answers(self._unmount_for_asker, self._status)
+            services.start_soon(control.serve, listener, answers, conversations)
             await services.start(self._obey_signals)
             services.start_soon(self._flush_now_and_then)
             services.start_soon(self._announce, ready)
+            services.start_soon(self._watch_engine)
             self._serving = True
             await pyfuse3.main(min_tasks=_IDLE_TASKS, max_tasks=_MOST_TASKS)
         except ImageError as error:
@@ -138,13 +162,37 @@ class Session:
     async def _announce(self, ready: Callable[[], None]) -> None:
         """See that the mount answers, tune it, and say so."""
         try:
-            for node in ("disk", "info.json"):
-                await trio.to_thread.run_sync(os.stat, os.path.join(self._mountpoint, node))
+            # In a process of its own: a thread of ours that waits for us would outlive a kill of us.
+            nodes = [os.path.join(self._mountpoint, node) for node in ("disk", "info.json")]
+            await trio.run_process([*_LOOK, *nodes], capture_stdout=True, capture_stderr=True)
             await trio.to_thread.run_sync(_set_read_ahead, self._device)
+            self._attachment.require(self._mount.engine, self._mountpoint)
+            # What there is to know of the engine is known only now.
+            self._entry = replace(self._entry, engine=self._attachment.name)
+            if self._files is not None:
+                await self._files.attach()
+                self._entry = replace(self._entry, file_system=self._files.type, device=self._files.device)
+                # Only the file system above keeps our mount from now on; with it goes ours.
+                await trio.to_thread.run_sync(partial(unmount, self._mountpoint, lazy=True))
+                os.rmdir(self._mountpoint)
+            self._registry.add(self._entry)
             ready()
         except OSError as error:
             self._fail(from_os_error(error, path=self._mountpoint, op="reach the new mount"))
             await self._end()
+        except subprocess.CalledProcessError:
+            self._fail(ImageError(ErrorKind.IO, "the new mount does not answer", path=self._mountpoint, op="mount"))
+            await self._end()
+        except ImageError as error:
+            self._fail(error)
+            await self._end()
+
+    async def _watch_engine(self) -> None:
+        """With native threads it is they who learn of the unmounting."""
+        if self._attachment.native is not None:
+            with self._watching:
+                await self._attachment.native.wait_ended()
+                self._stop_serving()
 
     async def _obey_signals(self, task_status: trio.TaskStatus[None]) -> None:
         """End on a signal; one that the process was started to ignore stays ignored."""
@@ -178,14 +226,29 @@ class Session:
         await self._ended.wait()
         return control.Answer(unmounted=True, error=self._failure)
 
+    def _status(self) -> dict[str, object]:
+        """What `tapfs list` asks for; the engine does not see what the kernel passes through by itself."""
+        if self._attachment.name == engines.PASSTHROUGH:
+            return {}
+        counted = self._image.statistics()
+        return {"bytes_read": counted.bytes_read, "bytes_written": counted.bytes_written}
+
     async def _leave(self, *, force: bool) -> None:
         """Flush and unmount, and end the main loop. Raises ImageError if the mount stays."""
+        if not force:
+            self._require_uncovered()
         try:
             await trio.to_thread.run_sync(self._image.flush)
         except ImageError as error:
             if not force:
                 raise
             self._fail(error)
+        if self._files is not None:
+            if not await self._files.detach(force=force):
+                log.warning("%s is in use; its users get errors from now on", self._entry.mountpoint)
+            elif not self._is_mounted():
+                with trio.move_on_after(_RELEASE_SECONDS):
+                    await self._ended.wait()
         if self._is_mounted():
             try:
                 await trio.to_thread.run_sync(unmount, self._mountpoint)
@@ -218,13 +281,33 @@ class Session:
                 await trio.to_thread.run_sync(partial(unmount, self._mountpoint, lazy=True))
         except ImageError as error:
             self._fail(error)
+        self._watching.cancel()
         pyfuse3.close(unmount=False)
+        if self._attachment.native is not None:
+            await trio.to_thread.run_sync(self._attachment.native.stop)
+        try:
+            if self._files is not None:
+                await self._files.put_away()
+        except ImageError as error:
+            self._fail(error)
         try:
             await trio.to_thread.run_sync(self._image.close)
         except ImageError as error:
             self._fail(error)
         self._registry.remove(self._entry.pid)
         self._ended.set()
+
+    def _require_uncovered(self) -> None:
+        """Raise ImageError(locked) if something was mounted over ours: it could not be unmounted, only lost."""
+        device = self._device if self._files is None else self._files.device
+        if is_covered(self._entry.mountpoint, device):
+            raise ImageError(
+                ErrorKind.LOCKED,
+                "another file system is mounted over it",
+                path=self._entry.mountpoint,
+                op="unmount",
+                remedy="unmount that one first",
+            )
 
     def _is_mounted(self) -> bool:
         """Whether our file system, not another above it, is at the mount point."""
@@ -235,12 +318,6 @@ class Session:
         log.error("%s: %s", self._mountpoint, error)
         if self._failure is None:
             self._failure = error
-
-
-def _kind_of_failure(said: str) -> ErrorKind:
-    """The kind of a refusal: libfuse says only in words why it did not mount."""
-    refused = any(words in said for words in ("ermission denied", "not permitted", "no write access"))
-    return ErrorKind.DENIED if refused else ErrorKind.IO
 
 
 def _set_read_ahead(device: str) -> None:
@@ -257,29 +334,3 @@ def _signals_held() -> Generator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-
-@contextmanager
-def _captured_stderr() -> Generator[Callable[[], str]]:
-    """Catch what libfuse and fusermount3 write to stderr; the result gives it as one line."""
-    with tempfile.TemporaryFile() as caught:
-
-        def said() -> str:
-            caught.seek(0)
-            lines = caught.read().decode(errors="backslashreplace").split("\n")
-            return "; ".join(line.strip() for line in lines if line.strip())
-
-        saved = os.dup(2)
-        try:
-            os.dup2(caught.fileno(), 2)
-            try:
-                yield said
-            finally:
-                os.dup2(saved, 2)
-        finally:
-            os.close(saved)
-
-
-def _source_name(image: str) -> str:
-    """The image's name for the mount table, in what a mount option can hold."""
-    return "".join(c if c.isascii() and c.isprintable() and c not in ",\\" else "?" for c in image)

@@ -7,8 +7,10 @@ nodes beside pyfuse3 needs only this table.
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+
+from tapfs.partitions.table import Partition
 
 ROOT_INODE = 1
 
@@ -90,13 +92,27 @@ class Tree:
         if directory is not None:
             yield from (self._nodes[child] for child in directory.children.values())
 
+    def nodes(self) -> Iterator[Node]:
+        """All nodes, by inode."""
+        return iter(self._nodes.values())
+
     def __len__(self) -> int:
         return len(self._nodes)
 
 
-def image_tree(size: int, *, writable: bool, information: Callable[[], bytes]) -> Tree:
-    """The tree of an image: `disk`, its flat contents of `size` bytes, and `info.json`."""
+def image_tree(
+    size: int, *, writable: bool, information: Callable[[], bytes], partitions: Iterable[Partition] = ()
+) -> Tree:
+    """The tree of an image: `disk`, its flat contents of `size` bytes, `part1` and so on, and `info.json`.
+
+    The partitions are those of the start: what a guest makes of its table later shows in the next
+    mount. An extended partition has no node, the logical ones in it have.
+    """
     tree = Tree()
-    tree.add(ROOT_INODE, b"disk", 0o600 if writable else 0o400, Window(0, size))
+    permissions = 0o600 if writable else 0o400
+    tree.add(ROOT_INODE, b"disk", permissions, Window(0, size))
+    for partition in partitions:
+        if not partition.container:
+            tree.add(ROOT_INODE, b"part%d" % partition.number, permissions, Window(partition.start, partition.size))
     tree.add(ROOT_INODE, b"info.json", 0o444, Document(information))
     return tree

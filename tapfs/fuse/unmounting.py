@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-from contextlib import suppress
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.fuse import control
@@ -23,6 +22,8 @@ def unmount_image(path: str, *, force: bool) -> str | None:
     entry = registry.find(mountpoint)
     if entry is not None and entry.alive and _ask(registry, entry, force=force):
         return None
+    if entry is not None and entry.shows == "files":
+        return _clean_up(registry, entry, mountpoint)
     mount = top_mount(mountpoint)
     if mount is None or mount.type != FILE_SYSTEM_TYPE:
         registry.entries()  # drops what the dead left
@@ -72,7 +73,7 @@ def _wait_for_end(process: int) -> None:
 
 def _clean_up(registry: Registry, entry: MountEntry | None, mountpoint: str) -> str:
     """Take away what a killed process left."""
-    with suppress(FileNotFoundError):
+    if entry is None or entry.mounted:
         unmount(mountpoint, lazy=True)
     registry.entries()  # drops the entry with the mount
     if entry is None:

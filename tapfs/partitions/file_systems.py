@@ -7,14 +7,13 @@ of blkid, so that what `tapfs info` shows is what the host would say.
 from __future__ import annotations
 
 import struct
-import uuid
 import zlib
 from collections.abc import Callable
 from itertools import pairwise
 
 from tapfs.partitions.fat import exfat, ntfs, vfat
 from tapfs.partitions.reader import Reader
-from tapfs.partitions.table import FileSystem
+from tapfs.partitions.table import FileSystem, uuid_text
 
 
 def identify(window: Reader) -> list[FileSystem]:
@@ -146,4 +145,4 @@ def _text(field: bytes) -> str | None:
 
 
 def _uuid(field: bytes) -> str | None:
-    return str(uuid.UUID(bytes=field)) if any(field) else None
+    return uuid_text(field) if any(field) else None

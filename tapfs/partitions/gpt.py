@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import struct
-import uuid
 import zlib
 from dataclasses import dataclass
 
 from tapfs.partitions.reader import Reader
-from tapfs.partitions.table import Partition, PartitionTable
+from tapfs.partitions.table import Partition, PartitionTable, uuid_text
 from tapfs.partitions.type_names import GPT_TYPES
 
 #: Logical sector sizes there are; the header stands in the second sector, so it tells.
@@ -111,4 +110,4 @@ def _name(field: bytes) -> str | None:
 
 def _guid(field: bytes) -> str:
     """As it is written: the first three groups are little-endian."""
-    return str(uuid.UUID(bytes_le=field))
+    return uuid_text(field[3::-1] + field[5:3:-1] + field[7:5:-1] + field[8:])

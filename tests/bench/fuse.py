@@ -90,6 +90,11 @@ def make_images(work: Path, size_mib: int) -> dict[str, Path]:
     return {"raw": raw, "qcow": qcow}
 
 
+def disk_size(work: Path) -> int:
+    """Bytes of the disks that `make_images` made."""
+    return (work / "full.raw").stat().st_size
+
+
 def measure(
     work: Path, images: dict[str, Path], only: str | None, rounds: int, seconds: int
 ) -> list[dict[str, object]]:
@@ -117,7 +122,7 @@ def measure(
 
 
 def _one(job: FioJob, contender: Contender, image: Path, image_format: str, work: Path, seconds: int) -> float:
-    size = image.stat().st_size // MIB * MIB
+    size = disk_size(work)
     target = image
     if job.allocating:
         size = 256 * MIB
@@ -126,8 +131,6 @@ def _one(job: FioJob, contender: Contender, image: Path, image_format: str, work
         subprocess.run(["qemu-img", "create", "-q", "-f", image_format, str(target), str(size)], check=True)
     folder = work / "mount"
     with served(contender, target, image_format, folder) as disk:
-        if not job.allocating:
-            size = min(size, 1 << 30)
         value = run_fio(job, disk, size, seconds)
     shutil.rmtree(folder)
     return value

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from tests.conftest import Ran
 class Mounts:
     """`tapfs mount` and `umount` with a runtime directory and mount points of one test."""
 
-    def __init__(self, folder: Path, command: list[str]) -> None:
+    def __init__(self, folder: Path, command: list[str], engine: str) -> None:
+        self.engine = engine
         self.folder = folder
         self.command = command
         self.runtime = folder / "runtime"
@@ -30,7 +31,7 @@ class Mounts:
     def run(self, *words: object, cwd: Path | None = None) -> Ran:
         """Any tapfs command."""
         done = subprocess.run(
-            [*self.command, *map(str, words)],
+            [*self.command, *self._with_engine(words)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -40,6 +41,13 @@ class Mounts:
             env=self.environment,
         )
         return Ran(done.returncode, done.stdout, done.stderr)
+
+    def _with_engine(self, words: Sequence[object]) -> list[str]:
+        """The words of a command; `mount` serves by the engine under test unless they name one."""
+        command = [str(word) for word in words]
+        if command[0] == "mount" and "--engine" not in command:
+            command[1:1] = ["--engine", self.engine]
+        return command
 
     def directory(self) -> Path:
         """A new empty mount point."""
@@ -62,7 +70,7 @@ class Mounts:
     def foreground(self, image: Path, directory: Path, *options: object) -> subprocess.Popen[str]:
         """`tapfs mount --foreground`, once it is ready."""
         process = subprocess.Popen(
-            [*self.command, "mount", "--foreground", *map(str, options), str(image), str(directory)],
+            [*self.command, *self._with_engine(("mount", "--foreground", *options, image, directory))],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -95,10 +103,13 @@ class Mounts:
             os.kill(pid, signal.SIGKILL)
 
 
-@pytest.fixture
-def mounts(tmp_path: Path, tapfs_command: list[str]) -> Iterator[Mounts]:
-    """Mounts of one test; it fails if a mount, a process or a file in the runtime directory is left."""
-    all_mounts = Mounts(tmp_path, tapfs_command)
+@pytest.fixture(params=["native", "pyfuse3"])
+def mounts(request: pytest.FixtureRequest, tmp_path: Path, tapfs_command: list[str]) -> Iterator[Mounts]:
+    """Mounts of one test, which runs once for each engine.
+
+    It fails if a mount, a process or a file in the runtime directory is left.
+    """
+    all_mounts = Mounts(tmp_path, tapfs_command, request.param)
     yield all_mounts
     try:
         wait_for(lambda: not all_mounts.processes(), patience=5)

@@ -21,7 +21,7 @@ _CONTEXT = cast("pyfuse3.RequestContext", None)
 class FakeImage:
     """An image of 16 KiB whose bytes are their offsets' low bits, with errors on demand."""
 
-    size = 16384
+    size = allocated_bytes = 16384
     writable = True
 
     def __init__(self) -> None:

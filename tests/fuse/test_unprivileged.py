@@ -24,7 +24,7 @@ _SCRIPT = """
 set -e
 cd {home}
 tapfs() {{ {python} -m tapfs.cli "$@"; }}
-tapfs mount -f raw --rw image.raw dir
+tapfs mount --engine {engine} -f raw --rw image.raw dir
 test "$(stat -c %U:%a dir/disk)" = "$(id -un):600"
 cmp dir/disk image.raw
 printf changed | dd of=dir/disk conv=notrunc,fsync status=none
@@ -38,13 +38,13 @@ wait $user || true
 tapfs umount dir
 cmp -n 7 image.raw <(printf changed)
 test -z "$(ls dir)"
-tapfs mount image.raw dir
+tapfs mount --engine {engine} image.raw dir
 kill -9 $(tapfs list | sed -n '$s/.* //p')
 until tapfs list | grep -q dead; do :; done
 tapfs umount dir 2>&1 | grep -q 'had died; cleaned up'
-tapfs mount image.raw / 2> refused || echo "refused: $?"
+tapfs mount --engine {engine} image.raw / 2> refused || echo "refused: $?"
 mkdir locked; chmod 0500 locked
-tapfs mount image.raw locked 2> refused || echo "locked: $?"
+tapfs mount --engine {engine} image.raw locked 2> refused || echo "locked: $?"
 grep -q 'no write access' refused
 test "$(wc -l < refused)" = 1
 test -z "$(ls {home}/runtime/tapfs)"
@@ -69,18 +69,73 @@ def home(root: None) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def test_ordinary_user(home: Path) -> None:
-    script = _SCRIPT.format(home=home, python=sys.executable)
+_FILES = """
+set -e
+cd {home}
+tapfs() {{ {python} -m tapfs.cli "$@"; }}
+mkdir content; echo hello > content/text
+truncate -s 16M files.raw
+mkfs.ext4 -q -F -d content files.raw
+tapfs mount --files files.raw dir
+cat dir/text
+tapfs list | grep -c files
+tapfs umount dir
+tapfs mount --files --rw -f raw files.raw dir
+echo more > dir/more
+tapfs umount dir
+e2fsck -fn files.raw > /dev/null 2>&1
+tapfs mount --files files.raw dir
+cat dir/more
+kill -9 $(tapfs list | sed -n 's/ *$//; 2s/.* //p')
+until tapfs list | grep -q dead; do :; done
+tapfs umount dir 2>&1 | grep -q 'had died; cleaned up'
+until ! pgrep fuse2fs > /dev/null; do :; done
+tapfs mount --files --temp files.raw dir
+fusermount3 -u dir
+until ! pgrep -f 'tapfs[.]cli mount' > /dev/null; do :; done
+truncate -s 320M xfs.raw; mkfs.xfs -q xfs.raw
+tapfs mount --files xfs.raw dir 2> refused || echo "refused: $?"
+grep -q 'only root has the kernel mount one' refused
+tapfs mount -o allow_other image.raw dir 2> refused || echo "refused: $?"
+grep -q 'user_allow_other' refused
+mkdir programs; for each in bash sh mkfs.ext4 fusermount3 ls grep; do ln -s "$(command -v $each)" programs/; done
+PATH={home}/programs tapfs mount --files files.raw dir 2> refused || echo "refused: $?"
+grep -q 'needs fuse2fs; apt install fuse2fs' refused
+test -z "$(ls dir)"
+test -z "$(ls {home}/runtime/tapfs)"
+echo all
+"""
+
+
+@pytest.mark.parametrize("engine", ["auto", "native", "pyfuse3"])
+def test_ordinary_user(home: Path, engine: str) -> None:
+    done = run_as_user(home, _SCRIPT.format(home=home, python=sys.executable, engine=engine))
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert f"{home}/image.raw  {home}/dir" in lines[1]
+    assert lines[2:] == ["busy: 15", "refused: 18", "locked: 19", "all"]
+    assert done.returncode == 0
+
+
+def test_files_by_fuse2fs(home: Path) -> None:
+    done = run_as_user(home, _FILES.format(home=home, python=sys.executable))
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["hello", "1", "more", "refused: 12", "refused: 19", "refused: 12", "all"]
+    assert done.returncode == 0
+
+
+def run_as_user(home: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """Run a script as another user, with processes and mounts of his own."""
     # The interpreter may lie below a home directory that only root can enter: reading is allowed, no more.
     user = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"]
     user += ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
     namespace = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "--propagation", "private"]
-    done = subprocess.run(
+    return subprocess.run(
         [*namespace, "bash", "-c", _ENTER, "enter", home / "fuse", *user, "bash", "-c", script],
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=60,
         env={
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(REPOSITORY),
@@ -88,8 +143,3 @@ def test_ordinary_user(home: Path) -> None:
             "XDG_RUNTIME_DIR": str(home / "runtime"),
         },
     )
-    assert done.stderr == ""
-    lines = done.stdout.splitlines()
-    assert f"{home}/image.raw  {home}/dir" in lines[1]
-    assert lines[2:] == ["busy: 15", "refused: 18", "locked: 19", "all"]
-    assert done.returncode == 0

@@ -23,7 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 import tapfs
 from tapfs import NewImage, shared_ram
 
-SIZE = 5 * 1024 * 1024 + 512
+SIZE = 5 * 1024 * 1024 + 2560
 PARENT_SIZE = SIZE - 3 * 1024 * 1024 - 1000
 
 #: name: (format, -o options, over a parent, password)
@@ -48,7 +48,11 @@ short_ranges = st.tuples(st.integers(0, SIZE), st.integers(0, 9000)).map(
 aligned_ranges = st.tuples(st.integers(0, SIZE // 4096), st.integers(0, 300)).map(
     lambda pair: (pair[0] * 4096, min(pair[1] * 4096, SIZE - pair[0] * 4096))
 )
-any_range = st.one_of(short_ranges, aligned_ranges, ranges)
+#: In and around the last granule, which the end of the disk cuts.
+last_ranges = st.tuples(st.integers(SIZE - 5000, SIZE), st.sampled_from((0, 1, 512, 5000))).map(
+    lambda pair: (pair[0], min(pair[1], SIZE - pair[0]))
+)
+any_range = st.one_of(short_ranges, aligned_ranges, ranges, last_ranges)
 
 
 class ImageModel(RuleBasedStateMachine):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError, NewImage, create
+from tapfs.driver import Operation, WritableDriver
 
 SIZE = 4 << 20
 
@@ -85,6 +88,65 @@ def test_threads_that_allocate_the_same_granules_lose_nothing(tmp_path: Path) ->
     with tapfs.open(path) as disk:
         assert disk.read(0, len(expected)) == expected
     assert tapfs.check(path).leaks == tapfs.check(path).corruptions == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"blktap": "on"}, {"cluster_size": "65536"}])
+@pytest.mark.parametrize("change", ["write_zeroes", "discard"])
+@pytest.mark.parametrize("where", [(9728, 512), (10240, 0), (9216, 1024)])
+def test_a_change_at_the_end_of_the_disk_stays_in_its_range(
+    tmp_path: Path, options: dict[str, str], change: str, where: tuple[int, int]
+) -> None:
+    path = tmp_path / "a"
+    tapfs.create_image(str(path), NewImage("qcow", 10240, options=options))
+    with tapfs.open(path, writable=True) as disk:
+        disk.write(0, b"A" * 10240)
+        getattr(disk, change)(*where)
+        assert disk.read(0, where[0]) == b"A" * where[0]
+
+
+def test_an_allocation_that_fails_does_not_take_what_was_written_with_it(tmp_path: Path) -> None:
+    path = qcow(tmp_path / "a", size=64 << 20)
+    script = f"""
+import resource, signal, tapfs
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+with tapfs.open({str(path)!r}, writable=True) as disk:
+    disk.write(0, b"A" * 65536)
+    try:
+        disk.write(1 << 20, b"B" * (1 << 20))
+    except tapfs.ImageError as error:
+        assert error.kind == "no_space", error
+    else:
+        raise AssertionError("there was room")
+    disk.flush()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    with tapfs.open(path) as disk:
+        assert disk.read(0, 65536) == b"A" * 65536
+        assert not any(disk.read(1 << 20, 1 << 20))
+    assert tapfs.check(path).corruptions == 0
+
+
+def test_one_writer_at_a_time_in_a_new_extent_of_blktap(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    tapfs.create_image(str(path), NewImage("qcow", SIZE, options={"blktap": "on"}))
+    with tapfs.open(path, writable=True) as disk:
+        driver = disk._top.driver
+        assert isinstance(driver, WritableDriver)
+        reservation = driver.reserve(4096, 4096, Operation.WRITE)
+        assert (reservation.offset, reservation.end) == (0, 2 << 20)
+        driver.abort(reservation)
+
+
+def test_a_file_that_comes_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with pytest.raises(ImageError) as raised, create.new_image(str(path), NewImage("qcow", SIZE)):
+        path.write_bytes(b"somebody's")
+    assert raised.value.kind is ErrorKind.EXISTS
+    assert path.read_bytes() == b"somebody's"
+    path.write_bytes(b"")
+    qcow(path)
+    assert os.listdir(tmp_path) == ["a"]
 
 
 def test_a_chain_of_three_needs_its_formats_named(tmp_path: Path) -> None:

@@ -74,6 +74,14 @@ def test_the_core_below_the_engine_does_not_import_it(name: str) -> None:
     assert not {found for found in imports(ROOT / "tapfs" / f"{name}.py") if found.startswith("tapfs.kernel")}
 
 
+def test_partitions_are_pure() -> None:
+    for path in python_files("tapfs/partitions"):
+        found = imports(path)
+        ours = {name for name in found if name.split(".")[0] == "tapfs" and not name.startswith("tapfs.partitions")}
+        assert ours <= {"tapfs.errors"}, path
+        assert not {name.split(".")[0] for name in found} & BANNED_IN_DRIVERS, path
+
+
 @pytest.mark.parametrize("folder", ["tapfs/fuse", "tapfs/cli"])
 def test_front_ends_know_no_format(folder: str) -> None:
     for path in python_files(folder):

@@ -1,0 +1,177 @@
+"""The engine's FUSE server as Python sees it: native threads between /dev/fuse and a pyfuse3 session.
+
+They answer the requests of data nodes. What needs a driver is parked; a thread of the owner
+waits for it in `next_parked`, serves it, and answers through the :class:`ParkedRequest`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from tapfs.errors import from_os_error
+from tapfs.kernel._engine import ffi, lib
+from tapfs.kernel.engine import EngineDisk, Outcome
+
+if TYPE_CHECKING:
+    from tapfs.kernel._engine import CData
+
+
+class Request(IntEnum):
+    """What a parked request wants, as in fuse_server.h."""
+
+    READ = 0
+    WRITE = 1
+    SYNC = 2
+    ZERO = 3
+    SEEK_DATA = 4
+    SEEK_HOLE = 5
+
+
+class Queue(IntEnum):
+    """Which requests a thread takes: reads and writes, or those that wait for the host's disk."""
+
+    MOVES = 0
+    OTHERS = 1
+
+
+class ServerStatistics(NamedTuple):
+    """Requests since the start: answered through the engine, parked on the way, passed to the session."""
+
+    reads: int
+    writes: int
+    parked: int
+    forwarded: int
+
+
+class ParkedRequest:
+    """A request that waits for the thread that took it; `resume` or `complete` must end it.
+
+    Bytes ``[offset, offset + length)`` of the disk are what is left of it.
+    """
+
+    def __init__(self, server: CData, disk: EngineDisk, parked: CData) -> None:
+        self._server = server
+        self._disk = disk
+        self._parked = parked
+        self._answered = False
+        self.request = Request(parked.request)
+
+    @property
+    def offset(self) -> int:
+        """The first byte of the disk that is left to do."""
+        offset: int = self._parked.offset
+        return offset
+
+    @property
+    def length(self) -> int:
+        """Bytes that are left to do."""
+        length: int = self._parked.length
+        return length
+
+    @property
+    def data(self) -> memoryview:
+        """What a WRITE has left to write; valid until the request is completed."""
+        return memoryview(ffi.buffer(self._parked.data, self._parked.length))
+
+    def outcome(self) -> Outcome:
+        """What a READ or WRITE lacks. Raises the ImageError that it met instead."""
+        return self._disk.finished(self._parked.outcome)
+
+    def resume(self) -> bool:
+        """Try a READ or WRITE again in this thread; whether it has been answered now."""
+        self._answered = lib.tapfs_fuse_resume(self._server, self._parked.ticket, self._parked) == 0
+        return self._answered
+
+    def complete(self, found: int = 0) -> None:
+        """Answer with success; `found` is the offset in the disk that a SEEK has found."""
+        self._complete(0, found)
+
+    def fail(self, number: int) -> None:
+        """Answer with an errno, unless it has been answered."""
+        self._complete(number or errno.EIO, 0)
+
+    def _complete(self, number: int, found: int) -> None:
+        if not self._answered:
+            self._answered = True
+            lib.tapfs_fuse_complete(self._server, self._parked.ticket, number, found)
+
+
+class FuseServer:
+    """Serves windows of an engine disk on a FUSE connection.
+
+    Takes over `connection`, a descriptor of /dev/fuse that is mounted, and `session`, one end of
+    a stream socket pair whose other end pyfuse3 was given as ``/dev/fd/N``. The disk must stay
+    open until `close`. Raises ImageError(io); the descriptors are still the caller's then.
+    """
+
+    def __init__(self, connection: int, session: int, disk: EngineDisk) -> None:
+        self._disk = disk
+        server = lib.tapfs_fuse_new(connection, session, disk.handle)
+        if server == ffi.NULL:
+            raise from_os_error(OSError(ffi.errno, ""), path=None, op="start the FUSE server")
+        self._server: CData | None = ffi.gc(server, lib.tapfs_fuse_free)
+
+    @property
+    def _handle(self) -> CData:
+        if self._server is None:
+            raise ValueError("the server is closed")
+        return self._server
+
+    def add_node(self, inode: int, start: int, size: int, *, writable: bool, backing: int | None = None) -> None:
+        """Serve ``[start, start + size)`` of the disk as a file; before `start`.
+
+        `backing`: a descriptor of a regular file that is this node byte for byte; the kernel is
+        asked to read and write it by itself (passthrough).
+        """
+        result = lib.tapfs_fuse_add_node(self._handle, inode, start, size, writable, -1 if backing is None else backing)
+        self._check(result, "serve a node")
+
+    def start(self, threads: int) -> None:
+        """Start answering. Raises ImageError(io); only `close` may follow then."""
+        self._check(lib.tapfs_fuse_start(self._handle, threads), "start the FUSE server")
+
+    @property
+    def ended_descriptor(self) -> int:
+        """Becomes readable when the kernel or the session has ended the connection."""
+        return lib.tapfs_fuse_ended_fd(self._handle)
+
+    @property
+    def passthrough_nodes(self) -> int:
+        """How many nodes the kernel serves by itself; known once the mount has answered."""
+        return lib.tapfs_fuse_passthrough_nodes(self._handle)
+
+    @property
+    def last_write_ns(self) -> int:
+        """When the last write ended, in nanoseconds since 1970; 0 if there was none."""
+        return lib.tapfs_fuse_last_write(self._handle)
+
+    def next_parked(self, queue: Queue) -> ParkedRequest | None:
+        """Wait for a parked request; None when the server is being stopped. From any thread."""
+        parked = ffi.new("tapfs_fuse_parked *")
+        if lib.tapfs_fuse_next_parked(self._handle, queue, parked) == 0:
+            return None
+        return ParkedRequest(self._handle, self._disk, parked)
+
+    def statistics(self) -> ServerStatistics:
+        """The counters now."""
+        counters = ffi.new("tapfs_fuse_statistics *")
+        lib.tapfs_fuse_counters(self._handle, counters)
+        return ServerStatistics(counters.reads, counters.writes, counters.parked, counters.forwarded)
+
+    def stop(self) -> None:
+        """End the native threads; requests that nobody has taken fail with EIO."""
+        lib.tapfs_fuse_stop(self._handle)
+
+    def close(self) -> None:
+        """End the connection and free everything. No parked request may be in anybody's hands."""
+        if self._server is not None:
+            ffi.release(self._server)
+            self._server = None
+
+    @staticmethod
+    def _check(result: int, op: str) -> None:
+        if result < 0:
+            raise from_os_error(OSError(-result, os.strerror(-result)), path=None, op=op)

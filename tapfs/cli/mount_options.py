@@ -1,0 +1,94 @@
+"""The mount options of `tapfs mount -o` and of fstab lines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tapfs.cli.parser import UsageError, parse_options
+
+if TYPE_CHECKING:
+    from tapfs.fuse.settings import MountSettings
+
+#: What may be said with `-o`, and with what kind of value.
+_FLAGS = ("allow_other", "suid", "dev", "noexec")
+_NUMBERS = {"uid": 10, "gid": 10, "umask": 8}
+
+#: Options of `tapfs mount` that an fstab line may have, by their names there. True: they take a value.
+_LONG = {
+    "backing": True,
+    "backing_format": True,
+    "backing_root": True,
+    "direct": False,
+    "engine": True,
+    "files": False,
+    "force_share": False,
+    "format": True,
+    "key_file": True,
+    "overlay": True,
+    "partition": True,
+    "temp": False,
+}
+
+#: Generic options: they are for mount(8), systemd and the like, or are true of every mount of ours.
+_GENERIC = {
+    *("defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "fail", "nofail", "_netdev"),
+    *("exec", "nosuid", "nodev", "async", "sync", "dirsync", "atime", "noatime", "diratime", "nodiratime"),
+    *("relatime", "norelatime", "strictatime", "nostrictatime", "lazytime", "nolazytime", "iversion", "noiversion"),
+    *("mand", "nomand", "silent", "loud", "subtype", "fsname", "comment"),
+}
+
+
+def settings_of(texts: list[str], program: str, *, files: bool) -> MountSettings:
+    """What `-o` options say of a mount of the disk or of the files in there. Raises UsageError."""
+    from tapfs.fuse.settings import MountSettings
+
+    flags: set[str] = set()
+    numbers: dict[str, int] = {}
+    for name, value in parse_options(texts, program).items():
+        if name in _FLAGS and value == "on":
+            flags.add(name)
+        elif name in _NUMBERS:
+            numbers[name] = _number(name, value, program)
+        else:
+            known = ", ".join([*_FLAGS, *(f"{each}=" for each in _NUMBERS)])
+            raise UsageError(f"no such mount option: {name!r} (there are {known})", program)
+    if not files and flags & {"suid", "dev"}:
+        raise UsageError("suid and dev are for --files: the disk itself has no such files", program)
+    return MountSettings(
+        allow_other="allow_other" in flags,
+        uid=numbers.get("uid"),
+        gid=numbers.get("gid"),
+        umask=numbers.get("umask"),
+        flags=frozenset(flags - {"allow_other"}),
+    )
+
+
+def words_for(options: str, program: str) -> list[str]:
+    """The words of `tapfs mount` for the options of an fstab line. Raises UsageError."""
+    words: list[str] = []
+    passed_on: list[str] = []
+    writable = False
+    for option in filter(None, options.split(",")):
+        name, equals, value = option.partition("=")
+        if option in {"ro", "rw"}:
+            writable = option == "rw"  # the last one counts
+        elif name in _LONG:
+            if _LONG[name] != bool(equals):
+                raise UsageError(f"{name} {'needs a' if _LONG[name] else 'takes no'} value", program)
+            words.append("--" + name.replace("_", "-") + (f"={value}" if equals else ""))
+        elif name in _FLAGS or name in _NUMBERS:
+            passed_on.append(option)
+        elif name not in _GENERIC and not name.startswith(("x-", "X-")):
+            raise UsageError(f"no such mount option: {option!r}", program)
+    return [*words, *(["--rw"] if writable else []), *(["-o", ",".join(passed_on)] if passed_on else [])]
+
+
+def _number(name: str, text: str, program: str) -> int:
+    try:
+        number = int(text, _NUMBERS[name])
+    except ValueError:
+        number = -1
+    most = 0o777 if name == "umask" else 0xFFFFFFFE
+    if not 0 <= number <= most:
+        raise UsageError(f"{name}={text}: not {'an octal number up to 777' if name == 'umask' else 'an ID'}", program)
+    return number

@@ -1,0 +1,115 @@
+"""Mounting without libfuse: a connection to the kernel that is ours to read.
+
+As root by mount(2); where that is not allowed by fusermount3, which mounts for its user and
+hands the connection over through a socket.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE
+
+_DEVICE = "/dev/fuse"
+
+_MS_RDONLY = 1
+_MS_NOSUID = 2
+_MS_NODEV = 4
+
+
+class MountOptions(NamedTuple):
+    """What the kernel is told: `source` is what the mount table names as mounted, `others` further FUSE options."""
+
+    source: str
+    read_only: bool
+    others: Sequence[str] = ("default_permissions",)
+
+
+def connect(mountpoint: str, options: MountOptions) -> int:
+    """Mount on a directory; the descriptor of the connection, to be closed by the caller.
+
+    Raises ImageError(denied, io, …). Nothing answers the mount before its first request is read.
+    """
+    if os.geteuid() == 0:
+        descriptor = _mount_directly(mountpoint, options)
+        if descriptor is not None:
+            return descriptor
+    return _mount_by_helper(mountpoint, options)
+
+
+def _mount_directly(mountpoint: str, options: MountOptions) -> int | None:
+    """By mount(2); None where this root may not."""
+    try:
+        descriptor = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise from_os_error(error, path=_DEVICE, op="open") from error
+    data = [
+        f"fd={descriptor}",
+        "rootmode=40000",
+        f"user_id={os.getuid()}",
+        f"group_id={os.getgid()}",
+        *options.others,
+    ]
+    flags = _MS_NOSUID | _MS_NODEV | (_MS_RDONLY if options.read_only else 0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    result = libc.mount(
+        options.source.encode(),
+        os.fsencode(mountpoint),
+        FILE_SYSTEM_TYPE.encode(),
+        ctypes.c_ulong(flags),
+        ",".join(data).encode(),
+    )
+    if result == 0:
+        return descriptor
+    number = ctypes.get_errno()
+    os.close(descriptor)
+    if number == errno.EPERM:
+        return None
+    raise from_os_error(OSError(number, ""), path=mountpoint, op="mount")
+
+
+def _mount_by_helper(mountpoint: str, options: MountOptions) -> int:
+    program = shutil.which("fusermount3")
+    if program is None:
+        raise ImageError(ErrorKind.DENIED, "mounting needs fusermount3", path=mountpoint, remedy="apt install fuse3")
+    words = [
+        "ro" if options.read_only else "rw",
+        "nosuid",
+        "nodev",
+        f"fsname={options.source}",
+        f"subtype={FILE_SYSTEM_TYPE.partition('.')[2]}",
+        *options.others,
+    ]
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        result = subprocess.run(
+            [program, "-o", ",".join(words), "--", mountpoint],
+            env=os.environ | {"_FUSE_COMMFD": str(theirs.fileno())},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        if result.returncode != 0:
+            said = " ".join(result.stderr.decode(errors="backslashreplace").split())
+            raise ImageError(kind_of_failure(said), f"cannot mount: {said}", path=mountpoint, op="mount")
+        ours.setblocking(False)  # it has ended: what it sent is there
+        _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
+    if not descriptors:
+        raise ImageError(ErrorKind.IO, "fusermount3 mounted, but gave no connection", path=mountpoint, op="mount")
+    os.set_inheritable(descriptors[0], False)
+    return descriptors[0]
+
+
+def kind_of_failure(said: str) -> ErrorKind:
+    """fusermount3 and libfuse tell only in words why they did not mount."""
+    refused = any(words in said for words in ("ermission denied", "not permitted", "no write access"))
+    return ErrorKind.DENIED if refused else ErrorKind.IO

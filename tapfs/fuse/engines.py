@@ -1,0 +1,138 @@
+"""Who answers the kernel: native threads of the engine beside pyfuse3, or pyfuse3 alone.
+
+`auto` takes the best that works: the kernel itself (passthrough) for a read-only disk that is a
+file byte for byte, native threads for all else, pyfuse3 where those cannot be started. What is
+asked for by name and does not work is an error. A writable disk is passed through only when that
+is asked for: the kernel then writes past the end of the disk, too, and so lengthens the image.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import pyfuse3
+
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.fuse.connection import MountOptions, connect, kind_of_failure
+from tapfs.fuse.log import log
+from tapfs.fuse.mount_table import unmount
+from tapfs.fuse.native import NativeEngine
+from tapfs.fuse.operations import ImageOperations
+from tapfs.fuse.settings import MountSettings
+from tapfs.fuse.tree import Tree
+from tapfs.image import Image
+
+AUTO, NATIVE, PASSTHROUGH, PYFUSE3 = "auto", "native", "passthrough", "pyfuse3"
+
+#: What `--engine` takes.
+CHOICES = (AUTO, NATIVE, PASSTHROUGH, PYFUSE3)
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A mounted file system that waits to be served by `pyfuse3.main`."""
+
+    native: NativeEngine | None
+
+    @property
+    def name(self) -> str:
+        """The engine that serves the disk; known once the mount has answered."""
+        if self.native is None:
+            return PYFUSE3
+        return PASSTHROUGH if self.native.passthrough else NATIVE
+
+    def require(self, choice: str, mountpoint: str) -> None:
+        """Raise ImageError(unsupported) if passthrough was asked for and the kernel has refused it."""
+        if choice == PASSTHROUGH and self.name != PASSTHROUGH:
+            raise ImageError(
+                ErrorKind.UNSUPPORTED,
+                "the kernel cannot serve this disk by itself",
+                path=mountpoint,
+                op="mount",
+                remedy="it takes root, Linux 6.9 and an image that is the flat disk, in a regular file",
+            )
+
+
+def attach(
+    image: Image, tree: Tree, mountpoint: str, *, choice: str, source: str, modified_ns: int, settings: MountSettings
+) -> Attachment:
+    """Mount and make the pyfuse3 session. Raises ImageError; nothing is mounted then."""
+    name = _source_name(source)
+    if choice != PYFUSE3:
+        try:
+            return _attach_native(
+                image, tree, mountpoint, choice=choice, source=name, modified_ns=modified_ns, settings=settings
+            )
+        except ImageError as error:
+            if choice != AUTO or error.kind is ErrorKind.DENIED:
+                raise
+            log.warning("%s: served by pyfuse3 alone: %s", mountpoint, error)
+    options = {*settings.fuse_options, "subtype=tapfs", f"fsname={name}"}
+    if not image.writable:
+        options.add("ro")
+    operations = ImageOperations(image, tree, modified_ns=modified_ns, settings=settings)
+    _start_session(operations, mountpoint, mountpoint, options)
+    return Attachment(None)
+
+
+def _attach_native(
+    image: Image, tree: Tree, mountpoint: str, *, choice: str, source: str, modified_ns: int, settings: MountSettings
+) -> Attachment:
+    connection = connect(mountpoint, MountOptions(source, not image.writable, settings.fuse_options))
+    try:
+        passthrough = choice == PASSTHROUGH or (choice == AUTO and not image.writable)
+        native = NativeEngine(image, tree, connection, passthrough=passthrough)
+        try:
+            native.start()
+            operations = ImageOperations(
+                image, tree, modified_ns=modified_ns, last_write_ns=native.last_write_ns, settings=settings
+            )
+            _start_session(operations, native.session_path(), mountpoint, set())
+        except BaseException:
+            native.stop()
+            raise
+    except BaseException:
+        with suppress(ImageError):
+            unmount(mountpoint, lazy=True)
+        raise
+    return Attachment(native)
+
+
+def _start_session(operations: ImageOperations, where: str, mountpoint: str, options: set[str]) -> None:
+    with _captured_stderr() as said:
+        try:
+            pyfuse3.init(operations, where, options)
+        except RuntimeError as error:
+            raise ImageError(
+                kind_of_failure(said()), f"cannot mount: {said() or error}", path=mountpoint, op="mount"
+            ) from error
+
+
+@contextmanager
+def _captured_stderr() -> Generator[Callable[[], str]]:
+    """Catch what libfuse and fusermount3 write to stderr; the result gives it as one line."""
+    with tempfile.TemporaryFile() as caught:
+
+        def said() -> str:
+            caught.seek(0)
+            lines = caught.read().decode(errors="backslashreplace").split("\n")
+            return "; ".join(line.strip() for line in lines if line.strip())
+
+        saved = os.dup(2)
+        try:
+            os.dup2(caught.fileno(), 2)
+            try:
+                yield said
+            finally:
+                os.dup2(saved, 2)
+        finally:
+            os.close(saved)
+
+
+def _source_name(image: str) -> str:
+    """The image's name for the mount table, in what a mount option can hold."""
+    return "".join(c if c.isascii() and c.isprintable() and c not in ",\\" else "?" for c in image)

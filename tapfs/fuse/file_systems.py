@@ -1,0 +1,78 @@
+"""How each type of file system is mounted: by the kernel, or by a FUSE file system of another package.
+
+A read-only mount never needs the journal replayed: a read-only disk could not take that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+
+class KernelType(NamedTuple):
+    """The kernel's name for a type; the options for a read-only mount, and those for every mount."""
+
+    name: str
+    read_only: tuple[str, ...] = ()
+    always: tuple[str, ...] = ()
+
+
+class Program(NamedTuple):
+    """A FUSE file system. It stays in the foreground with `foreground`, so that we see it end.
+
+    `options` are for every mount, `read_only` and `writable` for those.
+    """
+
+    name: str
+    package: str
+    foreground: str
+    options: tuple[str, ...] = ()
+    read_only: tuple[str, ...] = ("ro",)
+    writable: tuple[str, ...] = ("rw",)
+
+    def command(self, node: str, mountpoint: str, *, writable: bool, more: Iterable[str]) -> list[str]:
+        """The words that start it."""
+        options = [*self.options, *(self.writable if writable else self.read_only), *more]
+        # fuseiso takes options after the names only, the others take them there, too.
+        return [self.name, node, mountpoint, self.foreground, "-o", ",".join(options)]
+
+
+# The driver of ext4 serves ext2 and ext3, too, and takes `noload` for all of them. Two copies of one
+# XFS have the same UUID, which is no reason to refuse the second.
+_EXT = KernelType("ext4", read_only=("noload",))
+_KERNEL: Mapping[str, KernelType] = {
+    "ext2": _EXT,
+    "ext3": _EXT,
+    "ext4": _EXT,
+    "xfs": KernelType("xfs", read_only=("norecovery",), always=("nouuid",)),
+    "btrfs": KernelType("btrfs", read_only=("rescue=nologreplay",)),
+    "ntfs": KernelType("ntfs3"),
+}
+
+# `fakeroot`: who may read the image may read all files in it.
+_FUSE2FS = Program("fuse2fs", "fuse2fs", "-f", ("fakeroot",), ("ro", "norecovery"))
+_PROGRAMS: Mapping[str, Program] = {
+    "ext2": _FUSE2FS,
+    "ext3": _FUSE2FS,
+    "ext4": _FUSE2FS,
+    "ntfs": Program("ntfs-3g", "ntfs-3g", "-n", ("no_detach",)),
+    "vfat": Program("fusefat", "fusefat", "-f", (), ("ro",), ("rw+",)),
+    "squashfs": Program("squashfuse", "squashfuse", "-f"),
+    "iso9660": Program("fuseiso", "fuseiso", "-f"),
+}
+
+#: Types that nobody can write.
+READ_ONLY_TYPES = frozenset({"iso9660", "squashfs", "erofs", "udf", "cramfs"})
+
+#: Types without owners of their own: uid, gid and umask are options of theirs.
+OWNERLESS_TYPES = frozenset({"vfat", "exfat", "ntfs", "ntfs3", "hfs"})
+
+
+def kernel_type(type_name: str) -> KernelType:
+    """How the kernel mounts what blkid calls `type_name`."""
+    return _KERNEL.get(type_name, KernelType(type_name))
+
+
+def program_for(type_name: str) -> Program | None:
+    """The FUSE file system for what blkid calls `type_name`, if we know one."""
+    return _PROGRAMS.get(type_name)

@@ -1,0 +1,75 @@
+"""What the user says of a mount beyond the image: whose its files are, who may look, what it shows."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.fuse.file_choice import FileSystemPlace
+
+_CONFIGURATION = "/etc/fuse.conf"
+
+#: Who lets others in means them to read.
+_SHARED_UMASK = 0o022
+
+
+@dataclass(frozen=True, slots=True)
+class MountSettings:
+    """`uid`, `gid` and `umask` are None where the user said nothing; `files`: show the files in there.
+
+    `flags` are generic mount flags (suid, dev, noexec) for a file system whose files are shown.
+    """
+
+    allow_other: bool = False
+    uid: int | None = None
+    gid: int | None = None
+    umask: int | None = None
+    files: FileSystemPlace | None = None
+    flags: frozenset[str] = frozenset()
+
+    @property
+    def fuse_options(self) -> tuple[str, ...]:
+        """What the kernel's FUSE is told: it checks the modes that the nodes show."""
+        return ("default_permissions", "allow_other") if self.allow_other else ("default_permissions",)
+
+    @property
+    def owner(self) -> tuple[int, int]:
+        """User and group that own the nodes of the tree."""
+        uid = os.getuid() if self.uid is None else self.uid
+        gid = os.getgid() if self.gid is None else self.gid
+        return uid, gid
+
+    def mode(self, mode: int) -> int:
+        """The mode of a node that says `mode` itself: `umask` decides, but nothing becomes writable that was not."""
+        umask = _SHARED_UMASK if self.umask is None and self.allow_other else self.umask
+        if umask is None:
+            return mode
+        most = 0o777 if stat.S_ISDIR(mode) else 0o666
+        if not mode & 0o222:
+            most &= 0o555
+        return stat.S_IFMT(mode) | most & ~umask
+
+    def require_permission(self) -> None:
+        """See that this user may let others in. Raises ImageError(denied)."""
+        if self.allow_other and os.geteuid() != 0 and not _users_may_allow_others():
+            raise ImageError(
+                ErrorKind.DENIED,
+                "ordinary users may not say allow_other here",
+                path=_CONFIGURATION,
+                op="mount",
+                remedy="have the administrator add the line user_allow_other",
+            )
+
+
+#: Nothing said.
+PLAIN = MountSettings()
+
+
+def _users_may_allow_others() -> bool:
+    try:
+        with open(_CONFIGURATION, encoding="utf-8", errors="replace") as file:
+            return any(line.partition("#")[0].strip() == "user_allow_other" for line in file)
+    except OSError:
+        return False

@@ -1,0 +1,387 @@
+"""`tapfs mount --files`: the file system inside, one command up, one down, nothing left whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Ran, sha256_of
+from tests.fuse.conftest import Mounts, refused, wait_for
+
+pytestmark = pytest.mark.usefixtures("root", "no_new_loop_device")
+
+MIB = 1 << 20
+
+
+def loop_devices() -> set[str]:
+    """The loop devices in use."""
+    return {path.parent.parent.name for path in Path("/sys/block").glob("loop*/loop/backing_file")}
+
+
+@pytest.fixture
+def no_new_loop_device() -> Iterator[None]:
+    """The test fails if it leaves a loop device."""
+    before = loop_devices()
+    yield
+    wait_for(lambda: loop_devices() <= before, patience=5)
+    assert loop_devices() <= before
+
+
+@pytest.fixture(scope="session")
+def content(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small tree of files. Not to be changed."""
+    folder = tmp_path_factory.mktemp("content")
+    (folder / "text").write_text("hello\n")
+    (folder / "below").mkdir()
+    (folder / "below" / "large").write_bytes(os.urandom(3 * MIB + 17))
+    return folder
+
+
+def ext4(path: Path, content: Path, size_mib: int = 24, offset: int = 0, label: str = "files") -> None:
+    """Make an ext4 with this content in a file, at a byte offset."""
+    command = ["mkfs.ext4", "-q", "-F", "-L", label, "-d", str(content), "-E", f"offset={offset},root_owner=0:0"]
+    subprocess.run([*command, str(path), f"{size_mib}M"], check=True, capture_output=True)
+
+
+@pytest.fixture
+def flat(tmp_path: Path, content: Path) -> Path:
+    """A raw disk that is an ext4."""
+    path = tmp_path / "flat.raw"
+    path.touch()
+    ext4(path, content)
+    return path
+
+
+@pytest.fixture
+def partitioned(tmp_path: Path, content: Path) -> Path:
+    """A raw disk: 1 nothing known, 2 swap, 3 ext4."""
+    path = tmp_path / "partitioned.raw"
+    with path.open("wb") as file:
+        file.truncate(64 * MIB)
+    table = (
+        "label: gpt\nstart=1MiB, size=4MiB\nstart=5MiB, size=4MiB\nstart=9MiB, size=24MiB\nstart=40MiB, size=20MiB\n"
+    )
+    subprocess.run(["sfdisk", "-q", str(path)], input=table.encode(), check=True)
+    swap = tmp_path / "swap"
+    swap.write_bytes(bytes(4 * MIB))
+    subprocess.run(["mkswap", str(swap)], check=True, capture_output=True)
+    with path.open("r+b") as file:
+        file.seek(5 * MIB)
+        file.write(swap.read_bytes())
+    swap.unlink()
+    ext4(path, content, 24, 9 * MIB)
+    return path
+
+
+def same_tree(one: Path, other: Path) -> bool:
+    """Whether all files of the first tree are in the second with the same bytes."""
+    files = [path.relative_to(one) for path in one.rglob("*") if path.is_file()]
+    return bool(files) and all((one / name).read_bytes() == (other / name).read_bytes() for name in files)
+
+
+def dirty(image: Path) -> None:
+    """Give an ext4 a journal to be replayed: its file system is copied while it is mounted and changed."""
+    copy, inside = image.with_suffix(".live"), image.with_suffix(".dir")
+    shutil.copyfile(image, copy)
+    inside.mkdir()
+    subprocess.run(["mount", "-o", "loop", copy, inside], check=True)
+    try:
+        (inside / "journalled").write_text("only in the journal\n")
+        subprocess.run(["sync", "-f", inside], check=True)
+        shutil.copyfile(copy, image)
+    finally:
+        subprocess.run(["umount", inside], check=True)
+        inside.rmdir()
+        copy.unlink()
+
+
+def test_whole_disk(mounts: Mounts, flat: Path, content: Path) -> None:
+    before = sha256_of(flat)
+    directory = mounts.mount(flat, "--files")
+    assert mounts.mounted() == [str(directory)]
+    assert same_tree(content, directory)
+    with refused(30):
+        (directory / "new").touch()
+    (entry,) = json.loads(mounts.run("list", "--json").out)["mounts"]
+    assert (entry["mountpoint"], entry["shows"], entry["file_system"], entry["partition"]) == (
+        str(directory),
+        "files",
+        "ext4",
+        None,
+    )
+    mounts.umount(directory)
+    assert mounts.left_behind() == []
+    assert sha256_of(flat) == before
+
+
+def test_the_only_partition(mounts: Mounts, partitioned: Path, content: Path) -> None:
+    directory = mounts.mount(partitioned, "--files")
+    assert same_tree(content, directory)
+    assert "files of partition 3" in mounts.run("list").out
+    mounts.umount(directory)
+
+
+@pytest.mark.parametrize("way", ["--rw", "--temp"])
+def test_writing(mounts: Mounts, partitioned: Path, content: Path, tmp_path: Path, way: str) -> None:
+    image = tmp_path / "image.qcow"
+    assert mounts.run("convert", "-O", "qcow", partitioned, image).code == 0
+    before = sha256_of(image)
+    directory = mounts.mount(image, "--files", "--partition", 3, way)
+    shutil.copytree(content, directory / "copy")
+    (directory / "text").unlink()
+    mounts.umount(directory)
+    if way == "--temp":
+        assert sha256_of(image) == before
+        return
+    assert mounts.run("check", image).code == 0
+    # Seen by others: QEMU's qcow, e2fsck.
+    subprocess.run(["qemu-img", "convert", "-f", "qcow", "-O", "raw", image, partitioned], check=True)
+    subprocess.run(["e2fsck", "-fn", f"{partitioned}?offset={9 * MIB}"], check=True, capture_output=True)
+    directory = mounts.mount(image, "--files")
+    assert same_tree(content, directory / "copy")
+    assert not (directory / "text").exists()
+    mounts.umount(directory)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("partitioned", ["--partition", "9"], 17, "no partition 9"),
+        ("partitioned", ["--partition", "2"], 12, "swap space"),
+        ("partitioned", ["--partition", "1"], 17, "no known file system"),
+        ("several", [], 17, "partition 3 (ext4 'files'), partition 4 (ext4 'other')"),
+        ("sample", [], 17, "no known file system"),
+        ("damaged", [], 2, "ext4"),
+        ("flat", ["-o", "uid=5"], 12, "owners and modes of its own"),
+    ],
+)
+def test_mounting_fails(
+    mounts: Mounts,
+    request: pytest.FixtureRequest,
+    content: Path,
+    case: tuple[str, list[str], int, str],
+) -> None:
+    name, options, code, words = case
+    image: Path = request.getfixturevalue({"several": "partitioned", "damaged": "flat"}.get(name, name))
+    if name == "several":
+        ext4(image, content, 20, 40 * MIB, "other")
+    if name == "damaged":
+        with image.open("r+b") as file:
+            file.seek(1024 + 100 * 4)
+            file.write(b"\xff" * 200)
+            file.seek(1024 + 0x58)
+            file.write(b"\xff\xff")  # an impossible inode size
+    for more in ([], ["--foreground"]):
+        failed = mounts.run("mount", *more, "--files", *options, image, mounts.directory())
+        assert failed.code == code, failed
+        assert failed.out == ""
+        assert words in failed.err.splitlines()[-1]
+        assert all(line.startswith("tapfs: ") for line in failed.err.splitlines())
+        assert "Traceback" not in failed.err
+        assert mounts.left_behind() == []
+
+
+def test_options_that_do_not_go_together(mounts: Mounts, flat: Path) -> None:
+    for options in (["--partition", "1"], ["-o", "suid"], ["-o", "nonsense"], ["-o", "umask=8"], ["-o", "uid=-1"]):
+        assert mounts.run("mount", *options, flat, mounts.directory()).code == 64
+
+
+@pytest.mark.parametrize("kind", ["ext4", "vfat"])
+def test_flags(mounts: Mounts, tmp_path: Path, content: Path, flat: Path, kind: str) -> None:
+    """Of strangers' images nothing is trusted unless that is said: by the kernel and by FUSE programs."""
+    image = flat if kind == "ext4" else tmp_path / "image.raw"
+    if kind == "vfat":
+        make_file_system(image, kind, content)
+    for options, expected in (([], {"nosuid", "nodev"}), (["-o", "suid,dev,noexec"], {"noexec"})):
+        directory = mounts.mount(image, "--files", *options)
+        said = subprocess.run(["findmnt", "-no", "VFS-OPTIONS", directory], check=True, capture_output=True, text=True)
+        assert set(said.stdout.strip().split(",")) & {"nosuid", "nodev", "noexec"} == expected
+        mounts.umount(directory)
+
+
+def test_busy_mount_point(mounts: Mounts, flat: Path) -> None:
+    directory = mounts.mount(flat, "--files")
+    again = mounts.run("mount", "--files", flat, directory)
+    assert (again.code, "is a mount point already (ext4)" in again.err) == (18, True)
+    assert mounts.mounted() == [str(directory)]
+    mounts.umount(directory)
+
+
+def test_in_use(mounts: Mounts, flat: Path) -> None:
+    directory = mounts.mount(flat, "--files", "--rw", "-f", "raw")
+    with subprocess.Popen(["sleep", "1000"], cwd=directory) as user:
+        busy = mounts.run("umount", directory)
+        assert busy.code == 15
+        assert f"{directory}: is busy: used by process {user.pid} (sleep)" in busy.err
+        assert busy.err.count("\n") == 1
+        (directory / "still").write_text("works\n")
+        assert mounts.run("umount", "--force", directory) == Ran(0, "", "")
+        assert mounts.left_behind() == []
+        user.kill()
+    wait_for(lambda: not loop_devices())
+    subprocess.run(["e2fsck", "-fp", flat], check=False, capture_output=True)
+    read = mounts.mount(flat, "--files")
+    assert (read / "still").read_text() == "works\n"  # what was written before was written back
+    mounts.umount(read)
+
+
+@pytest.mark.parametrize("command", [["umount"], ["umount", "-l"]])
+def test_unmounted_from_outside(mounts: Mounts, flat: Path, command: list[str]) -> None:
+    directory = mounts.mount(flat, "--files", "--rw", "-f", "raw")
+    (directory / "new").write_text("data\n")
+    subprocess.run([*command, directory], check=True)
+    wait_for(lambda: not mounts.left_behind())
+    assert mounts.left_behind() == []
+    subprocess.run(["e2fsck", "-fn", flat], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_both(mounts: Mounts, flat: Path, number: signal.Signals) -> None:
+    directory = mounts.mount(flat, "--files", "--rw", "-f", "raw")
+    (directory / "new").write_bytes(b"x" * MIB)
+    (pid,) = mounts.processes()
+    os.kill(pid, number)
+    wait_for(lambda: not mounts.left_behind())
+    assert mounts.left_behind() == []
+    subprocess.run(["e2fsck", "-fn", flat], check=True, capture_output=True)
+
+
+def test_foreground(mounts: Mounts, flat: Path, content: Path) -> None:
+    directory = mounts.directory()
+    words = [*mounts.command, "mount", "--foreground", "--files", flat, directory]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=mounts.environment) as process:
+        # The hidden mount is taken away last.
+        wait_for(lambda: (directory / "text").exists() and not list(mounts.runtime.glob("*.disk")))
+        assert same_tree(content, directory)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[0] == b""
+    assert process.returncode == 0
+    assert mounts.left_behind() == []
+
+
+@pytest.mark.parametrize("writing", [False, True])
+def test_killed(mounts: Mounts, flat: Path, writing: bool) -> None:  # noqa: FBT001
+    directory = mounts.mount(flat, "--files", *(["--rw", "-f", "raw"] if writing else []))
+    (pid,) = mounts.processes()
+    descriptor = None
+    if writing:
+        (directory / "unwritten").write_bytes(b"x" * MIB)
+        descriptor = os.open(directory / "text", os.O_RDONLY)
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not mounts.processes())
+    (entry,) = json.loads(mounts.run("list", "--json").out)["mounts"]
+    assert not entry["alive"]
+    again = mounts.run("mount", "--files", flat, directory)
+    assert again.code in (15, 18)
+    cleaned = mounts.run("umount", directory)
+    assert cleaned.code == 0
+    assert f"process {pid}, which served it, had died; cleaned up" in cleaned.err
+    assert mounts.left_behind() == []
+    if descriptor is not None:
+        os.close(descriptor)
+    mounts.umount(mounts.mount(flat, "--files", "--temp"))
+
+
+def test_killed_while_mounting(mounts: Mounts, flat: Path) -> None:
+    """At whatever moment: the next command finds nothing, or cleans up what is there."""
+    directory = mounts.directory()
+    for delay in range(150, 600, 75):
+        words = [*mounts.command, "mount", "--files", flat, directory]
+        with subprocess.Popen(words, stderr=subprocess.DEVNULL, env=mounts.environment) as command:
+            time.sleep(delay / 1000)
+            killed = [pid for pid in mounts.processes() if pid != command.pid]
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+            command.wait(timeout=60)
+        if killed:
+            wait_for(lambda: not mounts.processes(), patience=10)
+        assert mounts.run("umount", directory).code in (0, 17)
+        assert mounts.left_behind() == []
+
+
+def test_interrupted_while_mounting(mounts: Mounts, flat: Path) -> None:
+    directory = mounts.directory()
+    for delay in range(0, 500, 50):
+        words = [*mounts.command, "mount", "--files", flat, directory]
+        with subprocess.Popen(words, stderr=subprocess.DEVNULL, env=mounts.environment) as command:
+            time.sleep(delay / 1000)
+            command.send_signal(signal.SIGINT)
+            command.wait(timeout=60)
+        if command.returncode == 0:
+            mounts.umount(directory)
+        wait_for(lambda: not mounts.left_behind(), patience=5)
+        assert mounts.left_behind() == []
+
+
+def test_journal(mounts: Mounts, flat: Path) -> None:
+    """A read-only mount replays nothing and says so; --temp replays it, the image stays as it is."""
+    dirty(flat)
+    before = sha256_of(flat)
+    directory = mounts.directory()
+    said = mounts.run("mount", "--files", flat, directory)
+    assert said.code == 0
+    assert "was not unmounted cleanly" in said.err
+    assert "--temp" in said.err
+    assert (directory / "text").read_text() == "hello\n"
+    mounts.umount(directory)
+    directory = mounts.mount(flat, "--files", "--temp")
+    assert (directory / "journalled").exists()
+    mounts.umount(directory)
+    assert sha256_of(flat) == before
+
+
+@pytest.mark.parametrize("kind", ["ext2", "xfs", "btrfs", "squashfs", "ntfs", "vfat", "iso9660"])
+def test_other_file_systems(mounts: Mounts, tmp_path: Path, content: Path, kind: str) -> None:
+    """By the kernel, or by a FUSE file system where this kernel does not know it."""
+    image = tmp_path / "image.raw"
+    make_file_system(image, kind, content)
+    directory = mounts.mount(image, "--files")
+    names = {path.name.lower() for path in directory.iterdir()}
+    if kind in {"squashfs", "iso9660", "ext2", "btrfs"}:
+        assert {"text", "below"} <= names
+    (entry,) = json.loads(mounts.run("list", "--json").out)["mounts"]
+    assert entry["file_system"] == kind
+    mounts.umount(directory)
+    wait_for(lambda: not mounts.left_behind())
+
+
+def make_file_system(image: Path, kind: str, content: Path) -> None:
+    """Make one, with the content where its maker can."""
+    size = {"xfs": 320, "btrfs": 128}.get(kind, 32)
+    if kind not in {"squashfs", "iso9660"}:
+        with image.open("wb") as file:
+            file.truncate(size * MIB)
+    commands = {
+        "ext2": ["mkfs.ext2", "-q", "-F", "-d", content, image],
+        "xfs": ["mkfs.xfs", "-q", image],
+        "btrfs": ["mkfs.btrfs", "-q", "-r", content, image],
+        "squashfs": ["mksquashfs", content, image, "-quiet"],
+        "ntfs": ["mkfs.ntfs", "-q", "-F", image],
+        "vfat": ["mkfs.vfat", image],
+        "iso9660": ["xorriso", "-as", "mkisofs", "-quiet", "-R", "-o", image, content],
+    }
+    subprocess.run(list(map(str, commands[kind])), check=True, capture_output=True)
+
+
+def test_fifty_times(mounts: Mounts, flat: Path) -> None:
+    """Over both engines fifty times: no process, mount, descriptor, loop device or file is left."""
+    directory = mounts.directory()
+    temporary = mounts.folder / "temporary"
+    temporary.mkdir()
+    mounts.environment["TMPDIR"] = str(temporary)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    for turn in range(25):
+        options = ["--files"] if turn % 5 == 0 else []
+        assert mounts.run("mount", *options, flat, directory) == Ran(0, "", "")
+        assert mounts.run("umount", directory) == Ran(0, "", "")
+        assert mounts.left_behind() == []
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert list(temporary.iterdir()) == []
