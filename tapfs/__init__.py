@@ -91,7 +91,7 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
     return open_image(_text(path), options, password=password, metadata_only=metadata_only)
 
 
-def check(path: str | os.PathLike[str], *, format: str | None = None) -> CheckReport:  # noqa: A002
+def check(path: str | os.PathLike[str], *, format: str | None = None) -> CheckReport:  # noqa: A002 - as above
     """Check an image's metadata; changes nothing."""
     from tapfs.chain import OpenOptions
     from tapfs.checking import check_image
@@ -99,7 +99,7 @@ def check(path: str | os.PathLike[str], *, format: str | None = None) -> CheckRe
     return check_image(_text(path), OpenOptions(format=format))
 
 
-def repair(path: str | os.PathLike[str], *, format: str | None = None) -> CheckReport:  # noqa: A002
+def repair(path: str | os.PathLike[str], *, format: str | None = None) -> CheckReport:  # noqa: A002 - as above
     """Repair an image's metadata, crash-safe and without losing guest data; check it again."""
     from tapfs.chain import OpenOptions
     from tapfs.checking import repair_image
