@@ -22,9 +22,10 @@ from tapfs.errors import EXIT_BUG, ErrorKind, ImageError, from_os_error
 from tapfs.fuse.log import log, log_to_stderr, log_to_syslog
 from tapfs.fuse.messages import MESSAGE_LIMIT, decode, encode, error_from_data, error_to_data
 from tapfs.fuse.mount_table import is_abandoned, top_mount
-from tapfs.fuse.registry import MountEntry, Registry, process_start
+from tapfs.fuse.registry import MountEntry, Registry
 from tapfs.fuse.settings import MountSettings
 from tapfs.fuse.tree import image_tree
+from tapfs.processes import process_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,15 +8,15 @@ An entry is as alive as its process; a process number used again is told by its 
 from __future__ import annotations
 
 import json
-import os
-import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.errors import ImageError, from_os_error
 from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE, top_mount, unmount
+from tapfs.processes import process_start
+from tapfs.runtime_directory import make_private, runtime_directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,8 @@ class Registry:
     """The runtime directory; made if it is not there. Raises ImageError(denied)."""
 
     def __init__(self, directory: Path | None = None) -> None:
-        self.directory = _runtime_directory() if directory is None else directory
-        _make_private(self.directory)
+        self.directory = runtime_directory() if directory is None else directory
+        make_private(self.directory)
 
     def add(self, entry: MountEntry) -> None:
         """Write or replace the entry of a process, whole or not at all."""
@@ -119,45 +119,3 @@ class Registry:
                 yield MountEntry(**{name: value for name, value in data.items() if name in names})
             except (OSError, ValueError, TypeError, AttributeError):
                 continue  # just removed, or not ours
-
-
-def process_start(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None if it does not run (any more)."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return None
-    # The command name, in parentheses, may hold anything.
-    state, *rest = text.rpartition(")")[2].split()
-    return None if state in "ZX" else int(rest[18])
-
-
-def _runtime_directory() -> Path:
-    chosen = os.environ.get("TAPFS_RUNTIME_DIR")
-    if chosen:
-        return Path(chosen).absolute()
-    if os.geteuid() == 0:
-        return Path("/run/tapfs")
-    session = os.environ.get("XDG_RUNTIME_DIR", "")
-    with suppress(OSError):
-        # It may be inherited from another user (su, sudo).
-        if session and os.stat(session).st_uid == os.geteuid():
-            return Path(session).absolute() / "tapfs"
-    return Path(f"/tmp/tapfs-{os.geteuid()}")  # noqa: S108  made private, and checked to be
-
-
-def _make_private(directory: Path) -> None:
-    """Make the directory if need be, and see that it is ours alone."""
-    try:
-        with suppress(FileExistsError):
-            directory.mkdir(mode=0o700)
-        status = directory.lstat()
-    except OSError as error:
-        raise from_os_error(error, path=str(directory), op="make the runtime directory") from error
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-        raise ImageError(
-            ErrorKind.DENIED,
-            "the runtime directory is not a directory that only its owner, you, may enter",
-            path=str(directory),
-            remedy="remove it, or name another in TAPFS_RUNTIME_DIR",
-        )

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.fuse.registry import MountEntry, Registry, process_start
+from tapfs.fuse.registry import MountEntry, Registry
+from tapfs.processes import process_start
+from tapfs.runtime_directory import runtime_directory
 
 
 def entry_of(pid: int, start: int, mountpoint: str = "/nowhere") -> MountEntry:
@@ -72,12 +74,10 @@ def test_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAPFS_RUNTIME_DIR", "")
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # of another user
-    from tapfs.fuse import registry
-
-    assert registry._runtime_directory() == Path("/tmp/tapfs-12345")  # noqa: S108
+    assert runtime_directory() == Path("/tmp/tapfs-12345")  # noqa: S108
     monkeypatch.undo()
     monkeypatch.setenv("TAPFS_RUNTIME_DIR", "")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid or 0)
     expected = Path("/run/tapfs") if os.geteuid() == 0 else tmp_path / "tapfs"
-    assert registry._runtime_directory() == expected
+    assert runtime_directory() == expected

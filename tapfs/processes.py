@@ -1,0 +1,16 @@
+"""Which process is meant: a pid alone is used again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def process_start(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None if it does not run (any more)."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    # The command name, in parentheses, may hold anything.
+    state, *rest = text.rpartition(")")[2].split()
+    return None if state in "ZX" else int(rest[18])
