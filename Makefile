@@ -4,12 +4,12 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SANITIZED = build/sanitized
 # The tests that run the engine in their own process.
-ENGINE_TESTS = $(wildcard $(patsubst %,tests/unit/test_%*.py,engine fuse_server image convert overlay stream_target shared_ram)) \
-	tests/property/test_image_model.py
+ENGINE_TESTS = $(wildcard $(patsubst %,tests/unit/test_%*.py,engine fuse_server image convert overlay stream_target shared_ram xen_ring)) \
+	tests/property/test_image_model.py tests/property/test_xen_ring.py
 SOURCES = $(wildcard kernel/src/*.c kernel/src/*.h) kernel/build_engine.py
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: all demo test check suite sanitize bench bench-setup bench-convert bench-fuse clean system-build system-test system-bench
+.PHONY: all demo test test-xen check suite sanitize bench bench-setup bench-convert bench-fuse bench-ring clean system-build system-test system-bench system-xen
 
 all: $(VENV)/.built
 
@@ -19,6 +19,8 @@ system-test:
 	@scripts/system-packages test
 system-bench:
 	@scripts/system-packages bench
+system-xen:
+	@scripts/system-packages xen
 
 $(VENV)/.venv: pyproject.toml | system-build
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -51,8 +53,12 @@ sanitize: $(VENV)/.built
 	TAPFS_ENGINE_DIR=$(abspath $(SANITIZED)) ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) $(BIN)/pytest -q $(ENGINE_TESTS)
 
+# Real Xen under emulation. SCENARIO='kill attach/qcow' runs some of it; tests/xen/lab/README.md.
+test-xen: system-xen $(VENV)/.built
+	$(BIN)/python -m tests.xen.lab.run $(SCENARIO)
+
 # BENCH passes options on, e.g. BENCH='--only qcow --rounds 1'; the results lie in build/bench, too.
-bench: bench-convert bench-fuse
+bench: bench-convert bench-fuse bench-ring
 
 bench-setup: system-bench $(VENV)/.built
 	@mkdir -p build/bench
@@ -63,6 +69,9 @@ bench-convert: bench-setup
 
 bench-fuse: bench-setup
 	$(BIN)/python -m tests.bench.fuse --json build/bench/fuse.json --png build/bench/fuse.png $(BENCH)
+
+bench-ring: bench-setup
+	$(BIN)/python -m tests.bench.ring --json build/bench/ring.json $(BENCH)
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis kernel/*.so kernel/_engine.c kernel/*.o

@@ -75,6 +75,7 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
     Raises ImageError.
     """
     from tapfs.chain import OpenOptions  # lazy, see above
+    from tapfs.lock import Sharing
     from tapfs.opening import open_image
 
     options = OpenOptions(
@@ -84,7 +85,7 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
         backing_formats=backing_formats,
         backing_root=backing_root,
         direct=direct,
-        shared=shared,
+        sharing=Sharing.ANYBODY if shared else Sharing.ALONE,
         overlay=None if overlay is None else _text(overlay),
         temporary=temporary,
     )

@@ -22,6 +22,7 @@ from tapfs import shared_ram
 from tapfs.driver import Driver, Format, OpenRequest, WritableDriver
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host_file import LocalFile
+from tapfs.lock import Sharing
 from tapfs.probe import HEAD_BYTES, detect, format_named
 
 MAX_DEPTH = 128
@@ -36,8 +37,8 @@ class OpenOptions:
 
     `format`: of the image itself (probed if None). `backing`: the parent to use instead of
     the one that the image names. `backing_formats`: of the parents, nearest first.
-    `backing_root`: a directory that every parent must lie in. `shared`: neither refuse other
-    users of the files nor be refused. `direct`: O_DIRECT for guest data. `overlay`: a file for
+    `backing_root`: a directory that every parent must lie in. `sharing`: whom to bear beside us.
+    `direct`: O_DIRECT for guest data, `disk`: whose requests those are (`LocalFile`). `overlay`: a file for
     scratch writes (`tapfs.overlay`), `temporary`: one without a name; with either the image
     itself is opened read-only, whatever `writable` says.
     """
@@ -49,7 +50,8 @@ class OpenOptions:
     backing_formats: Sequence[str] = ()
     backing_root: str | None = None
     direct: bool = False
-    shared: bool = False
+    disk: int | None = None
+    sharing: Sharing = Sharing.ALONE
     overlay: str | None = None
     temporary: bool = False
 
@@ -75,9 +77,10 @@ def open_chain(path: str, options: OpenOptions) -> list[Layer]:
 
 def open_layer(path: str, options: OpenOptions) -> Layer:
     """Open the one image `path` without its parents."""
-    shared = options.shared or shared_ram.is_ram(path)
-    host = shared_ram.host_path(path) if shared_ram.is_ram(path) else path
-    file = LocalFile.open(host, writable=options.writable, shared=shared, direct=options.direct)
+    ram = shared_ram.is_ram(path)
+    host = shared_ram.host_path(path) if ram else path
+    sharing = Sharing.ANYBODY if ram else options.sharing
+    file = LocalFile.open(host, writable=options.writable, sharing=sharing, direct=options.direct, disk=options.disk)
     file.path = path
     return layer_of_file(path, file, options)
 
@@ -92,7 +95,7 @@ def layer_of_file(path: str, file: LocalFile, options: OpenOptions) -> Layer:
                 ErrorKind.READ_ONLY,
                 "looks like a raw image, and a guess is not enough to write to it",
                 path=path,
-                op="open",
+                op="guess the format",
                 remedy="say -f raw (format='raw') if it is one",
             )
         driver = _open_driver(found, file, options)
@@ -164,7 +167,7 @@ def _open_parent(layers: Sequence[Layer], path: str, options: OpenOptions) -> La
     if format_name is None and reference is not None:
         format_name = reference.format
     parent_options = OpenOptions(
-        format=format_name, lenient=options.lenient, direct=options.direct, shared=options.shared
+        format=format_name, lenient=options.lenient, direct=options.direct, disk=options.disk, sharing=options.sharing
     )
     try:
         layer = open_layer(path, parent_options)

@@ -54,7 +54,7 @@ def _opened(
     path: str, options: OpenOptions, *, writable: bool
 ) -> Generator[tuple[LocalFile, Checkable | ImageError | None]]:
     """The file with its driver if that can be checked, or the damage that kept it from opening."""
-    lenient = OpenOptions(format=options.format, lenient=True, shared=options.shared, writable=writable)
+    lenient = OpenOptions(format=options.format, lenient=True, sharing=options.sharing, writable=writable)
     try:
         layer = open_layer(path, lenient)
     except ImageError as error:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Self
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
-from tapfs.lock import lock_image
+from tapfs.lock import Sharing, lock_image, mark_requests
 
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
@@ -26,16 +26,27 @@ class LocalFile:
     """
 
     def __init__(
-        self, path: str, descriptor: int, *, writable: bool, shared: bool = False, direct: bool = False
+        self,
+        path: str,
+        descriptor: int,
+        *,
+        writable: bool,
+        sharing: Sharing = Sharing.ALONE,
+        direct: bool = False,
+        disk: int | None = None,
+        again: bool = False,
     ) -> None:
         """Take over `descriptor`; it is closed here if anything is wrong with the file.
 
+        `disk` marks direct requests as those of a disk whose next process has to wait for them
+        (`tapfs.lock.mark_requests`); `again`: this process has the file open for it already.
         Raises ImageError(invalid_format) for what is no file, ImageError(locked).
         """
         self.path = path
         self.descriptor = descriptor
         self.writable = writable
         self.direct = False
+        self.disk = disk
         self._data_descriptor: int | None = None
         try:
             status = os.fstat(descriptor)
@@ -44,15 +55,23 @@ class LocalFile:
                     raise ImageError(ErrorKind.INVALID_FORMAT, f"is {what}, not a disk image", path=path, op="open")
             self.is_block_device = stat.S_ISBLK(status.st_mode)
             self.identity = (status.st_dev, status.st_ino)
-            lock_image(descriptor, path, writable=writable, shared=shared)
+            lock_image(descriptor, path, writable=writable, sharing=sharing)
             if direct:
-                self._open_direct()
+                self._open_direct(again=again)
         except BaseException:
             self.close()
             raise
 
     @classmethod
-    def open(cls, path: str, *, writable: bool = False, shared: bool = False, direct: bool = False) -> Self:
+    def open(
+        cls,
+        path: str,
+        *,
+        writable: bool = False,
+        sharing: Sharing = Sharing.ALONE,
+        direct: bool = False,
+        disk: int | None = None,
+    ) -> Self:
         """Open an existing file.
 
         Never blocks on a fifo. A block device is opened exclusively for writing, so that a
@@ -71,14 +90,14 @@ class LocalFile:
             raise from_os_error(error, path=path, op="open the image") from error
         except ValueError as error:
             raise ImageError(ErrorKind.NOT_FOUND, f"is no file name: {error}", path=repr(path), op="open") from error
-        return cls(path, descriptor, writable=writable, shared=shared, direct=direct)
+        return cls(path, descriptor, writable=writable, sharing=sharing, direct=direct, disk=disk)
 
     @property
     def data_descriptor(self) -> int:
         """The descriptor for guest data: the O_DIRECT one where there is one."""
         return self.descriptor if self._data_descriptor is None else self._data_descriptor
 
-    def _open_direct(self) -> None:
+    def _open_direct(self, *, again: bool) -> None:
         """A second open file with O_DIRECT; a host that has none of it is used without."""
         flags = (os.O_RDWR if self.writable else os.O_RDONLY) | os.O_DIRECT
         try:
@@ -87,6 +106,9 @@ class LocalFile:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise from_os_error(error, path=self.path, op="open the image for direct I/O") from error
+            return
+        if self.disk is not None:
+            mark_requests(self._data_descriptor, self.path, self.disk, again=again)
 
     def real_path(self) -> str:
         """Where the open file is now, symbolic links resolved."""

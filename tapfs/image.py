@@ -23,6 +23,7 @@ from tapfs.write_path import WritePath
 if TYPE_CHECKING:
     from tapfs.kernel.engine import Buffer, EngineDisk, Outcome, Statistics
     from tapfs.partitions.table import DiskContents
+    from tapfs.plan_log import PlanLog
 
 #: The engine's map cache, whatever the size of the image.
 DEFAULT_CACHE_BYTES = 32 << 20
@@ -36,12 +37,20 @@ class Image:
     sector written later is old or new.
     """
 
-    def __init__(self, layers: Sequence[Layer], *, writable: bool, password: bytes | None, cache_bytes: int) -> None:
-        """Take over an open chain. Use `tapfs.open`."""
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        *,
+        writable: bool,
+        password: bytes | None,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        plan_log: PlanLog | None = None,
+    ) -> None:
+        """Take over an open chain. Use `tapfs.open`. With a plan log writes outlive the process without a flush."""
         self._chain = ServedChain(layers, writable=writable, password=password, cache_bytes=cache_bytes)
         self._top = self._chain.top
         self._size = self._chain.size
-        self._writes = WritePath(self._chain) if writable else None
+        self._writes = WritePath(self._chain, plan_log) if writable else None
 
     def __enter__(self) -> Self:
         return self
@@ -117,6 +126,11 @@ class Image:
         reservation with `write`. It is closed by `close`.
         """
         return self._chain.engine
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The chain's images, top first, for who opens their files once more; they stay the Image's."""
+        return self._chain.layers
 
     @property
     def allocated_bytes(self) -> int:

@@ -12,14 +12,18 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Iterable, Iterator
-from enum import IntEnum
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from enum import Enum, IntEnum
 from pathlib import Path
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 
 _HAS_BASE = 100
 _REFUSES_BASE = 200
+
+#: Byte ``2**62 + n``, behind every image, says that requests of the disk n are under way.
+_REQUESTS_BASE = 1 << 62
 
 #: struct flock of 64-bit Linux: type, whence, start, length, pid.
 _FLOCK = struct.Struct("@hhqqi4x")
@@ -36,27 +40,38 @@ class Permission(IntEnum):
     RESIZE = 3
 
 
+class Sharing(Enum):
+    """Whom the user of an image bears beside it."""
+
+    #: A reader bears readers, a writer bears nobody.
+    ALONE = "alone"
+    #: A reader that also bears writers who share the image themselves.
+    WITH_SHARERS = "with sharers"
+    #: Refuses nobody and asks nobody.
+    ANYBODY = "anybody"
+
+
 _READER = (Permission.CONSISTENT_READ,)
 _WRITER = (Permission.CONSISTENT_READ, Permission.WRITE, Permission.RESIZE)
 _CHANGES = (Permission.WRITE, Permission.RESIZE)
 
+#: A reader that bears writers refuses resizing, which one who wants to be the only writer asks for.
+_REFUSED = {Sharing.ALONE: _CHANGES, Sharing.WITH_SHARERS: (Permission.RESIZE,), Sharing.ANYBODY: ()}
 
-def lock_image(descriptor: int, path: str, *, writable: bool, shared: bool) -> None:
+
+def lock_image(descriptor: int, path: str, *, writable: bool, sharing: Sharing = Sharing.ALONE) -> None:
     """Lock an open host file until its last descriptor is closed.
 
-    A reader refuses writers, a writer refuses other writers and whoever refuses writers;
-    `shared` refuses nobody and asks nobody. Raises ImageError(locked) that names the holder.
+    A reader refuses writers, a writer refuses other writers and whoever refuses writers, unless
+    `sharing` says otherwise. Raises ImageError(locked) that names the holder.
     """
     has = _WRITER if writable else _READER
-    refuses = () if shared else _CHANGES
+    refuses = _CHANGES if writable and sharing is Sharing.WITH_SHARERS else _REFUSED[sharing]
     mine = [_HAS_BASE + p for p in has] + [_REFUSES_BASE + p for p in refuses]
     try:
         for byte in mine:
             _set(descriptor, fcntl.F_RDLCK, byte)
-        if shared:
-            return
-        against = [_REFUSES_BASE + p for p in has] + [_HAS_BASE + p for p in refuses]
-        taken = next((byte for byte in against if _held_by_another(descriptor, byte)), None)
+        taken = _conflict(descriptor, has, refuses, sharing)
     except OSError as error:
         if error.errno in _NO_LOCKS_HERE:
             return
@@ -72,6 +87,74 @@ def lock_image(descriptor: int, path: str, *, writable: bool, shared: bool) -> N
             op="lock",
             remedy="end that use, or say --force-share to look all the same" if not writable else "end that use first",
         )
+
+
+def _conflict(
+    descriptor: int, has: Sequence[Permission], refuses: Sequence[Permission], sharing: Sharing
+) -> int | None:
+    """A byte that another holds against this use, if there is one."""
+    match sharing:
+        case Sharing.ANYBODY:
+            return None
+        case Sharing.WITH_SHARERS if Permission.WRITE not in has:
+            # Whoever writes and refuses writers wants it alone.
+            writes, wants_it_alone = _HAS_BASE + Permission.WRITE, _REFUSES_BASE + Permission.WRITE
+            both = _held_by_another(descriptor, writes) and _held_by_another(descriptor, wants_it_alone)
+            return writes if both else None
+        case _:
+            against = [_REFUSES_BASE + p for p in has] + [_HAS_BASE + p for p in refuses]
+            return next((byte for byte in against if _held_by_another(descriptor, byte)), None)
+
+
+def mark_requests(descriptor: int, path: str, disk: int, *, again: bool) -> None:
+    """Mark an open host file as one that requests of `disk` (a number below 2**61) go to.
+
+    The kernel goes on with direct requests of a process that was killed, and as long as it does they keep their open
+    file and this mark. Raises ImageError(locked) while it does, unless `again` says that the marks are our own.
+    """
+    byte = _REQUESTS_BASE + disk
+    try:
+        late = not again and _held_by_another(descriptor, byte)
+        if not late:
+            _set(descriptor, fcntl.F_RDLCK, byte)
+    except OSError as error:
+        if error.errno in _NO_LOCKS_HERE:
+            return
+        raise from_os_error(error, path=path, op="lock the image") from error
+    if late:
+        raise ImageError(
+            ErrorKind.LOCKED,
+            "is still being used by requests of the process that served the disk before",
+            path=path,
+            op="lock",
+            remedy="wait until the host has finished them",
+        )
+
+
+def refuse_other_writers(descriptor: int, path: str) -> None:
+    """Raise ImageError(locked) if another has the file open for writing, as sharers may."""
+    writes = _HAS_BASE + Permission.WRITE
+    try:
+        taken = _held_by_another(descriptor, writes)
+    except OSError as error:
+        if error.errno in _NO_LOCKS_HERE:
+            return
+        raise from_os_error(error, path=path, op="look for other writers") from error
+    if taken:
+        raise ImageError(
+            ErrorKind.LOCKED,
+            f"is being written by {_name_holders(descriptor, writes)}, too",
+            path=path,
+            op="lock",
+            remedy="end that use first",
+        )
+
+
+def only_read_from_now_on(descriptor: int) -> None:
+    """Let others read (and back up) what this open file, locked by a writer, will not write any more."""
+    for permission in _CHANGES:
+        with suppress(OSError):  # a host without such locks
+            _set(descriptor, fcntl.F_UNLCK, _HAS_BASE + permission)
 
 
 def _set(descriptor: int, kind: int, byte: int) -> None:

@@ -47,30 +47,32 @@ def open_overlaid(path: str, options: OpenOptions, *, unlocked: bool) -> list[La
         layers = open_chain(path, replace(options, writable=False, overlay=None, temporary=False))
         for layer in layers:
             on_error.callback(layer.file.close)
-        encrypted = any(layer.driver.geometry.cipher != Cipher.NONE for layer in layers)
-        if encrypted and not unlocked:
+        if _encrypted(layers) and not unlocked:
             raise password_missing(path)
-        name, file = _overlay_file(layers, options, encrypted=encrypted)
-        top = layer_of_file(name, file, OpenOptions(format=_FORMAT, writable=True))
-        on_error.callback(top.file.close)
-        _check_parent(top, layers[0])
+        if options.overlay is None:
+            name = f"{_lasting_name(path)} (temporary overlay)"
+            file = _temporary(name, _creation(layers), direct=options.direct)
+            top = _checked(name, file, layers[0])
+        else:
+            top, _ = open_over(layers, options.overlay, direct=options.direct)
         on_error.pop_all()
     return [top, *layers]
 
 
-def _overlay_file(layers: Sequence[Layer], options: OpenOptions, *, encrypted: bool) -> tuple[str, LocalFile]:
-    """The open overlay and its name for messages."""
-    image = layers[0]
-    if options.overlay is None:
-        name = f"{_lasting_name(image.path)} (temporary overlay)"
-        return name, _temporary(name, _creation(image, encrypted=encrypted), direct=options.direct)
-    path = options.overlay
+def open_over(
+    layers: Sequence[Layer], path: str, *, size: int | None = None, direct: bool = False
+) -> tuple[Layer, bool]:
+    """The writable overlay `path` over an open chain, and whether it was made: it is if it is not there.
+
+    `size` in bytes is that of a new one, which is else as large as the chain's disk. The layers stay the caller's.
+    Raises ImageError: exists if the overlay that is there belongs to another image.
+    """
     try:
         status = _status_of_existing(path)
         if status is None:
-            return path, _create(path, _creation(image, encrypted=encrypted), direct=options.direct)
+            return _checked(path, _create(path, _creation(layers, size), direct=direct), layers[0]), True
     except (OSError, ValueError):
-        return path, LocalFile.open(path, writable=True, direct=options.direct)  # which tells what is wrong
+        return _checked(path, LocalFile.open(path, writable=True), layers[0]), False  # opening tells what is wrong
     except ImageError as error:
         if error.kind is not ErrorKind.EXISTS:
             raise
@@ -78,7 +80,22 @@ def _overlay_file(layers: Sequence[Layer], options: OpenOptions, *, encrypted: b
         status = os.stat(path)
     if any(layer.file.identity == (status.st_dev, status.st_ino) for layer in layers):
         raise ImageError(ErrorKind.EXISTS, "is the image itself or one of its parents, not an overlay", path=path)
-    return path, LocalFile.open(path, writable=True, direct=options.direct)
+    return _checked(path, LocalFile.open(path, writable=True, direct=direct), layers[0]), False
+
+
+def _checked(name: str, file: LocalFile, image: Layer) -> Layer:
+    """The layer in an open overlay of `image`; the file is closed if it is another's."""
+    top = layer_of_file(name, file, OpenOptions(format=_FORMAT, writable=True))
+    try:
+        _check_parent(top, image)
+    except BaseException:
+        top.file.close()
+        raise
+    return top
+
+
+def _encrypted(layers: Sequence[Layer]) -> bool:
+    return any(layer.driver.geometry.cipher != Cipher.NONE for layer in layers)
 
 
 def _status_of_existing(path: str) -> os.stat_result | None:
@@ -88,14 +105,15 @@ def _status_of_existing(path: str) -> os.stat_result | None:
         return None
 
 
-def _creation(image: Layer, *, encrypted: bool) -> Plan:
-    size = image.driver.geometry.virtual_size
+def _creation(layers: Sequence[Layer], size: int | None = None) -> Plan:
+    image = layers[0]
+    size = image.driver.geometry.virtual_size if size is None else size
     host = shared_ram.host_path(image.path) if shared_ram.is_ram(image.path) else image.path
     request = CreateRequest(
         virtual_size=size,
         backing=BackingReference(os.path.abspath(host), image.driver.format_name),
         options={"cluster_size": str(_SMALL_CLUSTER if size <= _SMALL_DISK else _LARGE_CLUSTER)},
-        encrypted=encrypted,
+        encrypted=_encrypted(layers),
     )
     return cast("CreatableFormat", format_named(_FORMAT)).create(request)
 

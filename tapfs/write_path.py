@@ -10,22 +10,32 @@ waits until it is gone and maps afresh. So does who saw the map before an overla
 what it takes for unallocated may be another writer's by now. `_flush_lock` lets one flush run
 at a time; it is taken before the map lock, never the other way. kernel/CONCURRENCY.md has the
 engine's side.
+
+With a plan log (`tapfs.plan_log`) a commit is seen by nobody before the plan that makes it durable is kept there: who
+finds the new map may write in place by it and be done. A driver knows one plan at a time, so such a commit waits for
+a flush that is under way.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import cast
 
 from tapfs.driver import Operation, Reservation, WritableDriver
 from tapfs.extent import Extent, Kind
+from tapfs.plan import Plan
+from tapfs.plan_log import PlanLog
 from tapfs.served_chain import STRIDE, ServedChain
 
 #: Metadata that waits for a flush is held in memory up to about this many bytes.
 _UNFLUSHED_LIMIT = 32 << 20
+
+#: Seconds that a plan may be kept for, however cheap a flush is.
+_LEAST_KEEPING = 0.005
 
 #: Commits that a writer can miss before it must look at the map again, whatever they were.
 _RECENT_COMMITS = 64
@@ -34,9 +44,13 @@ _RECENT_COMMITS = 64
 class WritePath:
     """The writes of one chain whose top layer is writable; ranges lie inside the disk."""
 
-    def __init__(self, chain: ServedChain) -> None:
+    def __init__(self, chain: ServedChain, plan_log: PlanLog | None = None) -> None:
         self._chain = chain
         self._driver = cast("WritableDriver", chain.top.driver)
+        # Without metadata there is nothing to plan.
+        self._plan_log = None if chain.top.driver.geometry.identity else plan_log
+        #: Seconds that keeping the plan has taken since the last flush, and that the last flush took.
+        self._keeping_seconds = self._flush_seconds = 0.0
         self._granule = self._driver.geometry.granule
         self._changed = threading.Condition(chain.map_lock)
         self._flush_lock = threading.Lock()
@@ -86,14 +100,19 @@ class WritePath:
         """Make everything that has returned durable."""
         engine = self._chain.engine
         with self._flush_lock:
+            started = time.monotonic()
             with self._chain.map_lock:
                 executed = self._driver.flush()
+                self._keep(executed)
             # The plan may punch what its earlier stages unlink, and `flushed` lets it be used again:
             # by then no request may hold a map in which it still belongs to the disk.
             engine.quiesce()
             engine.execute(executed)
+            if self._plan_log is not None:
+                self._plan_log.clear()
             with self._chain.map_lock:
                 self._driver.flushed(executed)
+            self._keeping_seconds, self._flush_seconds = 0.0, time.monotonic() - started
 
     @property
     def unflushed_bytes(self) -> int:
@@ -169,7 +188,7 @@ class WritePath:
 
     def _settle(self, reservation: Reservation, *, written: bool) -> None:
         """Commit or abort a pending reservation and publish the map that holds then."""
-        with self._chain.map_lock:
+        with self._flush_lock if self._plan_log is not None else nullcontext(), self._chain.map_lock:
             try:
                 if written:
                     self._commit(reservation)
@@ -182,6 +201,10 @@ class WritePath:
     def _commit(self, reservation: Reservation) -> None:
         try:
             self._driver.commit(reservation)
+            if self._plan_log is not None:
+                started = time.monotonic()
+                self._keep(self._driver.flush())
+                self._keeping_seconds += time.monotonic() - started
             self._publish(reservation)
         except BaseException:
             # A part of it may be committed: nobody may go on with the map from before.
@@ -191,6 +214,11 @@ class WritePath:
             # Only now: a writer that has seen this commit counted must not meet the old map.
             self._recent_commits.append((reservation.offset, reservation.end))
             self._commits += 1
+
+    def _keep(self, plan: Plan) -> None:
+        """Have the plan outlive this process until it has been executed."""
+        if self._plan_log is not None and plan:
+            self._plan_log.keep(plan, self._chain.top.file.identity)
 
     def _publish(self, reservation: Reservation) -> None:
         """Have the engine see the map that a commit made, the map lock held."""
@@ -207,7 +235,8 @@ class WritePath:
             engine.forget(0, reservation.offset, reservation.length)
 
     def _bound_unflushed(self) -> None:
-        if self.unflushed_bytes > _UNFLUSHED_LIMIT:
+        # A plan takes the longer to keep the more is in it: a flush is due when that has cost as much as a flush does.
+        if self.unflushed_bytes > _UNFLUSHED_LIMIT or self._keeping_seconds > max(self._flush_seconds, _LEAST_KEEPING):
             self.flush()
 
     def _granules(self, offset: int, end: int) -> Iterator[tuple[int, int, bool]]:

@@ -32,17 +32,24 @@ class ChangedTable:
     """A table that differs from the disk.
 
     `pending` sectors changed since the last flush, `flying` ones are in the plan that is being executed.
+    `runs` are those of the last plan, kept while nothing changes: plans can be asked for with every commit.
     """
 
-    __slots__ = ("entries", "flying", "pending")
+    __slots__ = ("entries", "flying", "pending", "runs")
 
     def __init__(self, entries: array[int]) -> None:
         self.entries = entries
         self.pending: set[int] = set()
         self.flying: set[int] = set()
+        self.runs: list[tuple[int, bytes]] | None = None
 
-    def sector_runs(self) -> Iterator[tuple[int, bytes]]:
+    def sector_runs(self) -> list[tuple[int, bytes]]:
         """Runs of flying sectors: byte offset in the table, bytes."""
+        if self.runs is None:
+            self.runs = list(self._sector_runs())
+        return self.runs
+
+    def _sector_runs(self) -> Iterator[tuple[int, bytes]]:
         sectors = sorted(self.flying)
         start = 0
         for at in range(1, len(sectors) + 1):
@@ -140,8 +147,10 @@ class Tables:
     def take_off(self) -> None:
         """All that is pending flies with the plan that is being made."""
         for changed in self.changed.values():
-            changed.flying |= changed.pending
-            changed.pending.clear()
+            if changed.pending:
+                changed.flying |= changed.pending
+                changed.pending.clear()
+                changed.runs = None
 
     def landed(self) -> None:
         """What flew is durable."""
@@ -152,6 +161,7 @@ class Tables:
             self._clean[index] = entries
         for changed in self.changed.values():
             changed.flying.clear()
+            changed.runs = None
 
     def table_fault(self, table_offset: int) -> str | None:
         """What makes the place of a table impossible, or None."""

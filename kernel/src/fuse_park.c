@@ -99,6 +99,7 @@ void fuse_park(tapfs_fuse *server, const struct fuse_call *call)
             struct fuse_queue *queue = &server->queues[moves ? TAPFS_FUSE_MOVES : TAPFS_FUSE_OTHERS];
             *(queue->first != NULL ? &queue->last->next : &queue->first) = parked;
             queue->last = parked;
+            atomic_fetch_add(&server->parked, 1); /* before anybody can take it */
             pthread_cond_signal(&queue->filled);
         }
         pthread_mutex_unlock(&server->park_lock);
@@ -106,8 +107,6 @@ void fuse_park(tapfs_fuse *server, const struct fuse_call *call)
     if (refused) {
         free(parked);
         answer(server, call, EIO, 0);
-    } else {
-        atomic_fetch_add(&server->parked, 1);
     }
 }
 

@@ -3,9 +3,11 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -26,6 +28,27 @@ int host_size(const struct host_file *file, uint64_t *size)
     return 0;
 }
 
+static bool on_tmpfs(int fd)
+{
+    struct statfs status;
+    return fstatfs(fd, &status) == 0 && (status.f_type == TMPFS_MAGIC || status.f_type == RAMFS_MAGIC);
+}
+
+/* Hosts before Linux 6.1 and some file systems do not say: then what is enough everywhere. */
+static void ask_alignment(struct host_file *file)
+{
+    file->memory_alignment = file->offset_alignment = DIRECT_ALIGNMENT;
+#ifdef STATX_DIOALIGN
+    struct statx status;
+    if (statx(file->fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &status) == 0 &&
+        (status.stx_mask & STATX_DIOALIGN) != 0 && status.stx_dio_mem_align != 0 &&
+        status.stx_dio_offset_align != 0) {
+        file->memory_alignment = status.stx_dio_mem_align;
+        file->offset_alignment = status.stx_dio_offset_align;
+    }
+#endif
+}
+
 int host_file_new(int fd, uint32_t flags, struct host_file **result)
 {
     struct stat status;
@@ -43,12 +66,18 @@ int host_file_new(int fd, uint32_t flags, struct host_file **result)
     file->writable = (flags & TAPFS_FILE_WRITABLE) != 0;
     file->block_device = S_ISBLK(status.st_mode);
     file->ranged = (flags & TAPFS_FILE_DIRECT) != 0;
+    file->in_memory = on_tmpfs(fd);
+    if (file->ranged) {
+        ask_alignment(file);
+    }
     int error = host_size(file, &size);
     if (error != 0) {
         free(file);
         return error;
     }
     atomic_init(&file->direct, file->ranged);
+    atomic_init(&file->refuses_nowait[0], false);
+    atomic_init(&file->refuses_nowait[1], false);
     /* Whoever made the file may have written to it, so the first barrier always syncs. */
     atomic_init(&file->dirty, file->writable);
     /* A block device has its size: no write extends it. */
@@ -77,6 +106,10 @@ int buffered_read(const struct host_file *file, uint8_t *buffer, uint64_t offset
         ssize_t count =
             nowait ? preadv2(file->fd, &vector, 1, at, RWF_NOWAIT) : pread(file->fd, vector.iov_base, vector.iov_len, at);
         if (count == 0) {
+            /* Linux 5.9 and 5.10 may say so for "not now" (preadv2(2), BUGS): who waits finds out. */
+            if (nowait) {
+                return EAGAIN;
+            }
             break;
         }
         if (count > 0) {
@@ -127,14 +160,18 @@ static bool write_begin(struct host_file *file, uint64_t end)
     return true;
 }
 
-static void write_end(struct host_file *file, uint64_t end, bool extending, int error)
+/* After the write, not before it: a sync that clears the flag while the write is on its way would otherwise
+ * leave it unsynced and clean. Also after a failed one, which may have written a part. */
+void host_wrote(struct host_file *file)
 {
-    /* After the write, not before it: a sync that clears the flag while the write is on its way
-     * would otherwise leave it unsynced and clean. Also after a failed one, which may have
-     * written a part. */
     if (!atomic_load(&file->dirty)) {
         atomic_store(&file->dirty, true);
     }
+}
+
+static void write_end(struct host_file *file, uint64_t end, bool extending, int error)
+{
+    host_wrote(file);
     if (!extending) {
         return;
     }

@@ -80,6 +80,9 @@ struct host_file {
     bool writable;
     bool block_device;
     bool ranged;         /* opened with O_DIRECT: every write takes the range lock, for good */
+    bool in_memory;      /* on tmpfs: no transfer waits for a disk */
+    uint32_t memory_alignment, offset_alignment; /* what the host demands of O_DIRECT; powers of two */
+    atomic_bool refuses_nowait[2]; /* RWF_NOWAIT in reads and in writes */
     atomic_bool direct;  /* O_DIRECT is on, as far as we are concerned */
     atomic_bool dirty;   /* a write has ended since the last fdatasync began */
     int sync_error;      /* the first failure of fdatasync; under sync_lock */
@@ -101,6 +104,8 @@ TAPFS_INTERNAL int host_write(struct host_file *file, const void *buffer, uint64
 TAPFS_INTERNAL int host_write_vector(struct host_file *file, struct iovec *vector, int count, uint64_t offset);
 /* CHUNK_BYTES of zeros, aligned. */
 TAPFS_INTERNAL extern const uint8_t zero_chunk[];
+/* Note that a write which did not go through here has ended, well or not; before it is reported. */
+TAPFS_INTERNAL void host_wrote(struct host_file *file);
 TAPFS_INTERNAL int host_punch(struct host_file *file, uint64_t offset, uint64_t length);
 TAPFS_INTERNAL int host_grow(struct host_file *file, uint64_t size);
 TAPFS_INTERNAL int host_sync(struct host_file *file);

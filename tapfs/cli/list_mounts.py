@@ -1,11 +1,11 @@
-"""`tapfs list`: what this user has mounted, and the RAM disks of the host."""
+"""`tapfs list`: what this user has mounted, the disks of Xen guests, and the RAM disks of the host."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from tapfs.cli.reporting import add_json_option, print_json, printable
+from tapfs.cli.reporting import add_json_option, print_columns, print_json, printable
 
 if TYPE_CHECKING:
     import argparse
@@ -13,46 +13,75 @@ if TYPE_CHECKING:
     from tapfs.cli.parser import Subparsers
     from tapfs.fuse.registry import MountEntry, Registry
     from tapfs.shared_ram import RamDisk
+    from tapfs.xen.attached import AttachedDisk
 
 _COLUMNS = ("IMAGE", "MOUNT POINT", "SHOWS", "MODE", "FORMAT", "ENGINE", "READ", "WRITTEN", "PID")
+_XEN_COLUMNS = ("ATTACHED", "DOMAIN", "VDEV", "MODE", "STATE", "READ", "WRITTEN", "PID")
 _RAM_COLUMNS = ("RAM DISK", "SIZE", "TAKEN")
 
 _DESCRIPTION = """\
 List your mounts with the bytes that were read and written through them ('-': not known, for
-the kernel serves the disk by itself), and the RAM disks of this host with the bytes that they
-take. A mount whose process died is marked; 'tapfs umount' cleans it up."""
+the kernel serves the disk by itself), on a Xen host the disks of its guests, and the RAM disks of
+this host with the bytes that they take. A mount whose process died is marked; 'tapfs umount' cleans
+it up."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("list", help="list mounted images and RAM disks", description=_DESCRIPTION)
+    parser = subparsers.add_parser(
+        "list", help="list mounted images, attached disks and RAM disks", description=_DESCRIPTION
+    )
     add_json_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print tables, or with --json an object with `mounts` and `ram_disks`."""
+    """Print tables, or with --json an object with `mounts`, `ram_disks` and, on a Xen host, `attached`."""
     from tapfs.fuse.registry import Registry
     from tapfs.shared_ram import ram_disks
 
     registry = Registry()
     entries = [(entry, _counted(registry, entry)) for entry in registry.entries()]
+    attached = _attached()
     disks = ram_disks()
     if arguments.json:
-        print_json(
-            {
-                "mounts": [_as_data(entry, counted) for entry, counted in entries],
-                "ram_disks": [disk._asdict() for disk in disks],
-            }
-        )
+        mounts = {"mounts": [_as_data(entry, counted) for entry, counted in entries]}
+        guests = {} if attached is None else {"attached": [asdict(disk) for disk in attached]}
+        print_json({**mounts, **guests, "ram_disks": [disk._asdict() for disk in disks]})
         return 0
-    if entries:
-        _print_aligned([_COLUMNS, *(_as_row(entry, counted) for entry, counted in entries)])
-    if entries and disks:
-        print()
-    if disks:
-        _print_aligned([_RAM_COLUMNS, *(map(_ram_row, disks))])
+    tables = [
+        [_COLUMNS, *(_as_row(entry, counted) for entry, counted in entries)],
+        [_XEN_COLUMNS, *(_attached_row(disk) for disk in attached or [])],
+        [_RAM_COLUMNS, *(map(_ram_row, disks))],
+    ]
+    shown = [table for table in tables if len(table) > 1]
+    for table in shown:
+        if table is not shown[0]:
+            print()
+        print_columns(table)
     return 0
+
+
+def _attached() -> list[AttachedDisk] | None:
+    """The disks of guests; None where there is no Xen, or where it is not for this user to see."""
+    from tapfs.cli.guard import complain
+    from tapfs.errors import ErrorKind, ImageError
+    from tapfs.xen.host import find_host
+
+    try:
+        find_host()
+    except ImageError:
+        return None
+    from tapfs.cli.xen_device import with_xenstore
+    from tapfs.xen.attached import attached_disks
+
+    try:
+        return with_xenstore(lambda store, _host: attached_disks(store))
+    except ImageError as error:
+        # What else there is to list is listed all the same.
+        if error.kind is not ErrorKind.DENIED:
+            complain("tapfs", f"the disks of guests are missing in this list: {error}")
+        return None
 
 
 def _counted(registry: Registry, entry: MountEntry) -> tuple[int | None, int | None]:
@@ -61,13 +90,6 @@ def _counted(registry: Registry, entry: MountEntry) -> tuple[int | None, int | N
 
     said = ask_for_status(registry.directory, registry.socket_name(entry.pid)) if entry.alive else {}
     return said.get("bytes_read"), said.get("bytes_written")
-
-
-def _print_aligned(rows: list[tuple[str, ...]]) -> None:
-    """Print rows with their columns aligned."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _as_row(entry: MountEntry, counted: tuple[int | None, int | None]) -> tuple[str, ...]:
@@ -84,6 +106,14 @@ def _as_data(entry: MountEntry, counted: tuple[int | None, int | None]) -> dict[
         del data[internal]
     data.update(alive=entry.alive, bytes_read=counted[0], bytes_written=counted[1])
     return data
+
+
+def _attached_row(disk: AttachedDisk) -> tuple[str, ...]:
+    domain = str(disk.domain) if disk.domain_name is None else f"{disk.domain} ({printable(disk.domain_name)})"
+    counted = disk.statistics or {}
+    read, written = (str(counted.get(name, "-")) for name in ("read_bytes", "written_bytes"))
+    pid = "-" if disk.pid is None else str(disk.pid)
+    return (printable(disk.spec), domain, disk.vdev, disk.mode, disk.summary, read, written, pid)
 
 
 def _ram_row(disk: RamDisk) -> tuple[str, ...]:

@@ -23,6 +23,15 @@ COMMANDS: dict[str, str] = {
     "umount": "tapfs.cli.umount",
     "list": "tapfs.cli.list_mounts",
     "remove": "tapfs.cli.remove",
+    "attach": "tapfs.cli.attach",
+    "detach": "tapfs.cli.detach",
+    "stats": "tapfs.cli.stats",
+    "pause": "tapfs.cli.pause",
+    "resume": "tapfs.cli.resume",
+    "swap": "tapfs.cli.swap",
+    "resize": "tapfs.cli.resize",
+    "limit": "tapfs.cli.limit",
+    "blktapctrl": "tapfs.cli.blktapctrl",
 }
 
 _MEANINGS: dict[ErrorKind, str] = {
@@ -95,7 +104,7 @@ def _command_list() -> str:
     commands = CommandParsers()
     for module in COMMANDS.values():
         import_module(module).add_parser(commands)
-    return "commands:\n" + "\n".join(f"  {name:<9} {text}" for name, text in commands.summaries.items())
+    return "commands:\n" + "\n".join(f"  {name:<10} {text}" for name, text in commands.summaries.items())
 
 
 class _Version(argparse.Action):

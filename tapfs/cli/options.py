@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, TypeVar
 
-from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.password import PASSWORD_VARIABLE, given_password, nonempty
 
 if TYPE_CHECKING:
     import argparse
@@ -15,11 +16,6 @@ if TYPE_CHECKING:
     from tapfs.image import Image
 
 _Result = TypeVar("_Result")
-
-#: The environment variable that may hold the password of an encrypted image.
-PASSWORD_VARIABLE = "TAPFS_PASSWORD"  # noqa: S105  the name of a variable, not a password
-#: Far more than any cipher uses; a key file that is really a disk must not be read whole.
-_KEY_LIMIT = 64 << 10
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +49,7 @@ def open_options(
 ) -> OpenOptions:
     """What the options of :func:`add_image_options` say."""
     from tapfs.chain import OpenOptions
+    from tapfs.lock import Sharing
 
     return OpenOptions(
         format=arguments.format,
@@ -61,7 +58,7 @@ def open_options(
         backing_formats=tuple(arguments.backing_format),
         backing_root=arguments.backing_root,
         direct=arguments.direct,
-        shared=arguments.force_share,
+        sharing=Sharing.ANYBODY if arguments.force_share else Sharing.ALONE,
         overlay=overlay,
         temporary=temporary,
     )
@@ -97,7 +94,7 @@ def unlocked(key_file: str | None, path: str, attempt: Callable[[bytes | None], 
 
     Should it say that one is needed, it is tried again with one from the terminal.
     """
-    password = _given_password(key_file)
+    password = given_password(key_file)
     try:
         return attempt(password)
     except ImageError as error:
@@ -108,7 +105,7 @@ def unlocked(key_file: str | None, path: str, attempt: Callable[[bytes | None], 
 
 def new_password(key_file: str | None, path: str) -> bytes:
     """The password for an image about to be made; asked for twice on a terminal."""
-    password = _given_password(key_file)
+    password = given_password(key_file)
     if password is not None:
         return password
     password = prompt_for_password(f"New password of {path}: ")
@@ -131,24 +128,6 @@ def prompt_for_password(question: str) -> bytes:
     from getpass import getpass
 
     try:
-        return _nonempty(getpass(question).encode(errors="surrogateescape"), "the password")
+        return nonempty(getpass(question).encode(errors="surrogateescape"), "the password")
     except EOFError:
         raise ImageError(ErrorKind.DENIED, "no password was given", op="unlock") from None
-
-
-def _given_password(key_file: str | None) -> bytes | None:
-    if key_file is not None:
-        try:
-            with open(key_file, "rb") as file:
-                line = file.readline(_KEY_LIMIT)
-        except OSError as error:
-            raise from_os_error(error, path=key_file, op="read the key file") from error
-        return _nonempty(line.removesuffix(b"\n").removesuffix(b"\r"), f"the key file {key_file}")
-    password = os.environb.get(PASSWORD_VARIABLE.encode())
-    return None if password is None else _nonempty(password, PASSWORD_VARIABLE)
-
-
-def _nonempty(password: bytes, where: str) -> bytes:
-    if not password:
-        raise ImageError(ErrorKind.DENIED, f"{where} is empty", op="unlock")
-    return password

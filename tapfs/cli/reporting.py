@@ -31,6 +31,14 @@ def print_table(rows: Iterable[tuple[str, str]]) -> None:
         print(f"{label + ':' if label else '':<{width}}{value}")
 
 
+def print_columns(rows: Iterable[tuple[str, ...]]) -> None:
+    """Rows with their columns aligned."""
+    lines = list(rows)
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
 def add_json_option(parser: argparse.ArgumentParser) -> None:
     """Add --json."""
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -7,17 +7,17 @@ The answer to `status` has what is counted, `bytes_read` and `bytes_written`.
 
 from __future__ import annotations
 
-import os
 import socket
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import trio
 
 from tapfs.errors import ImageError
-from tapfs.fuse.messages import MESSAGE_LIMIT, decode, encode, error_from_data, error_to_data
+from tapfs.local_socket import receive_line, short_path
+from tapfs.messages import MESSAGE_LIMIT, decode, encode, error_from_data, error_to_data
 
 
 class Answer(NamedTuple):
@@ -38,21 +38,6 @@ class Answers(NamedTuple):
 _STATUS_SECONDS = 1
 
 
-def listen(directory: Path, name: str) -> socket.socket:
-    """A listening socket `name` in the runtime directory, in place of one left there."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        with _short_path(directory, name) as path:
-            with suppress(FileNotFoundError):
-                (directory / name).unlink()
-            listener.bind(path)
-            listener.listen(16)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
 async def serve(listener: socket.socket, answers: Answers, conversations: trio.Nursery) -> None:
     """Accept connections until cancelled; they are answered in the nursery `conversations`."""
 
@@ -60,7 +45,7 @@ async def serve(listener: socket.socket, answers: Answers, conversations: trio.N
         # Whoever asked may be gone by now.
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             async with stream:
-                request = decode(await _receive_line(stream))
+                request = decode(await receive_line(stream))
                 if request.get("command") == "status":
                     await stream.send_all(encode(answers.status()))
                 if request.get("command") == "umount":
@@ -95,7 +80,7 @@ def _ask(directory: Path, name: str, request: dict[str, object], *, timeout: flo
     """The answer to a request, empty if the other end breaks off. Raises OSError if nobody listens."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout)
-        with _short_path(directory, name) as path:
+        with short_path(directory, name) as path:
             connection.connect(path)
         line = b""
         with suppress(ConnectionError):
@@ -106,23 +91,3 @@ def _ask(directory: Path, name: str, request: dict[str, object], *, timeout: flo
                     break
                 line += piece
     return decode(line)
-
-
-async def _receive_line(stream: trio.SocketStream) -> bytes:
-    line = b""
-    while not line.endswith(b"\n") and len(line) < MESSAGE_LIMIT:
-        piece = await stream.receive_some(MESSAGE_LIMIT)
-        if not piece:
-            break
-        line += piece
-    return line
-
-
-@contextmanager
-def _short_path(directory: Path, name: str) -> Generator[str]:
-    """A path to `name` that fits into a socket address (108 bytes), however long the directory's is."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{descriptor}/{name}"
-    finally:
-        os.close(descriptor)

@@ -18,13 +18,13 @@ import pyfuse3
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.fuse.connection import MountOptions, connect, kind_of_failure
-from tapfs.fuse.log import log
 from tapfs.fuse.mount_table import unmount
 from tapfs.fuse.native import NativeEngine
 from tapfs.fuse.operations import ImageOperations
 from tapfs.fuse.settings import MountSettings
 from tapfs.fuse.tree import Tree
 from tapfs.image import Image
+from tapfs.log import log
 
 AUTO, NATIVE, PASSTHROUGH, PYFUSE3 = "auto", "native", "passthrough", "pyfuse3"
 

@@ -20,7 +20,8 @@ class KernelType(NamedTuple):
 class Program(NamedTuple):
     """A FUSE file system. It stays in the foreground with `foreground`, so that we see it end.
 
-    `options` are for every mount, `read_only` and `writable` for those.
+    `options` are for every mount, `read_only` and `writable` for those. One that does not
+    name the file that it reads in the mount table (`names_file`) is told to.
     """
 
     name: str
@@ -29,10 +30,14 @@ class Program(NamedTuple):
     options: tuple[str, ...] = ()
     read_only: tuple[str, ...] = ("ro",)
     writable: tuple[str, ...] = ("rw",)
+    names_file: bool = False
 
     def command(self, node: str, mountpoint: str, *, writable: bool, more: Iterable[str]) -> list[str]:
         """The words that start it."""
         options = [*self.options, *(self.writable if writable else self.read_only), *more]
+        if not self.names_file:
+            source = node.replace("\\", "\\\\").replace(",", "\\,")
+            options += [f"fsname={source}", f"subtype={self.name}"]
         # fuseiso takes options after the names only, the others take them there, too.
         return [self.name, node, mountpoint, self.foreground, "-o", ",".join(options)]
 
@@ -50,12 +55,12 @@ _KERNEL: Mapping[str, KernelType] = {
 }
 
 # `fakeroot`: who may read the image may read all files in it.
-_FUSE2FS = Program("fuse2fs", "fuse2fs", "-f", ("fakeroot",), ("ro", "norecovery"))
+_FUSE2FS = Program("fuse2fs", "fuse2fs", "-f", ("fakeroot",), ("ro", "norecovery"), names_file=True)
 _PROGRAMS: Mapping[str, Program] = {
     "ext2": _FUSE2FS,
     "ext3": _FUSE2FS,
     "ext4": _FUSE2FS,
-    "ntfs": Program("ntfs-3g", "ntfs-3g", "-n", ("no_detach",)),
+    "ntfs": Program("ntfs-3g", "ntfs-3g", "-n", ("no_detach",), names_file=True),
     "vfat": Program("fusefat", "fusefat", "-f", (), ("ro",), ("rw+",)),
     "squashfs": Program("squashfuse", "squashfuse", "-f"),
     "iso9660": Program("fuseiso", "fuseiso", "-f"),

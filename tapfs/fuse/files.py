@@ -4,6 +4,8 @@ The lower layer, the tree with `disk`, is mounted on a hidden directory. As soon
 stands, the hidden mount is taken out of sight: from then on only its user (a loop device, a FUSE
 file system) keeps it, and when that ends, the kernel ends the lower layer. So one unmounting takes
 down both, whoever does it, and no kill of any process leaves more than the mount that users see.
+Before that, whatever else a kill leaves is found by the hidden mount: it stays while any program that
+may still finish the upper one uses it, and it is what an upper one that nobody has noted lies on.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.fuse import kernel_mount, loop_device
 from tapfs.fuse.file_choice import FileSystemPlace
 from tapfs.fuse.file_systems import OWNERLESS_TYPES, READ_ONLY_TYPES, Program, program_for
-from tapfs.fuse.log import log
-from tapfs.fuse.messages import decode, error_from_data
 from tapfs.fuse.mount_table import top_mount
 from tapfs.fuse.settings import MountSettings
+from tapfs.log import log
+from tapfs.messages import decode, error_from_data
 
 #: Between looks whether a FUSE file system has mounted itself.
 _LOOK_SECONDS = 0.01

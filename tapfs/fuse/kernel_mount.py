@@ -20,8 +20,8 @@ from typing import Any
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.fuse.file_systems import kernel_type
 from tapfs.fuse.loop_device import loop_device
-from tapfs.fuse.messages import MESSAGE_LIMIT, decode, encode, error_to_data
 from tapfs.fuse.mount_table import unmount
+from tapfs.messages import MESSAGE_LIMIT, decode, encode, error_to_data
 
 _MS_RDONLY = 1
 _MS_NOSUID = 2

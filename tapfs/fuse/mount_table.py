@@ -21,6 +21,7 @@ FILE_SYSTEM_TYPE = "fuse.tapfs"
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
+_LOOP = re.compile(r"loop\d+")
 
 #: Holders of a busy mount that a message names.
 _NAMED_HOLDERS = 5
@@ -32,6 +33,7 @@ class MountedFileSystem(NamedTuple):
     device: str
     mount_point: str
     type: str
+    source: str
     options: str
 
     @property
@@ -40,6 +42,15 @@ class MountedFileSystem(NamedTuple):
         found = re.search(r"(?:^|,)user_id=(\d+)", self.options)
         return None if found is None else int(found[1])
 
+    def is_read_from(self, directory: str) -> bool:
+        """Whether the file that the file system lies in is below this (real) directory, by the name of its opening.
+
+        That is what is behind a loop device, or what a FUSE file system says.
+        """
+        name = self.source.removeprefix("/dev/")
+        file = _read_text(Path(f"/sys/block/{name}/loop/backing_file")) if _LOOP.fullmatch(name) else self.source
+        return _is_below(file, directory)
+
 
 def mounted_file_systems() -> Iterator[MountedFileSystem]:
     """Every mount of this process's namespace, in the order of mounting."""
@@ -47,19 +58,34 @@ def mounted_file_systems() -> Iterator[MountedFileSystem]:
         before, _, after = line.partition(b" - ")
         fields, tail = before.split(b" "), after.split(b" ")
         if len(fields) > 4 and len(tail) > 2:
-            yield MountedFileSystem(_text(fields[2]), _text(fields[4]), _text(tail[0]), _text(tail[2]))
+            yield MountedFileSystem(*map(_text, (fields[2], fields[4], *tail[:3])))
 
 
 def top_mount(path: str) -> MountedFileSystem | None:
     """The file system that is seen at exactly this (real) path, if one is mounted there."""
-    here = [mount for mount in mounted_file_systems() if mount.mount_point == path]
+    here = mounts_at(path)
     return here[-1] if here else None
 
 
-def is_covered(path: str, device: str) -> bool:
-    """Whether the file system of `device` is mounted at this (real) path, but another is seen there."""
-    here = [mount.device for mount in mounted_file_systems() if mount.mount_point == path]
-    return device in here and here[-1] != device
+def mounts_at(path: str) -> list[MountedFileSystem]:
+    """What is mounted at exactly this (real) path, the one that is seen last."""
+    return [mount for mount in mounted_file_systems() if mount.mount_point == path]
+
+
+def require_uncovered(path: str, device: str) -> None:
+    """Raise ImageError(locked) if something is mounted over the file system of `device` at this (real) path.
+
+    That one could not be unmounted, only lost.
+    """
+    here = [mount.device for mount in mounts_at(path)]
+    if device in here and here[-1] != device:
+        raise ImageError(
+            ErrorKind.LOCKED,
+            "another file system is mounted over it",
+            path=path,
+            op="unmount",
+            remedy="unmount that one first",
+        )
 
 
 def is_abandoned(path: str) -> bool:

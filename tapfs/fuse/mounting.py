@@ -19,12 +19,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
 from tapfs.errors import EXIT_BUG, ErrorKind, ImageError, from_os_error
-from tapfs.fuse.log import log, log_to_stderr, log_to_syslog
-from tapfs.fuse.messages import MESSAGE_LIMIT, decode, encode, error_from_data, error_to_data
 from tapfs.fuse.mount_table import is_abandoned, top_mount
 from tapfs.fuse.registry import MountEntry, Registry
 from tapfs.fuse.settings import MountSettings
 from tapfs.fuse.tree import image_tree
+from tapfs.log import log, log_to_stderr, log_to_syslog
+from tapfs.messages import MESSAGE_LIMIT, decode, encode, error_from_data, error_to_data
 from tapfs.processes import process_start
 
 if TYPE_CHECKING:
@@ -145,12 +145,14 @@ def serve_in_background(
             message = decode(channel.readline(MESSAGE_LIMIT))
         if "ready" not in message:
             _, status = os.waitpid(child, 0)
-            registry.entries()  # drops what it left if it was killed
+            remedy = _clear_away_after(child, registry)
             if "error" in message:
                 raise error_from_data(message["error"])
             code = os.waitstatus_to_exitcode(status)
             how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-            raise ImageError(ErrorKind.IO, f"the serving process ended early ({how})", path=mountpoint, op="mount")
+            raise ImageError(
+                ErrorKind.IO, f"the serving process ended early ({how})", path=mountpoint, op="mount", remedy=remedy
+            )
         try:
             os.stat(mountpoint if settings.files else os.path.join(mountpoint, "disk"))
         except OSError as error:
@@ -161,6 +163,19 @@ def serve_in_background(
             os.kill(child, signal.SIGTERM)
             os.waitpid(child, 0)
         raise
+
+
+def _clear_away_after(child: int, registry: Registry) -> str | None:
+    """Take away what a server left if it was killed; the result says what to do where that fails."""
+    from tapfs.fuse.unmounting import clean_up
+
+    for entry in registry.entries():
+        if entry.pid == child:
+            try:
+                clean_up(registry, entry)
+            except ImageError as error:
+                return f"part of it is left ({error.message}); clean up with: tapfs umount {entry.mountpoint}"
+    return None
 
 
 def _serve_as_daemon(

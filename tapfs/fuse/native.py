@@ -18,10 +18,10 @@ from collections.abc import Iterable
 import trio
 
 from tapfs.errors import ImageError
-from tapfs.fuse.log import ErrorLog, log
 from tapfs.fuse.tree import Tree, Window
 from tapfs.image import Image
 from tapfs.kernel.fuse_server import FuseServer, ParkedRequest, Queue, Request, ServerStatistics
+from tapfs.log import ErrorLog, log
 
 #: Threads that supply maps and reservations, and those that flush, zero and seek.
 _MOVERS, _OTHERS = 3, 3

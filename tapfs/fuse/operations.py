@@ -23,10 +23,10 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from tapfs.errors import ImageError
-from tapfs.fuse.log import ErrorLog, log
 from tapfs.fuse.settings import PLAIN, MountSettings
 from tapfs.fuse.tree import Document, Node, Tree, Window
 from tapfs.image import Image
+from tapfs.log import ErrorLog, log
 
 _Result = TypeVar("_Result")
 

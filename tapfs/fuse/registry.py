@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from tapfs.errors import ImageError, from_os_error
-from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE, top_mount, unmount
+from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE, MountedFileSystem, mounts_at, top_mount, unmount
 from tapfs.processes import process_start
 from tapfs.runtime_directory import make_private, runtime_directory
 
@@ -24,7 +24,8 @@ class MountEntry:
     """One mount. `process_start` is in clock ticks since boot, `started` an ISO 8601 time.
 
     `shows` is "disk" or "files". In the second case `file_system` is their type, `partition` where
-    they lie (None: the whole disk), and `device` (MAJOR:MINOR) tells their mount from others.
+    they lie (None: the whole disk), and `device` (MAJOR:MINOR) tells their mount from others; None
+    while they are being mounted.
     """
 
     image: str
@@ -45,14 +46,6 @@ class MountEntry:
         """Whether the process that serves the mount still runs."""
         return process_start(self.pid) == self.process_start
 
-    @property
-    def mounted(self) -> bool:
-        """Whether a file system of ours is at its mount point."""
-        mount = top_mount(self.mountpoint)
-        if mount is None:
-            return False
-        return mount.device == self.device if self.shows == "files" else mount.type == FILE_SYSTEM_TYPE
-
 
 class Registry:
     """The runtime directory; made if it is not there. Raises ImageError(denied)."""
@@ -71,27 +64,59 @@ class Registry:
         except OSError as error:
             raise from_os_error(error, path=str(target), op="note the mount") from error
 
+    def mount_of(self, entry: MountEntry) -> MountedFileSystem | None:
+        """The file system of ours at the mount point of an entry, also below another.
+
+        A process that is killed while it mounts files cannot note their device any more. Then
+        its disk is still where it was mounted first, and the files are those that lie in it.
+        """
+        hidden = str(self.hidden_directory(entry.pid))
+        for mount in reversed(mounts_at(entry.mountpoint)):
+            if entry.shows != "files":
+                ours = mount.type == FILE_SYSTEM_TYPE
+            elif entry.device is not None:
+                ours = mount.device == entry.device
+            else:
+                ours = mount.is_read_from(hidden)
+            if ours:
+                return mount
+        return None
+
     def remove(self, pid: int) -> None:
         """Remove what is there of a process's entry; nothing there is no error."""
+        self._remove(pid, lazy=True)
+
+    def remove_unused(self, pid: int) -> bool:
+        """The same for a dead process, unless somebody has its hidden disk open: the result is False then.
+
+        A program that it had started may live, and finish the mounting of the files: the entry must stay.
+        """
+        return self._remove(pid, lazy=False)
+
+    def _remove(self, pid: int, *, lazy: bool) -> bool:
         hidden = self.hidden_directory(pid)
-        with suppress(ImageError, OSError):
+        try:
             if top_mount(str(hidden)) is not None:
-                unmount(str(hidden), lazy=True)
-            hidden.rmdir()
+                unmount(str(hidden), lazy=lazy)
+            with suppress(FileNotFoundError):
+                hidden.rmdir()
+        except (ImageError, OSError):
+            if not lazy:
+                return False
         for path in (self._file(pid), self._file(pid).with_suffix(".new"), self.directory / self.socket_name(pid)):
             with suppress(OSError):
                 path.unlink()
+        return True
 
     def entries(self) -> list[MountEntry]:
-        """All entries, oldest first; those of dead processes whose mount is gone too are removed."""
+        """All entries, oldest first; those of dead processes whose mount is gone too, for good, are removed."""
         found = sorted(self._read_all(), key=lambda entry: entry.started)
         served = {entry.mountpoint for entry in found if entry.alive}
         kept: list[MountEntry] = []
         for entry in found:
-            if entry.alive or (entry.mountpoint not in served and entry.mounted):
+            mounted = entry.alive or (entry.mountpoint not in served and self.mount_of(entry) is not None)
+            if mounted or not self.remove_unused(entry.pid):
                 kept.append(entry)
-            else:
-                self.remove(entry.pid)
         return kept
 
     def find(self, mountpoint: str) -> MountEntry | None:

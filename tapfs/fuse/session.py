@@ -24,12 +24,13 @@ import trio
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.fuse import control, engines
 from tapfs.fuse.files import FilesLayer
-from tapfs.fuse.log import log
-from tapfs.fuse.mount_table import is_covered, top_mount, unmount
+from tapfs.fuse.mount_table import require_uncovered, top_mount, unmount
 from tapfs.fuse.registry import MountEntry, Registry
 from tapfs.fuse.settings import PLAIN, MountSettings
 from tapfs.fuse.tree import Tree
 from tapfs.image import Image
+from tapfs.local_socket import listen
+from tapfs.log import log
 
 #: A small program that looks at the paths it is given; no PATH is needed to find it.
 _LOOK = (sys.executable, "-I", "-S", "-c", "import os, sys\nfor node in sys.argv[1:]: os.stat(node)")
@@ -142,7 +143,7 @@ class Session:
         """Start the services and answer the kernel until the mount ends."""
         try:
             self._registry.add(self._entry)
-            listener = control.listen(self._registry.directory, self._registry.socket_name(self._entry.pid))
+            listener = listen(self._registry.directory, self._registry.socket_name(self._entry.pid))
             answers = control.Answers(self._unmount_for_asker, self._status)
             services.start_soon(control.serve, listener, answers, conversations)
             await services.start(self._obey_signals)
@@ -172,10 +173,12 @@ class Session:
             if self._files is not None:
                 await self._files.attach()
                 self._entry = replace(self._entry, file_system=self._files.type, device=self._files.device)
-                # Only the file system above keeps our mount from now on; with it goes ours.
+            self._registry.add(self._entry)
+            if self._files is not None:
+                # Only the file system above keeps our mount from now on; with it goes ours. Before its
+                # device was noted, ours at its place is what the one above is known by after a kill.
                 await trio.to_thread.run_sync(partial(unmount, self._mountpoint, lazy=True))
                 os.rmdir(self._mountpoint)
-            self._registry.add(self._entry)
             ready()
         except OSError as error:
             self._fail(from_os_error(error, path=self._mountpoint, op="reach the new mount"))
@@ -236,7 +239,8 @@ class Session:
     async def _leave(self, *, force: bool) -> None:
         """Flush and unmount, and end the main loop. Raises ImageError if the mount stays."""
         if not force:
-            self._require_uncovered()
+            device = self._device if self._files is None else self._files.device
+            require_uncovered(self._entry.mountpoint, device)
         try:
             await trio.to_thread.run_sync(self._image.flush)
         except ImageError as error:
@@ -296,18 +300,6 @@ class Session:
             self._fail(error)
         self._registry.remove(self._entry.pid)
         self._ended.set()
-
-    def _require_uncovered(self) -> None:
-        """Raise ImageError(locked) if something was mounted over ours: it could not be unmounted, only lost."""
-        device = self._device if self._files is None else self._files.device
-        if is_covered(self._entry.mountpoint, device):
-            raise ImageError(
-                ErrorKind.LOCKED,
-                "another file system is mounted over it",
-                path=self._entry.mountpoint,
-                op="unmount",
-                remedy="unmount that one first",
-            )
 
     def _is_mounted(self) -> bool:
         """Whether our file system, not another above it, is at the mount point."""

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import os
 import select
+import time
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.fuse import control
-from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE, MountedFileSystem, is_abandoned, top_mount, unmount
+from tapfs.fuse.mount_table import (
+    FILE_SYSTEM_TYPE,
+    MountedFileSystem,
+    holders,
+    is_abandoned,
+    require_uncovered,
+    top_mount,
+    unmount,
+)
 from tapfs.fuse.registry import MountEntry, Registry
+
+#: For how long what a dead process has begun to mount may take to fail, or to be mounted after all; between looks.
+_PATIENCE_SECONDS, _LOOK_SECONDS = 10, 0.05
 
 
 def unmount_image(path: str, *, force: bool) -> str | None:
@@ -22,14 +34,18 @@ def unmount_image(path: str, *, force: bool) -> str | None:
     entry = registry.find(mountpoint)
     if entry is not None and entry.alive and _ask(registry, entry, force=force):
         return None
-    if entry is not None and entry.shows == "files":
-        return _clean_up(registry, entry, mountpoint)
     mount = top_mount(mountpoint)
+    left = None if entry is None else registry.mount_of(entry)
+    if entry is not None and (entry.shows == "files" or (left is not None and left != mount)):
+        return clean_up(registry, entry)
     if mount is None or mount.type != FILE_SYSTEM_TYPE:
         registry.entries()  # drops what the dead left
         raise ImageError(ErrorKind.NOT_FOUND, "no image is mounted here", path=path, op="unmount")
     if is_abandoned(mountpoint):
-        return _clean_up(registry, entry, mountpoint)
+        if entry is not None:
+            return clean_up(registry, entry)
+        unmount(mountpoint, lazy=True)
+        return f"{mountpoint}: the process that served it had died; cleaned up"
     return _unmount_of_another(mount, force=force)
 
 
@@ -71,15 +87,42 @@ def _wait_for_end(process: int) -> None:
     poll.poll()
 
 
-def _clean_up(registry: Registry, entry: MountEntry | None, mountpoint: str) -> str:
-    """Take away what a killed process left."""
-    if entry is None or entry.mounted:
-        unmount(mountpoint, lazy=True)
-    registry.entries()  # drops the entry with the mount
-    if entry is None:
-        return f"{mountpoint}: the process that served it had died; cleaned up"
+def clean_up(registry: Registry, entry: MountEntry) -> str:
+    """Take away what the killed process of an entry left; the result says so.
+
+    If it was killed while it mounted files, a program that it had started may still be at work: wait
+    for that, too. Raises ImageError(locked); the entry stays then.
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while not _taken_away(registry, entry):
+        if time.monotonic() >= deadline:
+            by = ", ".join(holders(str(registry.hidden_directory(entry.pid)))) or "others"
+            raise ImageError(
+                ErrorKind.LOCKED,
+                f"process {entry.pid}, which was mounting it, had died, but its disk is still used by {by}",
+                path=entry.mountpoint,
+                op="unmount",
+                remedy="try again; if it stays so, end that use",
+            )
+        time.sleep(_LOOK_SECONDS)
+    registry.entries()  # drops what others left before
     lost = "" if entry.mode == "ro" else "; what was not flushed is lost, check the image"
-    return f"{mountpoint}: process {entry.pid}, which served it, had died; cleaned up{lost}"
+    return f"{entry.mountpoint}: process {entry.pid}, which served it, had died; cleaned up{lost}"
+
+
+def _taken_away(registry: Registry, entry: MountEntry) -> bool:
+    """Unmount and remove; False while that is too early."""
+    mount = registry.mount_of(entry)
+    if mount is None:
+        return registry.remove_unused(entry.pid)
+    require_uncovered(entry.mountpoint, mount.device)
+    try:
+        unmount(entry.mountpoint, lazy=True)
+    except ImageError:
+        if registry.mount_of(entry) is not None:  # else somebody else was faster
+            raise
+    registry.remove(entry.pid)  # who still uses the files keeps their disk, out of sight
+    return True
 
 
 def _unmount_of_another(mount: MountedFileSystem, *, force: bool) -> str:

@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 from tapfs.fuse.mount_table import mounted_file_systems, unmount
+from tapfs.processes import process_start
 from tests.conftest import Ran
+
+MIB = 1 << 20
 
 
 class Mounts:
@@ -27,6 +30,7 @@ class Mounts:
         self.environment = os.environ | {"TAPFS_RUNTIME_DIR": str(self.runtime)}
         self.environment.pop("TAPFS_PASSWORD", None)
         self._count = 0
+        self._seen: dict[int, int | None] = {}
 
     def run(self, *words: object, cwd: Path | None = None) -> Ran:
         """Any tapfs command."""
@@ -41,6 +45,17 @@ class Mounts:
             env=self.environment,
         )
         return Ran(done.returncode, done.stdout, done.stderr)
+
+    def start(self, *words: object) -> subprocess.Popen[str]:
+        """Any tapfs command, not waited for."""
+        return subprocess.Popen(
+            [*self.command, *self._with_engine(words)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment,
+        )
 
     def _with_engine(self, words: Sequence[object]) -> list[str]:
         """The words of a command; `mount` serves by the engine under test unless they name one."""
@@ -69,21 +84,19 @@ class Mounts:
 
     def foreground(self, image: Path, directory: Path, *options: object) -> subprocess.Popen[str]:
         """`tapfs mount --foreground`, once it is ready."""
-        process = subprocess.Popen(
-            [*self.command, *self._with_engine(("mount", "--foreground", *options, image, directory))],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=self.environment,
-        )
+        process = self.start("mount", "--foreground", *options, image, directory)
         wait_for(lambda: (directory / "disk").exists() or process.poll() is not None)
         return process
 
     def processes(self) -> list[int]:
         """The processes that run with this test's runtime directory."""
         mark = f"TAPFS_RUNTIME_DIR={self.runtime}".encode()
-        return [int(process.name) for process in Path("/proc").glob("[0-9]*") if mark in _environment(process)]
+        marked = [int(process.name) for process in Path("/proc").glob("[0-9]*") if mark in _environment(process)]
+        # One that is ending loses its environment some time before it closes its files, and has ended.
+        running = {pid: process_start(pid) for pid in {*self._seen, *marked}}
+        self._seen |= {pid: running[pid] for pid in marked}
+        self._seen = {pid: start for pid, start in self._seen.items() if start is not None and running[pid] == start}
+        return sorted(self._seen)
 
     def mounted(self) -> list[str]:
         """What is mounted below this test's folder, innermost last."""
@@ -112,7 +125,7 @@ def mounts(request: pytest.FixtureRequest, tmp_path: Path, tapfs_command: list[s
     all_mounts = Mounts(tmp_path, tapfs_command, request.param)
     yield all_mounts
     try:
-        wait_for(lambda: not all_mounts.processes(), patience=5)
+        wait_for(lambda: not all_mounts.processes(), patience=30)
         left = all_mounts.left_behind()
     finally:
         all_mounts.force_away()
@@ -125,6 +138,74 @@ def root() -> None:
     assert os.geteuid() == 0, "run the suite as root: loop mounts and tests as another user need it"
 
 
+@pytest.fixture(scope="session")
+def content(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small tree of files. Not to be changed."""
+    folder = tmp_path_factory.mktemp("content")
+    (folder / "text").write_text("hello\n")
+    (folder / "below").mkdir()
+    (folder / "below" / "large").write_bytes(os.urandom(3 * MIB + 17))
+    return folder
+
+
+def ext4(path: Path, content: Path, size_mib: int = 24, offset: int = 0, label: str = "files") -> None:
+    """Make an ext4 with this content in a file, at a byte offset."""
+    command = ["mkfs.ext4", "-q", "-F", "-L", label, "-d", str(content), "-E", f"offset={offset},root_owner=0:0"]
+    subprocess.run([*command, str(path), f"{size_mib}M"], check=True, capture_output=True)
+
+
+@pytest.fixture
+def flat(tmp_path: Path, content: Path) -> Path:
+    """A raw disk that is an ext4."""
+    path = tmp_path / "flat.raw"
+    path.touch()
+    ext4(path, content)
+    return path
+
+
+def loop_devices() -> set[str]:
+    """The loop devices in use."""
+    return {path.parent.parent.name for path in Path("/sys/block").glob("loop*/loop/backing_file")}
+
+
+@pytest.fixture
+def no_new_loop_device() -> Iterator[None]:
+    """The test fails if it leaves a loop device."""
+    before = loop_devices()
+    yield
+    wait_for(lambda: loop_devices() <= before, patience=30)
+    assert loop_devices() <= before
+
+
+def make_file_system(image: Path, kind: str, content: Path) -> None:
+    """Make one, with the content where its maker can."""
+    size = {"xfs": 320, "btrfs": 128}.get(kind, 32)
+    if kind not in {"squashfs", "iso9660"}:
+        with image.open("wb") as file:
+            file.truncate(size * MIB)
+    commands = {
+        "ext2": ["mkfs.ext2", "-q", "-F", "-d", content, image],
+        "ext4": ["mkfs.ext4", "-q", "-F", "-d", content, image],
+        "xfs": ["mkfs.xfs", "-q", image],
+        "btrfs": ["mkfs.btrfs", "-q", "-r", content, image],
+        "squashfs": ["mksquashfs", content, image, "-quiet"],
+        "ntfs": ["mkfs.ntfs", "-q", "-F", image],
+        "vfat": ["mkfs.vfat", image],
+        "iso9660": ["xorriso", "-as", "mkisofs", "-quiet", "-R", "-o", image, content],
+    }
+    subprocess.run(list(map(str, commands[kind])), check=True, capture_output=True)
+
+
+@contextmanager
+def somebody(**options: object) -> Generator[subprocess.Popen[bytes]]:
+    """A process named `sleep` that uses what it is started with; killed at the end, if not before."""
+    with subprocess.Popen(["sleep", "1000"], **options) as user:  # type: ignore[call-overload]
+        try:
+            yield user
+        finally:
+            user.kill()
+
+
 @contextmanager
 def refused(*numbers: int) -> Generator[None]:
     """What happens inside must fail with one of these errno values (with any, if there are none)."""
@@ -133,11 +214,11 @@ def refused(*numbers: int) -> Generator[None]:
         yield
 
 
-def wait_for(condition: Callable[[], object], patience: float = 60) -> None:
+def wait_for(condition: Callable[[], object], patience: float = 60, step: float = 0.01) -> None:
     """Wait until something holds that must come to hold; gives up silently, for the caller's asserts to tell."""
     deadline = time.monotonic() + patience
     while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
+        time.sleep(step)
 
 
 def _environment(process: Path) -> bytes:

@@ -7,57 +7,14 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Ran, sha256_of
-from tests.fuse.conftest import Mounts, refused, wait_for
+from tests.fuse.conftest import MIB, Mounts, ext4, loop_devices, make_file_system, refused, somebody, wait_for
 
 pytestmark = pytest.mark.usefixtures("root", "no_new_loop_device")
-
-MIB = 1 << 20
-
-
-def loop_devices() -> set[str]:
-    """The loop devices in use."""
-    return {path.parent.parent.name for path in Path("/sys/block").glob("loop*/loop/backing_file")}
-
-
-@pytest.fixture
-def no_new_loop_device() -> Iterator[None]:
-    """The test fails if it leaves a loop device."""
-    before = loop_devices()
-    yield
-    wait_for(lambda: loop_devices() <= before, patience=5)
-    assert loop_devices() <= before
-
-
-@pytest.fixture(scope="session")
-def content(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small tree of files. Not to be changed."""
-    folder = tmp_path_factory.mktemp("content")
-    (folder / "text").write_text("hello\n")
-    (folder / "below").mkdir()
-    (folder / "below" / "large").write_bytes(os.urandom(3 * MIB + 17))
-    return folder
-
-
-def ext4(path: Path, content: Path, size_mib: int = 24, offset: int = 0, label: str = "files") -> None:
-    """Make an ext4 with this content in a file, at a byte offset."""
-    command = ["mkfs.ext4", "-q", "-F", "-L", label, "-d", str(content), "-E", f"offset={offset},root_owner=0:0"]
-    subprocess.run([*command, str(path), f"{size_mib}M"], check=True, capture_output=True)
-
-
-@pytest.fixture
-def flat(tmp_path: Path, content: Path) -> Path:
-    """A raw disk that is an ext4."""
-    path = tmp_path / "flat.raw"
-    path.touch()
-    ext4(path, content)
-    return path
 
 
 @pytest.fixture
@@ -217,7 +174,7 @@ def test_busy_mount_point(mounts: Mounts, flat: Path) -> None:
 
 def test_in_use(mounts: Mounts, flat: Path) -> None:
     directory = mounts.mount(flat, "--files", "--rw", "-f", "raw")
-    with subprocess.Popen(["sleep", "1000"], cwd=directory) as user:
+    with somebody(cwd=directory) as user:
         busy = mounts.run("umount", directory)
         assert busy.code == 15
         assert f"{directory}: is busy: used by process {user.pid} (sleep)" in busy.err
@@ -225,7 +182,6 @@ def test_in_use(mounts: Mounts, flat: Path) -> None:
         (directory / "still").write_text("works\n")
         assert mounts.run("umount", "--force", directory) == Ran(0, "", "")
         assert mounts.left_behind() == []
-        user.kill()
     wait_for(lambda: not loop_devices())
     subprocess.run(["e2fsck", "-fp", flat], check=False, capture_output=True)
     read = mounts.mount(flat, "--files")
@@ -256,69 +212,14 @@ def test_signal_ends_both(mounts: Mounts, flat: Path, number: signal.Signals) ->
 
 def test_foreground(mounts: Mounts, flat: Path, content: Path) -> None:
     directory = mounts.directory()
-    words = [*mounts.command, "mount", "--foreground", "--files", flat, directory]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=mounts.environment) as process:
+    with mounts.start("mount", "--foreground", "--files", flat, directory) as process:
         # The hidden mount is taken away last.
         wait_for(lambda: (directory / "text").exists() and not list(mounts.runtime.glob("*.disk")))
         assert same_tree(content, directory)
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=60)[0] == b""
+        assert process.communicate(timeout=60)[0] == ""
     assert process.returncode == 0
     assert mounts.left_behind() == []
-
-
-@pytest.mark.parametrize("writing", [False, True])
-def test_killed(mounts: Mounts, flat: Path, writing: bool) -> None:  # noqa: FBT001
-    directory = mounts.mount(flat, "--files", *(["--rw", "-f", "raw"] if writing else []))
-    (pid,) = mounts.processes()
-    descriptor = None
-    if writing:
-        (directory / "unwritten").write_bytes(b"x" * MIB)
-        descriptor = os.open(directory / "text", os.O_RDONLY)
-    os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not mounts.processes())
-    (entry,) = json.loads(mounts.run("list", "--json").out)["mounts"]
-    assert not entry["alive"]
-    again = mounts.run("mount", "--files", flat, directory)
-    assert again.code in (15, 18)
-    cleaned = mounts.run("umount", directory)
-    assert cleaned.code == 0
-    assert f"process {pid}, which served it, had died; cleaned up" in cleaned.err
-    assert mounts.left_behind() == []
-    if descriptor is not None:
-        os.close(descriptor)
-    mounts.umount(mounts.mount(flat, "--files", "--temp"))
-
-
-def test_killed_while_mounting(mounts: Mounts, flat: Path) -> None:
-    """At whatever moment: the next command finds nothing, or cleans up what is there."""
-    directory = mounts.directory()
-    for delay in range(150, 600, 75):
-        words = [*mounts.command, "mount", "--files", flat, directory]
-        with subprocess.Popen(words, stderr=subprocess.DEVNULL, env=mounts.environment) as command:
-            time.sleep(delay / 1000)
-            killed = [pid for pid in mounts.processes() if pid != command.pid]
-            for pid in killed:
-                os.kill(pid, signal.SIGKILL)
-            command.wait(timeout=60)
-        if killed:
-            wait_for(lambda: not mounts.processes(), patience=10)
-        assert mounts.run("umount", directory).code in (0, 17)
-        assert mounts.left_behind() == []
-
-
-def test_interrupted_while_mounting(mounts: Mounts, flat: Path) -> None:
-    directory = mounts.directory()
-    for delay in range(0, 500, 50):
-        words = [*mounts.command, "mount", "--files", flat, directory]
-        with subprocess.Popen(words, stderr=subprocess.DEVNULL, env=mounts.environment) as command:
-            time.sleep(delay / 1000)
-            command.send_signal(signal.SIGINT)
-            command.wait(timeout=60)
-        if command.returncode == 0:
-            mounts.umount(directory)
-        wait_for(lambda: not mounts.left_behind(), patience=5)
-        assert mounts.left_behind() == []
 
 
 def test_journal(mounts: Mounts, flat: Path) -> None:
@@ -351,24 +252,6 @@ def test_other_file_systems(mounts: Mounts, tmp_path: Path, content: Path, kind:
     assert entry["file_system"] == kind
     mounts.umount(directory)
     wait_for(lambda: not mounts.left_behind())
-
-
-def make_file_system(image: Path, kind: str, content: Path) -> None:
-    """Make one, with the content where its maker can."""
-    size = {"xfs": 320, "btrfs": 128}.get(kind, 32)
-    if kind not in {"squashfs", "iso9660"}:
-        with image.open("wb") as file:
-            file.truncate(size * MIB)
-    commands = {
-        "ext2": ["mkfs.ext2", "-q", "-F", "-d", content, image],
-        "xfs": ["mkfs.xfs", "-q", image],
-        "btrfs": ["mkfs.btrfs", "-q", "-r", content, image],
-        "squashfs": ["mksquashfs", content, image, "-quiet"],
-        "ntfs": ["mkfs.ntfs", "-q", "-F", image],
-        "vfat": ["mkfs.vfat", image],
-        "iso9660": ["xorriso", "-as", "mkisofs", "-quiet", "-R", "-o", image, content],
-    }
-    subprocess.run(list(map(str, commands[kind])), check=True, capture_output=True)
 
 
 def test_fifty_times(mounts: Mounts, flat: Path) -> None:

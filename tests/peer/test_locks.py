@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, Image, ImageError, NewImage
+from tapfs.chain import OpenOptions
+from tapfs.lock import Sharing, only_read_from_now_on, refuse_other_writers
+from tapfs.opening import open_image
 
 
 @pytest.fixture
@@ -75,3 +78,83 @@ def test_the_lock_ends_with_the_image(image: Path) -> None:
     tapfs.open(image, writable=True).close()
     subprocess.run(["qemu-io", "-f", "qcow", "-c", "write 0 512", str(image)], check=True, capture_output=True)
     tapfs.open(image, writable=True).close()
+
+
+def opened_with(image: Path, sharing: Sharing, *, writable: bool = False) -> Image:
+    return open_image(str(image), OpenOptions(format="qcow", writable=writable, sharing=sharing))
+
+
+def test_a_reader_with_sharers_bears_those_who_share_but_not_who_writes_alone(image: Path) -> None:
+    with opened_with(image, Sharing.ANYBODY, writable=True), opened_with(image, Sharing.WITH_SHARERS) as disk:
+        assert disk.read(0, 512) == bytes(512)
+        # Another one beside both, and one who comes to share.
+        with opened_with(image, Sharing.WITH_SHARERS), opened_with(image, Sharing.ANYBODY, writable=True):
+            pass
+    with qemu_io(image) as process, pytest.raises(ImageError) as raised:
+        opened_with(image, Sharing.WITH_SHARERS)
+    assert raised.value.kind is ErrorKind.LOCKED
+    assert f"process {process.pid} (qemu-io)" in str(raised.value)
+    with tapfs.open(image, writable=True), pytest.raises(ImageError):
+        opened_with(image, Sharing.WITH_SHARERS)
+
+
+def test_who_writes_alone_is_refused_beside_a_reader_with_sharers(image: Path) -> None:
+    with opened_with(image, Sharing.WITH_SHARERS):
+        with pytest.raises(ImageError) as raised:
+            tapfs.open(image, writable=True)
+        assert raised.value.kind is ErrorKind.LOCKED
+        refused = subprocess.run(
+            ["qemu-io", "-f", "qcow", "-c", "write 0 512", str(image)], capture_output=True, text=True, check=False
+        )
+        assert refused.returncode == 1
+        assert "lock" in refused.stderr
+        # Readers of any kind are welcome.
+        subprocess.run(["qemu-img", "info", str(image)], check=True, capture_output=True)
+        tapfs.open(image).close()
+
+
+def test_who_writes_alone_is_refused_beside_sharers(image: Path) -> None:
+    with opened_with(image, Sharing.ANYBODY, writable=True), pytest.raises(ImageError):
+        tapfs.open(image, writable=True)
+
+
+def test_other_writers_are_found(image: Path) -> None:
+    with opened_with(image, Sharing.ANYBODY, writable=True) as mine:
+        descriptor = mine.layers[0].file.descriptor
+        refuse_other_writers(descriptor, str(image))
+        with opened_with(image, Sharing.ANYBODY, writable=True), pytest.raises(ImageError) as raised:
+            refuse_other_writers(descriptor, str(image))
+        assert raised.value.kind is ErrorKind.LOCKED
+
+
+def test_what_is_only_read_from_now_on_can_be_read_by_others(image: Path) -> None:
+    with tapfs.open(image, writable=True) as mine:
+        refused = subprocess.run(["qemu-img", "info", str(image)], capture_output=True, text=True, check=False)
+        assert refused.returncode == 1
+        only_read_from_now_on(mine.layers[0].file.descriptor)
+        subprocess.run(["qemu-img", "info", str(image)], check=True, capture_output=True)
+        tapfs.open(image).close()
+        with pytest.raises(ImageError):
+            tapfs.open(image, writable=True)
+
+
+def test_direct_requests_that_outlive_their_process(tmp_path: Path) -> None:
+    """The kernel goes on with them, and they keep their open file: who serves the disk next has to wait for them."""
+    path = tmp_path / "disk.raw"
+    path.write_bytes(bytes(1 << 20))
+
+    def served(disk: int, sharing: Sharing = Sharing.ANYBODY) -> Image:
+        return open_image(str(path), OpenOptions(format="raw", writable=True, direct=True, disk=disk, sharing=sharing))
+
+    for sharing in (Sharing.ANYBODY, Sharing.ALONE):
+        with served(7, sharing) as image:
+            late = os.dup(image.layers[0].file.data_descriptor)
+        try:
+            with pytest.raises(ImageError) as caught:
+                served(7, sharing)
+            assert caught.value.kind is ErrorKind.LOCKED
+            assert "process that served the disk before" in str(caught.value)
+            served(8, sharing).close()
+        finally:
+            os.close(late)
+        served(7, sharing).close()

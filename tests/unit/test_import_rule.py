@@ -27,6 +27,11 @@ BANNED_IN_DRIVERS = {
     "cffi",
 }
 
+#: Of the process that serves a disk.
+XEN_MODULES_OF_THE_ENGINE = {"backend", "frontend_keys", "served_disk"}
+#: What outlives a disk's crash, or is only to start fast.
+XEN_PROGRAMS_WITHOUT_ENGINE = ["supervisor", "toolstack", "block_script", "control_client"]
+
 #: The core below `image`: opens and maps chains, moves no guest data.
 BELOW_THE_ENGINE = [
     "async_image",
@@ -52,7 +57,7 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             found.add(node.module or "")
-            found |= {f"{node.module}.{alias.name}" for alias in node.names if node.module == "tapfs"}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names if node.module in ("tapfs", "tapfs.xen")}
     return found - {"tapfs"}
 
 
@@ -82,10 +87,39 @@ def test_partitions_are_pure() -> None:
         assert not {name.split(".")[0] for name in found} & BANNED_IN_DRIVERS, path
 
 
-@pytest.mark.parametrize("folder", ["tapfs/fuse", "tapfs/cli"])
+@pytest.mark.parametrize("folder", ["tapfs/fuse", "tapfs/xen", "tapfs/cli"])
 def test_front_ends_know_no_format(folder: str) -> None:
     for path in python_files(folder):
         assert not {name for name in imports(path) if name.startswith("tapfs.formats")}, path
+
+
+@pytest.mark.parametrize(("folder", "other"), [("tapfs/fuse", "tapfs.xen"), ("tapfs/xen", "tapfs.fuse")])
+def test_front_ends_do_not_know_each_other_or_the_commands(folder: str, other: str) -> None:
+    for path in python_files(folder):
+        assert not {name for name in imports(path) if name.startswith((other, "tapfs.cli"))}, path
+
+
+def test_few_modules_of_the_xen_front_end_know_the_engine() -> None:
+    users = {
+        path.stem
+        for path in python_files("tapfs/xen")
+        if any(name.startswith("tapfs.kernel") for name in imports(path))
+    }
+    assert users <= XEN_MODULES_OF_THE_ENGINE
+
+
+@pytest.mark.parametrize("program", XEN_PROGRAMS_WITHOUT_ENGINE)
+def test_the_supervisor_and_the_commands_do_not_load_the_engine(program: str) -> None:
+    reached: set[str] = set()
+    ahead = {program}
+    while ahead:
+        module = ahead.pop()
+        reached.add(module)
+        found = {
+            name.split(".")[2] for name in imports(ROOT / f"tapfs/xen/{module}.py") if name.startswith("tapfs.xen.")
+        }
+        ahead |= found - reached
+    assert not reached & XEN_MODULES_OF_THE_ENGINE
 
 
 def test_nobody_imports_a_second_copy() -> None:

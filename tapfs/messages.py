@@ -1,4 +1,4 @@
-"""Errors as JSON lines: from the serving process to the command that started it or asks it to end."""
+"""Messages between tapfs processes as JSON lines: errors to the command that started or asked a serving process."""
 
 from __future__ import annotations
 

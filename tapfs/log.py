@@ -8,7 +8,7 @@ import syslog
 
 from tapfs.errors import ImageError
 
-log = logging.getLogger("tapfs.fuse")
+log = logging.getLogger("tapfs")
 
 #: Distinct errors that are logged; a hostile image must not fill the log.
 _KEPT_ERRORS = 1000
@@ -36,9 +36,10 @@ def log_to_syslog() -> None:
     _use(SyslogHandler(), "%(message)s")
 
 
-def log_to_stderr() -> None:
-    """Send the log to stderr, in the form of the command line's own messages."""
-    _use(logging.StreamHandler(sys.stderr), "tapfs: %(message)s")
+def log_to_stderr(subject: str | None = None) -> None:
+    """Send the log to stderr, in the form of the command line's own messages; each line names the subject."""
+    named = "" if subject is None else subject.replace("%", "%%") + ": "
+    _use(logging.StreamHandler(sys.stderr), f"tapfs: {named}%(message)s")
 
 
 def _use(handler: logging.Handler, form: str) -> None:

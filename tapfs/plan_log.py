@@ -1,0 +1,174 @@
+"""The plan that a writer has not executed yet, kept where it outlives the writer's process.
+
+A guest goes on when the process that serves its disk is killed and another takes its place, so it must find all that it
+was told is written. Its data is in the host's page cache then; the metadata that points at it was in the dead process
+only. So that process keeps the plan of its next flush in a file in memory (tmpfs), renewed with every commit before
+anybody can rely on it, and the next one executes it before it opens the image. A crash of the host takes both the page
+cache and the plan, and the image is what the last flush made it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import struct
+from contextlib import suppress
+from pathlib import Path
+
+from tapfs.errors import from_os_error
+from tapfs.plan import Discard, Grow, Plan, Step, Write
+
+#: The file: a page whose first byte says which record holds (0: none, 1, 2), then two records of equal room. One is
+#: written while the other holds. A record: token, device, inode, bytes of the plan, the plan.
+_PAGE = mmap.PAGESIZE
+_RECORD = struct.Struct("=32sQQQ")
+_LEAST_ROOM = 256 << 10
+
+#: Step (1 write, 2 grow, 3 discard; 0: the next stage), file, host offset or size, length; a write's bytes follow.
+_STEP = struct.Struct("=BIQQ")
+_NEXT_STAGE, _WRITE, _GROW, _DISCARD = range(4)
+_STAGE = _STEP.pack(_NEXT_STAGE, 0, 0, 0)
+
+
+class PlanLog:
+    """One file with at most one plan, which appears whole or not at all, whatever ends the process meanwhile.
+
+    `token` is of one life of a disk: a plan with another is not ours, and the image may have changed since.
+    """
+
+    def __init__(self, path: Path, token: str) -> None:
+        self._path = path
+        self._token = token.encode()
+        self._memory: mmap.mmap | None = None
+        self._room = 0
+
+    @property
+    def disk(self) -> int:
+        """A number below 2**61 that all processes of this life of the disk have, and hardly another disk."""
+        return int.from_bytes(hashlib.blake2b(self._token, digest_size=8).digest(), "big") >> 3
+
+    def keep(self, plan: Plan, identity: tuple[int, int]) -> None:
+        """Have this plan instead of the one before; `identity` is the image's (device, inode).
+
+        Raises ImageError; the one before is still there then.
+        """
+        packed = _packed(plan)
+        memory = self._mapped(_RECORD.size + len(packed))
+        record = 2 if memory[0] == 1 else 1
+        at = self._place(record)
+        # No system call from here on: it would have this thread wait for others to let it go on.
+        _RECORD.pack_into(memory, at, self._token, *identity, len(packed))
+        memory[at + _RECORD.size : at + _RECORD.size + len(packed)] = packed
+        memory[0] = record
+
+    def clear(self) -> None:
+        """The plan has been executed and is durable: have none."""
+        if self._memory is not None:
+            self._memory[0] = 0
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a file, perhaps another's."""
+        return self._path.exists()
+
+    def kept(self, identity: tuple[int, int]) -> Plan | None:
+        """The plan that a predecessor of this life left for this image, if there is one. Raises ImageError."""
+        try:
+            content = self._path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise from_os_error(error, path=str(self._path), op="read the plan of the last flush") from error
+        if len(content) < _PAGE + 2 * _LEAST_ROOM or content[0] not in (1, 2):
+            return None
+        at = _PAGE + (content[0] - 1) * ((len(content) - _PAGE) // 2)
+        token, device, inode, length = _RECORD.unpack_from(content, at)
+        if token.rstrip(b"\0") != self._token or (device, inode) != identity:
+            return None
+        return _unpacked(content[at + _RECORD.size : at + _RECORD.size + length])
+
+    def remove(self) -> None:
+        """Remove the file, if there is one, with what is in it."""
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+        with suppress(OSError):
+            self._path.unlink()
+
+    def close(self) -> None:
+        """Let go of the file; it goes, too, if it holds no plan."""
+        if self._memory is not None and self._memory[0] == 0:
+            self.remove()
+
+    def _place(self, record: int) -> int:
+        return _PAGE + (record - 1) * self._room
+
+    def _mapped(self, size: int) -> mmap.mmap:
+        """The file with room for records of that many bytes."""
+        if self._memory is not None and size <= self._room:
+            return self._memory
+        room = _LEAST_ROOM
+        while room < size:
+            room *= 2
+        try:
+            return self._grown(room)
+        except OSError as error:
+            raise from_os_error(error, path=str(self._path), op="keep the plan of the next flush") from error
+
+    def _grown(self, room: int) -> mmap.mmap:
+        """A new file with more room, in place of the one there was, whose plan it has."""
+        new = self._path.with_suffix(self._path.suffix + "-new")
+        descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            # Room that is only promised would end us by SIGBUS when there is none.
+            os.posix_fallocate(descriptor, 0, _PAGE + 2 * room)
+            memory = mmap.mmap(descriptor, _PAGE + 2 * room)
+        except BaseException:
+            new.unlink()
+            raise
+        finally:
+            os.close(descriptor)
+        old = self._memory
+        if old is not None and old[0]:
+            start = self._place(old[0])
+            memory[_PAGE : _PAGE + self._room] = old[start : start + self._room]
+            memory[0] = 1
+        new.rename(self._path)
+        if old is not None:
+            old.close()
+        self._memory, self._room = memory, room
+        return memory
+
+
+def _packed(plan: Plan) -> bytes:
+    pieces: list[bytes] = []
+    for stage in plan.stages:
+        pieces.append(_STAGE)
+        for step in stage:
+            match step:
+                case Write(file, host_offset, data):
+                    pieces += (_STEP.pack(_WRITE, file, host_offset, len(data)), data)
+                case Grow(file, size):
+                    pieces.append(_STEP.pack(_GROW, file, size, 0))
+                case Discard(file, host_offset, length):
+                    pieces.append(_STEP.pack(_DISCARD, file, host_offset, length))
+    return b"".join(pieces)
+
+
+def _unpacked(body: bytes) -> Plan:
+    stages: list[list[Step]] = []
+    at = 0
+    while at < len(body):
+        kind, file, host_offset, length = _STEP.unpack_from(body, at)
+        at += _STEP.size
+        if kind == _NEXT_STAGE:
+            stages.append([])
+        elif kind == _WRITE:
+            stages[-1].append(Write(file, host_offset, body[at : at + length]))
+            at += length
+        elif kind == _GROW:
+            stages[-1].append(Grow(file, host_offset))
+        else:
+            stages[-1].append(Discard(file, host_offset, length))
+    return Plan(tuple(tuple(stage) for stage in stages))

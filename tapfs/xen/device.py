@@ -1,0 +1,192 @@
+"""A guest's disk as xenstore knows it: its number, its two directories, its states."""
+
+from __future__ import annotations
+
+import re
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from tapfs.errors import ErrorKind, ImageError
+
+if TYPE_CHECKING:
+    from tapfs.xen.xenstore import Store
+
+#: Below `/local/domain/0/backend`: disks of `tapfs attach`, and those that libxl makes.
+OUR_KIND = "tap"
+LIBXL_KIND = "vbd"
+#: The block script by which libxl's disks become ours.
+BLOCK_SCRIPT = "block-tapfs"
+
+BACKENDS = "/local/domain/0/backend"
+DOMAINS = "/local/domain"
+
+# The numbering of xen-vbd-interface(7): 1 << 28 | disk << 8 | partition, or major << 8 | disk << n | partition.
+_EXTENDED = 1 << 28
+_LARGEST = (2 << 28) - 1
+_XVD_MAJOR = 202
+_SD_MAJOR = 8
+_HD_MAJORS = (3, 22)
+
+_NAME = re.compile(r"(xvd|sd|hd)([a-z]{1,5})([1-9][0-9]{0,2})?")
+_NUMBERED = re.compile(r"d(0|[1-9][0-9]{0,6})(?:p(0|[1-9][0-9]{0,2}))?")
+_NUMBER = re.compile(r"[1-9][0-9]{0,9}|0[xX][0-9a-fA-F]{1,8}")
+
+
+class State(IntEnum):
+    """The states of a backend and a frontend (xenbus.h); UNKNOWN is also a missing or senseless one."""
+
+    UNKNOWN = 0
+    INITIALISING = 1
+    INIT_WAIT = 2
+    INITIALISED = 3
+    CONNECTED = 4
+    CLOSING = 5
+    CLOSED = 6
+    RECONFIGURING = 7
+    RECONFIGURED = 8
+
+
+def parse_state(text: str | None) -> State:
+    """The state that a `state` key holds. A guest writes its own, so it may be anything."""
+    if text is None or len(text) != 1 or text not in "012345678":
+        return State.UNKNOWN
+    return State(int(text))
+
+
+class Device(NamedTuple):
+    """One disk of a domain. `kind` is the directory below `backend/`: "tap" (ours) or "vbd" (made by libxl)."""
+
+    kind: str
+    domain: int
+    number: int
+
+    @property
+    def backend(self) -> str:
+        """The backend's directory."""
+        return f"{BACKENDS}/{self.kind}/{self.domain}/{self.number}"
+
+    @property
+    def frontend(self) -> str:
+        """The frontend's directory."""
+        return f"{DOMAINS}/{self.domain}/device/vbd/{self.number}"
+
+    @property
+    def name(self) -> str:
+        """As the guest is likely to call it: "xvda"."""
+        return vdev_name(self.number)
+
+    @property
+    def key(self) -> str:
+        """What it is called in file names; no two disks of a host share it."""
+        return f"{self.domain}-{self.number}"
+
+    def __str__(self) -> str:
+        return f"domain {self.domain} {self.name}"
+
+
+def parse_vdev(text: str) -> int:
+    """The number of a virtual disk: "xvda", "xvda1", "sda", "hda", "d0p1", with or without /dev/, or the number itself.
+
+    Raises ImageError(invalid_format).
+    """
+    name = text.removeprefix("/dev/")
+    if match := _NAME.fullmatch(name):
+        number = _number(match[1], _disk_of(match[2]), int(match[3] or 0))
+    elif match := _NUMBERED.fullmatch(name):
+        number = _number("xvd", int(match[1]), int(match[2] or 0))
+    elif _NUMBER.fullmatch(text):
+        number = int(text, 0)
+    else:
+        number = None
+    if number is None or number > _LARGEST:
+        raise ImageError(
+            ErrorKind.INVALID_FORMAT,
+            f"{text!r} is no name of a virtual disk",
+            op="parse",
+            remedy="use xvda, xvda1, sda, hda or a number such as 51712",
+        )
+    return number
+
+
+def vdev_name(number: int) -> str:
+    """The name of a number, such that `parse_vdev` makes it the number again; the number itself where it has none."""
+    major, minor = number >> 8, number & 0xFF
+    if number >> 28 == 1:
+        disk, partition = number >> 8 & 0xFFFFF, minor
+        # With a smaller number of its own this one is not the one that the name stands for.
+        named = disk > 15 or partition > 15
+        return _spell("xvd", disk, partition) if named else str(number)
+    if major == _XVD_MAJOR:
+        return _spell("xvd", minor >> 4, minor & 15)
+    if major == _SD_MAJOR:
+        return _spell("sd", minor >> 4, minor & 15)
+    if major in _HD_MAJORS and minor < 128:
+        return _spell("hd", 2 * _HD_MAJORS.index(major) + (minor >> 6), minor & 63)
+    return str(number)
+
+
+async def find_domain(store: Store, text: str) -> int:
+    """The number of a domain given by number or name. Raises ImageError(not_found)."""
+    if text.isascii() and text.isdigit() and len(text) <= 5:
+        number = int(text)
+        if await store.read(f"{DOMAINS}/{number}") is not None:
+            return number
+    for entry in await store.list(DOMAINS):
+        if entry.isdigit() and await store.read(f"{DOMAINS}/{entry}/name") == text:
+            return int(entry)
+    raise ImageError(
+        ErrorKind.NOT_FOUND, f"there is no domain {text!r}", op="find", remedy="`xl list` shows all domains"
+    )
+
+
+async def our_devices(store: Store) -> list[Device]:
+    """All disks that tapfs is to serve: all of `backend/tap`, and those of libxl whose script is ours."""
+    found = await _devices_of_kind(store, OUR_KIND)
+    for device in await _devices_of_kind(store, LIBXL_KIND):
+        script = await store.read(f"{device.backend}/script")
+        if script is not None and script.rpartition("/")[2] == BLOCK_SCRIPT:
+            found.append(device)
+    return found
+
+
+async def _devices_of_kind(store: Store, kind: str) -> list[Device]:
+    """All disks below one directory of backends, whoever serves them."""
+    found: list[Device] = []
+    for domain in _numbers(await store.list(f"{BACKENDS}/{kind}")):
+        numbers = _numbers(await store.list(f"{BACKENDS}/{kind}/{domain}"))
+        found += [Device(kind, domain, number) for number in numbers]
+    return found
+
+
+def _numbers(names: list[str]) -> list[int]:
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+
+def _number(prefix: str, disk: int, partition: int) -> int | None:
+    """The number of a disk or partition by the names' families; None where it has none."""
+    if prefix == "xvd" and disk <= 15 and partition <= 15:
+        return _XVD_MAJOR << 8 | disk << 4 | partition
+    if prefix == "xvd" and disk < 1 << 20 and partition <= 255:
+        return _EXTENDED | disk << 8 | partition
+    if prefix == "sd" and disk <= 15 and partition <= 15:
+        return _SD_MAJOR << 8 | disk << 4 | partition
+    if prefix == "hd" and disk <= 3 and partition <= 63:
+        return _HD_MAJORS[disk // 2] << 8 | disk % 2 << 6 | partition
+    return None
+
+
+def _disk_of(letters: str) -> int:
+    """0 for "a", 25 for "z", 26 for "aa"."""
+    disk = 0
+    for letter in letters:
+        disk = disk * 26 + ord(letter) - ord("a") + 1
+    return disk - 1
+
+
+def _spell(prefix: str, disk: int, partition: int) -> str:
+    letters = ""
+    rest = disk + 1
+    while rest:
+        rest, digit = divmod(rest - 1, 26)
+        letters = chr(ord("a") + digit) + letters
+    return f"{prefix}{letters}{partition or ''}"

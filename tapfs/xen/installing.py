@@ -1,0 +1,86 @@
+"""What a host needs besides the Python package: a unit for systemd, and the block script where xl looks for it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from tapfs.errors import CODES, ErrorKind, ImageError, from_os_error
+
+_UNIT_NAME = "tapfs-blktapctrl.service"
+_SCRIPT_NAME = "block-tapfs"
+_SCRIPTS = "etc/xen/scripts"
+#: Where an administrator's units go, and a package's.
+_UNITS, _PACKAGED_UNITS = "etc/systemd/system", "usr/lib/systemd/system"
+
+# KillMode=process: what ends the supervisor without its doing must not end the disks; it ends them itself when it is
+# to stop, and the next one takes over what is left.
+_UNIT = """\
+[Unit]
+Description=Disks of Xen guests, served by tapfs
+Documentation=man:xl-disk-configuration(5)
+ConditionPathExists=/proc/xen/capabilities
+After=xenstored.service xen-init-dom0.service xen.service
+Before=xendomains.service
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+ExecStartPre=-/sbin/modprobe -a xen-gntdev xen-evtchn
+ExecStart={command} blktapctrl
+Restart=always
+RestartSec=2
+RestartPreventExitStatus={another_runs}
+KillMode=process
+TimeoutStopSec=120
+LimitNOFILE=1048576
+LimitMEMLOCK=infinity
+OOMScoreAdjust=-900
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def install(root: str) -> list[str]:
+    """Install the unit and the link to the block script below `root`; "/" is this host.
+
+    Returns the paths, for the operator to see. Raises ImageError(not_found, denied, io).
+    """
+    script = _installed_script()
+    unit = Path(root, _UNITS if Path(root) == Path("/") else _PACKAGED_UNITS, _UNIT_NAME)
+    link = Path(root, _SCRIPTS, _SCRIPT_NAME)
+    # -P: what lies in the working directory is no part of tapfs.
+    command = shlex.join([sys.executable, "-P", "-m", "tapfs.cli"])
+    text = _UNIT.format(command=command.replace("%", "%%"), another_runs=CODES[ErrorKind.LOCKED].exit_code)
+    try:
+        unit.parent.mkdir(parents=True, exist_ok=True)
+        unit.write_text(text)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        new = link.with_name(f"{_SCRIPT_NAME}.new")
+        new.unlink(missing_ok=True)
+        new.symlink_to(script)
+        new.replace(link)
+    except OSError as error:
+        raise from_os_error(error, path=os.fsdecode(error.filename or root), op="install it") from error
+    return [str(unit), str(link)]
+
+
+def _installed_script() -> Path:
+    """The console script of this installation of tapfs; else the one in PATH."""
+    beside = Path(sys.executable).with_name(_SCRIPT_NAME)
+    if beside.exists():
+        return beside
+    found = shutil.which(_SCRIPT_NAME)
+    if found is None:
+        raise ImageError(
+            ErrorKind.NOT_FOUND,
+            "is not installed",
+            path=str(beside),
+            op="install",
+            remedy="install tapfs with pip first",
+        )
+    return Path(found).absolute()

@@ -1,0 +1,106 @@
+"""The disk strings of VM configurations: `tap:qcow:FILE,xvda,w` and all that came before and after it.
+
+    [tap:|tap2:][tapdisk:|ioemu:][TYPE:]FILE[,DEV,MODE]
+
+TYPE is `aio` (raw, past the page cache), `sync` (raw), `ram` (a RAM disk; FILE is its name) or a format. After
+`tap:` any word is a type, and the formats say if they know it; without `tap:` only the types that there are,
+so that a file may be called `a:b`. A FILE may hold commas; only a device and a mode at the end are no part of it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple
+
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.probe import format_names
+from tapfs.shared_ram import PREFIX as RAM_PREFIX
+from tapfs.shared_ram import is_ram
+from tapfs.xen.device import parse_vdev
+
+_MODES = {"r": "r", "ro": "r", "w": "w", "rw": "w", "w!": "w!"}
+_TYPE = re.compile(r"([a-z][a-z0-9_-]*):(.*)", re.DOTALL)
+_FAMILIES = ("tap", "tap2")
+#: Words that told the toolstack which program was to serve the disk.
+_PROGRAMS = ("tapdisk", "ioemu")
+_RAW = "raw"
+
+
+class DiskSpecification(NamedTuple):
+    """What a disk string says.
+
+    `path` is an image as every command takes it, `ram:NAME` included; `format` None: its contents decide.
+    `direct`: past the page cache. `vdev` (the number) and `mode` ("r", "w", "w!") where the string has them.
+    """
+
+    path: str
+    format: str | None = None
+    direct: bool = False
+    vdev: int | None = None
+    mode: str | None = None
+
+    def absolute(self) -> DiskSpecification:
+        """The same from any folder: whoever serves the disk runs in another."""
+        return self if is_ram(self.path) else self._replace(path=os.path.abspath(self.path))
+
+    @property
+    def params(self) -> str:
+        """The string for xenstore's `params`: it means the same path, format and directness."""
+        kind = "aio" if self.direct else self.format
+        text = self.path if kind is None else f"tap:{kind}:{self.path}"
+        # A file that ends like a device and a mode needs these behind it to be told from them.
+        return f"{text},xvda,r" if _ends_with_device(self.path) else text
+
+
+def parse_specification(text: str) -> DiskSpecification:
+    """What a disk string means; nothing is opened. Raises ImageError(invalid_format)."""
+    rest, vdev, mode = text, None, None
+    if found := _ends_with_device(text):
+        rest, vdev, mode = found
+    family, after = _take_type(rest)
+    with_family = family in _FAMILIES
+    if with_family:
+        rest = after
+        while (found_program := _take_type(rest))[0] in _PROGRAMS:
+            rest = found_program[1]
+    kind, after = _take_type(rest)
+    path, image_format = rest, None
+    if kind is not None and (with_family or kind in ("aio", "sync", "ram") or kind in format_names()):
+        path, image_format = after, _RAW if kind in ("aio", "sync") else kind
+    if not path or "\0" in path:
+        raise ImageError(
+            ErrorKind.INVALID_FORMAT, f"{text!r} names no file", op="parse", remedy="write tap:FORMAT:FILE or just FILE"
+        )
+    if image_format == "ram":
+        return DiskSpecification(RAM_PREFIX + path, None, False, vdev, mode)
+    if is_ram(path):
+        path = f"./{path}"
+    return DiskSpecification(path, image_format, kind == "aio" and image_format is not None, vdev, mode)
+
+
+def parse_mode(text: str) -> str:
+    """A mode as xenstore's `mode` holds it: "r", "w" or "w!". Raises ImageError(invalid_format)."""
+    mode = _MODES.get(text)
+    if mode is None:
+        raise ImageError(
+            ErrorKind.INVALID_FORMAT, f"{text!r} is no mode of a disk", op="parse", remedy="use r, w or w!"
+        )
+    return mode
+
+
+def _take_type(text: str) -> tuple[str | None, str]:
+    match = _TYPE.fullmatch(text)
+    return (match[1], match[2]) if match else (None, text)
+
+
+def _ends_with_device(text: str) -> tuple[str, int, str] | None:
+    """What stands before `,DEV,MODE`, the number of DEV, and MODE; None where the text ends otherwise."""
+    before, first, mode = text.rpartition(",")
+    before, second, vdev = before.rpartition(",")
+    if not (first and second and mode in _MODES):
+        return None
+    try:
+        return before, parse_vdev(vdev), _MODES[mode]
+    except ImageError:
+        return None

@@ -1,0 +1,218 @@
+"""A writer that is killed: its plan log and the file as the host has it give all that it had acknowledged."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tapfs
+from tapfs import ErrorKind, Image, ImageError, NewImage
+from tapfs.chain import OpenOptions
+from tapfs.kernel.engine import EngineDisk, execute_on_file
+from tapfs.opening import open_image
+from tapfs.plan import Discard, Grow, Plan, Write
+from tapfs.plan_log import PlanLog
+
+SIZE = 3 << 20
+SECTOR = 512
+PASSWORD = b"word"
+
+STEPS = st.one_of(
+    st.builds(Write, st.just(0), st.integers(0, 1 << 62), st.binary(max_size=40)),
+    st.builds(Grow, st.just(0), st.integers(0, 1 << 62)),
+    st.builds(Discard, st.just(0), st.integers(0, 1 << 62), st.integers(0, 1 << 62)),
+)
+PLANS = st.builds(Plan, st.lists(st.lists(STEPS, min_size=1).map(tuple), min_size=1).map(tuple))
+
+
+@given(plans=st.lists(PLANS, min_size=1, max_size=4))
+@settings(deadline=None, max_examples=20)
+def test_the_last_plan_is_the_one_that_is_kept(tmp_path_factory: pytest.TempPathFactory, plans: list[Plan]) -> None:
+    path = tmp_path_factory.mktemp("log") / "1.plan"
+    log = PlanLog(path, "token")
+    for plan in plans:
+        log.keep(plan, (1, 2))
+        assert PlanLog(path, "token").kept((1, 2)) == plan
+    assert PlanLog(path, "other").kept((1, 2)) is None
+    assert PlanLog(path, "token").kept((1, 3)) is None
+    log.clear()
+    assert PlanLog(path, "token").kept((1, 2)) is None
+    log.close()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_plan_may_be_of_any_length(tmp_path: Path) -> None:
+    log = PlanLog(tmp_path / "1.plan", "token")
+    for length in (1, 1 << 18, 1 << 20, 5):
+        plan = Plan(((Write(0, 0, bytes([length % 251]) * length),),))
+        log.keep(plan, (1, 2))
+        assert PlanLog(tmp_path / "1.plan", "token").kept((1, 2)) == plan
+    log.close()  # with a plan in it the file stays
+    assert PlanLog(tmp_path / "1.plan", "token").kept((1, 2)) == plan
+    log.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"\1", b"\1" * 5000, b"\7" + bytes(1 << 20), b"\1" + bytes(1 << 20)])
+def test_a_file_that_is_no_plan_log(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "1.plan").write_bytes(content)
+    assert PlanLog(tmp_path / "1.plan", "token").kept((1, 2)) is None
+    with pytest.raises(ImageError) as raised:
+        PlanLog(tmp_path / "nowhere" / "1.plan", "token").keep(Plan(((Grow(0, 1),),)), (1, 2))
+    assert raised.value.kind is ErrorKind.NOT_FOUND
+
+
+class Killed:
+    """A disk, what it holds, and copies of its files as a kill at some moments would have left them."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.path, self.plan_path, self._left = folder / "disk", folder / "1.plan", folder / "left"
+        self.password = PASSWORD if kind == "encrypted" else None
+        backing = folder / "base.raw" if kind == "overlay" else None
+        self.content = bytearray(SIZE)
+        if backing is not None:
+            self.content[:] = random.Random(1).randbytes(SIZE)
+            backing.write_bytes(self.content)
+        new = NewImage(
+            "qcow",
+            SIZE,
+            backing=None if backing is None else str(backing),
+            backing_format=None if backing is None else "raw",
+            options={"blktap": "on"} if kind == "blktap" else {},
+            password=self.password,
+        )
+        tapfs.create_image(str(self.path), new)
+        self.image = self._open()
+        self.checked = 0
+        self.checking = False
+
+    def _open(self, plan_log: PlanLog | None = None) -> Image:
+        log = PlanLog(self.plan_path, "token") if plan_log is None else plan_log
+        options = OpenOptions(format="qcow", writable=True, backing_formats=("raw",))
+        return open_image(str(self.path), options, password=self.password, plan_log=log)
+
+    def write(self, offset: int, data: bytes) -> None:
+        # It may flush when it has written.
+        self.content[offset : offset + len(data)] = data
+        self.image.write(offset, data)
+
+    def write_zeroes(self, offset: int, length: int) -> None:
+        # It works through the range piece by piece.
+        offset, length = offset - offset % 4096, -(-length // 4096) * 4096
+        self.image.write_zeroes(offset, length)
+        self.content[offset : offset + length] = bytes(length)
+
+    def check_kill_now(self) -> None:
+        """A successor finds what is in `content`."""
+        self.checked += 1
+        self.checking = True
+        left = self._left
+        shutil.rmtree(left, ignore_errors=True)
+        left.mkdir()
+        shutil.copy(self.path, left / "disk")
+        if self.plan_path.exists():
+            shutil.copy(self.plan_path, left / "1.plan")
+        plan = PlanLog(left / "1.plan", "token").kept(self.image.layers[0].file.identity)
+        if plan is not None:
+            with (left / "disk").open("r+b") as file:
+                execute_on_file(file.fileno(), "left", plan)
+        options = OpenOptions(format="qcow", backing_formats=("raw",))
+        with open_image(str(left / "disk"), options, password=self.password) as opened:
+            found = opened.read(0, SIZE)
+        assert found == self.content, next(at for at in range(SIZE) if found[at] != self.content[at])
+        assert tapfs.check(left / "disk", format="qcow").corruptions == 0
+        self.checking = False
+
+
+def interrupt_flushes(monkeypatch: pytest.MonkeyPatch, disk: Callable[[], Killed]) -> None:
+    """Look what a kill would leave before a plan is executed, after each of its stages, and after all of it."""
+    whole = EngineDisk.execute
+
+    def execute(engine: EngineDisk, plan: Plan) -> None:
+        # A successor's own execution is not interrupted.
+        for stages in range(0 if disk().checking else len(plan.stages) + 1):
+            whole(engine, Plan(plan.stages[:stages]))
+            disk().check_kill_now()
+        whole(engine, plan)
+
+    monkeypatch.setattr(EngineDisk, "execute", execute)
+
+
+@pytest.mark.parametrize("kind", ["plain", "overlay", "encrypted", "blktap"])
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, seed: int) -> None:
+    disk = Killed(tmp_path, kind)
+    rng = random.Random(f"{kind} {seed}")
+    interrupt_flushes(monkeypatch, lambda: disk)
+    for _ in range(30):
+        sectors = rng.choice((1, 3, 8, 64))
+        sector = rng.randrange(SIZE // SECTOR - sectors)
+        data = rng.randbytes(sectors * SECTOR)
+        if rng.random() < 0.2:
+            disk.write_zeroes(sector * SECTOR, len(data))
+        else:
+            disk.write(sector * SECTOR, data)
+        if rng.random() < 0.3:
+            disk.check_kill_now()
+        if rng.random() < 0.15:
+            disk.image.flush()
+    disk.check_kill_now()
+    # The successor goes on with what there is.
+    disk.image.abandon()
+    disk.checking = True
+    plan = PlanLog(disk.plan_path, "token").kept(disk.image.layers[0].file.identity)
+    if plan is not None:
+        with disk.path.open("r+b") as file:
+            execute_on_file(file.fileno(), "left", plan)
+    disk.checking = False
+    disk.image = disk._open()
+    disk.write(0, b"again" * 200)
+    disk.check_kill_now()
+    disk.image.close()
+    assert disk.checked > 10
+
+
+class FailingLog(PlanLog):
+    """No room on the host's memory file system."""
+
+    failing = False
+
+    def keep(self, plan: Plan, identity: tuple[int, int]) -> None:
+        if self.failing:
+            raise ImageError(ErrorKind.NO_SPACE, "no room for the plan")
+        super().keep(plan, identity)
+
+
+def test_a_plan_that_cannot_be_kept_is_an_error_of_the_write(tmp_path: Path) -> None:
+    disk = Killed(tmp_path, "plain")
+    disk.image.close()
+    log = FailingLog(disk.plan_path, "token")
+    disk.image = disk._open(log)
+    disk.image.write(0, b"a" * 4096)
+    log.failing = True
+    with pytest.raises(ImageError) as raised:
+        disk.image.write(1 << 20, b"b" * 4096)
+    assert raised.value.kind is ErrorKind.NO_SPACE
+    log.failing = False
+    disk.image.write(2 << 20, b"c" * 4096)
+    # What failed may be there or not; all else is.
+    disk.content[:4096], disk.content[2 << 20 : (2 << 20) + 4096] = b"a" * 4096, b"c" * 4096
+    disk.content[1 << 20 : (1 << 20) + 4096] = disk.image.read(1 << 20, 4096)
+    disk.check_kill_now()
+    disk.image.close()
+
+
+def test_raw_images_need_no_plan(tmp_path: Path) -> None:
+    path = tmp_path / "raw"
+    path.write_bytes(bytes(SIZE))
+    log = PlanLog(tmp_path / "1.plan", "token")
+    with open_image(str(path), OpenOptions(format="raw", writable=True), plan_log=log) as disk:
+        disk.write(0, b"a")
+        disk.flush()
+    assert not log.exists

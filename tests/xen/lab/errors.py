@@ -1,0 +1,5 @@
+"""What the laboratory says when it cannot be built or run."""
+
+
+class LabError(Exception):
+    """One line for the one who ran `make test-xen`."""

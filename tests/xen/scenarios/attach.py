@@ -1,0 +1,134 @@
+"""Disks attached to dom0 itself, by `tapfs attach` and by `xl block-attach`."""
+
+from __future__ import annotations
+
+import tomllib
+
+from tests.xen.scenarios.commands import attempt, attempt_tapfs, digest, run, tapfs
+from tests.xen.scenarios.contents import (
+    FIXTURES,
+    check_tree,
+    drop_caches,
+    mounted,
+    new_qcow,
+    new_raw,
+    unpack_fixture,
+    use_as_file_system,
+    write_tree,
+)
+from tests.xen.scenarios.dom0 import IMAGES, Dom0
+from tests.xen.scenarios.scenario import scenario
+
+
+@scenario(60)
+def raw(dom0: Dom0) -> None:
+    image = new_raw("raw.img", 48)
+    use_as_file_system(dom0.attach(f"tap:aio:{image}"))
+    dom0.detach()
+    run("e2fsck", "-fn", str(image))
+    with mounted(str(image), "-o", "ro,loop") as place:
+        check_tree(place)
+
+
+@scenario(60)
+def qcow(dom0: Dom0) -> None:
+    image = new_qcow("disk.qcow", 48)
+    use_as_file_system(dom0.attach(f"tap:qcow:{image}"))
+    dom0.detach()
+    tapfs("check", str(image))
+    flat = IMAGES / "flat.img"
+    tapfs("convert", "-O", "raw", str(image), str(flat))
+    run("e2fsck", "-fn", str(flat))
+
+
+@scenario(60)
+def xl_block_attach(dom0: Dom0) -> None:
+    image = new_qcow("xl.qcow", 48)
+    use_as_file_system(dom0.xl_attach(f"tap:qcow:{image}"))
+    dom0.xl_detach()
+    tapfs("check", str(image))
+    with mounted(dom0.xl_attach(f"tap:qcow:{image}", "xvdb", access="r"), "-o", "ro") as place:
+        check_tree(place)
+    dom0.xl_detach("xvdb")
+
+
+@scenario(90)
+def overlay(dom0: Dom0) -> None:
+    base, image = new_raw("base-of-overlay.img", 32), IMAGES / "overlay.qcow"
+    run("mke2fs", "-q", "-F", "-t", "ext4", str(base))
+    with mounted(str(base), "-o", "loop") as place:
+        write_tree(place)
+    before = digest(base)
+    tapfs("create", "--force", "-f", "qcow", "-b", str(base), "-F", "raw", str(image))
+    device = dom0.attach(f"tap:qcow:{image}")
+    with mounted(device) as place:
+        check_tree(place)
+        (place / "more").write_bytes(b"more" * 100_000)
+    drop_caches()
+    with mounted(device, "-o", "ro") as place:
+        assert (place / "more").read_bytes() == b"more" * 100_000
+    run("e2fsck", "-fn", device)
+    dom0.detach()
+    tapfs("check", str(image))
+    assert digest(base) == before, "the parent was written"
+
+
+@scenario(60)
+def ram(dom0: Dom0) -> None:
+    tapfs("create", "-f", "ram", "ram:attached", "32M")
+    try:
+        use_as_file_system(dom0.attach("tap:ram:attached"))
+        dom0.detach()
+        with mounted(dom0.attach("tap:ram:attached", mode="r"), "-o", "ro") as place:
+            check_tree(place)
+        dom0.detach()
+    finally:
+        tapfs("remove", "ram:attached")
+
+
+@scenario(120)
+def fixtures(dom0: Dom0) -> str:
+    """Images that blktap wrote: the whole disk as it was then."""
+    manifest = tomllib.loads((FIXTURES / "MANIFEST.toml").read_text(encoding="utf-8"))
+    for raw_image in manifest["raw"]:
+        unpack_fixture(raw_image["file"])
+    for image in manifest["image"]:
+        path = unpack_fixture(image["file"])
+        device = dom0.attach(f"tap:qcow:{path}", mode="r")
+        found = digest(device)
+        dom0.detach()
+        assert found == image["guest_sha256"], f"{path.name}: {found}"
+    return f"{len(manifest['image'])} images"
+
+
+@scenario(60)
+def read_only(dom0: Dom0) -> None:
+    image = new_raw("read-only.img", 8)
+    before = digest(image)
+    device = dom0.attach(f"tap:aio:{image}", mode="r")
+    assert run("blockdev", "--getro", device) == "1"
+    writing = attempt("dd", "if=/dev/urandom", f"of={device}", "bs=4096", "count=1", "oflag=direct")
+    assert writing.returncode != 0
+    dom0.detach()
+    assert digest(image) == before
+
+
+@scenario(90)
+def refusals(dom0: Dom0) -> None:
+    """What is wrong reaches the user, of tapfs and of xl, and leaves nothing behind."""
+    answer = attempt_tapfs("attach", "tap:qcow:/images/missing.qcow", "--domain", "0", "--vdev", "xvda")
+    assert answer.returncode != 0
+    assert "/images/missing.qcow" in answer.stdout
+    disk = "vdev=xvda,access=rw,script=block-tapfs,target=tap:qcow:/images/missing.qcow"
+    answer = attempt("xl", "block-attach", "0", disk)
+    assert "/images/missing.qcow" in answer.stdout
+    attempt("xl", "block-detach", "0", "xvda")
+    image = new_qcow("busy.qcow", 8)
+    dom0.attach(f"tap:qcow:{image}", "xvda")
+    second = attempt_tapfs("attach", f"tap:qcow:{image}", "--domain", "0", "--vdev", "xvdb")
+    assert second.returncode != 0
+    assert "busy.qcow" in second.stdout
+    dom0.detach("xvda")
+    answer = attempt_tapfs("attach", f"tap:qcow:{image}", "--domain", "77", "--vdev", "xvda")
+    assert answer.returncode != 0
+    assert "77" in answer.stdout

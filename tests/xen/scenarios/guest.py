@@ -1,0 +1,145 @@
+"""A guest: the same kernel as dom0's with busybox, driven over its console."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import threading
+import time
+import tty
+from pathlib import Path
+
+from tests.xen.lab.initramfs import Archive
+from tests.xen.scenarios.commands import PATIENCE, attempt, run, say, wait_until
+
+PROGRAMS = Path("/payload/programs")
+
+
+class Guest:
+    """One domain. `kind` is pv or pvh."""
+
+    def __init__(self, name: str, kind: str, disks: tuple[str, ...], arguments: str) -> None:
+        self.name = name
+        self._kind = kind
+        self._disks = disks
+        self._arguments = arguments
+        self._console = -1
+        self._output = bytearray()
+        self._arrived = threading.Condition()
+        self._commands = 0
+        self._begin = 0
+        self.domain = -1
+
+    def create(self) -> None:
+        """`xl create`, then wait until its shell listens."""
+        initramfs = Path(f"/tmp/{self.name}.cpio")  # noqa: S108 - dom0 has one user
+        archive = Archive()
+        archive.folder("bin")
+        for program in PROGRAMS.iterdir():
+            archive.file(f"bin/{program.name}", program.read_bytes())
+        initramfs.write_bytes(Path("/guest/initramfs").read_bytes() + archive.content())
+        configuration = Path(f"/tmp/{self.name}.cfg")  # noqa: S108
+        configuration.write_text(
+            f'name = "{self.name}"\n'
+            f'type = "{self._kind}"\n'
+            'kernel = "/guest/linux"\n'
+            f'ramdisk = "{initramfs}"\n'
+            f'extra = "console=hvc0 quiet panic=-1 mitigations=off {self._arguments}"\n'
+            "memory = 128\nvcpus = 1\n"
+            'on_crash = "destroy"\non_reboot = "destroy"\n'
+            f"disk = {list(self._disks)!r}\n",
+            encoding="utf-8",
+        )
+        run("xl", "create", "-q", str(configuration))
+        self.domain = int(run("xl", "domid", self.name))
+        terminal = run("xenstore-read", f"/local/domain/{self.domain}/console/tty")
+        self._console = os.open(terminal, os.O_RDWR | os.O_NOCTTY)
+        tty.setraw(self._console)
+        threading.Thread(target=self._read, args=(self._console,), daemon=True).start()
+        self._wait_for(rb"GUEST-READY ([\d.]+)", 90)
+        say(f"{self.name} is up")
+
+    def _read(self, console: int) -> None:
+        while True:
+            try:
+                data = os.read(console, 65536)
+            except OSError:
+                data = b""
+            with self._arrived:
+                self._output += data
+                self._arrived.notify_all()
+            if not data:
+                return
+
+    def _wait_for(self, pattern: bytes, limit: float) -> re.Match[bytes]:
+        """The next match in what the console says; what went before is passed over."""
+        end = time.monotonic() + limit * PATIENCE
+        with self._arrived:
+            while not (found := re.compile(pattern).search(self._output, self._begin)):
+                left = end - time.monotonic()
+                if left <= 0:
+                    tail = bytes(self._output[-600:]).decode(errors="replace")
+                    raise AssertionError(
+                        f"waited {limit * PATIENCE:g} s for {pattern!r} of {self.name}; its console says:\n{tail}"
+                    )
+                self._arrived.wait(min(left, 1))
+            self._begin = found.end()
+            return found
+
+    def _start(self, command: str) -> int:
+        self._commands += 1
+        say(f"{self.name}# {command}")
+        line = f"{{ {command}; }} </dev/null 2>&1; echo @@{self._commands} $?\n"
+        os.write(self._console, line.encode())
+        return self._commands
+
+    def _finish(self, number: int, limit: float, statuses: tuple[int, ...]) -> str:
+        begin = self._begin
+        found = self._wait_for(rb"@@%d (\d+)\n" % number, limit)
+        with self._arrived:
+            output = bytes(self._output[begin : found.start()]).decode(errors="replace").replace("\r", "").strip()
+        say(f"{self.name}> {output} [{int(found[1])}]")
+        if int(found[1]) not in statuses:
+            raise AssertionError(f"{self.name}: status {int(found[1])}: {output}")
+        return output
+
+    def run(self, command: str, limit: float = 60, statuses: tuple[int, ...] = (0,)) -> str:
+        """Run one shell command line in the guest; what it printed."""
+        return self._finish(self._start(command), limit, statuses)
+
+    def start_load(self, vdev: str, workers: int, seconds: int) -> None:
+        """Begin to write to a disk with `disk-load`, beside what else is run."""
+        self.run(f"(disk-load write /dev/{vdev} {workers} {seconds} {workers + seconds} >/tmp/load-{vdev} 2>&1 &)")
+
+    def finish_load(self, vdev: str, limit: float = 120) -> int:
+        """Wait for the end of the load, which has verified all that it wrote; the number of its writes."""
+        output = self.run(f"until grep -q LOAD /tmp/load-{vdev}; do sleep 0.2; done; cat /tmp/load-{vdev}", limit)
+        found = re.search(r"LOAD-OK (\d+) requests", output)
+        assert found, output
+        assert "FAILED" not in output, output
+        return int(found[1])
+
+    def wait_for_disk(self, vdev: str, *, there: bool = True) -> None:
+        test = (
+            f"-b /dev/{vdev} -a $(cat /sys/block/{vdev}/size 2>/dev/null || echo 0) -gt 0"
+            if there
+            else f"! -e /dev/{vdev}"
+        )
+        self.run(f"n=0; until [ {test} ] || [ $n = 300 ]; do sleep 0.1; n=$((n+1)); done; [ {test} ]")
+
+    def power_off(self) -> None:
+        """Let the guest shut down, and wait until its domain is gone."""
+        self._start("poweroff -f")
+        wait_until(f"{self.name} to go", lambda: not self._runs(), 60)
+
+    def _runs(self) -> bool:
+        answer = subprocess.run(["xl", "domid", self.name], capture_output=True, timeout=20 * PATIENCE, check=False)
+        return answer.returncode == 0
+
+    def destroy(self) -> None:
+        if self._runs():
+            attempt("xl", "destroy", self.name)
+        if self._console >= 0:
+            os.close(self._console)
+            self._console = -1

@@ -1,0 +1,76 @@
+"""What can be done to a disk while a guest works on it: pause, snapshot, resize, limit."""
+
+from __future__ import annotations
+
+from tests.xen.scenarios.commands import digest, tapfs, wait_until
+from tests.xen.scenarios.contents import new_qcow, new_raw
+from tests.xen.scenarios.dom0 import IMAGES, Dom0, xl_disk
+from tests.xen.scenarios.scenario import scenario
+
+DISK = ("--domain", "live", "--vdev", "xvda")
+
+
+@scenario(180)
+def pause_and_snapshot(dom0: Dom0) -> str:
+    """Writes before the snapshot are in the base, those after it in the overlay; the guest only waits."""
+    base, top = new_qcow("live.qcow", 32), IMAGES / "live-top.qcow"
+    top.unlink(missing_ok=True)
+    with dom0.guest("live", "pv", (xl_disk(f"tap:qcow:{base}", "xvda"),)) as guest:
+        guest.wait_for_disk("xvda")
+        guest.run("echo before the snapshot >/tmp/text; dd if=/tmp/text of=/dev/xvda bs=512 seek=65000 conv=sync,fsync")
+        guest.start_load("xvda", 4, 12)
+        tapfs("pause", *DISK)
+        before = digest(base)
+        # Nothing moves while it is paused, however often the base is looked at.
+        for _ in range(3):
+            assert digest(base) == before
+        tapfs("resume", *DISK)
+        wait_until("writes to go on", lambda: digest(base) != before)
+        tapfs("swap", *DISK, str(top))
+        frozen = digest(base)
+        guest.run("echo after the snapshot >/tmp/text; dd if=/tmp/text of=/dev/xvda bs=512 seek=65001 conv=sync,fsync")
+        writes = guest.finish_load("xvda")
+        assert digest(base) == frozen, "the base was written after the snapshot"
+        guest.power_off()
+    for image in (base, top):
+        tapfs("check", str(image))
+    for image, texts in ((base, "before the snapshot"), (top, "before the snapshotafter the snapshot")):
+        flat = IMAGES / "flat.img"
+        tapfs("convert", "-O", "raw", str(image), str(flat))
+        data = flat.read_bytes()[65000 * 512 : 65002 * 512]
+        assert data.replace(b"\0", b"").replace(b"\n", b"") == texts.encode(), (image, data[:32], data[512:544])
+    return f"{writes} writes"
+
+
+@scenario(150)
+def resize(dom0: Dom0) -> None:
+    """The guest sees the new size at once, under load, and can write to the end."""
+    image = new_raw("grow.img", 16)
+    with dom0.guest("live", "pv", (xl_disk(f"tap:aio:{image}", "xvda"),)) as guest:
+        guest.wait_for_disk("xvda")
+        guest.start_load("xvda", 4, 8)
+        with image.open("r+b") as file:
+            file.truncate(24 << 20)
+        tapfs("resize", *DISK)
+        guest.finish_load("xvda")
+        guest.run(f"[ $(cat /sys/block/xvda/size) = {(24 << 20) // 512} ]")
+        guest.run("echo the end >/tmp/text; dd if=/tmp/text of=/dev/xvda bs=512 seek=49151 conv=sync,fsync")
+        guest.power_off()
+    assert image.read_bytes()[-512:].startswith(b"the end\n")
+
+
+@scenario(150)
+def limits(dom0: Dom0) -> str:
+    """An I/O rate that is changed while the guest works."""
+    image = new_raw("limited.img", 16)
+    with dom0.guest("live", "pv", (xl_disk(f"tap:aio:{image}", "xvda"),)) as guest:
+        guest.wait_for_disk("xvda")
+        tapfs("limit", *DISK, "--requests", "20")
+        guest.start_load("xvda", 4, 4)
+        limited = guest.finish_load("xvda")
+        tapfs("limit", *DISK, "--requests", "0")
+        guest.start_load("xvda", 4, 5)
+        free = guest.finish_load("xvda")
+        assert limited < 200 < free, (limited, free)
+        guest.power_off()
+    return f"{limited} writes with the limit, {free} without"

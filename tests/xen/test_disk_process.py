@@ -1,0 +1,278 @@
+"""A disk process on the simulated machine: handshake, data, every way to end, another beginning."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import trio
+
+import tapfs
+from tapfs import ErrorKind, NewImage
+from tapfs.xen.device import State
+from tapfs.xen.xenstore import Store
+from tests.xen.disk_device import DONE, FAILED, STOPPED, Devices
+from tests.xen.machine import PATIENCE
+
+SIZE = 4 << 20
+DATA = bytes(range(256)) * 32  # 8 KiB
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.raw"
+    path.write_bytes(bytes(SIZE))
+    return path
+
+
+@pytest.fixture
+def qcow(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.qcow"
+    tapfs.create_image(str(path), NewImage("qcow", SIZE))
+    return path
+
+
+async def test_the_handshake_tells_the_guest_what_the_disk_is(devices: Devices, qcow: Path) -> None:
+    disk = await devices.serve(f"tap:qcow:{qcow}")
+    assert await disk.state() is State.INIT_WAIT
+    async with devices.guest(disk, ring_pages=2) as guest:
+        await guest.connect()
+        assert guest.sectors == SIZE // 512
+        assert guest.info == 0
+        assert await disk.read("feature-discard") == "1"
+        assert await disk.read("discard-granularity") == "4096"
+        assert await disk.read("physical-sector-size") == "4096"
+    status = await disk.ask("status")
+    assert status["connected"] is True
+    assert status["paused"] is False
+    assert status["format"] == "qcow"
+    assert status["size"] == SIZE
+    await disk.await_log("domain 1 xvda: connected: 1 ring(s) of 2 page(s)")
+
+
+@pytest.mark.parametrize("format_name", ["raw", "qcow"])
+async def test_what_a_guest_writes_is_in_the_image(
+    devices: Devices, raw: Path, qcow: Path, tmp_path: Path, format_name: str
+) -> None:
+    image = raw if format_name == "raw" else qcow
+    disk = await devices.serve(f"tap:{format_name}:{image}")
+    async with devices.guest(disk, queues=2) as guest:
+        frontend = await guest.connect()
+        frontend.write(3, DATA)
+        frontend.write(1000, b"\1" * 512, ring=frontend.rings[-1])
+        frontend.flush()
+        assert frontend.read(3, 16) == DATA
+        assert frontend.read(1000, 2) == b"\1" * 512 + bytes(512)
+        frontend.discard(8, 8)
+        copied = tmp_path / "copy.raw"
+        # It is durable, so another's eyes see it, too.
+        subprocess.run(["qemu-img", "convert", "-U", "-f", format_name, "-O", "raw", image, copied], check=True)
+        assert copied.read_bytes()[3 * 512 : 3 * 512 + 5 * 512] == DATA[: 5 * 512]
+        await guest.close()
+    await disk.detach()
+    assert await disk.ended() == DONE
+    with tapfs.open(image, format=format_name) as opened:
+        assert opened.read(1000 * 512, 512) == b"\1" * 512
+        assert opened.read(16 * 512, 3 * 512) == DATA[13 * 512 :]
+    assert tapfs.check(image, format=format_name).corruptions == 0 if format_name == "qcow" else True
+
+
+async def test_a_detach_closes_the_image_before_it_is_closed(devices: Devices, qcow: Path) -> None:
+    disk = await devices.serve(f"tap:qcow:{qcow}")
+    async with devices.guest(disk) as guest, trio.open_nursery() as nursery:
+        frontend = await guest.connect()
+        frontend.write(0, DATA)
+        nursery.start_soon(guest.close_when_told)
+        with trio.fail_after(PATIENCE):
+            await disk.detach()
+        # Whoever comes next may write at once.
+        with tapfs.open(qcow, writable=True) as opened:
+            assert opened.read(0, len(DATA)) == DATA
+    assert await disk.ended() == DONE
+    assert await disk.state() is State.UNKNOWN
+    run = devices.runtime_directory
+    assert [path.name for path in run.iterdir() if path.suffix != ".lock"] == []
+
+
+async def test_detached_before_any_guest_used_it(devices: Devices, raw: Path) -> None:
+    disk = await devices.serve(f"tap:aio:{raw}")
+    await disk.store.write(f"{disk.device.backend}/online", 0)
+    await disk.store.write(f"{disk.device.backend}/state", 5)
+    assert await disk.ended() == DONE
+    assert await disk.state() is State.CLOSED
+
+
+@pytest.mark.parametrize("abrupt", [False, True])
+async def test_a_guest_that_reboots_connects_again(devices: Devices, raw: Path, *, abrupt: bool) -> None:
+    disk = await devices.serve(f"tap:aio:{raw}")
+    async with devices.guest(disk) as guest:
+        frontend = await guest.connect()
+        frontend.write(0, DATA)
+        frontend = await guest.reboot(abrupt=abrupt)
+        assert frontend.read(0, 16) == DATA
+        statistics = await disk.ask("statistics")
+        assert statistics["writes"] == 1
+        assert statistics["reads"] == 1
+
+
+async def test_a_guest_that_closes_without_a_word_before(devices: Devices, raw: Path) -> None:
+    disk = await devices.serve(f"tap:aio:{raw}")
+    async with devices.guest(disk) as guest:
+        await guest.connect()
+        await guest.set_state(State.CLOSED)
+        await guest.await_backend(State.CLOSED)
+        await guest.await_backend(State.INIT_WAIT)  # a little later: it may be used again
+        guest._forget_rings()
+        await guest.set_state(State.INITIALISING)
+        frontend = await guest.connect()
+        assert frontend.read(0, 1) == bytes(512)
+
+
+async def test_all_is_flushed_when_the_backend_says_closed(devices: Devices, qcow: Path) -> None:
+    disk = await devices.serve(f"tap:qcow:{qcow}")
+    async with devices.guest(disk) as guest:
+        (await guest.connect()).write(0, DATA)
+        await guest.close()
+        with tapfs.open(qcow, shared=True) as opened:
+            assert opened.read(0, len(DATA)) == DATA
+
+
+async def test_the_frontends_directory_goes_first(devices: Devices, raw: Path) -> None:
+    disk = await devices.serve(f"tap:aio:{raw}")
+    async with devices.guest(disk) as guest:
+        (await guest.connect()).write(0, DATA)
+        await disk.store.remove(disk.device.frontend)
+        await guest.await_backend(State.CLOSED)
+        await disk.remove()
+        assert await disk.ended() == DONE
+    assert raw.read_bytes()[: len(DATA)] == DATA
+
+
+async def test_the_backends_directory_goes_at_once(devices: Devices, qcow: Path) -> None:
+    disk = await devices.serve(f"tap:qcow:{qcow}")
+    async with devices.guest(disk) as guest:
+        (await guest.connect()).write(0, DATA)
+        await disk.remove()
+        assert await disk.ended() == DONE
+    with tapfs.open(qcow) as opened:
+        assert opened.read(0, len(DATA)) == DATA
+    # Nothing of it came back.
+    assert await disk.store.list("/local/domain/0/backend") == []
+
+
+async def test_another_device_of_the_number_takes_the_place(devices: Devices, raw: Path) -> None:
+    """Between two looks the toolstack has removed the directory and made another: that is not ours to touch."""
+    disk = await devices.serve(f"tap:aio:{raw}")
+    async with devices.guest(disk) as guest:
+        await guest.connect()
+        backend = disk.device.backend
+
+        async def remade(keys: Store) -> None:
+            await keys.remove(backend)
+            await keys.write(f"{backend}/state", 1)
+            await keys.write(f"{backend}/params", "another")
+
+        await disk.store.transact(remade)
+        assert await disk.ended() == DONE
+        assert sorted(await disk.store.list(backend)) == ["params", "state"]
+        assert await disk.state() is State.INITIALISING
+
+
+async def test_a_guest_in_state_five_may_still_write(devices: Devices, raw: Path) -> None:
+    disk = await devices.serve(f"tap:aio:{raw}")
+    async with devices.guest(disk) as guest:
+        frontend = await guest.connect()
+        await guest.set_state(State.CLOSING)
+        await guest.await_backend(State.CLOSING)
+        frontend.write(0, DATA)
+        await guest.set_state(State.CLOSED)
+        await guest.await_backend(State.CLOSED)
+    assert raw.read_bytes()[: len(DATA)] == DATA
+
+
+async def test_sigterm_leaves_the_rings_for_a_successor(devices: Devices, qcow: Path) -> None:
+    disk = await devices.serve(f"tap:qcow:{qcow}")
+    async with devices.guest(disk) as guest:
+        frontend = await guest.connect()
+        frontend.write(0, DATA)
+        assert await disk.terminate() == STOPPED
+        assert await disk.state() is State.CONNECTED
+        # What was acknowledged is in the image, closed as it is.
+        with tapfs.open(qcow) as opened:
+            assert opened.read(0, len(DATA)) == DATA
+        disk.start()
+        assert await trio.to_thread.run_sync(frontend.read, 0, 16) == DATA
+        await disk.await_log("connected again")
+
+
+async def test_read_only(devices: Devices, raw: Path) -> None:
+    disk = await devices.serve(f"tap:aio:{raw}", "r")
+    async with devices.guest(disk) as guest:
+        frontend = await guest.connect()
+        assert guest.info == 4
+        assert await disk.read("feature-discard") == "0"
+        with pytest.raises(OSError, match="error"):
+            frontend.write(0, DATA)
+        assert frontend.read(0, 16) == bytes(len(DATA))
+    with pytest.raises(tapfs.ImageError) as raised:
+        await disk.ask("swap", overlay=str(raw) + ".over")
+    assert raised.value.kind is ErrorKind.READ_ONLY
+
+
+@pytest.mark.parametrize(
+    ("params", "kind", "says"),
+    [
+        ("{raw}", "read_only", "attach tap:aio:{raw}, or say -f raw, if it is one"),
+        ("tap:vmdk:{raw}", "unsupported", "vmdk"),
+    ],
+)
+async def test_an_image_that_cannot_be_opened(devices: Devices, raw: Path, params: str, kind: str, says: str) -> None:
+    disk = await devices.attach(params.format(raw=raw))
+    assert await disk.await_key("tapfs/status", "ready", "failed") == "failed"
+    assert await disk.ended() == FAILED
+    error = await disk.read("tapfs/error")
+    assert error is not None
+    assert says.format(raw=raw) in error
+    assert "\n" not in error
+    assert await disk.read("tapfs/error-kind") == kind
+    assert len(disk.log.splitlines()) == 1
+    assert disk.log.startswith("tapfs: domain 1 xvda: ")
+
+
+async def test_the_format_may_be_said_apart(devices: Devices, raw: Path) -> None:
+    disk = await devices.serve(str(raw), format="raw")
+    async with devices.guest(disk) as guest:
+        (await guest.connect()).write(0, DATA)
+    assert raw.read_bytes()[: len(DATA)] == DATA
+
+
+async def test_an_encrypted_image(devices: Devices, tmp_path: Path) -> None:
+    path, key = tmp_path / "secret.qcow", tmp_path / "key"
+    tapfs.create_image(str(path), NewImage("qcow", SIZE, password=b"word"))
+    key.write_text("word\n")
+    refused = await devices.attach(f"tap:qcow:{path}", vdev="xvdb")
+    assert await refused.ended() == FAILED
+    assert await refused.read("tapfs/error-kind") == "denied"
+    disk = await devices.serve(f"tap:qcow:{path}", key_file=str(key))
+    async with devices.guest(disk) as guest:
+        (await guest.connect()).write(0, DATA)
+        await disk.ask("swap", overlay=str(tmp_path / "over.qcow"))
+        guest.frontend.write(8, DATA)
+        await guest.close()
+    await disk.detach()
+    with tapfs.open(tmp_path / "over.qcow", password=b"word") as opened:
+        assert opened.read(0, 8192 + 4096) == DATA[:4096] + DATA
+
+
+async def test_xenstored_may_go_and_come_back(devices: Devices, raw: Path) -> None:
+    disk = await devices.serve(f"tap:aio:{raw}")
+    async with devices.guest(disk) as guest:
+        frontend = await guest.connect()
+        await devices.lose_xenstored()
+        frontend.write(0, DATA)
+        assert frontend.read(0, 16) == DATA
+        await guest.close()
+        await disk.detach()
+    assert await disk.ended() == DONE
+    assert raw.read_bytes()[: len(DATA)] == DATA
