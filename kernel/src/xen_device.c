@@ -185,8 +185,6 @@ void tapfs_xen_set_disk(tapfs_xen *device, tapfs_disk *disk, int writable, int d
 {
     pthread_mutex_lock(&device->lock);
     device->served = served_of(disk, writable != 0, discard != 0);
-    /* Whoever closes the old disk flushes it. */
-    atomic_store(&device->park.durable, atomic_load(&device->park.reservations));
     atomic_fetch_add(&device->generation, 1);
     wake_rings(device);
     /* The old disk may be closed as soon as this returns. */

@@ -33,6 +33,8 @@
 #define RING_ENTRIES_AT 64u
 /* Answers are not kept back for longer than it takes to move so many bytes. */
 #define BATCH_BYTES (1u << 20)
+/* Nor for more requests: the frontend takes the first answers, and asks anew, while the rest is done. */
+#define BATCH_REQUESTS 16u
 /* Memory of ours that requests of a ring pass through; a move that finds none waits. */
 #define BUFFER_PAGES_MAX 2048u
 /* Pieces of one grant copy. */
@@ -182,8 +184,6 @@ struct xen_transfer {
     tapfs_disk *disk;
     uint64_t ticket;
     int error;
-    bool reserves;           /* the owner was told to reserve for it */
-    uint64_t reserved_before; /* SYNC: the reservations that had ended when it was parked */
 };
 
 struct xen_transfers {
@@ -239,9 +239,6 @@ struct xen_park {
     struct xen_transfer *taken;
     uint64_t last_ticket;
     bool stopped;
-    /* Writes that were parked for a reservation: how many there were, have ended, and of these so many that a SYNC began
-     * after they had ended and has succeeded. */
-    _Atomic uint64_t reservations, reserved, durable;
 };
 
 TAPFS_INTERNAL void xen_park_init(struct xen_park *park);
@@ -249,10 +246,6 @@ TAPFS_INTERNAL void xen_park_destroy(struct xen_park *park);
 /* The transfer comes back by xen_ring_return. A WRITE has its data in a buffer. */
 TAPFS_INTERNAL void xen_park(struct xen_transfer *transfer);
 TAPFS_INTERNAL void xen_park_stop(struct xen_park *park);
-/* Whether writes may be in places that only the memory of this process knows: a reservation is not durable yet. */
-TAPFS_INTERNAL bool xen_park_volatile(const struct xen_park *park);
-/* A SYNC has succeeded. */
-TAPFS_INTERNAL void xen_park_synced(struct xen_park *park, const struct xen_transfer *transfer);
 
 /* ---- xen_ring.c: one ring and its thread */
 

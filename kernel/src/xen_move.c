@@ -42,7 +42,6 @@ struct xen_transfer *xen_transfer_new(struct xen_ring *ring, uint32_t kind, stru
     transfer->stage = STAGE_ONLY;
     transfer->memory = MEMORY_NONE;
     transfer->error = 0;
-    transfer->reserves = false;
     return transfer;
 }
 
@@ -91,7 +90,7 @@ static void answer(struct xen_transfer *transfer, int16_t status)
 {
     struct xen_ring *ring = transfer->ring;
 
-    ring->barrier_answered = transfer == ring->barrier;
+    ring->barrier_answered |= transfer == ring->barrier;
     forget(transfer);
     for (struct xen_request *request = transfer->first; request != NULL;) {
         struct xen_request *next = request->next;
@@ -207,8 +206,7 @@ void xen_move_sync(struct xen_transfer *transfer, enum xen_stage stage)
 
 static void done(struct xen_transfer *transfer)
 {
-    if (transfer->stage == STAGE_WRITE ||
-        (transfer->kind == TAPFS_XEN_WRITE && xen_park_volatile(&transfer->ring->device->park))) {
+    if (transfer->stage == STAGE_WRITE) {
         xen_move_sync(transfer, STAGE_SYNC_AFTER);
     } else {
         answer(transfer, STATUS_OKAY);
@@ -288,9 +286,6 @@ static void returned_sync(struct xen_transfer *transfer)
     struct xen_ring *ring = transfer->ring;
     int error = transfer->error;
 
-    if (error == 0) {
-        xen_park_synced(&ring->device->park, transfer);
-    }
     ring->sync = NULL;
     do {
         synced(transfer, error);

@@ -22,37 +22,6 @@ static bool moves_data(const struct xen_transfer *transfer)
     return transfer->kind == TAPFS_XEN_READ || transfer->kind == TAPFS_XEN_WRITE;
 }
 
-bool xen_park_volatile(const struct xen_park *park)
-{
-    return atomic_load(&park->durable) < atomic_load(&park->reservations);
-}
-
-void xen_park_synced(struct xen_park *park, const struct xen_transfer *transfer)
-{
-    uint64_t known = atomic_load(&park->durable);
-    while (known < transfer->reserved_before &&
-           !atomic_compare_exchange_weak(&park->durable, &known, transfer->reserved_before)) {
-    }
-}
-
-/* Before the owner sees that it is to reserve: from now on nothing that was reserved counts as durable. */
-static void note_reservation(struct xen_park *park, struct xen_transfer *transfer)
-{
-    if (moves_data(transfer) && transfer->move.outcome.status == TAPFS_RESERVE && !transfer->reserves) {
-        transfer->reserves = true;
-        atomic_fetch_add(&park->reservations, 1);
-    }
-}
-
-static void give_back(struct xen_park *park, struct xen_transfer *transfer)
-{
-    if (transfer->reserves) {
-        transfer->reserves = false;
-        atomic_fetch_add(&park->reserved, 1);
-    }
-    xen_ring_return(transfer);
-}
-
 void xen_park(struct xen_transfer *transfer)
 {
     struct xen_park *park = &transfer->ring->device->park;
@@ -61,8 +30,6 @@ void xen_park(struct xen_transfer *transfer)
     xen_count(&transfer->ring->counters.parked, 1);
     transfer->disk = transfer->ring->served.disk;
     transfer->error = 0;
-    transfer->reserved_before = atomic_load(&park->reserved);
-    note_reservation(park, transfer);
     pthread_mutex_lock(&park->mutex);
     xen_append(&queue->waiting, transfer);
     pthread_cond_signal(&queue->filled);
@@ -142,12 +109,11 @@ int tapfs_xen_resume_parked(tapfs_xen *device, uint64_t ticket, tapfs_xen_parked
     }
     move_now(transfer->disk, &transfer->move);
     if (transfer->move.outcome.status != TAPFS_DONE) {
-        note_reservation(&device->park, transfer);
         describe(transfer, parked);
         return 1;
     }
     taken_transfer(&device->park, ticket, true);
-    give_back(&device->park, transfer);
+    xen_ring_return(transfer);
     return 0;
 }
 
@@ -159,5 +125,5 @@ void tapfs_xen_complete(tapfs_xen *device, uint64_t ticket, int error)
     }
     /* A READ that is not moved to its end has nothing to be answered with. */
     transfer->error = error == 0 && transfer->kind == TAPFS_XEN_READ ? EIO : error;
-    give_back(&device->park, transfer);
+    xen_ring_return(transfer);
 }

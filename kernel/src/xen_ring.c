@@ -97,7 +97,7 @@ static void take(struct xen_ring *ring, uint64_t *delay)
         end_ring(ring, "the frontend has produced more requests than its ring holds");
         return;
     }
-    while (available-- > 0 && bytes < BATCH_BYTES && !barrier) {
+    while (available-- > 0 && bytes < BATCH_BYTES && ring->batch_count < BATCH_REQUESTS && !barrier) {
         *delay = xen_limit_delay(&ring->device->limit);
         if (*delay > 0) {
             break;
@@ -120,6 +120,10 @@ static void take(struct xen_ring *ring, uint64_t *delay)
 
 static void accept_request(struct xen_ring *ring, struct xen_request *request)
 {
+    /* A predecessor that refused a barrier went on behind it, and was killed before it had published. */
+    if (request->status == STATUS_OKAY && is_barrier(request) && ring->barrier != NULL) {
+        request->status = STATUS_ERROR;
+    }
     if (request->status != STATUS_OKAY) {
         xen_ring_answer(ring, request);
     } else if (is_barrier(request)) {
@@ -295,10 +299,6 @@ static void settle(struct xen_ring *ring)
 static bool has_requests(struct xen_ring *ring)
 {
     struct ring_indices *indices = indices_of(ring);
-
-    if (atomic_load_explicit(&indices->requests_produced, memory_order_relaxed) != ring->requests_taken) {
-        return true;
-    }
     atomic_store(&indices->requests_event, ring->requests_taken + 1);
     return atomic_load(&indices->requests_produced) != ring->requests_taken;
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tapfs.cli.parser import size_argument
+from tapfs.cli.parser import UsageError, size_argument
 from tapfs.cli.xen_device import add_device_options, ask_disk
 
 if TYPE_CHECKING:
@@ -34,5 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Do it."""
     import os
 
+    if not arguments.overlay:
+        raise UsageError("OVERLAY must name a file", "tapfs swap")
     ask_disk(arguments, "swap", overlay=os.path.abspath(arguments.overlay), size=arguments.size)
     return 0

@@ -109,6 +109,11 @@ class Backend:
 
         return await self._store.transact(write)
 
+    @property
+    def reachable(self) -> bool:
+        """Whether there is a xenstored at present, as far as is known."""
+        return self._store is not None
+
     async def announce_size(self) -> None:
         """Have a connected frontend look at the size again: a written state fires, if only its own value."""
         sectors = {"sectors": self.disk.image.size // SECTOR}
@@ -211,7 +216,7 @@ class Backend:
             return
         self._watch_ring(tasks)
         if seen.backend is not State.CLOSING:
-            await self.change({**self._description(), "state": int(State.CONNECTED)}, only_at=seen.backend)
+            await self._say_connected(seen)
         rings, pages = len(frontend.rings), len(frontend.rings[0].references)
         log.info(
             "%s: %d ring(s) of %d page(s), %s, grants: %s",
@@ -221,6 +226,16 @@ class Backend:
             frontend.protocol.name.lower(),
             grants.name.lower(),
         )
+
+    async def _say_connected(self, seen: Seen) -> None:
+        try:
+            await self.change({**self._description(), "state": int(State.CONNECTED)}, only_at=seen.backend)
+        except ImageError:
+            # Nobody would say it later: let go of the rings as for a successor, and connect again.
+            self._ring_watch.cancel()
+            await trio.to_thread.run_sync(self.leave)
+            self._left = True
+            raise
 
     async def _read_frontend(self, store: XenStore) -> FrontendKeys:
         """What the frontend asks for, within what stands in our directory as an offer."""

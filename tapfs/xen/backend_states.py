@@ -81,9 +81,9 @@ def _open(seen: Seen, ours: Ours) -> Step:
         return Step.CONNECT if ours.left and may_connect else Step.CLOSING
     if seen.frontend in _NOT_STARTED and seen.online:
         return Step.AWAIT_FRONTEND if in_use or seen.backend is not State.INIT_WAIT else Step.NOTHING
-    if not in_use:
-        return Step.NOTHING
-    return Step.CLOSE if seen.online else Step.CLOSE_FOR_GOOD
+    if not seen.online:
+        return Step.CLOSE_FOR_GOOD  # also where state 5 was asked for while we went to state 2
+    return Step.CLOSE if in_use else Step.NOTHING
 
 
 def _closing(seen: Seen, ours: Ours) -> Step:

@@ -58,6 +58,9 @@ async def claim(store: XenStore, device: Device, *, simulated: bool) -> None:
             "tapfs/status": "starting",
             "state": State.INIT_WAIT,
         }
+        # The guest may read what libxl made; it need not know what runs here.
+        await keys.make_directory(f"{device.backend}/tapfs")
+        await keys.set_permissions(f"{device.backend}/tapfs", ["n0"])
         for name, value in offers.items():
             await keys.write(f"{device.backend}/{name}", value)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tapfs.chain import Layer, OpenOptions, layer_of_file
 from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.extent import Kind
 from tapfs.host_file import LocalFile
 from tapfs.image import Image
 from tapfs.lock import Sharing, only_read_from_now_on, refuse_other_writers
@@ -19,6 +20,7 @@ from tapfs.log import log
 from tapfs.opening import complete_left, open_image, open_image_on
 from tapfs.overlay import open_over
 from tapfs.password import given_password
+from tapfs.shared_ram import is_ram
 from tapfs.xen.specification import DiskSpecification
 
 if TYPE_CHECKING:
@@ -51,6 +53,14 @@ def open_disk(settings: DiskSettings, plan_log: PlanLog) -> Image:
             error.remedy = f"attach tap:aio:{specification.path}, or say -f raw, if it is one"
         elif error.kind is ErrorKind.LOCKED and (error.remedy or "").startswith("end that use"):
             error.remedy = "end that use first, or attach it with mode w! in every place (both must bear it)"
+        elif error.kind is ErrorKind.NOT_FOUND and is_ram(specification.path):
+            raise ImageError(
+                ErrorKind.NOT_FOUND,
+                "there is no such RAM disk",
+                path=specification.path,
+                op="open",
+                remedy=f"make it: tapfs create -f ram {specification.path} SIZE",
+            ) from error
         raise
     if image.size < SECTOR:
         image.close()
@@ -83,7 +93,7 @@ class Overlaid(NamedTuple):
 
 
 def overlay_on(image: Image, path: str, size: int | None) -> Overlaid:
-    """The overlay `path` over a served image, made unless it is there with that image as its parent.
+    """The overlay `path` over a served image, made unless it is there, empty, with that image as its parent.
 
     Raises ImageError: exists, locked (others write the image), out_of_bounds (it is smaller than the disk).
     """
@@ -98,6 +108,16 @@ def overlay_on(image: Image, path: str, size: int | None) -> Overlaid:
     if found < image.size or (size is not None and found != size):
         overlaid.forsake()
         raise _too_small(path, found, image.size if size is None else size)
+    extents = overlaid.layer.driver.map(0, found)
+    if not overlaid.made and any(extent.kind is not Kind.UNALLOCATED for extent in extents):
+        overlaid.forsake()
+        raise ImageError(
+            ErrorKind.EXISTS,
+            "has been written to as an overlay: what is in it would appear in the disk that the guest uses",
+            path=path,
+            op="swap",
+            remedy="name a new file",
+        )
     return overlaid
 
 

@@ -28,6 +28,7 @@ from tapfs.xen import control, control_client
 from tapfs.xen.backend import Backend
 from tapfs.xen.device import Device, State, parse_state
 from tapfs.xen.disk_image import open_disk, written_by_others
+from tapfs.xen.given_up import NEVER_OPENED, GivenUp
 from tapfs.xen.host import Host, find_host
 from tapfs.xen.operations import Operations
 from tapfs.xen.process_limits import apply_limits
@@ -40,6 +41,12 @@ EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 3, 75
 #: How long an image may be locked by a predecessor that is dying with I/O under way, and between two looks.
 _LOCKED_SECONDS = 30.0
 _LOCKED_PAUSE = 0.1
+
+#: How long the end of a process waits for a pause, a swap, … that is under way.
+_OPERATION_SECONDS = 10.0
+
+#: Characters of an error that go to xenstore, whose messages have 4096 bytes.
+_MOST_ERROR = 512
 
 #: Seconds between looks for metadata that nobody has flushed.
 _FLUSH_SECONDS = 5
@@ -56,6 +63,7 @@ class DiskProcess:
         self._host = host
         self._directory = control_client.directory()
         self._exit_code: int | None = None
+        self._backend: Backend | None = None
 
     async def run(self) -> int:
         """Serve the disk; the exit code."""
@@ -73,8 +81,16 @@ class DiskProcess:
             task_status.started()
             async for number in received:
                 log.info("ending on %s", signal.Signals(number).name)
+                await self._let_operations_end()
                 scope.cancel()
                 return
+
+    async def _let_operations_end(self) -> None:
+        """What an operator has begun needs xenstore to its end; a xenstored that hangs is not waited for."""
+        if self._backend is not None:
+            with trio.move_on_after(_OPERATION_SECONDS):
+                async with self._backend.changing:
+                    pass
 
     async def _serve(self, scope: trio.CancelScope) -> None:
         try:
@@ -106,7 +122,7 @@ class DiskProcess:
             disk = ServedDisk(
                 image, machine=self._host.machine, domain=self._device.domain, limit=limit, paused=settings.paused
             )
-            backend = Backend(self._device, disk, settings, directory=self._directory, token=token)
+            self._backend = backend = Backend(self._device, disk, settings, directory=self._directory, token=token)
             try:
                 return await self._follow(store, backend, Operations(backend, settings, plan_log))
             finally:
@@ -123,7 +139,7 @@ class DiskProcess:
         served_before = await store.read(f"{self._device.backend}/tapfs/status") == "ready"
         patience = _LOCKED_SECONDS if served_before or state in (State.CONNECTED, State.CLOSING) else 0.0
         try:
-            image = await _patiently(partial(open_disk, settings, plan_log), patience)
+            image = await _patiently(partial(self._opened, settings, plan_log), patience)
         except MemoryError as error:
             raise out_of_memory(settings.specification.path) from error
         if settings.mode == "w!" and not image.layers[0].driver.geometry.identity:
@@ -131,6 +147,18 @@ class DiskProcess:
             if others is not None:
                 log.warning("%s; two writers destroy a %s image unless they take turns", others, image.format_name)
         return settings, image
+
+    def _opened(self, settings: DiskSettings, plan_log: PlanLog) -> Image:
+        """The image, with what a predecessor left for it unless others have changed it since that was given up."""
+        path = settings.specification.path
+        given_up = GivenUp(self._directory, self._device.key)
+        standing = given_up.take(path)
+        try:
+            return open_disk(settings, plan_log)
+        except ImageError as error:
+            if standing is not None and error.kind in NEVER_OPENED:
+                given_up.write(standing)
+            raise
 
     async def _follow(self, store: XenStore, backend: Backend, operations: Operations) -> int:
         """Answer the guest and operators until the device is done."""
@@ -173,12 +201,14 @@ class DiskProcess:
         """Bound what a crash of the host can lose of a guest that never asks for a flush."""
         while True:
             await trio.sleep(_FLUSH_SECONDS)
-            image = backend.disk.image
-            if image.writable and image.unflushed_bytes:
-                try:
-                    await trio.to_thread.run_sync(image.flush)
-                except ImageError as error:
-                    log.error("flushing in the background: %s", error)
+            # Not beside a swap: the flush of an image that serves no more would clear the plan of the one that does.
+            async with backend.changing:
+                image = backend.disk.image
+                if image.writable and image.unflushed_bytes:
+                    try:
+                        await trio.to_thread.run_sync(image.flush)
+                    except ImageError as error:
+                        log.error("flushing in the background: %s", error)
 
     async def _put_away(self, backend: Backend) -> None:
         """All that must happen however it ends; a successor may open the image when this is done."""
@@ -215,7 +245,9 @@ async def _patiently(attempt: Callable[[], Image], seconds: float) -> Image:
 
 
 def _failure(error: ImageError) -> dict[str, str]:
-    return {"tapfs/error": str(error), "tapfs/error-kind": error.kind.value, "tapfs/status": "failed"}
+    # With a path as long as they may be it would not fit into a message to xenstored.
+    text = str(error)[:_MOST_ERROR]
+    return {"tapfs/error": text, "tapfs/error-kind": error.kind.value, "tapfs/status": "failed"}
 
 
 def main(arguments: list[str]) -> int:

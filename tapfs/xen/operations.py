@@ -25,13 +25,19 @@ from tapfs.xen.disk_image import (
     resized,
     specification_of,
 )
+from tapfs.xen.host import find_host
 from tapfs.xen.served_disk import RateLimit
+from tapfs.xen.xenstore import connect
 
 if TYPE_CHECKING:
     from tapfs.image import Image
     from tapfs.plan_log import PlanLog
     from tapfs.xen.backend import Backend
     from tapfs.xen.settings import DiskSettings
+
+#: How long the guest waits for a xenstored that went while a swap was being noted, and between two looks.
+_UNSURE_SECONDS = 5.0
+_UNSURE_PAUSE = 0.1
 
 
 class Operations:
@@ -99,7 +105,7 @@ class Operations:
     async def swap(self, overlay: str, size: int | None) -> None:
         """A live snapshot: from now on `overlay` takes the writes, and what was served stays as it is.
 
-        The overlay is made, `size` bytes large (None: as large as the disk), unless it is there with the served
+        The overlay is made, `size` bytes large (None: as large as the disk), unless it is there, empty, with the served
         image as its parent. When this returns the old image is durable and may be copied away.
         """
         async with self._alone():
@@ -117,7 +123,7 @@ class Operations:
                 overlaid.layer.file.close()
             if self._disk.image.size != image.size:
                 await self._backend.announce_size()
-            log.info("swapped: %s now lies over %s", overlay, image.path)
+            log.info("swapped: %s now lies over %s", *map(_printable, (overlay, image.path)))
 
     async def resize(self, size: int | None, *, force: bool) -> None:
         """Give a raw image or RAM disk `size` bytes, or (None) see what length it has now; the guest is told.
@@ -144,7 +150,7 @@ class Operations:
                     specification, formats = specification_of(image)
                     # From here on it may be noted: the overlay, empty as it is, must not go any more.
                     noted = True
-                    await self._note({"tapfs/spec": specification, "tapfs/backing-formats": formats})
+                    await self._note_image(specification, formats)
                 except BaseException:
                     image.abandon()
                     raise
@@ -178,6 +184,33 @@ class Operations:
             if not self._disk.paused:
                 self._disk.go_on()
 
+    async def _note_image(self, specification: str, formats: str) -> None:
+        """Note what is served from now on. If xenstored goes before it has answered, see what it holds afterwards.
+
+        To serve one image while another is noted would leave the plan of the one to a successor that serves the other.
+        """
+        reachable = self._backend.reachable
+        try:
+            await self._note({"tapfs/spec": specification, "tapfs/backing-formats": formats})
+        except ImageError as error:
+            if not reachable or error.kind is not ErrorKind.IO or not await self._is_noted(specification):
+                raise
+
+    async def _is_noted(self, specification: str) -> bool:
+        with trio.move_on_after(_UNSURE_SECONDS):
+            while True:
+                try:
+                    # The backend's own connection may come back only when this operation is over.
+                    async with connect(find_host()) as store:
+                        return await store.read(f"{self._backend.device.backend}/tapfs/spec") == specification
+                except ImageError:
+                    await trio.sleep(_UNSURE_PAUSE)
+        return False
+
     async def _note(self, values: dict[str, str | int | None]) -> None:
         if not await self._backend.change(values):
             raise ImageError(ErrorKind.NOT_FOUND, "the device is gone", path=self._backend.device.backend, op="change")
+
+
+def _printable(path: str) -> str:
+    return path if path.isprintable() else repr(path)

@@ -25,7 +25,7 @@ from tapfs.xen.device import Device
 EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 3, 75
 
 #: What may lie in the runtime directory for a device, after its key.
-_SUFFIXES = (".socket", ".journal", ".plan", ".plan-new", ".lock")
+_SUFFIXES = (".socket", ".journal", ".plan", ".plan-new", ".left", ".lock")
 
 
 class RunningDisk:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.image import Image
-from tapfs.kernel.xen_ring import Grants, ParkedRequest, Queue, Request, XenDevice
+from tapfs.kernel.xen_ring import Grants, ParkedRequest, Queue, Request, XenDevice, XenStatistics
 from tapfs.log import ErrorLog, log
 from tapfs.xen.frontend_keys import FrontendKeys
 
@@ -59,7 +59,7 @@ class ServedDisk:
         self._errors = ErrorLog()
         self._device: XenDevice | None = None
         self._threads: list[threading.Thread] = []
-        self._past: Counter[str] = Counter()
+        self._past: Counter[str] = Counter(dict.fromkeys(XenStatistics._fields, 0))
 
     @property
     def connected(self) -> bool:

@@ -11,10 +11,13 @@ import trio
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.log import log
+from tapfs.shared_ram import is_ram
 from tapfs.xen.claim import claim, is_ours
 from tapfs.xen.device import DOMAINS, OUR_KIND, Device, State, parse_state
+from tapfs.xen.given_up import NEVER_OPENED, GivenUp, how_it_stands
 from tapfs.xen.restarts import Restarts
 from tapfs.xen.running_disk import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, RunningDisk, adopt, remove_runtime_files, start
+from tapfs.xen.specification import parse_specification
 from tapfs.xen.toolstack import remove_device
 from tapfs.xen.xenstore import Store, XenStore
 
@@ -59,6 +62,8 @@ class SupervisedDevice:
         self._done = False
         #: Whether we have seen it fail. What failed under our predecessor is tried once more.
         self._failed = False
+        #: How the image stood when the last process that may have written it had ended.
+        self._standing: str | None = None
 
     def news(self) -> None:
         """Have it look at xenstore again."""
@@ -167,7 +172,14 @@ class SupervisedDevice:
         if code == EXIT_DONE:
             self._done = True
             log.debug("%s: its process is done", self.device)
-        elif code == EXIT_FAILED or look.status == "failed":
+            return
+        kind = await self._read("tapfs/error-kind") if look.status == "failed" else None
+        never_opened = kind in NEVER_OPENED
+        if not never_opened or self._standing is None:
+            self._standing = await self._how_the_image_stands()
+        if code == EXIT_FAILED or look.status == "failed":
+            # Our predecessor may have noted it, when it gave the device up.
+            self._note_standing(instead=not never_opened)
             await self._note_failure(look)
         elif code is None and look.state is State.CLOSED and not look.online:
             self._done = True
@@ -210,10 +222,25 @@ class SupervisedDevice:
     async def _fail(self, reason: str) -> None:
         self._failed = True
         log.error("%s: given up: %s", self.device, reason)
+        self._note_standing(instead=False)
         kind = ErrorKind.IO.value
         await self._write_if_there(
             {"tapfs/error": reason, "tapfs/error-kind": kind, "tapfs/status": "failed", "state": State.CLOSING}
         )
+
+    def _note_standing(self, *, instead: bool) -> None:
+        if self._standing is not None:
+            GivenUp(self._directory, self.device.key).write(self._standing, instead=instead)
+
+    async def _how_the_image_stands(self) -> str | None:
+        """As `how_it_stands`; None: nothing names an image, or it is a RAM disk, which is shared anyway."""
+        try:
+            specification = parse_specification(await self._read("tapfs/spec") or await self._read("params") or "")
+        except ImageError:
+            return None
+        if is_ram(specification.path):
+            return None
+        return await trio.to_thread.run_sync(how_it_stands, specification.path, abandon_on_cancel=True)
 
     async def _look(self) -> _Look | None:
         """What xenstore says now; None: the device is not there, or not ours any more."""

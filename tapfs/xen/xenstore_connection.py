@@ -110,6 +110,14 @@ class Connection:
 
     async def run_reader(self) -> None:
         """Take replies and events, until cancelled or the connection is lost."""
+        try:
+            await self._read_messages()
+        finally:
+            # Whoever still waits for a reply (shielded, to put something away) must not wait for ever.
+            if self._lost is None:
+                self._lose("this process is closing the connection")
+
+    async def _read_messages(self) -> None:
         assembler = Assembler()
         while self._lost is None:
             try:

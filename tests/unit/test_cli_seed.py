@@ -30,7 +30,8 @@ GOLDEN_64 = bytes.fromhex(
 
 def test_the_scripts_are_installed_under_their_names() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    assert set(project["scripts"]) == {"tapfs", "qcow-create", "img2qcow", "qcow2raw", "mount.fuse.tapfs"}
+    seed_tools = {"qcow-create", "img2qcow", "qcow2raw"}
+    assert set(project["scripts"]) == {"tapfs", "mount.fuse.tapfs", "block-tapfs", *seed_tools}
     for target in project["scripts"].values():
         module, _, function = target.partition(":")
         assert callable(getattr(import_module(module), function))

@@ -74,7 +74,8 @@ def test_no_ring_outlives_its_frontend() -> None:
 
 
 def test_a_detach_ends_when_the_frontend_is_away() -> None:
-    for ours, frontend, backend in product(OURS, AWAY, (State.CLOSING, State.CLOSED)):
+    backends = (State.INIT_WAIT, State.CONNECTED, State.CLOSING, State.CLOSED)
+    for ours, frontend, backend in product(OURS, AWAY, backends):
         assert rest(Seen(backend, frontend, online=False), ours) is None
 
 

@@ -9,13 +9,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 import tapfs
 from tapfs import ErrorKind, ImageError, NewImage, shared_ram
+from tapfs.extent import Extent, Kind
 from tapfs.image import Image
 from tapfs.kernel.xen_ring import Grants, ParkedRequest, Request
+from tests.unit import engine_disks
+from tests.unit.engine_disks import host
 from tests.unit.xen_rings import DOMAIN, Served, new_machine, pattern
 from tests.xen import blkif
 from tests.xen.blkif import ERROR, NOT_SUPPORTED, OKAY, PAGE, SECTOR, Abi, Discard, Indirect, Operation
@@ -260,6 +265,34 @@ def test_merged_requests_of_which_the_disk_refuses_one(tmp_path: Path, machine: 
         assert served.device.statistics().errors == 1
         for buffer in buffers:
             buffer.close()
+
+
+def test_merged_reads_of_which_one_meets_damage(tmp_path: Path, machine: Machine) -> None:
+    """They are done one by one without the owner, who sees only the one that fails."""
+    path = host(tmp_path, "top", pattern(8, 1) + pattern(8, 2) + pattern(8, 3))
+    with engine_disks.Disk() as disk, Frontend(machine.domain(DOMAIN)) as frontend:
+        disk.layer(path, size=4 * PAGE)
+        disk.install(
+            0,
+            [
+                Extent(0, PAGE, Kind.DATA, host_offset=0),
+                Extent(PAGE, PAGE, Kind.COMPRESSED, host_offset=PAGE, host_length=100),
+                Extent(2 * PAGE, 2 * PAGE, Kind.DATA, host_offset=PAGE),
+            ],
+        )
+        image = cast("Image", SimpleNamespace(engine_disk=disk, writable=False))
+        with Served(machine, frontend, image) as served:
+            buffers = [frontend.buffer(1) for _ in range(4)]
+            ids = frontend.ring.submit(
+                *(blkif.Request(Operation.READ, 8 * n, buffer.segments(8)) for n, buffer in enumerate(buffers))
+            )
+            answers = {response.id: response.status for response in frontend.ring.wait(4)}
+            assert [answers[i] for i in ids] == [OKAY, ERROR, OKAY, OKAY]
+            assert [buffer.read() for buffer in buffers] == [pattern(8, 1), bytes(PAGE), pattern(8, 2), pattern(8, 3)]
+            assert served.parked == [Request.READ]
+            assert served.device.statistics().merged == 3
+            for buffer in buffers:
+                buffer.close()
 
 
 def test_a_parked_write_is_a_copy(tmp_path: Path, machine: Machine) -> None:

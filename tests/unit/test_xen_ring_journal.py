@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import tapfs
 from tapfs import NewImage
 from tapfs.image import Image
 from tapfs.kernel.xen_ring import Grants, ParkedRequest, Request
+from tests.conftest import REPOSITORY
 from tests.unit.xen_ring_process import Backend
 from tests.unit.xen_rings import DOMAIN, Served, new_machine, pattern
 from tests.xen import blkif
@@ -142,6 +144,29 @@ def test_killed_at_any_moment(tmp_path: Path, machine: Machine, kind: str, abi: 
                     assert image.read(page * PAGE, PAGE) == data, f"page {page}"
         for guest in guests:
             guest.close()
+
+
+#: Each call of one of these is a step at which the program of xen_ring_kills.c ends.
+STEPS = "journal_take journal_consumed journal_answer journal_free move_run notify"
+
+
+def test_killed_at_every_step(tmp_path: Path) -> None:
+    sources = REPOSITORY / "kernel/src"
+    program = tmp_path / "xen_ring_kills"
+    command = ["gcc", "-D_GNU_SOURCE", "-std=gnu11", "-O1", "-o", program]
+    command += [f"-Wl,--wrap=xen_{step}" for step in STEPS.split()]
+    command += [Path(__file__).with_name("xen_ring_kills.c"), f"-I{sources}", *sorted(sources.glob("*.c"))]
+    subprocess.run([*map(str, command), "-ldeflate", "-lcrypto", "-lz", "-lpthread"], check=True)
+    for grants in Grants:
+        folder = tmp_path / grants.name
+        folder.mkdir()
+        done = subprocess.run(
+            [program, folder, str(grants.value)], capture_output=True, text=True, check=False, timeout=300
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        word, steps = done.stdout.split()
+        # At least one of each kind for each of 48 requests, and then some.
+        assert (word, int(steps) > 100) == ("ok", True)
 
 
 @pytest.mark.parametrize("pages", [1, 5, 40])

@@ -193,7 +193,7 @@ static void *be_guest(void *argument)
     int left = rounds;
 
     while (left > 0 || guest->consumed != guest->produced) {
-        int burst = rand_r(&seed) % 8;
+        int burst = rand_r(&seed) % 2 == 0 ? 1 : rand_r(&seed) % 8;
         for (uint32_t i = 0; i < ENTRIES && burst > 0 && left > 0; i++) {
             if (!guest->requests[i].busy) {
                 put(guest, i, &seed);
@@ -202,8 +202,14 @@ static void *be_guest(void *argument)
             }
         }
         push(guest);
+        /* Often look for responses for a while, and so put requests in just when the backend is about to wait. */
+        for (int spins = rand_r(&seed) % 4 == 0 ? 0 : rand_r(&seed) % 300; spins > 0; spins--) {
+            if (guest->consumed != atomic_load(&guest->ring->rsp_prod)) {
+                break;
+            }
+        }
         take(guest);
-        if (guest->consumed != guest->produced && (left == 0 || guest->produced - guest->consumed > 24)) {
+        if (guest->consumed != guest->produced && (left == 0 || rand_r(&seed) % 4 == 0 || guest->produced - guest->consumed > 24)) {
             await(guest);
         }
     }
@@ -325,6 +331,16 @@ static void check_file(int file)
     free(content);
 }
 
+static void run_guests(struct guest *guests)
+{
+    for (size_t i = 0; i < RINGS; i++) {
+        pthread_create(&guests[i].thread, NULL, be_guest, &guests[i]);
+    }
+    for (size_t i = 0; i < RINGS; i++) {
+        pthread_join(guests[i].thread, NULL);
+    }
+}
+
 int main(int count, char **words)
 {
     static struct guest guests[RINGS];
@@ -372,23 +388,20 @@ int main(int count, char **words)
     }
     REQUIRE(tapfs_xen_start(device) == 0);
     pthread_create(&other, NULL, own_others, NULL);
-    pthread_create(&disturber, NULL, disturb, NULL);
     for (size_t i = 0; i < OWNERS; i++) {
         pthread_create(&owners[i], NULL, own_moves, NULL);
     }
-    for (size_t i = 0; i < RINGS; i++) {
-        pthread_create(&guests[i].thread, NULL, be_guest, &guests[i]);
-    }
-    for (size_t i = 0; i < RINGS; i++) {
-        pthread_join(guests[i].thread, NULL);
-    }
+    pthread_create(&disturber, NULL, disturb, NULL);
+    run_guests(guests);
     atomic_store(&over, true);
     pthread_join(disturber, NULL);
+    /* And again with nobody who would wake a ring that has missed a notification. */
+    run_guests(guests);
     tapfs_xen_statistics counters;
     tapfs_xen_counters(device, &counters);
     REQUIRE(counters.in_flight == 0 && tapfs_xen_problem(device) == NULL);
     REQUIRE(counters.reads + counters.writes + counters.flushes + counters.barriers + counters.discards ==
-            (uint64_t)rounds * RINGS);
+            (uint64_t)rounds * RINGS * 2);
     tapfs_xen_stop(device);
     for (size_t i = 0; i < OWNERS; i++) {
         pthread_join(owners[i], NULL);

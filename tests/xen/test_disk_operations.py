@@ -5,10 +5,13 @@ from __future__ import annotations
 import resource
 import shutil
 import signal
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -16,7 +19,11 @@ import trio.testing
 
 import tapfs
 from tapfs import ErrorKind, ImageError, NewImage
-from tapfs.xen.device import State
+from tapfs.xen import disk_process
+from tapfs.xen.device import Device, State
+from tapfs.xen.host import Host
+from tapfs.xen.xenstore_wire import Message, Operation
+from tests.xen import xenstored as xenstored_server
 from tests.xen.disk_device import DONE, STOPPED, Devices, DiskDevice
 from tests.xen.frontend import Frontend, Ring
 from tests.xen.machine import PATIENCE
@@ -256,7 +263,20 @@ async def test_a_larger_overlay_is_a_larger_disk(devices: Devices, qcow: Path, t
         assert frontend.read(0, 1) == b"a" * 512
 
 
-async def test_an_overlay_that_is_there_is_taken_up(devices: Devices, qcow: Path, tmp_path: Path) -> None:
+async def test_an_empty_overlay_that_is_there_is_taken_up(devices: Devices, qcow: Path, tmp_path: Path) -> None:
+    overlay = tmp_path / "over"
+    tapfs.create_image(str(overlay), NewImage("qcow", None, backing=str(qcow), backing_format="qcow"))
+    disk = await devices.serve(f"tap:qcow:{qcow}")
+    async with devices.guest(disk) as guest:
+        frontend = await guest.connect()
+        frontend.write(0, b"a" * 512)
+        await disk.ask("swap", overlay=str(overlay))
+        frontend.write(1, b"b" * 512)
+        assert frontend.read(0, 2) == b"a" * 512 + b"b" * 512
+
+
+async def test_an_overlay_with_something_in_it_is_refused(devices: Devices, qcow: Path, tmp_path: Path) -> None:
+    """Last week's clusters would appear below the file system that the guest has mounted."""
     overlay = tmp_path / "over"
     tapfs.create_image(str(overlay), NewImage("qcow", None, backing=str(qcow), backing_format="qcow"))
     with tapfs.open(overlay, writable=True) as opened:
@@ -264,8 +284,11 @@ async def test_an_overlay_that_is_there_is_taken_up(devices: Devices, qcow: Path
     disk = await devices.serve(f"tap:qcow:{qcow}")
     async with devices.guest(disk) as guest:
         frontend = await guest.connect()
-        await disk.ask("swap", overlay=str(overlay))
-        assert frontend.read(0, 1)[:11] == b"from before"
+        frontend.write(0, b"a" * 512)
+        assert (await refused(disk, "swap", overlay=str(overlay))).kind is ErrorKind.EXISTS
+        assert frontend.read(0, 1) == b"a" * 512
+    with tapfs.open(overlay, shared=True) as opened:
+        assert opened.read(0, 11) == b"from before"
 
 
 async def refused(disk: DiskDevice, command: str, **arguments: object) -> ImageError:
@@ -442,3 +465,80 @@ async def test_a_process_that_ends_before_it_has_answered(devices: Devices, raw:
         await disk.kill()
     assert found[0].kind is ErrorKind.IO
     assert "ended before it had answered" in str(found[0])
+
+
+async def test_a_signal_does_not_cut_an_operation_in_two(
+    devices: Devices, qcow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It needs xenstore to its end; a process that ends meanwhile neither hangs nor leaves half of it."""
+    disk = await devices.serve(f"tap:qcow:{qcow}")
+    answer = xenstored_server.Connection._answer
+    signalled = False
+
+    def slow_answer(connection: xenstored_server.Connection, message: Message) -> object:
+        nonlocal signalled
+        if message.operation == Operation.WRITE and b"tapfs/paused" in message.payload and not signalled:
+            signalled = True
+            disk.process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+        return answer(connection, message)
+
+    monkeypatch.setattr(xenstored_server.Connection, "_answer", slow_answer)
+    async with devices.guest(disk) as guest:
+        await guest.connect()
+        await disk.ask("pause")
+        assert signalled
+        assert await disk.ended() == STOPPED
+
+
+async def test_a_swap_that_was_noted_holds_though_the_answer_is_lost(
+    devices: Devices, qcow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To go on with the image below would leave a successor, which is told of the overlay, without its plan."""
+    overlay = tmp_path / "over"
+    disk = await devices.serve(f"tap:qcow:{qcow}")
+    answer = xenstored_server.Connection._answer
+    noting: list[int] = []
+
+    def lost_answer(connection: xenstored_server.Connection, message: Message) -> None:
+        if message.operation == Operation.WRITE and b"tapfs/spec" in message.payload:
+            noting.append(message.transaction)
+        answer(connection, message)
+        if message.operation == Operation.TRANSACTION_END and message.transaction in noting:
+            noting[:] = [-1]
+            connection.stream.socket.shutdown(socket.SHUT_RDWR)
+
+    async with devices.guest(disk) as guest:
+        frontend = await guest.connect()
+        monkeypatch.setattr(xenstored_server.Connection, "_answer", lost_answer)
+        await disk.ask("swap", overlay=str(overlay), size=None)
+        assert noting == [-1]
+        assert (await disk.ask("status"))["path"] == str(overlay)
+        await trio.to_thread.run_sync(frontend.write, 0, b"a" * 512)
+        await disk.kill()
+        disk.start()
+        await disk.await_log("connected again")
+        assert await trio.to_thread.run_sync(frontend.read, 0, 1) == b"a" * 512
+
+
+async def test_the_background_flush_is_not_beside_an_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flush of an image that has been swapped away would clear the plan of the one in its place."""
+    monkeypatch.setattr(disk_process, "_FLUSH_SECONDS", 0)
+    flushed: list[str] = []
+
+    def image(name: str) -> SimpleNamespace:
+        return SimpleNamespace(writable=True, unflushed_bytes=1, flush=lambda: flushed.append(name))
+
+    backend = SimpleNamespace(changing=trio.Lock(), disk=SimpleNamespace(image=image("old")))
+    process = disk_process.DiskProcess(Device("tap", 1, 51712), Host(""))
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            async with backend.changing:
+                nursery.start_soon(process._flush_now_and_then, backend)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                assert flushed == []
+                backend.disk.image = image("new")
+            while not flushed:
+                await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
+    assert set(flushed) == {"new"}

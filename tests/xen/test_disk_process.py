@@ -12,6 +12,8 @@ import tapfs
 from tapfs import ErrorKind, NewImage
 from tapfs.xen.device import State
 from tapfs.xen.xenstore import Store
+from tapfs.xen.xenstore_wire import Message, Operation
+from tests.xen import xenstored as xenstored_server
 from tests.xen.disk_device import DONE, FAILED, STOPPED, Devices
 from tests.xen.machine import PATIENCE
 
@@ -276,3 +278,26 @@ async def test_xenstored_may_go_and_come_back(devices: Devices, raw: Path) -> No
         await disk.detach()
     assert await disk.ended() == DONE
     assert raw.read_bytes()[: len(DATA)] == DATA
+
+
+async def test_xenstored_may_go_between_the_rings_and_the_word_that_they_are_served(
+    devices: Devices, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = await devices.serve(f"tap:sync:{raw}")
+    answer = xenstored_server.Connection._answer
+    lost: list[bytes] = []
+
+    def lose(connection: xenstored_server.Connection, message: Message) -> None:
+        connected = f"{disk.device.backend}/state\0004".encode()
+        if message.operation == Operation.WRITE and message.payload == connected and not lost:
+            lost.append(connected)
+            raise trio.BrokenResourceError
+        answer(connection, message)
+
+    monkeypatch.setattr(xenstored_server.Connection, "_answer", lose)
+    async with devices.guest(disk) as guest:
+        with trio.fail_after(PATIENCE):
+            frontend = await guest.connect()
+        assert lost
+        await trio.to_thread.run_sync(frontend.write, 0, DATA)
+        await guest.close()

@@ -9,14 +9,18 @@ from pathlib import Path
 import pytest
 import trio
 
+import tapfs
+from tapfs import NewImage
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.xen import toolstack
 from tapfs.xen.device import State
+from tapfs.xen.given_up import GivenUp
 from tapfs.xen.host import Host
 from tapfs.xen.restarts import Restarts
 from tapfs.xen.supervised_device import SupervisedDevice
 from tapfs.xen.supervisor_lock import xen_directory
 from tapfs.xen.xenstore import Store, XenStore, connect
+from tests.xen.disk_device import opened_when_free
 from tests.xen.machine import Machine
 from tests.xen.supervising import (
     GUEST,
@@ -26,12 +30,13 @@ from tests.xen.supervising import (
     attach_by_libxl,
     disk,
     eventually,
+    guest_disk,
     is_gone,
     pid_of,
     runtime_files,
 )
 from tests.xen.supervisor_process import PATIENCE, SupervisorProcess
-from tests.xen.xenstored import Xenstored
+from tests.xen.xenstored import Xenstored, guest_socket
 
 
 async def test_several_disks_come_and_go(
@@ -306,3 +311,62 @@ async def test_what_failed_is_tried_again_by_the_next_supervisor(
     await trio.to_thread.run_sync(supervised.end)
     await trio.to_thread.run_sync(supervised.start)
     await eventually(lambda: xenstored.read(f"{disk().backend}/tapfs/status") == "ready")
+
+
+async def test_the_guest_does_not_read_what_is_noted_beside_libxls_keys(
+    store: XenStore, supervised: SupervisorProcess, machine: Machine, image: Path, xenstored: Xenstored
+) -> None:
+    device = disk(kind="vbd")
+    await store.make_directory(device.backend)
+    await store.set_permissions(device.backend, ["n0", f"r{GUEST}"])
+    await attach_by_libxl(store, device, f"tap:sync:{image}", script="block-tapfs")
+    await eventually(lambda: xenstored.read(f"{device.backend}/tapfs/status") == "ready")
+    async with connect(Host(str(guest_socket(machine.directory, GUEST)), str(machine.directory))) as own:
+        assert await own.read(f"{device.backend}/state") == "2"
+        for name in ("process", "token", "status"):
+            with pytest.raises(ImageError, match="Permission denied"):
+                await own.read(f"{device.backend}/tapfs/{name}")
+    assert supervised.disk_processes()
+
+
+@pytest.mark.parametrize("changed", [False, True])
+async def test_what_a_disk_that_was_given_up_left(
+    store: XenStore,
+    supervised: SupervisorProcess,
+    machine: Machine,
+    xenstored: Xenstored,
+    tmp_path: Path,
+    nursery: trio.Nursery,
+    *,
+    changed: bool,
+) -> None:
+    """The next one takes it up, unless another program has changed the image since."""
+    path = tmp_path / "disk.qcow"
+    tapfs.create_image(str(path), NewImage("qcow", SIZE))
+    await trio.to_thread.run_sync(supervised.end)
+    await toolstack.attach(store, disk(), params=f"tap:qcow:{path}", mode="w")
+    with trio.CancelScope() as scope:
+        ours = SupervisedDevice(disk(), store, xen_directory(), simulated=True, restarts=Restarts(most=1))
+        nursery.start_soon(ours.run)
+        async with guest_disk(machine, disk()) as guest:
+            await trio.to_thread.run_sync(guest.frontend.write, 0, b"a" * 512)
+            os.kill(await pid_of(store, disk()), signal.SIGKILL)
+            await eventually(lambda: xenstored.read(f"{disk().backend}/tapfs/status") == "failed")
+        scope.cancel()
+    names = [f"{disk().key}.{suffix}" for suffix in ("journal", "left", "plan")]
+    assert set(names) <= set(runtime_files(disk()))
+    if changed:
+        with await opened_when_free(path, "qcow") as image:
+            image.write(0, b"b" * 512)
+            image.write(SIZE // 2, b"c" * 4096)
+    given_up = GivenUp(xen_directory(), disk().key)
+    standing = given_up.take(str(path))
+    assert standing is not None
+    assert [(xen_directory() / name).exists() for name in names] == [not changed, False, not changed]
+    given_up.write(standing)
+    await trio.to_thread.run_sync(supervised.start)
+    await eventually(lambda: xenstored.read(f"{disk().backend}/tapfs/status") == "ready")
+    await trio.to_thread.run_sync(supervised.end)
+    with tapfs.open(path, format="qcow") as image:
+        assert image.read(0, 512) == (b"b" if changed else b"a") * 512
+    assert tapfs.check(path).corruptions == 0

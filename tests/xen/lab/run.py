@@ -77,10 +77,24 @@ def _groups() -> dict[str, str]:
     return {name: text for name, text in texts.items() if "\n@scenario(" in text}
 
 
-def _seconds(text: str, only: str | None) -> int:
-    """How long the scenarios of a module may take together."""
+def _seconds(text: str) -> dict[str, int]:
+    """How long each scenario of a module may take."""
     declared = re.findall(r"^@scenario\((?:seconds=)?(\d+)\)\ndef (\w+)", text, re.MULTILINE)
-    return sum(int(seconds) for seconds, name in declared if only in {None, name})
+    return {name: int(seconds) for seconds, name in declared}
+
+
+def _chosen(words: list[str]) -> dict[str, dict[str, int]]:
+    """The scenarios of each group that is to be booted, with their seconds. LabError if there is no such scenario."""
+    groups = {name: _seconds(text) for name, text in _groups().items()}
+    chosen: dict[str, dict[str, int]] = {}
+    for word in words or groups:
+        group, _, only = word.partition("/")
+        names = [only] if only else list(groups.get(group, ()))
+        if not names or group not in groups or only not in {"", *groups[group]}:
+            raise LabError(f"there is no scenario {word}; the groups: {', '.join(groups)}")
+        chosen.setdefault(group, {}).update({name: groups[group][name] for name in names})
+    # The long ones first, so that no core idles at the end.
+    return dict(sorted(chosen.items(), key=lambda each: -sum(each[1].values())))
 
 
 def _folder(name: str) -> Path:
@@ -90,16 +104,16 @@ def _folder(name: str) -> Path:
     return work
 
 
-def _run(lab: Lab, payload: Path, group: str, only: str | None, time_limit: float) -> Report:
+def _run(lab: Lab, payload: Path, group: str, scenarios: dict[str, int]) -> Report:
     work = _folder(group)
     share = work / "share"
-    (share / "order.json").write_text(json.dumps({"group": group, "only": only}), encoding="utf-8")
+    (share / "order.json").write_text(json.dumps({"group": group, "scenarios": list(scenarios)}), encoding="utf-8")
     begin = time.monotonic()
-    problem = Machine(lab, payload, share, work / "serial.log").run((BOOT_SECONDS + time_limit) * PATIENCE)
+    problem = Machine(lab, payload, share, work / "serial.log").run((BOOT_SECONDS + sum(scenarios.values())) * PATIENCE)
     report = Report(group, work, time.monotonic() - begin)
     results = share / "results"
-    lines = [json.loads(line) for line in results.read_text().splitlines()] if results.is_file() else []
-    report.results = lines[1:]
+    if results.is_file():
+        report.results = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
     if problem:
         report.problems.append(problem)
     status = (share / "status").read_text().strip() if (share / "status").is_file() else None
@@ -108,9 +122,7 @@ def _run(lab: Lab, payload: Path, group: str, only: str | None, time_limit: floa
     elif status != "0":
         report.problems.append(f"the scenarios ended with status {status}")
     told = {result["name"] for result in report.results}
-    report.problems += [f"{name} did not run" for name in (lines[0]["plan"] if lines else []) if name not in told]
-    if not report.results:
-        report.problems.append("no scenario ran")
+    report.problems += [f"{name} did not run" for name in scenarios if name not in told]
     return report
 
 
@@ -132,14 +144,9 @@ def main() -> int:
     parser.add_argument("scenarios", nargs="*", metavar="GROUP[/SCENARIO]")
     parser.add_argument("--script", nargs="+", type=Path, metavar="FILE", help="run a shell script in dom0 instead")
     arguments = parser.parse_args()
-    groups = _groups()
-    wanted = [(name, only or None) for name, _, only in (text.partition("/") for text in arguments.scenarios or groups)]
-    unknown = [name for name, only in wanted if name not in groups or not _seconds(groups[name], only)]
-    if unknown:
-        say(f"no such scenario in {', '.join(unknown)}; the groups: {', '.join(groups)}")
-        return 64
     begin = time.monotonic()
     try:
+        chosen = _chosen(arguments.scenarios)
         lab = build(say)
         payload = CACHE / "payload.img"
         make_payload(lab, payload)
@@ -148,11 +155,9 @@ def main() -> int:
         return 1
     if arguments.script:
         return _run_script(lab, payload, arguments.script)
-    say(f"laboratory ready after {time.monotonic() - begin:.0f} s; {len(wanted)} boots, {AT_ONCE} at once")
-    # The long ones first, so that no core idles at the end.
-    wanted.sort(key=lambda each: -_seconds(groups[each[0]], each[1]))
+    say(f"laboratory ready after {time.monotonic() - begin:.0f} s; {len(chosen)} boots, {AT_ONCE} at once")
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        boots = [pool.submit(_run, lab, payload, name, only, _seconds(groups[name], only)) for name, only in wanted]
+        boots = [pool.submit(_run, lab, payload, group, scenarios) for group, scenarios in chosen.items()]
         reports: list[Report] = []
         for boot in as_completed(boots):
             reports.append(boot.result())
