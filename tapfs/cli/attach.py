@@ -51,6 +51,12 @@ def add_parser(subparsers: Subparsers) -> None:
         "--key-file", metavar="FILE", help="the first line of FILE is the password of an encrypted image"
     )
     parser.add_argument("--direct", action="store_true", help="bypass the page cache of the host (O_DIRECT)")
+    parser.add_argument(
+        "--grants",
+        choices=("copy", "map", "persistent"),
+        help="how data comes from the guest's memory: copied (the default), by pages mapped for each request, or by "
+        "pages that stay mapped where the guest keeps them for its disk",
+    )
     parser.add_argument("--no-wait", action="store_true", help="return at once; 'tapfs list' shows how it went")
     group = parser.add_argument_group("what its process may take")
     group.add_argument("--nice", metavar="N", type=int, help="its niceness, -20 to 19")
@@ -125,6 +131,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, str | int]:
     """What goes to the keys of ours in xenstore."""
     names = {
         "format": "format",
+        "grants": "grants",
         "nice": "nice",
         "memory": "memory",
         "open_files": "open-files",

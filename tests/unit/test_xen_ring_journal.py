@@ -19,7 +19,7 @@ from tapfs import NewImage
 from tapfs.image import Image
 from tapfs.kernel.xen_ring import Grants, ParkedRequest, Request
 from tests.conftest import REPOSITORY
-from tests.unit.xen_ring_process import Backend
+from tests.unit.xen_ring_process import Backend, open_after_kill
 from tests.unit.xen_rings import DOMAIN, Served, new_machine, pattern
 from tests.xen import blkif
 from tests.xen.blkif import OKAY, PAGE, SECTOR, Abi, Message, Operation
@@ -36,6 +36,13 @@ LIVES = 15
 def machine() -> Iterator[Machine]:
     with new_machine() as made:
         yield made
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Image]:
+    (tmp_path / "disk").write_bytes(bytes(SIZE))
+    with tapfs.open(tmp_path / "disk", format="raw", writable=True) as image:
+        yield image
 
 
 class Guest:
@@ -138,7 +145,7 @@ def test_killed_at_any_moment(tmp_path: Path, machine: Machine, kind: str, abi: 
             backend.start(Grants.COPY)
             for guest in guests:
                 guest.drain()
-        with tapfs.open(path, format=kind, writable=True) as image:
+        with open_after_kill(str(path), kind) as image:
             for guest in guests:
                 for page, data in guest.content.items():
                     assert image.read(page * PAGE, PAGE) == data, f"page {page}"
@@ -180,64 +187,33 @@ def test_an_answered_write_survives_a_kill(tmp_path: Path, machine: Machine, pag
         for page in order:
             frontend.write(page * 8, pattern(8, page))
         backend.kill()
-    with tapfs.open(path) as image:
+    with open_after_kill(str(path), "qcow") as image:
         for page in order:
             assert image.read(page * PAGE, PAGE) == pattern(8, page)
 
 
-def test_what_is_allocated_waits_for_no_sync(tmp_path: Path, machine: Machine) -> None:
-    path = tmp_path / "disk"
-    tapfs.create_image(str(path), NewImage("qcow", SIZE))
-    with (
-        tapfs.open(path, writable=True) as image,
-        Frontend(machine.domain(DOMAIN)) as frontend,
-        Served(machine, frontend, image) as served,
-    ):
-        frontend.write(0, pattern(8))
-        assert image.unflushed_bytes == 0
-        served.parked.clear()
-        for number in range(10):
-            frontend.write(0, pattern(8, number))
-        assert not served.parked
-
-
-def test_writes_share_a_sync(tmp_path: Path, machine: Machine) -> None:
-    """What ends while one runs waits for the next, and for no other."""
-    path = tmp_path / "disk"
-    tapfs.create_image(str(path), NewImage("qcow", SIZE))
+def test_flushes_share_a_sync(machine: Machine, disk: Image) -> None:
+    """Those that come while one runs wait for the next, and for no other."""
     in_sync = threading.Event()
     go_on = threading.Event()
-    syncs = 0
 
-    def before(parked: ParkedRequest) -> None:
-        nonlocal syncs
-        if parked.request is Request.SYNC:
-            syncs += 1
-            in_sync.set()
-            assert go_on.wait(PATIENCE)
+    def before(_: ParkedRequest) -> None:
+        in_sync.set()
+        assert go_on.wait(PATIENCE)
 
-    with (
-        tapfs.open(path, writable=True) as image,
-        Frontend(machine.domain(DOMAIN)) as frontend,
-        Served(machine, frontend, image, before=before) as served,
-    ):
-        buffer = frontend.buffer(1)
+    with Frontend(machine.domain(DOMAIN)) as frontend, Served(machine, frontend, disk, before=before) as served:
         ring = frontend.ring
-        ring.submit(blkif.Request(Operation.WRITE, 0, buffer.segments(8)))
+        ring.submit(blkif.Request(Operation.FLUSH))
         assert in_sync.wait(PATIENCE)
-        messages = [blkif.Request(Operation.WRITE, page * 16, buffer.segments(8)) for page in range(1, 20)]
-        ring.submit(*messages, blkif.Request(Operation.FLUSH), blkif.Request(Operation.FLUSH))
+        ring.submit(*(blkif.Request(Operation.FLUSH) for _ in range(8)))
         deadline = time.monotonic() + PATIENCE
-        while served.parked.count(Request.WRITE) < 20:
+        while served.device.statistics().in_flight < 9:
             assert time.monotonic() < deadline
             time.sleep(0.001)
         assert not ring.responses()
-        served_writes = served.device.statistics().writes
-        assert served_writes == 0
         go_on.set()
-        assert len(ring.wait(22)) == 22
-        assert 2 <= syncs <= 4
-        buffer.close()
+        assert [response.status for response in ring.wait(9)] == [OKAY] * 9
+        assert served.parked == [Request.SYNC, Request.SYNC]
 
 
 # ---- the states in between, one by one
@@ -270,13 +246,6 @@ class Journal:
         at = JOURNAL_HEADER + RING_HEADER
         data = os.pread(self.descriptor, 32 * ENTRY, at)
         return [struct.unpack_from("<Q", data, number * ENTRY)[0] >> 32 for number in range(32)]
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Image]:
-    (tmp_path / "disk").write_bytes(bytes(SIZE))
-    with tapfs.open(tmp_path / "disk", format="raw", writable=True) as image:
-        yield image
 
 
 class Scene:
@@ -367,6 +336,22 @@ def test_the_order_of_what_is_done_again(machine: Machine, disk: Image) -> None:
             assert [response.id for response in scene.ring.wait(3)] == [1, 2, 3]
             assert served.parked == [Request.SYNC, Request.SYNC]
         assert scene.written() == [0, 1, 2]
+
+
+def test_two_barriers_that_come_back_are_both_answered(machine: Machine, disk: Image) -> None:
+    """The predecessor had refused the first, for its disk was another, and went on behind it."""
+    with Scene(machine, disk) as scene:
+        for number in range(2):
+            raw = scene.put()
+            scene.ring.waiting[number + 1].operation = Operation.BARRIER  # type: ignore[union-attr]
+            scene.journal.set_entry(number, TAKEN, number, number, bytes([Operation.BARRIER]) + raw[1:])
+        scene.ring.push()
+        scene.journal.consumed = 2
+        with scene.serve() as served:
+            statuses = {response.id: response.status for response in scene.ring.wait(2)}
+            assert statuses == {1: OKAY, 2: blkif.ERROR}
+            served.device.pause()
+        assert scene.written() == [0]
 
 
 @pytest.mark.parametrize("fault", ["one too few", "one too many", "published more", "published less"])

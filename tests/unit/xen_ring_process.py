@@ -17,21 +17,26 @@ from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any, Self, cast
 
-import tapfs
 from tapfs import ImageError
+from tapfs.chain import OpenOptions
 from tapfs.image import Image
 from tapfs.kernel.xen_ring import Grants
+from tapfs.opening import complete_left, open_image
+from tapfs.plan_log import PlanLog
 from tests.unit.xen_rings import Served
 from tests.xen.frontend import Frontend
 from tests.xen.machine import PATIENCE, Machine
 
 
-def _open(path: str, format_name: str) -> Image:
-    """The image; its last user's locks may outlive the user a little."""
+def open_after_kill(path: str, format_name: str) -> Image:
+    """The image as a disk process opens it; its last user's locks may outlive the user a little."""
+    plan_log = PlanLog(Path(f"{path}.plan"), "of this test")
+    options = OpenOptions(format=format_name, writable=True, disk=plan_log.disk)
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            return tapfs.open(path, format=format_name, writable=True)
+            complete_left(path, options, plan_log)
+            return open_image(path, options, plan_log=plan_log)
         except ImageError:
             if time.monotonic() > deadline:
                 raise
@@ -47,7 +52,7 @@ def _serve(configuration: dict[str, Any], grants: Grants) -> None:
     frontend = SimpleNamespace(
         abi=configuration["abi"], domain=SimpleNamespace(number=configuration["domain"]), rings=rings
     )
-    image = _open(configuration["image"], configuration["format"])
+    image = open_after_kill(configuration["image"], configuration["format"])
     served = Served(
         cast("Machine", machine), cast("Frontend", frontend), image, grants=grants, journal=configuration["journal"]
     )

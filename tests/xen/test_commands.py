@@ -246,7 +246,21 @@ async def test_no_wait_returns_at_once(xenstored: Xenstored, supervised: Supervi
 async def test_options_of_attach_are_keys_of_the_device(xenstored: Xenstored, tmp_path: Path) -> None:
     """Nobody serves it: `--no-wait` does not mind."""
     xenstored.introduce(3, "guest")
-    options = ("-f", "qcow", "--mode", "w!", "--direct", "--memory", "256M", "--open-files", "100", "--nice", "-5")
+    options = (
+        "-f",
+        "qcow",
+        "--mode",
+        "w!",
+        "--direct",
+        "--memory",
+        "256M",
+        "--open-files",
+        "100",
+        "--nice",
+        "-5",
+        "--grants",
+        "map",
+    )
     parents = ("--backing-format", "qcow", "--backing-format", "raw", "--key-file", "key")
     await ok("attach", "a.qcow", *NAMED, "--no-wait", *options, *parents, cwd=tmp_path)
     assert xenstored.read(f"{disk().backend}/params") == str(tmp_path / "a.qcow")
@@ -256,6 +270,7 @@ async def test_options_of_attach_are_keys_of_the_device(xenstored: Xenstored, tm
         "direct": "1",
         "memory": str(256 << 20),
         "open-files": "100",
+        "grants": "map",
         "nice": "-5",
         "backing-formats": "qcow,raw",
         "key-file": str(tmp_path / "key"),
