@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tapfs.errors import from_os_error
 from tapfs.kernel._engine import ffi, lib
-from tapfs.kernel.engine import EngineDisk, Outcome
+from tapfs.kernel.engine import EngineDisk
+from tapfs.kernel.parked import Parked, Queue
 
 if TYPE_CHECKING:
     from tapfs.kernel._engine import CData
@@ -30,13 +31,6 @@ class Request(IntEnum):
     SEEK_HOLE = 5
 
 
-class Queue(IntEnum):
-    """Which requests a thread takes: reads and writes, or those that wait for the host's disk."""
-
-    MOVES = 0
-    OTHERS = 1
-
-
 class ServerStatistics(NamedTuple):
     """Requests since the start: answered through the engine, parked on the way, passed to the session."""
 
@@ -46,39 +40,13 @@ class ServerStatistics(NamedTuple):
     forwarded: int
 
 
-class ParkedRequest:
-    """A request that waits for the thread that took it; `resume` or `complete` must end it.
-
-    Bytes ``[offset, offset + length)`` of the disk are what is left of it.
-    """
+class ParkedRequest(Parked):
+    """A request that waits for the thread that took it; `resume` or `complete` must end it."""
 
     def __init__(self, server: CData, disk: EngineDisk, parked: CData) -> None:
+        super().__init__(disk, parked)
         self._server = server
-        self._disk = disk
-        self._parked = parked
-        self._answered = False
         self.request = Request(parked.request)
-
-    @property
-    def offset(self) -> int:
-        """The first byte of the disk that is left to do."""
-        offset: int = self._parked.offset
-        return offset
-
-    @property
-    def length(self) -> int:
-        """Bytes that are left to do."""
-        length: int = self._parked.length
-        return length
-
-    @property
-    def data(self) -> memoryview:
-        """What a WRITE has left to write; valid until the request is completed."""
-        return memoryview(ffi.buffer(self._parked.data, self._parked.length))
-
-    def outcome(self) -> Outcome:
-        """What a READ or WRITE lacks. Raises the ImageError that it met instead."""
-        return self._disk.finished(self._parked.outcome)
 
     def resume(self) -> bool:
         """Try a READ or WRITE again in this thread; whether it has been answered now."""

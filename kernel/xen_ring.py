@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tapfs.errors import from_os_error
 from tapfs.kernel._engine import ffi, lib
-from tapfs.kernel.engine import EngineDisk, Outcome
+from tapfs.kernel.engine import EngineDisk
+from tapfs.kernel.parked import Parked, Queue
 
 if TYPE_CHECKING:
     from tapfs.kernel._engine import CData
@@ -48,13 +49,6 @@ class Request(IntEnum):
     DISCARD = 3
 
 
-class Queue(IntEnum):
-    """Which requests a thread takes: reads and writes, or those that wait for the host's disk."""
-
-    MOVES = 0
-    OTHERS = 1
-
-
 class XenStatistics(NamedTuple):
     """Requests since the start: answered, whatever the answer, and how."""
 
@@ -83,39 +77,13 @@ class XenStatistics(NamedTuple):
     in_flight: int
 
 
-class ParkedRequest:
-    """A request that waits for the thread that took it; `resume`, `complete` or `fail` must end it.
-
-    Bytes ``[offset, offset + length)`` of the disk are what is left of it.
-    """
+class ParkedRequest(Parked):
+    """A request that waits for the thread that took it; `resume`, `complete` or `fail` must end it."""
 
     def __init__(self, device: CData, disk: EngineDisk, parked: CData) -> None:
+        super().__init__(disk, parked)
         self._device = device
-        self._disk = disk
-        self._parked = parked
-        self._answered = False
         self.request = Request(parked.request)
-
-    @property
-    def offset(self) -> int:
-        """The first byte of the disk that is left to do."""
-        offset: int = self._parked.offset
-        return offset
-
-    @property
-    def length(self) -> int:
-        """Bytes that are left to do."""
-        length: int = self._parked.length
-        return length
-
-    @property
-    def data(self) -> memoryview:
-        """What a WRITE has left to write: a copy that the guest cannot change, valid until the request is completed."""
-        return memoryview(ffi.buffer(self._parked.data, self._parked.length))
-
-    def outcome(self) -> Outcome:
-        """What a READ or WRITE lacks. Raises the ImageError that it met instead."""
-        return self._disk.finished(self._parked.outcome)
 
     def resume(self) -> bool:
         """Try a READ or WRITE again in this thread; whether it is finished now."""

@@ -20,8 +20,10 @@ import trio
 from tapfs.errors import ImageError
 from tapfs.fuse.tree import Tree, Window
 from tapfs.image import Image
-from tapfs.kernel.fuse_server import FuseServer, ParkedRequest, Queue, Request, ServerStatistics
+from tapfs.kernel.fuse_server import FuseServer, ParkedRequest, Request, ServerStatistics
+from tapfs.kernel.parked import Queue
 from tapfs.log import ErrorLog, log
+from tapfs.parked_moves import finish_move
 
 #: Threads that supply maps and reservations, and those that flush, zero and seek.
 _MOVERS, _OTHERS = 3, 3
@@ -139,7 +141,7 @@ class NativeEngine:
     def _answer(self, parked: ParkedRequest) -> None:
         match parked.request:
             case Request.READ | Request.WRITE:
-                self._move(parked)
+                finish_move(self._image, parked)
             case Request.SYNC:
                 self._image.flush()
                 parked.complete()
@@ -152,18 +154,6 @@ class NativeEngine:
                     parked.fail(errno.ENXIO)
                 else:
                     parked.complete(found)
-
-    def _move(self, parked: ParkedRequest) -> None:
-        """Give a read or write what it lacks until it is done."""
-        while True:
-            outcome = parked.outcome()
-            if outcome.needs_reservation:
-                self._image.write(parked.offset, parked.data)
-                parked.complete()
-                return
-            self._image.supply_map(outcome)
-            if parked.resume():
-                return
 
     def _seek(self, start: int, length: int, *, data: bool) -> int | None:
         """The first byte that is data, or in a hole; the end of the range is a hole, too."""

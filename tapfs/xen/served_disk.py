@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.image import Image
-from tapfs.kernel.xen_ring import Grants, ParkedRequest, Queue, Request, XenDevice, XenStatistics
+from tapfs.kernel.parked import Queue
+from tapfs.kernel.xen_ring import Grants, ParkedRequest, Request, XenDevice, XenStatistics
 from tapfs.log import ErrorLog, log
+from tapfs.parked_moves import finish_move
 from tapfs.xen.frontend_keys import FrontendKeys
 
 #: Threads that supply maps and reservations, and those that flush and discard.
@@ -179,22 +181,10 @@ class ServedDisk:
     def _answer(self, parked: ParkedRequest) -> None:
         match parked.request:
             case Request.READ | Request.WRITE:
-                self._move(parked)
+                finish_move(self.image, parked)
             case Request.SYNC:
                 self.image.flush()
                 parked.complete()
             case Request.DISCARD:
                 self.image.discard(parked.offset, parked.length)
                 parked.complete()
-
-    def _move(self, parked: ParkedRequest) -> None:
-        """Give a read or write what it lacks until it is done."""
-        while True:
-            outcome = parked.outcome()
-            if outcome.needs_reservation:
-                self.image.write(parked.offset, parked.data)
-                parked.complete()
-                return
-            self.image.supply_map(outcome)
-            if parked.resume():
-                return

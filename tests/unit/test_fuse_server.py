@@ -15,7 +15,8 @@ import pytest
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind
-from tapfs.kernel.fuse_server import ParkedRequest, Queue, Request
+from tapfs.kernel.fuse_server import ParkedRequest, Request
+from tapfs.kernel.parked import Queue
 from tests.unit import fuse_device as fuse
 from tests.unit.engine_disks import GRANULE, UNIT, Disk, host, pattern
 from tests.unit.fuse_device import FakeKernel

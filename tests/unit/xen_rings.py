@@ -13,7 +13,8 @@ from typing import Self
 
 from tapfs.errors import ImageError
 from tapfs.image import Image
-from tapfs.kernel.xen_ring import Grants, ParkedRequest, Protocol, Queue, Request, XenDevice
+from tapfs.kernel.parked import Queue
+from tapfs.kernel.xen_ring import Grants, ParkedRequest, Protocol, Request, XenDevice
 from tests.xen.frontend import Frontend
 from tests.xen.machine import Machine
 

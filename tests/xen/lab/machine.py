@@ -52,6 +52,7 @@ class Machine:
         linux = "console=hvc0 rdinit=/init panic=-1 mitigations=off nokaslr loglevel=4"
         # fmt: off
         return [
+            "setpriv", "--pdeathsig", "KILL",  # whoever ends this process ends its machines
             "qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", PROCESSOR,
             "-smp", str(self.processors), "-m", str(self.memory_mebibytes), "-no-reboot",
             "-net", "none", "-display", "none", "-monitor", "none", "-serial", f"file:{self.serial}",

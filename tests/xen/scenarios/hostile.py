@@ -236,7 +236,7 @@ def bad_requests(dom0: Dom0) -> None:
     with dom0.guest("neighbour", "pv", (xl_disk(f"tap:aio:{own}", "xvda"),)) as guest:
         guest.wait_for_disk("xvda")
         process = dom0.disk_process(guest.domain, "xvda")
-        guest.start_load("xvda", 4, 20)
+        guest.start_load("xvda", 4, 12)
         _send_bad_requests(dom0, "copy")
         guest.finish_load("xvda")
         assert dom0.disk_process(guest.domain, "xvda") == process

@@ -31,8 +31,8 @@ def _killed_disk(dom0: Dom0, kind: str, arguments: str) -> str:
         for vdev in ("xvda", "xvdb"):
             guest.wait_for_disk(vdev)
         other = dom0.disk_process(guest.domain, "xvdb")
-        guest.start_load("xvdb", 2, 14)
-        guest.start_load("xvda", 8, 14)
+        guest.start_load("xvdb", 2, 12)
+        guest.start_load("xvda", 8, 12)
         process = dom0.disk_process(guest.domain, "xvda")
         for _ in range(3):
             time.sleep(3)
@@ -98,7 +98,7 @@ def daemon(dom0: Dom0) -> str:
     with dom0.guest("victim", "pv", (xl_disk(f"tap:qcow:{image}", "xvda"),)) as guest:
         guest.wait_for_disk("xvda")
         process = dom0.disk_process(guest.domain, "xvda")
-        guest.start_load("xvda", 8, 14)
+        guest.start_load("xvda", 8, 12)
         time.sleep(2)
         dom0.stop_daemon(signal.SIGKILL)
         time.sleep(2)

@@ -13,7 +13,7 @@ from tests.xen.scenarios.guest import Guest
 from tests.xen.scenarios.scenario import scenario
 
 DISK_MEBIBYTES = 64
-REQUESTS = {4096: 6000, 131072: 1500}
+REQUESTS = {4096: 4000, 131072: 800}
 DEPTH = 8
 
 
