@@ -6,7 +6,7 @@ SANITIZED = build/sanitized
 # The tests that run the engine in their own process.
 ENGINE_TESTS = $(wildcard $(patsubst %,tests/unit/test_%*.py,engine fuse_server image convert overlay stream_target shared_ram xen_ring)) \
 	tests/property/test_image_model.py tests/property/test_xen_ring.py
-SOURCES = $(wildcard kernel/src/*.c kernel/src/*.h) kernel/build_engine.py
+SOURCES = $(wildcard kernel/src/*/*.c kernel/src/*/*.h kernel/src/*.h) kernel/build_engine.py
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: all demo test test-xen check suite sanitize bench bench-setup bench-convert bench-fuse bench-ring clean system-build system-test system-bench system-xen

@@ -34,7 +34,7 @@ ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "
 SOURCE_FOLDER = Path("tapfs/kernel/src")
 
 #: What Python sees of the engine: in each the declarations between the two cffi marks.
-HEADERS = ["engine.h", "fuse_server.h", "xen.h"]
+HEADERS = ["engine/engine.h", "fuse/server.h", "xen/xen.h"]
 
 LIBRARIES = ["deflate", "crypto", "z", "pthread"]
 FLAGS = ["-D_GNU_SOURCE", "-g", "-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra"]
@@ -68,7 +68,8 @@ def require_headers() -> None:
 
 
 def _sources(base: Path, pattern: str) -> list[str]:
-    return sorted(str(base / SOURCE_FOLDER / path.name) for path in (ROOT / SOURCE_FOLDER).glob(pattern))
+    folder = ROOT / SOURCE_FOLDER
+    return sorted(str(base / SOURCE_FOLDER / path.relative_to(folder)) for path in folder.rglob(pattern))
 
 
 def engine_builder(base: Path, optimization: list[str], link: list[str]) -> cffi.FFI:
@@ -111,7 +112,7 @@ def lint() -> int:
     require_headers()
     failures = 0
     for source in _sources(ROOT, "*.c"):
-        command = [*_compiler(), "-fsyntax-only", *FLAGS, *OPTIMIZED, *STRICT, source]
+        command = [*_compiler(), "-fsyntax-only", *FLAGS, *OPTIMIZED, *STRICT, f"-I{ROOT / SOURCE_FOLDER}", source]
         failures += subprocess.run(command, check=False).returncode != 0
     return failures
 

@@ -29,7 +29,7 @@ Buffer = bytes | bytearray | memoryview | mmap
 
 
 class Status(IntEnum):
-    """How a request ended, as in engine.h; a failure is an exception instead."""
+    """How a request ended, as in engine/engine.h; a failure is an exception instead."""
 
     DONE = 0
     MISS = 1
@@ -136,11 +136,11 @@ class EngineDisk:
         return index
 
     def install(self, layer: int, extents: Sequence[Extent]) -> None:
-        """Cache the map of whole map units (see engine.h)."""
+        """Cache the map of whole map units (see engine/engine.h)."""
         self._checked(lib.tapfs_disk_install(self.handle, layer, _extents(extents), len(extents)), "install a map")
 
     def patch(self, layer: int, extents: Sequence[Extent]) -> None:
-        """Change the map of a range of whole granules where it is cached (see engine.h)."""
+        """Change the map of a range of whole granules where it is cached (see engine/engine.h)."""
         self._checked(lib.tapfs_disk_patch(self.handle, layer, _extents(extents), len(extents)), "change a map")
 
     def forget(self, layer: int, offset: int, length: int) -> None:

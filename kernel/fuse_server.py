@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Request(IntEnum):
-    """What a parked request wants, as in fuse_server.h."""
+    """What a parked request wants, as in fuse/server.h."""
 
     READ = 0
     WRITE = 1

@@ -20,7 +20,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "fuse_server.h"
+#include "fuse/server.h"
 
 #define GRANULE 4096u
 #define UNIT (16 * GRANULE)

@@ -19,7 +19,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "mover.h"
+#include "mover/mover.h"
 
 #define GRANULE 4096u
 #define UNIT (16 * GRANULE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -16,7 +17,7 @@ SOURCES = REPOSITORY / "kernel/src"
 def built(folder: Path, sanitizer: str, *flags: str) -> Path:
     program = folder / "fuse_server_threads"
     command = ["gcc", "-D_GNU_SOURCE", "-std=gnu11", "-O1", "-g", f"-fsanitize={sanitizer}", *flags, "-o", program]
-    command += [Path(__file__).with_name("fuse_server_threads.c"), f"-I{SOURCES}", *sorted(SOURCES.glob("*.c"))]
+    command += [Path(__file__).with_name("fuse_server_threads.c"), f"-I{SOURCES}", *sorted(SOURCES.rglob("*.c"))]
     subprocess.run([*map(str, command), "-ldeflate", "-lcrypto", "-lz", "-lpthread"], check=True)
     return program
 
@@ -33,18 +34,17 @@ def test_no_report(tmp_path: Path, sanitizer: str) -> None:
 def test_a_race_would_be_reported(tmp_path: Path) -> None:
     """The same with the mutex of the map cache taken away: the test can fail."""
     broken = tmp_path / "broken"
-    broken.mkdir()
-    for source in SOURCES.iterdir():
-        text = source.read_text()
-        if source.name == "cache.c":
-            text = text.replace("pthread_mutex_lock(&cache->mutex);", "").replace(
-                "pthread_mutex_unlock(&cache->mutex);", ""
-            )
-        (broken / source.name).write_text(text)
+    shutil.copytree(SOURCES, broken)
+    cache = broken / "engine/cache.c"
+    text = cache.read_text()
+    for call in ("pthread_mutex_lock(&cache->mutex);", "pthread_mutex_unlock(&cache->mutex);"):
+        assert call in text
+        text = text.replace(call, "")
+    cache.write_text(text)
     program = tmp_path / "program"
     harness = Path(__file__).with_name("fuse_server_threads.c")
     command = ["gcc", "-D_GNU_SOURCE", "-std=gnu11", "-O1", "-g", "-fsanitize=thread", "-o", program, harness]
-    command += [f"-I{broken}", *sorted(broken.glob("*.c"))]
+    command += [f"-I{broken}", *sorted(broken.rglob("*.c"))]
     subprocess.run([*map(str, command), "-ldeflate", "-lcrypto", "-lz", "-lpthread"], check=True)
     # At the first report: a program whose data such a race has spoilt may go round in circles.
     environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1"}

@@ -15,13 +15,13 @@ from tests.conftest import REPOSITORY
 
 SOURCES = REPOSITORY / "kernel/src"
 DRIVER = ["mover_driver.c", "mover_model.c", "mover_races.c"]
-#: Front ends of the engine that the mover does not know.
-OTHERS = ("fuse_", "xen_")
+#: All that the mover may know: it is linked of these folders alone, without any front end.
+FOLDERS = ("engine", "host", "mover")
 
 
 def built(folder: Path, sanitizer: str) -> Path:
     program = folder / "mover_driver"
-    engine = sorted(source for source in SOURCES.glob("*.c") if not source.name.startswith(OTHERS))
+    engine = sorted(source for folder in FOLDERS for source in (SOURCES / folder).glob("*.c"))
     command = ["gcc", "-D_GNU_SOURCE", "-std=gnu11", "-O1", "-g", f"-fsanitize={sanitizer}", "-o", program]
     command += [*(Path(__file__).with_name(name) for name in DRIVER), f"-I{SOURCES}", *engine]
     subprocess.run([*map(str, command), "-ldeflate", "-lcrypto", "-lz", "-lpthread"], check=True)

@@ -162,7 +162,7 @@ def test_killed_at_every_step(tmp_path: Path) -> None:
     program = tmp_path / "xen_ring_kills"
     command = ["gcc", "-D_GNU_SOURCE", "-std=gnu11", "-O1", "-o", program]
     command += [f"-Wl,--wrap=xen_{step}" for step in STEPS.split()]
-    command += [Path(__file__).with_name("xen_ring_kills.c"), f"-I{sources}", *sorted(sources.glob("*.c"))]
+    command += [Path(__file__).with_name("xen_ring_kills.c"), f"-I{sources}", *sorted(sources.rglob("*.c"))]
     subprocess.run([*map(str, command), "-ldeflate", "-lcrypto", "-lz", "-lpthread"], check=True)
     for grants in Grants:
         folder = tmp_path / grants.name
@@ -225,7 +225,7 @@ FREE, TAKEN, ANSWERED = range(3)
 
 
 class Journal:
-    """The file of a device with one ring of one page, as xen_journal.c lays it out."""
+    """The file of a device with one ring of one page, as xen/journal.c lays it out."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor

@@ -15,7 +15,7 @@ SOURCES = REPOSITORY / "kernel/src"
 def built(folder: Path, sanitizer: str) -> Path:
     program = folder / "xen_ring_threads"
     command = ["gcc", "-D_GNU_SOURCE", "-std=gnu11", "-O1", "-g", "-w", f"-fsanitize={sanitizer}", "-o", program]
-    command += [Path(__file__).with_name("xen_ring_threads.c"), f"-I{SOURCES}", *sorted(SOURCES.glob("*.c"))]
+    command += [Path(__file__).with_name("xen_ring_threads.c"), f"-I{SOURCES}", *sorted(SOURCES.rglob("*.c"))]
     subprocess.run([*map(str, command), "-ldeflate", "-lcrypto", "-lz", "-lpthread"], check=True)
     return program
 

@@ -1,4 +1,4 @@
-"""Grants and event channels (kernel/src/xen_transport.h): the simulated machine, and the kernel's devices as a fake."""
+"""Grants and event channels (kernel/src/xen/transport.h): the simulated machine, and the kernel's devices as a fake."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.xen.blkif import PAGE
 from tests.xen.machine import Domain, Machine
 
 SOURCES = REPOSITORY / "kernel/src"
-C_FILES = [SOURCES / f"xen_{name}.c" for name in ("transport", "memory", "gntdev", "grants")]
+C_FILES = [SOURCES / f"xen/{name}.c" for name in ("transport", "simulated", "gntdev", "grants")]
 FLAGS = ["-D_GNU_SOURCE", "-std=gnu11", "-g", "-O1", f"-I{SOURCES}"]
 #: The suite also runs in a process with AddressSanitizer (make sanitize), where a library may use it, too.
 SANITIZER = "-fsanitize=address,undefined" if "libasan" in os.environ.get("LD_PRELOAD", "") else "-fsanitize=undefined"

@@ -13,7 +13,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "xen_transport.h"
+#include "xen/transport.h"
 
 #define FIRST 8u
 #define PAGES 64u

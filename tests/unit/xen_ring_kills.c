@@ -20,8 +20,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "xen.h"
-#include "xen_internal.h"
+#include "xen/xen.h"
+#include "xen/internal.h"
 
 #define ENTRIES 32u
 #define ENTRY_BYTES 112u

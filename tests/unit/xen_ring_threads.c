@@ -18,7 +18,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "xen.h"
+#include "xen/xen.h"
 
 #define GRANULE 4096u
 #define UNIT (16 * GRANULE)

@@ -1,4 +1,4 @@
-"""A simulated machine in a directory: what stands in for Xen's grants and event channels (kernel/src/xen_memory.c).
+"""A simulated machine in a directory: what stands in for Xen's grants and event channels (kernel/src/xen/simulated.c).
 
 For each domain D a file of its pages (`domain-D.memory`), its grants (`domain-D.grants`), and two FIFOs for each of its
 event channels (`domain-D.port-P.to-backend`, `….to-frontend`). The guest's side of all of it is here.

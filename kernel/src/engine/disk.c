@@ -1,0 +1,281 @@
+/* The disk: its layers and files, and who is running on it. */
+#include <errno.h>
+#include <openssl/crypto.h>
+#include <stdlib.h>
+
+#include "engine/internal.h"
+
+tapfs_disk *tapfs_disk_new(uint64_t cache_bytes)
+{
+    tapfs_disk *disk = calloc(1, sizeof *disk);
+    if (disk == NULL) {
+        return NULL;
+    }
+    if (cache_init(&disk->cache, cache_bytes) != 0) {
+        free(disk);
+        return NULL;
+    }
+    codec_init(&disk->codec);
+    range_lock_init(&disk->ranges);
+    atomic_init(&disk->epoch, 0);
+    atomic_init(&disk->running[0], 0);
+    atomic_init(&disk->running[1], 0);
+    atomic_init(&disk->quiescing, false);
+    pthread_mutex_init(&disk->quiesce_lock, NULL);
+    pthread_mutex_init(&disk->drain_lock, NULL);
+    pthread_cond_init(&disk->drained, NULL);
+    atomic_init(&disk->bytes_read, 0);
+    atomic_init(&disk->bytes_written, 0);
+    return disk;
+}
+
+static void layer_free(struct layer *layer)
+{
+    for (uint32_t i = 0; i < layer->file_count; i++) {
+        host_file_free(layer->files[i]);
+    }
+    free(layer->files);
+    cipher_free(layer->cipher);
+    OPENSSL_cleanse(layer->geometry.key, sizeof layer->geometry.key);
+    free(layer);
+}
+
+void tapfs_disk_free(tapfs_disk *disk)
+{
+    if (disk == NULL) {
+        return;
+    }
+    for (uint32_t i = 0; i < disk->layer_count; i++) {
+        layer_free(disk->layers[i]);
+    }
+    free(disk->layers);
+    cache_destroy(&disk->cache);
+    codec_destroy(&disk->codec);
+    range_lock_destroy(&disk->ranges);
+    pthread_cond_destroy(&disk->drained);
+    pthread_mutex_destroy(&disk->drain_lock);
+    pthread_mutex_destroy(&disk->quiesce_lock);
+    free(disk);
+}
+
+struct layer *disk_layer(const tapfs_disk *disk, uint32_t index)
+{
+    return index < disk->layer_count ? disk->layers[index] : NULL;
+}
+
+static bool geometry_valid(const tapfs_layer *geometry)
+{
+    if (geometry->virtual_size > INT64_MAX - (uint64_t)MAP_UNIT_MAX || geometry->codec > TAPFS_CODEC_RAW_DEFLATE ||
+        geometry->cipher > TAPFS_CIPHER_AES_128_CBC_SECTOR) {
+        return false;
+    }
+    if (geometry->identity) {
+        return true;
+    }
+    return geometry->granule > 0 && geometry->map_unit >= geometry->granule && geometry->map_unit <= MAP_UNIT_MAX &&
+           geometry->map_unit % geometry->granule == 0 &&
+           (geometry->cipher == TAPFS_CIPHER_NONE || geometry->granule % SECTOR_BYTES == 0);
+}
+
+int tapfs_disk_add_layer(tapfs_disk *disk, const tapfs_layer *geometry)
+{
+    if (!geometry_valid(geometry) || (geometry->writable && disk->layer_count > 0)) {
+        return -EINVAL;
+    }
+    if (disk->layer_count >= LAYERS_MAX) {
+        return -ELOOP;
+    }
+    struct layer **layers = realloc(disk->layers, (disk->layer_count + 1) * sizeof *layers);
+    if (layers == NULL) {
+        return -ENOMEM;
+    }
+    disk->layers = layers;
+    struct layer *layer = calloc(1, sizeof *layer);
+    if (layer == NULL) {
+        return -ENOMEM;
+    }
+    layer->geometry = *geometry;
+    if (geometry->cipher != TAPFS_CIPHER_NONE) {
+        layer->cipher = cipher_new(geometry->key);
+        if (layer->cipher == NULL) {
+            layer_free(layer);
+            return -ENOMEM;
+        }
+    }
+    layers[disk->layer_count++] = layer;
+    /* A request may need a few units of every layer at once to make any progress. */
+    disk->cache.least_units = 4 * (size_t)disk->layer_count + 4;
+    return (int)disk->layer_count - 1;
+}
+
+int tapfs_disk_add_file(tapfs_disk *disk, uint32_t index, int fd, uint32_t flags)
+{
+    struct layer *layer = disk_layer(disk, index);
+    if (layer == NULL || layer->file_count == INT32_MAX) {
+        return -EINVAL;
+    }
+    struct host_file **files = realloc(layer->files, (layer->file_count + 1) * sizeof *files);
+    if (files == NULL) {
+        return -ENOMEM;
+    }
+    layer->files = files;
+    int error = host_file_new(fd, flags, &files[layer->file_count]);
+    return error != 0 ? -error : (int)layer->file_count++;
+}
+
+static bool extent_valid(const struct layer *layer, const tapfs_extent *extent, uint64_t offset)
+{
+    const tapfs_layer *geometry = &layer->geometry;
+    if (extent->offset != offset || extent->length == 0 || !in_host_range(offset, extent->length)) {
+        return false;
+    }
+    if (extent->kind == TAPFS_DATA) {
+        return extent->file < layer->file_count && in_host_range(extent->host_offset, extent->length) &&
+               (layer->cipher == NULL || offset % SECTOR_BYTES == 0);
+    }
+    if (extent->kind == TAPFS_COMPRESSED) {
+        return geometry->codec != TAPFS_CODEC_NONE && offset % geometry->granule == 0 &&
+               extent->length == geometry->granule && extent->file < layer->file_count &&
+               extent->file <= COMPRESSED_FILE_MAX && extent->host_length > 0 &&
+               extent->host_length <= COMPRESSED_LENGTH_MAX &&
+               in_host_range(extent->host_offset, extent->host_length);
+    }
+    return extent->kind == TAPFS_ZERO || extent->kind == TAPFS_UNALLOCATED;
+}
+
+int tapfs_disk_install(tapfs_disk *disk, uint32_t index, const tapfs_extent *extents, size_t count)
+{
+    const struct layer *layer = disk_layer(disk, index);
+    if (layer == NULL || layer->geometry.identity || count == 0) {
+        return -EINVAL;
+    }
+    const tapfs_layer *geometry = &layer->geometry;
+    uint64_t end = extents[0].offset;
+    if (end % geometry->map_unit != 0 || end >= geometry->virtual_size) {
+        return -EINVAL;
+    }
+    for (size_t i = 0; i < count; i++) {
+        if (!extent_valid(layer, &extents[i], end)) {
+            return -EINVAL;
+        }
+        end += extents[i].length;
+    }
+    if (end % geometry->map_unit != 0 && end < geometry->virtual_size) {
+        return -EINVAL;
+    }
+    return cache_install(&disk->cache, index, geometry->map_unit, geometry->virtual_size, extents, count);
+}
+
+int tapfs_disk_patch(tapfs_disk *disk, uint32_t index, const tapfs_extent *extents, size_t count)
+{
+    const struct layer *layer = disk_layer(disk, index);
+    if (layer == NULL || layer->geometry.identity || count == 0) {
+        return -EINVAL;
+    }
+    uint64_t end = extents[0].offset;
+    for (size_t i = 0; i < count; i++) {
+        if (!extent_valid(layer, &extents[i], end) || end % layer->geometry.granule != 0) {
+            return -EINVAL;
+        }
+        end += extents[i].length;
+    }
+    if (end % layer->geometry.granule != 0) {
+        return -EINVAL;
+    }
+    cache_patch(&disk->cache, index, layer->geometry.map_unit, extents, count);
+    return 0;
+}
+
+void tapfs_disk_forget(tapfs_disk *disk, uint32_t index, uint64_t offset, uint64_t length)
+{
+    const struct layer *layer = disk_layer(disk, index);
+    if (layer != NULL && !layer->geometry.identity) {
+        cache_forget(&disk->cache, index, layer->geometry.map_unit, offset, length);
+    }
+}
+
+void tapfs_disk_statistics(tapfs_disk *disk, tapfs_statistics *statistics)
+{
+    pthread_mutex_lock(&disk->cache.mutex);
+    statistics->cache_hits = disk->cache.hits;
+    statistics->cache_misses = disk->cache.misses;
+    statistics->cache_bytes = disk->cache.bytes;
+    pthread_mutex_unlock(&disk->cache.mutex);
+    statistics->bytes_read = atomic_load(&disk->bytes_read);
+    statistics->bytes_written = atomic_load(&disk->bytes_written);
+}
+
+/*
+ * A request counts itself in the epoch that it began in. If the epoch moved between looking and
+ * counting, a quiesce may already have found that slot empty: try again in the new one.
+ */
+void request_begin(struct request *request, tapfs_disk *disk, tapfs_outcome *outcome)
+{
+    *outcome = (tapfs_outcome){.status = TAPFS_DONE};
+    *request = (struct request){.disk = disk, .outcome = outcome};
+    for (;;) {
+        uint64_t epoch = atomic_load(&disk->epoch);
+        request->epoch = (unsigned)(epoch & 1);
+        atomic_fetch_add(&disk->running[request->epoch], 1);
+        if (atomic_load(&disk->epoch) == epoch) {
+            return;
+        }
+        request_end(request);
+    }
+}
+
+void request_end(struct request *request)
+{
+    tapfs_disk *disk = request->disk;
+    if (atomic_fetch_sub(&disk->running[request->epoch], 1) == 1 && atomic_load(&disk->quiescing)) {
+        pthread_mutex_lock(&disk->drain_lock);
+        pthread_cond_broadcast(&disk->drained);
+        pthread_mutex_unlock(&disk->drain_lock);
+    }
+}
+
+void tapfs_disk_quiesce(tapfs_disk *disk)
+{
+    pthread_mutex_lock(&disk->quiesce_lock);
+    atomic_store(&disk->quiescing, true);
+    unsigned old = (unsigned)(atomic_fetch_add(&disk->epoch, 1) & 1);
+    pthread_mutex_lock(&disk->drain_lock);
+    while (atomic_load(&disk->running[old]) != 0) {
+        pthread_cond_wait(&disk->drained, &disk->drain_lock);
+    }
+    pthread_mutex_unlock(&disk->drain_lock);
+    atomic_store(&disk->quiescing, false);
+    /* What was freed may be used again from now on, also by another payload of the same length. */
+    codec_drop_layer(&disk->codec, 0);
+    pthread_mutex_unlock(&disk->quiesce_lock);
+}
+
+int request_fail(struct request *request, int error, const char *operation, uint32_t layer, uint32_t file,
+                 uint64_t offset)
+{
+    *request->outcome = (tapfs_outcome){
+        .status = TAPFS_FAILED,
+        .error = error,
+        .layer = layer,
+        .file = file,
+        .offset = offset,
+        .operation = operation,
+    };
+    return -1;
+}
+
+int request_stop(struct request *request, int32_t status, uint32_t layer, uint64_t offset, uint64_t length)
+{
+    *request->outcome = (tapfs_outcome){.status = status, .layer = layer, .offset = offset, .length = length};
+    return -1;
+}
+
+struct layer *writable_layer(struct request *request)
+{
+    struct layer *layer = disk_layer(request->disk, 0);
+    if (layer == NULL || !layer->geometry.writable) {
+        request_fail(request, EROFS, "write", 0, 0, 0);
+        return NULL;
+    }
+    return layer;
+}

@@ -1,0 +1,265 @@
+/*
+ * What the files of the engine share. engine/engine.h is the interface; kernel/CONCURRENCY.md has the
+ * rules of the locks.
+ */
+#ifndef TAPFS_INTERNAL_H
+#define TAPFS_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <sys/uio.h>
+
+#include "engine/engine.h"
+
+#define TAPFS_INTERNAL __attribute__((visibility("hidden")))
+
+/* The unit of the cipher: a guest sector. */
+#define SECTOR_BYTES 512u
+/* Enough for every logical block size that Linux knows. */
+#define DIRECT_ALIGNMENT 4096u
+/* Bounce buffers and streamed fills. */
+#define CHUNK_BYTES (256u << 10)
+/* A chain is walked by recursion, so its depth is bounded. */
+#define LAYERS_MAX 256u
+#define MAP_UNIT_MAX (1u << 30)
+
+static inline uint64_t minimum(uint64_t left, uint64_t right)
+{
+    return left < right ? left : right;
+}
+
+static inline uint64_t maximum(uint64_t left, uint64_t right)
+{
+    return left > right ? left : right;
+}
+
+static inline uint64_t round_down(uint64_t value, uint64_t multiple)
+{
+    return value - value % multiple;
+}
+
+/* The caller knows that the result does not wrap: host and guest offsets end at INT64_MAX. */
+static inline uint64_t round_up(uint64_t value, uint64_t multiple)
+{
+    return round_down(value + multiple - 1, multiple);
+}
+
+/* Whether [offset, offset + length) is a range of a host file: it ends at or before INT64_MAX. */
+static inline bool in_host_range(uint64_t offset, uint64_t length)
+{
+    return offset <= INT64_MAX && length <= (uint64_t)INT64_MAX - offset;
+}
+
+/* ---- host/range_lock.c: readers and writers of overlapping ranges of one host file, first come first served */
+
+struct range_holder {
+    struct range_holder *previous, *next;
+    uint64_t start, end;
+    const void *object;
+    bool exclusive;
+};
+
+struct range_lock {
+    pthread_mutex_t mutex;
+    pthread_cond_t released;
+    struct range_holder *first, *last;
+    unsigned waiting;
+};
+
+TAPFS_INTERNAL void range_lock_init(struct range_lock *lock);
+TAPFS_INTERNAL void range_lock_destroy(struct range_lock *lock);
+/* False only with `try`: it would wait. */
+TAPFS_INTERNAL bool range_lock_acquire(struct range_lock *lock, struct range_holder *holder, bool try);
+TAPFS_INTERNAL void range_lock_release(struct range_lock *lock, struct range_holder *holder);
+
+/* ---- host/file.c and host/direct.c: one host file. All return 0 or an errno. */
+
+struct host_file {
+    int fd;
+    bool writable;
+    bool block_device;
+    bool ranged;         /* opened with O_DIRECT: every write takes the range lock, for good */
+    bool in_memory;      /* on tmpfs: no transfer waits for a disk */
+    uint32_t memory_alignment, offset_alignment; /* what the host demands of O_DIRECT; powers of two */
+    atomic_bool refuses_nowait[2]; /* RWF_NOWAIT in reads and in writes */
+    atomic_bool direct;  /* O_DIRECT is on, as far as we are concerned */
+    atomic_bool dirty;   /* a write has ended since the last fdatasync began */
+    int sync_error;      /* the first failure of fdatasync; under sync_lock */
+    _Atomic uint64_t known_size; /* never more than the size of the file */
+    pthread_rwlock_t extend_lock;
+    pthread_mutex_t sync_lock;
+    pthread_mutex_t direct_lock;
+};
+
+TAPFS_INTERNAL int host_file_new(int fd, uint32_t flags, struct host_file **file);
+TAPFS_INTERNAL void host_file_free(struct host_file *file);
+TAPFS_INTERNAL int host_size(const struct host_file *file, uint64_t *size);
+/* `got` is less than `length` only at the end of the file or with an error. EAGAIN only with `nowait`. */
+TAPFS_INTERNAL int host_read(struct host_file *file, void *buffer, uint64_t offset, uint64_t length, bool nowait,
+                             uint64_t *got);
+/* Under O_DIRECT the caller holds the range lock of the blocks that the range touches. */
+TAPFS_INTERNAL int host_write(struct host_file *file, const void *buffer, uint64_t offset, uint64_t length);
+/* Buffered files only; the vector is used up. */
+TAPFS_INTERNAL int host_write_vector(struct host_file *file, struct iovec *vector, int count, uint64_t offset);
+/* CHUNK_BYTES of zeros, aligned. */
+TAPFS_INTERNAL extern const uint8_t zero_chunk[];
+/* Note that a write which did not go through here has ended, well or not; before it is reported. */
+TAPFS_INTERNAL void host_wrote(struct host_file *file);
+TAPFS_INTERNAL int host_punch(struct host_file *file, uint64_t offset, uint64_t length);
+TAPFS_INTERNAL int host_grow(struct host_file *file, uint64_t size);
+TAPFS_INTERNAL int host_sync(struct host_file *file);
+
+/* Buffered loops, and their O_DIRECT counterparts; host_read and host_write choose. */
+TAPFS_INTERNAL int buffered_read(const struct host_file *file, uint8_t *buffer, uint64_t offset, uint64_t length,
+                                 bool nowait, uint64_t *got);
+TAPFS_INTERNAL int buffered_write(const struct host_file *file, const uint8_t *buffer, uint64_t offset,
+                                  uint64_t length);
+TAPFS_INTERNAL int direct_read(struct host_file *file, uint8_t *buffer, uint64_t offset, uint64_t length,
+                               uint64_t *got);
+TAPFS_INTERNAL int direct_write(struct host_file *file, const uint8_t *buffer, uint64_t offset, uint64_t length);
+
+/* ---- engine/cache.c: the maps of whole map units */
+
+struct unit;
+
+struct cache {
+    pthread_mutex_t mutex;
+    struct unit **buckets;
+    size_t bucket_count;
+    size_t unit_count;
+    size_t least_units; /* kept whatever they weigh, so that a retry makes progress */
+    uint64_t bytes;
+    uint64_t limit;
+    uint64_t hits;
+    uint64_t misses;
+    struct unit *newest, *oldest;
+};
+
+TAPFS_INTERNAL int cache_init(struct cache *cache, uint64_t limit);
+TAPFS_INTERNAL void cache_destroy(struct cache *cache);
+/*
+ * The runs of [offset, offset + length) as far as the unit of `offset` and `capacity` go, clipped to
+ * the range (a COMPRESSED run keeps its payload). 0: the unit is not cached.
+ */
+TAPFS_INTERNAL size_t cache_lookup(struct cache *cache, uint32_t layer, uint64_t map_unit, uint64_t offset,
+                                   uint64_t length, tapfs_extent *runs, size_t capacity);
+/* The extents have been checked. 0 or -ENOMEM. */
+TAPFS_INTERNAL int cache_install(struct cache *cache, uint32_t layer, uint64_t map_unit, uint64_t virtual_size,
+                                 const tapfs_extent *extents, size_t count);
+/* Replace the map of the range of the (checked) extents in the units that are cached. */
+TAPFS_INTERNAL void cache_patch(struct cache *cache, uint32_t layer, uint64_t map_unit, const tapfs_extent *extents,
+                                size_t count);
+TAPFS_INTERNAL void cache_forget(struct cache *cache, uint32_t layer, uint64_t map_unit, uint64_t offset,
+                                 uint64_t length);
+/* The largest values that a packed COMPRESSED run holds. */
+#define COMPRESSED_LENGTH_MAX ((1u << 22) - 1)
+#define COMPRESSED_FILE_MAX ((1u << 10) - 1)
+
+/* ---- cipher.c. In place; whole sectors; 0 or an errno. */
+
+struct cipher;
+
+TAPFS_INTERNAL struct cipher *cipher_new(const uint8_t key[16]);
+TAPFS_INTERNAL void cipher_free(struct cipher *cipher);
+TAPFS_INTERNAL int cipher_apply(struct cipher *cipher, bool encrypt, uint8_t *buffer, uint64_t guest_offset,
+                                uint64_t length);
+
+/* ---- codec.c */
+
+#define CODEC_CLUSTERS 16
+#define CODEC_CONTEXTS 8
+
+struct codec_cluster {
+    uint8_t *data; /* NULL: free */
+    uint64_t host_offset, host_length;
+    uint64_t used; /* the clock when it was last wanted */
+    uint32_t layer, file;
+};
+
+struct codec {
+    pthread_mutex_t mutex;
+    uint64_t clock;
+    struct codec_cluster clusters[CODEC_CLUSTERS];
+    struct codec_context *contexts[CODEC_CONTEXTS];
+    size_t context_count;
+};
+
+struct codec_source {
+    struct host_file *file;
+    uint32_t layer_index, file_index;
+    uint64_t host_offset, host_length, granule;
+    bool nowait;
+};
+
+TAPFS_INTERNAL void codec_init(struct codec *codec);
+TAPFS_INTERNAL void codec_destroy(struct codec *codec);
+/* Bytes [inner, inner + length) of an unpacked granule. 0 or an errno, EUCLEAN: no valid stream. */
+TAPFS_INTERNAL int codec_read(struct codec *codec, const struct codec_source *source, uint8_t *buffer,
+                              uint64_t inner, uint64_t length);
+TAPFS_INTERNAL void codec_drop_layer(struct codec *codec, uint32_t layer);
+
+/* ---- disk.c */
+
+struct layer {
+    tapfs_layer geometry;
+    struct host_file **files;
+    uint32_t file_count;
+    struct cipher *cipher;
+};
+
+struct tapfs_disk {
+    struct layer **layers;
+    uint32_t layer_count;
+    struct cache cache;
+    struct codec codec;
+    struct range_lock ranges;
+    _Atomic uint64_t epoch;
+    _Atomic uint64_t running[2]; /* requests by the parity of the epoch they began in */
+    atomic_bool quiescing;
+    pthread_mutex_t quiesce_lock; /* one quiesce at a time */
+    pthread_mutex_t drain_lock;
+    pthread_cond_t drained;
+    _Atomic uint64_t bytes_read;
+    _Atomic uint64_t bytes_written;
+};
+
+/* A running request. Functions that take one return 0, or -1 after they have filled the outcome. */
+struct request {
+    tapfs_disk *disk;
+    tapfs_outcome *outcome;
+    uint64_t position; /* everything before it is finished */
+    unsigned epoch;
+    bool nowait;
+};
+
+TAPFS_INTERNAL void request_begin(struct request *request, tapfs_disk *disk, tapfs_outcome *outcome);
+TAPFS_INTERNAL void request_end(struct request *request);
+TAPFS_INTERNAL int request_fail(struct request *request, int error, const char *operation, uint32_t layer,
+                                uint32_t file, uint64_t offset);
+TAPFS_INTERNAL int request_stop(struct request *request, int32_t status, uint32_t layer, uint64_t offset,
+                                uint64_t length);
+TAPFS_INTERNAL struct layer *disk_layer(const tapfs_disk *disk, uint32_t index);
+/* Layer 0 if it can be written; else the request has failed and NULL. */
+TAPFS_INTERNAL struct layer *writable_layer(struct request *request);
+
+/* ---- read.c */
+
+/* Read [offset, offset + length) as layer `index` and what lies below show it. */
+TAPFS_INTERNAL int layer_read(struct request *request, uint32_t index, uint8_t *buffer, uint64_t offset,
+                              uint64_t length);
+
+/* ---- engine/layer_write.c: guest bytes at a host place of layer 0 */
+
+/* Write bytes of guest offset `guest` at `host`, encrypted if the layer has a cipher. */
+TAPFS_INTERNAL int place_write(struct request *request, uint32_t file, uint64_t host, uint64_t guest,
+                               const uint8_t *buffer, uint64_t length);
+/* The same without a cipher: metadata and packed payloads. */
+TAPFS_INTERNAL int place_write_plain(struct request *request, uint32_t file, uint64_t host, const uint8_t *buffer,
+                                     uint64_t length);
+/* Make a placement read as zeros; `discard`: only if that frees space. */
+TAPFS_INTERNAL int place_zero(struct request *request, const tapfs_placement *placement, bool discard);
+/* Give the space back if the host can. */
+TAPFS_INTERNAL void place_discard(struct request *request, uint32_t file, uint64_t host, uint64_t length);
+
+#endif

@@ -1,0 +1,149 @@
+/* Guest bytes at a host place of layer 0: the cipher, and the range lock where a write has to
+ * read first. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/internal.h"
+
+/*
+ * Only a write that modifies a sector or a block in memory can undo a neighbour's, so plain
+ * buffered files need no lock at all.
+ */
+static bool lock_range(struct request *request, struct range_holder *holder, const struct layer *layer,
+                       const struct host_file *file, uint64_t start, uint64_t end)
+{
+    if (!file->ranged && layer->cipher == NULL) {
+        return false;
+    }
+    *holder = (struct range_holder){
+        .object = file,
+        .start = file->ranged ? round_down(start, DIRECT_ALIGNMENT) : start,
+        .end = file->ranged ? round_up(end, DIRECT_ALIGNMENT) : end,
+        .exclusive = true,
+    };
+    range_lock_acquire(&request->disk->ranges, holder, false);
+    return true;
+}
+
+static void unlock_range(struct request *request, struct range_holder *holder, bool locked)
+{
+    if (locked) {
+        range_lock_release(&request->disk->ranges, holder);
+    }
+}
+
+int place_write_plain(struct request *request, uint32_t file_index, uint64_t host, const uint8_t *buffer,
+                      uint64_t length)
+{
+    const struct layer *layer = request->disk->layers[0];
+    struct host_file *file = layer->files[file_index];
+    struct range_holder holder;
+
+    bool locked = lock_range(request, &holder, layer, file, host, host + length);
+    int error = host_write(file, buffer, host, length);
+    unlock_range(request, &holder, locked);
+    return error == 0 ? 0 : request_fail(request, error, "write", 0, file_index, host);
+}
+
+/* The plain bytes of a sector that is about to be modified; zeros where the file has ended. */
+static int load_sector(const struct layer *layer, struct host_file *file, uint8_t *sector, uint64_t host,
+                       uint64_t guest)
+{
+    uint64_t got = 0;
+    int error = host_read(file, sector, host, SECTOR_BYTES, false, &got);
+    if (error != 0) {
+        return error;
+    }
+    memset(sector + got, 0, SECTOR_BYTES - got);
+    return got == 0 ? 0 : cipher_apply(layer->cipher, false, sector, guest, SECTOR_BYTES);
+}
+
+/* One bounce buffer of whole sectors [host, host + span), of which [from, to) is new. */
+static int write_sectors(const struct layer *layer, struct host_file *file, uint8_t *bounce, uint64_t host,
+                         uint64_t guest, uint64_t span, const uint8_t *data, uint64_t from, uint64_t to)
+{
+    uint64_t last = span - SECTOR_BYTES;
+    int error = 0;
+
+    if (from > 0) {
+        error = load_sector(layer, file, bounce, host, guest);
+    }
+    if (error == 0 && to < span && (last > 0 || from == 0)) {
+        error = load_sector(layer, file, bounce + last, host + last, guest + last);
+    }
+    if (error != 0) {
+        return error;
+    }
+    memcpy(bounce + from, data, to - from);
+    error = cipher_apply(layer->cipher, true, bounce, guest, span);
+    return error != 0 ? error : host_write(file, bounce, host, span);
+}
+
+int place_write(struct request *request, uint32_t file_index, uint64_t host, uint64_t guest, const uint8_t *buffer,
+                uint64_t length)
+{
+    const struct layer *layer = request->disk->layers[0];
+    if (layer->cipher == NULL || length == 0) {
+        return place_write_plain(request, file_index, host, buffer, length);
+    }
+    struct host_file *file = layer->files[file_index];
+    struct range_holder holder;
+    uint64_t inner = guest % SECTOR_BYTES;
+    uint64_t span = round_up(inner + length, SECTOR_BYTES);
+    uint64_t start = host - inner, sector = guest - inner;
+    uint8_t *bounce = aligned_alloc(DIRECT_ALIGNMENT, round_up(minimum(span, CHUNK_BYTES), DIRECT_ALIGNMENT));
+    int error = bounce == NULL ? ENOMEM : 0;
+
+    bool locked = lock_range(request, &holder, layer, file, start, start + span);
+    for (uint64_t at = 0; at < span && error == 0; at += CHUNK_BYTES) {
+        uint64_t part = minimum(span - at, CHUNK_BYTES);
+        uint64_t from = maximum(at, inner), to = minimum(at + part, inner + length);
+        error = write_sectors(layer, file, bounce, start + at, sector + at, part, buffer + (from - inner), from - at,
+                              to - at);
+    }
+    unlock_range(request, &holder, locked);
+    free(bounce);
+    return error == 0 ? 0 : request_fail(request, error, "write", 0, file_index, host);
+}
+
+static int punch(struct request *request, uint32_t file_index, uint64_t host, uint64_t length)
+{
+    const struct layer *layer = request->disk->layers[0];
+    struct host_file *file = layer->files[file_index];
+    struct range_holder holder;
+
+    bool locked = lock_range(request, &holder, layer, file, host, host + length);
+    int error = host_punch(file, host, length);
+    unlock_range(request, &holder, locked);
+    return error;
+}
+
+void place_discard(struct request *request, uint32_t file, uint64_t host, uint64_t length)
+{
+    /* Advisory: whatever the host says, the image is as good as before. */
+    (void)punch(request, file, host, length);
+}
+
+int place_zero(struct request *request, const tapfs_placement *placement, bool discard)
+{
+    const struct layer *layer = request->disk->layers[0];
+    int result = 0;
+
+    if (discard) {
+        /* Under a cipher a hole reads as garbage, which would tell the guest nothing useful. */
+        if (layer->cipher == NULL && !placement->fresh) {
+            place_discard(request, placement->file, placement->host_offset, placement->length);
+        }
+        return 0;
+    }
+    if (layer->cipher == NULL &&
+        (placement->fresh || punch(request, placement->file, placement->host_offset, placement->length) == 0)) {
+        return 0;
+    }
+    for (uint64_t done = 0; done < placement->length && result == 0; done += CHUNK_BYTES) {
+        result = place_write(request, placement->file, placement->host_offset + done, placement->offset + done,
+                             zero_chunk, minimum(placement->length - done, CHUNK_BYTES));
+    }
+    return result;
+}

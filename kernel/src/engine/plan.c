@@ -1,0 +1,84 @@
+/* Plans and durability of layer 0. */
+#include <errno.h>
+
+#include "engine/internal.h"
+
+static int barrier(struct request *request)
+{
+    const struct layer *layer = request->disk->layers[0];
+    /* Every file, also after a failure: what can be made durable is. */
+    int result = 0;
+    for (uint32_t i = 0; i < layer->file_count; i++) {
+        int error = host_sync(layer->files[i]);
+        if (error != 0 && result == 0) {
+            result = request_fail(request, error, "sync", 0, i, 0);
+        }
+    }
+    return result;
+}
+
+static int run_step(struct request *request, const struct layer *layer, const tapfs_step *step)
+{
+    if (step->step == TAPFS_STEP_BARRIER) {
+        return barrier(request);
+    }
+    if (step->file >= layer->file_count || !in_host_range(step->host_offset, step->length)) {
+        return request_fail(request, EINVAL, "execute a plan", 0, 0, step->host_offset);
+    }
+    switch (step->step) {
+    case TAPFS_STEP_WRITE:
+        return place_write_plain(request, step->file, step->host_offset, step->data, step->length);
+    case TAPFS_STEP_GROW: {
+        int error = host_grow(layer->files[step->file], step->host_offset);
+        return error == 0 ? 0 : request_fail(request, error, "grow", 0, step->file, step->host_offset);
+    }
+    case TAPFS_STEP_DISCARD:
+        place_discard(request, step->file, step->host_offset, step->length);
+        return 0;
+    default:
+        return request_fail(request, EINVAL, "execute a plan", 0, step->file, step->host_offset);
+    }
+}
+
+/* A plan holds no map and may wait long for the disk, so quiesce does not wait for it. */
+void tapfs_execute(tapfs_disk *disk, const tapfs_step *steps, size_t count, tapfs_outcome *outcome)
+{
+    *outcome = (tapfs_outcome){.status = TAPFS_DONE};
+    struct request request = {.disk = disk, .outcome = outcome};
+    const struct layer *layer = writable_layer(&request);
+    int result = layer == NULL ? -1 : 0;
+
+    for (size_t i = 0; i < count && result == 0; i++) {
+        result = run_step(&request, layer, &steps[i]);
+    }
+}
+
+void tapfs_sync(tapfs_disk *disk, tapfs_outcome *outcome)
+{
+    *outcome = (tapfs_outcome){.status = TAPFS_DONE};
+    struct request request = {.disk = disk, .outcome = outcome};
+    if (disk_layer(disk, 0) != NULL) {
+        (void)barrier(&request);
+    }
+}
+
+void tapfs_write_host(tapfs_disk *disk, uint32_t file, uint64_t host_offset, const void *buffer, uint64_t length,
+                      uint64_t guest_offset, tapfs_outcome *outcome)
+{
+    struct request request;
+    request_begin(&request, disk, outcome);
+    const struct layer *layer = writable_layer(&request);
+
+    if (layer == NULL) {
+        /* writable_layer has said it */
+    } else if (file >= layer->file_count || !in_host_range(host_offset, length)) {
+        request_fail(&request, EINVAL, "write", 0, 0, host_offset);
+    } else if (guest_offset == UINT64_MAX || layer->cipher == NULL) {
+        place_write_plain(&request, file, host_offset, buffer, length);
+    } else if (guest_offset % SECTOR_BYTES != 0 || !in_host_range(guest_offset, length)) {
+        request_fail(&request, EINVAL, "write", 0, file, host_offset);
+    } else {
+        place_write(&request, file, host_offset, guest_offset, buffer, length);
+    }
+    request_end(&request);
+}

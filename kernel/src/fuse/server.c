@@ -1,0 +1,299 @@
+/* The server: its threads, from start to stop. */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "fuse/internal.h"
+
+/* Interrupts a read that waits for the kernel. A stray one does nothing: it is ignored by default. */
+#define WAKE_SIGNAL SIGURG
+
+void fuse_reply(int fd, uint64_t unique, int error, const void *payload, size_t length)
+{
+    struct fuse_out_header header = {
+        .len = (uint32_t)(sizeof header + (error != 0 ? 0 : length)),
+        .error = -error,
+        .unique = unique,
+    };
+    struct iovec vector[2] = {
+        {.iov_base = &header, .iov_len = sizeof header},
+        /* struct iovec serves readers too, hence not const. */
+        {.iov_base = (void *)(uintptr_t)payload, .iov_len = length},
+    };
+    ssize_t written;
+    do {
+        written = writev(fd, vector, error != 0 || length == 0 ? 1 : 2);
+    } while (written < 0 && errno == EINTR);
+}
+
+void fuse_wrote(tapfs_fuse *server)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME_COARSE, &now);
+    atomic_store(&server->last_write, (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec);
+    atomic_fetch_add_explicit(&server->writes, 1, memory_order_relaxed);
+}
+
+void fuse_signal_ended(tapfs_fuse *server)
+{
+    uint64_t one = 1;
+    ssize_t written = write(server->ended_fd, &one, sizeof one);
+    (void)written; /* full: it is readable already */
+}
+
+tapfs_fuse *tapfs_fuse_new(int fuse_fd, int session_fd, tapfs_disk *disk)
+{
+    tapfs_fuse *server = calloc(1, sizeof *server);
+    if (server == NULL) {
+        return NULL;
+    }
+    server->ended_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (server->ended_fd < 0) {
+        free(server);
+        return NULL;
+    }
+    server->disk = disk;
+    server->fuse_fd = fuse_fd;
+    server->session_fd = session_fd;
+    pthread_mutex_init(&server->buffer_lock, NULL);
+    pthread_cond_init(&server->buffer_returned, NULL);
+    pthread_mutex_init(&server->park_lock, NULL);
+    pthread_cond_init(&server->queues[0].filled, NULL);
+    pthread_cond_init(&server->queues[1].filled, NULL);
+    pthread_mutex_init(&server->forward_lock, NULL);
+    pthread_cond_init(&server->forward_filled, NULL);
+    return server;
+}
+
+int tapfs_fuse_add_node(tapfs_fuse *server, uint64_t inode, uint64_t start, uint64_t size, int writable,
+                        int backing_fd)
+{
+    const struct layer *top = disk_layer(server->disk, 0);
+    uint64_t disk_size = top == NULL ? 0 : top->geometry.virtual_size;
+    if (start > disk_size || size > disk_size - start) {
+        return -ERANGE;
+    }
+    if (writable != 0 && !top->geometry.writable) {
+        return -EROFS;
+    }
+    struct fuse_node *nodes = realloc(server->nodes, (server->node_count + 1) * sizeof *nodes);
+    if (nodes == NULL) {
+        return -ENOMEM;
+    }
+    server->nodes = nodes;
+    size_t at = server->node_count;
+    while (at > 0 && nodes[at - 1].inode >= inode) {
+        at--;
+    }
+    if (at < server->node_count && nodes[at].inode == inode) {
+        return -EEXIST;
+    }
+    memmove(&nodes[at + 1], &nodes[at], (server->node_count - at) * sizeof *nodes);
+    nodes[at] = (struct fuse_node){
+        .inode = inode, .start = start, .size = size, .writable = writable != 0, .backing_fd = backing_fd};
+    server->node_count++;
+    server->writable = server->writable || writable != 0;
+    return 0;
+}
+
+static void handle(const struct fuse_thread *thread, struct fuse_buffer **buffer, size_t length)
+{
+    const uint8_t *message = (*buffer)->memory + BUFFER_MESSAGE_AT;
+    struct fuse_in_header header;
+
+    if (length < sizeof header) {
+        return; /* nothing that could be answered; the kernel never does this */
+    }
+    memcpy(&header, message, sizeof header);
+    if (header.len != length) {
+        fuse_reply(thread->fd, header.unique, EINVAL, NULL, 0);
+    } else if (header.opcode == FUSE_INTERRUPT) {
+        /* Nothing here can be interrupted, nor in pyfuse3, and no answer means just that. */
+    } else if (!fuse_data_request(thread, buffer, length)) {
+        if (header.opcode == FUSE_INIT) {
+            fuse_init_asked(thread->server, message, length);
+        }
+        fuse_forward(thread, message, length);
+    }
+}
+
+static void *serve(void *argument)
+{
+    struct fuse_thread *thread = argument;
+    tapfs_fuse *server = thread->server;
+    struct fuse_buffer *buffer = NULL;
+
+    while (!atomic_load(&server->stopping)) {
+        if (buffer == NULL) {
+            buffer = fuse_buffer_take(server);
+            if (buffer == NULL) {
+                break;
+            }
+        }
+        ssize_t got = read(thread->fd, buffer->memory + BUFFER_MESSAGE_AT, MESSAGE_BYTES_MAX);
+        if (got > 0) {
+            handle(thread, &buffer, (size_t)got);
+        } else if (got == 0 || (errno != EINTR && errno != EAGAIN && errno != ENOENT)) {
+            break; /* ENODEV: unmounted; ECONNABORTED: aborted */
+        }
+    }
+    if (buffer != NULL) {
+        fuse_buffer_return(server, buffer);
+    }
+    if (atomic_fetch_sub(&server->threads_running, 1) == 1) {
+        fuse_signal_ended(server);
+    }
+    atomic_store(&thread->exited, true);
+    return NULL;
+}
+
+static void woken(int number)
+{
+    (void)number;
+}
+
+/* A descriptor of its own for a thread; shared where the kernel does not give one. */
+static int clone_device(int fuse_fd)
+{
+    int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+    uint32_t source = (uint32_t)fuse_fd;
+    if (fd >= 0 && ioctl(fd, FUSE_DEV_IOC_CLONE, &source) != 0) {
+        close(fd);
+        fd = -1;
+    }
+    return fd >= 0 ? fd : fuse_fd;
+}
+
+static int start_threads(tapfs_fuse *server, uint32_t count)
+{
+    server->thread_count = count;
+    atomic_store(&server->threads_running, count);
+    for (uint32_t i = 0; i < count; i++) {
+        server->threads[i].server = server;
+        server->threads[i].index = i;
+        server->threads[i].fd = i == 0 ? server->fuse_fd : clone_device(server->fuse_fd);
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        int error = pthread_create(&server->threads[i].thread, NULL, serve, &server->threads[i]);
+        if (error != 0) {
+            return error;
+        }
+        server->threads[i].started = true;
+    }
+    return 0;
+}
+
+int tapfs_fuse_start(tapfs_fuse *server, uint32_t threads)
+{
+    struct sigaction action = {.sa_handler = woken};
+    sigset_t blocked, previous;
+
+    if (threads == 0 || threads > THREADS_MAX || server->thread_count != 0) {
+        return -EINVAL;
+    }
+    server->buffer_limit = threads + PARKED_BUFFERS;
+    /* Without SA_RESTART: the point is that the read ends. */
+    if (sigaction(WAKE_SIGNAL, &action, NULL) != 0) {
+        return -errno;
+    }
+    /* The process's signals are for its other threads. */
+    sigfillset(&blocked);
+    sigdelset(&blocked, WAKE_SIGNAL);
+    pthread_sigmask(SIG_SETMASK, &blocked, &previous);
+    int error = fuse_session_start(server);
+    if (error == 0) {
+        error = start_threads(server, threads);
+    }
+    pthread_sigmask(SIG_SETMASK, &previous, NULL);
+    return -error;
+}
+
+/* A signal that comes right before the read would be lost, so it is sent until the thread has ended. */
+static void end_thread(struct fuse_thread *thread)
+{
+    const struct timespec pause = {.tv_nsec = 500000};
+    while (!atomic_load(&thread->exited)) {
+        pthread_kill(thread->thread, WAKE_SIGNAL);
+        nanosleep(&pause, NULL);
+    }
+    pthread_join(thread->thread, NULL);
+}
+
+void tapfs_fuse_stop(tapfs_fuse *server)
+{
+    if (server->stopped) {
+        return;
+    }
+    server->stopped = true;
+    atomic_store(&server->stopping, true);
+    fuse_park_stop(server);
+    for (uint32_t i = 0; i < server->thread_count; i++) {
+        if (server->threads[i].started) {
+            end_thread(&server->threads[i]);
+        }
+    }
+    fuse_session_stop(server);
+    fuse_note_passthrough(server);
+}
+
+void tapfs_fuse_free(tapfs_fuse *server)
+{
+    if (server == NULL) {
+        return;
+    }
+    tapfs_fuse_stop(server);
+    fuse_backing_close(server);
+    for (uint32_t i = 1; i < server->thread_count; i++) {
+        if (server->threads[i].fd != server->fuse_fd) {
+            close(server->threads[i].fd);
+        }
+    }
+    close(server->fuse_fd);
+    close(server->session_fd);
+    close(server->ended_fd);
+    while (server->idle != NULL) {
+        struct fuse_buffer *buffer = server->idle;
+        server->idle = buffer->next;
+        free(buffer->memory);
+        free(buffer);
+    }
+    pthread_cond_destroy(&server->forward_filled);
+    pthread_mutex_destroy(&server->forward_lock);
+    pthread_cond_destroy(&server->queues[1].filled);
+    pthread_cond_destroy(&server->queues[0].filled);
+    pthread_mutex_destroy(&server->park_lock);
+    pthread_cond_destroy(&server->buffer_returned);
+    pthread_mutex_destroy(&server->buffer_lock);
+    free(server->nodes);
+    free(server);
+}
+
+int tapfs_fuse_ended_fd(tapfs_fuse *server)
+{
+    return server->ended_fd;
+}
+
+uint32_t tapfs_fuse_passthrough_nodes(tapfs_fuse *server)
+{
+    return atomic_load(&server->passthrough_nodes);
+}
+
+void tapfs_fuse_counters(tapfs_fuse *server, tapfs_fuse_statistics *statistics)
+{
+    statistics->reads = atomic_load(&server->reads);
+    statistics->writes = atomic_load(&server->writes);
+    statistics->parked = atomic_load(&server->parked);
+    statistics->forwarded = atomic_load(&server->forwarded);
+}
+
+uint64_t tapfs_fuse_last_write(tapfs_fuse *server)
+{
+    return atomic_load(&server->last_write);
+}

@@ -1,0 +1,97 @@
+/*
+ * The FUSE server of a disk: native threads between /dev/fuse and a libfuse session.
+ *
+ * They answer what is asked of data nodes (windows of the disk) through the engine and pass the
+ * rest to the session, over a stream socket, unchanged. Like the engine they never call back: what
+ * needs a driver (a map, a reservation, a flush) is parked, and threads of the owner take it from
+ * there, serve it, and resume or complete it.
+ *
+ * Threads: every function but tapfs_fuse_new, _add_node, _start and _free may be called from any
+ * thread at any time between _start and _free. Offsets and lengths are bytes.
+ */
+#ifndef TAPFS_FUSE_SERVER_H
+#define TAPFS_FUSE_SERVER_H
+
+#include "engine/engine.h"
+
+/* cffi: begin */
+
+typedef struct tapfs_fuse tapfs_fuse;
+
+/* What a parked request wants. */
+enum {
+    TAPFS_FUSE_READ = 0,      /* what `outcome` says, then resume */
+    TAPFS_FUSE_WRITE = 1,     /* likewise; or write `data` to the disk, then complete */
+    TAPFS_FUSE_SYNC = 2,      /* make everything durable */
+    TAPFS_FUSE_ZERO = 3,      /* make the range read as zeros, and free its space where that goes */
+    TAPFS_FUSE_SEEK_DATA = 4, /* the first byte at or after `offset` that is no hole; -ENXIO: none in the range */
+    TAPFS_FUSE_SEEK_HOLE = 5  /* the first byte at or after `offset` in a hole; the end of the range if none */
+};
+
+/* Who takes it: moves wait for maps and reservations only, the others for the disk. */
+enum { TAPFS_FUSE_MOVES = 0, TAPFS_FUSE_OTHERS = 1 };
+
+typedef struct {
+    uint64_t ticket;
+    uint64_t offset; /* of the disk, not of the node; READ and WRITE: where the request stands now */
+    uint64_t length; /* what is left of it */
+    const uint8_t *data; /* WRITE: `length` bytes, valid until the ticket is completed */
+    uint32_t request;
+    uint32_t reserved;
+    tapfs_outcome outcome; /* READ and WRITE: MISS, RESERVE or FAILED */
+} tapfs_fuse_parked;
+
+typedef struct {
+    uint64_t reads;     /* answered through the engine */
+    uint64_t writes;
+    uint64_t parked;    /* times that a request was parked */
+    uint64_t forwarded; /* passed to the session */
+} tapfs_fuse_statistics;
+
+/*
+ * Takes over `fuse_fd`, a connection to the kernel, and `session_fd`, one end of a stream socket
+ * pair whose other end the libfuse session reads; both are closed by tapfs_fuse_free. The disk stays
+ * the caller's and must outlive the server. NULL with errno set; the descriptors are untouched then.
+ */
+tapfs_fuse *tapfs_fuse_new(int fuse_fd, int session_fd, tapfs_disk *disk);
+
+/*
+ * Serve [start, start + size) of the disk as the node `inode`. With a `backing_fd`, a regular file
+ * that is the node byte for byte, the kernel is asked to read and write that itself; it stays the
+ * caller's and is needed until the mount has answered its first request. 0 or -errno. Before start.
+ */
+int tapfs_fuse_add_node(tapfs_fuse *server, uint64_t inode, uint64_t start, uint64_t size, int writable,
+                        int backing_fd);
+
+/* Start `threads` (1 to 16) native threads. 0 or -errno; after an error only free may follow. */
+int tapfs_fuse_start(tapfs_fuse *server, uint32_t threads);
+
+/* A descriptor that becomes readable when the kernel ends the connection (unmount) or the session does. */
+int tapfs_fuse_ended_fd(tapfs_fuse *server);
+
+/* The nodes that the kernel serves by itself; known once the mount has answered a request. */
+uint32_t tapfs_fuse_passthrough_nodes(tapfs_fuse *server);
+
+/* Wait for a parked request: 1, or 0 when the server is being stopped. */
+int tapfs_fuse_next_parked(tapfs_fuse *server, uint32_t queue, tapfs_fuse_parked *parked);
+/* Try a READ or WRITE again: 0 when it has been answered, else 1 and what is missing now. */
+int tapfs_fuse_resume(tapfs_fuse *server, uint64_t ticket, tapfs_fuse_parked *parked);
+/* Answer a parked request with an errno, or with success (0): a WRITE is written whole, a SEEK has
+ * found `found`, an offset of the disk. */
+void tapfs_fuse_complete(tapfs_fuse *server, uint64_t ticket, int error, uint64_t found);
+
+/*
+ * End the native threads. What is parked and not taken fails with EIO; what is taken is completed
+ * by who took it, before free. Requests that come after it wait for free, which ends the connection.
+ */
+void tapfs_fuse_stop(tapfs_fuse *server);
+/* Stops first if need be. */
+void tapfs_fuse_free(tapfs_fuse *server);
+
+void tapfs_fuse_counters(tapfs_fuse *server, tapfs_fuse_statistics *statistics);
+/* When the last write through the engine ended, in nanoseconds since 1970; 0: there was none. */
+uint64_t tapfs_fuse_last_write(tapfs_fuse *server);
+
+/* cffi: end */
+
+#endif

@@ -1,0 +1,297 @@
+/* Host files: complete reads and writes, growth, holes and durability. */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <linux/magic.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "engine/internal.h"
+
+const uint8_t zero_chunk[CHUNK_BYTES] __attribute__((aligned(DIRECT_ALIGNMENT))) = {0};
+
+int host_size(const struct host_file *file, uint64_t *size)
+{
+    struct stat status;
+
+    if (file->block_device) {
+        return ioctl(file->fd, BLKGETSIZE64, size) < 0 ? errno : 0;
+    }
+    if (fstat(file->fd, &status) < 0) {
+        return errno;
+    }
+    *size = (uint64_t)status.st_size;
+    return 0;
+}
+
+static bool on_tmpfs(int fd)
+{
+    struct statfs status;
+    return fstatfs(fd, &status) == 0 && (status.f_type == TMPFS_MAGIC || status.f_type == RAMFS_MAGIC);
+}
+
+/* Hosts before Linux 6.1 and some file systems do not say: then what is enough everywhere. */
+static void ask_alignment(struct host_file *file)
+{
+    file->memory_alignment = file->offset_alignment = DIRECT_ALIGNMENT;
+#ifdef STATX_DIOALIGN
+    struct statx status;
+    if (statx(file->fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &status) == 0 &&
+        (status.stx_mask & STATX_DIOALIGN) != 0 && status.stx_dio_mem_align != 0 &&
+        status.stx_dio_offset_align != 0) {
+        file->memory_alignment = status.stx_dio_mem_align;
+        file->offset_alignment = status.stx_dio_offset_align;
+    }
+#endif
+}
+
+int host_file_new(int fd, uint32_t flags, struct host_file **result)
+{
+    struct stat status;
+    uint64_t size = 0;
+    struct host_file *file;
+
+    if (fstat(fd, &status) < 0) {
+        return errno;
+    }
+    file = calloc(1, sizeof *file);
+    if (file == NULL) {
+        return ENOMEM;
+    }
+    file->fd = fd;
+    file->writable = (flags & TAPFS_FILE_WRITABLE) != 0;
+    file->block_device = S_ISBLK(status.st_mode);
+    file->ranged = (flags & TAPFS_FILE_DIRECT) != 0;
+    file->in_memory = on_tmpfs(fd);
+    if (file->ranged) {
+        ask_alignment(file);
+    }
+    int error = host_size(file, &size);
+    if (error != 0) {
+        free(file);
+        return error;
+    }
+    atomic_init(&file->direct, file->ranged);
+    atomic_init(&file->refuses_nowait[0], false);
+    atomic_init(&file->refuses_nowait[1], false);
+    /* Whoever made the file may have written to it, so the first barrier always syncs. */
+    atomic_init(&file->dirty, file->writable);
+    /* A block device has its size: no write extends it. */
+    atomic_init(&file->known_size, file->block_device ? UINT64_MAX : size);
+    pthread_rwlock_init(&file->extend_lock, NULL);
+    pthread_mutex_init(&file->sync_lock, NULL);
+    pthread_mutex_init(&file->direct_lock, NULL);
+    *result = file;
+    return 0;
+}
+
+void host_file_free(struct host_file *file)
+{
+    pthread_mutex_destroy(&file->direct_lock);
+    pthread_mutex_destroy(&file->sync_lock);
+    pthread_rwlock_destroy(&file->extend_lock);
+    free(file);
+}
+
+int buffered_read(const struct host_file *file, uint8_t *buffer, uint64_t offset, uint64_t length, bool nowait,
+                  uint64_t *got)
+{
+    for (*got = 0; *got < length;) {
+        struct iovec vector = {.iov_base = buffer + *got, .iov_len = length - *got};
+        off_t at = (off_t)(offset + *got);
+        ssize_t count =
+            nowait ? preadv2(file->fd, &vector, 1, at, RWF_NOWAIT) : pread(file->fd, vector.iov_base, vector.iov_len, at);
+        if (count == 0) {
+            /* Linux 5.9 and 5.10 may say so for "not now" (preadv2(2), BUGS): who waits finds out. */
+            if (nowait) {
+                return EAGAIN;
+            }
+            break;
+        }
+        if (count > 0) {
+            *got += (uint64_t)count;
+        } else if (errno != EINTR) {
+            /* A host that knows no RWF_NOWAIT cannot promise anything: the caller reads without it. */
+            return nowait && (errno == EOPNOTSUPP || errno == ENOSYS) ? EAGAIN : errno;
+        }
+    }
+    return 0;
+}
+
+int buffered_write(const struct host_file *file, const uint8_t *buffer, uint64_t offset, uint64_t length)
+{
+    for (uint64_t done = 0; done < length;) {
+        ssize_t count = pwrite(file->fd, buffer + done, length - done, (off_t)(offset + done));
+        if (count > 0) {
+            done += (uint64_t)count;
+        } else if (count == 0) {
+            return EIO;
+        } else if (errno != EINTR) {
+            return errno;
+        }
+    }
+    return 0;
+}
+
+int host_read(struct host_file *file, void *buffer, uint64_t offset, uint64_t length, bool nowait, uint64_t *got)
+{
+    *got = 0;
+    if (atomic_load(&file->direct)) {
+        return nowait ? EAGAIN : direct_read(file, buffer, offset, length, got);
+    }
+    return buffered_read(file, buffer, offset, length, nowait, got);
+}
+
+/*
+ * Writes that may extend the file hold extend_lock shared, host_grow holds it alone: between its
+ * fstat and its ftruncate no write can make the file longer than it is about to become, so
+ * ftruncate never cuts. Writes inside known_size need no lock.
+ */
+static bool write_begin(struct host_file *file, uint64_t end)
+{
+    if (end <= atomic_load(&file->known_size)) {
+        return false;
+    }
+    pthread_rwlock_rdlock(&file->extend_lock);
+    return true;
+}
+
+/* After the write, not before it: a sync that clears the flag while the write is on its way would otherwise
+ * leave it unsynced and clean. Also after a failed one, which may have written a part. */
+void host_wrote(struct host_file *file)
+{
+    if (!atomic_load(&file->dirty)) {
+        atomic_store(&file->dirty, true);
+    }
+}
+
+static void write_end(struct host_file *file, uint64_t end, bool extending, int error)
+{
+    host_wrote(file);
+    if (!extending) {
+        return;
+    }
+    if (error == 0) {
+        uint64_t known = atomic_load(&file->known_size);
+        while (known < end && !atomic_compare_exchange_weak(&file->known_size, &known, end)) {
+        }
+    }
+    pthread_rwlock_unlock(&file->extend_lock);
+}
+
+int host_write(struct host_file *file, const void *buffer, uint64_t offset, uint64_t length)
+{
+    bool extending = write_begin(file, offset + length);
+    int error = atomic_load(&file->direct) ? direct_write(file, buffer, offset, length)
+                                           : buffered_write(file, buffer, offset, length);
+    write_end(file, offset + length, extending, error);
+    return error;
+}
+
+static int write_vector(const struct host_file *file, struct iovec *vector, int count, uint64_t offset)
+{
+    while (count > 0) {
+        ssize_t written = pwritev(file->fd, vector, count, (off_t)offset);
+        if (written < 0) {
+            if (errno == EINTR) {
+                continue;
+            }
+            return errno;
+        }
+        if (written == 0) {
+            return EIO;
+        }
+        offset += (uint64_t)written;
+        size_t left = (size_t)written;
+        while (count > 0 && left >= vector->iov_len) {
+            left -= vector->iov_len;
+            vector++;
+            count--;
+        }
+        if (count > 0) {
+            vector->iov_base = (uint8_t *)vector->iov_base + left;
+            vector->iov_len -= left;
+        }
+    }
+    return 0;
+}
+
+int host_write_vector(struct host_file *file, struct iovec *vector, int count, uint64_t offset)
+{
+    uint64_t end = offset;
+    for (int i = 0; i < count; i++) {
+        end += vector[i].iov_len;
+    }
+    bool extending = write_begin(file, end);
+    int error = write_vector(file, vector, count, offset);
+    write_end(file, end, extending, error);
+    return error;
+}
+
+int host_punch(struct host_file *file, uint64_t offset, uint64_t length)
+{
+    int result;
+    do {
+        result = fallocate(file->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length);
+    } while (result < 0 && errno == EINTR);
+    if (result < 0) {
+        return errno;
+    }
+    atomic_store(&file->dirty, true);
+    return 0;
+}
+
+int host_grow(struct host_file *file, uint64_t size)
+{
+    uint64_t now = 0;
+    int error;
+
+    pthread_rwlock_wrlock(&file->extend_lock);
+    error = host_size(file, &now);
+    if (error == 0 && now < size) {
+        if (file->block_device) {
+            error = ENOSPC;
+        } else {
+            int result;
+            do {
+                result = ftruncate(file->fd, (off_t)size);
+            } while (result < 0 && errno == EINTR);
+            error = result < 0 ? errno : 0;
+        }
+        if (error == 0) {
+            atomic_store(&file->known_size, size);
+            atomic_store(&file->dirty, true);
+        }
+    }
+    pthread_rwlock_unlock(&file->extend_lock);
+    return error;
+}
+
+int host_sync(struct host_file *file)
+{
+    int error;
+
+    if (!file->writable) {
+        return 0;
+    }
+    /* The lock makes a second caller wait for the fdatasync that the first one is in. */
+    pthread_mutex_lock(&file->sync_lock);
+    if (file->sync_error == 0 && atomic_exchange(&file->dirty, false)) {
+        int result;
+        do {
+            result = fdatasync(file->fd);
+        } while (result < 0 && errno == EINTR);
+        if (result < 0) {
+            /* Linux marks the pages clean after it has reported the error, so a second try would
+             * succeed without the data being on the disk: the first failure stands for good. */
+            file->sync_error = errno;
+        }
+    }
+    error = file->sync_error;
+    pthread_mutex_unlock(&file->sync_lock);
+    return error;
+}

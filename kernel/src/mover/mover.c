@@ -1,0 +1,330 @@
+/* Moves: located, moved at once as far as the host goes along, the rest given to the ring or to a worker. */
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "mover/internal.h"
+
+#define DEPTH_MAX 4096u
+
+struct mover {
+    tapfs_disk *disk;
+    uint32_t in_flight;
+    int poll_fd; /* epoll: the ring and the workers' event */
+    struct flight *flights, *idle;
+    struct move *ended; /* by the owner's thread, the last one first */
+    struct uring uring;
+    struct workers workers;
+};
+
+/* What has become of a move. */
+enum step { ENDED, AWAY };
+
+/* The owner's thread lets go of the move: the outcome stands but for `done`, or a worker goes on from there. */
+static void leave(struct mover *mover, struct flight *flight)
+{
+    struct request *request = &flight->request;
+    uint64_t moved = request->position - flight->start;
+
+    request->outcome->done = request->position - flight->move->offset;
+    if (moved > 0) {
+        atomic_fetch_add(flight->move->writing ? &request->disk->bytes_written : &request->disk->bytes_read, moved);
+    }
+    request_end(request);
+    flight->next = mover->idle;
+    mover->idle = flight;
+}
+
+static enum step finish(struct mover *mover, struct flight *flight)
+{
+    leave(mover, flight);
+    return ENDED;
+}
+
+/* The worker looks at the map anew, so waiting for one holds up no quiesce. */
+static enum step hand_over(struct mover *mover, struct flight *flight)
+{
+    struct move *move = flight->move;
+    leave(mover, flight);
+    workers_add(&mover->workers, move);
+    return AWAY;
+}
+
+static enum step advance(struct mover *mover, struct flight *flight);
+
+/* None of the runs is with the host any more: the first that was not moved says how it goes on. */
+static enum step settle(struct mover *mover, struct flight *flight)
+{
+    struct request *request = &flight->request;
+    bool writing = flight->move->writing;
+
+    for (uint32_t i = 0; i < flight->begun; i++) {
+        const struct run *run = &flight->route.runs[i];
+        const struct transfer *transfer = &flight->transfers[i];
+        if (transfer->state == TRANSFER_FAILED) {
+            request_fail(request, transfer->error, writing ? "write" : "read", run->layer, run->file_index,
+                         run->host_offset + (writing ? 0 : transfer->moved));
+            return finish(mover, flight);
+        }
+        if (transfer->state == TRANSFER_REFUSED) {
+            /* A write that fails is reported by the start of its run, so that is where the engine begins. */
+            request->position = run->offset + (writing ? 0 : transfer->moved);
+            return hand_over(mover, flight);
+        }
+        request->position = run->offset + run->length;
+    }
+    return advance(mover, flight);
+}
+
+/* One run less is with the host. */
+static void land(struct mover *mover, struct flight *flight)
+{
+    struct move *move = flight->move;
+    if (--flight->pending == 0 && settle(mover, flight) == ENDED) {
+        move->next = mover->ended;
+        mover->ended = move;
+    }
+}
+
+static struct flight *flight_of(const struct mover *mover, uint64_t tag, uint32_t *index)
+{
+    *index = (uint32_t)(tag % ROUTE_RUNS);
+    return &mover->flights[tag / ROUTE_RUNS];
+}
+
+/* What the kernel does not take is for the workers. */
+static void submit(struct mover *mover)
+{
+    uint64_t tag;
+    uint32_t index;
+
+    if (uring_submit(&mover->uring)) {
+        return;
+    }
+    while (uring_take_back(&mover->uring, &tag)) {
+        struct flight *flight = flight_of(mover, tag, &index);
+        transfer_end(flight, index, TRANSFER_REFUSED);
+        land(mover, flight);
+    }
+}
+
+static bool queue(struct mover *mover, struct flight *flight, uint32_t index)
+{
+    if (uring_is_full(&mover->uring)) {
+        submit(mover);
+    }
+    uint64_t tag = (uint64_t)flight->index * ROUTE_RUNS + index;
+    if (!transfer_queue(flight, index, &mover->uring, tag)) {
+        transfer_end(flight, index, TRANSFER_REFUSED);
+        return false;
+    }
+    flight->pending++;
+    return true;
+}
+
+/* Give the ring what it takes of the runs from `index` on, which is prepared and did not move at once. */
+static enum step fly(struct mover *mover, struct flight *flight, uint32_t index)
+{
+    /* Counted as one more meanwhile: a submission that fails must not settle this flight. */
+    flight->pending = 1;
+    bool taken = queue(mover, flight, index);
+    for (index++; taken && index < flight->route.count; index++) {
+        transfer_prepare(flight, index);
+        taken = flight->route.runs[index].file == NULL ? transfer_at_once(flight, index) == TRANSFER_MOVED
+                                                       : queue(mover, flight, index);
+    }
+    flight->begun = index;
+    return --flight->pending == 0 ? settle(mover, flight) : AWAY;
+}
+
+static enum step advance(struct mover *mover, struct flight *flight)
+{
+    struct request *request = &flight->request;
+    const struct route *route = &flight->route;
+
+    while (request->position < flight->end) {
+        locate(request->disk, flight->move->writing, request->position, flight->end - request->position,
+               &flight->route);
+        transfers_begin(flight);
+        for (uint32_t i = 0; i < route->count; i++) {
+            transfer_prepare(flight, i);
+            flight->begun = i + 1;
+            int state = transfer_at_once(flight, i);
+            if (state != TRANSFER_MOVED) {
+                return state == TRANSFER_WAITING ? fly(mover, flight, i) : settle(mover, flight);
+            }
+            request->position = route->runs[i].offset + route->runs[i].length;
+        }
+        if (route->by_engine) {
+            return hand_over(mover, flight);
+        }
+        if (route->stop != TAPFS_DONE) {
+            request_stop(request, route->stop, route->stop_layer, route->stop_offset, route->stop_length);
+            break;
+        }
+    }
+    return finish(mover, flight);
+}
+
+/* Outside of mover_ended: what ended here is brought by the next. */
+static void announce(struct mover *mover)
+{
+    while (mover->ended != NULL) {
+        struct move *move = mover->ended;
+        mover->ended = move->next;
+        workers_report(&mover->workers, move);
+    }
+}
+
+bool mover_begin(struct mover *mover, struct move *move)
+{
+    struct flight *flight = mover->idle;
+
+    mover->in_flight++;
+    if (flight == NULL) {
+        workers_add(&mover->workers, move);
+        return false;
+    }
+    mover->idle = flight->next;
+    uint64_t done = move->outcome.done;
+    request_begin(&flight->request, mover->disk, &move->outcome);
+    flight->request.position = flight->start = move->offset + done;
+    flight->end = move->offset + minimum(move->length, UINT64_MAX - move->offset);
+    flight->move = move;
+    flight->cursor = move->offset;
+    flight->part = 0;
+    flight->part_inner = 0;
+    enum step step = advance(mover, flight);
+    announce(mover);
+    mover->in_flight -= step == ENDED;
+    return step == ENDED;
+}
+
+void mover_submit(struct mover *mover)
+{
+    submit(mover);
+    announce(mover);
+}
+
+struct move *mover_ended(struct mover *mover)
+{
+    uint64_t tag;
+    uint32_t index;
+    int32_t result;
+
+    while (uring_next(&mover->uring, &tag, &result)) {
+        struct flight *flight = flight_of(mover, tag, &index);
+        if (transfer_complete(flight, index, result, &mover->uring, tag)) {
+            land(mover, flight);
+        }
+    }
+    submit(mover);
+    struct move *ended = workers_ended(&mover->workers), **end = &ended;
+    for (; *end != NULL; end = &(*end)->next) {
+        mover->in_flight--;
+    }
+    *end = mover->ended;
+    mover->ended = NULL;
+    for (; *end != NULL; end = &(*end)->next) {
+        mover->in_flight--;
+    }
+    return ended;
+}
+
+int mover_fd(const struct mover *mover)
+{
+    return mover->poll_fd;
+}
+
+uint32_t mover_in_flight(const struct mover *mover)
+{
+    return mover->in_flight;
+}
+
+bool mover_has_io_uring(const struct mover *mover)
+{
+    return mover->uring.fd >= 0;
+}
+
+void mover_set_disk(struct mover *mover, tapfs_disk *disk)
+{
+    mover->disk = disk;
+    workers_set_disk(&mover->workers, disk);
+}
+
+/* ---- life */
+
+static int watch(const struct mover *mover, int fd)
+{
+    struct epoll_event event = {.events = EPOLLIN};
+    return epoll_ctl(mover->poll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? errno : 0;
+}
+
+static int open_parts(struct mover *mover, uint32_t depth, uint32_t workers, bool use_io_uring)
+{
+    mover->flights = calloc(depth, sizeof *mover->flights);
+    if (mover->flights == NULL) {
+        return ENOMEM;
+    }
+    for (uint32_t i = depth; i > 0; i--) {
+        struct flight *flight = &mover->flights[i - 1];
+        flight->index = i - 1;
+        flight->next = mover->idle;
+        mover->idle = flight;
+    }
+    if (use_io_uring && uring_open(&mover->uring, depth)) {
+        int error = watch(mover, mover->uring.fd);
+        if (error != 0) {
+            return error;
+        }
+    }
+    int error = workers_start(&mover->workers, mover->disk, workers);
+    if (error == 0) {
+        error = watch(mover, mover->workers.event_fd);
+        if (error != 0) {
+            workers_stop(&mover->workers);
+        }
+    }
+    return error;
+}
+
+static void close_parts(struct mover *mover)
+{
+    uring_close(&mover->uring);
+    close(mover->poll_fd);
+    free(mover->flights);
+    free(mover);
+}
+
+struct mover *mover_new(tapfs_disk *disk, uint32_t depth, uint32_t workers, bool use_io_uring)
+{
+    if (depth == 0 || depth > DEPTH_MAX || workers == 0) {
+        errno = EINVAL;
+        return NULL;
+    }
+    struct mover *mover = calloc(1, sizeof *mover);
+    if (mover == NULL) {
+        return NULL;
+    }
+    mover->disk = disk;
+    mover->uring.fd = -1;
+    mover->poll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (mover->poll_fd < 0) {
+        free(mover);
+        return NULL;
+    }
+    int error = open_parts(mover, depth, workers, use_io_uring);
+    if (error != 0) {
+        close_parts(mover);
+        errno = error;
+        return NULL;
+    }
+    return mover;
+}
+
+void mover_free(struct mover *mover)
+{
+    workers_stop(&mover->workers);
+    close_parts(mover);
+}

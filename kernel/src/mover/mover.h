@@ -1,0 +1,59 @@
+/*
+ * Moves data between an engine disk and scattered memory at queue depth: at once where the host has the
+ * bytes in its memory, by io_uring where the kernel has it, by worker threads elsewhere.
+ *
+ * A mover belongs to one thread, its owner: every function but move_now is called by that thread alone.
+ *
+ * A move counts as a running request of the disk until mover_ended has brought it, so an owner with moves in flight
+ * keeps taking them. It neither quiesces the disk nor waits for somebody who does, nor does it call move_now itself.
+ */
+#ifndef TAPFS_MOVER_H
+#define TAPFS_MOVER_H
+
+#include <sys/uio.h>
+
+#include "engine/internal.h"
+
+struct mover;
+
+/* One read or write. The caller sets the first block and keeps it, and what it points at, until it has ended. */
+struct move {
+    uint64_t offset, length; /* bytes of the disk */
+    const struct iovec *parts; /* `length` bytes in all */
+    uint32_t part_count;       /* 1 to MOVE_PARTS_MAX */
+    bool writing;
+    void *context; /* the caller's */
+
+    /* How it ended: DONE, MISS, RESERVE or FAILED. `outcome.done` counts finished bytes from the start of the move;
+     * it is 0 before the first call. What is missing after MISS and RESERVE is as in tapfs_read and tapfs_write. */
+    tapfs_outcome outcome;
+    struct move *next; /* in the list of the ended */
+};
+
+#define MOVE_PARTS_MAX 512u
+#define MOVE_BYTES_MAX (1u << 20)
+
+/* `depth`: moves that may be in flight at once, up to 4096; more than these just wait for a worker. `workers`: threads
+ * for what cannot be done otherwise, at least 1. NULL with errno set. Without io_uring in the kernel the workers do it all. */
+TAPFS_INTERNAL struct mover *mover_new(tapfs_disk *disk, uint32_t depth, uint32_t workers, bool use_io_uring);
+/* Nothing may be in flight. */
+TAPFS_INTERNAL void mover_free(struct mover *mover);
+/* Serve another disk from now on. Nothing may be in flight. */
+TAPFS_INTERNAL void mover_set_disk(struct mover *mover, tapfs_disk *disk);
+/* Whether io_uring works here. */
+TAPFS_INTERNAL bool mover_has_io_uring(const struct mover *mover);
+
+/* Begin a move; true: it has ended already. Otherwise mover_ended brings it. */
+TAPFS_INTERNAL bool mover_begin(struct mover *mover, struct move *move);
+/* Hand what was begun to the host: once after a batch. */
+TAPFS_INTERNAL void mover_submit(struct mover *mover);
+/* Readable when mover_ended has something. io_uring may end a poll with EINTR though there was no signal. */
+TAPFS_INTERNAL int mover_fd(const struct mover *mover);
+/* The moves that have ended since, NULL if none; also clears mover_fd. */
+TAPFS_INTERNAL struct move *mover_ended(struct mover *mover);
+TAPFS_INTERNAL uint32_t mover_in_flight(const struct mover *mover);
+
+/* Go on with a move from `outcome.done` in the calling thread, whatever it takes but the driver. Any thread. */
+TAPFS_INTERNAL void move_now(tapfs_disk *disk, struct move *move);
+
+#endif

@@ -1,0 +1,380 @@
+/*
+ * One ring and its thread: it takes requests, has them done, and publishes the responses (Xen's io/ring.h).
+ *
+ * The frontend shares the pages and may write anything there at any time. Of it only the producer index and the
+ * requests are read, each once; where we stand ourselves is known here.
+ */
+#include <poll.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "xen/internal.h"
+
+/* The start of the first page. */
+struct ring_indices {
+    _Atomic uint32_t requests_produced, requests_event, responses_produced, responses_event;
+};
+
+/* A response, the same in every protocol up to here; the ABIs pad it differently. */
+struct response {
+    uint64_t id;
+    uint8_t operation, padding;
+    int16_t status;
+};
+#define RESPONSE_BYTES 12u
+
+static struct ring_indices *indices_of(const struct xen_ring *ring)
+{
+    return (struct ring_indices *)(void *)ring->mapping.memory;
+}
+
+static uint8_t *slot_of(const struct xen_ring *ring, uint32_t index)
+{
+    return ring->mapping.memory + RING_ENTRIES_AT + (index & (ring->entries - 1)) * ring->device->layout->entry_bytes;
+}
+
+uint32_t xen_ring_responses(const struct xen_ring *ring)
+{
+    return atomic_load_explicit(&indices_of(ring)->responses_produced, memory_order_acquire);
+}
+
+void xen_ring_wake(struct xen_ring *ring)
+{
+    uint64_t one = 1;
+    ssize_t written = write(ring->wake_fd, &one, sizeof one);
+    (void)written; /* full: it is readable already */
+}
+
+void xen_ring_return(struct xen_transfer *transfer)
+{
+    struct xen_ring *ring = transfer->ring;
+    pthread_mutex_lock(&ring->returned_lock);
+    xen_append(&ring->returned, transfer);
+    atomic_store(&ring->has_returned, true);
+    pthread_mutex_unlock(&ring->returned_lock);
+    xen_ring_wake(ring);
+}
+
+static void end_ring(struct xen_ring *ring, const char *problem)
+{
+    ring->ended = true;
+    xen_device_ended(ring->device, problem);
+}
+
+/* ---- requests */
+
+static bool is_barrier(const struct xen_request *request)
+{
+    return request->operation == OPERATION_BARRIER ||
+           (request->operation == OPERATION_FLUSH && request->segment_count > 0);
+}
+
+/* What it counts in the rate limit. Of an indirect request only the number of its pages is known yet. */
+static uint64_t weight(const struct xen_request *request)
+{
+    return request->status != STATUS_OKAY              ? 0
+           : request->operation == OPERATION_DISCARD   ? 0
+           : request->indirect                         ? (uint64_t)request->segment_count * XEN_PAGE
+                                                       : request->length;
+}
+
+static bool decode(struct xen_ring *ring, struct xen_request *request)
+{
+    request->status = xen_decode(ring->device->layout, &ring->served, ring->device->options.indirect_segments,
+                                 xen_journal_bytes(ring, request), request);
+    return request->status == STATUS_OKAY && is_barrier(request);
+}
+
+/* Take what there is, as far as a batch goes. `delay`: how long the limit says to wait with the rest. */
+static void take(struct xen_ring *ring, uint64_t *delay)
+{
+    uint32_t produced = atomic_load_explicit(&indices_of(ring)->requests_produced, memory_order_acquire);
+    uint32_t available = produced - ring->requests_taken;
+    uint64_t bytes = 0;
+    bool barrier = false;
+
+    if (available > ring->entries - (ring->requests_taken - ring->responses_published)) {
+        end_ring(ring, "the frontend has produced more requests than its ring holds");
+        return;
+    }
+    while (available-- > 0 && bytes < BATCH_BYTES && ring->batch_count < BATCH_REQUESTS && !barrier) {
+        *delay = xen_limit_delay(&ring->device->limit);
+        if (*delay > 0) {
+            break;
+        }
+        struct xen_request *request = ring->idle_requests;
+        ring->idle_requests = request->next;
+        memcpy(xen_journal_bytes(ring, request), slot_of(ring, ring->requests_taken),
+               ring->device->layout->entry_bytes);
+        /* From here on only the copy is looked at. */
+        atomic_signal_fence(memory_order_seq_cst);
+        xen_journal_take(ring, request, ring->requests_taken);
+        ring->requests_taken++;
+        ring->batch[ring->batch_count++] = request;
+        barrier = decode(ring, request);
+        bytes += weight(request);
+        xen_limit_charge(&ring->device->limit, weight(request));
+    }
+    xen_journal_consumed(ring, ring->requests_taken);
+}
+
+static void accept_request(struct xen_ring *ring, struct xen_request *request)
+{
+    /* A predecessor that refused a barrier went on behind it, and was killed before it had published. */
+    if (request->status == STATUS_OKAY && is_barrier(request) && ring->barrier != NULL) {
+        request->status = STATUS_ERROR;
+    }
+    if (request->status != STATUS_OKAY) {
+        xen_ring_answer(ring, request);
+    } else if (is_barrier(request)) {
+        ring->barrier = xen_transfer_new(ring, TAPFS_XEN_SYNC, request);
+        ring->barrier->stage = STAGE_DRAIN;
+    } else if (request->operation == OPERATION_FLUSH) {
+        xen_move_sync(xen_transfer_new(ring, TAPFS_XEN_SYNC, request), STAGE_ONLY);
+    } else if (request->operation == OPERATION_DISCARD && request->length > 0) {
+        xen_park(xen_transfer_new(ring, TAPFS_XEN_DISCARD, request));
+    } else if (request->operation == OPERATION_DISCARD) {
+        xen_ring_answer(ring, request);
+    } else {
+        xen_move_add(ring, request);
+    }
+}
+
+/* The requests of the batch are in the journal and decoded. */
+static void accept_batch(struct xen_ring *ring)
+{
+    xen_fetch_segments(ring);
+    for (uint32_t i = 0; i < ring->batch_count; i++) {
+        accept_request(ring, ring->batch[i]);
+    }
+    xen_move_seal(ring);
+    ring->batch_count = 0;
+}
+
+/* What a predecessor had taken and not answered. */
+static void recover(struct xen_ring *ring)
+{
+    if (!xen_journal_recover(ring)) {
+        ring->batch_count = 0;
+        ring->requests_taken = ring->responses_published; /* nothing is in flight */
+        end_ring(ring, "the ring is not where its journal says");
+        return;
+    }
+    for (uint32_t i = 0; i < ring->batch_count; i++) {
+        decode(ring, ring->batch[i]);
+    }
+    accept_batch(ring);
+}
+
+/* ---- responses */
+
+void xen_ring_answer(struct xen_ring *ring, struct xen_request *request)
+{
+    struct response response = {.id = request->id, .operation = request->operation, .status = request->status};
+    struct xen_counters *counters = &ring->counters;
+
+    /* This slot's request has been taken: responses never come before requests. */
+    memcpy(slot_of(ring, ring->responses_written), &response, RESPONSE_BYTES);
+    xen_journal_answer(ring, request, ring->responses_written);
+    ring->responses_written++;
+    request->next = ring->answered;
+    ring->answered = request;
+
+    if (request->operation <= OPERATION_DISCARD) {
+        xen_count(&counters->operations[request->operation], 1);
+    }
+    if (request->status != STATUS_OKAY) {
+        xen_count(&counters->errors, 1);
+    } else if (request->operation == OPERATION_READ) {
+        xen_count(&counters->read_bytes, request->length);
+    } else if (request->operation != OPERATION_DISCARD) {
+        xen_count(&counters->written_bytes, request->length);
+    }
+}
+
+static void count_in_flight(struct xen_ring *ring)
+{
+    atomic_store_explicit(&ring->counters.in_flight, ring->requests_taken - ring->responses_written,
+                          memory_order_relaxed);
+}
+
+/* Let the frontend see the responses; true if there were any. */
+static bool publish(struct xen_ring *ring)
+{
+    struct ring_indices *indices = indices_of(ring);
+    uint32_t written = ring->responses_written, count = written - ring->responses_published;
+
+    if (count == 0) {
+        return false;
+    }
+    xen_count(&ring->counters.batches, 1);
+    count_in_flight(ring);
+    /* We store our index and load the event's, the frontend stores the event's and loads ours, both in full order: one
+     * of us sees the other. */
+    atomic_store(&indices->responses_produced, written);
+    uint32_t event = atomic_load(&indices->responses_event);
+    ring->responses_published = written;
+    while (ring->answered != NULL) {
+        struct xen_request *request = ring->answered;
+        ring->answered = request->next;
+        xen_journal_free(ring, request);
+        request->next = ring->idle_requests;
+        ring->idle_requests = request;
+    }
+    if (ring->barrier_answered) {
+        /* Not before: a successor must not find it among what came after it. */
+        ring->barrier_answered = false;
+        ring->barrier = NULL;
+    }
+    if (written - event < count) {
+        xen_count(&ring->counters.notifications, 1);
+        xen_notify(ring->channel);
+    }
+    return true;
+}
+
+/* ---- the thread */
+
+static void take_over_returned(struct xen_ring *ring)
+{
+    struct xen_transfer *transfer;
+
+    if (!atomic_load(&ring->has_returned)) {
+        return;
+    }
+    pthread_mutex_lock(&ring->returned_lock);
+    struct xen_transfers returned = ring->returned;
+    ring->returned = (struct xen_transfers){NULL, NULL};
+    atomic_store(&ring->has_returned, false);
+    pthread_mutex_unlock(&ring->returned_lock);
+    while ((transfer = xen_pop(&returned)) != NULL) {
+        xen_move_returned(transfer);
+    }
+}
+
+static void take_over_ended(struct xen_ring *ring)
+{
+    if (mover_in_flight(ring->mover) == 0) {
+        return;
+    }
+    for (struct move *move = mover_ended(ring->mover), *next; move != NULL; move = next) {
+        next = move->next;
+        xen_move_ended(move);
+    }
+}
+
+/* Another disk is served from now on. */
+static void take_over_served(struct xen_ring *ring)
+{
+    tapfs_xen *device = ring->device;
+
+    if (atomic_load(&device->generation) == ring->generation) {
+        return;
+    }
+    pthread_mutex_lock(&device->lock);
+    ring->served = device->served;
+    mover_set_disk(ring->mover, ring->served.disk);
+    ring->generation = atomic_load(&device->generation);
+    pthread_cond_broadcast(&device->settled);
+    pthread_mutex_unlock(&device->lock);
+}
+
+/* Say so if there is nothing in flight, while the device is paused. */
+static void settle(struct xen_ring *ring)
+{
+    tapfs_xen *device = ring->device;
+
+    if (ring->requests_taken != ring->responses_published) {
+        return;
+    }
+    pthread_mutex_lock(&device->lock);
+    if (atomic_load(&device->paused) && !ring->quiet) {
+        ring->quiet = true;
+        pthread_cond_broadcast(&device->settled);
+    }
+    pthread_mutex_unlock(&device->lock);
+}
+
+/* Have the frontend notify us of the next request, unless it is there already. */
+static bool has_requests(struct xen_ring *ring)
+{
+    struct ring_indices *indices = indices_of(ring);
+    atomic_store(&indices->requests_event, ring->requests_taken + 1);
+    return atomic_load(&indices->requests_produced) != ring->requests_taken;
+}
+
+/* Wait for anything to do. `delay` in nanoseconds, 0: as long as it takes. */
+static void rest(struct xen_ring *ring, bool open, uint64_t delay)
+{
+    const struct timespec timeout = {.tv_sec = (time_t)(delay / 1000000000u), .tv_nsec = (long)(delay % 1000000000u)};
+    struct pollfd waits[3] = {
+        {.fd = ring->wake_fd, .events = POLLIN},
+        {.fd = mover_fd(ring->mover), .events = POLLIN},
+        {.fd = xen_channel_fd(ring->channel), .events = POLLIN},
+    };
+    uint64_t count, since = delay > 0 ? xen_now() : 0;
+
+    /* While nothing is taken the channel may stay readable. */
+    int ready = ppoll(waits, open && delay == 0 ? 3 : 2, delay > 0 ? &timeout : NULL, NULL);
+    if (delay > 0) {
+        xen_count(&ring->counters.throttled_ns, xen_now() - since);
+    }
+    if (ready <= 0) {
+        return;
+    }
+    if (waits[0].revents != 0) {
+        ssize_t got = read(ring->wake_fd, &count, sizeof count);
+        (void)got; /* it is non-blocking */
+    }
+    if (waits[2].revents != 0) {
+        xen_channel_clear(ring->channel);
+    }
+}
+
+/* Wait until all threads are there; false: they will not be. */
+static bool released(tapfs_xen *device)
+{
+    pthread_mutex_lock(&device->lock);
+    bool stopping = atomic_load(&device->stopping);
+    pthread_mutex_unlock(&device->lock);
+    return !stopping;
+}
+
+void *xen_ring_serve(void *argument)
+{
+    struct xen_ring *ring = argument;
+    tapfs_xen *device = ring->device;
+
+    if (!released(device)) {
+        return NULL;
+    }
+    recover(ring);
+    xen_move_run(ring);
+    publish(ring);
+    /* A predecessor may have published without notifying, and the frontend may have waited for us. */
+    xen_count(&ring->counters.notifications, 1);
+    xen_notify(ring->channel);
+    while (!atomic_load(&device->stopping)) {
+        uint64_t delay = 0;
+        bool paused = atomic_load(&device->paused), busy;
+        take_over_served(ring);
+        take_over_returned(ring);
+        take_over_ended(ring);
+        if (!paused && !ring->ended && ring->barrier == NULL) {
+            take(ring, &delay);
+        }
+        busy = ring->batch_count > 0;
+        accept_batch(ring);
+        xen_move_run(ring);
+        busy |= publish(ring);
+        count_in_flight(ring);
+        if (paused) {
+            settle(ring);
+        }
+        bool open = !paused && !ring->ended && ring->barrier == NULL;
+        if (!busy && !(open && delay == 0 && has_requests(ring))) {
+            rest(ring, open, delay);
+        }
+    }
+    return NULL;
+}
