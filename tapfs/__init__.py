@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from tapfs.async_image import AsyncImage, open_async
-    from tapfs.chain_map import MappedExtent
-    from tapfs.create import NewImage, create_image
+    from tapfs.disk.async_image import AsyncImage, open_async
+    from tapfs.disk.chain_map import MappedExtent
+    from tapfs.disk.image import Image
     from tapfs.driver import CheckReport
-    from tapfs.image import Image
+    from tapfs.jobs.create import NewImage, create_image
 
 __all__ = [
     "AsyncImage",
@@ -37,13 +37,13 @@ __all__ = [
 
 #: What is loaded when it is first asked for: importing tapfs costs next to nothing.
 _LAZY = {
-    "AsyncImage": "tapfs.async_image",
+    "AsyncImage": "tapfs.disk.async_image",
     "CheckReport": "tapfs.driver",
-    "Image": "tapfs.image",
-    "MappedExtent": "tapfs.chain_map",
-    "NewImage": "tapfs.create",
-    "create_image": "tapfs.create",
-    "open_async": "tapfs.async_image",
+    "Image": "tapfs.disk.image",
+    "MappedExtent": "tapfs.disk.chain_map",
+    "NewImage": "tapfs.jobs.create",
+    "create_image": "tapfs.jobs.create",
+    "open_async": "tapfs.disk.async_image",
 }
 
 
@@ -74,9 +74,9 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
     format it is, and the image itself stays as it is.
     Raises ImageError.
     """
-    from tapfs.chain import OpenOptions  # lazy, see above
-    from tapfs.lock import Sharing
-    from tapfs.opening import open_image
+    from tapfs.disk.chain import OpenOptions  # lazy, see above
+    from tapfs.disk.opening import open_image
+    from tapfs.host.lock import Sharing
 
     options = OpenOptions(
         format=format,
@@ -94,16 +94,16 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
 
 def check(path: str | os.PathLike[str], *, format: str | None = None) -> CheckReport:  # noqa: A002 - as above
     """Check an image's metadata; changes nothing."""
-    from tapfs.chain import OpenOptions
-    from tapfs.checking import check_image
+    from tapfs.disk.chain import OpenOptions
+    from tapfs.jobs.check import check_image
 
     return check_image(_text(path), OpenOptions(format=format))
 
 
 def repair(path: str | os.PathLike[str], *, format: str | None = None) -> CheckReport:  # noqa: A002 - as above
     """Repair an image's metadata, crash-safe and without losing guest data; check it again."""
-    from tapfs.chain import OpenOptions
-    from tapfs.checking import repair_image
+    from tapfs.disk.chain import OpenOptions
+    from tapfs.jobs.check import repair_image
 
     return repair_image(_text(path), OpenOptions(format=format))
 

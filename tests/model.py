@@ -2,7 +2,7 @@
 
 :class:`MemoryFile` is a host file that remembers what reached it in which order, so that a test can
 ask for the file as a crash at any moment may leave it. :class:`ModelDisk` does to a writable driver
-what the engine and :class:`tapfs.image.Image` do: reserve, write, commit, flush, flushed.
+what the engine and :class:`tapfs.disk.image.Image` do: reserve, write, commit, flush, flushed.
 """
 
 from __future__ import annotations

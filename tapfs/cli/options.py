@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, TypeVar
 
+from tapfs.disk.password import PASSWORD_VARIABLE, given_password, nonempty
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.password import PASSWORD_VARIABLE, given_password, nonempty
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-    from tapfs.chain import OpenOptions
-    from tapfs.image import Image
+    from tapfs.disk.chain import OpenOptions
+    from tapfs.disk.image import Image
 
 _Result = TypeVar("_Result")
 
@@ -48,8 +48,8 @@ def open_options(
     arguments: argparse.Namespace, *, writable: bool = False, overlay: str | None = None, temporary: bool = False
 ) -> OpenOptions:
     """What the options of :func:`add_image_options` say."""
-    from tapfs.chain import OpenOptions
-    from tapfs.lock import Sharing
+    from tapfs.disk.chain import OpenOptions
+    from tapfs.host.lock import Sharing
 
     return OpenOptions(
         format=arguments.format,
@@ -75,10 +75,10 @@ def open_image(
 ) -> Image:
     """The image that the arguments name (`path`, or else `arguments.image`), opened as they say.
 
-    `overlay` and `temporary` as in :class:`tapfs.chain.OpenOptions`. Asks for a password only if
+    `overlay` and `temporary` as in :class:`tapfs.disk.chain.OpenOptions`. Asks for a password only if
     the image is encrypted, and not for `metadata_only`. Raises ImageError.
     """
-    from tapfs.opening import open_image as open_chain
+    from tapfs.disk.opening import open_image as open_chain
 
     name: str = arguments.image if path is None else path
     options = open_options(arguments, writable=writable, overlay=overlay, temporary=temporary)

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable
 
-    from tapfs.progress import Progress
+    from tapfs.cli.progress import Progress
 
 
 def print_json(value: object) -> None:
@@ -58,7 +58,7 @@ def add_progress_options(parser: argparse.ArgumentParser) -> None:
 
 def progress_of(arguments: argparse.Namespace, operation: str) -> Progress:
     """The progress that the options ask for."""
-    from tapfs.progress import Progress, ProgressMode
+    from tapfs.cli.progress import Progress, ProgressMode
 
     mode = ProgressMode.NONE if arguments.quiet else ProgressMode(arguments.progress)
     return Progress(operation, mode, early=arguments.p)

@@ -11,7 +11,7 @@ from tapfs.errors import ErrorKind, ImageError
 if TYPE_CHECKING:
     import argparse
 
-    from tapfs.create import NewImage
+    from tapfs.jobs.create import NewImage
 
 
 def add_target_options(parser: argparse.ArgumentParser, prefix: str = "") -> None:
@@ -56,8 +56,8 @@ def wants_help(arguments: argparse.Namespace) -> bool:
 
 def print_options(format_name: str) -> int:
     """What `-o` takes for a format."""
+    from tapfs.disk.probe import format_named
     from tapfs.driver import CreatableFormat
-    from tapfs.probe import format_named
 
     found = format_named(format_name)
     if not isinstance(found, CreatableFormat):
@@ -75,7 +75,7 @@ def new_image_of(
     arguments: argparse.Namespace, path: str, *, format_name: str, size: int | None, key_file: str | None, program: str
 ) -> NewImage:
     """What the options ask for; asks for a password if it is to be encrypted and none is given."""
-    from tapfs.create import NewImage
+    from tapfs.jobs.create import NewImage
 
     return NewImage(
         format=format_name,

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import trio
 
 from tapfs.errors import ImageError
-from tapfs.local_socket import receive_line, short_path
-from tapfs.messages import MESSAGE_LIMIT, decode, encode, error_from_data, error_to_data
+from tapfs.serving.local_socket import receive_line, short_path
+from tapfs.serving.messages import MESSAGE_LIMIT, decode, encode, error_from_data, error_to_data
 
 
 class Answer(NamedTuple):

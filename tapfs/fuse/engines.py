@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import pyfuse3
 
+from tapfs.disk.image import Image
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.fuse.connection import MountOptions, connect, kind_of_failure
 from tapfs.fuse.mount_table import unmount
@@ -23,8 +24,7 @@ from tapfs.fuse.native import NativeEngine
 from tapfs.fuse.operations import ImageOperations
 from tapfs.fuse.settings import MountSettings
 from tapfs.fuse.tree import Tree
-from tapfs.image import Image
-from tapfs.log import log
+from tapfs.serving.log import log
 
 AUTO, NATIVE, PASSTHROUGH, PYFUSE3 = "auto", "native", "passthrough", "pyfuse3"
 

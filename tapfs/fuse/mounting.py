@@ -23,15 +23,15 @@ from tapfs.fuse.mount_table import is_abandoned, top_mount
 from tapfs.fuse.registry import MountEntry, Registry
 from tapfs.fuse.settings import MountSettings
 from tapfs.fuse.tree import image_tree
-from tapfs.log import log, log_to_stderr, log_to_syslog
-from tapfs.messages import MESSAGE_LIMIT, decode, encode, error_from_data, error_to_data
-from tapfs.processes import process_start
+from tapfs.serving.log import log, log_to_stderr, log_to_syslog
+from tapfs.serving.messages import MESSAGE_LIMIT, decode, encode, error_from_data, error_to_data
+from tapfs.serving.processes import process_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from io import FileIO
 
-    from tapfs.image import Image
+    from tapfs.disk.image import Image
     from tapfs.partitions.table import DiskContents
 
 _DEVICE = "/dev/fuse"

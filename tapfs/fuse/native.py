@@ -17,13 +17,13 @@ from collections.abc import Iterable
 
 import trio
 
+from tapfs.disk.image import Image
 from tapfs.errors import ImageError
 from tapfs.fuse.tree import Tree, Window
-from tapfs.image import Image
 from tapfs.kernel.fuse_server import FuseServer, ParkedRequest, Request, ServerStatistics
 from tapfs.kernel.parked import Queue
-from tapfs.log import ErrorLog, log
-from tapfs.parked_moves import finish_move
+from tapfs.serving.log import ErrorLog, log
+from tapfs.serving.parked import finish_move
 
 #: Threads that supply maps and reservations, and those that flush, zero and seek.
 _MOVERS, _OTHERS = 3, 3

@@ -22,11 +22,11 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
+from tapfs.disk.image import Image
 from tapfs.errors import ImageError
 from tapfs.fuse.settings import PLAIN, MountSettings
 from tapfs.fuse.tree import Document, Node, Tree, Window
-from tapfs.image import Image
-from tapfs.log import ErrorLog, log
+from tapfs.serving.log import ErrorLog, log
 
 _Result = TypeVar("_Result")
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tapfs.errors import ImageError, from_os_error
 from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE, MountedFileSystem, mounts_at, top_mount, unmount
-from tapfs.processes import process_start
-from tapfs.runtime_directory import make_private, runtime_directory
+from tapfs.serving.processes import process_start
+from tapfs.serving.runtime_directory import make_private, runtime_directory
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,16 +21,16 @@ from pathlib import Path
 import pyfuse3
 import trio
 
+from tapfs.disk.image import Image
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.fuse import control, engines
-from tapfs.fuse.files import FilesLayer
+from tapfs.fuse.files.layer import FilesLayer
 from tapfs.fuse.mount_table import require_uncovered, top_mount, unmount
 from tapfs.fuse.registry import MountEntry, Registry
 from tapfs.fuse.settings import PLAIN, MountSettings
 from tapfs.fuse.tree import Tree
-from tapfs.image import Image
-from tapfs.local_socket import listen
-from tapfs.log import log
+from tapfs.serving.local_socket import listen
+from tapfs.serving.log import log
 
 #: A small program that looks at the paths it is given; no PATH is needed to find it.
 _LOOK = (sys.executable, "-I", "-S", "-c", "import os, sys\nfor node in sys.argv[1:]: os.stat(node)")

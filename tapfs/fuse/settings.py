@@ -7,7 +7,7 @@ import stat
 from dataclasses import dataclass
 
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.fuse.file_choice import FileSystemPlace
+from tapfs.fuse.files.choice import FileSystemPlace
 
 _CONFIGURATION = "/etc/fuse.conf"
 

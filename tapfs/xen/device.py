@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tapfs.errors import ErrorKind, ImageError
 
 if TYPE_CHECKING:
-    from tapfs.xen.xenstore import Store
+    from tapfs.xen.xenstore.client import Store
 
 #: Below `/local/domain/0/backend`: disks of `tapfs attach`, and those that libxl makes.
 OUR_KIND = "tap"

@@ -13,10 +13,10 @@ import os
 import re
 from typing import NamedTuple
 
+from tapfs.disk.probe import format_names
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.probe import format_names
-from tapfs.shared_ram import PREFIX as RAM_PREFIX
-from tapfs.shared_ram import is_ram
+from tapfs.host.ram import PREFIX as RAM_PREFIX
+from tapfs.host.ram import is_ram
 from tapfs.xen.device import parse_vdev
 
 _MODES = {"r": "r", "ro": "r", "w": "w", "rw": "w", "w!": "w!"}

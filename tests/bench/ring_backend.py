@@ -11,11 +11,11 @@ import os
 import sys
 import tempfile
 
-from tapfs.chain import OpenOptions
+from tapfs.disk.chain import OpenOptions
+from tapfs.disk.opening import open_image
 from tapfs.kernel.xen_ring import Grants, Protocol
-from tapfs.opening import open_image
-from tapfs.xen.frontend_keys import FrontendKeys, RingKeys
-from tapfs.xen.served_disk import RateLimit, ServedDisk
+from tapfs.xen.disk.frontend_keys import FrontendKeys, RingKeys
+from tapfs.xen.disk.served_disk import RateLimit, ServedDisk
 
 
 def main(machine: str, image: str, image_format: str, grants: str, processor: str) -> None:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 import tapfs
 from tapfs import ErrorKind, Image, ImageError, NewImage
-from tapfs.chain import OpenOptions
+from tapfs.disk.chain import OpenOptions
+from tapfs.disk.opening import open_image
+from tapfs.disk.plan_log import PlanLog
 from tapfs.kernel.engine import EngineDisk, execute_on_file
-from tapfs.opening import open_image
 from tapfs.plan import Discard, Grow, Plan, Write
-from tapfs.plan_log import PlanLog
 
 SIZE = 3 << 20
 SECTOR = 512

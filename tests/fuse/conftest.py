@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tapfs.fuse.mount_table import mounted_file_systems, unmount
-from tapfs.processes import process_start
+from tapfs.serving.processes import process_start
 from tests.conftest import Ran
 
 MIB = 1 << 20

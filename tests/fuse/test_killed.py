@@ -15,8 +15,8 @@ import pytest
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.fuse import unmounting
-from tapfs.fuse.loop_device import loop_device
-from tapfs.processes import process_start
+from tapfs.fuse.files.loop_device import loop_device
+from tapfs.serving.processes import process_start
 from tests.fuse.conftest import MIB, Mounts, make_file_system, somebody, wait_for
 
 pytestmark = pytest.mark.usefixtures("root", "no_new_loop_device")
@@ -70,7 +70,7 @@ def mounting_helper(mounts: Mounts) -> int | None:
     """The process that mounts the files from the hidden disk."""
     for pid in mounts.processes():
         with suppress(OSError):
-            if b"tapfs.fuse.kernel_mount" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if b"tapfs.fuse.files.mount_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 return pid
     return None
 

@@ -10,10 +10,10 @@ from typing import cast
 import pyfuse3
 import pytest
 
+from tapfs.disk.image import Image
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.fuse.operations import ImageOperations
 from tapfs.fuse.tree import ROOT_INODE, Directory, Document, Tree, Window, image_tree
-from tapfs.image import Image
 
 _CONTEXT = cast("pyfuse3.RequestContext", None)
 

@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import Fixture, Ran, sha256_of
 from tests.fuse.conftest import Mounts, refused, wait_for
 from tests.fuse.test_partitions import mounted, output, with_file_systems
-from tests.unit.test_partitions import LOGICAL, MIB, partitioned
+from tests.unit.partitions.test_tables import LOGICAL, MIB, partitioned
 
 
 def compare(first: str, first_format: str, second: Path) -> int:

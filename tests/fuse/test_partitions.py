@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuse.conftest import Mounts, refused, wait_for
-from tests.unit.test_partitions import GPT, LOGICAL, MIB, partitioned
+from tests.unit.partitions.test_tables import GPT, LOGICAL, MIB, partitioned
 
 
 def output(*words: object) -> str:

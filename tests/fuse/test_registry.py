@@ -10,8 +10,8 @@ import pytest
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.fuse.registry import MountEntry, Registry
-from tapfs.processes import process_start
-from tapfs.runtime_directory import runtime_directory
+from tapfs.serving.processes import process_start
+from tapfs.serving.runtime_directory import runtime_directory
 
 
 def entry_of(pid: int, start: int, mountpoint: str = "/nowhere") -> MountEntry:

@@ -12,9 +12,9 @@ import pytest
 
 import tapfs
 from tapfs import ErrorKind, Image, ImageError, NewImage
-from tapfs.chain import OpenOptions
-from tapfs.lock import Sharing, only_read_from_now_on, refuse_other_writers
-from tapfs.opening import open_image
+from tapfs.disk.chain import OpenOptions
+from tapfs.disk.opening import open_image
+from tapfs.host.lock import Sharing, only_read_from_now_on, refuse_other_writers
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 import tapfs
-from tapfs import NewImage, shared_ram
+from tapfs import NewImage
+from tapfs.host import ram
 
 SIZE = 5 * 1024 * 1024 + 2560
 PARENT_SIZE = SIZE - 3 * 1024 * 1024 - 1000
@@ -144,7 +145,7 @@ class ImageModel(RuleBasedStateMachine):
         with contextlib.ExitStack() as cleanup:
             cleanup.callback(shutil.rmtree, self.folder)
             if self.format == "ram":
-                cleanup.callback(shared_ram.remove, self.name)
+                cleanup.callback(ram.remove, self.name)
             if hasattr(self, "image"):
                 assert self.image.read(0, SIZE) == self.bytes
                 self.image.close()

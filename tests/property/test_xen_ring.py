@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 import tapfs
 from tapfs import NewImage
 from tapfs.kernel.xen_ring import Grants
-from tests.unit.xen_rings import DOMAIN, Served, new_machine, pattern
+from tests.unit.xen.xen_rings import DOMAIN, Served, new_machine, pattern
 from tests.xen import blkif
 from tests.xen.blkif import ERROR, NOT_SUPPORTED, OKAY, PAGE, SECTOR, Abi, Discard, Message, Operation
 from tests.xen.frontend import Buffer, Frontend

@@ -27,25 +27,27 @@ BANNED_IN_DRIVERS = {
     "cffi",
 }
 
-#: Of the process that serves a disk.
-XEN_MODULES_OF_THE_ENGINE = {"backend", "frontend_keys", "served_disk"}
-#: What outlives a disk's crash, or is only to start fast.
-XEN_PROGRAMS_WITHOUT_ENGINE = ["supervisor", "toolstack", "block_script", "control_client"]
+#: The modules of tapfs/disk that open and map chains: they move no guest data.
+BELOW_THE_ENGINE = ["async_image", "chain", "chain_map", "description", "password", "probe"]
 
-#: The core below `image`: opens and maps chains, moves no guest data.
-BELOW_THE_ENGINE = [
-    "async_image",
-    "chain",
-    "chain_map",
-    "description",
-    "driver",
-    "errors",
-    "extent",
-    "host_file",
-    "lock",
-    "plan",
-    "probe",
-    "shared_ram",
+#: What each folder of tapfs/ may import of the others, besides the contract. Front ends never see each other.
+CONTRACT = {"driver", "errors", "extent", "plan"}
+MAY_IMPORT = {
+    "host": set[str](),
+    "partitions": set[str](),
+    "disk": {"host", "kernel", "partitions"},
+    "jobs": {"host", "disk", "kernel"},
+    "serving": {"host", "disk", "kernel"},
+    "fuse": {"host", "disk", "jobs", "serving", "partitions", "kernel"},
+    "xen": {"host", "disk", "jobs", "serving", "kernel"},
+}
+#: Only the process of a disk moves data; what outlives it, and what is to start fast, never loads the engine.
+XEN_FOLDER_OF_THE_ENGINE = "tapfs.xen.disk"
+XEN_PROGRAMS_WITHOUT_ENGINE = [
+    "tapfs.xen.supervisor.supervisor",
+    "tapfs.xen.toolstack.attach",
+    "tapfs.xen.toolstack.block_script",
+    "tapfs.xen.toolstack.control_client",
 ]
 
 
@@ -57,8 +59,12 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             found.add(node.module or "")
-            found |= {f"{node.module}.{alias.name}" for alias in node.names if node.module in ("tapfs", "tapfs.xen")}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names if is_package(node.module or "")}
     return found - {"tapfs"}
+
+
+def is_package(module: str) -> bool:
+    return module.split(".", maxsplit=1)[0] == "tapfs" and (ROOT / module.replace(".", "/")).is_dir()
 
 
 def python_files(folder: str) -> list[Path]:
@@ -76,7 +82,19 @@ def test_drivers_import_only_the_pure_core(path: Path) -> None:
 
 @pytest.mark.parametrize("name", BELOW_THE_ENGINE)
 def test_the_core_below_the_engine_does_not_import_it(name: str) -> None:
-    assert not {found for found in imports(ROOT / "tapfs" / f"{name}.py") if found.startswith("tapfs.kernel")}
+    assert not {found for found in imports(ROOT / f"tapfs/disk/{name}.py") if found.startswith("tapfs.kernel")}
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_imports_run_down_the_folders(folder: str) -> None:
+    allowed = MAY_IMPORT[folder] | CONTRACT | {folder}
+    for path in python_files(f"tapfs/{folder}"):
+        ours = {name.split(".")[1] for name in imports(path) if name.startswith("tapfs.")}
+        assert ours <= allowed, path
+
+
+def test_the_root_is_the_contract() -> None:
+    assert {path.stem for path in (ROOT / "tapfs").glob("*.py")} == CONTRACT | {"__init__"}
 
 
 def test_partitions_are_pure() -> None:
@@ -99,13 +117,10 @@ def test_front_ends_do_not_know_each_other_or_the_commands(folder: str, other: s
         assert not {name for name in imports(path) if name.startswith((other, "tapfs.cli"))}, path
 
 
-def test_few_modules_of_the_xen_front_end_know_the_engine() -> None:
-    users = {
-        path.stem
-        for path in python_files("tapfs/xen")
-        if any(name.startswith("tapfs.kernel") for name in imports(path))
-    }
-    assert users <= XEN_MODULES_OF_THE_ENGINE
+def test_only_the_process_of_a_guest_s_disk_knows_the_engine() -> None:
+    for path in python_files("tapfs/xen"):
+        if path.parent.name != "disk":
+            assert not {name for name in imports(path) if name.startswith("tapfs.kernel")}, path
 
 
 @pytest.mark.parametrize("program", XEN_PROGRAMS_WITHOUT_ENGINE)
@@ -115,11 +130,10 @@ def test_the_supervisor_and_the_commands_do_not_load_the_engine(program: str) ->
     while ahead:
         module = ahead.pop()
         reached.add(module)
-        found = {
-            name.split(".")[2] for name in imports(ROOT / f"tapfs/xen/{module}.py") if name.startswith("tapfs.xen.")
-        }
-        ahead |= found - reached
-    assert not reached & XEN_MODULES_OF_THE_ENGINE
+        source = ROOT / f"{module.replace('.', '/')}.py"
+        if source.exists():
+            ahead |= {name for name in imports(source) if name.startswith("tapfs.xen.")} - reached
+    assert not {name for name in reached if name.startswith(XEN_FOLDER_OF_THE_ENGINE)}
 
 
 def test_nobody_imports_a_second_copy() -> None:

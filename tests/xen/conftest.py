@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tapfs.xen.host import MACHINE_VARIABLE, Host, find_host
-from tapfs.xen.xenstore import XenStore, connect
+from tapfs.xen.xenstore.client import XenStore, connect
 from tests.xen.disk_device import Devices
 from tests.xen.machine import Machine
 from tests.xen.supervising import GUEST, SIZE

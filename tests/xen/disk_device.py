@@ -14,18 +14,18 @@ import trio
 
 import tapfs
 from tapfs import ErrorKind, Image, ImageError
-from tapfs.xen.claim import claim
-from tapfs.xen.control_client import ask
 from tapfs.xen.device import Device, State, parse_state, parse_vdev
 from tapfs.xen.host import MACHINE_SOCKET, Host
-from tapfs.xen.toolstack import attach, detach, remove_device
-from tapfs.xen.xenstore import XenStore, connect
+from tapfs.xen.supervisor.claim import claim
+from tapfs.xen.toolstack.attach import attach, detach, remove_device
+from tapfs.xen.toolstack.control_client import ask
+from tapfs.xen.xenstore.client import XenStore, connect
 from tests.conftest import REPOSITORY
 from tests.xen.machine import PATIENCE, Machine
 from tests.xen.xenbus_frontend import XenbusFrontend
 from tests.xen.xenstored import Xenstored, guest_socket
 
-COMMAND = [sys.executable, "-m", "tapfs.xen.disk_process"]
+COMMAND = [sys.executable, "-m", "tapfs.xen.disk.process"]
 
 DONE, FAILED, STOPPED = 0, 3, 75
 

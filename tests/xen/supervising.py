@@ -8,11 +8,11 @@ from pathlib import Path
 
 import trio
 
-from tapfs.xen import toolstack
 from tapfs.xen.device import Device, parse_vdev
 from tapfs.xen.host import Host
-from tapfs.xen.supervisor_lock import xen_directory
-from tapfs.xen.xenstore import XenStore, connect
+from tapfs.xen.supervisor.supervisor_lock import xen_directory
+from tapfs.xen.toolstack import attach as toolstack
+from tapfs.xen.xenstore.client import XenStore, connect
 from tests.xen.machine import Machine
 from tests.xen.supervisor_process import PATIENCE
 from tests.xen.xenbus_frontend import XenbusFrontend

@@ -78,7 +78,7 @@ class SupervisorProcess:
         found = {}
         for pid in self._processes():
             words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-            if "tapfs.xen.disk_process" in words:
+            if "tapfs.xen.disk.process" in words:
                 found[" ".join(words[-4:-1])] = pid
         return found
 

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
-from tapfs.xen import block_script
 from tapfs.xen.device import Device
+from tapfs.xen.toolstack import block_script
 from tests.conftest import REPOSITORY, Ran
 from tests.xen.supervisor_process import PATIENCE
 from tests.xen.xenstored import Xenstored
@@ -132,7 +132,7 @@ async def test_without_xenstored(script: Script, machine: object) -> None:
 @pytest.mark.parametrize("words", [[], ["online"], ["add", "remove"]])
 def test_other_words_are_refused(words: list[str]) -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "tapfs.xen.block_script", *words],
+        [sys.executable, "-m", "tapfs.xen.toolstack.block_script", *words],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -145,6 +145,6 @@ def test_other_words_are_refused(words: list[str]) -> None:
 
 def test_it_is_light() -> None:
     """Xl waits for it at every disk."""
-    words = "import sys, tapfs.xen.block_script; print(*sys.modules)"
+    words = "import sys, tapfs.xen.toolstack.block_script; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", words], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert not {"trio", "cffi", "argparse", "asyncio", "tapfs.cli"} & set(run.stdout.split())

@@ -15,7 +15,7 @@ import trio
 
 import tapfs
 from tapfs.errors import CODES, ErrorKind
-from tapfs.xen.xenstore import XenStore
+from tapfs.xen.xenstore.client import XenStore
 from tests.conftest import REPOSITORY, Ran
 from tests.xen.blkif import SECTOR
 from tests.xen.machine import Machine

@@ -19,10 +19,10 @@ import trio.testing
 
 import tapfs
 from tapfs import ErrorKind, ImageError, NewImage
-from tapfs.xen import disk_process
 from tapfs.xen.device import Device, State
+from tapfs.xen.disk import process as disk_process
 from tapfs.xen.host import Host
-from tapfs.xen.xenstore_wire import Message, Operation
+from tapfs.xen.xenstore.wire import Message, Operation
 from tests.xen import xenstored as xenstored_server
 from tests.xen.disk_device import DONE, STOPPED, Devices, DiskDevice
 from tests.xen.frontend import Frontend, Ring

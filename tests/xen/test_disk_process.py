@@ -11,8 +11,8 @@ import trio
 import tapfs
 from tapfs import ErrorKind, NewImage
 from tapfs.xen.device import State
-from tapfs.xen.xenstore import Store
-from tapfs.xen.xenstore_wire import Message, Operation
+from tapfs.xen.xenstore.client import Store
+from tapfs.xen.xenstore.wire import Message, Operation
 from tests.xen import xenstored as xenstored_server
 from tests.xen.disk_device import DONE, FAILED, STOPPED, Devices
 from tests.xen.machine import PATIENCE

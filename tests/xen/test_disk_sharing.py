@@ -11,7 +11,7 @@ import trio
 
 import tapfs
 from tapfs import NewImage
-from tapfs.processes import process_start
+from tapfs.serving.processes import process_start
 from tapfs.xen.device import State
 from tests.xen.disk_device import DONE, FAILED, Devices, DiskDevice, descriptors_of, opened_when_free
 from tests.xen.machine import PATIENCE

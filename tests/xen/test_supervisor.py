@@ -12,14 +12,14 @@ import trio
 import tapfs
 from tapfs import NewImage
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.xen import toolstack
 from tapfs.xen.device import State
-from tapfs.xen.given_up import GivenUp
 from tapfs.xen.host import Host
-from tapfs.xen.restarts import Restarts
-from tapfs.xen.supervised_device import SupervisedDevice
-from tapfs.xen.supervisor_lock import xen_directory
-from tapfs.xen.xenstore import Store, XenStore, connect
+from tapfs.xen.image_stamp import GivenUp
+from tapfs.xen.supervisor.restarts import Restarts
+from tapfs.xen.supervisor.supervised_device import SupervisedDevice
+from tapfs.xen.supervisor.supervisor_lock import xen_directory
+from tapfs.xen.toolstack import attach as toolstack
+from tapfs.xen.xenstore.client import Store, XenStore, connect
 from tests.xen.disk_device import opened_when_free
 from tests.xen.machine import Machine
 from tests.xen.supervising import (

@@ -11,7 +11,7 @@ import trio
 
 import tapfs
 from tapfs.xen.device import State
-from tapfs.xen.xenstore import XenStore
+from tapfs.xen.xenstore.client import XenStore
 from tests.xen.load import Load
 from tests.xen.machine import Machine
 from tests.xen.supervising import (

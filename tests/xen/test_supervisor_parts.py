@@ -15,10 +15,11 @@ import pytest
 import trio
 
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.processes import process_start
-from tapfs.xen import installing, running_disk, service_manager
-from tapfs.xen.restarts import Restarts
-from tapfs.xen.supervisor_lock import take_supervisor_lock, xen_directory
+from tapfs.serving.processes import process_start
+from tapfs.xen import process_handle
+from tapfs.xen.supervisor import install, service_manager
+from tapfs.xen.supervisor.restarts import Restarts
+from tapfs.xen.supervisor.supervisor_lock import take_supervisor_lock, xen_directory
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +49,7 @@ def test_crashes_are_forgotten_after_a_minute() -> None:
 
 
 async def test_a_running_process_is_adopted_by_name(sleeper: subprocess.Popen[bytes]) -> None:
-    found = running_disk.adopt(f"{sleeper.pid}:{process_start(sleeper.pid)}")
+    found = process_handle.adopt(f"{sleeper.pid}:{process_start(sleeper.pid)}")
     assert found is not None
     assert found.pid == sleeper.pid
     assert found.name == f"{sleeper.pid}:{process_start(sleeper.pid)}"
@@ -62,19 +63,19 @@ async def test_a_running_process_is_adopted_by_name(sleeper: subprocess.Popen[by
 
 @pytest.mark.parametrize("name", [None, "", "x:y", "1", "12:", f"{os.getpid()}:1", "4194304999999999999999:1", "-1:5"])
 def test_another_process_is_not_adopted(name: str | None) -> None:
-    assert running_disk.adopt(name) is None
+    assert process_handle.adopt(name) is None
 
 
 def test_a_locked_device_keeps_its_files(tmp_path: Path) -> None:
     for suffix in ("socket", "journal"):
         (tmp_path / f"3-51712.{suffix}").touch()
     (tmp_path / "blktapctrl.lock").touch()
-    assert running_disk.keys_of_runtime_files(tmp_path) == {"3-51712"}
+    assert process_handle.keys_of_runtime_files(tmp_path) == {"3-51712"}
     with (tmp_path / "3-51712.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert not running_disk.remove_runtime_files(tmp_path, "3-51712")
+        assert not process_handle.remove_runtime_files(tmp_path, "3-51712")
         assert (tmp_path / "3-51712.journal").exists()
-    assert running_disk.remove_runtime_files(tmp_path, "3-51712")
+    assert process_handle.remove_runtime_files(tmp_path, "3-51712")
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["blktapctrl.lock"]
 
 
@@ -107,7 +108,7 @@ def test_the_unit_and_the_script_are_installed(tmp_path: Path, monkeypatch: pyte
     (binaries / "block-tapfs").touch(mode=0o755)
     monkeypatch.setattr(sys, "executable", str(binaries / "python"))
     for _ in range(2):  # again, over what is there
-        unit, script = (Path(path) for path in installing.install(str(tmp_path / "root")))
+        unit, script = (Path(path) for path in install.install(str(tmp_path / "root")))
     assert script == tmp_path / "root/etc/xen/scripts/block-tapfs"
     assert script.readlink() == binaries / "block-tapfs"
     assert unit == tmp_path / "root/usr/lib/systemd/system/tapfs-blktapctrl.service"
@@ -122,6 +123,6 @@ def test_an_installation_needs_the_script(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ImageError) as caught:
-        installing.install(str(tmp_path / "root"))
+        install.install(str(tmp_path / "root"))
     assert caught.value.kind is ErrorKind.NOT_FOUND
     assert not (tmp_path / "root").exists()

@@ -12,12 +12,12 @@ import trio
 import trio.testing
 
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.processes import process_start
-from tapfs.xen import toolstack
+from tapfs.serving.processes import process_start
 from tapfs.xen.device import Device, State
 from tapfs.xen.host import Host
-from tapfs.xen.toolstack import attach, attach_and_wait, detach, remove_device, wait_connected, wait_ready
-from tapfs.xen.xenstore import Store, XenStore, connect
+from tapfs.xen.toolstack import attach as toolstack
+from tapfs.xen.toolstack.attach import attach, attach_and_wait, detach, remove_device, wait_connected, wait_ready
+from tapfs.xen.xenstore.client import Store, XenStore, connect
 from tests.xen.xenstored import Xenstored, guest_socket
 
 DISK = Device("tap", 3, 51712)

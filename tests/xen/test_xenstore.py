@@ -17,8 +17,8 @@ import trio.testing
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.xen.device import find_domain, our_devices
 from tapfs.xen.host import Host
-from tapfs.xen.xenstore import Store, XenStore, connect
-from tapfs.xen.xenstore_wire import HEADER, Assembler, Message, Operation, ProtocolError, errno_of, join_strings
+from tapfs.xen.xenstore.client import Store, XenStore, connect
+from tapfs.xen.xenstore.wire import HEADER, Assembler, Message, Operation, ProtocolError, errno_of, join_strings
 from tests.conftest import REPOSITORY
 from tests.xen.machine import Machine
 from tests.xen.xenstored import Xenstored, guest_socket

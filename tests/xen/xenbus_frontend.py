@@ -11,7 +11,7 @@ import trio
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.xen.device import Device, State, parse_state
-from tapfs.xen.xenstore import Store, XenStore
+from tapfs.xen.xenstore.client import Store, XenStore
 from tests.xen.blkif import SECTOR, Abi
 from tests.xen.frontend import Frontend
 from tests.xen.machine import PATIENCE, Domain

@@ -16,7 +16,7 @@ from pathlib import Path
 import trio
 
 from tapfs.xen.host import MACHINE_SOCKET
-from tapfs.xen.xenstore_wire import (
+from tapfs.xen.xenstore.wire import (
     HEADER,
     PAYLOAD_MAXIMUM,
     Assembler,

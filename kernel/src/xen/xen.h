@@ -24,7 +24,7 @@ enum { TAPFS_XEN_COPY = 0, TAPFS_XEN_MAP = 1, TAPFS_XEN_PERSISTENT = 2 };
 /*
  * What a parked request wants: a READ or WRITE what `outcome` says, then resume; or a WRITE that `data` is written, then
  * complete. A SYNC that everything becomes durable. The answer of a write must outlive this process: who completes it, or
- * reserves for it, sees to that (tapfs/plan_log.py).
+ * reserves for it, sees to that (tapfs/disk/plan_log.py).
  */
 enum { TAPFS_XEN_READ = 0, TAPFS_XEN_WRITE = 1, TAPFS_XEN_SYNC = 2, TAPFS_XEN_DISCARD = 3 };
 /* Who takes it: moves wait for maps and reservations only, the others for the disk. */

@@ -18,7 +18,13 @@ from typing import NoReturn
 #: Limits are what an idle machine needs and more; a busy one gets so many times that.
 PATIENCE = 5
 #: What most commands of tapfs load.
-LOADED = ("tapfs.cli.main", "tapfs.cli.attach", "tapfs.xen.toolstack", "tapfs.xen.block_device", "tapfs.xen.xenstore")
+LOADED = (
+    "tapfs.cli.main",
+    "tapfs.cli.guests.attach",
+    "tapfs.xen.toolstack.attach",
+    "tapfs.xen.toolstack.block_device",
+    "tapfs.xen.xenstore.client",
+)
 
 
 def say(text: str) -> None:

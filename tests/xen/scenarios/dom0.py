@@ -14,8 +14,8 @@ import trio
 
 from tapfs.xen.device import OUR_KIND, Device
 from tapfs.xen.host import find_host
-from tapfs.xen.toolstack import attach_and_wait
-from tapfs.xen.xenstore import connect
+from tapfs.xen.toolstack.attach import attach_and_wait
+from tapfs.xen.xenstore.client import connect
 from tests.xen.scenarios.commands import PATIENCE, attempt, attempt_tapfs, run, say, tapfs, wait_until
 from tests.xen.scenarios.guest import Guest
 
@@ -178,6 +178,6 @@ def disk_processes() -> list[int]:
             command = (folder / "cmdline").read_bytes()
         except OSError:
             continue
-        if b"tapfs.xen.disk_process" in command:
+        if b"tapfs.xen.disk.process" in command:
             found.append(int(folder.name))
     return found

@@ -10,7 +10,7 @@ import trio
 
 from tapfs.xen.device import OUR_KIND, Device, State
 from tapfs.xen.host import find_host
-from tapfs.xen.xenstore import connect
+from tapfs.xen.xenstore.client import connect
 from tests.xen.blkif import OKAY, PAGE, SECTOR, Discard, Indirect, Message, Operation, Request, Segment
 from tests.xen.frontend import Frontend
 from tests.xen.scenarios.commands import attempt_tapfs, run, say, tapfs, wait_until

@@ -1,0 +1,126 @@
+"""The blktap project's own tools, with their argument order: qcow-create, img2qcow, qcow2raw.
+
+What they were and what was wrong with them: shared/specs/blktap-qcow.md, "The original tools".
+They write the layout that the blktap drivers read, and they say by their exit code when they fail.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from tapfs.cli.guard import guarded
+from tapfs.cli.parser import Parser, UsageError
+from tapfs.errors import ErrorKind, ImageError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from tapfs.disk.image import Image
+    from tapfs.jobs.create import NewImage
+
+#: The layout of the blktap tools (`tapfs create -f qcow -o help`).
+_BLKTAP = {"blktap": "on"}
+_SECTOR = 512
+_DESTINATION_FIRST = "Note the order: the DESTINATION comes first."
+
+
+def qcow_create(argv: list[str] | None = None) -> int:
+    """``qcow-create [-r] [-f FORMAT] SIZE_MB FILE [BACKING]``."""
+    return guarded("qcow-create", lambda: _qcow_create(_words(argv)))
+
+
+def img2qcow(argv: list[str] | None = None) -> int:
+    """``img2qcow DEST SRC``."""
+    return guarded("img2qcow", lambda: _img2qcow(_words(argv)))
+
+
+def qcow2raw(argv: list[str] | None = None) -> int:
+    """``qcow2raw DEST SRC``."""
+    return guarded("qcow2raw", lambda: _qcow2raw(_words(argv)))
+
+
+def _words(argv: list[str] | None) -> list[str]:
+    return sys.argv[1:] if argv is None else argv
+
+
+def _qcow_create(words: list[str]) -> int:
+    parser = Parser(
+        prog="qcow-create",
+        description="Make the empty qcow image FILE of SIZE_MB MiB in blktap's layout. With BACKING it is an overlay:\n"
+        "it reads as BACKING until it is written to, and is SIZE_MB large all the same.\n"
+        "An existing FILE that is not empty is left alone.",
+    )
+    parser.add_argument("-r", action="store_true", help="reserve the space of the whole disk now")
+    parser.add_argument("-f", dest="format", metavar="FORMAT", default="qcow", help="image format (default: qcow)")
+    parser.add_argument("size", metavar="SIZE_MB")
+    parser.add_argument("image", metavar="FILE")
+    parser.add_argument("backing", metavar="BACKING", nargs="?", help="parent of the new image")
+    arguments = parser.parse_intermixed_args(words)
+    if not (arguments.size.isascii() and arguments.size.isdigit() and 0 < int(arguments.size[:20]) < 1 << 43):
+        raise UsageError(f"SIZE_MB is a number of MiB, not {arguments.size!r}", parser.prog)
+    if arguments.r and arguments.backing is not None:
+        raise UsageError("-r reserves a whole disk, an overlay has none", parser.prog)
+    from tapfs.jobs.create import NewImage, create_image
+
+    options = (_BLKTAP if arguments.format == "qcow" else {}) | ({"reserve": "on"} if arguments.r else {})
+    new = NewImage(format=arguments.format, size=int(arguments.size) << 20, backing=arguments.backing, options=options)
+    try:
+        create_image(arguments.image, new)
+    except ImageError as error:
+        if error.kind is ErrorKind.EXISTS:
+            error.remedy = "remove it first if it is not needed"
+        raise
+    return 0
+
+
+def _img2qcow(words: list[str]) -> int:
+    arguments = _copy_arguments(
+        words,
+        "img2qcow",
+        "Copy the raw disk SRC into the new qcow image DEST in blktap's layout. Zeros take no space.\n"
+        f"{_DESTINATION_FIRST} A partial last sector is kept: the disk is rounded up.",
+    )
+    from tapfs.disk.chain import OpenOptions
+    from tapfs.disk.opening import open_image
+    from tapfs.jobs.create import NewImage
+
+    with open_image(arguments.source, OpenOptions(format="raw")) as source:
+        size = -(-source.size // _SECTOR) * _SECTOR
+        _copy(source, arguments.destination, NewImage(format="qcow", size=size, options=_BLKTAP), "img2qcow")
+    return 0
+
+
+def _qcow2raw(words: list[str]) -> int:
+    arguments = _copy_arguments(
+        words,
+        "qcow2raw",
+        "Copy the disk in the qcow image SRC (and its parents) into the new raw file or block device DEST.\n"
+        f"{_DESTINATION_FIRST} What was never written reads as zeros.",
+    )
+    from tapfs.cli.options import unlocked
+    from tapfs.disk.chain import OpenOptions
+    from tapfs.disk.opening import open_image
+    from tapfs.jobs.create import NewImage
+
+    def attempt(password: bytes | None) -> Image:
+        return open_image(arguments.source, OpenOptions(format="qcow"), password=password)
+
+    with unlocked(None, arguments.source, attempt) as source:
+        _copy(source, arguments.destination, NewImage(format="raw", size=source.size), "qcow2raw")
+    return 0
+
+
+def _copy_arguments(words: list[str], program: str, description: str) -> argparse.Namespace:
+    parser = Parser(prog=program, description=description)
+    parser.add_argument("destination", metavar="DEST", help="what is written: replaced when the copy is complete")
+    parser.add_argument("source", metavar="SRC", help="what is read")
+    return parser.parse_intermixed_args(words)
+
+
+def _copy(source: Image, destination: str, new: NewImage, program: str) -> None:
+    from tapfs.cli.progress import Progress
+    from tapfs.jobs.convert import convert_to_new
+
+    with Progress(program) as progress:
+        convert_to_new(source, destination, new, progress=progress)

@@ -1,0 +1,1 @@
+"""The commands for images and mounts, one module each."""

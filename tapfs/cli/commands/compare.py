@@ -1,0 +1,66 @@
+"""`tapfs compare`: does a guest read the same from two images?"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from tapfs.cli.options import add_image_options, open_image
+from tapfs.cli.reporting import add_json_option, add_progress_options, print_json, progress_of
+
+if TYPE_CHECKING:
+    from tapfs.cli.parser import Subparsers
+
+EXIT_DIFFERENT = 1
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Describe the command."""
+    parser = subparsers.add_parser(
+        "compare",
+        help="compare what a guest reads from two images",
+        description="Compare what a guest reads from images A and B, whatever their formats.\n"
+        "Where one is longer, its excess must read as zeros. Exit code: 0 same, 1 different; others: 'tapfs --help'.",
+    )
+    parser.add_argument("image", metavar="A")
+    parser.add_argument("second", metavar="B")
+    parser.add_argument("-s", "--strict", action="store_true", help="the sizes must be equal, too")
+    add_json_option(parser)
+    add_progress_options(parser)
+    add_image_options(parser)
+    group = parser.add_argument_group("how to open B (the options above are for A, but the password is for both)")
+    group.add_argument("-F", "--second-format", metavar="FMT", help="format of B")
+    group.add_argument("--second-backing", metavar="FILE", help="use FILE as the parent of B")
+    group.add_argument(
+        "--second-backing-format",
+        metavar="FMT",
+        action="append",
+        default=[],
+        help="formats of B's parents, nearest first",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compare and say where they differ first."""
+    from tapfs.jobs.compare import compare
+
+    second = argparse.Namespace(**vars(arguments))
+    second.format = arguments.second_format
+    second.backing = arguments.second_backing
+    second.backing_format = arguments.second_backing_format
+    with open_image(arguments) as left, open_image(second, path=arguments.second) as right:
+        sizes = (left.size, right.size)
+        with progress_of(arguments, "compare") as progress:
+            difference = compare(left, right, strict=arguments.strict, progress=progress)
+    if arguments.json:
+        offset = None if difference is None else difference.offset
+        print_json({"same": difference is None, "offset": offset, "sizes": list(sizes)})
+    elif not arguments.quiet:
+        if difference is None:
+            print("Images are identical." if sizes[0] == sizes[1] else "Images are identical but for their sizes.")
+        elif difference.offset is None:
+            print(f"Sizes differ: {sizes[0]} and {sizes[1]} bytes.")
+        else:
+            print(f"Content differs, first at byte {difference.offset} ({difference.offset:#x}).")
+    return 0 if difference is None else EXIT_DIFFERENT

@@ -1,0 +1,98 @@
+"""`tapfs convert`: copy an image into another format."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tapfs.cli.options import add_image_options, open_image, unlocked
+from tapfs.cli.parser import UsageError
+from tapfs.cli.reporting import add_progress_options, progress_of
+from tapfs.cli.targets import add_target_options, new_image_of, print_options, wants_help
+
+if TYPE_CHECKING:
+    import argparse
+
+    from tapfs.cli.parser import Subparsers
+    from tapfs.disk.image import Image
+
+_PROGRAM = "tapfs convert"
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Describe the command."""
+    parser = subparsers.add_parser(
+        "convert",
+        help="copy an image into another format",
+        description="Copy what a guest reads from SOURCE into the new image TARGET. Zeros take no space.\n"
+        "TARGET appears under its name, and replaces what was there, only when it is complete and durable:\n"
+        "an interrupted or failed convert changes nothing (a block device excepted).\n"
+        "With -b only what differs from that parent is written.",
+    )
+    parser.add_argument("image", metavar="SOURCE", nargs="?")
+    parser.add_argument("target", metavar="TARGET", nargs="?", help="a file name, a block device, or ram:NAME")
+    parser.add_argument("-O", "--target-format", metavar="FMT", required=True, help="format of TARGET")
+    parser.add_argument("-c", "--compress", action="store_true", help="compress TARGET")
+    parser.add_argument(
+        "-n", "--no-create", action="store_true", help="write into the existing disk TARGET; zeros are written, too"
+    )
+    add_progress_options(parser)
+    add_target_options(parser, "target-")
+    add_image_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Copy it."""
+    if wants_help(arguments):
+        return print_options(arguments.target_format)
+    _check(arguments)
+    with open_image(arguments) as source:
+        if arguments.no_create:
+            _into_existing(arguments, source)
+        else:
+            _into_new(arguments, source)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if arguments.image is None or arguments.target is None:
+        raise UsageError("SOURCE and TARGET are needed", _PROGRAM)
+    if arguments.no_create and (
+        arguments.target_backing or arguments.options or arguments.encrypt or arguments.compress
+    ):
+        raise UsageError("-n writes into an image as it is: -b, -o, -c and --encrypt are for new ones", _PROGRAM)
+    if arguments.target_key_file is not None and not (arguments.encrypt or arguments.no_create):
+        raise UsageError("--target-key-file goes with --encrypt or -n", _PROGRAM)
+
+
+def _into_new(arguments: argparse.Namespace, source: Image) -> None:
+    from tapfs.jobs.convert import convert_to_new
+
+    new = new_image_of(
+        arguments,
+        arguments.target,
+        format_name=arguments.target_format,
+        size=source.size,
+        key_file=arguments.target_key_file or arguments.key_file,
+        program=_PROGRAM,
+    )
+    with progress_of(arguments, "convert") as progress:
+        convert_to_new(source, arguments.target, new, compressed=arguments.compress, progress=progress)
+
+
+def _into_existing(arguments: argparse.Namespace, source: Image) -> None:
+    from tapfs.disk.chain import OpenOptions
+    from tapfs.disk.opening import open_image as open_chain
+    from tapfs.jobs.convert import Baseline, convert, refuse_own_chain
+
+    refuse_own_chain(source, arguments.target)
+    options = OpenOptions(format=arguments.target_format, writable=True, direct=arguments.direct)
+    with (
+        unlocked(
+            arguments.target_key_file or arguments.key_file,
+            arguments.target,
+            lambda password: open_chain(arguments.target, options, password=password),
+        ) as target,
+        progress_of(arguments, "convert") as progress,
+    ):
+        convert(source, target, baseline=Baseline.ANYTHING, progress=progress)

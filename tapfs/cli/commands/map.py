@@ -1,0 +1,86 @@
+"""`tapfs map`: where each run of the virtual disk comes from."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from tapfs.cli.options import add_image_options, open_image
+from tapfs.cli.parser import size_argument
+from tapfs.cli.reporting import add_json_option, printable
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable
+
+    from tapfs.cli.parser import Subparsers
+    from tapfs.disk.chain_map import MappedExtent
+
+_COLUMNS = "{:<15} {:<15} {:<15} {}"
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Describe the command."""
+    parser = subparsers.add_parser(
+        "map",
+        help="show where each run of the virtual disk comes from",
+        description="Show where each run of the virtual disk comes from: the file of the chain and the offset in it.\n"
+        "Zeros are left out. --json prints the whole map as 'qemu-img map --output=json' of QEMU 10 does.",
+    )
+    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument(
+        "-s", "--start-offset", metavar="OFFSET", type=size_argument, default=0, help="start here (default: 0)"
+    )
+    parser.add_argument("-l", "--max-length", metavar="LENGTH", type=size_argument, help="stop after so many bytes")
+    add_json_option(parser)
+    add_image_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print it, extent by extent; needs no password."""
+    with open_image(arguments, metadata_only=True) as image:
+        start = min(arguments.start_offset, image.size)
+        length = image.size - start
+        if arguments.max_length is not None:
+            length = min(length, arguments.max_length)
+        extents = image.extents(start, length)
+        if arguments.json:
+            _print_json(extents)
+        else:
+            _print_table(extents)
+    return 0
+
+
+def _print_json(extents: Iterable[MappedExtent]) -> None:
+    """One object a line, as qemu-img does, so that a huge map needs no memory."""
+    separator = "["
+    for extent in extents:
+        entry: dict[str, object] = {
+            "start": extent.offset,
+            "length": extent.length,
+            "depth": extent.depth,
+            "present": extent.present,
+            "zero": extent.zero,
+            "data": extent.data,
+            "compressed": extent.compressed,
+        }
+        if extent.host_offset is not None:
+            entry["offset"] = extent.host_offset
+        sys.stdout.write(separator + json.dumps(entry))
+        separator = ",\n"
+    sys.stdout.write("[]\n" if separator == "[" else "]\n")
+
+
+def _print_table(extents: Iterable[MappedExtent]) -> None:
+    print(_COLUMNS.format("Offset", "Length", "Mapped to", "File"))
+    for extent in extents:
+        if not extent.data:
+            continue
+        if extent.host_offset is not None:
+            place = f"{extent.host_offset:#x}"
+        else:
+            place = "compressed" if extent.compressed else "encrypted"
+        file = printable(extent.host_path or "")
+        print(_COLUMNS.format(f"{extent.offset:#x}", f"{extent.length:#x}", place, file))

@@ -1,0 +1,123 @@
+"""`tapfs mount`: an image as a directory with `disk`, its flat contents, its partitions and `info.json`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tapfs.cli.mount_options import settings_of
+from tapfs.cli.options import add_image_options, open_image
+from tapfs.cli.parser import UsageError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from tapfs.cli.parser import Subparsers
+    from tapfs.disk.image import Image
+    from tapfs.fuse.files.choice import FileSystemPlace
+
+_DESCRIPTION = """\
+Mount IMAGE on the directory DIR: DIR/disk is the flat disk, DIR/part1, part2, ... the
+partitions that it has when it is mounted, DIR/info.json what 'tapfs info --json' prints.
+Returns when the mount is ready; 'tapfs umount DIR' ends it.
+
+The file systems inside are mounted from there, for example:
+  mount -o loop,ro DIR/part1 /mnt
+
+With --overlay or --temp the disk can be written, whatever its format, and IMAGE stays as it
+is: boot, check or edit it without a copy. Writes through DIR/disk and DIR/part1 reach the same
+disk, but like the kernel's own sda and sda1 each has a cache: use one of them at a time.
+
+With --files DIR shows the files inside instead: by the kernel's file system for root, else by
+a FUSE file system such as fuse2fs. 'tapfs umount DIR' writes everything back and ends it all.
+Set-user-ID bits and device nodes in there have no effect unless -o suid,dev is said. A journal
+is replayed only if the disk can be written; --temp lets it without changing IMAGE."""
+
+_PROGRAM = "tapfs mount"
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser("mount", help="mount an image on a directory", description=_DESCRIPTION)
+    parser.add_argument("image", metavar="IMAGE", help="a file, a block device or ram:NAME")
+    parser.add_argument("mountpoint", metavar="DIR", help="the directory to mount on")
+    parser.add_argument("--rw", action="store_true", help="let the disk be written (else it is read-only)")
+    scratch = parser.add_mutually_exclusive_group()
+    scratch.add_argument(
+        "--overlay",
+        metavar="FILE",
+        help="let the disk be written, into FILE: a qcow overlay over IMAGE, made if it is not there, and kept",
+    )
+    scratch.add_argument(
+        "--temp",
+        action="store_true",
+        help="let the disk be written, into an unnamed file in $TMPDIR or /var/tmp that is gone with the mount",
+    )
+    parser.add_argument("--files", action="store_true", help="show the files inside instead of the disk")
+    parser.add_argument(
+        "--partition",
+        metavar="N",
+        type=int,
+        help="with --files: those of partition N; without it the only file system on the disk is taken",
+    )
+    parser.add_argument(
+        "-o",
+        dest="options",
+        metavar="OPTIONS",
+        action="append",
+        default=[],
+        help="allow_other: let other users in (umask=022 unless said otherwise); uid=N, gid=N, umask=NNN: owner and"
+        " mode of the files; noexec; with --files also suid and dev",
+    )
+    parser.add_argument("--foreground", action="store_true", help="stay until the mount ends; Ctrl-C unmounts")
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "native", "passthrough", "pyfuse3"),
+        default="auto",
+        help="who serves the disk: the kernel itself (passthrough, for flat images), native threads, or pyfuse3;"
+        " auto, the default, takes the best that works",
+    )
+    add_image_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Mount, and return when the mount answers (with --foreground: when it has ended)."""
+    from tapfs.fuse import mounting
+    from tapfs.fuse.registry import Registry
+
+    inherited = mounting.open_descriptors()  # before anything of ours is open
+    if arguments.partition is not None and not arguments.files:
+        raise UsageError("--partition is for --files; the disk's partitions are DIR/part1 and so on", _PROGRAM)
+    settings = settings_of(arguments.options, _PROGRAM, files=arguments.files)
+    settings.require_permission()
+    mounting.require_fuse()
+    mountpoint = mounting.check_mount_point(arguments.mountpoint)
+    registry = Registry()
+    image = open_image(arguments, writable=arguments.rw, overlay=arguments.overlay, temporary=arguments.temp)
+    if arguments.files:
+        settings = replace(settings, files=_chosen(image, arguments))
+    if arguments.foreground:
+        mounting.serve_in_foreground(image, mountpoint, registry, arguments.engine, settings)
+    else:
+        mounting.serve_in_background(image, mountpoint, registry, arguments.engine, settings, inherited)
+    return 0
+
+
+def _chosen(image: Image, arguments: argparse.Namespace) -> FileSystemPlace:
+    """The file system to show; says so if it will look as a crash has left it."""
+    from tapfs.cli.guard import complain
+    from tapfs.fuse.files.choice import choose_file_system
+
+    try:
+        place = choose_file_system(image, arguments.partition)
+    except BaseException:
+        image.close()
+        raise
+    if place.dirty and not image.writable:
+        complain(
+            "tapfs",
+            f"{image.path}: the {place.type} file system was not unmounted cleanly and is shown without the changes"
+            " that only its journal has; --temp or --rw replays it",
+        )
+    return place

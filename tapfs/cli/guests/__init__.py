@@ -1,0 +1,1 @@
+"""The commands for disks of Xen guests, one module each."""

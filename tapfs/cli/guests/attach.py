@@ -1,0 +1,150 @@
+"""`tapfs attach`: an image as a disk of a Xen guest, or as a block device of domain 0."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from tapfs.cli.guests.device import with_xenstore
+from tapfs.cli.parser import UsageError, size_argument
+
+if TYPE_CHECKING:
+    import argparse
+
+    from tapfs.cli.parser import Subparsers
+    from tapfs.xen.host import Host
+    from tapfs.xen.specification import DiskSpecification
+    from tapfs.xen.xenstore.client import XenStore
+
+_DESCRIPTION = """\
+Attach an image to a running Xen guest as its disk DEV, served by a process of its own. Returns
+when the guest can use it. For domain 0 itself it waits for the block device and prints its name:
+  tapfs attach disk.qcow --domain 0 --vdev xvdh && mount /dev/xvdh /mnt
+
+SPEC is tap:qcow:FILE, tap:aio:FILE (raw, past the page cache), tap:ram:NAME, tap:FORMAT:FILE or
+just FILE; ',DEV,MODE' may follow as in a guest's configuration. 'tapfs blktapctrl' must run."""
+
+_PROGRAM = "tapfs attach"
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser("attach", help="attach an image to a Xen guest", description=_DESCRIPTION)
+    parser.add_argument("spec", metavar="SPEC", help="what to attach")
+    parser.add_argument("--domain", metavar="D", required=True, help="the guest, by number or name")
+    parser.add_argument("--vdev", metavar="V", help="the disk it becomes there: xvda, sda, hda, ... or a number")
+    parser.add_argument(
+        "--mode",
+        metavar="MODE",
+        choices=("r", "w", "w!"),
+        help="r: read-only; w: nobody else may use the image (the default); w!: shared with others who write it",
+    )
+    parser.add_argument("-f", "--format", metavar="FMT", help="format of the image (raw must be named to be writable)")
+    parser.add_argument(
+        "--backing-format",
+        metavar="FMT",
+        action="append",
+        default=[],
+        help="format of the parent; given again, that of the parent's parent, and so on",
+    )
+    parser.add_argument(
+        "--key-file", metavar="FILE", help="the first line of FILE is the password of an encrypted image"
+    )
+    parser.add_argument("--direct", action="store_true", help="bypass the page cache of the host (O_DIRECT)")
+    parser.add_argument(
+        "--grants",
+        choices=("copy", "map", "persistent"),
+        help="how data comes from the guest's memory: copied (the default), by pages mapped for each request, or by "
+        "pages that stay mapped where the guest keeps them for its disk",
+    )
+    parser.add_argument("--no-wait", action="store_true", help="return at once; 'tapfs list' shows how it went")
+    group = parser.add_argument_group("what its process may take")
+    group.add_argument("--nice", metavar="N", type=int, help="its niceness, -20 to 19")
+    group.add_argument("--memory", metavar="BYTES", type=size_argument, help="the most memory it may use")
+    group.add_argument("--open-files", metavar="N", type=int, help="the most files it may have open")
+    group.add_argument(
+        "--limit-bytes", metavar="N", type=size_argument, help="bytes that the guest may move a second (0: no limit)"
+    )
+    group.add_argument(
+        "--limit-requests", metavar="N", type=int, help="requests that it may make a second (0: no limit)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Attach it."""
+    from tapfs.xen.host import find_host
+
+    _check(arguments)
+    find_host()  # without Xen nothing else of the command line matters
+    from tapfs.xen.specification import parse_specification
+
+    specification = parse_specification(arguments.spec).absolute()
+    number = _number(arguments, specification)
+    if arguments.format is not None and specification.format not in (None, arguments.format):
+        raise UsageError(f"the disk says {specification.format}, -f says {arguments.format}", _PROGRAM)
+
+    async def work(store: XenStore, host: Host) -> str | None:
+        from tapfs.xen.device import OUR_KIND, Device, find_domain
+        from tapfs.xen.toolstack.attach import attach, attach_and_wait
+        from tapfs.xen.toolstack.block_device import wait_for_block_device
+
+        device = Device(OUR_KIND, await find_domain(store, arguments.domain), number)
+        attach_disk = attach if arguments.no_wait else attach_and_wait
+        await attach_disk(
+            store,
+            device,
+            params=specification.params,
+            mode=arguments.mode or specification.mode or "w",
+            options=_options(arguments),
+        )
+        if device.domain != 0 or arguments.no_wait:
+            return None
+        return await wait_for_block_device(store, device, simulated=host.machine is not None)
+
+    block_device = with_xenstore(work)
+    if block_device is not None:
+        print(block_device)
+    return 0
+
+
+def _number(arguments: argparse.Namespace, specification: DiskSpecification) -> int:
+    from tapfs.xen.device import parse_vdev
+
+    if arguments.vdev is not None:
+        return parse_vdev(arguments.vdev)
+    if specification.vdev is None:
+        raise UsageError("--vdev is missing, and the disk does not end in ',DEV,MODE'", _PROGRAM)
+    return specification.vdev
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """See that the numbers are possible ones."""
+    ranges = {"nice": (-20, 19), "open_files": (64, 1 << 20), "limit_requests": (0, 1 << 32)}
+    for name, (least, most) in ranges.items():
+        value = getattr(arguments, name)
+        if value is not None and not least <= value <= most:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: must be {least} to {most}", _PROGRAM)
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, str | int]:
+    """What goes to the keys of ours in xenstore."""
+    names = {
+        "format": "format",
+        "grants": "grants",
+        "nice": "nice",
+        "memory": "memory",
+        "open_files": "open-files",
+        "limit_bytes": "limit-bytes",
+        "limit_requests": "limit-requests",
+    }
+    given = {key: getattr(arguments, name) for name, key in names.items()}
+    options: dict[str, str | int] = {key: value for key, value in given.items() if value is not None}
+    if arguments.direct:
+        options["direct"] = 1
+    if arguments.backing_format:
+        options["backing-formats"] = ",".join(arguments.backing_format)
+    if arguments.key_file is not None:
+        # The process that reads it works in another folder, and no password comes into xenstore.
+        options["key-file"] = os.path.abspath(arguments.key_file)
+    return options

@@ -1,0 +1,47 @@
+"""`tapfs detach`: take a disk from a Xen guest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tapfs.cli.guests.device import add_device_options, find_named_device, with_xenstore
+
+if TYPE_CHECKING:
+    import argparse
+
+    from tapfs.cli.parser import Subparsers
+    from tapfs.xen.host import Host
+    from tapfs.xen.xenstore.client import XenStore
+
+_DESCRIPTION = """\
+Detach a disk from a Xen guest: the guest is asked to let go of it; when this returns all that it has
+written is in the image, and the image is closed. A guest that uses the disk (has it mounted) keeps
+it, and is told to let go as soon as it can; --force takes it away all the same. Disks that xl
+attached are detached with 'xl block-detach'."""
+
+#: Seconds that a guest has to let go.
+_PATIENCE, _FORCED_PATIENCE = 20.0, 2.0
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser("detach", help="detach a disk from a Xen guest", description=_DESCRIPTION)
+    add_device_options(parser)
+    parser.add_argument(
+        "--force", action="store_true", help="even if the guest uses it: it loses what it has not written"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Detach it."""
+
+    async def work(store: XenStore, _host: Host) -> None:
+        from tapfs.xen.toolstack.attach import detach
+
+        device = await find_named_device(store, arguments)
+        seconds = _FORCED_PATIENCE if arguments.force else _PATIENCE
+        await detach(store, device, seconds=seconds, force=arguments.force)
+
+    with_xenstore(work)
+    return 0

@@ -1,0 +1,1 @@
+"""One virtual disk: a chain of layers, its map, its engine, its writes."""

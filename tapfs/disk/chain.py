@@ -1,0 +1,223 @@
+"""Opening a backing chain: an image, its parent, the parent's parent, down to the last.
+
+An image is hostile input, and the name of its parent most of all. The rules:
+
+* parents are opened read-only, by the format that the header or the user names;
+* where neither does, the parent is probed, but a probed parent that itself names a further
+  file is refused: a guest can write such a header into a raw disk;
+* a loop is found, a chain is at most `MAX_DEPTH` long;
+* with a backing root no parent lies outside it, symbolic links included;
+* a raw image found by probing is never writable: a guest can forge a magic the other way.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tapfs.disk.probe import HEAD_BYTES, detect, format_named
+from tapfs.driver import Driver, Format, OpenRequest, WritableDriver
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.host import ram
+from tapfs.host.file import LocalFile
+from tapfs.host.lock import Sharing
+
+MAX_DEPTH = 128
+
+#: "nbd://host", "json:{…}": names of QEMU's that are not files.
+_PROTOCOL = re.compile(r"[A-Za-z0-9+.-]+:")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    """How to open a chain.
+
+    `format`: of the image itself (probed if None). `backing`: the parent to use instead of
+    the one that the image names. `backing_formats`: of the parents, nearest first.
+    `backing_root`: a directory that every parent must lie in. `sharing`: whom to bear beside us.
+    `direct`: O_DIRECT for guest data, `disk`: whose requests those are (`LocalFile`). `overlay`: a file for
+    scratch writes (`tapfs.disk.overlay`), `temporary`: one without a name; with either the image
+    itself is opened read-only, whatever `writable` says.
+    """
+
+    format: str | None = None
+    writable: bool = False
+    lenient: bool = False
+    backing: str | None = None
+    backing_formats: Sequence[str] = ()
+    backing_root: str | None = None
+    direct: bool = False
+    disk: int | None = None
+    sharing: Sharing = Sharing.ALONE
+    overlay: str | None = None
+    temporary: bool = False
+
+    @property
+    def overlaid(self) -> bool:
+        """Whether writes go to an overlay."""
+        return self.overlay is not None or self.temporary
+
+
+class Layer(NamedTuple):
+    """One image of a chain."""
+
+    path: str
+    file: LocalFile
+    driver: Driver
+    probed: bool
+
+
+def open_chain(path: str, options: OpenOptions) -> list[Layer]:
+    """Open `path` and its parents, top first. On an error everything is closed again."""
+    return open_parents([open_layer(path, options)], options)
+
+
+def open_layer(path: str, options: OpenOptions) -> Layer:
+    """Open the one image `path` without its parents."""
+    in_memory = ram.is_ram(path)
+    host = ram.host_path(path) if in_memory else path
+    sharing = Sharing.ANYBODY if in_memory else options.sharing
+    file = LocalFile.open(host, writable=options.writable, sharing=sharing, direct=options.direct, disk=options.disk)
+    file.path = path
+    return layer_of_file(path, file, options)
+
+
+def layer_of_file(path: str, file: LocalFile, options: OpenOptions) -> Layer:
+    """The layer that an open file holds; closes the file on an error."""
+    try:
+        named = options.format or ("ram" if ram.is_ram(path) else None)
+        found = format_named(named) if named is not None else detect(file.read(0, HEAD_BYTES), file.size())
+        if options.writable and named is None and found.name == "raw":
+            raise ImageError(
+                ErrorKind.READ_ONLY,
+                "looks like a raw image, and a guess is not enough to write to it",
+                path=path,
+                op="guess the format",
+                remedy="say -f raw (format='raw') if it is one",
+            )
+        driver = _open_driver(found, file, options)
+    except BaseException:
+        file.close()
+        raise
+    return Layer(path, file, driver, probed=named is None)
+
+
+def _open_driver(found: Format, file: LocalFile, options: OpenOptions) -> Driver:
+    driver = found.open(file, OpenRequest(writable=options.writable, lenient=options.lenient))
+    if options.writable and not isinstance(driver, WritableDriver):
+        raise ImageError(ErrorKind.READ_ONLY, f"tapfs does not write {found.name} images", path=file.path, op="open")
+    return driver
+
+
+def open_parents(layers: list[Layer], options: OpenOptions) -> list[Layer]:
+    """Add the parents of the last layer. On an error every layer is closed."""
+    try:
+        while (parent := _parent_path(layers, options)) is not None:
+            if len(layers) >= MAX_DEPTH:
+                raise ImageError(
+                    ErrorKind.UNSUPPORTED,
+                    f"the backing chain is longer than {MAX_DEPTH} images",
+                    path=layers[0].path,
+                    op="open",
+                )
+            layers.append(_open_parent(layers, parent, options))
+    except BaseException:
+        for layer in layers:
+            layer.file.close()
+        raise
+    return layers
+
+
+def _parent_path(layers: Sequence[Layer], options: OpenOptions) -> str | None:
+    """Where the parent of the last layer is said to be, or None."""
+    child = layers[-1]
+    reference = child.driver.geometry.backing
+    if reference is None:
+        if len(layers) == 1 and options.backing is not None:
+            raise ImageError(ErrorKind.UNSUPPORTED, "has no backing file to replace", path=child.path, op="open")
+        return None
+    if len(layers) == 1 and options.backing is not None:
+        return options.backing
+    return resolve_parent(child.path, reference.name)
+
+
+def resolve_parent(child: str, name: str) -> str:
+    """The path of the parent that `child` names: relative names start at the child's folder."""
+    name = name.removeprefix("file:")
+    path = os.path.join(os.path.dirname(child), name)
+    if _PROTOCOL.match(name) and not os.path.lexists(path):
+        raise ImageError(
+            ErrorKind.UNSUPPORTED,
+            f"its backing file is no local file: {name!r}",
+            path=child,
+            op="open the backing file",
+            remedy="name a local copy with --backing FILE",
+        )
+    return path
+
+
+def _open_parent(layers: Sequence[Layer], path: str, options: OpenOptions) -> Layer:
+    child = layers[-1]
+    depth = len(layers)
+    reference = child.driver.geometry.backing
+    format_name = options.backing_formats[depth - 1] if depth <= len(options.backing_formats) else None
+    if format_name is None and reference is not None:
+        format_name = reference.format
+    parent_options = OpenOptions(
+        format=format_name, lenient=options.lenient, direct=options.direct, disk=options.disk, sharing=options.sharing
+    )
+    try:
+        layer = open_layer(path, parent_options)
+    except ImageError as error:
+        if error.kind is ErrorKind.NOT_FOUND:
+            raise ImageError(
+                ErrorKind.NOT_FOUND,
+                f"its backing file {path} is missing",
+                path=child.path,
+                op="open the backing file",
+                remedy="name it with --backing FILE" if depth == 1 else None,
+            ) from error
+        raise
+    try:
+        _check_parent(layers, layer, options)
+    except BaseException:
+        layer.file.close()
+        raise
+    return layer
+
+
+def _check_parent(layers: Sequence[Layer], parent: Layer, options: OpenOptions) -> None:
+    if any(parent.file.identity == layer.file.identity for layer in layers):
+        raise ImageError(ErrorKind.CORRUPT, "the backing chain comes back to this file", path=parent.path, op="open")
+    if options.backing_root is not None:
+        root = os.path.realpath(options.backing_root)
+        if os.path.commonpath([root, parent.file.real_path()]) != root:
+            raise ImageError(
+                ErrorKind.DENIED,
+                f"its backing file {parent.path} lies outside {options.backing_root}",
+                path=layers[-1].path,
+                op="open the backing file",
+            )
+    if parent.probed and parent.driver.geometry.backing is not None:
+        name = parent.driver.format_name
+        raise ImageError(
+            ErrorKind.DENIED,
+            f"this backing file looks like {name} and names a further file, but nothing says that it is {name}",
+            path=parent.path,
+            op="open the backing file",
+            remedy=f"if you trust it say --backing-format {name} (once for each parent, nearest first)",
+        )
+
+
+def password_missing(path: str) -> ImageError:
+    """The error (denied, op "unlock") for an encrypted image without its password."""
+    return ImageError(
+        ErrorKind.DENIED,
+        "is encrypted and no password was given",
+        path=path,
+        op="unlock",
+        remedy="give it with --key-file FILE or in TAPFS_PASSWORD",
+    )

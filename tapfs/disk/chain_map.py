@@ -1,0 +1,86 @@
+"""The map of a whole chain: which layer gives each run of the virtual disk, and from where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from tapfs.disk.chain import Layer
+from tapfs.driver import Cipher
+from tapfs.extent import Extent, Kind, clip, merge_runs
+
+
+class MappedExtent(NamedTuple):
+    """A run of the virtual disk, all from one layer; what `tapfs map` prints.
+
+    The fields mean what they mean in ``qemu-img map --output=json``: `depth` is the layer that
+    decides (0 is the top), `present` that it is allocated somewhere in the chain, `zero` that
+    it reads as zeros, `data` that its bytes are in a host file, `host_offset` where they are
+    if they stand there as they are read (neither compressed nor encrypted).
+    """
+
+    offset: int
+    length: int
+    depth: int
+    present: bool
+    zero: bool
+    data: bool
+    compressed: bool
+    host_path: str | None
+    host_offset: int | None
+
+    @property
+    def end(self) -> int:
+        """The first byte of the virtual disk after this run."""
+        return self.offset + self.length
+
+
+def map_chain(layers: Sequence[Layer], offset: int, length: int) -> Iterator[MappedExtent]:
+    """The map, not merged, of ``[offset, offset + length)``, which lies inside the top layer."""
+    return _resolve(layers, 0, offset, length)
+
+
+def merge_mapped(runs: Iterable[MappedExtent]) -> Iterator[MappedExtent]:
+    """The same map with as few runs as possible."""
+    return merge_runs(runs, _joined)
+
+
+def _resolve(layers: Sequence[Layer], depth: int, offset: int, length: int) -> Iterator[MappedExtent]:
+    layer = layers[depth]
+    size = layer.driver.geometry.virtual_size
+    end = offset + length
+    inside = min(end, size)
+    if offset < inside:
+        for extent in clip(layer.driver.map(offset, inside - offset), offset, inside - offset):
+            if extent.kind == Kind.UNALLOCATED and depth + 1 < len(layers):
+                yield from _resolve(layers, depth + 1, extent.offset, extent.length)
+            else:
+                yield _mapped(layer, depth, extent)
+        offset = inside
+    if offset < end:  # past the end of a shorter parent: the child's own zeros, whatever lies below
+        yield MappedExtent(offset, end - offset, depth - 1, False, True, False, False, None, None)
+
+
+def _mapped(layer: Layer, depth: int, extent: Extent) -> MappedExtent:
+    plain = layer.driver.geometry.cipher == Cipher.NONE
+    identity = layer.driver.geometry.identity
+    data = extent.kind in (Kind.DATA, Kind.COMPRESSED)
+    located = (extent.kind == Kind.DATA and plain) or (extent.kind == Kind.ZERO and identity)
+    return MappedExtent(
+        extent.offset,
+        extent.length,
+        depth,
+        present=extent.kind != Kind.UNALLOCATED,
+        zero=not data,
+        data=data,
+        compressed=extent.kind == Kind.COMPRESSED,
+        host_path=layer.path if data or located else None,
+        host_offset=extent.host_offset if located else None,
+    )
+
+
+def _joined(left: MappedExtent, right: MappedExtent) -> MappedExtent | None:
+    if left.end != right.offset or left[2:8] != right[2:8]:
+        return None
+    expected = None if left.host_offset is None else left.host_offset + left.length
+    return left._replace(length=left.length + right.length) if right.host_offset == expected else None

@@ -1,0 +1,151 @@
+"""A chain of drivers and the engine disk that serves it: the engine asks for maps, drivers answer.
+
+The engine reads; where it has no map it says so, the driver of that layer is asked, its answer
+is installed in the engine, and the read goes on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from tapfs.disk.chain import Layer, password_missing
+from tapfs.disk.chain_map import MappedExtent, map_chain
+from tapfs.driver import Cipher
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.extent import Extent, clip
+
+if TYPE_CHECKING:
+    from tapfs.kernel.engine import EngineDisk, Outcome
+
+#: A chain is mapped at most this many bytes at a time.
+STRIDE = 64 << 20
+
+#: AES-128 keys: the first 16 bytes of the password, zero padded (the legacy cipher's rule).
+_KEY_BYTES = 16
+
+
+class ServedChain:
+    """The layers of a disk, top first, and its engine disk. `close` must come last.
+
+    `map_lock` covers the drivers and every change of the engine's map cache, so that a map and
+    its installation are one step. The engine moves no data while it is held.
+    """
+
+    def __init__(self, layers: Sequence[Layer], *, writable: bool, password: bytes | None, cache_bytes: int) -> None:
+        """Take over an open chain, of which at most the top layer is writable."""
+        self.layers = tuple(layers)
+        self.writable = writable
+        self.map_lock = threading.Lock()
+        self.closed = False
+        self._start_lock = threading.Lock()
+        self._password = password
+        self._cache_bytes = cache_bytes
+        self._engine: EngineDisk | None = None
+
+    @property
+    def top(self) -> Layer:
+        """The layer that names the disk and takes its writes."""
+        return self.layers[0]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the virtual disk."""
+        return self.top.driver.geometry.virtual_size
+
+    @property
+    def needs_password(self) -> bool:
+        """Whether a layer is encrypted and no password was given."""
+        encrypted = any(layer.driver.geometry.cipher != Cipher.NONE for layer in self.layers)
+        return encrypted and self._password is None
+
+    def check_open(self) -> None:
+        """Raise ImageError if the chain was closed."""
+        if self.closed:
+            raise ImageError(ErrorKind.IO, "is closed", path=self.top.path, op="use")
+
+    @property
+    def started(self) -> bool:
+        """Whether the engine has been asked for anything, so whether bytes can have changed."""
+        return self._engine is not None
+
+    @property
+    def engine(self) -> EngineDisk:
+        """The engine's disk, made when the first bytes are to move."""
+        self.check_open()
+        if self._engine is None:
+            with self._start_lock:
+                if self._engine is None:
+                    self._engine = self._start_engine()
+        return self._engine
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill the view from the disk at `offset`; the range lies inside the disk."""
+        engine = self.engine
+        while view:
+            outcome = engine.read_into(view, offset)
+            view = view[outcome.done :]
+            offset += outcome.done
+            if view:
+                self.supply_map(outcome)
+
+    def supply_map(self, outcome: Outcome) -> None:
+        """Give the engine the map units that a request missed."""
+        engine = self.engine
+        layer = self.layers[outcome.layer]
+        with self.map_lock:
+            engine.install(outcome.layer, _whole_units(layer, outcome.offset, outcome.length))
+
+    def mapped(self, offset: int, end: int) -> Iterator[MappedExtent]:
+        """The map of the whole chain, not merged; the lock is held only for a stride at a time."""
+        while offset < end:
+            step = min(STRIDE, end - offset)
+            with self.map_lock:
+                runs = list(map_chain(self.layers, offset, step))
+            yield from runs
+            offset += step
+
+    def close(self) -> None:
+        """Let go of the engine's disk and the files. Closing twice is allowed."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._engine is not None:
+            self._engine.quiesce()
+            self._engine.close()
+        for layer in self.layers:
+            layer.file.close()
+
+    def _start_engine(self) -> EngineDisk:
+        from tapfs.kernel.engine import EngineDisk, HostDescriptor  # opening and mapping need none
+
+        if self.needs_password:
+            raise password_missing(self.top.path)
+        engine = EngineDisk(self._cache_bytes)
+        for depth, layer in enumerate(self.layers):
+            geometry = layer.driver.geometry
+            encrypted = geometry.cipher != Cipher.NONE
+            writable = self.writable and depth == 0
+            engine.add_layer(
+                virtual_size=geometry.virtual_size,
+                granule=geometry.granule,
+                map_unit=geometry.map_unit,
+                identity=geometry.identity,
+                codec=geometry.codec,
+                cipher=geometry.cipher,
+                key=(self._password or b"")[:_KEY_BYTES].ljust(_KEY_BYTES, b"\0") if encrypted else None,
+                writable=writable,
+                files=[HostDescriptor(layer.file.data_descriptor, layer.path, layer.file.direct, writable)],
+            )
+        return engine
+
+
+def _whole_units(layer: Layer, offset: int, length: int) -> list[Extent]:
+    """The map of the units that hold the range (a bounded number of them), for the engine."""
+    geometry = layer.driver.geometry
+    start = offset - offset % geometry.map_unit
+    units = min(-(-(offset + length - start) // geometry.map_unit), max(1, STRIDE // geometry.map_unit))
+    end = min(start + units * geometry.map_unit, geometry.virtual_size)
+    rounded = -(-end // geometry.granule) * geometry.granule
+    return list(clip(layer.driver.map(start, end - start), start, rounded - start))

@@ -1,0 +1,252 @@
+"""One open virtual disk, as everybody but the drivers and the engine sees it.
+
+How reads find their bytes stands in `served_chain`, how writes reach the disk in `write_path`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from tapfs.disk.chain import Layer
+from tapfs.disk.chain_map import MappedExtent, merge_mapped
+from tapfs.disk.description import describe
+from tapfs.disk.engine_chain import ServedChain
+from tapfs.disk.stream_target import StreamTarget
+from tapfs.disk.write_path import WritePath
+from tapfs.driver import Streamable
+from tapfs.errors import ErrorKind, ImageError
+
+if TYPE_CHECKING:
+    from tapfs.disk.plan_log import PlanLog
+    from tapfs.kernel.engine import Buffer, EngineDisk, Outcome, Statistics
+    from tapfs.partitions.table import DiskContents
+
+#: The engine's map cache, whatever the size of the image.
+DEFAULT_CACHE_BYTES = 32 << 20
+
+
+class Image:
+    """An open virtual disk. All methods are thread-safe and block; `close` must come last.
+
+    Offsets and lengths are bytes. Any method may raise ImageError. A write is durable when a
+    `flush` called after it has returned; after a crash the disk holds all that, and each
+    sector written later is old or new.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        *,
+        writable: bool,
+        password: bytes | None,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        plan_log: PlanLog | None = None,
+    ) -> None:
+        """Take over an open chain. Use `tapfs.open`. With a plan log writes outlive the process without a flush."""
+        self._chain = ServedChain(layers, writable=writable, password=password, cache_bytes=cache_bytes)
+        self._top = self._chain.top
+        self._size = self._chain.size
+        self._writes = WritePath(self._chain, plan_log) if writable else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # What it is
+
+    @property
+    def size(self) -> int:
+        """Bytes of the virtual disk."""
+        return self._size
+
+    @property
+    def path(self) -> str:
+        """The image's name as it was opened."""
+        return self._top.path
+
+    @property
+    def format_name(self) -> str:
+        """The image's format."""
+        return self._top.driver.format_name
+
+    @property
+    def granule(self) -> int:
+        """The smallest piece, in bytes, that the image maps on its own."""
+        return self._top.driver.geometry.granule
+
+    @property
+    def writable(self) -> bool:
+        """Whether it was opened for writing."""
+        return self._writes is not None
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The backing files, nearest first."""
+        return tuple(layer.path for layer in self._chain.layers[1:])
+
+    @property
+    def info(self) -> dict[str, object]:
+        """What ``tapfs info --json`` prints; of an encrypted image without password only its metadata."""
+        return self.description(None if self.needs_password else self.contents())
+
+    def description(self, contents: DiskContents | None) -> dict[str, object]:
+        """What `info` says, with contents of the disk that were looked at before."""
+        with self._chain.map_lock:
+            described = describe(self._chain.layers)
+        return described if contents is None else described | contents.description()
+
+    def contents(self) -> DiskContents:
+        """The partition table and the file systems' names; reads a few sectors."""
+        from tapfs.partitions.contents import disk_contents  # only those who ask pay for it
+
+        return disk_contents(self.read, self._size)
+
+    @property
+    def needs_password(self) -> bool:
+        """Whether an image of the chain is encrypted and no password was given."""
+        return self._chain.needs_password
+
+    def statistics(self) -> Statistics:
+        """The engine's counters."""
+        return self._chain.engine.statistics()
+
+    @property
+    def engine_disk(self) -> EngineDisk:
+        """What moves the bytes, for a front end with threads of its own in the engine.
+
+        A request that it ends with a MISS goes on after `supply_map`, one that needs a
+        reservation with `write`. It is closed by `close`.
+        """
+        return self._chain.engine
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The chain's images, top first, for who opens their files once more; they stay the Image's."""
+        return self._chain.layers
+
+    @property
+    def allocated_bytes(self) -> int:
+        """What the files of the chain take on their hosts: an estimate of the data in the disk."""
+        self._chain.check_open()
+        return sum(layer.file.allocated_size() for layer in self._chain.layers)
+
+    def whole_file(self) -> int | None:
+        """The descriptor of the one regular file that is the disk byte for byte, None if there is none."""
+        file = self._top.file
+        geometry = self._top.driver.geometry
+        try:
+            status = os.fstat(file.descriptor)
+        except OSError:
+            return None
+        same = stat.S_ISREG(status.st_mode) and status.st_size == geometry.virtual_size
+        return file.descriptor if geometry.identity and geometry.files == 1 and same and not file.direct else None
+
+    def extents(self, offset: int = 0, length: int | None = None) -> Iterator[MappedExtent]:
+        """The map of the range over the whole chain, merged; holes of raw files are zeros."""
+        end = self._size if length is None else offset + length
+        self._check_range(offset, end - offset)
+        return merge_mapped(self._chain.mapped(offset, end))
+
+    # Reading
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes at `offset`; the range must lie inside the disk."""
+        self._check_range(offset, length)
+        buffer = bytearray(length)
+        self.read_into(offset, buffer)
+        return bytes(buffer)
+
+    def read_into(self, offset: int, buffer: Buffer) -> None:
+        """Fill a writable buffer from the disk at `offset`."""
+        view = memoryview(buffer)
+        self._check_range(offset, len(view))
+        self._chain.read_into(view, offset)
+
+    def try_read(self, offset: int, length: int) -> bytes | None:
+        """The bytes, or None if they are not to be had without waiting for the host."""
+        self._check_range(offset, length)
+        buffer = bytearray(length)
+        outcome = self._chain.engine.read_into(buffer, offset, nowait=True)
+        return bytes(buffer) if outcome.done == length else None
+
+    def supply_map(self, outcome: Outcome) -> None:
+        """Ask the drivers for the map that a request of `engine_disk` lacked."""
+        self._chain.supply_map(outcome)
+
+    # Writing
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Write all of `data` at `offset`; the disk does not grow."""
+        view = memoryview(data).cast("B")
+        self._writable_path(offset, len(view)).write(offset, view)
+
+    def write_zeroes(self, offset: int, length: int) -> None:
+        """Make the range read as zeros, without taking space for it where the format can."""
+        self._writable_path(offset, length).zero(offset, length)
+
+    def discard(self, offset: int, length: int) -> None:
+        """The range's contents are not needed any more. Free what the format and host can."""
+        self._writable_path(offset, length).discard(offset, length)
+
+    def flush(self) -> None:
+        """Make every write, zeroing and discard that has returned durable."""
+        self._chain.check_open()
+        if self._writes is not None:
+            self._writes.flush()
+
+    def stream_writer(self) -> StreamTarget:
+        """Fill this new, empty image as a stream (compressed, append-only targets).
+
+        Nothing else may be done with the image until the stream has finished.
+        """
+        driver = self._top.driver
+        if not isinstance(driver, Streamable):
+            raise ImageError(
+                ErrorKind.UNSUPPORTED, f"a {self.format_name} image is not written compressed", path=self.path
+            )
+        geometry = driver.geometry
+        return StreamTarget(self._chain.engine, driver.stream(), granule=geometry.granule, codec=geometry.codec)
+
+    @property
+    def unflushed_bytes(self) -> int:
+        """Bytes of metadata that only a flush will bring to the disk."""
+        return 0 if self._writes is None else self._writes.unflushed_bytes
+
+    def close(self) -> None:
+        """Flush if writable, and let go of the files; closing twice is allowed.
+
+        Raises what the flush met, after everything is closed.
+        """
+        try:
+            if self._writes is not None and self._chain.started and not self._chain.closed:
+                self._writes.flush()
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of the files without a flush: what was not flushed may be lost."""
+        self._chain.close()
+
+    def _check_range(self, offset: int, length: int) -> None:
+        self._chain.check_open()
+        if offset < 0 or length < 0 or offset + length > self._size:
+            raise ImageError(
+                ErrorKind.OUT_OF_BOUNDS,
+                f"[{offset}, {offset + length}) reaches outside the disk of {self._size} bytes",
+                path=self.path,
+                op="access",
+            )
+
+    def _writable_path(self, offset: int, length: int) -> WritePath:
+        self._check_range(offset, length)
+        if self._writes is None:
+            raise ImageError(ErrorKind.READ_ONLY, "was opened read-only", path=self.path, op="write")
+        return self._writes

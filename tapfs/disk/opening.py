@@ -1,0 +1,62 @@
+"""Opening images as the user asked: plainly, under an overlay, or on a file that is open already."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from tapfs.disk.chain import Layer, OpenOptions, open_chain, open_parents, password_missing
+from tapfs.disk.image import Image
+from tapfs.disk.plan_log import PlanLog
+from tapfs.host.file import LocalFile
+from tapfs.host.ram import is_ram
+
+
+def open_image(
+    path: str,
+    options: OpenOptions,
+    *,
+    password: bytes | None = None,
+    metadata_only: bool = False,
+    plan_log: PlanLog | None = None,
+) -> Image:
+    """Open a chain as an Image. `metadata_only`: an encrypted one needs no password yet. `plan_log`: as for Image.
+
+    With an overlay the Image is writable, and the image at `path` is not touched.
+    """
+    if options.overlaid:
+        from tapfs.disk.overlay import open_overlaid
+
+        layers = open_overlaid(path, options, unlocked=password is not None)
+    else:
+        layers = open_chain(path, options)
+    writable = options.writable or options.overlaid
+    image = Image(layers, writable=writable, password=password, plan_log=plan_log)
+    if image.needs_password and not metadata_only:
+        image.close()
+        raise password_missing(path)
+    return image
+
+
+def complete_left(path: str, options: OpenOptions, plan_log: PlanLog) -> bool:
+    """Execute the plan that a killed process has left for an image; whether there was one. It is durable then.
+
+    What that process had acknowledged needs it, so it comes before the image is opened. Raises ImageError.
+    """
+    left = False
+    if plan_log.exists and options.writable and not is_ram(path):
+        opened = LocalFile.open(path, writable=True, sharing=options.sharing, direct=options.direct, disk=options.disk)
+        with closing(opened) as file:
+            plan = plan_log.kept(file.identity)
+            if plan is not None:
+                from tapfs.kernel.engine import execute_on_file  # most images are opened without
+
+                execute_on_file(file.descriptor, path, plan)
+                left = True
+    plan_log.remove()
+    return left
+
+
+def open_image_on(layer: Layer, options: OpenOptions, *, password: bytes | None) -> Image:
+    """The Image of a top layer that is open already; its parents are opened here."""
+    layers = open_parents([layer], options)
+    return Image(layers, writable=options.writable, password=password)

@@ -1,0 +1,176 @@
+"""Scratch writes: a copy-on-write overlay over an image that is itself only read.
+
+The overlay is an ordinary qcow image whose backing file is the image, so QEMU reads a kept one,
+too. The image is opened as the user says (or probed, as the one image the user named may be),
+its parents by the rules of `tapfs.disk.chain`; what an overlay's header says of its parent is only
+compared with that, never followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
+
+from tapfs.disk.chain import Layer, OpenOptions, layer_of_file, open_chain, password_missing, resolve_parent
+from tapfs.disk.probe import format_named
+from tapfs.driver import BackingReference, Cipher, CreatableFormat, CreateRequest
+from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.host import ram
+from tapfs.host.file import LocalFile
+from tapfs.host.unnamed_file import UnnamedFile
+from tapfs.plan import Plan
+
+_FORMAT = "qcow"
+
+#: Bytes of a cluster. Guests write pages: smaller clusters only make more metadata, larger ones
+#: copy what is not written. On a disk above `_SMALL_DISK` bytes the L1 table would become long.
+_SMALL_CLUSTER, _LARGE_CLUSTER = 4096, 65536
+_SMALL_DISK = 1 << 40
+
+#: Where temporary overlays lie unless $TMPDIR says so: they can be large, and /tmp may be memory.
+_TEMPORARY_FOLDER = "/var/tmp"  # noqa: S108  the file has no name there
+
+
+def open_overlaid(path: str, options: OpenOptions, *, unlocked: bool) -> list[Layer]:
+    """The chain of image `path` with the overlay that `options` ask for on top, which alone is writable.
+
+    A kept overlay is made if it is not there. Over an encrypted image the overlay is encrypted,
+    too, by the same password; `unlocked` says that there is one.
+    Raises ImageError, and then every file is closed: denied if the password is missing, exists
+    if the overlay belongs to another image.
+    """
+    with contextlib.ExitStack() as on_error:
+        layers = open_chain(path, replace(options, writable=False, overlay=None, temporary=False))
+        for layer in layers:
+            on_error.callback(layer.file.close)
+        if _encrypted(layers) and not unlocked:
+            raise password_missing(path)
+        if options.overlay is None:
+            name = f"{_lasting_name(path)} (temporary overlay)"
+            file = _temporary(name, _creation(layers), direct=options.direct)
+            top = _checked(name, file, layers[0])
+        else:
+            top, _ = open_over(layers, options.overlay, direct=options.direct)
+        on_error.pop_all()
+    return [top, *layers]
+
+
+def open_over(
+    layers: Sequence[Layer], path: str, *, size: int | None = None, direct: bool = False
+) -> tuple[Layer, bool]:
+    """The writable overlay `path` over an open chain, and whether it was made: it is if it is not there.
+
+    `size` in bytes is that of a new one, which is else as large as the chain's disk. The layers stay the caller's.
+    Raises ImageError: exists if the overlay that is there belongs to another image.
+    """
+    try:
+        status = _status_of_existing(path)
+        if status is None:
+            return _checked(path, _create(path, _creation(layers, size), direct=direct), layers[0]), True
+    except (OSError, ValueError):
+        return _checked(path, LocalFile.open(path, writable=True), layers[0]), False  # opening tells what is wrong
+    except ImageError as error:
+        if error.kind is not ErrorKind.EXISTS:
+            raise
+        # Another process made it meanwhile: it is taken up like any that is there, if it is free.
+        status = os.stat(path)
+    if any(layer.file.identity == (status.st_dev, status.st_ino) for layer in layers):
+        raise ImageError(ErrorKind.EXISTS, "is the image itself or one of its parents, not an overlay", path=path)
+    return _checked(path, LocalFile.open(path, writable=True, direct=direct), layers[0]), False
+
+
+def _checked(name: str, file: LocalFile, image: Layer) -> Layer:
+    """The layer in an open overlay of `image`; the file is closed if it is another's."""
+    top = layer_of_file(name, file, OpenOptions(format=_FORMAT, writable=True))
+    try:
+        _check_parent(top, image)
+    except BaseException:
+        top.file.close()
+        raise
+    return top
+
+
+def _encrypted(layers: Sequence[Layer]) -> bool:
+    return any(layer.driver.geometry.cipher != Cipher.NONE for layer in layers)
+
+
+def _status_of_existing(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
+
+
+def _creation(layers: Sequence[Layer], size: int | None = None) -> Plan:
+    image = layers[0]
+    size = image.driver.geometry.virtual_size if size is None else size
+    host = ram.host_path(image.path) if ram.is_ram(image.path) else image.path
+    request = CreateRequest(
+        virtual_size=size,
+        backing=BackingReference(os.path.abspath(host), image.driver.format_name),
+        options={"cluster_size": str(_SMALL_CLUSTER if size <= _SMALL_DISK else _LARGE_CLUSTER)},
+        encrypted=_encrypted(layers),
+    )
+    return cast("CreatableFormat", format_named(_FORMAT)).create(request)
+
+
+def _create(path: str, plan: Plan, *, direct: bool) -> LocalFile:
+    """A new overlay that is there under its name, complete and durable, or not at all."""
+    with UnnamedFile(path, os.path.realpath(path)) as unnamed:
+        file = _filled(unnamed.open(direct=direct), plan)
+        try:
+            unnamed.publish(overwrite=False)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+
+def _temporary(name: str, plan: Plan, *, direct: bool) -> LocalFile:
+    """A new overlay without a name: it is gone with its last descriptor, so also after a crash."""
+    folder = os.environ.get("TMPDIR") or _TEMPORARY_FOLDER
+    try:
+        with tempfile.TemporaryFile(dir=folder) as unnamed:
+            descriptor = os.dup(unnamed.fileno())
+    except OSError as error:
+        raise from_os_error(error, path=folder, op="make a temporary overlay") from error
+    return _filled(LocalFile(name, descriptor, writable=True, direct=direct), plan)
+
+
+def _filled(file: LocalFile, plan: Plan) -> LocalFile:
+    """The file after its creation plan; closed on an error."""
+    from tapfs.kernel.engine import execute_on_file  # importing this module needs no engine
+
+    try:
+        execute_on_file(file.descriptor, file.path, plan)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_parent(overlay: Layer, image: Layer) -> None:
+    """See that the overlay was made over this image: over another its clusters would be nonsense."""
+    reference = overlay.driver.geometry.backing
+    if reference is None:
+        raise ImageError(ErrorKind.EXISTS, "is an image without a backing file, not an overlay", path=overlay.path)
+    try:
+        status = os.stat(resolve_parent(overlay.path, reference.name))
+        same = (status.st_dev, status.st_ino) == image.file.identity
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        raise ImageError(
+            ErrorKind.EXISTS,
+            f"is an overlay over {reference.name!r}, not over {image.path}",
+            path=overlay.path,
+            remedy="name another file for the overlay",
+        )
+
+
+def _lasting_name(path: str) -> str:
+    return path if ram.is_ram(path) else os.path.abspath(path)

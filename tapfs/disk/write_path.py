@@ -1,0 +1,262 @@
+"""How writes reach a disk: in place, into reserved places, and by plans.
+
+The engine writes in place as far as the map allows; for the rest the driver reserves places,
+the engine writes there (filling partial granules with the old contents), the driver commits.
+Metadata reaches the disk at `flush`, by the driver's plan.
+
+Locking. Beside maps and installations the map lock makes commits and their new maps one step.
+Reservations that are being filled are in `_pending`; who wants to reserve what overlaps one
+waits until it is gone and maps afresh. So does who saw the map before an overlapping commit:
+what it takes for unallocated may be another writer's by now. `_flush_lock` lets one flush run
+at a time; it is taken before the map lock, never the other way. kernel/CONCURRENCY.md has the
+engine's side.
+
+With a plan log (`tapfs.disk.plan_log`) a commit is seen by nobody before the plan that makes it durable is kept there:
+who finds the new map may write in place by it and be done. A driver knows one plan at a time, so such a commit waits
+for a flush that is under way.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import cast
+
+from tapfs.disk.engine_chain import STRIDE, ServedChain
+from tapfs.disk.plan_log import PlanLog
+from tapfs.driver import Operation, Reservation, WritableDriver
+from tapfs.extent import Extent, Kind
+from tapfs.plan import Plan
+
+#: Metadata that waits for a flush is held in memory up to about this many bytes.
+_UNFLUSHED_LIMIT = 32 << 20
+
+#: Seconds that a plan may be kept for, however cheap a flush is.
+_LEAST_KEEPING = 0.005
+
+#: Commits that a writer can miss before it must look at the map again, whatever they were.
+_RECENT_COMMITS = 64
+
+
+class WritePath:
+    """The writes of one chain whose top layer is writable; ranges lie inside the disk."""
+
+    def __init__(self, chain: ServedChain, plan_log: PlanLog | None = None) -> None:
+        self._chain = chain
+        self._driver = cast("WritableDriver", chain.top.driver)
+        # Without metadata there is nothing to plan.
+        self._plan_log = None if chain.top.driver.geometry.identity else plan_log
+        #: Seconds that keeping the plan has taken since the last flush, and that the last flush took.
+        self._keeping_seconds = self._flush_seconds = 0.0
+        self._granule = self._driver.geometry.granule
+        self._changed = threading.Condition(chain.map_lock)
+        self._flush_lock = threading.Lock()
+        self._pending: list[Reservation] = []
+        #: How many commits there were, and the ranges of the last of them.
+        self._commits = 0
+        self._recent_commits: deque[tuple[int, int]] = deque(maxlen=_RECENT_COMMITS)
+
+    def write(self, offset: int, view: memoryview) -> None:
+        """Write all of the view at `offset`."""
+        engine = self._chain.engine
+        while view:
+            commits_seen = self._commits
+            outcome = engine.write(view, offset)
+            view = view[outcome.done :]
+            offset += outcome.done
+            if not view:
+                break
+            if outcome.needs_reservation:
+                written = self._write_reserved(offset, view[: outcome.length], commits_seen)
+                view = view[written:]
+                offset += written
+            else:
+                self._chain.supply_map(outcome)
+        self._bound_unflushed()
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make the range read as zeros."""
+        for start, stop, whole in self._granules(offset, offset + length):
+            if whole:
+                self._change(start, stop - start, Operation.ZERO)
+                continue
+            seen = memoryview(bytearray(stop - start))
+            self._chain.read_into(seen, start)
+            if any(seen):
+                self.write(start, memoryview(bytes(stop - start)))
+        self._bound_unflushed()
+
+    def discard(self, offset: int, length: int) -> None:
+        """Free what of the range the format and the host can."""
+        for start, stop, whole in self._granules(offset, offset + length):
+            if whole:
+                self._change(start, stop - start, Operation.DISCARD)
+        self._bound_unflushed()
+
+    def flush(self) -> None:
+        """Make everything that has returned durable."""
+        engine = self._chain.engine
+        with self._flush_lock:
+            started = time.monotonic()
+            with self._chain.map_lock:
+                executed = self._driver.flush()
+                self._keep(executed)
+            # The plan may punch what its earlier stages unlink, and `flushed` lets it be used again:
+            # by then no request may hold a map in which it still belongs to the disk.
+            engine.quiesce()
+            engine.execute(executed)
+            if self._plan_log is not None:
+                self._plan_log.clear()
+            with self._chain.map_lock:
+                self._driver.flushed(executed)
+            self._keeping_seconds, self._flush_seconds = 0.0, time.monotonic() - started
+
+    @property
+    def unflushed_bytes(self) -> int:
+        """Bytes of metadata that only a flush will bring to the disk."""
+        return self._driver.unflushed_bytes
+
+    def _write_reserved(self, offset: int, data: memoryview, commits_seen: int) -> int:
+        """Allocate for a run that was not in place after `commits_seen` commits, and write it there.
+
+        The bytes written: all, or none if another writer had the run and the map is to be looked at again.
+        """
+        engine = self._chain.engine
+        granule = self._granule
+        start = offset - offset % granule
+        end = -(-(offset + len(data)) // granule) * granule
+        reservation = self._reserve(start, end - start, Operation.WRITE, commits_seen)
+        if reservation is None:
+            return 0
+        with self._filling(reservation):
+            while (outcome := engine.write_reserved(data, offset, reservation.placements)).done < len(data):
+                self._chain.supply_map(outcome)
+        return len(data)
+
+    def _change(self, offset: int, length: int, operation: Operation) -> None:
+        """Zero or discard whole granules."""
+        if offset % self._granule:
+            raise AssertionError(f"{offset} is inside a granule, whose first bytes would go along")
+        engine = self._chain.engine
+        while (reservation := self._reserve(offset, length, operation)) is None:
+            pass
+        with self._filling(reservation):
+            engine.zero_placements(reservation.placements, discard=operation is Operation.DISCARD)
+
+    def _reserve(
+        self, offset: int, length: int, operation: Operation, commits_seen: int | None = None
+    ) -> Reservation | None:
+        """A reservation that is now pending.
+
+        None if the caller must look at the map again: it had to wait for a reservation that
+        overlapped this one, or such a one was committed since `commits_seen`.
+        """
+        with self._chain.map_lock:
+            if commits_seen is not None and self._changed_since(commits_seen, offset, offset + length):
+                return None
+            waited = False
+            while any(held.offset < offset + length and offset < held.end for held in self._pending):
+                waited = True
+                self._changed.wait()
+            if waited:
+                return None
+            reservation = self._driver.reserve(offset, length, operation)
+            self._pending.append(reservation)
+            return reservation
+
+    @contextmanager
+    def _filling(self, reservation: Reservation) -> Generator[None]:
+        """A reservation while the engine fills it: committed if that goes well, else aborted."""
+        try:
+            yield
+        except BaseException:
+            self._settle(reservation, written=False)
+            raise
+        self._settle(reservation, written=True)
+
+    def _changed_since(self, commits_seen: int, offset: int, end: int) -> bool:
+        newer = self._commits - commits_seen
+        if newer == 0:
+            return False
+        if newer > len(self._recent_commits):
+            return True
+        recent = list(self._recent_commits)[len(self._recent_commits) - newer :]
+        return any(start < end and offset < stop for start, stop in recent)
+
+    def _settle(self, reservation: Reservation, *, written: bool) -> None:
+        """Commit or abort a pending reservation and publish the map that holds then."""
+        with self._flush_lock if self._plan_log is not None else nullcontext(), self._chain.map_lock:
+            try:
+                if written:
+                    self._commit(reservation)
+                else:
+                    self._driver.abort(reservation)
+            finally:
+                self._pending.remove(reservation)
+                self._changed.notify_all()
+
+    def _commit(self, reservation: Reservation) -> None:
+        try:
+            self._driver.commit(reservation)
+            if self._plan_log is not None:
+                started = time.monotonic()
+                self._keep(self._driver.flush())
+                self._keeping_seconds += time.monotonic() - started
+            self._publish(reservation)
+        except BaseException:
+            # A part of it may be committed: nobody may go on with the map from before.
+            self._chain.engine.forget(0, reservation.offset, reservation.length)
+            raise
+        finally:
+            # Only now: a writer that has seen this commit counted must not meet the old map.
+            self._recent_commits.append((reservation.offset, reservation.end))
+            self._commits += 1
+
+    def _keep(self, plan: Plan) -> None:
+        """Have the plan outlive this process until it has been executed."""
+        if self._plan_log is not None and plan:
+            self._plan_log.keep(plan, self._chain.top.file.identity)
+
+    def _publish(self, reservation: Reservation) -> None:
+        """Have the engine see the map that a commit made, the map lock held."""
+        engine = self._chain.engine
+        if reservation.exact:
+            engine.patch(
+                0,
+                [
+                    Extent(place.offset, place.length, Kind.DATA, place.file, place.host_offset, in_place=True)
+                    for place in reservation.placements
+                ],
+            )
+        else:
+            engine.forget(0, reservation.offset, reservation.length)
+
+    def _bound_unflushed(self) -> None:
+        # A plan takes the longer to keep the more is in it: a flush is due when that has cost as much as a flush does.
+        if self.unflushed_bytes > _UNFLUSHED_LIMIT or self._keeping_seconds > max(self._flush_seconds, _LEAST_KEEPING):
+            self.flush()
+
+    def _granules(self, offset: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """Split a range into ``(start, stop, whole)``: partial granules and runs of whole ones.
+
+        A last granule that the end of the disk cuts counts as whole.
+        """
+        granule = self._granule
+        limit = -(-self._chain.size // granule) * granule
+        first = -(-offset // granule) * granule
+        last = limit if end == self._chain.size else end - end % granule
+        if first >= last:
+            yield offset, end, False
+            return
+        if offset < first:
+            yield offset, first, False
+        unit = max(self._driver.geometry.map_unit, STRIDE)
+        while first < last:
+            stop = min(first - first % unit + unit, last)
+            yield first, stop, True
+            first = stop
+        if last < end:
+            yield last, end, False

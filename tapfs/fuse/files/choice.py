@@ -1,0 +1,110 @@
+"""Which of a disk's file systems `tapfs mount --files` shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from tapfs.disk.image import Image
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.partitions.table import DiskContents, FileSystem, Partition
+
+#: What blkid calls contents that hold no files by themselves, and what they are.
+_NO_FILES = {
+    "swap": "swap space",
+    "LVM2_member": "an LVM physical volume",
+    "crypto_LUKS": "an encrypted volume (LUKS)",
+    "linux_raid_member": "a member of a RAID",
+    "jbd": "the journal of another file system",
+}
+
+_EXT = ("ext2", "ext3", "ext4")
+#: The field s_feature_incompat of ext superblocks, and the flag for a journal that is to be replayed
+#: (the kernel's Documentation/filesystems/ext4/super.rst).
+_EXT_FEATURES = 1024 + 96
+_EXT_RECOVER = 0x4
+
+
+@dataclass(frozen=True, slots=True)
+class FileSystemPlace:
+    """A file system of a disk: the bytes ``[offset, offset + size)``, shown as the node `node` of the mount.
+
+    `type` is blkid's word, None if only blkid might know it. `partition` is None for the whole
+    disk. `dirty`: its journal would have to be replayed, as far as can be told.
+    """
+
+    node: str
+    offset: int
+    size: int
+    type: str | None
+    partition: int | None = None
+    dirty: bool = False
+
+
+def choose_file_system(image: Image, partition: int | None) -> FileSystemPlace:
+    """The file system of partition number `partition`; without that the only one on the disk.
+
+    Raises ImageError(not_found) if there is none or more than one, (unsupported) for contents
+    that hold no files.
+    """
+    contents = image.contents()
+    if partition is not None:
+        chosen = _numbered(contents, partition, image.path)
+    elif contents.file_system is not None or not contents.table.partitions:
+        return _place(image, FileSystemPlace("disk", 0, image.size, None), contents.file_system)
+    else:
+        chosen = _only(contents, image.path)
+    place = FileSystemPlace(f"part{chosen.number}", chosen.start, chosen.size, None, chosen.number)
+    return _place(image, place, chosen.file_system)
+
+
+def _numbered(contents: DiskContents, number: int, path: str) -> Partition:
+    for partition in contents.table.partitions:
+        if partition.number == number and not partition.container:
+            return partition
+    raise ImageError(
+        ErrorKind.NOT_FOUND, f"has no partition {number} with data; {_listed(contents)}", path=path, op="mount"
+    )
+
+
+def _only(contents: DiskContents, path: str) -> Partition:
+    found = [each for each in contents.table.partitions if each.file_system and each.file_system.type not in _NO_FILES]
+    if len(found) == 1:
+        return found[0]
+    how_many = "several file systems" if found else "no file system that tapfs knows"
+    raise ImageError(
+        ErrorKind.NOT_FOUND,
+        f"has {how_many}; {_listed(contents)}",
+        path=path,
+        op="mount",
+        remedy="choose one with --partition N",
+    )
+
+
+def _listed(contents: DiskContents) -> str:
+    partitions = [each for each in contents.table.partitions if not each.container]
+    return "it has " + (", ".join(map(_named, partitions)) if partitions else "no partitions")
+
+
+def _named(partition: Partition) -> str:
+    found = partition.file_system
+    words = [partition.type_name or partition.type] if found is None else [found.type]
+    if found is not None and found.label:
+        words.append(repr(found.label))
+    return f"partition {partition.number} ({' '.join(words)})"
+
+
+def _place(image: Image, place: FileSystemPlace, found: FileSystem | None) -> FileSystemPlace:
+    """The place with what is known of the file system there."""
+    if found is None:
+        return place
+    if found.type in _NO_FILES:
+        where = "the disk" if place.partition is None else f"partition {place.partition}"
+        raise ImageError(
+            ErrorKind.UNSUPPORTED,
+            f"{where} is {_NO_FILES[found.type]}, which has no files by itself",
+            path=image.path,
+            op="mount",
+            remedy="mount without --files and use it from there",
+        )
+    features = image.read(place.offset + _EXT_FEATURES, 4) if found.type in _EXT else b""
+    return replace(place, type=found.type, dirty=bool(int.from_bytes(features, "little") & _EXT_RECOVER))

@@ -1,0 +1,174 @@
+"""Mounting and unmounting a file system that lies on a mount of our own: in a process of its own.
+
+The kernel answers these calls only when our own mount has answered it. A thread that is in the
+middle of that when its process is killed cannot end, and so keeps the connection open that it
+waits for. So the serving process has this module run as a program: a request as JSON on standard
+input, the answer on standard output.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.fuse.files.file_systems import kernel_type
+from tapfs.fuse.files.loop_device import loop_device
+from tapfs.fuse.mount_table import unmount
+from tapfs.serving.messages import MESSAGE_LIMIT, decode, encode, error_to_data
+
+_MS_RDONLY = 1
+_MS_NOSUID = 2
+_MS_NODEV = 4
+_MS_NOEXEC = 8
+
+#: What file systems answer when they do not like what they read.
+_DAMAGED = (errno.EINVAL, errno.EUCLEAN, errno.EBADMSG)
+
+
+@dataclass(frozen=True, slots=True)
+class MountRequest:
+    """Mount the bytes ``[offset, offset + size)`` of the file `disk`, a file system of blkid's `type`."""
+
+    disk: str
+    offset: int
+    size: int
+    type: str
+    mountpoint: str
+    writable: bool
+    flags: Sequence[str]
+    options: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class UnmountRequest:
+    """Write back and unmount; `force`: also if that fails or it is in use (then when its last user ends)."""
+
+    mountpoint: str
+    force: bool
+    write_back: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TypeRequest:
+    """Ask blkid for the type of the file system in the file `disk`."""
+
+    disk: str
+
+
+Request = MountRequest | UnmountRequest | TypeRequest
+
+_REQUESTS: dict[str, type[Request]] = {"mount": MountRequest, "unmount": UnmountRequest, "type": TypeRequest}
+
+
+def words(request: Request) -> bytes:
+    """The request as the program's input."""
+    name = next(name for name, kind in _REQUESTS.items() if isinstance(request, kind))
+    return encode({"request": name, **asdict(request)})
+
+
+def main() -> int:
+    """Do what standard input says; the answer is `{"done": RESULT}` or `{"error": ...}`."""
+    message = decode(sys.stdin.buffer.readline(MESSAGE_LIMIT))
+    kind = _REQUESTS[message["request"]]
+    arguments: dict[str, Any] = {field.name: message[field.name] for field in fields(kind)}
+    answer: dict[str, object]
+    try:
+        answer = {"done": _perform(kind(**arguments))}
+    except ImageError as error:
+        answer = {"error": error_to_data(error)}
+    sys.stdout.buffer.write(encode(answer))
+    return 0
+
+
+def _perform(request: Request) -> str | bool | None:
+    match request:
+        case MountRequest():
+            return _mount(request)
+        case UnmountRequest():
+            return _unmount(request)
+        case TypeRequest():
+            return _type_of(request.disk)
+
+
+def _mount(request: MountRequest) -> bool:
+    kind = kernel_type(request.type)
+    options = [*kind.always, *(() if request.writable else kind.read_only), *request.options]
+    flags = 0 if request.writable else _MS_RDONLY
+    flags |= 0 if "suid" in request.flags else _MS_NOSUID
+    flags |= 0 if "dev" in request.flags else _MS_NODEV
+    flags |= _MS_NOEXEC if "noexec" in request.flags else 0
+    libc = ctypes.CDLL(None, use_errno=True)
+    with loop_device(request.disk, offset=request.offset, size=request.size, writable=request.writable) as device:
+        result = libc.mount(
+            os.fsencode(device),
+            os.fsencode(request.mountpoint),
+            kind.name.encode(),
+            ctypes.c_ulong(flags),
+            os.fsencode(",".join(options)),
+        )
+        number = ctypes.get_errno()
+    if result != 0:
+        raise _refusal(number, request)
+    return True
+
+
+def _refusal(number: int, request: MountRequest) -> ImageError:
+    """What mount(2) means by an errno."""
+    if number == errno.ENODEV:
+        said = f"the kernel does not know {request.type}"
+        return ImageError(ErrorKind.UNSUPPORTED, said, path=request.mountpoint, op="mount")
+    if number in _DAMAGED:
+        said = f"the kernel does not mount the {request.type} file system: it seems damaged; dmesg may say more"
+        return ImageError(ErrorKind.CORRUPT, said, path=request.mountpoint, op="mount")
+    return from_os_error(OSError(number, ""), path=request.mountpoint, op=f"mount the {request.type} file system")
+
+
+def _unmount(request: UnmountRequest) -> bool:
+    """Whether it is gone, not only out of sight."""
+    if request.write_back:
+        try:
+            _write_back(request.mountpoint)
+        except OSError as error:
+            if not request.force:
+                raise from_os_error(error, path=request.mountpoint, op="write back the file system") from error
+    try:
+        unmount(request.mountpoint)
+    except ImageError as error:
+        if not request.force or error.kind is not ErrorKind.LOCKED:
+            raise
+        unmount(request.mountpoint, lazy=True)
+        return False
+    return True
+
+
+def _write_back(mountpoint: str) -> None:
+    """Tell of errors: umount(2) would not."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if libc.syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+    finally:
+        os.close(descriptor)
+
+
+def _type_of(disk: str) -> str | None:
+    """Blkid's word; None if it knows none, or more than one."""
+    command = ["blkid", "-p", "-u", "filesystem", "-o", "value", "-s", "TYPE", "--", disk]
+    try:
+        said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).stdout
+    except OSError:
+        return None
+    return said.decode(errors="replace").strip() or None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""Host files: opened with care, locked, read for metadata. The engine moves the data."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import Self
+
+from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.host.lock import Sharing, lock_image, mark_requests
+
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a fifo"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a character device"),
+)
+
+
+class LocalFile:
+    """An open and locked regular file or block device: a `tapfs.driver.HostFile`.
+
+    `path` is only a name for messages once the file is open.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        descriptor: int,
+        *,
+        writable: bool,
+        sharing: Sharing = Sharing.ALONE,
+        direct: bool = False,
+        disk: int | None = None,
+        again: bool = False,
+    ) -> None:
+        """Take over `descriptor`; it is closed here if anything is wrong with the file.
+
+        `disk` marks direct requests as those of a disk whose next process has to wait for them
+        (`tapfs.host.lock.mark_requests`); `again`: this process has the file open for it already.
+        Raises ImageError(invalid_format) for what is no file, ImageError(locked).
+        """
+        self.path = path
+        self.descriptor = descriptor
+        self.writable = writable
+        self.direct = False
+        self.disk = disk
+        self._data_descriptor: int | None = None
+        try:
+            status = os.fstat(descriptor)
+            for test, what in _KINDS:
+                if test(status.st_mode):
+                    raise ImageError(ErrorKind.INVALID_FORMAT, f"is {what}, not a disk image", path=path, op="open")
+            self.is_block_device = stat.S_ISBLK(status.st_mode)
+            self.identity = (status.st_dev, status.st_ino)
+            lock_image(descriptor, path, writable=writable, sharing=sharing)
+            if direct:
+                self._open_direct(again=again)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def open(
+        cls,
+        path: str,
+        *,
+        writable: bool = False,
+        sharing: Sharing = Sharing.ALONE,
+        direct: bool = False,
+        disk: int | None = None,
+    ) -> Self:
+        """Open an existing file.
+
+        Never blocks on a fifo. A block device is opened exclusively for writing, so that a
+        mounted one is refused. Raises ImageError(not_found, denied, read_only, locked, …).
+        """
+        flags = os.O_NONBLOCK | os.O_NOCTTY | (os.O_RDWR if writable else os.O_RDONLY)
+        try:
+            if writable and stat.S_ISBLK(os.stat(path).st_mode):
+                flags |= os.O_EXCL
+            descriptor = os.open(path, flags)
+        except OSError as error:
+            if error.errno == errno.EISDIR:
+                raise ImageError(
+                    ErrorKind.INVALID_FORMAT, "is a directory, not a disk image", path=path, op="open"
+                ) from error
+            raise from_os_error(error, path=path, op="open the image") from error
+        except ValueError as error:
+            raise ImageError(ErrorKind.NOT_FOUND, f"is no file name: {error}", path=repr(path), op="open") from error
+        return cls(path, descriptor, writable=writable, sharing=sharing, direct=direct, disk=disk)
+
+    @property
+    def data_descriptor(self) -> int:
+        """The descriptor for guest data: the O_DIRECT one where there is one."""
+        return self.descriptor if self._data_descriptor is None else self._data_descriptor
+
+    def _open_direct(self, *, again: bool) -> None:
+        """A second open file with O_DIRECT; a host that has none of it is used without."""
+        flags = (os.O_RDWR if self.writable else os.O_RDONLY) | os.O_DIRECT
+        try:
+            self._data_descriptor = os.open(f"/proc/self/fd/{self.descriptor}", flags)
+            self.direct = True
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise from_os_error(error, path=self.path, op="open the image for direct I/O") from error
+            return
+        if self.disk is not None:
+            mark_requests(self._data_descriptor, self.path, self.disk, again=again)
+
+    def real_path(self) -> str:
+        """Where the open file is now, symbolic links resolved."""
+        return os.readlink(f"/proc/self/fd/{self.descriptor}")
+
+    def size(self) -> int:
+        """Length in bytes now (of a block device: its capacity)."""
+        try:
+            if self.is_block_device:
+                return os.lseek(self.descriptor, 0, os.SEEK_END)
+            return os.fstat(self.descriptor).st_size
+        except OSError as error:
+            raise from_os_error(error, path=self.path, op="ask for the size") from error
+
+    def allocated_size(self) -> int:
+        """Bytes that the host has allocated for the file."""
+        if self.is_block_device:
+            return self.size()
+        return os.fstat(self.descriptor).st_blocks * 512
+
+    def modified_seconds(self) -> int:
+        """The modification time in whole seconds since 1970."""
+        return int(os.fstat(self.descriptor).st_mtime)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes at `offset`; shorter only at the end of the file."""
+        pieces: list[bytes] = []
+        try:
+            while length > 0:
+                piece = os.pread(self.descriptor, length, offset)
+                if not piece:
+                    break
+                pieces.append(piece)
+                offset += len(piece)
+                length -= len(piece)
+        except OSError as error:
+            raise from_os_error(error, path=self.path, op="read metadata", offset=offset) from error
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def data_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """The ranges inside the request that may hold other than zeros (SEEK_DATA)."""
+        end = min(offset + length, self.size())
+        while offset < end:
+            try:
+                data = os.lseek(self.descriptor, offset, os.SEEK_DATA)
+                hole = os.lseek(self.descriptor, data, os.SEEK_HOLE)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                    return
+                yield offset, end - offset  # the host cannot tell
+                return
+            if data >= end:
+                return
+            yield data, min(hole, end) - data
+            offset = hole
+
+    def close(self) -> None:
+        """Close the descriptors; the lock goes with them. Closing twice is allowed."""
+        for descriptor in (self._data_descriptor, self.descriptor):
+            if descriptor is not None and descriptor >= 0:
+                os.close(descriptor)
+        self._data_descriptor = None
+        self.descriptor = -1

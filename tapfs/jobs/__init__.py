@@ -1,0 +1,1 @@
+"""Work over whole disks: convert, compare, create, check."""

@@ -1,0 +1,73 @@
+"""Checking and repairing one image: its own metadata, not its parents'."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+
+from tapfs.disk.chain import OpenOptions, open_layer
+from tapfs.driver import Checkable, CheckReport, ProgressCallback, Severity
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.host.file import LocalFile
+from tapfs.plan import Plan
+
+
+def check_image(path: str, options: OpenOptions, *, progress: ProgressCallback | None = None) -> CheckReport:
+    """Check an image; a format without metadata has nothing to find.
+
+    An image too damaged to open is reported as corrupt, too; raises ImageError for one that
+    cannot be read at all or is of no format that can be damaged.
+    """
+    with _opened(path, options, writable=False) as (_, driver):
+        if isinstance(driver, ImageError):
+            return _unopenable(driver)
+        return CheckReport() if driver is None else driver.check(progress)
+
+
+def plan_repair(path: str, options: OpenOptions) -> list[Plan]:
+    """What `repair_image` would do."""
+    with _opened(path, options, writable=False) as (_, driver):
+        if isinstance(driver, ImageError):
+            raise driver
+        return [] if driver is None else list(driver.repair())
+
+
+def repair_image(path: str, options: OpenOptions, *, progress: ProgressCallback | None = None) -> CheckReport:
+    """Repair what can be repaired without losing guest data; the report is of a check after it.
+
+    Each step is crash-safe: whenever it is interrupted, the image reads as before or better.
+    """
+    from tapfs.kernel.engine import execute_on_file  # only a repair needs the engine
+
+    with _opened(path, options, writable=True) as (file, driver):
+        if isinstance(driver, ImageError):
+            raise driver
+        if driver is None:
+            return CheckReport()
+        for plan in driver.repair():
+            execute_on_file(file.descriptor, path, plan)
+    return check_image(path, options, progress=progress)
+
+
+@contextlib.contextmanager
+def _opened(
+    path: str, options: OpenOptions, *, writable: bool
+) -> Generator[tuple[LocalFile, Checkable | ImageError | None]]:
+    """The file with its driver if that can be checked, or the damage that kept it from opening."""
+    lenient = OpenOptions(format=options.format, lenient=True, sharing=options.sharing, writable=writable)
+    try:
+        layer = open_layer(path, lenient)
+    except ImageError as error:
+        if error.kind is not ErrorKind.CORRUPT:
+            raise
+        with contextlib.closing(LocalFile.open(path)) as file:
+            yield file, error
+        return
+    with contextlib.closing(layer.file):
+        yield layer.file, layer.driver if isinstance(layer.driver, Checkable) else None
+
+
+def _unopenable(error: ImageError) -> CheckReport:
+    report = CheckReport()
+    report.add(Severity.CORRUPTION, error.message, error.offset)
+    return report

@@ -1,0 +1,1 @@
+"""What every process that serves a disk needs, whichever front end it has."""

@@ -1,0 +1,344 @@
+"""The backend of one device: follows the states in xenstore and connects the disk to the guest's rings.
+
+Whatever fires, it looks at what is there now and takes the step that `backend_states` has for that. Every write
+looks first, in the same transaction, whether the device is still there and whether the toolstack has not changed
+its mind: a key written too late would bring back a part of a directory that was removed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.kernel.xen_ring import Grants
+from tapfs.serving.log import log
+from tapfs.xen.device import Device, State, parse_state
+from tapfs.xen.disk.backend_states import Ours, Seen, Step, next_step
+from tapfs.xen.disk.disk_image import SECTOR
+from tapfs.xen.disk.frontend_keys import MOST_QUEUES, MOST_RING_PAGE_ORDER, FrontendKeys, read_frontend
+
+if TYPE_CHECKING:
+    from tapfs.xen.disk.served_disk import ServedDisk
+    from tapfs.xen.disk.settings import DiskSettings
+    from tapfs.xen.xenstore.client import Store, XenStore
+
+#: How long state 6 stands before a frontend that has not said that it begins anew is awaited.
+_CLOSED_SECONDS = 1.0
+
+#: `info` of a connected disk (blkif.h).
+_CDROM, _REMOVABLE, _READ_ONLY = 1, 2, 4
+
+#: What filesystems on the disk had better align to.
+_PHYSICAL_SECTOR = 4096
+
+
+class Backend:
+    """One device from state 2 to its end. `run` follows it as long as a connection to xenstore lasts.
+
+    `changing` is held by whoever connects, disconnects, pauses or changes the disk. The rings' journal lies in
+    `directory`: while it is there a successor of this process goes on with what was in flight. `token` stands in
+    `tapfs/token`: where another stands, or none, the directory is that of another device of the same number.
+    """
+
+    def __init__(
+        self, device: Device, disk: ServedDisk, settings: DiskSettings, *, directory: Path, token: str
+    ) -> None:
+        self.device = device
+        self._token = token
+        self.disk = disk
+        self.changing = trio.Lock()
+        self._settings = settings
+        self._journal_path = directory / f"{device.key}.journal"
+        self._journal: int | None = None
+        #: Whether a predecessor may have left the rings as they were.
+        self._left = self._journal_path.exists()
+        self._store: XenStore | None = None
+        self._lost: ImageError | None = None
+        self._news = trio.Event()
+        self._closed_at = -_CLOSED_SECONDS
+        self._done = False
+        self._ring_watch = trio.CancelScope()
+
+    async def run(self, store: XenStore) -> None:
+        """Follow the device until it is done or gone; then the image is closed. Raises ImageError if xenstored goes."""
+        self._store, self._lost = store, None
+        lost = None
+        try:
+            async with (
+                store.watch(self.device.backend, f"{self.device.frontend}/state") as events,
+                trio.open_nursery() as tasks,
+            ):
+                tasks.start_soon(self._relay, events)
+                self._watch_ring(tasks)
+                lost = await self._follow(store, tasks)
+                tasks.cancel_scope.cancel()
+        finally:
+            self._store = None
+        if lost is not None:
+            raise lost
+
+    def look_again(self) -> None:
+        """Have `run` see what has become possible."""
+        self._news.set()
+
+    async def change(self, values: Mapping[str, str | int | None], *, only_at: State | None = None) -> bool:
+        """Write keys of the device (None: remove) at one moment; False if it is gone or no longer at that state.
+
+        Raises ImageError, io if there is no xenstored at present.
+        """
+        if self._store is None:
+            raise ImageError(ErrorKind.IO, "xenstored does not answer", op="write the key", path=self.device.backend)
+
+        async def write(keys: Store) -> bool:
+            state = await self._state(keys)
+            if state is None or (only_at is not None and state is not only_at):
+                return False
+            for name, value in values.items():
+                if value is None:
+                    await keys.remove(f"{self.device.backend}/{name}")
+                else:
+                    await keys.write(f"{self.device.backend}/{name}", value)
+            return True
+
+        return await self._store.transact(write)
+
+    @property
+    def reachable(self) -> bool:
+        """Whether there is a xenstored at present, as far as is known."""
+        return self._store is not None
+
+    async def announce_size(self) -> None:
+        """Have a connected frontend look at the size again: a written state fires, if only its own value."""
+        sectors = {"sectors": self.disk.image.size // SECTOR}
+        if not await self.change({**sectors, "state": int(State.CONNECTED)}, only_at=State.CONNECTED):
+            await self.change(sectors)
+
+    def leave(self) -> None:
+        """Let go of the rings for a successor, who finds them as they are then. Blocks; raises nothing."""
+        self.disk.disconnect()
+        if self._journal is not None:
+            os.close(self._journal)
+            self._journal = None
+
+    # The steps
+
+    async def _follow(self, store: XenStore, tasks: trio.Nursery) -> ImageError | None:
+        """Take steps until the device is done; the error if xenstored is lost before."""
+        while self._lost is None:
+            self._news = trio.Event()
+            try:
+                async with self.changing:
+                    pause = await self._look(store, tasks)
+            except ImageError as error:
+                return error
+            if self._done:
+                return None
+            with trio.move_on_after(pause):
+                await self._news.wait()
+        return self._lost
+
+    async def _look(self, store: XenStore, tasks: trio.Nursery) -> float:
+        """Take the step for what is there now; the seconds after which to look without news."""
+        state = await self._state(store)
+        if state is None:
+            log.info("the device is gone")
+            await self._disconnect()
+            await self._close_image()
+            self._done = True
+            return 0
+        frontend = parse_state(await store.read(f"{self.device.frontend}/state"))
+        online = await store.read(f"{self.device.backend}/online") != "0"
+        seen = Seen(state, frontend, online)
+        problem = self.disk.problem()
+        if problem is not None:
+            error = ImageError(ErrorKind.IO, f"the guest broke the protocol: {problem}", op="serve")
+            await self._refuse(seen, error)
+            return 0
+        ours = Ours(self.disk.connected, self._left, self.disk.paused)
+        return await self._take(next_step(seen, ours), seen, store, tasks)
+
+    async def _state(self, store: Store) -> State | None:
+        """The backend's state; None if the device is gone."""
+        if await store.read(f"{self.device.backend}/tapfs/token") != self._token:
+            return None
+        return parse_state(await store.read(f"{self.device.backend}/state"))
+
+    async def _take(self, step: Step, seen: Seen, store: XenStore, tasks: trio.Nursery) -> float:
+        match step:
+            case Step.NOTHING:
+                return float("inf")
+            case Step.AWAIT_FRONTEND_SOON if (left := self._closed_at + _CLOSED_SECONDS - trio.current_time()) > 0:
+                return left
+            case Step.AWAIT_FRONTEND | Step.AWAIT_FRONTEND_SOON:
+                await self._disconnect()
+                await self._flush()
+                await self._go(seen, State.INIT_WAIT)
+            case Step.CONNECT:
+                await self._connect(seen, store, tasks)
+            case Step.CLOSING:
+                await self._go(seen, State.CLOSING)
+            case Step.CLOSE:
+                await self._disconnect()
+                await self._flush()
+                await self._go(seen, State.CLOSED)
+                self._closed_at = trio.current_time()
+            case Step.CLOSE_FOR_GOOD:
+                await self._disconnect()
+                await self._close_image()
+                await self._go(seen, State.CLOSED)
+                self._done = True
+        return 0
+
+    async def _go(self, seen: Seen, state: State) -> None:
+        """Write the state, unless the toolstack has written another meanwhile."""
+        if await self.change({"state": int(state)}, only_at=seen.backend) and state is not seen.backend:
+            log.info("%s", state.name.lower().replace("_", " "))
+
+    async def _connect(self, seen: Seen, store: XenStore, tasks: trio.Nursery) -> None:
+        """Take the frontend's rings; at state 5 the state stays, for the frontend is to close."""
+        # Requests can be in flight only where the frontend has been connected; an older journal is another ring's.
+        resuming = self._left and seen.frontend in (State.CONNECTED, State.CLOSING)
+        self._left = False
+        try:
+            frontend = await self._read_frontend(store)
+            grants = await self._grants(store, frontend)
+            self._journal = _open_journal(self._journal_path, keep=resuming)
+            await trio.to_thread.run_sync(partial(self.disk.connect, frontend, grants=grants, journal=self._journal))
+        except ImageError as error:
+            await self._refuse(seen, error)
+            return
+        self._watch_ring(tasks)
+        if seen.backend is not State.CLOSING:
+            await self._say_connected(seen)
+        rings, pages = len(frontend.rings), len(frontend.rings[0].references)
+        log.info(
+            "%s: %d ring(s) of %d page(s), %s, grants: %s",
+            "connected again" if resuming else "connected",
+            rings,
+            pages,
+            frontend.protocol.name.lower(),
+            grants.name.lower(),
+        )
+
+    async def _say_connected(self, seen: Seen) -> None:
+        try:
+            await self.change({**self._description(), "state": int(State.CONNECTED)}, only_at=seen.backend)
+        except ImageError:
+            # Nobody would say it later: let go of the rings as for a successor, and connect again.
+            self._ring_watch.cancel()
+            await trio.to_thread.run_sync(self.leave)
+            self._left = True
+            raise
+
+    async def _read_frontend(self, store: XenStore) -> FrontendKeys:
+        """What the frontend asks for, within what stands in our directory as an offer."""
+
+        async def offered(name: str, least: int, most: int) -> int:
+            text = await store.read(f"{self.device.backend}/{name}") or ""
+            return min(int(text), most) if text.isascii() and text.isdigit() else least
+
+        return await read_frontend(
+            store,
+            self.device.frontend,
+            page_order=await offered("max-ring-page-order", 0, MOST_RING_PAGE_ORDER),
+            queues=await offered("multi-queue-max-queues", 1, MOST_QUEUES),
+        )
+
+    async def _grants(self, store: XenStore, frontend: FrontendKeys) -> Grants:
+        """How data comes from the guest: persistent only where we offered it and the frontend took it."""
+        if self._settings.grants in (None, "copy"):
+            return Grants.COPY
+        offered = await store.read(f"{self.device.backend}/feature-persistent") == "1"
+        if self._settings.grants == "persistent" and offered and frontend.persistent:
+            return Grants.PERSISTENT
+        return Grants.MAP
+
+    def _description(self) -> dict[str, str | int | None]:
+        """What the frontend is to know of the disk (blkif.h, "Backend Device Properties")."""
+        image = self.disk.image
+        physical = _PHYSICAL_SECTOR if image.size % _PHYSICAL_SECTOR == 0 else SECTOR
+        info = (
+            (_CDROM if self._settings.cdrom else 0)
+            | (_REMOVABLE if self._settings.removable else 0)
+            | (0 if image.writable else _READ_ONLY)
+        )
+        return {
+            "sectors": image.size // SECTOR,
+            "sector-size": SECTOR,
+            "physical-sector-size": physical,
+            "info": info,
+            "feature-discard": int(image.writable),
+            "discard-granularity": max(image.granule, physical),
+            "discard-alignment": 0,
+            "tapfs/error": None,
+            "tapfs/error-kind": None,
+        }
+
+    async def _refuse(self, seen: Seen, error: ImageError) -> None:
+        """Have nothing to do with a frontend that does not keep to the protocol, until it has closed."""
+        log.error("%s", error)
+        await self._disconnect()
+        await self._flush()
+        notes = {"tapfs/error": str(error), "tapfs/error-kind": error.kind.value}
+        await self.change({**notes, "state": int(State.CLOSING)}, only_at=seen.backend)
+
+    async def _disconnect(self) -> None:
+        """Let go of the rings for good: what the frontend has not been answered it will not be."""
+        self._left = False
+        self._ring_watch.cancel()
+        await trio.to_thread.run_sync(self.leave)
+        with suppress(OSError):
+            self._journal_path.unlink()
+
+    async def _flush(self) -> None:
+        try:
+            await trio.to_thread.run_sync(self.disk.image.flush)
+        except ImageError as error:
+            await self._complain(error)
+
+    async def _close_image(self) -> None:
+        try:
+            await trio.to_thread.run_sync(self.disk.close)
+        except ImageError as error:
+            await self._complain(error)
+
+    async def _complain(self, error: ImageError) -> None:
+        """Say that writes may be lost; there is nobody left to whom it could be answered."""
+        log.error("what was written last may be lost: %s", error)
+        await self.change({"tapfs/error": str(error), "tapfs/error-kind": error.kind.value})
+
+    # Who watches
+
+    async def _relay(self, events: AsyncIterator[str]) -> None:
+        try:
+            async for _ in events:
+                self._news.set()
+        except ImageError as error:
+            self._lost = error
+            self._news.set()
+
+    def _watch_ring(self, tasks: trio.Nursery) -> None:
+        descriptor = self.disk.ended_descriptor
+        if descriptor is not None:
+            self._ring_watch = trio.CancelScope()
+            tasks.start_soon(self._await_end, descriptor, self._ring_watch)
+
+    async def _await_end(self, descriptor: int, scope: trio.CancelScope) -> None:
+        with scope:
+            await trio.lowlevel.wait_readable(descriptor)
+            self._news.set()
+
+
+def _open_journal(path: Path, *, keep: bool) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | (0 if keep else os.O_TRUNC)
+    try:
+        return os.open(path, flags, 0o600)
+    except OSError as error:
+        raise from_os_error(error, path=str(path), op="open the journal") from error

@@ -1,0 +1,216 @@
+"""What an operator may do with a disk while a guest uses it: pause, resume, snapshot, resize, limit.
+
+What is to outlive this process is in xenstore before it holds here, so a crash at any moment leaves a successor that
+serves the disk as it was or as it was to be.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from tapfs.disk.password import given_password
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.serving.log import log
+from tapfs.xen.disk.disk_image import (
+    Overlaid,
+    image_over,
+    let_others_read,
+    overlay_on,
+    resized,
+    specification_of,
+)
+from tapfs.xen.disk.served_disk import RateLimit
+from tapfs.xen.host import find_host
+from tapfs.xen.xenstore.client import connect
+
+if TYPE_CHECKING:
+    from tapfs.disk.image import Image
+    from tapfs.disk.plan_log import PlanLog
+    from tapfs.xen.disk.backend import Backend
+    from tapfs.xen.disk.settings import DiskSettings
+
+#: How long the guest waits for a xenstored that went while a swap was being noted, and between two looks.
+_UNSURE_SECONDS = 5.0
+_UNSURE_PAUSE = 0.1
+
+
+class Operations:
+    """The operations on one backend's disk; each is done whole or not at all. All raise ImageError."""
+
+    def __init__(self, backend: Backend, settings: DiskSettings, plan_log: PlanLog) -> None:
+        self._backend = backend
+        self._plan_log = plan_log
+        self._disk = backend.disk
+        self._settings = settings
+
+    def status(self) -> dict[str, object]:
+        """What is served, and how it stands."""
+        image = self._disk.image
+        return {
+            "pid": os.getpid(),
+            "connected": self._disk.connected,
+            "paused": self._disk.paused,
+            "mode": self._settings.mode,
+            "path": image.path,
+            "format": image.format_name,
+            "size": image.size,
+            "parents": list(image.parents),
+            "limit_bytes": self._disk.limit.bytes,
+            "limit_requests": self._disk.limit.requests,
+        }
+
+    def statistics(self) -> dict[str, object]:
+        """The rings' counters and the engine's since this process began (a swap begins the engine's anew)."""
+        return {**self._disk.image.statistics()._asdict(), **self._disk.statistics()}
+
+    async def pause(self) -> None:
+        """Take no more requests, and have the image durable and at rest. It lasts until `resume`, whatever crashes."""
+        async with self._alone():
+            if self._disk.paused:
+                return
+            async with self._held():
+                await trio.to_thread.run_sync(self._disk.image.flush)
+                await self._note({"tapfs/paused": 1})
+                self._disk.paused = True
+            log.info("paused")
+
+    async def resume(self) -> None:
+        """Take requests again."""
+        async with self._alone():
+            if not self._disk.paused:
+                return
+            await self._note({"tapfs/paused": None})
+            self._disk.paused = False
+            self._disk.go_on()
+            self._backend.look_again()
+            log.info("resumed")
+
+    async def limit(self, *, limit_bytes: int | None, limit_requests: int | None) -> None:
+        """Limit the rate per second; None leaves a limit as it is, 0 ends it."""
+        async with self._alone():
+            old = self._disk.limit
+            new = RateLimit(
+                old.bytes if limit_bytes is None else limit_bytes,
+                old.requests if limit_requests is None else limit_requests,
+            )
+            await self._note({"tapfs/limit-bytes": new.bytes, "tapfs/limit-requests": new.requests})
+            self._disk.set_limit(new)
+
+    async def swap(self, overlay: str, size: int | None) -> None:
+        """A live snapshot: from now on `overlay` takes the writes, and what was served stays as it is.
+
+        The overlay is made, `size` bytes large (None: as large as the disk), unless it is there, empty, with the served
+        image as its parent. When this returns the old image is durable and may be copied away.
+        """
+        async with self._alone():
+            image = self._disk.image
+            if not image.writable:
+                raise ImageError(ErrorKind.READ_ONLY, "was attached read-only", path=image.path, op="swap")
+            if not os.path.isabs(overlay):
+                raise ImageError(ErrorKind.INVALID_FORMAT, "is no absolute path", path=overlay, op="swap")
+            # What takes long comes before the guest has to wait.
+            await trio.to_thread.run_sync(image.flush)
+            overlaid = await trio.to_thread.run_sync(overlay_on, image, overlay, size)
+            try:
+                await self._switch(overlaid)
+            finally:
+                overlaid.layer.file.close()
+            if self._disk.image.size != image.size:
+                await self._backend.announce_size()
+            log.info("swapped: %s now lies over %s", *map(_printable, (overlay, image.path)))
+
+    async def resize(self, size: int | None, *, force: bool) -> None:
+        """Give a raw image or RAM disk `size` bytes, or (None) see what length it has now; the guest is told.
+
+        Fewer than before only with `force`. The new length is durable.
+        """
+        async with self._alone():
+            before = self._disk.image.size
+            async with self._held():
+                await trio.to_thread.run_sync(self._disk.image.flush)
+                image = await trio.to_thread.run_sync(partial(resized, self._disk.image, size, force=force))
+                self._disk.replace(image).abandon()
+            if image.size != before:
+                log.info("resized from %d to %d bytes", before, image.size)
+            await self._backend.announce_size()
+
+    async def _switch(self, overlaid: Overlaid) -> None:
+        """Put the overlay on top; if that fails it is gone if it was new, and the disk is as it was."""
+        noted = False
+        try:
+            async with self._held():
+                image = await trio.to_thread.run_sync(self._opened_over, overlaid)
+                try:
+                    specification, formats = specification_of(image)
+                    # From here on it may be noted: the overlay, empty as it is, must not go any more.
+                    noted = True
+                    await self._note_image(specification, formats)
+                except BaseException:
+                    image.abandon()
+                    raise
+                self._disk.replace(image).abandon()
+                let_others_read(image)
+        except BaseException:
+            if not noted:
+                overlaid.forsake()
+            raise
+
+    def _opened_over(self, overlaid: Overlaid) -> Image:
+        self._disk.image.flush()
+        password = given_password(self._settings.key_file)
+        return image_over(overlaid, self._disk.image, password=password, plan_log=self._plan_log)
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncGenerator[None]:
+        """One operation at a time, and never half of one: a process that is to end waits for it."""
+        async with self._backend.changing:
+            with trio.CancelScope(shield=True):
+                yield
+
+    @asynccontextmanager
+    async def _held(self) -> AsyncGenerator[None]:
+        """The rings without anything in flight; afterwards they go on, unless the disk is paused."""
+        if not self._disk.paused:
+            await trio.to_thread.run_sync(self._disk.hold)
+        try:
+            yield
+        finally:
+            if not self._disk.paused:
+                self._disk.go_on()
+
+    async def _note_image(self, specification: str, formats: str) -> None:
+        """Note what is served from now on. If xenstored goes before it has answered, see what it holds afterwards.
+
+        To serve one image while another is noted would leave the plan of the one to a successor that serves the other.
+        """
+        reachable = self._backend.reachable
+        try:
+            await self._note({"tapfs/spec": specification, "tapfs/backing-formats": formats})
+        except ImageError as error:
+            if not reachable or error.kind is not ErrorKind.IO or not await self._is_noted(specification):
+                raise
+
+    async def _is_noted(self, specification: str) -> bool:
+        with trio.move_on_after(_UNSURE_SECONDS):
+            while True:
+                try:
+                    # The backend's own connection may come back only when this operation is over.
+                    async with connect(find_host()) as store:
+                        return await store.read(f"{self._backend.device.backend}/tapfs/spec") == specification
+                except ImageError:
+                    await trio.sleep(_UNSURE_PAUSE)
+        return False
+
+    async def _note(self, values: dict[str, str | int | None]) -> None:
+        if not await self._backend.change(values):
+            raise ImageError(ErrorKind.NOT_FOUND, "the device is gone", path=self._backend.device.backend, op="change")
+
+
+def _printable(path: str) -> str:
+    return path if path.isprintable() else repr(path)

@@ -1,0 +1,274 @@
+"""The process that serves one disk: ``python -m tapfs.xen.disk.process KIND DOMAIN NUMBER``.
+
+`tapfs blktapctrl` starts one for each. It ends by itself when the device is done (0), when the image cannot be opened
+(3, and xenstore says why), and on SIGTERM: then everything taken is answered and flushed, the rings are left for a
+successor, and the code is 75. After a kill -9 a successor goes on with what was in flight (the journal).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+import trio
+
+from tapfs.disk.image import Image
+from tapfs.disk.plan_log import PlanLog
+from tapfs.errors import EXIT_BUG, EXIT_USAGE, ErrorKind, ImageError
+from tapfs.serving.local_socket import listen
+from tapfs.serving.log import log, log_to_stderr
+from tapfs.serving.processes import process_start
+from tapfs.serving.runtime_directory import make_private, runtime_directory
+from tapfs.xen.device import Device, State, parse_state
+from tapfs.xen.disk import control
+from tapfs.xen.disk.backend import Backend
+from tapfs.xen.disk.disk_image import open_disk, written_by_others
+from tapfs.xen.disk.operations import Operations
+from tapfs.xen.disk.process_limits import apply_limits
+from tapfs.xen.disk.served_disk import RateLimit, ServedDisk, out_of_memory
+from tapfs.xen.disk.settings import DiskSettings, read_settings
+from tapfs.xen.host import Host, find_host
+from tapfs.xen.image_stamp import NEVER_OPENED, GivenUp
+from tapfs.xen.toolstack import control_client
+from tapfs.xen.xenstore.client import Store, XenStore, connect
+
+EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 3, 75
+
+#: How long an image may be locked by a predecessor that is dying with I/O under way, and between two looks.
+_LOCKED_SECONDS = 30.0
+_LOCKED_PAUSE = 0.1
+
+#: How long the end of a process waits for a pause, a swap, … that is under way.
+_OPERATION_SECONDS = 10.0
+
+#: Characters of an error that go to xenstore, whose messages have 4096 bytes.
+_MOST_ERROR = 512
+
+#: Seconds between looks for metadata that nobody has flushed.
+_FLUSH_SECONDS = 5
+
+#: Seconds between tries to reach a xenstored that is gone. The guest's requests are served all the while.
+_XENSTORED_SECONDS = 1.0
+
+
+class DiskProcess:
+    """The life of one disk process."""
+
+    def __init__(self, device: Device, host: Host) -> None:
+        self._device = device
+        self._host = host
+        self._directory = control_client.directory()
+        self._exit_code: int | None = None
+        self._backend: Backend | None = None
+
+    async def run(self) -> int:
+        """Serve the disk; the exit code."""
+        async with trio.open_nursery() as tasks:
+            await tasks.start(self._obey_signals, tasks.cancel_scope)
+            tasks.start_soon(self._serve, tasks.cancel_scope)
+        if self._exit_code is None:
+            self._exit_code = EXIT_STOPPED
+        return self._exit_code
+
+    async def _obey_signals(
+        self, scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+            task_status.started()
+            async for number in received:
+                log.info("ending on %s", signal.Signals(number).name)
+                await self._let_operations_end()
+                scope.cancel()
+                return
+
+    async def _let_operations_end(self) -> None:
+        """What an operator has begun needs xenstore to its end; a xenstored that hangs is not waited for."""
+        if self._backend is not None:
+            with trio.move_on_after(_OPERATION_SECONDS):
+                async with self._backend.changing:
+                    pass
+
+    async def _serve(self, scope: trio.CancelScope) -> None:
+        try:
+            self._exit_code = await self._open_and_follow()
+        except ImageError as error:
+            # xenstored is not to be reached, or the runtime directory not to be used: nobody else can be told.
+            log.error("%s", error)
+            self._exit_code = error.exit_code
+        scope.cancel()
+
+    async def _open_and_follow(self) -> int:
+        make_private(runtime_directory())
+        make_private(self._directory)
+        async with connect(self._host) as store:
+            # A number may be another device's one day: what is ours is told by the token.
+            token = await store.read(f"{self._device.backend}/tapfs/token") or secrets.token_hex(16)
+            start = process_start(os.getpid())
+            await self._write(store, {"tapfs/process": f"{os.getpid()}:{start}", "tapfs/token": token})
+            plan_log = PlanLog(self._directory / f"{self._device.key}.plan", token)
+            try:
+                settings, image = await self._open(store, plan_log)
+            except ImageError as error:
+                if await store.read(f"{self._device.backend}/state") is None:
+                    return EXIT_DONE
+                log.error("%s", error)
+                await self._write(store, _failure(error))
+                return EXIT_FAILED
+            limit = RateLimit(settings.limit_bytes, settings.limit_requests)
+            disk = ServedDisk(
+                image, machine=self._host.machine, domain=self._device.domain, limit=limit, paused=settings.paused
+            )
+            self._backend = backend = Backend(self._device, disk, settings, directory=self._directory, token=token)
+            try:
+                return await self._follow(store, backend, Operations(backend, settings, plan_log))
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self._put_away(backend)
+                plan_log.close()
+
+    async def _open(self, store: XenStore, plan_log: PlanLog) -> tuple[DiskSettings, Image]:
+        """Set our limits and open the image. Raises the ImageError that keeps the disk from being served."""
+        settings = await read_settings(store, self._device)
+        apply_limits(settings)
+        # Who was served once may have a process that is still ending.
+        state = parse_state(await store.read(f"{self._device.backend}/state"))
+        served_before = await store.read(f"{self._device.backend}/tapfs/status") == "ready"
+        patience = _LOCKED_SECONDS if served_before or state in (State.CONNECTED, State.CLOSING) else 0.0
+        try:
+            image = await _patiently(partial(self._opened, settings, plan_log), patience)
+        except MemoryError as error:
+            raise out_of_memory(settings.specification.path) from error
+        if settings.mode == "w!" and not image.layers[0].driver.geometry.identity:
+            others = await trio.to_thread.run_sync(written_by_others, image)
+            if others is not None:
+                log.warning("%s; two writers destroy a %s image unless they take turns", others, image.format_name)
+        return settings, image
+
+    def _opened(self, settings: DiskSettings, plan_log: PlanLog) -> Image:
+        """The image, with what a predecessor left for it unless others have changed it since that was given up."""
+        path = settings.specification.path
+        given_up = GivenUp(self._directory, self._device.key)
+        standing = given_up.take(path)
+        try:
+            return open_disk(settings, plan_log)
+        except ImageError as error:
+            if standing is not None and error.kind in NEVER_OPENED:
+                given_up.write(standing)
+            raise
+
+    async def _follow(self, store: XenStore, backend: Backend, operations: Operations) -> int:
+        """Answer the guest and operators until the device is done."""
+        listener = listen(self._directory, control_client.socket_name(self._device))
+        image = backend.disk.image
+        log.info(
+            "ready: %s (%s, %d bytes%s)%s",
+            image.path if image.path.isprintable() else repr(image.path),
+            image.format_name,
+            image.size,
+            "" if image.writable else ", read-only",
+            ", paused" if backend.disk.paused else "",
+        )
+        await self._write(store, {"tapfs/status": "ready"})
+        async with trio.open_nursery() as services:
+            services.start_soon(control.serve, listener, operations)
+            services.start_soon(self._flush_now_and_then, backend)
+            await self._run_backend(store, backend)
+            services.cancel_scope.cancel()
+        return EXIT_DONE
+
+    async def _run_backend(self, store: XenStore, backend: Backend) -> None:
+        """Follow the device; through another connection if xenstored goes away and comes back."""
+        try:
+            await backend.run(store)
+        except ImageError as error:
+            log.error("%s", error)
+        else:
+            return
+        while True:
+            await trio.sleep(_XENSTORED_SECONDS)
+            try:
+                async with connect(self._host) as again:
+                    await backend.run(again)
+                    return
+            except ImageError:
+                continue  # said once
+
+    async def _flush_now_and_then(self, backend: Backend) -> None:
+        """Bound what a crash of the host can lose of a guest that never asks for a flush."""
+        while True:
+            await trio.sleep(_FLUSH_SECONDS)
+            # Not beside a swap: the flush of an image that serves no more would clear the plan of the one that does.
+            async with backend.changing:
+                image = backend.disk.image
+                if image.writable and image.unflushed_bytes:
+                    try:
+                        await trio.to_thread.run_sync(image.flush)
+                    except ImageError as error:
+                        log.error("flushing in the background: %s", error)
+
+    async def _put_away(self, backend: Backend) -> None:
+        """All that must happen however it ends; a successor may open the image when this is done."""
+        async with backend.changing:
+            await trio.to_thread.run_sync(backend.leave)
+            try:
+                await trio.to_thread.run_sync(backend.disk.close)
+            except ImageError as error:
+                log.error("what was written last may be lost: %s", error)
+        with suppress(OSError):
+            (self._directory / control_client.socket_name(self._device)).unlink()
+
+    async def _write(self, store: XenStore, values: dict[str, str]) -> None:
+        """Write keys of the device unless it is gone."""
+
+        async def write(keys: Store) -> None:
+            if await keys.read(f"{self._device.backend}/state") is not None:
+                for name, value in values.items():
+                    await keys.write(f"{self._device.backend}/{name}", value)
+
+        await store.transact(write)
+
+
+async def _patiently(attempt: Callable[[], Image], seconds: float) -> Image:
+    """The result of `attempt`, tried again for a while as long as the image is locked."""
+    give_up = trio.current_time() + seconds
+    while True:
+        try:
+            return await trio.to_thread.run_sync(attempt)
+        except ImageError as error:
+            if error.kind is not ErrorKind.LOCKED or trio.current_time() >= give_up:
+                raise
+        await trio.sleep(_LOCKED_PAUSE)
+
+
+def _failure(error: ImageError) -> dict[str, str]:
+    # With a path as long as they may be it would not fit into a message to xenstored.
+    text = str(error)[:_MOST_ERROR]
+    return {"tapfs/error": text, "tapfs/error-kind": error.kind.value, "tapfs/status": "failed"}
+
+
+def main(arguments: list[str]) -> int:
+    """Serve the device that the arguments name; the exit code."""
+    match arguments:
+        case [kind, domain, number] if domain.isdecimal() and number.isdecimal():
+            device = Device(kind, int(domain), int(number))
+        case _:
+            print("tapfs: error: usage: disk_process KIND DOMAIN NUMBER", file=sys.stderr)  # noqa: T201
+            return EXIT_USAGE
+    log_to_stderr(str(device))
+    try:
+        return trio.run(DiskProcess(device, find_host()).run)
+    except ImageError as error:
+        log.error("%s", error)
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001  the supervisor starts another one, whatever it was
+        log.error("internal error; please report", exc_info=error)
+        return EXIT_BUG
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,190 @@
+"""A guest's disk: its open image, and while the guest uses it the rings that serve it, with their threads.
+
+The engine's threads answer what they can. What needs a driver (a map, a reservation) or waits for the host's disk
+(a flush, a discard) is parked; threads here, which wait in the engine without holding the GIL, serve it.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections import Counter
+from functools import partial
+from typing import NamedTuple
+
+from tapfs.disk.image import Image
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.kernel.parked import Queue
+from tapfs.kernel.xen_ring import Grants, ParkedRequest, Request, XenDevice, XenStatistics
+from tapfs.serving.log import ErrorLog, log
+from tapfs.serving.parked import finish_move
+from tapfs.xen.disk.frontend_keys import FrontendKeys
+
+#: Threads that supply maps and reservations, and those that flush and discard.
+_MOVERS, _OTHERS = 3, 3
+
+#: Counters that say what is now, not what there has been.
+_PRESENT = ("in_flight",)
+
+
+class RateLimit(NamedTuple):
+    """Per second; 0: none."""
+
+    bytes: int = 0
+    requests: int = 0
+
+
+def out_of_memory(path: str) -> ImageError:
+    """The error for an image that needs more memory than its process may have."""
+    return ImageError(
+        ErrorKind.IO,
+        "takes more memory than its process may have",
+        path=path,
+        op="serve",
+        remedy="allow it more with --memory, if it is to be trusted",
+    )
+
+
+class ServedDisk:
+    """An image and its connection to a frontend, if there is one. Methods block; one at a time.
+
+    Takes over `image`; `close` must come last. A guest's acknowledged writes are in the image; they are durable after
+    a flush (the guest's own or any here). What has been taken from the rings and not answered is in the journal.
+    """
+
+    def __init__(self, image: Image, *, machine: str | None, domain: int, limit: RateLimit, paused: bool) -> None:
+        self.image = image
+        self._machine = machine
+        self._domain = domain
+        self.limit = limit
+        self.paused = paused
+        self._errors = ErrorLog()
+        self._device: XenDevice | None = None
+        self._threads: list[threading.Thread] = []
+        self._past: Counter[str] = Counter(dict.fromkeys(XenStatistics._fields, 0))
+
+    @property
+    def connected(self) -> bool:
+        """Whether a frontend's rings are being served (or held, while paused)."""
+        return self._device is not None
+
+    @property
+    def ended_descriptor(self) -> int | None:
+        """Readable when a ring has ended by itself, for the frontend broke the protocol; None: not connected."""
+        return None if self._device is None else self._device.ended_descriptor
+
+    def problem(self) -> str | None:
+        """How the frontend broke the protocol, if it did."""
+        return None if self._device is None else self._device.problem()
+
+    def connect(self, frontend: FrontendKeys, *, grants: Grants, journal: int) -> None:
+        """Serve a frontend's rings, first what the journal says that a predecessor left undone.
+
+        `journal` is an open file that must stay open until `disconnect`. Raises ImageError: what the guest wrote may
+        be senseless; nothing is connected then.
+        """
+        image = self.image
+        device = XenDevice(
+            image.engine_disk,
+            machine=self._machine,
+            domain=self._domain,
+            protocol=frontend.protocol,
+            grants=grants,
+            journal=journal,
+            writable=image.writable,
+            discard=image.writable,
+        )
+        try:
+            for ring in frontend.rings:
+                device.add_ring(ring.references, ring.port)
+            device.limit(self.limit.bytes, self.limit.requests)
+            device.start()
+        except BaseException:
+            device.close()
+            raise
+        self._device = device
+        for queue, count in ((Queue.MOVES, _MOVERS), (Queue.OTHERS, _OTHERS)):
+            for _ in range(count):
+                thread = threading.Thread(
+                    target=partial(self._serve, device, queue), name=f"tapfs {queue.name.lower()}"
+                )
+                thread.start()
+                self._threads.append(thread)
+
+    def disconnect(self) -> None:
+        """Finish what is in flight and let go of the rings; what was not taken from them stays there."""
+        if self._device is None:
+            return
+        self._device.stop()
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+        self._count(self._device)
+        self._device.close()
+        self._device = None
+
+    def hold(self) -> None:
+        """Take no more requests and wait until none is in flight."""
+        if self._device is not None:
+            self._device.pause()
+
+    def go_on(self) -> None:
+        """Take requests again."""
+        if self._device is not None:
+            self._device.resume()
+
+    def replace(self, image: Image) -> Image:
+        """Serve another image from now on; only while held. The old one, which is the caller's now."""
+        if self._device is not None:
+            self._device.replace_disk(image.engine_disk, writable=image.writable, discard=image.writable)
+        old, self.image = self.image, image
+        return old
+
+    def set_limit(self, limit: RateLimit) -> None:
+        """Limit the rate from now on."""
+        self.limit = limit
+        if self._device is not None:
+            self._device.limit(limit.bytes, limit.requests)
+
+    def statistics(self) -> dict[str, int]:
+        """The counters since the process began, over all connections, by the names in XenStatistics."""
+        counted = Counter(self._past)
+        if self._device is not None:
+            counted.update(self._device.statistics()._asdict())
+        return dict(counted)
+
+    def close(self) -> None:
+        """Disconnect and close the image. Raises the ImageError that its last flush met."""
+        self.disconnect()
+        self.image.close()
+
+    def _count(self, device: XenDevice) -> None:
+        counted = device.statistics()._asdict()
+        self._past.update({name: 0 if name in _PRESENT else value for name, value in counted.items()})
+
+    # In the threads
+
+    def _serve(self, device: XenDevice, queue: Queue) -> None:
+        while (parked := device.next_parked(queue)) is not None:
+            try:
+                self._answer(parked)
+            except ImageError as error:
+                self._errors.add(error)
+                parked.fail(error.errno)
+            except MemoryError:
+                self._errors.add(out_of_memory(self.image.path))
+                parked.fail(errno.ENOMEM)
+            except Exception as error:  # noqa: BLE001  a request that nobody answers would hang its guest
+                log.error("internal error in a request; please report", exc_info=error)
+                parked.fail(errno.EIO)
+
+    def _answer(self, parked: ParkedRequest) -> None:
+        match parked.request:
+            case Request.READ | Request.WRITE:
+                finish_move(self.image, parked)
+            case Request.SYNC:
+                self.image.flush()
+                parked.complete()
+            case Request.DISCARD:
+                self.image.discard(parked.offset, parked.length)
+                parked.complete()

@@ -1,0 +1,102 @@
+"""What xenstore says of a disk that a process is to serve: the image, the mode, limits, whether it is paused.
+
+The toolstack and our own commands write it, so what makes no sense is an error for the operator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.xen.specification import DiskSpecification, parse_mode, parse_specification
+
+if TYPE_CHECKING:
+    from tapfs.xen.device import Device
+    from tapfs.xen.xenstore.client import Store
+
+#: Bytes of memory that a process may take unless `tapfs/memory` says otherwise: far more than a sound image needs.
+DEFAULT_MEMORY = 1 << 30
+#: Descriptors it may have open unless `tapfs/open-files` says otherwise: a long chain, its rings, its control socket.
+DEFAULT_OPEN_FILES = 1024
+
+_GRANTS = ("copy", "map", "persistent")
+_LARGEST = (1 << 63) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSettings:
+    """A disk as its keys describe it.
+
+    `specification`: the image, with the format that `-f` gave. `backing_formats`: of its parents, nearest first.
+    `mode`: "r", "w" or "w!". `grants`: how data is to come from the guest, None for the best that it offers.
+    `key_file`: has the password of an encrypted image. `paused`, the limits (per second, 0 for none) and what the
+    process may take (`nice` None: leave it) are as they were left, by whichever process.
+    """
+
+    specification: DiskSpecification
+    mode: str
+    backing_formats: tuple[str, ...] = ()
+    key_file: str | None = None
+    grants: str | None = None
+    removable: bool = False
+    cdrom: bool = False
+    paused: bool = False
+    limit_bytes: int = 0
+    limit_requests: int = 0
+    nice: int | None = None
+    memory: int = DEFAULT_MEMORY
+    open_files: int = DEFAULT_OPEN_FILES
+
+
+async def read_settings(store: Store, device: Device) -> DiskSettings:
+    """The settings now. Raises ImageError: not_found if the device is gone, invalid_format naming the key."""
+
+    async def read(name: str) -> str | None:
+        return await store.read(f"{device.backend}/{name}")
+
+    async def number(name: str, least: int = 0, most: int = _LARGEST) -> int | None:
+        return _number(f"{device.backend}/{name}", await read(name), least, most)
+
+    if await read("state") is None:
+        raise ImageError(ErrorKind.NOT_FOUND, "is gone", path=device.backend, op="read the settings")
+    text = await read("tapfs/spec") or await read("params")
+    if not text:
+        raise ImageError(ErrorKind.INVALID_FORMAT, "names no image", path=f"{device.backend}/params", op="parse")
+    specification = parse_specification(text)
+    if specification.format is None:
+        specification = specification._replace(format=await read("tapfs/format") or None)
+    if await read("tapfs/direct") == "1":
+        specification = specification._replace(direct=True)
+    grants = await read("tapfs/grants") or None
+    if grants is not None and grants not in _GRANTS:
+        raise _senseless(f"{device.backend}/tapfs/grants", grants, f"one of {', '.join(_GRANTS)}")
+    return DiskSettings(
+        specification,
+        parse_mode(await read("mode") or "r"),
+        backing_formats=tuple(filter(None, (await read("tapfs/backing-formats") or "").split(","))),
+        key_file=await read("tapfs/key-file") or None,
+        grants=grants,
+        removable=await read("removable") == "1",
+        cdrom=await read("device-type") == "cdrom",
+        paused=await read("tapfs/paused") == "1",
+        limit_bytes=await number("tapfs/limit-bytes") or 0,
+        limit_requests=await number("tapfs/limit-requests") or 0,
+        nice=await number("tapfs/nice", -20, 19),
+        memory=await number("tapfs/memory", 1) or DEFAULT_MEMORY,
+        open_files=await number("tapfs/open-files", 1) or DEFAULT_OPEN_FILES,
+    )
+
+
+def _number(path: str, text: str | None, least: int, most: int) -> int | None:
+    if text is None or text == "":
+        return None
+    digits = text.removeprefix("-") if least < 0 else text
+    value = int(text) if digits.isascii() and digits.isdigit() and len(digits) < 20 else None
+    if value is None or not least <= value <= most:
+        raise _senseless(path, text, f"a number from {least} to {most}")
+    return value
+
+
+def _senseless(path: str, text: str, wanted: str) -> ImageError:
+    return ImageError(ErrorKind.INVALID_FORMAT, f"holds {text!r}, not {wanted}", path=path, op="parse")

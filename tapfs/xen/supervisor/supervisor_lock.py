@@ -1,0 +1,56 @@
+"""One supervisor to a host: a lock in the runtime directory that ends with the process that holds it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.serving.runtime_directory import make_private, runtime_directory
+
+_NAME = "blktapctrl.lock"
+
+
+def xen_directory() -> Path:
+    """Where the disk processes and their supervisor leave what others must find; it may not be there yet."""
+    return runtime_directory() / "xen"
+
+
+def take_supervisor_lock() -> int:
+    """Make the runtime directory and take the lock in it; it is held as long as the descriptor is open.
+
+    Raises ImageError(locked), which names the process that supervises already, or ImageError(denied, io, no_space).
+    """
+    directory = xen_directory()
+    make_private(directory.parent)
+    make_private(directory)
+    path = directory / _NAME
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise from_os_error(error, path=str(path), op="take the supervisor's lock") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+    except BlockingIOError:
+        holder = _holder(descriptor)
+        os.close(descriptor)
+        raise ImageError(
+            ErrorKind.LOCKED,
+            f"the disks of this host are supervised already, by process {holder}",
+            path=str(path),
+            op="take the supervisor's lock",
+            remedy="end that one first",
+        ) from None
+    except OSError as error:
+        os.close(descriptor)
+        raise from_os_error(error, path=str(path), op="take the supervisor's lock") from error
+    return descriptor
+
+
+def _holder(descriptor: int) -> str:
+    """The pid that the holder has written; it may be just about to."""
+    text = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
+    return text if text.isdecimal() else "of unknown number"

@@ -1,0 +1,1 @@
+"""What the toolstack side runs: attaching disks, the block script of xl, the control client."""

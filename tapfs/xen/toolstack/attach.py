@@ -1,0 +1,279 @@
+"""What xl does for the disks of a configuration, done for `tapfs attach` and `detach`: a device's two directories.
+
+The backend's directory says what is to be served, the frontend's tells the guest whom to talk to; the states of
+both are the conversation (specs/xen.md). The supervisor takes up what appears here, whoever wrote it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+import trio
+
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.serving.processes import process_start
+from tapfs.xen.device import BACKENDS, DOMAINS, OUR_KIND, Device, State, parse_state
+from tapfs.xen.xenstore.client import Store, XenStore
+
+#: A supervisor claims a new disk at once; nobody does if none has in that many seconds.
+_CLAIM_SECONDS = 5.0
+#: Opening an image may wait for the lock of a process that is ending (30 s).
+_READY_SECONDS = 60.0
+#: How long the process of a disk that is gone may take to end.
+_END_SECONDS = 10.0
+#: How often to look whether a process lives, which no watch tells.
+_LOOK_SECONDS = 0.1
+#: Frontends that have nothing to lose; UNKNOWN: there is none (any more).
+_UNUSED = (State.UNKNOWN, State.INITIALISING, State.CLOSED)
+_PROCESS = re.compile(r"[0-9]{1,10}:[0-9]{1,20}")
+
+
+async def attach(
+    store: XenStore, device: Device, *, params: str, mode: str, options: Mapping[str, str | int] | None = None
+) -> None:
+    """Write the directories of a new disk: backend and frontend at state 1, all at one moment.
+
+    `params` says what is served, `mode` is "r", "w" or "w!", `options` are keys below `tapfs/` of the backend's
+    directory. Raises ImageError(exists, not_found).
+    """
+
+    async def write(keys: Store) -> None:
+        if await keys.read(f"{DOMAINS}/{device.domain}") is None:
+            raise ImageError(
+                ErrorKind.NOT_FOUND, f"there is no domain {device.domain}", remedy="`xl list` shows them all"
+            )
+        await _refuse_existing(keys, device)
+        await keys.remove(device.frontend)
+        await _write_directory(keys, device.backend, ["n0", f"r{device.domain}"], _backend_keys(device, params, mode))
+        # The guest needs none of these, and it need not know what runs here.
+        await _write_directory(keys, f"{device.backend}/tapfs", ["n0"], options or {})
+        await _write_directory(keys, device.frontend, [f"n{device.domain}", "r0"], _frontend_keys(device))
+
+    await store.transact(write)
+
+
+async def attach_and_wait(
+    store: XenStore, device: Device, *, params: str, mode: str, options: Mapping[str, str | int] | None = None
+) -> None:
+    """`attach`, and wait until the disk is served; if that fails (or is cancelled) the directories are removed again.
+
+    Raises what `attach` and `wait_ready` raise.
+    """
+    await attach(store, device, params=params, mode=mode, options=options)
+    ready = False
+    try:
+        await wait_ready(store, device)
+        ready = True
+    finally:
+        if not ready:
+            with trio.move_on_after(_END_SECONDS, shield=True):
+                await remove_device(store, device)
+
+
+async def wait_ready(store: XenStore, device: Device) -> None:
+    """Wait until a process has opened the disk's image and serves it.
+
+    Raises the ImageError with which that failed; ImageError(not_found) if no supervisor takes the disk up or its
+    directory goes, ImageError(io) if it takes more than a minute.
+    """
+    async with store.watch(device.backend) as events:
+        with trio.move_on_after(_CLAIM_SECONDS) as claiming:
+            async for _ in events:
+                status = await _status(store, device)
+                if status is not None:
+                    break
+        if claiming.cancelled_caught:
+            raise ImageError(
+                ErrorKind.NOT_FOUND,
+                f"nobody serves {device}",
+                op="attach",
+                remedy="start `tapfs blktapctrl` (as a service)",
+            )
+        with trio.move_on_after(_READY_SECONDS):
+            while True:
+                status = await _status(store, device)
+                if status == "ready":
+                    return
+                if status == "failed":
+                    raise await _stored_error(store, device)
+                await anext(events)
+    raise ImageError(ErrorKind.IO, f"{device} is not ready after {_READY_SECONDS:.0f} seconds", op="attach")
+
+
+async def wait_connected(store: XenStore, device: Device, *, seconds: float) -> None:
+    """Wait until the guest uses the disk (backend state 4), at most that long.
+
+    Raises ImageError(io) if it does not, ImageError(not_found) if the directory goes.
+    """
+    async with store.watch(f"{device.backend}/state") as events:
+        with trio.move_on_after(seconds):
+            while parse_state(await store.read(f"{device.backend}/state")) is not State.CONNECTED:
+                await _status(store, device)
+                await anext(events)
+            return
+    raise ImageError(
+        ErrorKind.IO,
+        f"the guest has not taken up {device} in {seconds:g} seconds: {await _frontend_state(store, device)}",
+        op="attach",
+        remedy="see whether it runs and has the block frontend (xen-blkfront)",
+    )
+
+
+async def detach(store: XenStore, device: Device, *, seconds: float, force: bool = False) -> None:
+    """Take a disk away from its guest: ask it to close, wait for that and for the last write, remove the directories.
+
+    Raises ImageError(unsupported) for a disk that xl made, ImageError(not_found), and ImageError(locked) if the guest
+    does not let go in that many seconds (it may still, later); with `force` the disk is then taken from it anyway.
+    """
+    if device.kind != OUR_KIND:
+        raise ImageError(
+            ErrorKind.UNSUPPORTED,
+            f"{device} was attached by xl",
+            op="detach",
+            remedy=f"use `xl block-detach {device.domain} {device.name}`",
+        )
+
+    async def ask(keys: Store) -> None:
+        if await keys.read(device.backend) is None:
+            raise ImageError(ErrorKind.NOT_FOUND, f"domain {device.domain} has no disk {device.name}", op="detach")
+        await keys.write(f"{device.backend}/online", 0)
+        if parse_state(await keys.read(f"{device.backend}/state")) is not State.CLOSED:
+            await keys.write(f"{device.backend}/state", State.CLOSING)
+
+    await store.transact(ask)
+    process = await read_process(store, device)
+    if not await _closed(store, device, seconds) and not force:
+        raise ImageError(
+            ErrorKind.LOCKED,
+            f"{device} is still in use by the guest after {seconds:g} seconds: {await _frontend_state(store, device)}",
+            op="detach",
+            remedy="unmount it there and try again, or use --force: what the guest has not written is then lost",
+        )
+    await remove_device(store, device)
+    with trio.move_on_after(_END_SECONDS):
+        await _ended(process)
+
+
+async def remove_device(store: XenStore, device: Device) -> None:
+    """Remove both directories of a disk of ours, and those above the backend's that are then empty."""
+
+    async def remove(keys: Store) -> None:
+        await keys.remove(device.backend)
+        # After a reboot of the host the number may be another's.
+        if await keys.read(f"{device.frontend}/backend") == device.backend:
+            await keys.remove(device.frontend)
+        for above in (f"{BACKENDS}/{device.kind}/{device.domain}", f"{BACKENDS}/{device.kind}"):
+            if await keys.list(above):
+                return
+            await keys.remove(above)
+
+    await store.transact(remove)
+
+
+async def _refuse_existing(keys: Store, device: Device) -> None:
+    other = await keys.read(f"{device.frontend}/backend")
+    if await keys.read(device.backend) is None and (other is None or await keys.read(other) is None):
+        return
+    raise ImageError(
+        ErrorKind.EXISTS,
+        f"domain {device.domain} has a disk {device.name} already",
+        op="attach",
+        remedy="detach it first, or choose another --vdev",
+    )
+
+
+async def _write_directory(keys: Store, path: str, permissions: list[str], values: Mapping[str, str | int]) -> None:
+    await keys.make_directory(path)
+    await keys.set_permissions(path, permissions)  # first: what is made below inherits them
+    for name, value in values.items():
+        await keys.write(f"{path}/{name}", value)
+
+
+def _backend_keys(device: Device, params: str, mode: str) -> dict[str, str | int]:
+    return {
+        "frontend": device.frontend,
+        "frontend-id": device.domain,
+        "params": params,
+        "mode": mode,
+        "dev": device.name,
+        "device-type": "disk",
+        "online": 1,
+        "removable": 0,
+        "bootable": 1,
+        "state": State.INITIALISING,
+    }
+
+
+def _frontend_keys(device: Device) -> dict[str, str | int]:
+    return {
+        "backend": device.backend,
+        "backend-id": 0,
+        "virtual-device": device.number,
+        "device-type": "disk",
+        "state": State.INITIALISING,
+    }
+
+
+async def _status(store: Store, device: Device) -> str | None:
+    """What the disk's process says of itself. Raises ImageError(not_found) if the device is gone."""
+    status = await store.read(f"{device.backend}/tapfs/status")
+    if status is None and await store.read(device.backend) is None:
+        raise ImageError(ErrorKind.NOT_FOUND, f"{device} was removed meanwhile", op="attach")
+    return status
+
+
+async def _stored_error(store: Store, device: Device) -> ImageError:
+    """The error that the disk's process left behind."""
+    message = await store.read(f"{device.backend}/tapfs/error")
+    name = await store.read(f"{device.backend}/tapfs/error-kind")
+    kind = next((kind for kind in ErrorKind if kind.value == name), ErrorKind.IO)
+    return ImageError(kind, message or f"{device} cannot be served", op="attach")
+
+
+async def _closed(store: XenStore, device: Device, seconds: float) -> bool:
+    """Wait until the disk is closed, its last write included; False if it is not in that many seconds."""
+    async with store.watch(f"{device.backend}/state", f"{device.frontend}/state") as events:
+        with trio.move_on_after(seconds):
+            while True:
+                backend = await store.read(f"{device.backend}/state")
+                if backend is None or parse_state(backend) is State.CLOSED:
+                    return True
+                frontend = parse_state(await store.read(f"{device.frontend}/state"))
+                if frontend in _UNUSED and not _alive(await read_process(store, device)):
+                    return True  # nobody is there to say that it is closed
+                with trio.move_on_after(_LOOK_SECONDS):
+                    await anext(events)
+    return False
+
+
+async def read_process(store: Store, device: Device) -> tuple[int, int] | None:
+    """The process that serves a disk, if one ever did: its number and its start (`processes.process_start`)."""
+    text = await store.read(f"{device.backend}/tapfs/process") or ""
+    pid, _, start = text.partition(":")
+    return (int(pid), int(start)) if _PROCESS.fullmatch(text) else None
+
+
+def _alive(process: tuple[int, int] | None) -> bool:
+    return process is not None and process_start(process[0]) == process[1]
+
+
+async def _ended(process: tuple[int, int] | None) -> None:
+    """Wait until a process runs no more."""
+    if process is None:
+        return
+    try:
+        descriptor = os.pidfd_open(process[0])
+    except OSError:
+        return
+    try:
+        if _alive(process):
+            await trio.lowlevel.wait_readable(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+async def _frontend_state(store: Store, device: Device) -> str:
+    state = parse_state(await store.read(f"{device.frontend}/state"))
+    return f"its frontend is {state.name.lower().replace('_', ' ')} (state {state.value})"

@@ -1,0 +1,1 @@
+"""A client of xenstore: its wire protocol, a connection, the calls."""

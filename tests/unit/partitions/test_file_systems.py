@@ -1,0 +1,139 @@
+"""File systems named as blkid names them, made by their own tools."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.unit.partitions.test_tables import MIB, look_at, partitioned
+
+#: What is made, of how many MiB, by which command (the file comes last).
+MADE = {
+    "ext2": (8, ["mkfs.ext2", "-qF", "-L", "second"]),
+    "ext3": (16, ["mkfs.ext3", "-qF"]),
+    "ext4": (16, ["mkfs.ext4", "-qF", "-L", "größe x"]),
+    "journal": (16, ["mkfs.ext4", "-qF", "-O", "journal_dev"]),
+    "xfs": (300, ["mkfs.xfs", "-q", "-L", "xfs-label"]),
+    "btrfs": (120, ["mkfs.btrfs", "-q", "-L", "a label"]),
+    "fat12": (2, ["mkfs.vfat", "-n", "SMALL"]),
+    "fat16": (20, ["mkfs.vfat", "-F16", "-n", "SIX TEEN"]),
+    "fat32": (64, ["mkfs.vfat", "-F32", "-n", "BIG"]),
+    "fat of 4096": (300, ["mkfs.vfat", "-F32", "-S4096", "-n", "SECTORS"]),
+    "fat without a label": (64, ["mkfs.vfat", "-F32"]),
+    "exfat": (32, ["mkfs.exfat", "-L", "ex label"]),
+    "exfat without a label": (32, ["mkfs.exfat"]),
+    "ntfs": (32, ["mkfs.ntfs", "-FqQ", "-L", "nt label"]),
+    "ntfs of 64k": (64, ["mkfs.ntfs", "-FqQ", "-c65536", "-L", "x" * 32]),
+    "swap": (4, ["mkswap", "-L", "swapped"]),
+    "swap of 64k": (4, ["mkswap", "-p65536"]),
+}
+
+#: The label of a physical volume (pvcreate of LVM 2.03 on 8 MiB), without the zeros after it.
+LVM2 = bytes.fromhex(
+    "4c4142454c4f4e45010000000000000080cc8473200000004c564d3220303031"
+    "644a37386e51615a303359464936334d4572494130516c457851796162735473"
+    "0000800000000000000010000000000000000000000000000000000000000000"
+    "0000000000000000001000000000000000f00f00000000000000000000000000"
+    "00000000000000000200000000000000"
+)
+
+
+def blkid(path: Path) -> tuple[str | None, ...] | None:
+    """What blkid says of a file: type, label, UUID; None if nothing."""
+    words = ["blkid", "--probe", "--output", "udev", path]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    found = dict(line.split("=", 1) for line in done.stdout.splitlines())
+    if "ID_FS_TYPE" not in found:
+        return None
+    label = found.get("ID_FS_LABEL_ENC")
+    if label is not None:
+        label = label.encode().decode("unicode_escape").encode("latin-1").decode().rstrip()
+    return found["ID_FS_TYPE"], label, found.get("ID_FS_UUID")
+
+
+def assert_like_blkid(path: Path) -> None:
+    contents = look_at(path)
+    assert contents.file_system is not None
+    assert tuple(contents.file_system) == blkid(path)
+    assert contents.table.scheme is None
+    assert contents.table.notes == []
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_like_blkid(tmp_path: Path, name: str) -> None:
+    size, command = MADE[name]
+    path = tmp_path / "disk"
+    path.touch()
+    os.truncate(path, size * MIB)
+    subprocess.run([*command, path], check=True, capture_output=True)
+    assert_like_blkid(path)
+
+
+def test_archives_like_blkid(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "file").write_text("content")
+    iso, squashfs = tmp_path / "iso", tmp_path / "squashfs"
+    made_iso = ["xorriso", "-as", "mkisofs", "-quiet", "-V", "ISO_LABEL", "-o", iso, source]
+    subprocess.run(made_iso, check=True, capture_output=True)
+    subprocess.run(["mksquashfs", source, squashfs, "-quiet"], check=True, capture_output=True)
+    assert_like_blkid(iso)
+    assert_like_blkid(squashfs)
+
+
+def test_a_physical_volume_like_blkid(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes((bytes(512) + LVM2).ljust(8 * MIB, b"\0"))
+    assert_like_blkid(path)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_encrypted_like_blkid(tmp_path: Path, version: int) -> None:
+    """The fields that LUKS has in the clear, from its specification."""
+    uuid = b"0b365c84-1eee-4189-9864-09b5091ab880"
+    head = bytearray(8 * MIB)
+    head[:8] = b"LUKS\xba\xbe" + version.to_bytes(2, "big")
+    if version == 2:
+        head[24:29] = b"vault"
+    head[168 : 168 + len(uuid)] = uuid
+    path = tmp_path / "disk"
+    path.write_bytes(head)
+    assert_like_blkid(path)
+
+
+def test_nothing_like_blkid(tmp_path: Path, sample: Path) -> None:
+    empty = tmp_path / "disk"
+    empty.write_bytes(bytes(MIB))
+    for path in (empty, sample):
+        assert blkid(path) is None
+        assert look_at(path).file_system is None
+
+
+def test_in_partitions(tmp_path: Path) -> None:
+    disk = partitioned(tmp_path / "disk", "label: gpt\nsize=20M\nsize=4M\nsize=5M\n")
+    first, second, third = look_at(disk).table.partitions
+    for partition, command in ((first, ["mkfs.ext4", "-qF", "-L", "root"]), (second, ["mkswap", "-L", "swap"])):
+        part = tmp_path / "part"
+        part.write_bytes(bytes(partition.size))
+        subprocess.run([*command, part], check=True, capture_output=True)
+        with disk.open("r+b") as file:
+            file.seek(partition.start)
+            file.write(part.read_bytes())
+    assert third.file_system is None
+    found = [partition.file_system for partition in look_at(disk).table.partitions]
+    assert [each and (each.type, each.label) for each in found] == [("ext4", "root"), ("swap", "swap"), None]
+
+
+def test_two_at_once_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.touch()
+    os.truncate(path, 16 * MIB)
+    subprocess.run(["mkfs.ext4", "-qF", path], check=True)
+    with path.open("r+b") as file:
+        file.write(b"hsqs".ljust(28, b"\0") + b"\4\0")
+    contents = look_at(path)
+    assert contents.file_system is None
+    assert contents.table.notes == ["the disk has the signatures of ext4 and squashfs"]

@@ -1,0 +1,190 @@
+"""Settings from xenstore's keys, and opening by them: who bears whom, what is refused and how it is said."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+import pytest
+
+import tapfs
+from tapfs import ErrorKind, ImageError, NewImage
+from tapfs.disk.plan_log import PlanLog
+from tapfs.xen.device import Device
+from tapfs.xen.disk.disk_image import open_disk
+from tapfs.xen.disk.settings import DEFAULT_MEMORY, DiskSettings, read_settings
+from tapfs.xen.specification import DiskSpecification, parse_specification
+
+SIZE = 1 << 20
+DEVICE = Device("tap", 1, 51712)
+
+
+class Keys:
+    """A store that has the keys of one device."""
+
+    def __init__(self, keys: dict[str, str]) -> None:
+        self.keys = {f"{DEVICE.backend}/{name}": value for name, value in ({"state": "2"} | keys).items()}
+
+    async def read(self, path: str) -> str | None:
+        return self.keys.get(path)
+
+
+async def settings_of(**keys: str) -> DiskSettings:
+    named = {name.replace("_", "-").replace("tapfs-", "tapfs/", 1): value for name, value in keys.items()}
+    return await read_settings(Keys(named), DEVICE)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.raw"
+    path.write_bytes(bytes(SIZE))
+    return path
+
+
+def opened(path: str, mode: str, tmp_path: Path) -> tapfs.Image:
+    # Another token is another disk.
+    return open_disk(DiskSettings(parse_specification(path), mode), PlanLog(tmp_path / "plan", secrets.token_hex(16)))
+
+
+async def test_settings() -> None:
+    plain = await settings_of(params="tap:qcow:/a")
+    assert plain == DiskSettings(DiskSpecification("/a", "qcow"), "r")
+    assert plain.memory == DEFAULT_MEMORY
+    every = await settings_of(
+        params="tap:aio:/first",
+        tapfs_spec="/second",
+        tapfs_format="raw",
+        tapfs_direct="1",
+        tapfs_backing_formats="qcow,raw",
+        mode="w!",
+        tapfs_key_file="/key",
+        tapfs_grants="map",
+        tapfs_paused="1",
+        tapfs_limit_bytes="5",
+        tapfs_limit_requests="6",
+        tapfs_nice="-3",
+        tapfs_memory="7",
+        tapfs_open_files="8",
+        removable="1",
+        device_type="cdrom",
+    )
+    assert every == DiskSettings(
+        DiskSpecification("/second", "raw", direct=True),
+        "w!",
+        ("qcow", "raw"),
+        "/key",
+        "map",
+        removable=True,
+        cdrom=True,
+        paused=True,
+        limit_bytes=5,
+        limit_requests=6,
+        nice=-3,
+        memory=7,
+        open_files=8,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("mode", "x"),
+        ("params", ""),
+        ("params", "tap:aio:"),
+        ("tapfs_nice", "high"),
+        ("tapfs_nice", "20"),
+        ("tapfs_nice", "--5"),
+        ("tapfs_memory", "-1"),
+        ("tapfs_memory", "1" * 30),
+        ("tapfs_open_files", "1e3"),
+        ("tapfs_limit_bytes", "٣"),
+        ("tapfs_grants", "gift"),
+    ],
+)
+async def test_settings_that_make_no_sense(name: str, value: str) -> None:
+    with pytest.raises(ImageError) as raised:
+        await settings_of(**({"params": "tap:qcow:/a"} | {name: value}))
+    assert raised.value.kind is ErrorKind.INVALID_FORMAT
+
+
+async def test_settings_of_a_device_that_is_gone() -> None:
+    keys = Keys({})
+    keys.keys.clear()
+    with pytest.raises(ImageError) as raised:
+        await read_settings(keys, DEVICE)  # type: ignore[arg-type]
+    assert raised.value.kind is ErrorKind.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "both"),
+    [
+        ("w", "w", False),
+        ("w", "r", False),
+        ("r", "w", False),
+        ("w!", "w", False),
+        ("r", "r", True),
+        ("r", "w!", True),
+        ("w!", "r", True),
+        ("w!", "w!", True),
+        ("w", "w!", True),
+    ],
+)
+def test_who_bears_whom(raw: Path, tmp_path: Path, first: str, second: str, *, both: bool) -> None:
+    with opened(f"tap:aio:{raw}", first, tmp_path):
+        if both:
+            opened(f"tap:aio:{raw}", second, tmp_path).close()
+            return
+        with pytest.raises(ImageError) as raised:
+            opened(f"tap:aio:{raw}", second, tmp_path)
+    assert raised.value.kind is ErrorKind.LOCKED
+    assert f"process {os.getpid()}" in str(raised.value)
+    assert "mode w!" in str(raised.value)
+
+
+def test_three_readers_and_two_who_share(raw: Path, tmp_path: Path) -> None:
+    disks = [opened(f"tap:aio:{raw}", mode, tmp_path) for mode in ("r", "w!", "r", "w!", "r")]
+    disks[1].write(0, b"seen")
+    assert [disk.read(0, 4) for disk in disks] == [b"seen"] * 5
+    for disk in disks:
+        disk.close()
+
+
+@pytest.mark.parametrize(
+    ("params", "kind", "says"),
+    [
+        ("tap:qcow:/nowhere/x", ErrorKind.NOT_FOUND, "/nowhere/x"),
+        ("{raw}", ErrorKind.READ_ONLY, "attach tap:aio:{raw}, or say -f raw, if it is one"),
+        ("tap:qcow:{raw}", ErrorKind.INVALID_FORMAT, "{raw}"),
+        ("tap:aio:{short}", ErrorKind.OUT_OF_BOUNDS, "not one sector"),
+        ("tap:ram:not-there-at-all", ErrorKind.NOT_FOUND, "not-there-at-all"),
+    ],
+)
+def test_what_cannot_be_opened(tmp_path: Path, raw: Path, params: str, kind: ErrorKind, says: str) -> None:
+    short = tmp_path / "short"
+    short.write_bytes(b"short")
+    with pytest.raises(ImageError) as raised:
+        opened(params.format(raw=raw, short=short), "w", tmp_path)
+    assert raised.value.kind is kind
+    assert says.format(raw=raw) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_guess_is_good_enough_to_read(raw: Path, tmp_path: Path) -> None:
+    with opened(str(raw), "r", tmp_path) as disk:
+        assert disk.format_name == "raw"
+
+
+def test_an_overlay_is_opened_with_the_formats_that_were_noted(tmp_path: Path, raw: Path) -> None:
+    """A parent that looks like an image with a further file: a guest can write that into a raw disk."""
+    forged = tmp_path / "forged"
+    tapfs.create_image(str(forged), NewImage("qcow", SIZE, backing=str(raw), backing_format="raw"))
+    raw.write_bytes(forged.read_bytes().ljust(SIZE, b"\0"))
+    over = tmp_path / "over"
+    tapfs.create_image(str(over), NewImage("qcow", SIZE, backing=str(raw), backing_format="raw"))
+    log = PlanLog(tmp_path / "plan", "token")
+    with pytest.raises(ImageError):
+        open_disk(DiskSettings(DiskSpecification(str(over), "qcow"), "w"), log)
+    settings = DiskSettings(DiskSpecification(str(over), "qcow"), "w", backing_formats=("raw",))
+    with open_disk(settings, log) as disk:
+        assert disk.read(0, 4) == b"QFI\xfb"
