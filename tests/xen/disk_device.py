@@ -117,7 +117,8 @@ class Devices:
 
     def __init__(self, machine: Machine, xenstored: Xenstored, store: XenStore) -> None:
         self._machine, self._xenstored, self.store = machine, xenstored, store
-        self._ours = set(xenstored.connections)
+        #: The test's own connections to xenstored.
+        self.connections = set(xenstored.connections)
         self.all: list[DiskDevice] = []
 
     async def attach(
@@ -151,7 +152,7 @@ class Devices:
 
     async def lose_xenstored(self) -> None:
         """Cut the processes off from xenstored; they may connect again."""
-        for connection in self._xenstored.connections - self._ours:
+        for connection in self._xenstored.connections - self.connections:
             if connection.domain == 0:
                 await connection.stream.aclose()
 

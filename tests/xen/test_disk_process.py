@@ -16,6 +16,7 @@ from tapfs.xen.xenstore.wire import Message, Operation
 from tests.xen import xenstored as xenstored_server
 from tests.xen.disk_device import DONE, FAILED, STOPPED, Devices
 from tests.xen.machine import PATIENCE
+from tests.xen.xenstored import Xenstored
 
 SIZE = 4 << 20
 DATA = bytes(range(256)) * 32  # 8 KiB
@@ -99,9 +100,38 @@ async def test_a_detach_closes_the_image_before_it_is_closed(devices: Devices, q
 
 async def test_detached_before_any_guest_used_it(devices: Devices, raw: Path) -> None:
     disk = await devices.serve(f"tap:aio:{raw}")
-    await disk.store.write(f"{disk.device.backend}/online", 0)
-    await disk.store.write(f"{disk.device.backend}/state", 5)
+
+    async def detached(keys: Store) -> None:
+        await keys.write(f"{disk.device.backend}/online", 0)
+        await keys.write(f"{disk.device.backend}/state", 5)
+
+    # At one moment, as libxl does it: after state 6 the process is done, and a later state 5 is the supervisor's.
+    await disk.store.transact(detached)
     assert await disk.ended() == DONE
+    assert await disk.state() is State.CLOSED
+
+
+@pytest.mark.parametrize(("state", "online"), [(5, "0"), (4, "0"), (1, "1")])
+async def test_a_state_written_while_the_process_closes_for_good_is_not_the_last(
+    devices: Devices, raw: Path, xenstored: Xenstored, monkeypatch: pytest.MonkeyPatch, *, state: int, online: str
+) -> None:
+    """The toolstack writes between the look that saw that the device goes and the word that it is closed."""
+    disk = await devices.serve(f"tap:aio:{raw}")
+    answer = xenstored_server.Connection._answer
+    told: list[int] = []
+
+    def answer_late(connection: xenstored_server.Connection, message: Message) -> None:
+        ours = connection in devices.connections
+        if message.operation == Operation.TRANSACTION_START and connection.domain == 0 and not ours and not told:
+            told.append(state)
+            xenstored.write(f"{disk.device.backend}/online", online)
+            xenstored.write(f"{disk.device.backend}/state", str(state))
+        answer(connection, message)
+
+    monkeypatch.setattr(xenstored_server.Connection, "_answer", answer_late)
+    await disk.store.write(f"{disk.device.backend}/online", 0)
+    assert await disk.ended() == DONE
+    assert told
     assert await disk.state() is State.CLOSED
 
 

@@ -122,6 +122,22 @@ async def test_a_disk_of_libxl_is_served_and_its_failure_can_be_closed(
     assert xenstored.read(f"{good.backend}/online") == "0"
 
 
+async def test_a_state_five_that_comes_after_the_process_is_done_is_answered(
+    store: XenStore, supervised: SupervisorProcess, xenstored: Xenstored, image: Path
+) -> None:
+    device = disk(kind="vbd")
+    await attach_by_libxl(store, device, f"tap:sync:{image}", script="block-tapfs")
+    await eventually(lambda: xenstored.read(f"{device.backend}/tapfs/status") == "ready")
+    await store.write(f"{device.backend}/online", 0)
+    await eventually(lambda: xenstored.read(f"{device.backend}/state") == "6" and supervised.disk_processes() == {})
+    await store.write(f"{device.backend}/state", State.CLOSING)
+    await eventually(lambda: xenstored.read(f"{device.backend}/state") == "6")
+    assert supervised.disk_processes() == {}
+    # Kept after all: it is served again.
+    await store.write(f"{device.backend}/online", 1)
+    await eventually(lambda: xenstored.read(f"{device.backend}/state") == "2" and len(supervised.disk_processes()) == 1)
+
+
 async def test_a_crashed_process_is_started_again(store: XenStore, supervised: SupervisorProcess, image: Path) -> None:
     await attach(store, disk(), image)
     for number in (signal.SIGKILL, signal.SIGTERM):

@@ -64,6 +64,8 @@ class Backend:
         self._news = trio.Event()
         self._closed_at = -_CLOSED_SECONDS
         self._done = False
+        #: The image is closed for good; only the word for it, state 6, may be missing.
+        self._image_closed = False
         self._ring_watch = trio.CancelScope()
 
     async def run(self, store: XenStore) -> None:
@@ -161,7 +163,7 @@ class Backend:
             error = ImageError(ErrorKind.IO, f"the guest broke the protocol: {problem}", op="serve")
             await self._refuse(seen, error)
             return 0
-        ours = Ours(self.disk.connected, self._left, self.disk.paused)
+        ours = Ours(self.disk.connected, self._left, self.disk.paused, self._image_closed)
         return await self._take(next_step(seen, ours), seen, store, tasks)
 
     async def _state(self, store: Store) -> State | None:
@@ -192,14 +194,17 @@ class Backend:
             case Step.CLOSE_FOR_GOOD:
                 await self._disconnect()
                 await self._close_image()
-                await self._go(seen, State.CLOSED)
-                self._done = True
+                # Where the toolstack has written another state meanwhile, the next look writes state 6 over that one.
+                self._done = await self._go(seen, State.CLOSED)
         return 0
 
-    async def _go(self, seen: Seen, state: State) -> None:
-        """Write the state, unless the toolstack has written another meanwhile."""
-        if await self.change({"state": int(state)}, only_at=seen.backend) and state is not seen.backend:
+    async def _go(self, seen: Seen, state: State) -> bool:
+        """Write the state; False if the toolstack has written another meanwhile, or the device is gone."""
+        if not await self.change({"state": int(state)}, only_at=seen.backend):
+            return False
+        if state is not seen.backend:
             log.info("%s", state.name.lower().replace("_", " "))
+        return True
 
     async def _connect(self, seen: Seen, store: XenStore, tasks: trio.Nursery) -> None:
         """Take the frontend's rings; at state 5 the state stays, for the frontend is to close."""
@@ -304,6 +309,7 @@ class Backend:
             await self._complain(error)
 
     async def _close_image(self) -> None:
+        self._image_closed = True
         try:
             await trio.to_thread.run_sync(self.disk.close)
         except ImageError as error:

@@ -48,16 +48,20 @@ class Ours(NamedTuple):
     """How we stand.
 
     `connected`: we have the frontend's rings. `left`: a predecessor had them, and we have not looked at them yet.
-    `paused`: no rings may be taken up.
+    `paused`: no rings may be taken up. `closed`: the image is closed for good.
     """
 
     connected: bool = False
     left: bool = False
     paused: bool = False
+    closed: bool = False
 
 
 def next_step(seen: Seen, ours: Ours) -> Step:
     """The step for these states."""
+    if ours.closed and seen.backend is not State.UNKNOWN:
+        # Nothing can be served any more, whoever wants it again: the supervisor starts another process for that.
+        return Step.CLOSE_FOR_GOOD
     if seen.frontend in _MEANINGLESS:
         return Step.NOTHING
     match seen.backend:

@@ -117,7 +117,12 @@ class SupervisedDevice:
             # Nobody else is there to answer whoever wants to be rid of it.
             let_go = not look.online or look.frontend in (State.CLOSED, State.UNKNOWN)
             return _Step.END_CLOSING if look.state is State.CLOSING and let_go else _Step.NOTHING
-        return _Step.NOTHING if ended or self._done or look.state is State.UNKNOWN else _Step.START
+        # A toolstack that wants a device to stay after all gets another process for it.
+        done = self._done and not look.online
+        if done and look.state is State.CLOSING:
+            # It writes `online` and `state` one by one, and the process had closed by the first of them.
+            return _Step.END_CLOSING
+        return _Step.NOTHING if ended or done or look.state is State.UNKNOWN else _Step.START
 
     async def _take(self, step: _Step) -> bool:
         """Take a step; False: there is none before the next news."""
@@ -127,7 +132,7 @@ class SupervisedDevice:
             case _Step.START:
                 return await self._start()
             case _Step.END_CLOSING:
-                await self._write_if_there({"state": State.CLOSED})
+                await self._write_if_there({"state": State.CLOSED}, only_at=State.CLOSING)
                 return True
             case _Step.FORGET:
                 await remove_device(self._store, self.device)
@@ -225,7 +230,7 @@ class SupervisedDevice:
         self._failed = True
         log.error("%s: given up: %s", self.device, await self._read("tapfs/error"))
         if look.state is State.CONNECTED:
-            await self._write_if_there({"state": State.CLOSING})
+            await self._write_if_there({"state": State.CLOSING}, only_at=State.CONNECTED)
 
     async def _fail(self, reason: str) -> None:
         self._failed = True
@@ -267,11 +272,12 @@ class SupervisedDevice:
     async def _read(self, name: str) -> str | None:
         return await self._store.read(f"{self.device.backend}/{name}")
 
-    async def _write_if_there(self, values: dict[str, str | int]) -> None:
-        """Write keys of the device, unless it is gone: writing would bring a part of it back."""
+    async def _write_if_there(self, values: dict[str, str | int], *, only_at: State | None = None) -> None:
+        """Write keys of the device, unless it is gone or at another state: writing would bring a part of it back."""
 
         async def write(keys: Store) -> None:
-            if await keys.read(f"{self.device.backend}/state") is not None:
+            state = await keys.read(f"{self.device.backend}/state")
+            if state is not None and only_at in (None, parse_state(state)):
                 for name, value in values.items():
                     await keys.write(f"{self.device.backend}/{name}", value)
 

@@ -79,6 +79,12 @@ def test_a_detach_ends_when_the_frontend_is_away() -> None:
         assert rest(Seen(backend, frontend, online=False), ours) is None
 
 
+def test_a_disk_whose_image_is_closed_can_only_end() -> None:
+    for seen, ours in CASES:
+        if seen.backend is not State.UNKNOWN:
+            assert next_step(seen, ours._replace(closed=True)) is Step.CLOSE_FOR_GOOD
+
+
 def test_a_detach_waits_for_a_frontend_that_uses_the_disk() -> None:
     for ours, frontend in product(OURS, USING):
         found = rest(Seen(State.CLOSING, frontend, online=False), ours)
