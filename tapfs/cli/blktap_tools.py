@@ -56,7 +56,7 @@ def _qcow_create(words: list[str]) -> int:
     parser.add_argument("size", metavar="SIZE_MB")
     parser.add_argument("image", metavar="FILE")
     parser.add_argument("backing", metavar="BACKING", nargs="?", help="parent of the new image")
-    arguments = parser.parse_intermixed_args(words)
+    arguments = parser.parse(words)
     if not (arguments.size.isascii() and arguments.size.isdigit() and 0 < int(arguments.size[:20]) < 1 << 43):
         raise UsageError(f"SIZE_MB is a number of MiB, not {arguments.size!r}", parser.prog)
     if arguments.r and arguments.backing is not None:
@@ -115,7 +115,7 @@ def _copy_arguments(words: list[str], program: str, description: str) -> argpars
     parser = Parser(prog=program, description=description)
     parser.add_argument("destination", metavar="DEST", help="what is written: replaced when the copy is complete")
     parser.add_argument("source", metavar="SRC", help="what is read")
-    return parser.parse_intermixed_args(words)
+    return parser.parse(words)
 
 
 def _copy(source: Image, destination: str, new: NewImage, program: str) -> None:

@@ -51,7 +51,7 @@ def _mount(words: list[str]) -> int:
         parser.add_argument(f"-{letter}", action="store_true", help="accepted, without effect")
     for letter in "Nt":
         parser.add_argument(f"-{letter}", help="accepted, without effect")
-    arguments = parser.parse_intermixed_args(words)
+    arguments = parser.parse(words)
     options = words_for(",".join(arguments.options), _PROGRAM)
     if arguments.fake:
         return 0

@@ -85,7 +85,7 @@ def _dispatch(words: list[str]) -> int:
     elif not wanted.startswith("-"):
         words = []
     parser.add_argument("--version", action=_Version)
-    parser.parse_args(words)
+    parser.parse(words)
     problem = f"no such command: {wanted!r}" if wanted else "a command is missing"
     raise UsageError(f"{problem} (there are {', '.join(COMMANDS)})", "tapfs")
 
@@ -94,8 +94,7 @@ def run_command(name: str, words: list[str]) -> int:
     """Run the command `name` with the words after it; errors are the caller's. Returns its exit code."""
     commands = CommandParsers()
     import_module(COMMANDS[name]).add_parser(commands)
-    # Intermixed: `convert A -O raw B` must do although A and B could be left out beside `-o help`.
-    arguments = commands.parsers[name].parse_intermixed_args(words)
+    arguments = commands.parsers[name].parse(words)
     code: int = arguments.run(arguments)
     return code
 
