@@ -28,6 +28,14 @@ from tapfs.errors import ErrorKind, ImageError
         ("2T", 2 << 40),
         ("0.1K", 102),
         ("7E", 7 << 60),
+        ("10.5G", 21 << 29),
+        ("1.G", 1 << 30),
+        ("1GiB", 1 << 30),
+        ("1gib", 1 << 30),
+        ("10MB", 10_000_000),
+        ("2.5kb", 2500),
+        ("64KB", 64000),
+        ("64KiB", 65536),
         (str((1 << 63) - 1), (1 << 63) - 1),
     ],
 )
@@ -35,9 +43,13 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize(
-    "text", ["", "K", ".5K", "-1", "+1", "1e3", "1KK", "0x10", "1 0", "٣", "nan", "8E", "9" * 5000, "1." + "0" * 50]
+NO_SIZES = (
+    *("", "K", "KiB", ".5K", "-1", "+1", "1e3", "1KK", "1BB", "1KBB", "1iB", "1MiG", "10.5", "10.", "10.5B"),
+    *("0x10", "1 0", "٣", "nan", "8E", "9" * 5000, "1." + "0" * 50),
 )
+
+
+@pytest.mark.parametrize("text", NO_SIZES)
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(ValueError, match=r"^(not a size|size too large)"):
         parse_size(text)
