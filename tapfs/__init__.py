@@ -6,10 +6,8 @@ with its whole backing chain; `open_async` is the same under trio. Errors are `I
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from tapfs.errors import ErrorKind, ImageError
-
+#: Type checkers take this name for true. Its owner, `typing`, takes longer to load than Ctrl-C to come.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
     from tapfs.disk.chain_map import MappedExtent
     from tapfs.disk.image import Image
     from tapfs.driver import CheckReport
+    from tapfs.errors import ErrorKind, ImageError
     from tapfs.jobs.create import NewImage, create_image
 
 __all__ = [
@@ -39,7 +38,9 @@ __all__ = [
 _LAZY = {
     "AsyncImage": "tapfs.disk.async_image",
     "CheckReport": "tapfs.driver",
+    "ErrorKind": "tapfs.errors",
     "Image": "tapfs.disk.image",
+    "ImageError": "tapfs.errors",
     "MappedExtent": "tapfs.disk.chain_map",
     "NewImage": "tapfs.jobs.create",
     "create_image": "tapfs.jobs.create",

@@ -2,6 +2,6 @@
 
 import sys
 
-from tapfs.cli.main import main
+from tapfs.cli.entry import tapfs
 
-sys.exit(main())
+sys.exit(tapfs())

@@ -12,18 +12,11 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from tapfs.cli.parser import UsageError
+from tapfs.cli.signals import ENDING, Terminated, interruption_in, release_signals
 from tapfs.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, ImageError, from_os_error
 
 #: What a shell reports for a program that SIGPIPE ended; tapfs ends so when its reader goes away.
 EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
-
-
-class Terminated(BaseException):
-    """SIGTERM or SIGHUP: unwinds the command so that it cleans up."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
-        self.signal_number = signal_number
 
 
 def guarded(program: str, body: Callable[[], int], *, ends_process: bool = False) -> int:
@@ -38,6 +31,7 @@ def guarded(program: str, body: Callable[[], int], *, ends_process: bool = False
             stream.reconfigure(errors="backslashreplace")
     try:
         with _signals_as_exceptions(ignored_after=ends_process):
+            release_signals()
             return _with_output_flushed(body)
     except UsageError as error:
         complain(program, f"error: {error}; see '{error.program} --help'")
@@ -52,20 +46,12 @@ def guarded(program: str, body: Callable[[], int], *, ends_process: bool = False
         return _failed(program, from_os_error(error, path=_path_of(error), op=_operation_of(error)))
     except MemoryError:
         return _failed(program, from_os_error(OSError(12, ""), path=None, op="go on"))
-    except KeyboardInterrupt:
-        complain(program, "interrupted")
-        return EXIT_INTERRUPTED
-    except Terminated as error:
-        complain(program, f"ended by {signal.Signals(error.signal_number).name}")
-        return 128 + error.signal_number
-    except Exception as error:  # noqa: BLE001  the last line of defence: a bug is reported, never dumped
-        if os.environ.get("TAPFS_DEBUG"):
-            sys.excepthook(type(error), error, error.__traceback__)
-        complain(
-            program,
-            f"internal error: {type(error).__name__}: {error}; please report; TAPFS_DEBUG=1 shows the traceback",
-        )
-        return EXIT_BUG
+    except (KeyboardInterrupt, Terminated) as error:
+        return _interrupted(program, error)
+    except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001  the last line of defence: a bug is reported, never dumped
+        if (interruption := interruption_in(error)) is not None:
+            return _interrupted(program, interruption)
+        return _bug(program, error)
 
 
 def _fill_standard_descriptors() -> None:
@@ -111,6 +97,23 @@ def _failed(program: str, error: ImageError) -> int:
     return error.exit_code
 
 
+def _interrupted(program: str, error: KeyboardInterrupt | Terminated) -> int:
+    if isinstance(error, Terminated):
+        complain(program, f"ended by {signal.Signals(error.signal_number).name}")
+        return 128 + error.signal_number
+    complain(program, "interrupted")
+    return EXIT_INTERRUPTED
+
+
+def _bug(program: str, error: BaseException) -> int:
+    if os.environ.get("TAPFS_DEBUG"):
+        sys.excepthook(type(error), error, error.__traceback__)
+    complain(
+        program, f"internal error: {type(error).__name__}: {error}; please report; TAPFS_DEBUG=1 shows the traceback"
+    )
+    return EXIT_BUG
+
+
 def _path_of(error: OSError) -> str | None:
     return None if error.filename is None else os.fsdecode(error.filename)
 
@@ -133,7 +136,7 @@ def _abandon_output() -> None:
 @contextmanager
 def _signals_as_exceptions(*, ignored_after: bool) -> Generator[None]:
     """SIGINT, SIGTERM and SIGHUP raise, once: what comes while the command cleans up is ignored."""
-    caught = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    caught = list(ENDING)
 
     def handle(number: int, _frame: FrameType | None) -> None:
         for each in caught:

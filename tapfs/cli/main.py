@@ -8,6 +8,7 @@ from importlib import import_module
 
 from tapfs.cli.guard import EXIT_BROKEN_PIPE, guarded
 from tapfs.cli.parser import CommandParsers, Parser, UsageError
+from tapfs.cli.signals import signals_held
 from tapfs.errors import CODES, EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, ErrorKind
 
 #: Command to module. Each module has `add_parser(subparsers)` and imports what is heavy in `run`.
@@ -92,9 +93,10 @@ def _dispatch(words: list[str]) -> int:
 
 def run_command(name: str, words: list[str]) -> int:
     """Run the command `name` with the words after it; errors are the caller's. Returns its exit code."""
-    commands = CommandParsers()
-    import_module(COMMANDS[name]).add_parser(commands)
-    arguments = commands.parsers[name].parse(words)
+    with signals_held():
+        commands = CommandParsers()
+        import_module(COMMANDS[name]).add_parser(commands)
+        arguments = commands.parsers[name].parse(words)
     code: int = arguments.run(arguments)
     return code
 

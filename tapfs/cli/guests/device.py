@@ -36,7 +36,7 @@ def with_xenstore(work: Callable[[XenStore, Host], Awaitable[_Result]]) -> _Resu
     host = find_host()
     import trio
 
-    from tapfs.cli.guard import Terminated
+    from tapfs.cli.signals import Terminated
     from tapfs.xen.nursery_errors import error_of
     from tapfs.xen.xenstore.client import connect
 

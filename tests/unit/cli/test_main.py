@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tapfs.cli import guard, main
+from tapfs.cli.signals import Terminated
 from tapfs.errors import CODES, EXIT_USAGE, ErrorKind, ImageError
 
 Run = Callable[..., Any]
@@ -101,7 +102,7 @@ def test_every_kind_of_error_is_one_line_and_its_code(capfd: pytest.CaptureFixtu
         (OSError(28, "x"), 14, "tapfs: error: cannot write to standard output: No space left on device\n"),
         (MemoryError(), 10, "tapfs: error: cannot go on: Cannot allocate memory\n"),
         (KeyboardInterrupt(), 130, "tapfs: interrupted\n"),
-        (guard.Terminated(signal.SIGTERM), 143, "tapfs: ended by SIGTERM\n"),
+        (Terminated(signal.SIGTERM), 143, "tapfs: ended by SIGTERM\n"),
     ],
 )
 def test_other_ends(capfd: pytest.CaptureFixture[str], error: BaseException, code: int, text: str) -> None:
