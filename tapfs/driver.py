@@ -69,10 +69,15 @@ class BackingReference(NamedTuple):
     format: str | None = None
 
 
+#: The largest disk, in bytes: no map unit that begins in it ends past the largest offset of a host file.
+MAX_DISK_BYTES = (1 << 63) - 1 - (1 << 30)
+
+
 @dataclass(frozen=True, slots=True)
 class Geometry:
     """The constants of an open image, all lengths in bytes.
 
+    `virtual_size`: at most `MAX_DISK_BYTES`; an image of a larger disk is refused when it is opened.
     `granule`: the smallest piece mapped on its own; reservations are aligned to it (the last
     one may reach past `virtual_size`). `map_unit`: a multiple of `granule` whose map `map`
     answers whole, and which the engine caches whole (one L2 table, one grain table); at most

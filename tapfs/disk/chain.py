@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tapfs.disk.probe import HEAD_BYTES, detect, format_named
-from tapfs.driver import Driver, Format, OpenRequest, WritableDriver
+from tapfs.driver import MAX_DISK_BYTES, Driver, Format, OpenRequest, WritableDriver
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host import ram
 from tapfs.host.file import LocalFile
@@ -109,6 +109,14 @@ def _open_driver(found: Format, file: LocalFile, options: OpenOptions) -> Driver
     driver = found.open(file, OpenRequest(writable=options.writable, lenient=options.lenient))
     if options.writable and not isinstance(driver, WritableDriver):
         raise ImageError(ErrorKind.READ_ONLY, f"tapfs does not write {found.name} images", path=file.path, op="open")
+    size = driver.geometry.virtual_size
+    if size > MAX_DISK_BYTES:
+        raise ImageError(
+            ErrorKind.OUT_OF_BOUNDS,
+            f"a disk of {size} bytes is too large: tapfs serves at most {MAX_DISK_BYTES} bytes",
+            path=file.path,
+            op="open",
+        )
     return driver
 
 

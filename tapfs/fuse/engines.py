@@ -1,9 +1,11 @@
 """Who answers the kernel: native threads of the engine beside pyfuse3, or pyfuse3 alone.
 
 `auto` takes the best that works: the kernel itself (passthrough) for a read-only disk that is a
-file byte for byte, native threads for all else, pyfuse3 where those cannot be started. What is
-asked for by name and does not work is an error. A writable disk is passed through only when that
-is asked for: the kernel then writes past the end of the disk, too, and so lengthens the image.
+file byte for byte, native threads for all else, pyfuse3 where those cannot be started. pyfuse3 is taken
+only for what it can do better: an image that cannot be served, or a directory that cannot be mounted on,
+is the same error with every engine. What is asked for by name and does not work is an error. A
+writable disk is passed through only when that is asked for: the kernel then writes past the end of the
+disk, too, and so lengthens the image.
 """
 
 from __future__ import annotations
@@ -61,14 +63,17 @@ def attach(
     image: Image, tree: Tree, mountpoint: str, *, choice: str, source: str, modified_ns: int, settings: MountSettings
 ) -> Attachment:
     """Mount and make the pyfuse3 session. Raises ImageError; nothing is mounted then."""
+    # An image that cannot be served is refused here: no engine serves it any better.
+    _ = image.engine_disk
     name = _source_name(source)
     if choice != PYFUSE3:
+        connection = connect(mountpoint, MountOptions(name, not image.writable, settings.fuse_options))
         try:
             return _attach_native(
-                image, tree, mountpoint, choice=choice, source=name, modified_ns=modified_ns, settings=settings
+                image, tree, mountpoint, connection, choice=choice, modified_ns=modified_ns, settings=settings
             )
         except ImageError as error:
-            if choice != AUTO or error.kind is ErrorKind.DENIED:
+            if choice != AUTO:
                 raise
             log.warning("%s: served by pyfuse3 alone: %s", mountpoint, error)
     options = {*settings.fuse_options, "subtype=tapfs", f"fsname={name}"}
@@ -80,9 +85,16 @@ def attach(
 
 
 def _attach_native(
-    image: Image, tree: Tree, mountpoint: str, *, choice: str, source: str, modified_ns: int, settings: MountSettings
+    image: Image,
+    tree: Tree,
+    mountpoint: str,
+    connection: int,
+    *,
+    choice: str,
+    modified_ns: int,
+    settings: MountSettings,
 ) -> Attachment:
-    connection = connect(mountpoint, MountOptions(source, not image.writable, settings.fuse_options))
+    """Native threads on a mounted connection. Raises ImageError; nothing is mounted then."""
     try:
         passthrough = choice == PASSTHROUGH or (choice == AUTO and not image.writable)
         native = NativeEngine(image, tree, connection, passthrough=passthrough)

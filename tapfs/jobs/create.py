@@ -17,7 +17,7 @@ from tapfs.disk.chain import OpenOptions, layer_of_file, open_layer, resolve_par
 from tapfs.disk.image import Image
 from tapfs.disk.opening import open_image_on
 from tapfs.disk.probe import format_named
-from tapfs.driver import BackingReference, CreatableFormat, CreateRequest
+from tapfs.driver import MAX_DISK_BYTES, BackingReference, CreatableFormat, CreateRequest
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host import ram
 from tapfs.host.file import LocalFile
@@ -137,6 +137,13 @@ def _request(path: str, new: NewImage) -> CreateRequest:
         parent.file.close()
     if size is None:
         raise ImageError(ErrorKind.OUT_OF_BOUNDS, "needs a size", path=path, op="create")
+    if size > MAX_DISK_BYTES:
+        raise ImageError(
+            ErrorKind.OUT_OF_BOUNDS,
+            f"a disk of {size} bytes is too large: tapfs serves at most {MAX_DISK_BYTES} bytes",
+            path=path,
+            op="create",
+        )
     return CreateRequest(
         virtual_size=size,
         backing=None if new.backing is None else BackingReference(new.backing, new.backing_format),

@@ -99,6 +99,28 @@ def test_without_native_threads(mounts: Mounts, sample: Path) -> None:
     assert mounts.left_behind() == []
 
 
+#: `tapfs` where the engine refuses every image.
+_REFUSING = """
+import sys
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.kernel.engine import EngineDisk
+def add_layer(self, **layer):
+    raise ImageError(ErrorKind.OUT_OF_BOUNDS, "no such layer today")
+EngineDisk.add_layer = add_layer
+from tapfs.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("mounts", ["auto", "native", "pyfuse3"], indirect=True)
+def test_an_image_that_the_engine_refuses_is_not_mounted(mounts: Mounts, sample: Path) -> None:
+    """Another engine would mount it, and answer every read with an error."""
+    mounts.command = [sys.executable, "-c", _REFUSING]
+    failed = mounts.run("mount", sample, mounts.directory())
+    assert failed == Ran(13, "", "tapfs: error: no such layer today\n")
+    assert mounts.left_behind() == []
+
+
 # Passthrough
 
 

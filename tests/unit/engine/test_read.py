@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tapfs.driver import MAX_DISK_BYTES
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind
 from tapfs.kernel.engine import Status
@@ -166,6 +167,13 @@ def test_a_map_that_breaks_a_rule_is_refused_whole(tmp_path: Path, wrong: list[E
 def test_a_geometry_that_cannot_be_served_is_refused(tmp_path: Path, geometry: dict[str, int]) -> None:
     with Disk() as disk, pytest.raises(ImageError):
         disk.layer(host(tmp_path, "top"), **({"size": UNIT} | geometry))
+
+
+def test_the_largest_disk_is_the_one_that_the_contract_names(tmp_path: Path) -> None:
+    with Disk() as disk:
+        disk.layer(host(tmp_path, "top"), size=MAX_DISK_BYTES)
+    with Disk() as disk, pytest.raises(ImageError):
+        disk.layer(host(tmp_path, "top"), size=MAX_DISK_BYTES + 1)
 
 
 def test_the_cache_stays_in_its_bound_and_reads_stay_right(tmp_path: Path) -> None:
