@@ -1,4 +1,4 @@
-"""FAT (Microsoft's FAT specification, 1.03) and NTFS and exFAT, whose boot sectors are kin to it."""
+"""FAT (Microsoft's FAT specification, 1.03) and exFAT (Microsoft, 2019), whose boot sector is kin to that of FAT."""
 
 from __future__ import annotations
 
@@ -15,14 +15,21 @@ _BPB = struct.Struct("<11xHBHBHHBH8xII4xI")
 _DIRECTORY_ENTRY = 32
 _VOLUME_LABEL, _LONG_NAME = 0x08, 0x0F
 _NO_NAME = "NO NAME"
+#: The first byte 0xE5 marks a free entry, so a name that starts with it has 0x05 there.
+_KANJI, _KANJI_STAND_IN = b"\xe5", 0x05
 #: So much of the root directory is looked through for the label.
 _MAX_DIRECTORY_BYTES = 64 << 10
 
+#: The byte of the boot sector that has the flag of a mount in progress, and that flag.
+_STATE_OF_FAT12_AND_16, _STATE_OF_FAT32, _IN_USE = 37, 65, 0x01
+#: The bit of the second entry of the table that an unmount sets.
+_UNMOUNTED_FAT16, _UNMOUNTED_FAT32 = 0x8000, 0x0800_0000
+#: Fewer clusters than this make a FAT12.
+_FIRST_FAT16 = 4085
+
+_EXFAT = b"EXFAT   "
 _EXFAT_LABEL = 0x83
-_NTFS_VOLUME_RECORD = 3
-_NTFS_VOLUME_NAME = 0x60
-_NTFS_END = 0xFFFFFFFF
-_NTFS_BLOCK = 512
+_EXFAT_DIRTY = 0x02
 
 
 class _Parameters(NamedTuple):
@@ -43,6 +50,13 @@ class _Parameters(NamedTuple):
         return self.fat_sectors16 or self.fat_sectors32
 
     @property
+    def clusters(self) -> int:
+        """The number of clusters, which tells FAT12 from FAT16."""
+        root = -(-self.root_entries * _DIRECTORY_ENTRY // self.sector_size)
+        metadata = self.reserved + self.fats * self.fat_sectors + root
+        return ((self.sectors16 or self.sectors32) - metadata) // self.sectors_per_cluster
+
+    @property
     def plausible(self) -> bool:
         return (
             self.sector_size in {512, 1024, 2048, 4096}
@@ -57,13 +71,13 @@ class _Parameters(NamedTuple):
 
 def looks_like_boot_sector(disk: Reader) -> bool:
     """Whether the first sector is that of a FAT, NTFS or exFAT file system."""
-    sector = _boot_sector(disk)
-    return sector is not None and (sector[3:11] in {b"NTFS    ", b"EXFAT   "} or _parameters(sector).plausible)
+    sector = boot_sector(disk)
+    return sector is not None and (sector[3:11] in {b"NTFS    ", _EXFAT} or _parameters(sector).plausible)
 
 
 def vfat(disk: Reader) -> FileSystem | None:
     """FAT12, FAT16 or FAT32; the label is that of the root directory, else the boot sector's."""
-    sector = _boot_sector(disk)
+    sector = boot_sector(disk)
     if sector is None or not (parameters := _parameters(sector)).plausible:
         return None
     # FAT32 has 28 bytes more before what both have: a signature of 29 (or 28: no label), serial number, label.
@@ -78,9 +92,9 @@ def vfat(disk: Reader) -> FileSystem | None:
 
 
 def exfat(disk: Reader) -> FileSystem | None:
-    """The exFAT of Microsoft's specification (2019), section 3.1 and 7.3."""
-    sector = _boot_sector(disk)
-    if sector is None or sector[3:11] != b"EXFAT   " or any(sector[11:64]):
+    """The exFAT of sections 3.1 and 7.3 of its specification."""
+    sector = boot_sector(disk)
+    if sector is None or sector[3:11] != _EXFAT or any(sector[11:64]):
         return None
     heap, root = struct.unpack_from("<I4xI", sector, 88)
     serial = int.from_bytes(sector[100:104], "little")
@@ -95,45 +109,25 @@ def exfat(disk: Reader) -> FileSystem | None:
     return FileSystem("exfat", label or None, f"{serial >> 16:04X}-{serial & 0xFFFF:04X}")
 
 
-def ntfs(disk: Reader) -> FileSystem | None:
-    """NTFS: the label is the $VOLUME_NAME attribute of the fourth record of the MFT."""
-    sector = _boot_sector(disk)
-    if sector is None or sector[3:11] != b"NTFS    ":
-        return None
-    sector_size, per_cluster = struct.unpack_from("<HB", sector, 11)
-    mft, record_clusters = struct.unpack_from("<Q8xb", sector, 0x30)
-    cluster = sector_size * (per_cluster if per_cluster <= 0x80 else 1 << min(256 - per_cluster, 31))
-    record_size = record_clusters * cluster if record_clusters > 0 else 1 << min(-record_clusters, 31)
-    if sector_size not in {512, 1024, 2048, 4096} or not cluster or record_size not in {1024, 2048, 4096}:
-        return None
-    record = disk.read(mft * cluster + _NTFS_VOLUME_RECORD * record_size, record_size)
-    return FileSystem("ntfs", _ntfs_label(_fixed_up(record)), f"{int.from_bytes(sector[72:80], 'little'):016X}")
+def fat_is_dirty(disk: Reader) -> bool:
+    """Whether a FAT is marked as in use: in the boot sector, where Linux does it, or in the table itself (6.2)."""
+    sector = boot_sector(disk)
+    if sector is None or not (parameters := _parameters(sector)).plausible:
+        return False
+    if sector[_STATE_OF_FAT12_AND_16 if parameters.fat_sectors16 else _STATE_OF_FAT32] & _IN_USE:
+        return True
+    width = 4 if parameters.fat_sectors32 and not parameters.fat_sectors16 else 2
+    if width == 2 and parameters.clusters < _FIRST_FAT16:
+        return False  # FAT12 has no bits for it
+    second = disk.read(parameters.reserved * parameters.sector_size + width, width)
+    unmounted = _UNMOUNTED_FAT32 if width == 4 else _UNMOUNTED_FAT16
+    return len(second) == width and not int.from_bytes(second, "little") & unmounted
 
 
-def _ntfs_label(record: bytes) -> str | None:
-    if not record.startswith(b"FILE"):
-        return None
-    at = int.from_bytes(record[20:22], "little")
-    while at + 24 <= len(record):
-        kind, length, resident = struct.unpack_from("<II?", record, at)
-        if kind == _NTFS_END or length < 24:
-            break
-        if kind == _NTFS_VOLUME_NAME and not resident:  # the field says "non-resident"
-            size, start = struct.unpack_from("<IH", record, at + 16)
-            return record[at + start :][:size].decode("utf-16-le", "replace") or None
-        at += length
-    return None
-
-
-def _fixed_up(record: bytes) -> bytes:
-    """A record with the last two bytes of each 512, which stand in its update sequence, put back."""
-    start, count = struct.unpack_from("<HH", record, 4) if len(record) >= 8 else (0, 0)
-    fixed = bytearray(record)
-    for block in range(1, min(count, len(record) // _NTFS_BLOCK + 1)):
-        original = record[start + 2 * block :][:2]
-        if len(original) == 2:
-            fixed[block * _NTFS_BLOCK - 2 : block * _NTFS_BLOCK] = original
-    return bytes(fixed)
+def exfat_is_dirty(disk: Reader) -> bool:
+    """Whether an exFAT is marked as in use (3.1.13.2)."""
+    sector = boot_sector(disk)
+    return sector is not None and sector[3:11] == _EXFAT and bool(sector[106] & _EXFAT_DIRTY)
 
 
 def _root_label(disk: Reader, parameters: _Parameters) -> str | None:
@@ -145,8 +139,8 @@ def _root_label(disk: Reader, parameters: _Parameters) -> str | None:
         length = parameters.sectors_per_cluster * parameters.sector_size
     for entry in _directory(disk, offset * parameters.sector_size, length):
         attributes = entry[11]
-        if entry[0] != 0xE5 and attributes & _LONG_NAME != _LONG_NAME and attributes & _VOLUME_LABEL:
-            label = _text(entry[:11])
+        if entry[0] != _KANJI[0] and attributes & _LONG_NAME != _LONG_NAME and attributes & _VOLUME_LABEL:
+            label = _text(_KANJI + entry[1:11] if entry[0] == _KANJI_STAND_IN else entry[:11])
             return None if label == _NO_NAME else label
     return None
 
@@ -161,7 +155,8 @@ def _directory(disk: Reader, offset: int, length: int) -> list[bytes]:
     return entries[:end]
 
 
-def _boot_sector(disk: Reader) -> bytes | None:
+def boot_sector(disk: Reader) -> bytes | None:
+    """The first sector, if it has the signature of those that boot."""
     sector = disk.read(0, 512)
     return sector if len(sector) == 512 and sector[510:] == _SIGNATURE else None
 

@@ -11,14 +11,31 @@ import zlib
 from collections.abc import Callable
 from itertools import pairwise
 
-from tapfs.partitions.fat import exfat, ntfs, vfat
+from tapfs.partitions.fat import exfat, vfat
+from tapfs.partitions.ntfs import ntfs
 from tapfs.partitions.reader import Reader
 from tapfs.partitions.table import FileSystem, uuid_text
+from tapfs.partitions.udf import udf
+
+
+#: Contents that are themselves a disk, or a part of one.
+VOLUMES = frozenset({"crypto_LUKS", "LVM2_member", "linux_raid_member"})
+
+#: Where the second header of LUKS 2 may be, which depends on the size of the first.
+_LUKS2_SECOND = tuple(0x4000 << doublings for doublings in range(9))
 
 
 def identify(window: Reader) -> list[FileSystem]:
-    """All whose signatures are there: one, if whoever made it wiped what was there before."""
-    return [found for probe in _PROBES if (found := probe(window)) is not None]
+    """All whose signatures are there: one, if whoever made it wiped what was there before.
+
+    A volume that holds another disk (LUKS, LVM, RAID) is alone: what else shows itself lies in the
+    volume or was there before. UDF hides the ISO 9660 of a disc that has both.
+    """
+    found = [each for probe in _PROBES if (each := probe(window)) is not None]
+    if found and found[0].type in VOLUMES:
+        return found[:1]
+    types = {each.type for each in found}
+    return [each for each in found if each.type != "iso9660" or "udf" not in types]
 
 
 def _ext(disk: Reader) -> FileSystem | None:
@@ -98,12 +115,25 @@ def _lvm2(disk: Reader) -> FileSystem | None:
 
 
 def _luks(disk: Reader) -> FileSystem | None:
-    """LUKS 1 and 2: the LUKS On-Disk Format Specification."""
+    """LUKS 1 and 2: the LUKS On-Disk Format Specification.
+
+    Version 2 has a second header, which may be all that mkswap or mkfs have left of it.
+    """
     header = disk.read(0, 208)
     version = int.from_bytes(header[6:8], "big")
     if not header.startswith(b"LUKS\xba\xbe") or version not in {1, 2} or len(header) < 208:
-        return None
+        second = next((found for offset in _LUKS2_SECOND if (found := _second_luks2(disk, offset))), None)
+        if second is None:
+            return None
+        version, header = 2, second
     return FileSystem("crypto_LUKS", _text(header[24:72]) if version == 2 else None, _text(header[168:208]))
+
+
+def _second_luks2(disk: Reader, offset: int) -> bytes | None:
+    """The second header of LUKS 2, if it is at this offset; it says so itself."""
+    header = disk.read(offset, 264)
+    whole = len(header) == 264 and header.startswith(b"SKUL\xba\xbe\x00\x02")
+    return header if whole and int.from_bytes(header[256:264], "big") == offset else None
 
 
 def _raid(disk: Reader) -> FileSystem | None:
@@ -134,6 +164,7 @@ _PROBES: tuple[Callable[[Reader], FileSystem | None], ...] = (
     vfat,
     exfat,
     ntfs,
+    udf,
     _iso9660,
     _squashfs,
 )

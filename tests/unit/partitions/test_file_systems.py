@@ -27,6 +27,10 @@ MADE = {
     "exfat without a label": (32, ["mkfs.exfat"]),
     "ntfs": (32, ["mkfs.ntfs", "-FqQ", "-L", "nt label"]),
     "ntfs of 64k": (64, ["mkfs.ntfs", "-FqQ", "-c65536", "-L", "x" * 32]),
+    "udf": (16, ["mkudffs", "-b", "512", "-l", "größe x"]),
+    "udf of 2048": (16, ["mkudffs", "-b", "2048", "-l", "日本"]),
+    "udf of 4096": (16, ["mkudffs", "-b", "4096"]),
+    "udf by windows": (16, ["mkudffs", "-b", "512", "--fullvsid=01234567xyzw9999UDF"]),
     "swap": (4, ["mkswap", "-L", "swapped"]),
     "swap of 64k": (4, ["mkswap", "-p65536"]),
 }
@@ -84,6 +88,27 @@ def test_archives_like_blkid(tmp_path: Path) -> None:
     assert_like_blkid(squashfs)
 
 
+@pytest.mark.parametrize("more", [[], ["-r", "-J"]])
+def test_udf_beside_iso9660_like_blkid(tmp_path: Path, more: list[str]) -> None:
+    """A disc with the structures of both is UDF: its ISO 9660 side may be a text file that says so."""
+    source, disc = tmp_path / "source", tmp_path / "disc"
+    source.mkdir()
+    (source / "README.TXT").write_text("This disc needs an operating system that reads UDF.")
+    made = ["genisoimage", "-quiet", "-udf", *more, "-V", "BRIDGE", "-o", disc, source]
+    subprocess.run(made, check=True, capture_output=True)
+    assert_like_blkid(disc)
+    found = look_at(disc).file_system
+    assert found is not None
+    assert found.type == "udf"
+    with disc.open("r+b") as file:  # without its anchors nothing leads to the rest of UDF
+        for block in (256, disc.stat().st_size // 2048 - 1):
+            file.seek(block * 2048)
+            file.write(bytes(2048))
+    found = look_at(disc).file_system
+    assert found is not None
+    assert (found.type, found.label) == ("iso9660", "BRIDGE")
+
+
 def test_a_physical_volume_like_blkid(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     path.write_bytes((bytes(512) + LVM2).ljust(8 * MIB, b"\0"))
@@ -102,6 +127,35 @@ def test_encrypted_like_blkid(tmp_path: Path, version: int) -> None:
     path = tmp_path / "disk"
     path.write_bytes(head)
     assert_like_blkid(path)
+
+
+@pytest.mark.parametrize("offset", [0x4000, 0x400000])
+def test_encrypted_under_swap_like_blkid(tmp_path: Path, offset: int) -> None:
+    """Swap space made over LUKS 2, whose second header is still there."""
+    uuid = b"0b365c84-1eee-4189-9864-09b5091ab880"
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(8 * MIB))
+    subprocess.run(["mkswap", path], check=True, capture_output=True)
+    header = bytearray(512)
+    header[:8] = b"SKUL\xba\xbe\0\2"
+    header[24:29] = b"vault"
+    header[168 : 168 + len(uuid)] = uuid
+    header[256:264] = offset.to_bytes(8, "big")
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(header)
+    assert_like_blkid(path)
+
+
+def test_a_fat_label_that_starts_with_e5(tmp_path: Path) -> None:
+    """It is written with 05 in that place, because E5 marks a free entry (blkid shows the 05)."""
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(4 * MIB))
+    subprocess.run(["mkfs.vfat", "-n", "EABEL", path], check=True, capture_output=True)
+    path.write_bytes(path.read_bytes().replace(b"EABEL      \x08", b"\x05\xe5BEL      \x08"))
+    found = look_at(path).file_system
+    assert found is not None
+    assert found.label == "σσBEL"
 
 
 def test_nothing_like_blkid(tmp_path: Path, sample: Path) -> None:
