@@ -17,7 +17,6 @@ from tapfs.partitions.reader import Reader
 from tapfs.partitions.table import FileSystem, uuid_text
 from tapfs.partitions.udf import udf
 
-
 #: Contents that are themselves a disk, or a part of one.
 VOLUMES = frozenset({"crypto_LUKS", "LVM2_member", "linux_raid_member"})
 

@@ -1,4 +1,4 @@
-"""NTFS: its boot sector, which is kin to that of FAT, and the record of its master file table that describes the volume."""
+"""NTFS: its boot sector, which is kin to that of FAT, and the record that describes the volume."""
 
 from __future__ import annotations
 

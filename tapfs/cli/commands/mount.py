@@ -106,7 +106,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _chosen(image: Image, arguments: argparse.Namespace) -> FileSystemPlace:
     """The file system to show; says so if it will look as a crash has left it."""
-    from tapfs.cli.guard import complain
     from tapfs.fuse.files.choice import choose_file_system
 
     try:
@@ -114,10 +113,20 @@ def _chosen(image: Image, arguments: argparse.Namespace) -> FileSystemPlace:
     except BaseException:
         image.close()
         raise
-    if place.dirty and not image.writable:
+    _warn_if_unclean(arguments.image, place, writable=image.writable)
+    return place
+
+
+def _warn_if_unclean(image: str, place: FileSystemPlace, *, writable: bool) -> None:
+    """Say on stderr what is to be expected of a file system that was not unmounted cleanly."""
+    from tapfs.cli.guard import complain
+    from tapfs.partitions.cleanliness import Unclean
+
+    what = f"{image}: the {place.type} file system was not unmounted cleanly"
+    if place.unclean is Unclean.REPLAY and not writable:
         complain(
             "tapfs",
-            f"{image.path}: the {place.type} file system was not unmounted cleanly and is shown without the changes"
-            " that only its journal has; --temp or --rw replays it",
+            f"{what} and is shown without the changes that only its journal has; --temp or --rw replays it",
         )
-    return place
+    elif place.unclean is Unclean.CHECK:
+        complain("tapfs", f"{what}: what was being written then may be damaged; check it (fsck, chkdsk)")

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 from tapfs.disk.image import Image
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.partitions.cleanliness import Unclean, unclean
+from tapfs.partitions.reader import Reader
 from tapfs.partitions.table import DiskContents, FileSystem, Partition
 
 #: What blkid calls contents that hold no files by themselves, and what they are.
@@ -17,19 +19,13 @@ _NO_FILES = {
     "jbd": "the journal of another file system",
 }
 
-_EXT = ("ext2", "ext3", "ext4")
-#: The field s_feature_incompat of ext superblocks, and the flag for a journal that is to be replayed
-#: (the kernel's Documentation/filesystems/ext4/super.rst).
-_EXT_FEATURES = 1024 + 96
-_EXT_RECOVER = 0x4
-
 
 @dataclass(frozen=True, slots=True)
 class FileSystemPlace:
     """A file system of a disk: the bytes ``[offset, offset + size)``, shown as the node `node` of the mount.
 
     `type` is blkid's word, None if only blkid might know it. `partition` is None for the whole
-    disk. `dirty`: its journal would have to be replayed, as far as can be told.
+    disk. `unclean`: what it needs because it was not unmounted cleanly, as far as can be told.
     """
 
     node: str
@@ -37,7 +33,7 @@ class FileSystemPlace:
     size: int
     type: str | None
     partition: int | None = None
-    dirty: bool = False
+    unclean: Unclean | None = None
 
 
 def choose_file_system(image: Image, partition: int | None) -> FileSystemPlace:
@@ -106,5 +102,5 @@ def _place(image: Image, place: FileSystemPlace, found: FileSystem | None) -> Fi
             op="mount",
             remedy="mount without --files and use it from there",
         )
-    features = image.read(place.offset + _EXT_FEATURES, 4) if found.type in _EXT else b""
-    return replace(place, type=found.type, dirty=bool(int.from_bytes(features, "little") & _EXT_RECOVER))
+    window = Reader(image.read, image.size).window(place.offset, place.size)
+    return replace(place, type=found.type, unclean=unclean(window, found.type))
