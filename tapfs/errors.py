@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import os
 from enum import StrEnum
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, Self, cast
 
 
 class ErrorKind(StrEnum):
@@ -73,14 +74,25 @@ _KIND_OF_ERRNO: dict[int, ErrorKind] = {
 }
 
 
-class ImageError(Exception):
+class ImageError(OSError):
     """A failure with its kind and its place.
 
     ``path`` is the host file, ``offset`` the byte offset in it (or in the virtual disk where
     the message says so), ``op`` what was being done, ``remedy`` what the user can do about it.
+
+    It is an OSError: ``errno`` is the number that a file system answers with for the kind,
+    ``filename`` is ``path``, ``strerror`` is the message. An error of the kind `not_found`, `exists` or
+    `denied` is also a FileNotFoundError, a FileExistsError or a PermissionError.
     """
 
-    def __init__(
+    errno: int  # pyright: ignore[reportIncompatibleVariableOverride]  never None here
+
+    def __new__(cls, kind: ErrorKind, message: str, *, path: str | None = None, **_place: object) -> Self:
+        """Make an error of the class that fits the kind."""
+        fitting = cast("type[Self]", _CLASSES.get(kind, cls)) if cls is ImageError else cls
+        return super().__new__(fitting, CODES[kind].errno, message, path)
+
+    def __init__(  # pyright: ignore[reportInconsistentConstructor]  __new__ leaves the rest of the place to it
         self,
         kind: ErrorKind,
         message: str,
@@ -90,7 +102,7 @@ class ImageError(Exception):
         op: str | None = None,
         remedy: str | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__()  # nothing is left to do: OSError took its arguments in __new__
         self.kind = kind
         self.message = message
         self.path = path
@@ -98,10 +110,10 @@ class ImageError(Exception):
         self.op = op
         self.remedy = remedy
 
-    @property
-    def errno(self) -> int:
-        """The errno that a file system answers with for this error."""
-        return CODES[self.kind].errno
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle and copy by the arguments, all of them, and what was added (notes)."""
+        place = {"path": self.path, "offset": self.offset, "op": self.op, "remedy": self.remedy}
+        return partial(type(self), self.kind, self.message, **place), (), self.__dict__  # type: ignore[arg-type]
 
     @property
     def exit_code(self) -> int:
@@ -119,9 +131,38 @@ class ImageError(Exception):
             parts.append(f"; {self.remedy}")
         return "".join(parts)
 
+    def __repr__(self) -> str:
+        fields = (("path", self.path), ("offset", self.offset), ("op", self.op), ("remedy", self.remedy))
+        said = "".join(f", {name}={value!r}" for name, value in fields if value is not None)
+        return f"ImageError({self.kind.value!r}, {self.message!r}{said})"
+
+
+class ImageNotFoundError(ImageError, FileNotFoundError):  # pyright: ignore[reportIncompatibleVariableOverride]  errno, as above
+    """An ImageError of the kind `not_found`."""
+
+
+class ImageExistsError(ImageError, FileExistsError):  # pyright: ignore[reportIncompatibleVariableOverride]  errno, as above
+    """An ImageError of the kind `exists`."""
+
+
+class ImageDeniedError(ImageError, PermissionError):  # pyright: ignore[reportIncompatibleVariableOverride]  errno, as above
+    """An ImageError of the kind `denied`."""
+
+
+_CLASSES: dict[ErrorKind, type[ImageError]] = {
+    ErrorKind.NOT_FOUND: ImageNotFoundError,
+    ErrorKind.EXISTS: ImageExistsError,
+    ErrorKind.DENIED: ImageDeniedError,
+}
+
 
 def from_os_error(error: OSError, *, path: str | None, op: str, offset: int | None = None) -> ImageError:
-    """The ImageError for an error of the operating system met while doing `op`."""
+    """The ImageError for an error of the operating system met while doing `op`.
+
+    An ImageError is an OSError: one that is given here comes back as it is, for it knows its place best.
+    """
+    if isinstance(error, ImageError):
+        return error
     number = error.errno or errno.EIO
     kind = _KIND_OF_ERRNO.get(number, ErrorKind.IO)
     return ImageError(kind, f"cannot {op}: {os.strerror(number)}", path=path, offset=offset, op=op)

@@ -71,13 +71,13 @@ def open_over(
         status = _status_of_existing(path)
         if status is None:
             return _checked(path, _create(path, _creation(layers, size), direct=direct), layers[0]), True
-    except (OSError, ValueError):
-        return _checked(path, LocalFile.open(path, writable=True), layers[0]), False  # opening tells what is wrong
     except ImageError as error:
         if error.kind is not ErrorKind.EXISTS:
             raise
         # Another process made it meanwhile: it is taken up like any that is there, if it is free.
         status = os.stat(path)
+    except (OSError, ValueError):
+        return _checked(path, LocalFile.open(path, writable=True), layers[0]), False  # opening tells what is wrong
     if any(layer.file.identity == (status.st_dev, status.st_ino) for layer in layers):
         raise ImageError(ErrorKind.EXISTS, "is the image itself or one of its parents, not an overlay", path=path)
     return _checked(path, LocalFile.open(path, writable=True, direct=direct), layers[0]), False

@@ -108,6 +108,8 @@ def unmount(path: str, *, lazy: bool = False) -> None:
         if os.geteuid() == 0 and _unmount_as_root(path, lazy=lazy):
             return
         _unmount_as_user(path, lazy=lazy)
+    except ImageError:
+        raise
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise from_os_error(error, path=path, op="unmount") from error

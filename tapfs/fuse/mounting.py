@@ -86,6 +86,8 @@ def check_mount_point(path: str) -> str:
                 remedy=f"clean up with: tapfs umount {path}",
             )
         is_directory = stat.S_ISDIR(os.stat(path).st_mode)
+    except ImageError:
+        raise
     except OSError as error:
         raise from_os_error(error, path=path, op="use the mount point") from error
     except ValueError as error:

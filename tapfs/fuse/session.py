@@ -180,14 +180,11 @@ class Session:
                 await trio.to_thread.run_sync(partial(unmount, self._mountpoint, lazy=True))
                 os.rmdir(self._mountpoint)
             ready()
-        except OSError as error:
+        except OSError as error:  # an ImageError as well
             self._fail(from_os_error(error, path=self._mountpoint, op="reach the new mount"))
             await self._end()
         except subprocess.CalledProcessError:
             self._fail(ImageError(ErrorKind.IO, "the new mount does not answer", path=self._mountpoint, op="mount"))
-            await self._end()
-        except ImageError as error:
-            self._fail(error)
             await self._end()
 
     async def _watch_engine(self) -> None:
