@@ -16,7 +16,7 @@
 
 /* The unit of the cipher: a guest sector. */
 #define SECTOR_BYTES 512u
-/* Enough for every logical block size that Linux knows. */
+/* What O_DIRECT demands of most hosts, of memory and of offsets; a host may demand more (host_file.direct_block). */
 #define DIRECT_ALIGNMENT 4096u
 /* Bounce buffers and streamed fills. */
 #define CHUNK_BYTES (256u << 10)
@@ -82,6 +82,7 @@ struct host_file {
     bool ranged;         /* opened with O_DIRECT: every write takes the range lock, for good */
     bool in_memory;      /* on tmpfs: no transfer waits for a disk */
     uint32_t memory_alignment, offset_alignment; /* what the host demands of O_DIRECT; powers of two */
+    uint32_t direct_block; /* what direct.c transfers, and the range lock holds: at least as much as both */
     atomic_bool refuses_nowait[2]; /* RWF_NOWAIT in reads and in writes */
     atomic_bool direct;  /* O_DIRECT is on, as far as we are concerned */
     atomic_bool dirty;   /* a write has ended since the last fdatasync began */

@@ -18,8 +18,8 @@ static bool lock_range(struct request *request, struct range_holder *holder, con
     }
     *holder = (struct range_holder){
         .object = file,
-        .start = file->ranged ? round_down(start, DIRECT_ALIGNMENT) : start,
-        .end = file->ranged ? round_up(end, DIRECT_ALIGNMENT) : end,
+        .start = file->ranged ? round_down(start, file->direct_block) : start,
+        .end = file->ranged ? round_up(end, file->direct_block) : end,
         .exclusive = true,
     };
     range_lock_acquire(&request->disk->ranges, holder, false);

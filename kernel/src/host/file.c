@@ -34,19 +34,32 @@ static bool on_tmpfs(int fd)
     return fstatfs(fd, &status) == 0 && (status.f_type == TMPFS_MAGIC || status.f_type == RAMFS_MAGIC);
 }
 
-/* Hosts before Linux 6.1 and some file systems do not say: then what is enough everywhere. */
+static bool is_block_size(uint64_t size)
+{
+    return size > 0 && (size & (size - 1)) == 0 && size <= CHUNK_BYTES;
+}
+
+/* Linux before 6.1 and some file systems do not say: then DIRECT_ALIGNMENT, and on a device its logical block. */
 static void ask_alignment(struct host_file *file)
 {
+    int logical = 0;
+
     file->memory_alignment = file->offset_alignment = DIRECT_ALIGNMENT;
+    if (file->block_device && ioctl(file->fd, BLKSSZGET, &logical) == 0 && logical > (int)DIRECT_ALIGNMENT &&
+        is_block_size((uint64_t)logical)) {
+        file->memory_alignment = file->offset_alignment = (uint32_t)logical;
+    }
 #ifdef STATX_DIOALIGN
     struct statx status;
     if (statx(file->fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &status) == 0 &&
-        (status.stx_mask & STATX_DIOALIGN) != 0 && status.stx_dio_mem_align != 0 &&
-        status.stx_dio_offset_align != 0) {
+        (status.stx_mask & STATX_DIOALIGN) != 0 && is_block_size(status.stx_dio_mem_align) &&
+        is_block_size(status.stx_dio_offset_align)) {
         file->memory_alignment = status.stx_dio_mem_align;
         file->offset_alignment = status.stx_dio_offset_align;
     }
 #endif
+    file->direct_block =
+        (uint32_t)maximum(DIRECT_ALIGNMENT, maximum(file->memory_alignment, file->offset_alignment));
 }
 
 int host_file_new(int fd, uint32_t flags, struct host_file **result)
@@ -67,9 +80,7 @@ int host_file_new(int fd, uint32_t flags, struct host_file **result)
     file->block_device = S_ISBLK(status.st_mode);
     file->ranged = (flags & TAPFS_FILE_DIRECT) != 0;
     file->in_memory = on_tmpfs(fd);
-    if (file->ranged) {
-        ask_alignment(file);
-    }
+    ask_alignment(file);
     int error = host_size(file, &size);
     if (error != 0) {
         free(file);

@@ -128,8 +128,8 @@ static bool may_write(struct flight *flight, uint32_t index)
     if (run->file->ranged && !transfer->locked) {
         transfer->blocks = (struct range_holder){
             .object = run->file,
-            .start = round_down(run->host_offset, DIRECT_ALIGNMENT),
-            .end = round_up(run->host_offset + run->length, DIRECT_ALIGNMENT),
+            .start = round_down(run->host_offset, run->file->direct_block),
+            .end = round_up(run->host_offset + run->length, run->file->direct_block),
             .exclusive = true,
         };
         transfer->locked = range_lock_acquire(&flight->request.disk->ranges, &transfer->blocks, true);
