@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tapfs.driver import (
+    Ability,
     CreateRequest,
     Driver,
     Geometry,
@@ -78,6 +79,7 @@ class IdentityFormat:
     """A format whose images are the disk as it stands, under one of the names that this has."""
 
     create_options: Mapping[str, str] = {}
+    abilities = frozenset({Ability.WRITE})
 
     def __init__(self, name: str) -> None:
         self.name = name

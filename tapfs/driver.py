@@ -381,3 +381,27 @@ class CreatableFormat(Format, Protocol):
         Raises ImageError(unsupported, out_of_bounds) for what the format cannot hold.
         """
         ...
+
+
+class Ability(StrEnum):
+    """What the images of a format can do besides being read."""
+
+    #: The disk can be written in place.
+    WRITE = "write"
+    #: An image can name a parent.
+    BACKING = "backing"
+    #: New images can be compressed, or encrypted.
+    COMPRESS = "compress"
+    ENCRYPT = "encrypt"
+    CHECK = "check"
+    REPAIR = "repair"
+
+
+@runtime_checkable
+class DescribedFormat(Format, Protocol):
+    """A format that says what it can do, for `tapfs formats`. Nothing else depends on it."""
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """All that it can do besides being read and created."""
+        ...

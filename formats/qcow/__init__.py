@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tapfs.driver import CreateRequest, HostFile, OpenRequest
+from tapfs.driver import Ability, CreateRequest, HostFile, OpenRequest
 from tapfs.formats.qcow.header import MAGIC, VERSION
 from tapfs.formats.qcow.reader import QcowDriver
 from tapfs.plan import Plan
@@ -18,6 +18,7 @@ class QcowFormat:
     """qcow version 1 as a :class:`tapfs.driver.CreatableFormat`."""
 
     name = "qcow"
+    abilities = frozenset(Ability)
 
     @property
     def create_options(self) -> Mapping[str, str]:

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from tapfs.cli.guard import guarded
-from tapfs.cli.parser import Parser, UsageError
+from tapfs.cli.parser import Parser, UsageError, format_argument
 from tapfs.errors import ErrorKind, ImageError
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ def _qcow_create(words: list[str]) -> int:
         "An existing FILE that is not empty is left alone.",
     )
     parser.add_argument("-r", action="store_true", help="reserve the space of the whole disk now")
-    parser.add_argument("-f", dest="format", metavar="FORMAT", default="qcow", help="image format (default: qcow)")
+    parser.add_argument(
+        "-f", dest="format", metavar="FORMAT", type=format_argument, default="qcow", help="image format (default: qcow)"
+    )
     parser.add_argument("size", metavar="SIZE_MB")
     parser.add_argument("image", metavar="FILE")
     parser.add_argument("backing", metavar="BACKING", nargs="?", help="parent of the new image")

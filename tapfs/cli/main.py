@@ -7,33 +7,26 @@ import sys
 from importlib import import_module
 
 from tapfs.cli.guard import EXIT_BROKEN_PIPE, guarded
-from tapfs.cli.parser import CommandParsers, Parser, UsageError
+from tapfs.cli.parser import CommandParsers, Parser, UsageError, did_you_mean
 from tapfs.cli.signals import signals_held
 from tapfs.errors import CODES, EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, ErrorKind
 
-#: Command to module. Each module has `add_parser(subparsers)` and imports what is heavy in `run`.
-COMMANDS: dict[str, str] = {
-    "info": "tapfs.cli.commands.info",
-    "map": "tapfs.cli.commands.map",
-    "check": "tapfs.cli.commands.check",
-    "repair": "tapfs.cli.commands.repair",
-    "create": "tapfs.cli.commands.create",
-    "convert": "tapfs.cli.commands.convert",
-    "compare": "tapfs.cli.commands.compare",
-    "mount": "tapfs.cli.commands.mount",
-    "umount": "tapfs.cli.commands.umount",
-    "list": "tapfs.cli.commands.list",
-    "remove": "tapfs.cli.commands.remove",
-    "attach": "tapfs.cli.guests.attach",
-    "detach": "tapfs.cli.guests.detach",
-    "stats": "tapfs.cli.guests.stats",
-    "pause": "tapfs.cli.guests.pause",
-    "resume": "tapfs.cli.guests.resume",
-    "swap": "tapfs.cli.guests.swap",
-    "resize": "tapfs.cli.guests.resize",
-    "limit": "tapfs.cli.guests.limit",
-    "blktapctrl": "tapfs.cli.guests.blktapctrl",
+#: The commands as `tapfs --help` groups them, with the package of their modules. A module is named as its command,
+#: has `add_parser(subparsers)`, and imports what is heavy in `run`.
+GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "images": (
+        "tapfs.cli.commands",
+        ("info", "map", "check", "compare", "create", "convert", "repair", "resize", "formats"),
+    ),
+    "mounts and RAM disks": ("tapfs.cli.commands", ("mount", "umount", "list", "remove")),
+    "disks of Xen guests": (
+        "tapfs.cli.guests",
+        ("attach", "detach", "stats", "pause", "resume", "swap", "limit", "blktapctrl"),
+    ),
 }
+
+#: Command to module.
+COMMANDS: dict[str, str] = {name: f"{package}.{name}" for package, names in GROUPS.values() for name in names}
 
 _MEANINGS: dict[ErrorKind, str] = {
     ErrorKind.CORRUPT: "the image is corrupt",
@@ -75,10 +68,12 @@ def _dispatch(words: list[str]) -> int:
     wanted = words[0] if words else ""
     if wanted in COMMANDS:
         return run_command(wanted, words[1:])
+    if wanted == "help":
+        return _help(words[1:])
     parser = Parser(
         prog="tapfs",
         usage="tapfs COMMAND ...",
-        description="Disk images served from userspace. 'tapfs COMMAND --help' explains a command.\n"
+        description="Disk images served from userspace. 'tapfs help COMMAND' explains a command.\n"
         "An image is a file, a block device, or ram:NAME for a disk in shared memory.",
     )
     if wanted in ("-h", "--help"):
@@ -87,8 +82,9 @@ def _dispatch(words: list[str]) -> int:
         words = []
     parser.add_argument("--version", action=_Version)
     parser.parse(words)
-    problem = f"no such command: {wanted!r}" if wanted else "a command is missing"
-    raise UsageError(f"{problem} (there are {', '.join(COMMANDS)})", "tapfs")
+    if not wanted:
+        raise UsageError(f"a command is missing (there are {', '.join(COMMANDS)})", "tapfs")
+    raise _no_such_command(wanted)
 
 
 def run_command(name: str, words: list[str]) -> int:
@@ -101,11 +97,31 @@ def run_command(name: str, words: list[str]) -> int:
     return code
 
 
+def _help(words: list[str]) -> int:
+    """`tapfs help [COMMAND]`: the same as `tapfs [COMMAND] --help`."""
+    names = [word for word in words if not word.startswith("-")]
+    if len(names) > 1:
+        raise UsageError(f"one word too many: {names[1]!r}", "tapfs help")
+    if names and names[0] not in COMMANDS and names[0] != "help":
+        raise _no_such_command(names[0])
+    return run_command(names[0], ["--help"]) if names and names[0] in COMMANDS else _dispatch(["--help"])
+
+
+def _no_such_command(name: str) -> UsageError:
+    guess = did_you_mean(name, [*COMMANDS, "help"]) or f" (there are {', '.join(COMMANDS)})"
+    return UsageError(f"no such command: {name!r}{guess}", "tapfs")
+
+
 def _command_list() -> str:
     commands = CommandParsers()
-    for module in COMMANDS.values():
-        import_module(module).add_parser(commands)
-    return "commands:\n" + "\n".join(f"  {name:<10} {text}" for name, text in commands.summaries.items())
+    lines: list[str] = []
+    for title, (_, names) in GROUPS.items():
+        lines.append(f"{title}:")
+        for name in names:
+            import_module(COMMANDS[name]).add_parser(commands)
+            lines.append(f"  {name:<10} {commands.summaries[name]}")
+        lines.append("")
+    return "\n".join(lines[:-1])
 
 
 class _Version(argparse.Action):

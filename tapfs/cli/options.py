@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, TypeVar
 
+from tapfs.cli.parser import format_argument
 from tapfs.disk.password import PASSWORD_VARIABLE, given_password, nonempty
 from tapfs.errors import ErrorKind, ImageError
 
@@ -22,12 +23,17 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     """Add what :func:`open_image` reads. The positional that names the image is the caller's, as `image`."""
     group = parser.add_argument_group("how to open the image")
     group.add_argument(
-        "-f", "--format", metavar="FMT", help="format of the image; without it the contents decide (never writable raw)"
+        "-f",
+        "--format",
+        metavar="FMT",
+        type=format_argument,
+        help="format of the image; without it the contents decide (never writable raw)",
     )
     group.add_argument("--backing", metavar="FILE", help="use FILE as the parent instead of the one the image names")
     group.add_argument(
         "--backing-format",
         metavar="FMT",
+        type=format_argument,
         action="append",
         default=[],
         help="format of the parent; given again, that of the parent's parent, and so on",

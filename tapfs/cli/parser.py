@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from _typeshed import SupportsWrite
 
-#: A value that begins with '-' and cannot be taken for an option: `--nice -5`.
-_NEGATIVE_NUMBER = re.compile(r"-[0-9.]+")
+#: A word that begins with '-' and is no option: `--nice -5`, `resize FILE -1G`. No option is a digit.
+_NEGATIVE_NUMBER = re.compile(r"-[0-9].*", re.DOTALL)
 
 
 class Subparsers(Protocol):
@@ -76,14 +76,14 @@ class Parser(argparse.ArgumentParser):
             if word == "--":
                 names += reversed(rest)
                 break
-            if word == "-" or not word.startswith("-"):
+            if _is_no_option(word):
                 names.append(word)
                 continue
             flags, option, value = self._split(word)
             options += flags
             if option is None:
                 continue
-            if value is None and rest and _can_be_value(rest[-1]):
+            if value is None and rest and _is_no_option(rest[-1]):
                 value = rest.pop()
             elif value is None and self._option_string_actions[option].nargs is None:
                 self.error(f"{option} needs a value (one that begins with '-' is written {option}=VALUE)")
@@ -152,7 +152,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {found[0]}?" if found else ""
 
 
-def _can_be_value(word: str) -> bool:
+def _is_no_option(word: str) -> bool:
     return word == "-" or not word.startswith("-") or _NEGATIVE_NUMBER.fullmatch(word) is not None
 
 
@@ -172,6 +172,11 @@ class CommandParsers:
         self.parsers[name] = Parser(prog=f"tapfs {name}", description=description)
         self.summaries[name] = help
         return self.parsers[name]
+
+
+def format_argument(text: str) -> str:
+    """The name of a format for argparse: QCOW is qcow, as in qemu-img."""
+    return text.lower()
 
 
 def size_argument(text: str) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterable
 
     from tapfs.cli.progress import Progress
@@ -40,8 +40,25 @@ def print_columns(rows: Iterable[tuple[str, ...]]) -> None:
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
-    """Add --json."""
+    """Add --json, and qemu-img's way to say it."""
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--output", choices=["human", "json"], action=_Output, default=argparse.SUPPRESS, help="--output=json is --json"
+    )
+
+
+class _Output(argparse.Action):
+    """`--output=json` sets what `--json` sets."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        del parser, option_string
+        namespace.json = values == "json"
 
 
 def add_progress_options(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tapfs.cli.options import new_password
-from tapfs.cli.parser import parse_options
+from tapfs.cli.parser import UsageError, format_argument, parse_options
+from tapfs.cli.reporting import printable
+from tapfs.cli.sizes import sizes_in_options
 from tapfs.errors import ErrorKind, ImageError
 
 if TYPE_CHECKING:
@@ -28,7 +30,12 @@ def add_target_options(parser: argparse.ArgumentParser, prefix: str = "") -> Non
         help="its parent; written into the image as given, so a relative name starts at the image's folder",
     )
     group.add_argument(
-        "-F", f"--{prefix}backing-format", dest="target_backing_format", metavar="FMT", help="format of the parent"
+        "-F",
+        f"--{prefix}backing-format",
+        dest="target_backing_format",
+        metavar="FMT",
+        type=format_argument,
+        help="format of the parent",
     )
     group.add_argument(
         "-o",
@@ -71,6 +78,23 @@ def print_options(format_name: str) -> int:
     return 0
 
 
+def default_format(path: str, option: str) -> str:
+    """The format of a new image where `option` names none: as qemu-img raw, or what `ram:NAME` says.
+
+    A remark says so where the file is called after another format.
+    """
+    from tapfs.cli.guard import complain
+    from tapfs.disk.probe import format_names
+    from tapfs.host.ram import is_ram
+
+    if is_ram(path):
+        return "ram"
+    suffix = path.rpartition(".")[2].lower()
+    if suffix in format_names() and suffix not in ("raw", "ram"):
+        complain("tapfs", f"{printable(path)} becomes a raw image; {option} {suffix} makes a {suffix} image")
+    return "raw"
+
+
 def new_image_of(
     arguments: argparse.Namespace, path: str, *, format_name: str, size: int | None, key_file: str | None, program: str
 ) -> NewImage:
@@ -82,6 +106,15 @@ def new_image_of(
         size=size,
         backing=arguments.target_backing,
         backing_format=arguments.target_backing_format,
-        options=parse_options(arguments.options, program),
+        options=_format_options(arguments.options, program),
         password=new_password(key_file, path) if arguments.encrypt else None,
     )
+
+
+def _format_options(pairs: list[str], program: str) -> dict[str, str]:
+    """The `-o` pairs; a size such as 64K becomes the number of bytes, which is what drivers take."""
+    options = parse_options(pairs, program)
+    try:
+        return sizes_in_options(options)
+    except ValueError as error:
+        raise UsageError(f"-o {','.join(pairs)}: {error}", program) from None

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from tapfs.cli.options import add_image_options, open_image
+from tapfs.cli.parser import format_argument
 from tapfs.cli.reporting import add_json_option, add_progress_options, print_json, progress_of
 
 if TYPE_CHECKING:
@@ -29,11 +30,12 @@ def add_parser(subparsers: Subparsers) -> None:
     add_progress_options(parser)
     add_image_options(parser)
     group = parser.add_argument_group("how to open B (the options above are for A, but the password is for both)")
-    group.add_argument("-F", "--second-format", metavar="FMT", help="format of B")
+    group.add_argument("-F", "--second-format", metavar="FMT", type=format_argument, help="format of B")
     group.add_argument("--second-backing", metavar="FILE", help="use FILE as the parent of B")
     group.add_argument(
         "--second-backing-format",
         metavar="FMT",
+        type=format_argument,
         action="append",
         default=[],
         help="formats of B's parents, nearest first",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tapfs.cli.options import add_image_options, open_image, unlocked
-from tapfs.cli.parser import UsageError
+from tapfs.cli.parser import UsageError, format_argument
 from tapfs.cli.reporting import add_progress_options, progress_of
-from tapfs.cli.targets import add_target_options, new_image_of, print_options, wants_help
+from tapfs.cli.targets import add_target_options, default_format, new_image_of, print_options, wants_help
 
 if TYPE_CHECKING:
     import argparse
@@ -30,7 +30,9 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("image", metavar="SOURCE", nargs="?")
     parser.add_argument("target", metavar="TARGET", nargs="?", help="a file name, a block device, or ram:NAME")
-    parser.add_argument("-O", "--target-format", metavar="FMT", required=True, help="format of TARGET")
+    parser.add_argument(
+        "-O", "--target-format", metavar="FMT", type=format_argument, help="format of TARGET (default: raw)"
+    )
     parser.add_argument("-c", "--compress", action="store_true", help="compress TARGET")
     parser.add_argument(
         "-n", "--no-create", action="store_true", help="write into the existing disk TARGET; zeros are written, too"
@@ -43,6 +45,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Copy it."""
+    arguments.target_format = arguments.target_format or default_format(arguments.target or "", "-O")
     if wants_help(arguments):
         return print_options(arguments.target_format)
     _check(arguments)

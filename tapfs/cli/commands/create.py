@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tapfs.cli.parser import UsageError, size_argument
-from tapfs.cli.targets import add_target_options, new_image_of, print_options, wants_help
+from tapfs.cli.parser import UsageError, format_argument, size_argument
+from tapfs.cli.targets import add_target_options, default_format, new_image_of, print_options, wants_help
 
 if TYPE_CHECKING:
     import argparse
@@ -20,13 +20,16 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "create",
         help="make an empty image, an overlay or a RAM disk",
-        description="Make the image FILE of SIZE bytes (or with a suffix K, M, G, T). With -b it is an overlay that\n"
+        description="Make the image FILE of SIZE bytes (or 10G, 1.5GiB, 10MB, ...). With -b it is an overlay that\n"
         "reads as its parent until it is written to; SIZE is then the parent's if it is left out.\n"
         "An existing file that is not empty is left alone without --force.",
     )
     parser.add_argument("image", metavar="FILE", nargs="?", help="a file name, or ram:NAME")
     parser.add_argument("size", metavar="SIZE", nargs="?", type=size_argument)
-    parser.add_argument("-f", "--format", metavar="FMT", required=True, help="format of the new image")
+    parser.add_argument(
+        "-f", "--format", metavar="FMT", type=format_argument, help="format of the new image (default: raw)"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="accepted: create prints nothing but errors")
     parser.add_argument("--force", action="store_true", help="replace what FILE holds")
     add_target_options(parser)
     parser.set_defaults(run=run)
@@ -34,8 +37,9 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Make it."""
+    format_name: str = arguments.format or default_format(arguments.image or "", "-f")
     if wants_help(arguments):
-        return print_options(arguments.format)
+        return print_options(format_name)
     if arguments.image is None:
         raise UsageError("FILE is missing", _PROGRAM)
     if arguments.size is None and arguments.target_backing is None:
@@ -47,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     new = new_image_of(
         arguments,
         arguments.image,
-        format_name=arguments.format,
+        format_name=format_name,
         size=arguments.size,
         key_file=arguments.target_key_file,
         program=_PROGRAM,

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from tapfs.cli.guests.device import with_xenstore
-from tapfs.cli.parser import UsageError, size_argument
+from tapfs.cli.parser import UsageError, format_argument, size_argument
 
 if TYPE_CHECKING:
     import argparse
@@ -39,10 +39,17 @@ def add_parser(subparsers: Subparsers) -> None:
         choices=("r", "w", "w!"),
         help="r: read-only; w: nobody else may use the image (the default); w!: shared with others who write it",
     )
-    parser.add_argument("-f", "--format", metavar="FMT", help="format of the image (raw must be named to be writable)")
+    parser.add_argument(
+        "-f",
+        "--format",
+        metavar="FMT",
+        type=format_argument,
+        help="format of the image (raw must be named to be writable)",
+    )
     parser.add_argument(
         "--backing-format",
         metavar="FMT",
+        type=format_argument,
         action="append",
         default=[],
         help="format of the parent; given again, that of the parent's parent, and so on",

@@ -403,3 +403,29 @@ def test_a_convert_that_meets_a_limit_leaves_what_was_there(
     assert _entries(tmp_path) == (["a"] if existing else [])
     if existing:
         assert target.read_bytes() == b"what was there"
+
+
+def test_formats_by_default_are_those_of_qemu_img(tapfs: Run, tmp_path: Path) -> None:
+    image, copy = tmp_path / "a", tmp_path / "b"
+    assert tapfs("create", "-q", image, "1M") == DONE
+    assert image.stat().st_size == 1 << 20
+    assert tapfs("convert", image, copy) == DONE
+    assert copy.read_bytes() == image.read_bytes()
+    ran = tapfs("convert", image, tmp_path / "c.qcow")
+    assert (ran.code, ran.out) == (0, "")
+    assert ran.err == f"tapfs: {tmp_path}/c.qcow becomes a raw image; -O qcow makes a qcow image\n"
+
+
+def test_names_of_formats_in_capitals(tapfs: Run, sample: Path, tmp_path: Path) -> None:
+    image, overlay = tmp_path / "a", tmp_path / "b"
+    assert tapfs("convert", "-f", "RAW", "-O", "Qcow", sample, image) == DONE
+    assert tapfs("create", "-f", "QCOW", "-b", image, "-F", "QCOW", overlay) == DONE
+    assert tapfs("compare", "-f", "RAW", sample, "-F", "QCOW", "--second-backing-format", "QCOW", overlay).code == 0
+    assert tapfs("info", "-f", "QCOW", "--backing-format", "QCOW", overlay).code == 0
+
+
+def test_sizes_in_options_of_a_format(tapfs: Run, tmp_path: Path) -> None:
+    image = tmp_path / "a"
+    assert tapfs("create", "-f", "qcow", "-o", "cluster_size=64K", image, "1GiB") == DONE
+    assert json.loads(tapfs("info", "--output=json", image).out)["details"]["cluster_size"] == 65536
+    assert tapfs("info", "--output", "human", image).out == tapfs("info", image).out

@@ -36,6 +36,23 @@ def test_each_command_explains_itself(tapfs: Run, command: str) -> None:
     assert out.startswith(f"usage: tapfs {command} ")
 
 
+def test_help_is_a_command_too(tapfs: Run) -> None:
+    assert tapfs("help") == tapfs("--help") == tapfs("help", "help")
+    assert tapfs("help", "convert") == tapfs("convert", "--help")
+    assert tapfs("help", "convert", "mount").code == EXIT_USAGE
+    out = tapfs("help").out
+    groups = [out.index(f"\n{title}:\n") for title in main.GROUPS]
+    assert groups == sorted(groups)
+    assert out.index("\n  resize ") < out.index("\nmounts")
+
+
+@pytest.mark.parametrize("words", [("confert",), ("help", "confert"), ("Convert",)])
+def test_a_mistyped_command_is_guessed(tapfs: Run, words: tuple[str, ...]) -> None:
+    code, _, err = tapfs(*words)
+    assert code == EXIT_USAGE
+    assert "; did you mean convert?" in err
+
+
 def test_options_may_stand_anywhere(tapfs: Run, sample: Path, tmp_path: Path) -> None:
     target = tmp_path / "a"
     assert tapfs("convert", sample, "-f", "raw", target, "-O", "qcow") == (0, "", "")
@@ -58,7 +75,8 @@ def test_version(tapfs: Run) -> None:
         ("info",),
         ("info", "a", "b"),
         ("info", "--jso", "a"),
-        ("convert", "-O", "raw", "only-source"),
+        ("convert", "only-source"),
+        ("create", "-o", "cluster_size=9E", "name", "1M"),
         ("create", "-f", "raw", "name"),
         ("create", "-f", "raw", "name", "12Q"),
         ("create", "-f", "raw", "name", "-5"),

@@ -99,7 +99,7 @@ def test_words(parser: Parser, words: Sequence[str], meaning: dict[str, object])
         (["a", "--fromat=raw"], "no such option: --fromat; did you mean --format.*"),
         (["a", "-x"], "no such option: -x"),
         (["a", "-qx"], "no such option: -x"),
-        (["a", "-5"], "no such option: -5"),
+        (["a", "-5"], "argument second: not a size: '-5'.*"),
         (["a", "-x y"], "no such option: -x y"),
         (["a", "-n", "x"], "argument -n/--number: invalid int value: 'x'"),
         (["a", "-v", "--force"], ".*not allowed with.*"),

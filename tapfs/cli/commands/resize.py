@@ -1,0 +1,90 @@
+"""`tapfs resize`: change the size of an image, or of a guest's disk while the guest runs."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from tapfs.cli.guests.device import add_device_options, ask_disk
+from tapfs.cli.parser import UsageError, format_argument, size_argument
+from tapfs.cli.sizes import human_size
+
+if TYPE_CHECKING:
+    from tapfs.cli.parser import Subparsers
+
+_PROGRAM = "tapfs resize"
+_DESCRIPTION = """\
+Change the size of the image FILE to SIZE: 10G, or by so much with +1G and -1G. Raw images and RAM
+disks can be resized; an image of another format is resized by an overlay of the new size
+('tapfs create -b FILE NEW SIZE') or by converting it to raw. The partitions and file systems
+inside stay as they are.
+
+With --domain and --vdev instead of FILE it is the disk of a running Xen guest: the guest is told.
+Without SIZE the guest then learns the size that the image has now."""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "resize", help="change the size of an image or a guest's disk", description=_DESCRIPTION
+    )
+    parser.usage = "tapfs resize [options] FILE SIZE\n       tapfs resize [options] --domain D --vdev V [SIZE]"
+    parser.add_argument("first", metavar="FILE", nargs="?", help="the image")
+    parser.add_argument("second", metavar="SIZE", nargs="?", help="the new size: bytes, 10G and the like, +1G or -1G")
+    parser.add_argument(
+        "-f", "--format", metavar="FMT", type=format_argument, help="format of FILE (raw must be named)"
+    )
+    parser.add_argument(
+        "--shrink",
+        "--force",
+        dest="force",
+        action="store_true",
+        help="even if it gets smaller: what lies behind the end is lost",
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    add_device_options(parser, required=False)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Resize it, and say what size it has."""
+    if (arguments.domain is None) != (arguments.vdev is None):
+        raise UsageError("--domain and --vdev name a guest's disk together", _PROGRAM)
+    size = _of_guest(arguments) if arguments.domain is not None else _of_image(arguments)
+    if not arguments.quiet:
+        print(f"{size} bytes ({human_size(size)})")
+    return 0
+
+
+def _of_guest(arguments: argparse.Namespace) -> int:
+    if arguments.second is not None:
+        raise UsageError("say either FILE or --domain and --vdev, not both", _PROGRAM)
+    if arguments.format is not None:
+        raise UsageError("-f is for an image; a guest's disk is open already", _PROGRAM)
+    size = None if arguments.first is None else _size(arguments.first)
+    ask_disk(arguments, "resize", size=size, force=arguments.force)
+    found: int = ask_disk(arguments, "status")["size"]
+    return found
+
+
+def _of_image(arguments: argparse.Namespace) -> int:
+    if arguments.first is None or arguments.second is None:
+        raise UsageError("FILE and SIZE are needed (or --domain and --vdev of a guest's disk)", _PROGRAM)
+    from tapfs.jobs.resize import resize_image
+
+    text: str = arguments.second
+    sign = {"+": 1, "-": -1}.get(text[:1], 0)
+    size = _size(text[1:] if sign else text)
+    return resize_image(
+        arguments.first,
+        lambda now: now + sign * size if sign else size,
+        format_name=arguments.format,
+        shrink=arguments.force,
+    )
+
+
+def _size(text: str) -> int:
+    try:
+        return size_argument(text)
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"argument SIZE: {error}", _PROGRAM) from None

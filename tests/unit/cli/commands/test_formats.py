@@ -1,0 +1,98 @@
+"""`tapfs formats` says of each format what the format then does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tapfs.disk.chain import OpenOptions, open_layer
+from tapfs.disk.probe import format_named, format_names
+from tapfs.driver import Checkable, Driver, Streamable, WritableDriver
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.jobs.create import NewImage, create_image
+
+Run = Callable[..., Any]
+
+
+def _listed(tapfs: Run) -> dict[str, dict[str, object]]:
+    ran = tapfs("formats", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    return {each["name"]: each for each in json.loads(ran.out)["formats"]}
+
+
+def _image(tmp_path: Path, ram_name: str, name: str) -> str:
+    return ram_name if name == "ram" else str(tmp_path / f"a.{name}")
+
+
+def _makes(path: str, new: NewImage) -> bool:
+    """Whether such an image can be made."""
+    try:
+        create_image(path, new, overwrite=True)
+    except ImageError as error:
+        if error.kind is not ErrorKind.UNSUPPORTED:
+            raise
+        return False
+    return True
+
+
+def test_all_formats_are_listed(tapfs: Run) -> None:
+    assert tuple(_listed(tapfs)) == format_names()
+    lines = tapfs("formats").out.splitlines()
+    assert lines[0].split() == [
+        "FORMAT",
+        "READ",
+        "WRITE",
+        "CREATE",
+        "BACKING",
+        "COMPRESS",
+        "ENCRYPT",
+        "CHECK",
+        "REPAIR",
+    ]
+    assert lines[1].split() == ["raw", *["yes"] * 3, *["no"] * 5]
+    assert all(len(line) <= 80 for line in lines)
+
+
+@pytest.mark.parametrize("name", ["raw", "qcow", "ram"])
+def test_what_is_said_is_true(tapfs: Run, tmp_path: Path, ram_name: str, name: str) -> None:
+    said = _listed(tapfs)[name]
+    path = _image(tmp_path, ram_name, name)
+    parent = tmp_path / "parent.raw"
+    parent.write_bytes(bytes(1 << 20))
+    assert said["encrypt"] == _makes(path, NewImage(format=name, size=1 << 20, password=b"x"))
+    assert said["backing"] == _makes(
+        path, NewImage(format=name, size=1 << 20, backing=str(parent), backing_format="raw")
+    )
+    assert said["create"] == _makes(path, NewImage(format=name, size=1 << 20))
+    layer = open_layer(path, OpenOptions(format=name, writable=True))
+    with closing(layer.file):
+        driver: Driver = layer.driver
+        assert said["write"] == isinstance(driver, WritableDriver)
+        assert said["compress"] == isinstance(driver, Streamable)
+        assert said["check"] == said["repair"] == isinstance(driver, Checkable)
+    options = getattr(format_named(name), "create_options", {})
+    assert said["options"] == dict(options)
+
+
+def test_a_format_that_does_not_say(tapfs: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent:
+        name = "silent"
+
+        def probe(self, _head: bytes, _size: int) -> int:
+            return 0
+
+        def open(self, file: object, request: object) -> Driver:
+            raise NotImplementedError
+
+    monkeypatch.setattr("tapfs.disk.probe.format_names", lambda: ("raw", "silent"))
+    monkeypatch.setattr(
+        "tapfs.disk.probe.format_named", lambda name: format_named("raw") if name == "raw" else Silent()
+    )
+    assert tapfs("formats").out.splitlines()[2].split() == ["silent", "yes", "-", "no", "-", "-", "-", "-", "-"]
+    said = _listed(tapfs)["silent"]
+    assert (said["read"], said["create"], said["write"]) == (True, False, None)
