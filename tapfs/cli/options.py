@@ -54,7 +54,7 @@ def open_options(
     arguments: argparse.Namespace, *, writable: bool = False, overlay: str | None = None, temporary: bool = False
 ) -> OpenOptions:
     """What the options of :func:`add_image_options` say."""
-    from tapfs.disk.chain import OpenOptions
+    from tapfs.disk.chain import SAY_RAW, OpenOptions
     from tapfs.host.lock import Sharing
 
     return OpenOptions(
@@ -67,6 +67,7 @@ def open_options(
         sharing=Sharing.ANYBODY if arguments.force_share else Sharing.ALONE,
         overlay=overlay,
         temporary=temporary,
+        say_raw=getattr(arguments, "say_raw", SAY_RAW),
     )
 
 

@@ -7,7 +7,8 @@ An image is hostile input, and the name of its parent most of all. The rules:
   file is refused: a guest can write such a header into a raw disk;
 * a loop is found, a chain is at most `MAX_DEPTH` long;
 * with a backing root no parent lies outside it, symbolic links included;
-* a raw image found by probing is never writable: a guest can forge a magic the other way.
+* a raw image found by probing is never writable: a guest can forge a magic the other way;
+* a file of a format that tapfs does not read is never taken for raw unless the user says so.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tapfs.disk.probe import HEAD_BYTES, detect, format_named
+from tapfs.disk.foreign import ForeignFormat
+from tapfs.disk.probe import detect, format_named
 from tapfs.driver import MAX_DISK_BYTES, Driver, Format, OpenRequest, WritableDriver
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host import ram
@@ -26,6 +28,9 @@ from tapfs.host.file import LocalFile
 from tapfs.host.lock import Sharing
 
 MAX_DEPTH = 128
+
+#: How the user says of the image itself that it is raw.
+SAY_RAW = "say -f raw (format='raw')"
 
 #: "nbd://host", "json:{…}": names of QEMU's that are not files.
 _PROTOCOL = re.compile(r"[A-Za-z0-9+.-]+:")
@@ -40,7 +45,8 @@ class OpenOptions:
     `backing_root`: a directory that every parent must lie in. `sharing`: whom to bear beside us.
     `direct`: O_DIRECT for guest data, `disk`: whose requests those are (`LocalFile`). `overlay`: a file for
     scratch writes (`tapfs.disk.overlay`), `temporary`: one without a name; with either the image
-    itself is opened read-only, whatever `writable` says.
+    itself is opened read-only, whatever `writable` says. `say_raw`: how the user says that the
+    image is raw, for remedies.
     """
 
     format: str | None = None
@@ -54,6 +60,7 @@ class OpenOptions:
     sharing: Sharing = Sharing.ALONE
     overlay: str | None = None
     temporary: bool = False
+    say_raw: str = SAY_RAW
 
     @property
     def overlaid(self) -> bool:
@@ -88,21 +95,37 @@ def open_layer(path: str, options: OpenOptions) -> Layer:
 def layer_of_file(path: str, file: LocalFile, options: OpenOptions) -> Layer:
     """The layer that an open file holds; closes the file on an error."""
     try:
+        # A RAM disk's name says that its bytes are the disk.
         named = options.format or ("ram" if ram.is_ram(path) else None)
-        found = format_named(named) if named is not None else detect(file.read(0, HEAD_BYTES), file.size())
-        if options.writable and named is None and found.name == "raw":
-            raise ImageError(
-                ErrorKind.READ_ONLY,
-                "looks like a raw image, and a guess is not enough to write to it",
-                path=path,
-                op="guess the format",
-                remedy="say -f raw (format='raw') if it is one",
-            )
-        driver = _open_driver(found, file, options)
+        driver = _open_driver(_guessed(file, options) if named is None else _named(named, path), file, options)
     except BaseException:
         file.close()
         raise
     return Layer(path, file, driver, probed=named is None)
+
+
+def _named(name: str, path: str) -> Format:
+    try:
+        return format_named(name)
+    except ImageError as error:
+        error.path = path
+        raise
+
+
+def _guessed(file: LocalFile, options: OpenOptions) -> Format:
+    """The format that the contents show, where that is enough for what is wanted. Raises ImageError."""
+    found = detect(file)
+    if isinstance(found, ForeignFormat):
+        raise found.error(file.path, options.say_raw)
+    if options.writable and found.name == "raw":
+        raise ImageError(
+            ErrorKind.READ_ONLY,
+            "looks like a raw image, and a guess is not enough to write to it",
+            path=file.path,
+            op="guess the format",
+            remedy=f"{options.say_raw} if it is one",
+        )
+    return found
 
 
 def _open_driver(found: Format, file: LocalFile, options: OpenOptions) -> Driver:
@@ -175,7 +198,12 @@ def _open_parent(layers: Sequence[Layer], path: str, options: OpenOptions) -> La
     if format_name is None and reference is not None:
         format_name = reference.format
     parent_options = OpenOptions(
-        format=format_name, lenient=options.lenient, direct=options.direct, disk=options.disk, sharing=options.sharing
+        format=format_name,
+        lenient=options.lenient,
+        direct=options.direct,
+        disk=options.disk,
+        sharing=options.sharing,
+        say_raw="say --backing-format raw (backing_formats=['raw']; once for each parent, nearest first)",
     )
     try:
         layer = open_layer(path, parent_options)

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from functools import cache
 from typing import cast
 
-from tapfs.driver import Format
+from tapfs.disk import foreign
+from tapfs.driver import Format, HostFile
 from tapfs.errors import ErrorKind, ImageError
 
 ENTRY_POINT_GROUP = "tapfs.formats"
@@ -49,10 +50,18 @@ def format_names() -> tuple[str, ...]:
     return (*_MODULES, *_others())
 
 
-def detect(head: bytes, size: int) -> Format:
-    """The format of a file of `size` bytes that starts with `head`; raw where none claims it."""
+def detect(file: HostFile) -> Format | foreign.ForeignFormat:
+    """The format of a file: raw where no driver claims it and `tapfs.disk.foreign` does not know it either.
+
+    Reads a few sectors at the start and at the end. Raises ImageError(io).
+    """
+    head, size = file.read(0, HEAD_BYTES), file.size()
     own = [format_named(name) for name in _MODULES if name not in ("raw", "ram")]
-    return _most_confident(own, head, size) or _most_confident(_others().values(), head, size) or format_named("raw")
+    claimed = _most_confident(own, head, size) or _most_confident(_others().values(), head, size)
+    if claimed is not None:
+        return claimed
+    tail = file.read(max(0, size - foreign.TAIL_BYTES), foreign.TAIL_BYTES)
+    return foreign.recognise(head, tail) or format_named("raw")
 
 
 def _most_confident(formats: Iterable[Format], head: bytes, size: int) -> Format | None:

@@ -130,7 +130,8 @@ def _request(path: str, new: NewImage) -> CreateRequest:
     size = new.size
     mtime = 0
     if new.backing is not None:
-        parent = open_layer(resolve_parent(path, new.backing), OpenOptions(format=new.backing_format))
+        options = OpenOptions(format=new.backing_format, say_raw="say -F raw (backing_format='raw')")
+        parent = open_layer(resolve_parent(path, new.backing), options)
         mtime = parent.file.modified_seconds()
         if size is None:
             size = parent.driver.geometry.virtual_size

@@ -21,6 +21,8 @@ def disk_contents(read: Read, size: int) -> DiskContents:
     disk = Reader(read, size)
     notes: list[str] = []
     file_system = _identified(disk, "the disk", notes)
+    if file_system is not None and file_system.type == "crypto_LUKS":
+        notes.append("the disk is encrypted with LUKS, and tapfs shows it so: cryptsetup opens it")
     try:
         table = _read_table(disk)
     except ImageError as error:

@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     second.format = arguments.second_format
     second.backing = arguments.second_backing
     second.backing_format = arguments.second_backing_format
+    second.say_raw = "say -F raw"
     with open_image(arguments) as left, open_image(second, path=arguments.second) as right:
         sizes = (left.size, right.size)
         with progress_of(arguments, "compare") as progress:

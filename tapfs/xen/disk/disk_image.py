@@ -42,6 +42,7 @@ def open_disk(settings: DiskSettings, plan_log: PlanLog) -> Image:
         direct=specification.direct,
         disk=plan_log.disk,
         sharing=_SHARING[mode],
+        say_raw=f"attach tap:aio:{specification.path}, or say -f raw,",
     )
     try:
         if complete_left(specification.path, options, plan_log):
@@ -49,9 +50,7 @@ def open_disk(settings: DiskSettings, plan_log: PlanLog) -> Image:
         password = given_password(settings.key_file)
         image = open_image(specification.path, options, password=password, plan_log=plan_log)
     except ImageError as error:
-        if error.op == "guess the format":
-            error.remedy = f"attach tap:aio:{specification.path}, or say -f raw, if it is one"
-        elif error.kind is ErrorKind.LOCKED and (error.remedy or "").startswith("end that use"):
+        if error.kind is ErrorKind.LOCKED and (error.remedy or "").startswith("end that use"):
             error.remedy = "end that use first, or attach it with mode w! in every place (both must bear it)"
         elif error.kind is ErrorKind.NOT_FOUND and is_ram(specification.path):
             raise ImageError(

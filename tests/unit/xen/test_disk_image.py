@@ -155,6 +155,12 @@ def test_three_readers_and_two_who_share(raw: Path, tmp_path: Path) -> None:
     [
         ("tap:qcow:/nowhere/x", ErrorKind.NOT_FOUND, "/nowhere/x"),
         ("{raw}", ErrorKind.READ_ONLY, "attach tap:aio:{raw}, or say -f raw, if it is one"),
+        (
+            "{foreign}",
+            ErrorKind.UNSUPPORTED,
+            "or attach tap:aio:{foreign}, or say -f raw, to take its bytes as they are",
+        ),
+        ("tap:qcow2:{foreign}", ErrorKind.UNSUPPORTED, "{foreign}: unknown format 'qcow2'"),
         ("tap:qcow:{raw}", ErrorKind.INVALID_FORMAT, "{raw}"),
         ("tap:aio:{short}", ErrorKind.OUT_OF_BOUNDS, "not one sector"),
         ("tap:ram:not-there-at-all", ErrorKind.NOT_FOUND, "not-there-at-all"),
@@ -163,10 +169,13 @@ def test_three_readers_and_two_who_share(raw: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_opened(tmp_path: Path, raw: Path, params: str, kind: ErrorKind, says: str) -> None:
     short = tmp_path / "short"
     short.write_bytes(b"short")
-    with pytest.raises(ImageError) as raised:
-        opened(params.format(raw=raw, short=short), "w", tmp_path)
-    assert raised.value.kind is kind
-    assert says.format(raw=raw) in str(raised.value)
+    foreign = tmp_path / "foreign"
+    foreign.write_bytes(b"QFI\xfb\0\0\0\3" + bytes(4096))
+    for mode in ("w", "r") if kind is ErrorKind.UNSUPPORTED else ("w",):
+        with pytest.raises(ImageError) as raised:
+            opened(params.format(raw=raw, short=short, foreign=foreign), mode, tmp_path)
+        assert raised.value.kind is kind
+        assert says.format(raw=raw, foreign=foreign) in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
