@@ -11,7 +11,7 @@ import os
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from tapfs.errors import from_os_error
+from tapfs.errors import from_os_error, limit_reached
 from tapfs.kernel._engine import ffi, lib
 from tapfs.kernel.engine import EngineDisk
 from tapfs.kernel.parked import Parked, Queue
@@ -98,8 +98,11 @@ class FuseServer:
         self._check(result, "serve a node")
 
     def start(self, threads: int) -> None:
-        """Start answering. Raises ImageError(io); only `close` may follow then."""
-        self._check(lib.tapfs_fuse_start(self._handle, threads), "start the FUSE server")
+        """Start answering. Raises ImageError(io); only `stop` and `close` may follow then."""
+        result = lib.tapfs_fuse_start(self._handle, threads)
+        if result == -errno.EAGAIN:
+            raise limit_reached("threads", path=None, op="start the FUSE server")
+        self._check(result, "start the FUSE server")
 
     @property
     def ended_descriptor(self) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from tapfs.errors import from_os_error
+from tapfs.errors import from_os_error, limit_reached
 from tapfs.kernel._engine import ffi, lib
 from tapfs.kernel.engine import EngineDisk
 from tapfs.kernel.parked import Parked, Queue
@@ -169,9 +169,12 @@ class XenDevice:
     def start(self) -> None:
         """Take the rings up where the journal says they are, and notify the frontend once.
 
-        Raises ImageError; only `close` may follow then.
+        Raises ImageError; only `stop` and `close` may follow then.
         """
-        self._check(lib.tapfs_xen_start(self._handle), "start the frontend's rings")
+        result = lib.tapfs_xen_start(self._handle)
+        if result == -errno.EAGAIN:
+            raise limit_reached("threads", path=None, op="start the frontend's rings")
+        self._check(result, "start the frontend's rings")
 
     @property
     def ended_descriptor(self) -> int:

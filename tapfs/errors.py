@@ -168,6 +168,17 @@ def from_os_error(error: OSError, *, path: str | None, op: str, offset: int | No
     return ImageError(kind, f"cannot {op}: {os.strerror(number)}", path=path, offset=offset, op=op)
 
 
+def limit_reached(what: str, *, path: str | None, op: str) -> ImageError:
+    """The error for doing `op` where the host gives no more of `what`: "threads" or "processes"."""
+    return ImageError(
+        ErrorKind.IO,
+        f"cannot {op}: no more {what} can be started",
+        path=path,
+        op=op,
+        remedy="raise the limit of processes and threads (ulimit -u, pids.max of the cgroup, threads-max)",
+    )
+
+
 def _printable(path: str) -> str:
     """A path as one printable line: a file name may hold newlines and terminal escapes."""
     return path if path.isprintable() else repr(path)

@@ -12,21 +12,15 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import threading
 from collections.abc import Iterable
+from contextlib import ExitStack
 
 import trio
 
 from tapfs.disk.image import Image
-from tapfs.errors import ImageError
 from tapfs.fuse.tree import Tree, Window
 from tapfs.kernel.fuse_server import FuseServer, ParkedRequest, Request, ServerStatistics
-from tapfs.kernel.parked import Queue
-from tapfs.serving.log import ErrorLog, log
-from tapfs.serving.parked import finish_move
-
-#: Threads that supply maps and reservations, and those that flush, zero and seek.
-_MOVERS, _OTHERS = 3, 3
+from tapfs.serving.parked import ParkedThreads, finish_move
 
 #: One engine thread per processor, within these bounds.
 _LEAST_THREADS, _MOST_THREADS = 2, 4
@@ -47,51 +41,46 @@ class NativeEngine:
 
     def __init__(self, image: Image, tree: Tree, connection: int, *, passthrough: bool) -> None:
         self._image = image
-        self._errors = ErrorLog()
-        self._threads: list[threading.Thread] = []
-        self._backing = _backing_file(image) if passthrough else None
-        ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
-        try:
-            self._server = FuseServer(connection, ours.fileno(), image.engine_disk)
-        except BaseException:
-            ours.close()
-            self._theirs.close()
-            os.close(connection)
-            self._close_backing()
-            raise
-        ours.detach()
-        try:
-            for node in tree.nodes():
-                if isinstance(node.content, Window):
-                    window = node.content
-                    whole = window == Window(0, image.size)
-                    self._server.add_node(
-                        node.inode,
-                        window.start,
-                        window.size,
-                        writable=image.writable,
-                        backing=self._backing if whole else None,
-                    )
-        except BaseException:
-            self._theirs.close()
-            self._server.close()
-            self._close_backing()
-            raise
+        with ExitStack() as on_error:
+            closing_connection = on_error.enter_context(ExitStack())
+            closing_connection.callback(os.close, connection)
+            self._backing = _backing_file(image) if passthrough else None
+            on_error.callback(self._close_backing)
+            ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            on_error.callback(self._theirs.close)
+            with ours:
+                self._theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+                self._server = FuseServer(connection, ours.fileno(), image.engine_disk)
+                ours.detach()
+            closing_connection.pop_all()
+            on_error.callback(self._server.close)
+            self._add_nodes(tree)
+            self._parked = ParkedThreads(self._server.next_parked, self._answer, path=lambda: image.path)
+            on_error.pop_all()
+
+    def _add_nodes(self, tree: Tree) -> None:
+        for node in tree.nodes():
+            if isinstance(node.content, Window):
+                window = node.content
+                whole = window == Window(0, self._image.size)
+                self._server.add_node(
+                    node.inode,
+                    window.start,
+                    window.size,
+                    writable=self._image.writable,
+                    backing=self._backing if whole else None,
+                )
 
     def session_path(self) -> str:
         """What pyfuse3 takes as the mount point; it owns that descriptor from then on."""
         return f"/dev/fd/{self._theirs.detach()}"
 
     def start(self) -> None:
-        """Begin to answer. Raises ImageError(io)."""
+        """Begin to answer. Raises ImageError(io); only `stop` may follow then."""
+        # First the threads that the host may refuse without harm: nothing has been taken from the kernel yet.
+        self._parked.start()
         processors = len(os.sched_getaffinity(0))
         self._server.start(max(_LEAST_THREADS, min(processors, _MOST_THREADS)))
-        for queue, count in ((Queue.MOVES, _MOVERS), (Queue.OTHERS, _OTHERS)):
-            for _ in range(count):
-                thread = threading.Thread(target=self._serve, args=(queue,), name=f"tapfs {queue.name.lower()}")
-                thread.start()
-                self._threads.append(thread)
 
     async def wait_ended(self) -> None:
         """Return when the kernel has ended the connection: the mount is gone."""
@@ -115,8 +104,8 @@ class NativeEngine:
     def stop(self) -> None:
         """End all threads and the connection; what was not answered fails."""
         self._server.stop()
-        for thread in self._threads:
-            thread.join()
+        self._parked.join()
+        self._theirs.close()
         self._server.close()
         self._close_backing()
 
@@ -126,17 +115,6 @@ class NativeEngine:
             self._backing = None
 
     # In the threads
-
-    def _serve(self, queue: Queue) -> None:
-        while (parked := self._server.next_parked(queue)) is not None:
-            try:
-                self._answer(parked)
-            except ImageError as error:
-                self._errors.add(error)
-                parked.fail(error.errno)
-            except Exception as error:  # noqa: BLE001  a request that nobody answers would hang its user
-                log.error("internal error in a request; please report", exc_info=error)
-                parked.fail(errno.EIO)
 
     def _answer(self, parked: ParkedRequest) -> None:
         match parked.request:

@@ -23,10 +23,9 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from tapfs.disk.image import Image
-from tapfs.errors import ImageError
 from tapfs.fuse.settings import PLAIN, MountSettings
 from tapfs.fuse.tree import Document, Node, Tree, Window
-from tapfs.serving.log import ErrorLog, log
+from tapfs.serving.failures import ErrorLog
 
 _Result = TypeVar("_Result")
 
@@ -50,7 +49,8 @@ class _Handle(NamedTuple):
 class _Answering:
     """Turns what goes wrong in a handler into an errno: anything else would end the mount."""
 
-    def __init__(self) -> None:
+    def __init__(self, image: Image) -> None:
+        self._image = image
         self._errors = ErrorLog()
 
     def __enter__(self) -> None:
@@ -59,13 +59,8 @@ class _Answering:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or isinstance(error, FUSEError) or not isinstance(error, Exception):
-            return
-        if isinstance(error, ImageError):
-            self._errors.add(error)
-            raise FUSEError(error.errno) from error
-        log.error("internal error in a request; please report", exc_info=error)
-        raise FUSEError(errno.EIO) from error
+        if isinstance(error, Exception) and not isinstance(error, FUSEError):
+            raise FUSEError(self._errors.answer(error, path=self._image.path)) from error
 
 
 class ImageOperations(pyfuse3.Operations):
@@ -97,7 +92,7 @@ class ImageOperations(pyfuse3.Operations):
         self._handles: dict[int, _Handle] = {}
         self._next_handle = 1
         self._limit = trio.CapacityLimiter(_THREADS)
-        self._answering = _Answering()
+        self._answering = _Answering(image)
 
     # The tree
 

@@ -6,12 +6,7 @@ import logging
 import sys
 import syslog
 
-from tapfs.errors import ImageError
-
 log = logging.getLogger("tapfs")
-
-#: Distinct errors that are logged; a hostile image must not fill the log.
-_KEPT_ERRORS = 1000
 
 
 class SyslogHandler(logging.Handler):
@@ -47,17 +42,3 @@ def _use(handler: logging.Handler, form: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-
-
-class ErrorLog:
-    """Logs an error of a request the first time that one of its kind is met in a file."""
-
-    def __init__(self) -> None:
-        self._seen: set[tuple[str, str | None, str | None]] = set()
-
-    def add(self, error: ImageError) -> None:
-        """Log it unless one like it was logged before."""
-        key = (error.kind.value, error.path, error.op)
-        if key not in self._seen and len(self._seen) < _KEPT_ERRORS:
-            self._seen.add(key)
-            log.error("%s (further ones like this are not logged)", error)

@@ -37,7 +37,7 @@ def with_xenstore(work: Callable[[XenStore, Host], Awaitable[_Result]]) -> _Resu
     import trio
 
     from tapfs.cli.signals import Terminated
-    from tapfs.xen.nursery_errors import error_of
+    from tapfs.serving.nursery_errors import error_of
     from tapfs.xen.xenstore.client import connect
 
     caught = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if _is_heeded(number)]

@@ -20,6 +20,7 @@ import trio
 from tapfs.disk.image import Image
 from tapfs.disk.plan_log import PlanLog
 from tapfs.errors import EXIT_BUG, EXIT_USAGE, ErrorKind, ImageError
+from tapfs.serving.failures import out_of_memory
 from tapfs.serving.local_socket import listen
 from tapfs.serving.log import log, log_to_stderr
 from tapfs.serving.processes import process_start
@@ -30,7 +31,7 @@ from tapfs.xen.disk.backend import Backend
 from tapfs.xen.disk.disk_image import open_disk, written_by_others
 from tapfs.xen.disk.operations import Operations
 from tapfs.xen.disk.process_limits import apply_limits
-from tapfs.xen.disk.served_disk import RateLimit, ServedDisk, out_of_memory
+from tapfs.xen.disk.served_disk import RateLimit, ServedDisk
 from tapfs.xen.disk.settings import DiskSettings, read_settings
 from tapfs.xen.host import Host, find_host
 from tapfs.xen.image_stamp import NEVER_OPENED, GivenUp

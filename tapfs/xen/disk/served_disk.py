@@ -6,22 +6,13 @@ The engine's threads answer what they can. What needs a driver (a map, a reserva
 
 from __future__ import annotations
 
-import errno
-import threading
 from collections import Counter
-from functools import partial
 from typing import NamedTuple
 
 from tapfs.disk.image import Image
-from tapfs.errors import ErrorKind, ImageError
-from tapfs.kernel.parked import Queue
 from tapfs.kernel.xen_ring import Grants, ParkedRequest, Request, XenDevice, XenStatistics
-from tapfs.serving.log import ErrorLog, log
-from tapfs.serving.parked import finish_move
+from tapfs.serving.parked import ParkedThreads, finish_move
 from tapfs.xen.disk.frontend_keys import FrontendKeys
-
-#: Threads that supply maps and reservations, and those that flush and discard.
-_MOVERS, _OTHERS = 3, 3
 
 #: Counters that say what is now, not what there has been.
 _PRESENT = ("in_flight",)
@@ -32,17 +23,6 @@ class RateLimit(NamedTuple):
 
     bytes: int = 0
     requests: int = 0
-
-
-def out_of_memory(path: str) -> ImageError:
-    """The error for an image that needs more memory than its process may have."""
-    return ImageError(
-        ErrorKind.IO,
-        "takes more memory than its process may have",
-        path=path,
-        op="serve",
-        remedy="allow it more with --memory, if it is to be trusted",
-    )
 
 
 class ServedDisk:
@@ -58,9 +38,8 @@ class ServedDisk:
         self._domain = domain
         self.limit = limit
         self.paused = paused
-        self._errors = ErrorLog()
         self._device: XenDevice | None = None
-        self._threads: list[threading.Thread] = []
+        self._parked: ParkedThreads[ParkedRequest] | None = None
         self._past: Counter[str] = Counter(dict.fromkeys(XenStatistics._fields, 0))
 
     @property
@@ -94,31 +73,27 @@ class ServedDisk:
             writable=image.writable,
             discard=image.writable,
         )
+        parked = ParkedThreads(device.next_parked, self._answer, path=lambda: self.image.path)
         try:
             for ring in frontend.rings:
                 device.add_ring(ring.references, ring.port)
             device.limit(self.limit.bytes, self.limit.requests)
+            # First the threads that the host may refuse without harm: nothing has been taken from the rings yet.
+            parked.start()
             device.start()
         except BaseException:
+            device.stop()
+            parked.join()
             device.close()
             raise
-        self._device = device
-        for queue, count in ((Queue.MOVES, _MOVERS), (Queue.OTHERS, _OTHERS)):
-            for _ in range(count):
-                thread = threading.Thread(
-                    target=partial(self._serve, device, queue), name=f"tapfs {queue.name.lower()}"
-                )
-                thread.start()
-                self._threads.append(thread)
+        self._device, self._parked = device, parked
 
     def disconnect(self) -> None:
         """Finish what is in flight and let go of the rings; what was not taken from them stays there."""
-        if self._device is None:
+        if self._device is None or self._parked is None:
             return
         self._device.stop()
-        for thread in self._threads:
-            thread.join()
-        self._threads.clear()
+        self._parked.join()
         self._count(self._device)
         self._device.close()
         self._device = None
@@ -163,20 +138,6 @@ class ServedDisk:
         self._past.update({name: 0 if name in _PRESENT else value for name, value in counted.items()})
 
     # In the threads
-
-    def _serve(self, device: XenDevice, queue: Queue) -> None:
-        while (parked := device.next_parked(queue)) is not None:
-            try:
-                self._answer(parked)
-            except ImageError as error:
-                self._errors.add(error)
-                parked.fail(error.errno)
-            except MemoryError:
-                self._errors.add(out_of_memory(self.image.path))
-                parked.fail(errno.ENOMEM)
-            except Exception as error:  # noqa: BLE001  a request that nobody answers would hang its guest
-                log.error("internal error in a request; please report", exc_info=error)
-                parked.fail(errno.EIO)
 
     def _answer(self, parked: ParkedRequest) -> None:
         match parked.request:

@@ -13,9 +13,9 @@ from pathlib import Path
 import trio
 
 from tapfs.serving.log import log
+from tapfs.serving.nursery_errors import error_of
 from tapfs.xen.device import BACKENDS, LIBXL_KIND, OUR_KIND, Device, our_devices
 from tapfs.xen.host import Host
-from tapfs.xen.nursery_errors import error_of
 from tapfs.xen.process_handle import EXIT_DONE, EXIT_STOPPED, RunningDisk, keys_of_runtime_files, remove_runtime_files
 from tapfs.xen.supervisor.claim import is_ours
 from tapfs.xen.supervisor.service_manager import notify
