@@ -125,6 +125,16 @@ class Driver(Protocol):
         ...
 
 
+@runtime_checkable
+class PlainDetails(Driver, Protocol):
+    """A driver some of whose details are for everybody."""
+
+    @property
+    def plain_details(self) -> frozenset[str]:
+        """The keys of `details` that `tapfs info` shows without -v; of other drivers it shows none."""
+        ...
+
+
 class Operation(Enum):
     """What a reservation is for."""
 
@@ -289,6 +299,8 @@ class CheckReport:
     leaks: int = 0
     leaked_bytes: int = 0
     allocated_bytes: int = 0
+    #: What a repair has mended before this check, in words (`Plan.mends`).
+    mended: list[str] = field(default_factory=list[str])
 
     def add(self, severity: Severity, message: str, host_offset: int | None = None) -> None:
         """Count a finding and keep it while there is room."""
@@ -318,7 +330,7 @@ class Checkable(Driver, Protocol):
     def repair(self) -> Sequence[Plan]:
         """Plans, executed one after the other, that mend what can be without losing guest data.
 
-        The driver must be opened anew afterwards. Empty if nothing is to be done.
+        Each says in `mends` what it is for. The driver must be opened anew afterwards. Empty if nothing is to be done.
         """
         ...
 

@@ -50,9 +50,13 @@ Step = Write | Grow | Discard
 
 
 class Plan(NamedTuple):
-    """Stages of steps with a barrier before the first and after each."""
+    """Stages of steps with a barrier before the first and after each.
+
+    `mends` names the fault that a plan of a repair mends, for people: "leaked space of 4096 bytes".
+    """
 
     stages: tuple[tuple[Step, ...], ...] = ()
+    mends: str = ""
 
     @property
     def starts_with_barrier(self) -> bool:
@@ -63,6 +67,6 @@ class Plan(NamedTuple):
         return any(self.stages)
 
 
-def plan(*stages: list[Step] | tuple[Step, ...]) -> Plan:
+def plan(*stages: list[Step] | tuple[Step, ...], mends: str = "") -> Plan:
     """A plan of these stages; empty ones vanish."""
-    return Plan(tuple(tuple(stage) for stage in stages if stage))
+    return Plan(tuple(tuple(stage) for stage in stages if stage), mends)

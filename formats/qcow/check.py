@@ -56,7 +56,8 @@ class Check:
 
     def _note_era(self) -> None:
         image, report = self._image, self.report
-        report.add(Severity.NOTE, f"written by {era.name(image)}", extended.OFFSET if image.extended else 0)
+        if (layout := era.name(image)) is not None:
+            report.add(Severity.NOTE, f"the layout is that of {layout}", extended.OFFSET)
         if image.l1.order == "little":
             message = "the L1 table is little-endian: QEMU reads other data than the guest wrote, or none"
             report.add(Severity.NOTE, message, image.header.l1_table_offset)

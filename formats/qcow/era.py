@@ -1,4 +1,8 @@
-"""Which tool of which years wrote an image, in words (blktap-qcow.md, "Byte order of L1, by era")."""
+"""The layout of an image in words: that of which tool of which years (blktap-qcow.md, "Byte order of L1, by era").
+
+Who wrote an image stands nowhere in it. A repair brings an old image into the last layout of blktap, and
+tapfs writes that layout, too.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,11 @@ if TYPE_CHECKING:
     from tapfs.formats.qcow.reader import QcowDriver
 
 
-def name(image: QcowDriver) -> str:
-    """The era of an image, for people."""
+def name(image: QcowDriver) -> str | None:
+    """The tool and the years whose layout an image has; None for the plain layout, which everybody writes."""
     extended = image.extended
     if extended is None:
-        return "QEMU"
+        return None
     if extended.flags is None:
         return "blktap, 2006-07 to 2006-12 (12-byte extended header)"
     if has_oversized_l1(image):

@@ -98,6 +98,11 @@ class QcowDriver:
             extents[-1] = last._replace(length=disk_end - last.offset)
         return list(merge(extents))
 
+    @property
+    def plain_details(self) -> frozenset[str]:
+        """What an operator may have chosen."""
+        return frozenset({"cluster_size", "layout"})
+
     def details(self) -> Mapping[str, object]:
         """Layout, era and byte order; see blktap-qcow.md for the words."""
         header, extended = self.header, self.extended

@@ -46,14 +46,21 @@ def repair_plans(image: QcowDriver) -> list[Plan]:
     if check.strays:
         tables = image.tables
         rebuilt = [(image.l1[index], tables.computed(image.l1[index])) for index in check.strays]
-        plans.append(plan([Write(0, at, encode_entries(entries)) for at, entries in rebuilt]))
+        plans.append(
+            plan([Write(0, at, encode_entries(entries)) for at, entries in rebuilt], mends=_tables(len(rebuilt)))
+        )
     # Where L1 makes sense in neither byte order, turning it round mends nothing.
     if not image.order_uncertain:
         normalised = _normalise(image, check)
         if normalised:
             plans.append(normalised)
     if check.leaks and not check.report.corruptions:
-        plans.append(plan([Discard(0, offset, length) for offset, length in check.leaks]))
+        leaked = sum(length for _, length in check.leaks)
+        plans.append(
+            plan(
+                [Discard(0, offset, length) for offset, length in check.leaks], mends=f"leaked space of {leaked} bytes"
+            )
+        )
     return plans
 
 
@@ -89,7 +96,13 @@ def _normalise(image: QcowDriver, check: Check) -> Plan:
     if before:
         before.append(Grow(0, end))
     words = b"" if new_extended is None else new_extended.pack()
-    return plan(before, [Write(0, 0, new_header.pack() + words + name)], after)
+    faults = ["the L1 table was little-endian"] if image.l1.order == "little" else []
+    faults += ["the extended header was not of the last form"] if new_extended != extended else []
+    return plan(before, [Write(0, 0, new_header.pack() + words + name)], after, mends="; ".join(faults))
+
+
+def _tables(count: int) -> str:
+    return f"{count} L2 {'table' if count == 1 else 'tables'} under a stray copy of the header"
 
 
 def _final_words(image: QcowDriver, check: Check, cksum: int) -> ExtendedHeader:

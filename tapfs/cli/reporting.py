@@ -23,6 +23,11 @@ def printable(text: str) -> str:
     return text if text.isprintable() else repr(text)
 
 
+def count_of(number: int, thing: str) -> str:
+    """As in "1 error" and "2 errors"."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def print_table(rows: Iterable[tuple[str, str]]) -> None:
     """Labels and values, the values aligned."""
     lines = list(rows)

@@ -33,7 +33,9 @@ def plan_repair(path: str, options: OpenOptions) -> list[Plan]:
 
 
 def repair_image(path: str, options: OpenOptions, *, progress: ProgressCallback | None = None) -> CheckReport:
-    """Repair what can be repaired without losing guest data; the report is of a check after it.
+    """Repair what can be repaired without losing guest data. The report is of a check after it.
+
+    Its `mended` says what was repaired.
 
     Each step is crash-safe: whenever it is interrupted, the image reads as before or better.
     """
@@ -44,9 +46,13 @@ def repair_image(path: str, options: OpenOptions, *, progress: ProgressCallback 
             raise driver
         if driver is None:
             return CheckReport()
+        mended: list[str] = []
         for plan in driver.repair():
             execute_on_file(file.descriptor, path, plan)
-    return check_image(path, options, progress=progress)
+            mended += [plan.mends] if plan.mends else []
+    report = check_image(path, options, progress=progress)
+    report.mended = mended
+    return report
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tapfs.cli.options import add_image_options, open_options
-from tapfs.cli.reporting import add_json_option, add_progress_options, print_json, printable, progress_of
+from tapfs.cli.reporting import add_json_option, add_progress_options, count_of, print_json, printable, progress_of
 from tapfs.cli.sizes import human_size
 from tapfs.errors import CODES, ErrorKind
 
@@ -24,10 +24,17 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "check",
         help="check the metadata of an image",
-        description="Read all metadata of IMAGE and say what is wrong with it. Changes nothing.\n"
+        description="Read all metadata of IMAGE and say what is wrong with it. Without -r nothing is changed.\n"
         "Exit code: 0 clean, 2 corrupt, 3 leaked space only; others: 'tapfs --help'.",
     )
     parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument(
+        "-r",
+        "--repair",
+        metavar="WHAT",
+        choices=["leaks", "all"],
+        help="all: repair it as 'tapfs repair' does; leaks: only if it has leaked space and no errors",
+    )
     add_json_option(parser)
     add_progress_options(parser)
     add_image_options(parser)
@@ -36,10 +43,26 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check and report."""
-    from tapfs.jobs.check import check_image
+    report = checked(arguments, repair=arguments.repair)
+    return show(arguments, report)
 
-    with progress_of(arguments, "check") as progress:
-        report = check_image(arguments.image, open_options(arguments), progress=progress)
+
+def checked(arguments: argparse.Namespace, *, repair: str | None) -> CheckReport:
+    """The report of a check, of one after a repair if `repair` is "all", or "leaks" and there are no errors."""
+    from tapfs.jobs.check import check_image, repair_image
+
+    options = open_options(arguments)
+    with progress_of(arguments, "repair" if repair else "check") as progress:
+        if repair == "all":
+            return repair_image(arguments.image, options, progress=progress)
+        report = check_image(arguments.image, options, progress=progress)
+        if repair == "leaks" and report.leaks and not report.corruptions:
+            return repair_image(arguments.image, options, progress=progress)
+    return report
+
+
+def show(arguments: argparse.Namespace, report: CheckReport) -> int:
+    """Print a report as the options ask; the exit code."""
     if arguments.json:
         print_json(report_as_json(arguments.image, report))
     elif not arguments.quiet:
@@ -66,11 +89,14 @@ def report_as_json(path: str, report: CheckReport) -> dict[str, object]:
             {"severity": str(found.severity), "message": found.message, "host_offset": found.host_offset}
             for found in report.findings
         ],
+        "mended": report.mended,
     }
 
 
 def print_report(path: str, report: CheckReport) -> None:
-    """The report for people: the findings, then one line that sums up."""
+    """The report for people: what was mended, the findings, then one line that sums up."""
+    for fault in report.mended:
+        print(f"mended: {printable(fault)}")
     for found in report.findings:
         place = "" if found.host_offset is None else f" (at byte {found.host_offset:#x})"
         print(f"{found.severity}: {printable(found.message)}{place}")
@@ -78,11 +104,11 @@ def print_report(path: str, report: CheckReport) -> None:
     if hidden > 0:
         print(f"... and {hidden} more")
     if report.corruptions:
-        verdict = f"corrupt: {report.corruptions} errors"
+        verdict = f"corrupt: {count_of(report.corruptions, 'error')}"
         if report.leaks:
-            verdict += f", {report.leaks} leaks"
+            verdict += f", {count_of(report.leaks, 'leak')}"
     elif report.leaks:
-        verdict = f"{report.leaks} leaks ({human_size(report.leaked_bytes)}), no errors"
+        verdict = f"{count_of(report.leaks, 'leak')} ({human_size(report.leaked_bytes)}), no errors"
     else:
         verdict = "no errors"
     print(f"{printable(path)}: {verdict}; {human_size(report.allocated_bytes)} of guest data allocated")

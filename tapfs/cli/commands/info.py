@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from tapfs.cli.options import add_image_options, open_image
-from tapfs.cli.reporting import add_json_option, print_json, print_table, printable
+from tapfs.cli.reporting import add_json_option, count_of, print_json, print_table, printable
 from tapfs.cli.sizes import human_size
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from tapfs.cli.parser import Subparsers
+    from tapfs.driver import Driver
 
 _SIZES = {"virtual_size", "file_size", "allocated_size", "granule", "cluster_size"}
 
@@ -26,6 +27,10 @@ def add_parser(subparsers: Subparsers) -> None:
         "Of an encrypted image without its password all but what is on the disk.",
     )
     parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show how the format stores it, too")
+    parser.add_argument(
+        "--backing-chain", action="store_true", help="the same of each parent, nearest first; with --json a list"
+    )
     add_json_option(parser)
     add_image_options(parser)
     parser.set_defaults(run=run)
@@ -34,19 +39,37 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print it; needs no password."""
     with open_image(arguments, metadata_only=True) as image:
-        info = image.info
+        described = [image.info]
+        shown = [_plain_details(image.layers[0].driver)]
+        if arguments.backing_chain:
+            from tapfs.disk.description import describe
+
+            described += [describe(image.layers[depth:]) for depth in range(1, len(image.layers))]
+            shown += [_plain_details(layer.driver) for layer in image.layers[1:]]
     if arguments.json:
-        print_json(info)
-    else:
-        print_table(_rows(info))
+        print_json(described if arguments.backing_chain else described[0])
+        return 0
+    for number, (info, details) in enumerate(zip(described, shown, strict=True)):
+        if number:
+            print()
+        print_table(_rows(info, None if arguments.verbose else details))
     return 0
 
 
-def _rows(info: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+def _plain_details(driver: Driver) -> frozenset[str]:
+    from tapfs.driver import PlainDetails
+
+    return driver.plain_details if isinstance(driver, PlainDetails) else frozenset()
+
+
+def _rows(info: Mapping[str, object], details: frozenset[str] | None) -> Iterator[tuple[str, str]]:
+    """The rows of one image, with these of the format's details; None: with all that there is."""
     for key, value in info.items():
+        if key == "granule" and details is not None:
+            continue
         if key == "details":
             for name, detail in cast("Mapping[str, object]", value).items():
-                if name not in info:
+                if name not in info and (details is None or name in details):
                     yield from _row(name, detail)
         elif key == "backing":
             if value is not None:
@@ -96,7 +119,7 @@ def _row(key: str, value: object) -> Iterator[tuple[str, str]]:
     if value is None:
         return
     if key in _SIZES and isinstance(value, int):
-        yield label, f"{human_size(value)} ({value} bytes)" if value >= 1024 else f"{value} bytes"
+        yield label, f"{human_size(value)} ({value} bytes)" if value >= 1024 else count_of(value, "byte")
     elif isinstance(value, list):
         for item in cast("list[object]", value):
             yield label, _text(item)

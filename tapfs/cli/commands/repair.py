@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tapfs.cli.commands.check import exit_code, print_report, report_as_json
+from tapfs.cli.commands.check import checked, show
 from tapfs.cli.options import add_image_options, open_options
-from tapfs.cli.reporting import add_json_option, add_progress_options, print_json, printable, progress_of
+from tapfs.cli.reporting import add_json_option, add_progress_options, print_json, printable
 from tapfs.plan import Discard, Grow, Plan, Step, Write
 
 if TYPE_CHECKING:
@@ -36,15 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Repair and report, or show the plan."""
     if arguments.dry_run:
         return _show(arguments)
-    from tapfs.jobs.check import repair_image
-
-    with progress_of(arguments, "repair") as progress:
-        report = repair_image(arguments.image, open_options(arguments), progress=progress)
-    if arguments.json:
-        print_json(report_as_json(arguments.image, report))
-    elif not arguments.quiet:
-        print_report(arguments.image, report)
-    return exit_code(report)
+    report = checked(arguments, repair="all")
+    if not (report.mended or report.corruptions or report.leaks or arguments.json or arguments.quiet):
+        print(f"{printable(arguments.image)}: nothing to repair")
+    return show(arguments, report)
 
 
 def _show(arguments: argparse.Namespace) -> int:
@@ -52,14 +47,26 @@ def _show(arguments: argparse.Namespace) -> int:
 
     plans = plan_repair(arguments.image, open_options(arguments))
     if arguments.json:
-        print_json({"path": arguments.image, "stages": [list(map(_as_json, stage)) for stage in _stages(plans)]})
+        print_json(
+            {
+                "path": arguments.image,
+                "stages": [list(map(_as_json, stage)) for stage in _stages(plans)],
+                "mends": _mends(plans),
+            }
+        )
         return 0
     if not any(plans):
         print(f"{printable(arguments.image)}: nothing to repair")
+    for fault in _mends(plans):
+        print(f"would mend: {printable(fault)}")
     for number, stage in enumerate(_stages(plans), start=1):
         for step in stage:
             print(f"stage {number}: {_as_text(step)}")
     return 0
+
+
+def _mends(plans: list[Plan]) -> list[str]:
+    return [plan.mends for plan in plans if plan.mends]
 
 
 def _stages(plans: list[Plan]) -> list[tuple[Step, ...]]:

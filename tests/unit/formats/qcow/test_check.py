@@ -44,6 +44,15 @@ def test_a_whole_image_is_clean_and_its_space_is_counted() -> None:
     assert report.allocated_bytes == 4 * 16384
 
 
+def test_nothing_is_said_about_who_wrote_an_image() -> None:
+    """The plain layout is everybody's: an image that tapfs made was once "written by QEMU"."""
+    assert FORMAT.open(image(), OpenRequest()).check().findings == []
+    assert FORMAT.open(image(), OpenRequest()).details()["era"] is None
+    blktap = created(8 * MIB, {"blktap": "on"})
+    (note,) = FORMAT.open(blktap, OpenRequest()).check().findings
+    assert note.message == "the layout is that of blktap, 2010-05 to 2014"
+
+
 def test_two_entries_for_one_cluster() -> None:
     file = image()
     table = entry(file, 48)
