@@ -23,7 +23,8 @@ from tapfs.errors import ErrorKind, ImageError
 if TYPE_CHECKING:
     from tapfs.disk.plan_log import PlanLog
     from tapfs.kernel.engine import Buffer, EngineDisk, Outcome, Statistics
-    from tapfs.partitions.table import DiskContents
+    from tapfs.partitions.reader import Read
+    from tapfs.partitions.table import DiskContents, FileSystem
 
 #: The engine's map cache, whatever the size of the image.
 DEFAULT_CACHE_BYTES = 32 << 20
@@ -104,10 +105,13 @@ class Image:
         return described if contents is None else described | contents.description()
 
     def contents(self) -> DiskContents:
-        """The partition table and the file systems' names; reads a few sectors."""
+        """The partition table and the file systems' names.
+
+        Reads a few sectors, and of contents that tapfs does not know 2 MiB for libblkid.
+        """
         from tapfs.partitions.contents import disk_contents  # only those who ask pay for it
 
-        return disk_contents(self.read, self._size)
+        return disk_contents(self.read, self._size, _identify_others)
 
     @property
     def needs_password(self) -> bool:
@@ -250,3 +254,10 @@ class Image:
         if self._writes is None:
             raise ImageError(ErrorKind.READ_ONLY, "was opened read-only", path=self.path, op="write")
         return self._writes
+
+
+def _identify_others(read: Read, size: int) -> Sequence[FileSystem]:
+    """What libblkid knows, which is loaded only for what `tapfs.partitions` does not know."""
+    from tapfs.disk import blkid
+
+    return blkid.identify(read, size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from tapfs.errors import ImageError
@@ -12,15 +13,19 @@ from tapfs.partitions.mbr import is_protective, read_entries, read_mbr
 from tapfs.partitions.reader import Read, Reader
 from tapfs.partitions.table import DiskContents, FileSystem, PartitionTable
 
+#: Names the contents of a window that it reads itself, of so many bytes.
+IdentifyOthers = Callable[[Read, int], Sequence[FileSystem]]
 
-def disk_contents(read: Read, size: int) -> DiskContents:
+
+def disk_contents(read: Read, size: int, identify_others: IdentifyOthers | None = None) -> DiskContents:
     """Look at a disk of `size` bytes; reads a few sectors of it and of each partition.
 
-    Never raises for what it finds or cannot read: that becomes a note.
+    Where nothing shows itself `identify_others` is asked, too. Never raises for what it finds or
+    cannot read: that becomes a note.
     """
     disk = Reader(read, size)
     notes: list[str] = []
-    file_system = _identified(disk, "the disk", notes)
+    file_system = _identified(disk, "the disk", notes, identify_others)
     if file_system is not None and file_system.type == "crypto_LUKS":
         notes.append("the disk is encrypted with LUKS, and tapfs shows it so: cryptsetup opens it")
     try:
@@ -30,7 +35,7 @@ def disk_contents(read: Read, size: int) -> DiskContents:
     for index, partition in enumerate(table.partitions):
         if not partition.container:
             window = disk.window(partition.start, partition.size)
-            found = _identified(window, f"partition {partition.number}", notes)
+            found = _identified(window, f"partition {partition.number}", notes, identify_others)
             table.partitions[index] = replace(partition, file_system=found)
     for note in notes:
         table.note(note)
@@ -53,10 +58,14 @@ def _read_table(disk: Reader) -> PartitionTable:
     return table
 
 
-def _identified(window: Reader, where: str, notes: list[str]) -> FileSystem | None:
+def _identified(
+    window: Reader, where: str, notes: list[str], identify_others: IdentifyOthers | None
+) -> FileSystem | None:
     """The file system if exactly one shows itself."""
     try:
         found = identify(window)
+        if not found and identify_others is not None:
+            found = list(identify_others(window.read, window.size))
     except ImageError as error:
         notes.append(f"the start of {where} cannot be read: {error}")
         return None

@@ -13,11 +13,33 @@ from tapfs.partitions.table import DiskContents, FileSystem, Partition
 #: What blkid calls contents that hold no files by themselves, and what they are.
 _NO_FILES = {
     "swap": "swap space",
+    "swsuspend": "the memory of a system that sleeps",
+    "LVM1_member": "an LVM physical volume",
     "LVM2_member": "an LVM physical volume",
     "crypto_LUKS": "an encrypted volume (LUKS)",
+    "BitLocker": "an encrypted volume (BitLocker)",
+    "cs_fvault2": "an encrypted volume (FileVault)",
     "linux_raid_member": "a member of a RAID",
+    "zfs_member": "a device of a ZFS pool",
+    "bcache": "a device of bcache",
+    "drbd": "a device of DRBD",
+    "stratis": "a device of a Stratis pool",
+    "ceph_bluestore": "a device of Ceph",
+    "vdo": "a device of VDO",
+    "ubi": "an UBI volume",
+    "DM_integrity": "a device of dm-integrity",
+    "DM_snapshot_cow": "the changes of a snapshot",
+    "DM_verity_hash": "the hashes of another file system",
     "jbd": "the journal of another file system",
+    "xfs_external_log": "the journal of another file system",
 }
+
+
+def _without_files(type_name: str) -> str | None:
+    """What contents of blkid's type are if they hold no files by themselves; None if they do."""
+    if type_name.endswith("_member"):
+        return _NO_FILES.get(type_name, "a member of a RAID or of a pool of disks")
+    return _NO_FILES.get(type_name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +85,9 @@ def _numbered(contents: DiskContents, number: int, path: str) -> Partition:
 
 
 def _only(contents: DiskContents, path: str) -> Partition:
-    found = [each for each in contents.table.partitions if each.file_system and each.file_system.type not in _NO_FILES]
+    found = [
+        each for each in contents.table.partitions if each.file_system and not _without_files(each.file_system.type)
+    ]
     if len(found) == 1:
         return found[0]
     how_many = "several file systems" if found else "no file system that tapfs knows"
@@ -93,11 +117,12 @@ def _place(image: Image, place: FileSystemPlace, found: FileSystem | None) -> Fi
     """The place with what is known of the file system there."""
     if found is None:
         return place
-    if found.type in _NO_FILES:
+    what = _without_files(found.type)
+    if what is not None:
         where = "the disk" if place.partition is None else f"partition {place.partition}"
         raise ImageError(
             ErrorKind.UNSUPPORTED,
-            f"{where} is {_NO_FILES[found.type]}, which has no files by itself",
+            f"{where} is {what}, which has no files by itself",
             path=image.path,
             op="mount",
             remedy="mount without --files and use it from there",

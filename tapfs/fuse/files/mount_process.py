@@ -11,12 +11,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from tapfs.disk import blkid
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.fuse.files.file_systems import kernel_type
 from tapfs.fuse.files.loop_device import loop_device
@@ -57,7 +57,7 @@ class UnmountRequest:
 
 @dataclass(frozen=True, slots=True)
 class TypeRequest:
-    """Ask blkid for the type of the file system in the file `disk`."""
+    """Ask libblkid for the type of the file system in the file `disk`."""
 
     disk: str
 
@@ -161,13 +161,16 @@ def _write_back(mountpoint: str) -> None:
 
 
 def _type_of(disk: str) -> str | None:
-    """Blkid's word; None if it knows none, or more than one."""
-    command = ["blkid", "-p", "-u", "filesystem", "-o", "value", "-s", "TYPE", "--", disk]
+    """Blkid's word, from all of the disk; None if libblkid knows none, more than one, or is not there."""
     try:
-        said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).stdout
-    except OSError:
-        return None
-    return said.decode(errors="replace").strip() or None
+        descriptor = os.open(disk, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise from_os_error(error, path=disk, op="open") from error
+    try:
+        found = blkid.identify_file(descriptor)
+    finally:
+        os.close(descriptor)
+    return found[0].type if len(found) == 1 else None
 
 
 if __name__ == "__main__":
