@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from typing import Self
 
@@ -17,6 +19,36 @@ _KINDS = (
     (stat.S_ISSOCK, "a socket"),
     (stat.S_ISCHR, "a character device"),
 )
+
+#: ioctl of a block device: whether it is read-only (<linux/fs.h>).
+_BLKROGET = 0x125E
+
+#: Reads above so many bytes first ask how long the file is.
+_LONG_READ = 1 << 20
+
+#: Positions in a file are below this (`loff_t`).
+_POSITIONS_END = (1 << 63) - 1
+
+
+def look_up(path: str, *, follow: bool = True) -> int:
+    """An O_PATH descriptor of what `path` names, which has no effect on it, as opening has on fifos and devices.
+
+    Without `follow` a symbolic link is not followed but found. Raises ImageError(not_found, denied, …).
+    """
+    flags = os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    try:
+        return os.open(path, flags)
+    except OSError as error:
+        raise from_os_error(error, path=path, op="open the image") from error
+    except ValueError as error:
+        raise ImageError(ErrorKind.NOT_FOUND, f"is no file name: {error}", path=repr(path), op="open") from error
+
+
+def _judge_kind(status: os.stat_result, path: str) -> None:
+    """Raise ImageError(invalid_format) for what is neither a regular file nor a block device."""
+    for test, what in _KINDS:
+        if test(status.st_mode):
+            raise ImageError(ErrorKind.INVALID_FORMAT, f"is {what}, not a disk image", path=path, op="open")
 
 
 class LocalFile:
@@ -50,11 +82,11 @@ class LocalFile:
         self._data_descriptor: int | None = None
         try:
             status = os.fstat(descriptor)
-            for test, what in _KINDS:
-                if test(status.st_mode):
-                    raise ImageError(ErrorKind.INVALID_FORMAT, f"is {what}, not a disk image", path=path, op="open")
+            _judge_kind(status, path)
             self.is_block_device = stat.S_ISBLK(status.st_mode)
             self.identity = (status.st_dev, status.st_ino)
+            if writable and self.is_block_device:
+                self._refuse_read_only_device()
             lock_image(descriptor, path, writable=writable, sharing=sharing)
             if direct:
                 self._open_direct(again=again)
@@ -72,24 +104,39 @@ class LocalFile:
         direct: bool = False,
         disk: int | None = None,
     ) -> Self:
-        """Open an existing file.
-
-        Never blocks on a fifo. A block device is opened exclusively for writing, so that a
-        mounted one is refused. Raises ImageError(not_found, denied, read_only, locked, …).
-        """
-        flags = os.O_NONBLOCK | os.O_NOCTTY | (os.O_RDWR if writable else os.O_RDONLY)
+        """Open an existing file by its name. Raises ImageError(not_found, denied) and what `open_found` does."""
+        found = look_up(path)
         try:
-            if writable and stat.S_ISBLK(os.stat(path).st_mode):
+            return cls.open_found(found, path, writable=writable, sharing=sharing, direct=direct, disk=disk)
+        finally:
+            os.close(found)
+
+    @classmethod
+    def open_found(
+        cls,
+        found: int,
+        path: str,
+        *,
+        writable: bool = False,
+        sharing: Sharing = Sharing.ALONE,
+        direct: bool = False,
+        disk: int | None = None,
+    ) -> Self:
+        """Open the file that an O_PATH descriptor stands for, whatever its name means by now.
+
+        The file is judged before it is opened, so a fifo, a character device or a socket is never opened. A block
+        device is opened exclusively for writing, so that a mounted one is refused.
+        Raises ImageError(invalid_format, denied, read_only, locked, …).
+        """
+        flags = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (os.O_RDWR if writable else os.O_RDONLY)
+        try:
+            status = os.fstat(found)
+            _judge_kind(status, path)
+            if writable and stat.S_ISBLK(status.st_mode):
                 flags |= os.O_EXCL
-            descriptor = os.open(path, flags)
+            descriptor = os.open(f"/proc/self/fd/{found}", flags)
         except OSError as error:
-            if error.errno == errno.EISDIR:
-                raise ImageError(
-                    ErrorKind.INVALID_FORMAT, "is a directory, not a disk image", path=path, op="open"
-                ) from error
             raise from_os_error(error, path=path, op="open the image") from error
-        except ValueError as error:
-            raise ImageError(ErrorKind.NOT_FOUND, f"is no file name: {error}", path=repr(path), op="open") from error
         return cls(path, descriptor, writable=writable, sharing=sharing, direct=direct, disk=disk)
 
     @property
@@ -109,6 +156,21 @@ class LocalFile:
             return
         if self.disk is not None:
             mark_requests(self._data_descriptor, self.path, self.disk, again=again)
+
+    def _refuse_read_only_device(self) -> None:
+        """Raise ImageError(read_only) for a device that can be opened for writing and then refuses every write."""
+        try:
+            (read_only,) = struct.unpack("i", fcntl.ioctl(self.descriptor, _BLKROGET, bytes(4)))
+        except OSError:
+            return  # a device without the question
+        if read_only:
+            raise ImageError(
+                ErrorKind.READ_ONLY,
+                "is a read-only block device",
+                path=self.path,
+                op="open the image",
+                remedy="have the device writable (blockdev --setrw, losetup without -r), or only read it",
+            )
 
     def real_path(self) -> str:
         """Where the open file is now, symbolic links resolved."""
@@ -134,7 +196,13 @@ class LocalFile:
         return int(os.fstat(self.descriptor).st_mtime)
 
     def read(self, offset: int, length: int) -> bytes:
-        """Up to `length` bytes at `offset`; shorter only at the end of the file."""
+        """Up to `length` bytes at `offset`; shorter only at the end of the file.
+
+        Images name places that no file can have. Those are behind the end, too.
+        """
+        length = min(length, _POSITIONS_END - offset)
+        if length > _LONG_READ:
+            length = min(length, self.size() - offset)  # memory is taken for all of it
         pieces: list[bytes] = []
         try:
             while length > 0:

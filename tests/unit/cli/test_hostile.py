@@ -138,6 +138,8 @@ def test_a_named_format_that_it_cannot_be(refused: Run, image: Path, length: int
         (4, struct.pack(">I", 3)),
         (8, struct.pack(">QI", 1 << 62, 1000)),
         (8, struct.pack(">QI", 48, 0xFFFFFFFF)),
+        (8, struct.pack(">QI", 1 << 63, 8)),
+        (8, struct.pack(">QI", (1 << 64) - 1, 1023)),
         (24, struct.pack(">Q", 0)),
         (24, struct.pack(">Q", 1)),
         (24, struct.pack(">Q", 1 << 63)),
