@@ -6,15 +6,13 @@ An image is hostile input, and the name of its parent most of all. The rules:
 * where neither does, the parent is probed, but a probed parent that itself names a further
   file is refused: a guest can write such a header into a raw disk;
 * a loop is found, a chain is at most `MAX_DEPTH` long;
-* with a backing root no parent lies outside it, symbolic links included;
+* with a backing root no parent lies outside it, symbolic links included, and nothing outside is opened or told;
 * a raw image found by probing is never writable: a guest can forge a magic the other way;
 * a file of a format that tapfs does not read is never taken for raw unless the user says so.
 """
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,17 +21,15 @@ from tapfs.disk.foreign import ForeignFormat
 from tapfs.disk.probe import detect, format_named
 from tapfs.driver import MAX_DISK_BYTES, Driver, Format, OpenRequest, WritableDriver
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.host import ram
+from tapfs.host.confine import LEAVING
 from tapfs.host.file import LocalFile
+from tapfs.host.location import Location, is_protocol, locate, locate_parent
 from tapfs.host.lock import Sharing
 
 MAX_DEPTH = 128
 
 #: How the user says of the image itself that it is raw.
 SAY_RAW = "say -f raw (format='raw')"
-
-#: "nbd://host", "json:{…}": names of QEMU's that are not files.
-_PROTOCOL = re.compile(r"[A-Za-z0-9+.-]+:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +80,23 @@ def open_chain(path: str, options: OpenOptions) -> list[Layer]:
 
 def open_layer(path: str, options: OpenOptions) -> Layer:
     """Open the one image `path` without its parents."""
-    in_memory = ram.is_ram(path)
-    host = ram.host_path(path) if in_memory else path
-    sharing = Sharing.ANYBODY if in_memory else options.sharing
-    file = LocalFile.open(host, writable=options.writable, sharing=sharing, direct=options.direct, disk=options.disk)
-    file.path = path
-    return layer_of_file(path, file, options)
+    return _open_located(locate(path), options)
 
 
-def layer_of_file(path: str, file: LocalFile, options: OpenOptions) -> Layer:
-    """The layer that an open file holds; closes the file on an error."""
+def _open_located(location: Location, options: OpenOptions, *, root: str | None = None) -> Layer:
+    file = location.open(
+        writable=options.writable, sharing=options.sharing, direct=options.direct, disk=options.disk, root=root
+    )
+    return layer_of_file(location.name, file, options, format_name=location.format_name)
+
+
+def layer_of_file(path: str, file: LocalFile, options: OpenOptions, *, format_name: str | None = None) -> Layer:
+    """The layer that an open file holds; closes the file on an error.
+
+    `format_name` is what the file's name says of its format, unless the options say it.
+    """
     try:
-        # A RAM disk's name says that its bytes are the disk.
-        named = options.format or ("ram" if ram.is_ram(path) else None)
+        named = options.format or format_name
         driver = _open_driver(_guessed(file, options) if named is None else _named(named, path), file, options)
     except BaseException:
         file.close()
@@ -146,7 +146,7 @@ def _open_driver(found: Format, file: LocalFile, options: OpenOptions) -> Driver
 def open_parents(layers: list[Layer], options: OpenOptions) -> list[Layer]:
     """Add the parents of the last layer. On an error every layer is closed."""
     try:
-        while (parent := _parent_path(layers, options)) is not None:
+        while (parent := _parent_location(layers, options)) is not None:
             if len(layers) >= MAX_DEPTH:
                 raise ImageError(
                     ErrorKind.UNSUPPORTED,
@@ -162,7 +162,7 @@ def open_parents(layers: list[Layer], options: OpenOptions) -> list[Layer]:
     return layers
 
 
-def _parent_path(layers: Sequence[Layer], options: OpenOptions) -> str | None:
+def _parent_location(layers: Sequence[Layer], options: OpenOptions) -> Location | None:
     """Where the parent of the last layer is said to be, or None."""
     child = layers[-1]
     reference = child.driver.geometry.backing
@@ -171,26 +171,11 @@ def _parent_path(layers: Sequence[Layer], options: OpenOptions) -> str | None:
             raise ImageError(ErrorKind.UNSUPPORTED, "has no backing file to replace", path=child.path, op="open")
         return None
     if len(layers) == 1 and options.backing is not None:
-        return options.backing
-    return resolve_parent(child.path, reference.name)
+        return locate(options.backing)
+    return locate_parent(child.path, reference.name)
 
 
-def resolve_parent(child: str, name: str) -> str:
-    """The path of the parent that `child` names: relative names start at the child's folder."""
-    name = name.removeprefix("file:")
-    path = os.path.join(os.path.dirname(child), name)
-    if _PROTOCOL.match(name) and not os.path.lexists(path):
-        raise ImageError(
-            ErrorKind.UNSUPPORTED,
-            f"its backing file is no local file: {name!r}",
-            path=child,
-            op="open the backing file",
-            remedy="name a local copy with --backing FILE",
-        )
-    return path
-
-
-def _open_parent(layers: Sequence[Layer], path: str, options: OpenOptions) -> Layer:
+def _open_parent(layers: Sequence[Layer], location: Location, options: OpenOptions) -> Layer:
     child = layers[-1]
     depth = len(layers)
     reference = child.driver.geometry.backing
@@ -206,37 +191,47 @@ def _open_parent(layers: Sequence[Layer], path: str, options: OpenOptions) -> La
         say_raw="say --backing-format raw (backing_formats=['raw']; once for each parent, nearest first)",
     )
     try:
-        layer = open_layer(path, parent_options)
+        layer = _open_located(location, parent_options, root=options.backing_root)
     except ImageError as error:
-        if error.kind is ErrorKind.NOT_FOUND:
-            raise ImageError(
-                ErrorKind.NOT_FOUND,
-                f"its backing file {path} is missing",
-                path=child.path,
-                op="open the backing file",
-                remedy="name it with --backing FILE" if depth == 1 else None,
-            ) from error
-        raise
+        raise _explained(error, child, location, options, depth=depth) from error
     try:
-        _check_parent(layers, layer, options)
+        _check_parent(layers, layer)
     except BaseException:
         layer.file.close()
         raise
     return layer
 
 
-def _check_parent(layers: Sequence[Layer], parent: Layer, options: OpenOptions) -> None:
+def _explained(error: ImageError, child: Layer, location: Location, options: OpenOptions, *, depth: int) -> ImageError:
+    """The error of a parent that could not be opened, so that it says whose parent that is."""
+    op = "open the backing file"
+    if error.op == LEAVING:
+        message = f"its backing file {location.name} lies outside {options.backing_root}"
+        return ImageError(ErrorKind.DENIED, message, path=child.path, op=op)
+    if error.kind is not ErrorKind.NOT_FOUND:
+        return error
+    reference = child.driver.geometry.backing
+    replaced = depth == 1 and options.backing is not None
+    if reference is not None and not replaced and is_protocol(reference.name):
+        return ImageError(
+            ErrorKind.UNSUPPORTED,
+            f"its backing file is no local file: {reference.name!r}",
+            path=child.path,
+            op=op,
+            remedy="name a local copy with --backing FILE",
+        )
+    return ImageError(
+        ErrorKind.NOT_FOUND,
+        f"its backing file {location.name} is missing",
+        path=child.path,
+        op=op,
+        remedy="name it with --backing FILE" if depth == 1 else None,
+    )
+
+
+def _check_parent(layers: Sequence[Layer], parent: Layer) -> None:
     if any(parent.file.identity == layer.file.identity for layer in layers):
         raise ImageError(ErrorKind.CORRUPT, "the backing chain comes back to this file", path=parent.path, op="open")
-    if options.backing_root is not None:
-        root = os.path.realpath(options.backing_root)
-        if os.path.commonpath([root, parent.file.real_path()]) != root:
-            raise ImageError(
-                ErrorKind.DENIED,
-                f"its backing file {parent.path} lies outside {options.backing_root}",
-                path=layers[-1].path,
-                op="open the backing file",
-            )
     if parent.probed and parent.driver.geometry.backing is not None:
         name = parent.driver.format_name
         raise ImageError(

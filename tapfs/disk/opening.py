@@ -7,8 +7,7 @@ from contextlib import closing
 from tapfs.disk.chain import Layer, OpenOptions, open_chain, open_parents, password_missing
 from tapfs.disk.image import Image
 from tapfs.disk.plan_log import PlanLog
-from tapfs.host.file import LocalFile
-from tapfs.host.ram import is_ram
+from tapfs.host.location import locate
 
 
 def open_image(
@@ -43,8 +42,9 @@ def complete_left(path: str, options: OpenOptions, plan_log: PlanLog) -> bool:
     What that process had acknowledged needs it, so it comes before the image is opened. Raises ImageError.
     """
     left = False
-    if plan_log.exists and options.writable and not is_ram(path):
-        opened = LocalFile.open(path, writable=True, sharing=options.sharing, direct=options.direct, disk=options.disk)
+    location = locate(path)
+    if plan_log.exists and options.writable and not location.in_memory:
+        opened = location.open(writable=True, sharing=options.sharing, direct=options.direct, disk=options.disk)
         with closing(opened) as file:
             plan = plan_log.kept(file.identity)
             if plan is not None:

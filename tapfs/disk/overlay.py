@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
-from tapfs.disk.chain import Layer, OpenOptions, layer_of_file, open_chain, password_missing, resolve_parent
+from tapfs.disk.chain import Layer, OpenOptions, layer_of_file, open_chain, password_missing
 from tapfs.disk.probe import format_named
 from tapfs.driver import BackingReference, Cipher, CreatableFormat, CreateRequest
 from tapfs.errors import ErrorKind, ImageError, from_os_error
-from tapfs.host import ram
 from tapfs.host.file import LocalFile
+from tapfs.host.location import locate, locate_parent
 from tapfs.host.unnamed_file import UnnamedFile
 from tapfs.plan import Plan
 
@@ -50,7 +50,7 @@ def open_overlaid(path: str, options: OpenOptions, *, unlocked: bool) -> list[La
         if _encrypted(layers) and not unlocked:
             raise password_missing(path)
         if options.overlay is None:
-            name = f"{_lasting_name(path)} (temporary overlay)"
+            name = f"{locate(path).absolute().name} (temporary overlay)"
             file = _temporary(name, _creation(layers), direct=options.direct)
             top = _checked(name, file, layers[0])
         else:
@@ -67,6 +67,8 @@ def open_over(
     `size` in bytes is that of a new one, which is else as large as the chain's disk. The layers stay the caller's.
     Raises ImageError: exists if the overlay that is there belongs to another image.
     """
+    if locate(path).in_memory:
+        raise ImageError(ErrorKind.UNSUPPORTED, "an overlay grows, which a RAM disk cannot", path=path, op="open")
     try:
         status = _status_of_existing(path)
         if status is None:
@@ -108,10 +110,9 @@ def _status_of_existing(path: str) -> os.stat_result | None:
 def _creation(layers: Sequence[Layer], size: int | None = None) -> Plan:
     image = layers[0]
     size = image.driver.geometry.virtual_size if size is None else size
-    host = ram.host_path(image.path) if ram.is_ram(image.path) else image.path
     request = CreateRequest(
         virtual_size=size,
-        backing=BackingReference(os.path.abspath(host), image.driver.format_name),
+        backing=BackingReference(os.path.abspath(locate(image.path).host_path), image.driver.format_name),
         options={"cluster_size": str(_SMALL_CLUSTER if size <= _SMALL_DISK else _LARGE_CLUSTER)},
         encrypted=_encrypted(layers),
     )
@@ -158,19 +159,10 @@ def _check_parent(overlay: Layer, image: Layer) -> None:
     reference = overlay.driver.geometry.backing
     if reference is None:
         raise ImageError(ErrorKind.EXISTS, "is an image without a backing file, not an overlay", path=overlay.path)
-    try:
-        status = os.stat(resolve_parent(overlay.path, reference.name))
-        same = (status.st_dev, status.st_ino) == image.file.identity
-    except (OSError, ValueError):
-        same = False
-    if not same:
+    if locate_parent(overlay.path, reference.name).identity() != image.file.identity:
         raise ImageError(
             ErrorKind.EXISTS,
             f"is an overlay over {reference.name!r}, not over {image.path}",
             path=overlay.path,
             remedy="name another file for the overlay",
         )
-
-
-def _lasting_name(path: str) -> str:
-    return path if ram.is_ram(path) else os.path.abspath(path)

@@ -12,7 +12,6 @@ import shutil
 import signal
 import stat
 import sys
-import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import import_module
@@ -23,6 +22,7 @@ from tapfs.fuse.mount_table import is_abandoned, top_mount
 from tapfs.fuse.registry import MountEntry, Registry
 from tapfs.fuse.settings import MountSettings
 from tapfs.fuse.tree import image_tree
+from tapfs.host.location import locate
 from tapfs.serving.log import log, log_to_stderr, log_to_syslog
 from tapfs.serving.messages import MESSAGE_LIMIT, decode, encode, error_from_data, error_to_data
 from tapfs.serving.processes import process_start
@@ -222,12 +222,9 @@ def _serve(
 ) -> None:
     from tapfs.fuse.session import Mount, Session
 
-    try:
-        modified_ns = os.stat(image.path).st_mtime_ns
-        name = os.path.realpath(image.path)
-    except OSError:  # ram:NAME and the like
-        modified_ns = time.time_ns()
-        name = image.path
+    location = locate(image.path)
+    name = location.name if location.in_memory else os.path.realpath(image.path)
+    modified_ns = os.fstat(image.layers[0].file.descriptor).st_mtime_ns
     entry = MountEntry(
         image=name,
         format=image.format_name,

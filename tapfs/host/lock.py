@@ -169,7 +169,7 @@ def _held_by_another(descriptor: int, byte: int) -> bool:
 
 def _name_holders(descriptor: int, byte: int) -> str:
     """Who holds a lock on `byte`: the kernel does not say it for such locks, /proc does."""
-    names = [f"process {pid} ({_command(pid)})" for pid in lock_holders(descriptor, byte)]
+    names = [_name_holder(pid) for pid in lock_holders(descriptor, byte)]
     return ", ".join(names) if names else "another process (of another user or machine)"
 
 
@@ -207,6 +207,12 @@ def _line_locks(words: Iterable[str], place: str, byte: int) -> bool:
     at = fields.index(place)
     end = fields[at + 2]
     return int(fields[at + 1]) <= byte and (end == "EOF" or byte <= int(end))
+
+
+def _name_holder(pid: int) -> str:
+    if pid == os.getpid():
+        return f"process {pid} (this one, which has it open already)"
+    return f"process {pid} ({_command(pid)})"
 
 
 def _command(pid: int) -> str:

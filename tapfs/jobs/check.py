@@ -9,6 +9,7 @@ from tapfs.disk.chain import OpenOptions, open_layer
 from tapfs.driver import Checkable, CheckReport, ProgressCallback, Severity
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.file import LocalFile
+from tapfs.host.location import locate
 from tapfs.plan import Plan
 
 
@@ -66,7 +67,7 @@ def _opened(
     except ImageError as error:
         if error.kind is not ErrorKind.CORRUPT:
             raise
-        with contextlib.closing(LocalFile.open(path)) as file:
+        with contextlib.closing(locate(path).open(sharing=options.sharing)) as file:
             yield file, error
         return
     with contextlib.closing(layer.file):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.host.ram import host_path, is_ram
+from tapfs.host.location import locate
 from tapfs.jobs.compare import Range, read_within, split, unequal_candidates
 from tapfs.jobs.pipeline import WINDOW_BYTES, BufferPool, in_order
 from tapfs.kernel.engine import compress, find_data, first_difference, is_zero
@@ -135,23 +134,14 @@ def convert_to_new(
 
 def refuse_own_chain(source: Image, path: str) -> None:
     """Raise ImageError(exists) if `path` is one of the files that `source` reads."""
-    for name in (source.path, *source.parents):
-        try:
-            same = os.path.samefile(_host_name(name), _host_name(path))
-        except OSError:
-            continue
-        if same:
-            raise ImageError(
-                ErrorKind.EXISTS,
-                "is the source, or a parent of it",
-                path=path,
-                op="convert",
-                remedy="choose another name for the target",
-            )
-
-
-def _host_name(path: str) -> str:
-    return host_path(path) if is_ram(path) else path
+    if locate(path).identity() in {layer.file.identity for layer in source.layers}:
+        raise ImageError(
+            ErrorKind.EXISTS,
+            "is the source, or a parent of it",
+            path=path,
+            op="convert",
+            remedy="choose another name for the target",
+        )
 
 
 class _Copy:

@@ -13,14 +13,14 @@ import stat
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from tapfs.disk.chain import OpenOptions, layer_of_file, open_layer, resolve_parent
+from tapfs.disk.chain import OpenOptions, layer_of_file, open_layer
 from tapfs.disk.image import Image
 from tapfs.disk.opening import open_image_on
 from tapfs.disk.probe import format_named
 from tapfs.driver import MAX_DISK_BYTES, BackingReference, CreatableFormat, CreateRequest
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.host import ram
 from tapfs.host.file import LocalFile
+from tapfs.host.location import locate, locate_parent
 from tapfs.host.unnamed_file import UnnamedFile
 from tapfs.plan import Plan
 
@@ -72,7 +72,7 @@ def _planned(path: str, new: NewImage, *, overwrite: bool) -> tuple[str, Plan]:
     """The file to make and the plan that makes an image of it, once nothing speaks against it."""
     target = _target_path(path)
     found = format_named(new.format)
-    if ram.is_ram(path) != (new.format == "ram"):
+    if locate(path).in_memory != (new.format == "ram"):
         raise ImageError(
             ErrorKind.UNSUPPORTED,
             "a RAM disk has the format ram and a name like ram:NAME",
@@ -131,7 +131,7 @@ def _request(path: str, new: NewImage) -> CreateRequest:
     mtime = 0
     if new.backing is not None:
         options = OpenOptions(format=new.backing_format, say_raw="say -F raw (backing_format='raw')")
-        parent = open_layer(resolve_parent(path, new.backing), options)
+        parent = open_layer(locate_parent(path, new.backing).name, options)
         mtime = parent.file.modified_seconds()
         if size is None:
             size = parent.driver.geometry.virtual_size
@@ -156,7 +156,8 @@ def _request(path: str, new: NewImage) -> CreateRequest:
 
 def _target_path(path: str) -> str:
     """The file to make: behind a symbolic link the one it points to is replaced, not the link."""
-    return ram.host_path(path) if ram.is_ram(path) else os.path.realpath(path)
+    location = locate(path)
+    return location.host_path if location.in_memory else os.path.realpath(path)
 
 
 def _check_replaceable(path: str, target: str, *, overwrite: bool) -> None:

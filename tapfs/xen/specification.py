@@ -9,14 +9,13 @@ so that a file may be called `a:b`. A FILE may hold commas; only a device and a 
 
 from __future__ import annotations
 
-import os
 import re
 from typing import NamedTuple
 
 from tapfs.disk.probe import format_names
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.host.location import file_name, locate
 from tapfs.host.ram import PREFIX as RAM_PREFIX
-from tapfs.host.ram import is_ram
 from tapfs.xen.device import parse_vdev
 
 _MODES = {"r": "r", "ro": "r", "w": "w", "rw": "w", "w!": "w!"}
@@ -42,7 +41,7 @@ class DiskSpecification(NamedTuple):
 
     def absolute(self) -> DiskSpecification:
         """The same from any folder: whoever serves the disk runs in another."""
-        return self if is_ram(self.path) else self._replace(path=os.path.abspath(self.path))
+        return self._replace(path=locate(self.path).absolute().name)
 
     @property
     def params(self) -> str:
@@ -74,9 +73,7 @@ def parse_specification(text: str) -> DiskSpecification:
         )
     if image_format == "ram":
         return DiskSpecification(RAM_PREFIX + path, None, False, vdev, mode)
-    if is_ram(path):
-        path = f"./{path}"
-    return DiskSpecification(path, image_format, kind == "aio" and image_format is not None, vdev, mode)
+    return DiskSpecification(file_name(path), image_format, kind == "aio" and image_format is not None, vdev, mode)
 
 
 def parse_mode(text: str) -> str:

@@ -27,8 +27,9 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Remove it."""
     from tapfs.host import ram
+    from tapfs.host.location import locate
 
-    if not ram.is_ram(arguments.image):
+    if not locate(arguments.image).in_memory:
         raise UsageError(f"{arguments.image!r} is no RAM disk; image files are removed with rm", "tapfs remove")
     ram.remove(arguments.image)
     return 0

@@ -19,7 +19,6 @@ from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.extent import Kind
 from tapfs.host.file import LocalFile
 from tapfs.host.lock import Sharing, only_read_from_now_on, refuse_other_writers
-from tapfs.host.ram import is_ram
 from tapfs.serving.log import log
 from tapfs.xen.specification import DiskSpecification
 
@@ -52,14 +51,6 @@ def open_disk(settings: DiskSettings, plan_log: PlanLog) -> Image:
     except ImageError as error:
         if error.kind is ErrorKind.LOCKED and (error.remedy or "").startswith("end that use"):
             error.remedy = "end that use first, or attach it with mode w! in every place (both must bear it)"
-        elif error.kind is ErrorKind.NOT_FOUND and is_ram(specification.path):
-            raise ImageError(
-                ErrorKind.NOT_FOUND,
-                "there is no such RAM disk",
-                path=specification.path,
-                op="open",
-                remedy=f"make it: tapfs create -f ram {specification.path} SIZE",
-            ) from error
         raise
     if image.size < SECTOR:
         image.close()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import trio
 
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.host.ram import is_ram
+from tapfs.host.location import locate
 from tapfs.serving.log import log
 from tapfs.xen.device import DOMAINS, OUR_KIND, Device, State, parse_state
 from tapfs.xen.image_stamp import NEVER_OPENED, GivenUp, how_it_stands
@@ -249,9 +249,10 @@ class SupervisedDevice:
         """As `how_it_stands`; None: nothing names an image, or it is a RAM disk, which is shared anyway."""
         try:
             specification = parse_specification(await self._read("tapfs/spec") or await self._read("params") or "")
+            location = locate(specification.path)
         except ImageError:
             return None
-        if is_ram(specification.path):
+        if location.in_memory:
             return None
         return await trio.to_thread.run_sync(how_it_stands, specification.path, abandon_on_cancel=True)
 
