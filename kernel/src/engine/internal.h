@@ -253,14 +253,14 @@ TAPFS_INTERNAL int layer_read(struct request *request, uint32_t index, uint8_t *
 /* ---- engine/layer_write.c: guest bytes at a host place of layer 0 */
 
 /* Write bytes of guest offset `guest` at `host`, encrypted if the layer has a cipher. */
-TAPFS_INTERNAL int place_write(struct request *request, uint32_t file, uint64_t host, uint64_t guest,
+TAPFS_INTERNAL int layer_write(struct request *request, uint32_t file, uint64_t host, uint64_t guest,
                                const uint8_t *buffer, uint64_t length);
 /* The same without a cipher: metadata and packed payloads. */
-TAPFS_INTERNAL int place_write_plain(struct request *request, uint32_t file, uint64_t host, const uint8_t *buffer,
+TAPFS_INTERNAL int layer_write_plain(struct request *request, uint32_t file, uint64_t host, const uint8_t *buffer,
                                      uint64_t length);
 /* Make a placement read as zeros; `discard`: only if that frees space. */
-TAPFS_INTERNAL int place_zero(struct request *request, const tapfs_placement *placement, bool discard);
+TAPFS_INTERNAL int layer_zero(struct request *request, const tapfs_placement *placement, bool discard);
 /* Give the space back if the host can. */
-TAPFS_INTERNAL void place_discard(struct request *request, uint32_t file, uint64_t host, uint64_t length);
+TAPFS_INTERNAL void layer_discard(struct request *request, uint32_t file, uint64_t host, uint64_t length);
 
 #endif

@@ -33,7 +33,7 @@ static void unlock_range(struct request *request, struct range_holder *holder, b
     }
 }
 
-int place_write_plain(struct request *request, uint32_t file_index, uint64_t host, const uint8_t *buffer,
+int layer_write_plain(struct request *request, uint32_t file_index, uint64_t host, const uint8_t *buffer,
                       uint64_t length)
 {
     const struct layer *layer = request->disk->layers[0];
@@ -80,12 +80,12 @@ static int write_sectors(const struct layer *layer, struct host_file *file, uint
     return error != 0 ? error : host_write(file, bounce, host, span);
 }
 
-int place_write(struct request *request, uint32_t file_index, uint64_t host, uint64_t guest, const uint8_t *buffer,
+int layer_write(struct request *request, uint32_t file_index, uint64_t host, uint64_t guest, const uint8_t *buffer,
                 uint64_t length)
 {
     const struct layer *layer = request->disk->layers[0];
     if (layer->cipher == NULL || length == 0) {
-        return place_write_plain(request, file_index, host, buffer, length);
+        return layer_write_plain(request, file_index, host, buffer, length);
     }
     struct host_file *file = layer->files[file_index];
     struct range_holder holder;
@@ -119,13 +119,13 @@ static int punch(struct request *request, uint32_t file_index, uint64_t host, ui
     return error;
 }
 
-void place_discard(struct request *request, uint32_t file, uint64_t host, uint64_t length)
+void layer_discard(struct request *request, uint32_t file, uint64_t host, uint64_t length)
 {
     /* Advisory: whatever the host says, the image is as good as before. */
     (void)punch(request, file, host, length);
 }
 
-int place_zero(struct request *request, const tapfs_placement *placement, bool discard)
+int layer_zero(struct request *request, const tapfs_placement *placement, bool discard)
 {
     const struct layer *layer = request->disk->layers[0];
     int result = 0;
@@ -133,7 +133,7 @@ int place_zero(struct request *request, const tapfs_placement *placement, bool d
     if (discard) {
         /* Under a cipher a hole reads as garbage, which would tell the guest nothing useful. */
         if (layer->cipher == NULL && !placement->fresh) {
-            place_discard(request, placement->file, placement->host_offset, placement->length);
+            layer_discard(request, placement->file, placement->host_offset, placement->length);
         }
         return 0;
     }
@@ -142,7 +142,7 @@ int place_zero(struct request *request, const tapfs_placement *placement, bool d
         return 0;
     }
     for (uint64_t done = 0; done < placement->length && result == 0; done += CHUNK_BYTES) {
-        result = place_write(request, placement->file, placement->host_offset + done, placement->offset + done,
+        result = layer_write(request, placement->file, placement->host_offset + done, placement->offset + done,
                              zero_chunk, minimum(placement->length - done, CHUNK_BYTES));
     }
     return result;

@@ -27,13 +27,13 @@ static int run_step(struct request *request, const struct layer *layer, const ta
     }
     switch (step->step) {
     case TAPFS_STEP_WRITE:
-        return place_write_plain(request, step->file, step->host_offset, step->data, step->length);
+        return layer_write_plain(request, step->file, step->host_offset, step->data, step->length);
     case TAPFS_STEP_GROW: {
         int error = host_grow(layer->files[step->file], step->host_offset);
         return error == 0 ? 0 : request_fail(request, error, "grow", 0, step->file, step->host_offset);
     }
     case TAPFS_STEP_DISCARD:
-        place_discard(request, step->file, step->host_offset, step->length);
+        layer_discard(request, step->file, step->host_offset, step->length);
         return 0;
     default:
         return request_fail(request, EINVAL, "execute a plan", 0, step->file, step->host_offset);
@@ -74,11 +74,11 @@ void tapfs_write_host(tapfs_disk *disk, uint32_t file, uint64_t host_offset, con
     } else if (file >= layer->file_count || !in_host_range(host_offset, length)) {
         request_fail(&request, EINVAL, "write", 0, 0, host_offset);
     } else if (guest_offset == UINT64_MAX || layer->cipher == NULL) {
-        place_write_plain(&request, file, host_offset, buffer, length);
+        layer_write_plain(&request, file, host_offset, buffer, length);
     } else if (guest_offset % SECTOR_BYTES != 0 || !in_host_range(guest_offset, length)) {
         request_fail(&request, EINVAL, "write", 0, file, host_offset);
     } else {
-        place_write(&request, file, host_offset, guest_offset, buffer, length);
+        layer_write(&request, file, host_offset, guest_offset, buffer, length);
     }
     request_end(&request);
 }

@@ -31,7 +31,7 @@ static int write_pending(struct in_place_write *write)
     if (pending->length == 0) {
         return 0;
     }
-    if (place_write(write->request, pending->file, pending->host_offset, pending->offset,
+    if (layer_write(write->request, pending->file, pending->host_offset, pending->offset,
                     write->buffer + (pending->offset - write->offset), pending->length) != 0) {
         return -1;
     }
@@ -112,7 +112,7 @@ void tapfs_write(tapfs_disk *disk, const void *buffer, uint64_t offset, uint64_t
     } else if (layer->geometry.identity) {
         if (layer->file_count == 0) {
             request_fail(&request, EBADF, "write", 0, 0, offset);
-        } else if (length > 0 && place_write(&request, 0, offset, offset, buffer, length) == 0) {
+        } else if (length > 0 && layer_write(&request, 0, offset, offset, buffer, length) == 0) {
             request.position = offset + length;
         }
     } else {
@@ -234,7 +234,7 @@ static int write_bounced(const struct piece *piece)
         } else if (may_skip_zeros(piece) && tapfs_is_zero(bounce, stop - at)) {
             continue;
         }
-        result = place_write(request, place->file, place->host_offset + (at - place->offset), at, bounce, stop - at);
+        result = layer_write(request, place->file, place->host_offset + (at - place->offset), at, bounce, stop - at);
     }
     free(bounce);
     return result;
@@ -248,7 +248,7 @@ static int write_piece(const struct piece *piece)
     uint64_t tail = place->offset + place->length - piece->stop;
 
     if (place->in_place || head + tail == 0) {
-        return place_write(piece->request, place->file, place->host_offset + head, piece->start, piece->data,
+        return layer_write(piece->request, place->file, place->host_offset + head, piece->start, piece->data,
                            piece->stop - piece->start);
     }
     if (layer->cipher == NULL && !layer->files[place->file]->ranged && head + tail <= GATHERED_FILL_MAX) {
@@ -301,7 +301,7 @@ void tapfs_zero_placements(tapfs_disk *disk, const tapfs_placement *placements, 
 
     for (size_t i = 0; i < count && result == 0; i++) {
         result = placement_valid(layer, &placements[i])
-                     ? place_zero(&request, &placements[i], discard != 0)
+                     ? layer_zero(&request, &placements[i], discard != 0)
                      : request_fail(&request, EINVAL, "write zeros", 0, 0, placements[i].host_offset);
     }
     request_end(&request);

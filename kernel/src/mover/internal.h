@@ -29,7 +29,7 @@ struct route {
     uint64_t stop_offset, stop_length;
 };
 
-/* The caller runs a request on the disk until the transfer has ended. */
+/* The caller runs a request on the disk until its runs are moved. */
 TAPFS_INTERNAL void locate(tapfs_disk *disk, bool writing, uint64_t offset, uint64_t length, struct route *route);
 
 /* ---- mover/uring.c: the rings of io_uring, for reads and writes. Of one thread. */
@@ -101,13 +101,13 @@ TAPFS_INTERNAL struct move *workers_ended(struct workers *workers);
 /* ---- mover/run_io.c: one run of a move between its parts and the host */
 
 enum {
-    TRANSFER_WAITING,
-    TRANSFER_MOVED,
-    TRANSFER_FAILED,
-    TRANSFER_REFUSED /* what is left of it is for the engine's own functions */
+    RUN_IO_WAITING,
+    RUN_IO_MOVED,
+    RUN_IO_FAILED,
+    RUN_IO_REFUSED /* what is left of it is for the engine's own functions */
 };
 
-struct transfer {
+struct run_io {
     struct iovec *slices; /* what is left of the parts' bytes */
     uint32_t slice_count;
     uint64_t moved;
@@ -131,22 +131,22 @@ struct flight {
     uint64_t part_inner;
     uint32_t slices_used;
     struct route route;
-    struct transfer transfers[ROUTE_RUNS];
+    struct run_io ios[ROUTE_RUNS];
     struct iovec slices[MOVE_PARTS_MAX + ROUTE_RUNS];
 };
 
 /* Stand at the start of the route. */
-TAPFS_INTERNAL void transfers_begin(struct flight *flight);
+TAPFS_INTERNAL void run_ios_begin(struct flight *flight);
 /* Take the next run in hand, in order. */
-TAPFS_INTERNAL void transfer_prepare(struct flight *flight, uint32_t index);
+TAPFS_INTERNAL void run_io_prepare(struct flight *flight, uint32_t index);
 /* Move of a prepared run what the host gives or takes without waiting. The state then: MOVED, FAILED, or WAITING. */
-TAPFS_INTERNAL int transfer_at_once(struct flight *flight, uint32_t index);
+TAPFS_INTERNAL int run_io_at_once(struct flight *flight, uint32_t index);
 /* Give what is left of a run to the ring. False: not possible. */
-TAPFS_INTERNAL bool transfer_queue(struct flight *flight, uint32_t index, struct uring *uring, uint64_t tag);
+TAPFS_INTERNAL bool run_io_queue(struct flight *flight, uint32_t index, struct uring *uring, uint64_t tag);
 /* What the ring made of it; true: the run is over, false: it goes on in the ring. */
-TAPFS_INTERNAL bool transfer_complete(struct flight *flight, uint32_t index, int32_t result, struct uring *uring,
-                                      uint64_t tag);
+TAPFS_INTERNAL bool run_io_complete(struct flight *flight, uint32_t index, int32_t result, struct uring *uring,
+                                    uint64_t tag);
 /* The run is not with the host any more. */
-TAPFS_INTERNAL void transfer_end(struct flight *flight, uint32_t index, int state);
+TAPFS_INTERNAL void run_io_end(struct flight *flight, uint32_t index, int state);
 
 #endif

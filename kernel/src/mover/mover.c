@@ -61,15 +61,15 @@ static enum step settle(struct mover *mover, struct flight *flight)
 
     for (uint32_t i = 0; i < flight->begun; i++) {
         const struct run *run = &flight->route.runs[i];
-        const struct transfer *transfer = &flight->transfers[i];
-        if (transfer->state == TRANSFER_FAILED) {
-            request_fail(request, transfer->error, writing ? "write" : "read", run->layer, run->file_index,
-                         run->host_offset + (writing ? 0 : transfer->moved));
+        const struct run_io *io = &flight->ios[i];
+        if (io->state == RUN_IO_FAILED) {
+            request_fail(request, io->error, writing ? "write" : "read", run->layer, run->file_index,
+                         run->host_offset + (writing ? 0 : io->moved));
             return finish(mover, flight);
         }
-        if (transfer->state == TRANSFER_REFUSED) {
+        if (io->state == RUN_IO_REFUSED) {
             /* A write that fails is reported by the start of its run, so that is where the engine begins. */
-            request->position = run->offset + (writing ? 0 : transfer->moved);
+            request->position = run->offset + (writing ? 0 : io->moved);
             return hand_over(mover, flight);
         }
         request->position = run->offset + run->length;
@@ -104,7 +104,7 @@ static void submit(struct mover *mover)
     }
     while (uring_take_back(&mover->uring, &tag)) {
         struct flight *flight = flight_of(mover, tag, &index);
-        transfer_end(flight, index, TRANSFER_REFUSED);
+        run_io_end(flight, index, RUN_IO_REFUSED);
         land(mover, flight);
     }
 }
@@ -115,8 +115,8 @@ static bool queue(struct mover *mover, struct flight *flight, uint32_t index)
         submit(mover);
     }
     uint64_t tag = (uint64_t)flight->index * ROUTE_RUNS + index;
-    if (!transfer_queue(flight, index, &mover->uring, tag)) {
-        transfer_end(flight, index, TRANSFER_REFUSED);
+    if (!run_io_queue(flight, index, &mover->uring, tag)) {
+        run_io_end(flight, index, RUN_IO_REFUSED);
         return false;
     }
     flight->pending++;
@@ -130,8 +130,8 @@ static enum step fly(struct mover *mover, struct flight *flight, uint32_t index)
     flight->pending = 1;
     bool taken = queue(mover, flight, index);
     for (index++; taken && index < flight->route.count; index++) {
-        transfer_prepare(flight, index);
-        taken = flight->route.runs[index].file == NULL ? transfer_at_once(flight, index) == TRANSFER_MOVED
+        run_io_prepare(flight, index);
+        taken = flight->route.runs[index].file == NULL ? run_io_at_once(flight, index) == RUN_IO_MOVED
                                                        : queue(mover, flight, index);
     }
     flight->begun = index;
@@ -146,13 +146,13 @@ static enum step advance(struct mover *mover, struct flight *flight)
     while (request->position < flight->end) {
         locate(request->disk, flight->move->writing, request->position, flight->end - request->position,
                &flight->route);
-        transfers_begin(flight);
+        run_ios_begin(flight);
         for (uint32_t i = 0; i < route->count; i++) {
-            transfer_prepare(flight, i);
+            run_io_prepare(flight, i);
             flight->begun = i + 1;
-            int state = transfer_at_once(flight, i);
-            if (state != TRANSFER_MOVED) {
-                return state == TRANSFER_WAITING ? fly(mover, flight, i) : settle(mover, flight);
+            int state = run_io_at_once(flight, i);
+            if (state != RUN_IO_MOVED) {
+                return state == RUN_IO_WAITING ? fly(mover, flight, i) : settle(mover, flight);
             }
             request->position = route->runs[i].offset + route->runs[i].length;
         }
@@ -215,7 +215,7 @@ struct move *mover_ended(struct mover *mover)
 
     while (uring_next(&mover->uring, &tag, &result)) {
         struct flight *flight = flight_of(mover, tag, &index);
-        if (transfer_complete(flight, index, result, &mover->uring, tag)) {
+        if (run_io_complete(flight, index, result, &mover->uring, tag)) {
             land(mover, flight);
         }
     }
