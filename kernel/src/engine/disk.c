@@ -63,6 +63,14 @@ struct layer *disk_layer(const tapfs_disk *disk, uint32_t index)
     return index < disk->layer_count ? disk->layers[index] : NULL;
 }
 
+void disk_note_foreign_writes(const tapfs_disk *disk)
+{
+    const struct layer *top = disk_layer(disk, 0);
+    for (uint32_t i = 0; top != NULL && i < top->file_count; i++) {
+        host_wrote(top->files[i]);
+    }
+}
+
 static bool geometry_valid(const tapfs_layer *geometry)
 {
     if (geometry->virtual_size > INT64_MAX - (uint64_t)MAP_UNIT_MAX || geometry->codec > TAPFS_CODEC_RAW_DEFLATE ||
@@ -119,7 +127,8 @@ int tapfs_disk_add_file(tapfs_disk *disk, uint32_t index, int fd, uint32_t flags
         return -ENOMEM;
     }
     layer->files = files;
-    int error = host_file_new(fd, flags, &files[layer->file_count]);
+    int error = host_file_new(fd, (flags & TAPFS_FILE_DIRECT) != 0, (flags & TAPFS_FILE_WRITABLE) != 0,
+                              &files[layer->file_count]);
     return error != 0 ? -error : (int)layer->file_count++;
 }
 

@@ -5,120 +5,14 @@
 #ifndef TAPFS_INTERNAL_H
 #define TAPFS_INTERNAL_H
 
-#include <pthread.h>
-#include <stdatomic.h>
-#include <stdbool.h>
-#include <sys/uio.h>
-
 #include "engine/engine.h"
-
-#define TAPFS_INTERNAL __attribute__((visibility("hidden")))
+#include "host/host.h"
 
 /* The unit of the cipher: a guest sector. */
 #define SECTOR_BYTES 512u
-/* What O_DIRECT demands of most hosts, of memory and of offsets; a host may demand more (host_file.direct_block). */
-#define DIRECT_ALIGNMENT 4096u
-/* Bounce buffers and streamed fills. */
-#define CHUNK_BYTES (256u << 10)
 /* A chain is walked by recursion, so its depth is bounded. */
 #define LAYERS_MAX 256u
 #define MAP_UNIT_MAX (1u << 30)
-
-static inline uint64_t minimum(uint64_t left, uint64_t right)
-{
-    return left < right ? left : right;
-}
-
-static inline uint64_t maximum(uint64_t left, uint64_t right)
-{
-    return left > right ? left : right;
-}
-
-static inline uint64_t round_down(uint64_t value, uint64_t multiple)
-{
-    return value - value % multiple;
-}
-
-/* The caller knows that the result does not wrap: host and guest offsets end at INT64_MAX. */
-static inline uint64_t round_up(uint64_t value, uint64_t multiple)
-{
-    return round_down(value + multiple - 1, multiple);
-}
-
-/* Whether [offset, offset + length) is a range of a host file: it ends at or before INT64_MAX. */
-static inline bool in_host_range(uint64_t offset, uint64_t length)
-{
-    return offset <= INT64_MAX && length <= (uint64_t)INT64_MAX - offset;
-}
-
-/* ---- host/range_lock.c: readers and writers of overlapping ranges of one host file, first come first served */
-
-struct range_holder {
-    struct range_holder *previous, *next;
-    uint64_t start, end;
-    const void *object;
-    bool exclusive;
-};
-
-struct range_lock {
-    pthread_mutex_t mutex;
-    pthread_cond_t released;
-    struct range_holder *first, *last;
-    unsigned waiting;
-};
-
-TAPFS_INTERNAL void range_lock_init(struct range_lock *lock);
-TAPFS_INTERNAL void range_lock_destroy(struct range_lock *lock);
-/* False only with `try`: it would wait. */
-TAPFS_INTERNAL bool range_lock_acquire(struct range_lock *lock, struct range_holder *holder, bool try);
-TAPFS_INTERNAL void range_lock_release(struct range_lock *lock, struct range_holder *holder);
-
-/* ---- host/file.c and host/direct.c: one host file. All return 0 or an errno. */
-
-struct host_file {
-    int fd;
-    bool writable;
-    bool block_device;
-    bool ranged;         /* opened with O_DIRECT: every write takes the range lock, for good */
-    bool in_memory;      /* on tmpfs: no transfer waits for a disk */
-    uint32_t memory_alignment, offset_alignment; /* what the host demands of O_DIRECT; powers of two */
-    uint32_t direct_block; /* what direct.c transfers, and the range lock holds: at least as much as both */
-    atomic_bool refuses_nowait[2]; /* RWF_NOWAIT in reads and in writes */
-    atomic_bool direct;  /* O_DIRECT is on, as far as we are concerned */
-    atomic_bool dirty;   /* a write has ended since the last fdatasync began */
-    int sync_error;      /* the first failure of fdatasync; under sync_lock */
-    _Atomic uint64_t known_size; /* never more than the size of the file */
-    pthread_rwlock_t extend_lock;
-    pthread_mutex_t sync_lock;
-    pthread_mutex_t direct_lock;
-};
-
-TAPFS_INTERNAL int host_file_new(int fd, uint32_t flags, struct host_file **file);
-TAPFS_INTERNAL void host_file_free(struct host_file *file);
-TAPFS_INTERNAL int host_size(const struct host_file *file, uint64_t *size);
-/* `got` is less than `length` only at the end of the file or with an error. EAGAIN only with `nowait`. */
-TAPFS_INTERNAL int host_read(struct host_file *file, void *buffer, uint64_t offset, uint64_t length, bool nowait,
-                             uint64_t *got);
-/* Under O_DIRECT the caller holds the range lock of the blocks that the range touches. */
-TAPFS_INTERNAL int host_write(struct host_file *file, const void *buffer, uint64_t offset, uint64_t length);
-/* Buffered files only; the vector is used up. */
-TAPFS_INTERNAL int host_write_vector(struct host_file *file, struct iovec *vector, int count, uint64_t offset);
-/* CHUNK_BYTES of zeros, aligned. */
-TAPFS_INTERNAL extern const uint8_t zero_chunk[];
-/* Note that a write which did not go through here has ended, well or not; before it is reported. */
-TAPFS_INTERNAL void host_wrote(struct host_file *file);
-TAPFS_INTERNAL int host_punch(struct host_file *file, uint64_t offset, uint64_t length);
-TAPFS_INTERNAL int host_grow(struct host_file *file, uint64_t size);
-TAPFS_INTERNAL int host_sync(struct host_file *file);
-
-/* Buffered loops, and their O_DIRECT counterparts; host_read and host_write choose. */
-TAPFS_INTERNAL int buffered_read(const struct host_file *file, uint8_t *buffer, uint64_t offset, uint64_t length,
-                                 bool nowait, uint64_t *got);
-TAPFS_INTERNAL int buffered_write(const struct host_file *file, const uint8_t *buffer, uint64_t offset,
-                                  uint64_t length);
-TAPFS_INTERNAL int direct_read(struct host_file *file, uint8_t *buffer, uint64_t offset, uint64_t length,
-                               uint64_t *got);
-TAPFS_INTERNAL int direct_write(struct host_file *file, const uint8_t *buffer, uint64_t offset, uint64_t length);
 
 /* ---- engine/cache.c: the maps of whole map units */
 
@@ -157,7 +51,7 @@ TAPFS_INTERNAL void cache_forget(struct cache *cache, uint32_t layer, uint64_t m
 #define COMPRESSED_LENGTH_MAX ((1u << 22) - 1)
 #define COMPRESSED_FILE_MAX ((1u << 10) - 1)
 
-/* ---- cipher.c. In place; whole sectors; 0 or an errno. */
+/* ---- engine/cipher.c. In place; whole sectors; 0 or an errno. */
 
 struct cipher;
 
@@ -166,7 +60,7 @@ TAPFS_INTERNAL void cipher_free(struct cipher *cipher);
 TAPFS_INTERNAL int cipher_apply(struct cipher *cipher, bool encrypt, uint8_t *buffer, uint64_t guest_offset,
                                 uint64_t length);
 
-/* ---- codec.c */
+/* ---- engine/codec.c */
 
 #define CODEC_CLUSTERS 16
 #define CODEC_CONTEXTS 8
@@ -200,7 +94,7 @@ TAPFS_INTERNAL int codec_read(struct codec *codec, const struct codec_source *so
                               uint64_t inner, uint64_t length);
 TAPFS_INTERNAL void codec_drop_layer(struct codec *codec, uint32_t layer);
 
-/* ---- disk.c */
+/* ---- engine/disk.c */
 
 struct layer {
     tapfs_layer geometry;
@@ -241,10 +135,12 @@ TAPFS_INTERNAL int request_fail(struct request *request, int error, const char *
 TAPFS_INTERNAL int request_stop(struct request *request, int32_t status, uint32_t layer, uint64_t offset,
                                 uint64_t length);
 TAPFS_INTERNAL struct layer *disk_layer(const tapfs_disk *disk, uint32_t index);
+/* Somebody may have written to the files of layer 0 past the engine: the next sync must not take them for clean. */
+TAPFS_INTERNAL void disk_note_foreign_writes(const tapfs_disk *disk);
 /* Layer 0 if it can be written; else the request has failed and NULL. */
 TAPFS_INTERNAL struct layer *writable_layer(struct request *request);
 
-/* ---- read.c */
+/* ---- engine/read.c */
 
 /* Read [offset, offset + length) as layer `index` and what lies below show it. */
 TAPFS_INTERNAL int layer_read(struct request *request, uint32_t index, uint8_t *buffer, uint64_t offset,

@@ -139,12 +139,8 @@ void fuse_init_answered(tapfs_fuse *server)
 
 void fuse_note_passthrough(tapfs_fuse *server)
 {
-    const struct layer *top = disk_layer(server->disk, 0);
-    if (!server->writable || atomic_load(&server->passthrough_nodes) == 0) {
-        return;
-    }
-    for (uint32_t i = 0; i < top->file_count; i++) {
-        atomic_store(&top->files[i]->dirty, true);
+    if (server->writable && atomic_load(&server->passthrough_nodes) > 0) {
+        disk_note_foreign_writes(server->disk);
     }
 }
 

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "engine/internal.h"
+#include "host/host.h"
 
 static bool is_aligned(const struct host_file *file, const void *buffer, uint64_t offset, uint64_t length)
 {

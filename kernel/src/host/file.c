@@ -10,23 +10,9 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#include "engine/internal.h"
+#include "host/host.h"
 
 const uint8_t zero_chunk[CHUNK_BYTES] __attribute__((aligned(DIRECT_ALIGNMENT))) = {0};
-
-int host_size(const struct host_file *file, uint64_t *size)
-{
-    struct stat status;
-
-    if (file->block_device) {
-        return ioctl(file->fd, BLKGETSIZE64, size) < 0 ? errno : 0;
-    }
-    if (fstat(file->fd, &status) < 0) {
-        return errno;
-    }
-    *size = (uint64_t)status.st_size;
-    return 0;
-}
 
 static bool on_tmpfs(int fd)
 {
@@ -62,7 +48,7 @@ static void ask_alignment(struct host_file *file)
         (uint32_t)maximum(DIRECT_ALIGNMENT, maximum(file->memory_alignment, file->offset_alignment));
 }
 
-int host_file_new(int fd, uint32_t flags, struct host_file **result)
+int host_file_new(int fd, bool direct, bool writable, struct host_file **result)
 {
     struct stat status;
     uint64_t size = 0;
@@ -76,9 +62,9 @@ int host_file_new(int fd, uint32_t flags, struct host_file **result)
         return ENOMEM;
     }
     file->fd = fd;
-    file->writable = (flags & TAPFS_FILE_WRITABLE) != 0;
+    file->writable = writable;
     file->block_device = S_ISBLK(status.st_mode);
-    file->ranged = (flags & TAPFS_FILE_DIRECT) != 0;
+    file->ranged = direct;
     file->in_memory = on_tmpfs(fd);
     ask_alignment(file);
     int error = host_size(file, &size);
@@ -106,46 +92,6 @@ void host_file_free(struct host_file *file)
     pthread_mutex_destroy(&file->sync_lock);
     pthread_rwlock_destroy(&file->extend_lock);
     free(file);
-}
-
-int buffered_read(const struct host_file *file, uint8_t *buffer, uint64_t offset, uint64_t length, bool nowait,
-                  uint64_t *got)
-{
-    for (*got = 0; *got < length;) {
-        struct iovec vector = {.iov_base = buffer + *got, .iov_len = length - *got};
-        off_t at = (off_t)(offset + *got);
-        ssize_t count =
-            nowait ? preadv2(file->fd, &vector, 1, at, RWF_NOWAIT) : pread(file->fd, vector.iov_base, vector.iov_len, at);
-        if (count == 0) {
-            /* Linux 5.9 and 5.10 may say so for "not now" (preadv2(2), BUGS): who waits finds out. */
-            if (nowait) {
-                return EAGAIN;
-            }
-            break;
-        }
-        if (count > 0) {
-            *got += (uint64_t)count;
-        } else if (errno != EINTR) {
-            /* A host that knows no RWF_NOWAIT cannot promise anything: the caller reads without it. */
-            return nowait && (errno == EOPNOTSUPP || errno == ENOSYS) ? EAGAIN : errno;
-        }
-    }
-    return 0;
-}
-
-int buffered_write(const struct host_file *file, const uint8_t *buffer, uint64_t offset, uint64_t length)
-{
-    for (uint64_t done = 0; done < length;) {
-        ssize_t count = pwrite(file->fd, buffer + done, length - done, (off_t)(offset + done));
-        if (count > 0) {
-            done += (uint64_t)count;
-        } else if (count == 0) {
-            return EIO;
-        } else if (errno != EINTR) {
-            return errno;
-        }
-    }
-    return 0;
 }
 
 int host_read(struct host_file *file, void *buffer, uint64_t offset, uint64_t length, bool nowait, uint64_t *got)

@@ -1,7 +1,7 @@
 /* A lock on ranges: holders stand in a list in order of arrival, and each waits for the
  * conflicting ones before it. Nobody starves, and a thread holds one range at a time, so there is
  * no deadlock. */
-#include "engine/internal.h"
+#include "host/host.h"
 
 void range_lock_init(struct range_lock *lock)
 {

@@ -1,0 +1,62 @@
+/* Complete transfers of a descriptor that is not, or for the moment not, under O_DIRECT; and the size of its file. */
+#include <errno.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "host/host.h"
+
+int host_size(const struct host_file *file, uint64_t *size)
+{
+    struct stat status;
+
+    if (file->block_device) {
+        return ioctl(file->fd, BLKGETSIZE64, size) < 0 ? errno : 0;
+    }
+    if (fstat(file->fd, &status) < 0) {
+        return errno;
+    }
+    *size = (uint64_t)status.st_size;
+    return 0;
+}
+
+int buffered_read(const struct host_file *file, uint8_t *buffer, uint64_t offset, uint64_t length, bool nowait,
+                  uint64_t *got)
+{
+    for (*got = 0; *got < length;) {
+        struct iovec vector = {.iov_base = buffer + *got, .iov_len = length - *got};
+        off_t at = (off_t)(offset + *got);
+        ssize_t count =
+            nowait ? preadv2(file->fd, &vector, 1, at, RWF_NOWAIT) : pread(file->fd, vector.iov_base, vector.iov_len, at);
+        if (count == 0) {
+            /* Linux 5.9 and 5.10 may say so for "not now" (preadv2(2), BUGS): who waits finds out. */
+            if (nowait) {
+                return EAGAIN;
+            }
+            break;
+        }
+        if (count > 0) {
+            *got += (uint64_t)count;
+        } else if (errno != EINTR) {
+            /* A host that knows no RWF_NOWAIT cannot promise anything: the caller reads without it. */
+            return nowait && (errno == EOPNOTSUPP || errno == ENOSYS) ? EAGAIN : errno;
+        }
+    }
+    return 0;
+}
+
+int buffered_write(const struct host_file *file, const uint8_t *buffer, uint64_t offset, uint64_t length)
+{
+    for (uint64_t done = 0; done < length;) {
+        ssize_t count = pwrite(file->fd, buffer + done, length - done, (off_t)(offset + done));
+        if (count > 0) {
+            done += (uint64_t)count;
+        } else if (count == 0) {
+            return EIO;
+        } else if (errno != EINTR) {
+            return errno;
+        }
+    }
+    return 0;
+}

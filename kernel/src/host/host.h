@@ -1,0 +1,88 @@
+/*
+ * Host files and locks on ranges of them: complete reads and writes, O_DIRECT, growth, holes, durability. host/ knows
+ * neither disks nor layers nor formats: a host file is a descriptor and bytes at offsets.
+ */
+#ifndef TAPFS_HOST_H
+#define TAPFS_HOST_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/uio.h>
+
+#include "common.h"
+
+/* ---- host/range_lock.c: readers and writers of overlapping ranges of one host file, first come first served */
+
+struct range_holder {
+    struct range_holder *previous, *next;
+    uint64_t start, end;
+    const void *object;
+    bool exclusive;
+};
+
+struct range_lock {
+    pthread_mutex_t mutex;
+    pthread_cond_t released;
+    struct range_holder *first, *last;
+    unsigned waiting;
+};
+
+TAPFS_INTERNAL void range_lock_init(struct range_lock *lock);
+TAPFS_INTERNAL void range_lock_destroy(struct range_lock *lock);
+/* False only with `try`: it would wait. */
+TAPFS_INTERNAL bool range_lock_acquire(struct range_lock *lock, struct range_holder *holder, bool try);
+TAPFS_INTERNAL void range_lock_release(struct range_lock *lock, struct range_holder *holder);
+
+/* ---- host/file.c: one host file. All return 0 or an errno. */
+
+struct host_file {
+    int fd;
+    bool writable;
+    bool block_device;
+    bool ranged;         /* opened with O_DIRECT: every write takes the range lock, for good */
+    bool in_memory;      /* on tmpfs: no transfer waits for a disk */
+    uint32_t memory_alignment, offset_alignment; /* what the host demands of O_DIRECT; powers of two */
+    uint32_t direct_block; /* what direct.c transfers, and the range lock holds: at least as much as both */
+    atomic_bool refuses_nowait[2]; /* RWF_NOWAIT in reads and in writes */
+    atomic_bool direct;  /* O_DIRECT is on, as far as we are concerned */
+    atomic_bool dirty;   /* a write has ended since the last fdatasync began */
+    int sync_error;      /* the first failure of fdatasync; under sync_lock */
+    _Atomic uint64_t known_size; /* never more than the size of the file */
+    pthread_rwlock_t extend_lock;
+    pthread_mutex_t sync_lock;
+    pthread_mutex_t direct_lock;
+};
+
+/* `direct`: the descriptor was opened with O_DIRECT. The descriptor stays the caller's. */
+TAPFS_INTERNAL int host_file_new(int fd, bool direct, bool writable, struct host_file **file);
+TAPFS_INTERNAL void host_file_free(struct host_file *file);
+/* `got` is less than `length` only at the end of the file or with an error. EAGAIN only with `nowait`. */
+TAPFS_INTERNAL int host_read(struct host_file *file, void *buffer, uint64_t offset, uint64_t length, bool nowait,
+                             uint64_t *got);
+/* Under O_DIRECT the caller holds the range lock of the blocks that the range touches. */
+TAPFS_INTERNAL int host_write(struct host_file *file, const void *buffer, uint64_t offset, uint64_t length);
+/* Buffered files only; the vector is used up. */
+TAPFS_INTERNAL int host_write_vector(struct host_file *file, struct iovec *vector, int count, uint64_t offset);
+/* CHUNK_BYTES of zeros, aligned. */
+TAPFS_INTERNAL extern const uint8_t zero_chunk[];
+/* Note that a write which did not go through here has ended, well or not; before it is reported. */
+TAPFS_INTERNAL void host_wrote(struct host_file *file);
+TAPFS_INTERNAL int host_punch(struct host_file *file, uint64_t offset, uint64_t length);
+TAPFS_INTERNAL int host_grow(struct host_file *file, uint64_t size);
+TAPFS_INTERNAL int host_sync(struct host_file *file);
+
+/* ---- host/buffered.c: the size, and complete transfers of a descriptor without O_DIRECT */
+
+TAPFS_INTERNAL int host_size(const struct host_file *file, uint64_t *size);
+TAPFS_INTERNAL int buffered_read(const struct host_file *file, uint8_t *buffer, uint64_t offset, uint64_t length,
+                                 bool nowait, uint64_t *got);
+TAPFS_INTERNAL int buffered_write(const struct host_file *file, const uint8_t *buffer, uint64_t offset,
+                                  uint64_t length);
+
+/* ---- host/direct.c: the same under O_DIRECT; host_read and host_write choose */
+
+TAPFS_INTERNAL int direct_read(struct host_file *file, uint8_t *buffer, uint64_t offset, uint64_t length,
+                               uint64_t *got);
+TAPFS_INTERNAL int direct_write(struct host_file *file, const uint8_t *buffer, uint64_t offset, uint64_t length);
+
+#endif
