@@ -1,6 +1,6 @@
-# What cffi makes of engine.h, for the type checkers. `CData` exists here alone: import it under
-# TYPE_CHECKING. What a cdata holds depends on its C type, which Python's types cannot follow, so
-# its parts are `Any`.
+# What cffi makes of the public headers (HEADERS in build_engine.py), for the type checkers. `CData`
+# exists here alone: import it under TYPE_CHECKING. What a cdata holds depends on its C type, which
+# Python's types cannot follow, so its parts are `Any`.
 
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -65,14 +65,15 @@ class Lib:
     TAPFS_STEP_DISCARD: int
     TAPFS_STEP_BARRIER: int
 
+    TAPFS_MOVES: int
+    TAPFS_OTHERS: int
+
     TAPFS_FUSE_READ: int
     TAPFS_FUSE_WRITE: int
     TAPFS_FUSE_SYNC: int
     TAPFS_FUSE_ZERO: int
     TAPFS_FUSE_SEEK_DATA: int
     TAPFS_FUSE_SEEK_HOLE: int
-    TAPFS_FUSE_MOVES: int
-    TAPFS_FUSE_OTHERS: int
 
     TAPFS_XEN_NATIVE: int
     TAPFS_XEN_X86_32: int
@@ -84,8 +85,6 @@ class Lib:
     TAPFS_XEN_WRITE: int
     TAPFS_XEN_SYNC: int
     TAPFS_XEN_DISCARD: int
-    TAPFS_XEN_MOVES: int
-    TAPFS_XEN_OTHERS: int
 
     def tapfs_disk_new(self, cache_bytes: int, /) -> CData: ...
     def tapfs_disk_free(self, disk: CData, /) -> None: ...
@@ -145,7 +144,7 @@ class Lib:
     def tapfs_fuse_ended_fd(self, server: CData, /) -> int: ...
     def tapfs_fuse_passthrough_nodes(self, server: CData, /) -> int: ...
     def tapfs_fuse_next_parked(self, server: CData, queue: int, parked: CData, /) -> int: ...
-    def tapfs_fuse_resume(self, server: CData, ticket: int, parked: CData, /) -> int: ...
+    def tapfs_fuse_resume_parked(self, server: CData, ticket: int, parked: CData, /) -> int: ...
     def tapfs_fuse_complete(self, server: CData, ticket: int, error: int, found: int, /) -> None: ...
     def tapfs_fuse_stop(self, server: CData, /) -> None: ...
     def tapfs_fuse_free(self, server: CData, /) -> None: ...

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tapfs.errors import from_os_error, limit_reached
 from tapfs.kernel._engine import ffi, lib
 from tapfs.kernel.engine import EngineDisk
-from tapfs.kernel.parked import Parked, Queue
+from tapfs.kernel.parked import Parked, Queue, take
 
 if TYPE_CHECKING:
     from tapfs.kernel._engine import CData
@@ -41,30 +41,21 @@ class ServerStatistics(NamedTuple):
 
 
 class ParkedRequest(Parked):
-    """A request that waits for the thread that took it; `resume` or `complete` must end it."""
+    """A request of a data node."""
 
-    def __init__(self, server: CData, disk: EngineDisk, parked: CData) -> None:
-        super().__init__(disk, parked)
-        self._server = server
+    def __init__(self, disk: EngineDisk, server: CData, parked: CData) -> None:
+        super().__init__(disk, server, parked)
         self.request = Request(parked.request)
-
-    def resume(self) -> bool:
-        """Try a READ or WRITE again in this thread; whether it has been answered now."""
-        self._answered = lib.tapfs_fuse_resume(self._server, self._parked.ticket, self._parked) == 0
-        return self._answered
 
     def complete(self, found: int = 0) -> None:
         """Answer with success; `found` is the offset in the disk that a SEEK has found."""
-        self._complete(0, found)
+        self._answer_once(0, found)
 
-    def fail(self, number: int) -> None:
-        """Answer with an errno, unless it has been answered."""
-        self._complete(number or errno.EIO, 0)
+    def _resume(self) -> int:
+        return lib.tapfs_fuse_resume_parked(self._front_end, self._parked.ticket, self._parked)
 
-    def _complete(self, number: int, found: int) -> None:
-        if not self._answered:
-            self._answered = True
-            lib.tapfs_fuse_complete(self._server, self._parked.ticket, number, found)
+    def _answer(self, number: int, found: int) -> None:
+        lib.tapfs_fuse_complete(self._front_end, self._parked.ticket, number, found)
 
 
 class FuseServer:
@@ -121,10 +112,8 @@ class FuseServer:
 
     def next_parked(self, queue: Queue) -> ParkedRequest | None:
         """Wait for a parked request; None when the server is being stopped. From any thread."""
-        parked = ffi.new("tapfs_fuse_parked *")
-        if lib.tapfs_fuse_next_parked(self._handle, queue, parked) == 0:
-            return None
-        return ParkedRequest(self._handle, self._disk, parked)
+        parked = take(lib.tapfs_fuse_next_parked, self._handle, queue)
+        return None if parked is None else ParkedRequest(self._disk, self._handle, parked)
 
     def statistics(self) -> ServerStatistics:
         """The counters now."""

@@ -1,7 +1,13 @@
-"""What parked requests of the engine's native front ends have in common: what is left of them, and what they lack."""
+"""Parked requests of the engine's native front ends: what is left of each, what it lacks, and its answer.
+
+A native thread parks a request that needs a driver (a map, a reservation) or must wait for the host's disk. A thread
+of the owner takes it, serves it, and ends it by `resume`, `complete` or `fail`. kernel/src/serving/park.c is the other
+half of this module.
+"""
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -9,6 +15,8 @@ from tapfs.kernel._engine import ffi
 from tapfs.kernel.engine import EngineDisk, Outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tapfs.kernel._engine import CData
 
 
@@ -19,11 +27,22 @@ class Queue(IntEnum):
     OTHERS = 1
 
 
-class Parked:
-    """Bytes ``[offset, offset + length)`` of the disk are what is left of a parked request."""
+def take(next_parked: Callable[[CData, Queue, CData], int], front_end: CData, queue: Queue) -> CData | None:
+    """Wait for a parked request of a front end; None when it is being stopped."""
+    parked = ffi.new("tapfs_parked *")
+    return None if next_parked(front_end, queue, parked) == 0 else parked
 
-    def __init__(self, disk: EngineDisk, parked: CData) -> None:
+
+class Parked:
+    """A request that waits for the thread that took it; `resume`, `complete` or `fail` must end it.
+
+    Bytes ``[offset, offset + length)`` of the disk are what is left of it. A front end says in a subclass how it is
+    tried again and how it is answered.
+    """
+
+    def __init__(self, disk: EngineDisk, front_end: CData, parked: CData) -> None:
         self._disk = disk
+        self._front_end = front_end
         self._parked = parked
         self._answered = False
 
@@ -47,3 +66,25 @@ class Parked:
     def outcome(self) -> Outcome:
         """What a READ or WRITE lacks. Raises the ImageError that it met instead."""
         return self._disk.finished(self._parked.outcome)
+
+    def resume(self) -> bool:
+        """Try a READ or WRITE again in this thread; whether it has been answered now."""
+        self._answered = self._resume() == 0
+        return self._answered
+
+    def fail(self, number: int) -> None:
+        """Answer with an errno, unless it has been answered."""
+        self._answer_once(number or errno.EIO)
+
+    def _answer_once(self, number: int, found: int = 0) -> None:
+        if not self._answered:
+            self._answered = True
+            self._answer(number, found)
+
+    def _resume(self) -> int:
+        """The front end's `resume_parked`."""
+        raise NotImplementedError
+
+    def _answer(self, number: int, found: int) -> None:
+        """The front end's `complete`: an errno or 0, and what a SEEK has found."""
+        raise NotImplementedError

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tapfs.errors import from_os_error, limit_reached
 from tapfs.kernel._engine import ffi, lib
 from tapfs.kernel.engine import EngineDisk
-from tapfs.kernel.parked import Parked, Queue
+from tapfs.kernel.parked import Parked, Queue, take
 
 if TYPE_CHECKING:
     from tapfs.kernel._engine import CData
@@ -78,30 +78,22 @@ class XenStatistics(NamedTuple):
 
 
 class ParkedRequest(Parked):
-    """A request that waits for the thread that took it; `resume`, `complete` or `fail` must end it."""
+    """One request of a ring, or several that are moved as one."""
 
-    def __init__(self, device: CData, disk: EngineDisk, parked: CData) -> None:
-        super().__init__(disk, parked)
-        self._device = device
+    def __init__(self, disk: EngineDisk, device: CData, parked: CData) -> None:
+        super().__init__(disk, device, parked)
         self.request = Request(parked.request)
-
-    def resume(self) -> bool:
-        """Try a READ or WRITE again in this thread; whether it is finished now."""
-        self._answered = lib.tapfs_xen_resume_parked(self._device, self._parked.ticket, self._parked) == 0
-        return self._answered
 
     def complete(self) -> None:
         """It is done; of a WRITE every byte."""
-        self._complete(0)
+        self._answer_once(0)
 
-    def fail(self, number: int) -> None:
-        """It has failed with an errno, unless it is finished."""
-        self._complete(number or errno.EIO)
+    def _resume(self) -> int:
+        return lib.tapfs_xen_resume_parked(self._front_end, self._parked.ticket, self._parked)
 
-    def _complete(self, number: int) -> None:
-        if not self._answered:
-            self._answered = True
-            lib.tapfs_xen_complete(self._device, self._parked.ticket, number)
+    def _answer(self, number: int, found: int) -> None:
+        del found  # no request of a ring seeks
+        lib.tapfs_xen_complete(self._front_end, self._parked.ticket, number)
 
 
 class XenDevice:
@@ -188,10 +180,8 @@ class XenDevice:
 
     def next_parked(self, queue: Queue) -> ParkedRequest | None:
         """Wait for a parked request; None when the device has been stopped."""
-        parked = ffi.new("tapfs_xen_parked *")
-        if lib.tapfs_xen_next_parked(self._handle, queue, parked) == 0:
-            return None
-        return ParkedRequest(self._handle, self._disk, parked)
+        parked = take(lib.tapfs_xen_next_parked, self._handle, queue)
+        return None if parked is None else ParkedRequest(self._disk, self._handle, parked)
 
     def pause(self) -> None:
         """Take no more requests and wait until none is in flight; parked ones must be served meanwhile."""

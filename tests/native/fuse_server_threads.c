@@ -157,7 +157,7 @@ static void supply_map(uint64_t offset)
 }
 
 /* The first granule of what has no place yet. Fills, then commits, all under the lock: a simple owner. */
-static void give_place(const tapfs_fuse_parked *parked)
+static void give_place(const tapfs_parked *parked)
 {
     uint64_t at = parked->outcome.offset;
     uint64_t granule = at - at % GRANULE;
@@ -183,9 +183,9 @@ static void give_place(const tapfs_fuse_parked *parked)
 
 static void *own_moves(void *argument)
 {
-    tapfs_fuse_parked parked;
+    tapfs_parked parked;
     (void)argument;
-    while (tapfs_fuse_next_parked(server, TAPFS_FUSE_MOVES, &parked)) {
+    while (tapfs_fuse_next_parked(server, TAPFS_MOVES, &parked)) {
         do {
             pthread_mutex_lock(&map_lock);
             if (parked.outcome.status == TAPFS_MISS) {
@@ -195,16 +195,16 @@ static void *own_moves(void *argument)
                 give_place(&parked);
             }
             pthread_mutex_unlock(&map_lock);
-        } while (tapfs_fuse_resume(server, parked.ticket, &parked));
+        } while (tapfs_fuse_resume_parked(server, parked.ticket, &parked));
     }
     return NULL;
 }
 
 static void *own_others(void *argument)
 {
-    tapfs_fuse_parked parked;
+    tapfs_parked parked;
     (void)argument;
-    while (tapfs_fuse_next_parked(server, TAPFS_FUSE_OTHERS, &parked)) {
+    while (tapfs_fuse_next_parked(server, TAPFS_OTHERS, &parked)) {
         tapfs_outcome outcome;
         tapfs_sync(disk, &outcome);
         tapfs_fuse_complete(server, parked.ticket, outcome.status == TAPFS_DONE ? 0 : EIO, 0);

@@ -81,7 +81,7 @@ static void serve(uint32_t kind)
     tapfs_disk *disk = tapfs_disk_new(1 << 20);
     tapfs_xen_options options = {
         .machine = folder, .domain = 7, .grants = kind, .workers = 1, .journal = journal, .writable = 1};
-    tapfs_xen_parked parked;
+    tapfs_parked parked;
 
     REQUIRE(disk != NULL && tapfs_disk_add_layer(disk, &layer) == 0);
     REQUIRE(tapfs_disk_add_file(disk, 0, disk_file, TAPFS_FILE_WRITABLE) == 0);
@@ -89,7 +89,7 @@ static void serve(uint32_t kind)
     REQUIRE(device != NULL && tapfs_xen_add_ring(device, &(uint32_t){8}, 1, 1) == 0);
     REQUIRE(tapfs_xen_start(device) == 0);
     /* The guest asks for nothing more: wait until all is answered, or for the end. */
-    while (tapfs_xen_next_parked(device, TAPFS_XEN_OTHERS, &parked)) {
+    while (tapfs_xen_next_parked(device, TAPFS_OTHERS, &parked)) {
         REQUIRE(parked.request == TAPFS_XEN_SYNC);
         tapfs_xen_complete(device, parked.ticket, 0);
     }

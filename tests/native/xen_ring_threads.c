@@ -234,7 +234,7 @@ static void supply_map(tapfs_disk *disk, uint64_t offset)
 }
 
 /* The first granule of what has no place yet; all under the lock: a simple owner. Both disks are the same file. */
-static void give_place(tapfs_disk *disk, const tapfs_xen_parked *parked)
+static void give_place(tapfs_disk *disk, const tapfs_parked *parked)
 {
     uint64_t at = parked->outcome.offset;
     uint64_t granule = at - at % GRANULE;
@@ -263,9 +263,9 @@ static _Atomic(tapfs_disk *) served;
 
 static void *own_moves(void *argument)
 {
-    tapfs_xen_parked parked;
+    tapfs_parked parked;
     (void)argument;
-    while (tapfs_xen_next_parked(device, TAPFS_XEN_MOVES, &parked)) {
+    while (tapfs_xen_next_parked(device, TAPFS_MOVES, &parked)) {
         tapfs_disk *disk = atomic_load(&served); /* it does not change while something is parked */
         do {
             pthread_mutex_lock(&map_lock);
@@ -283,9 +283,9 @@ static void *own_moves(void *argument)
 
 static void *own_others(void *argument)
 {
-    tapfs_xen_parked parked;
+    tapfs_parked parked;
     (void)argument;
-    while (tapfs_xen_next_parked(device, TAPFS_XEN_OTHERS, &parked)) {
+    while (tapfs_xen_next_parked(device, TAPFS_OTHERS, &parked)) {
         tapfs_outcome outcome;
         tapfs_sync(atomic_load(&served), &outcome);
         tapfs_xen_complete(device, parked.ticket, outcome.status == TAPFS_DONE ? 0 : EIO);

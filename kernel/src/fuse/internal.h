@@ -7,8 +7,9 @@
 
 #include <linux/fuse.h>
 
-#include "fuse/server.h"
 #include "engine/internal.h"
+#include "fuse/server.h"
+#include "serving/park.h"
 
 /* The largest read or write, and what the kernel is told: 256 pages. */
 #define MESSAGE_DATA_MAX (1u << 20)
@@ -39,20 +40,15 @@ struct fuse_buffer {
 
 /* A request of a data node, on the stack of its thread until it is parked. */
 struct fuse_call {
-    struct fuse_call *next;
+    struct parked_entry entry; /* first: the park knows a call by it */
     const struct fuse_node *node;
     struct fuse_buffer *buffer; /* READ and WRITE */
-    uint64_t unique, ticket;
+    uint64_t unique;
     uint64_t offset, length; /* of the node */
     uint64_t done;
     int fd; /* where the answer goes */
     uint32_t request;
     tapfs_outcome outcome;
-};
-
-struct fuse_queue {
-    struct fuse_call *first, *last;
-    pthread_cond_t filled;
 };
 
 /* A message on its way to the session. */
@@ -90,11 +86,7 @@ struct tapfs_fuse {
     struct fuse_buffer *idle;
     uint32_t idle_count, buffer_count, buffer_limit;
 
-    /* parked requests */
-    pthread_mutex_t park_lock;
-    struct fuse_queue queues[2];
-    struct fuse_call *taken;
-    uint64_t last_ticket;
+    struct park park;
 
     /* the session */
     pthread_mutex_t forward_lock;
@@ -111,21 +103,27 @@ struct tapfs_fuse {
     _Atomic uint64_t reads, writes, parked, forwarded, last_write;
 };
 
-/* ---- fuse/server.c */
+/* ---- fuse/buffers.c */
+
+/* NULL when the server is being stopped. */
+TAPFS_INTERNAL struct fuse_buffer *fuse_buffer_take(tapfs_fuse *server);
+TAPFS_INTERNAL void fuse_buffer_return(tapfs_fuse *server, struct fuse_buffer *buffer);
+/* `stopping` is set: wake the threads that wait for a buffer. */
+TAPFS_INTERNAL void fuse_buffers_stop(tapfs_fuse *server);
+TAPFS_INTERNAL void fuse_buffers_free(tapfs_fuse *server);
+
+/* ---- fuse/answers.c */
 
 /* Answer a request: an errno, or success with a payload. The kernel may have given it up: that is no error. */
 TAPFS_INTERNAL void fuse_reply(int fd, uint64_t unique, int error, const void *payload, size_t length);
 TAPFS_INTERNAL void fuse_signal_ended(tapfs_fuse *server);
 /* Note a write that is done, before it is answered. */
 TAPFS_INTERNAL void fuse_wrote(tapfs_fuse *server);
-
-/* ---- fuse/parked.c */
-
-/* NULL when the server is being stopped. */
-TAPFS_INTERNAL struct fuse_buffer *fuse_buffer_take(tapfs_fuse *server);
-TAPFS_INTERNAL void fuse_buffer_return(tapfs_fuse *server, struct fuse_buffer *buffer);
-/* The queue takes over the call's buffer; the call itself is copied. */
+/* Answer a call of any kind and give back its buffer. `found`: what a SEEK has found, an offset of the disk. */
+TAPFS_INTERNAL void fuse_answer(tapfs_fuse *server, const struct fuse_call *call, int error, uint64_t found);
+/* The park takes over the call's buffer; the call itself is copied. After the stop it fails with EIO. */
 TAPFS_INTERNAL void fuse_park(tapfs_fuse *server, const struct fuse_call *call);
+/* What is parked and not taken fails with EIO, and so does what comes later. */
 TAPFS_INTERNAL void fuse_park_stop(tapfs_fuse *server);
 
 /* ---- fuse/data.c: requests of data nodes */
@@ -148,7 +146,7 @@ TAPFS_INTERNAL void fuse_init_asked(tapfs_fuse *server, const uint8_t *message, 
 TAPFS_INTERNAL size_t fuse_init_amend(tapfs_fuse *server, uint8_t *message, size_t length, size_t capacity);
 /* The kernel has the answer: register the backing files. */
 TAPFS_INTERNAL void fuse_init_answered(tapfs_fuse *server);
-/* The kernel may have written to backing files past the engine: the next sync must not take them for clean. */
+/* The kernel may have written to backing files past the engine: tell the engine before a sync. */
 TAPFS_INTERNAL void fuse_note_passthrough(tapfs_fuse *server);
 TAPFS_INTERNAL void fuse_backing_close(tapfs_fuse *server);
 

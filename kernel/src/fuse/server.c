@@ -15,39 +15,6 @@
 /* Interrupts a read that waits for the kernel. A stray one does nothing: it is ignored by default. */
 #define WAKE_SIGNAL SIGURG
 
-void fuse_reply(int fd, uint64_t unique, int error, const void *payload, size_t length)
-{
-    struct fuse_out_header header = {
-        .len = (uint32_t)(sizeof header + (error != 0 ? 0 : length)),
-        .error = -error,
-        .unique = unique,
-    };
-    struct iovec vector[2] = {
-        {.iov_base = &header, .iov_len = sizeof header},
-        /* struct iovec serves readers too, hence not const. */
-        {.iov_base = (void *)(uintptr_t)payload, .iov_len = length},
-    };
-    ssize_t written;
-    do {
-        written = writev(fd, vector, error != 0 || length == 0 ? 1 : 2);
-    } while (written < 0 && errno == EINTR);
-}
-
-void fuse_wrote(tapfs_fuse *server)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME_COARSE, &now);
-    atomic_store(&server->last_write, (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec);
-    atomic_fetch_add_explicit(&server->writes, 1, memory_order_relaxed);
-}
-
-void fuse_signal_ended(tapfs_fuse *server)
-{
-    uint64_t one = 1;
-    ssize_t written = write(server->ended_fd, &one, sizeof one);
-    (void)written; /* full: it is readable already */
-}
-
 tapfs_fuse *tapfs_fuse_new(int fuse_fd, int session_fd, tapfs_disk *disk)
 {
     tapfs_fuse *server = calloc(1, sizeof *server);
@@ -64,9 +31,7 @@ tapfs_fuse *tapfs_fuse_new(int fuse_fd, int session_fd, tapfs_disk *disk)
     server->session_fd = session_fd;
     pthread_mutex_init(&server->buffer_lock, NULL);
     pthread_cond_init(&server->buffer_returned, NULL);
-    pthread_mutex_init(&server->park_lock, NULL);
-    pthread_cond_init(&server->queues[0].filled, NULL);
-    pthread_cond_init(&server->queues[1].filled, NULL);
+    park_init(&server->park);
     pthread_mutex_init(&server->forward_lock, NULL);
     pthread_cond_init(&server->forward_filled, NULL);
     return server;
@@ -234,6 +199,7 @@ void tapfs_fuse_stop(tapfs_fuse *server)
     server->stopped = true;
     atomic_store(&server->stopping, true);
     fuse_park_stop(server);
+    fuse_buffers_stop(server);
     for (uint32_t i = 0; i < server->thread_count; i++) {
         if (server->threads[i].started) {
             end_thread(&server->threads[i]);
@@ -258,17 +224,10 @@ void tapfs_fuse_free(tapfs_fuse *server)
     close(server->fuse_fd);
     close(server->session_fd);
     close(server->ended_fd);
-    while (server->idle != NULL) {
-        struct fuse_buffer *buffer = server->idle;
-        server->idle = buffer->next;
-        free(buffer->memory);
-        free(buffer);
-    }
+    fuse_buffers_free(server);
     pthread_cond_destroy(&server->forward_filled);
     pthread_mutex_destroy(&server->forward_lock);
-    pthread_cond_destroy(&server->queues[1].filled);
-    pthread_cond_destroy(&server->queues[0].filled);
-    pthread_mutex_destroy(&server->park_lock);
+    park_destroy(&server->park);
     pthread_cond_destroy(&server->buffer_returned);
     pthread_mutex_destroy(&server->buffer_lock);
     free(server->nodes);

@@ -12,7 +12,7 @@
 #ifndef TAPFS_FUSE_SERVER_H
 #define TAPFS_FUSE_SERVER_H
 
-#include "engine/engine.h"
+#include "serving/serving.h"
 
 /* cffi: begin */
 
@@ -27,19 +27,6 @@ enum {
     TAPFS_FUSE_SEEK_DATA = 4, /* the first byte at or after `offset` that is no hole; -ENXIO: none in the range */
     TAPFS_FUSE_SEEK_HOLE = 5  /* the first byte at or after `offset` in a hole; the end of the range if none */
 };
-
-/* Who takes it: moves wait for maps and reservations only, the others for the disk. */
-enum { TAPFS_FUSE_MOVES = 0, TAPFS_FUSE_OTHERS = 1 };
-
-typedef struct {
-    uint64_t ticket;
-    uint64_t offset; /* of the disk, not of the node; READ and WRITE: where the request stands now */
-    uint64_t length; /* what is left of it */
-    const uint8_t *data; /* WRITE: `length` bytes, valid until the ticket is completed */
-    uint32_t request;
-    uint32_t reserved;
-    tapfs_outcome outcome; /* READ and WRITE: MISS, RESERVE or FAILED */
-} tapfs_fuse_parked;
 
 typedef struct {
     uint64_t reads;     /* answered through the engine */
@@ -73,9 +60,9 @@ int tapfs_fuse_ended_fd(tapfs_fuse *server);
 uint32_t tapfs_fuse_passthrough_nodes(tapfs_fuse *server);
 
 /* Wait for a parked request: 1, or 0 when the server is being stopped. */
-int tapfs_fuse_next_parked(tapfs_fuse *server, uint32_t queue, tapfs_fuse_parked *parked);
+int tapfs_fuse_next_parked(tapfs_fuse *server, uint32_t queue, tapfs_parked *parked);
 /* Try a READ or WRITE again: 0 when it has been answered, else 1 and what is missing now. */
-int tapfs_fuse_resume(tapfs_fuse *server, uint64_t ticket, tapfs_fuse_parked *parked);
+int tapfs_fuse_resume_parked(tapfs_fuse *server, uint64_t ticket, tapfs_parked *parked);
 /* Answer a parked request with an errno, or with success (0): a WRITE is written whole, a SEEK has
  * found `found`, an offset of the disk. */
 void tapfs_fuse_complete(tapfs_fuse *server, uint64_t ticket, int error, uint64_t found);

@@ -55,7 +55,7 @@ tapfs_xen *tapfs_xen_new(tapfs_disk *disk, const tapfs_xen_options *options)
         return NULL;
     }
     xen_limit_init(&device->limit);
-    xen_park_init(&device->park);
+    park_init(&device->park);
     pthread_mutex_init(&device->lock, NULL);
     pthread_cond_init(&device->settled, NULL);
     return device;
@@ -120,16 +120,6 @@ int tapfs_xen_start(tapfs_xen *device)
     int error = start_rings(device);
     pthread_sigmask(SIG_SETMASK, &previous, NULL);
     return -error;
-}
-
-void xen_device_ended(tapfs_xen *device, const char *problem)
-{
-    const char *none = NULL;
-    uint64_t one = 1;
-
-    atomic_compare_exchange_strong(&device->problem, &none, problem);
-    ssize_t written = write(device->ended_fd, &one, sizeof one);
-    (void)written; /* full: it is readable already */
 }
 
 int tapfs_xen_ended_fd(tapfs_xen *device)
@@ -238,7 +228,7 @@ void tapfs_xen_free(tapfs_xen *device)
     close(device->ended_fd);
     pthread_cond_destroy(&device->settled);
     pthread_mutex_destroy(&device->lock);
-    xen_park_destroy(&device->park);
+    park_destroy(&device->park);
     xen_limit_destroy(&device->limit);
     free(device);
 }

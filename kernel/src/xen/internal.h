@@ -6,8 +6,9 @@
 #define TAPFS_XEN_INTERNAL_H
 
 #include "mover/mover.h"
-#include "xen/xen.h"
+#include "serving/park.h"
 #include "xen/transport.h"
+#include "xen/xen.h"
 
 /* blkif.h: operations and the statuses of a response. */
 #define OPERATION_READ 0u
@@ -164,6 +165,7 @@ enum xen_stage { STAGE_ONLY, STAGE_DRAIN, STAGE_SYNC_BEFORE, STAGE_WRITE, STAGE_
 
 /* Requests that are done in one: reads or writes of contiguous sectors, or a single one of any kind. */
 struct xen_transfer {
+    struct parked_entry entry; /* first: the park knows a transfer by it */
     struct xen_transfer *next;
     struct xen_ring *ring;
     struct xen_request *first, *last;
@@ -180,9 +182,8 @@ struct xen_transfer {
     struct iovec whole;  /* the buffer */
     struct move move;
 
-    /* While it is parked it belongs to the queue, then to whoever took it. */
+    /* While it is parked it belongs to the park, then to the thread that took it. */
     tapfs_disk *disk;
-    uint64_t ticket;
     int error;
 };
 
@@ -190,8 +191,22 @@ struct xen_transfers {
     struct xen_transfer *first, *last;
 };
 
-TAPFS_INTERNAL void xen_append(struct xen_transfers *list, struct xen_transfer *transfer);
-TAPFS_INTERNAL struct xen_transfer *xen_pop(struct xen_transfers *list);
+static inline void xen_append(struct xen_transfers *list, struct xen_transfer *transfer)
+{
+    transfer->next = NULL;
+    *(list->first != NULL ? &list->last->next : &list->first) = transfer;
+    list->last = transfer;
+}
+
+static inline struct xen_transfer *xen_pop(struct xen_transfers *list)
+{
+    struct xen_transfer *transfer = list->first;
+    if (transfer != NULL) {
+        list->first = transfer->next;
+        transfer->next = NULL;
+    }
+    return transfer;
+}
 
 /* ---- xen/pages.c: the frontend's pages and memory of ours */
 
@@ -228,24 +243,10 @@ TAPFS_INTERNAL void xen_move_sync(struct xen_transfer *transfer, enum xen_stage 
 
 /* ---- xen/parked.c */
 
-struct xen_queue {
-    struct xen_transfers waiting;
-    pthread_cond_t filled;
-};
-
-struct xen_park {
-    pthread_mutex_t mutex;
-    struct xen_queue queues[2];
-    struct xen_transfer *taken;
-    uint64_t last_ticket;
-    bool stopped;
-};
-
-TAPFS_INTERNAL void xen_park_init(struct xen_park *park);
-TAPFS_INTERNAL void xen_park_destroy(struct xen_park *park);
 /* The transfer comes back by xen_ring_return. A WRITE has its data in a buffer. */
 TAPFS_INTERNAL void xen_park(struct xen_transfer *transfer);
-TAPFS_INTERNAL void xen_park_stop(struct xen_park *park);
+/* What is parked and not taken comes back with EIO, and so does what is parked later. */
+TAPFS_INTERNAL void xen_park_stop(struct park *park);
 
 /* ---- xen/ring.c: one ring and its thread */
 
@@ -257,6 +258,7 @@ struct xen_counters {
 };
 
 struct xen_ring {
+    /* What it is. Set before its thread starts, and constant then. */
     tapfs_xen *device;
     uint32_t number;
     uint32_t references[RING_PAGES_MAX], page_count, port;
@@ -266,26 +268,31 @@ struct xen_ring {
     int wake_fd;
     pthread_t thread;
     bool started;
+    struct mover *mover;
 
-    /* The rest is the thread's. Indices run freely over 32 bits. */
+    /* What is served now. The thread's, but for the two that say so. */
     struct xen_served served;
     uint64_t generation; /* of `served`; under the device's lock */
     bool quiet;          /* paused, and nothing in flight; under the device's lock */
     bool ended;          /* the frontend has broken the protocol: nothing is taken any more */
+
+    /* Where it stands in the shared pages. The thread's. Indices run freely over 32 bits. */
     uint32_t requests_taken;      /* the next request to take */
     uint32_t responses_written, responses_published;
     struct xen_transfer *barrier; /* the last that was taken; nothing else is until its response is published */
     bool barrier_answered;
 
-    struct xen_journal_entry *journal; /* `entries` of them */
+    /* Requests. The thread's. */
+    struct xen_journal_entry *journal; /* `entries` of them, in the file */
     _Atomic uint32_t *journal_consumed;
-    struct xen_request *requests;     /* `entries` */
-    struct xen_segment *segments;     /* of all requests */
+    struct xen_request *requests;      /* `entries` */
+    struct xen_segment *segments;      /* of all requests */
     struct xen_request *idle_requests;
-    struct xen_request *answered;     /* not yet published */
-    struct xen_request **batch;       /* `entries`: just taken */
+    struct xen_request *answered;      /* not yet published */
+    struct xen_request **batch;        /* `entries`: just taken */
     uint32_t batch_count;
 
+    /* Transfers. The thread's. */
     struct xen_transfer *transfers; /* `entries` */
     struct iovec *parts;            /* of all transfers */
     struct xen_transfer *idle_transfers;
@@ -293,35 +300,58 @@ struct xen_ring {
     struct xen_transfers waiting;   /* for memory, in their order */
     struct xen_transfers gathering; /* to be parked, for memory */
     struct xen_transfers ended_moves;
-    struct xen_transfers unsynced;   /* for a SYNC that has not begun */
-    struct xen_transfer *sync;       /* which is parked for these, too: */
-    struct xen_transfers syncing;
+    struct xen_transfers unsynced;  /* wait for a SYNC that has not begun */
+    struct xen_transfer *sync;      /* the SYNC that is parked now, on behalf of `syncing`, too */
+    struct xen_transfers syncing;   /* end when `sync` does */
+
+    /* Memory for data, ours and the frontend's. The thread's. */
     struct xen_buffers buffers;
-    struct xen_grants *grants; /* MEMORY_HELD */
-    struct xen_copy *pieces;   /* PIECES_MAX */
+    struct xen_grants *grants;   /* MEMORY_HELD */
+    struct xen_copy *pieces;     /* PIECES_MAX */
     struct xen_request **owners; /* of the pieces */
     uint32_t piece_count;
-    uint32_t *page_references;  /* MOVE_PARTS_MAX */
+    uint32_t *page_references;   /* MOVE_PARTS_MAX */
     uint8_t **page_memory;
-    struct mover *mover;
 
+    /* What other threads give back or look at. */
     pthread_mutex_t returned_lock;
-    struct xen_transfers returned; /* from whoever took them */
+    struct xen_transfers returned; /* parked transfers that have been resumed or completed */
     atomic_bool has_returned;
-
     struct xen_counters counters;
 };
 
 /* The thread: until the device stops. */
 TAPFS_INTERNAL void *xen_ring_serve(void *ring);
-/* Make its thread look around; any thread. */
-TAPFS_INTERNAL void xen_ring_wake(struct xen_ring *ring);
-/* Give a parked transfer back; any thread. */
-TAPFS_INTERNAL void xen_ring_return(struct xen_transfer *transfer);
+
+/* ---- xen/ring_page.c: the pages that a ring shares with its frontend */
+
+/* The start of the first page. */
+struct ring_indices {
+    _Atomic uint32_t requests_produced, requests_event, responses_produced, responses_event;
+};
+
+TAPFS_INTERNAL struct ring_indices *xen_ring_indices(const struct xen_ring *ring);
+/* The entry of an index: a request's, then the response's. */
+TAPFS_INTERNAL uint8_t *xen_ring_slot(const struct xen_ring *ring, uint32_t index);
+/* How many responses the ring says are published. */
+TAPFS_INTERNAL uint32_t xen_ring_responses(const struct xen_ring *ring);
+
+/* ---- xen/responses.c */
+
 /* Put a response into the ring. The frontend sees it when the batch is published. */
 TAPFS_INTERNAL void xen_ring_answer(struct xen_ring *ring, struct xen_request *request);
-/* How many the ring says are published. */
-TAPFS_INTERNAL uint32_t xen_ring_responses(const struct xen_ring *ring);
+/* Let the frontend see the responses; true if there were any. */
+TAPFS_INTERNAL bool xen_ring_publish(struct xen_ring *ring);
+TAPFS_INTERNAL void xen_ring_count_in_flight(struct xen_ring *ring);
+
+/* ---- xen/wake.c: for any thread */
+
+/* Make the ring's thread look around. */
+TAPFS_INTERNAL void xen_ring_wake(struct xen_ring *ring);
+/* Give a parked transfer back. */
+TAPFS_INTERNAL void xen_ring_return(struct xen_transfer *transfer);
+/* A ring ends: `problem` is a static string. */
+TAPFS_INTERNAL void xen_device_ended(tapfs_xen *device, const char *problem);
 
 static inline void xen_count(_Atomic uint64_t *counter, uint64_t amount)
 {
@@ -349,7 +379,7 @@ struct tapfs_xen {
     uint32_t ring_count;
     struct xen_journal journal;
     struct xen_limit limit;
-    struct xen_park park;
+    struct park park;
     bool started, stopped;
     int ended_fd;
     _Atomic(const char *) problem;
@@ -360,8 +390,5 @@ struct tapfs_xen {
     _Atomic uint64_t generation; /* of `served` */
     atomic_bool paused, stopping;
 };
-
-/* A ring ends: `problem` is a static string. */
-TAPFS_INTERNAL void xen_device_ended(tapfs_xen *device, const char *problem);
 
 #endif

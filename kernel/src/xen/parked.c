@@ -3,18 +3,9 @@
 
 #include "xen/internal.h"
 
-void xen_park_init(struct xen_park *park)
+static struct xen_transfer *transfer_of(struct parked_entry *entry)
 {
-    pthread_mutex_init(&park->mutex, NULL);
-    pthread_cond_init(&park->queues[0].filled, NULL);
-    pthread_cond_init(&park->queues[1].filled, NULL);
-}
-
-void xen_park_destroy(struct xen_park *park)
-{
-    pthread_cond_destroy(&park->queues[1].filled);
-    pthread_cond_destroy(&park->queues[0].filled);
-    pthread_mutex_destroy(&park->mutex);
+    return (struct xen_transfer *)(void *)entry;
 }
 
 static bool moves_data(const struct xen_transfer *transfer)
@@ -22,33 +13,38 @@ static bool moves_data(const struct xen_transfer *transfer)
     return transfer->kind == TAPFS_XEN_READ || transfer->kind == TAPFS_XEN_WRITE;
 }
 
+static void give_back(struct xen_transfer *transfer, int error)
+{
+    transfer->error = error;
+    xen_ring_return(transfer);
+}
+
 void xen_park(struct xen_transfer *transfer)
 {
-    struct xen_park *park = &transfer->ring->device->park;
-    struct xen_queue *queue = &park->queues[moves_data(transfer) ? TAPFS_XEN_MOVES : TAPFS_XEN_OTHERS];
+    uint32_t queue = moves_data(transfer) ? TAPFS_MOVES : TAPFS_OTHERS;
 
     xen_count(&transfer->ring->counters.parked, 1);
     transfer->disk = transfer->ring->served.disk;
-    transfer->error = 0;
-    pthread_mutex_lock(&park->mutex);
-    xen_append(&queue->waiting, transfer);
-    pthread_cond_signal(&queue->filled);
-    pthread_mutex_unlock(&park->mutex);
+    if (!park_put(&transfer->ring->device->park, queue, &transfer->entry)) {
+        give_back(transfer, EIO);
+    }
 }
 
-void xen_park_stop(struct xen_park *park)
+void xen_park_stop(struct park *park)
 {
-    pthread_mutex_lock(&park->mutex);
-    park->stopped = true;
-    pthread_cond_broadcast(&park->queues[0].filled);
-    pthread_cond_broadcast(&park->queues[1].filled);
-    pthread_mutex_unlock(&park->mutex);
+    struct parked_entry *left = park_stop(park);
+
+    while (left != NULL) {
+        struct xen_transfer *transfer = transfer_of(left);
+        left = left->next;
+        give_back(transfer, EIO);
+    }
 }
 
-static void describe(const struct xen_transfer *transfer, tapfs_xen_parked *parked)
+static void describe(const struct xen_transfer *transfer, tapfs_parked *parked)
 {
-    *parked = (tapfs_xen_parked){
-        .ticket = transfer->ticket,
+    *parked = (tapfs_parked){
+        .ticket = transfer->entry.ticket,
         .offset = transfer->offset,
         .length = transfer->length,
         .request = transfer->kind,
@@ -64,46 +60,20 @@ static void describe(const struct xen_transfer *transfer, tapfs_xen_parked *park
     }
 }
 
-int tapfs_xen_next_parked(tapfs_xen *device, uint32_t number, tapfs_xen_parked *parked)
+int tapfs_xen_next_parked(tapfs_xen *device, uint32_t queue, tapfs_parked *parked)
 {
-    struct xen_park *park = &device->park;
-    struct xen_queue *queue = &park->queues[number == TAPFS_XEN_MOVES ? TAPFS_XEN_MOVES : TAPFS_XEN_OTHERS];
-
-    pthread_mutex_lock(&park->mutex);
-    while (queue->waiting.first == NULL && !park->stopped) {
-        pthread_cond_wait(&queue->filled, &park->mutex);
+    struct xen_transfer *transfer = transfer_of(park_next(&device->park, queue));
+    if (transfer == NULL) {
+        return 0;
     }
-    struct xen_transfer *transfer = xen_pop(&queue->waiting);
-    if (transfer != NULL) {
-        transfer->next = park->taken;
-        park->taken = transfer;
-        transfer->ticket = ++park->last_ticket;
-        describe(transfer, parked);
-    }
-    pthread_mutex_unlock(&park->mutex);
-    return transfer != NULL;
+    describe(transfer, parked);
+    return 1;
 }
 
-/* A transfer that somebody has taken, and takes off the list with `remove`. */
-static struct xen_transfer *taken_transfer(struct xen_park *park, uint64_t ticket, bool remove)
+int tapfs_xen_resume_parked(tapfs_xen *device, uint64_t ticket, tapfs_parked *parked)
 {
-    pthread_mutex_lock(&park->mutex);
-    struct xen_transfer **link = &park->taken;
-    while (*link != NULL && (*link)->ticket != ticket) {
-        link = &(*link)->next;
-    }
-    struct xen_transfer *transfer = *link;
-    if (transfer != NULL && remove) {
-        *link = transfer->next;
-    }
-    pthread_mutex_unlock(&park->mutex);
-    return transfer;
-}
-
-int tapfs_xen_resume_parked(tapfs_xen *device, uint64_t ticket, tapfs_xen_parked *parked)
-{
-    /* Whoever took it is the only one who touches it. */
-    struct xen_transfer *transfer = taken_transfer(&device->park, ticket, false);
+    /* Nobody but the thread that took it touches it. */
+    struct xen_transfer *transfer = transfer_of(park_taken(&device->park, ticket, false));
     if (transfer == NULL || !moves_data(transfer)) {
         return 0;
     }
@@ -112,18 +82,16 @@ int tapfs_xen_resume_parked(tapfs_xen *device, uint64_t ticket, tapfs_xen_parked
         describe(transfer, parked);
         return 1;
     }
-    taken_transfer(&device->park, ticket, true);
-    xen_ring_return(transfer);
+    park_taken(&device->park, ticket, true);
+    give_back(transfer, 0);
     return 0;
 }
 
 void tapfs_xen_complete(tapfs_xen *device, uint64_t ticket, int error)
 {
-    struct xen_transfer *transfer = taken_transfer(&device->park, ticket, true);
-    if (transfer == NULL) {
-        return;
+    struct xen_transfer *transfer = transfer_of(park_taken(&device->park, ticket, true));
+    if (transfer != NULL) {
+        /* A READ that is not moved to its end has nothing to be answered with. */
+        give_back(transfer, error == 0 && transfer->kind == TAPFS_XEN_READ ? EIO : error);
     }
-    /* A READ that is not moved to its end has nothing to be answered with. */
-    transfer->error = error == 0 && transfer->kind == TAPFS_XEN_READ ? EIO : error;
-    xen_ring_return(transfer);
 }

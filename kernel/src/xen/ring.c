@@ -10,51 +10,6 @@
 
 #include "xen/internal.h"
 
-/* The start of the first page. */
-struct ring_indices {
-    _Atomic uint32_t requests_produced, requests_event, responses_produced, responses_event;
-};
-
-/* A response, the same in every protocol up to here; the ABIs pad it differently. */
-struct response {
-    uint64_t id;
-    uint8_t operation, padding;
-    int16_t status;
-};
-#define RESPONSE_BYTES 12u
-
-static struct ring_indices *indices_of(const struct xen_ring *ring)
-{
-    return (struct ring_indices *)(void *)ring->mapping.memory;
-}
-
-static uint8_t *slot_of(const struct xen_ring *ring, uint32_t index)
-{
-    return ring->mapping.memory + RING_ENTRIES_AT + (index & (ring->entries - 1)) * ring->device->layout->entry_bytes;
-}
-
-uint32_t xen_ring_responses(const struct xen_ring *ring)
-{
-    return atomic_load_explicit(&indices_of(ring)->responses_produced, memory_order_acquire);
-}
-
-void xen_ring_wake(struct xen_ring *ring)
-{
-    uint64_t one = 1;
-    ssize_t written = write(ring->wake_fd, &one, sizeof one);
-    (void)written; /* full: it is readable already */
-}
-
-void xen_ring_return(struct xen_transfer *transfer)
-{
-    struct xen_ring *ring = transfer->ring;
-    pthread_mutex_lock(&ring->returned_lock);
-    xen_append(&ring->returned, transfer);
-    atomic_store(&ring->has_returned, true);
-    pthread_mutex_unlock(&ring->returned_lock);
-    xen_ring_wake(ring);
-}
-
 static void end_ring(struct xen_ring *ring, const char *problem)
 {
     ring->ended = true;
@@ -88,7 +43,7 @@ static bool decode(struct xen_ring *ring, struct xen_request *request)
 /* Take what there is, as far as a batch goes. `delay`: how long the limit says to wait with the rest. */
 static void take(struct xen_ring *ring, uint64_t *delay)
 {
-    uint32_t produced = atomic_load_explicit(&indices_of(ring)->requests_produced, memory_order_acquire);
+    uint32_t produced = atomic_load_explicit(&xen_ring_indices(ring)->requests_produced, memory_order_acquire);
     uint32_t available = produced - ring->requests_taken;
     uint64_t bytes = 0;
     bool barrier = false;
@@ -104,7 +59,7 @@ static void take(struct xen_ring *ring, uint64_t *delay)
         }
         struct xen_request *request = ring->idle_requests;
         ring->idle_requests = request->next;
-        memcpy(xen_journal_bytes(ring, request), slot_of(ring, ring->requests_taken),
+        memcpy(xen_journal_bytes(ring, request), xen_ring_slot(ring, ring->requests_taken),
                ring->device->layout->entry_bytes);
         /* From here on only the copy is looked at. */
         atomic_signal_fence(memory_order_seq_cst);
@@ -164,73 +119,6 @@ static void recover(struct xen_ring *ring)
         decode(ring, ring->batch[i]);
     }
     accept_batch(ring);
-}
-
-/* ---- responses */
-
-void xen_ring_answer(struct xen_ring *ring, struct xen_request *request)
-{
-    struct response response = {.id = request->id, .operation = request->operation, .status = request->status};
-    struct xen_counters *counters = &ring->counters;
-
-    /* This slot's request has been taken: responses never come before requests. */
-    memcpy(slot_of(ring, ring->responses_written), &response, RESPONSE_BYTES);
-    xen_journal_answer(ring, request, ring->responses_written);
-    ring->responses_written++;
-    request->next = ring->answered;
-    ring->answered = request;
-
-    if (request->operation <= OPERATION_DISCARD) {
-        xen_count(&counters->operations[request->operation], 1);
-    }
-    if (request->status != STATUS_OKAY) {
-        xen_count(&counters->errors, 1);
-    } else if (request->operation == OPERATION_READ) {
-        xen_count(&counters->read_bytes, request->length);
-    } else if (request->operation != OPERATION_DISCARD) {
-        xen_count(&counters->written_bytes, request->length);
-    }
-}
-
-static void count_in_flight(struct xen_ring *ring)
-{
-    atomic_store_explicit(&ring->counters.in_flight, ring->requests_taken - ring->responses_written,
-                          memory_order_relaxed);
-}
-
-/* Let the frontend see the responses; true if there were any. */
-static bool publish(struct xen_ring *ring)
-{
-    struct ring_indices *indices = indices_of(ring);
-    uint32_t written = ring->responses_written, count = written - ring->responses_published;
-
-    if (count == 0) {
-        return false;
-    }
-    xen_count(&ring->counters.batches, 1);
-    count_in_flight(ring);
-    /* We store our index and load the event's, the frontend stores the event's and loads ours, both in full order: one
-     * of us sees the other. */
-    atomic_store(&indices->responses_produced, written);
-    uint32_t event = atomic_load(&indices->responses_event);
-    ring->responses_published = written;
-    while (ring->answered != NULL) {
-        struct xen_request *request = ring->answered;
-        ring->answered = request->next;
-        xen_journal_free(ring, request);
-        request->next = ring->idle_requests;
-        ring->idle_requests = request;
-    }
-    if (ring->barrier_answered) {
-        /* Not before: a successor must not find it among what came after it. */
-        ring->barrier_answered = false;
-        ring->barrier = NULL;
-    }
-    if (written - event < count) {
-        xen_count(&ring->counters.notifications, 1);
-        xen_notify(ring->channel);
-    }
-    return true;
 }
 
 /* ---- the thread */
@@ -298,7 +186,7 @@ static void settle(struct xen_ring *ring)
 /* Have the frontend notify us of the next request, unless it is there already. */
 static bool has_requests(struct xen_ring *ring)
 {
-    struct ring_indices *indices = indices_of(ring);
+    struct ring_indices *indices = xen_ring_indices(ring);
     atomic_store(&indices->requests_event, ring->requests_taken + 1);
     return atomic_load(&indices->requests_produced) != ring->requests_taken;
 }
@@ -350,7 +238,7 @@ void *xen_ring_serve(void *argument)
     }
     recover(ring);
     xen_move_run(ring);
-    publish(ring);
+    xen_ring_publish(ring);
     /* A predecessor may have published without notifying, and the frontend may have waited for us. */
     xen_count(&ring->counters.notifications, 1);
     xen_notify(ring->channel);
@@ -366,8 +254,8 @@ void *xen_ring_serve(void *argument)
         busy = ring->batch_count > 0;
         accept_batch(ring);
         xen_move_run(ring);
-        busy |= publish(ring);
-        count_in_flight(ring);
+        busy |= xen_ring_publish(ring);
+        xen_ring_count_in_flight(ring);
         if (paused) {
             settle(ring);
         }

@@ -7,23 +7,6 @@
 
 #include "xen/internal.h"
 
-void xen_append(struct xen_transfers *list, struct xen_transfer *transfer)
-{
-    transfer->next = NULL;
-    *(list->first != NULL ? &list->last->next : &list->first) = transfer;
-    list->last = transfer;
-}
-
-struct xen_transfer *xen_pop(struct xen_transfers *list)
-{
-    struct xen_transfer *transfer = list->first;
-    if (transfer != NULL) {
-        list->first = transfer->next;
-        transfer->next = NULL;
-    }
-    return transfer;
-}
-
 /* ---- made of requests */
 
 struct xen_transfer *xen_transfer_new(struct xen_ring *ring, uint32_t kind, struct xen_request *request)

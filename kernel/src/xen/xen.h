@@ -11,7 +11,7 @@
 #ifndef TAPFS_XEN_H
 #define TAPFS_XEN_H
 
-#include "engine/engine.h"
+#include "serving/serving.h"
 
 /* cffi: begin */
 
@@ -27,8 +27,6 @@ enum { TAPFS_XEN_COPY = 0, TAPFS_XEN_MAP = 1, TAPFS_XEN_PERSISTENT = 2 };
  * reserves for it, sees to that (tapfs/disk/plan_log.py).
  */
 enum { TAPFS_XEN_READ = 0, TAPFS_XEN_WRITE = 1, TAPFS_XEN_SYNC = 2, TAPFS_XEN_DISCARD = 3 };
-/* Who takes it: moves wait for maps and reservations only, the others for the disk. */
-enum { TAPFS_XEN_MOVES = 0, TAPFS_XEN_OTHERS = 1 };
 
 typedef struct {
     const char *machine; /* NULL: real Xen; else the directory of a simulated machine (xen/transport.h) */
@@ -43,16 +41,6 @@ typedef struct {
     uint8_t io_uring;  /* use it where the kernel has it */
     uint8_t reserved;
 } tapfs_xen_options;
-
-typedef struct {
-    uint64_t ticket;
-    uint64_t offset; /* bytes of the disk: where it stands now */
-    uint64_t length;
-    const uint8_t *data; /* WRITE: `length` bytes, ours, valid until the ticket is completed */
-    uint32_t request;
-    uint32_t reserved;
-    tapfs_outcome outcome; /* READ and WRITE: MISS, RESERVE or FAILED */
-} tapfs_xen_parked;
 
 typedef struct {
     uint64_t reads, writes, flushes, barriers, discards; /* requests answered, whatever the answer */
@@ -80,9 +68,9 @@ int tapfs_xen_ended_fd(tapfs_xen *device);
 const char *tapfs_xen_problem(tapfs_xen *device);
 
 /* Wait for a parked request: 1, or 0 when the device is being stopped. */
-int tapfs_xen_next_parked(tapfs_xen *device, uint32_t queue, tapfs_xen_parked *parked);
+int tapfs_xen_next_parked(tapfs_xen *device, uint32_t queue, tapfs_parked *parked);
 /* Try a READ or WRITE again: 0 when it is finished, else 1 and what is missing now. */
-int tapfs_xen_resume_parked(tapfs_xen *device, uint64_t ticket, tapfs_xen_parked *parked);
+int tapfs_xen_resume_parked(tapfs_xen *device, uint64_t ticket, tapfs_parked *parked);
 /* Finish a parked request with an errno or with success (0): a WRITE is written whole. */
 void tapfs_xen_complete(tapfs_xen *device, uint64_t ticket, int error);
 

@@ -1,0 +1,91 @@
+/* How requests leave a native thread: by an answer to the kernel, or into the park. */
+#include <errno.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "fuse/internal.h"
+
+void fuse_reply(int fd, uint64_t unique, int error, const void *payload, size_t length)
+{
+    struct fuse_out_header header = {
+        .len = (uint32_t)(sizeof header + (error != 0 ? 0 : length)),
+        .error = -error,
+        .unique = unique,
+    };
+    struct iovec vector[2] = {
+        {.iov_base = &header, .iov_len = sizeof header},
+        /* struct iovec serves readers too, hence not const. */
+        {.iov_base = (void *)(uintptr_t)payload, .iov_len = length},
+    };
+    ssize_t written;
+    do {
+        written = writev(fd, vector, error != 0 || length == 0 ? 1 : 2);
+    } while (written < 0 && errno == EINTR);
+}
+
+void fuse_wrote(tapfs_fuse *server)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME_COARSE, &now);
+    atomic_store(&server->last_write, (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec);
+    atomic_fetch_add_explicit(&server->writes, 1, memory_order_relaxed);
+}
+
+void fuse_signal_ended(tapfs_fuse *server)
+{
+    uint64_t one = 1;
+    ssize_t written = write(server->ended_fd, &one, sizeof one);
+    (void)written; /* full: it is readable already */
+}
+
+void fuse_answer(tapfs_fuse *server, const struct fuse_call *call, int error, uint64_t found)
+{
+    if (error != 0) {
+        fuse_reply(call->fd, call->unique, error, NULL, 0);
+    } else if (call->request == TAPFS_FUSE_READ) {
+        fuse_reply(call->fd, call->unique, 0, call->buffer->memory + BUFFER_DATA_AT, call->length);
+    } else if (call->request == TAPFS_FUSE_WRITE) {
+        struct fuse_write_out out = {.size = (uint32_t)call->length};
+        fuse_wrote(server);
+        fuse_reply(call->fd, call->unique, 0, &out, sizeof out);
+    } else if (call->request == TAPFS_FUSE_SEEK_DATA || call->request == TAPFS_FUSE_SEEK_HOLE) {
+        struct fuse_lseek_out out = {.offset = found - call->node->start};
+        fuse_reply(call->fd, call->unique, 0, &out, sizeof out);
+    } else {
+        fuse_reply(call->fd, call->unique, 0, NULL, 0);
+    }
+    if (call->buffer != NULL) {
+        fuse_buffer_return(server, call->buffer);
+    }
+}
+
+void fuse_park(tapfs_fuse *server, const struct fuse_call *call)
+{
+    struct fuse_call *parked = malloc(sizeof *parked);
+    bool moves = call->request == TAPFS_FUSE_READ || call->request == TAPFS_FUSE_WRITE;
+
+    if (parked != NULL) {
+        *parked = *call;
+        /* Before a thread can take it: who has taken a request finds it counted. */
+        atomic_fetch_add(&server->parked, 1);
+        if (park_put(&server->park, moves ? TAPFS_MOVES : TAPFS_OTHERS, &parked->entry)) {
+            return;
+        }
+        atomic_fetch_sub(&server->parked, 1);
+        free(parked);
+    }
+    fuse_answer(server, call, EIO, 0);
+}
+
+void fuse_park_stop(tapfs_fuse *server)
+{
+    struct parked_entry *left = park_stop(&server->park);
+
+    while (left != NULL) {
+        struct fuse_call *call = (struct fuse_call *)(void *)left;
+        left = left->next;
+        fuse_answer(server, call, EIO, 0);
+        free(call);
+    }
+}

@@ -1,0 +1,32 @@
+/*
+ * What Python sees of parked requests. A front end parks a request that it cannot finish by itself, because a map or a
+ * reservation is missing or because the host's disk must be waited for. Threads of the owner take parked requests,
+ * serve them, and resume or complete them.
+ *
+ * A front end has three functions for this: `next_parked` waits for a request, `resume_parked` tries a read or write
+ * again, `complete` answers.
+ */
+#ifndef TAPFS_SERVING_H
+#define TAPFS_SERVING_H
+
+#include "engine/engine.h"
+
+/* cffi: begin */
+
+/* The queue of a parked request. MOVES are reads and writes, which wait for maps and reservations only. OTHERS wait
+ * for the host's disk. */
+enum { TAPFS_MOVES = 0, TAPFS_OTHERS = 1 };
+
+typedef struct {
+    uint64_t ticket;
+    uint64_t offset; /* of the disk; READ and WRITE: where the request stands now */
+    uint64_t length; /* what is left of the request */
+    const uint8_t *data; /* WRITE: `length` bytes that nobody changes, valid until the ticket is completed */
+    uint32_t request;    /* what it wants, in the constants of its front end */
+    uint32_t reserved;
+    tapfs_outcome outcome; /* READ and WRITE: MISS, RESERVE or FAILED */
+} tapfs_parked;
+
+/* cffi: end */
+
+#endif
