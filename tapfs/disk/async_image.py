@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tapfs.disk.chain_map import MappedExtent
+    from tapfs.disk.description import ImageInfo
     from tapfs.disk.image import Image
 
     class OpenKeywords(TypedDict, total=False):
@@ -51,7 +52,7 @@ class AsyncImage:
         self.writable = image.writable
         self.parents = image.parents
 
-    async def info(self) -> dict[str, object]:
+    async def info(self) -> ImageInfo:
         """What ``tapfs info --json`` prints."""
         return await _in_thread(lambda: self._image.info)
 

@@ -58,6 +58,10 @@ class OpenOptions:
     temporary: bool = False
     say_raw: str = SAY_RAW
 
+    def __post_init__(self) -> None:
+        if isinstance(self.backing_formats, str):
+            raise TypeError("backing_formats is a sequence of names, not one str")
+
     @property
     def overlaid(self) -> bool:
         """Whether writes go to an overlay."""

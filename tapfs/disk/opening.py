@@ -6,6 +6,7 @@ from contextlib import closing
 
 from tapfs.disk.chain import Layer, OpenOptions, open_chain, open_parents, password_missing
 from tapfs.disk.image import Image
+from tapfs.disk.password import require_bytes
 from tapfs.disk.plan_log import PlanLog
 from tapfs.host.location import locate
 
@@ -22,6 +23,7 @@ def open_image(
 
     With an overlay the Image is writable, and the image at `path` is not touched.
     """
+    require_bytes(password)
     if options.overlaid:
         from tapfs.disk.overlay import open_overlaid
 

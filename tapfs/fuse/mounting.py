@@ -142,6 +142,7 @@ def serve_in_background(
             os.close(descriptor)
         _serve_as_daemon(image, mountpoint, registry, engine, settings, os.fdopen(writer, "wb", buffering=0))
     os.close(writer)
+    image.abandon()  # the child's copy of it has the same files and locks
     try:
         with os.fdopen(reader, "rb") as channel:
             message = decode(channel.readline(MESSAGE_LIMIT))

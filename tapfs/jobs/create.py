@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from tapfs.disk.chain import OpenOptions, layer_of_file, open_layer
 from tapfs.disk.image import Image
 from tapfs.disk.opening import open_image_on
+from tapfs.disk.password import require_bytes
 from tapfs.disk.probe import format_named
 from tapfs.driver import MAX_DISK_BYTES, BackingReference, CreatableFormat, CreateRequest
 from tapfs.errors import ErrorKind, ImageError
@@ -39,6 +40,9 @@ class NewImage:
     backing_format: str | None = None
     options: Mapping[str, str] = field(default_factory=dict[str, str])
     password: bytes | None = None
+
+    def __post_init__(self) -> None:
+        require_bytes(self.password)
 
 
 def create_image(path: str, new: NewImage, *, overwrite: bool = False) -> None:
