@@ -38,7 +38,9 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="format of the parent; given again, that of the parent's parent, and so on",
     )
-    group.add_argument("--backing-root", metavar="DIR", help="refuse parents outside DIR")
+    group.add_argument(
+        "--backing-root", metavar="DIR", help="refuse parents, and other files that an image names, outside DIR"
+    )
     group.add_argument(
         "--key-file",
         metavar="FILE",
@@ -55,6 +57,7 @@ def open_options(
 ) -> OpenOptions:
     """What the options of :func:`add_image_options` say."""
     from tapfs.disk.chain import SAY_RAW, OpenOptions
+    from tapfs.host.gate import Gate
     from tapfs.host.lock import Sharing
 
     return OpenOptions(
@@ -62,7 +65,7 @@ def open_options(
         writable=writable,
         backing=arguments.backing,
         backing_formats=tuple(arguments.backing_format),
-        backing_root=arguments.backing_root,
+        gate=Gate() if arguments.backing_root is None else Gate.inside(arguments.backing_root),
         direct=arguments.direct,
         sharing=Sharing.ANYBODY if arguments.force_share else Sharing.ALONE,
         overlay=overlay,

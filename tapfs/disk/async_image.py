@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tapfs.disk.chain_map import MappedExtent
     from tapfs.disk.description import ImageInfo
     from tapfs.disk.image import Image
+    from tapfs.host.gate import Gate
 
     class OpenKeywords(TypedDict, total=False):
         """The keywords of `tapfs.open`."""
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         backing: str | None
         backing_formats: Sequence[str]
         backing_root: str | None
+        gate: Gate | None
         direct: bool
         shared: bool
         metadata_only: bool

@@ -31,9 +31,10 @@ class ChainLink(TypedDict):
 class ImageInfo(TypedDict):
     """What `tapfs info` knows of an image; docs/json/info.schema.json describes each key. Sizes are bytes.
 
-    `virtual_size` is the guest's disk, `file_size` the length of the image file and `allocated_size` what the file
-    takes on the host. `chain` lists every image, the top one first. `details` depend on the format. `file_system` and
-    `partitions` are there when the disk could be read, so not for an encrypted image without its password.
+    `virtual_size` is the guest's disk, `file_size` the length of the image file. `allocated_size` is what the image's
+    `files`, the image file first, take on the host. `chain` lists every image, the top one first. `details` depend on
+    the format. `file_system` and `partitions` are there when the disk could be read, so not for an encrypted image
+    without its password.
     """
 
     path: str
@@ -44,6 +45,7 @@ class ImageInfo(TypedDict):
     encrypted: bool
     granule: int
     backing: BackingInfo | None
+    files: list[str]
     details: dict[str, object]
     chain: list[ChainLink]
     file_system: NotRequired[FileSystemInfo | None]
@@ -66,10 +68,11 @@ def describe(layers: Sequence[Layer]) -> ImageInfo:
         "format": top.driver.format_name,
         "virtual_size": geometry.virtual_size,
         "file_size": top.file.size(),
-        "allocated_size": top.file.allocated_size(),
+        "allocated_size": top.files.allocated_size(),
         "encrypted": geometry.cipher != Cipher.NONE,
         "granule": geometry.granule,
         "backing": backing,
+        "files": [file.path for file in top.files],
         "details": dict(top.driver.details()),
         "chain": [
             {

@@ -156,7 +156,7 @@ class Image:
     def allocated_bytes(self) -> int:
         """What the files of the chain take on their hosts: an estimate of the data in the disk."""
         self._chain.check_open()
-        return sum(layer.file.allocated_size() for layer in self._chain.layers)
+        return sum(layer.files.allocated_size() for layer in self._chain.layers)
 
     def whole_file(self) -> int | None:
         """The descriptor of the one regular file that is the disk byte for byte, None if there is none."""
@@ -168,7 +168,7 @@ class Image:
         except OSError:
             return None
         same = stat.S_ISREG(status.st_mode) and status.st_size == geometry.virtual_size
-        return file.descriptor if geometry.identity and geometry.files == 1 and same and not file.direct else None
+        return file.descriptor if geometry.identity and same and not file.direct else None
 
     def extents(self, offset: int = 0, length: int | None = None) -> Iterator[MappedExtent]:
         """The map of the range over the whole chain, merged; holes of raw files are zeros."""

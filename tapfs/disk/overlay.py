@@ -20,6 +20,7 @@ from tapfs.disk.probe import format_named
 from tapfs.driver import BackingReference, Cipher, CreatableFormat, CreateRequest
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.host.file import LocalFile
+from tapfs.host.files import all_identities
 from tapfs.host.location import locate, locate_parent
 from tapfs.host.unnamed_file import UnnamedFile
 from tapfs.plan import Plan
@@ -46,7 +47,7 @@ def open_overlaid(path: str, options: OpenOptions, *, unlocked: bool) -> list[La
     with contextlib.ExitStack() as on_error:
         layers = open_chain(path, replace(options, writable=False, overlay=None, temporary=False))
         for layer in layers:
-            on_error.callback(layer.file.close)
+            on_error.callback(layer.close)
         if _encrypted(layers) and not unlocked:
             raise password_missing(path)
         if options.overlay is None:
@@ -80,7 +81,7 @@ def open_over(
         status = os.stat(path)
     except (OSError, ValueError):
         return _checked(path, LocalFile.open(path, writable=True), layers[0]), False  # opening tells what is wrong
-    if any(layer.file.identity == (status.st_dev, status.st_ino) for layer in layers):
+    if (status.st_dev, status.st_ino) in all_identities([layer.files for layer in layers]):
         raise ImageError(ErrorKind.EXISTS, "is the image itself or one of its parents, not an overlay", path=path)
     return _checked(path, LocalFile.open(path, writable=True, direct=direct), layers[0]), False
 
@@ -91,7 +92,7 @@ def _checked(name: str, file: LocalFile, image: Layer) -> Layer:
     try:
         _check_parent(top, image)
     except BaseException:
-        top.file.close()
+        top.close()
         raise
     return top
 
@@ -144,10 +145,10 @@ def _temporary(name: str, plan: Plan, *, direct: bool) -> LocalFile:
 
 def _filled(file: LocalFile, plan: Plan) -> LocalFile:
     """The file after its creation plan; closed on an error."""
-    from tapfs.kernel.engine import execute_on_file  # importing this module needs no engine
+    from tapfs.kernel.engine import HostDescriptor, execute_on_files  # importing this module needs no engine
 
     try:
-        execute_on_file(file.descriptor, file.path, plan)
+        execute_on_files([HostDescriptor(file.descriptor, file.path, writable=True)], plan)
     except BaseException:
         file.close()
         raise
