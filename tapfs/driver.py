@@ -253,17 +253,35 @@ class Checkable(Driver, Protocol):
         ...
 
 
+class Scratch(Protocol):
+    """Space on the host for what a check cannot hold in memory: written from front to back, then read."""
+
+    def append(self, data: bytes) -> None:
+        """Add to the end. Raises ImageError(no_space, io)."""
+        ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes at `offset`; shorter only at the end."""
+        ...
+
+    def close(self) -> None:
+        """Give the space back."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class OpenRequest:
     """How to open an image.
 
     `lenient`: for check and repair, which must get as far as a damaged image allows. `further`
     opens the other host files that the image names; their number follows the order of opening.
+    `scratch` makes space for a check to work in. A check without it keeps in memory what it needs.
     """
 
     writable: bool = False
     lenient: bool = False
     further: FurtherFiles = field(default_factory=NoFurtherFiles)
+    scratch: Callable[[], Scratch] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,11 @@ class CheckReport:
         """Count a finding and keep it while there is room."""
         if severity is Severity.CORRUPTION:
             self.corruptions += 1
+            before = self.corruptions - 1
         elif severity is Severity.LEAK:
             self.leaks += 1
-        if sum(kept.severity is severity for kept in self.findings) < self.MAX_KEPT:
+            before = self.leaks - 1
+        else:
+            before = sum(kept.severity is severity for kept in self.findings)
+        if before < self.MAX_KEPT:
             self.findings.append(Finding(severity, message, host_offset))

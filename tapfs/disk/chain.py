@@ -27,6 +27,7 @@ from tapfs.host.files import LocalFiles, all_identities
 from tapfs.host.gate import ORDINARY, Gate
 from tapfs.host.location import Location, is_protocol, locate, locate_parent
 from tapfs.host.lock import Sharing
+from tapfs.host.scratch import ScratchFile
 
 MAX_DEPTH = 128
 
@@ -152,7 +153,13 @@ def _guessed(file: LocalFile, options: OpenOptions) -> Format:
 
 def _open_driver(found: Format, files: LocalFiles, options: OpenOptions) -> Driver:
     file = files.image
-    driver = found.open(file, OpenRequest(writable=options.writable, lenient=options.lenient, further=files))
+    request = OpenRequest(
+        writable=options.writable,
+        lenient=options.lenient,
+        further=files,
+        scratch=ScratchFile if options.lenient else None,
+    )
+    driver = found.open(file, request)
     if options.writable and not isinstance(driver, WritableDriver):
         raise ImageError(ErrorKind.READ_ONLY, f"tapfs does not write {found.name} images", path=file.path, op="open")
     size = driver.geometry.virtual_size
