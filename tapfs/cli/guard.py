@@ -13,18 +13,25 @@ from types import FrameType
 
 from tapfs.cli.parser import UsageError
 from tapfs.cli.signals import ENDING, Terminated, interruption_in, release_signals
-from tapfs.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, ImageError, from_os_error
+from tapfs.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, ImageError, from_os_error, options_as
 
 #: What a shell reports for a program that SIGPIPE ended; tapfs ends so when its reader goes away.
 EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
-def guarded(program: str, body: Callable[[], int], *, ends_process: bool = False) -> int:
+def guarded(
+    program: str, body: Callable[[], int], *, ends_process: bool = False, options_way: str = "command_line"
+) -> int:
     """Run `body` and return its exit code, or print one line on stderr and return the error's.
 
     `ends_process`: nothing but the exit comes after it, so what is done stays done: a signal that
-    comes too late is ignored.
+    comes too late is ignored. `options_way`: how messages write options (`tapfs.errors.options_as`).
     """
+    with options_as(options_way):
+        return _guarded(program, body, ends_process=ends_process)
+
+
+def _guarded(program: str, body: Callable[[], int], *, ends_process: bool) -> int:
     _fill_standard_descriptors()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -32,7 +32,7 @@ from tapfs.host.scratch import ScratchFile
 MAX_DEPTH = 128
 
 #: How the user says of the image itself that it is raw.
-SAY_RAW = "say -f raw (format='raw')"
+SAY_RAW = "say {format=raw}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +219,7 @@ def _open_parent(layers: Sequence[Layer], location: Location, options: OpenOptio
         direct=options.direct,
         disk=options.disk,
         sharing=options.sharing,
-        say_raw="say --backing-format raw (backing_formats=['raw']; once for each parent, nearest first)",
+        say_raw="say {backing_format=raw} (once for each parent, nearest first)",
     )
     try:
         layer = _open_located(location, parent_options, gate=options.gate)
@@ -249,14 +249,14 @@ def _explained(error: ImageError, child: Layer, location: Location, options: Ope
             f"its backing file is no local file: {reference.name!r}",
             path=child.path,
             op=op,
-            remedy="name a local copy with --backing FILE",
+            remedy="name a local copy with {backing=FILE}",
         )
     return ImageError(
         ErrorKind.NOT_FOUND,
         f"its backing file {location.name} is missing",
         path=child.path,
         op=op,
-        remedy="name it with --backing FILE" if depth == 1 else None,
+        remedy="name it with {backing=FILE}" if depth == 1 else None,
     )
 
 
@@ -270,7 +270,7 @@ def _check_parent(layers: Sequence[Layer], parent: Layer) -> None:
             f"this backing file looks like {name} and names a further file, but nothing says that it is {name}",
             path=parent.path,
             op="open the backing file",
-            remedy=f"if you trust it say --backing-format {name} (once for each parent, nearest first)",
+            remedy=f"if you trust it say {{backing_format={name}}} (once for each parent, nearest first)",
         )
 
 
@@ -281,5 +281,5 @@ def password_missing(path: str) -> ImageError:
         "is encrypted and no password was given",
         path=path,
         op="unlock",
-        remedy="give it with --key-file FILE or in TAPFS_PASSWORD",
+        remedy="give it with {password}",
     )

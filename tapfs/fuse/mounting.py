@@ -74,7 +74,7 @@ def require_fuse() -> None:
 def check_mount_point(path: str) -> str:
     """The real path of a directory that can be mounted on.
 
-    Raises ImageError(not_found, exists, locked).
+    Raises ImageError(not_found, invalid_argument, exists, locked).
     """
     try:
         if is_abandoned(path):
@@ -93,7 +93,9 @@ def check_mount_point(path: str) -> str:
     except ValueError as error:
         raise ImageError(ErrorKind.NOT_FOUND, f"is no file name: {error}", path=repr(path), op="mount") from error
     if not is_directory:
-        raise ImageError(ErrorKind.NOT_FOUND, "is not a directory; the mount point must be one", path=path, op="mount")
+        raise ImageError(
+            ErrorKind.INVALID_ARGUMENT, "is not a directory; the mount point must be one", path=path, op="mount"
+        )
     real = os.path.realpath(path)
     mount = top_mount(real)
     if mount is not None:

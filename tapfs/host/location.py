@@ -92,10 +92,10 @@ class Location:
 def locate(name: str) -> Location:
     """What a name that somebody has typed means; nothing is looked at.
 
-    Raises ImageError(invalid_format) for what is no name, and (unsupported) for streams and addresses.
+    Raises ImageError(invalid_argument) for what is no name, and (unsupported) for streams and addresses.
     """
     if not name:
-        raise ImageError(ErrorKind.INVALID_FORMAT, "the name of an image is empty", op="open")
+        raise ImageError(ErrorKind.INVALID_ARGUMENT, "the name of an image is empty", op="open")
     if name == _STREAM:
         raise ImageError(
             ErrorKind.UNSUPPORTED,

@@ -150,7 +150,7 @@ def _request(path: str, new: NewImage) -> CreateRequest:
     size = new.size
     mtime = 0
     if new.backing is not None:
-        options = OpenOptions(format=new.backing_format, say_raw="say -F raw (backing_format='raw')")
+        options = OpenOptions(format=new.backing_format, say_raw="say {parent_format=raw}")
         parent = open_layer(locate_parent(path, new.backing).name, options)
         mtime = parent.file.modified_seconds()
         if size is None:
@@ -188,7 +188,7 @@ def _check_replaceable(path: str, target: str, *, overwrite: bool) -> None:
     with contextlib.closing(LocalFile.open(target, writable=True)) as existing:
         if not overwrite and not existing.is_block_device and existing.size() > 0:
             raise ImageError(
-                ErrorKind.EXISTS, "exists and is not empty", path=path, op="create", remedy="say --force to replace it"
+                ErrorKind.EXISTS, "exists and is not empty", path=path, op="create", remedy="say {force} to replace it"
             )
 
 

@@ -62,7 +62,7 @@ def test_a_raw_image_must_be_named_to_be_written(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     path.write_bytes(bytes(1000))
     error = failure(path, writable=True)
-    assert (error.kind, "-f raw" in str(error)) == (ErrorKind.READ_ONLY, True)
+    assert (error.kind, "format='raw'" in str(error)) == (ErrorKind.READ_ONLY, True)
     with tapfs.open(path, writable=True, format="raw") as disk:
         assert disk.size == 1000
         disk.write(999, b"x")
@@ -156,7 +156,7 @@ def test_a_chain_of_three_needs_its_formats_named(tmp_path: Path) -> None:
     qcow(tmp_path / "middle", "base.raw", None)
     top = qcow(tmp_path / "top", "middle", None, "qcow")
     error = failure(top)
-    assert (error.kind, "--backing-format qcow" in str(error)) == (ErrorKind.DENIED, True)
+    assert (error.kind, "backing_formats=['qcow']" in str(error)) == (ErrorKind.DENIED, True)
     with tapfs.open(top, backing_formats=["qcow"]) as disk:
         assert disk.read(SIZE - 10, 10) == b"b" * 10
         assert disk.parents == (str(tmp_path / "middle"), str(base))
@@ -173,7 +173,7 @@ def test_loops_and_missing_parents_are_named(tmp_path: Path) -> None:
     assert (error.kind, "comes back" in str(error)) == (ErrorKind.CORRUPT, True)
     os.unlink(tmp_path / "base.raw")
     error = failure(tmp_path / "other")
-    assert (error.kind, "--backing FILE" in str(error)) == (ErrorKind.NOT_FOUND, True)
+    assert (error.kind, "backing=FILE" in str(error)) == (ErrorKind.NOT_FOUND, True)
 
 
 def test_parents_stay_under_the_backing_root(tmp_path: Path) -> None:
