@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -36,6 +37,7 @@ def _guarded(program: str, body: Callable[[], int], *, ends_process: bool) -> in
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    _print_warnings(program)
     try:
         with _signals_as_exceptions(ignored_after=ends_process):
             release_signals()
@@ -59,6 +61,13 @@ def _guarded(program: str, body: Callable[[], int], *, ends_process: bool) -> in
         if (interruption := interruption_in(error)) is not None:
             return _interrupted(program, interruption)
         return _bug(program, error)
+
+
+def _print_warnings(program: str) -> None:
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        complain(program, f"warning: {message}")
+
+    warnings.showwarning = show
 
 
 def _fill_standard_descriptors() -> None:

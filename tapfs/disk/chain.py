@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tapfs.disk.foreign import ForeignFormat
-from tapfs.disk.probe import detect, format_named
+from tapfs.disk.probe import detect, format_named, plugin_of
 from tapfs.driver import MAX_DISK_BYTES, Driver, Format, OpenRequest, WritableDriver
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.confine import LEAVING
@@ -151,6 +151,20 @@ def _guessed(file: LocalFile, options: OpenOptions) -> Format:
     return found
 
 
+def _opened(found: Format, file: LocalFile, request: OpenRequest) -> Driver:
+    try:
+        return found.open(file, request)
+    except ImageError:
+        raise
+    except Exception as error:
+        plugin = plugin_of(found)
+        if plugin is None:
+            raise
+        from tapfs.disk.plugins import failure
+
+        raise failure(plugin, file.path, error) from error
+
+
 def _open_driver(found: Format, files: LocalFiles, options: OpenOptions) -> Driver:
     file = files.image
     request = OpenRequest(
@@ -159,7 +173,7 @@ def _open_driver(found: Format, files: LocalFiles, options: OpenOptions) -> Driv
         further=files,
         scratch=ScratchFile if options.lenient else None,
     )
-    driver = found.open(file, request)
+    driver = _opened(found, file, request)
     if options.writable and not isinstance(driver, WritableDriver):
         raise ImageError(ErrorKind.READ_ONLY, f"tapfs does not write {found.name} images", path=file.path, op="open")
     size = driver.geometry.virtual_size

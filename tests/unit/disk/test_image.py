@@ -198,33 +198,3 @@ def test_a_parent_that_ends_early_reads_as_zeros_beyond(tmp_path: Path) -> None:
         assert disk.read(100_000, 3) == b"b\0\0"
         disk.write(100_000, b"x")
         assert disk.read(99_999, 4) == b"bx\0\0"
-
-
-def test_other_formats_come_in_by_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "site"
-    (package / "dotted-1.0.dist-info").mkdir(parents=True)
-    (package / "dotted-1.0.dist-info/entry_points.txt").write_text("[tapfs.formats]\ndotted = dotted:FORMAT\n")
-    (package / "dotted-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: dotted\nVersion: 1.0\n")
-    (package / "dotted.py").write_text(
-        "from tapfs.formats.raw import IdentityDriver\n"
-        "class Dotted:\n"
-        "    name = 'dotted'\n"
-        "    def probe(self, head, size):\n"
-        "        return 90 if head.startswith(b'...') else 0\n"
-        "    def open(self, file, request):\n"
-        "        return IdentityDriver(file, self.name)\n"
-        "FORMAT = Dotted()\n"
-    )
-    monkeypatch.syspath_prepend(str(package))
-    from tapfs.disk import probe
-
-    for cached in (probe._others, probe.format_named):
-        cached.cache_clear()
-    try:
-        (tmp_path / "image").write_bytes(b"..." + bytes(1000))
-        with tapfs.open(tmp_path / "image") as disk:
-            assert disk.format_name == "dotted"
-        assert "dotted" in probe.format_names()
-    finally:
-        for cached in (probe._others, probe.format_named):
-            cached.cache_clear()

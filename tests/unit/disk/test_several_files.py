@@ -14,7 +14,7 @@ from tapfs.disk import probe
 from tapfs.disk.chain import OpenOptions, open_chain
 from tapfs.disk.opening import complete_left, open_image
 from tapfs.disk.plan_log import PlanLog, PlannedFile
-from tapfs.driver import Format
+from tapfs.disk.plugins import Plugin
 from tapfs.host.new_files import NewFiles
 from tapfs.jobs.convert import convert_to_new
 from tapfs.kernel.engine import EngineDisk
@@ -27,7 +27,7 @@ MIB = 1 << 20
 @pytest.fixture(autouse=True)
 def flat_format(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The toy format is installed, as another package would have it."""
-    found: dict[str, Format] = {"flat": FORMAT}
+    found = {"flat": Plugin(FORMAT, "the toy")}
     monkeypatch.setattr(probe, "_others", lambda: found)
     probe.format_named.cache_clear()
     yield
