@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import errno
+import pickle
 import re
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -72,7 +73,7 @@ def test_a_missing_image_is_a_missing_file() -> None:
     assert caught.value.errno == errno.ENOENT
 
 
-@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda error: copy.copy(error)])
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])  # noqa: S301
 @pytest.mark.parametrize("kind", [ErrorKind.DENIED, ErrorKind.CORRUPT])
 def test_an_error_goes_to_another_process_whole(kind: ErrorKind, again: object) -> None:
     error = ImageError(kind, "it failed", path="d", offset=1, op="read", remedy="try again")
