@@ -21,6 +21,7 @@ import pyfuse3
 from tapfs.disk.image import Image
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.fuse.connection import MountOptions, connect, kind_of_failure
+from tapfs.fuse.init_request import PlainConnection
 from tapfs.fuse.mount_table import unmount
 from tapfs.fuse.native import NativeEngine
 from tapfs.fuse.operations import ImageOperations
@@ -65,22 +66,31 @@ def attach(
     """Mount and make the pyfuse3 session. Raises ImageError; nothing is mounted then."""
     # An image that cannot be served is refused here: no engine serves it any better.
     _ = image.engine_disk
-    name = _source_name(source)
+    options = MountOptions(_source_name(source), not image.writable, settings.fuse_options)
     if choice != PYFUSE3:
-        connection = connect(mountpoint, MountOptions(name, not image.writable, settings.fuse_options))
         try:
             return _attach_native(
-                image, tree, mountpoint, connection, choice=choice, modified_ns=modified_ns, settings=settings
+                image,
+                tree,
+                mountpoint,
+                connect(mountpoint, options),
+                choice=choice,
+                modified_ns=modified_ns,
+                settings=settings,
             )
         except ImageError as error:
             if choice != AUTO:
                 raise
             log.warning("%s: served by pyfuse3 alone: %s", mountpoint, error)
-    options = {*settings.fuse_options, "subtype=tapfs", f"fsname={name}"}
-    if not image.writable:
-        options.add("ro")
-    operations = ImageOperations(image, tree, modified_ns=modified_ns, settings=settings)
-    _start_session(operations, mountpoint, mountpoint, options)
+    connection = connect(mountpoint, options)
+    with _unmounted_on_failure(mountpoint):
+        plain = PlainConnection(connection, mountpoint)
+        operations = ImageOperations(image, tree, modified_ns=modified_ns, on_init=plain.accepted, settings=settings)
+        try:
+            _start_session(operations, plain.session_path(), mountpoint)
+        except BaseException:
+            plain.close()
+            raise
     return Attachment(None)
 
 
@@ -95,7 +105,7 @@ def _attach_native(
     settings: MountSettings,
 ) -> Attachment:
     """Native threads on a mounted connection. Raises ImageError; nothing is mounted then."""
-    try:
+    with _unmounted_on_failure(mountpoint):
         passthrough = choice == PASSTHROUGH or (choice == AUTO and not image.writable)
         native = NativeEngine(image, tree, connection, passthrough=passthrough)
         try:
@@ -103,21 +113,29 @@ def _attach_native(
             operations = ImageOperations(
                 image, tree, modified_ns=modified_ns, last_write_ns=native.last_write_ns, settings=settings
             )
-            _start_session(operations, native.session_path(), mountpoint, set())
+            _start_session(operations, native.session_path(), mountpoint)
         except BaseException:
             native.stop()
             raise
+    return Attachment(native)
+
+
+@contextmanager
+def _unmounted_on_failure(mountpoint: str) -> Generator[None]:
+    """Unmount what `connect` has mounted if it cannot be served."""
+    try:
+        yield
     except BaseException:
         with suppress(ImageError):
             unmount(mountpoint, lazy=True)
         raise
-    return Attachment(native)
 
 
-def _start_session(operations: ImageOperations, where: str, mountpoint: str, options: set[str]) -> None:
+def _start_session(operations: ImageOperations, where: str, mountpoint: str) -> None:
+    """Have pyfuse3 serve the descriptor that the path `where` names."""
     with _captured_stderr() as said:
         try:
-            pyfuse3.init(operations, where, options)
+            pyfuse3.init(operations, where, set())
         except RuntimeError as error:
             raise ImageError(
                 kind_of_failure(said()), f"cannot mount: {said() or error}", path=mountpoint, op="mount"

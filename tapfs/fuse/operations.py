@@ -67,7 +67,8 @@ class ImageOperations(pyfuse3.Operations):
     """The handlers for one image and its tree.
 
     `modified_ns` is the modification time that the files show until one is written. Writes that
-    do not come here are asked for: `last_write_ns` is the time of the last of them, or 0.
+    do not come here are asked for: `last_write_ns` is the time of the last of them, or 0. `on_init` is called when
+    libfuse has read INIT, before it answers.
     """
 
     supports_dot_lookup = True
@@ -80,6 +81,7 @@ class ImageOperations(pyfuse3.Operations):
         *,
         modified_ns: int,
         last_write_ns: Callable[[], int] = lambda: 0,
+        on_init: Callable[[], None] = lambda: None,
         settings: MountSettings = PLAIN,
     ) -> None:
         super().__init__()
@@ -87,12 +89,17 @@ class ImageOperations(pyfuse3.Operations):
         self._tree = tree
         self._modified_ns = modified_ns
         self._last_write_ns = last_write_ns
+        self._on_init = on_init
         self._settings = settings
         self._owner = settings.owner
         self._handles: dict[int, _Handle] = {}
         self._next_handle = 1
         self._limit = trio.CapacityLimiter(_THREADS)
         self._answering = _Answering(image)
+
+    def init(self) -> None:
+        """Begin: libfuse agrees with the kernel."""
+        self._on_init()
 
     # The tree
 
@@ -122,13 +129,22 @@ class ImageOperations(pyfuse3.Operations):
         fh: pyfuse3.FileHandleT | None,
         ctx: pyfuse3.RequestContext,
     ) -> EntryAttributes:
-        """Refuse every change but a truncation to the size that the disk has."""
+        """Refuse every change but a truncation to the size that the disk has.
+
+        A truncation to nothing without a handle is an open with O_TRUNC; truncate(2) cannot be told from it. It has no
+        effect, as on a block device: the answer has the size that the disk keeps.
+        """
         with self._answering:
             node = self._node(inode)
-            same_size = fields.update_size and isinstance(node.content, Window) and attr.st_size == node.content.size
+            window = node.content
+            keeps_size = (
+                fields.update_size
+                and isinstance(window, Window)
+                and (attr.st_size == window.size or (attr.st_size == 0 and fh is None))
+            )
             changes = fields.update_mode or fields.update_uid or fields.update_gid
             times = fields.update_atime or fields.update_mtime
-            if changes or (not same_size and (fields.update_size or times)):
+            if changes or (not keeps_size and (fields.update_size or times)):
                 raise FUSEError(errno.EPERM)
             return await self._attributes(node)
 

@@ -8,6 +8,7 @@
 /* The flags of both words as one. What is newer than the oldest header that we build with is defined here. */
 #define INIT_AUTO_INVAL_DATA (UINT64_C(1) << 12)
 #define INIT_ASYNC_READ (UINT64_C(1) << 0)
+#define INIT_ATOMIC_O_TRUNC (UINT64_C(1) << 3)
 #define INIT_ASYNC_DIO (UINT64_C(1) << 15)
 #define INIT_WRITEBACK_CACHE (UINT64_C(1) << 16)
 #define INIT_PARALLEL_DIROPS (UINT64_C(1) << 18)
@@ -86,6 +87,9 @@ size_t fuse_init_amend(tapfs_fuse *server, uint8_t *message, size_t length, size
     /* Nobody changes the disk but through this mount, so the page cache need not be dropped, nor the
      * attributes fetched before every read, because a write has changed the time of the file. */
     flags &= ~INIT_AUTO_INVAL_DATA;
+    /* With this the kernel makes the size 0 and drops the pages of a file that is opened with O_TRUNC, dirty ones of
+     * others included, and asks nobody. Without it the session is asked to truncate, and the disk keeps its size. */
+    flags &= ~INIT_ATOMIC_O_TRUNC;
     flags |= offered & (INIT_ASYNC_READ | INIT_ASYNC_DIO | INIT_PARALLEL_DIROPS);
     out.max_background = BACKGROUND_REQUESTS;
     out.congestion_threshold = CONGESTED_REQUESTS;

@@ -260,11 +260,13 @@ def test_kernel_gone(disk: Disk, tmp_path: Path) -> None:
 def test_init_is_amended(disk: Disk, tmp_path: Path) -> None:
     flat(disk, tmp_path, writable=True)
     everything = 0x7FFFFFFF
-    auto_inval, writeback, max_pages, ext = 1 << 12, 1 << 16, 1 << 22, 1 << 30
+    atomic_truncation, auto_inval, writeback, max_pages, ext = 1 << 3, 1 << 12, 1 << 16, 1 << 22, 1 << 30
     with serving(disk) as kernel:
         sent = kernel.send(fuse.INIT, 0, fuse.init_body(everything, 0xFF))
         message = kernel.forwarded()
-        libfuse = struct.pack("=IIIIHHIIHHI28x", 7, 38, 131072, auto_inval | 1, 0, 0, 131072, 1, 0, 0, 0)
+        libfuse = struct.pack(
+            "=IIIIHHIIHHI28x", 7, 38, 131072, auto_inval | atomic_truncation | 1, 0, 0, 131072, 1, 0, 0, 0
+        )
         kernel.session_answers(fuse.unique_of(message), libfuse)
         answer = kernel.answer()
         assert (answer.unique, answer.error, len(answer.body)) == (sent, 0, 64)
@@ -274,7 +276,7 @@ def test_init_is_amended(disk: Disk, tmp_path: Path) -> None:
         assert major == 7
         assert flags & max_pages
         assert flags & ext
-        assert not flags & (auto_inval | writeback)
+        assert not flags & (auto_inval | writeback | atomic_truncation)
         assert (max_write, pages) == (1 << 20, 256)
         assert flags2 & 1 << 4  # shared mappings of files that are opened with O_DIRECT
         assert not flags2 & 1 << 5  # no passthrough: no node has a file

@@ -1,0 +1,76 @@
+"""Agree with the kernel at INIT where pyfuse3 alone serves a connection.
+
+libfuse accepts nearly all that the kernel offers, and pyfuse3 has no way to refuse some of it. So the kernel's INIT is
+taken from the connection here, and libfuse reads it from a socket, without the offers that a disk must not accept. When
+libfuse has read it, and before it answers, the connection takes the place of that socket.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from contextlib import suppress
+
+from tapfs.errors import from_os_error
+
+#: With this (FUSE_ATOMIC_O_TRUNC) the kernel sets the size to 0 and drops its pages when a file is opened with O_TRUNC,
+#: without asking. The size of a disk does not change, so the dirty pages of whoever has mapped the disk would be lost.
+_ATOMIC_O_TRUNC = 1 << 3
+
+_REFUSED = _ATOMIC_O_TRUNC
+
+#: At least as long as the kernel demands of whoever reads a request.
+_LONGEST = (1 << 20) + 4096
+
+#: fuse_in_header, then the start of fuse_init_in: major, minor, max_readahead, flags.
+_HEADER = struct.Struct("=IIQQIIII")
+_FLAGS_AT = _HEADER.size + 12
+
+
+class PlainConnection:
+    """A mounted FUSE connection that pyfuse3 is to serve alone.
+
+    Takes over `connection`. `session_path` is what pyfuse3 takes as the mount point, and `accepted` must be called
+    from its `init` handler. Raises ImageError(io) if the kernel has ended the connection.
+    """
+
+    def __init__(self, connection: int, mountpoint: str) -> None:
+        self._connection: int | None = connection
+        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._ours.sendall(_without_refused(os.read(connection, _LONGEST)))
+        except BaseException as error:
+            theirs.close()
+            self.close()
+            if isinstance(error, OSError):
+                raise from_os_error(error, path=mountpoint, op="begin to serve the mount") from error
+            raise
+        #: libfuse closes it.
+        self._theirs = theirs.detach()
+
+    def session_path(self) -> str:
+        """The path of the descriptor, which pyfuse3 owns from now on."""
+        return f"/dev/fd/{self._theirs}"
+
+    def accepted(self) -> None:
+        """Put the connection in the place of the socket: libfuse has read INIT, and answers next."""
+        if self._connection is not None:
+            os.dup2(self._connection, self._theirs, inheritable=False)
+            self.close()
+
+    def close(self) -> None:
+        """Close what is still ours; closing twice is allowed."""
+        if self._connection is not None:
+            with suppress(OSError):
+                os.close(self._connection)
+            self._connection = None
+        self._ours.close()
+
+
+def _without_refused(request: bytes) -> bytes:
+    """INIT without the offers that are refused."""
+    changed = bytearray(request)
+    (flags,) = struct.unpack_from("=I", changed, _FLAGS_AT)
+    struct.pack_into("=I", changed, _FLAGS_AT, flags & ~_REFUSED)
+    return bytes(changed)
