@@ -274,8 +274,8 @@ class EngineDisk:
         return Outcome(Status(outcome.status), outcome.done, outcome.layer, outcome.offset, outcome.length)
 
 
-def execute_on_file(descriptor: int, path: str, plan: Plan) -> None:
-    """Execute a plan whose only host file is this one."""
+def execute_on_files(files: Iterable[HostDescriptor], plan: Plan) -> None:
+    """Execute a plan on host files, which its steps call by their place in `files`."""
     disk = EngineDisk(0)
     try:
         disk.add_layer(
@@ -287,7 +287,7 @@ def execute_on_file(descriptor: int, path: str, plan: Plan) -> None:
             cipher=Cipher.NONE,
             key=None,
             writable=True,
-            files=[HostDescriptor(descriptor, path, writable=True)],
+            files=files,
         )
         disk.execute(plan)
     finally:

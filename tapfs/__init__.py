@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from tapfs.disk.async_image import AsyncImage, open_async
     from tapfs.disk.chain_map import MappedExtent
     from tapfs.disk.image import Image
-    from tapfs.driver import CheckReport
     from tapfs.errors import ErrorKind, ImageError
+    from tapfs.findings import CheckReport
+    from tapfs.host.gate import Gate
     from tapfs.jobs.create import NewImage, create_image
 
 __all__ = [
     "AsyncImage",
     "CheckReport",
     "ErrorKind",
+    "Gate",
     "Image",
     "ImageError",
     "MappedExtent",
@@ -37,8 +39,9 @@ __all__ = [
 #: What is loaded when it is first asked for: importing tapfs costs next to nothing.
 _LAZY = {
     "AsyncImage": "tapfs.disk.async_image",
-    "CheckReport": "tapfs.driver",
     "ErrorKind": "tapfs.errors",
+    "CheckReport": "tapfs.findings",
+    "Gate": "tapfs.host.gate",
     "Image": "tapfs.disk.image",
     "ImageError": "tapfs.errors",
     "MappedExtent": "tapfs.disk.chain_map",
@@ -57,6 +60,7 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
     backing: str | None = None,
     backing_formats: Sequence[str] = (),
     backing_root: str | None = None,
+    gate: Gate | None = None,
     direct: bool = False,
     shared: bool = False,
     metadata_only: bool = False,
@@ -67,7 +71,8 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
 
     `format` is probed if None; a raw image must be named to be writable. `password` unlocks
     encrypted images. `backing` replaces the parent that the image names, `backing_formats` say
-    what the parents are (nearest first), `backing_root` is a directory that they must lie in.
+    what the parents are (nearest first), `backing_root` is a directory that they must lie in,
+    with every other file that the image names; `gate` says it in full (`tapfs.Gate`).
     `direct` moves guest data past the host's page cache. `shared` neither refuses other users
     of the files nor is refused. `metadata_only` opens an encrypted image without its password.
     `overlay` is a file that takes all writes, made if it is not there; with `temporary` a file
@@ -77,6 +82,7 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
     """
     from tapfs.disk.chain import OpenOptions  # lazy, see above
     from tapfs.disk.opening import open_image
+    from tapfs.host.gate import Gate
     from tapfs.host.lock import Sharing
 
     options = OpenOptions(
@@ -84,7 +90,7 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
         writable=writable,
         backing=backing,
         backing_formats=backing_formats,
-        backing_root=backing_root,
+        gate=gate or (Gate() if backing_root is None else Gate.inside(backing_root)),
         direct=direct,
         sharing=Sharing.ANYBODY if shared else Sharing.ALONE,
         overlay=None if overlay is None else _text(overlay),

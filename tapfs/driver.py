@@ -10,90 +10,49 @@ needs no locking of its own. `formats/README.md` is the guide to writing one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, IntEnum, StrEnum
+from enum import Enum, StrEnum
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from tapfs.extent import Extent
+from tapfs.findings import CheckReport, Finding, Severity
+from tapfs.geometry import MAX_DISK_BYTES, BackingReference, Cipher, Codec, Geometry
+from tapfs.host_files import FurtherFiles, HostFile, NoFurtherFiles, NumberedFile, Role
 from tapfs.plan import Plan
 
-
-class Codec(IntEnum):
-    """How a COMPRESSED extent is packed. The engine's C enum has the same values."""
-
-    NONE = 0
-    RAW_DEFLATE = 1
-
-
-class Cipher(IntEnum):
-    """The image-level transform of DATA extents. The engine's C enum has the same values."""
-
-    NONE = 0
-    #: AES-128-CBC per 512-byte sector, IV = little-endian guest sector number (QEMU's "aes").
-    AES_128_CBC_SECTOR = 1
-
-
-class HostFile(Protocol):
-    """A host file as a driver sees it: metadata reads only."""
-
-    @property
-    def path(self) -> str:
-        """The name for messages."""
-        ...
-
-    def size(self) -> int:
-        """Length in bytes now (of a block device: its capacity)."""
-        ...
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Up to `length` bytes at `offset`; shorter only at the end of the file.
-
-        Raises ImageError(io) when the host cannot read.
-        """
-        ...
-
-    def data_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """The ``(offset, length)`` ranges inside the request that may hold other than zeros.
-
-        Ascending and disjoint. What lies between them is a hole of the host file system and
-        reads as zeros. A host that cannot tell answers the whole request.
-        """
-        ...
-
-
-class BackingReference(NamedTuple):
-    """The parent that an image names. `format` is None where the header is silent."""
-
-    name: str
-    format: str | None = None
-
-
-#: The largest disk, in bytes: no map unit that begins in it ends past the largest offset of a host file.
-MAX_DISK_BYTES = (1 << 63) - 1 - (1 << 30)
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """The constants of an open image, all lengths in bytes.
-
-    `virtual_size`: at most `MAX_DISK_BYTES`; an image of a larger disk is refused when it is opened.
-    `granule`: the smallest piece mapped on its own; reservations are aligned to it (the last
-    one may reach past `virtual_size`). `map_unit`: a multiple of `granule` whose map `map`
-    answers whole, and which the engine caches whole (one L2 table, one grain table); at most
-    1 GiB. `identity`: every byte is at the same offset of file 0, writable in place for a
-    writable image; the engine then asks for no map at all. `files`: the number of host files.
-    A COMPRESSED extent is one granule.
-    """
-
-    virtual_size: int
-    granule: int
-    map_unit: int
-    identity: bool = False
-    files: int = 1
-    backing: BackingReference | None = None
-    codec: Codec = Codec.NONE
-    cipher: Cipher = Cipher.NONE
+#: The whole contract of a driver but extents and plans, wherever its parts stand.
+__all__ = [
+    "MAX_DISK_BYTES",
+    "Ability",
+    "BackingReference",
+    "CheckReport",
+    "Checkable",
+    "Cipher",
+    "Codec",
+    "CreatableFormat",
+    "CreateRequest",
+    "DescribedFormat",
+    "Driver",
+    "Finding",
+    "Format",
+    "FurtherFiles",
+    "Geometry",
+    "HostFile",
+    "MultiFileFormat",
+    "NoFurtherFiles",
+    "NumberedFile",
+    "OpenRequest",
+    "Operation",
+    "Placement",
+    "ProgressCallback",
+    "Reservation",
+    "Role",
+    "Severity",
+    "StreamWriter",
+    "Streamable",
+    "WritableDriver",
+]
 
 
 @runtime_checkable
@@ -271,47 +230,6 @@ class Streamable(Driver, Protocol):
         ...
 
 
-class Severity(StrEnum):
-    """How bad a finding is."""
-
-    CORRUPTION = "corruption"
-    LEAK = "leak"
-    NOTE = "note"
-
-
-class Finding(NamedTuple):
-    """One thing that check found; `host_offset` is where in the image file, if anywhere."""
-
-    severity: Severity
-    message: str
-    host_offset: int | None = None
-
-
-@dataclass(slots=True)
-class CheckReport:
-    """The result of a check. `findings` is bounded; the counts are not."""
-
-    #: Findings of one severity beyond this many are counted but not kept.
-    MAX_KEPT = 100
-
-    findings: list[Finding] = field(default_factory=list[Finding])
-    corruptions: int = 0
-    leaks: int = 0
-    leaked_bytes: int = 0
-    allocated_bytes: int = 0
-    #: What a repair has mended before this check, in words (`Plan.mends`).
-    mended: list[str] = field(default_factory=list[str])
-
-    def add(self, severity: Severity, message: str, host_offset: int | None = None) -> None:
-        """Count a finding and keep it while there is room."""
-        if severity is Severity.CORRUPTION:
-            self.corruptions += 1
-        elif severity is Severity.LEAK:
-            self.leaks += 1
-        if sum(kept.severity is severity for kept in self.findings) < self.MAX_KEPT:
-            self.findings.append(Finding(severity, message, host_offset))
-
-
 #: Called with bytes done and bytes in all.
 ProgressCallback = Callable[[int, int], None]
 
@@ -335,22 +253,43 @@ class Checkable(Driver, Protocol):
         ...
 
 
+class Scratch(Protocol):
+    """Space on the host for what a check cannot hold in memory: written from front to back, then read."""
+
+    def append(self, data: bytes) -> None:
+        """Add to the end. Raises ImageError(no_space, io)."""
+        ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes at `offset`; shorter only at the end."""
+        ...
+
+    def close(self) -> None:
+        """Give the space back."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class OpenRequest:
     """How to open an image.
 
-    `lenient`: for check and repair, which must get as far as a damaged image allows.
+    `lenient`: for check and repair, which must get as far as a damaged image allows. `further`
+    opens the other host files that the image names; their number follows the order of opening.
+    `scratch` makes space for a check to work in. A check without it keeps in memory what it needs.
     """
 
     writable: bool = False
     lenient: bool = False
+    further: FurtherFiles = field(default_factory=NoFurtherFiles)
+    scratch: Callable[[], Scratch] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CreateRequest:
     """What to create. `options` are the `-o` pairs; a driver refuses those it does not know.
 
-    `backing_mtime` is the parent's modification time in whole seconds since 1970.
+    `backing_mtime` is the parent's modification time in whole seconds since 1970. `name` is the
+    file name of the new image without its folder, for formats that write it into their metadata.
     """
 
     virtual_size: int
@@ -358,6 +297,7 @@ class CreateRequest:
     backing_mtime: int = 0
     options: Mapping[str, str] = field(default_factory=dict[str, str])
     encrypted: bool = False
+    name: str = ""
 
 
 @runtime_checkable
@@ -416,4 +356,16 @@ class DescribedFormat(Format, Protocol):
     @property
     def abilities(self) -> frozenset[Ability]:
         """All that it can do besides being read and created."""
+        ...
+
+
+@runtime_checkable
+class MultiFileFormat(CreatableFormat, Protocol):
+    """A creatable format whose images may consist of several host files."""
+
+    def further_names(self, request: CreateRequest) -> Sequence[str]:
+        """The names of files 1, 2, … that the plan of `create` writes, in the folder of the image.
+
+        Empty for a request that makes a single file. Raises ImageError as `create` does.
+        """
         ...

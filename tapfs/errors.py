@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from enum import StrEnum
 from functools import partial
 from typing import NamedTuple, Self, cast
@@ -28,6 +32,7 @@ class ErrorKind(StrEnum):
     NOT_FOUND = "not_found"
     EXISTS = "exists"
     DENIED = "denied"
+    INVALID_ARGUMENT = "invalid_argument"
 
 
 class Codes(NamedTuple):
@@ -37,8 +42,11 @@ class Codes(NamedTuple):
     exit_code: int
 
 
+#: The exit code of a wrong command line.
+EXIT_USAGE = 64
+
 #: Exit codes 0 to 3 belong to the commands (check: 2 corrupt, 3 leaks; compare: 1 different),
-#: so `corrupt` is 2 wherever it is met and every other kind has a code of its own from 10 up.
+#: so `corrupt` is 2 wherever it is met and every other kind has a code of its own, from 10 up.
 CODES: dict[ErrorKind, Codes] = {
     ErrorKind.CORRUPT: Codes(errno.EUCLEAN, 2),
     ErrorKind.IO: Codes(errno.EIO, 10),
@@ -51,10 +59,11 @@ CODES: dict[ErrorKind, Codes] = {
     ErrorKind.NOT_FOUND: Codes(errno.ENOENT, 17),
     ErrorKind.EXISTS: Codes(errno.EEXIST, 18),
     ErrorKind.DENIED: Codes(errno.EACCES, 19),
+    # What was asked for is not possible in these words, or leaves a choice open: as a wrong command line.
+    ErrorKind.INVALID_ARGUMENT: Codes(errno.EINVAL, EXIT_USAGE),
 }
 
 #: Exit codes that no error kind has.
-EXIT_USAGE = 64
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 
@@ -74,11 +83,69 @@ _KIND_OF_ERRNO: dict[int, ErrorKind] = {
 }
 
 
+class Spelling(NamedTuple):
+    """How the options that remedies name are written where their reader writes options.
+
+    Each field of an entry of `OPTIONS` is one of these ways; "{}" stands for the value.
+    """
+
+    command_line: str
+    mount_option: str
+    python: str
+
+
+#: The options that remedies name. In a remedy they are written as ``{name}`` or ``{name=value}``.
+OPTIONS: dict[str, Spelling] = {
+    "backing": Spelling("--backing {}", "backing={}", "backing={}"),
+    "backing_format": Spelling("--backing-format {}", "backing_format={}", "backing_formats=['{}']"),
+    "files": Spelling("--files", "files", "files"),
+    "force": Spelling("--force", "force", "force=True"),
+    "force_share": Spelling("--force-share", "force_share", "shared=True"),
+    "format": Spelling("-f {}", "format={}", "format='{}'"),
+    "parent_format": Spelling("-F {}", "backing_format={}", "backing_format='{}'"),
+    "partition": Spelling("--partition {}", "partition={}", "partition={}"),
+    "password": Spelling("--key-file FILE or in TAPFS_PASSWORD", "key_file=FILE", "password=..."),
+    "rw": Spelling("--rw", "rw", "writable=True"),
+    "sector_size": Spelling("--sector-size {}", "sector_size={}", "sector_size={}"),
+    "shrink": Spelling("--shrink", "shrink", "shrink=True"),
+    "temp": Spelling("--temp", "temp", "temporary=True"),
+}
+
+_OPTION = re.compile(r"\{([a-z_]+)(?:=([^{}]*))?\}")
+
+#: Which of the ways is that of this program. A front end sets it for all that it does.
+_way: ContextVar[str] = ContextVar("_way", default="python")
+
+
+@contextmanager
+def options_as(way: str) -> Generator[None]:
+    """Have errors name options as on a "command_line" or as a "mount_option"; without this it is as in "python"."""
+    token = _way.set(way)
+    try:
+        yield
+    finally:
+        _way.reset(token)
+
+
+def spelled(text: str) -> str:
+    """A text with its ``{name=value}`` written as this program's user writes options; other braces stay."""
+
+    def written(option: re.Match[str]) -> str:
+        name, value = option.groups()
+        if name not in OPTIONS:
+            return option[0]
+        way: str = getattr(OPTIONS[name], _way.get())
+        return way.replace("{}", value or "")
+
+    return _OPTION.sub(written, text)
+
+
 class ImageError(OSError):
     """A failure with its kind and its place.
 
     ``path`` is the host file, ``offset`` the byte offset in it (or in the virtual disk where
     the message says so), ``op`` what was being done, ``remedy`` what the user can do about it.
+    A remedy is given with options as ``{name=value}`` (see `OPTIONS`) and read as `spelled` writes it.
 
     It is an OSError: ``errno`` is the number that a file system answers with for the kind,
     ``filename`` is ``path``, ``strerror`` is the message. An error of the kind `not_found`, `exists` or
@@ -108,11 +175,20 @@ class ImageError(OSError):
         self.path = path
         self.offset = offset
         self.op = op
-        self.remedy = remedy
+        self.neutral_remedy = remedy
+
+    @property
+    def remedy(self) -> str | None:
+        """What the user can do about it, in the words of this program."""
+        return None if self.neutral_remedy is None else spelled(self.neutral_remedy)
+
+    @remedy.setter
+    def remedy(self, text: str | None) -> None:
+        self.neutral_remedy = text
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle and copy by the arguments, all of them, and what was added (notes)."""
-        place = {"path": self.path, "offset": self.offset, "op": self.op, "remedy": self.remedy}
+        place = {"path": self.path, "offset": self.offset, "op": self.op, "remedy": self.neutral_remedy}
         return partial(type(self), self.kind, self.message, **place), (), self.__dict__  # type: ignore[arg-type]
 
     @property

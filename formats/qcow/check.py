@@ -36,7 +36,6 @@ class Check:
         self._file_size = image.file.size()
         #: One byte for each L1 entry: 1 where its table cannot be read or was read for another entry.
         self._skipped = bytearray(len(image.l1))
-        self._first_pass = True
         self._unaligned_noted = False
         self.report = CheckReport()
         #: L1 indexes of tables under a stray header copy, and how many tables the L1 formula does not give.
@@ -48,7 +47,7 @@ class Check:
             self.report.add(*finding)
         self._note_era()
         self._check_tables()
-        for offset, length in gaps(self._claims, self._file_size, self._overlap):
+        for offset, length in gaps(self._claims(), self._file_size, self._overlap, image.scratch):
             self._check_gap(offset, length)
         self._note_strays()
 
@@ -100,7 +99,7 @@ class Check:
                 self._skipped[later.table] = 1
                 self._overlap(earlier, later)
 
-        for _ in gaps(tables, 0, overlap):
+        for _ in gaps(tables(), 0, overlap, image.scratch):
             pass
 
     def _claims(self) -> Iterator[Claim]:
@@ -110,8 +109,6 @@ class Check:
         if header.has_backing and header.backing_file_offset >= self._header_end():
             yield Claim(header.backing_file_offset, header.backing_file_size, Claimant.NAME)
         yield Claim(header.l1_table_offset, header.l1_length, Claimant.L1)
-        report = self._first_pass
-        self._first_pass = False
         total = len(image.l1) * header.l2_length
         for number, (index, entry) in enumerate(image.l1.used()):
             if self._progress is not None and number % _PROGRESS_TABLES == 0:
@@ -119,43 +116,41 @@ class Check:
             if self._skipped[index]:
                 continue
             yield Claim(entry, header.l2_length, Claimant.TABLE, index)
-            yield from self._cluster_claims(index, entry, report=report)
+            yield from self._cluster_claims(index, entry)
         if self._progress is not None:
             self._progress(total, total)
 
-    def _cluster_claims(self, index: int, table_offset: int, *, report: bool) -> Iterator[Claim]:
+    def _cluster_claims(self, index: int, table_offset: int) -> Iterator[Claim]:
         image = self._image
         header = image.header
         table = image.tables.read_from_disk(table_offset)
         if image.follows_formula:
-            table = self._reconcile(index, table_offset, table, report=report)
+            table = self._reconcile(index, table_offset, table)
         for run in image.table_runs(index, table):
             if run.kind == Kind.UNALLOCATED:
                 continue
             wrong = fault(run, header, self._file_size)
             at = table_offset + ENTRY_LENGTH * run.first
             if wrong is not None:
-                if report:
-                    self.report.add(Severity.CORRUPTION, f"L2 entry {run.first} of table {index}: {wrong}", at)
+                self.report.add(Severity.CORRUPTION, f"L2 entry {run.first} of table {index}: {wrong}", at)
                 continue
             length = run.host_length or run.clusters << header.cluster_bits
-            if report:
-                self.report.allocated_bytes += length
-                if run.kind == Kind.DATA and run.host_offset % header.cluster_size and not image.follows_formula:
-                    self._note_unaligned(index, run.first, at)
+            self.report.allocated_bytes += length
+            if run.kind == Kind.DATA and run.host_offset % header.cluster_size and not image.follows_formula:
+                self._note_unaligned(index, run.first, at)
             yield Claim(run.host_offset, length, Claimant.CLUSTER, index, run.first)
 
-    def _reconcile(self, index: int, table_offset: int, table: array[int], *, report: bool) -> array[int]:
+    def _reconcile(self, index: int, table_offset: int, table: array[int]) -> array[int]:
         """The entries that readers use: those that L1 gives, if they may differ from the table's."""
         image = self._image
         computed = image.tables.computed(table_offset)
         if table == computed:
             return table
         stray = table[0] == STRAY_HEADER_WORD
-        if report and stray:
+        if stray:
             if len(self.strays) < MAX_REMEMBERED:
                 self.strays.append(index)
-        elif report:
+        else:
             self.disagreements += 1
             if image.fast_path:
                 message = f"L2 table {index} is not what blktap computes from L1: QEMU reads other data than blktap"

@@ -53,12 +53,17 @@ class L1Table:
         return stop
 
     def used(self) -> Iterator[tuple[int, int]]:
-        """``(index, entry)`` of every entry that is not zero, ascending by index."""
-        count = len(self)
-        index = self.next_used(0, count)
-        while index < count:
-            yield index, self[index]
-            index = self.next_used(index + 1, count)
+        """``(index, entry)`` of every entry that is not zero, ascending by index. Nobody may change one meanwhile."""
+        for at in range(0, len(self.raw), _PIECE):
+            piece = bytes(self.raw[at : at + _PIECE])
+            if piece.count(0) == len(piece):
+                continue
+            entries = array("Q", piece)
+            if self.order != sys.byteorder:
+                entries.byteswap()
+            for index, entry in enumerate(entries, at // ENTRY_LENGTH):
+                if entry:
+                    yield index, entry
 
     def cksum(self) -> int:
         """The cksum of the table as it is now."""

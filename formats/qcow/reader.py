@@ -50,6 +50,8 @@ class QcowDriver:
     def __init__(self, file: HostFile, request: OpenRequest) -> None:
         self.file = file
         self.writable = request.writable
+        #: Makes space for a check to work in.
+        self.scratch = request.scratch
         #: Damage that a lenient open went past.
         self.open_findings: list[Finding] = []
         #: Whether a lenient open had to guess the byte order of L1.

@@ -33,7 +33,7 @@ _FAILED = 32
 def main(argv: list[str] | None = None) -> int:
     """Mount as the words of mount(8) say."""
     words = sys.argv[1:] if argv is None else argv
-    code = guarded(_PROGRAM, lambda: _mount(words))
+    code = guarded(_PROGRAM, lambda: _mount(words), options_way="mount_option")
     if code == EXIT_USAGE:
         return _WRONG_CALL
     return _FAILED if code else 0

@@ -7,10 +7,9 @@ import sys
 from importlib import import_module
 
 from tapfs.cli.guard import EXIT_BROKEN_PIPE, guarded
-from tapfs.cli.json_output import wants_json
 from tapfs.cli.parser import CommandParsers, Parser, UsageError, did_you_mean
 from tapfs.cli.signals import signals_held
-from tapfs.errors import CODES, EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, ErrorKind
+from tapfs.errors import CODES, EXIT_BUG, EXIT_INTERRUPTED, ErrorKind
 
 #: The commands as `tapfs --help` groups them, with the package of their modules. A module is named as its command,
 #: has `add_parser(subparsers)`, and imports what is heavy in `run`.
@@ -30,6 +29,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
 COMMANDS: dict[str, str] = {name: f"{package}.{name}" for package, names in GROUPS.values() for name in names}
 
 _MEANINGS: dict[ErrorKind, str] = {
+    ErrorKind.INVALID_ARGUMENT: "the command line is wrong, or leaves a choice open",
     ErrorKind.CORRUPT: "the image is corrupt",
     ErrorKind.IO: "the host could not read or write",
     ErrorKind.INVALID_FORMAT: "not an image of that format",
@@ -47,7 +47,7 @@ _MEANINGS: dict[ErrorKind, str] = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code; the table is at the end of `tapfs --help`."""
     words = sys.argv[1:] if argv is None else argv
-    return guarded("tapfs", lambda: _dispatch(words), ends_process=argv is None, json=wants_json(words))
+    return guarded("tapfs", lambda: _dispatch(words), ends_process=argv is None)
 
 
 def exit_code_table() -> str:
@@ -56,7 +56,6 @@ def exit_code_table() -> str:
         (0, "done; check: clean; compare: same"),
         (1, "compare: different"),
         (3, "check: leaked space, no corruption"),
-        (EXIT_USAGE, "the command line is wrong"),
         (EXIT_BUG, "a bug in tapfs"),
         (EXIT_INTERRUPTED, "interrupted (Ctrl-C); 143 and 129: SIGTERM and SIGHUP"),
         (EXIT_BROKEN_PIPE, "the reader of standard output went away"),

@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from tapfs.cli.progress import Progress
 
 
+def print_json(value: object) -> None:
+    """One JSON document on standard output."""
+    import json  # only those who want it pay for it
+
+    print(json.dumps(value, indent=2))
+
+
 def printable(text: str) -> str:
     """A name on one line: it may hold newlines and terminal escapes."""
     return text if text.isprintable() else repr(text)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tapfs.disk.chain_map import MappedExtent
+    from tapfs.disk.description import ImageInfo
     from tapfs.disk.image import Image
+    from tapfs.host.gate import Gate
 
     class OpenKeywords(TypedDict, total=False):
         """The keywords of `tapfs.open`."""
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
         backing: str | None
         backing_formats: Sequence[str]
         backing_root: str | None
+        gate: Gate | None
         direct: bool
         shared: bool
         metadata_only: bool
@@ -51,7 +54,7 @@ class AsyncImage:
         self.writable = image.writable
         self.parents = image.parents
 
-    async def info(self) -> dict[str, object]:
+    async def info(self) -> ImageInfo:
         """What ``tapfs info --json`` prints."""
         return await _in_thread(lambda: self._image.info)
 

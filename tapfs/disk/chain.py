@@ -6,7 +6,7 @@ An image is hostile input, and the name of its parent most of all. The rules:
 * where neither does, the parent is probed, but a probed parent that itself names a further
   file is refused: a guest can write such a header into a raw disk;
 * a loop is found, a chain is at most `MAX_DEPTH` long;
-* with a backing root no parent lies outside it, symbolic links included, and nothing outside is opened or told;
+* the gate (`tapfs.host.gate`) decides which files the images may name; of others nothing is opened or told;
 * a raw image found by probing is never writable: a guest can forge a magic the other way;
 * a file of a format that tapfs does not read is never taken for raw unless the user says so.
 """
@@ -18,18 +18,21 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tapfs.disk.foreign import ForeignFormat
-from tapfs.disk.probe import detect, format_named
+from tapfs.disk.probe import detect, format_named, plugin_of
 from tapfs.driver import MAX_DISK_BYTES, Driver, Format, OpenRequest, WritableDriver
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.confine import LEAVING
 from tapfs.host.file import LocalFile
+from tapfs.host.files import LocalFiles, all_identities
+from tapfs.host.gate import ORDINARY, Gate
 from tapfs.host.location import Location, is_protocol, locate, locate_parent
 from tapfs.host.lock import Sharing
+from tapfs.host.scratch import ScratchFile
 
 MAX_DEPTH = 128
 
 #: How the user says of the image itself that it is raw.
-SAY_RAW = "say -f raw (format='raw')"
+SAY_RAW = "say {format=raw}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class OpenOptions:
 
     `format`: of the image itself (probed if None). `backing`: the parent to use instead of
     the one that the image names. `backing_formats`: of the parents, nearest first.
-    `backing_root`: a directory that every parent must lie in. `sharing`: whom to bear beside us.
+    `gate`: which files the images may name. `sharing`: whom to bear beside us.
     `direct`: O_DIRECT for guest data, `disk`: whose requests those are (`LocalFile`). `overlay`: a file for
     scratch writes (`tapfs.disk.overlay`), `temporary`: one without a name; with either the image
     itself is opened read-only, whatever `writable` says. `say_raw`: how the user says that the
@@ -50,13 +53,17 @@ class OpenOptions:
     lenient: bool = False
     backing: str | None = None
     backing_formats: Sequence[str] = ()
-    backing_root: str | None = None
+    gate: Gate = ORDINARY
     direct: bool = False
     disk: int | None = None
     sharing: Sharing = Sharing.ALONE
     overlay: str | None = None
     temporary: bool = False
     say_raw: str = SAY_RAW
+
+    def __post_init__(self) -> None:
+        if isinstance(self.backing_formats, str):
+            raise TypeError("backing_formats is a sequence of names, not one str")
 
     @property
     def overlaid(self) -> bool:
@@ -65,12 +72,21 @@ class OpenOptions:
 
 
 class Layer(NamedTuple):
-    """One image of a chain."""
+    """One image of a chain: its host files, and the driver that maps it into them."""
 
     path: str
-    file: LocalFile
+    files: LocalFiles
     driver: Driver
     probed: bool
+
+    @property
+    def file(self) -> LocalFile:
+        """File 0: the one that was named."""
+        return self.files.image
+
+    def close(self) -> None:
+        """Close its host files."""
+        self.files.close()
 
 
 def open_chain(path: str, options: OpenOptions) -> list[Layer]:
@@ -83,25 +99,32 @@ def open_layer(path: str, options: OpenOptions) -> Layer:
     return _open_located(locate(path), options)
 
 
-def _open_located(location: Location, options: OpenOptions, *, root: str | None = None) -> Layer:
+def _open_located(location: Location, options: OpenOptions, *, gate: Gate | None = None) -> Layer:
     file = location.open(
-        writable=options.writable, sharing=options.sharing, direct=options.direct, disk=options.disk, root=root
+        writable=options.writable, sharing=options.sharing, direct=options.direct, disk=options.disk, gate=gate
     )
     return layer_of_file(location.name, file, options, format_name=location.format_name)
 
 
 def layer_of_file(path: str, file: LocalFile, options: OpenOptions, *, format_name: str | None = None) -> Layer:
-    """The layer that an open file holds; closes the file on an error.
+    """The layer that an open file and the files that it names hold; closes them on an error.
 
     `format_name` is what the file's name says of its format, unless the options say it.
     """
+    files = LocalFiles(file, gate=options.gate, sharing=options.sharing)
+    return layer_of_files(path, files, options, format_name=format_name)
+
+
+def layer_of_files(path: str, files: LocalFiles, options: OpenOptions, *, format_name: str | None = None) -> Layer:
+    """The layer in host files of which at least file 0 is open, as `layer_of_file`."""
     try:
         named = options.format or format_name
-        driver = _open_driver(_guessed(file, options) if named is None else _named(named, path), file, options)
+        found = _guessed(files.image, options) if named is None else _named(named, path)
+        driver = _open_driver(found, files, options)
     except BaseException:
-        file.close()
+        files.close()
         raise
-    return Layer(path, file, driver, probed=named is None)
+    return Layer(path, files, driver, probed=named is None)
 
 
 def _named(name: str, path: str) -> Format:
@@ -128,8 +151,29 @@ def _guessed(file: LocalFile, options: OpenOptions) -> Format:
     return found
 
 
-def _open_driver(found: Format, file: LocalFile, options: OpenOptions) -> Driver:
-    driver = found.open(file, OpenRequest(writable=options.writable, lenient=options.lenient))
+def _opened(found: Format, file: LocalFile, request: OpenRequest) -> Driver:
+    try:
+        return found.open(file, request)
+    except ImageError:
+        raise
+    except Exception as error:
+        plugin = plugin_of(found)
+        if plugin is None:
+            raise
+        from tapfs.disk.plugins import failure
+
+        raise failure(plugin, file.path, error) from error
+
+
+def _open_driver(found: Format, files: LocalFiles, options: OpenOptions) -> Driver:
+    file = files.image
+    request = OpenRequest(
+        writable=options.writable,
+        lenient=options.lenient,
+        further=files,
+        scratch=ScratchFile if options.lenient else None,
+    )
+    driver = _opened(found, file, request)
     if options.writable and not isinstance(driver, WritableDriver):
         raise ImageError(ErrorKind.READ_ONLY, f"tapfs does not write {found.name} images", path=file.path, op="open")
     size = driver.geometry.virtual_size
@@ -157,7 +201,7 @@ def open_parents(layers: list[Layer], options: OpenOptions) -> list[Layer]:
             layers.append(_open_parent(layers, parent, options))
     except BaseException:
         for layer in layers:
-            layer.file.close()
+            layer.close()
         raise
     return layers
 
@@ -185,19 +229,20 @@ def _open_parent(layers: Sequence[Layer], location: Location, options: OpenOptio
     parent_options = OpenOptions(
         format=format_name,
         lenient=options.lenient,
+        gate=options.gate,
         direct=options.direct,
         disk=options.disk,
         sharing=options.sharing,
-        say_raw="say --backing-format raw (backing_formats=['raw']; once for each parent, nearest first)",
+        say_raw="say {backing_format=raw} (once for each parent, nearest first)",
     )
     try:
-        layer = _open_located(location, parent_options, root=options.backing_root)
+        layer = _open_located(location, parent_options, gate=options.gate)
     except ImageError as error:
         raise _explained(error, child, location, options, depth=depth) from error
     try:
         _check_parent(layers, layer)
     except BaseException:
-        layer.file.close()
+        layer.close()
         raise
     return layer
 
@@ -206,7 +251,7 @@ def _explained(error: ImageError, child: Layer, location: Location, options: Ope
     """The error of a parent that could not be opened, so that it says whose parent that is."""
     op = "open the backing file"
     if error.op == LEAVING:
-        message = f"its backing file {location.name} lies outside {options.backing_root}"
+        message = f"its backing file {location.name} {options.gate.refusal()}"
         return ImageError(ErrorKind.DENIED, message, path=child.path, op=op)
     if error.kind is not ErrorKind.NOT_FOUND:
         return error
@@ -218,19 +263,19 @@ def _explained(error: ImageError, child: Layer, location: Location, options: Ope
             f"its backing file is no local file: {reference.name!r}",
             path=child.path,
             op=op,
-            remedy="name a local copy with --backing FILE",
+            remedy="name a local copy with {backing=FILE}",
         )
     return ImageError(
         ErrorKind.NOT_FOUND,
         f"its backing file {location.name} is missing",
         path=child.path,
         op=op,
-        remedy="name it with --backing FILE" if depth == 1 else None,
+        remedy="name it with {backing=FILE}" if depth == 1 else None,
     )
 
 
 def _check_parent(layers: Sequence[Layer], parent: Layer) -> None:
-    if any(parent.file.identity == layer.file.identity for layer in layers):
+    if all_identities([layer.files for layer in layers]) & set(parent.files.identities):
         raise ImageError(ErrorKind.CORRUPT, "the backing chain comes back to this file", path=parent.path, op="open")
     if parent.probed and parent.driver.geometry.backing is not None:
         name = parent.driver.format_name
@@ -239,7 +284,7 @@ def _check_parent(layers: Sequence[Layer], parent: Layer) -> None:
             f"this backing file looks like {name} and names a further file, but nothing says that it is {name}",
             path=parent.path,
             op="open the backing file",
-            remedy=f"if you trust it say --backing-format {name} (once for each parent, nearest first)",
+            remedy=f"if you trust it say {{backing_format={name}}} (once for each parent, nearest first)",
         )
 
 
@@ -250,5 +295,5 @@ def password_missing(path: str) -> ImageError:
         "is encrypted and no password was given",
         path=path,
         op="unlock",
-        remedy="give it with --key-file FILE or in TAPFS_PASSWORD",
+        remedy="give it with {password}",
     )

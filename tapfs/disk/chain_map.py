@@ -74,7 +74,7 @@ def _mapped(layer: Layer, depth: int, extent: Extent) -> MappedExtent:
         zero=not data,
         data=data,
         compressed=extent.kind == Kind.COMPRESSED,
-        host_path=layer.path if data or located else None,
+        host_path=layer.files[extent.file].path if data or located else None,
         host_offset=extent.host_offset if located else None,
     )
 

@@ -3,21 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from tapfs.disk.chain import Layer
 from tapfs.driver import Cipher
 
+if TYPE_CHECKING:
+    from tapfs.partitions.table import FileSystemInfo, PartitionTableInfo
 
-def describe(layers: Sequence[Layer]) -> dict[str, object]:
-    """The description of a chain's top image; sizes in bytes.
 
-    `virtual_size` is the guest's disk, `file_size` the length of the image file and
-    `allocated_size` what it takes on the host. `backing` is the parent as the image names it
-    and as it was found; `chain` lists every image, the top one first.
+class BackingInfo(TypedDict):
+    """The parent of an image: as the image names it, and as it was found."""
+
+    name: str
+    path: str | None
+    format: str | None
+
+
+class ChainLink(TypedDict):
+    """One image of a chain."""
+
+    path: str
+    format: str
+    virtual_size: int
+
+
+class ImageInfo(TypedDict):
+    """What `tapfs info` knows of an image; docs/json/info.schema.json describes each key. Sizes are bytes.
+
+    `virtual_size` is the guest's disk, `file_size` the length of the image file. `allocated_size` is what the image's
+    `files`, the image file first, take on the host. `chain` lists every image, the top one first. `details` depend on
+    the format. `file_system` and `partitions` are there when the disk could be read, so not for an encrypted image
+    without its password.
     """
+
+    path: str
+    format: str
+    virtual_size: int
+    file_size: int
+    allocated_size: int
+    encrypted: bool
+    granule: int
+    backing: BackingInfo | None
+    files: list[str]
+    details: dict[str, object]
+    chain: list[ChainLink]
+    file_system: NotRequired[FileSystemInfo | None]
+    partitions: NotRequired[PartitionTableInfo]
+
+
+def describe(layers: Sequence[Layer]) -> ImageInfo:
+    """The description of a chain's top image, without what is on the disk."""
     top = layers[0]
     geometry = top.driver.geometry
-    backing: dict[str, object] | None = None
+    backing: BackingInfo | None = None
     if geometry.backing is not None:
         backing = {
             "name": geometry.backing.name,
@@ -29,10 +68,11 @@ def describe(layers: Sequence[Layer]) -> dict[str, object]:
         "format": top.driver.format_name,
         "virtual_size": geometry.virtual_size,
         "file_size": top.file.size(),
-        "allocated_size": top.file.allocated_size(),
+        "allocated_size": top.files.allocated_size(),
         "encrypted": geometry.cipher != Cipher.NONE,
         "granule": geometry.granule,
         "backing": backing,
+        "files": [file.path for file in top.files],
         "details": dict(top.driver.details()),
         "chain": [
             {

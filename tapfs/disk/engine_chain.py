@@ -115,7 +115,7 @@ class ServedChain:
             self._engine.quiesce()
             self._engine.close()
         for layer in self.layers:
-            layer.file.close()
+            layer.close()
 
     def _start_engine(self) -> EngineDisk:
         from tapfs.kernel.engine import EngineDisk, HostDescriptor  # opening and mapping need none
@@ -136,7 +136,10 @@ class ServedChain:
                 cipher=geometry.cipher,
                 key=(self._password or b"")[:_KEY_BYTES].ljust(_KEY_BYTES, b"\0") if encrypted else None,
                 writable=writable,
-                files=[HostDescriptor(layer.file.data_descriptor, layer.path, layer.file.direct, writable)],
+                files=[
+                    HostDescriptor(file.data_descriptor, file.path, file.direct, writable and file.writable)
+                    for file in layer.files
+                ],
             )
         return engine
 

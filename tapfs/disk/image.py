@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 import stat
+import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from tapfs.disk.chain import Layer
 from tapfs.disk.chain_map import MappedExtent, merge_mapped
-from tapfs.disk.description import describe
+from tapfs.disk.description import ImageInfo, describe
 from tapfs.disk.engine_chain import ServedChain
 from tapfs.disk.stream_target import StreamTarget
 from tapfs.disk.write_path import WritePath
@@ -32,6 +34,9 @@ DEFAULT_CACHE_BYTES = 32 << 20
 
 class Image:
     """An open virtual disk. All methods are thread-safe and block; `close` must come last.
+
+    An Image that is dropped without it closes its files and gives a ResourceWarning, as a file object does; it
+    does not flush, for it may be a copy in a forked process. The warning says whether metadata was lost so.
 
     Offsets and lengths are bytes. Any method may raise ImageError. A write is durable when a
     `flush` called after it has returned; after a crash the disk holds all that, and each
@@ -52,6 +57,11 @@ class Image:
         self._top = self._chain.top
         self._size = self._chain.size
         self._writes = WritePath(self._chain, plan_log) if writable else None
+        self._dropped = weakref.finalize(self, _close_dropped, self._chain, self._writes, os.getpid())
+
+    def __repr__(self) -> str:
+        mode = "closed" if self._chain.closed else "writable" if self.writable else "read-only"
+        return f"<tapfs.Image {self.path!r}: {self.format_name}, {self.size} bytes, {mode}>"
 
     def __enter__(self) -> Self:
         return self
@@ -94,21 +104,27 @@ class Image:
         return tuple(layer.path for layer in self._chain.layers[1:])
 
     @property
-    def info(self) -> dict[str, object]:
+    def info(self) -> ImageInfo:
         """What ``tapfs info --json`` prints; of an encrypted image without password only its metadata."""
+        self._chain.check_open()
         return self.description(None if self.needs_password else self.contents())
 
-    def description(self, contents: DiskContents | None) -> dict[str, object]:
+    def description(self, contents: DiskContents | None) -> ImageInfo:
         """What `info` says, with contents of the disk that were looked at before."""
+        self._chain.check_open()
         with self._chain.map_lock:
             described = describe(self._chain.layers)
-        return described if contents is None else described | contents.description()
+        if contents is not None:
+            found = contents.description()
+            described["file_system"], described["partitions"] = found["file_system"], found["partitions"]
+        return described
 
     def contents(self) -> DiskContents:
         """The partition table and the file systems' names.
 
         Reads a few sectors, and of contents that tapfs does not know 2 MiB for libblkid.
         """
+        self._chain.check_open()
         from tapfs.partitions.contents import disk_contents  # only those who ask pay for it
 
         return disk_contents(self.read, self._size, _identify_others)
@@ -140,10 +156,11 @@ class Image:
     def allocated_bytes(self) -> int:
         """What the files of the chain take on their hosts: an estimate of the data in the disk."""
         self._chain.check_open()
-        return sum(layer.file.allocated_size() for layer in self._chain.layers)
+        return sum(layer.files.allocated_size() for layer in self._chain.layers)
 
     def whole_file(self) -> int | None:
         """The descriptor of the one regular file that is the disk byte for byte, None if there is none."""
+        self._chain.check_open()
         file = self._top.file
         geometry = self._top.driver.geometry
         try:
@@ -151,7 +168,7 @@ class Image:
         except OSError:
             return None
         same = stat.S_ISREG(status.st_mode) and status.st_size == geometry.virtual_size
-        return file.descriptor if geometry.identity and geometry.files == 1 and same and not file.direct else None
+        return file.descriptor if geometry.identity and same and not file.direct else None
 
     def extents(self, offset: int = 0, length: int | None = None) -> Iterator[MappedExtent]:
         """The map of the range over the whole chain, merged; holes of raw files are zeros."""
@@ -211,6 +228,7 @@ class Image:
 
         Nothing else may be done with the image until the stream has finished.
         """
+        self._chain.check_open()
         driver = self._top.driver
         if not isinstance(driver, Streamable):
             raise ImageError(
@@ -237,6 +255,7 @@ class Image:
 
     def abandon(self) -> None:
         """Let go of the files without a flush: what was not flushed may be lost."""
+        self._dropped.detach()
         self._chain.close()
 
     def _check_range(self, offset: int, length: int) -> None:
@@ -261,3 +280,16 @@ def _identify_others(read: Read, size: int) -> Sequence[FileSystem]:
     from tapfs.disk import blkid
 
     return blkid.identify(read, size)
+
+
+def _close_dropped(chain: ServedChain, writes: WritePath | None, opened_by: int) -> None:
+    """Close the files of an Image that nobody refers to any more, and warn if it was opened in this process."""
+    if chain.closed:
+        return
+    try:
+        if os.getpid() == opened_by:
+            unflushed = 0 if writes is None else writes.unflushed_bytes
+            lost = f"; {unflushed} bytes of its metadata were not flushed and are lost" if unflushed else ""
+            warnings.warn(f"unclosed disk image {chain.top.path!r}{lost}", ResourceWarning, stacklevel=2)
+    finally:
+        chain.close()

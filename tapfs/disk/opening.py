@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import ExitStack
 
 from tapfs.disk.chain import Layer, OpenOptions, open_chain, open_parents, password_missing
 from tapfs.disk.image import Image
-from tapfs.disk.plan_log import PlanLog
-from tapfs.host.location import locate
+from tapfs.disk.password import require_bytes
+from tapfs.disk.plan_log import KeptPlan, PlanLog
+from tapfs.host.file import LocalFile
+from tapfs.host.location import Location, locate
 
 
 def open_image(
@@ -22,6 +24,7 @@ def open_image(
 
     With an overlay the Image is writable, and the image at `path` is not touched.
     """
+    require_bytes(password)
     if options.overlaid:
         from tapfs.disk.overlay import open_overlaid
 
@@ -44,16 +47,26 @@ def complete_left(path: str, options: OpenOptions, plan_log: PlanLog) -> bool:
     left = False
     location = locate(path)
     if plan_log.exists and options.writable and not location.in_memory:
-        opened = location.open(writable=True, sharing=options.sharing, direct=options.direct, disk=options.disk)
-        with closing(opened) as file:
-            plan = plan_log.kept(file.identity)
-            if plan is not None:
-                from tapfs.kernel.engine import execute_on_file  # most images are opened without
-
-                execute_on_file(file.descriptor, path, plan)
-                left = True
+        kept = plan_log.kept()
+        left = kept is not None and _complete(location, options, kept)
     plan_log.remove()
     return left
+
+
+def _complete(location: Location, options: OpenOptions, kept: KeptPlan) -> bool:
+    """Execute a kept plan, if the files at its paths are those that it was made for; whether they are."""
+    from tapfs.kernel.engine import HostDescriptor, execute_on_files  # most images are opened without
+
+    with ExitStack() as stack:
+        files: list[LocalFile] = []
+        for place in (location, *map(locate, kept.further_paths)):
+            file = place.open(writable=True, sharing=options.sharing, direct=options.direct, disk=options.disk)
+            stack.callback(file.close)
+            files.append(file)
+        same = kept.is_for([file.identity for file in files])
+        if same:
+            execute_on_files([HostDescriptor(file.descriptor, file.path, writable=True) for file in files], kept.plan)
+    return same
 
 
 def open_image_on(layer: Layer, options: OpenOptions, *, password: bytes | None) -> Image:

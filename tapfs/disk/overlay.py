@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
@@ -18,9 +17,11 @@ from typing import cast
 from tapfs.disk.chain import Layer, OpenOptions, layer_of_file, open_chain, password_missing
 from tapfs.disk.probe import format_named
 from tapfs.driver import BackingReference, Cipher, CreatableFormat, CreateRequest
-from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.file import LocalFile
+from tapfs.host.files import all_identities
 from tapfs.host.location import locate, locate_parent
+from tapfs.host.scratch import unnamed_descriptor
 from tapfs.host.unnamed_file import UnnamedFile
 from tapfs.plan import Plan
 
@@ -30,9 +31,6 @@ _FORMAT = "qcow"
 #: copy what is not written. On a disk above `_SMALL_DISK` bytes the L1 table would become long.
 _SMALL_CLUSTER, _LARGE_CLUSTER = 4096, 65536
 _SMALL_DISK = 1 << 40
-
-#: Where temporary overlays lie unless $TMPDIR says so: they can be large, and /tmp may be memory.
-_TEMPORARY_FOLDER = "/var/tmp"  # noqa: S108  the file has no name there
 
 
 def open_overlaid(path: str, options: OpenOptions, *, unlocked: bool) -> list[Layer]:
@@ -46,7 +44,7 @@ def open_overlaid(path: str, options: OpenOptions, *, unlocked: bool) -> list[La
     with contextlib.ExitStack() as on_error:
         layers = open_chain(path, replace(options, writable=False, overlay=None, temporary=False))
         for layer in layers:
-            on_error.callback(layer.file.close)
+            on_error.callback(layer.close)
         if _encrypted(layers) and not unlocked:
             raise password_missing(path)
         if options.overlay is None:
@@ -80,7 +78,7 @@ def open_over(
         status = os.stat(path)
     except (OSError, ValueError):
         return _checked(path, LocalFile.open(path, writable=True), layers[0]), False  # opening tells what is wrong
-    if any(layer.file.identity == (status.st_dev, status.st_ino) for layer in layers):
+    if (status.st_dev, status.st_ino) in all_identities([layer.files for layer in layers]):
         raise ImageError(ErrorKind.EXISTS, "is the image itself or one of its parents, not an overlay", path=path)
     return _checked(path, LocalFile.open(path, writable=True, direct=direct), layers[0]), False
 
@@ -91,7 +89,7 @@ def _checked(name: str, file: LocalFile, image: Layer) -> Layer:
     try:
         _check_parent(top, image)
     except BaseException:
-        top.file.close()
+        top.close()
         raise
     return top
 
@@ -133,21 +131,16 @@ def _create(path: str, plan: Plan, *, direct: bool) -> LocalFile:
 
 def _temporary(name: str, plan: Plan, *, direct: bool) -> LocalFile:
     """A new overlay without a name: it is gone with its last descriptor, so also after a crash."""
-    folder = os.environ.get("TMPDIR") or _TEMPORARY_FOLDER
-    try:
-        with tempfile.TemporaryFile(dir=folder) as unnamed:
-            descriptor = os.dup(unnamed.fileno())
-    except OSError as error:
-        raise from_os_error(error, path=folder, op="make a temporary overlay") from error
+    descriptor = unnamed_descriptor("make a temporary overlay")
     return _filled(LocalFile(name, descriptor, writable=True, direct=direct), plan)
 
 
 def _filled(file: LocalFile, plan: Plan) -> LocalFile:
     """The file after its creation plan; closed on an error."""
-    from tapfs.kernel.engine import execute_on_file  # importing this module needs no engine
+    from tapfs.kernel.engine import HostDescriptor, execute_on_files  # importing this module needs no engine
 
     try:
-        execute_on_file(file.descriptor, file.path, plan)
+        execute_on_files([HostDescriptor(file.descriptor, file.path, writable=True)], plan)
     except BaseException:
         file.close()
         raise

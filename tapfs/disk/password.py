@@ -30,3 +30,9 @@ def nonempty(password: bytes, where: str) -> bytes:
     if not password:
         raise ImageError(ErrorKind.DENIED, f"{where} is empty", op="unlock")
     return password
+
+
+def require_bytes(password: object) -> None:
+    """Raise TypeError for a password that is text: which bytes it stands for is not for us to guess."""
+    if password is not None and not isinstance(password, bytes):
+        raise TypeError(f"a password is bytes, not {type(password).__name__}; encode it")

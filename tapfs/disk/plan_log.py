@@ -13,22 +13,44 @@ import hashlib
 import mmap
 import os
 import struct
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from tapfs.errors import from_os_error
 from tapfs.plan import Discard, Grow, Plan, Step, Write
 
 #: The file: a page whose first byte says which record holds (0: none, 1, 2), then two records of equal room. One is
-#: written while the other holds. A record: token, device, inode, bytes of the plan, the plan.
+#: written while the other holds. A record: token, digest of the files' identities, bytes of the names and of the plan,
+#: then the names of the files after the first, each ended by a zero byte, then the plan.
 _PAGE = mmap.PAGESIZE
-_RECORD = struct.Struct("=32sQQQ")
+_RECORD = struct.Struct("=32s16sQQ")
 _LEAST_ROOM = 256 << 10
 
 #: Step (1 write, 2 grow, 3 discard; 0: the next stage), file, host offset or size, length; a write's bytes follow.
 _STEP = struct.Struct("=BIQQ")
 _NEXT_STAGE, _WRITE, _GROW, _DISCARD = range(4)
 _STAGE = _STEP.pack(_NEXT_STAGE, 0, 0, 0)
+
+
+class PlannedFile(NamedTuple):
+    """A host file that a plan writes: its path, and its device and inode, by which it is known to be the same."""
+
+    path: str
+    identity: tuple[int, int]
+
+
+class KeptPlan(NamedTuple):
+    """A plan that was left behind, the paths of the files after the first, and what tells that they are the same."""
+
+    plan: Plan
+    further_paths: tuple[str, ...]
+    digest: bytes
+
+    def is_for(self, identities: Sequence[tuple[int, int]]) -> bool:
+        """Whether the plan was made for the files with these devices and inodes, in this order."""
+        return self.digest == _digest(identities)
 
 
 class PlanLog:
@@ -48,18 +70,21 @@ class PlanLog:
         """A number below 2**61 that all processes of this life of the disk have, and hardly another disk."""
         return int.from_bytes(hashlib.blake2b(self._token, digest_size=8).digest(), "big") >> 3
 
-    def keep(self, plan: Plan, identity: tuple[int, int]) -> None:
-        """Have this plan instead of the one before; `identity` is the image's (device, inode).
+    def keep(self, plan: Plan, files: Sequence[PlannedFile]) -> None:
+        """Have this plan instead of the one before; `files` are the image's, by their numbers.
 
         Raises ImageError; the one before is still there then.
         """
+        names = b"".join(os.fsencode(file.path) + b"\0" for file in files[1:])
+        digest = _digest([file.identity for file in files])
         packed = _packed(plan)
-        memory = self._mapped(_RECORD.size + len(packed))
+        body = names + packed if names else packed
+        memory = self._mapped(_RECORD.size + len(body))
         record = 2 if memory[0] == 1 else 1
         at = self._place(record)
         # No system call from here on: it would have this thread wait for others to let it go on.
-        _RECORD.pack_into(memory, at, self._token, *identity, len(packed))
-        memory[at + _RECORD.size : at + _RECORD.size + len(packed)] = packed
+        _RECORD.pack_into(memory, at, self._token, digest, len(names), len(packed))
+        memory[at + _RECORD.size : at + _RECORD.size + len(body)] = body
         memory[0] = record
 
     def clear(self) -> None:
@@ -72,8 +97,8 @@ class PlanLog:
         """Whether there is a file, perhaps another's."""
         return self._path.exists()
 
-    def kept(self, identity: tuple[int, int]) -> Plan | None:
-        """The plan that a predecessor of this life left for this image, if there is one. Raises ImageError."""
+    def kept(self) -> KeptPlan | None:
+        """The plan that a predecessor of this life left, if there is one. Raises ImageError."""
         try:
             content = self._path.read_bytes()
         except FileNotFoundError:
@@ -83,10 +108,13 @@ class PlanLog:
         if len(content) < _PAGE + 2 * _LEAST_ROOM or content[0] not in (1, 2):
             return None
         at = _PAGE + (content[0] - 1) * ((len(content) - _PAGE) // 2)
-        token, device, inode, length = _RECORD.unpack_from(content, at)
-        if token.rstrip(b"\0") != self._token or (device, inode) != identity:
+        token, digest, name_bytes, length = _RECORD.unpack_from(content, at)
+        if token.rstrip(b"\0") != self._token:
             return None
-        return _unpacked(content[at + _RECORD.size : at + _RECORD.size + length])
+        start = at + _RECORD.size
+        names = content[start : start + name_bytes].split(b"\0")[:-1]
+        body = content[start + name_bytes : start + name_bytes + length]
+        return KeptPlan(_unpacked(body), tuple(os.fsdecode(name) for name in names), digest)
 
     def remove(self) -> None:
         """Remove the file, if there is one, with what is in it."""
@@ -139,6 +167,11 @@ class PlanLog:
             old.close()
         self._memory, self._room = memory, room
         return memory
+
+
+def _digest(identities: Sequence[tuple[int, int]]) -> bytes:
+    numbers = [number for identity in identities for number in identity]
+    return hashlib.blake2b(struct.pack(f"={len(numbers)}Q", *numbers), digest_size=16).digest()
 
 
 def _packed(plan: Plan) -> bytes:

@@ -1,21 +1,21 @@
 """The formats there are, and which of them a file is.
 
-Formats are loaded when they are asked for. Others' drivers come in by the entry-point group
-``tapfs.formats``: the entry's name is the format's, its target a `tapfs.driver.Format`.
+Formats are loaded when they are asked for. Those of other packages (`tapfs.disk.plugins`) are looked for only when
+none of tapfs's own fits.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
 from functools import cache
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from tapfs.disk import foreign
 from tapfs.driver import Format, HostFile
 from tapfs.errors import ErrorKind, ImageError
 
-ENTRY_POINT_GROUP = "tapfs.formats"
+if TYPE_CHECKING:
+    from tapfs.disk.plugins import Plugin
 
 #: Every format of tapfs itself: the module, whose FORMAT is the format.
 _MODULES = {
@@ -42,7 +42,12 @@ def format_named(name: str) -> Format:
             op="open",
             remedy=f"known are: {', '.join(format_names())}",
         )
-    return found
+    return found.format
+
+
+def plugin_of(found: Format) -> Plugin | None:
+    """The plug-in that a format comes from; None for tapfs's own."""
+    return next((each for each in _others().values() if each.format is found), None)
 
 
 def format_names() -> tuple[str, ...]:
@@ -56,24 +61,30 @@ def detect(file: HostFile) -> Format | foreign.ForeignFormat:
     Reads a few sectors at the start and at the end. Raises ImageError(io).
     """
     head, size = file.read(0, HEAD_BYTES), file.size()
-    own = [format_named(name) for name in _MODULES if name not in ("raw", "ram")]
-    claimed = _most_confident(own, head, size) or _most_confident(_others().values(), head, size)
+    own = (format_named(name) for name in _MODULES if name not in ("raw", "ram"))
+    claimed = _most_confident([(each.probe(head, size), each) for each in own]) or _claimed_by_others(head, size)
     if claimed is not None:
         return claimed
     tail = file.read(max(0, size - foreign.TAIL_BYTES), foreign.TAIL_BYTES)
     return foreign.recognise(head, tail) or format_named("raw")
 
 
-def _most_confident(formats: Iterable[Format], head: bytes, size: int) -> Format | None:
-    """The format that claims the file most confidently, if any does."""
-    scored = [(found.probe(head, size), found) for found in formats]
-    confidence, best = max(scored, key=lambda pair: pair[0], default=(0, None))
-    return best if confidence > 0 else None
+def _claimed_by_others(head: bytes, size: int) -> Format | None:
+    if not _others():
+        return None
+    from tapfs.disk.plugins import confidence
+
+    return _most_confident([(confidence(each, head, size), each.format) for each in _others().values()])
+
+
+def _most_confident(claims: list[tuple[int, Format]]) -> Format | None:
+    """The format with the highest confidence above 0."""
+    highest, best = max(claims, key=lambda claim: claim[0], default=(0, None))
+    return best if highest > 0 else None
 
 
 @cache
-def _others() -> dict[str, Format]:
-    """Formats of other packages. Looking for them costs, so only when ours do not fit."""
-    from importlib.metadata import entry_points  # 20 ms that most runs do without
+def _others() -> dict[str, Plugin]:
+    from tapfs.disk.plugins import find_plugins  # 20 ms that most runs do without
 
-    return {entry.name: cast("Format", entry.load()) for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    return find_plugins(_MODULES)

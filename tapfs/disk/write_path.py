@@ -26,7 +26,7 @@ from contextlib import contextmanager, nullcontext
 from typing import cast
 
 from tapfs.disk.engine_chain import STRIDE, ServedChain
-from tapfs.disk.plan_log import PlanLog
+from tapfs.disk.plan_log import PlanLog, PlannedFile
 from tapfs.driver import Operation, Reservation, WritableDriver
 from tapfs.extent import Extent, Kind
 from tapfs.plan import Plan
@@ -49,6 +49,9 @@ class WritePath:
         self._driver = cast("WritableDriver", chain.top.driver)
         # Without metadata there is nothing to plan.
         self._plan_log = None if chain.top.driver.geometry.identity else plan_log
+        self._planned_files = (
+            [] if plan_log is None else [PlannedFile(file.real_path(), file.identity) for file in chain.top.files]
+        )
         #: Seconds that keeping the plan has taken since the last flush, and that the last flush took.
         self._keeping_seconds = self._flush_seconds = 0.0
         self._granule = self._driver.geometry.granule
@@ -218,7 +221,7 @@ class WritePath:
     def _keep(self, plan: Plan) -> None:
         """Have the plan outlive this process until it has been executed."""
         if self._plan_log is not None and plan:
-            self._plan_log.keep(plan, self._chain.top.file.identity)
+            self._plan_log.keep(plan, self._planned_files)
 
     def _publish(self, reservation: Reservation) -> None:
         """Have the engine see the map that a commit made, the map lock held."""

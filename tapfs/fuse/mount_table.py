@@ -120,7 +120,7 @@ def unmount(path: str, *, lazy: bool = False) -> None:
             f"is busy: used by {named}" if by else "is busy",
             path=path,
             op="unmount",
-            remedy="end that use, or say --force to unmount all the same",
+            remedy="end that use, or say {force} to unmount all the same",
         ) from error
 
 

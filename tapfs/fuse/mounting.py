@@ -6,6 +6,7 @@ user's terminal and its locks to the child from the first moment.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -16,7 +17,6 @@ from datetime import UTC, datetime
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
-from tapfs.disk.json_text import json_text
 from tapfs.errors import EXIT_BUG, ErrorKind, ImageError, from_os_error
 from tapfs.fuse.mount_table import is_abandoned, top_mount
 from tapfs.fuse.registry import MountEntry, Registry
@@ -74,7 +74,7 @@ def require_fuse() -> None:
 def check_mount_point(path: str) -> str:
     """The real path of a directory that can be mounted on.
 
-    Raises ImageError(not_found, exists, locked).
+    Raises ImageError(not_found, invalid_argument, exists, locked).
     """
     try:
         if is_abandoned(path):
@@ -93,7 +93,9 @@ def check_mount_point(path: str) -> str:
     except ValueError as error:
         raise ImageError(ErrorKind.NOT_FOUND, f"is no file name: {error}", path=repr(path), op="mount") from error
     if not is_directory:
-        raise ImageError(ErrorKind.NOT_FOUND, "is not a directory; the mount point must be one", path=path, op="mount")
+        raise ImageError(
+            ErrorKind.INVALID_ARGUMENT, "is not a directory; the mount point must be one", path=path, op="mount"
+        )
     real = os.path.realpath(path)
     mount = top_mount(real)
     if mount is not None:
@@ -142,6 +144,7 @@ def serve_in_background(
             os.close(descriptor)
         _serve_as_daemon(image, mountpoint, registry, engine, settings, os.fdopen(writer, "wb", buffering=0))
     os.close(writer)
+    image.abandon()  # the child's copy of it has the same files and locks
     try:
         with os.fdopen(reader, "rb") as channel:
             message = decode(channel.readline(MESSAGE_LIMIT))
@@ -251,4 +254,4 @@ def _serve(
 
 def information(image: Image, contents: DiskContents) -> bytes:
     """What `info.json` holds: what ``tapfs info --json`` prints, with the partitions that the tree has."""
-    return (json_text(image.description(contents)) + "\n").encode()
+    return (json.dumps(image.description(contents), indent=2) + "\n").encode()

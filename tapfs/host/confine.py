@@ -17,24 +17,26 @@ from tapfs.host.walk import Step, path_of, walk
 LEAVING = "stay below the root"
 
 
-def look_up_below(path: str, root: str, *, trusted: str = "") -> int:
-    """An O_PATH descriptor of the file `path`, which lies below the folder `root`; the file is not opened.
+def look_up_below(path: str, *roots: str, trusted: str = "") -> int:
+    """An O_PATH descriptor of the file `path`, which lies below one of the folders `roots`; the file is not opened.
 
     `trusted` is the part of the path, a folder, that does not come from an image. Raises ImageError: denied with op
     LEAVING whatever lies outside, and not_found where something is missing inside.
     """
-    real_root = os.path.realpath(root)
+    real_roots = [os.path.realpath(root) for root in roots]
 
     def judge(step: Step) -> None:
         folder = path_of(step.folder)
         entry = os.path.join(folder, step.name)
-        on_the_way = _is_below(real_root, entry)
-        link_beside_the_way = step.is_link and _is_below(real_root, folder)
-        if not (_is_below(entry, real_root) or on_the_way or link_beside_the_way):
-            raise ImageError(ErrorKind.DENIED, f"lies outside {root}", path=path, op=LEAVING)
+        for root in real_roots:
+            on_the_way = _is_below(root, entry)
+            link_beside_the_way = step.is_link and _is_below(root, folder)
+            if _is_below(entry, root) or on_the_way or link_beside_the_way:
+                return
+        raise ImageError(ErrorKind.DENIED, f"lies outside {' and '.join(roots)}", path=path, op=LEAVING)
 
     try:
-        base, rest = _split(path, (trusted, os.path.abspath(root)))
+        base, rest = _split(path, (trusted, *map(os.path.abspath, roots)))
         place = walk(rest, judge, base=base)
     except OSError as error:
         raise from_os_error(error, path=path, op="open the image") from error

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host import ram
-from tapfs.host.confine import look_up_below
 from tapfs.host.file import LocalFile, look_up
+from tapfs.host.gate import Gate
 from tapfs.host.lock import Sharing
 
 #: "nbd://host": an address, and not a file.
@@ -66,14 +66,14 @@ class Location:
         sharing: Sharing = Sharing.ALONE,
         direct: bool = False,
         disk: int | None = None,
-        root: str | None = None,
+        gate: Gate | None = None,
     ) -> LocalFile:
-        """Open what is there. With `root` it must lie below that folder, and nothing outside is opened or told.
+        """Open what is there; `gate` judges it as a parent that an image names.
 
-        Raises ImageError(not_found, denied, …) as `LocalFile.open_found` and `look_up_below` do.
+        Raises ImageError(not_found, denied, …) as `LocalFile.open_found` and `Gate.look_up_parent` do.
         """
-        if root is not None:
-            found = look_up_below(self.host_path, root, trusted=self.trusted)
+        if gate is not None and not (self.in_memory and gate.roots is None):
+            found = gate.look_up_parent(self.host_path, trusted=self.trusted)
         else:
             found = ram.look_up(self.name) if self.in_memory else look_up(self.host_path)
         try:
@@ -92,10 +92,10 @@ class Location:
 def locate(name: str) -> Location:
     """What a name that somebody has typed means; nothing is looked at.
 
-    Raises ImageError(invalid_format) for what is no name, and (unsupported) for streams and addresses.
+    Raises ImageError(invalid_argument) for what is no name, and (unsupported) for streams and addresses.
     """
     if not name:
-        raise ImageError(ErrorKind.INVALID_FORMAT, "the name of an image is empty", op="open")
+        raise ImageError(ErrorKind.INVALID_ARGUMENT, "the name of an image is empty", op="open")
     if name == _STREAM:
         raise ImageError(
             ErrorKind.UNSUPPORTED,

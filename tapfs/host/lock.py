@@ -85,7 +85,7 @@ def lock_image(descriptor: int, path: str, *, writable: bool, sharing: Sharing =
             f"is being {use} by {_name_holders(descriptor, taken)}",
             path=path,
             op="lock",
-            remedy="end that use, or say --force-share to look all the same" if not writable else "end that use first",
+            remedy="end that use, or say {force_share} to look all the same" if not writable else "end that use first",
         )
 
 

@@ -45,11 +45,11 @@ def is_ram(name: str) -> bool:
 
 
 def host_path(name: str) -> str:
-    """The file behind ``ram:NAME``; raises ImageError(invalid_format) for an impossible name."""
+    """The file behind ``ram:NAME``; raises ImageError(invalid_argument) for an impossible name."""
     own = name[len(PREFIX) :]
     if not _NAME.fullmatch(own):
         raise ImageError(
-            ErrorKind.INVALID_FORMAT,
+            ErrorKind.INVALID_ARGUMENT,
             "is no name of a RAM disk",
             path=name,
             op="open",
@@ -74,7 +74,7 @@ def judge(status: os.stat_result, name: str) -> None:
             f"belongs to user {status.st_uid}, and anybody may make one of any name",
             path=name,
             op="open",
-            remedy=f"if you trust that user name the file: -f raw {host_path(name)}",
+            remedy=f"if you trust that user open {host_path(name)} and say {{format=raw}}",
         )
 
 

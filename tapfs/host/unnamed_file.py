@@ -75,6 +75,12 @@ class UnnamedFile:
         except OSError as error:
             raise from_os_error(error, path=self._path, op="name the finished image") from error
 
+    def withdraw(self) -> None:
+        """Take back the name that `publish` gave, if it still is this file's."""
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.lstat(self._target), os.fstat(self._descriptor)):
+                os.unlink(self._target)
+
     def _link(self, name: str, folder: int) -> None:
         """Give the file a name that nothing has. A hidden name that it has is taken away on exit."""
         if self._hidden is None:

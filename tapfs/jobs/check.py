@@ -8,7 +8,7 @@ from collections.abc import Generator
 from tapfs.disk.chain import OpenOptions, open_layer
 from tapfs.driver import Checkable, CheckReport, ProgressCallback, Severity
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.host.file import LocalFile
+from tapfs.host.files import LocalFiles
 from tapfs.host.location import locate
 from tapfs.plan import Plan
 
@@ -40,16 +40,16 @@ def repair_image(path: str, options: OpenOptions, *, progress: ProgressCallback 
 
     Each step is crash-safe: whenever it is interrupted, the image reads as before or better.
     """
-    from tapfs.kernel.engine import execute_on_file  # only a repair needs the engine
+    from tapfs.kernel.engine import HostDescriptor, execute_on_files  # only a repair needs the engine
 
-    with _opened(path, options, writable=True) as (file, driver):
+    with _opened(path, options, writable=True) as (files, driver):
         if isinstance(driver, ImageError):
             raise driver
         if driver is None:
             return CheckReport()
         mended: list[str] = []
         for plan in driver.repair():
-            execute_on_file(file.descriptor, path, plan)
+            execute_on_files([HostDescriptor(file.descriptor, file.path, writable=True) for file in files], plan)
             mended += [plan.mends] if plan.mends else []
     report = check_image(path, options, progress=progress)
     report.mended = mended
@@ -59,19 +59,21 @@ def repair_image(path: str, options: OpenOptions, *, progress: ProgressCallback 
 @contextlib.contextmanager
 def _opened(
     path: str, options: OpenOptions, *, writable: bool
-) -> Generator[tuple[LocalFile, Checkable | ImageError | None]]:
-    """The file with its driver if that can be checked, or the damage that kept it from opening."""
-    lenient = OpenOptions(format=options.format, lenient=True, sharing=options.sharing, writable=writable)
+) -> Generator[tuple[LocalFiles, Checkable | ImageError | None]]:
+    """The files with their driver if that can be checked, or the damage that kept it from opening."""
+    lenient = OpenOptions(
+        format=options.format, lenient=True, sharing=options.sharing, gate=options.gate, writable=writable
+    )
     try:
         layer = open_layer(path, lenient)
     except ImageError as error:
         if error.kind is not ErrorKind.CORRUPT:
             raise
-        with contextlib.closing(locate(path).open(sharing=options.sharing)) as file:
-            yield file, error
+        with contextlib.closing(LocalFiles(locate(path).open(sharing=options.sharing))) as files:
+            yield files, error
         return
-    with contextlib.closing(layer.file):
-        yield layer.file, layer.driver if isinstance(layer.driver, Checkable) else None
+    with contextlib.closing(layer):
+        yield layer.files, layer.driver if isinstance(layer.driver, Checkable) else None
 
 
 def _unopenable(error: ImageError) -> CheckReport:

@@ -29,7 +29,7 @@ def resize_image(path: str, wanted: Callable[[int], int], *, format_name: str | 
                 f"{size} bytes are fewer than its {now}: what lies behind them would be lost",
                 path=path,
                 op="resize",
-                remedy="say --shrink if that is meant",
+                remedy="say {shrink} if that is meant",
             )
         if size != now:
             _set_length(layer, size)

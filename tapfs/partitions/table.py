@@ -2,14 +2,54 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, TypedDict
 
 #: So many partitions of one disk are looked at, as in the Linux kernel.
 MAX_PARTITIONS = 256
 
 #: So many remarks are kept of one disk.
 MAX_NOTES = 32
+
+
+class FileSystemInfo(TypedDict):
+    """A `FileSystem` as JSON-able data."""
+
+    type: str
+    label: str | None
+    uuid: str | None
+
+
+class PartitionInfo(TypedDict):
+    """A `Partition` as JSON-able data."""
+
+    number: int
+    start: int
+    size: int
+    type: str
+    type_name: str | None
+    name: str | None
+    uuid: str | None
+    bootable: bool
+    container: bool
+    file_system: FileSystemInfo | None
+
+
+class PartitionTableInfo(TypedDict):
+    """A `PartitionTable` as JSON-able data."""
+
+    scheme: str | None
+    sector_size: int | None
+    uuid: str | None
+    table: list[PartitionInfo]
+    notes: list[str]
+
+
+class ContentsInfo(TypedDict):
+    """`DiskContents` as JSON-able data."""
+
+    file_system: FileSystemInfo | None
+    partitions: PartitionTableInfo
 
 
 class FileSystem(NamedTuple):
@@ -94,19 +134,17 @@ class DiskContents:
     table: PartitionTable
     file_system: FileSystem | None = None
 
-    def description(self) -> dict[str, object]:
+    def description(self) -> ContentsInfo:
         """The keys that `tapfs info --json` has for it."""
+        table = self.table
         return {
             "file_system": _described(self.file_system),
             "partitions": {
-                "scheme": self.table.scheme,
-                "sector_size": self.table.sector_size,
-                "uuid": self.table.uuid,
-                "table": [
-                    asdict(partition) | {"file_system": _described(partition.file_system)}
-                    for partition in self.table.partitions
-                ],
-                "notes": list(self.table.notes),
+                "scheme": table.scheme,
+                "sector_size": table.sector_size,
+                "uuid": table.uuid,
+                "table": [_described_partition(partition) for partition in table.partitions],
+                "notes": list(table.notes),
             },
         }
 
@@ -117,5 +155,20 @@ def uuid_text(field: bytes) -> str:
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
-def _described(found: FileSystem | None) -> dict[str, str | None] | None:
-    return None if found is None else found._asdict()
+def _described(found: FileSystem | None) -> FileSystemInfo | None:
+    return None if found is None else {"type": found.type, "label": found.label, "uuid": found.uuid}
+
+
+def _described_partition(partition: Partition) -> PartitionInfo:
+    return {
+        "number": partition.number,
+        "start": partition.start,
+        "size": partition.size,
+        "type": partition.type,
+        "type_name": partition.type_name,
+        "name": partition.name,
+        "uuid": partition.uuid,
+        "bootable": partition.bootable,
+        "container": partition.container,
+        "file_system": _described(partition.file_system),
+    }

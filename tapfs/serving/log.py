@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import syslog
+import warnings
 
 log = logging.getLogger("tapfs")
 
@@ -37,8 +38,13 @@ def log_to_stderr(subject: str | None = None) -> None:
     _use(logging.StreamHandler(sys.stderr), f"tapfs: {named}%(message)s")
 
 
+def _log_warning(message: Warning | str, *_: object, **__: object) -> None:
+    log.warning("%s", message)
+
+
 def _use(handler: logging.Handler, form: str) -> None:
     handler.setFormatter(logging.Formatter(form))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    warnings.showwarning = _log_warning

@@ -19,7 +19,7 @@ def error_to_data(error: ImageError) -> dict[str, object]:
         "path": error.path,
         "offset": error.offset,
         "op": error.op,
-        "remedy": error.remedy,
+        "remedy": error.neutral_remedy,
     }
 
 

@@ -87,7 +87,7 @@ class Device(NamedTuple):
 def parse_vdev(text: str) -> int:
     """The number of a virtual disk: "xvda", "xvda1", "sda", "hda", "d0p1", with or without /dev/, or the number itself.
 
-    Raises ImageError(invalid_format).
+    Raises ImageError(invalid_argument).
     """
     name = text.removeprefix("/dev/")
     if match := _NAME.fullmatch(name):
@@ -100,7 +100,7 @@ def parse_vdev(text: str) -> int:
         number = None
     if number is None or number > _LARGEST:
         raise ImageError(
-            ErrorKind.INVALID_FORMAT,
+            ErrorKind.INVALID_ARGUMENT,
             f"{text!r} is no name of a virtual disk",
             op="parse",
             remedy="use xvda, xvda1, sda, hda or a number such as 51712",

@@ -53,7 +53,7 @@ class DiskSpecification(NamedTuple):
 
 
 def parse_specification(text: str) -> DiskSpecification:
-    """What a disk string means; nothing is opened. Raises ImageError(invalid_format)."""
+    """What a disk string means; nothing is opened. Raises ImageError(invalid_argument)."""
     rest, vdev, mode = text, None, None
     if found := _ends_with_device(text):
         rest, vdev, mode = found
@@ -69,7 +69,10 @@ def parse_specification(text: str) -> DiskSpecification:
         path, image_format = after, _RAW if kind in ("aio", "sync") else kind
     if not path or "\0" in path:
         raise ImageError(
-            ErrorKind.INVALID_FORMAT, f"{text!r} names no file", op="parse", remedy="write tap:FORMAT:FILE or just FILE"
+            ErrorKind.INVALID_ARGUMENT,
+            f"{text!r} names no file",
+            op="parse",
+            remedy="write tap:FORMAT:FILE or just FILE",
         )
     if image_format == "ram":
         return DiskSpecification(RAM_PREFIX + path, None, False, vdev, mode)
@@ -77,11 +80,11 @@ def parse_specification(text: str) -> DiskSpecification:
 
 
 def parse_mode(text: str) -> str:
-    """A mode as xenstore's `mode` holds it: "r", "w" or "w!". Raises ImageError(invalid_format)."""
+    """A mode as xenstore's `mode` holds it: "r", "w" or "w!". Raises ImageError(invalid_argument)."""
     mode = _MODES.get(text)
     if mode is None:
         raise ImageError(
-            ErrorKind.INVALID_FORMAT, f"{text!r} is no mode of a disk", op="parse", remedy="use r, w or w!"
+            ErrorKind.INVALID_ARGUMENT, f"{text!r} is no mode of a disk", op="parse", remedy="use r, w or w!"
         )
     return mode
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,8 @@ import tapfs
 from tapfs import ErrorKind, Image, ImageError, NewImage
 from tapfs.disk.chain import OpenOptions
 from tapfs.disk.opening import open_image
-from tapfs.disk.plan_log import PlanLog
-from tapfs.kernel.engine import EngineDisk, execute_on_file
+from tapfs.disk.plan_log import PlanLog, PlannedFile
+from tapfs.kernel.engine import EngineDisk, HostDescriptor, execute_on_files
 from tapfs.plan import Discard, Grow, Plan, Write
 
 SIZE = 3 << 20
@@ -28,7 +28,18 @@ STEPS = st.one_of(
     st.builds(Grow, st.just(0), st.integers(0, 1 << 62)),
     st.builds(Discard, st.just(0), st.integers(0, 1 << 62), st.integers(0, 1 << 62)),
 )
-PLANS = st.builds(Plan, st.lists(st.lists(STEPS, min_size=1).map(tuple), min_size=1).map(tuple))
+FILES = [
+    PlannedFile("/images/top", (1, 2)),
+    PlannedFile("/images/a b", (1, 3)),
+    PlannedFile("/images/\udcff", (2, 2)),
+]
+PLANS = st.builds(Plan, st.lists(st.lists(STEPS, min_size=1).map(tuple), min_size=1).map(tuple), st.just(""))
+
+
+def plan_left(log: PlanLog, image: Image) -> Plan | None:
+    """The plan that a process left for the one file of an image."""
+    kept = log.kept()
+    return kept.plan if kept is not None and kept.is_for([image.layers[0].file.identity]) else None
 
 
 @given(plans=st.lists(PLANS, min_size=1, max_size=4))
@@ -37,12 +48,17 @@ def test_the_last_plan_is_the_one_that_is_kept(tmp_path_factory: pytest.TempPath
     path = tmp_path_factory.mktemp("log") / "1.plan"
     log = PlanLog(path, "token")
     for plan in plans:
-        log.keep(plan, (1, 2))
-        assert PlanLog(path, "token").kept((1, 2)) == plan
-    assert PlanLog(path, "other").kept((1, 2)) is None
-    assert PlanLog(path, "token").kept((1, 3)) is None
+        log.keep(plan, FILES)
+        kept = PlanLog(path, "token").kept()
+        assert kept is not None
+        assert (kept.plan, kept.further_paths) == (plan, ("/images/a b", "/images/\udcff"))
+        assert kept.is_for([(1, 2), (1, 3), (2, 2)])
+        assert not kept.is_for([(1, 2), (1, 3), (2, 3)])
+        assert not kept.is_for([(1, 2), (2, 2), (1, 3)])
+        assert not kept.is_for([(1, 2)])
+    assert PlanLog(path, "other").kept() is None
     log.clear()
-    assert PlanLog(path, "token").kept((1, 2)) is None
+    assert PlanLog(path, "token").kept() is None
     log.close()
     assert list(path.parent.iterdir()) == []
 
@@ -51,10 +67,14 @@ def test_a_plan_may_be_of_any_length(tmp_path: Path) -> None:
     log = PlanLog(tmp_path / "1.plan", "token")
     for length in (1, 1 << 18, 1 << 20, 5):
         plan = Plan(((Write(0, 0, bytes([length % 251]) * length),),))
-        log.keep(plan, (1, 2))
-        assert PlanLog(tmp_path / "1.plan", "token").kept((1, 2)) == plan
+        log.keep(plan, FILES[:1])
+        kept = PlanLog(tmp_path / "1.plan", "token").kept()
+        assert kept is not None
+        assert kept.plan == plan
     log.close()  # with a plan in it the file stays
-    assert PlanLog(tmp_path / "1.plan", "token").kept((1, 2)) == plan
+    again = PlanLog(tmp_path / "1.plan", "token").kept()
+    assert again is not None
+    assert again.plan == plan
     log.remove()
     assert list(tmp_path.iterdir()) == []
 
@@ -62,9 +82,9 @@ def test_a_plan_may_be_of_any_length(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"\1", b"\1" * 5000, b"\7" + bytes(1 << 20), b"\1" + bytes(1 << 20)])
 def test_a_file_that_is_no_plan_log(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "1.plan").write_bytes(content)
-    assert PlanLog(tmp_path / "1.plan", "token").kept((1, 2)) is None
+    assert PlanLog(tmp_path / "1.plan", "token").kept() is None
     with pytest.raises(ImageError) as raised:
-        PlanLog(tmp_path / "nowhere" / "1.plan", "token").keep(Plan(((Grow(0, 1),),)), (1, 2))
+        PlanLog(tmp_path / "nowhere" / "1.plan", "token").keep(Plan(((Grow(0, 1),),)), FILES[:1])
     assert raised.value.kind is ErrorKind.NOT_FOUND
 
 
@@ -118,10 +138,10 @@ class Killed:
         shutil.copy(self.path, left / "disk")
         if self.plan_path.exists():
             shutil.copy(self.plan_path, left / "1.plan")
-        plan = PlanLog(left / "1.plan", "token").kept(self.image.layers[0].file.identity)
+        plan = plan_left(PlanLog(left / "1.plan", "token"), self.image)
         if plan is not None:
             with (left / "disk").open("r+b") as file:
-                execute_on_file(file.fileno(), "left", plan)
+                execute_on_files([HostDescriptor(file.fileno(), "left", writable=True)], plan)
         options = OpenOptions(format="qcow", backing_formats=("raw",))
         with open_image(str(left / "disk"), options, password=self.password) as opened:
             found = opened.read(0, SIZE)
@@ -166,10 +186,10 @@ def test_killed_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k
     # The successor goes on with what there is.
     disk.image.abandon()
     disk.checking = True
-    plan = PlanLog(disk.plan_path, "token").kept(disk.image.layers[0].file.identity)
+    plan = plan_left(PlanLog(disk.plan_path, "token"), disk.image)
     if plan is not None:
         with disk.path.open("r+b") as file:
-            execute_on_file(file.fileno(), "left", plan)
+            execute_on_files([HostDescriptor(file.fileno(), "left", writable=True)], plan)
     disk.checking = False
     disk.image = disk._open()
     disk.write(0, b"again" * 200)
@@ -183,10 +203,10 @@ class FailingLog(PlanLog):
 
     failing = False
 
-    def keep(self, plan: Plan, identity: tuple[int, int]) -> None:
+    def keep(self, plan: Plan, files: Sequence[PlannedFile]) -> None:
         if self.failing:
             raise ImageError(ErrorKind.NO_SPACE, "no room for the plan")
-        super().keep(plan, identity)
+        super().keep(plan, files)
 
 
 def test_a_plan_that_cannot_be_kept_is_an_error_of_the_write(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_writing(mounts: Mounts, partitioned: Path, content: Path, tmp_path: Pat
         ("partitioned", ["--partition", "9"], 17, "no partition 9"),
         ("partitioned", ["--partition", "2"], 12, "swap space"),
         ("partitioned", ["--partition", "1"], 17, "no known file system"),
-        ("several", [], 17, "partition 3 (ext4 'files'), partition 4 (ext4 'other')"),
+        ("several", [], 64, "partition 3 (ext4 'files'), partition 4 (ext4 'other')"),
         ("sample", [], 17, "no known file system"),
         ("damaged", [], 2, "ext4"),
         ("flat", ["-o", "uid=5"], 12, "owners and modes of its own"),

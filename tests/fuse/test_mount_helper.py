@@ -114,7 +114,12 @@ def test_fstab(mounts: Mounts, sample: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("helper")
 @pytest.mark.parametrize(
     "case",
-    [("nonsense", 1, "no such mount option: 'nonsense'"), ("format=qcow", 32, "qcow"), ("key_file", 1, "a value")],
+    [
+        ("nonsense", 1, "no such mount option: 'nonsense'"),
+        ("format=qcow", 32, "qcow"),
+        ("key_file", 1, "a value"),
+        ("rw", 32, "say format=raw if it is one"),
+    ],
 )
 def test_failures(mounts: Mounts, sample: Path, case: tuple[str, int, str]) -> None:
     options, code, words = case

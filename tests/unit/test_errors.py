@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import errno
 import pickle
+import re
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
 import tapfs
-from tapfs.errors import CODES, EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, ErrorKind, ImageError, from_os_error
+from tapfs.errors import (
+    CODES,
+    EXIT_BUG,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    OPTIONS,
+    ErrorKind,
+    ImageError,
+    from_os_error,
+    options_as,
+    spelled,
+)
+from tapfs.serving.messages import error_from_data, error_to_data
+from tests.conftest import REPOSITORY
 
 
 def test_the_table_is_total_and_its_exit_codes_are_distinct() -> None:
     assert set(CODES) == set(ErrorKind)
     exits = [codes.exit_code for codes in CODES.values()]
     assert len(set(exits)) == len(exits)
-    assert not set(exits) & {0, 1, 3, EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED}
+    assert not set(exits) & {0, 1, 3, EXIT_BUG, EXIT_INTERRUPTED}
+    assert CODES[ErrorKind.INVALID_ARGUMENT].exit_code == EXIT_USAGE
     assert all(codes.errno in errno.errorcode for codes in CODES.values())
 
 
@@ -74,3 +93,41 @@ def test_an_image_error_is_not_told_again_as_an_error_of_the_host() -> None:
 def test_its_repr_tells_all() -> None:
     error = ImageError(ErrorKind.NOT_FOUND, "is missing", path="a", offset=0)
     assert repr(error) == "ImageError('not_found', 'is missing', path='a', offset=0)"
+
+
+@pytest.mark.parametrize(
+    ("way", "text"),
+    [
+        (None, "say format='raw' or force=True"),
+        ("command_line", "say -f raw or --force"),
+        ("mount_option", "say format=raw or force"),
+    ],
+)
+def test_a_remedy_names_options_as_its_reader_writes_them(way: str | None, text: str) -> None:
+    error = ImageError(ErrorKind.READ_ONLY, "is not writable", path="{rw}", remedy="say {format=raw} or {force}")
+    for each in (error, copy.copy(error), error_from_data(error_to_data(error))):
+        with options_as(way) if way else nullcontext():
+            assert each.remedy == text
+            assert str(each) == "{rw}: is not writable; " + text
+    assert str(error) == "{rw}: is not writable; say format='raw' or force=True"
+
+
+def test_other_braces_in_a_remedy_stay() -> None:
+    assert spelled("open {a=b}, {} or {format = x}") == "open {a=b}, {} or {format = x}"
+
+
+def remedies(folder: str) -> Iterator[tuple[Path, str]]:
+    """The texts of remedies in the source."""
+    for path in Path(REPOSITORY, folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.keyword) and node.arg in {"remedy", "say_raw"}:
+                texts = [each.value for each in ast.walk(node.value) if isinstance(each, ast.Constant)]
+                yield path, "".join(text for text in texts if isinstance(text, str))
+
+
+@pytest.mark.parametrize("folder", ["formats", "tapfs/disk", "tapfs/fuse", "tapfs/host", "tapfs/jobs"])
+def test_below_the_front_ends_no_remedy_has_options_of_the_command_line(folder: str) -> None:
+    for path, text in remedies(folder):
+        assert all(name in OPTIONS for name in re.findall(r"\{([a-z_]+)", text)), (path, text)
+        options = {each.command_line.split()[0] for each in OPTIONS.values()}
+        assert "tapfs create" in text or not options & set(text.split()), (path, text)

@@ -31,7 +31,7 @@ BANNED_IN_DRIVERS = {
 BELOW_THE_ENGINE = ["async_image", "chain", "chain_map", "description", "password", "probe"]
 
 #: What each folder of tapfs/ may import of the others, besides the contract. Front ends never see each other.
-CONTRACT = {"driver", "errors", "extent", "plan"}
+CONTRACT = {"driver", "errors", "extent", "findings", "geometry", "host_files", "plan"}
 MAY_IMPORT = {
     "host": set[str](),
     "partitions": set[str](),

@@ -108,7 +108,7 @@ async def test_a_disk_of_domain_0_is_a_block_device(
         (("missing.raw", *NAMED), ErrorKind.NOT_FOUND, "missing.raw: cannot open"),
         (("disk.raw", *NAMED), ErrorKind.READ_ONLY, "raw"),
         (("disk.raw", "--mode", "r", "--domain", "nobody", "--vdev", "xvda"), ErrorKind.NOT_FOUND, "nobody"),
-        (("disk.raw", "--domain", "3", "--vdev", "xv"), ErrorKind.INVALID_FORMAT, "'xv'"),
+        (("disk.raw", "--domain", "3", "--vdev", "xv"), ErrorKind.INVALID_ARGUMENT, "'xv'"),
         (("tap:qcow:disk.raw", *NAMED), ErrorKind.INVALID_FORMAT, "disk.raw"),
     ],
 )

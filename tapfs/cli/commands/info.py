@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from tapfs.cli.json_output import print_json
-from tapfs.cli.options import add_image_options, open_image, warn_of_noise
-from tapfs.cli.reporting import add_json_option, count_of, print_table, printable
+from tapfs.cli.options import add_image_options, open_image
+from tapfs.cli.reporting import add_json_option, count_of, print_json, print_table, printable
 from tapfs.cli.sizes import human_size
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print it; needs no password."""
     with open_image(arguments, metadata_only=True) as image:
-        warn_of_noise(image)
         described = [image.info]
         shown = [_plain_details(image.layers[0].driver)]
         if arguments.backing_chain:

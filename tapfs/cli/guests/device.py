@@ -70,7 +70,7 @@ def with_xenstore(work: Callable[[XenStore, Host], Awaitable[_Result]]) -> _Resu
 
 
 async def find_named_device(store: Store, arguments: argparse.Namespace) -> Device:
-    """The disk of ours that --domain and --vdev name. Raises ImageError(not_found, invalid_format)."""
+    """The disk of ours that --domain and --vdev name. Raises ImageError(not_found, invalid_argument)."""
     from tapfs.xen.device import find_domain, our_devices, parse_vdev, vdev_name
 
     number = parse_vdev(arguments.vdev)

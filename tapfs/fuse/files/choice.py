@@ -61,7 +61,7 @@ class FileSystemPlace:
 def choose_file_system(image: Image, partition: int | None) -> FileSystemPlace:
     """The file system of partition number `partition`; without that the only one on the disk.
 
-    Raises ImageError(not_found) if there is none or more than one, (unsupported) for contents
+    Raises ImageError(not_found) if there is none, (invalid_argument) for a choice, (unsupported) for contents
     that hold no files.
     """
     contents = image.contents()
@@ -92,11 +92,11 @@ def _only(contents: DiskContents, path: str) -> Partition:
         return found[0]
     how_many = "several file systems" if found else "no file system that tapfs knows"
     raise ImageError(
-        ErrorKind.NOT_FOUND,
+        ErrorKind.INVALID_ARGUMENT if found else ErrorKind.NOT_FOUND,
         f"has {how_many}; {_listed(contents)}",
         path=path,
         op="mount",
-        remedy="choose one with --partition N",
+        remedy="choose one with {partition=N}",
     )
 
 
@@ -125,7 +125,7 @@ def _place(image: Image, place: FileSystemPlace, found: FileSystem | None) -> Fi
             f"{where} is {what}, which has no files by itself",
             path=image.path,
             op="mount",
-            remedy="mount without --files and use it from there",
+            remedy="mount it without {files} and use it from there",
         )
     window = Reader(image.read, image.size).window(place.offset, place.size)
     return replace(place, type=found.type, unclean=unclean(window, found.type))

@@ -10,7 +10,7 @@ import os
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from tapfs.disk.chain import Layer, OpenOptions, layer_of_file
+from tapfs.disk.chain import Layer, OpenOptions, layer_of_files
 from tapfs.disk.image import Image
 from tapfs.disk.opening import complete_left, open_image, open_image_on
 from tapfs.disk.overlay import open_over
@@ -76,7 +76,7 @@ class Overlaid(NamedTuple):
 
     def forsake(self) -> None:
         """Close it, and remove it if it was made for this."""
-        self.layer.file.close()
+        self.layer.close()
         if self.made:
             with suppress(OSError):
                 os.unlink(self.layer.path)
@@ -119,11 +119,9 @@ def image_over(overlaid: Overlaid, image: Image, *, password: bytes | None, plan
     with ExitStack() as on_error:
         below = [_once_more(layer, writable=False, direct=False) for layer in image.layers]
         for layer in below:
-            on_error.callback(layer.file.close)
-        over = overlaid.layer
-        file = LocalFile(over.path, os.dup(over.file.descriptor), writable=True)
-        on_error.callback(file.close)
-        top = layer_of_file(over.path, file, OpenOptions(format=over.driver.format_name, writable=True))
+            on_error.callback(layer.close)
+        top = _once_more(overlaid.layer, writable=True, direct=False, sharing=Sharing.ALONE)
+        on_error.callback(top.close)
         opened = Image([top, *below], writable=True, password=password, plan_log=plan_log)
         _ = opened.engine_disk  # what cannot be served is to be known now
         on_error.pop_all()
@@ -133,7 +131,8 @@ def image_over(overlaid: Overlaid, image: Image, *, password: bytes | None, plan
 def let_others_read(image: Image) -> None:
     """Give up the writer's locks of what lies below an overlay now, so that it can be copied away."""
     for layer in image.layers[1:]:
-        only_read_from_now_on(layer.file.descriptor)
+        for file in layer.files:
+            only_read_from_now_on(file.descriptor)
 
 
 def specification_of(image: Image) -> tuple[str, str]:
@@ -201,19 +200,26 @@ def _set_length(image: Image, size: int) -> None:
         raise from_os_error(error, path=file.path, op="resize the image") from error
 
 
-def _once_more(layer: Layer, *, writable: bool, direct: bool) -> Layer:
-    """The same open file, and its locks, as another layer: read anew, closed by itself."""
-    descriptor = os.dup(layer.file.descriptor)
-    file = LocalFile(
-        layer.path,
-        descriptor,
-        writable=writable,
-        sharing=Sharing.ANYBODY,
-        direct=direct,
-        disk=layer.file.disk,
-        again=True,
-    )
-    return layer_of_file(layer.path, file, OpenOptions(format=layer.driver.format_name, writable=writable))
+def _once_more(layer: Layer, *, writable: bool, direct: bool, sharing: Sharing = Sharing.ANYBODY) -> Layer:
+    """The same open files, and their locks, as another layer: read anew, closed by itself."""
+    options = OpenOptions(format=layer.driver.format_name, writable=writable)
+    with ExitStack() as on_error:
+        opened: list[LocalFile] = []
+        for file in layer.files:
+            again = LocalFile(
+                file.path,
+                os.dup(file.descriptor),
+                writable=writable and file.writable,
+                sharing=sharing,
+                direct=direct,
+                disk=file.disk,
+                again=True,
+            )
+            on_error.callback(again.close)
+            opened.append(again)
+        given = {name: opened[number] for name, number in layer.files.names.items()}
+        on_error.pop_all()
+    return layer_of_files(layer.path, layer.files.again(given, opened[0]), options)
 
 
 def _check_size(size: int, path: str) -> None:

@@ -120,7 +120,7 @@ class Operations:
             try:
                 await self._switch(overlaid)
             finally:
-                overlaid.layer.file.close()
+                overlaid.layer.close()
             if self._disk.image.size != image.size:
                 await self._backend.announce_size()
             log.info("swapped: %s now lies over %s", *map(_printable, (overlay, image.path)))

@@ -10,7 +10,7 @@ import pytest
 from tapfs.driver import Cipher
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind
-from tapfs.kernel.engine import Status, execute_on_file
+from tapfs.kernel.engine import HostDescriptor, Status, execute_on_files
 from tapfs.plan import Discard, Grow, Plan, Write, plan
 from tests.unit.engine.engine_disks import AES, GRANULE, UNIT, Disk, extents, host, pattern, place
 
@@ -260,7 +260,9 @@ def test_a_failing_step_stops_the_plan_and_names_its_place(tmp_path: Path) -> No
 def test_a_plan_runs_on_a_file_without_a_disk(tmp_path: Path) -> None:
     path = host(tmp_path, "new")
     with path.open("r+b") as file:
-        execute_on_file(file.fileno(), str(path), plan([Grow(0, 100), Write(0, 50, b"x")]))
+        execute_on_files(
+            [HostDescriptor(file.fileno(), str(path), writable=True)], plan([Grow(0, 100), Write(0, 50, b"x")])
+        )
     assert path.read_bytes() == (bytes(50) + b"x").ljust(100, b"\0")
 
 

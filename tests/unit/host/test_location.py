@@ -17,12 +17,12 @@ MIB = 1 << 20
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("", ErrorKind.INVALID_FORMAT),
+        ("", ErrorKind.INVALID_ARGUMENT),
         ("-", ErrorKind.UNSUPPORTED),
         ("nbd://host/export", ErrorKind.UNSUPPORTED),
         ("https://host/disk.qcow", ErrorKind.UNSUPPORTED),
-        ("ram:a/b", ErrorKind.INVALID_FORMAT),
-        ("RAM:.x", ErrorKind.INVALID_FORMAT),
+        ("ram:a/b", ErrorKind.INVALID_ARGUMENT),
+        ("RAM:.x", ErrorKind.INVALID_ARGUMENT),
     ],
 )
 def test_names_that_mean_no_image(

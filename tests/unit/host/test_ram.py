@@ -78,7 +78,7 @@ def test_a_name_is_taken_once_and_removed_once(name: str, capsys: pytest.Capture
 def test_names_that_are_no_names_are_refused(bad: str) -> None:
     with pytest.raises(ImageError) as raised:
         tapfs.open(bad)
-    assert raised.value.kind is ErrorKind.INVALID_FORMAT
+    assert raised.value.kind is ErrorKind.INVALID_ARGUMENT
     assert "\n" not in str(raised.value)
 
 

@@ -27,7 +27,7 @@ def test_another_s_disk_is_not_opened_by_its_name(ram_name: str, host_file: Path
         with pytest.raises(ImageError) as raised:
             tapfs.open(ram_name, writable=writable)
         assert raised.value.kind is ErrorKind.DENIED
-        assert f"-f raw {host_file}" in str(raised.value)
+        assert f"open {host_file} and say format='raw'" in str(raised.value)
     tapfs.open(host_file, format="raw", writable=True).close()
 
 

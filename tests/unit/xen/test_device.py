@@ -62,7 +62,7 @@ def test_names_have_the_numbers_of_the_document(name: str, number: int) -> None:
 def test_what_is_no_disk_is_refused(text: str) -> None:
     with pytest.raises(ImageError, match="is no name of a virtual disk; use xvda") as raised:
         parse_vdev(text)
-    assert raised.value.kind is ErrorKind.INVALID_FORMAT
+    assert raised.value.kind is ErrorKind.INVALID_ARGUMENT
 
 
 def test_numbers_are_called_as_the_guest_calls_them() -> None:

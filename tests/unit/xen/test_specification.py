@@ -65,7 +65,7 @@ def test_strings_mean_what_they_always_meant(text: str, meant: DiskSpecification
 def test_a_string_without_a_file_is_refused(text: str) -> None:
     with pytest.raises(ImageError, match="names no file; write tap:FORMAT:FILE or just FILE") as raised:
         parse_specification(text)
-    assert raised.value.kind is ErrorKind.INVALID_FORMAT
+    assert raised.value.kind is ErrorKind.INVALID_ARGUMENT
 
 
 def test_a_relative_file_is_found_from_anywhere() -> None:

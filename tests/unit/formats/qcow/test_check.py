@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import struct
+from collections import Counter
 
 import pytest
 
-from tapfs.driver import OpenRequest, Severity
+from tapfs.driver import OpenRequest, Scratch, Severity
 from tapfs.formats.qcow import FORMAT, claims
 from tapfs.formats.qcow.claims import Claim, Claimant, gaps
 from tests.model import MemoryFile
@@ -138,7 +140,7 @@ def test_findings_and_memory_are_bounded() -> None:
     assert len([finding for finding in report.findings if finding.severity is Severity.CORRUPTION]) == 100
 
 
-def test_gaps_in_many_passes_are_the_gaps_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gaps_of_more_claims_than_are_held_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = random.Random(3)
     made = [
         Claim(choice.randrange(40_000), choice.choice([1, 7, 40]), Claimant.CLUSTER, number, number % 8)
@@ -146,9 +148,10 @@ def test_gaps_in_many_passes_are_the_gaps_in_one(monkeypatch: pytest.MonkeyPatch
     ]
     made += [Claim(777, 5, Claimant.TABLE, number) for number in range(80)]
 
-    def run() -> tuple[list[tuple[int, int]], set[Claim]]:
-        overlaps: set[Claim] = set()
-        found = list(gaps(lambda: iter(made), 40_100, lambda _, later: overlaps.add(later)))
+    def run() -> tuple[list[tuple[int, int]], list[tuple[Claim, Claim]]]:
+        overlaps: list[tuple[Claim, Claim]] = []
+        # An iterator: whoever went over the claims a second time would find none.
+        found = list(gaps(iter(made), 40_100, lambda *pair: overlaps.append(pair)))
         return found, overlaps
 
     whole = run()
@@ -156,9 +159,69 @@ def test_gaps_in_many_passes_are_the_gaps_in_one(monkeypatch: pytest.MonkeyPatch
     for claim in made:
         bytes_[claim.start : claim.end] = b"x" * claim.length
     assert sum(length for _, length in whole[0]) == bytes_.count(0)
-    monkeypatch.setattr(claims, "MAX_HELD", 64)
-    assert run()[0] == whole[0]
-    assert len(run()[1]) > 80
+    assert len(whole[1]) > 80
+    for held in (1, 64, 779, 780):
+        monkeypatch.setattr(claims, "MAX_HELD", held)
+        assert run() == whole
+
+
+def test_claims_are_kept_whole() -> None:
+    largest = Claim((1 << 64) - 1, (1 << 64) - 1, Claimant.CLUSTER, (1 << 24) - 1, 8191)
+    for claim in (largest, Claim(0, 0, Claimant.HEADER), Claim(1 << 40, 512, Claimant.TABLE, 7)):
+        assert claims.unpack(claim.pack()) == claim
+
+
+class CountingFile(MemoryFile):
+    """A host file that counts the reads of each offset."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.reads: Counter[int] = Counter()
+
+    def read(self, offset: int, length: int) -> bytes:
+        self.reads[offset] += 1
+        return super().read(offset, length)
+
+
+def hostile(tables: int) -> CountingFile:
+    """An image of clusters and tables of 512 bytes, whose L1 table names each of the tables in any order."""
+    data = bytearray(
+        struct.pack(">4sIQIIQBB2xIQ", b"QFI\xfb", 1, 0, 0, 0, tables << 15, 9, 6, 0, 512).ljust(512, b"\0")
+    )
+    first = (512 + 8 * tables + 511) // 512 * 512
+    order = list(range(tables))
+    random.Random(4).shuffle(order)
+    data += b"".join((first + 512 * number).to_bytes(8, "big") for number in order)
+    return CountingFile(bytes(data.ljust(first + 512 * tables, b"\0")))
+
+
+def test_a_check_reads_each_table_once_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass for each `MAX_HELD` claims would make the time quadratic."""
+    tables, held = 3000, 50
+    monkeypatch.setattr(claims, "MAX_HELD", held)
+    file = hostile(tables)
+    made: list[claims.MemoryScratch] = []
+    kept: list[int] = []
+
+    class Watched(claims.MemoryScratch):
+        def append(self, data: bytes) -> None:
+            kept.append(len(data))
+            super().append(data)
+
+    def scratch() -> Scratch:
+        made.append(Watched())
+        return made[-1]
+
+    driver = FORMAT.open(file, OpenRequest(lenient=True, scratch=scratch))
+    file.reads.clear()
+    report = driver.check()
+    assert (report.corruptions, report.leaks) == (0, 0)
+    first = (512 + 8 * tables + 511) // 512 * 512
+    assert [file.reads[first + 512 * number] for number in range(tables)] == [1] * tables
+    # Once for the places of the tables, once for all claims.
+    assert len(made) == 2
+    assert len(kept) == 2 * tables // held
+    assert len(set(kept)) == 1
 
 
 def test_progress_ends_at_the_end() -> None:

@@ -1,0 +1,52 @@
+"""What a check found: findings, each with its severity, and the report that counts and bounds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Severity(StrEnum):
+    """How bad a finding is."""
+
+    CORRUPTION = "corruption"
+    LEAK = "leak"
+    NOTE = "note"
+
+
+class Finding(NamedTuple):
+    """One thing that check found; `host_offset` is where in the image file, if anywhere."""
+
+    severity: Severity
+    message: str
+    host_offset: int | None = None
+
+
+@dataclass(slots=True)
+class CheckReport:
+    """The result of a check. `findings` is bounded; the counts are not."""
+
+    #: Findings of one severity beyond this many are counted but not kept.
+    MAX_KEPT = 100
+
+    findings: list[Finding] = field(default_factory=list[Finding])
+    corruptions: int = 0
+    leaks: int = 0
+    leaked_bytes: int = 0
+    allocated_bytes: int = 0
+    #: What a repair has mended before this check, in words (`Plan.mends`).
+    mended: list[str] = field(default_factory=list[str])
+
+    def add(self, severity: Severity, message: str, host_offset: int | None = None) -> None:
+        """Count a finding and keep it while there is room."""
+        if severity is Severity.CORRUPTION:
+            self.corruptions += 1
+            before = self.corruptions - 1
+        elif severity is Severity.LEAK:
+            self.leaks += 1
+            before = self.leaks - 1
+        else:
+            before = sum(kept.severity is severity for kept in self.findings)
+        if before < self.MAX_KEPT:
+            self.findings.append(Finding(severity, message, host_offset))

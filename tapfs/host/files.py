@@ -1,0 +1,139 @@
+"""The host files of one image: the image itself, number 0, and the files that it names, in the order of opening."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Self
+
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.host.confine import LEAVING
+from tapfs.host.file import LocalFile
+from tapfs.host.gate import ORDINARY, Gate
+from tapfs.host.lock import Sharing
+from tapfs.host_files import NumberedFile, Role
+
+
+class LocalFiles:
+    """The open files of one image: a `tapfs.host_files.FurtherFiles` that owns and closes them.
+
+    A further file is opened as the image is: writable if the image is and the role allows it, with the same sharing,
+    direct I/O and mark of requests. `gate` judges its name. `given` holds files that are open already, by the names
+    that the image gives them; they are taken over.
+    """
+
+    def __init__(
+        self,
+        image: LocalFile,
+        *,
+        gate: Gate = ORDINARY,
+        sharing: Sharing = Sharing.ALONE,
+        given: Mapping[str, LocalFile] | None = None,
+    ) -> None:
+        self._files = [image]
+        self._numbers: dict[str, int] = {}
+        self._gate = gate
+        self._sharing = sharing
+        self._given = dict(given or {})
+
+    @property
+    def image(self) -> LocalFile:
+        """File 0, the one that the user or the child named."""
+        return self._files[0]
+
+    @property
+    def identities(self) -> tuple[tuple[int, int], ...]:
+        """Device and inode of each file, in the order of their numbers."""
+        return tuple(file.identity for file in self._files)
+
+    @property
+    def names(self) -> Mapping[str, int]:
+        """The numbers of the further files by the names that the image gives them."""
+        return self._numbers
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __iter__(self) -> Iterator[LocalFile]:
+        return iter(self._files)
+
+    def __getitem__(self, number: int) -> LocalFile:
+        return self._files[number]
+
+    def open(self, name: str, role: Role) -> NumberedFile:
+        """See `tapfs.host_files.FurtherFiles.open`."""
+        if name not in self._numbers:
+            self._numbers[name] = self._opened(name, role)
+        number = self._numbers[name]
+        file = self._files[number]
+        if self._writes(role) and not file.writable:
+            raise ImageError(
+                ErrorKind.CORRUPT,
+                f"names {name} once to be written and once to be only read",
+                path=self.image.path,
+                op="open the files of the image",
+            )
+        return NumberedFile(number, file)
+
+    def again(self, names: Mapping[str, LocalFile], image: LocalFile) -> Self:
+        """The same image on other descriptors of its files: `image` for file 0, the rest by the names in `names`."""
+        return type(self)(image, gate=self._gate, sharing=self._sharing, given=names)
+
+    def allocated_size(self) -> int:
+        """Bytes that the hosts have allocated for the files."""
+        return sum(file.allocated_size() for file in self._files)
+
+    def close(self) -> None:
+        """Close every file; the locks go with them. Closing twice is allowed."""
+        for file in (*self._files, *self._given.values()):
+            file.close()
+        self._given.clear()
+
+    def _opened(self, name: str, role: Role) -> int:
+        """The number of a file by a name that is new; one that is open already under another name keeps its own."""
+        given = self._given.pop(name, None)
+        if given is not None:
+            self._files.append(given)
+            return len(self._files) - 1
+        folder = os.path.dirname(self.image.path)
+        path = os.path.join(folder, name)
+        try:
+            found = self._gate.look_up_further(path, folder=folder)
+        except ImageError as error:
+            raise self._explained(error, name) from error
+        try:
+            status = os.fstat(found)
+            if (status.st_dev, status.st_ino) in self.identities:
+                return self.identities.index((status.st_dev, status.st_ino))
+            file = LocalFile.open_found(
+                found,
+                path,
+                writable=self._writes(role),
+                sharing=self._sharing,
+                direct=self.image.direct,
+                disk=self.image.disk,
+            )
+        finally:
+            os.close(found)
+        self._files.append(file)
+        return len(self._files) - 1
+
+    def _explained(self, error: ImageError, name: str) -> ImageError:
+        """The error of a name that leads to no file, so that it says which image has that name."""
+        if error.op == LEAVING:
+            problem = self._gate.refusal()
+            remedy = "if you trust the image name a folder that holds both: --backing-root DIR (Gate.inside)"
+        elif error.kind is ErrorKind.NOT_FOUND:
+            problem, remedy = "is missing", "put it beside the image, or correct its name in the image"
+        else:
+            return error
+        op = "open the files of the image"
+        return ImageError(error.kind, f"its file {name} {problem}", path=self.image.path, op=op, remedy=remedy)
+
+    def _writes(self, role: Role) -> bool:
+        return self.image.writable and role is not Role.READ_ONLY_DATA
+
+
+def all_identities(images: Sequence[LocalFiles]) -> set[tuple[int, int]]:
+    """Device and inode of every file of several images."""
+    return {identity for files in images for identity in files.identities}

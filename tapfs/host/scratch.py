@@ -1,0 +1,64 @@
+"""Scratch files: space on the host that has no name, so it is gone with its last descriptor, also after a crash."""
+
+from __future__ import annotations
+
+import os
+
+from tapfs.errors import ErrorKind, from_os_error
+
+#: Where scratch files lie unless $TMPDIR says so: they can be large, and /tmp may be memory.
+_FOLDER = "/var/tmp"  # noqa: S108  the file has no name there
+
+
+def unnamed_descriptor(operation: str) -> int:
+    """A descriptor of a new, empty file without a name, to be closed by the caller. Raises ImageError."""
+    import tempfile  # those that need no scratch space need not load it
+
+    folder = os.environ.get("TMPDIR") or _FOLDER
+    try:
+        with tempfile.TemporaryFile(dir=folder) as unnamed:
+            return os.dup(unnamed.fileno())
+    except OSError as error:
+        raise from_os_error(error, path=folder, op=operation) from error
+
+
+class ScratchFile:
+    """A `tapfs.driver.Scratch` on the host's disk; the file is made when something is first put into it."""
+
+    def __init__(self) -> None:
+        self._descriptor = -1
+        self._length = 0
+
+    def append(self, data: bytes) -> None:
+        """Add to the end. Raises ImageError(no_space, io)."""
+        if self._descriptor < 0:
+            self._descriptor = unnamed_descriptor("make a scratch file")
+        view = memoryview(data)
+        try:
+            while view:
+                written = os.pwrite(self._descriptor, view, self._length)
+                self._length += written
+                view = view[written:]
+        except OSError as error:
+            failed = from_os_error(error, path=None, op="write to a scratch file")
+            if failed.kind is ErrorKind.NO_SPACE:
+                failed.remedy = "set TMPDIR to a folder with more space"
+            raise failed from error
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes at `offset`; shorter only at the end. Raises ImageError(io)."""
+        pieces: list[bytes] = []
+        try:
+            while length and (piece := os.pread(self._descriptor, length, offset)):
+                pieces.append(piece)
+                offset += len(piece)
+                length -= len(piece)
+        except OSError as error:
+            raise from_os_error(error, path=None, op="read a scratch file") from error
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        """Give the space back; closing twice is allowed."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
