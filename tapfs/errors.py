@@ -199,12 +199,12 @@ class ImageError(OSError):
     def __str__(self) -> str:
         parts: list[str] = []
         if self.path is not None:
-            parts.append(f"{_printable(self.path)}: ")
-        parts.append(self.message)
+            parts.append(f"{printable(self.path)}: ")
+        parts.append(_line(self.message))
         if self.offset is not None:
             parts.append(f" (at byte {self.offset:#x})")
         if self.remedy is not None:
-            parts.append(f"; {self.remedy}")
+            parts.append(f"; {_line(self.remedy)}")
         return "".join(parts)
 
     def __repr__(self) -> str:
@@ -255,6 +255,21 @@ def limit_reached(what: str, *, path: str | None, op: str) -> ImageError:
     )
 
 
-def _printable(path: str) -> str:
-    """A path as one printable line: a file name may hold newlines and terminal escapes."""
-    return path if path.isprintable() else repr(path)
+def printable(text: str) -> str:
+    """The text as a piece of one line for a terminal or a log.
+
+    Names of files, labels and whatever else others have chosen may hold line breaks, terminal escapes and characters
+    that turn the direction of writing. These are written as Python escapes, a byte that is no UTF-8 by its value.
+    """
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable():
+        return character
+    byte = ord(character) - 0xDC00  # what os.fsdecode makes of bytes that are no UTF-8
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else character.encode("unicode_escape").decode("ascii")
+
+
+def _line(text: str) -> str:
+    return printable(" ".join(text.splitlines()))

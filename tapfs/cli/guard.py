@@ -14,7 +14,7 @@ from types import FrameType
 
 from tapfs.cli.parser import UsageError
 from tapfs.cli.signals import ENDING, Terminated, interruption_in, release_signals
-from tapfs.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, ImageError, from_os_error, options_as
+from tapfs.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, ImageError, from_os_error, options_as, printable
 
 #: What a shell reports for a program that SIGPIPE ended; tapfs ends so when its reader goes away.
 EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -83,7 +83,7 @@ def _fill_standard_descriptors() -> None:
 def complain(program: str, text: str) -> None:
     """One line on stderr, if there is one."""
     with suppress(OSError, AttributeError):
-        sys.stderr.write(f"{program}: {' '.join(text.splitlines())}\n")
+        sys.stderr.write(f"{program}: {printable(' '.join(text.splitlines()))}\n")
         sys.stderr.flush()
 
 

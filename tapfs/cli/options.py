@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tapfs.cli.parser import format_argument
 from tapfs.disk.password import PASSWORD_VARIABLE, given_password, nonempty
-from tapfs.errors import ErrorKind, ImageError
+from tapfs.errors import ErrorKind, ImageError, printable
 
 if TYPE_CHECKING:
     import argparse
@@ -110,7 +110,7 @@ def unlocked(key_file: str | None, path: str, attempt: Callable[[bytes | None], 
     except ImageError as error:
         if error.kind is not ErrorKind.DENIED or error.op != "unlock" or password is not None:
             raise
-    return attempt(prompt_for_password(f"Password of {path}: "))
+    return attempt(prompt_for_password(f"Password of {printable(path)}: "))
 
 
 def new_password(key_file: str | None, path: str) -> bytes:
@@ -118,7 +118,7 @@ def new_password(key_file: str | None, path: str) -> bytes:
     password = given_password(key_file)
     if password is not None:
         return password
-    password = prompt_for_password(f"New password of {path}: ")
+    password = prompt_for_password(f"New password of {printable(path)}: ")
     if prompt_for_password("Again: ") != password:
         raise ImageError(ErrorKind.DENIED, "the two passwords differ", path=path, op="unlock")
     return password

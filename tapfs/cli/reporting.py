@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from tapfs.errors import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -18,9 +20,9 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2))
 
 
-def printable(text: str) -> str:
-    """A name on one line: it may hold newlines and terminal escapes."""
-    return text if text.isprintable() else repr(text)
+def print_line(text: str) -> None:
+    """One line on standard output, whatever the names in it hold."""
+    print(printable(text))
 
 
 def count_of(number: int, thing: str) -> str:
@@ -33,12 +35,12 @@ def print_table(rows: Iterable[tuple[str, str]]) -> None:
     lines = list(rows)
     width = max((len(label) for label, _ in lines), default=0) + 2
     for label, value in lines:
-        print(f"{label + ':' if label else '':<{width}}{value}")
+        print_line(f"{label + ':' if label else '':<{width}}{value}")
 
 
 def print_columns(rows: Iterable[tuple[str, ...]]) -> None:
     """Rows with their columns aligned."""
-    lines = list(rows)
+    lines = [tuple(map(printable, row)) for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tapfs.cli.options import new_password
 from tapfs.cli.parser import UsageError, format_argument, parse_options
-from tapfs.cli.reporting import printable
+from tapfs.cli.reporting import print_line
 from tapfs.cli.sizes import sizes_in_options
 from tapfs.errors import ErrorKind, ImageError
 
@@ -70,11 +70,11 @@ def print_options(format_name: str) -> int:
     if not isinstance(found, CreatableFormat):
         raise ImageError(ErrorKind.UNSUPPORTED, f"tapfs does not make {format_name} images", op="create")
     if not found.create_options:
-        print(f"{format_name} has no options.")
+        print_line(f"{format_name} has no options.")
         return 0
     width = max(len(name) for name in found.create_options) + 2
     for name, meaning in found.create_options.items():
-        print(f"{name:<{width}}{meaning}")
+        print_line(f"{name:<{width}}{meaning}")
     return 0
 
 
@@ -91,7 +91,7 @@ def default_format(path: str, option: str) -> str:
         return "ram"
     suffix = path.rpartition(".")[2].lower()
     if suffix in format_names() and suffix not in ("raw", "ram"):
-        complain("tapfs", f"{printable(path)} becomes a raw image; {option} {suffix} makes a {suffix} image")
+        complain("tapfs", f"{path} becomes a raw image; {option} {suffix} makes a {suffix} image")
     return "raw"
 
 

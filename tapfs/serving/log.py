@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 import syslog
 import warnings
+
+from tapfs.errors import printable
 
 log = logging.getLogger("tapfs")
 
@@ -22,8 +25,18 @@ class SyslogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Send one record."""
         priority = next((p for level, p in self._PRIORITIES if record.levelno >= level), syslog.LOG_DEBUG)
-        for line in self.format(record).splitlines():
-            syslog.syslog(priority, line.replace("\0", "\\0"))
+        for line in self.format(record).split("\n"):
+            syslog.syslog(priority, line)
+
+
+class PrintableFormatter(logging.Formatter):
+    """Records as lines that hold nothing but printable characters; only a traceback has more than one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record."""
+        safe = copy.copy(record)
+        safe.msg, safe.args = printable(record.getMessage()), None
+        return "\n".join(map(printable, super().format(safe).split("\n")))
 
 
 def log_to_syslog() -> None:
@@ -34,7 +47,7 @@ def log_to_syslog() -> None:
 
 def log_to_stderr(subject: str | None = None) -> None:
     """Send the log to stderr, in the form of the command line's own messages; each line names the subject."""
-    named = "" if subject is None else subject.replace("%", "%%") + ": "
+    named = "" if subject is None else printable(subject).replace("%", "%%") + ": "
     _use(logging.StreamHandler(sys.stderr), f"tapfs: {named}%(message)s")
 
 
@@ -43,7 +56,7 @@ def _log_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def _use(handler: logging.Handler, form: str) -> None:
-    handler.setFormatter(logging.Formatter(form))
+    handler.setFormatter(PrintableFormatter(form))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)

@@ -52,10 +52,7 @@ class GivenUp:
         except OSError:
             return None
         if standing == _UNKNOWN or standing != how_it_stands(path):
-            log.error(
-                "%s may have been changed since its process died: what that had not flushed is lost",
-                path if path.isprintable() else repr(path),
-            )
+            log.error("%s may have been changed since its process died: what that had not flushed is lost", path)
             for left in self._left:
                 left.unlink(missing_ok=True)
         self._note.unlink(missing_ok=True)

@@ -47,7 +47,7 @@ def test_every_kind_comes_back_from_its_own_errno_or_is_io() -> None:
 
 def test_a_message_is_one_line_with_place_and_remedy() -> None:
     error = ImageError(ErrorKind.CORRUPT, "L2 entry 3 is wild", path="a\nb", offset=4096, op="map", remedy="repair it")
-    assert str(error) == "'a\\nb': L2 entry 3 is wild (at byte 0x1000); repair it"
+    assert str(error) == "a\\nb: L2 entry 3 is wild (at byte 0x1000); repair it"
     assert (error.errno, error.exit_code) == (errno.EUCLEAN, 2)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tapfs.cli.options import add_image_options, open_options
-from tapfs.cli.reporting import add_json_option, add_progress_options, count_of, print_json, printable, progress_of
+from tapfs.cli.reporting import add_json_option, add_progress_options, count_of, print_json, print_line, progress_of
 from tapfs.cli.sizes import human_size
 from tapfs.errors import CODES, ErrorKind
 
@@ -96,13 +96,13 @@ def report_as_json(path: str, report: CheckReport) -> dict[str, object]:
 def print_report(path: str, report: CheckReport) -> None:
     """The report for people: what was mended, the findings, then one line that sums up."""
     for fault in report.mended:
-        print(f"mended: {printable(fault)}")
+        print_line(f"mended: {fault}")
     for found in report.findings:
         place = "" if found.host_offset is None else f" (at byte {found.host_offset:#x})"
-        print(f"{found.severity}: {printable(found.message)}{place}")
+        print_line(f"{found.severity}: {found.message}{place}")
     hidden = report.corruptions + report.leaks - sum(found.severity != "note" for found in report.findings)
     if hidden > 0:
-        print(f"... and {hidden} more")
+        print_line(f"... and {hidden} more")
     if report.corruptions:
         verdict = f"corrupt: {count_of(report.corruptions, 'error')}"
         if report.leaks:
@@ -111,4 +111,4 @@ def print_report(path: str, report: CheckReport) -> None:
         verdict = f"{count_of(report.leaks, 'leak')} ({human_size(report.leaked_bytes)}), no errors"
     else:
         verdict = "no errors"
-    print(f"{printable(path)}: {verdict}; {human_size(report.allocated_bytes)} of guest data allocated")
+    print_line(f"{path}: {verdict}; {human_size(report.allocated_bytes)} of guest data allocated")

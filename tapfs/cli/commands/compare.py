@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tapfs.cli.options import add_image_options, open_image
 from tapfs.cli.parser import format_argument
-from tapfs.cli.reporting import add_json_option, add_progress_options, print_json, progress_of
+from tapfs.cli.reporting import add_json_option, add_progress_options, print_json, print_line, progress_of
 
 if TYPE_CHECKING:
     from tapfs.cli.parser import Subparsers
@@ -61,9 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
         print_json({"same": difference is None, "offset": offset, "sizes": list(sizes)})
     elif not arguments.quiet:
         if difference is None:
-            print("Images are identical." if sizes[0] == sizes[1] else "Images are identical but for their sizes.")
+            print_line("Images are identical." if sizes[0] == sizes[1] else "Images are identical but for their sizes.")
         elif difference.offset is None:
-            print(f"Sizes differ: {sizes[0]} and {sizes[1]} bytes.")
+            print_line(f"Sizes differ: {sizes[0]} and {sizes[1]} bytes.")
         else:
-            print(f"Content differs, first at byte {difference.offset} ({difference.offset:#x}).")
+            print_line(f"Content differs, first at byte {difference.offset} ({difference.offset:#x}).")
     return 0 if difference is None else EXIT_DIFFERENT

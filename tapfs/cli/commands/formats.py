@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tapfs.cli.reporting import add_json_option, print_columns, print_json, printable
+from tapfs.cli.reporting import add_json_option, print_columns, print_json
 
 if TYPE_CHECKING:
     import argparse
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json({"formats": described})
         return 0
     abilities = [key for key in described[0] if key not in ("name", "options")]
-    rows = [(printable(str(each["name"])), *(_word(each[key]) for key in abilities)) for each in described]
+    rows = [(str(each["name"]), *(_word(each[key]) for key in abilities)) for each in described]
     print_columns([("FORMAT", *(key.upper() for key in abilities)), *rows])
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from tapfs.cli.options import add_image_options, open_image
-from tapfs.cli.reporting import add_json_option, count_of, print_json, print_table, printable
+from tapfs.cli.reporting import add_json_option, count_of, print_json, print_table
 from tapfs.cli.sizes import human_size
 
 if TYPE_CHECKING:
@@ -74,14 +74,14 @@ def _rows(info: Mapping[str, object], details: frozenset[str] | None) -> Iterato
         elif key == "backing":
             if value is not None:
                 backing = cast("Mapping[str, object]", value)
-                yield "backing", f"{printable(str(backing['name']))} ({backing['format']})"
+                yield "backing", f"{backing['name']} ({backing['format']})"
         elif key == "chain":
             links = cast("Sequence[Mapping[str, object]]", value)
             for depth, link in enumerate(links if len(links) > 1 else ()):
                 size = human_size(cast("int", link["virtual_size"]))
                 yield (
                     ("chain" if depth == 0 else ""),
-                    f"{depth}: {printable(str(link['path']))} ({link['format']}, {size})",
+                    f"{depth}: {link['path']} ({link['format']}, {size})",
                 )
         elif key == "file_system":
             if value is not None:
@@ -99,19 +99,19 @@ def _partition_rows(partitions: Mapping[str, object]) -> Iterator[tuple[str, str
         place = f"{human_size(cast('int', partition['size']))} at {human_size(cast('int', partition['start']))}"
         parts = [place, str(partition["type_name"] or partition["type"])]
         if partition["name"] is not None:
-            parts.append(printable(str(partition["name"])))
+            parts.append(str(partition["name"]))
         if partition["bootable"]:
             parts.append("bootable")
         if partition["file_system"] is not None:
             parts.append(_file_system(cast("Mapping[str, str | None]", partition["file_system"])))
         yield "", f"{partition['number']}: {', '.join(parts)}"
     for note in cast("Sequence[str]", partitions["notes"]):
-        yield "note", printable(note)
+        yield "note", note
 
 
 def _file_system(found: Mapping[str, str | None]) -> str:
-    label = "" if found["label"] is None else f" {printable(found['label'])!r}"
-    return f"{found['type']}{label}" + ("" if found["uuid"] is None else f" ({printable(found['uuid'])})")
+    label = "" if found["label"] is None else f" {found['label']!r}"
+    return f"{found['type']}{label}" + ("" if found["uuid"] is None else f" ({found['uuid']})")
 
 
 def _row(key: str, value: object) -> Iterator[tuple[str, str]]:
@@ -132,4 +132,4 @@ def _row(key: str, value: object) -> Iterator[tuple[str, str]]:
 
 
 def _text(value: object) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else printable(str(value))
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

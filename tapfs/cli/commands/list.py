@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from tapfs.cli.reporting import add_json_option, print_columns, print_json, printable
+from tapfs.cli.reporting import add_json_option, print_columns, print_json
 
 if TYPE_CHECKING:
     import argparse
@@ -96,8 +96,7 @@ def _as_row(entry: MountEntry, counted: tuple[int | None, int | None]) -> tuple[
     shows = entry.shows if entry.partition is None else f"{entry.shows} of partition {entry.partition}"
     pid = str(entry.pid) if entry.alive else f"{entry.pid} (dead)"
     read, written = ("-" if count is None else str(count) for count in counted)
-    image, mountpoint = printable(entry.image), printable(entry.mountpoint)
-    return (image, mountpoint, shows, entry.mode, entry.format, entry.engine, read, written, pid)
+    return (entry.image, entry.mountpoint, shows, entry.mode, entry.format, entry.engine, read, written, pid)
 
 
 def _as_data(entry: MountEntry, counted: tuple[int | None, int | None]) -> dict[str, object]:
@@ -109,11 +108,11 @@ def _as_data(entry: MountEntry, counted: tuple[int | None, int | None]) -> dict[
 
 
 def _attached_row(disk: AttachedDisk) -> tuple[str, ...]:
-    domain = str(disk.domain) if disk.domain_name is None else f"{disk.domain} ({printable(disk.domain_name)})"
+    domain = str(disk.domain) if disk.domain_name is None else f"{disk.domain} ({disk.domain_name})"
     counted = disk.statistics or {}
     read, written = (str(counted.get(name, "-")) for name in ("read_bytes", "written_bytes"))
     pid = "-" if disk.pid is None else str(disk.pid)
-    return (printable(disk.spec), domain, disk.vdev, disk.mode, disk.summary, read, written, pid)
+    return (disk.spec, domain, disk.vdev, disk.mode, disk.summary, read, written, pid)
 
 
 def _ram_row(disk: RamDisk) -> tuple[str, ...]:

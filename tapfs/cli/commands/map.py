@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tapfs.cli.options import add_image_options, open_image
 from tapfs.cli.parser import size_argument
-from tapfs.cli.reporting import add_json_option, printable
+from tapfs.cli.reporting import add_json_option, print_line
 
 if TYPE_CHECKING:
     import argparse
@@ -74,7 +74,7 @@ def _print_json(extents: Iterable[MappedExtent]) -> None:
 
 
 def _print_table(extents: Iterable[MappedExtent]) -> None:
-    print(_COLUMNS.format("Offset", "Length", "Mapped to", "File"))
+    print_line(_COLUMNS.format("Offset", "Length", "Mapped to", "File"))
     for extent in extents:
         if not extent.data:
             continue
@@ -82,5 +82,4 @@ def _print_table(extents: Iterable[MappedExtent]) -> None:
             place = f"{extent.host_offset:#x}"
         else:
             place = "compressed" if extent.compressed else "encrypted"
-        file = printable(extent.host_path or "")
-        print(_COLUMNS.format(f"{extent.offset:#x}", f"{extent.length:#x}", place, file))
+        print_line(_COLUMNS.format(f"{extent.offset:#x}", f"{extent.length:#x}", place, extent.host_path or ""))

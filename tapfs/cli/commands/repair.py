@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tapfs.cli.commands.check import checked, show
 from tapfs.cli.options import add_image_options, open_options
-from tapfs.cli.reporting import add_json_option, add_progress_options, print_json, printable
+from tapfs.cli.reporting import add_json_option, add_progress_options, print_json, print_line
 from tapfs.plan import Discard, Grow, Plan, Step, Write
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _show(arguments)
     report = checked(arguments, repair="all")
     if not (report.mended or report.corruptions or report.leaks or arguments.json or arguments.quiet):
-        print(f"{printable(arguments.image)}: nothing to repair")
+        print_line(f"{arguments.image}: nothing to repair")
     return show(arguments, report)
 
 
@@ -56,12 +56,12 @@ def _show(arguments: argparse.Namespace) -> int:
         )
         return 0
     if not any(plans):
-        print(f"{printable(arguments.image)}: nothing to repair")
+        print_line(f"{arguments.image}: nothing to repair")
     for fault in _mends(plans):
-        print(f"would mend: {printable(fault)}")
+        print_line(f"would mend: {fault}")
     for number, stage in enumerate(_stages(plans), start=1):
         for step in stage:
-            print(f"stage {number}: {_as_text(step)}")
+            print_line(f"stage {number}: {_as_text(step)}")
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tapfs.cli.guests.device import add_device_options, ask_disk
 from tapfs.cli.parser import UsageError, format_argument, size_argument
+from tapfs.cli.reporting import print_line
 from tapfs.cli.sizes import human_size
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--domain and --vdev name a guest's disk together", _PROGRAM)
     size = _of_guest(arguments) if arguments.domain is not None else _of_image(arguments)
     if not arguments.quiet:
-        print(f"{size} bytes ({human_size(size)})")
+        print_line(f"{size} bytes ({human_size(size)})")
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tapfs.cli.guests.device import with_xenstore
 from tapfs.cli.parser import UsageError, format_argument, size_argument
+from tapfs.cli.reporting import print_line
 
 if TYPE_CHECKING:
     import argparse
@@ -111,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     block_device = with_xenstore(work)
     if block_device is not None:
-        print(block_device)
+        print_line(block_device)
     return 0
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tapfs.cli.reporting import print_line
+
 if TYPE_CHECKING:
     import argparse
 
@@ -38,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         from tapfs.xen.supervisor.install import install
 
         for path in install(arguments.install):
-            print(path)
+            print_line(str(path))
         return 0
     from tapfs.xen.host import find_host
 

@@ -123,7 +123,7 @@ class Operations:
                 overlaid.layer.close()
             if self._disk.image.size != image.size:
                 await self._backend.announce_size()
-            log.info("swapped: %s now lies over %s", *map(_printable, (overlay, image.path)))
+            log.info("swapped: %s now lies over %s", overlay, image.path)
 
     async def resize(self, size: int | None, *, force: bool) -> None:
         """Give a raw image or RAM disk `size` bytes, or (None) see what length it has now; the guest is told.
@@ -210,7 +210,3 @@ class Operations:
     async def _note(self, values: dict[str, str | int | None]) -> None:
         if not await self._backend.change(values):
             raise ImageError(ErrorKind.NOT_FOUND, "the device is gone", path=self._backend.device.backend, op="change")
-
-
-def _printable(path: str) -> str:
-    return path if path.isprintable() else repr(path)

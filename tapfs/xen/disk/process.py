@@ -168,7 +168,7 @@ class DiskProcess:
         image = backend.disk.image
         log.info(
             "ready: %s (%s, %d bytes%s)%s",
-            image.path if image.path.isprintable() else repr(image.path),
+            image.path,
             image.format_name,
             image.size,
             "" if image.writable else ", read-only",

@@ -147,7 +147,7 @@ class SupervisedDevice:
         except ImageError as error:
             await self._fail(f"cannot be claimed: {error}")
         else:
-            log.info("%s: new, %s", self.device, image if image.isprintable() else repr(image))
+            log.info("%s: new, %s", self.device, image)
         return True
 
     async def _start(self) -> bool:

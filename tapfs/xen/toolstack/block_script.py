@@ -12,7 +12,7 @@ import stat
 import sys
 import time
 
-from tapfs.errors import EXIT_USAGE, ErrorKind, ImageError, from_os_error
+from tapfs.errors import EXIT_USAGE, ErrorKind, ImageError, from_os_error, printable
 from tapfs.xen.host import find_host
 from tapfs.xen.xenstore.wire import Assembler, Message, Operation, errno_of, join_strings, to_bytes, to_text
 
@@ -92,7 +92,7 @@ def _remove(store: _BlockingStore, path: str) -> int:
 
 
 def _complain(text: str) -> None:
-    sys.stderr.write(f"block-tapfs: {text}\n")
+    sys.stderr.write(f"block-tapfs: {printable(text)}\n")
 
 
 class _BlockingStore:

@@ -110,7 +110,7 @@ def test_every_kind_of_error_is_one_line_and_its_code(capfd: pytest.CaptureFixtu
     out, err = capfd.readouterr()
     assert code == CODES[kind].exit_code
     assert out == ""
-    assert err == "tapfs: error: 'a\\x1b[2Jb': two lines (at byte 0x10); do this\n"
+    assert err == "tapfs: error: a\\x1b[2Jb: two lines (at byte 0x10); do this\n"
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,7 @@ def test_the_command_line_says_so_in_one_line(install: Install, tmp_path: Path, 
     assert "raw" in out
     assert err.startswith("tapfs: warning: the driver of the format 'bad' of bad-driver 1.0 is left out: it cannot be")
     assert err.count("\n") == 1
+    assert "\x1b" not in err
     code, out, err = tapfs("formats")
     assert (code, err) == (0, "")
     assert "bad" not in out
