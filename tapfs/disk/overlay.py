@@ -21,8 +21,9 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.file import LocalFile
 from tapfs.host.files import all_identities
 from tapfs.host.location import locate, locate_parent
+from tapfs.host.new_file import UnnamedFile
 from tapfs.host.scratch import unnamed_descriptor
-from tapfs.host.unnamed_file import UnnamedFile
+from tapfs.host.target import Target
 from tapfs.plan import Plan
 
 _FORMAT = "qcow"
@@ -65,22 +66,20 @@ def open_over(
     `size` in bytes is that of a new one, which is else as large as the chain's disk. The layers stay the caller's.
     Raises ImageError: exists if the overlay that is there belongs to another image.
     """
-    if locate(path).in_memory:
+    location = locate(path)
+    if location.in_memory:
         raise ImageError(ErrorKind.UNSUPPORTED, "an overlay grows, which a RAM disk cannot", path=path, op="open")
-    try:
-        status = _status_of_existing(path)
-        if status is None:
-            return _checked(path, _create(path, _creation(layers, size), direct=direct), layers[0]), True
-    except ImageError as error:
-        if error.kind is not ErrorKind.EXISTS:
-            raise
-        # Another process made it meanwhile: it is taken up like any that is there, if it is free.
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return _checked(path, LocalFile.open(path, writable=True), layers[0]), False  # opening tells what is wrong
-    if (status.st_dev, status.st_ino) in all_identities([layer.files for layer in layers]):
-        raise ImageError(ErrorKind.EXISTS, "is the image itself or one of its parents, not an overlay", path=path)
-    return _checked(path, LocalFile.open(path, writable=True, direct=direct), layers[0]), False
+    with Target(location) as target:
+        if not target.is_there:
+            try:
+                return _checked(path, _create(target, _creation(layers, size), direct=direct), layers[0]), True
+            except FileExistsError:
+                pass  # another process has made it meanwhile: it is taken up like any that is there, if it is free
+    with Target(location) as target:
+        if target.identity() in all_identities([layer.files for layer in layers]):
+            raise ImageError(ErrorKind.EXISTS, "is the image itself or one of its parents, not an overlay", path=path)
+        target.refuse_another_s()
+        return _checked(path, target.open(direct=direct), layers[0]), False
 
 
 def _checked(name: str, file: LocalFile, image: Layer) -> Layer:
@@ -98,13 +97,6 @@ def _encrypted(layers: Sequence[Layer]) -> bool:
     return any(layer.driver.geometry.cipher != Cipher.NONE for layer in layers)
 
 
-def _status_of_existing(path: str) -> os.stat_result | None:
-    try:
-        return os.stat(path)
-    except FileNotFoundError:
-        return None
-
-
 def _creation(layers: Sequence[Layer], size: int | None = None) -> Plan:
     image = layers[0]
     size = image.driver.geometry.virtual_size if size is None else size
@@ -117,9 +109,9 @@ def _creation(layers: Sequence[Layer], size: int | None = None) -> Plan:
     return cast("CreatableFormat", format_named(_FORMAT)).create(request)
 
 
-def _create(path: str, plan: Plan, *, direct: bool) -> LocalFile:
+def _create(target: Target, plan: Plan, *, direct: bool) -> LocalFile:
     """A new overlay that is there under its name, complete and durable, or not at all."""
-    with UnnamedFile(path, os.path.realpath(path)) as unnamed:
+    with UnnamedFile.replaceable(target, None) as unnamed:
         file = _filled(unnamed.open(direct=direct), plan)
         try:
             unnamed.publish(overwrite=False)

@@ -13,24 +13,28 @@ from typing import Self
 
 from tapfs.errors import from_os_error
 from tapfs.host.file import LocalFile
-from tapfs.host.unnamed_file import UnnamedFile
+from tapfs.host.new_file import NewFile, UnnamedFile, new_file
+from tapfs.host.target import Target
 
 
 class NewFiles:
-    """A context: the file `target` and those called `further` in its folder; all appear at `publish`, or none."""
+    """A context: new files for some targets, the image first; all of them appear at `publish`, or none.
 
-    def __init__(self, path: str, target: str, further: Sequence[str] = ()) -> None:
-        """`path` is what messages call the image."""
-        folder = os.path.dirname(target)
-        self._path = path
-        self._target = target
-        self._image = UnnamedFile(path, target)
-        self._further = [UnnamedFile(name, os.path.join(folder, name)) for name in further]
+    `held` has for each target what has the name now, open and locked until the new file has it, or None. An image of
+    one file may be written in place (`tapfs.host.new_file`). Raises ImageError if a name cannot be given to a new file.
+    """
+
+    def __init__(self, targets: Sequence[Target], held: Sequence[LocalFile | None]) -> None:
+        self._target = targets[0]
+        if len(targets) == 1:
+            self._files: list[NewFile] = [new_file(targets[0], held[0])]
+        else:
+            self._files = [UnnamedFile.replaceable(*pair) for pair in zip(targets, held, strict=True)]
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as entered:
-            for file in (self._image, *self._further):
+            for file in self._files:
                 entered.enter_context(file)
             self._stack = entered.pop_all()
         return self
@@ -42,8 +46,8 @@ class NewFiles:
         """Other descriptors of the files, the image first, to be filled; they are the caller's."""
         with contextlib.ExitStack() as on_error:
             files: list[LocalFile] = []
-            for unnamed in (self._image, *self._further):
-                files.append(unnamed.open())
+            for new in self._files:
+                files.append(new.open())
                 on_error.callback(files[-1].close)
             on_error.pop_all()
         return files
@@ -51,15 +55,15 @@ class NewFiles:
     def publish(self, *, overwrite: bool) -> None:
         """Give the finished files their names, durably: the further ones first, the image last.
 
-        Unless `overwrite` a file that came to one of the names meanwhile stays, and ImageError(exists) is raised; the
+        What came to one of the names meanwhile stays unless `overwrite`, and ImageError(exists) is raised; the
         further files that have a name by then lose it again.
         """
-        if self._further and overwrite:
-            with contextlib.suppress(FileNotFoundError):
-                self._unname()
-        named: list[UnnamedFile] = []
+        image, *further = self._files
+        if further and overwrite:
+            self._unname()
+        named: list[NewFile] = []
         try:
-            for file in (*self._further, self._image):
+            for file in (*further, image):
                 file.publish(overwrite=overwrite)
                 named.append(file)
         except BaseException:
@@ -68,15 +72,15 @@ class NewFiles:
             raise
 
     def _unname(self) -> None:
-        """Take the name of the old image away, durably."""
+        """Take the name of the old image away, durably, if there is one."""
         try:
-            os.unlink(self._target)
-            folder = os.open(os.path.dirname(self._target), os.O_RDONLY | os.O_DIRECTORY)
+            os.unlink(self._target.name, dir_fd=self._target.folder)
+            folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._target.folder)
             try:
                 os.fsync(folder)
             finally:
                 os.close(folder)
         except FileNotFoundError:
-            raise
+            return
         except OSError as error:
-            raise from_os_error(error, path=self._path, op="replace the old image") from error
+            raise from_os_error(error, path=self._target.path, op="replace the old image") from error

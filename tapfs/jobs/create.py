@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -25,7 +24,11 @@ from tapfs.host.file import LocalFile
 from tapfs.host.files import LocalFiles
 from tapfs.host.location import locate, locate_parent
 from tapfs.host.new_files import NewFiles
+from tapfs.host.target import Target
 from tapfs.plan import Plan
+
+#: So many bytes at either end of a device have to be zeros for it to be blank.
+_DEVICE_END_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,46 +51,62 @@ class NewImage:
 
 
 def create_image(path: str, new: NewImage, *, overwrite: bool = False) -> None:
-    """Create an empty image; raises ImageError(exists) unless `overwrite`."""
-    planned = _planned(path, new, overwrite=overwrite)
-    if _is_block_device(planned.target):
-        with new_image(path, new, overwrite=overwrite):
-            return
-    with NewFiles(path, planned.target, planned.further) as unnamed:
-        with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(contextlib.closing(file)) for file in unnamed.open()]
-            _execute(files, planned.plan)
-        unnamed.publish(overwrite=overwrite)
+    """Create an empty image; raises ImageError(exists) if there is something already, unless `overwrite`."""
+    with _begun(path, new, overwrite=overwrite) as begun:
+        if begun.on_device:
+            with _open_filled(path, new, begun) as image:
+                image.write_zeroes(0, begun.size)
+        else:
+            with contextlib.ExitStack() as stack:
+                files = [stack.enter_context(contextlib.closing(file)) for file in begun.files.open()]
+                _execute(files, begun.plan)
+        begun.files.publish(overwrite=overwrite)
 
 
 @contextlib.contextmanager
-def new_image(path: str, new: NewImage, *, overwrite: bool = False) -> Generator[Image]:
+def new_image(path: str, new: NewImage, *, overwrite: bool = False, zeroed: bool = True) -> Generator[Image]:
     """A new image, open for writing; when the block ends well it is complete, durable and named.
 
-    If the block raises, or the process ends in it, nothing is left and what was there stays.
-    A block device is written in place and keeps what was written. The new image reads as
-    zeros (or as its parent) wherever nothing has been written to it.
+    If the block raises, or the process ends in it, nothing is left and what was there stays. What is written in place
+    (`tapfs.host.new_file`) keeps what was written. The new image reads as zeros (or as its parent) wherever nothing
+    has been written to it, up to the size that was asked for. A block device keeps what it holds behind that, and,
+    unless `zeroed`, before it, too.
     """
-    planned = _planned(path, new, overwrite=overwrite)
-    if _is_block_device(planned.target):
-        yield from _on_device(path, new, planned)
-    else:
-        yield from _as_files(path, new, planned, overwrite=overwrite)
+    with _begun(path, new, overwrite=overwrite) as begun:
+        image = _open_filled(path, new, begun)
+        try:
+            if begun.on_device and zeroed:
+                image.write_zeroes(0, begun.size)
+            yield image
+        except BaseException:
+            image.abandon()
+            raise
+        image.close()
+        begun.files.publish(overwrite=overwrite)
 
 
-class _Planned(NamedTuple):
-    """The file to make, the names of the files beside it that belong to the image, and the plan that fills them."""
+class _Begun(NamedTuple):
+    """The files to be made and the plan that fills them.
 
-    target: str
+    `further` are the names of those beside the image that belong to it; `size` is that of the disk, in bytes.
+    """
+
+    files: NewFiles
     further: tuple[str, ...]
     plan: Plan
+    size: int
+    on_device: bool
 
 
-def _planned(path: str, new: NewImage, *, overwrite: bool) -> _Planned:
-    """What to make, once nothing speaks against it."""
-    target = _target_path(path)
+@contextlib.contextmanager
+def _begun(path: str, new: NewImage, *, overwrite: bool) -> Generator[_Begun]:
+    """What is to be made, once nothing speaks against it.
+
+    What has one of the names already stays open and locked until the end, so that nobody begins to use it meanwhile.
+    """
+    location = locate(path)
     found = format_named(new.format)
-    if locate(path).in_memory != (new.format == "ram"):
+    if location.in_memory != (new.format == "ram"):
         raise ImageError(
             ErrorKind.UNSUPPORTED,
             "a RAM disk has the format ram and a name like ram:NAME",
@@ -96,42 +115,40 @@ def _planned(path: str, new: NewImage, *, overwrite: bool) -> _Planned:
         )
     if not isinstance(found, CreatableFormat):
         raise ImageError(ErrorKind.UNSUPPORTED, f"tapfs does not make {new.format} images", path=path, op="create")
-    request = _request(path, new)
-    plan = found.create(request)
-    further = tuple(found.further_names(request)) if isinstance(found, MultiFileFormat) else ()
-    for name in (target, *(os.path.join(os.path.dirname(target), name) for name in further)):
-        _check_replaceable(path, name, overwrite=overwrite)
-    return _Planned(target, further, plan)
+    with contextlib.ExitStack() as stack:
+        target = stack.enter_context(Target(location))
+        request = _request(path, new)
+        plan = found.create(request)
+        further = tuple(found.further_names(request)) if isinstance(found, MultiFileFormat) else ()
+        targets = [target, *(stack.enter_context(target.beside(name)) for name in further)]
+        held = [_held(each, new, request.virtual_size, stack, overwrite=overwrite) for each in targets]
+        files = stack.enter_context(NewFiles(targets, held))
+        on_device = held[0] is not None and held[0].is_block_device
+        yield _Begun(files, further, plan, request.virtual_size, on_device)
 
 
-def _as_files(path: str, new: NewImage, planned: _Planned, *, overwrite: bool) -> Iterator[Image]:
-    with NewFiles(path, planned.target, planned.further) as unnamed:
-        image = _open_filled(path, unnamed.open(), new, planned)
-        try:
-            yield image
-        except BaseException:
-            image.abandon()
-            raise
-        image.close()
-        unnamed.publish(overwrite=overwrite)
+def _held(
+    target: Target, new: NewImage, size: int, stack: contextlib.ExitStack, *, overwrite: bool
+) -> LocalFile | None:
+    """What has the target's name already, open and locked, if it may be replaced."""
+    if not target.is_there:
+        return None
+    held = stack.enter_context(contextlib.closing(target.open()))
+    if held.is_block_device:
+        _check_device(held, new, size, overwrite=overwrite)
+    elif held.size() > 0 and not overwrite:
+        raise _exists(target.path, "exists and is not empty")
+    return held
 
 
-def _on_device(path: str, new: NewImage, planned: _Planned) -> Iterator[Image]:
-    if new.format != "raw":
-        raise ImageError(
-            ErrorKind.UNSUPPORTED, f"a block device cannot hold a growing {new.format} image", path=path, op="create"
-        )
-    with _open_filled(path, [LocalFile.open(planned.target, writable=True)], new, planned) as image:
-        image.write_zeroes(0, image.size)
-        yield image
-
-
-def _open_filled(path: str, opened: Sequence[LocalFile], new: NewImage, planned: _Planned) -> Image:
-    """Execute the creation plan on open files and open the image in them."""
+def _open_filled(path: str, new: NewImage, begun: _Begun) -> Image:
+    """Execute the creation plan on the new files and open the image in them."""
+    opened = begun.files.open()
     image, *further = opened
-    files = LocalFiles(image, given=dict(zip(planned.further, further, strict=True)))
+    files = LocalFiles(image, given=dict(zip(begun.further, further, strict=True)))
     try:
-        _execute(opened, planned.plan)
+        if not begun.on_device:
+            _execute(opened, begun.plan)
     except BaseException:
         files.close()
         raise
@@ -175,25 +192,27 @@ def _request(path: str, new: NewImage) -> CreateRequest:
     )
 
 
-def _target_path(path: str) -> str:
-    """The file to make: behind a symbolic link the one it points to is replaced, not the link."""
-    location = locate(path)
-    return location.host_path if location.in_memory else os.path.realpath(path)
-
-
-def _check_replaceable(path: str, target: str, *, overwrite: bool) -> None:
-    """Refuse to replace what holds data (unless told to), what is in use, what is no file."""
-    if not os.path.lexists(target):
+def _check_device(device: LocalFile, new: NewImage, size: int, *, overwrite: bool) -> None:
+    """Refuse a device that cannot be the image, or that holds something unless told to replace that."""
+    path = device.path
+    if new.format != "raw":
+        raise ImageError(
+            ErrorKind.UNSUPPORTED, f"a block device cannot hold a growing {new.format} image", path=path, op="create"
+        )
+    capacity = device.size()
+    if size > capacity:
+        raise ImageError(
+            ErrorKind.OUT_OF_BOUNDS, f"the device has {capacity} bytes, not {size}", path=path, op="create"
+        )
+    if overwrite:
         return
-    with contextlib.closing(LocalFile.open(target, writable=True)) as existing:
-        if not overwrite and not existing.is_block_device and existing.size() > 0:
-            raise ImageError(
-                ErrorKind.EXISTS, "exists and is not empty", path=path, op="create", remedy="say {force} to replace it"
-            )
+    # Partition tables, file systems, volume managers and RAIDs all leave their mark at one of the ends.
+    for start in (0, max(0, capacity - _DEVICE_END_BYTES)):
+        content = device.read(start, _DEVICE_END_BYTES)
+        if content.count(0) != len(content):
+            at = start + len(content) - len(content.lstrip(b"\0"))
+            raise _exists(path, f"the device is not blank: there is data at byte {at:#x}")
 
 
-def _is_block_device(target: str) -> bool:
-    try:
-        return stat.S_ISBLK(os.stat(target).st_mode)
-    except OSError:
-        return False
+def _exists(path: str, message: str) -> ImageError:
+    return ImageError(ErrorKind.EXISTS, message, path=path, op="create", remedy="say {force} to replace it")

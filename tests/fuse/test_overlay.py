@@ -218,7 +218,7 @@ def test_refused(mounts: Mounts, tmp_path: Path, sample: Path, which: str) -> No
         code, word = 11, "directory"
     else:
         overlay = tmp_path / "missing" / "scratch"
-        code, word = 17, "No such file"
+        code, word = 17, "its folder does not exist"
     before = {path: sha256_of(path) for path in (image, sample, overlay) if path.is_file()}
     refusal = mounts.run("mount", "--overlay", overlay, image, mounts.directory())
     assert refusal.code == code

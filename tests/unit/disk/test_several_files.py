@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,9 @@ from tapfs.disk.chain import OpenOptions, open_chain
 from tapfs.disk.opening import complete_left, open_image
 from tapfs.disk.plan_log import PlanLog, PlannedFile
 from tapfs.disk.plugins import Plugin
+from tapfs.host.location import locate
 from tapfs.host.new_files import NewFiles
+from tapfs.host.target import Target
 from tapfs.jobs.convert import convert_to_new
 from tapfs.kernel.engine import EngineDisk
 from tapfs.plan import Plan, Write, plan
@@ -191,7 +194,10 @@ def test_an_existing_further_file_stays(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_taken_meanwhile_takes_the_others_back(tmp_path: Path) -> None:
-    with NewFiles("x", str(tmp_path / "x"), ["y", "z"]) as new:
+    with contextlib.ExitStack() as stack:
+        image = stack.enter_context(Target(locate(str(tmp_path / "x"))))
+        targets = [image, *(stack.enter_context(image.beside(name)) for name in ("y", "z"))]
+        new = stack.enter_context(NewFiles(targets, [None, None, None]))
         for file in new.open():
             file.close()
         (tmp_path / "x").write_bytes(b"another's")
@@ -207,13 +213,14 @@ def test_a_replaced_image_is_never_a_mixture(tmp_path: Path, monkeypatch: pytest
     seen: list[set[str]] = []
     rename = os.rename
 
-    def watched(source: str, target: str) -> None:
-        rename(source, target)
+    def watched(source: str, target: str, **folders: int) -> None:
+        rename(source, target, **folders)
         seen.append({path.name for path in tmp_path.iterdir() if not path.name.startswith(".")})
 
     monkeypatch.setattr(os, "rename", watched)
     tapfs.create_image(str(tmp_path / "x.flat"), NewImage("flat", MIB), overwrite=True)
-    assert [("x.flat" in names) for names in seen] == [False, False, True]
+    assert [("x.flat" in names) for names in seen] == [False, False]
+    assert (tmp_path / "x.flat").exists()
 
 
 def test_a_plan_that_was_left_reaches_every_file(tmp_path: Path) -> None:

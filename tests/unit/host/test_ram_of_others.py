@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import tapfs
 from tapfs import ErrorKind, ImageError, NewImage
 from tapfs.host import ram
-from tests.unit.host.other_user import as_other_user
+from tests.unit.host.other_user import OTHER_USER, as_other_user
 
 MIB = 1 << 20
 
@@ -19,6 +22,30 @@ MIB = 1 << 20
 def host_file(ram_name: str, sticky: Path) -> Path:
     """Where the RAM disk's file is."""
     return Path(ram.host_path(ram_name))
+
+
+def test_a_new_one_is_its_owner_s_alone(ram_name: str, sample: Path, tapfs: Callable[..., Any]) -> None:
+    before = os.umask(0o022)
+    try:
+        assert tapfs("create", "-f", "ram", ram_name, "1M").code == 0
+        assert stat.S_IMODE(os.stat(ram.host_path(ram_name)).st_mode) == 0o600
+        assert tapfs("convert", "-f", "raw", "-O", "ram", sample, ram_name).code == 0
+        assert stat.S_IMODE(os.stat(ram.host_path(ram_name)).st_mode) == 0o600
+    finally:
+        os.umask(before)
+
+
+def test_another_s_empty_file_is_not_adopted(ram_name: str, host_file: Path, sample: Path) -> None:
+    as_other_user('umask 0; : > "$1"', host_file)
+    for make in (
+        lambda: tapfs.create_image(ram_name, NewImage("ram", MIB)),
+        lambda: tapfs.create_image(ram_name, NewImage("ram", MIB), overwrite=True),
+    ):
+        with pytest.raises(ImageError) as raised:
+            make()
+        assert raised.value.kind is ErrorKind.DENIED
+        assert f"belongs to user {OTHER_USER}" in str(raised.value)
+    assert host_file.stat().st_size == 0
 
 
 def test_another_s_disk_is_not_opened_by_its_name(ram_name: str, host_file: Path) -> None:
@@ -40,6 +67,9 @@ def test_a_link_is_not_followed(ram_name: str, host_file: Path, tmp_path: Path) 
         with pytest.raises(ImageError) as raised:
             tapfs.open(ram_name, writable=writable)
         assert raised.value.kind is ErrorKind.DENIED
+    with pytest.raises(ImageError) as raised:
+        tapfs.create_image(ram_name, NewImage("ram", MIB), overwrite=True)
+    assert raised.value.kind is ErrorKind.DENIED
     assert private.read_bytes() == b"p" * 4096
     assert ram_name.removeprefix("ram:") not in {disk.name for disk in ram.ram_disks()}
     ram.remove(ram_name)
