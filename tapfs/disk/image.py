@@ -99,6 +99,11 @@ class Image:
         return self._writes is not None
 
     @property
+    def is_device(self) -> bool:
+        """Whether the disk is a block device of the host, byte for byte."""
+        return self._top.file.is_block_device and self._top.driver.geometry.identity
+
+    @property
     def parents(self) -> tuple[str, ...]:
         """The backing files, nearest first."""
         return tuple(layer.path for layer in self._chain.layers[1:])

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 ZERO_GRANULE = 4096
 #: A gap between two pieces of data up to this long is read (as zeros) rather than jumped over.
 _GAP_BYTES = 64 << 10
+#: So many zeros are written at a time, so that the progress is seen and the copy can be ended.
+_ZERO_WINDOW_BYTES = 1 << 30
 #: Windows being read, packed or waiting to be written.
 _AHEAD = 4
 
@@ -79,7 +81,8 @@ def convert(
 ) -> None:
     """Make `target`, open for writing and at least as large, read the same as `source`.
 
-    What lies past the source's end reads as zeros. `compressed` packs every granule that
+    What lies past the source's end reads as zeros, but is left as it is on a block device, where zeroing it may take
+    as long as the device is large. `compressed` packs every granule that
     shrinks; the target must be new (baseline ZEROS) and of a format that can. Everything is
     flushed when it returns; after an exception the target holds a part of the copy. Raises
     ImageError; out_of_bounds if the target is smaller, unsupported if it cannot compress.
@@ -128,7 +131,9 @@ def convert_to_new(
         )
     refuse_own_chain(source, path)
     baseline = Baseline.ZEROS if new.backing is None else Baseline.PARENT
-    with new_image(path, new, overwrite=True) as target:
+    with new_image(path, new, overwrite=True, zeroed=False) as target:
+        if target.is_device:
+            baseline = Baseline.ANYTHING
         convert(source, target, baseline=baseline, compressed=compressed, progress=progress)
 
 
@@ -151,6 +156,8 @@ class _Copy:
         self._source = source
         self._target = target
         self._baseline = baseline
+        #: What lies behind it on the target stays as it is.
+        self._end = source.size if target.is_device else target.size
         self._granule = max(target.granule, ZERO_GRANULE)
         self._window = whole_granules(WINDOW_BYTES, self._granule)
         self._buffers = BufferPool(self._window)
@@ -158,19 +165,18 @@ class _Copy:
     def run(self, progress: Callable[[int, int], None]) -> None:
         for done in in_order(self._windows(), self._prepare, workers=1, ahead=_AHEAD):
             self._write(done)
-            progress(done.window.offset + done.window.length, self._target.size)
+            progress(done.window.offset + done.window.length, self._end)
 
     def _windows(self) -> Iterator[_Piece]:
         if self._baseline is Baseline.PARENT:
             for window in split(unequal_candidates(self._source, self._target), self._window):
                 yield _Piece(window.offset, window.length, zero=False)
             return
-        for piece in _pieces(self._source, self._target.size):
-            if not piece.zero:
-                for window in split(iter([Range(piece.offset, piece.length)]), self._window):
-                    yield _Piece(window.offset, window.length, zero=False)
-            elif self._baseline is Baseline.ANYTHING:
-                yield piece
+        for piece in _pieces(self._source, self._end):
+            if not piece.zero or self._baseline is Baseline.ANYTHING:
+                most = _ZERO_WINDOW_BYTES if piece.zero else self._window
+                for window in split(iter([Range(piece.offset, piece.length)]), most):
+                    yield _Piece(window.offset, window.length, piece.zero)
 
     def _prepare(self, window: _Piece) -> _Prepared:
         if window.zero:

@@ -25,7 +25,9 @@ def add_parser(subparsers: Subparsers) -> None:
         help="copy an image into another format",
         description="Copy what a guest reads from SOURCE into the new image TARGET. Zeros take no space.\n"
         "TARGET appears under its name, and replaces what was there, only when it is complete and durable:\n"
-        "an interrupted or failed convert changes nothing (a block device excepted).\n"
+        "an interrupted or failed convert changes nothing. A block device is written in place, without a question,\n"
+        "and what lies behind the end of the image on it is left as it is. An empty file that cannot be replaced,\n"
+        "such as a container's volume, is written in place, too.\n"
         "With -b only what differs from that parent is written.",
     )
     parser.add_argument("image", metavar="SOURCE", nargs="?")
@@ -35,7 +37,10 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("-c", "--compress", action="store_true", help="compress TARGET")
     parser.add_argument(
-        "-n", "--no-create", action="store_true", help="write into the existing disk TARGET; zeros are written, too"
+        "-n",
+        "--no-create",
+        action="store_true",
+        help="write into the existing disk TARGET; zeros are written, too, up to its end unless it is a device",
     )
     add_progress_options(parser)
     add_target_options(parser, "target-")

@@ -22,9 +22,10 @@ def add_parser(subparsers: Subparsers) -> None:
         help="make an empty image, an overlay or a RAM disk",
         description="Make the image FILE of SIZE bytes (or 10G, 1.5GiB, 10MB, ...). With -b it is an overlay that\n"
         "reads as its parent until it is written to; SIZE is then the parent's if it is left out.\n"
-        "An existing file that is not empty is left alone without --force.",
+        "An existing file that is not empty is left alone without --force, and so is a block device that is not\n"
+        "blank (its first and last MiB). Of a device SIZE bytes are zeroed and the rest is left as it is.",
     )
-    parser.add_argument("image", metavar="FILE", nargs="?", help="a file name, or ram:NAME")
+    parser.add_argument("image", metavar="FILE", nargs="?", help="a file name, a block device, or ram:NAME")
     parser.add_argument("size", metavar="SIZE", nargs="?", type=size_argument)
     parser.add_argument(
         "-f", "--format", metavar="FMT", type=format_argument, help="format of the new image (default: raw)"
