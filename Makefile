@@ -9,7 +9,7 @@ ENGINE_TESTS = $(addprefix tests/unit/,engine disk/test_image.py disk/test_overl
 SOURCES = $(wildcard kernel/src/*/*.c kernel/src/*/*.h kernel/src/*.h) kernel/build_engine.py
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: all demo test test-xen check suite sanitize bench bench-setup bench-convert bench-fuse bench-ring clean system-build system-test system-bench system-xen
+.PHONY: all demo test test-xen check suite sanitize torture bench bench-setup bench-convert bench-fuse bench-ring clean system-build system-test system-bench system-xen
 
 all: $(VENV)/.built
 
@@ -52,6 +52,10 @@ sanitize: $(VENV)/.built
 	$(BIN)/python tapfs/kernel/build_engine.py --sanitize $(SANITIZED)
 	TAPFS_ENGINE_DIR=$(abspath $(SANITIZED)) ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) $(BIN)/pytest -q $(ENGINE_TESTS)
+
+# Hours of faults between engine and host, races and mutated images. TORTURE='--what operations --only qcow --seeds 500'.
+torture: system-test $(VENV)/.built
+	$(BIN)/python -m tests.faults --processes $$(nproc) $(TORTURE)
 
 # Real Xen under emulation. SCENARIO='kill attach/qcow' runs some of it; tests/xen/lab/README.md.
 test-xen: system-xen $(VENV)/.built

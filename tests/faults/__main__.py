@@ -1,0 +1,122 @@
+"""The long matrix of faults, races and mutated images: `make torture`, or a part of it.
+
+    python -m tests.faults --what operations --only qcow aes --seeds 100 --steps 400
+
+A failure names what is wrong and the words that repeat it. The exit status is the number of failures, at most 100.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.faults import interposer, mutated, operations, races, scenes
+
+WHATS = ("operations", "stripes", "granules", "mutated")
+
+#: What one run does: operations on an image, operations of each thread, images.
+_STEPS = {"operations": 250, "stripes": 600, "granules": 600, "mutated": 300}
+
+_MEMORY_BYTES = 3 << 30
+
+
+class Job(NamedTuple):
+    """One run. Mutated images have no kind."""
+
+    what: str
+    kind: str
+    seed: int
+    steps: int
+
+    @property
+    def command(self) -> str:
+        """What repeats it."""
+        only = f"--only {self.kind} " if self.kind else ""
+        return (
+            f"python -m tests.faults --what {self.what} {only}--first-seed {self.seed} --seeds 1 --steps {self.steps}"
+        )
+
+
+def main(words: list[str]) -> int:
+    """Run the jobs, in several processes if asked to."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--what", choices=WHATS, nargs="+", default=list(WHATS))
+    parser.add_argument("--only", metavar="KIND", choices=scenes.KINDS, nargs="+", default=list(scenes.KINDS))
+    parser.add_argument("--first-seed", metavar="N", type=int, default=0)
+    parser.add_argument("--seeds", metavar="N", type=int, default=30, help="runs of each kind (default: %(default)s)")
+    parser.add_argument("--steps", metavar="N", type=int, help="operations of a run, or images")
+    parser.add_argument("--processes", metavar="N", type=int, default=1)
+    parser.add_argument("--part", metavar="N", type=int, default=0, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(words)
+    if not interposer.is_loaded():
+        return _with_interposer(arguments.processes, words)
+    jobs = list(_jobs(arguments))[arguments.part :: arguments.processes]
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    failures = 0
+    for job in jobs:
+        interposer.folder().joinpath(f"job-{arguments.part}").write_text(job.command, encoding="utf-8")
+        failures += not _succeeds(job)
+    return min(failures, 100)
+
+
+def _with_interposer(processes: int, words: list[str]) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        environment = interposer.environment(interposer.build(Path(folder)))
+        command = [sys.executable, "-m", "tests.faults", *words]
+        workers = [
+            subprocess.Popen([*command, "--part", str(part)], env=environment, cwd=interposer.REPOSITORY)
+            for part in range(processes)
+        ]
+        failures = 0
+        for part, worker in enumerate(workers):
+            code = worker.wait()
+            if code < 0:  # by a fault of memory above all; the runs that this worker had left are not done
+                job = Path(folder, f"job-{part}").read_text(encoding="utf-8")
+                sys.stdout.write(f"FAILED by {signal.Signals(-code).name}: {job}\n")
+            failures += abs(code)
+    sys.stdout.write("all is well\n" if failures == 0 else "there were failures\n")
+    return min(failures, 100)
+
+
+def _jobs(arguments: argparse.Namespace) -> Iterator[Job]:
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    for what in arguments.what:
+        for seed in seeds:
+            for kind in [""] if what == "mutated" else arguments.only:
+                yield Job(what, kind, seed, arguments.steps or _STEPS[what])
+
+
+def _succeeds(job: Job) -> bool:
+    with tempfile.TemporaryDirectory(prefix="tapfs-faults-", dir=os.environ.get("TMPDIR")) as folder:
+        try:
+            said = _run(job, Path(folder))
+        except Exception:  # noqa: BLE001  whatever it is, the other runs go on
+            sys.stdout.write(f"{traceback.format_exc()}FAILED: {job.command}\n")
+            return False
+    sys.stdout.write(f"{job.what} {job.kind} {job.seed}: {said}\n")
+    sys.stdout.flush()
+    return True
+
+
+def _run(job: Job, folder: Path) -> str:
+    match job.what:
+        case "operations":
+            return operations.run(interposer.loaded(), job.kind, job.seed, job.steps, folder)
+        case "mutated":
+            return mutated.run(job.seed, job.steps, folder)
+        case _:
+            ownership = races.Ownership(job.what)
+            return races.run(interposer.loaded(), job.kind, job.seed, ownership, job.steps, folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

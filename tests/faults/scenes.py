@@ -1,0 +1,138 @@
+"""Images of every kind that the engine treats in a way of its own, filled at random, with the bytes of their disks."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tapfs
+
+#: "-direct" is O_DIRECT; "blktap" is its live fast path, which allocates as blktap did.
+KINDS = (
+    "raw",
+    "qcow",
+    "overlay",
+    "aes",
+    "aes-overlay",
+    "blktap",
+    "blktap-overlay",
+    "compressed",
+    "raw-direct",
+    "qcow-direct",
+    "overlay-direct",
+    "aes-direct",
+    "aes-overlay-direct",
+    "blktap-direct",
+    "blktap-overlay-direct",
+)
+
+#: No byte of a disk is larger, so poisoned memory is never taken for contents.
+LARGEST_BYTE = 100
+
+SECTOR = 512
+
+_PASSWORD = b"secret"
+
+
+@dataclass
+class Scene:
+    """An image in a folder of its own, how it is opened, and what its disk holds."""
+
+    kind: str
+    path: Path
+    content: bytearray
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def checked(self) -> bool:
+        """Whether the format has metadata that can be checked."""
+        return self.options["format"] != "raw"
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the host holds whole sectors of ciphertext."""
+        return "aes" in self.kind
+
+    def opened(self, path: Path | None = None, **options: Any) -> tapfs.Image:
+        """The image, or a copy of it, opened as its kind says."""
+        return tapfs.open(path or self.path, **(self.options | options))
+
+
+def read(disk: tapfs.Image, offset: int, length: int) -> bytes:
+    """What a disk holds, into memory that was full of something else, so that all of it must be filled."""
+    buffer = bytearray(b"\xee") * length
+    disk.read_into(offset, buffer)
+    return bytes(buffer)
+
+
+def some_bytes(choice: random.Random, length: int) -> bytes:
+    """Zeros, one byte again and again, or noise."""
+    what = choice.random()
+    if what < 0.2:
+        return bytes(length)
+    if what < 0.6:
+        return bytes([choice.randrange(1, LARGEST_BYTE + 1)]) * length
+    return bytes(1 + byte % LARGEST_BYTE for byte in choice.randbytes(length))
+
+
+def make(kind: str, choice: random.Random, folder: Path, *, size: int | None = None) -> Scene:
+    """A new image of a kind; without a size one is drawn, odd ones too."""
+    direct = kind.endswith("-direct")
+    base = kind.removesuffix("-direct")
+    if size is None:
+        size = choice.choice([1 << 20, (1 << 20) + 512, 3 << 20])
+        if base == "raw":
+            size += choice.choice([0, 1, 513, 4095])
+    path = folder / "disk"
+    content = bytearray(size)
+    options: dict[str, Any] = {"format": "raw" if base == "raw" else "qcow", "writable": True, "direct": direct}
+    if base == "raw":
+        with path.open("wb") as file:
+            file.truncate(size)
+        return Scene(kind, path, content, options)
+    creation: dict[str, str] = {}
+    if base.startswith("blktap"):
+        creation["blktap"] = "on"
+    elif choice.random() < 0.7:
+        creation["cluster_size"] = choice.choice(["512", "2048", "4096", "65536"])
+    backing = None
+    if base.endswith("overlay"):
+        backing = folder / "parent"
+        options["backing_formats"] = ["raw"]
+        length = size - choice.choice([0, 0, 700, 40000])
+        _fill(content, choice, length)
+        backing.write_bytes(content[:length])
+    if base.startswith("aes"):
+        options["password"] = _PASSWORD
+    if base == "compressed":
+        _fill(content, choice, size)
+        source = folder / "source"
+        source.write_bytes(content)
+        with tapfs.open(source, format="raw") as disk:
+            _compress(disk, path, creation)
+    else:
+        new = tapfs.NewImage(
+            "qcow",
+            size,
+            backing=None if backing is None else str(backing),
+            backing_format=None if backing is None else "raw",
+            options=creation,
+            password=options.get("password"),
+        )
+        tapfs.create_image(str(path), new)
+    return Scene(kind, path, content, options)
+
+
+def _compress(disk: tapfs.Image, path: Path, creation: dict[str, str]) -> None:
+    from tapfs.jobs.convert import convert_to_new
+
+    convert_to_new(disk, str(path), tapfs.NewImage("qcow", disk.size, options=creation), compressed=True)
+
+
+def _fill(content: bytearray, choice: random.Random, end: int) -> None:
+    for _ in range(20):
+        offset = choice.randrange(end)
+        piece = some_bytes(choice, min(choice.randrange(1, 60000), end - offset))
+        content[offset : offset + len(piece)] = piece

@@ -1,0 +1,36 @@
+"""A sample of the matrix that `make torture` runs: the same seeds every time, every kind of image."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.faults.interposer import REPOSITORY
+from tests.faults.scenes import KINDS
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.faults", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, cwd=REPOSITORY)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("operations", ["--seeds", "2", "--steps", "150"]),
+        ("stripes", ["--seeds", "2", "--steps", "200"]),
+        ("granules", ["--seeds", "2", "--steps", "200"]),
+    ],
+)
+def test_faults_between_engine_and_host_spoil_nothing(what: str, words: list[str]) -> None:
+    done = run("--what", what, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {line.split()[1] for line in done.stdout.splitlines() if line.startswith(what)} == set(KINDS)
+
+
+def test_mutated_images_give_only_image_errors() -> None:
+    done = run("--what", "mutated", "--seeds", "2", "--steps", "120")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "corrupt" in done.stdout
