@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 _FLAGS = ("allow_other", "suid", "dev", "noexec")
 _NUMBERS = {"uid": 10, "gid": 10, "umask": 8}
 
+_ACCESS = ("ro", "rw")
+
 #: Options of `tapfs mount` that an fstab line may have, by their names there. True: they take a value.
 _LONG = {
     "backing": True,
@@ -49,8 +51,8 @@ def settings_of(texts: list[str], program: str, *, files: bool) -> MountSettings
             flags.add(name)
         elif name in _NUMBERS:
             numbers[name] = _number(name, value, program)
-        else:
-            known = ", ".join([*_FLAGS, *(f"{each}=" for each in _NUMBERS)])
+        elif not (name in _GENERIC or (name in _ACCESS and value == "on")):
+            known = ", ".join([*_ACCESS, *_FLAGS, *(f"{each}=" for each in _NUMBERS)])
             raise UsageError(f"no such mount option: {name!r} (there are {known})", program)
     if not files and flags & {"suid", "dev"}:
         raise UsageError("suid and dev are for --files: the disk itself has no such files", program)
@@ -63,6 +65,19 @@ def settings_of(texts: list[str], program: str, *, files: bool) -> MountSettings
     )
 
 
+def wants_writing(texts: list[str], program: str, *, ro: bool, rw: bool, scratch: bool) -> bool:
+    """Whether the image is to be writable: by --ro, by --rw, or by the last `ro` or `rw` among the `-o` options.
+
+    `scratch`: the disk is written into an overlay. Raises UsageError where these contradict each other.
+    """
+    said = [piece for text in texts for piece in text.split(",") if piece in _ACCESS][-1:]
+    if (ro and said == ["rw"]) or (rw and said == ["ro"]):
+        raise UsageError(f"--{'ro' if ro else 'rw'} and -o {said[0]} contradict each other", program)
+    if scratch and (ro or said == ["ro"]):
+        raise UsageError("--overlay and --temp let the disk be written; leave out ro", program)
+    return rw or said == ["rw"]
+
+
 def words_for(options: str, program: str) -> list[str]:
     """The words of `tapfs mount` for the options of an fstab line. Raises UsageError."""
     words: list[str] = []
@@ -70,7 +85,7 @@ def words_for(options: str, program: str) -> list[str]:
     writable = False
     for option in filter(None, options.split(",")):
         name, equals, value = option.partition("=")
-        if option in {"ro", "rw"}:
+        if option in _ACCESS:
             writable = option == "rw"  # the last one counts
         elif name in _LONG:
             if _LONG[name] != bool(equals):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from tapfs.cli.parser import format_argument
+from tapfs.cli.reporting import printable
 from tapfs.disk.password import PASSWORD_VARIABLE, given_password, nonempty
 from tapfs.errors import ErrorKind, ImageError, printable
 
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
 
     from tapfs.disk.chain import OpenOptions
     from tapfs.disk.image import Image
+
+#: So much of the start of a disk tells whether it was ever written.
+_NOISE_BYTES = 64 << 10
 
 _Result = TypeVar("_Result")
 
@@ -138,6 +143,39 @@ def prompt_for_password(question: str) -> bytes:
     from getpass import getpass
 
     try:
-        return nonempty(getpass(question).encode(errors="surrogateescape"), "the password")
+        typed = getpass(question)
     except EOFError:
+        _end_line()
         raise ImageError(ErrorKind.DENIED, "no password was given", op="unlock") from None
+    except BaseException:  # Ctrl-C, above all
+        _end_line()
+        raise
+    return nonempty(typed.encode(errors="surrogateescape"), "the password")
+
+
+def _end_line() -> None:
+    """End the line of the question on the terminal, which no key has ended."""
+    with suppress(OSError), open("/dev/tty", "w") as terminal:
+        terminal.write("\n")
+
+
+def warn_of_noise(image: Image) -> None:
+    """Say on stderr if an encrypted image, unlocked, shows nothing known: its password may be wrong.
+
+    What never was written reads as zeros with every password, so a new disk is no reason to warn.
+    """
+    from tapfs.driver import Cipher
+
+    if all(layer.driver.geometry.cipher == Cipher.NONE for layer in image.layers) or image.needs_password:
+        return
+    contents = image.contents()
+    if contents.file_system is not None or contents.table.scheme is not None:
+        return
+    if any(image.read(0, min(image.size, _NOISE_BYTES))):
+        from tapfs.cli.guard import complain
+
+        complain(
+            "tapfs",
+            f"{printable(image.path)}: with this password there is no partition table and no file system that tapfs"
+            " knows; is the password right? the image itself cannot tell",
+        )

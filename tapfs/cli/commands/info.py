@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from tapfs.cli.options import add_image_options, open_image
+from tapfs.cli.options import add_image_options, open_image, warn_of_noise
 from tapfs.cli.reporting import add_json_option, count_of, print_json, print_table
 from tapfs.cli.sizes import human_size
 
@@ -39,6 +39,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print it; needs no password."""
     with open_image(arguments, metadata_only=True) as image:
+        warn_of_noise(image)
         described = [image.info]
         shown = [_plain_details(image.layers[0].driver)]
         if arguments.backing_chain:
@@ -67,6 +68,8 @@ def _rows(info: Mapping[str, object], details: frozenset[str] | None) -> Iterato
     for key, value in info.items():
         if key == "granule" and details is not None:
             continue
+        if key == "files" and len(cast("Sequence[str]", value)) == 1:
+            continue  # it is the path
         if key == "details":
             for name, detail in cast("Mapping[str, object]", value).items():
                 if name not in info and (details is None or name in details):

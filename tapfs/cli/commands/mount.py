@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tapfs.cli.mount_options import settings_of
-from tapfs.cli.options import add_image_options, open_image
+from tapfs.cli.mount_options import settings_of, wants_writing
+from tapfs.cli.options import add_image_options, open_image, warn_of_noise
 from tapfs.cli.parser import UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("mount", help="mount an image on a directory", description=_DESCRIPTION)
     parser.add_argument("image", metavar="IMAGE", help="a file, a block device or ram:NAME")
     parser.add_argument("mountpoint", metavar="DIR", help="the directory to mount on")
-    parser.add_argument("--rw", action="store_true", help="let the disk be written (else it is read-only)")
+    access = parser.add_mutually_exclusive_group()
+    access.add_argument("--rw", action="store_true", help="let the disk be written (else it is read-only)")
+    access.add_argument("-r", "--ro", action="store_true", help="read-only: the default")
     scratch = parser.add_mutually_exclusive_group()
     scratch.add_argument(
         "--overlay",
@@ -66,8 +68,8 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="OPTIONS",
         action="append",
         default=[],
-        help="allow_other: let other users in (umask=022 unless said otherwise); uid=N, gid=N, umask=NNN: owner and"
-        " mode of the files; noexec; with --files also suid and dev",
+        help="ro, rw: as --ro and --rw; allow_other: let other users in (umask=022 unless said otherwise);"
+        " uid=N, gid=N, umask=NNN: owner and mode of the files; noexec; with --files also suid and dev",
     )
     parser.add_argument("--foreground", action="store_true", help="stay until the mount ends; Ctrl-C unmounts")
     parser.add_argument(
@@ -90,13 +92,20 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.partition is not None and not arguments.files:
         raise UsageError("--partition is for --files; the disk's partitions are DIR/part1 and so on", _PROGRAM)
     settings = settings_of(arguments.options, _PROGRAM, files=arguments.files)
+    scratch = arguments.temp or arguments.overlay is not None
+    writable = wants_writing(arguments.options, _PROGRAM, ro=arguments.ro, rw=arguments.rw, scratch=scratch)
     settings.require_permission()
     mounting.require_fuse()
     mountpoint = mounting.check_mount_point(arguments.mountpoint)
     registry = Registry()
-    image = open_image(arguments, writable=arguments.rw, overlay=arguments.overlay, temporary=arguments.temp)
-    if arguments.files:
-        settings = replace(settings, files=_chosen(image, arguments))
+    image = open_image(arguments, writable=writable, overlay=arguments.overlay, temporary=arguments.temp)
+    try:
+        warn_of_noise(image)
+        if arguments.files:
+            settings = replace(settings, files=_chosen(image, arguments))
+    except BaseException:
+        image.close()
+        raise
     if arguments.foreground:
         mounting.serve_in_foreground(image, mountpoint, registry, arguments.engine, settings)
     else:
@@ -108,11 +117,7 @@ def _chosen(image: Image, arguments: argparse.Namespace) -> FileSystemPlace:
     """The file system to show; says so if it will look as a crash has left it."""
     from tapfs.fuse.files.choice import choose_file_system
 
-    try:
-        place = choose_file_system(image, arguments.partition)
-    except BaseException:
-        image.close()
-        raise
+    place = choose_file_system(image, arguments.partition)
     _warn_if_unclean(arguments.image, place, writable=image.writable)
     return place
 

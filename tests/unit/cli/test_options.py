@@ -135,16 +135,16 @@ def test_other_refusals_do_not_lead_to_a_prompt(monkeypatch: pytest.MonkeyPatch)
         options.unlocked(None, "a", refuse)
 
 
-def test_the_terminal_is_asked_last_and_shows_nothing() -> None:
-    """In a session of its own whose terminal is the slave of a pty."""
-    script = (
-        "from tapfs.cli.options import prompt_for_password\nprint('got', prompt_for_password('Password of a: ').hex())"
-    )
+def _at_a_terminal(script: str, typed: bytes) -> tuple[int, bytes]:
+    """Exit code and output of a program in a session of its own whose terminal is the slave of a pty.
+
+    It is typed to when it asks for a password.
+    """
     child, master = pty.fork()
     if child == 0:
         os.execv(sys.executable, [sys.executable, "-c", script])  # noqa: S606 - the child of a pty
     output = b""
-    typed = False
+    waiting = typed
     while True:
         try:
             piece = os.read(master, 1000)
@@ -153,13 +153,34 @@ def test_the_terminal_is_asked_last_and_shows_nothing() -> None:
         if not piece:
             break
         output += piece
-        if b"Password of a: " in output and not typed:
-            os.write(master, b"se cret\n")
-            typed = True
+        if b"Password of a: " in output and waiting:
+            os.write(master, waiting)
+            waiting = b""
     os.close(master)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), output
+
+
+_PROMPT = (
+    "import sys\nfrom tapfs.cli.guard import guarded\nfrom tapfs.cli.options import prompt_for_password\n"
+    "def body():\n    print('got', prompt_for_password('Password of a: ').hex())\n    return 0\n"
+    "sys.exit(guarded('tapfs', body))"
+)
+
+
+def test_the_terminal_is_asked_last_and_shows_nothing() -> None:
+    code, output = _at_a_terminal(_PROMPT, b"se cret\n")
+    assert code == 0
     assert b"got " + b"se cret".hex().encode() in output
     assert b"se cret" not in output
+
+
+@pytest.mark.parametrize(
+    ("key", "code", "line"),
+    [(b"\x03", 130, b"tapfs: interrupted"), (b"\x04", 19, b"tapfs: error: no password was given")],
+)
+def test_leaving_the_question(key: bytes, code: int, line: bytes) -> None:
+    """The message stands on a line of its own, not behind the question."""
+    assert _at_a_terminal(_PROMPT, key) == (code, b"Password of a: \r\n" + line + b"\r\n")
 
 
 def test_a_new_password_is_asked_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,3 +56,19 @@ def test_the_whole_chain(tapfs: Run, overlay: Path) -> None:
     assert [each["path"] for each in described] == [str(overlay), str(overlay.parent / "base.raw")]
     assert described[0] == json.loads(tapfs("info", "--backing-format", "raw", "--json", overlay).out)
     assert [len(each["chain"]) for each in described] == [2, 1]
+
+
+def test_a_wrong_password_is_suspected(tapfs: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, image, empty = tmp_path / "disk.raw", tmp_path / "a.qcow", tmp_path / "empty.qcow"
+    disk.touch()
+    subprocess.run(["mkfs.ext2", "-q", "-F", disk, "1M"], check=True, capture_output=True)
+    monkeypatch.setenv("TAPFS_PASSWORD", "right")
+    assert tapfs("convert", "-f", "raw", "-O", "qcow", "--encrypt", disk, image) == (0, "", "")
+    assert tapfs("create", "-f", "qcow", "--encrypt", empty, "1M") == (0, "", "")
+    assert tapfs("info", image).err == tapfs("info", empty).err == ""
+    monkeypatch.setenv("TAPFS_PASSWORD", "wrong")
+    code, _, err = tapfs("info", image)
+    assert (code, err.count("is the password right?")) == (0, 1)
+    assert tapfs("info", empty).err == ""
+    monkeypatch.delenv("TAPFS_PASSWORD")
+    assert tapfs("info", image).err == ""

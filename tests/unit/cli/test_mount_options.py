@@ -1,0 +1,50 @@
+"""What `tapfs mount -o` and its options say together."""
+
+from __future__ import annotations
+
+import pytest
+
+from tapfs.cli.mount_options import settings_of, wants_writing
+from tapfs.cli.parser import UsageError
+
+
+@pytest.mark.parametrize(
+    ("texts", "flags", "writable"),
+    [
+        ([], {}, False),
+        ([], {"rw": True}, True),
+        ([], {"ro": True}, False),
+        (["ro"], {}, False),
+        (["rw"], {}, True),
+        (["ro,rw"], {}, True),
+        (["ro,rw", "uid=5,ro"], {}, False),
+        (["ro"], {"ro": True}, False),
+        (["rw"], {"rw": True}, True),
+        (["rw"], {"scratch": True}, True),
+        ([], {"scratch": True}, False),
+    ],
+)
+def test_access(texts: list[str], flags: dict[str, bool], *, writable: bool) -> None:
+    assert wants_writing(texts, "p", **({"ro": False, "rw": False, "scratch": False} | flags)) is writable
+    settings_of(texts, "p", files=False)
+
+
+@pytest.mark.parametrize(
+    ("texts", "flags"),
+    [(["rw"], {"ro": True}), (["ro"], {"rw": True}), (["ro"], {"scratch": True}), ([], {"ro": True, "scratch": True})],
+)
+def test_contradictions(texts: list[str], flags: dict[str, bool]) -> None:
+    with pytest.raises(UsageError):
+        wants_writing(texts, "p", **({"ro": False, "rw": False, "scratch": False} | flags))
+
+
+def test_what_is_true_of_every_mount_may_be_said() -> None:
+    settings = settings_of(["nosuid,nodev,noatime,allow_other,nofail"], "p", files=False)
+    assert settings.allow_other
+    assert settings.flags == frozenset()
+
+
+@pytest.mark.parametrize("text", ["remount", "ro=1", "allow_other=yes", "umask=8", "errors=remount-ro"])
+def test_unknown_options(text: str) -> None:
+    with pytest.raises(UsageError):
+        settings_of([text], "p", files=True)
