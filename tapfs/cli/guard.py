@@ -11,7 +11,10 @@ import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NamedTuple
 
+from tapfs.cli import json_output
+from tapfs.cli.json_output import print_json
 from tapfs.cli.parser import UsageError
 from tapfs.cli.signals import ENDING, Terminated, interruption_in, release_signals
 from tapfs.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, ImageError, from_os_error, options_as, printable
@@ -20,47 +23,86 @@ from tapfs.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, ImageError, fro
 EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
+class _Failure(NamedTuple):
+    """How a command failed: its exit code, the line for stderr, and what JSON says of it."""
+
+    exit_code: int
+    line: str
+    data: dict[str, object]
+
+
 def guarded(
-    program: str, body: Callable[[], int], *, ends_process: bool = False, options_way: str = "command_line"
+    program: str,
+    body: Callable[[], int],
+    *,
+    ends_process: bool = False,
+    json: bool = False,
+    options_way: str = "command_line",
 ) -> int:
     """Run `body` and return its exit code, or print one line on stderr and return the error's.
 
     `ends_process`: nothing but the exit comes after it, so what is done stays done: a signal that
-    comes too late is ignored. `options_way`: how messages write options (`tapfs.errors.options_as`).
+    comes too late is ignored. `json`: an error is an object on standard output, too.
+    `options_way`: how messages write options (`tapfs.errors.options_as`).
     """
     with options_as(options_way):
-        return _guarded(program, body, ends_process=ends_process)
+        return _guarded(program, body, ends_process=ends_process, json=json)
 
 
-def _guarded(program: str, body: Callable[[], int], *, ends_process: bool) -> int:
+def _guarded(program: str, body: Callable[[], int], *, ends_process: bool, json: bool) -> int:
     _fill_standard_descriptors()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     _print_warnings(program)
+    json_output.begun = False
     try:
         with _signals_as_exceptions(ignored_after=ends_process):
             release_signals()
             return _with_output_flushed(body)
-    except UsageError as error:
-        complain(program, f"error: {error}; see '{error.program} --help'")
-        return EXIT_USAGE
-    except ImageError as error:
-        complain(program, f"error: {error}")
-        return error.exit_code
-    except BrokenPipeError:
-        _abandon_output()
-        return EXIT_BROKEN_PIPE
-    except OSError as error:
-        return _failed(program, from_os_error(error, path=_path_of(error), op=_operation_of(error)))
-    except MemoryError:
-        return _failed(program, from_os_error(OSError(12, ""), path=None, op="go on"))
-    except (KeyboardInterrupt, Terminated) as error:
-        return _interrupted(program, error)
-    except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001  the last line of defence: a bug is reported, never dumped
-        if (interruption := interruption_in(error)) is not None:
-            return _interrupted(program, interruption)
-        return _bug(program, error)
+    except BaseException as error:  # noqa: BLE001  the last line of defence: a bug is reported, never dumped
+        if isinstance(error, BrokenPipeError):
+            _abandon_output()
+            return EXIT_BROKEN_PIPE
+        failure = _failure_of(error)
+        _flush_output(failure if json and not json_output.begun else None)
+        complain(program, failure.line)
+        return failure.exit_code
+
+
+def _failure_of(error: BaseException) -> _Failure:
+    if isinstance(error, UsageError):
+        line = f"error: {error}; see '{error.program} --help'"
+        return _Failure(EXIT_USAGE, line, {"kind": "usage", "message": str(error)})
+    if isinstance(error, MemoryError):
+        error = OSError(errno.ENOMEM, "")
+    if isinstance(error, OSError) and not isinstance(error, ImageError):
+        error = from_os_error(error, path=_path_of(error), op=_operation_of(error))
+    if isinstance(error, ImageError):
+        return _Failure(error.exit_code, f"error: {error}", _data_of(error))
+    interruption = interruption_in(error)
+    if isinstance(interruption, Terminated):
+        line = f"ended by {signal.Signals(interruption.signal_number).name}"
+        return _Failure(128 + interruption.signal_number, line, {"kind": "interrupted", "message": line})
+    if interruption is not None:
+        return _Failure(EXIT_INTERRUPTED, "interrupted", {"kind": "interrupted", "message": "interrupted"})
+    if os.environ.get("TAPFS_DEBUG"):
+        sys.excepthook(type(error), error, error.__traceback__)
+    message = f"internal error: {type(error).__name__}: {error}"
+    return _Failure(
+        EXIT_BUG, f"{message}; please report; TAPFS_DEBUG=1 shows the traceback", {"kind": "bug", "message": message}
+    )
+
+
+def _data_of(error: ImageError) -> dict[str, object]:
+    return {
+        "kind": str(error.kind),
+        "message": error.message,
+        "path": error.path,
+        "offset": error.offset,
+        "operation": error.op,
+        "remedy": error.remedy,
+    }
 
 
 def _print_warnings(program: str) -> None:
@@ -104,30 +146,14 @@ def _with_output_flushed(body: Callable[[], int]) -> int:
     return code
 
 
-def _failed(program: str, error: ImageError) -> int:
+def _flush_output(failure: _Failure | None) -> None:
+    """Bring out what was printed, and the failure as JSON if there is one. A broken output is let go of."""
     try:
+        if failure is not None:
+            print_json({"error": {**failure.data, "exit_code": failure.exit_code}})
         sys.stdout.flush()
     except (OSError, AttributeError):
         _abandon_output()
-    complain(program, f"error: {error}")
-    return error.exit_code
-
-
-def _interrupted(program: str, error: KeyboardInterrupt | Terminated) -> int:
-    if isinstance(error, Terminated):
-        complain(program, f"ended by {signal.Signals(error.signal_number).name}")
-        return 128 + error.signal_number
-    complain(program, "interrupted")
-    return EXIT_INTERRUPTED
-
-
-def _bug(program: str, error: BaseException) -> int:
-    if os.environ.get("TAPFS_DEBUG"):
-        sys.excepthook(type(error), error, error.__traceback__)
-    complain(
-        program, f"internal error: {type(error).__name__}: {error}; please report; TAPFS_DEBUG=1 shows the traceback"
-    )
-    return EXIT_BUG
 
 
 def _path_of(error: OSError) -> str | None:

@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 
 from tapfs.cli.guard import EXIT_BROKEN_PIPE, guarded
+from tapfs.cli.json_output import wants_json
 from tapfs.cli.parser import CommandParsers, Parser, UsageError, did_you_mean
 from tapfs.cli.signals import signals_held
 from tapfs.errors import CODES, EXIT_BUG, EXIT_INTERRUPTED, ErrorKind
@@ -47,7 +48,7 @@ _MEANINGS: dict[ErrorKind, str] = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code; the table is at the end of `tapfs --help`."""
     words = sys.argv[1:] if argv is None else argv
-    return guarded("tapfs", lambda: _dispatch(words), ends_process=argv is None)
+    return guarded("tapfs", lambda: _dispatch(words), ends_process=argv is None, json=wants_json(words))
 
 
 def exit_code_table() -> str:

@@ -7,7 +7,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from tapfs.cli.parser import format_argument
-from tapfs.cli.reporting import printable
 from tapfs.disk.password import PASSWORD_VARIABLE, given_password, nonempty
 from tapfs.errors import ErrorKind, ImageError, printable
 

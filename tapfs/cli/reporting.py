@@ -13,13 +13,6 @@ if TYPE_CHECKING:
     from tapfs.cli.progress import Progress
 
 
-def print_json(value: object) -> None:
-    """One JSON document on standard output."""
-    import json  # only those who want it pay for it
-
-    print(json.dumps(value, indent=2))
-
-
 def print_line(text: str) -> None:
     """One line on standard output, whatever the names in it hold."""
     print(printable(text))

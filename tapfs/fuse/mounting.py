@@ -6,7 +6,6 @@ user's terminal and its locks to the child from the first moment.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -17,6 +16,7 @@ from datetime import UTC, datetime
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
+from tapfs.disk.json_text import json_text
 from tapfs.errors import EXIT_BUG, ErrorKind, ImageError, from_os_error
 from tapfs.fuse.mount_table import is_abandoned, top_mount
 from tapfs.fuse.registry import MountEntry, Registry
@@ -254,4 +254,4 @@ def _serve(
 
 def information(image: Image, contents: DiskContents) -> bytes:
     """What `info.json` holds: what ``tapfs info --json`` prints, with the partitions that the tree has."""
-    return (json.dumps(image.description(contents), indent=2) + "\n").encode()
+    return (json_text(image.description(contents)) + "\n").encode()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tapfs.cli.json_output import print_json
 from tapfs.cli.options import add_image_options, open_options
-from tapfs.cli.reporting import add_json_option, add_progress_options, count_of, print_json, print_line, progress_of
+from tapfs.cli.reporting import add_json_option, add_progress_options, count_of, print_line, progress_of
 from tapfs.cli.sizes import human_size
 from tapfs.errors import CODES, ErrorKind
 

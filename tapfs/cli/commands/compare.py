@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from tapfs.cli.json_output import print_json
 from tapfs.cli.options import add_image_options, open_image
 from tapfs.cli.parser import format_argument
-from tapfs.cli.reporting import add_json_option, add_progress_options, print_json, print_line, progress_of
+from tapfs.cli.reporting import add_json_option, add_progress_options, print_line, progress_of
 
 if TYPE_CHECKING:
     from tapfs.cli.parser import Subparsers

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from tapfs.cli.json_output import print_json
 from tapfs.cli.options import add_image_options, open_image, warn_of_noise
-from tapfs.cli.reporting import add_json_option, count_of, print_json, print_table
+from tapfs.cli.reporting import add_json_option, count_of, print_table
 from tapfs.cli.sizes import human_size
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from tapfs.cli.reporting import add_json_option, print_columns, print_json
+from tapfs.cli.json_output import print_json
+from tapfs.cli.reporting import add_json_option, print_columns
 
 if TYPE_CHECKING:
     import argparse

@@ -6,6 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from tapfs.cli.json_output import begin_document
 from tapfs.cli.options import add_image_options, open_image
 from tapfs.cli.parser import size_argument
 from tapfs.cli.reporting import add_json_option, print_line
@@ -55,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _print_json(extents: Iterable[MappedExtent]) -> None:
     """One object a line, as qemu-img does, so that a huge map needs no memory."""
+    begin_document()
     separator = "["
     for extent in extents:
         entry: dict[str, object] = {

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tapfs.cli.commands.check import checked, show
+from tapfs.cli.json_output import print_json
 from tapfs.cli.options import add_image_options, open_options
-from tapfs.cli.reporting import add_json_option, add_progress_options, print_json, print_line
+from tapfs.cli.reporting import add_json_option, add_progress_options, print_line
 from tapfs.plan import Discard, Grow, Plan, Step, Write
 
 if TYPE_CHECKING:

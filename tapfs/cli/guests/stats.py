@@ -7,8 +7,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from tapfs.cli.guests.device import add_device_options, find_named_device, with_xenstore
+from tapfs.cli.json_output import print_json
 from tapfs.cli.parser import UsageError
-from tapfs.cli.reporting import add_json_option, print_columns, print_json
+from tapfs.cli.reporting import add_json_option, print_columns
 
 if TYPE_CHECKING:
     import argparse

@@ -1,0 +1,25 @@
+"""JSON on standard output, and whether a document has begun there, which an error must not spoil."""
+
+from __future__ import annotations
+
+#: Whether a part of a document has been printed: of one that is printed piece by piece. The guard resets it.
+begun = False
+
+
+def print_json(value: object) -> None:
+    """One JSON document on standard output."""
+    from tapfs.disk.json_text import json_text  # only those who want it pay for it
+
+    print(json_text(value))
+
+
+def begin_document() -> None:
+    """A document comes piece by piece. Should an error cut it short, no second document follows."""
+    global begun  # noqa: PLW0603 - standard output is one for the process
+    begun = True
+
+
+def wants_json(words: list[str]) -> bool:
+    """Whether a command line asks for JSON, also where it is wrong otherwise."""
+    options = words[: words.index("--")] if "--" in words else words
+    return "--json" in options or "--output=json" in options or " --output json " in f" {' '.join(options)} "
