@@ -14,7 +14,7 @@ An image is hostile input, and the name of its parent most of all. The rules:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from tapfs.disk.foreign import ForeignFormat
@@ -272,6 +272,31 @@ def _explained(error: ImageError, child: Layer, location: Location, options: Ope
         op=op,
         remedy="name it with {backing=FILE}" if depth == 1 else None,
     )
+
+
+def files_below(path: str, options: OpenOptions) -> set[tuple[int, int]]:
+    """Device and inode of every file of the image `path` and of the images below it, as far as they can be followed.
+
+    It is asked which file must not be replaced, so a format that nothing says is guessed: only headers are read.
+    """
+    found: set[tuple[int, int]] = set()
+    location: Location | None = locate(path)
+    looking = replace(options, writable=False, lenient=True, sharing=Sharing.ANYBODY)
+    while location is not None:
+        identity = location.identity()
+        if identity is None or identity in found:
+            break
+        found.add(identity)
+        try:
+            layer = _open_located(location, looking)
+        except ImageError:
+            break
+        found |= set(layer.files.identities)
+        layer.close()
+        reference = layer.driver.geometry.backing
+        location = None if reference is None else locate_parent(layer.path, reference.name)
+        looking = replace(looking, format=None if reference is None else reference.format)
+    return found
 
 
 def _check_parent(layers: Sequence[Layer], parent: Layer) -> None:

@@ -77,6 +77,8 @@ class Location:
         else:
             found = ram.look_up(self.name) if self.in_memory else look_up(self.host_path)
         try:
+            if self.in_memory:
+                ram.judge(os.fstat(found), self.name)
             return LocalFile.open_found(
                 found,
                 self.name,
@@ -119,10 +121,21 @@ def locate(name: str) -> Location:
 
 
 def locate_parent(child: str, name: str) -> Location:
-    """Where the backing file is that the image `child` names: always a file. A relative name starts at its folder."""
+    """Where the backing file is that the image `child` names. A relative name starts at the child's folder.
+
+    It is always the name of a file, which may be that of a RAM disk.
+    """
     folder = os.path.dirname(child)
     path = file_name(os.path.join(folder, name.removeprefix(_FILE_PROTOCOL)))
-    return Location(path, path, trusted=folder)
+    in_memory = ram.name_of(path)
+    return Location(path if in_memory is None else in_memory, path, in_memory is not None, trusted=folder)
+
+
+def stored_parent(name: str) -> str:
+    """How an image names the backing file that a user calls `name`, so that tapfs and QEMU find the same file."""
+    if ram.is_ram(name):
+        return ram.host_path(name)
+    return f"./{name}" if is_protocol(name) else name
 
 
 def is_protocol(name: str) -> bool:

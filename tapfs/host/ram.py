@@ -58,6 +58,13 @@ def host_path(name: str) -> str:
     return str(_DIRECTORY / (_FILE_PREFIX + own))
 
 
+def name_of(path: str) -> str | None:
+    """The name of the RAM disk whose file is at `path`, an absolute path; None if it is no RAM disk's."""
+    folder, file = os.path.split(path)
+    own = file.removeprefix(_FILE_PREFIX)
+    return PREFIX + own if folder == str(_DIRECTORY) and file != own and _NAME.fullmatch(own) else None
+
+
 def judge(status: os.stat_result, name: str) -> None:
     """Raise ImageError(denied) for a file that another has put under the name of a RAM disk."""
     if stat.S_ISLNK(status.st_mode):

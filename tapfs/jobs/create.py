@@ -13,7 +13,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tapfs.disk.chain import OpenOptions, layer_of_files, open_layer
+from tapfs.disk.chain import OpenOptions, files_below, layer_of_files, open_layer
 from tapfs.disk.image import Image
 from tapfs.disk.opening import open_image_on
 from tapfs.disk.password import require_bytes
@@ -22,7 +22,7 @@ from tapfs.driver import MAX_DISK_BYTES, BackingReference, CreatableFormat, Crea
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.file import LocalFile
 from tapfs.host.files import LocalFiles
-from tapfs.host.location import locate, locate_parent
+from tapfs.host.location import locate, locate_parent, stored_parent
 from tapfs.host.new_files import NewFiles
 from tapfs.host.target import Target
 from tapfs.plan import Plan
@@ -35,8 +35,9 @@ _DEVICE_END_BYTES = 1 << 20
 class NewImage:
     """What to make. `size` in bytes; None takes the parent's. `options` are the -o pairs.
 
-    `backing` is written into the image as it is given; `backing_format` only says what the
-    parent is. A `password` makes an encrypted image.
+    `backing` is written into the image as it is given, but that a name with a colon before its first slash gets a ./
+    for QEMU, which takes it for an address otherwise, and that `ram:NAME` becomes the path of its file.
+    `backing_format` only says what the parent is. A `password` makes an encrypted image.
     """
 
     format: str
@@ -121,10 +122,26 @@ def _begun(path: str, new: NewImage, *, overwrite: bool) -> Generator[_Begun]:
         plan = found.create(request)
         further = tuple(found.further_names(request)) if isinstance(found, MultiFileFormat) else ()
         targets = [target, *(stack.enter_context(target.beside(name)) for name in further)]
+        if new.backing is not None and any(each.is_there for each in targets):
+            _refuse_own_chain(path, new.backing, new.backing_format, targets)
         held = [_held(each, new, request.virtual_size, stack, overwrite=overwrite) for each in targets]
         files = stack.enter_context(NewFiles(targets, held))
         on_device = held[0] is not None and held[0].is_block_device
         yield _Begun(files, further, plan, request.virtual_size, on_device)
+
+
+def _refuse_own_chain(path: str, backing: str, backing_format: str | None, targets: Sequence[Target]) -> None:
+    """Raise ImageError(exists) if a file to be replaced is the parent of the new image, or a file below that."""
+    parent = locate_parent(path, stored_parent(backing)).name
+    below = files_below(parent, OpenOptions(format=backing_format))
+    if any(target.identity() in below for target in targets):
+        raise ImageError(
+            ErrorKind.EXISTS,
+            f"is {backing}, which the new image is to be an overlay over, or a file below that",
+            path=path,
+            op="create",
+            remedy="choose another name for the new image",
+        )
 
 
 def _held(
@@ -168,7 +185,7 @@ def _request(path: str, new: NewImage) -> CreateRequest:
     mtime = 0
     if new.backing is not None:
         options = OpenOptions(format=new.backing_format, say_raw="say {parent_format=raw}")
-        parent = open_layer(locate_parent(path, new.backing).name, options)
+        parent = open_layer(locate_parent(path, stored_parent(new.backing)).name, options)
         mtime = parent.file.modified_seconds()
         if size is None:
             size = parent.driver.geometry.virtual_size
@@ -184,7 +201,7 @@ def _request(path: str, new: NewImage) -> CreateRequest:
         )
     return CreateRequest(
         virtual_size=size,
-        backing=None if new.backing is None else BackingReference(new.backing, new.backing_format),
+        backing=None if new.backing is None else BackingReference(stored_parent(new.backing), new.backing_format),
         backing_mtime=mtime,
         options=new.options,
         encrypted=new.password is not None,
