@@ -63,7 +63,8 @@ CODES: dict[ErrorKind, Codes] = {
     ErrorKind.INVALID_ARGUMENT: Codes(errno.EINVAL, EXIT_USAGE),
 }
 
-#: Exit codes that no error kind has.
+#: Exit codes that no error kind has. 63 is qemu-img's, too.
+EXIT_NOT_CHECKED = 63
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 

@@ -25,7 +25,7 @@ class Finding(NamedTuple):
 
 @dataclass(slots=True)
 class CheckReport:
-    """The result of a check. `findings` is bounded; the counts are not."""
+    """The result of a check of one image; its parents are not part of it. `findings` is bounded; the counts are not."""
 
     #: Findings of one severity beyond this many are counted but not kept.
     MAX_KEPT = 100
@@ -37,6 +37,15 @@ class CheckReport:
     allocated_bytes: int = 0
     #: What a repair has mended before this check, in words (`Plan.mends`).
     mended: list[str] = field(default_factory=list[str])
+    #: Why nothing was checked; None if the metadata was. The counts say nothing then.
+    unchecked: str | None = None
+    #: The backing file as the image names it, which was not looked at.
+    unchecked_parent: str | None = None
+
+    @property
+    def checked(self) -> bool:
+        """Whether the image was checked at all."""
+        return self.unchecked is None
 
     def add(self, severity: Severity, message: str, host_offset: int | None = None) -> None:
         """Count a finding and keep it while there is room."""

@@ -10,7 +10,7 @@ from tapfs.cli.guard import EXIT_BROKEN_PIPE, guarded
 from tapfs.cli.json_output import wants_json
 from tapfs.cli.parser import CommandParsers, Parser, UsageError, did_you_mean
 from tapfs.cli.signals import signals_held
-from tapfs.errors import CODES, EXIT_BUG, EXIT_INTERRUPTED, ErrorKind
+from tapfs.errors import CODES, EXIT_BUG, EXIT_INTERRUPTED, EXIT_NOT_CHECKED, ErrorKind
 
 #: The commands as `tapfs --help` groups them, with the package of their modules. A module is named as its command,
 #: has `add_parser(subparsers)`, and imports what is heavy in `run`.
@@ -57,6 +57,7 @@ def exit_code_table() -> str:
         (0, "done; check: clean; compare: same"),
         (1, "compare: different"),
         (3, "check: leaked space, no corruption"),
+        (EXIT_NOT_CHECKED, "check, repair: there is nothing that tapfs could check"),
         (EXIT_BUG, "a bug in tapfs"),
         (EXIT_INTERRUPTED, "interrupted (Ctrl-C); 143 and 129: SIGTERM and SIGHUP"),
         (EXIT_BROKEN_PIPE, "the reader of standard output went away"),

@@ -13,6 +13,7 @@ An image is hostile input, and the name of its parent most of all. The rules:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -217,6 +218,18 @@ def _parent_location(layers: Sequence[Layer], options: OpenOptions) -> Location 
     if len(layers) == 1 and options.backing is not None:
         return locate(options.backing)
     return locate_parent(child.path, reference.name)
+
+
+def parent_is_missing(child: Layer, options: OpenOptions) -> bool:
+    """Whether the parent that an image names is not there, as far as the gate lets anybody know. It is not opened."""
+    location = _parent_location([child], options)
+    if location is None:
+        return False
+    try:
+        os.close(options.gate.look_up_parent(location.host_path, trusted=location.trusted))
+    except ImageError as error:
+        return error.kind is ErrorKind.NOT_FOUND
+    return False
 
 
 def _open_parent(layers: Sequence[Layer], location: Location, options: OpenOptions) -> Layer:

@@ -1,11 +1,16 @@
-"""Checking and repairing one image: its own metadata, not its parents'."""
+"""Checking and repairing one image: its own metadata, not its parents'.
+
+A format without metadata, or whose driver has no checker, is never called sound. The report says why nothing was
+checked.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
+from typing import NamedTuple
 
-from tapfs.disk.chain import OpenOptions, open_layer
+from tapfs.disk.chain import Layer, OpenOptions, open_layer, parent_is_missing
 from tapfs.driver import Checkable, CheckReport, ProgressCallback, Severity
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.files import LocalFiles
@@ -14,23 +19,34 @@ from tapfs.plan import Plan
 
 
 def check_image(path: str, options: OpenOptions, *, progress: ProgressCallback | None = None) -> CheckReport:
-    """Check an image; a format without metadata has nothing to find.
+    """Check an image.
 
     An image too damaged to open is reported as corrupt, too; raises ImageError for one that
     cannot be read at all or is of no format that can be damaged.
     """
-    with _opened(path, options, writable=False) as (_, driver):
-        if isinstance(driver, ImageError):
-            return _unopenable(driver)
-        return CheckReport() if driver is None else driver.check(progress)
+    with _opened(path, options, writable=False) as (_, layer):
+        if isinstance(layer, ImageError):
+            return _unopenable(layer)
+        checker = _checker(layer)
+        report = CheckReport(unchecked=checker) if isinstance(checker, str) else checker.check(progress)
+        _note_parent(report, layer, options)
+        return report
 
 
-def plan_repair(path: str, options: OpenOptions) -> list[Plan]:
+class PlannedRepair(NamedTuple):
+    """What a repair would do; `unchecked` says why nothing could be checked, if so."""
+
+    plans: list[Plan]
+    unchecked: str | None
+
+
+def plan_repair(path: str, options: OpenOptions) -> PlannedRepair:
     """What `repair_image` would do."""
-    with _opened(path, options, writable=False) as (_, driver):
-        if isinstance(driver, ImageError):
-            raise driver
-        return [] if driver is None else list(driver.repair())
+    with _opened(path, options, writable=False) as (_, layer):
+        if isinstance(layer, ImageError):
+            raise layer
+        checker = _checker(layer)
+        return PlannedRepair([], checker) if isinstance(checker, str) else PlannedRepair(list(checker.repair()), None)
 
 
 def repair_image(path: str, options: OpenOptions, *, progress: ProgressCallback | None = None) -> CheckReport:
@@ -42,13 +58,19 @@ def repair_image(path: str, options: OpenOptions, *, progress: ProgressCallback 
     """
     from tapfs.kernel.engine import HostDescriptor, execute_on_files  # only a repair needs the engine
 
-    with _opened(path, options, writable=True) as (files, driver):
-        if isinstance(driver, ImageError):
-            raise driver
-        if driver is None:
-            return CheckReport()
+    # What has nothing to repair is not opened for writing.
+    with _opened(path, options, writable=False) as (_, layer):
+        if isinstance(layer, ImageError):
+            raise layer
+        checker = _checker(layer)
+    if isinstance(checker, str):
+        return check_image(path, options)
+    with _opened(path, options, writable=True) as (files, layer):
+        if isinstance(layer, ImageError):
+            raise layer
+        checker = _checker(layer)
         mended: list[str] = []
-        for plan in driver.repair():
+        for plan in () if isinstance(checker, str) else checker.repair():
             execute_on_files([HostDescriptor(file.descriptor, file.path, writable=True) for file in files], plan)
             mended += [plan.mends] if plan.mends else []
     report = check_image(path, options, progress=progress)
@@ -56,11 +78,30 @@ def repair_image(path: str, options: OpenOptions, *, progress: ProgressCallback 
     return report
 
 
+def _checker(layer: Layer) -> Checkable | str:
+    """The driver of an image that can be checked, or why it cannot."""
+    driver = layer.driver
+    if isinstance(driver, Checkable):
+        return driver
+    if driver.geometry.identity:
+        return f"a {driver.format_name} image has no metadata"
+    return f"the driver of the format {driver.format_name} has no check"
+
+
+def _note_parent(report: CheckReport, layer: Layer, options: OpenOptions) -> None:
+    """Say that the parent is not part of the check, or is missing. It is not opened: a header may name any file."""
+    reference = layer.driver.geometry.backing
+    if reference is None:
+        return
+    report.unchecked_parent = reference.name
+    missing = parent_is_missing(layer, options)
+    said = "is missing" if missing else "was not looked at: check it by itself"
+    report.add(Severity.NOTE, f"the backing file {reference.name} {said}")
+
+
 @contextlib.contextmanager
-def _opened(
-    path: str, options: OpenOptions, *, writable: bool
-) -> Generator[tuple[LocalFiles, Checkable | ImageError | None]]:
-    """The files with their driver if that can be checked, or the damage that kept it from opening."""
+def _opened(path: str, options: OpenOptions, *, writable: bool) -> Generator[tuple[LocalFiles, Layer | ImageError]]:
+    """The files with the image in them, or with the damage that kept it from opening."""
     lenient = OpenOptions(
         format=options.format, lenient=True, sharing=options.sharing, gate=options.gate, writable=writable
     )
@@ -73,7 +114,7 @@ def _opened(
             yield files, error
         return
     with contextlib.closing(layer):
-        yield layer.files, layer.driver if isinstance(layer.driver, Checkable) else None
+        yield layer.files, layer
 
 
 def _unopenable(error: ImageError) -> CheckReport:

@@ -8,7 +8,7 @@ from tapfs.cli.json_output import print_json
 from tapfs.cli.options import add_image_options, open_options
 from tapfs.cli.reporting import add_json_option, add_progress_options, count_of, print_line, progress_of
 from tapfs.cli.sizes import human_size
-from tapfs.errors import CODES, ErrorKind
+from tapfs.errors import CODES, EXIT_NOT_CHECKED, ErrorKind
 
 if TYPE_CHECKING:
     import argparse
@@ -26,7 +26,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "check",
         help="check the metadata of an image",
         description="Read all metadata of IMAGE and say what is wrong with it. Without -r nothing is changed.\n"
-        "Exit code: 0 clean, 2 corrupt, 3 leaked space only; others: 'tapfs --help'.",
+        "The backing file is not part of it: check it by itself. Exit code: 0 clean, 2 corrupt, 3 leaked space only,\n"
+        "63 nothing was checked (raw images have no metadata); others: 'tapfs --help'.",
     )
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument(
@@ -72,7 +73,9 @@ def show(arguments: argparse.Namespace, report: CheckReport) -> int:
 
 
 def exit_code(report: CheckReport) -> int:
-    """0 clean, 2 corrupt, 3 leaks only."""
+    """0 clean, 2 corrupt, 3 leaks only, 63 nothing was checked."""
+    if not report.checked:
+        return EXIT_NOT_CHECKED
     if report.corruptions:
         return CODES[ErrorKind.CORRUPT].exit_code
     return EXIT_LEAKS if report.leaks else 0
@@ -82,6 +85,9 @@ def report_as_json(path: str, report: CheckReport) -> dict[str, object]:
     """The report for programs."""
     return {
         "path": path,
+        "checked": report.checked,
+        "unchecked": report.unchecked,
+        "unchecked_parent": report.unchecked_parent,
         "corruptions": report.corruptions,
         "leaks": report.leaks,
         "leaked_bytes": report.leaked_bytes,
@@ -101,6 +107,9 @@ def print_report(path: str, report: CheckReport) -> None:
     for found in report.findings:
         place = "" if found.host_offset is None else f" (at byte {found.host_offset:#x})"
         print_line(f"{found.severity}: {found.message}{place}")
+    if report.unchecked is not None:
+        print_line(f"{path}: nothing was checked: {report.unchecked}")
+        return
     hidden = report.corruptions + report.leaks - sum(found.severity != "note" for found in report.findings)
     if hidden > 0:
         print_line(f"... and {hidden} more")

@@ -8,6 +8,7 @@ from tapfs.cli.commands.check import checked, show
 from tapfs.cli.json_output import print_json
 from tapfs.cli.options import add_image_options, open_options
 from tapfs.cli.reporting import add_json_option, add_progress_options, print_line
+from tapfs.errors import EXIT_NOT_CHECKED
 from tapfs.plan import Discard, Grow, Plan, Step, Write
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def add_parser(subparsers: Subparsers) -> None:
         help="mend the metadata of an image",
         description="Mend what can be mended in the metadata of IMAGE without losing guest data, then check it again.\n"
         "Interrupted at any point, it leaves an image that reads as before or better.\n"
-        "Exit code: 0 clean now, 2 still corrupt, 3 leaked space left; others: 'tapfs --help'.",
+        "The backing file is not part of it. Exit code: 0 clean now, 2 still corrupt, 3 leaked space left,\n"
+        "63 nothing was checked (raw images have no metadata); others: 'tapfs --help'.",
     )
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("-n", "--dry-run", action="store_true", help="change nothing, show what would be done")
@@ -38,7 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _show(arguments)
     report = checked(arguments, repair="all")
-    if not (report.mended or report.corruptions or report.leaks or arguments.json or arguments.quiet):
+    sound = report.checked and not (report.mended or report.corruptions or report.leaks)
+    if sound and not (arguments.json or arguments.quiet):
         print_line(f"{arguments.image}: nothing to repair")
     return show(arguments, report)
 
@@ -46,24 +49,29 @@ def run(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     from tapfs.jobs.check import plan_repair
 
-    plans = plan_repair(arguments.image, open_options(arguments))
+    plans, unchecked = plan_repair(arguments.image, open_options(arguments))
+    code = 0 if unchecked is None else EXIT_NOT_CHECKED
     if arguments.json:
         print_json(
             {
                 "path": arguments.image,
+                "checked": unchecked is None,
+                "unchecked": unchecked,
                 "stages": [list(map(_as_json, stage)) for stage in _stages(plans)],
                 "mends": _mends(plans),
             }
         )
-        return 0
-    if not any(plans):
+        return code
+    if unchecked is not None:
+        print_line(f"{arguments.image}: nothing was checked: {unchecked}")
+    elif not any(plans):
         print_line(f"{arguments.image}: nothing to repair")
     for fault in _mends(plans):
         print_line(f"would mend: {fault}")
     for number, stage in enumerate(_stages(plans), start=1):
         for step in stage:
             print_line(f"stage {number}: {_as_text(step)}")
-    return 0
+    return code
 
 
 def _mends(plans: list[Plan]) -> list[str]:

@@ -25,7 +25,16 @@ NASTY = "\x1b]0;title\x07\x1b[31mred\nfake: line\r\x9b2J\u202etxt.\u2066"
 SHOWN = r"\x1b]0;title\x07\x1b[31mred\nfake: line\r\x9b2J\u202etxt.\u2066"
 
 #: Those that write to a terminal or a log by themselves, and have no names in it or make them printable.
-WRITERS = {"reporting.py", "guard.py", "progress.py", "parser.py", "main.py", "entry.py", "signals.py"}
+WRITERS = {
+    "reporting.py",
+    "json_output.py",
+    "guard.py",
+    "progress.py",
+    "parser.py",
+    "main.py",
+    "entry.py",
+    "signals.py",
+}
 
 
 def in_lines(text: str) -> bool:
