@@ -14,7 +14,7 @@ from mmap import mmap
 from typing import TYPE_CHECKING, NamedTuple
 
 from tapfs.driver import Cipher, Codec, Placement
-from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.errors import ErrorKind, ImageError, from_os_error, truncated
 from tapfs.extent import Extent
 from tapfs.kernel._engine import ffi, lib
 from tapfs.plan import Discard, Grow, Plan, Write
@@ -266,6 +266,8 @@ class EngineDisk:
                     offset=outcome.offset,
                     op=op,
                 )
+            if outcome.error == errno.EBADFD:
+                raise truncated(path, offset=outcome.offset)
             if outcome.error == errno.EUCLEAN:
                 raise ImageError(
                     ErrorKind.CORRUPT, f"damaged data: cannot {op}", path=path, offset=outcome.offset, op=op

@@ -245,6 +245,17 @@ def from_os_error(error: OSError, *, path: str | None, op: str, offset: int | No
     return ImageError(kind, f"cannot {op}: {os.strerror(number)}", path=path, offset=offset, op=op)
 
 
+def truncated(path: str | None, *, offset: int | None = None) -> ImageError:
+    """The error for an open file that somebody has made shorter: bytes that it had are gone."""
+    return ImageError(
+        ErrorKind.IO,
+        "has become shorter while it was open: somebody has truncated it, and what it held there is lost",
+        path=path,
+        offset=offset,
+        op="read",
+    )
+
+
 def limit_reached(what: str, *, path: str | None, op: str) -> ImageError:
     """The error for doing `op` where the host gives no more of `what`: "threads" or "processes"."""
     return ImageError(

@@ -13,7 +13,7 @@ from tapfs.driver import CheckReport, ProgressCallback, Severity
 from tapfs.extent import Kind
 from tapfs.formats.qcow import era, extended
 from tapfs.formats.qcow.claims import Claim, Claimant, gaps
-from tapfs.formats.qcow.entries import STRAY_HEADER_WORD, fault
+from tapfs.formats.qcow.entries import STRAY_HEADER_WORD, Run, fault
 from tapfs.formats.qcow.header import ENTRY_LENGTH, LENGTH, SIZE_AT, round_up
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ class Check:
                 continue
             length = run.host_length or run.clusters << header.cluster_bits
             self.report.allocated_bytes += length
+            self._note_missing_end(index, run, length)
             if run.kind == Kind.DATA and run.host_offset % header.cluster_size and not image.follows_formula:
                 self._note_unaligned(index, run.first, at)
             yield Claim(run.host_offset, length, Claimant.CLUSTER, index, run.first)
@@ -156,6 +157,14 @@ class Check:
                 message = f"L2 table {index} is not what blktap computes from L1: QEMU reads other data than blktap"
                 self.report.add(Severity.CORRUPTION, message, table_offset)
         return computed if stray or image.fast_path else table
+
+    def _note_missing_end(self, index: int, run: Run, length: int) -> None:
+        """Writers may leave out zeros at the end of the file, so this alone does not tell a file that was cut."""
+        missing = run.host_offset + length - self._file_size
+        if run.kind == Kind.DATA and missing > 0:
+            last = run.first + run.clusters - 1
+            message = f"the cluster of L2 entry {last} of table {index} lacks its last {missing} bytes: they read as zeros"
+            self.report.add(Severity.NOTE, message, self._file_size)
 
     def _note_unaligned(self, index: int, entry: int, at: int) -> None:
         if not self._unaligned_noted:

@@ -141,6 +141,10 @@ class ServedChain:
                     for file in layer.files
                 ],
             )
+        # The engine knows a file from now on only. What was lost since the drivers saw it is found here.
+        for layer in self.layers:
+            for file in layer.files:
+                file.require_whole()
         return engine
 
 

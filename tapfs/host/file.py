@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from typing import Self
 
-from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.errors import ErrorKind, ImageError, from_os_error, truncated
 from tapfs.host.lock import Sharing, lock_image, mark_requests
 
 _KINDS = (
@@ -80,11 +80,14 @@ class LocalFile:
         self.direct = False
         self.disk = disk
         self._data_descriptor: int | None = None
+        #: The greatest length that was seen: no file of an open image becomes shorter.
+        self._known_size = 0
         try:
             status = os.fstat(descriptor)
             _judge_kind(status, path)
             self.is_block_device = stat.S_ISBLK(status.st_mode)
             self.identity = (status.st_dev, status.st_ino)
+            self._known_size = 0 if self.is_block_device else status.st_size
             if writable and self.is_block_device:
                 self._refuse_read_only_device()
             lock_image(descriptor, path, writable=writable, sharing=sharing)
@@ -181,9 +184,18 @@ class LocalFile:
         try:
             if self.is_block_device:
                 return os.lseek(self.descriptor, 0, os.SEEK_END)
-            return os.fstat(self.descriptor).st_size
+            now = os.fstat(self.descriptor).st_size
         except OSError as error:
             raise from_os_error(error, path=self.path, op="ask for the size") from error
+        self._known_size = max(self._known_size, now)
+        return now
+
+    def require_whole(self) -> None:
+        """Raise ImageError(io) if somebody has made the file shorter than it was seen to be."""
+        known = self._known_size
+        now = self.size()
+        if now < known:
+            raise truncated(self.path, offset=now)
 
     def allocated_size(self) -> int:
         """Bytes that the host has allocated for the file."""
@@ -198,9 +210,11 @@ class LocalFile:
     def read(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes at `offset`; shorter only at the end of the file.
 
-        Images name places that no file can have. Those are behind the end, too.
+        Images name places that no file can have. Those are behind the end, too. Raises ImageError(io) where the file
+        has had bytes which it has no more.
         """
         length = min(length, _POSITIONS_END - offset)
+        end, known = offset + length, self._known_size
         if length > _LONG_READ:
             length = min(length, self.size() - offset)  # memory is taken for all of it
         pieces: list[bytes] = []
@@ -214,10 +228,16 @@ class LocalFile:
                 length -= len(piece)
         except OSError as error:
             raise from_os_error(error, path=self.path, op="read metadata", offset=offset) from error
+        if offset < min(end, known):
+            raise truncated(self.path, offset=offset)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def data_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """The ranges inside the request that may hold other than zeros (SEEK_DATA)."""
+        """The ranges inside the request that may hold other than zeros (SEEK_DATA).
+
+        Raises ImageError(io) if somebody has made the file shorter: what it has lost is no hole.
+        """
+        self.require_whole()
         end = min(offset + length, self.size())
         while offset < end:
             try:

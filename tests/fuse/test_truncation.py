@@ -100,3 +100,17 @@ def test_a_read_only_disk_is_not_truncated(mounts: Mounts, image: Path) -> None:
     with refused(errno.EROFS):
         os.truncate(directory / "disk", 0)
     mounts.umount(directory)
+
+
+@pytest.mark.parametrize("format_name", ["raw", "qcow"])
+def test_an_image_that_somebody_truncates(mounts: Mounts, image: Path, tmp_path: Path, format_name: str) -> None:
+    """What is lost is an error, never zeros; what is left can be read."""
+    path = tmp_path / f"cut.{format_name}"
+    assert mounts.run("convert", "-f", "raw", "-O", format_name, image, path).code == 0
+    directory = mounts.mount(path, "-f", format_name)
+    os.truncate(path, MIB)
+    with (directory / "disk").open("rb", buffering=0) as file:
+        assert os.pread(file.fileno(), 4096, 0) == b"OLD!" * 1024
+        with refused(errno.EIO):
+            os.pread(file.fileno(), 4096, MIB + MIB // 2)
+    mounts.umount(directory)

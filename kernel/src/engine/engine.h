@@ -34,7 +34,8 @@ enum {
     TAPFS_MISS = 1,    /* the map of (layer, offset, length) is not cached: install it, retry */
     TAPFS_RESERVE = 2, /* a write needs (0, offset, length) reserved by the driver */
     TAPFS_AGAIN = 3,   /* TAPFS_NOWAIT was asked and the request would block */
-    TAPFS_FAILED = 4   /* `error` is an errno; (layer, file, offset) is the place in the host file */
+    /* `error` is an errno; (layer, file, offset) is the place in the host file. EBADFD: the file has become shorter. */
+    TAPFS_FAILED = 4
 };
 
 /* Request flags. */

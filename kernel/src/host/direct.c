@@ -197,10 +197,15 @@ int direct_write(struct host_file *file, const uint8_t *buffer, uint64_t offset,
         return aligned_write(file, buffer, offset, length);
     }
     uint64_t position = offset, end = offset + length, size = 0, file_size = 0;
+    uint64_t known = atomic_load(&file->known_size);
     uint8_t *bounce =
         bounce_new(file, round_down(offset, file->direct_block), round_up(end, file->direct_block), &size);
     int error = bounce == NULL ? ENOMEM : host_size(file, &file_size);
 
+    if (error == 0) {
+        /* What is read before it is modified must not be zeros for lost bytes. */
+        error = host_judge_size(file, known, file_size);
+    }
     while (error == 0 && position < end) {
         uint64_t start = round_down(position, file->direct_block);
         uint64_t stop = minimum(end, start + size);

@@ -79,6 +79,7 @@ int host_file_new(int fd, bool direct, bool writable, struct host_file **result)
     atomic_init(&file->dirty, file->writable);
     /* A block device has its size: no write extends it. */
     atomic_init(&file->known_size, file->block_device ? UINT64_MAX : size);
+    atomic_init(&file->cut_at, UINT64_MAX);
     pthread_rwlock_init(&file->extend_lock, NULL);
     pthread_mutex_init(&file->sync_lock, NULL);
     pthread_mutex_init(&file->direct_lock, NULL);
@@ -94,13 +95,42 @@ void host_file_free(struct host_file *file)
     free(file);
 }
 
+/* A later write may make the file as long again, with a hole where bytes were: that is why it is remembered. */
+int host_judge_size(struct host_file *file, uint64_t known, uint64_t size)
+{
+    uint64_t cut = atomic_load(&file->cut_at);
+    if (file->block_device || (size >= known && cut == UINT64_MAX)) {
+        return 0;
+    }
+    while (size < cut && !atomic_compare_exchange_weak(&file->cut_at, &cut, size)) {
+    }
+    return HOST_CUT;
+}
+
 int host_read(struct host_file *file, void *buffer, uint64_t offset, uint64_t length, bool nowait, uint64_t *got)
 {
+    uint64_t known = atomic_load(&file->known_size), cut = atomic_load(&file->cut_at);
+    uint64_t wanted = offset < cut ? minimum(length, cut - offset) : 0;
+    int error;
+
     *got = 0;
-    if (atomic_load(&file->direct)) {
-        return nowait ? EAGAIN : direct_read(file, buffer, offset, length, got);
+    if (wanted == 0) {
+        return length > 0 ? HOST_CUT : 0;
     }
-    return buffered_read(file, buffer, offset, length, nowait, got);
+    if (!atomic_load(&file->direct)) {
+        error = buffered_read(file, buffer, offset, wanted, nowait, got);
+    } else if (nowait) {
+        return EAGAIN;
+    } else {
+        error = direct_read(file, buffer, offset, wanted, got);
+    }
+    if (error != 0 || *got == length) {
+        return error;
+    }
+    if (wanted < length) {
+        return HOST_CUT;
+    }
+    return !file->block_device && offset + *got < known ? host_judge_size(file, known, offset + *got) : 0;
 }
 
 /*
@@ -209,6 +239,9 @@ int host_grow(struct host_file *file, uint64_t size)
 
     pthread_rwlock_wrlock(&file->extend_lock);
     error = host_size(file, &now);
+    if (error == 0) {
+        error = host_judge_size(file, atomic_load(&file->known_size), now);
+    }
     if (error == 0 && now < size) {
         if (file->block_device) {
             error = ENOSPC;
@@ -238,6 +271,7 @@ int host_sync(struct host_file *file)
     /* The lock makes a second caller wait for the fdatasync that the first one is in. */
     pthread_mutex_lock(&file->sync_lock);
     if (file->sync_error == 0 && atomic_exchange(&file->dirty, false)) {
+        uint64_t known = atomic_load(&file->known_size), size = 0;
         int result;
         do {
             result = fdatasync(file->fd);
@@ -246,6 +280,9 @@ int host_sync(struct host_file *file)
             /* Linux marks the pages clean after it has reported the error, so a second try would
              * succeed without the data being on the disk: the first failure stands for good. */
             file->sync_error = errno;
+        } else {
+            int error_of_size = host_size(file, &size);
+            file->sync_error = error_of_size != 0 ? error_of_size : host_judge_size(file, known, size);
         }
     }
     error = file->sync_error;

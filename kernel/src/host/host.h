@@ -5,6 +5,7 @@
 #ifndef TAPFS_HOST_H
 #define TAPFS_HOST_H
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <sys/uio.h>
@@ -35,6 +36,9 @@ TAPFS_INTERNAL void range_lock_release(struct range_lock *lock, struct range_hol
 
 /* ---- host/file.c: one host file. All return 0 or an errno. */
 
+/* No host gives this for a file: it has become shorter than it was known to be, so somebody has truncated it. */
+#define HOST_CUT EBADFD
+
 struct host_file {
     int fd;
     bool writable;
@@ -47,7 +51,8 @@ struct host_file {
     atomic_bool direct;  /* O_DIRECT is on, as far as we are concerned */
     atomic_bool dirty;   /* a write has ended since the last fdatasync began */
     int sync_error;      /* the first failure of fdatasync; under sync_lock */
-    _Atomic uint64_t known_size; /* never more than the size of the file */
+    _Atomic uint64_t known_size; /* the file has been at least as long, and nothing here shortens it */
+    _Atomic uint64_t cut_at;     /* what is behind this was lost; UINT64_MAX: nothing that we know of */
     pthread_rwlock_t extend_lock;
     pthread_mutex_t sync_lock;
     pthread_mutex_t direct_lock;
@@ -56,7 +61,8 @@ struct host_file {
 /* `direct`: the descriptor was opened with O_DIRECT. The descriptor stays the caller's. */
 TAPFS_INTERNAL int host_file_new(int fd, bool direct, bool writable, struct host_file **file);
 TAPFS_INTERNAL void host_file_free(struct host_file *file);
-/* `got` is less than `length` only at the end of the file or with an error. EAGAIN only with `nowait`. */
+/* `got` is less than `length` only at the end of the file or with an error. EAGAIN only with `nowait`; HOST_CUT where
+ * the file has had bytes of the range that it has no more. */
 TAPFS_INTERNAL int host_read(struct host_file *file, void *buffer, uint64_t offset, uint64_t length, bool nowait,
                              uint64_t *got);
 /* Under O_DIRECT the caller holds the range lock of the blocks that the range touches. */
@@ -70,6 +76,8 @@ TAPFS_INTERNAL void host_wrote(struct host_file *file);
 TAPFS_INTERNAL int host_punch(struct host_file *file, uint64_t offset, uint64_t length);
 TAPFS_INTERNAL int host_grow(struct host_file *file, uint64_t size);
 TAPFS_INTERNAL int host_sync(struct host_file *file);
+/* `size` was asked for after `known`, a value of known_size: 0, or HOST_CUT once and for all. */
+TAPFS_INTERNAL int host_judge_size(struct host_file *file, uint64_t known, uint64_t size);
 
 /* ---- host/buffered.c: the size, and complete transfers of a descriptor without O_DIRECT */
 

@@ -74,17 +74,6 @@ static void fail(struct flight *flight, uint32_t index, int error)
     run_io_end(flight, index, RUN_IO_FAILED);
 }
 
-/* The host file has ended: zeros, unless the layer is an identity. */
-static void meet_end_of_file(struct flight *flight, uint32_t index)
-{
-    if (flight->request.disk->layers[flight->route.runs[index].layer]->geometry.identity) {
-        fail(flight, index, EIO);
-        return;
-    }
-    clear(&flight->ios[index]);
-    run_io_end(flight, index, RUN_IO_MOVED);
-}
-
 /* What a system call moved; true: the run is over. */
 static bool count_moved(struct flight *flight, uint32_t index, uint64_t count)
 {
@@ -94,7 +83,7 @@ static bool count_moved(struct flight *flight, uint32_t index, uint64_t count)
         if (flight->move->writing) {
             fail(flight, index, EIO);
         } else {
-            meet_end_of_file(flight, index);
+            run_io_end(flight, index, RUN_IO_REFUSED); /* the engine knows what is behind the end of a file */
         }
         return true;
     }
