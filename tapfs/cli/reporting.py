@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tapfs.errors import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from tapfs.cli.progress import Progress
+
+#: Of a terminal, in characters.
+_WIDTH = 80
 
 
 def print_line(text: str) -> None:
@@ -37,6 +40,39 @@ def print_columns(rows: Iterable[tuple[str, ...]]) -> None:
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+class Record(NamedTuple):
+    """A thing, what it is of, and facts about it."""
+
+    name: str
+    source: str
+    facts: list[str]
+
+
+def print_records(title: str, records: Sequence[Record]) -> None:
+    """Records under a title, none without records. No line is longer than 80 characters but for a long name."""
+    if not records:
+        return
+    print(f"{title}:")
+    for name, source, facts in records:
+        head = f"  {printable(name)}: {printable(source)}"
+        print_lines([head] if len(head) <= _WIDTH else [f"  {printable(name)}:", f"    {printable(source)}"])
+        line = ""
+        for fact in facts:
+            longer = f"{line}, {fact}" if line else f"    {fact}"
+            if line and len(longer) >= _WIDTH:  # a comma comes behind it
+                print_line(f"{line},")
+                longer = f"    {fact}"
+            line = longer
+        if line:
+            print_line(line)
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Lines on standard output, whatever the names in them hold."""
+    for line in lines:
+        print_line(line)
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:

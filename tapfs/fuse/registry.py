@@ -16,7 +16,7 @@ from pathlib import Path
 from tapfs.errors import ImageError, from_os_error
 from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE, MountedFileSystem, mounts_at, top_mount, unmount
 from tapfs.serving.processes import process_start
-from tapfs.serving.runtime_directory import make_private, runtime_directory
+from tapfs.serving.runtime_directory import make_private, runtime_directories, runtime_directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,3 +144,21 @@ class Registry:
                 yield MountEntry(**{name: value for name, value in data.items() if name in names})
             except (OSError, ValueError, TypeError, AttributeError):
                 continue  # just removed, or not ours
+
+
+def registries() -> list[Registry]:
+    """This user's registries: the one for new mounts first, then those of processes with another environment."""
+    return [Registry(directory) for directory in runtime_directories()]
+
+
+def all_mounts() -> list[tuple[Registry, MountEntry]]:
+    """All mounts of this user, oldest first, each with the registry that it stands in."""
+    found = [(registry, entry) for registry in registries() for entry in registry.entries()]
+    return sorted(found, key=lambda pair: pair[1].started)
+
+
+def find_mount(mountpoint: str) -> tuple[Registry, MountEntry] | None:
+    """The entry for a (real) mount point, a living one rather than a dead one, with its registry."""
+    found = [(registry, registry.find(mountpoint)) for registry in registries()]
+    here = [(registry, entry) for registry, entry in found if entry is not None]
+    return max(here, key=lambda pair: (pair[1].alive, pair[1].started), default=None)

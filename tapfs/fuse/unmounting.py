@@ -17,21 +17,26 @@ from tapfs.fuse.mount_table import (
     top_mount,
     unmount,
 )
-from tapfs.fuse.registry import MountEntry, Registry
+from tapfs.fuse.registry import MountEntry, Registry, all_mounts, find_mount
+from tapfs.host.location import locate
 
 #: For how long what a dead process has begun to mount may take to fail, or to be mounted after all; between looks.
 _PATIENCE_SECONDS, _LOOK_SECONDS = 10, 0.05
 
 
 def unmount_image(path: str, *, force: bool) -> str | None:
-    """Unmount the image mounted at `path`; wait until its process has closed it and ended.
+    """Unmount the image mounted at `path`, or named by it; wait until its process has closed it and ended.
 
     The result is a remark for the user, if there is one. Raises ImageError: what the flush
-    or the closing met, locked if the mount is busy, not_found if there is none of ours.
+    or the closing met, locked if the mount is busy, not_found if there is none of ours,
+    invalid_argument if an image is mounted at several places.
     """
     mountpoint = os.path.realpath(path)
-    registry = Registry()
-    entry = registry.find(mountpoint)
+    found = find_mount(mountpoint)
+    if found is None and top_mount(mountpoint) is None:
+        found = _mount_of_image(path)
+        mountpoint = mountpoint if found is None else found[1].mountpoint
+    registry, entry = (Registry(), None) if found is None else found
     if entry is not None and entry.alive and _ask(registry, entry, force=force):
         return None
     mount = top_mount(mountpoint)
@@ -40,13 +45,35 @@ def unmount_image(path: str, *, force: bool) -> str | None:
         return clean_up(registry, entry)
     if mount is None or mount.type != FILE_SYSTEM_TYPE:
         registry.entries()  # drops what the dead left
-        raise ImageError(ErrorKind.NOT_FOUND, "no image is mounted here", path=path, op="unmount")
+        here = os.path.isdir(path) or not os.path.lexists(path)
+        message = "no image is mounted here" if here else "is not mounted"
+        raise ImageError(ErrorKind.NOT_FOUND, message, path=path, op="unmount")
     if is_abandoned(mountpoint):
         if entry is not None:
             return clean_up(registry, entry)
         unmount(mountpoint, lazy=True)
         return f"{mountpoint}: the process that served it had died; cleaned up"
-    return _unmount_of_another(mount, force=force)
+    return _unmount_unlisted(mount, force=force)
+
+
+def _mount_of_image(path: str) -> tuple[Registry, MountEntry] | None:
+    """Where the image of this name is mounted, if it is."""
+    try:
+        location = locate(path)
+    except ImageError:
+        return None
+    name = location.name if location.in_memory else os.path.realpath(location.host_path)
+    found = [(registry, entry) for registry, entry in all_mounts() if entry.image == name]
+    if len(found) > 1:
+        places = ", ".join(entry.mountpoint for _, entry in found)
+        raise ImageError(
+            ErrorKind.INVALID_ARGUMENT,
+            f"is mounted at several places: {places}",
+            path=path,
+            op="unmount",
+            remedy="name the one to unmount",
+        )
+    return found[0] if found else None
 
 
 def _ask(registry: Registry, entry: MountEntry, *, force: bool) -> bool:
@@ -125,9 +152,13 @@ def _taken_away(registry: Registry, entry: MountEntry) -> bool:
     return True
 
 
-def _unmount_of_another(mount: MountedFileSystem, *, force: bool) -> str:
-    """Unmount what lives but is not in our registry: root may, for other users."""
-    if os.geteuid() != 0:
+def _unmount_unlisted(mount: MountedFileSystem, *, force: bool) -> str:
+    """Unmount what lives but is in no registry of ours: of this user, or as root of any.
+
+    The process of such a mount noted it in a directory that its TAPFS_RUNTIME_DIR named.
+    """
+    user = os.geteuid()
+    if user not in (0, mount.user):
         raise ImageError(
             ErrorKind.DENIED,
             f"was mounted by another user ({mount.user})",
@@ -136,4 +167,5 @@ def _unmount_of_another(mount: MountedFileSystem, *, force: bool) -> str:
             remedy="let that user or root unmount it",
         )
     unmount(mount.mount_point, lazy=force)
-    return f"{mount.mount_point}: unmounted for user {mount.user}; errors, if any, are in the system log"
+    whose = f" for user {mount.user}" if mount.user != user else ""
+    return f"{mount.mount_point}: unmounted{whose}; errors, if any, are in the system log"

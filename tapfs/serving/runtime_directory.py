@@ -9,6 +9,10 @@ from pathlib import Path
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 
+#: Where sessions have it by the customs of systemd, and where it is without a session. Checked to be private.
+_SESSION = "/run/user/{}/tapfs"
+_WITHOUT_SESSION = "/tmp/tapfs-{}"  # noqa: S108
+
 
 def runtime_directory() -> Path:
     """This user's directory; it may not be there yet (`make_private`)."""
@@ -22,7 +26,35 @@ def runtime_directory() -> Path:
         # It may be inherited from another user (su, sudo).
         if session and os.stat(session).st_uid == os.geteuid():
             return Path(session).absolute() / "tapfs"
-    return Path(f"/tmp/tapfs-{os.geteuid()}")  # noqa: S108  made private, and checked to be
+    return Path(_WITHOUT_SESSION.format(os.geteuid()))
+
+
+def runtime_directories() -> list[Path]:
+    """This user's directory, and the others in which processes of this user may have left something.
+
+    Which one a process takes depends on its environment: cron and su have no session, or another user's. Only
+    directories that are there and private to this user are named, except the first, which `make_private` makes.
+    """
+    own = runtime_directory()
+    user = os.geteuid()
+    others: list[Path] = []
+    if not os.environ.get("TAPFS_RUNTIME_DIR") and user != 0:
+        session = os.environ.get("XDG_RUNTIME_DIR", "")
+        others = [Path(session).absolute() / "tapfs"] if session else []
+        others += [Path(place.format(user)) for place in (_SESSION, _WITHOUT_SESSION)]
+    found = [own]
+    for directory in others:
+        if directory not in found and _is_private(directory):
+            found.append(directory)
+    return found
+
+
+def _is_private(directory: Path) -> bool:
+    try:
+        status = directory.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
 
 
 def make_private(directory: Path) -> None:
@@ -30,10 +62,9 @@ def make_private(directory: Path) -> None:
     try:
         with suppress(FileExistsError):
             directory.mkdir(mode=0o700)
-        status = directory.lstat()
     except OSError as error:
         raise from_os_error(error, path=str(directory), op="make the runtime directory") from error
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+    if not _is_private(directory):
         raise ImageError(
             ErrorKind.DENIED,
             "the runtime directory is not a directory that only its owner, you, may enter",

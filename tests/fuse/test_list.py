@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
+from tapfs.cli.sizes import human_size
 from tests.conftest import Ran
 from tests.fuse.conftest import Mounts, wait_for
 
@@ -32,11 +34,12 @@ def test_list(mounts: Mounts, sample: Path, tmp_path: Path) -> None:
         (str(image), str(second), "disk", "rw", "qcow", "pyfuse3", True),
     ]
     assert sorted(int(str(entry["pid"])) for entry in entries) == sorted(mounts.processes())
-    lines = mounts.run("list").out.split("\n\n")[0].splitlines()
-    assert len(lines) == 3
-    assert " ".join(lines[0].split()) == "IMAGE MOUNT POINT SHOWS MODE FORMAT ENGINE READ WRITTEN PID"
-    assert lines[2].split()[-5:-3] == ["qcow", "pyfuse3"]
-    assert lines[2].endswith(f"  {entries[1]['pid']}")
+    shown = mounts.run("list").out
+    assert shown.startswith("mounted:\n")
+    assert re.search(rf"^  {re.escape(str(second))}:\s+{re.escape(str(image))}$", shown, re.MULTILINE)
+    facts = r"disk, rw, qcow, engine pyfuse3, [0-9.]+ [KM]?i?B read, 0 B written, process"
+    assert re.search(rf"^    {facts} {entries[1]['pid']}$", shown, re.MULTILINE)
+    assert all(len(line) <= 80 for line in shown.splitlines() if "/" not in line)
     mounts.umount(first)
     mounts.umount(second)
 
@@ -57,7 +60,7 @@ def test_counters(mounts: Mounts, tmp_path: Path) -> None:
     for name in ("bytes_read", "bytes_written"):
         assert isinstance(before[name], int)
         assert int(str(after[name])) - before[name] == MIB, name
-    assert str(after["bytes_written"]) in mounts.run("list").out.split()
+    assert f"{human_size(int(str(after['bytes_written'])))} written" in mounts.run("list").out
     mounts.umount(directory)
 
 
@@ -73,7 +76,7 @@ def test_what_the_kernel_serves_is_not_counted(mounts: Mounts, sample: Path) -> 
     directory = mounts.mount(sample, "--engine", "passthrough")
     (entry,) = listed(mounts)
     assert (entry["engine"], entry["bytes_read"], entry["bytes_written"]) == ("passthrough", None, None)
-    assert mounts.run("list").out.splitlines()[1].split()[-3:-1] == ["-", "-"]
+    assert "engine passthrough, not counted, process" in mounts.run("list").out
     mounts.umount(directory)
 
 
@@ -82,9 +85,7 @@ def test_ram_disks(mounts: Mounts, ram_name: str) -> None:
     name = ram_name.removeprefix("ram:")
     disks = json.loads(mounts.run("list", "--json").out)["ram_disks"]
     assert {"name": name, "size": MIB, "allocated": 0} in disks
-    assert [line.split() for line in mounts.run("list").out.splitlines() if ram_name in line] == [
-        [ram_name, str(MIB), "0"]
-    ]
+    assert f"  {ram_name}: 1 MiB, 0 B taken\n" in mounts.run("list").out
 
 
 def test_a_stopped_process_does_not_stop_the_listing(mounts: Mounts, sample: Path) -> None:
@@ -119,3 +120,19 @@ def test_umount_all(mounts: Mounts, sample: Path) -> None:
     assert mounts.run("umount", "--all") == Ran(0, "", "")
     for words in ([], ["--all", first]):
         assert mounts.run("umount", *words).code == 64
+
+
+def test_umount_of_an_image(mounts: Mounts, sample: Path, tmp_path: Path, ram_name: str) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(sample)
+    first, second = mounts.mount(sample), mounts.mount(sample)
+    done = mounts.run("umount", sample)
+    assert (done.code, done.err.count(str(first)), done.err.count(str(second))) == (64, 1, 1)
+    mounts.umount(first)
+    assert mounts.run("umount", link) == Ran(0, "", "")
+    assert mounts.run("umount", sample) == Ran(17, "", f"tapfs: error: {sample}: is not mounted\n")
+    assert mounts.run("create", ram_name, "1M").code == 0
+    third = mounts.directory()
+    assert mounts.run("mount", ram_name, third).code == 0
+    assert mounts.run("umount", ram_name) == Ran(0, "", "")
+    assert mounts.run("umount", ram_name).code == 17

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.fuse.registry import MountEntry, Registry
+from tapfs.fuse.registry import MountEntry, Registry, all_mounts, find_mount
+from tapfs.serving import runtime_directory as places
 from tapfs.serving.processes import process_start
-from tapfs.serving.runtime_directory import runtime_directory
+from tapfs.serving.runtime_directory import runtime_directories, runtime_directory
 
 
 def entry_of(pid: int, start: int, mountpoint: str = "/nowhere") -> MountEntry:
@@ -81,3 +82,48 @@ def test_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid or 0)
     expected = Path("/run/tapfs") if os.geteuid() == 0 else tmp_path / "tapfs"
     assert runtime_directory() == expected
+
+
+def test_the_other_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process of the same user left elsewhere is found; what others put there is not looked at."""
+    owner = tmp_path.stat().st_uid or 1000
+    monkeypatch.setattr(os, "geteuid", lambda: owner)
+    monkeypatch.setenv("TAPFS_RUNTIME_DIR", "")
+    monkeypatch.setattr(places, "_SESSION", str(tmp_path / "session-{}" / "tapfs"))
+    monkeypatch.setattr(places, "_WITHOUT_SESSION", str(tmp_path / "tmp-{}"))
+    session, without = tmp_path / f"session-{owner}" / "tapfs", tmp_path / f"tmp-{owner}"
+    session.parent.mkdir()
+    os.chown(session.parent, owner, -1)
+    assert runtime_directories() == [without]
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(session.parent))
+    assert runtime_directories() == [session]
+    for directory in (session, without):
+        directory.mkdir(mode=0o700)
+        os.chown(directory, owner, -1)
+    assert runtime_directories() == [session, without]
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert runtime_directories() == [without, session]
+    session.chmod(0o750)
+    assert runtime_directories() == [without]
+    session.chmod(0o700)
+    os.chown(session, owner + 1, -1)
+    assert runtime_directories() == [without]
+    monkeypatch.setenv("TAPFS_RUNTIME_DIR", str(tmp_path / "chosen"))
+    assert runtime_directories() == [tmp_path / "chosen"]
+
+
+def test_all_registries_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directories = [tmp_path / "one", tmp_path / "two"]
+    monkeypatch.setattr("tapfs.fuse.registry.runtime_directories", lambda: directories)
+    own = process_start(os.getpid())
+    assert own is not None
+    for directory, place in zip(directories, ("/here", "/there"), strict=True):
+        Registry(directory).add(entry_of(os.getpid(), own, place))
+    assert [(registry.directory.name, entry.mountpoint) for registry, entry in all_mounts()] == [
+        ("one", "/here"),
+        ("two", "/there"),
+    ]
+    found = find_mount("/there")
+    assert found is not None
+    assert (found[0].directory, found[1].mountpoint) == (directories[1], "/there")
+    assert find_mount("/elsewhere") is None

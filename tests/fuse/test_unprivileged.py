@@ -39,7 +39,7 @@ tapfs umount dir
 cmp -n 7 image.raw <(printf changed)
 test -z "$(ls dir)"
 tapfs mount --engine {engine} image.raw dir
-kill -9 $(tapfs list | sed -n '$s/.* //p')
+kill -9 $(tapfs list | sed -n 's/.*process //p')
 until tapfs list | grep -q dead; do :; done
 tapfs umount dir 2>&1 | grep -q 'had died; cleaned up'
 tapfs mount --engine {engine} image.raw / 2> refused || echo "refused: $?"
@@ -78,7 +78,7 @@ truncate -s 16M files.raw
 mkfs.ext4 -q -F -d content files.raw
 tapfs mount --files files.raw dir
 cat dir/text
-tapfs list | grep -c files
+tapfs list | grep -c '^    files, '
 tapfs umount dir
 tapfs mount --files --rw -f raw files.raw dir
 echo more > dir/more
@@ -86,7 +86,7 @@ tapfs umount dir
 e2fsck -fn files.raw > /dev/null 2>&1
 tapfs mount --files files.raw dir
 cat dir/more
-kill -9 $(tapfs list | sed -n 's/ *$//; 2s/.* //p')
+kill -9 $(tapfs list | sed -n 's/.*process //p')
 until tapfs list | grep -q dead; do :; done
 tapfs umount dir 2>&1 | grep -q 'had died; cleaned up'
 until ! pgrep fuse2fs > /dev/null; do :; done
@@ -112,8 +112,41 @@ def test_ordinary_user(home: Path, engine: str) -> None:
     done = run_as_user(home, _SCRIPT.format(home=home, python=sys.executable, engine=engine))
     assert done.stderr == ""
     lines = done.stdout.splitlines()
-    assert f"{home}/image.raw  {home}/dir" in lines[1]
-    assert lines[2:] == ["busy: 15", "refused: 18", "locked: 19", "all"]
+    assert f"  {home}/dir: {home}/image.raw" in lines
+    assert lines[lines.index("busy: 15") :] == ["busy: 15", "refused: 18", "locked: 19", "all"]
+    assert done.returncode == 0
+
+
+_SESSIONS = """
+set -e
+cd {home}
+tapfs() {{ {python} -m tapfs.cli "$@"; }}
+without() {{ env -u XDG_RUNTIME_DIR {python} -m tapfs.cli "$@"; }}
+elsewhere() {{ TAPFS_RUNTIME_DIR={home}/other {python} -m tapfs.cli "$@"; }}
+mkdir two
+tapfs mount image.raw dir
+without mount -f raw image.raw two
+tapfs list --json | grep -c '"alive": true'
+without list --json | grep -c '"alive": true' || true
+tapfs umount two
+without umount dir
+without mount -f raw image.raw two
+tapfs umount image.raw
+elsewhere mount -f raw --rw image.raw dir
+printf changed > dir/disk
+tapfs umount dir
+cmp -n 7 image.raw <(printf changed)
+until elsewhere list --json | grep -q '"mounts": \\[\\]'; do :; done
+test -z "$(ls dir)$(ls two)"
+echo all
+"""
+
+
+def test_mounts_of_other_sessions(home: Path) -> None:
+    """Cron and su have no XDG_RUNTIME_DIR, or another: what was mounted by the one is unmounted by the other."""
+    done = run_as_user(home, _SESSIONS.format(home=home, python=sys.executable))
+    assert done.stderr == f"tapfs: {home}/dir: unmounted; errors, if any, are in the system log\n" * 2
+    assert done.stdout.splitlines() == ["2", "1", "all"]
     assert done.returncode == 0
 
 

@@ -72,8 +72,9 @@ async def test_attach_use_and_detach(
         assert (counted["errors"], counted["in_flight"]) == (0, 0)
         header, line = (await ok("stats")).splitlines()
         assert dict(zip(header.split(), line.split(), strict=False))["WRITES"] == "1"
-        line = (await ok("list")).splitlines()[1].split()
-        assert line[:6] == [f"tap:raw:{image}", "3", "(guest)", "xvda", "w", "used"]
+        shown = await ok("list")
+        assert shown.startswith("attached:\n  xvda of domain 3 (guest):")
+        assert f" tap:raw:{image}\n    w, used, 8 KiB read, 4 KiB written, process " in shown
         async with trio.open_nursery() as nursery:
             nursery.start_soon(driver.close_when_told)
             await ok("detach", "--domain", 3, "--vdev", disk().number)

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from tapfs.cli.json_output import print_json
-from tapfs.cli.reporting import add_json_option, print_columns
+from tapfs.cli.reporting import Record, add_json_option, print_records
+from tapfs.cli.sizes import human_size
 
 if TYPE_CHECKING:
     import argparse
@@ -16,15 +17,11 @@ if TYPE_CHECKING:
     from tapfs.host.ram import RamDisk
     from tapfs.xen.toolstack.attached_disks import AttachedDisk
 
-_COLUMNS = ("IMAGE", "MOUNT POINT", "SHOWS", "MODE", "FORMAT", "ENGINE", "READ", "WRITTEN", "PID")
-_XEN_COLUMNS = ("ATTACHED", "DOMAIN", "VDEV", "MODE", "STATE", "READ", "WRITTEN", "PID")
-_RAM_COLUMNS = ("RAM DISK", "SIZE", "TAKEN")
-
 _DESCRIPTION = """\
-List your mounts with the bytes that were read and written through them ('-': not known, for
-the kernel serves the disk by itself), on a Xen host the disks of its guests, and the RAM disks of
-this host with the bytes that they take. A mount whose process died is marked; 'tapfs umount' cleans
-it up."""
+List your mounts with what was read and written through them (not counted where the kernel serves
+the disk by itself), on a Xen host the disks of its guests, and the RAM disks of this host with what
+they take. A mount whose process died is marked (dead); 'tapfs umount' cleans it up. For scripts:
+--json, with sizes in bytes."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -37,29 +34,21 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print tables, or with --json an object with `mounts`, `ram_disks` and, on a Xen host, `attached`."""
-    from tapfs.fuse.registry import Registry
+    """Print what there is, or with --json an object with `mounts`, `ram_disks` and, on a Xen host, `attached`."""
+    from tapfs.fuse.registry import all_mounts
     from tapfs.host.ram import ram_disks
 
-    registry = Registry()
-    entries = [(entry, _counted(registry, entry)) for entry in registry.entries()]
+    mounts = [(entry, _counted(registry, entry)) for registry, entry in all_mounts()]
     attached = _attached()
     disks = ram_disks()
     if arguments.json:
-        mounts = {"mounts": [_as_data(entry, counted) for entry, counted in entries]}
+        data = {"mounts": [_as_data(entry, counted) for entry, counted in mounts]}
         guests = {} if attached is None else {"attached": [asdict(disk) for disk in attached]}
-        print_json({**mounts, **guests, "ram_disks": [disk._asdict() for disk in disks]})
+        print_json({**data, **guests, "ram_disks": [disk._asdict() for disk in disks]})
         return 0
-    tables = [
-        [_COLUMNS, *(_as_row(entry, counted) for entry, counted in entries)],
-        [_XEN_COLUMNS, *(_attached_row(disk) for disk in attached or [])],
-        [_RAM_COLUMNS, *(map(_ram_row, disks))],
-    ]
-    shown = [table for table in tables if len(table) > 1]
-    for table in shown:
-        if table is not shown[0]:
-            print()
-        print_columns(table)
+    print_records("mounted", [_mount_record(entry, counted) for entry, counted in mounts])
+    print_records("attached", list(map(_attached_record, attached or [])))
+    print_records("RAM disks", list(map(_ram_record, disks)))
     return 0
 
 
@@ -93,11 +82,17 @@ def _counted(registry: Registry, entry: MountEntry) -> tuple[int | None, int | N
     return said.get("bytes_read"), said.get("bytes_written")
 
 
-def _as_row(entry: MountEntry, counted: tuple[int | None, int | None]) -> tuple[str, ...]:
+def _mount_record(entry: MountEntry, counted: tuple[int | None, int | None]) -> Record:
     shows = entry.shows if entry.partition is None else f"{entry.shows} of partition {entry.partition}"
-    pid = str(entry.pid) if entry.alive else f"{entry.pid} (dead)"
-    read, written = ("-" if count is None else str(count) for count in counted)
-    return (entry.image, entry.mountpoint, shows, entry.mode, entry.format, entry.engine, read, written, pid)
+    process = f"process {entry.pid}" + ("" if entry.alive else " (dead)")
+    facts = [shows, entry.mode, entry.format, f"engine {entry.engine}", *_transfers(*counted), process]
+    return Record(entry.mountpoint, entry.image, facts)
+
+
+def _transfers(read: int | None, written: int | None) -> list[str]:
+    if read is None or written is None:
+        return ["not counted"]
+    return [f"{human_size(read)} read", f"{human_size(written)} written"]
 
 
 def _as_data(entry: MountEntry, counted: tuple[int | None, int | None]) -> dict[str, object]:
@@ -108,13 +103,13 @@ def _as_data(entry: MountEntry, counted: tuple[int | None, int | None]) -> dict[
     return data
 
 
-def _attached_row(disk: AttachedDisk) -> tuple[str, ...]:
+def _attached_record(disk: AttachedDisk) -> Record:
     domain = str(disk.domain) if disk.domain_name is None else f"{disk.domain} ({disk.domain_name})"
     counted = disk.statistics or {}
-    read, written = (str(counted.get(name, "-")) for name in ("read_bytes", "written_bytes"))
-    pid = "-" if disk.pid is None else str(disk.pid)
-    return (disk.spec, domain, disk.vdev, disk.mode, disk.summary, read, written, pid)
+    process = [] if disk.pid is None else [f"process {disk.pid}"]
+    transfers = _transfers(counted.get("read_bytes"), counted.get("written_bytes"))
+    return Record(f"{disk.vdev} of domain {domain}", disk.spec, [disk.mode, disk.summary, *transfers, *process])
 
 
-def _ram_row(disk: RamDisk) -> tuple[str, ...]:
-    return (f"ram:{disk.name}", str(disk.size), str(disk.allocated))
+def _ram_record(disk: RamDisk) -> Record:
+    return Record(f"ram:{disk.name}", f"{human_size(disk.size)}, {human_size(disk.allocated)} taken", [])
