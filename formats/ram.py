@@ -8,4 +8,4 @@ from __future__ import annotations
 
 from tapfs.formats.raw import IdentityFormat
 
-FORMAT = IdentityFormat("ram")
+FORMAT = IdentityFormat("ram", {})

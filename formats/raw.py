@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from tapfs.driver import (
     Ability,
@@ -17,12 +17,16 @@ from tapfs.driver import (
 )
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind, merge
-from tapfs.plan import Grow, Plan, plan
+from tapfs.plan import Allocate, Grow, Plan, Step, Write, plan
 
 #: A host file offset is a signed 64-bit number.
 MAX_SIZE = (1 << 63) - 1
 
 _MAP_UNIT = 1 << 30
+
+#: What `preallocation=full` writes: pieces of zeros, and so much of them between two barriers.
+_ZEROS = bytes(4 << 20)
+_STAGE_BYTES = 256 << 20
 
 
 class IdentityDriver:
@@ -78,11 +82,11 @@ class IdentityDriver:
 class IdentityFormat:
     """A format whose images are the disk as it stands, under one of the names that this has."""
 
-    create_options: Mapping[str, str] = {}
     abilities = frozenset({Ability.WRITE})
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, create_options: Mapping[str, str]) -> None:
         self.name = name
+        self.create_options = create_options
 
     def probe(self, head: bytes, size: int) -> int:
         """0: nothing in a file says that it is the disk itself."""
@@ -95,14 +99,48 @@ class IdentityFormat:
         return IdentityDriver(file, self.name)
 
     def create(self, request: CreateRequest) -> Plan:
-        """A file of exactly the virtual size, all hole."""
+        """A file of exactly the virtual size: all hole, unless `preallocation` says otherwise."""
+        for option in request.options:
+            if option not in self.create_options:
+                known = ", ".join(self.create_options)
+                raise ImageError(
+                    ErrorKind.UNSUPPORTED,
+                    f"unknown option {option!r} for {self.name}",
+                    op="create",
+                    remedy=f"the options are {known}" if known else f"{self.name} has no options",
+                )
         if request.backing is not None:
             raise ImageError(ErrorKind.UNSUPPORTED, f"a {self.name} image has no backing file", op="create")
         if request.encrypted:
             raise ImageError(ErrorKind.UNSUPPORTED, f"a {self.name} image is never encrypted", op="create")
         if not 0 <= request.virtual_size <= MAX_SIZE:
             raise ImageError(ErrorKind.OUT_OF_BOUNDS, f"size {request.virtual_size} is out of range", op="create")
-        return plan([Grow(0, request.virtual_size)])
+        grown: list[Step] = [Grow(0, request.virtual_size)]
+        match request.options.get("preallocation", "off"):
+            case "off":
+                return plan(grown)
+            case "falloc":
+                return plan(grown, [Allocate(0, 0, request.virtual_size)])
+            case "full":
+                return plan(grown, *_zeros(request.virtual_size))
+            case value:
+                raise ImageError(
+                    ErrorKind.UNSUPPORTED, f"preallocation={value}: must be off, falloc or full", op="create"
+                )
 
 
-FORMAT = IdentityFormat("raw")
+def _zeros(size: int) -> Iterator[list[Step]]:
+    """The stages that write `size` bytes of zeros."""
+    for start in range(0, size, _STAGE_BYTES):
+        stop = min(size, start + _STAGE_BYTES)
+        offsets = range(start, stop, len(_ZEROS))
+        yield [Write(0, offset, _ZEROS[: min(len(_ZEROS), stop - offset)]) for offset in offsets]
+
+
+FORMAT = IdentityFormat(
+    "raw",
+    {
+        "preallocation": "off: the file is all hole (default); falloc: the host reserves its space; full: zeros are"
+        " written into all of it"
+    },
+)

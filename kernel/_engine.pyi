@@ -64,6 +64,7 @@ class Lib:
     TAPFS_STEP_GROW: int
     TAPFS_STEP_DISCARD: int
     TAPFS_STEP_BARRIER: int
+    TAPFS_STEP_ALLOCATE: int
 
     TAPFS_MOVES: int
     TAPFS_OTHERS: int

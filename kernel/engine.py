@@ -17,7 +17,7 @@ from tapfs.driver import Cipher, Codec, Placement
 from tapfs.errors import ErrorKind, ImageError, from_os_error, truncated
 from tapfs.extent import Extent
 from tapfs.kernel._engine import ffi, lib
-from tapfs.plan import Discard, Grow, Plan, Write
+from tapfs.plan import Allocate, Discard, Grow, Plan, Write
 
 if TYPE_CHECKING:
     from tapfs.kernel._engine import CData
@@ -211,6 +211,10 @@ class EngineDisk:
                     case Grow():
                         slot.step = lib.TAPFS_STEP_GROW
                         slot.host_offset = step.size
+                    case Allocate():
+                        slot.step = lib.TAPFS_STEP_ALLOCATE
+                        slot.host_offset = step.host_offset
+                        slot.length = step.length
                     case Discard():
                         slot.step = lib.TAPFS_STEP_DISCARD
                         slot.host_offset = step.host_offset
@@ -291,7 +295,8 @@ def execute_on_files(files: Iterable[HostDescriptor], plan: Plan) -> None:
             writable=True,
             files=files,
         )
-        disk.execute(plan)
+        for stage in plan.stages or ((),):  # one by one, so that a long plan can be ended between two of them
+            disk.execute(Plan((stage,)))
     finally:
         disk.close()
 

@@ -46,7 +46,18 @@ class Discard(NamedTuple):
     length: int
 
 
-Step = Write | Grow | Discard
+class Allocate(NamedTuple):
+    """Take space on the host for a range inside a host file; what it reads as does not change.
+
+    A host file system that cannot is an error (unsupported), as is one without space (no_space).
+    """
+
+    file: int
+    host_offset: int
+    length: int
+
+
+Step = Write | Grow | Discard | Allocate
 
 
 class Plan(NamedTuple):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from tapfs.driver import Cipher, Driver, HostFile, Operation, Reservation, WritableDriver
 from tapfs.extent import Kind
-from tapfs.plan import Discard, Grow, Plan, Step, Write
+from tapfs.plan import Allocate, Discard, Grow, Plan, Step, Write
 
 SECTOR = 512
 _BLOCK = 4096
@@ -37,6 +37,8 @@ def apply_step(data: bytearray, step: Step) -> None:
         case Discard(_, host_offset, length):
             end = min(len(data), host_offset + length)
             data[host_offset:end] = bytes(max(0, end - host_offset))
+        case Allocate():
+            pass
 
 
 def torn(step: Step) -> Iterator[Step]:
@@ -54,7 +56,7 @@ def torn(step: Step) -> Iterator[Step]:
                 stop = min(host_offset + length, at + _BLOCK - at % _BLOCK)
                 yield Discard(file, at, stop - at)
                 at = stop
-        case Grow():
+        case Grow() | Allocate():
             yield step
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tapfs.errors import from_os_error
-from tapfs.plan import Discard, Grow, Plan, Step, Write
+from tapfs.plan import Allocate, Discard, Grow, Plan, Step, Write
 
 #: The file: a page whose first byte says which record holds (0: none, 1, 2), then two records of equal room. One is
 #: written while the other holds. A record: token, digest of the files' identities, bytes of the names and of the plan,
@@ -28,9 +28,10 @@ _PAGE = mmap.PAGESIZE
 _RECORD = struct.Struct("=32s16sQQ")
 _LEAST_ROOM = 256 << 10
 
-#: Step (1 write, 2 grow, 3 discard; 0: the next stage), file, host offset or size, length; a write's bytes follow.
+#: Step (1 write, 2 grow, 3 discard, 4 allocate; 0: the next stage), file, host offset or size, length; a write's bytes
+#: follow.
 _STEP = struct.Struct("=BIQQ")
-_NEXT_STAGE, _WRITE, _GROW, _DISCARD = range(4)
+_NEXT_STAGE, _WRITE, _GROW, _DISCARD, _ALLOCATE = range(5)
 _STAGE = _STEP.pack(_NEXT_STAGE, 0, 0, 0)
 
 
@@ -186,6 +187,8 @@ def _packed(plan: Plan) -> bytes:
                     pieces.append(_STEP.pack(_GROW, file, size, 0))
                 case Discard(file, host_offset, length):
                     pieces.append(_STEP.pack(_DISCARD, file, host_offset, length))
+                case Allocate(file, host_offset, length):
+                    pieces.append(_STEP.pack(_ALLOCATE, file, host_offset, length))
     return b"".join(pieces)
 
 
@@ -202,6 +205,8 @@ def _unpacked(body: bytes) -> Plan:
             at += length
         elif kind == _GROW:
             stages[-1].append(Grow(file, host_offset))
+        elif kind == _ALLOCATE:
+            stages[-1].append(Allocate(file, host_offset, length))
         else:
             stages[-1].append(Discard(file, host_offset, length))
     return Plan(tuple(tuple(stage) for stage in stages))

@@ -101,7 +101,13 @@ typedef struct {
 } tapfs_statistics;
 
 /* What a plan step does. tapfs.plan */
-enum { TAPFS_STEP_WRITE = 0, TAPFS_STEP_GROW = 1, TAPFS_STEP_DISCARD = 2, TAPFS_STEP_BARRIER = 3 };
+enum {
+    TAPFS_STEP_WRITE = 0,
+    TAPFS_STEP_GROW = 1,
+    TAPFS_STEP_DISCARD = 2,
+    TAPFS_STEP_BARRIER = 3,
+    TAPFS_STEP_ALLOCATE = 4
+};
 
 typedef struct {
     uint32_t step;

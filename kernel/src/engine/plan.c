@@ -32,6 +32,10 @@ static int run_step(struct request *request, const struct layer *layer, const ta
         int error = host_grow(layer->files[step->file], step->host_offset);
         return error == 0 ? 0 : request_fail(request, error, "grow", 0, step->file, step->host_offset);
     }
+    case TAPFS_STEP_ALLOCATE: {
+        int error = host_allocate(layer->files[step->file], step->host_offset, step->length);
+        return error == 0 ? 0 : request_fail(request, error, "allocate", 0, step->file, step->host_offset);
+    }
     case TAPFS_STEP_DISCARD:
         layer_discard(request, step->file, step->host_offset, step->length);
         return 0;

@@ -261,6 +261,23 @@ int host_grow(struct host_file *file, uint64_t size)
     return error;
 }
 
+int host_allocate(struct host_file *file, uint64_t offset, uint64_t length)
+{
+    int result;
+
+    if (file->block_device || length == 0) {
+        return 0;
+    }
+    do {
+        result = fallocate(file->fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length);
+    } while (result < 0 && errno == EINTR);
+    if (result < 0) {
+        return errno;
+    }
+    atomic_store(&file->dirty, true);
+    return 0;
+}
+
 int host_sync(struct host_file *file)
 {
     int error;

@@ -75,6 +75,8 @@ TAPFS_INTERNAL extern const uint8_t zero_chunk[];
 TAPFS_INTERNAL void host_wrote(struct host_file *file);
 TAPFS_INTERNAL int host_punch(struct host_file *file, uint64_t offset, uint64_t length);
 TAPFS_INTERNAL int host_grow(struct host_file *file, uint64_t size);
+/* Take space on the host for a range that lies inside the file; what it reads as does not change. */
+TAPFS_INTERNAL int host_allocate(struct host_file *file, uint64_t offset, uint64_t length);
 TAPFS_INTERNAL int host_sync(struct host_file *file);
 /* `size` was asked for after `known`, a value of known_size: 0, or HOST_CUT once and for all. */
 TAPFS_INTERNAL int host_judge_size(struct host_file *file, uint64_t known, uint64_t size);

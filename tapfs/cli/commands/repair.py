@@ -9,7 +9,7 @@ from tapfs.cli.json_output import print_json
 from tapfs.cli.options import add_image_options, open_options
 from tapfs.cli.reporting import add_json_option, add_progress_options, print_line
 from tapfs.errors import EXIT_NOT_CHECKED
-from tapfs.plan import Discard, Grow, Plan, Step, Write
+from tapfs.plan import Allocate, Discard, Grow, Plan, Step, Write
 
 if TYPE_CHECKING:
     import argparse
@@ -90,6 +90,8 @@ def _as_json(step: Step) -> dict[str, object]:
             return {"step": "grow", "size": step.size}
         case Discard():
             return {"step": "discard", "host_offset": step.host_offset, "length": step.length}
+        case Allocate():
+            return {"step": "allocate", "host_offset": step.host_offset, "length": step.length}
 
 
 def _as_text(step: Step) -> str:
@@ -100,3 +102,5 @@ def _as_text(step: Step) -> str:
             return f"make the file at least {step.size} bytes long"
         case Discard():
             return f"free {step.length} bytes at byte {step.host_offset:#x}"
+        case Allocate():
+            return f"take space for {step.length} bytes at byte {step.host_offset:#x}"
