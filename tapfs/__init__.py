@@ -1,7 +1,9 @@
 """tapfs: disk images served from userspace.
 
 ``with tapfs.open("image.qcow") as disk: disk.read(0, 512)`` opens any image of a known format
-with its whole backing chain; `open_async` is the same under trio. Errors are `ImageError`.
+with its whole backing chain. `open_file` gives a file object instead, `open_async` is for trio and asyncio.
+`info`, `check`, `repair`, `create_image`, `convert`, `compare`, `mount` and `unmount` are the commands of those names.
+Errors are `ImageError`, which is an OSError. docs/python.md tells more.
 """
 
 from __future__ import annotations
@@ -9,121 +11,93 @@ from __future__ import annotations
 #: Type checkers take this name for true. Its owner, `typing`, takes longer to load than Ctrl-C to come.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
-    from tapfs.disk.async_image import AsyncImage, open_async
+    from tapfs.api.async_image import AsyncImage, open_async
+    from tapfs.api.jobs import check, compare, convert, create_image, repair
+    from tapfs.api.mounts import MountPoint, mount, unmount
+    from tapfs.api.opening import info, open, open_file  # noqa: A004 - `tapfs.open` is the name one expects
     from tapfs.disk.chain_map import MappedExtent
+    from tapfs.disk.description import ImageInfo
+    from tapfs.disk.disk_file import DiskFile
     from tapfs.disk.image import Image
     from tapfs.errors import ErrorKind, ImageError
     from tapfs.findings import CheckReport
     from tapfs.host.gate import Gate
-    from tapfs.jobs.create import NewImage, create_image
+    from tapfs.jobs.compare import Difference
+    from tapfs.jobs.create import NewImage
+
+    __version__: str
 
 __all__ = [
     "AsyncImage",
     "CheckReport",
+    "Difference",
+    "DiskFile",
     "ErrorKind",
     "Gate",
     "Image",
     "ImageError",
+    "ImageInfo",
     "MappedExtent",
+    "MountPoint",
     "NewImage",
+    "__version__",
     "check",
+    "compare",
+    "convert",
     "create_image",
+    "info",
+    "mount",
     "open",
     "open_async",
+    "open_file",
     "repair",
+    "unmount",
 ]
 
 #: What is loaded when it is first asked for: importing tapfs costs next to nothing.
 _LAZY = {
-    "AsyncImage": "tapfs.disk.async_image",
-    "ErrorKind": "tapfs.errors",
+    "AsyncImage": "tapfs.api.async_image",
     "CheckReport": "tapfs.findings",
+    "Difference": "tapfs.jobs.compare",
+    "DiskFile": "tapfs.disk.disk_file",
+    "ErrorKind": "tapfs.errors",
     "Gate": "tapfs.host.gate",
     "Image": "tapfs.disk.image",
     "ImageError": "tapfs.errors",
+    "ImageInfo": "tapfs.disk.description",
     "MappedExtent": "tapfs.disk.chain_map",
+    "MountPoint": "tapfs.api.mounts",
     "NewImage": "tapfs.jobs.create",
-    "create_image": "tapfs.jobs.create",
-    "open_async": "tapfs.disk.async_image",
+    "check": "tapfs.api.jobs",
+    "compare": "tapfs.api.jobs",
+    "convert": "tapfs.api.jobs",
+    "create_image": "tapfs.api.jobs",
+    "info": "tapfs.api.opening",
+    "mount": "tapfs.api.mounts",
+    "open": "tapfs.api.opening",
+    "open_async": "tapfs.api.async_image",
+    "open_file": "tapfs.api.opening",
+    "repair": "tapfs.api.jobs",
+    "unmount": "tapfs.api.mounts",
 }
 
 
-def open(  # noqa: A001 - `tapfs.open` is the name one expects
-    path: str | os.PathLike[str],
-    *,
-    format: str | None = None,  # noqa: A002 - the word of the field
-    writable: bool = False,
-    password: bytes | None = None,
-    backing: str | None = None,
-    backing_formats: Sequence[str] = (),
-    backing_root: str | None = None,
-    gate: Gate | None = None,
-    direct: bool = False,
-    shared: bool = False,
-    metadata_only: bool = False,
-    overlay: str | os.PathLike[str] | None = None,
-    temporary: bool = False,
-) -> Image:
-    """Open an image and its backing chain.
-
-    `format` is probed if None; a raw image must be named to be writable. `password` unlocks
-    encrypted images. `backing` replaces the parent that the image names, `backing_formats` say
-    what the parents are (nearest first), `backing_root` is a directory that they must lie in,
-    with every other file that the image names; `gate` says it in full (`tapfs.Gate`).
-    `direct` moves guest data past the host's page cache. `shared` neither refuses other users
-    of the files nor is refused. `metadata_only` opens an encrypted image without its password.
-    `overlay` is a file that takes all writes, made if it is not there; with `temporary` a file
-    without name does, which is gone at the end. Either way the disk is writable, of whatever
-    format it is, and the image itself stays as it is.
-    Raises ImageError.
-    """
-    from tapfs.disk.chain import OpenOptions  # lazy, see above
-    from tapfs.disk.opening import open_image
-    from tapfs.host.gate import Gate
-    from tapfs.host.lock import Sharing
-
-    options = OpenOptions(
-        format=format,
-        writable=writable,
-        backing=backing,
-        backing_formats=backing_formats,
-        gate=gate or (Gate() if backing_root is None else Gate.inside(backing_root)),
-        direct=direct,
-        sharing=Sharing.ANYBODY if shared else Sharing.ALONE,
-        overlay=None if overlay is None else _text(overlay),
-        temporary=temporary,
-    )
-    return open_image(_text(path), options, password=password, metadata_only=metadata_only)
-
-
-def check(path: str | os.PathLike[str], *, format: str | None = None) -> CheckReport:  # noqa: A002 - as above
-    """Check an image's metadata; changes nothing."""
-    from tapfs.disk.chain import OpenOptions
-    from tapfs.jobs.check import check_image
-
-    return check_image(_text(path), OpenOptions(format=format))
-
-
-def repair(path: str | os.PathLike[str], *, format: str | None = None) -> CheckReport:  # noqa: A002 - as above
-    """Repair an image's metadata, crash-safe and without losing guest data; check it again."""
-    from tapfs.disk.chain import OpenOptions
-    from tapfs.jobs.check import repair_image
-
-    return repair_image(_text(path), OpenOptions(format=format))
-
-
-def _text(path: str | os.PathLike[str]) -> str:
-    import os
-
-    return os.fsdecode(path)
-
-
 def __getattr__(name: str) -> object:
-    if name in _LAZY:
-        import importlib
+    value: object
+    if name == "__version__":
+        from importlib.metadata import version
 
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'tapfs' has no attribute {name!r}")
+        value = version("tapfs")
+    elif name in _LAZY:
+        from importlib import import_module
+
+        value = getattr(import_module(_LAZY[name]), name)
+    else:
+        raise AttributeError(f"module 'tapfs' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names: not the modules, which are internal but for what docs/python.md and the driver guide name."""
+    return __all__

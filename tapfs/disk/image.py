@@ -23,6 +23,7 @@ from tapfs.driver import Streamable
 from tapfs.errors import ErrorKind, ImageError
 
 if TYPE_CHECKING:
+    from tapfs.disk.disk_file import DiskFile
     from tapfs.disk.plan_log import PlanLog
     from tapfs.kernel.engine import Buffer, EngineDisk, Outcome, Statistics
     from tapfs.partitions.reader import Read
@@ -60,7 +61,7 @@ class Image:
         self._dropped = weakref.finalize(self, _close_dropped, self._chain, self._writes, os.getpid())
 
     def __repr__(self) -> str:
-        mode = "closed" if self._chain.closed else "writable" if self.writable else "read-only"
+        mode = "closed" if self.closed else "writable" if self.writable else "read-only"
         return f"<tapfs.Image {self.path!r}: {self.format_name}, {self.size} bytes, {mode}>"
 
     def __enter__(self) -> Self:
@@ -97,6 +98,11 @@ class Image:
     def writable(self) -> bool:
         """Whether it was opened for writing."""
         return self._writes is not None
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed or abandoned."""
+        return self._chain.closed
 
     @property
     def is_device(self) -> bool:
@@ -180,6 +186,16 @@ class Image:
         end = self._size if length is None else offset + length
         self._check_range(offset, end - offset)
         return merge_mapped(self._chain.mapped(offset, end))
+
+    def open(self, *, partition: int | None = None) -> DiskFile:
+        """The disk, or the partition with that number, as a binary file object for whatever reads files.
+
+        It may be written if the Image may. Closing it leaves the Image open. Raises ImageError(not_found).
+        """
+        from tapfs.disk.disk_file import file_of  # only those who ask pay for it
+
+        self._chain.check_open()
+        return file_of(self, partition)
 
     # Reading
 

@@ -28,7 +28,7 @@ BANNED_IN_DRIVERS = {
 }
 
 #: The modules of tapfs/disk that open and map chains: they move no guest data.
-BELOW_THE_ENGINE = ["async_image", "chain", "chain_map", "description", "password", "probe"]
+BELOW_THE_ENGINE = ["chain", "chain_map", "description", "password", "probe"]
 
 #: What each folder of tapfs/ may import of the others, besides the contract. Front ends never see each other.
 CONTRACT = {"driver", "errors", "extent", "findings", "geometry", "host_files", "plan"}
@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "disk": {"host", "kernel", "partitions"},
     "jobs": {"host", "disk", "kernel"},
     "serving": {"host", "disk", "kernel"},
+    "api": {"host", "disk", "jobs", "serving", "fuse"},
     "fuse": {"host", "disk", "jobs", "serving", "partitions", "kernel"},
     "xen": {"host", "disk", "jobs", "serving", "kernel"},
 }

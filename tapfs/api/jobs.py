@@ -1,0 +1,135 @@
+"""Work on whole images: `create_image`, `check`, `repair`, `convert` and `compare` of `import tapfs`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tapfs.api import opening
+from tapfs.disk.chain import OpenOptions
+from tapfs.disk.image import Image
+
+if TYPE_CHECKING:
+    from tapfs.findings import CheckReport
+    from tapfs.jobs.compare import Difference
+    from tapfs.jobs.create import NewImage
+
+#: Called with the bytes that are done and the bytes in all.
+Progress = Callable[[int, int], None]
+
+
+def create_image(path: str | os.PathLike[str], new: NewImage, *, overwrite: bool = False) -> None:
+    """Create an empty image. Raises ImageError: exists, unless `overwrite`, if there is something already."""
+    from tapfs.jobs.create import create_image as create
+
+    create(os.fsdecode(path), new, overwrite=overwrite)
+
+
+def check(
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,  # noqa: A002 - the word of the field
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Check an image's metadata; changes nothing. Raises ImageError for what cannot be checked."""
+    from tapfs.jobs.check import check_image
+
+    return check_image(os.fsdecode(path), OpenOptions(format=format), progress=progress)
+
+
+def repair(
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,  # noqa: A002 - as above
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Repair an image's metadata without losing guest data; the report is that of a check afterwards.
+
+    Each step is crash-safe: whatever interrupts it leaves an image that reads as before or better. Raises ImageError.
+    """
+    from tapfs.jobs.check import repair_image
+
+    return repair_image(os.fsdecode(path), OpenOptions(format=format), progress=progress)
+
+
+def convert(
+    source: str | os.PathLike[str] | Image,
+    target: str | os.PathLike[str],
+    *,
+    target_format: str,
+    format: str | None = None,  # noqa: A002 - as above
+    password: bytes | None = None,
+    compressed: bool = False,
+    backing: str | None = None,
+    backing_format: str | None = None,
+    options: Mapping[str, str] | None = None,
+    target_password: bytes | None = None,
+    create: bool = True,
+    progress: Progress | None = None,
+) -> None:
+    """Copy what a guest reads from `source` into the new image `target`. Zeros take no space.
+
+    `source` is the name of an image (`format` and `password` say how it is opened) or an open Image. The target appears
+    under its name, and replaces what was there, only when it is complete and durable: whatever ends the copy
+    before changes nothing, a block device excepted. With `backing` the target is an overlay over that parent and only
+    what differs is written. `options` are the creation options of the target's format. `target_password` makes an
+    encrypted image. Without `create` the existing disk `target` is overwritten, zeros included.
+    Raises ImageError.
+    """
+    from tapfs.jobs.convert import Baseline, convert_to_new, refuse_own_chain
+    from tapfs.jobs.convert import convert as copy_disk
+    from tapfs.jobs.create import NewImage
+
+    name = os.fsdecode(target)
+    with _opened(source, format, password) as disk:
+        if create:
+            new = NewImage(
+                target_format,
+                disk.size,
+                backing=backing,
+                backing_format=backing_format,
+                options=dict(options or {}),
+                password=target_password,
+            )
+            convert_to_new(disk, name, new, compressed=compressed, progress=progress)
+            return
+        if compressed or backing is not None or backing_format is not None or options:
+            raise ValueError(
+                "without create the target stays as it is: compressed, backing and options are for new ones"
+            )
+        refuse_own_chain(disk, name)
+        with opening.open(name, format=target_format, writable=True, password=target_password) as existing:
+            copy_disk(disk, existing, baseline=Baseline.ANYTHING, progress=progress)
+
+
+def compare(
+    left: str | os.PathLike[str] | Image,
+    right: str | os.PathLike[str] | Image,
+    *,
+    left_format: str | None = None,
+    right_format: str | None = None,
+    password: bytes | None = None,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> Difference | None:
+    """The first difference between what a guest reads from two images, or None if it reads the same.
+
+    Each is the name of an image or an open Image. Where one is longer, the rest of it must read as zeros; with `strict`
+    the sizes must be equal. `password` is for both. Raises ImageError when either cannot be read.
+    """
+    from tapfs.jobs.compare import compare as first_difference
+
+    with _opened(left, left_format, password) as a, _opened(right, right_format, password) as b:
+        return first_difference(a, b, strict=strict, progress=progress)
+
+
+@contextmanager
+def _opened(image: str | os.PathLike[str] | Image, format_name: str | None, password: bytes | None) -> Generator[Image]:
+    """An image by its name, closed afterwards, or one that is open and stays the caller's."""
+    if isinstance(image, Image):
+        yield image
+    else:
+        with opening.open(image, format=format_name, password=password) as opened:
+            yield opened

@@ -1,0 +1,150 @@
+"""Mounting from Python: `tapfs.mount` and `tapfs.unmount`. As with the command, another process serves the mount."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from tapfs.disk.password import require_bytes
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.serving.messages import decode, error_from_data
+
+_PROGRAM = ("-P", "-m", "tapfs.cli.asked_by_python")
+
+
+class MountPoint:
+    """An image that is mounted. As a context manager it is unmounted at the end of the block."""
+
+    def __init__(self, path: str, *, files: bool) -> None:
+        """Not to be called: `tapfs.mount` makes it. `files`: the files inside are shown."""
+        self.path = path
+        self.files = files
+
+    def __repr__(self) -> str:
+        return f"<tapfs.MountPoint {self.path!r} of {'files' if self.files else 'a disk'}>"
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.unmount()
+
+    @property
+    def disk(self) -> str:
+        """The path of the flat disk. Raises ImageError(not_found) for a mount that shows files."""
+        if self.files:
+            raise ImageError(ErrorKind.NOT_FOUND, "shows files, not the disk", path=self.path, op="name the disk")
+        return os.path.join(self.path, "disk")
+
+    def partition(self, number: int) -> str:
+        """The path of a partition, whether it is there or not."""
+        return os.path.join(os.path.dirname(self.disk), f"part{number}")
+
+    def unmount(self, *, force: bool = False) -> str | None:
+        """As `tapfs.unmount`."""
+        return unmount(self.path, force=force)
+
+
+def mount(
+    image: str | os.PathLike[str],
+    mountpoint: str | os.PathLike[str],
+    *,
+    writable: bool = False,
+    overlay: str | os.PathLike[str] | None = None,
+    temporary: bool = False,
+    files: bool = False,
+    partition: int | None = None,
+    options: Sequence[str] = (),
+    engine: str = "auto",
+    format: str | None = None,  # noqa: A002 - the word of the field
+    password: bytes | None = None,
+    backing: str | None = None,
+    backing_formats: Sequence[str] = (),
+    backing_root: str | None = None,
+    direct: bool = False,
+    shared: bool = False,
+) -> MountPoint:
+    """Mount an image on a directory and return when the mount answers.
+
+    The directory shows `disk`, `part1` and so on, and `info.json`; with `files` the files inside instead, those of
+    `partition` if the disk has several file systems. `options` are those of ``tapfs mount -o``, such as "allow_other"
+    or "uid=1000"; `engine` is that of ``tapfs mount --engine``. The other keywords are those of `tapfs.open`; a
+    password holds no line feed.
+
+    The mount outlives this program unless `unmount` is called, also at the end of a ``with`` block. It needs pyfuse3
+    (``pip install tapfs[fuse]``). Raises ImageError, and ValueError for words that the command does not know.
+    """
+    for name, value in (("options", options), ("backing_formats", backing_formats)):
+        if isinstance(value, str):
+            raise TypeError(f"{name} is a sequence, not one str")
+    require_bytes(password)
+    where = os.fsdecode(mountpoint)
+    words = ["mount", *_flag("--rw", writable), *_flag("--temp", temporary), *_flag("--files", files)]
+    words += [*_flag("--direct", direct), *_flag("--force-share", shared), "--engine", engine]
+    words += _option("--overlay", None if overlay is None else os.fsdecode(overlay))
+    words += _option("--partition", None if partition is None else str(partition))
+    words += [*_option("--format", format), *_option("--backing", backing), *_option("--backing-root", backing_root)]
+    for each in backing_formats:
+        words += _option("--backing-format", each)
+    for each in options:
+        words += _option("-o", each)
+    _run([*words], [os.fsdecode(image), where], password, where)
+    return MountPoint(os.path.abspath(where), files=files)
+
+
+def unmount(mountpoint: str | os.PathLike[str], *, force: bool = False) -> str | None:
+    """Flush, unmount, and wait until the image is closed. The result is a remark for the user, if there is one.
+
+    What a killed process left is cleaned up. If the flush fails, or somebody uses the mount, it stays, unless `force`
+    is true. Raises ImageError: what the flush met, locked if it is used, not_found if no image is mounted there.
+    """
+    from tapfs.fuse.unmounting import unmount_image
+
+    return unmount_image(os.fsdecode(mountpoint), force=force)
+
+
+def _flag(word: str, wanted: bool) -> list[str]:  # noqa: FBT001
+    return [word] if wanted else []
+
+
+def _option(word: str, value: str | None) -> list[str]:
+    # In one word, so that a value may start with a dash.
+    return [] if value is None else [f"{word}={value}" if word.startswith("--") else word + value]
+
+
+def _run(words: list[str], names: list[str], password: bytes | None, where: str) -> None:
+    """Run the command in a process of its own and raise what it met."""
+    environment = {name: value for name, value in os.environ.items() if name != "TAPFS_PASSWORD"}
+    reader, writer = os.pipe()
+    try:
+        with os.fdopen(writer, "wb") as pipe:
+            if password is not None:
+                pipe.write(password + b"\n")
+                words = [*words, f"--key-file=/dev/fd/{reader}"]
+        done = subprocess.run(
+            [sys.executable, *_PROGRAM, *words, "--", *names],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            pass_fds=(reader,),
+            env=environment,
+            check=False,
+        )
+    finally:
+        os.close(reader)
+    answer = decode(done.stdout)
+    if "error" in answer:
+        raise error_from_data(answer["error"])
+    if "usage" in answer:
+        raise ValueError(answer["usage"])
+    if "done" not in answer:
+        how = "it said why on standard error" if done.returncode >= 0 else f"by signal {-done.returncode}"
+        raise ImageError(ErrorKind.IO, f"the mounting process failed: {how}", path=where, op="mount")

@@ -1,0 +1,90 @@
+"""Opening images and looking at them: `tapfs.open`, `tapfs.open_file` and `tapfs.info`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Unpack
+
+from tapfs.api.keywords import OpenKeywords
+from tapfs.disk.chain import OpenOptions
+from tapfs.disk.opening import open_image
+from tapfs.host.gate import Gate
+from tapfs.host.lock import Sharing
+
+if TYPE_CHECKING:
+    from tapfs.disk.description import ImageInfo
+    from tapfs.disk.disk_file import DiskFile
+    from tapfs.disk.image import Image
+
+
+def open(  # noqa: A001 - `tapfs.open` is the name one expects
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,  # noqa: A002 - the word of the field
+    writable: bool = False,
+    password: bytes | None = None,
+    backing: str | None = None,
+    backing_formats: Sequence[str] = (),
+    backing_root: str | None = None,
+    gate: Gate | None = None,
+    direct: bool = False,
+    shared: bool = False,
+    metadata_only: bool = False,
+    overlay: str | os.PathLike[str] | None = None,
+    temporary: bool = False,
+) -> Image:
+    """Open an image and its backing chain.
+
+    `format` is probed if None; a raw image must be named to be writable. `password` unlocks
+    encrypted images. `backing` replaces the parent that the image names, `backing_formats` say
+    what the parents are (nearest first), `backing_root` is a directory that they must lie in,
+    with every other file that the image names; `gate` says it in full (`tapfs.Gate`).
+    `direct` moves guest data past the host's page cache. `shared` neither refuses other users
+    of the files nor is refused. `metadata_only` opens an encrypted image without its password.
+    `overlay` is a file that takes all writes, made if it is not there; with `temporary` a file
+    without name does, which is gone at the end. Either way the disk is writable, of whatever
+    format it is, and the image itself stays as it is.
+    Raises ImageError.
+    """
+    options = OpenOptions(
+        format=format,
+        writable=writable,
+        backing=backing,
+        backing_formats=backing_formats,
+        gate=gate or (Gate() if backing_root is None else Gate.inside(backing_root)),
+        direct=direct,
+        sharing=Sharing.ANYBODY if shared else Sharing.ALONE,
+        overlay=None if overlay is None else os.fsdecode(overlay),
+        temporary=temporary,
+    )
+    return open_image(os.fsdecode(path), options, password=password, metadata_only=metadata_only)
+
+
+def open_file(
+    path: str | os.PathLike[str], *, partition: int | None = None, **options: Unpack[OpenKeywords]
+) -> DiskFile:
+    """Open the disk of an image, or one of its partitions, as a binary file object.
+
+    `partition` is the number that `tapfs info` shows. The other keywords are those of `tapfs.open`. Closing the file
+    closes the image. Raises ImageError.
+    """
+    from tapfs.disk.disk_file import file_of
+
+    image = open(path, **options)
+    try:
+        return file_of(image, partition, owns=True)
+    except BaseException:
+        image.abandon()
+        raise
+
+
+def info(path: str | os.PathLike[str], **options: Unpack[OpenKeywords]) -> ImageInfo:
+    """What ``tapfs info`` shows of an image: format, sizes, parents, partitions and file systems.
+
+    The keywords are those of `tapfs.open`. Of an encrypted image without its password all is there but what is on the
+    disk. Raises ImageError.
+    """
+    options["metadata_only"] = True
+    with open(path, **options) as image:
+        return image.info
