@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 #: So much of the start of a disk tells whether it was ever written.
 _NOISE_BYTES = 64 << 10
 
+#: The sizes that sectors of a disk have.
+SECTOR_SIZES = (512, 1024, 2048, 4096)
+
 _Result = TypeVar("_Result")
 
 
@@ -53,6 +56,17 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--direct", action="store_true", help="bypass the page cache of the host (O_DIRECT)")
     group.add_argument(
         "-U", "--force-share", action="store_true", help="look even while another process writes the image"
+    )
+
+
+def add_sector_size_option(parser: argparse.ArgumentParser) -> None:
+    """Add --sector-size, for commands that look at a disk's partition table."""
+    parser.add_argument(
+        "--sector-size",
+        metavar="BYTES",
+        type=int,
+        choices=SECTOR_SIZES,
+        help="sectors of the disk that the partition table was made on: 512 (so an MBR is read), 1024, 2048 or 4096",
     )
 
 

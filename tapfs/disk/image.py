@@ -130,15 +130,16 @@ class Image:
             described["file_system"], described["partitions"] = found["file_system"], found["partitions"]
         return described
 
-    def contents(self) -> DiskContents:
+    def contents(self, *, sector_size: int | None = None) -> DiskContents:
         """The partition table and the file systems' names.
 
-        Reads a few sectors, and of contents that tapfs does not know 2 MiB for libblkid.
+        Reads a few sectors, and of contents that tapfs does not know 2 MiB for libblkid. `sector_size`: bytes
+        in a sector of the disk that the table was made on, where the table does not say it.
         """
         self._chain.check_open()
         from tapfs.partitions.contents import disk_contents  # only those who ask pay for it
 
-        return disk_contents(self.read, self._size, _identify_others)
+        return disk_contents(self.read, self._size, _identify_others, sector_size=sector_size)
 
     @property
     def needs_password(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tapfs.partitions.reader import Reader
@@ -34,15 +35,15 @@ class _Header:
     entries: bytes
 
 
-def read_gpt(disk: Reader) -> PartitionTable | None:
+def read_gpt(disk: Reader, sector_sizes: Sequence[int] = SECTOR_SIZES) -> PartitionTable | None:
     """The table of the primary header, else of the backup at the end of the disk; None if both are invalid."""
-    for sector_size in SECTOR_SIZES:
+    for sector_size in sector_sizes:
         header = _read_header(disk, sector_size, 1)
         if header is not None:
             table = _table(disk, header)
             _look_at_backup(disk, header, table)
             return table
-    for sector_size in SECTOR_SIZES:
+    for sector_size in sector_sizes:
         header = _read_header(disk, sector_size, disk.size // sector_size - 1)
         if header is not None:
             table = _table(disk, header)

@@ -1,7 +1,7 @@
 """MBR partition tables, with the chain of logical partitions, numbered as the Linux kernel does.
 
-A table is the four entries of 16 bytes at byte 446 of a sector that ends in 55 aa. Sectors in
-it are taken to have 512 bytes: nothing on the disk says otherwise.
+A table is the four entries of 16 bytes at byte 446 of a sector that ends in 55 aa. It counts in sectors
+of the disk that it was made on, and nothing on the disk says how large these were. 512 bytes are assumed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from tapfs.partitions.type_names import MBR_TYPES
 
 SECTOR = 512
 
+#: All tables, and their signatures, are in the first bytes of a sector of any size.
+_TABLE_BYTES = 512
 _SIGNATURE = b"\x55\xaa"
 _ENTRIES_AT = 446
 _DISK_SIGNATURE_AT = 440
@@ -45,8 +47,8 @@ class Entry(NamedTuple):
 
 def read_entries(disk: Reader, offset: int) -> list[Entry] | None:
     """The four entries of the table in the sector at `offset`; None if there is none."""
-    sector = disk.read(offset, SECTOR)
-    if len(sector) < SECTOR or sector[-2:] != _SIGNATURE:
+    sector = disk.read(offset, _TABLE_BYTES)
+    if len(sector) < _TABLE_BYTES or sector[-2:] != _SIGNATURE:
         return None
     return [Entry(*fields) for fields in _ENTRY.iter_unpack(sector[_ENTRIES_AT : _ENTRIES_AT + 4 * _ENTRY.size])]
 
@@ -56,8 +58,8 @@ def is_protective(entries: list[Entry]) -> bool:
     return any(entry.type == _PROTECTIVE for entry in entries)
 
 
-def read_mbr(disk: Reader, entries: list[Entry]) -> PartitionTable | None:
-    """The partitions of the table in the first sector, whose `entries` these are.
+def read_mbr(disk: Reader, entries: list[Entry], sector_size: int = SECTOR) -> PartitionTable | None:
+    """The partitions of the table in the first sector, whose `entries` these are, in sectors of so many bytes.
 
     None if that is no table: no partition in it, or something that is never a boot indicator.
     """
@@ -66,7 +68,7 @@ def read_mbr(disk: Reader, entries: list[Entry]) -> PartitionTable | None:
     ):
         return None
     signature = int.from_bytes(disk.read(_DISK_SIGNATURE_AT, 4), "little")
-    table = PartitionTable("mbr", SECTOR, f"{signature:08x}")
+    table = PartitionTable("mbr", sector_size, f"{signature:08x}")
     for number, entry in enumerate(entries, 1):
         if entry.sectors:
             table.add(_partition(table, number, entry, entry.start), disk.size)
@@ -83,6 +85,7 @@ def _add_logical(disk: Reader, table: PartitionTable, number: int, container: En
 
     Partitions count from their own table, links from the container's start.
     """
+    sector_size = table.sector_size or SECTOR
     at, span = container.start, container.sectors
     seen: set[int] = set()
     empty = 0
@@ -91,7 +94,7 @@ def _add_logical(disk: Reader, table: PartitionTable, number: int, container: En
             table.note("the chain of logical partitions comes back to itself and is cut there")
             break
         seen.add(at)
-        entries = read_entries(disk, at * SECTOR)
+        entries = read_entries(disk, at * sector_size)
         if entries is None:
             table.note(f"the chain of logical partitions is broken at sector {at}")
             break
@@ -119,10 +122,11 @@ def _plausible(entry: Entry, at: int, span: int, container: Entry) -> bool:
 
 
 def _partition(table: PartitionTable, number: int, entry: Entry, start: int) -> Partition:
+    sector_size = table.sector_size or SECTOR
     return Partition(
         number=number,
-        start=start * SECTOR,
-        size=entry.sectors * SECTOR,
+        start=start * sector_size,
+        size=entry.sectors * sector_size,
         type=f"{entry.type:02x}",
         type_name=MBR_TYPES.get(entry.type),
         uuid=f"{table.uuid}-{number:02x}",

@@ -115,7 +115,10 @@ class PartitionTable:
         self.partitions.sort(key=lambda partition: partition.number)
         for index, partition in enumerate(self.partitions):
             if partition.end > disk_size:
-                self.note(f"partition {partition.number} reaches past the end of the disk and is cut there")
+                missing = partition.end - disk_size
+                self.note(
+                    f"partition {partition.number} reaches {missing} bytes past the end of the disk and is cut there"
+                )
                 self.partitions[index] = replace(partition, size=disk_size - partition.start)
         furthest: Partition | None = None
         for partition in sorted(self.partitions, key=lambda partition: partition.start):

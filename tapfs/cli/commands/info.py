@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from tapfs.cli.json_output import print_json
-from tapfs.cli.options import add_image_options, open_image, warn_of_noise
+from tapfs.cli.options import add_image_options, add_sector_size_option, open_image, warn_of_noise
 from tapfs.cli.reporting import add_json_option, count_of, print_table
 from tapfs.cli.sizes import human_size
 
@@ -32,6 +32,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--backing-chain", action="store_true", help="the same of each parent, nearest first; with --json a list"
     )
+    add_sector_size_option(parser)
     add_json_option(parser)
     add_image_options(parser)
     parser.set_defaults(run=run)
@@ -41,7 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Print it; needs no password."""
     with open_image(arguments, metadata_only=True) as image:
         warn_of_noise(image)
-        described = [image.info]
+        contents = None if image.needs_password else image.contents(sector_size=arguments.sector_size)
+        described = [image.description(contents)]
         shown = [_plain_details(image.layers[0].driver)]
         if arguments.backing_chain:
             from tapfs.disk.description import describe
