@@ -22,7 +22,7 @@ in /etc/fstab. mount(8) looks for it in /sbin only; install it there once:
 
 mount(8) asks for a writable mount unless ro is among the OPTIONS.
 OPTIONS: rw, ro, allow_other, uid=, gid=, umask=, and as the options of 'tapfs mount' of these
-names: files, partition=, format=, overlay=, temp, engine=, key_file=, backing=, backing_format=,
+names: files, partition=, sector_size=, format=, overlay=, temp, engine=, key_file=, backing=, backing_format=,
 backing_root=, direct, force_share. Generic ones (nofail, noauto, x-...) are left to mount(8)."""
 
 #: Exit codes of mount(8).

@@ -28,6 +28,7 @@ _LONG = {
     "key_file": True,
     "overlay": True,
     "partition": True,
+    "sector_size": True,
     "temp": False,
 }
 

@@ -241,7 +241,7 @@ def _serve(
         partition=None if settings.files is None else settings.files.partition,
         shows="disk" if settings.files is None else "files",
     )
-    contents = image.contents()
+    contents = image.contents(sector_size=settings.sector_size)
     tree = image_tree(
         image.size,
         writable=image.writable,

@@ -27,7 +27,7 @@ from tapfs.fuse import control, engines
 from tapfs.fuse.files.layer import FilesLayer
 from tapfs.fuse.mount_table import require_uncovered, top_mount, unmount
 from tapfs.fuse.registry import MountEntry, Registry
-from tapfs.fuse.settings import PLAIN, MountSettings
+from tapfs.fuse.settings import PLAIN, MountSettings, for_hidden_mount
 from tapfs.fuse.tree import Tree
 from tapfs.serving.local_socket import listen
 from tapfs.serving.log import log
@@ -121,7 +121,7 @@ class Session:
             choice=self._mount.engine,
             source=self._entry.image,
             modified_ns=self._mount.modified_ns,
-            settings=self._mount.settings if self._files is None else PLAIN,
+            settings=self._mount.settings if self._files is None else for_hidden_mount(),
         )
         mount = top_mount(self._mountpoint)
         self._device = "" if mount is None else mount.device

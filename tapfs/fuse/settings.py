@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.fuse.files.choice import FileSystemPlace
 
-_CONFIGURATION = "/etc/fuse.conf"
+#: What the administrator allows to those who mount by FUSE.
+FUSE_CONFIGURATION = "/etc/fuse.conf"
 
 #: Who lets others in means them to read.
 _SHARED_UMASK = 0o022
@@ -19,7 +20,8 @@ _SHARED_UMASK = 0o022
 class MountSettings:
     """`uid`, `gid` and `umask` are None where the user said nothing; `files`: show the files in there.
 
-    `flags` are generic mount flags (suid, dev, noexec) for a file system whose files are shown.
+    `flags` are generic mount flags (suid, dev, noexec) for a file system whose files are shown. `sector_size`:
+    bytes in a sector of the disk that the partition table was made on, where the user said it.
     """
 
     allow_other: bool = False
@@ -28,6 +30,7 @@ class MountSettings:
     umask: int | None = None
     files: FileSystemPlace | None = None
     flags: frozenset[str] = frozenset()
+    sector_size: int | None = None
 
     @property
     def fuse_options(self) -> tuple[str, ...]:
@@ -53,11 +56,11 @@ class MountSettings:
 
     def require_permission(self) -> None:
         """See that this user may let others in. Raises ImageError(denied)."""
-        if self.allow_other and os.geteuid() != 0 and not _users_may_allow_others():
+        if self.allow_other and os.geteuid() != 0 and not users_may_allow_others():
             raise ImageError(
                 ErrorKind.DENIED,
                 "ordinary users may not say allow_other here",
-                path=_CONFIGURATION,
+                path=FUSE_CONFIGURATION,
                 op="mount",
                 remedy="have the administrator add the line user_allow_other",
             )
@@ -67,9 +70,18 @@ class MountSettings:
 PLAIN = MountSettings()
 
 
-def _users_may_allow_others() -> bool:
+def for_hidden_mount() -> MountSettings:
+    """How the disk is mounted whose files alone are shown: in a directory that nobody else may enter but root.
+
+    Root is let in where that is allowed, because a FUSE program that reads the disk may be set-user-ID root.
+    """
+    return MountSettings(allow_other=True, umask=0o077) if users_may_allow_others() else PLAIN
+
+
+def users_may_allow_others() -> bool:
+    """Whether an ordinary user may let others, and so root, into what he mounts."""
     try:
-        with open(_CONFIGURATION, encoding="utf-8", errors="replace") as file:
+        with open(FUSE_CONFIGURATION, encoding="utf-8", errors="replace") as file:
             return any(line.partition("#")[0].strip() == "user_allow_other" for line in file)
     except OSError:
         return False

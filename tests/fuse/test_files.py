@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -269,3 +270,42 @@ def test_fifty_times(mounts: Mounts, flat: Path) -> None:
         assert mounts.left_behind() == []
     assert len(os.listdir("/proc/self/fd")) == descriptors
     assert list(temporary.iterdir()) == []
+
+
+_WITHOUT_NODES = """
+mount -t tmpfs none /dev
+mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/fuse c 10 229; mknod -m 666 /dev/urandom c 1 9
+[ -z "$1" ] || mknod -m 660 /dev/loop-control c 10 237
+shift
+"$@"
+"""
+
+
+@pytest.mark.parametrize("control", ["", "control"])
+def test_without_loop_devices(mounts: Mounts, flat: Path, tmp_path: Path, control: str) -> None:
+    """Some containers have no loop-control, others have no nodes for the devices: a FUSE program serves then."""
+    directory = mounts.directory()
+    enter = ["unshare", "--mount", "--propagation", "unchanged", "bash", "-c", _WITHOUT_NODES, "enter", control]
+    look = f"cat {shlex.quote(str(directory))}/text; findmnt -no FSTYPE {shlex.quote(str(directory))}"
+    mount = shlex.join([*mounts.command, "mount", "--files", "--engine", mounts.engine, str(flat), str(directory)])
+    umount = shlex.join([*mounts.command, "umount", str(directory)])
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", *enter, "bash", "-c", f"{mount} && {look} && {umount}"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=mounts.environment,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "hello\nfuse.ext4\n", "")
+    xfs = tmp_path / "xfs.raw"
+    make_file_system(xfs, "xfs", tmp_path)
+    mount = shlex.join([*mounts.command, "mount", "--files", str(xfs), str(directory)])
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", *enter, "bash", "-c", mount],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=mounts.environment,
+    )
+    assert done.returncode == 12
+    assert done.stderr.startswith(f"tapfs: error: {xfs}: there is no /dev/loop{'-control' if not control else ''}")

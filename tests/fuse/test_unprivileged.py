@@ -17,8 +17,8 @@ from tests.conftest import REPOSITORY
 
 _NOBODY = 65534
 
-#: The user's own view of /dev/fuse, as desktops have it; the machine's is not touched.
-_ENTER = 'mount --bind "$1" /dev/fuse && shift && exec "$@"'
+#: The user's own view of /dev/fuse, as desktops have it, and of fuse.conf; the machine's are not touched.
+_ENTER = 'mount --bind "$1" /dev/fuse && mount --bind "$2" /etc/fuse.conf && shift 2 && exec "$@"'
 
 _SCRIPT = """
 set -e
@@ -64,6 +64,7 @@ def home(root: None) -> Iterator[Path]:
             os.chown(path, _NOBODY, _NOBODY)
         os.mknod(folder / "fuse", 0o666 | stat.S_IFCHR, os.makedev(10, 229))
         (folder / "fuse").chmod(0o666)
+        (folder / "fuse.conf").write_text("# user_allow_other\n")
         yield folder
     finally:
         shutil.rmtree(folder)
@@ -157,6 +158,108 @@ def test_files_by_fuse2fs(home: Path) -> None:
     assert done.returncode == 0
 
 
+_PROGRAM_AS_ROOT = """
+set -e
+cd {home}
+tapfs() {{ {python} -m tapfs.cli "$@"; }}
+truncate -s 16M ntfs.raw
+mkfs.ntfs -FqQ -L label ntfs.raw 2> /dev/null
+tapfs mount --files --rw -f raw ntfs.raw dir 2> refused || echo "refused: $?"
+cat refused
+if grep -q ^user_allow_other /etc/fuse.conf; then
+    stat -c %U:%a dir
+    echo hello > dir/text
+    tapfs umount dir
+    tapfs mount --files ntfs.raw dir
+    cat dir/text
+    tapfs umount dir
+fi
+test -z "$(ls dir)"
+test -z "$(ls {home}/runtime/tapfs)"
+echo all
+"""
+
+
+def test_a_program_that_runs_as_root_is_refused(home: Path) -> None:
+    """Debian's ntfs-3g is set-user-ID root, and root may not look at what a user has mounted by FUSE."""
+    done = run_as_user(home, _PROGRAM_AS_ROOT.format(home=home, python=sys.executable))
+    refused, said, end = done.stdout.splitlines()
+    assert (refused, end) == ("refused: 19", "all"), done
+    assert said.startswith("tapfs: error: ntfs.raw: ")
+    assert "ntfs-3g runs as root (set-user-ID), and root may not read what an ordinary user mounts" in said
+    assert "add user_allow_other to /etc/fuse.conf" in said
+
+
+def test_a_program_that_runs_as_root_is_let_in_where_that_is_allowed(home: Path) -> None:
+    (home / "fuse.conf").write_text("user_allow_other\n")
+    done = run_as_user(
+        home, _PROGRAM_AS_ROOT.format(home=home, python=sys.executable).replace('-z "$(ls {home}', '-n "$(ls {home}')
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["nobody:700", "hello", "all"]
+
+
+_DISC = """
+set -e
+cd {home}
+export HOME=/nonexistent
+tapfs() {{ {python} -m tapfs.cli "$@"; }}
+mkdir content; echo hello > content/text
+genisoimage -quiet -r -o disc.iso content
+tapfs mount --files disc.iso dir
+cat dir/text
+tapfs umount dir
+echo all
+"""
+
+
+def test_a_disc_of_a_user_without_a_home(home: Path) -> None:
+    """Fuseiso would keep a list of its mounts in the home directory."""
+    done = run_as_user(home, _DISC.format(home=home, python=sys.executable))
+    assert (done.stdout.splitlines(), done.stderr) == (["hello", "all"], "")
+
+
+_DYING = """
+cd {home}
+tapfs() {{ {python} -m tapfs.cli "$@"; }}
+truncate -s 16M files.raw
+mkfs.ext4 -q -F files.raw
+program=$(command -v fuse2fs)
+mkdir programs
+PATH={home}/programs:$PATH
+cat > programs/fuse2fs <<'END'
+#!/bin/sh
+echo "starting on $1"
+kill -SEGV $$
+END
+chmod +x programs/fuse2fs
+tapfs mount --files files.raw dir; echo "refused: $?"
+cat > programs/fuse2fs <<END
+#!/bin/sh
+echo "mounting"
+$program "\\$@" > /dev/null 2>&1 &
+until grep -q " {home}/dir " /proc/mounts; do :; done
+kill -9 \\$!
+kill -SEGV \\$\\$
+END
+tapfs mount --files files.raw dir; echo "refused: $?"
+printf '#!/bin/sh\\necho the cause; seq 1000; echo the end; exit 3\\n' > programs/fuse2fs
+tapfs mount --files files.raw dir; echo "refused: $?"
+test -z "$(ls dir)" && test -z "$(ls {home}/runtime/tapfs)" && echo all
+"""
+
+
+def test_a_program_that_dies_is_told(home: Path) -> None:
+    """Before and after it has mounted; and of much that it says its start is told, too, where most name the cause."""
+    done = run_as_user(home, _DYING.format(home=home, python=sys.executable))
+    assert done.stdout.splitlines() == ["refused: 10"] * 3 + ["all"], done
+    before, after, much = done.stderr.splitlines()
+    assert before == "tapfs: error: files.raw: fuse2fs was ended by SIGSEGV: starting on files.raw"
+    assert after == "tapfs: error: files.raw: fuse2fs was ended by SIGSEGV: mounting"
+    assert much.startswith("tapfs: error: files.raw: fuse2fs did not mount it: the cause 1 2 3")
+    assert much.endswith("999 1000 the end")
+
+
 def run_as_user(home: Path, script: str) -> subprocess.CompletedProcess[str]:
     """Run a script as another user, with processes and mounts of his own."""
     # The interpreter may lie below a home directory that only root can enter: reading is allowed, no more.
@@ -164,7 +267,7 @@ def run_as_user(home: Path, script: str) -> subprocess.CompletedProcess[str]:
     user += ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
     namespace = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "--propagation", "private"]
     return subprocess.run(
-        [*namespace, "bash", "-c", _ENTER, "enter", home / "fuse", *user, "bash", "-c", script],
+        [*namespace, "bash", "-c", _ENTER, "enter", home / "fuse", home / "fuse.conf", *user, "bash", "-c", script],
         capture_output=True,
         text=True,
         check=False,

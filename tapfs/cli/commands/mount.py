@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tapfs.cli.mount_options import settings_of, wants_writing
-from tapfs.cli.options import add_image_options, open_image, warn_of_noise
+from tapfs.cli.options import add_image_options, add_sector_size_option, open_image, warn_of_noise
 from tapfs.cli.parser import UsageError
 
 if TYPE_CHECKING:
@@ -60,8 +60,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "--partition",
         metavar="N",
         type=int,
-        help="with --files: those of partition N; without it the only file system on the disk is taken",
+        help="with --files: those of partition N, 0: of the whole disk; without it the only file system on it is taken",
     )
+    add_sector_size_option(parser)
     parser.add_argument(
         "-o",
         dest="options",
@@ -92,6 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.partition is not None and not arguments.files:
         raise UsageError("--partition is for --files; the disk's partitions are DIR/part1 and so on", _PROGRAM)
     settings = settings_of(arguments.options, _PROGRAM, files=arguments.files)
+    settings = replace(settings, sector_size=arguments.sector_size)
     scratch = arguments.temp or arguments.overlay is not None
     writable = wants_writing(arguments.options, _PROGRAM, ro=arguments.ro, rw=arguments.rw, scratch=scratch)
     settings.require_permission()
@@ -117,21 +119,23 @@ def _chosen(image: Image, arguments: argparse.Namespace) -> FileSystemPlace:
     """The file system to show; says so if it will look as a crash has left it."""
     from tapfs.fuse.files.choice import choose_file_system
 
-    place = choose_file_system(image, arguments.partition)
-    _warn_if_unclean(arguments.image, place, writable=image.writable)
+    place = choose_file_system(image, arguments.partition, name=arguments.image, sector_size=arguments.sector_size)
+    _warn_if_unclean(place, writable=image.writable)
     return place
 
 
-def _warn_if_unclean(image: str, place: FileSystemPlace, *, writable: bool) -> None:
+def _warn_if_unclean(place: FileSystemPlace, *, writable: bool) -> None:
     """Say on stderr what is to be expected of a file system that was not unmounted cleanly."""
     from tapfs.cli.guard import complain
+    from tapfs.errors import spelled
     from tapfs.partitions.cleanliness import Unclean
 
-    what = f"{image}: the {place.type} file system was not unmounted cleanly"
+    what = f"{place.image}: the {place.type} file system was not unmounted cleanly"
     if place.unclean is Unclean.REPLAY and not writable:
         complain(
             "tapfs",
-            f"{what} and is shown without the changes that only its journal has; --temp or --rw replays it",
+            f"{what} and is shown without the changes that only its journal has; "
+            + spelled("{temp} or {rw} replays it"),
         )
     elif place.unclean is Unclean.CHECK:
         complain("tapfs", f"{what}: what was being written then may be damaged; check it (fsck, chkdsk)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tapfs.disk.image import Image
@@ -42,88 +43,137 @@ def _without_files(type_name: str) -> str | None:
     return _NO_FILES.get(type_name)
 
 
+#: File systems of optical discs. Such a disc may carry a partition table beside its file system, so that
+#: it boots from other media, too.
+_OF_DISCS = {"iso9660", "udf"}
+
+#: What is given for the number of a partition to mean the whole disk.
+WHOLE_DISK = 0
+
+
 @dataclass(frozen=True, slots=True)
 class FileSystemPlace:
     """A file system of a disk: the bytes ``[offset, offset + size)``, shown as the node `node` of the mount.
 
-    `type` is blkid's word, None if only blkid might know it. `partition` is None for the whole
-    disk. `unclean`: what it needs because it was not unmounted cleanly, as far as can be told.
+    `image` is the image's name, for messages. `type` is blkid's word, None if only blkid might know it.
+    `partition` is None for the whole disk. `unclean`: what it needs because it was not unmounted cleanly,
+    as far as can be told. `remarks`: what is odd about this place, for who cannot mount it.
     """
 
+    image: str
     node: str
     offset: int
     size: int
     type: str | None
     partition: int | None = None
     unclean: Unclean | None = None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def where(self) -> str:
+        """The place in words."""
+        return _where(self.partition)
+
+    def with_remarks(self, text: str) -> str:
+        """A message, with the remarks after it."""
+        return "; ".join((text, *self.remarks))
 
 
-def choose_file_system(image: Image, partition: int | None) -> FileSystemPlace:
-    """The file system of partition number `partition`; without that the only one on the disk.
+def choose_file_system(
+    image: Image, partition: int | None, *, name: str, sector_size: int | None = None
+) -> FileSystemPlace:
+    """The file system of partition number `partition`, 0 for the whole disk; None for the only one that there is.
 
-    Raises ImageError(not_found) if there is none, (invalid_argument) for a choice, (unsupported) for contents
-    that hold no files.
+    `name` is the image's, for messages; `sector_size` as in :meth:`Image.contents`. Raises ImageError(not_found)
+    if there is none, (invalid_argument) if there is a choice, (unsupported) for contents that hold no files.
     """
-    contents = image.contents()
-    if partition is not None:
-        chosen = _numbered(contents, partition, image.path)
-    elif contents.file_system is not None or not contents.table.partitions:
-        return _place(image, FileSystemPlace("disk", 0, image.size, None), contents.file_system)
+    contents = image.contents(sector_size=sector_size)
+    chosen = _only(contents, name) if partition is None else _numbered(contents, partition, name)
+    if chosen is None:
+        place = FileSystemPlace(name, "disk", 0, image.size, None)
+        found = contents.file_system
     else:
-        chosen = _only(contents, image.path)
-    place = FileSystemPlace(f"part{chosen.number}", chosen.start, chosen.size, None, chosen.number)
-    return _place(image, place, chosen.file_system)
+        place = FileSystemPlace(name, f"part{chosen.number}", chosen.start, chosen.size, None, chosen.number)
+        found = chosen.file_system
+    remarks = tuple(note for note in contents.table.notes if note.startswith(f"{place.where} "))
+    return _known(image, replace(place, remarks=remarks), found)
 
 
-def _numbered(contents: DiskContents, number: int, path: str) -> Partition:
-    for partition in contents.table.partitions:
-        if partition.number == number and not partition.container:
+def _numbered(contents: DiskContents, number: int, name: str) -> Partition | None:
+    """The partition of this number; None for the whole disk."""
+    if number == WHOLE_DISK:
+        return None
+    for partition in _partitions(contents):
+        if partition.number == number:
             return partition
     raise ImageError(
-        ErrorKind.NOT_FOUND, f"has no partition {number} with data; {_listed(contents)}", path=path, op="mount"
+        ErrorKind.NOT_FOUND, f"has no partition {number} with data; {_listed(contents)}", path=name, op="mount"
     )
 
 
-def _only(contents: DiskContents, path: str) -> Partition:
-    found = [
-        each for each in contents.table.partitions if each.file_system and not _without_files(each.file_system.type)
-    ]
-    if len(found) == 1:
+def _only(contents: DiskContents, name: str) -> Partition | None:
+    """The only partition with files; None for the whole disk. Raises ImageError(invalid_argument) for a choice."""
+    partitions = _partitions(contents)
+    whole = contents.file_system
+    if not partitions or (whole is not None and _is_of_whole(whole, partitions)):
+        return None
+    found = [each for each in partitions if each.file_system and not _without_files(each.file_system.type)]
+    if whole is None and len(found) == 1:
         return found[0]
-    how_many = "several file systems" if found else "no file system that tapfs knows"
+    if whole is not None:
+        what = "a file system on the whole disk and a partition table, one of which is left from before"
+    else:
+        what = "several file systems" if found else "no file system that tapfs knows"
     raise ImageError(
-        ErrorKind.INVALID_ARGUMENT if found else ErrorKind.NOT_FOUND,
-        f"has {how_many}; {_listed(contents)}",
-        path=path,
+        ErrorKind.INVALID_ARGUMENT if found or whole is not None else ErrorKind.NOT_FOUND,
+        "; ".join((f"has {what}", _listed(contents), *contents.table.notes)),
+        path=name,
         op="mount",
         remedy="choose one with {partition=N}",
     )
 
 
+def _is_of_whole(whole: FileSystem, partitions: Sequence[Partition]) -> bool:
+    """Whether the table is a part of the file system on the whole disk: a disc's, or one that leads to itself."""
+    return whole.type in _OF_DISCS or (len(partitions) == 1 and partitions[0].start == 0)
+
+
+def _partitions(contents: DiskContents) -> list[Partition]:
+    return [each for each in contents.table.partitions if not each.container]
+
+
 def _listed(contents: DiskContents) -> str:
-    partitions = [each for each in contents.table.partitions if not each.container]
-    return "it has " + (", ".join(map(_named, partitions)) if partitions else "no partitions")
+    """All that there is to choose from."""
+    partitions = [_named(each) for each in _partitions(contents)]
+    if contents.file_system is not None:
+        partitions.insert(0, f"partition {WHOLE_DISK} ({_labelled(contents.file_system)} on the whole disk)")
+    return "it has " + (", ".join(partitions) if partitions else "no partitions")
 
 
 def _named(partition: Partition) -> str:
     found = partition.file_system
-    words = [partition.type_name or partition.type] if found is None else [found.type]
-    if found is not None and found.label:
-        words.append(repr(found.label))
-    return f"partition {partition.number} ({' '.join(words)})"
+    what = partition.type_name or partition.type if found is None else _labelled(found)
+    return f"partition {partition.number} ({what})"
 
 
-def _place(image: Image, place: FileSystemPlace, found: FileSystem | None) -> FileSystemPlace:
+def _labelled(found: FileSystem) -> str:
+    return f"{found.type} {found.label!r}" if found.label else found.type
+
+
+def _where(partition: int | None) -> str:
+    return "the disk" if partition is None else f"partition {partition}"
+
+
+def _known(image: Image, place: FileSystemPlace, found: FileSystem | None) -> FileSystemPlace:
     """The place with what is known of the file system there."""
     if found is None:
         return place
     what = _without_files(found.type)
     if what is not None:
-        where = "the disk" if place.partition is None else f"partition {place.partition}"
         raise ImageError(
             ErrorKind.UNSUPPORTED,
-            f"{where} is {what}, which has no files by itself",
-            path=image.path,
+            f"{place.where} is {what}, which has no files by itself",
+            path=place.image,
             op="mount",
             remedy="mount it without {files} and use it from there",
         )

@@ -21,7 +21,8 @@ class Program(NamedTuple):
     """A FUSE file system. It stays in the foreground with `foreground`, so that we see it end.
 
     `options` are for every mount, `read_only` and `writable` for those. One that does not
-    name the file that it reads in the mount table (`names_file`) is told to.
+    name the file that it reads in the mount table (`names_file`) is told to. `lets_others_in`: it always
+    does, and the modes of its files decide.
     """
 
     name: str
@@ -31,6 +32,8 @@ class Program(NamedTuple):
     read_only: tuple[str, ...] = ("ro",)
     writable: tuple[str, ...] = ("rw",)
     names_file: bool = False
+    flags: tuple[str, ...] = ()
+    lets_others_in: bool = False
 
     def command(self, node: str, mountpoint: str, *, writable: bool, more: Iterable[str]) -> list[str]:
         """The words that start it."""
@@ -39,7 +42,7 @@ class Program(NamedTuple):
             source = node.replace("\\", "\\\\").replace(",", "\\,")
             options += [f"fsname={source}", f"subtype={self.name}"]
         # fuseiso takes options after the names only, the others take them there, too.
-        return [self.name, node, mountpoint, self.foreground, "-o", ",".join(options)]
+        return [self.name, *self.flags, node, mountpoint, self.foreground, "-o", ",".join(options)]
 
 
 # The driver of ext4 serves ext2 and ext3, too, and takes `noload` for all of them. Two copies of one
@@ -60,10 +63,11 @@ _PROGRAMS: Mapping[str, Program] = {
     "ext2": _FUSE2FS,
     "ext3": _FUSE2FS,
     "ext4": _FUSE2FS,
-    "ntfs": Program("ntfs-3g", "ntfs-3g", "-n", ("no_detach",), names_file=True),
+    "ntfs": Program("ntfs-3g", "ntfs-3g", "-n", ("no_detach",), names_file=True, lets_others_in=True),
     "vfat": Program("fusefat", "fusefat", "-f", (), ("ro",), ("rw+",)),
     "squashfs": Program("squashfuse", "squashfuse", "-f"),
-    "iso9660": Program("fuseiso", "fuseiso", "-f"),
+    # -n: it keeps no list of mounts in the home directory, which need not be there.
+    "iso9660": Program("fuseiso", "fuseiso", "-f", flags=("-n",)),
 }
 
 #: Types that nobody can write.

@@ -11,31 +11,23 @@ may still finish the upper one uses it, and it is what an upper one that nobody 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import tempfile
-from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import trio
 
-from tapfs.errors import ErrorKind, ImageError, from_os_error
-from tapfs.fuse.files import loop_device, mount_process
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.fuse.files import mount_process
 from tapfs.fuse.files.choice import FileSystemPlace
 from tapfs.fuse.files.file_systems import OWNERLESS_TYPES, READ_ONLY_TYPES, Program, program_for
+from tapfs.fuse.files.running_program import RunningProgram
 from tapfs.fuse.mount_table import top_mount
 from tapfs.fuse.settings import MountSettings
 from tapfs.serving.log import log
 from tapfs.serving.messages import decode, error_from_data
 
-#: Between looks whether a FUSE file system has mounted itself.
-_LOOK_SECONDS = 0.01
-
-#: What a FUSE file system has for its end when nothing is waited for any more.
-_GRACE_SECONDS = 5
-
-#: The end of what a program said that an error repeats, in bytes.
+#: The end of what a process said that an error repeats, in bytes.
 _SAID_BYTES = 500
 
 
@@ -53,8 +45,7 @@ class FilesLayer:
         self._node = os.path.join(tree_directory, place.node)
         self._lock = trio.Lock()
         self._attaching = trio.CancelScope()
-        self._program: trio.Process | None = None
-        self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the program may write
+        self._program: RunningProgram | None = None
         self.type = place.type
         #: MAJOR:MINOR of the mount; empty while it is not there.
         self.device = ""
@@ -71,7 +62,7 @@ class FilesLayer:
                 if mount is not None and mount != before:
                     self.device = mount.device
             if self._attaching.cancelled_caught:
-                raise ImageError(ErrorKind.IO, "mounting was interrupted", path=self._mountpoint, op="mount")
+                raise ImageError(ErrorKind.IO, "mounting was interrupted", path=self._place.image, op="mount")
 
     async def detach(self, *, force: bool) -> bool:
         """Write back and unmount, and wait until all of it is on the disk below.
@@ -103,12 +94,7 @@ class FilesLayer:
                     await self._ask(mount_process.UnmountRequest(self._mountpoint, force=True, write_back=False))
             finally:
                 if self._program is not None:
-                    with trio.move_on_after(_GRACE_SECONDS):
-                        await self._program.wait()
-                    with suppress(ProcessLookupError):
-                        self._program.kill()
-                    await self._program.wait()
-                self._said.close()
+                    await self._program.put_away()
 
     # The two ways
 
@@ -116,11 +102,8 @@ class FilesLayer:
         if self.type is None:
             self.type = await self._ask(mount_process.TypeRequest(self._node))
         if self.type is None:
-            partition = self._place.partition
-            where = "the disk" if partition is None else f"partition {partition}"
-            raise ImageError(
-                ErrorKind.NOT_FOUND, f"there is no known file system on {where}", path=self._mountpoint, op="mount"
-            )
+            said = f"there is no known file system on {self._place.where}"
+            raise ImageError(ErrorKind.NOT_FOUND, self._place.with_remarks(said), path=self._place.image, op="mount")
         self._writable = self._writable and self.type not in READ_ONLY_TYPES
         options = self._owner_options(self.type)
         try:
@@ -129,18 +112,20 @@ class FilesLayer:
             program = program_for(self.type)
             if program is None or error.kind not in (ErrorKind.UNSUPPORTED, ErrorKind.DENIED):
                 raise
-            await self._attach_by_program(program, options)
+            await self._attach_by_program(program, options, why_not_by_kernel=error.message)
 
     async def _attach_by_kernel(self, type_name: str, options: list[str]) -> None:
-        why_not = "only root has the kernel mount one" if os.geteuid() != 0 else ""
-        if not loop_device.available():
-            why_not = "there are no loop devices here"
-        if why_not:
+        if os.geteuid() != 0:
             raise ImageError(
-                ErrorKind.UNSUPPORTED, f"cannot mount {type_name}: {why_not}", path=self._mountpoint, op="mount"
+                ErrorKind.UNSUPPORTED,
+                f"cannot mount {type_name}: only root has the kernel mount one",
+                path=self._place.image,
+                op="mount",
             )
         await self._ask(
             mount_process.MountRequest(
+                self._place.image,
+                self._place.remarks,
                 os.path.join(self._tree_directory, "disk"),
                 self._place.offset,
                 self._place.size,
@@ -152,52 +137,26 @@ class FilesLayer:
             )
         )
 
-    async def _attach_by_program(self, program: Program, options: list[str]) -> None:
+    async def _attach_by_program(self, program: Program, options: list[str], *, why_not_by_kernel: str) -> None:
         flags = self._settings.flags
         options = [*options, *(name for name in ("suid", "dev") if name in flags and os.geteuid() == 0)]
         options += [f"no{name}" for name in ("suid", "dev") if name not in flags]
         options += ["noexec"] if "noexec" in flags else []
         options += ["allow_other"] if self._settings.allow_other else []
+        if program.lets_others_in and not self._settings.allow_other and self._settings.umask is None:
+            options.append("umask=077")
         command = program.command(self._node, self._mountpoint, writable=self._writable, more=options)
         before = top_mount(self._mountpoint)
-        try:
-            self._program = await trio.lowlevel.open_process(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=self._said.fileno(),
-                stderr=self._said.fileno(),
-                start_new_session=True,
-            )
-        except FileNotFoundError:
-            raise ImageError(
-                ErrorKind.UNSUPPORTED,
-                f"mounting {self.type} without the kernel's help needs {program.name}",
-                path=self._mountpoint,
-                op="mount",
-                remedy=f"apt install {program.package}",
-            ) from None
-        except OSError as error:
-            raise from_os_error(error, path=program.name, op="start") from error
-        try:
-            while top_mount(self._mountpoint) == before:
-                if self._program.poll() is not None:
-                    raise ImageError(
-                        ErrorKind.IO,
-                        f"{program.name} did not mount it: {self._words()}",
-                        path=self._mountpoint,
-                        op="mount",
-                    )
-                await trio.sleep(_LOOK_SECONDS)
-        except trio.Cancelled:
-            self._program.kill()
-            raise
+        self._program = await RunningProgram.start(
+            program, command, image=self._place.image, node=self._node, why_not_by_kernel=why_not_by_kernel
+        )
+        await self._program.answers_at(self._mountpoint, before)
 
     async def _await_program(self) -> None:
         """Wait until the FUSE file system has written everything and ended."""
-        if self._program is not None:
-            code = await self._program.wait()
-            if code != 0:
-                log.error("%s: its FUSE file system ended with exit code %d: %s", self._mountpoint, code, self._words())
+        failure = None if self._program is None else await self._program.ended()
+        if failure is not None:
+            log.error("%s: its FUSE file system %s", self._mountpoint, failure)
 
     # Helpers
 
@@ -215,16 +174,10 @@ class FilesLayer:
             raise ImageError(
                 ErrorKind.UNSUPPORTED,
                 f"{type_name} has owners and modes of its own: {', '.join(options)} cannot change them",
-                path=self._mountpoint,
+                path=self._place.image,
                 op="mount",
             )
         return options
-
-    def _words(self) -> str:
-        """The end of what the program said, on one line."""
-        size = os.fstat(self._said.fileno()).st_size
-        said = os.pread(self._said.fileno(), _SAID_BYTES, max(0, size - _SAID_BYTES))
-        return " ".join(said.decode(errors="backslashreplace").split()) or "it did not say why"
 
     async def _ask(self, request: mount_process.Request) -> Any:
         """Have a process of its own do it; the result. Raises the ImageError that it met."""
@@ -246,7 +199,7 @@ class FilesLayer:
             raise ImageError(
                 ErrorKind.IO,
                 f"the mounting process failed ({done.returncode}): {said}",
-                path=self._mountpoint,
+                path=self._place.image,
                 op="mount",
             )
         return answer["done"]

@@ -34,8 +34,13 @@ _DAMAGED = (errno.EINVAL, errno.EUCLEAN, errno.EBADMSG)
 
 @dataclass(frozen=True, slots=True)
 class MountRequest:
-    """Mount the bytes ``[offset, offset + size)`` of the file `disk`, a file system of blkid's `type`."""
+    """Mount the bytes ``[offset, offset + size)`` of the file `disk`, a file system of blkid's `type`.
 
+    `image` names it in messages, `remarks` stand after one that tells of damage.
+    """
+
+    image: str
+    remarks: Sequence[str]
     disk: str
     offset: int
     size: int
@@ -105,7 +110,9 @@ def _mount(request: MountRequest) -> bool:
     flags |= 0 if "dev" in request.flags else _MS_NODEV
     flags |= _MS_NOEXEC if "noexec" in request.flags else 0
     libc = ctypes.CDLL(None, use_errno=True)
-    with loop_device(request.disk, offset=request.offset, size=request.size, writable=request.writable) as device:
+    with loop_device(
+        request.disk, offset=request.offset, size=request.size, writable=request.writable, name=request.image
+    ) as device:
         result = libc.mount(
             os.fsencode(device),
             os.fsencode(request.mountpoint),
@@ -123,11 +130,14 @@ def _refusal(number: int, request: MountRequest) -> ImageError:
     """What mount(2) means by an errno."""
     if number == errno.ENODEV:
         said = f"the kernel does not know {request.type}"
-        return ImageError(ErrorKind.UNSUPPORTED, said, path=request.mountpoint, op="mount")
+        return ImageError(ErrorKind.UNSUPPORTED, said, path=request.image, op="mount")
     if number in _DAMAGED:
-        said = f"the kernel does not mount the {request.type} file system: it seems damaged; dmesg may say more"
-        return ImageError(ErrorKind.CORRUPT, said, path=request.mountpoint, op="mount")
-    return from_os_error(OSError(number, ""), path=request.mountpoint, op=f"mount the {request.type} file system")
+        said = f"the kernel does not mount the {request.type} file system: it seems damaged"
+        said = "; ".join((said, *request.remarks, "dmesg may say more"))
+        return ImageError(ErrorKind.CORRUPT, said, path=request.image, op="mount")
+    error = from_os_error(OSError(number, ""), path=request.image, op=f"mount the {request.type} file system")
+    error.message = "; ".join((error.message, *request.remarks))
+    return error
 
 
 def _unmount(request: UnmountRequest) -> bool:

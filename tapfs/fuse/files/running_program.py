@@ -1,0 +1,157 @@
+"""A FUSE program at work: start it, wait until its mount answers, and say why if it does not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from typing import IO, Self
+
+import trio
+
+from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.fuse.files.file_systems import Program
+from tapfs.fuse.mount_table import MountedFileSystem, top_mount
+from tapfs.fuse.settings import FUSE_CONFIGURATION, users_may_allow_others
+
+#: Between looks whether a program has mounted itself.
+_LOOK_SECONDS = 0.01
+
+#: What a program has for its end when nothing is waited for any more.
+_GRACE_SECONDS = 5
+
+#: How much of what a program said an error repeats, of its start and of its end: many tell the cause
+#: first and print their usage then, others the other way round.
+_HEAD_BYTES, _TAIL_BYTES = 400, 200
+
+#: A process of its own looks: a thread of ours that waits for a mount of ours would outlive a kill of us.
+_LOOK = (sys.executable, "-I", "-S", "-c", "import os, sys\nos.statvfs(sys.argv[1])")
+
+
+class RunningProgram:
+    """The process of `program`, which mounts the file system of an image (named `image` in errors)."""
+
+    def __init__(self, program: Program, image: str, node: str, process: trio.Process, said: IO[bytes]) -> None:
+        """Take over a process and the file that it writes its messages to. Use `start`."""
+        self._program = program
+        self._image = image
+        self._node = node
+        self._process = process
+        self._said = said
+
+    @classmethod
+    async def start(
+        cls, program: Program, command: list[str], *, image: str, node: str, why_not_by_kernel: str
+    ) -> Self:
+        """Start it on the file `node`.
+
+        Raises ImageError(unsupported) if it is not installed, (denied) if it could not read the disk.
+        """
+        _require_reach(program, image)
+        said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the program may write
+        try:
+            process = await trio.lowlevel.open_process(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=said.fileno(),
+                stderr=said.fileno(),
+                start_new_session=True,
+            )
+        except FileNotFoundError:
+            said.close()
+            raise ImageError(
+                ErrorKind.UNSUPPORTED,
+                f"{why_not_by_kernel}, and without the kernel it needs {program.name}",
+                path=image,
+                op="mount",
+                remedy=f"apt install {program.package}",
+            ) from None
+        except OSError as error:
+            said.close()
+            raise from_os_error(error, path=program.name, op="start") from error
+        return cls(program, image, node, process, said)
+
+    async def answers_at(self, mountpoint: str, before: MountedFileSystem | None) -> None:
+        """Wait until its mount, not that which was there `before`, answers. Raises ImageError."""
+        process = self._process
+        try:
+            while top_mount(mountpoint) == before:
+                if process.poll() is not None:
+                    raise self._failed("did not mount it")
+                await trio.sleep(_LOOK_SECONDS)
+            look = await trio.run_process([*_LOOK, mountpoint], capture_stdout=True, capture_stderr=True, check=False)
+            if look.returncode != 0:
+                with trio.move_on_after(_GRACE_SECONDS):
+                    await process.wait()
+                raise self._failed("mounted it, but does not answer")
+        except trio.Cancelled:
+            process.kill()
+            raise
+
+    async def ended(self) -> str | None:
+        """Wait until it has written everything and ended; how it failed, if it did."""
+        code = await self._process.wait()
+        return None if code == 0 else f"{self._how_it_ended()}: {self._words()}"
+
+    async def put_away(self) -> None:
+        """End it, by force if it does not end by itself."""
+        with trio.move_on_after(_GRACE_SECONDS):
+            await self._process.wait()
+        with suppress(ProcessLookupError, PermissionError):
+            self._process.kill()
+        with trio.move_on_after(_GRACE_SECONDS):  # one that runs as root is not ours to end
+            await self._process.wait()
+        self._said.close()
+
+    def _failed(self, what: str) -> ImageError:
+        if self._process.returncode is not None and self._process.returncode < 0:
+            what = self._how_it_ended()
+        return ImageError(ErrorKind.IO, f"{self._program.name} {what}: {self._words()}", path=self._image, op="mount")
+
+    def _how_it_ended(self) -> str:
+        code = self._process.returncode or 0
+        return f"ended with exit code {code}" if code >= 0 else f"was ended by {_signal_name(-code)}"
+
+    def _words(self) -> str:
+        """What it said, on one line and of the image, not of our name for it; of much the start and the end."""
+        size = os.fstat(self._said.fileno()).st_size
+        if size <= _HEAD_BYTES + _TAIL_BYTES:
+            said = [os.pread(self._said.fileno(), size, 0)]
+        else:
+            said = [
+                os.pread(self._said.fileno(), _HEAD_BYTES, 0),
+                os.pread(self._said.fileno(), _TAIL_BYTES, size - _TAIL_BYTES),
+            ]
+        parts = [" ".join(part.decode(errors="backslashreplace").split()) for part in said]
+        return " … ".join(filter(None, parts)).replace(self._node, self._image) or "it did not say why"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _require_reach(program: Program, image: str) -> None:
+    """See that it may read a mount of its user: FUSE keeps root out, and so a program that becomes root."""
+    found = shutil.which(program.name)
+    if found is None or os.geteuid() == 0 or users_may_allow_others():
+        return
+    try:
+        status = os.stat(found)
+    except OSError:
+        return
+    if status.st_mode & stat.S_ISUID and status.st_uid == 0:
+        raise ImageError(
+            ErrorKind.DENIED,
+            f"{found} runs as root (set-user-ID), and root may not read what an ordinary user mounts",
+            path=image,
+            op="mount",
+            remedy=f"have the administrator add user_allow_other to {FUSE_CONFIGURATION}, or mount as root",
+        )
