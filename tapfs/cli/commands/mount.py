@@ -127,10 +127,10 @@ def _chosen(image: Image, arguments: argparse.Namespace) -> FileSystemPlace:
 def _warn_if_unclean(place: FileSystemPlace, *, writable: bool) -> None:
     """Say on stderr what is to be expected of a file system that was not unmounted cleanly."""
     from tapfs.cli.guard import complain
-    from tapfs.errors import spelled
+    from tapfs.errors import printable, spelled
     from tapfs.partitions.cleanliness import Unclean
 
-    what = f"{place.image}: the {place.type} file system was not unmounted cleanly"
+    what = f"{printable(place.image)}: the {place.type} file system was not unmounted cleanly"
     if place.unclean is Unclean.REPLAY and not writable:
         complain(
             "tapfs",
