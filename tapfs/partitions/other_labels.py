@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from functools import reduce
-from operator import xor
 
 from tapfs.partitions.reader import Reader
 
@@ -22,8 +20,10 @@ def _sun(disk: Reader) -> bool:
     sector = disk.read(0, _SECTOR)
     if len(sector) < _SECTOR or sector[508:510] != b"\xda\xbe":
         return False
-    words = [int(word) for (word,) in struct.iter_unpack(">H", sector)]
-    return reduce(xor, words) == 0
+    total = 0
+    for at in range(0, _SECTOR, 2):
+        total ^= int.from_bytes(sector[at : at + 2], "big")
+    return total == 0
 
 
 def _sgi(disk: Reader) -> bool:
