@@ -6,6 +6,7 @@ it is like a raw image. It lasts until it is removed or the host restarts.
 
 from __future__ import annotations
 
+from tapfs.driver import Trait
 from tapfs.formats.raw import IdentityFormat
 
-FORMAT = IdentityFormat("ram", {})
+FORMAT = IdentityFormat("ram", frozenset({Trait.IN_MEMORY}), {})

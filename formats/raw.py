@@ -14,6 +14,7 @@ from tapfs.driver import (
     Operation,
     Placement,
     Reservation,
+    Trait,
 )
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind, merge
@@ -84,8 +85,9 @@ class IdentityFormat:
 
     abilities = frozenset({Ability.WRITE})
 
-    def __init__(self, name: str, create_options: Mapping[str, str]) -> None:
+    def __init__(self, name: str, traits: frozenset[Trait], create_options: Mapping[str, str]) -> None:
         self.name = name
+        self.traits = traits
         self.create_options = create_options
 
     def probe(self, head: bytes, size: int) -> int:
@@ -139,6 +141,7 @@ def _zeros(size: int) -> Iterator[list[Step]]:
 
 FORMAT = IdentityFormat(
     "raw",
+    frozenset({Trait.GUESSED, Trait.NAMED_TO_WRITE, Trait.ON_DEVICE}),
     {
         "preallocation": "off: the file is all hole (default); falloc: the host reserves its space; full: zeros are"
         " written into all of it"

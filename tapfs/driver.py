@@ -359,6 +359,34 @@ class DescribedFormat(Format, Protocol):
         ...
 
 
+class Trait(StrEnum):
+    """What is special about a format, so that nobody needs to compare its name."""
+
+    #: A file that no format claims is taken for one of these.
+    GUESSED = "guessed"
+    #: What a file contains is not enough to write to it: the user must name the format.
+    NAMED_TO_WRITE = "named to write"
+    #: A new image may be a block device, because it has its full length from the start.
+    ON_DEVICE = "on device"
+    #: Its images live in memory, under names of their own (`tapfs.host.ram`).
+    IN_MEMORY = "in memory"
+
+
+@runtime_checkable
+class SpecialFormat(Format, Protocol):
+    """A format with traits. Most have none, and then nothing is special about them."""
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        """What is special about it."""
+        ...
+
+
+def has_trait(found: Format, trait: Trait) -> bool:
+    """Whether a format has a trait."""
+    return isinstance(found, SpecialFormat) and trait in found.traits
+
+
 @runtime_checkable
 class MultiFileFormat(CreatableFormat, Protocol):
     """A creatable format whose images may consist of several host files."""

@@ -163,7 +163,9 @@ class Check:
         missing = run.host_offset + length - self._file_size
         if run.kind == Kind.DATA and missing > 0:
             last = run.first + run.clusters - 1
-            message = f"the cluster of L2 entry {last} of table {index} lacks its last {missing} bytes: they read as zeros"
+            message = (
+                f"the cluster of L2 entry {last} of table {index} lacks its last {missing} bytes: they read as zeros"
+            )
             self.report.add(Severity.NOTE, message, self._file_size)
 
     def _note_unaligned(self, index: int, entry: int, at: int) -> None:

@@ -85,10 +85,10 @@ def default_format(path: str, option: str) -> str:
     """
     from tapfs.cli.guard import complain
     from tapfs.disk.probe import format_names
-    from tapfs.host.ram import is_ram
+    from tapfs.host.ram import FORMAT, is_ram
 
     if is_ram(path):
-        return "ram"
+        return FORMAT
     suffix = path.rpartition(".")[2].lower()
     if suffix in format_names() and suffix not in ("raw", "ram"):
         complain("tapfs", f"{path} becomes a raw image; {option} {suffix} makes a {suffix} image")

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from tapfs.disk.foreign import ForeignFormat
 from tapfs.disk.probe import detect, format_named, plugin_of
-from tapfs.driver import MAX_DISK_BYTES, Driver, Format, OpenRequest, WritableDriver
+from tapfs.driver import MAX_DISK_BYTES, Driver, Format, OpenRequest, Trait, WritableDriver, has_trait
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.confine import LEAVING
 from tapfs.host.file import LocalFile
@@ -141,13 +141,13 @@ def _guessed(file: LocalFile, options: OpenOptions) -> Format:
     found = detect(file)
     if isinstance(found, ForeignFormat):
         raise found.error(file.path, options.say_raw)
-    if options.writable and found.name == "raw":
+    if options.writable and has_trait(found, Trait.NAMED_TO_WRITE):
         raise ImageError(
             ErrorKind.READ_ONLY,
-            "looks like a raw image, and a guess is not enough to write to it",
+            f"looks like a {found.name} image, and a guess is not enough to write to it",
             path=file.path,
             op="guess the format",
-            remedy=f"{options.say_raw} if it is one",
+            remedy=f"{options.say_raw.replace('=raw}', f'={found.name}}}')} if it is one",
         )
     return found
 

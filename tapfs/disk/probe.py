@@ -11,7 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, cast
 
 from tapfs.disk import foreign
-from tapfs.driver import Format, HostFile
+from tapfs.driver import Format, HostFile, Trait, has_trait
 from tapfs.errors import ErrorKind, ImageError
 
 if TYPE_CHECKING:
@@ -61,12 +61,12 @@ def detect(file: HostFile) -> Format | foreign.ForeignFormat:
     Reads a few sectors at the start and at the end. Raises ImageError(io).
     """
     head, size = file.read(0, HEAD_BYTES), file.size()
-    own = (format_named(name) for name in _MODULES if name not in ("raw", "ram"))
+    own = [format_named(name) for name in _MODULES]
     claimed = _most_confident([(each.probe(head, size), each) for each in own]) or _claimed_by_others(head, size)
     if claimed is not None:
         return claimed
     tail = file.read(max(0, size - foreign.TAIL_BYTES), foreign.TAIL_BYTES)
-    return foreign.recognise(head, tail) or format_named("raw")
+    return foreign.recognise(head, tail) or next(each for each in own if has_trait(each, Trait.GUESSED))
 
 
 def _claimed_by_others(head: bytes, size: int) -> Format | None:

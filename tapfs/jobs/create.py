@@ -18,7 +18,15 @@ from tapfs.disk.image import Image
 from tapfs.disk.opening import open_image_on
 from tapfs.disk.password import require_bytes
 from tapfs.disk.probe import format_named
-from tapfs.driver import MAX_DISK_BYTES, BackingReference, CreatableFormat, CreateRequest, MultiFileFormat
+from tapfs.driver import (
+    MAX_DISK_BYTES,
+    BackingReference,
+    CreatableFormat,
+    CreateRequest,
+    MultiFileFormat,
+    Trait,
+    has_trait,
+)
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.file import LocalFile
 from tapfs.host.files import LocalFiles
@@ -107,7 +115,7 @@ def _begun(path: str, new: NewImage, *, overwrite: bool) -> Generator[_Begun]:
     """
     location = locate(path)
     found = format_named(new.format)
-    if location.in_memory != (new.format == "ram"):
+    if location.in_memory != has_trait(found, Trait.IN_MEMORY):
         raise ImageError(
             ErrorKind.UNSUPPORTED,
             "a RAM disk has the format ram and a name like ram:NAME",
@@ -212,7 +220,7 @@ def _request(path: str, new: NewImage) -> CreateRequest:
 def _check_device(device: LocalFile, new: NewImage, size: int, *, overwrite: bool) -> None:
     """Refuse a device that cannot be the image, or that holds something unless told to replace that."""
     path = device.path
-    if new.format != "raw":
+    if not has_trait(format_named(new.format), Trait.ON_DEVICE):
         raise ImageError(
             ErrorKind.UNSUPPORTED, f"a block device cannot hold a growing {new.format} image", path=path, op="create"
         )

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from tapfs.disk.probe import format_names
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.host import ram
 from tapfs.host.location import file_name, locate
-from tapfs.host.ram import PREFIX as RAM_PREFIX
 from tapfs.xen.device import parse_vdev
 
 _MODES = {"r": "r", "ro": "r", "w": "w", "rw": "w", "w!": "w!"}
@@ -24,6 +24,7 @@ _FAMILIES = ("tap", "tap2")
 #: Words that told the toolstack which program was to serve the disk.
 _PROGRAMS = ("tapdisk", "ioemu")
 _RAW = "raw"
+_RAM = ram.FORMAT
 
 
 class DiskSpecification(NamedTuple):
@@ -65,7 +66,7 @@ def parse_specification(text: str) -> DiskSpecification:
             rest = found_program[1]
     kind, after = _take_type(rest)
     path, image_format = rest, None
-    if kind is not None and (with_family or kind in ("aio", "sync", "ram") or kind in format_names()):
+    if kind is not None and (with_family or kind in ("aio", "sync", _RAM) or kind in format_names()):
         path, image_format = after, _RAW if kind in ("aio", "sync") else kind
     if not path or "\0" in path:
         raise ImageError(
@@ -74,8 +75,8 @@ def parse_specification(text: str) -> DiskSpecification:
             op="parse",
             remedy="write tap:FORMAT:FILE or just FILE",
         )
-    if image_format == "ram":
-        return DiskSpecification(RAM_PREFIX + path, None, False, vdev, mode)
+    if image_format == _RAM:
+        return DiskSpecification(ram.PREFIX + path, None, False, vdev, mode)
     return DiskSpecification(file_name(path), image_format, kind == "aio" and image_format is not None, vdev, mode)
 
 

@@ -98,6 +98,19 @@ def test_the_root_is_the_contract() -> None:
     assert {path.stem for path in (ROOT / "tapfs").glob("*.py")} == CONTRACT | {"__init__"}
 
 
+#: The only places below the front ends that name a format: the registry, what `ram:` means, what overlays are made in.
+NAMES_OF_FORMATS = {"disk/probe.py": {"raw", "qcow", "ram"}, "host/ram.py": {"ram"}, "disk/overlay.py": {"qcow"}}
+
+
+@pytest.mark.parametrize("folder", ["host", "disk", "jobs", "serving"])
+def test_the_core_compares_no_names_of_formats(folder: str) -> None:
+    """What is special about a format is one of its traits, which formats of others can have as well."""
+    for path in python_files(f"tapfs/{folder}"):
+        named = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        allowed = NAMES_OF_FORMATS.get(f"{folder}/{path.name}", set())
+        assert named & {"raw", "qcow", "ram"} <= allowed, path
+
+
 def test_partitions_are_pure() -> None:
     for path in python_files("tapfs/partitions"):
         found = imports(path)

@@ -12,7 +12,11 @@ import pytest
 
 import tapfs as api
 from tapfs import NewImage
+from tapfs.disk import probe
+from tapfs.disk.plugins import Plugin
+from tapfs.driver import Trait
 from tapfs.errors import CODES, ErrorKind
+from tapfs.formats.raw import IdentityFormat
 from tapfs.jobs import create
 from tests.unit.host.test_file import loop_device
 
@@ -118,3 +122,37 @@ def test_the_api_is_as_careful(disk: Path) -> None:
     with loop_device(disk) as device, pytest.raises(FileExistsError):
         api.create_image(device, NewImage("raw", MIB))
     assert disk.read_bytes() == NOISE[:SIZE]
+
+
+class Whole(IdentityFormat):
+    """A format of another package whose images are as long as their disk from the start."""
+
+    def probe(self, head: bytes, size: int) -> int:
+        del size
+        return 100 * head.startswith(b"WHOLE")
+
+
+def test_a_format_of_others_has_the_same_traits(disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Whole("whole", frozenset({Trait.ON_DEVICE, Trait.NAMED_TO_WRITE}), {})
+    plain = Whole("plain", frozenset(), {})
+    plugins = {each.name: Plugin(each, "a test") for each in (whole, plain)}
+    monkeypatch.setattr(probe, "_others", lambda: plugins)
+    probe.format_named.cache_clear()
+    try:
+        with loop_device(disk) as device:
+            api.create_image(device, NewImage("whole", MIB), overwrite=True)
+            with pytest.raises(api.ImageError, match="growing plain image"):
+                api.create_image(device, NewImage("plain", MIB), overwrite=True)
+        (tmp_path / "image").write_bytes(b"WHOLE" + bytes(MIB))
+        for format_name in ("whole", "plain"):
+            api.open(tmp_path / "image", format=format_name, writable=True).close()
+        for special in (whole, plain):
+            plugins.clear()
+            plugins[special.name] = Plugin(special, "a test")
+            if special is plain:
+                api.open(tmp_path / "image", writable=True).close()
+            else:
+                with pytest.raises(api.ImageError, match="a guess is not enough.*format='whole'"):
+                    api.open(tmp_path / "image", writable=True)
+    finally:
+        probe.format_named.cache_clear()
