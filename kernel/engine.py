@@ -50,6 +50,11 @@ class Outcome(NamedTuple):
     length: int
 
     @property
+    def needs_map(self) -> bool:
+        """Whether it is the map of the range that is missing."""
+        return self.status == Status.MISS
+
+    @property
     def needs_reservation(self) -> bool:
         """Whether a write needs the range reserved; else it is the map that is missing."""
         return self.status == Status.RESERVE
@@ -69,6 +74,7 @@ class Statistics(NamedTuple):
 
     cache_hits: int
     cache_misses: int
+    cache_fills: int
     cache_bytes: int
     bytes_read: int
     bytes_written: int
@@ -242,6 +248,7 @@ class EngineDisk:
         return Statistics(
             counters.cache_hits,
             counters.cache_misses,
+            counters.cache_fills,
             counters.cache_bytes,
             counters.bytes_read,
             counters.bytes_written,

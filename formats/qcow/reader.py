@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Mapping, Sequence
 
@@ -20,13 +21,14 @@ from tapfs.driver import (
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind, merge
 from tapfs.formats.qcow import era
-from tapfs.formats.qcow.entries import Run, extent_of, fault, runs
+from tapfs.formats.qcow.entries import COMPRESSED, SECTOR, Run, extent_of, fault, runs
 from tapfs.formats.qcow.extended import ExtendedHeader, parse_extended
 from tapfs.formats.qcow.header import (
     BACKING_FILE_OFFSET_AT,
     CRYPT_AES,
     ENTRY_LENGTH,
     L1_TABLE_OFFSET_AT,
+    LENGTH,
     Header,
     parse_header,
     round_up,
@@ -34,6 +36,7 @@ from tapfs.formats.qcow.header import (
 from tapfs.formats.qcow.l1 import ByteOrder, L1Table, decide_order, implausible_entries
 from tapfs.formats.qcow.tables import Tables
 from tapfs.plan import Plan
+from tapfs.tables import ASK, Rule, TableLayout
 
 #: How much of the file is read at open: header, extended header and the longest name.
 HEAD_BYTES = 4096
@@ -104,6 +107,41 @@ class QcowDriver:
     def plain_details(self) -> frozenset[str]:
         """What an operator may have chosen."""
         return frozenset({"cluster_size", "layout"})
+
+    def table_layout(self) -> TableLayout | None:
+        """The L2 tables, unless L1 alone gives clusters or header copies may lie over tables."""
+        header = self.header
+        if self.follows_formula:
+            return None
+        shift = 63 - header.cluster_bits
+        return TableLayout(
+            entry_bytes=ENTRY_LENGTH,
+            big_endian=True,
+            host_size=self.host_size,
+            rules=(Rule((1 << 64) - 1, 0, Kind.UNALLOCATED), Rule(COMPRESSED, COMPRESSED, Kind.COMPRESSED)),
+            place_mask=COMPRESSED - 1,
+            place_alignment=SECTOR,
+            packed_place_mask=(1 << shift) - 1,
+            packed_length_shift=shift,
+            packed_length_mask=(1 << header.cluster_bits) - 1,
+            table_alignment=header.cluster_size,
+            least_place=LENGTH,
+            reserved=((header.l1_table_offset, header.l1_end),),
+        )
+
+    def table_places(self, first: int, count: int) -> array[int]:
+        """The L1 entries; tables that differ from the disk are left to `map`."""
+        places = array("Q", bytes(self.l1.raw[ENTRY_LENGTH * first : ENTRY_LENGTH * (first + count)]))
+        if self.l1.order != sys.byteorder:
+            places.byteswap()
+        for index in self.tables.changed_between(first, first + count):
+            places[index - first] = ASK
+        return places
+
+    @property
+    def host_size(self) -> int:
+        """The length of the file, with what has been allocated."""
+        return self.tables.file_size
 
     def details(self) -> Mapping[str, object]:
         """Layout, era and byte order; see blktap-qcow.md for the words."""

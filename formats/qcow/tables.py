@@ -140,6 +140,12 @@ class Tables:
             if self.table_fault(entry) is None and self._file.read(entry, ENTRY_LENGTH) == word:
                 self.strays.add(index)
 
+    def changed_between(self, first: int, stop: int) -> list[int]:
+        """The indexes in ``[first, stop)`` of tables that differ from the disk."""
+        if stop - first < len(self.changed):
+            return [index for index in range(first, stop) if index in self.changed]
+        return [index for index in self.changed if first <= index < stop]
+
     def changed_bytes(self) -> int:
         """Memory that the changed tables take."""
         return len(self.changed) * self._header.l2_length

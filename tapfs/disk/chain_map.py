@@ -9,6 +9,8 @@ from tapfs.disk.chain import Layer
 from tapfs.driver import Cipher
 from tapfs.extent import Extent, Kind, clip, merge_runs
 
+_HAVE_DATA = (Kind.DATA, Kind.COMPRESSED)
+
 
 class MappedExtent(NamedTuple):
     """A run of the virtual disk, all from one layer; what `tapfs map` prints.
@@ -43,6 +45,25 @@ def map_chain(layers: Sequence[Layer], offset: int, length: int) -> Iterator[Map
 def merge_mapped(runs: Iterable[MappedExtent]) -> Iterator[MappedExtent]:
     """The same map with as few runs as possible."""
     return merge_runs(runs, _joined)
+
+
+def mapped_extents(
+    runs: Iterable[tuple[int, int, int, int, int, int, int]], files: Sequence[Sequence[str]]
+) -> Iterator[MappedExtent]:
+    """The engine's runs (`tapfs.kernel.chain_map.MappedRun`) as extents; `files` has the paths for each layer."""
+    for offset, length, host_offset, depth, file, kind, placed in runs:
+        data = kind in _HAVE_DATA
+        yield MappedExtent(
+            offset,
+            length,
+            depth,
+            kind != Kind.UNALLOCATED,
+            not data,
+            data,
+            kind == Kind.COMPRESSED,
+            files[depth][file] if data or placed else None,
+            host_offset if placed else None,
+        )
 
 
 def _resolve(layers: Sequence[Layer], depth: int, offset: int, length: int) -> Iterator[MappedExtent]:

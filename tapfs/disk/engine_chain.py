@@ -7,17 +7,21 @@ is installed in the engine, and the read goes on.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tapfs.disk.chain import Layer, password_missing
-from tapfs.disk.chain_map import MappedExtent, map_chain
+from tapfs.disk.chain_map import MappedExtent, map_chain, mapped_extents
 from tapfs.driver import Cipher
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, clip
+from tapfs.tables import Tabled
 
 if TYPE_CHECKING:
     from tapfs.kernel.engine import EngineDisk, Outcome
+
+#: The places of at most this many tables of a layer are held, 8 bytes each; the driver maps a layer with more.
+_MAX_TABLES = 4 << 20
 
 #: A chain is mapped at most this many bytes at a time.
 STRIDE = 64 << 20
@@ -43,6 +47,8 @@ class ServedChain:
         self._password = password
         self._cache_bytes = cache_bytes
         self._engine: EngineDisk | None = None
+        #: The layers whose tables the engine reads itself.
+        self._tabled: set[int] = set()
 
     @property
     def top(self) -> Layer:
@@ -99,6 +105,21 @@ class ServedChain:
 
     def mapped(self, offset: int, end: int) -> Iterator[MappedExtent]:
         """The map of the whole chain, not merged; the lock is held only for a stride at a time."""
+        if self.needs_password or not self._engine_maps():
+            yield from self._mapped_by_drivers(offset, end)
+            return
+        from tapfs.kernel.chain_map import map_blocks
+
+        files = [[file.path for file in layer.files] for layer in self.layers]
+        for block in map_blocks(self.engine, offset, end, self.supply_map):
+            yield from mapped_extents(block, files)
+
+    def _engine_maps(self) -> bool:
+        """Whether the engine maps every layer by itself, but for what is not flushed."""
+        _ = self.engine
+        return all(depth in self._tabled or layer.driver.geometry.identity for depth, layer in enumerate(self.layers))
+
+    def _mapped_by_drivers(self, offset: int, end: int) -> Iterator[MappedExtent]:
         while offset < end:
             step = min(STRIDE, end - offset)
             with self.map_lock:
@@ -141,11 +162,44 @@ class ServedChain:
                     for file in layer.files
                 ],
             )
+            if _describe_tables(engine, depth, layer):
+                self._tabled.add(depth)
         # The engine knows a file from now on only. What was lost since the drivers saw it is found here.
         for layer in self.layers:
             for file in layer.files:
                 file.require_whole()
         return engine
+
+    def tables_flushed(self, touched: Iterable[tuple[int, int]]) -> None:
+        """Have the engine read the tables of these map units of the top layer again, as far as they are durable.
+
+        Each pair is ``(first, stop)``. The map lock is held from before the driver's `flushed` to here, so that no
+        commit comes between.
+        """
+        from tapfs.kernel.tables import set_places
+
+        driver = self.top.driver
+        if not isinstance(driver, Tabled):
+            return
+        if 0 not in self._tabled:
+            return
+        units = -(-self.size // driver.geometry.map_unit)
+        for first, stop in touched:
+            places = driver.table_places(first, min(stop, units) - first)
+            set_places(self.engine, 0, first, places, driver.host_size)
+
+
+def _describe_tables(engine: EngineDisk, depth: int, layer: Layer) -> bool:
+    """Have the engine read the layer's tables itself, where they are plain and not too many; whether it does."""
+    driver = layer.driver
+    layout = driver.table_layout() if isinstance(driver, Tabled) else None
+    units = -(-driver.geometry.virtual_size // driver.geometry.map_unit)
+    if not isinstance(driver, Tabled) or layout is None or units > _MAX_TABLES:
+        return False
+    from tapfs.kernel.tables import set_tables
+
+    set_tables(engine, depth, layout, driver.table_places(0, units))
+    return True
 
 
 def _whole_units(layer: Layer, offset: int, length: int) -> list[Extent]:

@@ -257,6 +257,8 @@ class Image:
                 ErrorKind.UNSUPPORTED, f"a {self.format_name} image is not written compressed", path=self.path
             )
         geometry = driver.geometry
+        # The stream changes the map behind the engine's back.
+        self._chain.engine.forget(0, 0, self._size)
         return StreamTarget(self._chain.engine, driver.stream(), granule=geometry.granule, codec=geometry.codec)
 
     @property

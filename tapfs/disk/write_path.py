@@ -61,6 +61,8 @@ class WritePath:
         #: How many commits there were, and the ranges of the last of them.
         self._commits = 0
         self._recent_commits: deque[tuple[int, int]] = deque(maxlen=_RECENT_COMMITS)
+        #: The map units ``(first, stop)`` that were committed to since the last flush.
+        self._touched: set[tuple[int, int]] = set()
 
     def write(self, offset: int, view: memoryview) -> None:
         """Write all of the view at `offset`."""
@@ -115,6 +117,8 @@ class WritePath:
                 self._plan_log.clear()
             with self._chain.map_lock:
                 self._driver.flushed(executed)
+                self._chain.tables_flushed(self._touched)
+                self._touched.clear()
             self._keeping_seconds, self._flush_seconds = 0.0, time.monotonic() - started
 
     @property
@@ -214,6 +218,8 @@ class WritePath:
             self._chain.engine.forget(0, reservation.offset, reservation.length)
             raise
         finally:
+            map_unit = self._driver.geometry.map_unit
+            self._touched.add((reservation.offset // map_unit, -(-reservation.end // map_unit)))
             # Only now: a writer that has seen this commit counted must not meet the old map.
             self._recent_commits.append((reservation.offset, reservation.end))
             self._commits += 1

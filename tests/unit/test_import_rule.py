@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 #: All that a driver may import of tapfs, besides its own package.
-PURE_CORE = {"tapfs.driver", "tapfs.errors", "tapfs.extent", "tapfs.plan"}
+PURE_CORE = {"tapfs.driver", "tapfs.errors", "tapfs.extent", "tapfs.plan", "tapfs.tables"}
 
 #: What a driver may not import from anywhere: it does no I/O and has no threads.
 BANNED_IN_DRIVERS = {
@@ -31,7 +31,7 @@ BANNED_IN_DRIVERS = {
 BELOW_THE_ENGINE = ["chain", "chain_map", "description", "password", "probe"]
 
 #: What each folder of tapfs/ may import of the others, besides the contract. Front ends never see each other.
-CONTRACT = {"driver", "errors", "extent", "findings", "geometry", "host_files", "plan"}
+CONTRACT = {"driver", "errors", "extent", "findings", "geometry", "host_files", "plan", "tables"}
 MAY_IMPORT = {
     "host": set[str](),
     "partitions": set[str](),

@@ -1,74 +1,17 @@
-/* The map cache: whole map units as packed runs, found by (layer, unit), least recently used out
- * first. A lookup copies what it needs, so nothing that it returns points into the cache. */
+/* The map cache: whole map units, found by (layer, unit). A lookup copies what it needs, so nothing that it returns
+ * points into the cache.
+ *
+ * Units that were wanted again long after they came are proven. They are dropped only when they take more than
+ * PROVEN_SHARE of the bound, so that a scan of the whole disk does not take the place of what is used all the time. */
 #include <errno.h>
 #include <stdlib.h>
 
-#include "engine/internal.h"
+#include "engine/unit.h"
 
-/*
- * A run in 16 bytes; it ends where the next one starts.
- * low: start in the unit (30 bits), kind (2), DATA: file (32), COMPRESSED: host_length (22), file (10)
- * high: host_offset (63), in_place (1)
- */
-struct packed_run {
-    uint64_t low, high;
-};
-
-struct unit {
-    struct unit *chain;
-    struct unit *newer, *older;
-    uint64_t index;
-    uint32_t layer;
-    uint32_t length; /* bytes of the disk that the runs cover */
-    uint32_t count;
-    struct packed_run runs[];
-};
-
-/* What a unit costs beyond itself: its share of the buckets and the allocator's header. */
-#define UNIT_OVERHEAD 32u
-#define START_MASK (MAP_UNIT_MAX - 1)
-#define IN_PLACE_BIT (UINT64_C(1) << 63)
-
-static struct packed_run pack(const tapfs_extent *extent, uint64_t start, uint64_t shift)
-{
-    uint64_t detail = extent->kind == TAPFS_COMPRESSED ? extent->host_length | (uint64_t)extent->file << 22
-                      : extent->kind == TAPFS_DATA     ? extent->file
-                                                       : 0;
-    bool placed = extent->kind == TAPFS_DATA || extent->kind == TAPFS_COMPRESSED;
-    uint64_t host = !placed ? 0 : extent->kind == TAPFS_DATA ? extent->host_offset + shift : extent->host_offset;
-    bool in_place = extent->kind == TAPFS_DATA && extent->in_place != 0;
-    return (struct packed_run){
-        .low = start | (uint64_t)extent->kind << 30 | detail << 32,
-        .high = host | (in_place ? IN_PLACE_BIT : 0),
-    };
-}
-
-static uint64_t run_start(const struct packed_run *run)
-{
-    return run->low & START_MASK;
-}
-
-static void unpack(const struct packed_run *run, uint64_t offset, uint64_t length, uint64_t shift,
-                   tapfs_extent *extent)
-{
-    uint64_t kind = run->low >> 30 & 3;
-    uint64_t detail = run->low >> 32;
-    bool compressed = kind == TAPFS_COMPRESSED;
-    *extent = (tapfs_extent){
-        .offset = offset,
-        .length = length,
-        .host_offset = (run->high & ~IN_PLACE_BIT) + (kind == TAPFS_DATA ? shift : 0),
-        .host_length = compressed ? detail & COMPRESSED_LENGTH_MAX : 0,
-        .file = (uint32_t)(compressed ? detail >> 22 : detail),
-        .kind = (uint8_t)kind,
-        .in_place = (run->high & IN_PLACE_BIT) != 0,
-    };
-}
-
-static uint64_t unit_bytes(const struct unit *unit)
-{
-    return sizeof *unit + UNIT_OVERHEAD + (uint64_t)unit->count * sizeof unit->runs[0];
-}
+/* Of 8 parts of the bound, those that proven units may take. */
+#define PROVEN_SHARE 6
+/* A unit is proven when it is wanted again after so many others came: a scan wants a unit several times at once. */
+#define PROVEN_AGE 8
 
 static struct unit **bucket_of(const struct cache *cache, uint32_t layer, uint64_t index)
 {
@@ -87,16 +30,21 @@ static struct unit *find(const struct cache *cache, uint32_t layer, uint64_t ind
 
 static void leave_order(struct cache *cache, struct unit *unit)
 {
-    *(unit->newer != NULL ? &unit->newer->older : &cache->newest) = unit->older;
-    *(unit->older != NULL ? &unit->older->newer : &cache->oldest) = unit->newer;
+    struct unit_order *order = &cache->orders[unit->proven];
+    *(unit->newer != NULL ? &unit->newer->older : &order->newest) = unit->older;
+    *(unit->older != NULL ? &unit->older->newer : &order->oldest) = unit->newer;
+    order->bytes -= unit_bytes(unit);
 }
 
-static void become_newest(struct cache *cache, struct unit *unit)
+static void become_newest(struct cache *cache, struct unit *unit, bool proven)
 {
+    struct unit_order *order = &cache->orders[proven];
+    unit->proven = proven;
     unit->newer = NULL;
-    unit->older = cache->newest;
-    *(cache->newest != NULL ? &cache->newest->newer : &cache->oldest) = unit;
-    cache->newest = unit;
+    unit->older = order->newest;
+    *(order->newest != NULL ? &order->newest->newer : &order->oldest) = unit;
+    order->newest = unit;
+    order->bytes += unit_bytes(unit);
 }
 
 static void drop(struct cache *cache, struct unit *unit)
@@ -107,7 +55,6 @@ static void drop(struct cache *cache, struct unit *unit)
     }
     *link = unit->chain;
     leave_order(cache, unit);
-    cache->bytes -= unit_bytes(unit);
     cache->unit_count--;
     free(unit);
 }
@@ -123,16 +70,31 @@ static void spread(struct cache *cache)
     free(cache->buckets);
     cache->buckets = buckets;
     cache->bucket_count = count;
-    for (struct unit *unit = cache->newest; unit != NULL; unit = unit->older) {
-        struct unit **bucket = bucket_of(cache, unit->layer, unit->index);
-        unit->chain = *bucket;
-        *bucket = unit;
+    for (size_t proven = 0; proven < 2; proven++) {
+        for (struct unit *unit = cache->orders[proven].newest; unit != NULL; unit = unit->older) {
+            struct unit **bucket = bucket_of(cache, unit->layer, unit->index);
+            unit->chain = *bucket;
+            *bucket = unit;
+        }
     }
+}
+
+uint64_t cache_bytes(const struct cache *cache)
+{
+    return cache->orders[0].bytes + cache->orders[1].bytes;
+}
+
+/* The unit that goes first: the oldest of those that are not proven, if there are any. */
+static struct unit *next_victim(const struct cache *cache)
+{
+    return cache->orders[0].oldest != NULL ? cache->orders[0].oldest : cache->orders[1].oldest;
 }
 
 static void insert(struct cache *cache, struct unit *unit)
 {
     struct unit *old = find(cache, unit->layer, unit->index);
+    bool proven = old != NULL && old->proven;
+    unit->born = old != NULL ? old->born : cache->clock++;
     if (old != NULL) {
         drop(cache, old);
     }
@@ -142,11 +104,28 @@ static void insert(struct cache *cache, struct unit *unit)
     struct unit **bucket = bucket_of(cache, unit->layer, unit->index);
     unit->chain = *bucket;
     *bucket = unit;
-    become_newest(cache, unit);
-    cache->bytes += unit_bytes(unit);
+    become_newest(cache, unit, proven);
     cache->unit_count++;
-    while (cache->bytes > cache->limit && cache->unit_count > cache->least_units) {
-        drop(cache, cache->oldest);
+    while (cache_bytes(cache) > cache->limit && cache->unit_count > cache->least_units) {
+        drop(cache, next_victim(cache));
+    }
+}
+
+/* A unit was wanted. */
+static void touch(struct cache *cache, struct unit *unit)
+{
+    bool proven = unit->proven || cache->clock - unit->born > PROVEN_AGE;
+    if (unit == cache->orders[proven].newest) {
+        return;
+    }
+    leave_order(cache, unit);
+    become_newest(cache, unit, proven);
+    struct unit_order *order = &cache->orders[1];
+    while (order->bytes > cache->limit / 8 * PROVEN_SHARE && order->oldest != unit) {
+        struct unit *fallen = order->oldest;
+        leave_order(cache, fallen);
+        fallen->born = cache->clock;
+        become_newest(cache, fallen, false);
     }
 }
 
@@ -163,26 +142,11 @@ int cache_init(struct cache *cache, uint64_t limit)
 
 void cache_destroy(struct cache *cache)
 {
-    while (cache->oldest != NULL) {
-        drop(cache, cache->oldest);
+    while (cache->unit_count > 0) {
+        drop(cache, next_victim(cache));
     }
     free(cache->buckets);
     pthread_mutex_destroy(&cache->mutex);
-}
-
-/* The last run that starts at or before `inner`. */
-static uint32_t search(const struct unit *unit, uint64_t inner)
-{
-    uint32_t low = 0, high = unit->count;
-    while (high - low > 1) {
-        uint32_t middle = low + (high - low) / 2;
-        if (run_start(&unit->runs[middle]) <= inner) {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
 }
 
 size_t cache_lookup(struct cache *cache, uint32_t layer, uint64_t map_unit, uint64_t offset, uint64_t length,
@@ -195,51 +159,22 @@ size_t cache_lookup(struct cache *cache, uint32_t layer, uint64_t map_unit, uint
     struct unit *unit = find(cache, layer, offset / map_unit);
     if (unit == NULL || inner >= unit->length) {
         cache->misses++;
-        pthread_mutex_unlock(&cache->mutex);
-        return 0;
-    }
-    cache->hits++;
-    if (unit != cache->newest) {
-        leave_order(cache, unit);
-        become_newest(cache, unit);
-    }
-    uint64_t base = offset - inner;
-    uint64_t stop = minimum(inner + length, unit->length);
-    for (uint32_t i = search(unit, inner); inner < stop && found < capacity; i++) {
-        uint64_t end = minimum(stop, i + 1 < unit->count ? run_start(&unit->runs[i + 1]) : unit->length);
-        unpack(&unit->runs[i], base + inner, end - inner, inner - run_start(&unit->runs[i]), &runs[found++]);
-        inner = end;
+    } else {
+        cache->hits++;
+        touch(cache, unit);
+        found = unit_lookup(unit, offset - inner, inner, minimum(inner + length, unit->length), runs, capacity);
     }
     pthread_mutex_unlock(&cache->mutex);
     return found;
 }
 
-static bool joins(const tapfs_extent *left, const tapfs_extent *right)
+static void free_chain(struct unit *unit)
 {
-    if (left->kind != right->kind || left->kind == TAPFS_COMPRESSED) {
-        return false;
+    while (unit != NULL) {
+        struct unit *next = unit->chain;
+        free(unit);
+        unit = next;
     }
-    return left->kind != TAPFS_DATA ||
-           (left->file == right->file && (left->in_place != 0) == (right->in_place != 0) &&
-            left->host_offset + left->length == right->host_offset);
-}
-
-/* The runs of [start, stop) from extents[first] on, merged; counted only when `runs` is NULL. */
-static uint32_t pack_unit(const tapfs_extent *extents, size_t count, size_t first, uint64_t start, uint64_t stop,
-                          struct packed_run *runs)
-{
-    uint32_t packed = 0;
-    for (size_t i = first; i < count && extents[i].offset < stop; i++) {
-        if (i > first && joins(&extents[i - 1], &extents[i])) {
-            continue;
-        }
-        uint64_t at = maximum(extents[i].offset, start);
-        if (runs != NULL) {
-            runs[packed] = pack(&extents[i], at - start, at - extents[i].offset);
-        }
-        packed++;
-    }
-    return packed;
 }
 
 int cache_install(struct cache *cache, uint32_t layer, uint64_t map_unit, uint64_t virtual_size,
@@ -251,24 +186,11 @@ int cache_install(struct cache *cache, uint32_t layer, uint64_t map_unit, uint64
 
     for (uint64_t start = extents[0].offset; start < end; start += map_unit) {
         uint64_t stop = minimum(start + map_unit, end);
-        while (extents[first].offset + extents[first].length <= start) {
-            first++;
-        }
-        uint32_t runs = pack_unit(extents, count, first, start, stop, NULL);
-        struct unit *unit = malloc(sizeof *unit + runs * sizeof unit->runs[0]);
+        struct unit *unit = unit_of_extents(layer, start / map_unit, extents, count, &first, start, stop);
         if (unit == NULL) {
-            while (built != NULL) {
-                struct unit *next = built->chain;
-                free(built);
-                built = next;
-            }
+            free_chain(built);
             return -ENOMEM;
         }
-        pack_unit(extents, count, first, start, stop, unit->runs);
-        unit->index = start / map_unit;
-        unit->layer = layer;
-        unit->length = (uint32_t)(stop - start);
-        unit->count = runs;
         unit->chain = built;
         built = unit;
     }
@@ -282,106 +204,46 @@ int cache_install(struct cache *cache, uint32_t layer, uint64_t map_unit, uint64
     return 0;
 }
 
-/* The runs of a unit with those of [start, stop) replaced by `extents`, which cover that; their number. */
-static size_t splice_runs(const struct unit *unit, uint64_t base, const tapfs_extent *extents, size_t count,
-                          uint64_t start, uint64_t stop, tapfs_extent *runs)
+void cache_insert(struct cache *cache, struct unit *unit)
 {
-    uint64_t unit_end = base + unit->length;
-    size_t spliced = 0;
-
-    for (uint32_t i = 0; i < unit->count; i++) {
-        uint64_t from = base + run_start(&unit->runs[i]);
-        uint64_t to = i + 1 < unit->count ? base + run_start(&unit->runs[i + 1]) : unit_end;
-        if (from < start) {
-            unpack(&unit->runs[i], from, minimum(to, start) - from, 0, &runs[spliced++]);
-        }
-        if (from <= start && start < to) {
-            for (size_t j = 0; j < count; j++) {
-                uint64_t first = maximum(extents[j].offset, start);
-                uint64_t last = minimum(extents[j].offset + extents[j].length, stop);
-                if (first < last) {
-                    runs[spliced] = extents[j];
-                    runs[spliced].offset = first;
-                    runs[spliced].length = last - first;
-                    runs[spliced++].host_offset += extents[j].kind == TAPFS_DATA ? first - extents[j].offset : 0;
-                }
-            }
-        }
-        if (to > stop) {
-            uint64_t rest = maximum(from, stop);
-            unpack(&unit->runs[i], rest, to - rest, rest - from, &runs[spliced++]);
-        }
-    }
-    return spliced;
-}
-
-static struct unit *patched(const struct unit *unit, uint64_t base, const tapfs_extent *extents, size_t count)
-{
-    uint64_t unit_end = base + unit->length;
-    uint64_t start = maximum(extents[0].offset, base);
-    uint64_t stop = minimum(extents[count - 1].offset + extents[count - 1].length, unit_end);
-    struct unit *result = NULL;
-    tapfs_extent *runs = malloc((unit->count + count + 2) * sizeof *runs);
-
-    if (runs != NULL) {
-        size_t spliced = splice_runs(unit, base, extents, count, start, stop, runs);
-        uint32_t packed = pack_unit(runs, spliced, 0, base, unit_end, NULL);
-        result = malloc(sizeof *result + packed * sizeof result->runs[0]);
-        if (result != NULL) {
-            pack_unit(runs, spliced, 0, base, unit_end, result->runs);
-            result->index = unit->index;
-            result->layer = unit->layer;
-            result->length = unit->length;
-            result->count = packed;
-        }
-        free(runs);
-    }
-    return result;
+    insert(cache, unit);
 }
 
 void cache_patch(struct cache *cache, uint32_t layer, uint64_t map_unit, const tapfs_extent *extents, size_t count)
 {
     uint64_t end = extents[count - 1].offset + extents[count - 1].length;
 
-    pthread_mutex_lock(&cache->mutex);
     for (uint64_t base = round_down(extents[0].offset, map_unit); base < end; base += map_unit) {
         struct unit *unit = find(cache, layer, base / map_unit);
         if (unit == NULL) {
             continue;
         }
-        struct unit *fresh = patched(unit, base, extents, count);
+        struct unit *fresh = unit_patched(unit, base, extents, count);
         if (fresh != NULL) {
             insert(cache, fresh);
         } else {
             drop(cache, unit); /* without memory it is asked for again */
         }
     }
-    pthread_mutex_unlock(&cache->mutex);
 }
 
-void cache_forget(struct cache *cache, uint32_t layer, uint64_t map_unit, uint64_t offset, uint64_t length)
+void cache_forget(struct cache *cache, uint32_t layer, uint64_t first, uint64_t last)
 {
-    if (length == 0) {
+    if (last - first >= cache->unit_count) {
+        for (size_t proven = 0; proven < 2; proven++) {
+            for (struct unit *unit = cache->orders[proven].newest, *next; unit != NULL; unit = next) {
+                next = unit->older;
+                if (unit->layer == layer && unit->index >= first && unit->index <= last) {
+                    drop(cache, unit);
+                }
+            }
+        }
         return;
     }
-    uint64_t first = offset / map_unit;
-    uint64_t last = (length > UINT64_MAX - offset ? UINT64_MAX : offset + length - 1) / map_unit;
-
-    pthread_mutex_lock(&cache->mutex);
-    if (last - first >= cache->unit_count) {
-        for (struct unit *unit = cache->newest, *next; unit != NULL; unit = next) {
-            next = unit->older;
-            if (unit->layer == layer && unit->index >= first && unit->index <= last) {
-                drop(cache, unit);
-            }
-        }
-    } else {
-        for (uint64_t index = first; index <= last; index++) {
-            struct unit *unit = find(cache, layer, index);
-            if (unit != NULL) {
-                drop(cache, unit);
-            }
+    for (uint64_t index = first; index <= last; index++) {
+        struct unit *unit = find(cache, layer, index);
+        if (unit != NULL) {
+            drop(cache, unit);
         }
     }
-    pthread_mutex_unlock(&cache->mutex);
 }

@@ -35,6 +35,7 @@ static void layer_free(struct layer *layer)
         host_file_free(layer->files[i]);
     }
     free(layer->files);
+    table_free(layer->table);
     cipher_free(layer->cipher);
     OPENSSL_cleanse(layer->geometry.key, sizeof layer->geometry.key);
     free(layer);
@@ -191,16 +192,27 @@ int tapfs_disk_patch(tapfs_disk *disk, uint32_t index, const tapfs_extent *exten
     if (end % layer->geometry.granule != 0) {
         return -EINVAL;
     }
-    cache_patch(&disk->cache, index, layer->geometry.map_unit, extents, count);
+    uint64_t map_unit = layer->geometry.map_unit;
+    pthread_mutex_lock(&disk->cache.mutex);
+    table_changed(layer->table, extents[0].offset / map_unit, (end - 1) / map_unit);
+    cache_patch(&disk->cache, index, map_unit, extents, count);
+    pthread_mutex_unlock(&disk->cache.mutex);
     return 0;
 }
 
 void tapfs_disk_forget(tapfs_disk *disk, uint32_t index, uint64_t offset, uint64_t length)
 {
     const struct layer *layer = disk_layer(disk, index);
-    if (layer != NULL && !layer->geometry.identity) {
-        cache_forget(&disk->cache, index, layer->geometry.map_unit, offset, length);
+    if (layer == NULL || layer->geometry.identity || length == 0) {
+        return;
     }
+    uint64_t first = offset / layer->geometry.map_unit;
+    uint64_t last = (length > UINT64_MAX - offset ? UINT64_MAX : offset + length - 1) / layer->geometry.map_unit;
+
+    pthread_mutex_lock(&disk->cache.mutex);
+    table_changed(layer->table, first, last);
+    cache_forget(&disk->cache, index, first, last);
+    pthread_mutex_unlock(&disk->cache.mutex);
 }
 
 void tapfs_disk_statistics(tapfs_disk *disk, tapfs_statistics *statistics)
@@ -208,7 +220,8 @@ void tapfs_disk_statistics(tapfs_disk *disk, tapfs_statistics *statistics)
     pthread_mutex_lock(&disk->cache.mutex);
     statistics->cache_hits = disk->cache.hits;
     statistics->cache_misses = disk->cache.misses;
-    statistics->cache_bytes = disk->cache.bytes;
+    statistics->cache_fills = disk->cache.filled;
+    statistics->cache_bytes = cache_bytes(&disk->cache);
     pthread_mutex_unlock(&disk->cache.mutex);
     statistics->bytes_read = atomic_load(&disk->bytes_read);
     statistics->bytes_written = atomic_load(&disk->bytes_written);

@@ -60,6 +60,18 @@ typedef struct {
     uint16_t reserved;
 } tapfs_extent;
 
+/* A run of the disk and the layer that gives it. tapfs.disk.chain_map.MappedExtent */
+typedef struct {
+    uint64_t offset;
+    uint64_t length;
+    uint64_t host_offset; /* where the bytes stand as they are read, or the hole is; only if placed */
+    uint32_t layer;
+    uint32_t file;
+    uint8_t kind;
+    uint8_t placed;
+    uint16_t reserved[3];
+} tapfs_mapped;
+
 typedef struct {
     uint64_t offset;
     uint64_t length;
@@ -92,9 +104,52 @@ typedef struct {
     uint8_t key[16];       /* with a cipher */
 } tapfs_layer;
 
+/* An entry whose bits under `mask` are `value` is of this kind. tapfs.tables.Rule */
+typedef struct {
+    uint64_t mask;
+    uint64_t value;
+    uint64_t kind;
+} tapfs_table_rule;
+
+/* How the entries of a layer's tables are laid out: one for each granule of a map unit. tapfs.tables.TableLayout */
+typedef struct {
+    uint32_t entry_bytes; /* 4 or 8 */
+    uint8_t big_endian;
+    uint8_t absent_kind;  /* of a unit that has no table: ZERO or UNALLOCATED */
+    uint8_t place_shift;
+    uint8_t packed_length_shift;
+    uint32_t rule_count;
+    tapfs_table_rule rules[8]; /* the first that fits decides; without one an entry is DATA */
+    uint32_t table_file;
+    uint32_t data_file;
+    uint64_t host_size;       /* no table, payload or beginning of data lies at or past it; see tapfs_disk_set_places */
+    uint64_t least_place;     /* no table, payload or data begins before it */
+    uint64_t table_alignment; /* of the places of tables */
+    /* DATA: at ((entry & place_mask) << place_shift) + place_add, writable in place if (entry & in_place_mask) is
+     * in_place_value, impossible if a bit of zero_mask is set. */
+    uint64_t place_mask;
+    uint64_t place_add;
+    uint64_t place_alignment;
+    uint64_t in_place_mask;
+    uint64_t in_place_value;
+    uint64_t zero_mask;
+    /* COMPRESSED: at (entry & packed_place_mask); the bytes are the field, or with packed_sector_bytes the rest of as
+     * many sectors as the field says, and one. */
+    uint64_t packed_place_mask;
+    uint64_t packed_length_mask;
+    uint64_t packed_sector_bytes;
+    uint64_t reserved_start[2]; /* ranges of metadata that no table, payload or data touches */
+    uint64_t reserved_end[2];
+} tapfs_table;
+
+/* Places of tables that are none. tapfs.tables */
+#define TAPFS_TABLE_ABSENT 0
+#define TAPFS_TABLE_ASK 18446744073709551615u
+
 typedef struct {
     uint64_t cache_hits;
     uint64_t cache_misses;
+    uint64_t cache_fills; /* units that were read from the format's tables, without their owner */
     uint64_t cache_bytes;
     uint64_t bytes_read;
     uint64_t bytes_written;
@@ -141,9 +196,31 @@ int tapfs_disk_patch(tapfs_disk *disk, uint32_t layer, const tapfs_extent *exten
 /* Drop the units that touch the range from the cache. */
 void tapfs_disk_forget(tapfs_disk *disk, uint32_t layer, uint64_t offset, uint64_t length);
 
+/*
+ * Have the engine read the maps of a layer from its tables: the place of each map unit's table is a host offset,
+ * TAPFS_TABLE_ABSENT (the unit is of absent_kind) or TAPFS_TABLE_ASK (its owner knows more than the disk). An entry
+ * that the layout does not allow makes its unit a MISS, so the owner says what is wrong with it.
+ * 0 or -errno (-EINVAL: the layout breaks a rule). Not while requests run.
+ */
+int tapfs_disk_set_tables(tapfs_disk *disk, uint32_t layer, const tapfs_table *layout, const uint64_t *places,
+                          size_t count);
+/*
+ * The places of the tables of units [first, first + count) from now on. Patching and forgetting make a place ASK; the
+ * owner sets it again once the table is durable and says the same. `host_size` replaces the layout's.
+ */
+int tapfs_disk_set_places(tapfs_disk *disk, uint32_t layer, uint64_t first, const uint64_t *places, size_t count,
+                          uint64_t host_size);
+
 /* Read from the top of the chain. Past a shorter backing layer there are zeros. */
 void tapfs_read(tapfs_disk *disk, void *buffer, uint64_t offset, uint64_t length, uint32_t flags,
                 tapfs_outcome *outcome);
+
+/*
+ * The map of the chain as at most `capacity` runs, merged; holes of raw files are ZERO. It ends early (DONE with `done`
+ * below `length`) where there is no more room or after so many looks at the map, and with a MISS. The number of runs.
+ */
+size_t tapfs_map(tapfs_disk *disk, uint64_t offset, uint64_t length, uint64_t lookups, tapfs_mapped *runs,
+                 size_t capacity, tapfs_outcome *outcome);
 
 /*
  * Write in place, as far as the map allows: `done` counts the finished prefix, RESERVE names the

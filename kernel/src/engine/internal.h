@@ -18,17 +18,23 @@
 
 struct unit;
 
+struct unit_order {
+    struct unit *newest, *oldest;
+    uint64_t bytes;
+};
+
 struct cache {
     pthread_mutex_t mutex;
     struct unit **buckets;
     size_t bucket_count;
     size_t unit_count;
     size_t least_units; /* kept whatever they weigh, so that a retry makes progress */
-    uint64_t bytes;
     uint64_t limit;
+    uint64_t clock; /* units that were inserted */
     uint64_t hits;
     uint64_t misses;
-    struct unit *newest, *oldest;
+    uint64_t filled;             /* units that were read from the format's tables here */
+    struct unit_order orders[2]; /* by last use: not proven, proven */
 };
 
 TAPFS_INTERNAL int cache_init(struct cache *cache, uint64_t limit);
@@ -42,14 +48,40 @@ TAPFS_INTERNAL size_t cache_lookup(struct cache *cache, uint32_t layer, uint64_t
 /* The extents have been checked. 0 or -ENOMEM. */
 TAPFS_INTERNAL int cache_install(struct cache *cache, uint32_t layer, uint64_t map_unit, uint64_t virtual_size,
                                  const tapfs_extent *extents, size_t count);
+TAPFS_INTERNAL uint64_t cache_bytes(const struct cache *cache);
+/* The next three are called with the mutex held. Take a unit over, in place of the one that was there. */
+TAPFS_INTERNAL void cache_insert(struct cache *cache, struct unit *unit);
 /* Replace the map of the range of the (checked) extents in the units that are cached. */
 TAPFS_INTERNAL void cache_patch(struct cache *cache, uint32_t layer, uint64_t map_unit, const tapfs_extent *extents,
                                 size_t count);
-TAPFS_INTERNAL void cache_forget(struct cache *cache, uint32_t layer, uint64_t map_unit, uint64_t offset,
-                                 uint64_t length);
+/* Drop the units [first, last]. */
+TAPFS_INTERNAL void cache_forget(struct cache *cache, uint32_t layer, uint64_t first, uint64_t last);
 /* The largest values that a packed COMPRESSED run holds. */
 #define COMPRESSED_LENGTH_MAX ((1u << 22) - 1)
 #define COMPRESSED_FILE_MAX ((1u << 10) - 1)
+
+/* ---- engine/tables.c: maps read from the tables of the format */
+
+struct table;
+
+TAPFS_INTERNAL void table_free(struct table *table);
+/* What the cache has of units [first, last] is about to be changed, with the mutex of the cache held: their tables are
+ * not read again before the owner says where they are. */
+TAPFS_INTERNAL void table_changed(struct table *table, uint64_t first, uint64_t last);
+/* Read the table of a unit, and perhaps those of its neighbours, into the cache: MAP_FOUND, or as map_lookup. */
+TAPFS_INTERNAL int table_fill(tapfs_disk *disk, uint32_t layer, uint64_t unit, bool nowait);
+
+/* ---- engine/map.c: one layer's map, from the cache or the tables */
+
+enum { MAP_FOUND, MAP_MISSING, MAP_WOULD_BLOCK };
+
+/*
+ * The runs of [offset, offset + length) of a layer without identity, as far as the map unit of `offset` and `capacity`
+ * go, clipped to the range (a COMPRESSED run keeps its payload). MISSING: the owner is to be asked. WOULD_BLOCK, with
+ * `nowait` only: a table is not in the host's memory.
+ */
+TAPFS_INTERNAL int map_lookup(tapfs_disk *disk, uint32_t layer, uint64_t offset, uint64_t length, bool nowait,
+                              tapfs_extent *runs, size_t capacity, size_t *count);
 
 /* ---- engine/cipher.c. In place; whole sectors; 0 or an errno. */
 
@@ -101,6 +133,7 @@ struct layer {
     struct host_file **files;
     uint32_t file_count;
     struct cipher *cipher;
+    struct table *table; /* NULL: the map of every unit is the owner's to give */
 };
 
 struct tapfs_disk {

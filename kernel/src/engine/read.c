@@ -142,14 +142,15 @@ static int run_read(struct request *request, uint32_t index, const tapfs_extent 
 /* A run waits in `pending` until one comes that does not continue it, across map units too. */
 static int mapped_read(struct request *request, uint32_t index, uint8_t *buffer, uint64_t offset, uint64_t length)
 {
-    const tapfs_layer *geometry = &request->disk->layers[index]->geometry;
     tapfs_extent runs[RUNS_AT_ONCE];
     tapfs_extent pending = {.length = 0};
     uint64_t end = offset + length, at = offset;
 
+    int found = MAP_FOUND;
+
     while (at < end) {
-        size_t count =
-            cache_lookup(&request->disk->cache, index, geometry->map_unit, at, end - at, runs, RUNS_AT_ONCE);
+        size_t count = 0;
+        found = map_lookup(request->disk, index, at, end - at, request->nowait, runs, RUNS_AT_ONCE, &count);
         for (size_t i = 0; i < count; i++) {
             if (continues(&pending, &runs[i])) {
                 pending.length += runs[i].length;
@@ -168,7 +169,8 @@ static int mapped_read(struct request *request, uint32_t index, uint8_t *buffer,
     if (pending.length > 0 && run_read(request, index, &pending, buffer + (pending.offset - offset)) != 0) {
         return -1;
     }
-    return at == end ? 0 : request_stop(request, TAPFS_MISS, index, at, end - at);
+    return at == end ? 0
+                     : request_stop(request, found == MAP_MISSING ? TAPFS_MISS : TAPFS_AGAIN, index, at, end - at);
 }
 
 int layer_read(struct request *request, uint32_t index, uint8_t *buffer, uint64_t offset, uint64_t length)

@@ -66,7 +66,7 @@ static int take_run(struct in_place_write *write, const tapfs_extent *run)
     return 1;
 }
 
-static int write_mapped(struct in_place_write *write, uint64_t map_unit, uint64_t end)
+static int write_mapped(struct in_place_write *write, uint64_t end)
 {
     struct request *request = write->request;
     tapfs_extent runs[RUNS_AT_ONCE];
@@ -74,8 +74,8 @@ static int write_mapped(struct in_place_write *write, uint64_t map_unit, uint64_
     bool known = true;
 
     for (int go_on = 1; at < end && go_on == 1;) {
-        size_t count = cache_lookup(&request->disk->cache, 0, map_unit, at, end - at, runs, RUNS_AT_ONCE);
-        known = count > 0;
+        size_t count = 0;
+        known = map_lookup(request->disk, 0, at, end - at, false, runs, RUNS_AT_ONCE, &count) == MAP_FOUND;
         if (!known) {
             break;
         }
@@ -117,7 +117,7 @@ void tapfs_write(tapfs_disk *disk, const void *buffer, uint64_t offset, uint64_t
         }
     } else {
         struct in_place_write write = {.request = &request, .buffer = buffer, .offset = offset, .gap = UINT64_MAX};
-        write_mapped(&write, layer->geometry.map_unit, offset + length);
+        write_mapped(&write, offset + length);
     }
     outcome->done = request.position - offset;
     atomic_fetch_add(&disk->bytes_written, outcome->done);

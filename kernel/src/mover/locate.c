@@ -44,6 +44,23 @@ static struct run run_of(const struct layer *layer, uint32_t index, const tapfs_
     };
 }
 
+/* The extents at `offset` of a layer without identity. False: the route says why there are none; the engine's own
+ * functions, which may wait, read a table that is not in the host's memory. */
+static bool mapped_runs(tapfs_disk *disk, uint32_t index, uint64_t offset, uint64_t length, tapfs_extent *extents,
+                        size_t capacity, size_t *count, struct route *route)
+{
+    switch (map_lookup(disk, index, offset, length, true, extents, capacity, count)) {
+    case MAP_FOUND:
+        return true;
+    case MAP_MISSING:
+        stop_at(route, TAPFS_MISS, index, offset, length);
+        return false;
+    default:
+        route->by_engine = true;
+        return false;
+    }
+}
+
 /* The run at `offset`, at most `length` long. False: the route says why there is none. */
 static bool find_run(tapfs_disk *disk, uint64_t offset, uint64_t length, struct run *run, struct route *route)
 {
@@ -62,9 +79,11 @@ static bool find_run(tapfs_disk *disk, uint64_t offset, uint64_t length, struct 
         };
         if (geometry->identity) {
             route->by_engine = layer->file_count == 0;
-        } else if (cache_lookup(&disk->cache, index, geometry->map_unit, offset, extent.length, &extent, 1) == 0) {
-            stop_at(route, TAPFS_MISS, index, offset, extent.length);
-            return false;
+        } else {
+            size_t count = 0;
+            if (!mapped_runs(disk, index, offset, extent.length, &extent, 1, &count, route)) {
+                return false;
+            }
         }
         length = extent.length;
         switch (extent.kind) {
@@ -99,11 +118,13 @@ static void locate_mapped_write(tapfs_disk *disk, const struct layer *layer, uin
                                 struct route *route)
 {
     uint64_t at = offset, gap = UINT64_MAX;
-    size_t count = 1;
 
-    while (at < end && count > 0) {
+    while (at < end) {
         tapfs_extent found[EXTENTS_AT_ONCE];
-        count = cache_lookup(&disk->cache, 0, layer->geometry.map_unit, at, end - at, found, EXTENTS_AT_ONCE);
+        size_t count = 0;
+        if (!mapped_runs(disk, 0, at, end - at, found, EXTENTS_AT_ONCE, &count, route)) {
+            break;
+        }
         for (size_t i = 0; i < count; i++) {
             if (found[i].kind != TAPFS_DATA || !found[i].in_place) {
                 gap = minimum(gap, found[i].offset);
@@ -120,9 +141,8 @@ static void locate_mapped_write(tapfs_disk *disk, const struct layer *layer, uin
         }
     }
     if (gap != UINT64_MAX) {
+        route->by_engine = false;
         stop_at(route, TAPFS_RESERVE, 0, gap, at - gap);
-    } else if (at < end) {
-        stop_at(route, TAPFS_MISS, 0, at, end - at);
     }
 }
 

@@ -1,0 +1,267 @@
+/* What is in a cached map unit: packing, looking up, changing. */
+#include <stdlib.h>
+
+#include "engine/unit.h"
+
+#define START_MASK (MAP_UNIT_MAX - 1)
+#define IN_PLACE_BIT (UINT64_C(1) << 63)
+
+static struct packed_run pack(const tapfs_extent *extent, uint64_t start, uint64_t shift)
+{
+    uint64_t detail = extent->kind == TAPFS_COMPRESSED ? extent->host_length | (uint64_t)extent->file << 22
+                      : extent->kind == TAPFS_DATA     ? extent->file
+                                                       : 0;
+    bool placed = extent->kind == TAPFS_DATA || extent->kind == TAPFS_COMPRESSED;
+    uint64_t host = !placed ? 0 : extent->kind == TAPFS_DATA ? extent->host_offset + shift : extent->host_offset;
+    bool in_place = extent->kind == TAPFS_DATA && extent->in_place != 0;
+    return (struct packed_run){
+        .low = start | (uint64_t)extent->kind << 30 | detail << 32,
+        .high = host | (in_place ? IN_PLACE_BIT : 0),
+    };
+}
+
+static uint64_t run_start(const struct packed_run *run)
+{
+    return run->low & START_MASK;
+}
+
+static void unpack(const struct packed_run *run, uint64_t offset, uint64_t length, uint64_t shift,
+                   tapfs_extent *extent)
+{
+    uint64_t kind = run->low >> 30 & 3;
+    uint64_t detail = run->low >> 32;
+    bool compressed = kind == TAPFS_COMPRESSED;
+    *extent = (tapfs_extent){
+        .offset = offset,
+        .length = length,
+        .host_offset = (run->high & ~IN_PLACE_BIT) + (kind == TAPFS_DATA ? shift : 0),
+        .host_length = compressed ? detail & COMPRESSED_LENGTH_MAX : 0,
+        .file = (uint32_t)(compressed ? detail >> 22 : detail),
+        .kind = (uint8_t)kind,
+        .in_place = (run->high & IN_PLACE_BIT) != 0,
+    };
+}
+
+static bool joins(const tapfs_extent *left, const tapfs_extent *right)
+{
+    if (left->kind != right->kind || left->kind == TAPFS_COMPRESSED) {
+        return false;
+    }
+    return left->kind != TAPFS_DATA ||
+           (left->file == right->file && (left->in_place != 0) == (right->in_place != 0) &&
+            left->host_offset + left->length == right->host_offset);
+}
+
+static struct unit *unit_new(const struct table *table, uint32_t layer, uint64_t index, uint32_t length,
+                             uint32_t count)
+{
+    struct unit *unit = malloc(sizeof *unit + (table != NULL ? count : count * sizeof unit->runs[0]));
+    if (unit != NULL) {
+        *unit = (struct unit){.table = table, .layer = layer, .index = index, .length = length, .count = count};
+    }
+    return unit;
+}
+
+struct unit *unit_for_table(const struct table *table, uint32_t layer, uint64_t index, uint32_t length,
+                            uint32_t bytes)
+{
+    return unit_new(table, layer, index, length, bytes);
+}
+
+struct unit *unit_of_kind(uint8_t kind, uint32_t layer, uint64_t index, uint32_t length)
+{
+    struct unit *unit = unit_new(NULL, layer, index, length, 1);
+    if (unit != NULL) {
+        tapfs_extent extent = {.length = length, .kind = kind};
+        unit->runs[0] = pack(&extent, 0, 0);
+    }
+    return unit;
+}
+
+/* The runs of [start, stop) from extents[first] on, merged; counted only when `runs` is NULL. */
+static uint32_t pack_unit(const tapfs_extent *extents, size_t count, size_t first, uint64_t start, uint64_t stop,
+                          struct packed_run *runs)
+{
+    uint32_t packed = 0;
+    for (size_t i = first; i < count && extents[i].offset < stop; i++) {
+        if (i > first && joins(&extents[i - 1], &extents[i])) {
+            continue;
+        }
+        uint64_t at = maximum(extents[i].offset, start);
+        if (runs != NULL) {
+            runs[packed] = pack(&extents[i], at - start, at - extents[i].offset);
+        }
+        packed++;
+    }
+    return packed;
+}
+
+struct unit *unit_of_extents(uint32_t layer, uint64_t index, const tapfs_extent *extents, size_t count, size_t *first,
+                             uint64_t start, uint64_t stop)
+{
+    while (extents[*first].offset + extents[*first].length <= start) {
+        (*first)++;
+    }
+    uint32_t runs = pack_unit(extents, count, *first, start, stop, NULL);
+    struct unit *unit = unit_new(NULL, layer, index, (uint32_t)(stop - start), runs);
+    if (unit != NULL) {
+        pack_unit(extents, count, *first, start, stop, unit->runs);
+    }
+    return unit;
+}
+
+/* ---- looking up */
+
+/* The last run that starts at or before `inner`. */
+static uint32_t search(const struct unit *unit, uint64_t inner)
+{
+    uint32_t low = 0, high = unit->count;
+    while (high - low > 1) {
+        uint32_t middle = low + (high - low) / 2;
+        if (run_start(&unit->runs[middle]) <= inner) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
+static size_t runs_lookup(const struct unit *unit, uint64_t base, uint64_t inner, uint64_t stop, tapfs_extent *runs,
+                          size_t capacity)
+{
+    size_t found = 0;
+    for (uint32_t i = search(unit, inner); inner < stop && found < capacity; i++) {
+        uint64_t end = minimum(stop, i + 1 < unit->count ? run_start(&unit->runs[i + 1]) : unit->length);
+        unpack(&unit->runs[i], base + inner, end - inner, inner - run_start(&unit->runs[i]), &runs[found++]);
+        inner = end;
+    }
+    return found;
+}
+
+static bool entry_continues(const struct table_entry *left, uint64_t distance, const struct table_entry *right)
+{
+    return left->kind == right->kind && left->kind != TAPFS_COMPRESSED && left->in_place == right->in_place &&
+           (left->kind != TAPFS_DATA || left->host_offset + distance == right->host_offset);
+}
+
+static size_t table_lookup(const struct unit *unit, uint64_t base, uint64_t inner, uint64_t stop, tapfs_extent *runs,
+                           size_t capacity)
+{
+    const struct table *table = unit->table;
+    const uint8_t *raw = (const uint8_t *)unit->runs;
+    uint64_t granule = table->granule, index = inner / granule;
+    size_t found = 0;
+
+    while (inner < stop && found < capacity) {
+        struct table_entry entry = table_decode(table, table_word(table, raw, index));
+        uint64_t start = index * granule, end = start + granule;
+        for (index++; end < stop; index++, end += granule) {
+            struct table_entry next = table_decode(table, table_word(table, raw, index));
+            if (!entry_continues(&entry, end - start, &next)) {
+                break;
+            }
+        }
+        end = minimum(end, stop);
+        runs[found++] = (tapfs_extent){
+            .offset = base + inner,
+            .length = end - inner,
+            .host_offset = entry.host_offset + (entry.kind == TAPFS_DATA ? inner - start : 0),
+            .host_length = entry.host_length,
+            .file = entry.kind == TAPFS_DATA || entry.kind == TAPFS_COMPRESSED ? table->layout.data_file : 0,
+            .kind = entry.kind,
+            .in_place = entry.in_place,
+        };
+        inner = end;
+    }
+    return found;
+}
+
+size_t unit_lookup(const struct unit *unit, uint64_t base, uint64_t inner, uint64_t stop, tapfs_extent *runs,
+                   size_t capacity)
+{
+    return unit->table != NULL ? table_lookup(unit, base, inner, stop, runs, capacity)
+                               : runs_lookup(unit, base, inner, stop, runs, capacity);
+}
+
+/* ---- changing */
+
+/* All extents of a unit that begins at `base`, in memory of the caller's; their number, 0 without memory. */
+static size_t all_runs(const struct unit *unit, uint64_t base, tapfs_extent **runs)
+{
+    size_t most = unit->table != NULL ? unit->count / unit->table->layout.entry_bytes : unit->count;
+    *runs = malloc(most * sizeof **runs);
+    return *runs == NULL ? 0 : unit_lookup(unit, base, 0, unit->length, *runs, most);
+}
+
+struct unit *unit_compacted(struct unit *unit)
+{
+    tapfs_extent *extents = NULL;
+    size_t count = all_runs(unit, 0, &extents), first = 0;
+    if (count > 0 && count * sizeof unit->runs[0] < unit->count) {
+        struct unit *smaller = unit_of_extents(unit->layer, unit->index, extents, count, &first, 0, unit->length);
+        if (smaller != NULL) {
+            free(unit);
+            unit = smaller;
+        }
+    }
+    free(extents);
+    return unit;
+}
+
+/* The extents with those of [start, stop) replaced by `changes`, which cover that; their number. */
+static size_t splice(const tapfs_extent *extents, size_t extent_count, const tapfs_extent *changes, size_t count,
+                     uint64_t start, uint64_t stop, tapfs_extent *spliced)
+{
+    size_t total = 0;
+
+    for (size_t i = 0; i < extent_count; i++) {
+        const tapfs_extent *old = &extents[i];
+        uint64_t from = old->offset, to = old->offset + old->length;
+        if (from < start) {
+            spliced[total] = *old;
+            spliced[total++].length = minimum(to, start) - from;
+        }
+        if (from <= start && start < to) {
+            for (size_t j = 0; j < count; j++) {
+                uint64_t first = maximum(changes[j].offset, start);
+                uint64_t last = minimum(changes[j].offset + changes[j].length, stop);
+                if (first < last) {
+                    spliced[total] = changes[j];
+                    spliced[total].offset = first;
+                    spliced[total].length = last - first;
+                    spliced[total++].host_offset += changes[j].kind == TAPFS_DATA ? first - changes[j].offset : 0;
+                }
+            }
+        }
+        if (to > stop) {
+            uint64_t rest = maximum(from, stop);
+            spliced[total] = *old;
+            spliced[total].offset = rest;
+            spliced[total].length = to - rest;
+            spliced[total++].host_offset += old->kind == TAPFS_DATA ? rest - from : 0;
+        }
+    }
+    return total;
+}
+
+struct unit *unit_patched(const struct unit *unit, uint64_t base, const tapfs_extent *extents, size_t count)
+{
+    uint64_t end = base + unit->length;
+    uint64_t start = maximum(extents[0].offset, base);
+    uint64_t stop = minimum(extents[count - 1].offset + extents[count - 1].length, end);
+    tapfs_extent *old = NULL, *spliced = NULL;
+    struct unit *result = NULL;
+    size_t old_count = all_runs(unit, base, &old), first = 0;
+
+    if (old_count > 0) {
+        spliced = malloc((old_count + count + 2) * sizeof *spliced);
+    }
+    if (spliced != NULL) {
+        size_t total = splice(old, old_count, extents, count, start, stop, spliced);
+        result = unit_of_extents(unit->layer, unit->index, spliced, total, &first, base, end);
+    }
+    free(spliced);
+    free(old);
+    return result;
+}

@@ -1,0 +1,61 @@
+"""Tables of a format for the engine: their layout and places, from a driver's description to the engine's structure."""
+
+from __future__ import annotations
+
+import os
+from array import array
+
+from tapfs.errors import from_os_error
+from tapfs.kernel._engine import ffi, lib
+from tapfs.kernel.engine import EngineDisk
+from tapfs.tables import TableLayout
+
+
+def set_tables(disk: EngineDisk, layer: int, layout: TableLayout, places: array[int]) -> None:
+    """Have the engine read the maps of a layer from its tables; `places` are those of all map units, in order.
+
+    Before any request. Raises ImageError(io) for a layout that the engine cannot read.
+    """
+    table = ffi.new("tapfs_table *")
+    for name in (
+        "entry_bytes",
+        "big_endian",
+        "absent_kind",
+        "place_shift",
+        "packed_length_shift",
+        "table_file",
+        "data_file",
+        "host_size",
+        "least_place",
+        "table_alignment",
+        "place_mask",
+        "place_add",
+        "place_alignment",
+        "in_place_mask",
+        "in_place_value",
+        "zero_mask",
+        "packed_place_mask",
+        "packed_length_mask",
+        "packed_sector_bytes",
+    ):
+        setattr(table, name, getattr(layout, name))
+    table.rule_count = len(layout.rules)
+    for index, rule in enumerate(layout.rules):
+        table.rules[index].mask, table.rules[index].value, table.rules[index].kind = rule
+    for index, (start, end) in enumerate(layout.reserved):
+        table.reserved_start[index], table.reserved_end[index] = start, end
+    words = ffi.from_buffer("uint64_t[]", places)
+    _check(lib.tapfs_disk_set_tables(disk.handle, layer, table, words, len(places)), "describe the tables")
+
+
+def set_places(disk: EngineDisk, layer: int, first: int, places: array[int], host_size: int) -> None:
+    """The places of the tables of the map units from `first` on, and the length of the host files, from now on."""
+    words = ffi.from_buffer("uint64_t[]", places)
+    _check(
+        lib.tapfs_disk_set_places(disk.handle, layer, first, words, len(places), host_size), "say where the tables are"
+    )
+
+
+def _check(result: int, op: str) -> None:
+    if result < 0:
+        raise from_os_error(OSError(-result, os.strerror(-result)), path=None, op=op)

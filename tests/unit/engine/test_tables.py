@@ -1,0 +1,194 @@
+"""Units that the engine reads from the tables of a format: kept small, changed, never older than what was written."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+import tapfs
+from tapfs import NewImage
+from tapfs.disk.chain import OpenOptions, open_chain
+from tapfs.disk.image import Image
+from tests.conftest import REPOSITORY
+
+CLUSTER = 512
+UNIT = 64 * CLUSTER
+SIZE = 16 * UNIT
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    image = tmp_path / "a.qcow"
+    tapfs.create_image(str(image), NewImage("qcow", SIZE, options={"cluster_size": str(CLUSTER)}))
+    return image
+
+
+def opened(path: Path, *, cache_bytes: int = 32 << 20, writable: bool = True) -> Image:
+    layers = open_chain(str(path), OpenOptions(writable=writable))
+    return Image(layers, writable=writable, password=None, cache_bytes=cache_bytes)
+
+
+def scattered(path: Path, seed: int = 1) -> dict[int, bytes]:
+    """Every other cluster of the disk written in random order: the numbers of the clusters and their first bytes."""
+    numbers = list(range(0, SIZE // CLUSTER, 2))
+    random.Random(seed).shuffle(numbers)
+    written = {number: number.to_bytes(8, "big") for number in numbers}
+    with opened(path) as disk:
+        for number, start in written.items():
+            disk.write(number * CLUSTER, start)
+    return written
+
+
+def test_a_fragmented_unit_takes_no_more_than_its_table(path: Path) -> None:
+    written = scattered(path)
+    with opened(path, writable=False) as disk:
+        for number, start in written.items():
+            assert disk.read(number * CLUSTER, 8) == start
+        counted = disk.statistics()
+        assert counted.cache_fills == 16
+        assert counted.cache_bytes <= 16 * (CLUSTER + 256)
+
+
+def test_an_empty_or_orderly_unit_takes_a_run(path: Path) -> None:
+    with opened(path) as disk:
+        disk.write(3 * UNIT, bytes([7]) * UNIT)
+    with opened(path, writable=False) as disk:
+        assert disk.read(0, SIZE).count(7) == UNIT
+        counted = disk.statistics()
+        assert counted.cache_fills == 16
+        assert counted.cache_bytes <= 16 * 256
+
+
+def test_writes_change_units_that_are_kept_as_tables(path: Path) -> None:
+    written = scattered(path)
+    choice = random.Random(2)
+    with opened(path) as disk:
+        disk.read(0, SIZE)  # every unit is in the cache, as its table
+        expected = bytearray(disk.read(0, SIZE))
+        for _ in range(300):
+            offset = choice.randrange(SIZE - 3 * CLUSTER)
+            data = choice.randbytes(choice.randrange(1, 3 * CLUSTER))
+            disk.write(offset, data)
+            expected[offset : offset + len(data)] = data
+        assert disk.read(0, SIZE) == expected
+        disk.discard(5 * UNIT, 2 * UNIT)
+        expected[5 * UNIT : 7 * UNIT] = bytes(2 * UNIT)
+        assert disk.read(0, SIZE) == expected
+        disk.flush()
+        assert disk.read(0, SIZE) == expected
+    assert len(written) == SIZE // CLUSTER // 2
+    with opened(path, writable=False) as disk:
+        assert disk.read(0, SIZE) == expected
+
+
+def test_after_a_flush_the_engine_reads_the_tables_again(path: Path) -> None:
+    scattered(path)
+    with opened(path, cache_bytes=0) as disk:  # a few units stay, the rest is read each time
+        for unit in range(16):
+            disk.write(unit * UNIT + CLUSTER, b"new")
+        disk.flush()
+        before = disk.statistics().cache_fills
+        for unit in range(16):
+            assert disk.read(unit * UNIT + CLUSTER, 3) == b"new"
+        assert disk.statistics().cache_fills >= before + 8
+
+
+def test_a_failed_flush_leaves_changed_tables_to_the_driver(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scattered(path)
+    with opened(path, cache_bytes=0) as disk:
+        for unit in range(16):
+            disk.write(unit * UNIT + CLUSTER, b"new")
+        engine = disk.engine_disk
+        with monkeypatch.context() as failing:
+            failing.setattr(type(engine), "execute", lambda *_: (_ for _ in ()).throw(OSError("no")))
+            with pytest.raises(OSError, match="no"):
+                disk.flush()
+        for unit in range(16):
+            assert disk.read(unit * UNIT + CLUSTER, 3) == b"new"
+
+
+def test_a_filled_stream_is_read_as_it_was_filled(path: Path) -> None:
+    with opened(path) as disk:
+        assert disk.read(0, UNIT) == bytes(UNIT)  # the engine has seen that there is no table
+        writer = disk.stream_writer()
+        writer.write_plain(CLUSTER, b"s" * CLUSTER)
+        writer.finish()
+        assert disk.read(CLUSTER, CLUSTER) == b"s" * CLUSTER
+
+
+def test_a_unit_in_use_outlives_a_scan(path: Path) -> None:
+    """The working set is proven by being wanted again; a scan of everything does not push it out."""
+    scattered(path)
+    units = 6
+    with opened(path, writable=False, cache_bytes=(units + 8) * (CLUSTER + 256)) as disk:
+        for _ in range(3):
+            for unit in range(16):
+                for wanted in range(units):
+                    disk.read(wanted * UNIT, 8)
+                disk.read(unit * UNIT, CLUSTER)
+        misses = disk.statistics().cache_misses
+        for unit in range(units, 16):
+            disk.read(unit * UNIT, UNIT)
+        scan = disk.statistics().cache_misses - misses
+        for wanted in range(units):
+            disk.read(wanted * UNIT, 8)
+        assert disk.statistics().cache_misses - misses == scan
+
+
+def test_nobody_reads_a_map_from_before_a_write_that_was_acknowledged(path: Path) -> None:
+    """Readers that read tables beside a writer that moves clusters and flushes: the number read never goes back."""
+    scattered(path)
+    clusters = [unit * 64 + 1 for unit in range(16)]
+    acknowledged = dict.fromkeys(clusters, 0)
+    problems: list[str] = []
+    stop = threading.Event()
+
+    def read(seed: int, disk: Image) -> None:
+        choice = random.Random(seed)
+        buffer = bytearray(8)
+        while not stop.is_set() and not problems:
+            cluster = choice.choice(clusters)
+            least = acknowledged[cluster]
+            disk.read_into(cluster * CLUSTER, buffer)
+            found = int.from_bytes(buffer, "big")
+            if found < least:
+                problems.append(f"cluster {cluster}: read {found} after {least} had been written")
+
+    with opened(path, cache_bytes=0) as disk:
+        for cluster in clusters:
+            disk.write(cluster * CLUSTER, bytes(8))
+        threads = [threading.Thread(target=read, args=(seed, disk)) for seed in range(3)]
+        for thread in threads:
+            thread.start()
+        choice = random.Random(9)
+        for number in range(1, 1500):
+            cluster = choice.choice(clusters)
+            # A neighbour moves too: the old place of what is given back is used again after the flush.
+            disk.discard((cluster + 2) * CLUSTER, CLUSTER)
+            disk.write((cluster + 2) * CLUSTER, b"\xff" * CLUSTER)
+            disk.write(cluster * CLUSTER, number.to_bytes(8, "big"))
+            acknowledged[cluster] = number
+            if number % 7 == 0:
+                disk.flush()
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert problems == []
+
+
+@pytest.mark.parametrize("change", ["patched", "forgotten", "not flushed"])
+def test_a_table_that_changes_while_it_is_read(tmp_path: Path, change: str) -> None:
+    """The bytes from before are in hand when the unit is committed to and flushed, every time: --wrap=pread."""
+    program = tmp_path / "table_race"
+    sources = REPOSITORY / "kernel/src"
+    engine = sorted(source for folder in ("engine", "host") for source in (sources / folder).glob("*.c"))
+    command = ["gcc", "-D_GNU_SOURCE", "-std=gnu11", "-O1", "-g", "-fsanitize=address,undefined", "-Wl,--wrap=pread"]
+    command += ["-o", str(program), str(REPOSITORY / "tests/native/table_race.c"), f"-I{sources}", *map(str, engine)]
+    subprocess.run([*command, "-ldeflate", "-lcrypto", "-lz", "-lpthread"], check=True)
+    number = ["patched", "forgotten", "not flushed"].index(change)
+    done = subprocess.run([program, tmp_path / "file", str(number)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
