@@ -112,6 +112,8 @@ class ServedChain:
 
         files = [[file.path for file in layer.files] for layer in self.layers]
         for block in map_blocks(self.engine, offset, end, self.supply_map):
+            # A hole that the block tells of may be what somebody has cut off.
+            self._require_whole()
             yield from mapped_extents(block, files)
 
     def _engine_maps(self) -> bool:
@@ -165,10 +167,14 @@ class ServedChain:
             if _describe_tables(engine, depth, layer):
                 self._tabled.add(depth)
         # The engine knows a file from now on only. What was lost since the drivers saw it is found here.
+        self._require_whole()
+        return engine
+
+    def _require_whole(self) -> None:
+        """Raise ImageError if a file of the chain has become shorter than it was."""
         for layer in self.layers:
             for file in layer.files:
                 file.require_whole()
-        return engine
 
     def tables_flushed(self, touched: Iterable[tuple[int, int]]) -> None:
         """Have the engine read the tables of these map units of the top layer again, as far as they are durable.
