@@ -6,15 +6,18 @@ They write the layout that the blktap drivers read, and they say by their exit c
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
 from tapfs.cli.guard import guarded
 from tapfs.cli.parser import Parser, UsageError, format_argument
+from tapfs.disk.password import PASSWORD_VARIABLE
 from tapfs.errors import ErrorKind, ImageError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
 
     from tapfs.disk.image import Image
     from tapfs.jobs.create import NewImage
@@ -27,17 +30,29 @@ _DESTINATION_FIRST = "Note the order: the DESTINATION comes first."
 
 def qcow_create(argv: list[str] | None = None) -> int:
     """``qcow-create [-r] [-f FORMAT] SIZE_MB FILE [BACKING]``."""
-    return guarded("qcow-create", lambda: _qcow_create(_words(argv)))
+    return guarded("qcow-create", lambda: _advised(_qcow_create, _words(argv)))
 
 
 def img2qcow(argv: list[str] | None = None) -> int:
     """``img2qcow DEST SRC``."""
-    return guarded("img2qcow", lambda: _img2qcow(_words(argv)))
+    return guarded("img2qcow", lambda: _advised(_img2qcow, _words(argv)))
 
 
 def qcow2raw(argv: list[str] | None = None) -> int:
     """``qcow2raw DEST SRC``."""
-    return guarded("qcow2raw", lambda: _qcow2raw(_words(argv)))
+    return guarded("qcow2raw", lambda: _advised(_qcow2raw, _words(argv)))
+
+
+def _advised(tool: Callable[[list[str]], int], words: list[str]) -> int:
+    """Run a tool; what an error advises names no option that these tools do not have."""
+    try:
+        return tool(words)
+    except ImageError as error:
+        if error.op == "unlock":
+            error.remedy = f"set {PASSWORD_VARIABLE}"
+        elif error.neutral_remedy is not None and "{" in error.neutral_remedy:
+            error.remedy = f"with tapfs convert: {error.remedy}"
+        raise
 
 
 def _words(argv: list[str] | None) -> list[str]:
@@ -66,7 +81,9 @@ def _qcow_create(words: list[str]) -> int:
     from tapfs.jobs.create import NewImage, create_image
 
     options = (_BLKTAP if arguments.format == "qcow" else {}) | ({"reserve": "on"} if arguments.r else {})
-    new = NewImage(format=arguments.format, size=int(arguments.size) << 20, backing=arguments.backing, options=options)
+    # The original wrote the real path of the parent into the image, so a relative name may be given.
+    backing = None if arguments.backing is None else os.path.realpath(arguments.backing)
+    new = NewImage(format=arguments.format, size=int(arguments.size) << 20, backing=backing, options=options)
     try:
         create_image(arguments.image, new)
     except ImageError as error:

@@ -34,7 +34,8 @@ def format_named(name: str) -> Format:
     module = _MODULES.get(name)
     if module is not None:
         return cast("Format", importlib.import_module(module).FORMAT)
-    found = _others().get(name)
+    others = _others()
+    found = others.get(name) or next((others[other] for other in others if other.lower() == name.lower()), None)
     if found is None:
         raise ImageError(
             ErrorKind.UNSUPPORTED,

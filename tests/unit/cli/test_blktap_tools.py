@@ -163,3 +163,43 @@ def test_help_says_the_order(function: str) -> None:
     else:
         assert "DEST SRC" in done.stdout
         assert "the DESTINATION comes first" in done.stdout
+
+
+def test_a_relative_parent_is_written_by_its_real_path(
+    tapfs: Run, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "link.raw").symlink_to(sample)
+    monkeypatch.chdir(tmp_path)
+    assert _run(blktap_tools.qcow_create, 4, "images/a.qcow", "link.raw") == 0
+    assert Path("images/a.qcow").read_bytes()[64:].startswith(os.fsencode(sample))
+    ran = tapfs("compare", "-f", "raw", sample, "--second-backing-format", "raw", "images/a.qcow")
+    assert ran == (0, "Images are identical but for their sizes.\n", "")
+
+
+def test_advice_names_no_option_that_they_lack(
+    tapfs: Run, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TAPFS_PASSWORD", raising=False)
+    image, base, locked = tmp_path / "a.qcow", tmp_path / "base.qcow", tmp_path / "locked.qcow"
+    key = tmp_path / "key"
+    key.write_text("x\n")
+    assert tapfs("create", "-f", "qcow", "--encrypt", "--key-file", key, locked, "1M").code == 0
+    monkeypatch.setattr("os.open", _without_terminal(os.open))
+    assert _run(blktap_tools.qcow2raw, tmp_path / "b", locked) == CODES[ErrorKind.DENIED].exit_code
+    err = capfd.readouterr().err
+    assert err.endswith("; set TAPFS_PASSWORD\n")
+    assert "--key-file" not in err
+    assert _run(blktap_tools.qcow_create, 4, base, tmp_path / "key") == 0
+    assert _run(blktap_tools.qcow_create, 4, image, base) == 0
+    assert _run(blktap_tools.qcow2raw, tmp_path / "b", image) == CODES[ErrorKind.DENIED].exit_code
+    assert "; with tapfs convert: " in capfd.readouterr().err
+
+
+def _without_terminal(real: Callable[..., int]) -> Callable[..., int]:
+    def opened(path: object, *rest: Any, **options: Any) -> int:
+        if path == "/dev/tty":
+            raise OSError(6, "No such device or address")
+        return real(path, *rest, **options)
+
+    return opened
