@@ -1,10 +1,12 @@
 """The disk strings of VM configurations: `tap:qcow:FILE,xvda,w` and all that came before and after it.
 
-    [tap:|tap2:][tapdisk:|ioemu:][TYPE:]FILE[,DEV,MODE]
+    [tap:|tap2:][tapdisk:|ioemu:][TYPE:]FILE[,DEV[:cdrom],MODE]
+    FILE,[FORMAT],DEV,MODE
 
-TYPE is `aio` (raw, past the page cache), `sync` (raw), `ram` (a RAM disk; FILE is its name) or a format. After
-`tap:` any word is a type, and the formats say if they know it; without `tap:` only the types that there are,
-so that a file may be called `a:b`. A FILE may hold commas; only a device and a mode at the end are no part of it.
+TYPE is `aio` (raw, past the page cache), `sync` and `file` (raw), `phy` (a block device), `ram` (a RAM disk; FILE
+is its name) or a format. After `tap:` any word is a type, and the formats say if they know it; without `tap:` only
+the types that there are, so that a file may be called `a:b`. A FILE may hold commas; only a device and a mode at the
+end, and before these a format as xl's configurations have it, are no part of it.
 """
 
 from __future__ import annotations
@@ -25,6 +27,11 @@ _FAMILIES = ("tap", "tap2")
 _PROGRAMS = ("tapdisk", "ioemu")
 _RAW = "raw"
 _RAM = ram.FORMAT
+#: Types of raw images; `file` and `phy` are those of Xen's other backends.
+_RAW_TYPES = ("aio", "sync", "file", "phy")
+#: Formats of Xen's configurations, whether tapfs reads them or not: none of these is the start of a file's name.
+_XEN_FORMATS = ("qcow", "qcow2", "vhd", "vhdx", "vmdk", "vdi", "qed")
+_CDROM, _DISK = "cdrom", "disk"
 
 
 class DiskSpecification(NamedTuple):
@@ -66,8 +73,12 @@ def parse_specification(text: str) -> DiskSpecification:
             rest = found_program[1]
     kind, after = _take_type(rest)
     path, image_format = rest, None
-    if kind is not None and (with_family or kind in ("aio", "sync", _RAM) or kind in format_names()):
-        path, image_format = after, _RAW if kind in ("aio", "sync") else kind
+    if kind is not None and (with_family or _is_type(kind)):
+        path, image_format = after, _RAW if kind in _RAW_TYPES else kind
+        if kind == "phy" and path and not path.startswith("/"):
+            path = f"/dev/{path}"
+    elif vdev is not None and (positional := _ends_with_format(path)) is not None:
+        path, image_format = positional
     if not path or "\0" in path:
         raise ImageError(
             ErrorKind.INVALID_ARGUMENT,
@@ -90,18 +101,36 @@ def parse_mode(text: str) -> str:
     return mode
 
 
+def _is_type(word: str) -> bool:
+    return word in _RAW_TYPES or word in _XEN_FORMATS or word in format_names()
+
+
+def _ends_with_format(text: str) -> tuple[str, str | None] | None:
+    """What stands before `,FORMAT`, and the format, None if it is left empty; None where the text ends otherwise."""
+    before, comma, word = text.rpartition(",")
+    if not comma or not (word in ("", _RAW) or word in _XEN_FORMATS or word in format_names()):
+        return None
+    return before, word or None
+
+
 def _take_type(text: str) -> tuple[str | None, str]:
     match = _TYPE.fullmatch(text)
     return (match[1], match[2]) if match else (None, text)
 
 
 def _ends_with_device(text: str) -> tuple[str, int, str] | None:
-    """What stands before `,DEV,MODE`, the number of DEV, and MODE; None where the text ends otherwise."""
+    """What stands before `,DEV,MODE`, the number of DEV, and MODE; None where the text ends otherwise.
+
+    A CD-ROM (`DEV:cdrom`) is read-only whatever MODE says.
+    """
     before, first, mode = text.rpartition(",")
     before, second, vdev = before.rpartition(",")
     if not (first and second and mode in _MODES):
         return None
+    name, _, kind = vdev.partition(":")
+    if kind not in ("", _CDROM, _DISK):
+        return None
     try:
-        return before, parse_vdev(vdev), _MODES[mode]
+        return before, parse_vdev(name), "r" if kind == _CDROM else _MODES[mode]
     except ImageError:
         return None

@@ -23,7 +23,8 @@ when the guest can use it. For domain 0 itself it waits for the block device and
   tapfs attach disk.qcow --domain 0 --vdev xvdh && mount /dev/xvdh /mnt
 
 SPEC is tap:qcow:FILE, tap:aio:FILE (raw, past the page cache), tap:ram:NAME, tap:FORMAT:FILE or
-just FILE; ',DEV,MODE' may follow as in a guest's configuration. 'tapfs blktapctrl' must run."""
+just FILE; ',DEV,MODE' may follow as in a guest's configuration. xl's strings are understood, too:
+file:FILE, phy:DEVICE, 'vdev=xvda,access=ro,target=FILE'. 'tapfs blktapctrl' must run."""
 
 _PROGRAM = "tapfs attach"
 
@@ -85,9 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     _check(arguments)
     find_host()  # without Xen nothing else of the command line matters
-    from tapfs.xen.specification import parse_specification
+    from tapfs.xen.toolstack.xl_syntax import parse_disk
 
-    specification = parse_specification(arguments.spec).absolute()
+    specification = parse_disk(arguments.spec).absolute()
     number = _number(arguments, specification)
     if arguments.format is not None and specification.format not in (None, arguments.format):
         raise UsageError(f"the disk says {specification.format}, -f says {arguments.format}", _PROGRAM)

@@ -46,6 +46,23 @@ from tapfs.xen.specification import DiskSpecification, parse_mode, parse_specifi
         ("tap:ram:scratch,xvdb,w!", DiskSpecification("ram:scratch", vdev=51728, mode="w!")),
         ("/x.img,51712,ro", DiskSpecification("/x.img", vdev=51712, mode="r")),
         ("/x.img,xvda,rw", DiskSpecification("/x.img", vdev=51712, mode="w")),
+        # Of Xen's other backends.
+        ("file:/x,xvda,w", DiskSpecification("/x", "raw", vdev=51712, mode="w")),
+        ("file:x", DiskSpecification("x", "raw")),
+        ("./file:x", DiskSpecification("./file:x")),
+        ("phy:/dev/vg/lv,xvda,w", DiskSpecification("/dev/vg/lv", "raw", vdev=51712, mode="w")),
+        ("phy:vg/lv", DiskSpecification("/dev/vg/lv", "raw")),
+        ("qcow2:/x", DiskSpecification("/x", "qcow2")),
+        # CD-ROMs.
+        ("aio:/x,xvda:cdrom,r", DiskSpecification("/x", "raw", direct=True, vdev=51712, mode="r")),
+        ("/x.iso,hdc:cdrom,w", DiskSpecification("/x.iso", vdev=5632, mode="r")),
+        ("/x,xvda:disk,w", DiskSpecification("/x", vdev=51712, mode="w")),
+        ("/x,xvda:tape,w", DiskSpecification("/x,xvda:tape,w")),
+        # xl's places: target, format, device, access.
+        ("/x,raw,xvda,w", DiskSpecification("/x", "raw", vdev=51712, mode="w")),
+        ("/x.qcow2,qcow2,hda,rw", DiskSpecification("/x.qcow2", "qcow2", vdev=768, mode="w")),
+        ("/dev/vg/guest,,hda,r", DiskSpecification("/dev/vg/guest", vdev=768, mode="r")),
+        ("/x,raw", DiskSpecification("/x,raw")),
         # Commas of the file.
         ("tap:qcow:/a,b.qcow,xvda,w", DiskSpecification("/a,b.qcow", "qcow", vdev=51712, mode="w")),
         ("tap:qcow:/a,b.qcow", DiskSpecification("/a,b.qcow", "qcow")),
@@ -60,7 +77,8 @@ def test_strings_mean_what_they_always_meant(text: str, meant: DiskSpecification
 
 
 @pytest.mark.parametrize(
-    "text", ["", "tap:", "tap:aio:", "tap:tapdisk:", "tap:qcow:,xvda,w", ",xvda,w", "ram:", "/x\0y"]
+    "text",
+    ["", "tap:", "tap:aio:", "tap:tapdisk:", "tap:qcow:,xvda,w", ",xvda,w", "ram:", "/x\0y", "file:", "phy:,xvda,r"],
 )
 def test_a_string_without_a_file_is_refused(text: str) -> None:
     with pytest.raises(ImageError, match="names no file; write tap:FORMAT:FILE or just FILE") as raised:
