@@ -52,13 +52,17 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
         writable=writable,
         backing=backing,
         backing_formats=backing_formats,
-        gate=gate or (Gate() if backing_root is None else Gate.inside(backing_root)),
+        gate=_gate(gate, backing_root),
         direct=direct,
         sharing=Sharing.ANYBODY if shared else Sharing.ALONE,
         overlay=None if overlay is None else os.fsdecode(overlay),
         temporary=temporary,
     )
     return open_image(os.fsdecode(path), options, password=password, metadata_only=metadata_only)
+
+
+def _gate(gate: Gate | None, backing_root: str | None) -> Gate:
+    return gate or (Gate() if backing_root is None else Gate.inside(backing_root))
 
 
 def open_file(
@@ -83,8 +87,23 @@ def info(path: str | os.PathLike[str], **options: Unpack[OpenKeywords]) -> Image
     """What ``tapfs info`` shows of an image: format, sizes, parents, partitions and file systems.
 
     The keywords are those of `tapfs.open`. Of an encrypted image without its password all is there but what is on the
-    disk. Raises ImageError.
+    disk. So it is with a parent that is missing, which the last link of `chain` says, and with `gate=Gate.nothing()`,
+    which has no parent looked at. Raises ImageError, also for a parent that is refused.
     """
-    options["metadata_only"] = True
-    with open(path, **options) as image:
-        return image.info
+    if options.get("overlay") is not None or options.get("temporary") or options.get("writable"):
+        options["metadata_only"] = True
+        with open(path, **options) as image:
+            return image.info
+    from tapfs.disk.inspection import inspect
+
+    read_only = OpenOptions(
+        format=options.get("format"),
+        backing=options.get("backing"),
+        backing_formats=options.get("backing_formats", ()),
+        gate=_gate(options.get("gate"), options.get("backing_root")),
+        direct=options.get("direct", False),
+        sharing=Sharing.ANYBODY if options.get("shared") else Sharing.ALONE,
+    )
+    with inspect(os.fsdecode(path), read_only, password=options.get("password")) as found:
+        found.raise_refusal()
+        return found.infos()[0]

@@ -70,6 +70,15 @@ def add_sector_size_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_no_backing_option(parser: argparse.ArgumentParser) -> None:
+    """Add --no-backing, for commands that can do with the image alone."""
+    parser.add_argument(
+        "--no-backing",
+        action="store_true",
+        help="look at IMAGE alone: no other file is opened or looked for because IMAGE names it",
+    )
+
+
 def open_options(
     arguments: argparse.Namespace, *, writable: bool = False, overlay: str | None = None, temporary: bool = False
 ) -> OpenOptions:
@@ -78,12 +87,19 @@ def open_options(
     from tapfs.host.gate import Gate
     from tapfs.host.lock import Sharing
 
+    if getattr(arguments, "no_backing", False):
+        if arguments.backing is not None or arguments.backing_root is not None or arguments.backing_format:
+            message = "--no-backing looks at no parent, so it does not go with --backing, -format or -root"
+            raise ImageError(ErrorKind.INVALID_ARGUMENT, message, op="open")
+        gate = Gate.nothing()
+    else:
+        gate = Gate() if arguments.backing_root is None else Gate.inside(arguments.backing_root)
     return OpenOptions(
         format=arguments.format,
         writable=writable,
         backing=arguments.backing,
         backing_formats=tuple(arguments.backing_format),
-        gate=Gate() if arguments.backing_root is None else Gate.inside(arguments.backing_root),
+        gate=gate,
         direct=arguments.direct,
         sharing=Sharing.ANYBODY if arguments.force_share else Sharing.ALONE,
         overlay=overlay,

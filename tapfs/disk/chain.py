@@ -16,11 +16,21 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import NamedTuple
 
 from tapfs.disk.foreign import ForeignFormat
 from tapfs.disk.probe import detect, format_named, plugin_of
-from tapfs.driver import MAX_DISK_BYTES, Driver, Format, OpenRequest, Trait, WritableDriver, has_trait
+from tapfs.driver import (
+    MAX_DISK_BYTES,
+    BackingReference,
+    Driver,
+    Format,
+    OpenRequest,
+    Trait,
+    WritableDriver,
+    has_trait,
+)
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.confine import LEAVING
 from tapfs.host.file import LocalFile
@@ -31,6 +41,9 @@ from tapfs.host.lock import Sharing
 from tapfs.host.scratch import ScratchFile
 
 MAX_DEPTH = 128
+
+#: What is being done (`ImageError.op`) when a parent is missing or refused.
+OPENING_PARENT = "open the backing file"
 
 #: How the user says of the image itself that it is raw.
 SAY_RAW = "say {format=raw}"
@@ -88,6 +101,33 @@ class Layer(NamedTuple):
     def close(self) -> None:
         """Close its host files."""
         self.files.close()
+
+
+class ParentState(StrEnum):
+    """What became of a parent that a chain should have."""
+
+    OPEN = "open"
+    MISSING = "missing"
+    REFUSED = "refused"
+    NOT_LOOKED_AT = "not looked at"
+
+
+class UnopenedParent(NamedTuple):
+    """A parent that is not open: its place and what its child says of it.
+
+    `error` says why it is not open; None: it was not to be looked at.
+    """
+
+    path: str
+    reference: BackingReference | None
+    error: ImageError | None
+
+    @property
+    def state(self) -> ParentState:
+        """Why it is not open."""
+        if self.error is None:
+            return ParentState.NOT_LOOKED_AT
+        return ParentState.MISSING if self.error.kind is ErrorKind.NOT_FOUND else ParentState.REFUSED
 
 
 def open_chain(path: str, options: OpenOptions) -> list[Layer]:
@@ -191,15 +231,7 @@ def _open_driver(found: Format, files: LocalFiles, options: OpenOptions) -> Driv
 def open_parents(layers: list[Layer], options: OpenOptions) -> list[Layer]:
     """Add the parents of the last layer. On an error every layer is closed."""
     try:
-        while (parent := _parent_location(layers, options)) is not None:
-            if len(layers) >= MAX_DEPTH:
-                raise ImageError(
-                    ErrorKind.UNSUPPORTED,
-                    f"the backing chain is longer than {MAX_DEPTH} images",
-                    path=layers[0].path,
-                    op="open",
-                )
-            layers.append(_open_parent(layers, parent, options))
+        add_parents(layers, options)
     except BaseException:
         for layer in layers:
             layer.close()
@@ -207,7 +239,20 @@ def open_parents(layers: list[Layer], options: OpenOptions) -> list[Layer]:
     return layers
 
 
-def _parent_location(layers: Sequence[Layer], options: OpenOptions) -> Location | None:
+def add_parents(layers: list[Layer], options: OpenOptions) -> None:
+    """Open the parents of the last layer and append them. On an error those that were opened stay."""
+    while (parent := parent_location(layers, options)) is not None:
+        if len(layers) >= MAX_DEPTH:
+            raise ImageError(
+                ErrorKind.UNSUPPORTED,
+                f"the backing chain is longer than {MAX_DEPTH} images",
+                path=layers[0].path,
+                op="open",
+            )
+        layers.append(_open_parent(layers, parent, options))
+
+
+def parent_location(layers: Sequence[Layer], options: OpenOptions) -> Location | None:
     """Where the parent of the last layer is said to be, or None."""
     child = layers[-1]
     reference = child.driver.geometry.backing
@@ -222,7 +267,7 @@ def _parent_location(layers: Sequence[Layer], options: OpenOptions) -> Location 
 
 def parent_is_missing(child: Layer, options: OpenOptions) -> bool:
     """Whether the parent that an image names is not there, as far as the gate lets anybody know. It is not opened."""
-    location = _parent_location([child], options)
+    location = parent_location([child], options)
     if location is None:
         return False
     try:
@@ -262,7 +307,7 @@ def _open_parent(layers: Sequence[Layer], location: Location, options: OpenOptio
 
 def _explained(error: ImageError, child: Layer, location: Location, options: OpenOptions, *, depth: int) -> ImageError:
     """The error of a parent that could not be opened, so that it says whose parent that is."""
-    op = "open the backing file"
+    op = OPENING_PARENT
     if error.op == LEAVING:
         message = f"its backing file {location.name} {options.gate.refusal()}"
         return ImageError(ErrorKind.DENIED, message, path=child.path, op=op)
@@ -321,7 +366,7 @@ def _check_parent(layers: Sequence[Layer], parent: Layer) -> None:
             ErrorKind.DENIED,
             f"this backing file looks like {name} and names a further file, but nothing says that it is {name}",
             path=parent.path,
-            op="open the backing file",
+            op=OPENING_PARENT,
             remedy=f"if you trust it say {{backing_format={name}}} (once for each parent, nearest first)",
         )
 

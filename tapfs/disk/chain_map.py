@@ -86,13 +86,15 @@ def _mapped(layer: Layer, depth: int, extent: Extent) -> MappedExtent:
     plain = layer.driver.geometry.cipher == Cipher.NONE
     identity = layer.driver.geometry.identity
     data = extent.kind in (Kind.DATA, Kind.COMPRESSED)
+    # The last layer has a parent only where that was not opened (`tapfs.disk.inspection`).
+    unknown = extent.kind == Kind.UNALLOCATED and layer.driver.geometry.backing is not None
     located = (extent.kind == Kind.DATA and plain) or (extent.kind == Kind.ZERO and identity)
     return MappedExtent(
         extent.offset,
         extent.length,
-        depth,
+        depth + 1 if unknown else depth,
         present=extent.kind != Kind.UNALLOCATED,
-        zero=not data,
+        zero=not data and not unknown,
         data=data,
         compressed=extent.kind == Kind.COMPRESSED,
         host_path=layer.files[extent.file].path if data or located else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
-from tapfs.disk.chain import Layer
+from tapfs.disk.chain import Layer, ParentState, UnopenedParent
 from tapfs.driver import Cipher
 
 if TYPE_CHECKING:
@@ -21,11 +21,17 @@ class BackingInfo(TypedDict):
 
 
 class ChainLink(TypedDict):
-    """One image of a chain."""
+    """One image of a chain; `state` is that of `tapfs.disk.chain.ParentState`.
+
+    Of one that is not open `format` is what its child says, `virtual_size` is None, and `message` says why, if there is
+    a reason.
+    """
 
     path: str
-    format: str
-    virtual_size: int
+    format: str | None
+    virtual_size: int | None
+    state: str
+    message: str | None
 
 
 class ImageInfo(TypedDict):
@@ -52,8 +58,11 @@ class ImageInfo(TypedDict):
     partitions: NotRequired[PartitionTableInfo]
 
 
-def describe(layers: Sequence[Layer]) -> ImageInfo:
-    """The description of a chain's top image, without what is on the disk."""
+def describe(layers: Sequence[Layer], unopened: UnopenedParent | None = None) -> ImageInfo:
+    """The description of a chain's top image, without what is on the disk.
+
+    `unopened` is the parent at which the chain ends early.
+    """
     top = layers[0]
     geometry = top.driver.geometry
     backing: BackingInfo | None = None
@@ -74,12 +83,25 @@ def describe(layers: Sequence[Layer]) -> ImageInfo:
         "backing": backing,
         "files": [file.path for file in top.files],
         "details": dict(top.driver.details()),
-        "chain": [
-            {
-                "path": layer.path,
-                "format": layer.driver.format_name,
-                "virtual_size": layer.driver.geometry.virtual_size,
-            }
-            for layer in layers
-        ],
+        "chain": [*map(_link, layers), *([] if unopened is None else [_missing_link(unopened)])],
+    }
+
+
+def _link(layer: Layer) -> ChainLink:
+    return {
+        "path": layer.path,
+        "format": layer.driver.format_name,
+        "virtual_size": layer.driver.geometry.virtual_size,
+        "state": ParentState.OPEN.value,
+        "message": None,
+    }
+
+
+def _missing_link(unopened: UnopenedParent) -> ChainLink:
+    return {
+        "path": unopened.path,
+        "format": None if unopened.reference is None else unopened.reference.format,
+        "virtual_size": None,
+        "state": unopened.state.value,
+        "message": None if unopened.error is None else str(unopened.error),
     }

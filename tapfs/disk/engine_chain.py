@@ -105,7 +105,9 @@ class ServedChain:
 
     def mapped(self, offset: int, end: int) -> Iterator[MappedExtent]:
         """The map of the whole chain, not merged; the lock is held only for a stride at a time."""
-        if self.needs_password or not self._engine_maps():
+        # What a parent decides that was not opened (`tapfs.disk.inspection`) is zeros to the engine.
+        incomplete = self.layers[-1].driver.geometry.backing is not None
+        if incomplete or self.needs_password or not self._engine_maps():
             yield from self._mapped_by_drivers(offset, end)
             return
         from tapfs.kernel.chain_map import map_blocks

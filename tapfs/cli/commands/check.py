@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tapfs.cli.json_output import print_json
-from tapfs.cli.options import add_image_options, open_options
+from tapfs.cli.options import add_image_options, add_no_backing_option, open_options
 from tapfs.cli.reporting import add_json_option, add_progress_options, count_of, print_line, progress_of
 from tapfs.cli.sizes import human_size
 from tapfs.errors import CODES, EXIT_NOT_CHECKED, ErrorKind
@@ -37,6 +37,7 @@ def add_parser(subparsers: Subparsers) -> None:
         choices=["leaks", "all"],
         help="all: repair it as 'tapfs repair' does; leaks: only if it has leaked space and no errors",
     )
+    add_no_backing_option(parser)
     add_json_option(parser)
     add_progress_options(parser)
     add_image_options(parser)

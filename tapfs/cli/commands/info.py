@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from tapfs.cli.json_output import print_json
-from tapfs.cli.options import add_image_options, add_sector_size_option, open_image, warn_of_noise
+from tapfs.cli.json_output import begin_document, print_json
+from tapfs.cli.options import (
+    add_image_options,
+    add_no_backing_option,
+    add_sector_size_option,
+    open_options,
+    warn_of_noise,
+)
 from tapfs.cli.reporting import add_json_option, count_of, print_table
 from tapfs.cli.sizes import human_size
 
@@ -25,7 +31,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "info",
         help="show format, sizes, parents and partitions of an image",
         description="Show format, sizes, parents, partitions and file systems of IMAGE.\n"
-        "Of an encrypted image without its password all but what is on the disk.",
+        "Of an encrypted image without its password, and of one whose parent is missing, all but what is on the disk.\n"
+        "Use --no-backing for an image from a stranger: its header can name any file as its parent.",
     )
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("-v", "--verbose", action="store_true", help="show how the format stores it, too")
@@ -33,30 +40,35 @@ def add_parser(subparsers: Subparsers) -> None:
         "--backing-chain", action="store_true", help="the same of each parent, nearest first; with --json a list"
     )
     add_sector_size_option(parser)
+    add_no_backing_option(parser)
     add_json_option(parser)
     add_image_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print it; needs no password."""
-    with open_image(arguments, metadata_only=True) as image:
-        warn_of_noise(image)
-        contents = None if image.needs_password else image.contents(sector_size=arguments.sector_size)
-        described = [image.description(contents)]
-        shown = [_plain_details(image.layers[0].driver)]
-        if arguments.backing_chain:
-            from tapfs.disk.description import describe
+    """Print it; needs no password. A parent that is refused is an error, but not before the image's own facts."""
+    from tapfs.disk.inspection import inspect
+    from tapfs.disk.password import given_password
 
-            described += [describe(image.layers[depth:]) for depth in range(1, len(image.layers))]
-            shown += [_plain_details(layer.driver) for layer in image.layers[1:]]
+    password = given_password(arguments.key_file)
+    options = open_options(arguments)
+    with inspect(arguments.image, options, password=password) as found:
+        if found.unopened is None:
+            warn_of_noise(found.image)
+        described = found.infos(sector_size=arguments.sector_size)
+        shown = [_plain_details(layer.driver) for layer in found.image.layers]
     if arguments.json:
+        begin_document()  # a refusal that follows is in there, and is no document of its own
         print_json(described if arguments.backing_chain else described[0])
-        return 0
-    for number, (info, details) in enumerate(zip(described, shown, strict=True)):
-        if number:
-            print()
-        print_table(_rows(info, None if arguments.verbose else details))
+    else:
+        for number, (info, details) in enumerate(zip(described, shown, strict=True)):
+            if number and not arguments.backing_chain:
+                break
+            if number:
+                print()
+            print_table(_rows(info, None if arguments.verbose else details))
+    found.raise_refusal()
     return 0
 
 
@@ -71,6 +83,8 @@ def _rows(info: Mapping[str, object], details: frozenset[str] | None) -> Iterato
     for key, value in info.items():
         if key == "granule" and details is not None:
             continue
+        if key == "files" and len(cast("list[str]", value)) == 1:
+            continue  # the path says it
         if key == "files" and len(cast("Sequence[str]", value)) == 1:
             continue  # it is the path
         if key == "details":
@@ -80,15 +94,12 @@ def _rows(info: Mapping[str, object], details: frozenset[str] | None) -> Iterato
         elif key == "backing":
             if value is not None:
                 backing = cast("Mapping[str, object]", value)
-                yield "backing", f"{backing['name']} ({backing['format']})"
+                known = "" if backing["format"] is None else f" ({backing['format']})"
+                yield "backing", f"{backing['name']}{known}"
         elif key == "chain":
             links = cast("Sequence[Mapping[str, object]]", value)
             for depth, link in enumerate(links if len(links) > 1 else ()):
-                size = human_size(cast("int", link["virtual_size"]))
-                yield (
-                    ("chain" if depth == 0 else ""),
-                    f"{depth}: {link['path']} ({link['format']}, {size})",
-                )
+                yield "chain" if depth == 0 else "", f"{depth}: {link['path']} ({_link(link)})"
         elif key == "file_system":
             if value is not None:
                 yield "file system", _file_system(cast("Mapping[str, str | None]", value))
@@ -96,6 +107,14 @@ def _rows(info: Mapping[str, object], details: frozenset[str] | None) -> Iterato
             yield from _partition_rows(cast("Mapping[str, object]", value))
         else:
             yield from _row(key, value)
+
+
+def _link(link: Mapping[str, object]) -> str:
+    parts = [
+        link["format"],
+        link["state"] if link["virtual_size"] is None else human_size(cast("int", link["virtual_size"])),
+    ]
+    return ", ".join(str(part) for part in parts if part is not None)
 
 
 def _partition_rows(partitions: Mapping[str, object]) -> Iterator[tuple[str, str]]:

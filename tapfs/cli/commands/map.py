@@ -7,9 +7,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from tapfs.cli.json_output import begin_document
-from tapfs.cli.options import add_image_options, open_image
+from tapfs.cli.options import add_image_options, add_no_backing_option, open_image, open_options
 from tapfs.cli.parser import size_argument
 from tapfs.cli.reporting import add_json_option, print_line
+from tapfs.errors import ErrorKind, ImageError
 
 if TYPE_CHECKING:
     import argparse
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from tapfs.cli.parser import Subparsers
     from tapfs.disk.chain_map import MappedExtent
+    from tapfs.disk.image import Image
 
 _COLUMNS = "{:<15} {:<15} {:<15} {}"
 
@@ -27,13 +29,15 @@ def add_parser(subparsers: Subparsers) -> None:
         "map",
         help="show where each run of the virtual disk comes from",
         description="Show where each run of the virtual disk comes from: the file of the chain and the offset in it.\n"
-        "Zeros are left out. --json prints the whole map as 'qemu-img map --output=json' of QEMU 10 does.",
+        "Zeros are left out, and with --no-backing what only a parent knows. --json prints the whole map as\n"
+        "'qemu-img map --output=json' of QEMU 10 does.",
     )
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument(
         "-s", "--start-offset", metavar="OFFSET", type=size_argument, default=0, help="start here (default: 0)"
     )
     parser.add_argument("-l", "--max-length", metavar="LENGTH", type=size_argument, help="stop after so many bytes")
+    add_no_backing_option(parser)
     add_json_option(parser)
     add_image_options(parser)
     parser.set_defaults(run=run)
@@ -41,7 +45,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print it, extent by extent; needs no password."""
-    with open_image(arguments, metadata_only=True) as image:
+    with _opened(arguments) as image:
         start = min(arguments.start_offset, image.size)
         length = image.size - start
         if arguments.max_length is not None:
@@ -52,6 +56,22 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             _print_table(extents)
     return 0
+
+
+def _opened(arguments: argparse.Namespace) -> Image:
+    if arguments.no_backing:
+        from tapfs.disk.inspection import inspect
+
+        return inspect(arguments.image, open_options(arguments)).image
+    try:
+        return open_image(arguments, metadata_only=True)
+    except ImageError as error:
+        from tapfs.disk.chain import OPENING_PARENT
+
+        if error.kind is ErrorKind.NOT_FOUND and error.op == OPENING_PARENT:
+            known = "" if error.neutral_remedy is None else f"{error.neutral_remedy}, or "
+            error.remedy = f"{known}map this image alone with --no-backing"
+        raise
 
 
 def _print_json(extents: Iterable[MappedExtent]) -> None:

@@ -38,7 +38,7 @@ sys.exit(tapfs())
         "gettext",
         "tapfs.cli.commands.info",
         "tapfs.cli.reporting",
-        "tapfs.disk.opening",
+        "tapfs.disk.inspection",
         "tapfs.driver",
         "tapfs.formats.qcow",
         "tapfs.kernel._engine",
