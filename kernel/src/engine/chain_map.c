@@ -59,6 +59,14 @@ static bool take(struct walk *walk, uint32_t index, const tapfs_extent *extent)
     return append(walk, &run);
 }
 
+/* 0, or an errno where the file has become shorter: what it has lost is no hole. */
+static int look_for_cut(struct host_file *file)
+{
+    uint64_t known = atomic_load(&file->known_size), size = 0;
+    int error = host_size(file, &size);
+    return error != 0 ? error : host_judge_size(file, known, size);
+}
+
 /* How far the host file is data, or a hole, from `offset` on. */
 static bool host_run(const struct host_file *file, uint64_t offset, uint64_t end, uint64_t *stop)
 {
@@ -83,6 +91,11 @@ static bool resolve_identity(struct walk *walk, uint32_t index, uint64_t offset,
     while (offset < end) {
         uint64_t stop = end;
         bool data = layer->file_count == 0 || host_run(layer->files[0], offset, end, &stop);
+        int error = data ? 0 : look_for_cut(layer->files[0]);
+        if (error != 0) {
+            request_fail(&walk->request, error, "map", index, 0, offset);
+            return false;
+        }
         tapfs_mapped run = without_place(data ? TAPFS_DATA : TAPFS_ZERO, index, offset, stop - offset);
         run.placed = 1;
         run.host_offset = offset;
