@@ -31,40 +31,45 @@ $(VENV)/.built: $(VENV)/.venv setup.py $(SOURCES)
 	$(BIN)/pip install -q --no-build-isolation -e '.[fuse]'
 	touch $@
 
+# What developers need besides: linters, type checkers, pytest. The demo does without.
+$(VENV)/.dev: pyproject.toml $(VENV)/.built
+	$(BIN)/python scripts/install_requirements.py pyproject.toml dev
+	touch $@
+
 demo: $(VENV)/.built
 	@PATH="$(abspath $(BIN)):$$PATH" scripts/demo
 
 # Lint, strict types, the suite, and what of it runs the engine again under ASan and UBSan.
-test: system-test $(VENV)/.built
+test: system-test $(VENV)/.dev
 	$(MAKE) --no-print-directory check suite sanitize
 
-check: $(VENV)/.built
+check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python tapfs/kernel/build_engine.py --lint
 
-suite: $(VENV)/.built
+suite: $(VENV)/.dev
 	$(BIN)/pytest -q --durations=10
 
-sanitize: $(VENV)/.built
+sanitize: $(VENV)/.dev
 	$(BIN)/python tapfs/kernel/build_engine.py --sanitize $(SANITIZED)
 	TAPFS_ENGINE_DIR=$(abspath $(SANITIZED)) ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) $(BIN)/pytest -q $(ENGINE_TESTS)
 
 # Hours of faults between engine and host, races and mutated images. TORTURE='--what operations --only qcow --seeds 500'.
-torture: system-test $(VENV)/.built
+torture: system-test $(VENV)/.dev
 	$(BIN)/python -m tests.faults --processes $$(nproc) $(TORTURE)
 
 # Real Xen under emulation. SCENARIO='kill attach/qcow' runs some of it; tests/xen/lab/README.md.
-test-xen: system-xen $(VENV)/.built
+test-xen: system-xen $(VENV)/.dev
 	$(BIN)/python -m tests.xen.lab.run $(SCENARIO)
 
 # BENCH passes options on, e.g. BENCH='--only qcow --rounds 1'; the results lie in build/bench, too.
 bench: bench-convert bench-fuse bench-ring
 
-bench-setup: system-bench $(VENV)/.built
+bench-setup: system-bench $(VENV)/.dev
 	@mkdir -p build/bench
 	$(BIN)/python scripts/install_requirements.py pyproject.toml bench
 

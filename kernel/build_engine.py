@@ -43,8 +43,13 @@ SANITIZED = ["-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "
 #: For our own sources alone: what cffi generates was not written for these.
 STRICT = ["-Wconversion", "-Wshadow", "-Wstrict-prototypes", "-Wpointer-arith", "-Werror"]
 
-#: A header of each library that the engine needs, and the Debian package that brings it.
-NEEDED = {"libdeflate.h": "libdeflate-dev", "openssl/evp.h": "libssl-dev", "zlib.h": "zlib1g-dev"}
+#: A header of all that the engine is compiled against, and the Debian package that brings it.
+NEEDED = {
+    "Python.h": "python3-dev",
+    "libdeflate.h": "libdeflate-dev",
+    "openssl/evp.h": "libssl-dev",
+    "zlib.h": "zlib1g-dev",
+}
 
 
 def _compiler() -> list[str]:
@@ -52,7 +57,8 @@ def _compiler() -> list[str]:
 
 
 def _has_header(header: str) -> bool:
-    command = [*_compiler(), "-E", "-x", "c", "-o", os.devnull, "-"]
+    of_python = [f"-I{folder}" for folder in {sysconfig.get_path("include"), sysconfig.get_path("platinclude")}]
+    command = [*_compiler(), *of_python, "-E", "-x", "c", "-o", os.devnull, "-"]
     text = f"#include <stddef.h>\n#include <{header}>\n"
     return subprocess.run(command, input=text, text=True, capture_output=True, check=False).returncode == 0
 

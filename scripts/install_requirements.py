@@ -1,6 +1,6 @@
-"""Install what building, testing and mounting need into this interpreter's environment.
+"""Install what building tapfs and mounting need into this interpreter's environment.
 
-usage: install_requirements.py PYPROJECT [GROUP ...]: the groups instead of all that.
+usage: install_requirements.py PYPROJECT [GROUP ...]: the dependency groups instead of that (dev, bench).
 
 The lists are those of pyproject.toml; pip before 25.1 cannot read its dependency groups.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def main() -> int:
-    """Install the union of the build requirements, the dependencies and the dev group."""
+    """Install the build requirements and the dependencies, or the groups."""
     settings = tomllib.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     project = settings["project"]
     groups = settings["dependency-groups"]
@@ -23,7 +23,6 @@ def main() -> int:
         *settings["build-system"]["requires"],
         *project["dependencies"],
         *project["optional-dependencies"]["fuse"],
-        *groups["dev"],
         "wheel",
     ]
     return subprocess.call([sys.executable, "-m", "pip", "install", "-q", *wanted])

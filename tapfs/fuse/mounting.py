@@ -47,7 +47,7 @@ def require_fuse() -> None:
             ErrorKind.UNSUPPORTED,
             "mounting needs pyfuse3" + ("" if missing else f", which does not load: {error}"),
             op="mount",
-            remedy='pip install "tapfs[fuse]", which needs: apt install fuse3 libfuse3-dev',
+            remedy='pip install "tapfs[fuse]", which needs: apt install fuse3 libfuse3-dev pkg-config gcc python3-dev',
         ) from error
     if not os.path.exists(_DEVICE):
         raise ImageError(

@@ -152,7 +152,7 @@ def test_a_format_of_others_has_the_same_traits(disk: Path, tmp_path: Path, monk
             if special is plain:
                 api.open(tmp_path / "image", writable=True).close()
             else:
-                with pytest.raises(api.ImageError, match="a guess is not enough.*format='whole'"):
+                with pytest.raises(api.ImageError, match=r"a guess is not enough.*format='whole'"):
                     api.open(tmp_path / "image", writable=True)
     finally:
         probe.format_named.cache_clear()
