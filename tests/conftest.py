@@ -6,9 +6,11 @@ import hashlib
 import importlib.util
 import lzma
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -150,3 +152,13 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@pytest.fixture
+def sticky() -> Iterator[Path]:
+    """A folder like /tmp: everybody may make files in it and remove only those of their own."""
+    assert os.geteuid() == 0, "run the suite as root: tests as another user need it"
+    folder = Path(tempfile.mkdtemp(prefix="tapfs-test-", dir="/tmp"))
+    folder.chmod(0o1777)
+    yield folder
+    shutil.rmtree(folder)

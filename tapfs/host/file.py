@@ -12,6 +12,7 @@ from typing import Self
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error, truncated
 from tapfs.host.lock import Sharing, lock_image, mark_requests
+from tapfs.host.loops import loop_device_of
 
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
@@ -49,6 +50,19 @@ def _judge_kind(status: os.stat_result, path: str) -> None:
     for test, what in _KINDS:
         if test(status.st_mode):
             raise ImageError(ErrorKind.INVALID_FORMAT, f"is {what}, not a disk image", path=path, op="open")
+
+
+def _refuse_loop_device(status: os.stat_result, path: str) -> None:
+    """Raise ImageError(locked) if a loop device shows the file: its users write past every lock, and we past theirs."""
+    device = loop_device_of((status.st_dev, status.st_ino))
+    if device is not None:
+        raise ImageError(
+            ErrorKind.LOCKED,
+            f"is used by the loop device {device}",
+            path=path,
+            op="open the image",
+            remedy=f"end that use (unmount it, losetup --detach {device}), or write to {device} instead",
+        )
 
 
 class LocalFile:
@@ -128,7 +142,8 @@ class LocalFile:
         """Open the file that an O_PATH descriptor stands for, whatever its name means by now.
 
         The file is judged before it is opened, so a fifo, a character device or a socket is never opened. A block
-        device is opened exclusively for writing, so that a mounted one is refused.
+        device is opened exclusively for writing, so that a mounted one is refused, and so is a file that a loop device
+        shows, unless `sharing` is ANYBODY.
         Raises ImageError(invalid_format, denied, read_only, locked, …).
         """
         flags = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (os.O_RDWR if writable else os.O_RDONLY)
@@ -140,6 +155,12 @@ class LocalFile:
             descriptor = os.open(f"/proc/self/fd/{found}", flags)
         except OSError as error:
             raise from_os_error(error, path=path, op="open the image") from error
+        if writable and stat.S_ISREG(status.st_mode) and sharing is not Sharing.ANYBODY:
+            try:
+                _refuse_loop_device(status, path)
+            except BaseException:
+                os.close(descriptor)
+                raise
         return cls(path, descriptor, writable=writable, sharing=sharing, direct=direct, disk=disk)
 
     @property

@@ -7,19 +7,27 @@ import os
 from tapfs.errors import ErrorKind, from_os_error
 
 #: Where scratch files lie unless $TMPDIR says so: they can be large, and /tmp may be memory.
-_FOLDER = "/var/tmp"  # noqa: S108  the file has no name there
+_FOLDERS = ("/var/tmp", "/tmp")  # noqa: S108  the file has no name there
 
 
 def unnamed_descriptor(operation: str) -> int:
-    """A descriptor of a new, empty file without a name, to be closed by the caller. Raises ImageError."""
+    """A descriptor of a new, empty file without a name, to be closed by the caller. Raises ImageError.
+
+    A TMPDIR that cannot be used is an error. It may be set so that the data lies on a disk that is encrypted or large
+    enough, and another folder would be neither.
+    """
     import tempfile  # those that need no scratch space need not load it
 
-    folder = os.environ.get("TMPDIR") or _FOLDER
+    chosen = os.environ.get("TMPDIR")
+    folder = chosen or next(filter(os.path.isdir, _FOLDERS), _FOLDERS[0])
     try:
         with tempfile.TemporaryFile(dir=folder) as unnamed:
             return os.dup(unnamed.fileno())
     except OSError as error:
-        raise from_os_error(error, path=folder, op=operation) from error
+        failed = from_os_error(error, path=folder, op=operation)
+        if chosen:
+            failed.remedy = "TMPDIR names this folder: make it usable, name another, or unset TMPDIR for /var/tmp"
+        raise failed from error
 
 
 class ScratchFile:

@@ -12,6 +12,7 @@ from tapfs.errors import ErrorKind, ImageError, from_os_error
 #: Where sessions have it by the customs of systemd, and where it is without a session. Checked to be private.
 _SESSION = "/run/user/{}/tapfs"
 _WITHOUT_SESSION = "/tmp/tapfs-{}"  # noqa: S108
+_OF_ROOT = Path("/run/tapfs")
 
 
 def runtime_directory() -> Path:
@@ -19,14 +20,14 @@ def runtime_directory() -> Path:
     chosen = os.environ.get("TAPFS_RUNTIME_DIR")
     if chosen:
         return Path(chosen).absolute()
-    if os.geteuid() == 0:
-        return Path("/run/tapfs")
+    if _is_root():
+        return _OF_ROOT
     session = os.environ.get("XDG_RUNTIME_DIR", "")
     with suppress(OSError):
         # It may be inherited from another user (su, sudo).
         if session and os.stat(session).st_uid == os.geteuid():
             return Path(session).absolute() / "tapfs"
-    return Path(_WITHOUT_SESSION.format(os.geteuid()))
+    return Path(_WITHOUT_SESSION.format(_user()))
 
 
 def runtime_directories() -> list[Path]:
@@ -36,9 +37,9 @@ def runtime_directories() -> list[Path]:
     directories that are there and private to this user are named, except the first, which `make_private` makes.
     """
     own = runtime_directory()
-    user = os.geteuid()
+    user = _user()
     others: list[Path] = []
-    if not os.environ.get("TAPFS_RUNTIME_DIR") and user != 0:
+    if not os.environ.get("TAPFS_RUNTIME_DIR") and not _is_root():
         session = os.environ.get("XDG_RUNTIME_DIR", "")
         others = [Path(session).absolute() / "tapfs"] if session else []
         others += [Path(place.format(user)) for place in (_SESSION, _WITHOUT_SESSION)]
@@ -47,6 +48,25 @@ def runtime_directories() -> list[Path]:
         if directory not in found and _is_private(directory):
             found.append(directory)
     return found
+
+
+def _is_root() -> bool:
+    """Whether we are the root that /run belongs to, and not the root of a user's own namespace (unshare -Ur)."""
+    try:
+        return os.geteuid() == 0 == os.stat(_OF_ROOT.parent).st_uid
+    except OSError:
+        return False
+
+
+def _user() -> int:
+    """The number of this user outside of a user namespace, so that the directory is the same inside and outside."""
+    user = os.geteuid()
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/uid_map").read_text().splitlines():
+            inside, outside, count = map(int, line.split())
+            if inside <= user < inside + count:
+                return outside + user - inside
+    return user
 
 
 def _is_private(directory: Path) -> bool:

@@ -53,7 +53,7 @@ def add_parser(subparsers: Subparsers) -> None:
     scratch.add_argument(
         "--temp",
         action="store_true",
-        help="let the disk be written, into an unnamed file in $TMPDIR or /var/tmp that is gone with the mount",
+        help="let the disk be written, into an unnamed file in $TMPDIR, else /var/tmp, that is gone with the mount",
     )
     parser.add_argument("--files", action="store_true", help="show the files inside instead of the disk")
     parser.add_argument(

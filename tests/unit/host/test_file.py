@@ -44,6 +44,25 @@ def test_a_read_only_device_is_not_opened_for_writing(tmp_path: Path) -> None:
         opened.write(0, b"x")
 
 
+def test_a_file_that_a_loop_device_shows_is_not_written(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(MIB))
+    (tmp_path / "link").hardlink_to(disk)
+    for options in ((), ("--read-only",)):
+        with loop_device(disk, *options) as device:
+            for use in (
+                lambda: tapfs.open(tmp_path / "link", format="raw", writable=True),
+                lambda: tapfs.create_image(str(disk), NewImage("raw", MIB), overwrite=True),
+            ):
+                with pytest.raises(ImageError) as raised:
+                    use()
+                assert raised.value.kind is ErrorKind.LOCKED
+                assert device in str(raised.value)
+            tapfs.open(disk, format="raw").close()
+            tapfs.open(disk, format="raw", writable=True, shared=True).close()
+    tapfs.open(disk, format="raw", writable=True).close()
+
+
 @pytest.mark.parametrize("offset", [4096, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 80])
 def test_what_lies_past_the_end_is_the_end(tmp_path: Path, offset: int) -> None:
     (tmp_path / "a").write_bytes(b"x" * 4096)

@@ -10,6 +10,7 @@ import pytest
 import tapfs
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.qcow import claims
+from tapfs.host import scratch
 from tapfs.host.scratch import ScratchFile
 from tapfs.jobs.create import NewImage
 
@@ -56,6 +57,20 @@ def test_no_place_for_it(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImageError, match=r"^/nowhere/at/all: cannot make a scratch file: No such file") as raised:
         tapfs.check(image)
     assert raised.value.kind is ErrorKind.NOT_FOUND
+
+
+def test_a_tmpdir_is_taken_at_its_word(tmp_path: Path, sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may name a disk that is encrypted, so no other folder will do; without it any of two will."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
+    with pytest.raises(ImageError, match=r"missing: cannot make a temporary overlay: .*; TMPDIR names this folder"):
+        tapfs.open(sample, format="raw", temporary=True)
+    monkeypatch.delenv("TMPDIR")
+    monkeypatch.setattr(scratch, "_FOLDERS", (str(tmp_path / "none"), str(tmp_path)))
+    tapfs.open(sample, format="raw", temporary=True).close()
+    monkeypatch.setattr(scratch, "_FOLDERS", (str(tmp_path / "none"), str(tmp_path / "neither")))
+    with pytest.raises(ImageError) as raised:
+        tapfs.open(sample, format="raw", temporary=True)
+    assert "TMPDIR" not in str(raised.value)
 
 
 def test_a_full_disk(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:

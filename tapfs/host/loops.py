@@ -1,0 +1,24 @@
+"""Loop devices of the host that show a file: whoever uses one takes no image lock, so it is looked for.
+
+Linux names the file behind each device in /sys. A file that was renamed since, or that another mount namespace shows,
+is not found.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_BLOCK_DEVICES = Path("/sys/block")
+
+
+def loop_device_of(identity: tuple[int, int]) -> str | None:
+    """The first loop device over the file with this device and inode, as /dev/loopN; None if there is none."""
+    for entry in sorted(_BLOCK_DEVICES.glob("loop*/loop/backing_file")):
+        try:
+            status = os.stat(entry.read_bytes().removesuffix(b"\n"))
+        except (OSError, ValueError):
+            continue  # gone meanwhile, or not to be seen from here
+        if (status.st_dev, status.st_ino) == identity:
+            return f"/dev/{entry.parent.parent.name}"
+    return None
