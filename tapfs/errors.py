@@ -109,6 +109,7 @@ OPTIONS: dict[str, Spelling] = {
     "rw": Spelling("--rw", "rw", "writable=True"),
     "sector_size": Spelling("--sector-size {}", "sector_size={}", "sector_size={}"),
     "shrink": Spelling("--shrink", "shrink", "shrink=True"),
+    "target_format": Spelling("-O {}", "format={}", "format='{}'"),
     "temp": Spelling("--temp", "temp", "temporary=True"),
 }
 

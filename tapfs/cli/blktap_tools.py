@@ -101,9 +101,11 @@ def _img2qcow(words: list[str]) -> int:
         f"{_DESTINATION_FIRST} A partial last sector is kept: the disk is rounded up.",
     )
     from tapfs.disk.chain import OpenOptions
+    from tapfs.disk.format_choice import require_raw
     from tapfs.disk.opening import open_image
     from tapfs.jobs.create import NewImage
 
+    require_raw(arguments.source)
     with open_image(arguments.source, OpenOptions(format="raw")) as source:
         size = -(-source.size // _SECTOR) * _SECTOR
         _copy(source, arguments.destination, NewImage(format="qcow", size=size, options=_BLKTAP), "img2qcow")

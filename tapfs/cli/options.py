@@ -83,7 +83,8 @@ def open_options(
     arguments: argparse.Namespace, *, writable: bool = False, overlay: str | None = None, temporary: bool = False
 ) -> OpenOptions:
     """What the options of :func:`add_image_options` say."""
-    from tapfs.disk.chain import SAY_RAW, OpenOptions
+    from tapfs.disk.chain import OpenOptions
+    from tapfs.disk.format_choice import SAY_RAW
     from tapfs.host.gate import Gate
     from tapfs.host.lock import Sharing
 

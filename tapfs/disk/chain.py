@@ -19,17 +19,14 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
-from tapfs.disk.foreign import ForeignFormat
-from tapfs.disk.probe import detect, format_named, plugin_of
+from tapfs.disk.format_choice import SAY_RAW, driver_of, guessed_format, named_format
 from tapfs.driver import (
     MAX_DISK_BYTES,
     BackingReference,
     Driver,
     Format,
     OpenRequest,
-    Trait,
     WritableDriver,
-    has_trait,
 )
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.confine import LEAVING
@@ -44,9 +41,6 @@ MAX_DEPTH = 128
 
 #: What is being done (`ImageError.op`) when a parent is missing or refused.
 OPENING_PARENT = "open the backing file"
-
-#: How the user says of the image itself that it is raw.
-SAY_RAW = "say {format=raw}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,50 +154,15 @@ def layer_of_files(path: str, files: LocalFiles, options: OpenOptions, *, format
     """The layer in host files of which at least file 0 is open, as `layer_of_file`."""
     try:
         named = options.format or format_name
-        found = _guessed(files.image, options) if named is None else _named(named, path)
+        if named is None:
+            found = guessed_format(files.image, writable=options.writable, say_raw=options.say_raw)
+        else:
+            found = named_format(named, path)
         driver = _open_driver(found, files, options)
     except BaseException:
         files.close()
         raise
     return Layer(path, files, driver, probed=named is None)
-
-
-def _named(name: str, path: str) -> Format:
-    try:
-        return format_named(name)
-    except ImageError as error:
-        error.path = path
-        raise
-
-
-def _guessed(file: LocalFile, options: OpenOptions) -> Format:
-    """The format that the contents show, where that is enough for what is wanted. Raises ImageError."""
-    found = detect(file)
-    if isinstance(found, ForeignFormat):
-        raise found.error(file.path, options.say_raw)
-    if options.writable and has_trait(found, Trait.NAMED_TO_WRITE):
-        raise ImageError(
-            ErrorKind.READ_ONLY,
-            f"looks like a {found.name} image, and a guess is not enough to write to it",
-            path=file.path,
-            op="guess the format",
-            remedy=f"{options.say_raw.replace('=raw}', f'={found.name}}}')} if it is one",
-        )
-    return found
-
-
-def _opened(found: Format, file: LocalFile, request: OpenRequest) -> Driver:
-    try:
-        return found.open(file, request)
-    except ImageError:
-        raise
-    except Exception as error:
-        plugin = plugin_of(found)
-        if plugin is None:
-            raise
-        from tapfs.disk.plugins import failure
-
-        raise failure(plugin, file.path, error) from error
 
 
 def _open_driver(found: Format, files: LocalFiles, options: OpenOptions) -> Driver:
@@ -214,7 +173,7 @@ def _open_driver(found: Format, files: LocalFiles, options: OpenOptions) -> Driv
         further=files,
         scratch=ScratchFile if options.lenient else None,
     )
-    driver = _opened(found, file, request)
+    driver = driver_of(found, file, request)
     if options.writable and not isinstance(driver, WritableDriver):
         raise ImageError(ErrorKind.READ_ONLY, f"tapfs does not write {found.name} images", path=file.path, op="open")
     size = driver.geometry.virtual_size

@@ -33,7 +33,11 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("image", metavar="SOURCE", nargs="?")
     parser.add_argument("target", metavar="TARGET", nargs="?", help="a file name, a block device, or ram:NAME")
     parser.add_argument(
-        "-O", "--target-format", metavar="FMT", type=format_argument, help="format of TARGET (default: raw)"
+        "-O",
+        "--target-format",
+        metavar="FMT",
+        type=format_argument,
+        help="format of TARGET (default: raw; with -n what TARGET shows, but raw must be named)",
     )
     parser.add_argument("-c", "--compress", action="store_true", help="compress TARGET")
     parser.add_argument(
@@ -50,7 +54,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Copy it."""
-    arguments.target_format = arguments.target_format or default_format(arguments.target or "", "-O")
+    if not arguments.no_create or wants_help(arguments):  # what is there already is what its contents show
+        arguments.target_format = arguments.target_format or default_format(arguments.target or "", "-O")
     if wants_help(arguments):
         return print_options(arguments.target_format)
     _check(arguments)
@@ -94,7 +99,12 @@ def _into_existing(arguments: argparse.Namespace, source: Image) -> None:
     from tapfs.jobs.convert import Baseline, convert, refuse_own_chain
 
     refuse_own_chain(source, arguments.target)
-    options = OpenOptions(format=arguments.target_format, writable=True, direct=arguments.direct)
+    options = OpenOptions(
+        format=arguments.target_format,
+        writable=True,
+        direct=arguments.direct,
+        say_raw="say {target_format=raw}",
+    )
     with (
         unlocked(
             arguments.target_key_file or arguments.key_file,

@@ -295,6 +295,40 @@ def test_the_second_image_of_a_comparison_has_its_own_remedy(tapfs: Run, tmp_pat
     assert tapfs("compare", "-f", "raw", "-F", "raw", tmp_path / "a", tmp_path / "b").code == 0
 
 
+def test_the_target_of_a_copy_into_an_existing_disk(tapfs: Run, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(bytes(512))
+    for name in ("qcow2", "vhd", "gzip"):
+        before = SAMPLES[name][0].ljust(2048, b"\0") if name != "vhd" else DISK + VHD
+        target.write_bytes(before)
+        code, out, err = tapfs("convert", "-n", source, target)
+        assert (code, out) == (12, "")
+        assert "or say -O raw to take its bytes as they are" in err
+        assert target.read_bytes() == before
+    target.write_bytes(b"x" * 512)
+    code, _, err = tapfs("convert", "-n", source, target)
+    assert code == 16
+    assert err.endswith("a guess is not enough to write to it; say -O raw if it is one\n")
+    assert tapfs("convert", "-n", "-O", "raw", source, target) == (0, "", "")
+    assert target.read_bytes() == bytes(512)
+
+
+def test_the_tools_of_blktap(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """img2qcow takes raw disks: a container, or a qcow image, is none."""
+    from tapfs.cli.blktap_tools import img2qcow
+
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(SAMPLES["vmdk"][0])
+    assert img2qcow([str(target), str(source)]) == 12
+    assert f"{source}: is a VMDK image (sparse extent)" in capfd.readouterr().err
+    tapfs_package.create_image(source, tapfs_package.NewImage("qcow", 1 << 20), overwrite=True)
+    assert img2qcow([str(target), str(source)]) == 12
+    assert f"{source}: is a qcow image, not a raw disk" in capfd.readouterr().err
+    assert not target.exists()
+    source.write_bytes(DISK)
+    assert img2qcow([str(target), str(source)]) == 0
+
+
 def test_the_name_of_a_ram_disk_says_that_it_is_raw(tapfs: Run, ram_name: str) -> None:
     """What is in one is its users' business; the file behind it is a file like any."""
     assert tapfs("create", "-f", "ram", ram_name, "64K").code == 0
