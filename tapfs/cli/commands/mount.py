@@ -90,6 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
     from tapfs.fuse.registry import Registry
 
     inherited = mounting.open_descriptors()  # before anything of ours is open
+    if not arguments.mountpoint:
+        raise UsageError("DIR is empty", _PROGRAM)
     if arguments.partition is not None and not arguments.files:
         raise UsageError("--partition is for --files; the disk's partitions are DIR/part1 and so on", _PROGRAM)
     settings = settings_of(arguments.options, _PROGRAM, files=arguments.files)

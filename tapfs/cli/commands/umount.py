@@ -36,6 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     mountpoints: list[str] = arguments.mountpoints
     if arguments.all == bool(mountpoints):
         raise UsageError("say either what to unmount, DIR ..., or --all", "tapfs umount")
+    if "" in mountpoints:
+        raise UsageError("DIR is empty", "tapfs umount")
     if arguments.all:
         mountpoints = [entry.mountpoint for _, entry in reversed(all_mounts())]
     code = 0
