@@ -76,7 +76,7 @@ def _dispatch(words: list[str]) -> int:
         prog="tapfs",
         usage="tapfs COMMAND ...",
         description="Disk images served from userspace. 'tapfs help COMMAND' explains a command.\n"
-        "An image is a file, a block device, or ram:NAME for a disk in shared memory.",
+        "An image is a file, a block device, or ram:NAME for a disk in shared memory (a file called so: ./ram:NAME).",
     )
     if wanted in ("-h", "--help"):
         parser.epilog = f"{_command_list()}\n\n{exit_code_table()}"

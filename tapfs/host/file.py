@@ -200,6 +200,16 @@ class LocalFile:
         """Where the open file is now, symbolic links resolved."""
         return os.readlink(f"/proc/self/fd/{self.descriptor}")
 
+    def unlink(self) -> None:
+        """Remove the name of the file, wherever that is now: not a link that led to it, and no other file of that name.
+
+        Raises OSError.
+        """
+        path = self.real_path()
+        status = os.lstat(path)
+        if (status.st_dev, status.st_ino) == self.identity:
+            os.unlink(path)
+
     def size(self) -> int:
         """Length in bytes now (of a block device: its capacity)."""
         try:

@@ -133,6 +133,8 @@ def locate_parent(child: str, name: str) -> Location:
 
 def stored_parent(name: str) -> str:
     """How an image names the backing file that a user calls `name`, so that tapfs and QEMU find the same file."""
+    if not name:
+        raise ImageError(ErrorKind.INVALID_ARGUMENT, "the name of the backing file is empty", op="create")
     if ram.is_ram(name):
         return ram.host_path(name)
     return f"./{name}" if is_protocol(name) else name

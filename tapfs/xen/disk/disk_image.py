@@ -76,10 +76,10 @@ class Overlaid(NamedTuple):
 
     def forsake(self) -> None:
         """Close it, and remove it if it was made for this."""
+        with suppress(OSError):
+            if self.made:
+                self.layer.file.unlink()
         self.layer.close()
-        if self.made:
-            with suppress(OSError):
-                os.unlink(self.layer.path)
 
 
 def overlay_on(image: Image, path: str, size: int | None) -> Overlaid:

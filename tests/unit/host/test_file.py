@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -100,3 +101,21 @@ def opened_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(os, "open", recorded)
     return names
+
+
+def test_a_file_loses_its_own_name_only(tmp_path: Path) -> None:
+    """Not the link that led to it, and not the file that has its name by now."""
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.write_bytes(b"x")
+    link.symlink_to(real)
+    with contextlib.closing(LocalFile.open(str(link))) as file:
+        file.unlink()
+        assert os.listdir(tmp_path) == ["link"]
+    real.write_bytes(b"x")
+    with contextlib.closing(LocalFile.open(str(link))) as file:
+        real.rename(tmp_path / "moved")
+        real.write_bytes(b"another's")
+        file.unlink()
+        assert sorted(os.listdir(tmp_path)) == ["link", "real"]
+        with pytest.raises(OSError, match="No such file"):
+            file.unlink()
