@@ -17,7 +17,7 @@ SAY_RAW = "say {format=raw}"
 
 
 def named_format(name: str, path: str) -> Format:
-    """The format `name`, which somebody has said of the image `path`. Raises ImageError(unsupported) if there is none."""
+    """The format `name`, which somebody has said of the image `path`. Raises ImageError(unsupported)."""
     try:
         return format_named(name)
     except ImageError as error:
