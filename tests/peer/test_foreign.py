@@ -99,7 +99,10 @@ def test_every_command_refuses_it(tapfs: Run, image: tuple[Path, str], monkeypat
     before = contents(path.parent)
     for before_image, after_image in COMMANDS.values():
         code, out, err = tapfs(*before_image, "image", *after_image)
-        assert (code, out) == (12, ""), before_image
+        assert code == 12, before_image
+        if "--json" in before_image:
+            out = "" if list(json.loads(out)) == ["error"] else out
+        assert out == "", before_image
         assert f"image: is {what}, which tapfs does not read; make a raw or qcow image of it with qemu-img" in err
         assert "raw" in err.rpartition(" or say ")[2], "how to take it as it is"
     assert contents(path.parent) == before
