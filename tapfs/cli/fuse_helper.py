@@ -6,11 +6,12 @@ and its exit codes: 1 for a wrong call, 32 for a mount that failed.
 
 from __future__ import annotations
 
+import os
 import sys
 
 from tapfs.cli.guard import guarded
-from tapfs.cli.mount_options import words_for
-from tapfs.cli.parser import Parser
+from tapfs.cli.mount_options import last_access, wants_remount, words_for
+from tapfs.cli.parser import Parser, UsageError
 from tapfs.errors import EXIT_USAGE
 
 _PROGRAM = "mount.fuse.tapfs"
@@ -23,7 +24,11 @@ in /etc/fstab. mount(8) looks for it in /sbin only; install it there once:
 mount(8) asks for a writable mount unless ro is among the OPTIONS.
 OPTIONS: rw, ro, allow_other, uid=, gid=, umask=, and as the options of 'tapfs mount' of these
 names: files, partition=, sector_size=, format=, overlay=, temp, engine=, key_file=, backing=, backing_format=,
-backing_root=, direct, force_share. Generic ones (nofail, noauto, x-...) are left to mount(8)."""
+backing_root=, direct, force_share. With files also noexec, nonempty, and discard and errors= for the kernel's
+file system (suid and dev stay off: mount(8) does not pass them on). nofail: an IMAGE that is missing is no
+error. remount,ro and remount,rw change a mount that is there. Generic ones (noauto, x-...) are left to
+mount(8), those of FUSE (default_permissions, big_writes, max_read=) have no effect. An image that is mounted
+on DIR already, and shows the same, is no error."""
 
 #: Exit codes of mount(8).
 _WRONG_CALL = 1
@@ -33,14 +38,32 @@ _FAILED = 32
 def main(argv: list[str] | None = None) -> int:
     """Mount as the words of mount(8) say."""
     words = sys.argv[1:] if argv is None else argv
-    code = guarded(_PROGRAM, lambda: _mount(words), options_way="mount_option")
+    return _exit_code(guarded(_PROGRAM, lambda: _mount(words), options_way="mount_option"))
+
+
+def is_call_of_mount_fuse(words: list[str]) -> bool:
+    """Whether these are the words that mount.fuse gives to the program `tapfs`: IMAGE DIR -o OPTIONS."""
+    is_call = len(words) == 4 and words[2] == "-o" and not words[0].startswith("-")
+    return is_call and (words[1].startswith("/") or os.path.isdir(words[1]))
+
+
+def mount_for_mount_fuse(words: list[str]) -> int:
+    """Mount as mount.fuse asks, which mount(8) runs for fuse.tapfs where our helper is not in /sbin.
+
+    For root it adds the options dev and suid by itself, so these say nothing here.
+    """
+    options = ",".join(option for option in words[3].split(",") if option not in {"dev", "suid"})
+    return _exit_code(guarded("tapfs", lambda: _mount([*words[:3], options]), options_way="mount_option"))
+
+
+def _exit_code(code: int) -> int:
     if code == EXIT_USAGE:
         return _WRONG_CALL
     return _FAILED if code else 0
 
 
 def _mount(words: list[str]) -> int:
-    from tapfs.cli.main import run_command
+    from tapfs.cli.main import parsed_command
 
     parser = Parser(prog=_PROGRAM, description=_DESCRIPTION)
     parser.add_argument("image", metavar="IMAGE", help="a file, a block device or ram:NAME")
@@ -52,7 +75,26 @@ def _mount(words: list[str]) -> int:
     for letter in "Nt":
         parser.add_argument(f"-{letter}", help="accepted, without effect")
     arguments = parser.parse(words)
-    options = words_for(",".join(arguments.options), _PROGRAM)
-    if arguments.fake:
+    options = ",".join(arguments.options)
+    if wants_remount(options):
+        from tapfs.fuse.remounting import remount
+
+        if not arguments.fake:
+            remount(arguments.mountpoint, writable=last_access(options))
         return 0
-    return run_command("mount", [*options, "--", arguments.image, arguments.mountpoint])
+    try:
+        command = parsed_command("mount", [*words_for(options, _PROGRAM), "--", arguments.image, arguments.mountpoint])
+        command.again = True
+        if arguments.fake or ("nofail" in options.split(",") and _is_missing(arguments.image)):
+            return 0
+        code: int = command.run(command)
+    except UsageError as error:
+        raise UsageError(str(error), _PROGRAM) from None
+    return code
+
+
+def _is_missing(image: str) -> bool:
+    """Whether there is no such image, as opposed to one that cannot be used."""
+    from tapfs.host.location import locate
+
+    return not os.path.exists(locate(image).host_path)

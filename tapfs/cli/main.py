@@ -6,6 +6,7 @@ import argparse
 import sys
 from importlib import import_module
 
+from tapfs.cli.fuse_helper import is_call_of_mount_fuse, mount_for_mount_fuse
 from tapfs.cli.guard import EXIT_BROKEN_PIPE, guarded
 from tapfs.cli.json_output import wants_json
 from tapfs.cli.parser import CommandParsers, Parser, UsageError, did_you_mean
@@ -48,6 +49,8 @@ _MEANINGS: dict[ErrorKind, str] = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code; the table is at the end of `tapfs --help`."""
     words = sys.argv[1:] if argv is None else argv
+    if words and words[0] not in COMMANDS and is_call_of_mount_fuse(words):
+        return mount_for_mount_fuse(words)
     return guarded("tapfs", lambda: _dispatch(words), ends_process=argv is None, json=wants_json(words))
 
 
@@ -91,12 +94,17 @@ def _dispatch(words: list[str]) -> int:
 
 def run_command(name: str, words: list[str]) -> int:
     """Run the command `name` with the words after it; errors are the caller's. Returns its exit code."""
+    arguments = parsed_command(name, words)
+    code: int = arguments.run(arguments)
+    return code
+
+
+def parsed_command(name: str, words: list[str]) -> argparse.Namespace:
+    """What the words after the command `name` say; its `run` takes it. Raises UsageError."""
     with signals_held():
         commands = CommandParsers()
         import_module(COMMANDS[name]).add_parser(commands)
-        arguments = commands.parsers[name].parse(words)
-    code: int = arguments.run(arguments)
-    return code
+        return commands.parsers[name].parse(words)
 
 
 def _help(words: list[str]) -> int:

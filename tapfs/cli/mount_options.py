@@ -5,13 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tapfs.cli.parser import UsageError, parse_options
+from tapfs.errors import spelled
 
 if TYPE_CHECKING:
     from tapfs.fuse.settings import MountSettings
 
 #: What may be said with `-o`, and with what kind of value.
-_FLAGS = ("allow_other", "suid", "dev", "noexec")
+_FLAGS = ("allow_other", "suid", "dev", "noexec", "nonempty")
 _NUMBERS = {"uid": 10, "gid": 10, "umask": 8}
+
+#: Options of the kernel's file system whose files are shown, passed on as they are. True: they take a value.
+_INNER = {"discard": False, "errors": True}
+
+#: What is for mounts that show files only.
+_OF_FILES = {"suid", "dev", *_INNER}
 
 _ACCESS = ("ro", "rw")
 
@@ -38,7 +45,11 @@ _GENERIC = {
     *("exec", "nosuid", "nodev", "async", "sync", "dirsync", "atime", "noatime", "diratime", "nodiratime"),
     *("relatime", "norelatime", "strictatime", "nostrictatime", "lazytime", "nolazytime", "iversion", "noiversion"),
     *("mand", "nomand", "silent", "loud", "subtype", "fsname", "comment"),
+    # Of FUSE: the first is always so, the others have no effect in this kernel or on this disk.
+    *("default_permissions", "big_writes", "max_read", "blksize", "user_id", "group_id", "rootmode"),
 }
+
+_REMOUNT = "remount"
 
 
 def settings_of(texts: list[str], program: str, *, files: bool) -> MountSettings:
@@ -46,23 +57,28 @@ def settings_of(texts: list[str], program: str, *, files: bool) -> MountSettings
     from tapfs.fuse.settings import MountSettings
 
     flags: set[str] = set()
+    inner: list[str] = []
     numbers: dict[str, int] = {}
     for name, value in parse_options(texts, program).items():
         if name in _FLAGS and value == "on":
             flags.add(name)
         elif name in _NUMBERS:
             numbers[name] = _number(name, value, program)
+        elif name in _INNER and _INNER[name] != (value == "on"):
+            inner.append(f"{name}={value}" if _INNER[name] else name)
         elif not (name in _GENERIC or (name in _ACCESS and value == "on")):
-            known = ", ".join([*_ACCESS, *_FLAGS, *(f"{each}=" for each in _NUMBERS)])
+            known = ", ".join([*_ACCESS, *_FLAGS, *(f"{each}=" for each in _NUMBERS), "discard", "errors="])
             raise UsageError(f"no such mount option: {name!r} (there are {known})", program)
-    if not files and flags & {"suid", "dev"}:
-        raise UsageError("suid and dev are for --files: the disk itself has no such files", program)
+    for_files = sorted((flags | {each.partition("=")[0] for each in inner}) & _OF_FILES)
+    if for_files and not files:
+        raise UsageError(f"{for_files[0]} is for {spelled('{files}')}: it is about the file system inside", program)
     return MountSettings(
         allow_other="allow_other" in flags,
         uid=numbers.get("uid"),
         gid=numbers.get("gid"),
         umask=numbers.get("umask"),
         flags=frozenset(flags - {"allow_other"}),
+        inner=tuple(inner),
     )
 
 
@@ -79,6 +95,16 @@ def wants_writing(texts: list[str], program: str, *, ro: bool, rw: bool, scratch
     return rw or said == ["rw"]
 
 
+def wants_remount(options: str) -> bool:
+    """Whether the options of an fstab line ask for a change of a mount that is there."""
+    return _REMOUNT in options.split(",")
+
+
+def last_access(options: str) -> bool:
+    """Whether the last of `ro` and `rw` among the options is `rw`, which is the default of mount(8)."""
+    return [each for each in options.split(",") if each in _ACCESS][-1:] != ["ro"]
+
+
 def words_for(options: str, program: str) -> list[str]:
     """The words of `tapfs mount` for the options of an fstab line. Raises UsageError."""
     words: list[str] = []
@@ -92,7 +118,7 @@ def words_for(options: str, program: str) -> list[str]:
             if _LONG[name] != bool(equals):
                 raise UsageError(f"{name} {'needs a' if _LONG[name] else 'takes no'} value", program)
             words.append("--" + name.replace("_", "-") + (f"={value}" if equals else ""))
-        elif name in _FLAGS or name in _NUMBERS:
+        elif name in _FLAGS or name in _NUMBERS or name in _INNER:
             passed_on.append(option)
         elif name not in _GENERIC and not name.startswith(("x-", "X-")):
             raise UsageError(f"no such mount option: {option!r}", program)

@@ -61,7 +61,7 @@ def _mount_directly(mountpoint: str, options: MountOptions) -> int | None:
     flags = _MS_NOSUID | _MS_NODEV | (_MS_RDONLY if options.read_only else 0)
     libc = ctypes.CDLL(None, use_errno=True)
     result = libc.mount(
-        options.source.encode(),
+        os.fsencode(options.source),
         os.fsencode(mountpoint),
         FILE_SYSTEM_TYPE.encode(),
         ctypes.c_ulong(flags),
@@ -84,7 +84,7 @@ def _mount_by_helper(mountpoint: str, options: MountOptions) -> int:
         "ro" if options.read_only else "rw",
         "nosuid",
         "nodev",
-        f"fsname={options.source}",
+        f"fsname={escaped(options.source)}",
         f"subtype={FILE_SYSTEM_TYPE.partition('.')[2]}",
         *options.others,
     ]
@@ -107,6 +107,11 @@ def _mount_by_helper(mountpoint: str, options: MountOptions) -> int:
         raise ImageError(ErrorKind.IO, "fusermount3 mounted, but gave no connection", path=mountpoint, op="mount")
     os.set_inheritable(descriptors[0], False)
     return descriptors[0]
+
+
+def escaped(value: str) -> str:
+    """A value as fusermount3 and libfuse take it among options, which commas separate."""
+    return value.replace("\\", "\\\\").replace(",", "\\,")
 
 
 def kind_of_failure(said: str) -> ErrorKind:

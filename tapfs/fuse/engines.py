@@ -164,5 +164,5 @@ def _captured_stderr() -> Generator[Callable[[], str]]:
 
 
 def _source_name(image: str) -> str:
-    """The image's name for the mount table, in what a mount option can hold."""
-    return "".join(c if c.isascii() and c.isprintable() and c not in ",\\" else "?" for c in image)
+    """The image's name for the mount table, which people look at in terminals: what is not printable shows as "?"."""
+    return "".join(c if c.isprintable() else "?" for c in image)

@@ -103,6 +103,31 @@ def check_mount_point(path: str) -> str:
     return real
 
 
+def real_name(image: str) -> str:
+    """The one name of an image, by which a mount of it is known again. Raises ImageError."""
+    location = locate(image)
+    return location.name if location.in_memory else os.path.realpath(location.host_path)
+
+
+def is_mounted_so(
+    registry: Registry, mountpoint: str, settings: MountSettings, *, files: bool, partition: int | None, writable: bool
+) -> bool:
+    """Whether the image is seen at the mount point already, and shows what it would show."""
+    real = os.path.realpath(mountpoint)
+    entry = registry.find(real)
+    if entry is None or not entry.alive or (entry.source, entry.overlay) != (settings.source, settings.overlay):
+        return False
+    shown = registry.mount_of(entry)
+    same_place = partition is None or (partition or None) == entry.partition
+    return (
+        shown is not None
+        and shown == top_mount(real)
+        and entry.shows == ("files" if files else "disk")
+        and entry.mode == ("rw" if writable else "ro")
+        and same_place
+    )
+
+
 def serve_in_foreground(
     image: Image, mountpoint: str, registry: Registry, engine: str, settings: MountSettings
 ) -> None:
@@ -240,6 +265,8 @@ def _serve(
         file_system=None if settings.files is None else settings.files.type,
         partition=None if settings.files is None else settings.files.partition,
         shows="disk" if settings.files is None else "files",
+        source=settings.source,
+        overlay=settings.overlay,
     )
     contents = image.contents(sector_size=settings.sector_size)
     tree = image_tree(

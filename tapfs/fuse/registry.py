@@ -25,7 +25,8 @@ class MountEntry:
 
     `shows` is "disk" or "files". In the second case `file_system` is their type, `partition` where
     they lie (None: the whole disk), and `device` (MAJOR:MINOR) tells their mount from others; None
-    while they are being mounted.
+    while they are being mounted. `source` is the real name of the image that the user named, `overlay` that of
+    the file that takes the writes, empty if it has none.
     """
 
     image: str
@@ -40,6 +41,8 @@ class MountEntry:
     file_system: str | None = None
     partition: int | None = None
     device: str | None = None
+    source: str = ""
+    overlay: str | None = None
 
     @property
     def alive(self) -> bool:

@@ -119,7 +119,7 @@ class Session:
             self._mount.tree,
             self._mountpoint,
             choice=self._mount.engine,
-            source=self._entry.image,
+            source=self._entry.source or self._entry.image,
             modified_ns=self._mount.modified_ns,
             settings=self._mount.settings if self._files is None else for_hidden_mount(),
         )

@@ -21,7 +21,9 @@ class MountSettings:
     """`uid`, `gid` and `umask` are None where the user said nothing; `files`: show the files in there.
 
     `flags` are generic mount flags (suid, dev, noexec) for a file system whose files are shown. `sector_size`:
-    bytes in a sector of the disk that the partition table was made on, where the user said it.
+    bytes in a sector of the disk that the partition table was made on, where the user said it. `source` is the
+    real name of the image, `overlay` that of the file that takes the writes, empty if that has none. `inner` are
+    options for the kernel's file system whose files are shown.
     """
 
     allow_other: bool = False
@@ -31,6 +33,9 @@ class MountSettings:
     files: FileSystemPlace | None = None
     flags: frozenset[str] = frozenset()
     sector_size: int | None = None
+    source: str = ""
+    overlay: str | None = None
+    inner: tuple[str, ...] = ()
 
     @property
     def fuse_options(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import subprocess
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tapfs.fuse.mount_table import mounted_file_systems
 from tests.conftest import REPOSITORY, Ran, unpack
-from tests.fuse.conftest import Mounts, wait_for
+from tests.fuse.conftest import Mounts, refused, wait_for
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -172,3 +174,151 @@ def test_encrypted(mounts: Mounts, tmp_path: Path) -> None:
     )
     assert done.returncode == 32
     assert "/nonexistent" in done.stderr
+
+
+def shown(directory: Path, column: str) -> set[str]:
+    """What findmnt shows of a mount."""
+    words = ["findmnt", "-no", column, directory]
+    return set(subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip().split(","))
+
+
+def escaped(path: Path) -> str:
+    """A path as fstab(5) has it."""
+    return "".join(c if c.isalnum() or c in "/_-.,é" else f"\\{ord(c):03o}" for c in str(path))
+
+
+@pytest.mark.usefixtures("helper", "no_new_loop_device")
+@pytest.mark.parametrize("name", ["plain.raw", "a,b #c\\d é.raw", "comma,.raw"])
+@pytest.mark.parametrize(
+    "options", ["ro,nofail", "rw,format=raw", "ro,files,nofail", "rw,temp", "rw,overlay={overlay}"]
+)
+def test_mounting_all_again(mounts: Mounts, flat: Path, tmp_path: Path, name: str, options: str) -> None:
+    """The second `mount -a` finds everything mounted, whatever the image is named and shows."""
+    image, directory, fstab = tmp_path / name, mounts.directory(), tmp_path / "fstab"
+    flat.rename(image)
+    options = options.format(overlay=escaped(tmp_path / "scratch.qcow"))
+    fstab.write_text(f"{escaped(image)} {escaped(directory)} fuse.tapfs {options} 0 0\n")
+    for _ in range(2):
+        assert mount("--all", "--fstab", fstab) == Ran(0, "", "")
+        assert mounts.mounted() == [str(directory)]
+        assert len(mounts.processes()) == 1
+    if "files" not in options:
+        (source,) = [each.source for each in mounted_file_systems() if each.mount_point == str(directory)]
+        assert source == str(image)
+    mounts.umount(directory)
+
+
+@pytest.mark.usefixtures("helper")
+def test_another_mount_of_the_image_is_an_error(mounts: Mounts, flat: Path) -> None:
+    """What is there is not what the line asks for: writable, files, or another image."""
+    directory = mounts.mount(flat, "--engine", mounts.engine)
+    for options, image in (("rw,format=raw", flat), ("ro,files", flat), ("ro", flat.parent)):
+        failed = mount("-t", "fuse.tapfs", "-o", options, image, directory)
+        assert failed.code == 32
+        assert "is a mount point already" in failed.err
+    mounts.umount(directory)
+
+
+@pytest.mark.usefixtures("helper")
+def test_an_image_that_is_missing(mounts: Mounts, tmp_path: Path, sample: Path) -> None:
+    missing, directory = tmp_path / "missing.qcow", mounts.directory()
+    assert mount("-t", "fuse.tapfs", "-o", "ro,nofail", missing, directory) == Ran(0, "", "")
+    assert mount("-t", "fuse.tapfs", "-o", "ro", missing, directory).code == 32
+    assert mount("-t", "fuse.tapfs", "-o", "ro,nofail,format=qcow", sample, directory).code == 32
+    assert mounts.left_behind() == []
+
+
+@pytest.mark.usefixtures("helper", "no_new_loop_device")
+def test_options_of_other_file_systems(mounts: Mounts, flat: Path) -> None:
+    """Those of FUSE change nothing; those of the file system inside reach it, and mean nothing to the disk."""
+    directory = mounts.directory()
+    fuse = "default_permissions,big_writes,max_read=131072,nonempty"
+    assert mount("-t", "fuse.tapfs", "-o", f"ro,{fuse}", flat, directory) == Ran(0, "", "")
+    mounts.umount(directory)
+    options = f"rw,format=raw,files,{fuse},errors=remount-ro,discard"
+    assert mount("-t", "fuse.tapfs", "-o", options, flat, directory) == Ran(0, "", "")
+    shown = subprocess.run(
+        ["findmnt", "-no", "FS-OPTIONS", directory], check=True, capture_output=True, text=True
+    ).stdout
+    assert {"errors=remount-ro", "discard"} <= set(shown.strip().split(","))
+    mounts.umount(directory)
+    for option in ("discard", "errors=remount-ro"):
+        failed = mount("-t", "fuse.tapfs", "-o", f"ro,{option}", flat, directory)
+        assert failed.code == 1
+        assert f"{option.partition('=')[0]} is for files" in failed.err
+        assert failed.err.endswith("see 'mount.fuse.tapfs --help'\n")
+    failed = mount("-t", "fuse.tapfs", "-o", "ro,partition=1", flat, directory)
+    assert (failed.code, "partition=N is for files" in failed.err) == (1, True)
+
+
+@pytest.mark.usefixtures("helper", "no_new_loop_device")
+@pytest.mark.parametrize("more", ["", ",files"])
+def test_remounting(mounts: Mounts, flat: Path, tmp_path: Path, more: str) -> None:
+    directory, fstab = mounts.directory(), tmp_path / "fstab"
+    fstab.write_text(f"{escaped(flat)} {escaped(directory)} fuse.tapfs rw,format=raw{more} 0 0\n")
+    assert mount("--fstab", fstab, directory) == Ran(0, "", "")
+    written = directory / ("new" if more else "disk")
+
+    def write() -> None:
+        with written.open("r+b" if written.exists() else "wb") as file:
+            file.write(b"x")
+
+    write()
+    with written.open("r+b"):
+        busy = mount("--fstab", fstab, "-o", "remount,ro", directory)
+        assert (busy.code, "is busy: a file is open for writing" in busy.err) == (32, True)
+    assert mount("--fstab", fstab, "-o", "remount,ro", directory) == Ran(0, "", "")
+    with refused(errno.EROFS):
+        write()
+    assert mount("--fstab", fstab, "-o", "remount,rw", directory) == Ran(0, "", "")
+    write()
+    flags = subprocess.run(
+        ["findmnt", "-no", "VFS-OPTIONS", directory], check=True, capture_output=True, text=True
+    ).stdout
+    assert {"rw", "nosuid", "nodev"} <= set(flags.strip().split(","))
+    mounts.umount(directory)
+    nothing = mount("--fstab", fstab, "-o", "remount,ro", directory)
+    assert (nothing.code, "no image is mounted here" in nothing.err) == (32, True)
+    assert mount("--fstab", fstab, "-o", "ro", directory) == Ran(0, "", "")
+    for_writing = mount("--fstab", fstab, "-o", "remount,rw", directory)
+    assert (for_writing.code, "its image was opened read-only" in for_writing.err) == (32, True)
+    mounts.umount(directory)
+
+
+def test_by_mount_fuse(mounts: Mounts, flat: Path, tmp_path: Path) -> None:
+    """Without our helper in /sbin mount(8) runs mount.fuse, which runs `tapfs IMAGE DIR -o OPTIONS`."""
+    program = tmp_path / "bin" / "tapfs"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m tapfs.cli "$@"\n')
+    program.chmod(0o755)
+    environment = mounts.environment | {
+        "PATH": f"{program.parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    directory = mounts.directory()
+    for options, code in (("ro", 0), ("ro,files,partition=0", 0), ("ro,nonsense", 1), ("ro,format=qcow", 32)):
+        done = subprocess.run(
+            ["mount.fuse3", flat, directory, "-t", "tapfs", "-o", options],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+        assert done.returncode == code, done
+        if code == 0:
+            assert done.stderr == ""
+            assert shown(directory, "FSTYPE") == {"ext4" if "files" in options else "fuse.tapfs"}
+            assert (
+                "nosuid"
+                in subprocess.run(
+                    ["findmnt", "-no", "OPTIONS", directory], check=True, capture_output=True, text=True
+                ).stdout
+            )
+            mounts.umount(directory)
+        else:
+            assert done.stderr.startswith("tapfs: error: ")
+
+
+def test_a_mistyped_command_is_no_call_of_mount_fuse(mounts: Mounts) -> None:
+    mistyped = mounts.run("crate", "x.qcow", "-o", "size=1M")
+    assert (mistyped.code, "no such command: 'crate'" in mistyped.err) == (64, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -81,11 +82,15 @@ def add_parser(subparsers: Subparsers) -> None:
         " auto, the default, takes the best that works",
     )
     add_image_options(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, again=False)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Mount, and return when the mount answers (with --foreground: when it has ended)."""
+    """Mount, and return when the mount answers (with --foreground: when it has ended).
+
+    `arguments.again`: an image that is mounted so already is no error.
+    """
+    from tapfs.errors import spelled
     from tapfs.fuse import mounting
     from tapfs.fuse.registry import Registry
 
@@ -93,15 +98,30 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.mountpoint:
         raise UsageError("DIR is empty", _PROGRAM)
     if arguments.partition is not None and not arguments.files:
-        raise UsageError("--partition is for --files; the disk's partitions are DIR/part1 and so on", _PROGRAM)
+        wrong = spelled("{partition=N} is for {files}; the disk's partitions are DIR/part1 and so on")
+        raise UsageError(wrong, _PROGRAM)
     settings = settings_of(arguments.options, _PROGRAM, files=arguments.files)
-    settings = replace(settings, sector_size=arguments.sector_size)
+    settings = replace(
+        settings,
+        sector_size=arguments.sector_size,
+        source=mounting.real_name(arguments.image),
+        overlay="" if arguments.temp else arguments.overlay and os.path.realpath(arguments.overlay),
+    )
     scratch = arguments.temp or arguments.overlay is not None
     writable = wants_writing(arguments.options, _PROGRAM, ro=arguments.ro, rw=arguments.rw, scratch=scratch)
     settings.require_permission()
     mounting.require_fuse()
-    mountpoint = mounting.check_mount_point(arguments.mountpoint)
     registry = Registry()
+    if arguments.again and mounting.is_mounted_so(
+        registry,
+        arguments.mountpoint,
+        settings,
+        files=arguments.files,
+        partition=arguments.partition,
+        writable=writable or scratch,
+    ):
+        return 0
+    mountpoint = mounting.check_mount_point(arguments.mountpoint)
     image = open_image(arguments, writable=writable, overlay=arguments.overlay, temporary=arguments.temp)
     try:
         warn_of_noise(image)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from tapfs.fuse.connection import escaped
+
 
 class KernelType(NamedTuple):
     """The kernel's name for a type; the options for a read-only mount, and those for every mount."""
@@ -39,8 +41,7 @@ class Program(NamedTuple):
         """The words that start it."""
         options = [*self.options, *(self.writable if writable else self.read_only), *more]
         if not self.names_file:
-            source = node.replace("\\", "\\\\").replace(",", "\\,")
-            options += [f"fsname={source}", f"subtype={self.name}"]
+            options += [f"fsname={escaped(node)}", f"subtype={self.name}"]
         # fuseiso takes options after the names only, the others take them there, too.
         return [self.name, *self.flags, node, mountpoint, self.foreground, "-o", ",".join(options)]
 

@@ -133,7 +133,7 @@ class FilesLayer:
                 self._mountpoint,
                 writable=self._writable,
                 flags=sorted(self._settings.flags),
-                options=options,
+                options=[*options, *self._settings.inner],
             )
         )
 
@@ -142,6 +142,7 @@ class FilesLayer:
         options = [*options, *(name for name in ("suid", "dev") if name in flags and os.geteuid() == 0)]
         options += [f"no{name}" for name in ("suid", "dev") if name not in flags]
         options += ["noexec"] if "noexec" in flags else []
+        options += ["nonempty"] if "nonempty" in flags else []
         options += ["allow_other"] if self._settings.allow_other else []
         if program.lets_others_in and not self._settings.allow_other and self._settings.umask is None:
             options.append("umask=077")

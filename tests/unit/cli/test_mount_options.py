@@ -44,7 +44,16 @@ def test_what_is_true_of_every_mount_may_be_said() -> None:
     assert settings.flags == frozenset()
 
 
-@pytest.mark.parametrize("text", ["remount", "ro=1", "allow_other=yes", "umask=8", "errors=remount-ro"])
+def test_options_for_the_file_system_inside() -> None:
+    settings = settings_of(["errors=remount-ro,discard,noexec,max_read=4096"], "p", files=True)
+    assert settings.inner == ("errors=remount-ro", "discard")
+    assert settings.flags == {"noexec"}
+    for option in ("errors=remount-ro", "discard", "suid"):
+        with pytest.raises(UsageError, match=f"{option.partition('=')[0]} is for"):
+            settings_of([option], "p", files=False)
+
+
+@pytest.mark.parametrize("text", ["remount", "ro=1", "allow_other=yes", "umask=8", "errors", "discard=1"])
 def test_unknown_options(text: str) -> None:
     with pytest.raises(UsageError):
         settings_of([text], "p", files=True)

@@ -169,7 +169,7 @@ def test_commands_print_by_the_mechanism() -> None:
 
 
 def test_there_is_one_mechanism() -> None:
-    """FUSE's own names are shorter than a line: engines.py makes them ASCII."""
+    """FUSE's own names are shorter than a line: engines.py replaces what is not printable."""
     users = {
         path.name
         for path in Path(REPOSITORY, "tapfs").rglob("*.py")
