@@ -10,6 +10,7 @@ from tapfs.driver import (
     Driver,
     Geometry,
     HostFile,
+    Identity,
     OpenRequest,
     Operation,
     Placement,
@@ -35,7 +36,7 @@ class IdentityDriver:
 
     def __init__(self, file: HostFile, format_name: str) -> None:
         self.format_name = format_name
-        self.geometry = Geometry(virtual_size=file.size(), granule=1, map_unit=_MAP_UNIT, identity=True)
+        self.geometry = Geometry(virtual_size=file.size(), granule=1, map_unit=_MAP_UNIT, identity=Identity())
         self._file = file
 
     def map(self, offset: int, length: int) -> list[Extent]:

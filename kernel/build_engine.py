@@ -36,7 +36,7 @@ SOURCE_FOLDER = Path("tapfs/kernel/src")
 #: What Python sees of the engine: in each the declarations between the two cffi marks.
 HEADERS = ["engine/engine.h", "serving/serving.h", "fuse/server.h", "xen/xen.h"]
 
-LIBRARIES = ["deflate", "crypto", "z", "pthread"]
+LIBRARIES = ["deflate", "crypto", "z", "zstd", "pthread"]
 FLAGS = ["-D_GNU_SOURCE", "-g", "-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra"]
 OPTIMIZED = ["-O2"]
 SANITIZED = ["-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -49,6 +49,7 @@ NEEDED = {
     "libdeflate.h": "libdeflate-dev",
     "openssl/evp.h": "libssl-dev",
     "zlib.h": "zlib1g-dev",
+    "zstd.h": "libzstd-dev",
 }
 
 

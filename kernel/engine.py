@@ -13,7 +13,7 @@ from enum import IntEnum
 from mmap import mmap
 from typing import TYPE_CHECKING, NamedTuple
 
-from tapfs.driver import Cipher, Codec, Placement
+from tapfs.driver import Codec, Geometry, Identity, Placement
 from tapfs.errors import ErrorKind, ImageError, from_os_error, truncated
 from tapfs.extent import Extent
 from tapfs.kernel._engine import ffi, lib
@@ -21,9 +21,6 @@ from tapfs.plan import Allocate, Discard, Grow, Plan, Write
 
 if TYPE_CHECKING:
     from tapfs.kernel._engine import CData
-
-#: Of a cipher.
-KEY_BYTES = 16
 
 Buffer = bytes | bytearray | memoryview | mmap
 
@@ -105,33 +102,34 @@ class EngineDisk:
 
     def add_layer(
         self,
+        geometry: Geometry,
         *,
-        virtual_size: int,
-        granule: int,
-        map_unit: int,
-        identity: bool,
-        codec: Codec,
-        cipher: Cipher,
-        key: bytes | None,
-        writable: bool,
         files: Iterable[HostDescriptor],
+        key: bytes | None = None,
+        writable: bool = False,
     ) -> int:
-        """Add the next layer below; `key` (16 bytes) goes with a cipher.
+        """Add the next layer below; `key` goes with a cipher and is as long as that says.
 
         Raises ImageError(io) for a geometry that the engine cannot serve.
         """
         layer = ffi.new("tapfs_layer *")
-        layer.virtual_size = virtual_size
-        layer.granule = granule
-        layer.map_unit = map_unit
-        layer.identity = identity
-        layer.codec = codec
-        layer.cipher = cipher
+        layer.virtual_size = geometry.virtual_size
+        layer.granule = geometry.granule
+        layer.packed_unit = geometry.packed_unit
+        layer.map_unit = geometry.map_unit
         layer.writable = writable
-        if key is not None:
-            if len(key) != KEY_BYTES:
-                raise ValueError(f"a key has {KEY_BYTES} bytes, not {len(key)}")
-            ffi.memmove(layer.key, key, KEY_BYTES)
+        if geometry.identity is not None:
+            layer.identity = True
+            layer.identity_file, layer.identity_offset = geometry.identity
+        if geometry.packing is not None:
+            for name in ("codec", "header_bytes", "length_at", "length_bytes"):
+                setattr(layer.packing, name, getattr(geometry.packing, name))
+        if geometry.cipher is not None:
+            for name in ("algorithm", "key_bytes", "sector_bytes", "iv_bytes", "iv_from_host", "iv_offset"):
+                setattr(layer.cipher, name, getattr(geometry.cipher, name))
+            if key is None or len(key) != geometry.cipher.key_bytes:
+                raise ValueError(f"the key of the cipher has {geometry.cipher.key_bytes} bytes")
+            ffi.memmove(layer.cipher.key, key, len(key))
         index = self._checked(lib.tapfs_disk_add_layer(self.handle, layer), "add a layer")
         paths: list[str] = []
         for file in files:
@@ -291,17 +289,7 @@ def execute_on_files(files: Iterable[HostDescriptor], plan: Plan) -> None:
     """Execute a plan on host files, which its steps call by their place in `files`."""
     disk = EngineDisk(0)
     try:
-        disk.add_layer(
-            virtual_size=0,
-            granule=1,
-            map_unit=1,
-            identity=True,
-            codec=Codec.NONE,
-            cipher=Cipher.NONE,
-            key=None,
-            writable=True,
-            files=files,
-        )
+        disk.add_layer(Geometry(0, granule=1, map_unit=1, identity=Identity()), files=files, writable=True)
         for stage in plan.stages or ((),):  # one by one, so that a long plan can be ended between two of them
             disk.execute(Plan((stage,)))
     finally:

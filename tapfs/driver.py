@@ -17,7 +17,16 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from tapfs.extent import Extent
 from tapfs.findings import CheckReport, Finding, Severity
-from tapfs.geometry import MAX_DISK_BYTES, BackingReference, Cipher, Codec, Geometry
+from tapfs.geometry import (
+    MAX_DISK_BYTES,
+    BackingReference,
+    Cipher,
+    CipherAlgorithm,
+    Codec,
+    Geometry,
+    Identity,
+    Packing,
+)
 from tapfs.host_files import FurtherFiles, HostFile, NoFurtherFiles, NumberedFile, Role
 from tapfs.plan import Plan
 
@@ -29,21 +38,25 @@ __all__ = [
     "CheckReport",
     "Checkable",
     "Cipher",
+    "CipherAlgorithm",
     "Codec",
     "CreatableFormat",
     "CreateRequest",
     "DescribedFormat",
     "Driver",
+    "Encrypted",
     "Finding",
     "Format",
     "FurtherFiles",
     "Geometry",
     "HostFile",
+    "Identity",
     "MultiFileFormat",
     "NoFurtherFiles",
     "NumberedFile",
     "OpenRequest",
     "Operation",
+    "Packing",
     "Placement",
     "ProgressCallback",
     "Reservation",
@@ -91,6 +104,18 @@ class PlainDetails(Driver, Protocol):
     @property
     def plain_details(self) -> frozenset[str]:
         """The keys of `details` that `tapfs info` shows without -v; of other drivers it shows none."""
+        ...
+
+
+@runtime_checkable
+class Encrypted(Driver, Protocol):
+    """A driver whose geometry has a cipher, for images that a password opens."""
+
+    def unlock(self, password: bytes) -> bytes:
+        """The key of the cipher, `Cipher.key_bytes` long.
+
+        Raises ImageError(denied) for a wrong password, where the format can tell.
+        """
         ...
 
 

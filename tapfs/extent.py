@@ -31,8 +31,8 @@ class Extent(NamedTuple):
     """A run of the virtual disk whose bytes all come from the same place.
 
     DATA: byte ``offset + i`` of the disk is byte ``host_offset + i`` of host file ``file``.
-    COMPRESSED: exactly one compressed unit; its payload is ``[host_offset, host_offset +
-    host_length)``. ``host_length`` is 0 for every other kind.
+    COMPRESSED: a part of one packed unit (`Geometry.packed_unit`), which begins at a multiple of that size; its
+    payload is ``[host_offset, host_offset + host_length)``. ``host_length`` is 0 for every other kind.
     """
 
     offset: int

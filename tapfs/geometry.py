@@ -8,18 +8,59 @@ from typing import NamedTuple
 
 
 class Codec(IntEnum):
-    """How a COMPRESSED extent is packed. The engine's C enum has the same values."""
+    """How the bytes of a COMPRESSED extent are packed. The engine's C enum has the same values."""
 
     NONE = 0
     RAW_DEFLATE = 1
+    ZLIB = 2
+    ZSTD = 3
 
 
-class Cipher(IntEnum):
-    """The image-level transform of DATA extents. The engine's C enum has the same values."""
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How payloads are packed: each unpacks to `unit` bytes, a multiple of the granule (0: one granule).
 
-    NONE = 0
-    #: AES-128-CBC per 512-byte sector, IV = little-endian guest sector number (QEMU's "aes").
-    AES_128_CBC_SECTOR = 1
+    With a header of `header_bytes` the packed bytes follow it, as many as its little-endian field of `length_bytes`
+    (4 or 8) at `length_at` says. The length in the extent is only a bound then. A payload may have slack behind it and
+    may cross clusters of the host file.
+    """
+
+    codec: Codec
+    unit: int = 0
+    header_bytes: int = 0
+    length_at: int = 0
+    length_bytes: int = 0
+
+
+class CipherAlgorithm(IntEnum):
+    """A cipher and how the IV of a sector is made of its number. The engine's C enum has the same values."""
+
+    AES_CBC_PLAIN64 = 1
+    AES_CBC_ESSIV_SHA256 = 2
+    AES_XTS_PLAIN64 = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Cipher:
+    """The transform of DATA extents, sector by sector; COMPRESSED payloads are never encrypted.
+
+    `key_bytes`: 16, 24 or 32 for CBC, 32 or 64 for XTS. The number of the sector that begins at an offset is
+    ``(offset - iv_offset) / iv_bytes``, of the offset in the disk, or in the host file with `iv_from_host`.
+    """
+
+    algorithm: CipherAlgorithm
+    key_bytes: int
+    sector_bytes: int = 512
+    iv_bytes: int = 512
+    iv_from_host: bool = False
+    iv_offset: int = 0
+
+
+class Identity(NamedTuple):
+    """One extent is the whole disk: byte i of the disk is byte ``host_offset + i`` of host file `file`."""
+
+    file: int = 0
+    host_offset: int = 0
 
 
 class BackingReference(NamedTuple):
@@ -41,14 +82,22 @@ class Geometry:
     `granule`: the smallest piece mapped on its own; reservations are aligned to it (the last
     one may reach past `virtual_size`). `map_unit`: a multiple of `granule` whose map `map`
     answers whole, and which the engine caches whole (one L2 table, one grain table); at most
-    1 GiB. `identity`: every byte is at the same offset of file 0, writable in place for a
-    writable image; the engine then asks for no map at all. A COMPRESSED extent is one granule.
+    1 GiB. `identity`: the whole disk is one extent, writable in place for a writable image; the
+    engine then asks for no map at all. `packing` and `cipher` say what COMPRESSED and DATA extents hold.
+
+    A geometry holds for one opening of the image. Who resizes or reverts an image opens it anew; the layers that the
+    core makes of it are the next generation, and the old ones are closed (`tapfs.disk.live`).
     """
 
     virtual_size: int
     granule: int
     map_unit: int
-    identity: bool = False
+    identity: Identity | None = None
     backing: BackingReference | None = None
-    codec: Codec = Codec.NONE
-    cipher: Cipher = Cipher.NONE
+    packing: Packing | None = None
+    cipher: Cipher | None = None
+
+    @property
+    def packed_unit(self) -> int:
+        """The bytes that one payload unpacks to."""
+        return self.packing.unit or self.granule if self.packing is not None else self.granule

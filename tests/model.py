@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tapfs.driver import Cipher, Driver, HostFile, Operation, Reservation, WritableDriver
+from tapfs.driver import Driver, HostFile, Operation, Reservation, WritableDriver
 from tapfs.extent import Kind
 from tapfs.plan import Allocate, Discard, Grow, Plan, Step, Write
 
@@ -193,7 +193,7 @@ class ModelDisk:
             low, high = max(offset, placement.offset), min(request_end, at)
             wanted = old[placement.offset - start : at - start]
             wanted[low - placement.offset : high - placement.offset] = data[low - offset : high - offset]
-            fresh = placement.fresh and self.driver.geometry.cipher is Cipher.NONE
+            fresh = placement.fresh and self.driver.geometry.cipher is None
             if fresh:
                 there = self.file.read(placement.host_offset, placement.length)
                 assert is_zero(there), "a fresh place holds data"

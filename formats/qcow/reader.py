@@ -10,11 +10,13 @@ from tapfs.driver import (
     BackingReference,
     CheckReport,
     Cipher,
+    CipherAlgorithm,
     Codec,
     Finding,
     Geometry,
     HostFile,
     OpenRequest,
+    Packing,
     ProgressCallback,
     Severity,
 )
@@ -40,6 +42,10 @@ from tapfs.tables import ASK, Rule, TableLayout
 
 #: How much of the file is read at open: header, extended header and the longest name.
 HEAD_BYTES = 4096
+
+#: The one cipher of qcow: AES-128 in CBC mode, the IV is the number of the guest's sector.
+_KEY_BYTES = 16
+_AES = Cipher(CipherAlgorithm.AES_CBC_PLAIN64, _KEY_BYTES)
 
 #: L2 tables looked at when both byte orders of L1 are plausible.
 _EVIDENCE_TABLES = 8
@@ -72,8 +78,8 @@ class QcowDriver:
             granule=self.header.cluster_size,
             map_unit=self.header.unit,
             backing=self.backing,
-            codec=Codec.RAW_DEFLATE,
-            cipher=Cipher.AES_128_CBC_SECTOR if self.header.crypt_method == CRYPT_AES else Cipher.NONE,
+            packing=Packing(Codec.RAW_DEFLATE),
+            cipher=_AES if self.header.crypt_method == CRYPT_AES else None,
         )
 
     @property
@@ -142,6 +148,10 @@ class QcowDriver:
     def host_size(self) -> int:
         """The length of the file, with what has been allocated."""
         return self.tables.file_size
+
+    def unlock(self, password: bytes) -> bytes:
+        """The first 16 bytes of the password, with zeros behind a shorter one. Nothing tells a wrong password."""
+        return password[:_KEY_BYTES].ljust(_KEY_BYTES, b"\0")
 
     def details(self) -> Mapping[str, object]:
         """Layout, era and byte order; see blktap-qcow.md for the words."""

@@ -23,7 +23,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 
-from tapfs.driver import Cipher, HostFile, OpenRequest, Operation, Placement, Reservation
+from tapfs.driver import HostFile, OpenRequest, Operation, Placement, Reservation
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Kind
 from tapfs.formats.qcow.allocation import Allocation
@@ -65,7 +65,7 @@ class WritableQcowDriver(QcowDriver):
             )
         self.allocation = Allocation(file.path, self.tables.file_size, self.header.cluster_size)
         #: Whether new space is allocated the way blktap does.
-        self._whole_extents = self.fast_path and self._geometry.cipher is Cipher.NONE
+        self._whole_extents = self.fast_path and self._geometry.cipher is None
         self._l1_pending: set[int] = set()
         self._l1_flying: set[int] = set()
         #: The disk's size in whole clusters.
@@ -300,7 +300,7 @@ class WritableQcowDriver(QcowDriver):
         """
         header = self.header
         zero_below = operation is Operation.ZERO and self.backing is not None
-        punchable = operation is Operation.ZERO or self._geometry.cipher is Cipher.NONE
+        punchable = operation is Operation.ZERO or self._geometry.cipher is None
         placements: list[Placement] = []
         for index, first, stop in self._pieces(offset, length) if zero_below else self._used_pieces(offset, length):
             for run in self._checked_runs(index, first, stop):

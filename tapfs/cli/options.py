@@ -194,9 +194,7 @@ def warn_of_noise(image: Image) -> None:
 
     What never was written reads as zeros with every password, so a new disk is no reason to warn.
     """
-    from tapfs.driver import Cipher
-
-    if all(layer.driver.geometry.cipher == Cipher.NONE for layer in image.layers) or image.needs_password:
+    if all(layer.driver.geometry.cipher is None for layer in image.layers) or image.needs_password:
         return
     contents = image.contents()
     if contents.file_system is not None or contents.table.scheme is not None:

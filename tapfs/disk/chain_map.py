@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from tapfs.disk.chain import Layer
-from tapfs.driver import Cipher
 from tapfs.extent import Extent, Kind, clip, merge_runs
 
 _HAVE_DATA = (Kind.DATA, Kind.COMPRESSED)
@@ -83,8 +82,8 @@ def _resolve(layers: Sequence[Layer], depth: int, offset: int, length: int) -> I
 
 
 def _mapped(layer: Layer, depth: int, extent: Extent) -> MappedExtent:
-    plain = layer.driver.geometry.cipher == Cipher.NONE
-    identity = layer.driver.geometry.identity
+    plain = layer.driver.geometry.cipher is None
+    identity = layer.driver.geometry.identity is not None
     data = extent.kind in (Kind.DATA, Kind.COMPRESSED)
     # The last layer has a parent only where that was not opened (`tapfs.disk.inspection`).
     unknown = extent.kind == Kind.UNALLOCATED and layer.driver.geometry.backing is not None

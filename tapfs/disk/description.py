@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from tapfs.disk.chain import Layer, ParentState, UnopenedParent
-from tapfs.driver import Cipher
 
 if TYPE_CHECKING:
     from tapfs.partitions.table import FileSystemInfo, PartitionTableInfo
@@ -78,7 +77,7 @@ def describe(layers: Sequence[Layer], unopened: UnopenedParent | None = None) ->
         "virtual_size": geometry.virtual_size,
         "file_size": top.file.size(),
         "allocated_size": top.files.allocated_size(),
-        "encrypted": geometry.cipher != Cipher.NONE,
+        "encrypted": geometry.cipher is not None,
         "granule": geometry.granule,
         "backing": backing,
         "files": [file.path for file in top.files],

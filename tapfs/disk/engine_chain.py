@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tapfs.disk.chain import Layer, password_missing
 from tapfs.disk.chain_map import MappedExtent, map_chain, mapped_extents
-from tapfs.driver import Cipher
+from tapfs.driver import Encrypted
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, clip
 from tapfs.tables import Tabled
@@ -25,9 +25,6 @@ _MAX_TABLES = 4 << 20
 
 #: A chain is mapped at most this many bytes at a time.
 STRIDE = 64 << 20
-
-#: AES-128 keys: the first 16 bytes of the password, zero padded (the legacy cipher's rule).
-_KEY_BYTES = 16
 
 
 class ServedChain:
@@ -63,7 +60,7 @@ class ServedChain:
     @property
     def needs_password(self) -> bool:
         """Whether a layer is encrypted and no password was given."""
-        encrypted = any(layer.driver.geometry.cipher != Cipher.NONE for layer in self.layers)
+        encrypted = any(layer.driver.geometry.cipher is not None for layer in self.layers)
         return encrypted and self._password is None
 
     def check_open(self) -> None:
@@ -149,17 +146,10 @@ class ServedChain:
             raise password_missing(self.top.path)
         engine = EngineDisk(self._cache_bytes)
         for depth, layer in enumerate(self.layers):
-            geometry = layer.driver.geometry
-            encrypted = geometry.cipher != Cipher.NONE
             writable = self.writable and depth == 0
             engine.add_layer(
-                virtual_size=geometry.virtual_size,
-                granule=geometry.granule,
-                map_unit=geometry.map_unit,
-                identity=geometry.identity,
-                codec=geometry.codec,
-                cipher=geometry.cipher,
-                key=(self._password or b"")[:_KEY_BYTES].ljust(_KEY_BYTES, b"\0") if encrypted else None,
+                layer.driver.geometry,
+                key=_key(layer, self._password),
                 writable=writable,
                 files=[
                     HostDescriptor(file.data_descriptor, file.path, file.direct, writable and file.writable)
@@ -195,6 +185,14 @@ class ServedChain:
         for first, stop in touched:
             places = driver.table_places(first, min(stop, units) - first)
             set_places(self.engine, 0, first, places, driver.host_size)
+
+
+def _key(layer: Layer, password: bytes | None) -> bytes | None:
+    """The key of an encrypted layer. Raises ImageError(denied) for a wrong password."""
+    driver = layer.driver
+    if driver.geometry.cipher is None or not isinstance(driver, Encrypted):
+        return None
+    return driver.unlock(password or b"")
 
 
 def _describe_tables(engine: EngineDisk, depth: int, layer: Layer) -> bool:

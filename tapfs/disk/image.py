@@ -19,7 +19,7 @@ from tapfs.disk.description import ImageInfo, describe
 from tapfs.disk.engine_chain import ServedChain
 from tapfs.disk.stream_target import StreamTarget
 from tapfs.disk.write_path import WritePath
-from tapfs.driver import Streamable
+from tapfs.driver import Codec, Identity, Streamable
 from tapfs.errors import ErrorKind, ImageError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Image:
     @property
     def is_device(self) -> bool:
         """Whether the disk is a block device of the host, byte for byte."""
-        return self._top.file.is_block_device and self._top.driver.geometry.identity
+        return self._top.file.is_block_device and self._top.driver.geometry.identity is not None
 
     @property
     def parents(self) -> tuple[str, ...]:
@@ -180,7 +180,7 @@ class Image:
         except OSError:
             return None
         same = stat.S_ISREG(status.st_mode) and status.st_size == geometry.virtual_size
-        return file.descriptor if geometry.identity and same and not file.direct else None
+        return file.descriptor if geometry.identity == Identity() and same and not file.direct else None
 
     def extents(self, offset: int = 0, length: int | None = None) -> Iterator[MappedExtent]:
         """The map of the range over the whole chain, merged; holes of raw files are zeros."""
@@ -259,7 +259,8 @@ class Image:
         geometry = driver.geometry
         # The stream changes the map behind the engine's back.
         self._chain.engine.forget(0, 0, self._size)
-        return StreamTarget(self._chain.engine, driver.stream(), granule=geometry.granule, codec=geometry.codec)
+        codec = Codec.NONE if geometry.packing is None else geometry.packing.codec
+        return StreamTarget(self._chain.engine, driver.stream(), granule=geometry.packed_unit, codec=codec)
 
     @property
     def unflushed_bytes(self) -> int:

@@ -16,7 +16,7 @@ from typing import cast
 
 from tapfs.disk.chain import Layer, OpenOptions, layer_of_file, open_chain, password_missing
 from tapfs.disk.probe import format_named
-from tapfs.driver import BackingReference, Cipher, CreatableFormat, CreateRequest
+from tapfs.driver import BackingReference, CreatableFormat, CreateRequest
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.file import LocalFile
 from tapfs.host.files import all_identities
@@ -94,7 +94,7 @@ def _checked(name: str, file: LocalFile, image: Layer) -> Layer:
 
 
 def _encrypted(layers: Sequence[Layer]) -> bool:
-    return any(layer.driver.geometry.cipher != Cipher.NONE for layer in layers)
+    return any(layer.driver.geometry.cipher is not None for layer in layers)
 
 
 def _creation(layers: Sequence[Layer], size: int | None = None) -> Plan:

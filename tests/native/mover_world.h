@@ -234,10 +234,11 @@ static inline void world_open(struct world *world, const struct options *options
     make_top(world, &seed);
     world->disk = tapfs_disk_new(1 << 20);
     tapfs_layer top = {
-        .virtual_size = SIZE, .granule = GRANULE, .map_unit = UNIT, .codec = TAPFS_CODEC_RAW_DEFLATE, .writable = 1};
+        .virtual_size = SIZE, .granule = GRANULE, .map_unit = UNIT, .packing = {.codec = TAPFS_CODEC_RAW_DEFLATE}, .writable = 1};
     if (options->cipher) {
-        top.cipher = TAPFS_CIPHER_AES_128_CBC_SECTOR;
-        memcpy(top.key, key, sizeof key);
+        top.cipher = (tapfs_cipher){
+            .algorithm = TAPFS_CIPHER_AES_CBC_PLAIN64, .key_bytes = sizeof key, .sector_bytes = 512, .iv_bytes = 512};
+        memcpy(top.cipher.key, key, sizeof key);
     }
     tapfs_layer middle = {.virtual_size = MIDDLE_SIZE, .granule = GRANULE, .map_unit = UNIT};
     tapfs_layer bottom = {.virtual_size = BOTTOM_SIZE, .identity = 1};

@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY
 
 #: What pip compiles pyfuse3 with, and what a mount needs when it runs.
 OF_MOUNTING = {"gcc", "python3-dev", "pkg-config", "libfuse3-dev", "fuse3"}
-OF_THE_ENGINE = {"gcc", "python3-dev", "libdeflate-dev", "libssl-dev", "zlib1g-dev"}
+OF_THE_ENGINE = {"gcc", "python3-dev", "libdeflate-dev", "libssl-dev", "zlib1g-dev", "libzstd-dev"}
 
 
 def test_the_script_installs_all_of_it() -> None:

@@ -87,18 +87,23 @@ static bool host_run(const struct host_file *file, uint64_t offset, uint64_t end
 static bool resolve_identity(struct walk *walk, uint32_t index, uint64_t offset, uint64_t end)
 {
     const struct layer *layer = walk->request.disk->layers[index];
+    const tapfs_layer *geometry = &layer->geometry;
 
     while (offset < end) {
-        uint64_t stop = end;
-        bool data = layer->file_count == 0 || host_run(layer->files[0], offset, end, &stop);
-        int error = data ? 0 : look_for_cut(layer->files[0]);
+        uint64_t shift = geometry->identity_offset, stop = shift + end;
+        /* A hole under a cipher does not read as zeros. */
+        bool data = layer->cipher != NULL || geometry->identity_file >= layer->file_count ||
+                    host_run(layer->files[geometry->identity_file], shift + offset, shift + end, &stop);
+        stop -= shift;
+        int error = data ? 0 : look_for_cut(layer->files[geometry->identity_file]);
         if (error != 0) {
-            request_fail(&walk->request, error, "map", index, 0, offset);
+            request_fail(&walk->request, error, "map", index, geometry->identity_file, shift + offset);
             return false;
         }
         tapfs_mapped run = without_place(data ? TAPFS_DATA : TAPFS_ZERO, index, offset, stop - offset);
-        run.placed = 1;
-        run.host_offset = offset;
+        run.placed = layer->cipher == NULL;
+        run.file = geometry->identity_file;
+        run.host_offset = run.placed ? shift + offset : 0;
         if (walk->lookups_left-- == 0 || !append(walk, &run)) {
             return false;
         }

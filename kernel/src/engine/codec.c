@@ -1,26 +1,26 @@
-/* Packed granules: raw deflate in both directions, and the few unpacked granules that partial
- * reads keep at hand. */
+/* Packed units: payloads unpacked, and the few unpacked units that partial reads keep at hand. codecs.c does the work. */
+#include <endian.h>
 #include <errno.h>
-#include <libdeflate.h>
 #include <stdlib.h>
 #include <string.h>
-#define ZLIB_CONST
-#include <zlib.h>
 
 #include "engine/internal.h"
 
-/* The window of the format's payloads: a reader may use zlib with window bits -12. */
-#define WINDOW_BITS 12
-/* Of libdeflate: 72 MB/s and 33.0 % on 4 KiB granules of text, where level 6 makes 42 MB/s and 32.5 %. */
-#define SMALL_LEVEL 4
-#define ZLIB_LEVEL 6
-
 /* What one unpacking needs; idle ones wait in the codec. */
 struct codec_context {
-    struct libdeflate_decompressor *decompressor;
+    struct unpackers unpackers;
     uint8_t *payload;
     uint64_t payload_size;
 };
+
+bool packing_valid(const tapfs_packing *packing)
+{
+    bool header = packing->length_bytes == 0
+                      ? packing->header_bytes == 0
+                      : (packing->length_bytes == 4 || packing->length_bytes == 8) && packing->header_bytes <= 4096 &&
+                            packing->length_at + (uint32_t)packing->length_bytes <= packing->header_bytes;
+    return codec_known(packing->codec) && header;
+}
 
 void codec_init(struct codec *codec)
 {
@@ -31,7 +31,7 @@ void codec_init(struct codec *codec)
 static void context_free(struct codec_context *context)
 {
     if (context != NULL) {
-        libdeflate_free_decompressor(context->decompressor);
+        unpackers_free(&context->unpackers);
         free(context->payload);
         free(context);
     }
@@ -62,11 +62,6 @@ static struct codec_context *take_context(struct codec *codec, uint64_t payload_
         if (context == NULL) {
             return NULL;
         }
-        context->decompressor = libdeflate_alloc_decompressor();
-        if (context->decompressor == NULL) {
-            free(context);
-            return NULL;
-        }
     }
     if (context->payload_size < payload_size) {
         free(context->payload);
@@ -91,11 +86,31 @@ static void give_back_context(struct codec *codec, struct codec_context *context
     context_free(context);
 }
 
-/* Unpack a whole granule into `out`. */
+/* The packed bytes in a payload: behind its header, if there is one, as many as the header says. */
+static int strip_header(const tapfs_packing *packing, const uint8_t **payload, uint64_t *length)
+{
+    uint64_t packed = 0;
+
+    if (packing->length_bytes == 0) {
+        return 0;
+    }
+    if (*length < packing->header_bytes) {
+        return EUCLEAN;
+    }
+    memcpy(&packed, *payload + packing->length_at, packing->length_bytes);
+    packed = le64toh(packed);
+    if (packed > *length - packing->header_bytes) {
+        return EUCLEAN;
+    }
+    *payload += packing->header_bytes;
+    *length = packed;
+    return 0;
+}
+
+/* Unpack a whole unit into `out`. */
 static int unpack(struct codec *codec, const struct codec_source *source, uint8_t *out)
 {
     uint64_t got = 0;
-    size_t produced = 0;
     struct codec_context *context = take_context(codec, source->host_length);
 
     if (context == NULL) {
@@ -103,11 +118,12 @@ static int unpack(struct codec *codec, const struct codec_source *source, uint8_
     }
     int error = host_read(source->file, context->payload, source->host_offset, source->host_length, source->nowait,
                           &got);
+    const uint8_t *payload = context->payload;
     if (error == 0) {
-        /* _ex: formats that count the payload in sectors have slack after the stream. */
-        enum libdeflate_result result = libdeflate_deflate_decompress_ex(
-            context->decompressor, context->payload, got, out, source->granule, NULL, &produced);
-        error = result == LIBDEFLATE_SUCCESS && produced == source->granule ? 0 : EUCLEAN;
+        error = strip_header(source->packing, &payload, &got);
+    }
+    if (error == 0) {
+        error = unpackers_unpack(&context->unpackers, source->packing->codec, payload, got, out, source->unit);
     }
     give_back_context(codec, context);
     return error;
@@ -132,7 +148,7 @@ static bool copy_kept(struct codec *codec, const struct codec_source *source, ui
     return found;
 }
 
-/* Keep an unpacked granule in the place of the one that was wanted least recently. */
+/* Keep an unpacked unit in the place of the one that was wanted least recently. */
 static void keep(struct codec *codec, const struct codec_source *source, uint8_t *data)
 {
     pthread_mutex_lock(&codec->mutex);
@@ -159,13 +175,13 @@ static void keep(struct codec *codec, const struct codec_source *source, uint8_t
 int codec_read(struct codec *codec, const struct codec_source *source, uint8_t *buffer, uint64_t inner,
                uint64_t length)
 {
-    if (length == source->granule) {
+    if (length == source->unit) {
         return unpack(codec, source, buffer);
     }
     if (copy_kept(codec, source, buffer, inner, length)) {
         return 0;
     }
-    uint8_t *data = malloc(source->granule);
+    uint8_t *data = malloc(source->unit);
     if (data == NULL) {
         return ENOMEM;
     }
@@ -189,48 +205,4 @@ void codec_drop_layer(struct codec *codec, uint32_t layer)
         }
     }
     pthread_mutex_unlock(&codec->mutex);
-}
-
-/* In a granule no larger than the window no distance can exceed it, whatever libdeflate thinks. */
-static int compress_small(const uint8_t *in, uint64_t granule, size_t count, uint8_t *out, uint64_t *sizes)
-{
-    struct libdeflate_compressor *compressor = libdeflate_alloc_compressor(SMALL_LEVEL);
-    if (compressor == NULL) {
-        return -ENOMEM;
-    }
-    for (size_t i = 0; i < count; i++) {
-        sizes[i] = libdeflate_deflate_compress(compressor, in + i * granule, granule, out, granule - 1);
-        out += sizes[i];
-    }
-    libdeflate_free_compressor(compressor);
-    return 0;
-}
-
-/* libdeflate cannot limit its window, zlib can. */
-static int compress_windowed(const uint8_t *in, uint64_t granule, size_t count, uint8_t *out, uint64_t *sizes)
-{
-    z_stream stream = {.zalloc = Z_NULL, .zfree = Z_NULL, .opaque = Z_NULL};
-    if (deflateInit2(&stream, ZLIB_LEVEL, Z_DEFLATED, -WINDOW_BITS, 8, Z_DEFAULT_STRATEGY) != Z_OK) {
-        return -ENOMEM;
-    }
-    for (size_t i = 0; i < count; i++) {
-        deflateReset(&stream);
-        stream.next_in = in + i * granule;
-        stream.avail_in = (uInt)granule;
-        stream.next_out = out;
-        stream.avail_out = (uInt)granule - 1;
-        sizes[i] = deflate(&stream, Z_FINISH) == Z_STREAM_END ? stream.total_out : 0;
-        out += sizes[i];
-    }
-    deflateEnd(&stream);
-    return 0;
-}
-
-int tapfs_compress(uint32_t codec, const void *buffer, uint64_t granule, size_t count, void *out, uint64_t *sizes)
-{
-    if (codec != TAPFS_CODEC_RAW_DEFLATE || granule < 2 || granule > MAP_UNIT_MAX) {
-        return -EINVAL;
-    }
-    return granule <= 1u << WINDOW_BITS ? compress_small(buffer, granule, count, out, sizes)
-                                        : compress_windowed(buffer, granule, count, out, sizes);
 }

@@ -37,7 +37,7 @@ static void layer_free(struct layer *layer)
     free(layer->files);
     table_free(layer->table);
     cipher_free(layer->cipher);
-    OPENSSL_cleanse(layer->geometry.key, sizeof layer->geometry.key);
+    OPENSSL_cleanse(&layer->geometry.cipher, sizeof layer->geometry.cipher);
     free(layer);
 }
 
@@ -74,20 +74,28 @@ void disk_note_foreign_writes(const tapfs_disk *disk)
 
 static bool geometry_valid(const tapfs_layer *geometry)
 {
-    if (geometry->virtual_size > INT64_MAX - (uint64_t)MAP_UNIT_MAX || geometry->codec > TAPFS_CODEC_RAW_DEFLATE ||
-        geometry->cipher > TAPFS_CIPHER_AES_128_CBC_SECTOR) {
+    if (geometry->virtual_size > INT64_MAX - (uint64_t)MAP_UNIT_MAX || !packing_valid(&geometry->packing) ||
+        (geometry->cipher.algorithm != TAPFS_CIPHER_NONE && !cipher_valid(&geometry->cipher))) {
         return false;
     }
     if (geometry->identity) {
-        return true;
+        return in_host_range(geometry->identity_offset, geometry->virtual_size);
     }
     return geometry->granule > 0 && geometry->map_unit >= geometry->granule && geometry->map_unit <= MAP_UNIT_MAX &&
            geometry->map_unit % geometry->granule == 0 &&
-           (geometry->cipher == TAPFS_CIPHER_NONE || geometry->granule % SECTOR_BYTES == 0);
+           geometry->packed_unit > 0 && geometry->packed_unit % geometry->granule == 0 &&
+           geometry->map_unit % geometry->packed_unit == 0 &&
+           (geometry->cipher.algorithm == TAPFS_CIPHER_NONE ||
+            geometry->granule % geometry->cipher.sector_bytes == 0);
 }
 
-int tapfs_disk_add_layer(tapfs_disk *disk, const tapfs_layer *geometry)
+int tapfs_disk_add_layer(tapfs_disk *disk, const tapfs_layer *described)
 {
+    tapfs_layer complete = *described;
+    const tapfs_layer *geometry = &complete;
+    if (complete.packed_unit == 0) {
+        complete.packed_unit = complete.granule;
+    }
     if (!geometry_valid(geometry) || (geometry->writable && disk->layer_count > 0)) {
         return -EINVAL;
     }
@@ -104,8 +112,8 @@ int tapfs_disk_add_layer(tapfs_disk *disk, const tapfs_layer *geometry)
         return -ENOMEM;
     }
     layer->geometry = *geometry;
-    if (geometry->cipher != TAPFS_CIPHER_NONE) {
-        layer->cipher = cipher_new(geometry->key);
+    if (geometry->cipher.algorithm != TAPFS_CIPHER_NONE) {
+        layer->cipher = cipher_new(&geometry->cipher);
         if (layer->cipher == NULL) {
             layer_free(layer);
             return -ENOMEM;
@@ -141,11 +149,13 @@ static bool extent_valid(const struct layer *layer, const tapfs_extent *extent, 
     }
     if (extent->kind == TAPFS_DATA) {
         return extent->file < layer->file_count && in_host_range(extent->host_offset, extent->length) &&
-               (layer->cipher == NULL || offset % SECTOR_BYTES == 0);
+               (layer->cipher == NULL || offset % geometry->cipher.sector_bytes == 0);
     }
     if (extent->kind == TAPFS_COMPRESSED) {
-        return geometry->codec != TAPFS_CODEC_NONE && offset % geometry->granule == 0 &&
-               extent->length == geometry->granule && extent->file < layer->file_count &&
+        return geometry->packing.codec != TAPFS_CODEC_NONE && offset % geometry->granule == 0 &&
+               extent->length % geometry->granule == 0 &&
+               offset % geometry->packed_unit + extent->length <= geometry->packed_unit &&
+               extent->file < layer->file_count &&
                extent->file <= COMPRESSED_FILE_MAX && extent->host_length > 0 &&
                extent->host_length <= COMPRESSED_LENGTH_MAX &&
                in_host_range(extent->host_offset, extent->host_length);

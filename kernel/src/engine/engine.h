@@ -24,9 +24,14 @@ typedef struct tapfs_disk tapfs_disk;
 /* tapfs.extent.Kind */
 enum { TAPFS_DATA = 0, TAPFS_ZERO = 1, TAPFS_UNALLOCATED = 2, TAPFS_COMPRESSED = 3 };
 
-/* tapfs.driver.Codec and Cipher */
-enum { TAPFS_CODEC_NONE = 0, TAPFS_CODEC_RAW_DEFLATE = 1 };
-enum { TAPFS_CIPHER_NONE = 0, TAPFS_CIPHER_AES_128_CBC_SECTOR = 1 };
+/* tapfs.geometry.Codec and CipherAlgorithm */
+enum { TAPFS_CODEC_NONE = 0, TAPFS_CODEC_RAW_DEFLATE = 1, TAPFS_CODEC_ZLIB = 2, TAPFS_CODEC_ZSTD = 3 };
+enum {
+    TAPFS_CIPHER_NONE = 0,
+    TAPFS_CIPHER_AES_CBC_PLAIN64 = 1,
+    TAPFS_CIPHER_AES_CBC_ESSIV_SHA256 = 2,
+    TAPFS_CIPHER_AES_XTS_PLAIN64 = 3
+};
 
 /* How a request ended. */
 enum {
@@ -90,18 +95,41 @@ typedef struct {
     uint64_t done;   /* bytes from the start of the request that are finished */
     uint64_t offset; /* see the status values */
     uint64_t length;
-    const char *operation; /* FAILED: a static string for the message, "read", "write", "inflate" ... */
+    const char *operation; /* FAILED: a static string for the message, "read", "write", "unpack" ... */
 } tapfs_outcome;
+
+/* How DATA is encrypted, sector by sector. tapfs.geometry.Cipher */
+typedef struct {
+    uint8_t algorithm;
+    uint8_t iv_from_host; /* the IV counts host offsets, not guest offsets */
+    uint16_t key_bytes;
+    uint32_t sector_bytes; /* a power of two, 512 to 4096 */
+    uint32_t iv_bytes;     /* the IV is (offset - iv_offset) / iv_bytes */
+    uint32_t reserved;
+    uint64_t iv_offset;
+    uint8_t key[64];
+} tapfs_cipher;
+
+/* How payloads are packed. tapfs.geometry.Packing */
+typedef struct {
+    uint8_t codec;
+    uint8_t length_bytes; /* of the length field in the payload's header, little endian: 0 (no header), 4 or 8 */
+    uint16_t length_at;   /* where that field is in the header */
+    uint32_t header_bytes; /* before the packed bytes; with a header host_length is a bound */
+} tapfs_packing;
 
 typedef struct {
     uint64_t virtual_size;
-    uint64_t granule;  /* COMPRESSED extents are exactly one granule */
-    uint64_t map_unit; /* multiple of granule, at most 1 GiB; ignored for identity */
+    uint64_t granule;     /* the smallest piece that is mapped or reserved */
+    uint64_t packed_unit; /* what a payload unpacks to: a multiple of granule (0: one); a COMPRESSED extent is a part */
+    uint64_t map_unit;    /* multiple of granule and packed_unit, at most 1 GiB; ignored for identity */
+    uint64_t identity_offset;
+    uint32_t identity_file; /* identity: byte i of the disk is byte identity_offset + i of this file */
     uint8_t identity;
-    uint8_t codec;
-    uint8_t cipher;
-    uint8_t writable;      /* only ever layer 0 */
-    uint8_t key[16];       /* with a cipher */
+    uint8_t writable; /* only ever layer 0 */
+    uint16_t reserved;
+    tapfs_packing packing;
+    tapfs_cipher cipher;
 } tapfs_layer;
 
 /* An entry whose bits under `mask` are `value` is of this kind. tapfs.tables.Rule */

@@ -8,8 +8,9 @@
 #include "engine/engine.h"
 #include "host/host.h"
 
-/* The unit of the cipher: a guest sector. */
-#define SECTOR_BYTES 512u
+/* The unit of a cipher is a sector, of which these are the smallest and the largest. */
+#define CIPHER_SECTOR_MIN 512u
+#define CIPHER_SECTOR_MAX 4096u
 /* A chain is walked by recursion, so its depth is bounded. */
 #define LAYERS_MAX 256u
 #define MAP_UNIT_MAX (1u << 30)
@@ -87,10 +88,26 @@ TAPFS_INTERNAL int map_lookup(tapfs_disk *disk, uint32_t layer, uint64_t offset,
 
 struct cipher;
 
-TAPFS_INTERNAL struct cipher *cipher_new(const uint8_t key[16]);
+TAPFS_INTERNAL bool cipher_valid(const tapfs_cipher *spec);
+/* NULL without memory. */
+TAPFS_INTERNAL struct cipher *cipher_new(const tapfs_cipher *spec);
 TAPFS_INTERNAL void cipher_free(struct cipher *cipher);
-TAPFS_INTERNAL int cipher_apply(struct cipher *cipher, bool encrypt, uint8_t *buffer, uint64_t guest_offset,
+TAPFS_INTERNAL int cipher_apply(struct cipher *cipher, bool encrypt, uint8_t *buffer, uint64_t guest, uint64_t host,
                                 uint64_t length);
+
+/* ---- engine/codecs.c: deflate, zlib, zstd */
+
+/* What unpacks, for one thread at a time; made when first needed. */
+struct unpackers {
+    struct libdeflate_decompressor *deflate;
+    struct ZSTD_DCtx_s *zstd;
+};
+
+TAPFS_INTERNAL bool codec_known(uint32_t codec);
+TAPFS_INTERNAL void unpackers_free(struct unpackers *unpackers);
+/* Exactly `unit` bytes out of the beginning of a payload. 0, EUCLEAN (no valid stream) or ENOMEM. */
+TAPFS_INTERNAL int unpackers_unpack(struct unpackers *unpackers, uint32_t codec, const uint8_t *payload,
+                                    uint64_t length, uint8_t *out, uint64_t unit);
 
 /* ---- engine/codec.c */
 
@@ -115,13 +132,17 @@ struct codec {
 struct codec_source {
     struct host_file *file;
     uint32_t layer_index, file_index;
-    uint64_t host_offset, host_length, granule;
+    uint64_t host_offset, host_length;
+    uint64_t unit; /* what the payload unpacks to */
+    const tapfs_packing *packing;
     bool nowait;
 };
 
+/* Whether the codec is known and a header holds its length field. */
+TAPFS_INTERNAL bool packing_valid(const tapfs_packing *packing);
 TAPFS_INTERNAL void codec_init(struct codec *codec);
 TAPFS_INTERNAL void codec_destroy(struct codec *codec);
-/* Bytes [inner, inner + length) of an unpacked granule. 0 or an errno, EUCLEAN: no valid stream. */
+/* Bytes [inner, inner + length) of an unpacked unit. 0 or an errno, EUCLEAN: no valid stream. */
 TAPFS_INTERNAL int codec_read(struct codec *codec, const struct codec_source *source, uint8_t *buffer,
                               uint64_t inner, uint64_t length);
 TAPFS_INTERNAL void codec_drop_layer(struct codec *codec, uint32_t layer);

@@ -51,19 +51,20 @@ static int load_sector(const struct layer *layer, struct host_file *file, uint8_
                        uint64_t guest)
 {
     uint64_t got = 0;
-    int error = host_read(file, sector, host, SECTOR_BYTES, false, &got);
+    uint32_t bytes = layer->geometry.cipher.sector_bytes;
+    int error = host_read(file, sector, host, bytes, false, &got);
     if (error != 0) {
         return error;
     }
-    memset(sector + got, 0, SECTOR_BYTES - got);
-    return got == 0 ? 0 : cipher_apply(layer->cipher, false, sector, guest, SECTOR_BYTES);
+    memset(sector + got, 0, bytes - got);
+    return got == 0 ? 0 : cipher_apply(layer->cipher, false, sector, guest, host, bytes);
 }
 
 /* One bounce buffer of whole sectors [host, host + span), of which [from, to) is new. */
 static int write_sectors(const struct layer *layer, struct host_file *file, uint8_t *bounce, uint64_t host,
                          uint64_t guest, uint64_t span, const uint8_t *data, uint64_t from, uint64_t to)
 {
-    uint64_t last = span - SECTOR_BYTES;
+    uint64_t last = span - layer->geometry.cipher.sector_bytes;
     int error = 0;
 
     if (from > 0) {
@@ -76,7 +77,7 @@ static int write_sectors(const struct layer *layer, struct host_file *file, uint
         return error;
     }
     memcpy(bounce + from, data, to - from);
-    error = cipher_apply(layer->cipher, true, bounce, guest, span);
+    error = cipher_apply(layer->cipher, true, bounce, guest, host, span);
     return error != 0 ? error : host_write(file, bounce, host, span);
 }
 
@@ -89,8 +90,8 @@ int layer_write(struct request *request, uint32_t file_index, uint64_t host, uin
     }
     struct host_file *file = layer->files[file_index];
     struct range_holder holder;
-    uint64_t inner = guest % SECTOR_BYTES;
-    uint64_t span = round_up(inner + length, SECTOR_BYTES);
+    uint64_t inner = guest % layer->geometry.cipher.sector_bytes;
+    uint64_t span = round_up(inner + length, layer->geometry.cipher.sector_bytes);
     uint64_t start = host - inner, sector = guest - inner;
     uint8_t *bounce = aligned_alloc(DIRECT_ALIGNMENT, round_up(minimum(span, CHUNK_BYTES), DIRECT_ALIGNMENT));
     int error = bounce == NULL ? ENOMEM : 0;

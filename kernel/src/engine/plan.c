@@ -79,7 +79,7 @@ void tapfs_write_host(tapfs_disk *disk, uint32_t file, uint64_t host_offset, con
         request_fail(&request, EINVAL, "write", 0, 0, host_offset);
     } else if (guest_offset == UINT64_MAX || layer->cipher == NULL) {
         layer_write_plain(&request, file, host_offset, buffer, length);
-    } else if (guest_offset % SECTOR_BYTES != 0 || !in_host_range(guest_offset, length)) {
+    } else if (guest_offset % layer->geometry.cipher.sector_bytes != 0 || !in_host_range(guest_offset, length)) {
         request_fail(&request, EINVAL, "write", 0, file, host_offset);
     } else {
         layer_write(&request, file, host_offset, guest_offset, buffer, length);

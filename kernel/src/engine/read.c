@@ -32,21 +32,21 @@ static int host_part(struct request *request, uint32_t index, uint32_t file_inde
 static int decrypted_part(struct request *request, uint32_t index, const tapfs_extent *run, uint8_t *buffer)
 {
     const struct layer *layer = request->disk->layers[index];
-    uint64_t end = run->offset + run->length;
+    uint64_t end = run->offset + run->length, bytes = layer->geometry.cipher.sector_bytes;
 
     for (uint64_t at = run->offset; at < end;) {
-        uint8_t sector[SECTOR_BYTES];
-        uint64_t inner = at % SECTOR_BYTES;
+        uint8_t sector[CIPHER_SECTOR_MAX];
+        uint64_t inner = at % bytes;
         uint64_t host = run->host_offset + (at - run->offset);
-        bool whole = inner == 0 && end - at >= SECTOR_BYTES;
-        uint64_t part = whole ? round_down(end - at, SECTOR_BYTES) : minimum(end - at, SECTOR_BYTES - inner);
+        bool whole = inner == 0 && end - at >= bytes;
+        uint64_t part = whole ? round_down(end - at, bytes) : minimum(end - at, bytes - inner);
         uint8_t *target = whole ? buffer + (at - run->offset) : sector;
-        uint64_t span = whole ? part : SECTOR_BYTES;
+        uint64_t span = whole ? part : bytes;
 
         if (host_part(request, index, run->file, target, host - inner, span) != 0) {
             return -1;
         }
-        int error = cipher_apply(layer->cipher, false, target, at - inner, span);
+        int error = cipher_apply(layer->cipher, false, target, at - inner, host - inner, span);
         if (error != 0) {
             return request_fail(request, error, "decrypt", index, run->file, host);
         }
@@ -69,12 +69,12 @@ static int data_read(struct request *request, uint32_t index, const tapfs_extent
         result = decrypted_part(request, index, run, buffer);
     } else {
         /* A sector that is half rewritten would decrypt to garbage where nobody wrote. */
-        uint64_t inner = run->offset % SECTOR_BYTES;
+        uint64_t inner = run->offset % layer->geometry.cipher.sector_bytes;
         uint64_t start = run->host_offset - inner;
         struct range_holder holder = {
             .object = layer->files[run->file],
             .start = start,
-            .end = start + round_up(inner + run->length, SECTOR_BYTES),
+            .end = start + round_up(inner + run->length, layer->geometry.cipher.sector_bytes),
         };
         if (!range_lock_acquire(&request->disk->ranges, &holder, request->nowait)) {
             return request_stop(request, TAPFS_AGAIN, index, 0, 0);
@@ -91,23 +91,24 @@ static int data_read(struct request *request, uint32_t index, const tapfs_extent
 static int compressed_read(struct request *request, uint32_t index, const tapfs_extent *run, uint8_t *buffer)
 {
     const struct layer *layer = request->disk->layers[index];
-    uint64_t granule = layer->geometry.granule;
+    uint64_t unit = layer->geometry.packed_unit;
     struct codec_source source = {
         .file = layer->files[run->file],
         .layer_index = index,
         .file_index = run->file,
         .host_offset = run->host_offset,
         .host_length = run->host_length,
-        .granule = granule,
+        .unit = unit,
+        .packing = &layer->geometry.packing,
         .nowait = request->nowait,
     };
-    int error = codec_read(&request->disk->codec, &source, buffer, run->offset % granule, run->length);
+    int error = codec_read(&request->disk->codec, &source, buffer, run->offset % unit, run->length);
 
     if (error == EAGAIN && request->nowait) {
         return request_stop(request, TAPFS_AGAIN, index, 0, 0);
     }
     if (error != 0) {
-        return request_fail(request, error, error == EUCLEAN ? "inflate" : "read", index, run->file, run->host_offset);
+        return request_fail(request, error, error == EUCLEAN ? "unpack" : "read", index, run->file, run->host_offset);
     }
     request->position = run->offset + run->length;
     return 0;
@@ -182,8 +183,14 @@ int layer_read(struct request *request, uint32_t index, uint8_t *buffer, uint64_
     if (inside > 0) {
         int result;
         if (layer->geometry.identity) {
-            tapfs_extent whole = {.offset = offset, .length = inside, .host_offset = offset, .kind = TAPFS_DATA};
-            result = layer->file_count == 0 ? request_fail(request, EBADF, "read", index, 0, offset)
+            tapfs_extent whole = {
+                .offset = offset,
+                .length = inside,
+                .host_offset = layer->geometry.identity_offset + offset,
+                .file = layer->geometry.identity_file,
+                .kind = TAPFS_DATA,
+            };
+            result = layer->geometry.identity_file >= layer->file_count ? request_fail(request, EBADF, "read", index, 0, offset)
                                             : data_read(request, index, &whole, buffer);
         } else {
             result = mapped_read(request, index, buffer, offset, inside);

@@ -110,9 +110,10 @@ void tapfs_write(tapfs_disk *disk, const void *buffer, uint64_t offset, uint64_t
     } else if (!inside_disk(layer, offset, length)) {
         request_fail(&request, ERANGE, "write", 0, 0, offset);
     } else if (layer->geometry.identity) {
-        if (layer->file_count == 0) {
+        if (layer->geometry.identity_file >= layer->file_count) {
             request_fail(&request, EBADF, "write", 0, 0, offset);
-        } else if (length > 0 && layer_write(&request, 0, offset, offset, buffer, length) == 0) {
+        } else if (length > 0 && layer_write(&request, layer->geometry.identity_file,
+                                             layer->geometry.identity_offset + offset, offset, buffer, length) == 0) {
             request.position = offset + length;
         }
     } else {
@@ -131,7 +132,7 @@ static bool placement_valid(const struct layer *layer, const tapfs_placement *pl
     return placement->length > 0 && placement->file < layer->file_count &&
            in_host_range(placement->offset, placement->length) &&
            in_host_range(placement->host_offset, placement->length) &&
-           (layer->cipher == NULL || placement->offset % SECTOR_BYTES == 0);
+           (layer->cipher == NULL || placement->offset % layer->geometry.cipher.sector_bytes == 0);
 }
 
 static bool placements_cover(const struct layer *layer, const tapfs_placement *placements, size_t count,

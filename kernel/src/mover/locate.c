@@ -74,11 +74,12 @@ static bool find_run(tapfs_disk *disk, uint64_t offset, uint64_t length, struct 
         tapfs_extent extent = {
             .offset = offset,
             .length = minimum(length, geometry->virtual_size - offset),
-            .host_offset = offset,
+            .host_offset = geometry->identity_offset + offset,
+            .file = geometry->identity_file,
             .kind = TAPFS_DATA,
         };
         if (geometry->identity) {
-            route->by_engine = layer->file_count == 0;
+            route->by_engine = geometry->identity_file >= layer->file_count;
         } else {
             size_t count = 0;
             if (!mapped_runs(disk, index, offset, extent.length, &extent, 1, &count, route)) {
@@ -149,12 +150,18 @@ static void locate_mapped_write(tapfs_disk *disk, const struct layer *layer, uin
 static void locate_write(tapfs_disk *disk, const struct layer *layer, uint64_t offset, uint64_t end,
                          struct route *route)
 {
-    route->by_engine = !layer->geometry.writable || layer->cipher != NULL || layer->file_count == 0;
+    route->by_engine = !layer->geometry.writable || layer->cipher != NULL ||
+                       layer->geometry.identity_file >= layer->file_count;
     if (route->by_engine) {
         return;
     }
     if (layer->geometry.identity) {
-        tapfs_extent whole = {.offset = offset, .length = end - offset, .host_offset = offset};
+        tapfs_extent whole = {
+            .offset = offset,
+            .length = end - offset,
+            .host_offset = layer->geometry.identity_offset + offset,
+            .file = layer->geometry.identity_file,
+        };
         struct run run = run_of(layer, 0, &whole);
         append(route, &run);
         return;

@@ -53,8 +53,8 @@ static bool set_range(const struct xen_served *served, uint64_t sector, uint64_t
     if (sector > served->sectors || count > served->sectors - sector) {
         return false;
     }
-    request->offset = sector * SECTOR_BYTES;
-    request->length = count * SECTOR_BYTES;
+    request->offset = sector * XEN_SECTOR_BYTES;
+    request->length = count * XEN_SECTOR_BYTES;
     return true;
 }
 
@@ -66,18 +66,18 @@ int16_t xen_decode_segments(const struct xen_served *served, const uint8_t *byte
         const uint8_t *segment = bytes + i * SEGMENT_BYTES;
         uint32_t reference = get_32(segment);
         unsigned first = segment[4], last = segment[5];
-        if (first > last || last >= XEN_PAGE / SECTOR_BYTES) {
+        if (first > last || last >= XEN_PAGE / XEN_SECTOR_BYTES) {
             return STATUS_ERROR;
         }
         /* `bytes` may be the same memory: a decoded segment takes as much. */
         request->segments[i] = (struct xen_segment){
             .reference = reference,
-            .offset = (uint16_t)(first * SECTOR_BYTES),
-            .length = (uint16_t)((last - first + 1) * SECTOR_BYTES),
+            .offset = (uint16_t)(first * XEN_SECTOR_BYTES),
+            .length = (uint16_t)((last - first + 1) * XEN_SECTOR_BYTES),
         };
         sectors += last - first + 1;
     }
-    return set_range(served, request->offset / SECTOR_BYTES, sectors, request) ? STATUS_OKAY : STATUS_ERROR;
+    return set_range(served, request->offset / XEN_SECTOR_BYTES, sectors, request) ? STATUS_OKAY : STATUS_ERROR;
 }
 
 /* Where it starts, for xen_decode_segments; so far only that its bytes can be counted. */

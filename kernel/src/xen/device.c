@@ -14,7 +14,7 @@ static struct xen_served served_of(tapfs_disk *disk, bool writable, bool discard
     const struct layer *top = disk_layer(disk, 0);
     return (struct xen_served){
         .disk = disk,
-        .sectors = top == NULL ? 0 : top->geometry.virtual_size / SECTOR_BYTES,
+        .sectors = top == NULL ? 0 : top->geometry.virtual_size / XEN_SECTOR_BYTES,
         .writable = writable && top != NULL && top->geometry.writable,
         .discard = discard,
     };

@@ -14,6 +14,8 @@
 #include <stdint.h>
 
 #define XEN_PAGE 4096u
+/* The unit of offsets and lengths in requests. */
+#define XEN_SECTOR_BYTES 512u
 
 struct xen_transport;
 struct xen_channel;

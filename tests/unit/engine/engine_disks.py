@@ -9,14 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tapfs.driver import Cipher, Codec, Placement
+from tapfs.driver import Cipher, CipherAlgorithm, Codec, Geometry, Identity, Packing, Placement
 from tapfs.extent import Extent, Kind
 from tapfs.kernel.engine import EngineDisk, HostDescriptor, Status
 
 GRANULE = 4096
 UNIT = 4 * GRANULE
 KEY = bytes.fromhex("2b7e151628aed2a6abf7158809cf4f3c")
-AES = Cipher.AES_128_CBC_SECTOR
+AES = Cipher(CipherAlgorithm.AES_CBC_PLAIN64, 16)
 
 
 def pattern(length: int, seed: int = 1) -> bytes:
@@ -50,7 +50,7 @@ class Disk(EngineDisk):
         unit: int = UNIT,
         identity: bool = False,
         codec: Codec = Codec.RAW_DEFLATE,
-        cipher: Cipher = Cipher.NONE,
+        cipher: Cipher | None = None,
         writable: bool = False,
         direct: bool = False,
     ) -> int:
@@ -61,12 +61,14 @@ class Disk(EngineDisk):
             self.descriptors.append(descriptor)
             files.append(HostDescriptor(descriptor, str(path), direct=direct, writable=writable))
         return self.add_layer(
-            virtual_size=size,
-            granule=granule,
-            map_unit=unit,
-            identity=identity,
-            codec=codec,
-            cipher=cipher,
+            Geometry(
+                size,
+                granule,
+                unit,
+                identity=Identity() if identity else None,
+                packing=Packing(codec) if codec else None,
+                cipher=cipher,
+            ),
             key=KEY if cipher else None,
             writable=writable,
             files=files,

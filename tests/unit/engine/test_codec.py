@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tapfs.driver import Codec
+from tapfs.driver import Codec, Geometry, Identity
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind
 from tapfs.kernel.engine import Status, compress
@@ -94,7 +94,7 @@ def test_damaged_payloads_are_corrupt_at_their_place(tmp_path: Path, payload: by
                 ErrorKind.CORRUPT,
                 str(path),
                 1000,
-                "inflate",
+                "unpack",
             )
         assert disk.read(GRANULE, GRANULE) == bytes(GRANULE)
 
@@ -218,14 +218,4 @@ def test_compressed_granules_are_not_encrypted(tmp_path: Path) -> None:
 
 def test_a_key_of_another_length_is_refused() -> None:
     with Disk() as disk, pytest.raises(ValueError, match="16 bytes"):
-        disk.add_layer(
-            virtual_size=512,
-            granule=512,
-            map_unit=512,
-            identity=True,
-            codec=Codec.NONE,
-            cipher=AES,
-            key=b"short",
-            writable=False,
-            files=[],
-        )
+        disk.add_layer(Geometry(512, 512, 512, identity=Identity(), cipher=AES), key=b"short", files=[])

@@ -27,7 +27,7 @@ def built(folder: Path, sanitizer: str) -> Path:
     command = ["gcc", "-D_GNU_SOURCE", "-std=gnu11", "-O1", "-g", f"-fsanitize={sanitizer}", "-o", program]
     command += [REPOSITORY / "tests/native/direct_driver.c", f"-I{SOURCES}", *engine]
     command += [f"-Wl,--wrap={name}" for name in PLAYED]
-    subprocess.run([*map(str, command), "-ldeflate", "-lcrypto", "-lz", "-lpthread"], check=True)
+    subprocess.run([*map(str, command), "-ldeflate", "-lcrypto", "-lz", "-lzstd", "-lpthread"], check=True)
     return program
 
 

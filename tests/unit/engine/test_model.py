@@ -29,7 +29,7 @@ LAYER = st.tuples(
 class Modelled:
     """A layer on disk and what it shows: a byte string, and which granules are its own."""
 
-    def __init__(self, folder: Path, number: int, spec: tuple[list[Kind], int, object], cipher: Cipher) -> None:
+    def __init__(self, folder: Path, number: int, spec: tuple[list[Kind], int, object], cipher: Cipher | None) -> None:
         kinds, cut, choose = spec
         self.size = len(kinds) * GRANULE - cut
         self.plain = [pattern(GRANULE, number * 31 + index) for index in range(len(kinds))]
@@ -90,22 +90,21 @@ def read(disk: Disk, layers: list[Modelled], offset: int, length: int) -> bytes:
 @settings(max_examples=150, deadline=None)
 @given(
     specs=st.lists(LAYER, min_size=1, max_size=4),
-    cipher=st.sampled_from(list(Cipher)),
+    cipher=st.sampled_from([None, AES]),
     direct=st.booleans(),
     cache=st.sampled_from([0, 1 << 20]),
     data=st.data(),
 )
 def test_a_disk_is_what_the_model_says(
     specs: list[tuple[list[Kind], int, object]],
-    cipher: Cipher,
+    cipher: Cipher | None,
     direct: bool,  # noqa: FBT001
     cache: int,
     data: st.DataObject,
 ) -> None:
     with tempfile.TemporaryDirectory() as name, Disk(cache) as disk:
         layers = [
-            Modelled(Path(name), number, spec, cipher if number == 0 else Cipher.NONE)
-            for number, spec in enumerate(specs)
+            Modelled(Path(name), number, spec, cipher if number == 0 else None) for number, spec in enumerate(specs)
         ]
         top = layers[0]
         for number, layer in enumerate(layers):

@@ -24,7 +24,7 @@ def built(folder: Path, sanitizer: str) -> Path:
     engine = sorted(source for folder in FOLDERS for source in (SOURCES / folder).glob("*.c"))
     command = ["gcc", "-D_GNU_SOURCE", "-std=gnu11", "-O1", "-g", f"-fsanitize={sanitizer}", "-o", program]
     command += [*(REPOSITORY / "tests/native" / name for name in DRIVER), f"-I{SOURCES}", *engine]
-    subprocess.run([*map(str, command), "-ldeflate", "-lcrypto", "-lz", "-lpthread"], check=True)
+    subprocess.run([*map(str, command), "-ldeflate", "-lcrypto", "-lz", "-lzstd", "-lpthread"], check=True)
     return program
 
 

@@ -188,7 +188,7 @@ def test_a_table_that_changes_while_it_is_read(tmp_path: Path, change: str) -> N
     engine = sorted(source for folder in ("engine", "host") for source in (sources / folder).glob("*.c"))
     command = ["gcc", "-D_GNU_SOURCE", "-std=gnu11", "-O1", "-g", "-fsanitize=address,undefined", "-Wl,--wrap=pread"]
     command += ["-o", str(program), str(REPOSITORY / "tests/native/table_race.c"), f"-I{sources}", *map(str, engine)]
-    subprocess.run([*command, "-ldeflate", "-lcrypto", "-lz", "-lpthread"], check=True)
+    subprocess.run([*command, "-ldeflate", "-lcrypto", "-lz", "-lzstd", "-lpthread"], check=True)
     number = ["patched", "forgotten", "not flushed"].index(change)
     done = subprocess.run([program, tmp_path / "file", str(number)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")

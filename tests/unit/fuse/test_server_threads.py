@@ -18,7 +18,7 @@ def built(folder: Path, sanitizer: str, *flags: str) -> Path:
     program = folder / "fuse_server_threads"
     command = ["gcc", "-D_GNU_SOURCE", "-std=gnu11", "-O1", "-g", f"-fsanitize={sanitizer}", *flags, "-o", program]
     command += [REPOSITORY / "tests/native" / "fuse_server_threads.c", f"-I{SOURCES}", *sorted(SOURCES.rglob("*.c"))]
-    subprocess.run([*map(str, command), "-ldeflate", "-lcrypto", "-lz", "-lpthread"], check=True)
+    subprocess.run([*map(str, command), "-ldeflate", "-lcrypto", "-lz", "-lzstd", "-lpthread"], check=True)
     return program
 
 
@@ -45,7 +45,7 @@ def test_a_race_would_be_reported(tmp_path: Path) -> None:
     harness = REPOSITORY / "tests/native" / "fuse_server_threads.c"
     command = ["gcc", "-D_GNU_SOURCE", "-std=gnu11", "-O1", "-g", "-fsanitize=thread", "-o", program, harness]
     command += [f"-I{broken}", *sorted(broken.rglob("*.c"))]
-    subprocess.run([*map(str, command), "-ldeflate", "-lcrypto", "-lz", "-lpthread"], check=True)
+    subprocess.run([*map(str, command), "-ldeflate", "-lcrypto", "-lz", "-lzstd", "-lpthread"], check=True)
     # At the first report: a program whose data such a race has spoilt may go round in circles.
     environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1"}
     job = [program, tmp_path / "disk", "300"]

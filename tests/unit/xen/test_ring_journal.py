@@ -163,7 +163,7 @@ def test_killed_at_every_step(tmp_path: Path) -> None:
     command = ["gcc", "-D_GNU_SOURCE", "-std=gnu11", "-O1", "-o", program]
     command += [f"-Wl,--wrap=xen_{step}" for step in STEPS.split()]
     command += [REPOSITORY / "tests/native" / "xen_ring_kills.c", f"-I{sources}", *sorted(sources.rglob("*.c"))]
-    subprocess.run([*map(str, command), "-ldeflate", "-lcrypto", "-lz", "-lpthread"], check=True)
+    subprocess.run([*map(str, command), "-ldeflate", "-lcrypto", "-lz", "-lzstd", "-lpthread"], check=True)
     for grants in Grants:
         folder = tmp_path / grants.name
         folder.mkdir()

@@ -16,7 +16,7 @@ def built(folder: Path, sanitizer: str) -> Path:
     program = folder / "xen_ring_threads"
     command = ["gcc", "-D_GNU_SOURCE", "-std=gnu11", "-O1", "-g", "-w", f"-fsanitize={sanitizer}", "-o", program]
     command += [REPOSITORY / "tests/native" / "xen_ring_threads.c", f"-I{SOURCES}", *sorted(SOURCES.rglob("*.c"))]
-    subprocess.run([*map(str, command), "-ldeflate", "-lcrypto", "-lz", "-lpthread"], check=True)
+    subprocess.run([*map(str, command), "-ldeflate", "-lcrypto", "-lz", "-lzstd", "-lpthread"], check=True)
     return program
 
 

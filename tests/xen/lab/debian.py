@@ -32,6 +32,7 @@ DOM0 = (
     "libdeflate0",
     "libssl3",
     "zlib1g",
+    "libzstd1",
     "libgcc-s1",
 )
 PACKAGES = (HYPERVISOR, KERNEL, *DOM0)
