@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tapfs.driver import BackingReference, CreateRequest, OpenRequest
 from tapfs.formats.qcow import FORMAT
-from tests.model import MemoryFile, ModelDisk
+from tapfs.testing.model import MemoryFile, ModelDisk
 
 #: Kind: options of create, whether it has a backing file, whether it is encrypted.
 KINDS: dict[str, tuple[dict[str, str], bool, bool]] = {

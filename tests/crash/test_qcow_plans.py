@@ -10,88 +10,23 @@ import random
 
 import pytest
 
-from tapfs.driver import OpenRequest, Operation
+from tapfs.driver import OpenRequest
 from tapfs.errors import ImageError
 from tapfs.formats.qcow import FORMAT
 from tapfs.plan import Plan
-from tests.model import SECTOR, MemoryFile, ModelDisk, read_extents
+from tapfs.testing.crash import write_at_random
+from tapfs.testing.model import SECTOR, MemoryFile, ModelDisk, read_extents
 from tests.qcow_images import KINDS, by_blktap, make
 
 SIZE = 3 * 512 * 1024 + (2 << 20)
 CRASHES = 30
 
 
-class History:
-    """Which contents each sector of the guest's disk may have after a crash in each epoch."""
-
-    def __init__(self, disk: ModelDisk) -> None:
-        self.disk = disk
-        self.now = bytearray(disk.whole())
-        self.acknowledged = bytes(self.now)
-        #: Sector: what it was made since the last completed flush.
-        self.since: dict[int, list[bytes]] = {}
-        #: What stood when an epoch began; filled as epochs are opened.
-        self.epochs: list[tuple[bytes, dict[int, list[bytes]]]] = []
-        self.note()
-
-    def changed(self, offset: int, end: int) -> None:
-        """The disk's bytes in the range have changed."""
-        start, stop = offset // SECTOR * SECTOR, min(-(-end // SECTOR) * SECTOR, len(self.now))
-        read = self.disk.read(start, stop - start)
-        for at in range(start, stop, SECTOR):
-            piece = read[at - start : at - start + SECTOR]
-            if piece != self.now[at : at + SECTOR]:
-                self.since.setdefault(at, []).append(piece)
-        self.now[start:stop] = read
-        self.note()
-
-    def note(self) -> None:
-        """Remember what the epoch that is open now may show."""
-        current = self.acknowledged, {at: list(pieces) for at, pieces in self.since.items()}
-        while len(self.epochs) < len(self.disk.file.epochs):
-            self.epochs.append(current)
-        self.epochs[-1] = current
-
-    def flush(self) -> None:
-        """Flush; every epoch but the last that it opens may still show what was before."""
-        self.disk.flush()
-        self.note()
-        self.acknowledged = bytes(self.now)
-        self.since = {}
-        self.note()
-
-    def allowed(self, epoch: int, at: int, piece: bytes) -> bool:
-        """Whether a sector may read so after a crash in `epoch`."""
-        acknowledged, since = self.epochs[epoch]
-        return piece == acknowledged[at : at + SECTOR] or piece in since.get(at, ())
-
-
-def run(disk: ModelDisk, choice: random.Random) -> History:
-    history = History(disk)
-    granule = disk.driver.geometry.granule
-    size = disk.driver.geometry.virtual_size
-    for _ in range(24):
-        what = choice.random()
-        if what < 0.55:
-            offset = choice.randrange(size)
-            data = choice.randbytes(min(choice.choice([100, 3000, 20000, 120000]), size - offset))
-            disk.write(offset, data)
-            history.changed(offset, offset + len(data))
-        elif what < 0.8:
-            offset = choice.randrange(size) // granule * granule
-            end = min(offset + granule * choice.choice([1, 5, 100]), -(-size // granule) * granule)
-            disk.zero(offset, end - offset, choice.choice([Operation.ZERO, Operation.DISCARD]))
-            history.changed(offset, min(end, size))
-        else:
-            history.flush()
-    return history
-
-
 def crash_anywhere(kind: str, seed: int) -> None:
     choice = random.Random(seed)
     file, backing = make(kind, SIZE, seed)
     disk = ModelDisk(FORMAT.open(file, OpenRequest(writable=True)), file, backing)  # type: ignore[arg-type]
-    history = run(disk, choice)
+    history = write_at_random(disk, choice, 24)
     for _ in range(CRASHES):
         epoch = choice.randrange(len(file.epochs))
         left = MemoryFile(file.crashed(epoch, choice))

@@ -14,16 +14,11 @@ from pathlib import Path
 
 import tapfs
 from tapfs.errors import ImageError
+from tapfs.testing.hostile import damage
 
 _SIZE = 2 << 20
 _PASSWORD = b"secret"
 
-#: Numbers at the edges of what fields can hold and of what sizes and flags mean something.
-_EDGES = (
-    *(0, 1, 7, 8, 47, 48, 511, 512, 4095, 4096, 65536),
-    *((1 << bits) - less for bits in (31, 32, 62, 63, 64) for less in (0, 1)),
-    *(1 << 63 | 4096, 1 << 63 | 1 << 51 | 100, 1 << 62 | 1 << 54 | 512),
-)
 _LIMIT = 4 << 20  # how far into a disk, however large it says that it is
 
 
@@ -42,7 +37,7 @@ class Mutations:
         """The next damaged image, at the same path as the last."""
         image = bytearray(self._choice.choice(self._seeds))
         for _ in range(self._choice.choice([1, 1, 2, 4, 10])):
-            self._damage(image)
+            damage(image, self._choice)
         self._path.write_bytes(image)
         return self._path
 
@@ -56,25 +51,6 @@ class Mutations:
             except ImageError as error:
                 kinds.append(error.kind.value)
         return kinds
-
-    def _damage(self, image: bytearray) -> None:
-        what = self._choice.random()
-        number = self._choice.choice(
-            [*_EDGES, self._choice.randrange(len(image)), self._choice.randrange(1 << 20) * 512]
-        )
-        if what < 0.3:
-            image[self._choice.randrange(min(512, len(image)))] = self._choice.randrange(256)
-        elif what < 0.8:
-            # A header's field, or an entry of a table: most of both are near the start.
-            width = self._choice.choice([2, 4, 8, 8])
-            end = self._choice.choice([64, 512, 40000])
-            at = self._choice.randrange(min(end, len(image) - 8)) // width * width
-            order = self._choice.choice(["big", "big", "little"])
-            image[at : at + width] = (number % (1 << 8 * width)).to_bytes(width, order)  # type: ignore[arg-type]
-        elif what < 0.92:
-            image[self._choice.randrange(len(image))] ^= 1 << self._choice.randrange(8)
-        elif len(image) > 5000:
-            del image[self._choice.randrange(5000, len(image)) :]
 
     def _write(self, path: Path) -> None:
         disk = tapfs.open(path, writable=True, password=_PASSWORD)

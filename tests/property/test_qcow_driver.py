@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tapfs.driver import OpenRequest, Operation, Reservation
 from tapfs.extent import clip, joinable
 from tapfs.formats.qcow import FORMAT
-from tests.model import ModelDisk, is_zero, read_extents
+from tapfs.testing.model import ModelDisk, is_zero, read_extents
 from tests.qcow_images import KINDS, by_blktap, make
 
 SIZE = 5 * 512 * 1024 + 1536

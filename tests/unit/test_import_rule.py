@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "jobs": {"host", "disk", "kernel"},
     "serving": {"host", "disk", "kernel"},
     "api": {"host", "disk", "jobs", "serving", "fuse"},
+    "testing": {"disk"},
     "fuse": {"host", "disk", "jobs", "serving", "partitions", "kernel"},
     "xen": {"host", "disk", "jobs", "serving", "kernel"},
 }

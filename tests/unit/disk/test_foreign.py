@@ -24,8 +24,8 @@ import pytest
 import tapfs as tapfs_package
 from tapfs.disk import foreign, probe
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.testing.model import MemoryFile
 from tests.conftest import Ran
-from tests.model import MemoryFile
 
 Run = Callable[..., Ran]
 DISK = random.Random(7).randbytes(4096)

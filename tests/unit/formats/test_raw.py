@@ -14,7 +14,7 @@ from tapfs.driver import CreateRequest
 from tapfs.errors import CODES, ErrorKind
 from tapfs.formats.raw import FORMAT
 from tapfs.plan import Write
-from tests.model import MemoryFile
+from tapfs.testing.model import MemoryFile
 
 Run = Callable[..., Any]
 MIB = 1 << 20

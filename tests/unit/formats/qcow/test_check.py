@@ -11,7 +11,7 @@ import pytest
 from tapfs.driver import OpenRequest, Scratch, Severity
 from tapfs.formats.qcow import FORMAT, claims
 from tapfs.formats.qcow.claims import Claim, Claimant, gaps
-from tests.model import MemoryFile
+from tapfs.testing.model import MemoryFile
 from tests.qcow_images import created, make, opened
 
 MIB = 1 << 20

@@ -10,7 +10,7 @@ import pytest
 from tapfs.driver import BackingReference, CreateRequest, OpenRequest
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.qcow import FORMAT
-from tests.model import MemoryFile
+from tapfs.testing.model import MemoryFile
 from tests.qcow_images import created
 
 MIB = 1 << 20

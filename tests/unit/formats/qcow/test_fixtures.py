@@ -12,7 +12,7 @@ import pytest
 
 from tapfs.driver import OpenRequest, Severity
 from tapfs.formats.qcow import FORMAT
-from tests.model import MemoryFile, read_extents
+from tapfs.testing.model import MemoryFile, read_extents
 from tests.qcow_images import write_to
 
 if TYPE_CHECKING:

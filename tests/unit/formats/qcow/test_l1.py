@@ -12,7 +12,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.qcow import FORMAT
 from tapfs.formats.qcow.extended import ExtendedHeader, table_cksum
 from tapfs.formats.qcow.l1 import ByteOrder, L1Table, decide_order, is_plausible, swapped
-from tests.model import MemoryFile
+from tapfs.testing.model import MemoryFile
 from tests.qcow_images import created, make
 
 HUGE = 1 << 62

@@ -11,7 +11,7 @@ import pytest
 from tapfs.driver import OpenRequest, Operation
 from tapfs.extent import Kind
 from tapfs.formats.qcow import FORMAT
-from tests.model import MemoryFile, read_extents
+from tapfs.testing.model import MemoryFile, read_extents
 from tests.qcow_images import created, fill_compressed, make, opened, write_to
 
 MIB = 1 << 20

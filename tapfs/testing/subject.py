@@ -1,0 +1,111 @@
+"""What a suite tests: a format, and how images of it are made or where they are."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import cast
+
+from tapfs.disk.probe import format_named
+from tapfs.driver import (
+    BackingReference,
+    CreatableFormat,
+    CreateRequest,
+    Driver,
+    Format,
+    OpenRequest,
+    WritableDriver,
+)
+from tapfs.testing.model import MemoryFile, ModelDisk
+
+#: The modification time that overlays are told of their parent.
+_MTIME = 1_234_567_890
+
+
+class ViolationError(AssertionError):
+    """A driver breaks the contract of `tapfs.driver`. The message says how."""
+
+
+def require(holds: bool, message: str) -> None:  # noqa: FBT001  reads as a sentence
+    """Raise ViolationError unless something holds."""
+    if not holds:
+        raise ViolationError(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A format under test. `size` is that of new disks in bytes, `options` are for creating them.
+
+    With `overlay` new images name a parent, whose disk is three quarters as long and full of noise. `images` are
+    contents of files of the format, for one that creates none.
+    """
+
+    format: Format
+    size: int = (3 << 20) + 1536
+    options: Mapping[str, str] = field(default_factory=dict[str, str])
+    overlay: bool = False
+    images: Sequence[bytes] = ()
+
+    @property
+    def writable(self) -> bool:
+        """Whether the format makes images that can be written."""
+        if not isinstance(self.format, CreatableFormat):
+            return False
+        return isinstance(self.opened(self.new_file(), writable=True), WritableDriver)
+
+    def new_file(self) -> MemoryFile:
+        """A host file with a new, empty image."""
+        reference = BackingReference("/images/parent.raw", "raw") if self.overlay else None
+        request = CreateRequest(self.size, reference, _MTIME, dict(self.options))
+        file = MemoryFile()
+        file.apply(cast("CreatableFormat", self.format).create(request))
+        return file
+
+    def opened(self, file: MemoryFile, *, writable: bool = False, lenient: bool = False) -> Driver:
+        """A driver for the file."""
+        return self.format.open(file, OpenRequest(writable=writable, lenient=lenient))
+
+    def parent(self, choice: random.Random) -> bytes:
+        """The bytes of the disk below a new image."""
+        return choice.randbytes(self.size * 3 // 4) if self.overlay else b""
+
+    def disk(self, file: MemoryFile, parent: bytes) -> ModelDisk:
+        """The image in the file, to be written."""
+        return ModelDisk(cast("WritableDriver", self.opened(file, writable=True)), file, parent)
+
+    def seeds(self, choice: random.Random) -> list[bytes]:
+        """Good images: those that were given, and some that were made and written to."""
+        seeds = list(self.images)
+        if self.writable:
+            for requests in (0, 12):
+                file = self.new_file()
+                disk = self.disk(file, self.parent(choice))
+                size = disk.driver.geometry.virtual_size
+                for _ in range(requests):
+                    offset = choice.randrange(size)
+                    disk.write(offset, choice.randbytes(min(choice.randrange(1, 9000), size - offset)))
+                disk.flush()
+                seeds.append(bytes(file.data))
+        elif isinstance(self.format, CreatableFormat):
+            seeds.append(bytes(self.new_file().data))
+        return seeds
+
+
+def subject_named(
+    name: str,
+    *,
+    size: int | None = None,
+    options: Mapping[str, str] | None = None,
+    overlay: bool = False,
+    images: Sequence[Path] = (),
+) -> Subject:
+    """A subject by the name of an installed format, or by ``module:OBJECT``. Raises ImageError, ImportError."""
+    module, colon, attribute = name.partition(":")
+    found = cast("Format", getattr(import_module(module), attribute)) if colon else format_named(name)
+    given = {} if size is None else {"size": size}
+    return Subject(
+        found, options=options or {}, overlay=overlay, images=[path.read_bytes() for path in images], **given
+    )

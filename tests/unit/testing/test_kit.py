@@ -1,0 +1,158 @@
+"""The kit for driver tests: it passes right drivers and finds what is wrong with others."""
+
+from __future__ import annotations
+
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tapfs.driver import HostFile, OpenRequest
+from tapfs.extent import Extent, Kind
+from tapfs.plan import Plan
+from tapfs.testing import crash, hostile, operations
+from tapfs.testing.__main__ import main
+from tapfs.testing.laws import check_map
+from tapfs.testing.subject import Subject, ViolationError, subject_named
+from tests.conftest import REPOSITORY
+
+WRITER = "tapfs.formats.qcow.writer.WritableQcowDriver"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "overlay"),
+    [
+        ("raw", {}, False),
+        ("ram", {}, False),
+        ("qcow", {}, False),
+        ("qcow", {"cluster_size": "512"}, True),
+        ("qcow", {"blktap": "on"}, False),
+        ("qcow", {"blktap": "on"}, True),
+    ],
+)
+def test_our_drivers_pass(name: str, options: dict[str, str], overlay: bool) -> None:  # noqa: FBT001
+    subject = subject_named(name, options=options, overlay=overlay)
+    assert subject.writable
+    assert operations.run(subject, 0, 40) == "40 requests"
+    assert crash.run(subject, 0, 10).startswith("10 crashes in ")
+    assert hostile.run(subject, 0, 60) == "60 images"
+
+
+def run_often(suite: Callable[[Subject, int, int], str], amount: int) -> None:
+    for seed in range(10):
+        suite(subject_named("qcow"), seed, amount)
+
+
+def test_a_lost_write_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{WRITER}.commit", lambda *_: None)
+    with pytest.raises(ViolationError, match="reads otherwise"):
+        operations.run(subject_named("qcow"), 0, 40)
+
+
+def test_a_plan_that_a_failed_flush_forgets_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tapfs.formats.qcow.writer import WritableQcowDriver
+
+    right: Callable[[object], Plan] = WritableQcowDriver.flush
+
+    def forgets(driver: WritableQcowDriver) -> Plan:
+        plan = right(driver)
+        driver.flushed(plan)
+        return plan
+
+    monkeypatch.setattr(f"{WRITER}.flush", forgets)
+    with pytest.raises(ViolationError):
+        run_often(operations.run, 60)
+
+
+def test_a_wrong_order_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tapfs.formats.qcow.writer import WritableQcowDriver
+
+    right = WritableQcowDriver.flush
+    monkeypatch.setattr(f"{WRITER}.flush", lambda driver: Plan(tuple(reversed(right(driver).stages))))
+    with pytest.raises(ViolationError, match="after a crash in epoch"):
+        run_often(crash.run, 30)
+
+
+class Careless:
+    """A format that believes its header."""
+
+    name = "careless"
+
+    def probe(self, _head: bytes, _size: int) -> int:
+        return 0
+
+    def open(self, file: HostFile, request: OpenRequest) -> object:
+        struct.unpack(">Q", file.read(struct.unpack(">H", file.read(0, 2))[0], 8))
+        return subject_named("raw").format.open(file, request)
+
+
+def test_an_exception_that_is_no_image_error_is_found() -> None:
+    careless = Subject(Careless(), images=[bytes(64)])  # type: ignore[arg-type]
+    with pytest.raises(ViolationError, match="error, which is no ImageError"):
+        hostile.run(careless, 0, 60)
+
+
+class Maps:
+    """A driver of a disk of four granules whose map is what the test says."""
+
+    def __init__(self, *extents: Extent) -> None:
+        self.extents = list(extents)
+        self.geometry = (
+            subject_named("qcow", options={"cluster_size": "4096"})
+            .disk(subject_named("qcow", size=16384, options={"cluster_size": "4096"}).new_file(), b"")
+            .driver.geometry
+        )
+
+    def map(self, _offset: int, _length: int) -> list[Extent]:
+        return self.extents
+
+
+@pytest.mark.parametrize(
+    ("extents", "message"),
+    [
+        ([], "is empty"),
+        ([Extent(4096, 12288, Kind.ZERO)], "begins at 4096"),
+        ([Extent(0, 8192, Kind.ZERO)], "ends at 8192"),
+        ([Extent(0, 8192, Kind.ZERO), Extent(8192, 8192, Kind.ZERO)], "are one"),
+        ([Extent(0, 4096, Kind.ZERO), Extent(8192, 8192, Kind.DATA)], "4096 is followed by 8192"),
+        ([Extent(0, 1 << 30, Kind.ZERO)], "past the last granule"),
+        ([Extent(0, 4096, Kind.COMPRESSED), Extent(4096, 12288, Kind.ZERO)], "has no payload"),
+        ([Extent(0, 16384, Kind.DATA, host_offset=-1)], "is at -1"),
+    ],
+)
+def test_the_laws_of_maps(extents: list[Extent], message: str) -> None:
+    with pytest.raises(ViolationError, match=re.escape(message)):
+        check_map(Maps(*extents), 0, 16384)  # type: ignore[arg-type]
+
+
+def test_the_driver_of_the_guide_passes(tmp_path: Path) -> None:
+    """The whole format that formats/README.md shows, by its module, with an image made by hand."""
+    guide = (REPOSITORY / "formats/README.md").read_text(encoding="utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL) if "FORMAT = " in block]
+    (tmp_path / "tapfs_toy.py").write_text(code)
+    image = tmp_path / "disk.toy"
+    image.write_bytes(struct.pack(">4sQ", b"TOY1", 3 * 65536) + struct.pack(">3Q", 65536, 0, 131072) + bytes(196608))
+    command = [sys.executable, "-m", "tapfs.testing", "tapfs_toy:FORMAT", "--image", image, "--seeds", "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "hostile 1: 200 images" in done.stdout
+    assert "crash: left out" in done.stdout
+
+
+def test_the_command_names_what_fails_and_the_words_that_repeat_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("resource.setrlimit", lambda *_: None)
+    words = ["qcow", "--suite", "operations", "--seeds", "1", "--option", "cluster_size=4096"]
+    assert main(words) == 0
+    monkeypatch.setattr(f"{WRITER}.commit", lambda *_: None)
+    assert main(words) == 1
+    out, _ = capsys.readouterr()
+    assert "FAILED: after" in out
+    assert "--suite operations --first-seed 0 --seeds 1" in out
+    with pytest.raises(SystemExit):
+        main(["no-such-format"])
