@@ -99,10 +99,12 @@ class Spelling(NamedTuple):
 OPTIONS: dict[str, Spelling] = {
     "backing": Spelling("--backing {}", "backing={}", "backing={}"),
     "backing_format": Spelling("--backing-format {}", "backing_format={}", "backing_formats=['{}']"),
+    "backing_root": Spelling("--backing-root {}", "backing_root={}", "backing_root={}"),
     "files": Spelling("--files", "files", "files"),
     "force": Spelling("--force", "force", "force=True"),
     "force_share": Spelling("--force-share", "force_share", "shared=True"),
     "format": Spelling("-f {}", "format={}", "format='{}'"),
+    "overlay": Spelling("--overlay {}", "overlay={}", "overlay={}"),
     "parent_format": Spelling("-F {}", "backing_format={}", "backing_format='{}'"),
     "partition": Spelling("--partition {}", "partition={}", "partition={}"),
     "password": Spelling("--key-file FILE or in TAPFS_PASSWORD", "key_file=FILE", "password=..."),

@@ -91,7 +91,7 @@ def wants_writing(texts: list[str], program: str, *, ro: bool, rw: bool, scratch
     if (ro and said == ["rw"]) or (rw and said == ["ro"]):
         raise UsageError(f"--{'ro' if ro else 'rw'} and -o {said[0]} contradict each other", program)
     if scratch and (ro or said == ["ro"]):
-        raise UsageError("--overlay and --temp let the disk be written; leave out ro", program)
+        raise UsageError(spelled("{overlay=FILE} and {temp} let the disk be written; leave out ro"), program)
     return rw or said == ["rw"]
 
 

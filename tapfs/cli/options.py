@@ -168,7 +168,7 @@ def prompt_for_password(question: str) -> bytes:
             ErrorKind.DENIED,
             "the image is encrypted and there is no terminal to ask for its password",
             op="unlock",
-            remedy=f"use --key-file FILE or set {PASSWORD_VARIABLE}",
+            remedy="give it with {password}",
         ) from None
     from getpass import getpass
 

@@ -122,7 +122,7 @@ class LocalFiles:
         """The error of a name that leads to no file, so that it says which image has that name."""
         if error.op == LEAVING:
             problem = self._gate.refusal()
-            remedy = "if you trust the image name a folder that holds both: --backing-root DIR (Gate.inside)"
+            remedy = "if you trust the image name a folder that holds both: {backing_root=DIR}"
         elif error.kind is ErrorKind.NOT_FOUND:
             problem, remedy = "is missing", "put it beside the image, or correct its name in the image"
         else:

@@ -120,7 +120,10 @@ def remedies(folder: str) -> Iterator[tuple[Path, str]]:
     """The texts of remedies in the source."""
     for path in Path(REPOSITORY, folder).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.keyword) and node.arg in {"remedy", "say_raw"}:
+            named = node.arg if isinstance(node, ast.keyword) else ""
+            if isinstance(node, ast.Assign):
+                named = ast.unparse(node.targets[0]).rpartition(".")[2]
+            if isinstance(node, ast.keyword | ast.Assign) and named in {"remedy", "say_raw"}:
                 texts = [each.value for each in ast.walk(node.value) if isinstance(each, ast.Constant)]
                 yield path, "".join(text for text in texts if isinstance(text, str))
 
