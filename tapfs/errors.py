@@ -245,7 +245,8 @@ def from_os_error(error: OSError, *, path: str | None, op: str, offset: int | No
         return error
     number = error.errno or errno.EIO
     kind = _KIND_OF_ERRNO.get(number, ErrorKind.IO)
-    return ImageError(kind, f"cannot {op}: {os.strerror(number)}", path=path, offset=offset, op=op)
+    remedy = "raise the limit of open files (ulimit -n)" if number == errno.EMFILE else None
+    return ImageError(kind, f"cannot {op}: {os.strerror(number)}", path=path, offset=offset, op=op, remedy=remedy)
 
 
 def truncated(path: str | None, *, offset: int | None = None) -> ImageError:

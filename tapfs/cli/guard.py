@@ -16,8 +16,9 @@ from typing import NamedTuple
 from tapfs.cli import json_output
 from tapfs.cli.json_output import print_json
 from tapfs.cli.parser import UsageError
-from tapfs.cli.signals import ENDING, Terminated, interruption_in, release_signals
+from tapfs.cli.signals import Terminated, interruption_in, release_signals
 from tapfs.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, ImageError, from_os_error, options_as, printable
+from tapfs.serving.signals import ENDING
 
 #: What a shell reports for a program that SIGPIPE ended; tapfs ends so when its reader goes away.
 EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE

@@ -10,8 +10,8 @@ from tapfs.cli.fuse_helper import is_call_of_mount_fuse, mount_for_mount_fuse
 from tapfs.cli.guard import EXIT_BROKEN_PIPE, guarded
 from tapfs.cli.json_output import wants_json
 from tapfs.cli.parser import CommandParsers, Parser, UsageError, did_you_mean
-from tapfs.cli.signals import signals_held
 from tapfs.errors import CODES, EXIT_BUG, EXIT_INTERRUPTED, EXIT_NOT_CHECKED, ErrorKind
+from tapfs.serving.signals import signals_held
 
 #: The commands as `tapfs --help` groups them, with the package of their modules. A module is named as its command,
 #: has `add_parser(subparsers)`, and imports what is heavy in `run`.

@@ -7,12 +7,9 @@ an import in the middle, a class that is being made. So these signals wait until
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import cast
 
-#: Ctrl-C, kill(1) and a closed terminal.
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from tapfs.serving.signals import ENDING
 
 
 class Terminated(BaseException):
@@ -21,16 +18,6 @@ class Terminated(BaseException):
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
         self.signal_number = signal_number
-
-
-@contextmanager
-def signals_held() -> Generator[None]:
-    """The ending signals wait until the block has ended; threads and processes must not be started in it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def release_signals() -> None:

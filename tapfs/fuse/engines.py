@@ -11,7 +11,6 @@ disk, too, and so lengthens the image.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -68,15 +67,10 @@ def attach(
     _ = image.engine_disk
     options = MountOptions(_source_name(source), not image.writable, settings.fuse_options)
     if choice != PYFUSE3:
+        connection = connect(mountpoint, options)
         try:
             return _attach_native(
-                image,
-                tree,
-                mountpoint,
-                connect(mountpoint, options),
-                choice=choice,
-                modified_ns=modified_ns,
-                settings=settings,
+                image, tree, mountpoint, connection, choice=choice, modified_ns=modified_ns, settings=settings
             )
         except ImageError as error:
             if choice != AUTO:
@@ -145,7 +139,8 @@ def _start_session(operations: ImageOperations, where: str, mountpoint: str) -> 
 @contextmanager
 def _captured_stderr() -> Generator[Callable[[], str]]:
     """Catch what libfuse and fusermount3 write to stderr; the result gives it as one line."""
-    with tempfile.TemporaryFile() as caught:
+    # In memory: a folder for temporary files may be missing.
+    with os.fdopen(os.memfd_create("stderr"), "r+b") as caught:
 
         def said() -> str:
             caught.seek(0)

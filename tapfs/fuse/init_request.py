@@ -37,7 +37,11 @@ class PlainConnection:
 
     def __init__(self, connection: int, mountpoint: str) -> None:
         self._connection: int | None = connection
-        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            os.close(connection)
+            raise from_os_error(error, path=mountpoint, op="begin to serve the mount") from error
         try:
             self._ours.sendall(_without_refused(os.read(connection, _LONGEST)))
         except BaseException as error:

@@ -1,6 +1,6 @@
-"""Mounting from the command line: the checks that come first, and the process that serves.
+"""Mounting from the command line: the checks that come first, and what is mounted.
 
-The image is opened before the fork, so that its errors and password prompts belong to the
+The image is opened before the fork (`tapfs.serving.background`), so that its errors and password prompts belong to the
 user's terminal and its locks to the child from the first moment.
 """
 
@@ -8,28 +8,25 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import stat
-import sys
-from contextlib import suppress
+from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from tapfs.disk.json_text import json_text
-from tapfs.errors import EXIT_BUG, ErrorKind, ImageError, from_os_error
+from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.fuse.mount_table import is_abandoned, top_mount
 from tapfs.fuse.registry import MountEntry, Registry
 from tapfs.fuse.settings import MountSettings
 from tapfs.fuse.tree import image_tree
 from tapfs.host.location import locate
-from tapfs.serving.log import log, log_to_stderr, log_to_syslog
-from tapfs.serving.messages import MESSAGE_LIMIT, decode, encode, error_from_data, error_to_data
+from tapfs.serving.log import log_to_stderr
 from tapfs.serving.processes import process_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from io import FileIO
 
     from tapfs.disk.image import Image
     from tapfs.partitions.table import DiskContents
@@ -128,155 +125,82 @@ def is_mounted_so(
     )
 
 
-def serve_in_foreground(
-    image: Image, mountpoint: str, registry: Registry, engine: str, settings: MountSettings
-) -> None:
-    """Mount and serve here, by `engine` (see `tapfs.fuse.engines`), until the mount ends. Closes the image.
+@dataclass(frozen=True, slots=True)
+class ImageMount:
+    """An open image that is to be mounted on `path`, by an engine (see `tapfs.fuse.engines`). Owns the image."""
 
-    Raises the ImageError that mounting, flushing or unmounting met.
-    """
-    log_to_stderr()
-    _serve(image, mountpoint, registry, engine, settings, lambda: None)
+    image: Image
+    path: str
+    registry: Registry
+    engine: str
+    settings: MountSettings
 
+    def serve(self, ready: Callable[[], None]) -> None:
+        """Mount and serve here until the mount ends; `ready` is called once it answers. Closes the image.
 
-def open_descriptors() -> frozenset[int]:
-    """The descriptors that are open now, the standard streams aside."""
-    listed = {int(name) for name in os.listdir("/proc/self/fd")}
-    return frozenset(number for number in listed if number > 2 and os.path.exists(f"/proc/self/fd/{number}"))
+        Raises the ImageError that mounting, flushing or unmounting met.
+        """
+        from tapfs.fuse.session import Mount, Session
 
-
-def serve_in_background(
-    image: Image,
-    mountpoint: str,
-    registry: Registry,
-    engine: str,
-    settings: MountSettings,
-    inherited: frozenset[int],
-) -> None:
-    """Mount in a process of its own; return when the mount answers.
-
-    The server lets go of the `inherited` descriptors: whoever started us may wait for their end.
-    The child owns the image from then on; the caller must not use or close it. Raises the
-    ImageError that the child met. No thread may have been started before.
-    """
-    reader, writer = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        for descriptor in inherited:
-            os.close(descriptor)
-        _serve_as_daemon(image, mountpoint, registry, engine, settings, os.fdopen(writer, "wb", buffering=0))
-    os.close(writer)
-    image.abandon()  # the child's copy of it has the same files and locks
-    try:
-        with os.fdopen(reader, "rb") as channel:
-            message = decode(channel.readline(MESSAGE_LIMIT))
-        if "ready" not in message:
-            _, status = os.waitpid(child, 0)
-            remedy = _clear_away_after(child, registry)
-            if "error" in message:
-                raise error_from_data(message["error"])
-            code = os.waitstatus_to_exitcode(status)
-            how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-            raise ImageError(
-                ErrorKind.IO, f"the serving process ended early ({how})", path=mountpoint, op="mount", remedy=remedy
+        with closing(self.image) as image:
+            entry = self._entry()
+            contents = image.contents(sector_size=self.settings.sector_size)
+            tree = image_tree(
+                image.size,
+                writable=image.writable,
+                information=lambda: information(image, contents),
+                partitions=contents.table.partitions,
             )
+            os.chdir("/")  # a working directory would keep its file system, or this mount, busy
+            modified_ns = os.fstat(image.layers[0].file.descriptor).st_mtime_ns
+            Session(Mount(image, tree, entry, modified_ns, self.engine, self.settings), self.registry).run(ready)
+
+    def _entry(self) -> MountEntry:
+        image, files = self.image, self.settings.files
+        return MountEntry(
+            image=real_name(image.path),
+            format=image.format_name,
+            mountpoint=self.path,
+            pid=os.getpid(),
+            process_start=process_start(os.getpid()) or 0,
+            mode="rw" if image.writable else "ro",
+            engine=self.engine,
+            started=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            file_system=None if files is None else files.type,
+            partition=None if files is None else files.partition,
+            shows="disk" if files is None else "files",
+            source=self.settings.source,
+            overlay=self.settings.overlay,
+        )
+
+    def let_go(self) -> None:
+        """Let go of the image in the process that has forked: the child has the same files and locks."""
+        self.image.abandon()
+
+    def require_ready(self) -> None:
+        """See that the mount can be reached from here, too."""
         try:
-            os.stat(mountpoint if settings.files else os.path.join(mountpoint, "disk"))
+            os.stat(self.path if self.settings.files else os.path.join(self.path, "disk"))
         except OSError as error:
-            raise from_os_error(error, path=mountpoint, op="reach the new mount") from error
-    except BaseException:
-        # Interrupted while waiting: nothing may stay behind that nobody knows of.
-        if process_start(child) is not None:
-            os.kill(child, signal.SIGTERM)
-            os.waitpid(child, 0)
-        raise
+            raise from_os_error(error, path=self.path, op="reach the new mount") from error
+
+    def clear_away(self, child: int) -> str | None:
+        """Take away what a server left if it was killed; the result says what to do where that fails."""
+        from tapfs.fuse.unmounting import clean_up
+
+        for entry in self.registry.entries():
+            if entry.pid == child:
+                try:
+                    clean_up(self.registry, entry)
+                except ImageError as error:
+                    return f"part of it is left ({error.message}); clean up with: tapfs umount {entry.mountpoint}"
+        return None
 
 
-def _clear_away_after(child: int, registry: Registry) -> str | None:
-    """Take away what a server left if it was killed; the result says what to do where that fails."""
-    from tapfs.fuse.unmounting import clean_up
-
-    for entry in registry.entries():
-        if entry.pid == child:
-            try:
-                clean_up(registry, entry)
-            except ImageError as error:
-                return f"part of it is left ({error.message}); clean up with: tapfs umount {entry.mountpoint}"
-    return None
-
-
-def _serve_as_daemon(
-    image: Image, mountpoint: str, registry: Registry, engine: str, settings: MountSettings, parent: FileIO
-) -> NoReturn:
-    """The child: serve, and tell the parent by one message how the mounting went."""
-    code = EXIT_BUG
-
-    def tell(message: dict[str, object]) -> None:
-        with suppress(OSError, ValueError):  # the parent is gone, or was told before
-            parent.write(encode(message))
-            parent.close()
-
-    try:
-        os.setsid()
-        os.umask(0o077)
-        void = os.open(os.devnull, os.O_RDWR)
-        for descriptor in range(3):
-            os.dup2(void, descriptor)
-        os.close(void)
-        log_to_syslog()
-        _serve(image, mountpoint, registry, engine, settings, lambda: tell({"ready": True}))
-        code = 0
-    except ImageError as error:
-        tell({"error": error_to_data(error)})
-        code = error.exit_code
-    except BaseException as error:  # noqa: BLE001  a forked process must not return into its parent's code
-        log.error("internal error; please report", exc_info=error)
-        bug = ImageError(ErrorKind.IO, f"internal error: {type(error).__name__}: {error}", path=mountpoint)
-        tell({"error": error_to_data(bug)})
-    finally:
-        os._exit(code)
-
-
-def _serve(
-    image: Image,
-    mountpoint: str,
-    registry: Registry,
-    engine: str,
-    settings: MountSettings,
-    ready: Callable[[], None],
-) -> None:
-    from tapfs.fuse.session import Mount, Session
-
-    location = locate(image.path)
-    name = location.name if location.in_memory else os.path.realpath(image.path)
-    modified_ns = os.fstat(image.layers[0].file.descriptor).st_mtime_ns
-    entry = MountEntry(
-        image=name,
-        format=image.format_name,
-        mountpoint=mountpoint,
-        pid=os.getpid(),
-        process_start=process_start(os.getpid()) or 0,
-        mode="rw" if image.writable else "ro",
-        engine=engine,
-        started=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        file_system=None if settings.files is None else settings.files.type,
-        partition=None if settings.files is None else settings.files.partition,
-        shows="disk" if settings.files is None else "files",
-        source=settings.source,
-        overlay=settings.overlay,
-    )
-    contents = image.contents(sector_size=settings.sector_size)
-    tree = image_tree(
-        image.size,
-        writable=image.writable,
-        information=lambda: information(image, contents),
-        partitions=contents.table.partitions,
-    )
-    os.chdir("/")  # a working directory would keep its file system, or this mount, busy
-    Session(Mount(image, tree, entry, modified_ns, engine, settings), registry).run(ready)
+def serve_in_foreground(mount: ImageMount) -> None:
+    """Mount and serve in this process until the mount ends, with the log on stderr. As `ImageMount.serve`."""
+    log_to_stderr()
+    mount.serve(lambda: None)
 
 
 def information(image: Image, contents: DiskContents) -> bytes:

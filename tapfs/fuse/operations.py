@@ -26,6 +26,7 @@ from tapfs.disk.image import Image
 from tapfs.fuse.settings import PLAIN, MountSettings
 from tapfs.fuse.tree import Document, Node, Tree, Window
 from tapfs.serving.failures import ErrorLog
+from tapfs.serving.threads import in_thread
 
 _Result = TypeVar("_Result")
 
@@ -256,7 +257,7 @@ class ImageOperations(pyfuse3.Operations):
     # Helpers
 
     async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
-        return await trio.to_thread.run_sync(work, limiter=self._limit)
+        return await in_thread(work, limiter=self._limit)
 
     def _node(self, inode: int) -> Node:
         node = self._tree.node(inode)

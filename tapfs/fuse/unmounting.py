@@ -85,6 +85,8 @@ def _ask(registry: Registry, entry: MountEntry, *, force: bool) -> bool:
     try:
         try:
             answer = control.ask_to_unmount(registry.directory, registry.socket_name(entry.pid), force=force)
+        except ImageError:
+            raise  # the mount stays
         except OSError as error:
             if entry.alive:
                 raise ImageError(
@@ -95,11 +97,9 @@ def _ask(registry: Registry, entry: MountEntry, *, force: bool) -> bool:
                     remedy="try again; if it stays so, end it with kill",
                 ) from error
             return False
+        _wait_for_end(process)
         if answer is None:
-            _wait_for_end(process)
             return False
-        if answer.unmounted:
-            _wait_for_end(process)
         if answer.error is not None:
             raise answer.error
         return True

@@ -76,6 +76,14 @@ def log_failure(failure: ImageError, doing: str) -> None:
     log.error("%s: %s", doing, failure, exc_info=_traceback(failure))
 
 
+def reported(error: Exception, *, op: str, path: str | None) -> ImageError:
+    """As `failure_of`, for an error that the caller tells its user: only what the user is not told is logged."""
+    failure = failure_of(error, op=op, path=path)
+    if isinstance(failure, InternalError) and failure is not error:
+        log_failure(failure, op)
+    return failure
+
+
 class ErrorLog:
     """Turns what requests raise into errno values, and logs an error the first time that one of its kind is met."""
 

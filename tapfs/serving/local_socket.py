@@ -30,10 +30,10 @@ def listen(directory: Path, name: str) -> socket.socket:
     return listener
 
 
-async def receive_line(stream: trio.SocketStream) -> bytes:
-    """One line, its end included; without it where the other end breaks off or says too much."""
+async def receive_line(stream: trio.SocketStream, limit: int | None = MESSAGE_LIMIT) -> bytes:
+    """One line, its end included; without it where the other end breaks off or says more than `limit` bytes."""
     line = b""
-    while not line.endswith(b"\n") and len(line) < MESSAGE_LIMIT:
+    while not line.endswith(b"\n") and (limit is None or len(line) < limit):
         piece = await stream.receive_some(MESSAGE_LIMIT)
         if not piece:
             break

@@ -1,8 +1,9 @@
-"""Messages between tapfs processes as JSON lines: errors to the command that started or asked a serving process."""
+"""Messages between tapfs processes: a line of JSON each, and one form of answer for success and for an ImageError."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, cast
 
 from tapfs.errors import ErrorKind, ImageError
@@ -33,6 +34,29 @@ def error_from_data(data: dict[str, Any]) -> ImageError:
         op=data["op"],
         remedy=data["remedy"],
     )
+
+
+def succeeded(fields: Mapping[str, object]) -> dict[str, object]:
+    """The answer to what has been done."""
+    return {"ok": True, **fields}
+
+
+def failed(error: ImageError) -> dict[str, object]:
+    """The answer to what could not be done."""
+    return {"ok": False, **error_to_data(error)}
+
+
+def result_of(line: bytes) -> dict[str, Any] | None:
+    """The fields of an answer; None if the line holds none. Raises the ImageError that the answer tells of."""
+    answer = decode(line)
+    ok = answer.pop("ok", None)
+    if ok is True:
+        return answer
+    try:
+        error = error_from_data(answer)
+    except (KeyError, ValueError):
+        return None
+    raise error
 
 
 def encode(message: dict[str, object]) -> bytes:

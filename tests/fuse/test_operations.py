@@ -9,6 +9,7 @@ from typing import cast
 
 import pyfuse3
 import pytest
+import trio
 
 from tapfs.disk.image import Image
 from tapfs.errors import ErrorKind, ImageError
@@ -23,6 +24,7 @@ class FakeImage:
 
     size = allocated_bytes = 16384
     writable = True
+    path = "image"
 
     def __init__(self) -> None:
         self.error: Exception | None = None
@@ -68,6 +70,25 @@ async def test_image_error(caplog: pytest.LogCaptureFixture, kind: ErrorKind, *,
     assert len(caplog.records) == 1  # one line, however often it happens
     image.error = None
     assert await operations.read(handle, 255, 2) == b"\xff\x00"
+
+
+async def test_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that would wait in a thread is answered in the event loop where the host refuses a thread."""
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    image = FakeImage()
+    image.cold = True
+    operations = operations_of(image)
+    monkeypatch.setattr(trio.to_thread, "run_sync", refuse)
+    handle = await opened(operations, b"disk", os.O_RDWR)
+    assert await operations.read(handle, 255, 2) == b"\xff\x00"
+    await operations.fsync(handle, datasync=False)
+    image.error = RuntimeError("can't start new thread")  # of the image itself
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await operations.fsync(handle, datasync=False)
+    assert caught.value.errno == errno.EIO
 
 
 async def test_bug(caplog: pytest.LogCaptureFixture) -> None:

@@ -93,8 +93,9 @@ def run(arguments: argparse.Namespace) -> int:
     from tapfs.errors import spelled
     from tapfs.fuse import mounting
     from tapfs.fuse.registry import Registry
+    from tapfs.serving.background import open_descriptors, start_in_background
 
-    inherited = mounting.open_descriptors()  # before anything of ours is open
+    inherited = open_descriptors()  # before anything of ours is open
     if not arguments.mountpoint:
         raise UsageError("DIR is empty", _PROGRAM)
     if arguments.partition is not None and not arguments.files:
@@ -130,10 +131,11 @@ def run(arguments: argparse.Namespace) -> int:
     except BaseException:
         image.close()
         raise
+    mount = mounting.ImageMount(image, mountpoint, registry, arguments.engine, settings)
     if arguments.foreground:
-        mounting.serve_in_foreground(image, mountpoint, registry, arguments.engine, settings)
+        mounting.serve_in_foreground(mount)
     else:
-        mounting.serve_in_background(image, mountpoint, registry, arguments.engine, settings, inherited)
+        start_in_background(mount, inherited)
     return 0
 
 

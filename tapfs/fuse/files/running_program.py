@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 from contextlib import suppress
 from typing import IO, Self
 
@@ -53,7 +52,8 @@ class RunningProgram:
         Raises ImageError(unsupported) if it is not installed, (denied) if it could not read the disk.
         """
         _require_reach(program, image)
-        said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the program may write
+        # In memory, for a folder for temporary files may be missing; open as long as the program may write.
+        said: IO[bytes] = os.fdopen(os.memfd_create("said"), "r+b")
         try:
             process = await trio.lowlevel.open_process(
                 command,

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tapfs.cli import guard
-from tapfs.cli.signals import ENDING, Terminated, signals_held
+from tapfs.cli.signals import Terminated
+from tapfs.serving.signals import ENDING, signals_held
 
 #: The command, with a signal at the moment when `moment` is first imported.
 _AT_AN_IMPORT = """

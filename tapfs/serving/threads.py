@@ -1,0 +1,31 @@
+"""Run what blocks in one of trio's threads, or in the calling thread where the host refuses a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import trio
+
+_Result = TypeVar("_Result")
+
+
+async def in_thread(work: Callable[[], _Result], *, limiter: trio.CapacityLimiter | None = None) -> _Result:
+    """The result of `work`, or what it raised.
+
+    A process at its limit of threads serves slowly then, but rightly: everything else in the event loop waits for the
+    work. So `work` must not wait for the event loop itself.
+    """
+    begun = False
+
+    def begin() -> _Result:
+        nonlocal begun
+        begun = True
+        return work()
+
+    try:
+        return await trio.to_thread.run_sync(begin, limiter=limiter)
+    except (RuntimeError, MemoryError):
+        if begun:
+            raise
+    return work()
