@@ -100,7 +100,7 @@ OPTIONS: dict[str, Spelling] = {
     "backing": Spelling("--backing {}", "backing={}", "backing={}"),
     "backing_format": Spelling("--backing-format {}", "backing_format={}", "backing_formats=['{}']"),
     "backing_root": Spelling("--backing-root {}", "backing_root={}", "backing_root={}"),
-    "files": Spelling("--files", "files", "files"),
+    "files": Spelling("--files", "files", "files=True"),
     "force": Spelling("--force", "force", "force=True"),
     "force_share": Spelling("--force-share", "force_share", "shared=True"),
     "format": Spelling("-f {}", "format={}", "format='{}'"),

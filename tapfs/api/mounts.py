@@ -63,6 +63,7 @@ def mount(
     temporary: bool = False,
     files: bool = False,
     partition: int | None = None,
+    sector_size: int | None = None,
     options: Sequence[str] = (),
     engine: str = "auto",
     format: str | None = None,  # noqa: A002 - the word of the field
@@ -76,9 +77,10 @@ def mount(
     """Mount an image on a directory and return when the mount answers.
 
     The directory shows `disk`, `part1` and so on, and `info.json`; with `files` the files inside instead, those of
-    `partition` if the disk has several file systems. `options` are those of ``tapfs mount -o``, such as "allow_other"
-    or "uid=1000"; `engine` is that of ``tapfs mount --engine``. The other keywords are those of `tapfs.open`; a
-    password holds no line feed.
+    `partition` if the disk has several file systems (0: of the whole disk). `sector_size` is that of the disk which the
+    partition table was made on, in bytes, where the table does not say it. `options` are those of ``tapfs mount -o``,
+    such as "allow_other" or "uid=1000"; `engine` is that of ``tapfs mount --engine``. The other keywords
+    are those of `tapfs.open`; a password holds no line feed.
 
     The mount outlives this program unless `unmount` is called, also at the end of a ``with`` block. It needs pyfuse3
     (``pip install tapfs[fuse]``). Raises ImageError, and ValueError for words that the command does not know.
@@ -92,6 +94,7 @@ def mount(
     words += [*_flag("--direct", direct), *_flag("--force-share", shared), "--engine", engine]
     words += _option("--overlay", None if overlay is None else os.fsdecode(overlay))
     words += _option("--partition", None if partition is None else str(partition))
+    words += _option("--sector-size", None if sector_size is None else str(sector_size))
     words += [*_option("--format", format), *_option("--backing", backing), *_option("--backing-root", backing_root)]
     for each in backing_formats:
         words += _option("--backing-format", each)

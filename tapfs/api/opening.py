@@ -66,18 +66,23 @@ def _gate(gate: Gate | None, backing_root: str | None) -> Gate:
 
 
 def open_file(
-    path: str | os.PathLike[str], *, partition: int | None = None, **options: Unpack[OpenKeywords]
+    path: str | os.PathLike[str],
+    *,
+    partition: int | None = None,
+    sector_size: int | None = None,
+    **options: Unpack[OpenKeywords],
 ) -> DiskFile:
     """Open the disk of an image, or one of its partitions, as a binary file object.
 
-    `partition` is the number that `tapfs info` shows. The other keywords are those of `tapfs.open`. Closing the file
+    `partition` is the number that `tapfs info` shows. `sector_size` is that of the disk which the partition table was
+    made on, in bytes, where the table does not say it. The other keywords are those of `tapfs.open`. Closing the file
     closes the image. Raises ImageError.
     """
     from tapfs.disk.disk_file import file_of
 
     image = open(path, **options)
     try:
-        return file_of(image, partition, owns=True)
+        return file_of(image, partition, owns=True, sector_size=sector_size)
     except BaseException:
         image.abandon()
         raise

@@ -192,11 +192,11 @@ class DiskFile(io.RawIOBase):
         raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), self.name)
 
 
-def file_of(image: Image, partition: int | None, *, owns: bool = False) -> DiskFile:
+def file_of(image: Image, partition: int | None, *, owns: bool = False, sector_size: int | None = None) -> DiskFile:
     """A file over the whole disk, or over the partition with that number. Raises ImageError(not_found)."""
     if partition is None:
         return DiskFile(image, 0, image.size, owns=owns)
-    partitions = [each for each in image.contents().table.partitions if not each.container]
+    partitions = [each for each in image.contents(sector_size=sector_size).table.partitions if not each.container]
     for each in partitions:
         if each.number == partition:
             return DiskFile(image, each.start, each.size, owns=owns)

@@ -188,15 +188,16 @@ class Image:
         self._check_range(offset, end - offset)
         return merge_mapped(self._chain.mapped(offset, end))
 
-    def open(self, *, partition: int | None = None) -> DiskFile:
+    def open(self, *, partition: int | None = None, sector_size: int | None = None) -> DiskFile:
         """The disk, or the partition with that number, as a binary file object for whatever reads files.
 
+        `sector_size` as for `contents`.
         It may be written if the Image may. Closing it leaves the Image open. Raises ImageError(not_found).
         """
         from tapfs.disk.disk_file import file_of  # only those who ask pay for it
 
         self._chain.check_open()
-        return file_of(self, partition)
+        return file_of(self, partition, sector_size=sector_size)
 
     # Reading
 

@@ -11,6 +11,8 @@ import pytest
 
 import tapfs
 from tapfs import ErrorKind, ImageError, NewImage
+from tests.fuse.conftest import MIB, ext4
+from tests.unit.partitions.test_tables import partitioned
 
 SIZE = 2 << 20
 
@@ -96,3 +98,24 @@ def test_options_go_to_the_mount(qcow: Path, mountpoint: Path) -> None:
         tapfs.mount(qcow, mountpoint, options="ro")
     with pytest.raises(ValueError, match="no such mount option"):
         tapfs.mount(qcow, mountpoint, options=["nonsense"])
+
+
+def test_a_table_in_large_sectors(tmp_path: Path, mountpoint: Path, content: Path) -> None:
+    """An error and its advice name the option as Python has it."""
+    disk = partitioned(tmp_path / "disk", "label: dos\nstart=256, size=5120\n")
+    ext4(disk, content, 20, MIB)
+    with pytest.raises(ImageError, match="say sector_size=4096") as nothing:
+        tapfs.mount(disk, mountpoint, files=True)
+    assert nothing.value.filename == str(disk)
+    with tapfs.mount(disk, mountpoint, files=True, sector_size=4096):
+        assert (mountpoint / "text").read_text() == "hello\n"
+    with tapfs.open_file(disk, partition=1, sector_size=4096, format="raw") as part:
+        part.seek(1024 + 56)
+        assert part.read(2) == b"\x53\xef"
+    table = disk.read_bytes()[:512]
+    ext4(disk, content, 64)
+    with disk.open("r+b") as file:
+        file.write(table)
+    with pytest.raises(ImageError, match="choose one with partition=N") as choice:
+        tapfs.mount(disk, mountpoint, files=True, sector_size=4096)
+    assert choice.value.kind is ErrorKind.INVALID_ARGUMENT
