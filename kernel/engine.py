@@ -151,6 +151,10 @@ class EngineDisk:
         """Drop the cached units that touch the range."""
         lib.tapfs_disk_forget(self.handle, layer, offset, length)
 
+    def seal(self, *, sealed: bool) -> None:
+        """While it is sealed every write in place ends with RESERVE, so that the caller comes to know of it."""
+        lib.tapfs_disk_seal(self.handle, sealed)
+
     def read_into(self, buffer: Buffer, offset: int, *, nowait: bool = False) -> Outcome:
         """Fill `buffer` from the virtual disk at `offset`."""
         outcome = ffi.new("tapfs_outcome *")

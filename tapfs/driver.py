@@ -35,6 +35,7 @@ __all__ = [
     "MAX_DISK_BYTES",
     "Ability",
     "BackingReference",
+    "Begun",
     "CheckReport",
     "Checkable",
     "Cipher",
@@ -59,6 +60,7 @@ __all__ = [
     "Packing",
     "Placement",
     "ProgressCallback",
+    "Recoverable",
     "Reservation",
     "Role",
     "Severity",
@@ -214,6 +216,39 @@ class WritableDriver(Driver, Protocol):
         """What `executed`, the last plan that `flush` returned, freed may be used again.
 
         It is durable, and no request still holds a map older than it.
+        """
+        ...
+
+
+@runtime_checkable
+class Begun(WritableDriver, Protocol):
+    """A writable driver whose image says that it is being written, or that it was: dirty bits, GUIDs, content IDs.
+
+    In-place writes never meet the driver, so the core asks at the first write of any kind and at the end.
+    """
+
+    def begin(self) -> Plan:
+        """What must be durable before the first write, zeroing or discard of this opening is let in.
+
+        If it cannot be executed it is asked for again by the next write, and that write has failed.
+        """
+        ...
+
+    def end(self) -> Plan:
+        """What becomes true at the end of writing: executed after the last flush, if that was good. Perhaps nothing."""
+        ...
+
+
+@runtime_checkable
+class Recoverable(Driver, Protocol):
+    """A driver whose image may have a journal that a crash has left to be replayed."""
+
+    def recovery(self) -> Plan | None:
+        """The plan that makes the image consistent, None if it is. The driver is opened anew after it.
+
+        An image opened for writing gets the plan executed. One that is only read stays as it is: the core lays the
+        plan's writes over the files (`tapfs.host.patched`), and the driver reads through them. A plan writes metadata
+        only: an extent of guest data in a range that the plan writes is refused as corrupt.
         """
         ...
 

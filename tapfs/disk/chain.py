@@ -20,6 +20,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from tapfs.disk.format_choice import SAY_RAW, driver_of, guessed_format, named_format
+from tapfs.disk.recovery import recover
 from tapfs.driver import (
     MAX_DISK_BYTES,
     BackingReference,
@@ -174,6 +175,8 @@ def _open_driver(found: Format, files: LocalFiles, options: OpenOptions) -> Driv
         scratch=ScratchFile if options.lenient else None,
     )
     driver = driver_of(found, file, request)
+    if recover(driver, files, writable=options.writable):
+        driver = driver_of(found, files.seen(0), request)
     if options.writable and not isinstance(driver, WritableDriver):
         raise ImageError(ErrorKind.READ_ONLY, f"tapfs does not write {found.name} images", path=file.path, op="open")
     size = driver.geometry.virtual_size

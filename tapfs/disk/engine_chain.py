@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tapfs.disk.chain import Layer, password_missing
 from tapfs.disk.chain_map import MappedExtent, map_chain, mapped_extents
-from tapfs.driver import Encrypted
+from tapfs.driver import Begun, Encrypted
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, clip
 from tapfs.tables import Tabled
@@ -98,7 +98,9 @@ class ServedChain:
         engine = self.engine
         layer = self.layers[outcome.layer]
         with self.map_lock:
-            engine.install(outcome.layer, _whole_units(layer, outcome.offset, outcome.length))
+            extents = _whole_units(layer, outcome.offset, outcome.length)
+            layer.files.require_unpatched(extents)
+            engine.install(outcome.layer, extents)
 
     def mapped(self, offset: int, end: int) -> Iterator[MappedExtent]:
         """The map of the whole chain, not merged; the lock is held only for a stride at a time."""
@@ -158,6 +160,8 @@ class ServedChain:
             )
             if _describe_tables(engine, depth, layer):
                 self._tabled.add(depth)
+        if self.writable and isinstance(self.top.driver, Begun):
+            engine.seal(sealed=True)
         # The engine knows a file from now on only. What was lost since the drivers saw it is found here.
         self._require_whole()
         return engine
@@ -200,7 +204,8 @@ def _describe_tables(engine: EngineDisk, depth: int, layer: Layer) -> bool:
     driver = layer.driver
     layout = driver.table_layout() if isinstance(driver, Tabled) else None
     units = -(-driver.geometry.virtual_size // driver.geometry.map_unit)
-    if not isinstance(driver, Tabled) or layout is None or units > _MAX_TABLES:
+    # Tables under a patch are not on the host as they are.
+    if not isinstance(driver, Tabled) or layout is None or units > _MAX_TABLES or layer.files.patched:
         return False
     from tapfs.kernel.tables import set_tables
 

@@ -6,7 +6,7 @@ import contextlib
 
 from tapfs.disk.foreign import ForeignFormat
 from tapfs.disk.probe import detect, format_named, plugin_of
-from tapfs.driver import Driver, Format, OpenRequest, Trait, has_trait
+from tapfs.driver import Driver, Format, HostFile, OpenRequest, Trait, has_trait
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.file import LocalFile
 from tapfs.host.location import locate
@@ -62,7 +62,7 @@ def require_raw(path: str) -> None:
         )
 
 
-def driver_of(found: Format, file: LocalFile, request: OpenRequest) -> Driver:
+def driver_of(found: Format, file: HostFile, request: OpenRequest) -> Driver:
     """The driver for an open file; what that of another package raises is an ImageError that names the package."""
     try:
         return found.open(file, request)

@@ -268,14 +268,21 @@ class Image:
         """Bytes of metadata that only a flush will bring to the disk."""
         return 0 if self._writes is None else self._writes.unflushed_bytes
 
+    def end_writing(self) -> None:
+        """Flush, and have the image say that nobody writes it any more, where its format says such a thing.
+
+        Nobody may be writing. A write that comes later begins anew.
+        """
+        if self._writes is not None and self._chain.started and not self._chain.closed:
+            self._writes.end()
+
     def close(self) -> None:
         """Flush if writable, and let go of the files; closing twice is allowed.
 
         Raises what the flush met, after everything is closed.
         """
         try:
-            if self._writes is not None and self._chain.started and not self._chain.closed:
-                self._writes.flush()
+            self.end_writing()
         finally:
             self.abandon()
 

@@ -23,13 +23,16 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from tapfs.disk.engine_chain import STRIDE, ServedChain
 from tapfs.disk.plan_log import PlanLog, PlannedFile
-from tapfs.driver import Operation, Reservation, WritableDriver
+from tapfs.driver import Begun, Operation, Reservation, WritableDriver
 from tapfs.extent import Extent, Kind
 from tapfs.plan import Plan
+
+if TYPE_CHECKING:
+    from tapfs.kernel.engine import EngineDisk
 
 #: Metadata that waits for a flush is held in memory up to about this many bytes.
 _UNFLUSHED_LIMIT = 32 << 20
@@ -55,6 +58,8 @@ class WritePath:
         #: Seconds that keeping the plan has taken since the last flush, and that the last flush took.
         self._keeping_seconds = self._flush_seconds = 0.0
         self._granule = self._driver.geometry.granule
+        #: Whether `Begun.begin` has been executed, where there is such a thing.
+        self._begun = False
         self._changed = threading.Condition(chain.map_lock)
         self._flush_lock = threading.Lock()
         self._pending: list[Reservation] = []
@@ -66,7 +71,7 @@ class WritePath:
 
     def write(self, offset: int, view: memoryview) -> None:
         """Write all of the view at `offset`."""
-        engine = self._chain.engine
+        engine = self._begun_engine()
         while view:
             commits_seen = self._commits
             outcome = engine.write(view, offset)
@@ -84,6 +89,7 @@ class WritePath:
 
     def zero(self, offset: int, length: int) -> None:
         """Make the range read as zeros."""
+        self._begun_engine()
         for start, stop, whole in self._granules(offset, offset + length):
             if whole:
                 self._change(start, stop - start, Operation.ZERO)
@@ -96,6 +102,7 @@ class WritePath:
 
     def discard(self, offset: int, length: int) -> None:
         """Free what of the range the format and the host can."""
+        self._begun_engine()
         for start, stop, whole in self._granules(offset, offset + length):
             if whole:
                 self._change(start, stop - start, Operation.DISCARD)
@@ -120,6 +127,33 @@ class WritePath:
                 self._chain.tables_flushed(self._touched)
                 self._touched.clear()
             self._keeping_seconds, self._flush_seconds = 0.0, time.monotonic() - started
+
+    def end(self) -> None:
+        """Flush, and say in the image that it is not written any more, if it says such a thing.
+
+        Nobody writes meanwhile. A write that comes later begins anew.
+        """
+        self.flush()
+        with self._flush_lock:
+            if self._begun and isinstance(self._driver, Begun):
+                self._chain.engine.seal(sealed=True)
+                self._begun = False
+                self._execute(self._driver.end())
+
+    def _begun_engine(self) -> EngineDisk:
+        """The engine, once the image says that it is being written, if it is to say that."""
+        engine = self._chain.engine
+        if not self._begun:
+            with self._flush_lock:
+                if not self._begun and isinstance(self._driver, Begun):
+                    self._execute(self._driver.begin())
+                    engine.seal(sealed=False)
+                self._begun = True
+        return engine
+
+    def _execute(self, plan: Plan) -> None:
+        if plan:
+            self._chain.engine.execute(plan)
 
     @property
     def unflushed_bytes(self) -> int:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Self
 
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.extent import Extent, Kind
 from tapfs.host.confine import LEAVING
 from tapfs.host.file import LocalFile
 from tapfs.host.gate import ORDINARY, Gate
 from tapfs.host.lock import Sharing
-from tapfs.host_files import NumberedFile, Role
+from tapfs.host.patched import PatchedFile, patched_files
+from tapfs.host_files import HostFile, NumberedFile, Role
+from tapfs.plan import Plan, Write
 
 
 class LocalFiles:
@@ -35,6 +38,8 @@ class LocalFiles:
         self._gate = gate
         self._sharing = sharing
         self._given = dict(given or {})
+        self._patches: dict[int, PatchedFile] = {}
+        self._patch = Plan()
 
     @property
     def image(self) -> LocalFile:
@@ -73,7 +78,40 @@ class LocalFiles:
                 path=self.image.path,
                 op="open the files of the image",
             )
-        return NumberedFile(number, file)
+        return NumberedFile(number, self.seen(number))
+
+    def seen(self, number: int) -> HostFile:
+        """A file as the driver is to read it: with what was laid over it."""
+        return self._patches.get(number, self._files[number])
+
+    @property
+    def patched(self) -> bool:
+        """Whether anything was laid over the files."""
+        return bool(self._patches)
+
+    def lay_over(self, plan: Plan) -> None:
+        """Have drivers see the files as the plan would leave them; it is not executed."""
+        self._patch = plan
+        self._patches = patched_files(self._files, plan)
+
+    def require_unpatched(self, extents: Iterable[Extent]) -> None:
+        """Raise ImageError(corrupt) if guest data lies in what was laid over: the engine reads the file itself."""
+        for step in (step for stage in self._patch.stages for step in stage if isinstance(step, Write)):
+            for extent in extents:
+                length = extent.host_length or extent.length
+                if (
+                    extent.kind in (Kind.DATA, Kind.COMPRESSED)
+                    and extent.file == step.file
+                    and extent.host_offset < step.host_offset + len(step.data)
+                    and step.host_offset < extent.host_offset + length
+                ):
+                    raise ImageError(
+                        ErrorKind.CORRUPT,
+                        "guest data and the image's journal name the same place",
+                        path=self._files[step.file].path,
+                        offset=step.host_offset,
+                        op="map",
+                    )
 
     def again(self, names: Mapping[str, LocalFile], image: LocalFile) -> Self:
         """The same image on other descriptors of its files: `image` for file 0, the rest by the names in `names`."""

@@ -24,6 +24,7 @@ tapfs_disk *tapfs_disk_new(uint64_t cache_bytes)
     pthread_mutex_init(&disk->quiesce_lock, NULL);
     pthread_mutex_init(&disk->drain_lock, NULL);
     pthread_cond_init(&disk->drained, NULL);
+    atomic_init(&disk->sealed, false);
     atomic_init(&disk->bytes_read, 0);
     atomic_init(&disk->bytes_written, 0);
     return disk;
@@ -223,6 +224,11 @@ void tapfs_disk_forget(tapfs_disk *disk, uint32_t index, uint64_t offset, uint64
     table_changed(layer->table, first, last);
     cache_forget(&disk->cache, index, first, last);
     pthread_mutex_unlock(&disk->cache.mutex);
+}
+
+void tapfs_disk_seal(tapfs_disk *disk, int sealed)
+{
+    atomic_store(&disk->sealed, sealed != 0);
 }
 
 void tapfs_disk_statistics(tapfs_disk *disk, tapfs_statistics *statistics)

@@ -239,6 +239,12 @@ int tapfs_disk_set_tables(tapfs_disk *disk, uint32_t layer, const tapfs_table *l
 int tapfs_disk_set_places(tapfs_disk *disk, uint32_t layer, uint64_t first, const uint64_t *places, size_t count,
                           uint64_t host_size);
 
+/*
+ * Answer every write in place with RESERVE until it is unsealed: something must become true of the image before its
+ * first change, and the owner has to see to that.
+ */
+void tapfs_disk_seal(tapfs_disk *disk, int sealed);
+
 /* Read from the top of the chain. Past a shorter backing layer there are zeros. */
 void tapfs_read(tapfs_disk *disk, void *buffer, uint64_t offset, uint64_t length, uint32_t flags,
                 tapfs_outcome *outcome);

@@ -171,6 +171,7 @@ struct tapfs_disk {
     pthread_cond_t drained;
     _Atomic uint64_t bytes_read;
     _Atomic uint64_t bytes_written;
+    atomic_bool sealed; /* no write in place is let in */
 };
 
 /* A running request. Functions that take one return 0, or -1 after they have filled the outcome. */

@@ -109,6 +109,8 @@ void tapfs_write(tapfs_disk *disk, const void *buffer, uint64_t offset, uint64_t
         /* writable_layer has said it */
     } else if (!inside_disk(layer, offset, length)) {
         request_fail(&request, ERANGE, "write", 0, 0, offset);
+    } else if (length > 0 && atomic_load(&disk->sealed)) {
+        request_stop(&request, TAPFS_RESERVE, 0, offset, length);
     } else if (layer->geometry.identity) {
         if (layer->geometry.identity_file >= layer->file_count) {
             request_fail(&request, EBADF, "write", 0, 0, offset);

@@ -155,6 +155,10 @@ static void locate_write(tapfs_disk *disk, const struct layer *layer, uint64_t o
     if (route->by_engine) {
         return;
     }
+    if (atomic_load(&disk->sealed)) {
+        stop_at(route, TAPFS_RESERVE, 0, offset, end - offset);
+        return;
+    }
     if (layer->geometry.identity) {
         tapfs_extent whole = {
             .offset = offset,

@@ -162,7 +162,7 @@ class Operations:
             raise
 
     def _opened_over(self, overlaid: Overlaid) -> Image:
-        self._disk.image.flush()
+        self._disk.image.end_writing()  # it is a parent from now on
         password = given_password(self._settings.key_file)
         return image_over(overlaid, self._disk.image, password=password, plan_log=self._plan_log)
 

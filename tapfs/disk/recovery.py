@@ -1,0 +1,24 @@
+"""Completing what a crash has left in an image's own journal, before the image is used."""
+
+from __future__ import annotations
+
+from tapfs.driver import Driver, Recoverable
+from tapfs.host.files import LocalFiles
+
+
+def recover(driver: Driver, files: LocalFiles, *, writable: bool) -> bool:
+    """Replay the journal of an image that was just opened; whether there was anything, so that it is opened anew.
+
+    For writing the plan is executed and durable. For reading it is laid over the files, which stay as they are.
+    Raises ImageError.
+    """
+    plan = driver.recovery() if isinstance(driver, Recoverable) else None
+    if not plan:
+        return False
+    if not writable:
+        files.lay_over(plan)
+        return True
+    from tapfs.kernel.engine import HostDescriptor, execute_on_files  # few images need it
+
+    execute_on_files([HostDescriptor(file.descriptor, file.path, writable=file.writable) for file in files], plan)
+    return True
