@@ -1,6 +1,6 @@
 """qcow version 1: QEMU's first copy-on-write format, and the dialects of it that blktap wrote.
 
-:data:`FORMAT` is what the registry knows; the facts of the format are in blktap-qcow.md. What only
+:data:`FORMAT` is what the registry knows; the facts of the format are in docs/specs/blktap-qcow.md. What only
 a writer, a check or a creation needs is imported when it is: most openings read.
 """
 

@@ -1,4 +1,4 @@
-"""The layout of an image in words: that of which tool of which years (blktap-qcow.md, "Byte order of L1, by era").
+"""Name the layout of an image: the tool and the years that it is of (docs/specs/blktap-qcow.md, "Byte order of L1").
 
 Who wrote an image stands nowhere in it. A repair brings an old image into the last layout of blktap, and
 tapfs writes that layout, too.

@@ -1,4 +1,4 @@
-"""The extended header that blktap put at byte 48 (blktap-qcow.md, "Extended header")."""
+"""The extended header that blktap put at byte 48 (docs/specs/blktap-qcow.md, "Extended header")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The 48-byte qcow version 1 header: limits, parsing, serialising (blktap-qcow.md, "Header")."""
+"""The 48-byte qcow version 1 header: limits, parsing, serialising (docs/specs/blktap-qcow.md, "Header")."""
 
 from __future__ import annotations
 

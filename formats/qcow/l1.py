@@ -120,7 +120,7 @@ def decide_order(
     file_size: int,
     tables_plausible: Callable[[ByteOrder], bool],
 ) -> ByteOrder | None:
-    """The byte order of an L1 table (blktap-qcow.md, "Byte order of L1"); None where neither fits.
+    """The byte order of an L1 table (docs/specs/blktap-qcow.md, "Byte order of L1"); None where neither fits.
 
     `tables_plausible` says whether the L2 tables that an order leads to look like tables; it is
     asked only where both orders fit, which takes a huge sparse file.

@@ -154,7 +154,7 @@ class QcowDriver:
         return password[:_KEY_BYTES].ljust(_KEY_BYTES, b"\0")
 
     def details(self) -> Mapping[str, object]:
-        """Layout, era and byte order; see blktap-qcow.md for the words."""
+        """Layout, era and byte order; the words are those of docs/specs/blktap-qcow.md."""
         header, extended = self.header, self.extended
         return {
             "cluster_size": header.cluster_size,

@@ -1,6 +1,6 @@
 """The blktap project's own tools, with their argument order: qcow-create, img2qcow, qcow2raw.
 
-What they were and what was wrong with them: shared/specs/blktap-qcow.md, "The original tools".
+What they were and what was wrong with them: docs/specs/blktap-qcow.md, "The original tools".
 They write the layout that the blktap drivers read, and they say by their exit code when they fail.
 """
 

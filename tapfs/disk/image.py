@@ -1,6 +1,6 @@
 """One open virtual disk, as everybody but the drivers and the engine sees it.
 
-How reads find their bytes stands in `served_chain`, how writes reach the disk in `write_path`.
+Reads find their bytes by tapfs/disk/engine_chain.py; writes reach the disk by tapfs/disk/write_path.py.
 """
 
 from __future__ import annotations

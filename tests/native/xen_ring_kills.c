@@ -2,7 +2,7 @@
  * A backend that is killed at every single step of its journal: before a request counts as taken, between a response and
  * its publication, and so on. usage: xen_ring_kills FOLDER GRANTS; "ok" and the number of steps, or a message and 1.
  *
- * Built with --wrap for each function of STEPS (test_xen_ring_journal.py): calls are counted, and the one that was chosen
+ * Built with --wrap for each function of STEPS (tests/unit/xen/test_ring_journal.py): calls are counted, and the one that was chosen
  * is the process's last. Its successor is killed, too, further on; the third ends the work. The parent is the guest.
  */
 #include <errno.h>

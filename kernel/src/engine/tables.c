@@ -3,7 +3,7 @@
  *
  * Nothing that is read is trusted: an entry that the layout does not allow leaves its unit to the owner, whose own
  * reading says what is wrong. A unit is cached only if neither its place nor its map has changed since before the read
- * (`stamps`), so a table that is being rewritten is never cached as it was; kernel/src/engine/CONCURRENCY.md.
+ * (`stamps`), so a table that is being rewritten is never cached as it was; kernel/CONCURRENCY.md.
  */
 #include <errno.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 """What xl does for the disks of a configuration, done for `tapfs attach` and `detach`: a device's two directories.
 
 The backend's directory says what is to be served, the frontend's tells the guest whom to talk to; the states of
-both are the conversation (specs/xen.md). The supervisor takes up what appears here, whoever wrote it.
+both are the conversation (docs/specs/xen.md, "Handshake"). The supervisor takes up what appears here, whoever wrote it.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from tests.conftest import REPOSITORY, sha256_of
 Run = Callable[..., Any]
 Tool = Callable[[list[str]], int]
 
-#: The first 64 bytes of what the final release of `qcow-create 64 FILE` makes (specs/blktap-qcow.md).
+#: The first 64 bytes of an image of the last `qcow-create 64 FILE` (docs/specs/blktap-qcow.md, "Extended header").
 GOLDEN_64 = bytes.fromhex(
     "514649fb 00000001 0000000000000000 00000000 00000000 0000000004000000 0c09 0000 00000000"
     "0000000000001000 58454efb 91978a34 00000200 00000003"

@@ -1,4 +1,4 @@
-"""The byte order of L1: the rule of blktap-qcow.md, case by case, and that it is fast."""
+"""The rule of docs/specs/blktap-qcow.md, "Byte order of L1", case by case, and that it is fast."""
 
 from __future__ import annotations
 
