@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from tapfs.errors import ErrorKind, ImageError
 
 if TYPE_CHECKING:
-    from tapfs.xen.xenstore.client import Store
+    from collections.abc import Mapping
+
+    from tapfs.xen.xenstore.client import Store, XenStore
 
 #: Below `/local/domain/0/backend`: disks of `tapfs attach`, and those that libxl makes.
 OUR_KIND = "tap"
@@ -143,10 +145,59 @@ async def our_devices(store: Store) -> list[Device]:
     """All disks that tapfs is to serve: all of `backend/tap`, and those of libxl whose script is ours."""
     found = await _devices_of_kind(store, OUR_KIND)
     for device in await _devices_of_kind(store, LIBXL_KIND):
-        script = await store.read(f"{device.backend}/script")
-        if script is not None and script.rpartition("/")[2] == BLOCK_SCRIPT:
+        if await is_ours(store, device):
             found.append(device)
     return found
+
+
+async def is_ours(store: Store, device: Device) -> bool:
+    """Whether a device is there and to be served by us: ours by its kind, or libxl's with our script."""
+    if device.kind != LIBXL_KIND:
+        return await store.read(f"{device.backend}/state") is not None
+    script = await store.read(f"{device.backend}/script")
+    return script is not None and script.rpartition("/")[2] == BLOCK_SCRIPT
+
+
+async def write_device_keys(
+    store: XenStore,
+    device: Device,
+    values: Mapping[str, str | int | None],
+    *,
+    only_at: State | None = None,
+    token: str | None = None,
+) -> bool:
+    """Write keys below the backend's directory (None: remove) in one transaction; False if the device is gone.
+
+    The keys are left alone, too, where the backend is not at the state `only_at`, and where another `token` stands in
+    `tapfs/token`: another device of the same number has taken the directory. A key that is written too late would
+    bring back a part of a directory that was removed.
+    """
+
+    async def write(keys: Store) -> bool:
+        state = await state_of(keys, device, token=token)
+        if state is None or only_at not in (None, state):
+            return False
+        await write_keys(keys, device, values)
+        return True
+
+    return await store.transact(write)
+
+
+async def state_of(store: Store, device: Device, *, token: str | None = None) -> State | None:
+    """The backend's state; None if the device is gone: it has no state, or, of one with a `token`, not that token."""
+    text = await store.read(f"{device.backend}/state")
+    if token is None:
+        return None if text is None else parse_state(text)
+    return parse_state(text) if await store.read(f"{device.backend}/tapfs/token") == token else None
+
+
+async def write_keys(keys: Store, device: Device, values: Mapping[str, str | int | None]) -> None:
+    """Write keys below the backend's directory (None: remove) within a transaction that has seen the device."""
+    for name, value in values.items():
+        if value is None:
+            await keys.remove(f"{device.backend}/{name}")
+        else:
+            await keys.write(f"{device.backend}/{name}", value)
 
 
 async def _devices_of_kind(store: Store, kind: str) -> list[Device]:

@@ -7,8 +7,8 @@ start two processes for one device, and two processes never answer one ring.
 
 from __future__ import annotations
 
-import fcntl
 import os
+import re
 import signal
 import sys
 from contextlib import suppress
@@ -19,13 +19,14 @@ import trio
 from tapfs.errors import from_os_error
 from tapfs.serving.processes import process_start
 from tapfs.xen.device import Device
+from tapfs.xen.runtime_files import lock
 
 #: Exit codes of a disk process that say more than "it crashed": the device is done; the image cannot be served, and
 #: xenstore says why; it was asked to end with the device still there.
 EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 3, 75
 
-#: What may lie in the runtime directory for a device, after its key.
-_SUFFIXES = (".socket", ".journal", ".plan", ".plan-new", ".left", ".lock")
+#: The value of `tapfs/process`: a pid and when that process started, because a pid is used again.
+_PROCESS_NAME = re.compile(r"([0-9]{1,10}):([0-9]{1,20})")
 
 
 class RunningDisk:
@@ -38,8 +39,8 @@ class RunningDisk:
 
     @property
     def name(self) -> str:
-        """What `tapfs/process` says of it: the pid and when it started, for a pid is used again."""
-        return f"{self.pid}:{process_start(self.pid) or 0}"
+        """What `tapfs/process` says of it."""
+        return process_name(self.pid)
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal; nothing happens if it has ended."""
@@ -64,11 +65,11 @@ class RunningDisk:
 
 def start(device: Device, directory: Path) -> RunningDisk | None:
     """Start the process of a device, or None while another one lives. Raises ImageError(io, denied, no_space)."""
-    lock = _lock(directory / f"{device.key}.lock")
-    if lock is None:
+    held = lock(directory, device.key)
+    if held is None:
         return None
     try:
-        os.set_inheritable(lock, True)
+        os.set_inheritable(held, True)
         # Signals to our process group are ours: a disk ends when we say so.
         pid = os.posix_spawn(
             sys.executable,
@@ -83,53 +84,32 @@ def start(device: Device, directory: Path) -> RunningDisk | None:
     except OSError as error:
         raise from_os_error(error, path=sys.executable, op="start the disk process") from error
     finally:
-        os.close(lock)
+        os.close(held)
 
 
 def adopt(name: str | None) -> RunningDisk | None:
     """The living process that `tapfs/process` names; None if there is none."""
-    pid_text, _, start_text = (name or "").partition(":")
-    if not (pid_text.isdecimal() and start_text.isdecimal()):
+    named = parse_process_name(name)
+    if named is None:
         return None
+    pid, start = named
     try:
-        descriptor = os.pidfd_open(int(pid_text))
+        descriptor = os.pidfd_open(pid)
     except (OSError, OverflowError):
         return None
     # The descriptor first, then the look: from now on the number cannot mean another process.
-    if process_start(int(pid_text)) != int(start_text):
+    if process_start(pid) != start:
         os.close(descriptor)
         return None
-    return RunningDisk(int(pid_text), descriptor, child=False)
+    return RunningDisk(pid, descriptor, child=False)
 
 
-def remove_runtime_files(directory: Path, key: str) -> bool:
-    """Remove what is left of a device, unless a process still lives for it: then False."""
-    lock = _lock(directory / f"{key}.lock")
-    if lock is None:
-        return False
-    try:
-        for suffix in _SUFFIXES:
-            with suppress(OSError):
-                (directory / f"{key}{suffix}").unlink()
-    finally:
-        os.close(lock)
-    return True
+def process_name(pid: int) -> str:
+    """What `tapfs/process` says of a process: the pid and when it started, "0" if it does not run."""
+    return f"{pid}:{process_start(pid) or 0}"
 
 
-def keys_of_runtime_files(directory: Path) -> set[str]:
-    """The keys of the devices of which something lies in the runtime directory."""
-    return {path.stem for path in directory.iterdir() if path.suffix in _SUFFIXES and "-" in path.stem}
-
-
-def _lock(path: Path) -> int | None:
-    """A descriptor that holds the lock; None if another does. Raises ImageError(io, denied, no_space)."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise from_os_error(error, path=str(path), op="lock the device") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
+def parse_process_name(name: str | None) -> tuple[int, int] | None:
+    """The pid and the start (`processes.process_start`) in a `process_name`; None if the text is none."""
+    match = _PROCESS_NAME.fullmatch(name or "")
+    return (int(match[1]), int(match[2])) if match else None

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import trio
 
+from tapfs.xen import runtime_files
 from tapfs.xen.device import Device, parse_vdev
 from tapfs.xen.host import Host
-from tapfs.xen.supervisor.supervisor_lock import xen_directory
 from tapfs.xen.toolstack import attach as toolstack
 from tapfs.xen.xenstore.client import XenStore, connect
 from tests.xen.machine import Machine
@@ -91,5 +91,5 @@ def is_gone(xenstored: Xenstored, device: Device) -> bool:
     return not any(path.startswith((device.backend, device.frontend)) for path in xenstored.tree.keys)
 
 
-def runtime_files(device: Device) -> list[str]:
-    return sorted(path.name for path in xen_directory().iterdir() if path.name.startswith(f"{device.key}."))
+def files_of(device: Device) -> list[str]:
+    return sorted(path.name for path in runtime_files.directory().iterdir() if path.name.startswith(f"{device.key}."))

@@ -12,12 +12,12 @@ import trio
 import tapfs
 from tapfs import NewImage
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.xen import runtime_files
 from tapfs.xen.device import State
 from tapfs.xen.host import Host
 from tapfs.xen.image_stamp import GivenUp
 from tapfs.xen.supervisor.restarts import Restarts
 from tapfs.xen.supervisor.supervised_device import SupervisedDevice
-from tapfs.xen.supervisor.supervisor_lock import xen_directory
 from tapfs.xen.toolstack import attach as toolstack
 from tapfs.xen.xenstore.client import Store, XenStore, connect
 from tests.xen.disk_device import opened_when_free
@@ -30,10 +30,10 @@ from tests.xen.supervising import (
     attach_by_libxl,
     disk,
     eventually,
+    files_of,
     guest_disk,
     is_gone,
     pid_of,
-    runtime_files,
 )
 from tests.xen.supervisor_process import PATIENCE, SupervisorProcess
 from tests.xen.xenstored import Xenstored, guest_socket
@@ -56,7 +56,7 @@ async def test_several_disks_come_and_go(
     for device in devices:
         await toolstack.detach(store, device, seconds=PATIENCE)
         assert is_gone(xenstored, device)
-        await eventually(lambda device=device: runtime_files(device) == [])
+        await eventually(lambda device=device: files_of(device) == [])
     await eventually(lambda: supervised.disk_processes() == {})
     assert xenstored.read("/local/domain/0/backend/tap") is None
 
@@ -97,7 +97,7 @@ async def test_an_image_that_cannot_be_opened(
         await attach(store, disk(), tmp_path / "missing.raw")
     assert caught.value.kind is ErrorKind.NOT_FOUND
     await eventually(lambda: is_gone(xenstored, disk()) and supervised.disk_processes() == {})
-    await eventually(lambda: runtime_files(disk()) == [])
+    await eventually(lambda: files_of(disk()) == [])
 
 
 async def test_a_disk_of_libxl_is_served_and_its_failure_can_be_closed(
@@ -154,9 +154,9 @@ async def test_a_process_that_crashes_all_the_time_is_given_up(
     store: XenStore, supervisor: SupervisorProcess, xenstored: Xenstored, image: Path, nursery: trio.Nursery
 ) -> None:
     await toolstack.attach(store, disk(), params=f"tap:sync:{image}", mode="w")
-    xen_directory().mkdir(parents=True)
+    runtime_files.directory().mkdir(parents=True)
     supervised = SupervisedDevice(
-        disk(), store, xen_directory(), simulated=True, restarts=Restarts(most=3, first_pause=0.01)
+        disk(), store, runtime_files.directory(), simulated=True, restarts=Restarts(most=3, first_pause=0.01)
     )
     nursery.start_soon(supervised.run)
     killed: set[int] = set()
@@ -239,7 +239,7 @@ async def test_the_disks_of_a_domain_that_is_gone_are_removed(
     await attach(store, disk(), image)
     xenstored.destroy(GUEST)
     await eventually(lambda: is_gone(xenstored, disk()) and supervised.disk_processes() == {})
-    await eventually(lambda: runtime_files(disk()) == [])
+    await eventually(lambda: files_of(disk()) == [])
 
 
 async def test_what_is_left_of_a_domain_that_went_meanwhile_is_removed(
@@ -248,10 +248,10 @@ async def test_what_is_left_of_a_domain_that_went_meanwhile_is_removed(
     await attach(store, disk(), image)
     await trio.to_thread.run_sync(supervised.end)
     xenstored.destroy(GUEST)
-    (xen_directory() / "77-51712.journal").write_bytes(b"of a guest before the restart of the host")
+    (runtime_files.directory() / "77-51712.journal").write_bytes(b"of a guest before the restart of the host")
     await trio.to_thread.run_sync(supervised.start)
-    await eventually(lambda: is_gone(xenstored, disk()) and runtime_files(disk()) == [])
-    assert not (xen_directory() / "77-51712.journal").exists()
+    await eventually(lambda: is_gone(xenstored, disk()) and files_of(disk()) == [])
+    assert not (runtime_files.directory() / "77-51712.journal").exists()
     assert supervised.disk_processes() == {}
 
 
@@ -362,7 +362,7 @@ async def test_what_a_disk_that_was_given_up_left(
     await trio.to_thread.run_sync(supervised.end)
     await toolstack.attach(store, disk(), params=f"tap:qcow:{path}", mode="w")
     with trio.CancelScope() as scope:
-        ours = SupervisedDevice(disk(), store, xen_directory(), simulated=True, restarts=Restarts(most=1))
+        ours = SupervisedDevice(disk(), store, runtime_files.directory(), simulated=True, restarts=Restarts(most=1))
         nursery.start_soon(ours.run)
         async with guest_disk(machine, disk()) as guest:
             await trio.to_thread.run_sync(guest.frontend.write, 0, b"a" * 512)
@@ -370,15 +370,15 @@ async def test_what_a_disk_that_was_given_up_left(
             await eventually(lambda: xenstored.read(f"{disk().backend}/tapfs/status") == "failed")
         scope.cancel()
     names = [f"{disk().key}.{suffix}" for suffix in ("journal", "left", "plan")]
-    assert set(names) <= set(runtime_files(disk()))
+    assert set(names) <= set(files_of(disk()))
     if changed:
         with await opened_when_free(path, "qcow") as image:
             image.write(0, b"b" * 512)
             image.write(SIZE // 2, b"c" * 4096)
-    given_up = GivenUp(xen_directory(), disk().key)
+    given_up = GivenUp(runtime_files.directory(), disk().key)
     standing = given_up.take(str(path))
     assert standing is not None
-    assert [(xen_directory() / name).exists() for name in names] == [not changed, False, not changed]
+    assert [(runtime_files.directory() / name).exists() for name in names] == [not changed, False, not changed]
     given_up.write(standing)
     await trio.to_thread.run_sync(supervised.start)
     await eventually(lambda: xenstored.read(f"{disk().backend}/tapfs/status") == "ready")

@@ -21,10 +21,10 @@ from tests.xen.supervising import (
     detach,
     disk,
     eventually,
+    files_of,
     guest_disk,
     is_gone,
     pid_of,
-    runtime_files,
 )
 from tests.xen.supervisor_process import SupervisorProcess
 from tests.xen.xenstored import Xenstored
@@ -83,7 +83,7 @@ async def test_the_supervisor_may_be_killed_under_load(
             assert list(supervised.disk_processes().values()) == [pid]
         await detach(store, driver)
     assert contents(image, "raw") == load.expected()
-    await eventually(lambda: runtime_files(disk()) == [])
+    await eventually(lambda: files_of(disk()) == [])
 
 
 async def test_the_end_of_the_supervisor_is_a_pause(
@@ -133,5 +133,5 @@ async def test_a_domain_that_goes_under_load_leaves_nothing(
             await more(load)
         xenstored.destroy(disk().domain)
         await eventually(lambda: is_gone(xenstored, disk()) and supervised.disk_processes() == {})
-        await eventually(lambda: runtime_files(disk()) == [])
+        await eventually(lambda: files_of(disk()) == [])
     assert contents(image, "raw") == load.expected()

@@ -16,10 +16,10 @@ import trio
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.serving.processes import process_start
-from tapfs.xen import process_handle
+from tapfs.xen import process_handle, runtime_files
 from tapfs.xen.supervisor import install, service_manager
 from tapfs.xen.supervisor.restarts import Restarts
-from tapfs.xen.supervisor.supervisor_lock import take_supervisor_lock, xen_directory
+from tapfs.xen.supervisor.supervisor_lock import take_supervisor_lock
 
 
 @pytest.fixture(autouse=True)
@@ -70,12 +70,12 @@ def test_a_locked_device_keeps_its_files(tmp_path: Path) -> None:
     for suffix in ("socket", "journal"):
         (tmp_path / f"3-51712.{suffix}").touch()
     (tmp_path / "blktapctrl.lock").touch()
-    assert process_handle.keys_of_runtime_files(tmp_path) == {"3-51712"}
+    assert runtime_files.keys_of_runtime_files(tmp_path) == {"3-51712"}
     with (tmp_path / "3-51712.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert not process_handle.remove_runtime_files(tmp_path, "3-51712")
+        assert not runtime_files.remove_runtime_files(tmp_path, "3-51712")
         assert (tmp_path / "3-51712.journal").exists()
-    assert process_handle.remove_runtime_files(tmp_path, "3-51712")
+    assert runtime_files.remove_runtime_files(tmp_path, "3-51712")
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["blktapctrl.lock"]
 
 
@@ -86,7 +86,7 @@ def test_the_supervisors_lock_names_its_holder() -> None:
     assert caught.value.kind is ErrorKind.LOCKED
     os.close(holder)
     os.close(take_supervisor_lock())
-    assert xen_directory().stat().st_mode & 0o077 == 0
+    assert runtime_files.directory().stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize("abstract", [True, False])

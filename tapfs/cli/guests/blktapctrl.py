@@ -48,12 +48,13 @@ def run(arguments: argparse.Namespace) -> int:
     import logging
 
     from tapfs.serving.log import log_to_stderr
+    from tapfs.xen.runtime_files import directory
     from tapfs.xen.supervisor.supervisor import supervise
-    from tapfs.xen.supervisor.supervisor_lock import take_supervisor_lock, xen_directory
+    from tapfs.xen.supervisor.supervisor_lock import take_supervisor_lock
 
     log_to_stderr()
     if arguments.verbose:
         logging.getLogger().setLevel(logging.DEBUG)
     take_supervisor_lock()  # until this process ends, however it does
-    supervise(host, xen_directory())
+    supervise(host, directory())
     return 0

@@ -19,7 +19,7 @@ import trio
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.kernel.xen_ring import Grants
 from tapfs.serving.log import log
-from tapfs.xen.device import Device, State, parse_state
+from tapfs.xen.device import Device, State, parse_state, state_of, write_device_keys
 from tapfs.xen.disk.backend_states import Ours, Seen, Step, next_step
 from tapfs.xen.disk.disk_image import SECTOR
 from tapfs.xen.disk.frontend_keys import MOST_QUEUES, MOST_RING_PAGE_ORDER, FrontendKeys, read_frontend
@@ -27,7 +27,7 @@ from tapfs.xen.disk.frontend_keys import MOST_QUEUES, MOST_RING_PAGE_ORDER, Fron
 if TYPE_CHECKING:
     from tapfs.xen.disk.served_disk import ServedDisk
     from tapfs.xen.disk.settings import DiskSettings
-    from tapfs.xen.xenstore.client import Store, XenStore
+    from tapfs.xen.xenstore.client import XenStore
 
 #: How long state 6 stands before a frontend that has not said that it begins anew is awaited.
 _CLOSED_SECONDS = 1.0
@@ -97,19 +97,7 @@ class Backend:
         """
         if self._store is None:
             raise ImageError(ErrorKind.IO, "xenstored does not answer", op="write the key", path=self.device.backend)
-
-        async def write(keys: Store) -> bool:
-            state = await self._state(keys)
-            if state is None or (only_at is not None and state is not only_at):
-                return False
-            for name, value in values.items():
-                if value is None:
-                    await keys.remove(f"{self.device.backend}/{name}")
-                else:
-                    await keys.write(f"{self.device.backend}/{name}", value)
-            return True
-
-        return await self._store.transact(write)
+        return await write_device_keys(self._store, self.device, values, only_at=only_at, token=self._token)
 
     @property
     def reachable(self) -> bool:
@@ -148,7 +136,7 @@ class Backend:
 
     async def _look(self, store: XenStore, tasks: trio.Nursery) -> float:
         """Take the step for what is there now; the seconds after which to look without news."""
-        state = await self._state(store)
+        state = await state_of(store, self.device, token=self._token)
         if state is None:
             log.info("the device is gone")
             await self._disconnect()
@@ -165,12 +153,6 @@ class Backend:
             return 0
         ours = Ours(self.disk.connected, self._left, self.disk.paused, self._image_closed)
         return await self._take(next_step(seen, ours), seen, store, tasks)
-
-    async def _state(self, store: Store) -> State | None:
-        """The backend's state; None if the device is gone."""
-        if await store.read(f"{self.device.backend}/tapfs/token") != self._token:
-            return None
-        return parse_state(await store.read(f"{self.device.backend}/state"))
 
     async def _take(self, step: Step, seen: Seen, store: XenStore, tasks: trio.Nursery) -> float:
         match step:

@@ -23,9 +23,8 @@ from tapfs.errors import EXIT_BUG, EXIT_USAGE, ErrorKind, ImageError
 from tapfs.serving.failures import out_of_memory
 from tapfs.serving.local_socket import listen
 from tapfs.serving.log import log, log_to_stderr
-from tapfs.serving.processes import process_start
 from tapfs.serving.runtime_directory import make_private, runtime_directory
-from tapfs.xen.device import Device, State, parse_state
+from tapfs.xen.device import Device, State, parse_state, write_device_keys
 from tapfs.xen.disk import control
 from tapfs.xen.disk.backend import Backend
 from tapfs.xen.disk.disk_image import open_disk, written_by_others
@@ -35,10 +34,9 @@ from tapfs.xen.disk.served_disk import RateLimit, ServedDisk
 from tapfs.xen.disk.settings import DiskSettings, read_settings
 from tapfs.xen.host import Host, find_host
 from tapfs.xen.image_stamp import NEVER_OPENED, GivenUp
-from tapfs.xen.toolstack import control_client
-from tapfs.xen.xenstore.client import Store, XenStore, connect
-
-EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 3, 75
+from tapfs.xen.process_handle import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, process_name
+from tapfs.xen.runtime_files import directory, socket_name
+from tapfs.xen.xenstore.client import XenStore, connect
 
 #: How long an image may be locked by a predecessor that is dying with I/O under way, and between two looks.
 _LOCKED_SECONDS = 30.0
@@ -63,7 +61,7 @@ class DiskProcess:
     def __init__(self, device: Device, host: Host) -> None:
         self._device = device
         self._host = host
-        self._directory = control_client.directory()
+        self._directory = directory()
         self._exit_code: int | None = None
         self._backend: Backend | None = None
 
@@ -109,8 +107,9 @@ class DiskProcess:
         async with connect(self._host) as store:
             # A number may be another device's one day: what is ours is told by the token.
             token = await store.read(f"{self._device.backend}/tapfs/token") or secrets.token_hex(16)
-            start = process_start(os.getpid())
-            await self._write(store, {"tapfs/process": f"{os.getpid()}:{start}", "tapfs/token": token})
+            await write_device_keys(
+                store, self._device, {"tapfs/process": process_name(os.getpid()), "tapfs/token": token}
+            )
             plan_log = PlanLog(self._directory / f"{self._device.key}.plan", token)
             try:
                 settings, image = await self._open(store, plan_log)
@@ -118,7 +117,7 @@ class DiskProcess:
                 if await store.read(f"{self._device.backend}/state") is None:
                     return EXIT_DONE
                 log.error("%s", error)
-                await self._write(store, _failure(error))
+                await write_device_keys(store, self._device, _failure(error))
                 return EXIT_FAILED
             limit = RateLimit(settings.limit_bytes, settings.limit_requests)
             disk = ServedDisk(
@@ -164,7 +163,7 @@ class DiskProcess:
 
     async def _follow(self, store: XenStore, backend: Backend, operations: Operations) -> int:
         """Answer the guest and operators until the device is done."""
-        listener = listen(self._directory, control_client.socket_name(self._device))
+        listener = listen(self._directory, socket_name(self._device))
         image = backend.disk.image
         log.info(
             "ready: %s (%s, %d bytes%s)%s",
@@ -174,7 +173,7 @@ class DiskProcess:
             "" if image.writable else ", read-only",
             ", paused" if backend.disk.paused else "",
         )
-        await self._write(store, {"tapfs/status": "ready"})
+        await write_device_keys(store, self._device, {"tapfs/status": "ready"})
         async with trio.open_nursery() as services:
             services.start_soon(control.serve, listener, operations)
             services.start_soon(self._flush_now_and_then, backend)
@@ -221,17 +220,7 @@ class DiskProcess:
             except ImageError as error:
                 log.error("what was written last may be lost: %s", error)
         with suppress(OSError):
-            (self._directory / control_client.socket_name(self._device)).unlink()
-
-    async def _write(self, store: XenStore, values: dict[str, str]) -> None:
-        """Write keys of the device unless it is gone."""
-
-        async def write(keys: Store) -> None:
-            if await keys.read(f"{self._device.backend}/state") is not None:
-                for name, value in values.items():
-                    await keys.write(f"{self._device.backend}/{name}", value)
-
-        await store.transact(write)
+            (self._directory / socket_name(self._device)).unlink()
 
 
 async def _patiently(attempt: Callable[[], Image], seconds: float) -> Image:

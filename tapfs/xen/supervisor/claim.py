@@ -10,7 +10,7 @@ import trio
 
 from tapfs.errors import from_os_error
 from tapfs.serving.log import log
-from tapfs.xen.device import BLOCK_SCRIPT, LIBXL_KIND, Device, State
+from tapfs.xen.device import LIBXL_KIND, Device, State, state_of, write_keys
 from tapfs.xen.xenstore.client import Store, XenStore
 
 _BUS = Path("/sys/bus/xen-backend")
@@ -26,14 +26,6 @@ _INDIRECT_SEGMENTS = 256
 _MOST_QUEUES = 4
 
 
-async def is_ours(store: Store, device: Device) -> bool:
-    """Whether a device is there and to be served by us: ours by its kind, or libxl's with our script."""
-    if device.kind != LIBXL_KIND:
-        return await store.read(f"{device.backend}/state") is not None
-    script = await store.read(f"{device.backend}/script")
-    return script is not None and script.rpartition("/")[2] == BLOCK_SCRIPT
-
-
 async def claim(store: XenStore, device: Device, *, simulated: bool) -> None:
     """Make the device ours: write what we offer (xen/include/public/io/blkif.h) and go to state 2.
 
@@ -44,7 +36,7 @@ async def claim(store: XenStore, device: Device, *, simulated: bool) -> None:
         await trio.to_thread.run_sync(_take_from_kernel, device)
 
     async def write(keys: Store) -> None:
-        if await keys.read(f"{device.backend}/state") is None:
+        if await state_of(keys, device) is None:
             return  # gone meanwhile: writing would bring a part of it back
         writable = int(await keys.read(f"{device.backend}/mode") != "r")
         grants = await keys.read(f"{device.backend}/tapfs/grants")
@@ -61,8 +53,7 @@ async def claim(store: XenStore, device: Device, *, simulated: bool) -> None:
         # The guest may read what libxl made; it need not know what runs here.
         await keys.make_directory(f"{device.backend}/tapfs")
         await keys.set_permissions(f"{device.backend}/tapfs", ["n0"])
-        for name, value in offers.items():
-            await keys.write(f"{device.backend}/{name}", value)
+        await write_keys(keys, device, offers)
 
     await store.transact(write)
 

@@ -12,7 +12,7 @@ import trio
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.location import locate
 from tapfs.serving.log import log
-from tapfs.xen.device import DOMAINS, OUR_KIND, Device, State, parse_state
+from tapfs.xen.device import DOMAINS, OUR_KIND, Device, State, is_ours, parse_state, write_device_keys
 from tapfs.xen.image_stamp import NEVER_OPENED, GivenUp, how_it_stands
 from tapfs.xen.process_handle import (
     EXIT_DONE,
@@ -20,14 +20,14 @@ from tapfs.xen.process_handle import (
     EXIT_STOPPED,
     RunningDisk,
     adopt,
-    remove_runtime_files,
     start,
 )
+from tapfs.xen.runtime_files import remove_runtime_files
 from tapfs.xen.specification import parse_specification
-from tapfs.xen.supervisor.claim import claim, is_ours
+from tapfs.xen.supervisor.claim import claim
 from tapfs.xen.supervisor.restarts import Restarts
 from tapfs.xen.toolstack.attach import remove_device
-from tapfs.xen.xenstore.client import Store, XenStore
+from tapfs.xen.xenstore.client import XenStore
 
 #: Between looks at a process that lives and has not said its name yet.
 _LOOK_SECONDS = 0.05
@@ -132,7 +132,7 @@ class SupervisedDevice:
             case _Step.START:
                 return await self._start()
             case _Step.END_CLOSING:
-                await self._write_if_there({"state": State.CLOSED}, only_at=State.CLOSING)
+                await write_device_keys(self._store, self.device, {"state": State.CLOSED}, only_at=State.CLOSING)
                 return True
             case _Step.FORGET:
                 await remove_device(self._store, self.device)
@@ -158,7 +158,7 @@ class SupervisedDevice:
             return True
         if self.process is not None:
             log.info("%s: served by process %d", self.device, self.process.pid)
-            await self._write_if_there({"tapfs/process": self.process.name})
+            await write_device_keys(self._store, self.device, {"tapfs/process": self.process.name})
             return True
         # Somebody serves it whom our predecessor had just started, or who is just ending.
         await trio.sleep(_LOOK_SECONDS)
@@ -230,15 +230,17 @@ class SupervisedDevice:
         self._failed = True
         log.error("%s: given up: %s", self.device, await self._read("tapfs/error"))
         if look.state is State.CONNECTED:
-            await self._write_if_there({"state": State.CLOSING}, only_at=State.CONNECTED)
+            await write_device_keys(self._store, self.device, {"state": State.CLOSING}, only_at=State.CONNECTED)
 
     async def _fail(self, reason: str) -> None:
         self._failed = True
         log.error("%s: given up: %s", self.device, reason)
         self._note_standing(instead=False)
         kind = ErrorKind.IO.value
-        await self._write_if_there(
-            {"tapfs/error": reason, "tapfs/error-kind": kind, "tapfs/status": "failed", "state": State.CLOSING}
+        await write_device_keys(
+            self._store,
+            self.device,
+            {"tapfs/error": reason, "tapfs/error-kind": kind, "tapfs/status": "failed", "state": State.CLOSING},
         )
 
     def _note_standing(self, *, instead: bool) -> None:
@@ -272,17 +274,6 @@ class SupervisedDevice:
 
     async def _read(self, name: str) -> str | None:
         return await self._store.read(f"{self.device.backend}/{name}")
-
-    async def _write_if_there(self, values: dict[str, str | int], *, only_at: State | None = None) -> None:
-        """Write keys of the device, unless it is gone or at another state: writing would bring a part of it back."""
-
-        async def write(keys: Store) -> None:
-            state = await keys.read(f"{self.device.backend}/state")
-            if state is not None and only_at in (None, parse_state(state)):
-                for name, value in values.items():
-                    await keys.write(f"{self.device.backend}/{name}", value)
-
-        await self._store.transact(write)
 
 
 def _reason(code: int | None) -> str:

@@ -14,10 +14,10 @@ import trio
 
 from tapfs.serving.log import log
 from tapfs.serving.nursery_errors import error_of
-from tapfs.xen.device import BACKENDS, LIBXL_KIND, OUR_KIND, Device, our_devices
+from tapfs.xen.device import BACKENDS, LIBXL_KIND, OUR_KIND, Device, is_ours, our_devices
 from tapfs.xen.host import Host
-from tapfs.xen.process_handle import EXIT_DONE, EXIT_STOPPED, RunningDisk, keys_of_runtime_files, remove_runtime_files
-from tapfs.xen.supervisor.claim import is_ours
+from tapfs.xen.process_handle import EXIT_DONE, EXIT_STOPPED, RunningDisk
+from tapfs.xen.runtime_files import keys_of_runtime_files, remove_runtime_files
 from tapfs.xen.supervisor.service_manager import notify
 from tapfs.xen.supervisor.supervised_device import SupervisedDevice
 from tapfs.xen.xenstore.client import XenStore, connect

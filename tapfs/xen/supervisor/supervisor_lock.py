@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-from pathlib import Path
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
-from tapfs.serving.runtime_directory import make_private, runtime_directory
+from tapfs.serving.runtime_directory import make_private
+from tapfs.xen.runtime_files import directory
 
 _NAME = "blktapctrl.lock"
-
-
-def xen_directory() -> Path:
-    """Where the disk processes and their supervisor leave what others must find; it may not be there yet."""
-    return runtime_directory() / "xen"
 
 
 def take_supervisor_lock() -> int:
@@ -22,10 +17,10 @@ def take_supervisor_lock() -> int:
 
     Raises ImageError(locked), which names the process that supervises already, or ImageError(denied, io, no_space).
     """
-    directory = xen_directory()
-    make_private(directory.parent)
-    make_private(directory)
-    path = directory / _NAME
+    place = directory()
+    make_private(place.parent)
+    make_private(place)
+    path = place / _NAME
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:

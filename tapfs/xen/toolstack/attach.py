@@ -7,7 +7,6 @@ both are the conversation (docs/specs/xen.md, "Handshake"). The supervisor takes
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 
 import trio
@@ -15,6 +14,7 @@ import trio
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.serving.processes import process_start
 from tapfs.xen.device import BACKENDS, DOMAINS, OUR_KIND, Device, State, parse_state
+from tapfs.xen.process_handle import parse_process_name
 from tapfs.xen.xenstore.client import Store, XenStore
 
 #: A supervisor claims a new disk at once; nobody does if none has in that many seconds.
@@ -27,7 +27,6 @@ _END_SECONDS = 10.0
 _LOOK_SECONDS = 0.1
 #: Frontends that have nothing to lose; UNKNOWN: there is none (any more).
 _UNUSED = (State.UNKNOWN, State.INITIALISING, State.CLOSED)
-_PROCESS = re.compile(r"[0-9]{1,10}:[0-9]{1,20}")
 
 
 async def attach(
@@ -250,9 +249,7 @@ async def _closed(store: XenStore, device: Device, seconds: float) -> bool:
 
 async def read_process(store: Store, device: Device) -> tuple[int, int] | None:
     """The process that serves a disk, if one ever did: its number and its start (`processes.process_start`)."""
-    text = await store.read(f"{device.backend}/tapfs/process") or ""
-    pid, _, start = text.partition(":")
-    return (int(pid), int(start)) if _PROCESS.fullmatch(text) else None
+    return parse_process_name(await store.read(f"{device.backend}/tapfs/process"))
 
 
 def _alive(process: tuple[int, int] | None) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import trio
@@ -10,18 +9,8 @@ import trio
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.serving.local_socket import receive_line, short_path
 from tapfs.serving.messages import decode, encode, error_from_data
-from tapfs.serving.runtime_directory import runtime_directory
 from tapfs.xen.device import Device
-
-
-def directory() -> Path:
-    """Where the sockets and journals of served disks are."""
-    return runtime_directory() / "xen"
-
-
-def socket_name(device: Device) -> str:
-    """The control socket of a disk in `directory`."""
-    return f"{device.key}.socket"
+from tapfs.xen.runtime_files import directory, socket_name
 
 
 async def ask(device: Device, command: str, **arguments: object) -> dict[str, Any]:

@@ -1,0 +1,66 @@
+"""Files that a served disk has in the runtime directory: control socket, journal, kept plan, image stamp, lock.
+
+The process of a disk writes these files. The supervisor removes what a dead process left. The toolstack's commands
+find the control socket here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tapfs.errors import from_os_error
+from tapfs.serving.runtime_directory import runtime_directory
+
+if TYPE_CHECKING:
+    from tapfs.xen.device import Device
+
+#: What may lie in the runtime directory for a device, after its key.
+_SUFFIXES = (".socket", ".journal", ".plan", ".plan-new", ".left", ".lock")
+
+
+def directory() -> Path:
+    """The directory of these files, and of the supervisor's lock. The directory may not exist yet."""
+    return runtime_directory() / "xen"
+
+
+def socket_name(device: Device) -> str:
+    """The control socket of a disk in `directory`."""
+    return f"{device.key}.socket"
+
+
+def remove_runtime_files(directory: Path, key: str) -> bool:
+    """Remove what is left of a device, unless a process still lives for it: then False."""
+    held = lock(directory, key)
+    if held is None:
+        return False
+    try:
+        for suffix in _SUFFIXES:
+            with suppress(OSError):
+                (directory / f"{key}{suffix}").unlink()
+    finally:
+        os.close(held)
+    return True
+
+
+def keys_of_runtime_files(directory: Path) -> set[str]:
+    """The keys of the devices of which something lies in the runtime directory."""
+    return {path.stem for path in directory.iterdir() if path.suffix in _SUFFIXES and "-" in path.stem}
+
+
+def lock(directory: Path, key: str) -> int | None:
+    """A descriptor that holds the lock of a device; None if another does. Raises ImageError(io, denied, no_space)."""
+    path = directory / f"{key}.lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise from_os_error(error, path=str(path), op="lock the device") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
