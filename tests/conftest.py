@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.json_documents import require_valid_output
+
 REPOSITORY = Path(__file__).parent.parent
 
 # A job in the background of a script is started with signals ignored, and so would be all that it starts.
@@ -68,8 +70,10 @@ def tapfs(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
         from tapfs.cli.main import main
 
         capfd.readouterr()
-        code = main([os.fspath(word) if isinstance(word, Path) else str(word) for word in words])
+        texts = [os.fspath(word) if isinstance(word, Path) else str(word) for word in words]
+        code = main(texts)
         out, err = capfd.readouterr()
+        require_valid_output(texts, out)
         return Ran(code, out, err)
 
     return run
@@ -97,6 +101,7 @@ def tapfs_process(tapfs_command: list[str]) -> Callable[..., Ran]:
             start_new_session=True,
             **({"env": environment} | options),  # type: ignore[call-overload]
         )
+        require_valid_output(list(map(str, words)), done.stdout)
         return Ran(done.returncode, done.stdout, done.stderr)
 
     return run

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+#: Type checkers take this name for true. Its owner, `typing`, takes longer to load than Ctrl-C to come.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
 #: Whether a part of a document has been printed: of one that is printed piece by piece. The guard resets it.
 begun = False
 
 
-def print_json(value: object) -> None:
-    """One JSON document on standard output."""
+def print_json(value: Mapping[str, object] | Sequence[Mapping[str, object]]) -> None:
+    """One JSON document on standard output: an object, or a list of them. docs/json must describe every key."""
     from tapfs.disk.json_text import json_text  # only those who want it pay for it
 
     print(json_text(value))

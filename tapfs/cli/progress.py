@@ -11,6 +11,8 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Self, TextIO
 
+from tapfs.disk.json_text import VERSION
+
 
 class ProgressMode(StrEnum):
     """AUTO: a bar if stderr is a terminal. JSON: lines on stderr, terminal or not. NONE: silence."""
@@ -84,7 +86,7 @@ class Progress:
             self._stream.flush()
 
     def _draw_json(self) -> None:
-        line = {"operation": self._operation, "done": self._done, "total": self._total}
+        line = {"version": VERSION, "operation": self._operation, "done": self._done, "total": self._total}
         self._stream.write(json.dumps(line) + "\n")
         self._stream.flush()
 

@@ -3,6 +3,8 @@ r"""JSON for other programs: always valid Unicode, also where a file name is not
 Names on Linux are bytes. Python keeps those that are no UTF-8 as lone surrogates, which JSON parsers of other
 languages refuse. A string of an object with such bytes is written with U+FFFD in their place, and the bytes
 themselves stand beside it in base64: `"path": "a\ufffd.raw", "path_base64": "Yf8ucmF3"`.
+
+Each document, and each object of a list that is one, has a `version`. docs/json describes every key.
 """
 
 from __future__ import annotations
@@ -10,12 +12,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+#: It changes when a key goes away or changes its meaning, not when one comes.
+VERSION = 1
 
-def json_text(value: object) -> str:
-    """A JSON document of several lines, without the newline at its end."""
+
+def json_text(value: Mapping[str, object] | Sequence[Mapping[str, object]]) -> str:
+    """A JSON document of several lines, without the newline at its end: an object, or a list of them."""
     import json  # only those who want it pay for it
 
-    return json.dumps(_unicode(value), indent=2)
+    document = _versioned(value) if isinstance(value, Mapping) else [_versioned(each) for each in value]
+    return json.dumps(document, indent=2)
+
+
+def _versioned(value: Mapping[str, object]) -> object:
+    return _unicode({"version": VERSION, **value})
 
 
 def _unicode(value: object) -> object:

@@ -15,6 +15,7 @@ import pytest
 from tapfs.fuse.mount_table import mounted_file_systems, unmount
 from tapfs.serving.processes import process_start
 from tests.conftest import Ran
+from tests.json_documents import require_valid_output
 
 MIB = 1 << 20
 
@@ -44,6 +45,7 @@ class Mounts:
             cwd=cwd,
             env=self.environment,
         )
+        require_valid_output(list(map(str, words)), done.stdout)
         return Ran(done.returncode, done.stdout, done.stderr)
 
     def start(self, *words: object) -> subprocess.Popen[str]:

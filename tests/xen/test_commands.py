@@ -17,6 +17,7 @@ import tapfs
 from tapfs.errors import CODES, ErrorKind
 from tapfs.xen.xenstore.client import XenStore
 from tests.conftest import REPOSITORY, Ran
+from tests.json_documents import require_valid_output
 from tests.xen.blkif import SECTOR
 from tests.xen.machine import Machine
 from tests.xen.supervising import SIZE, attach_by_libxl, disk, eventually, guest_disk, is_gone, pid_of
@@ -44,6 +45,7 @@ async def ok(*words: object, cwd: Path = REPOSITORY) -> str:
     """What a command prints that must work."""
     code, out, err = await tapfs_command(*words, cwd=cwd)
     assert (code, err) == (0, "")
+    require_valid_output(list(map(str, words)), out)
     return out
 
 

@@ -83,8 +83,6 @@ def _rows(info: Mapping[str, object], details: frozenset[str] | None) -> Iterato
     for key, value in info.items():
         if key == "granule" and details is not None:
             continue
-        if key == "files" and len(cast("list[str]", value)) == 1:
-            continue  # the path says it
         if key == "files" and len(cast("Sequence[str]", value)) == 1:
             continue  # it is the path
         if key == "details":

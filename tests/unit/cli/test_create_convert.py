@@ -242,7 +242,7 @@ def test_compare_says_where(tapfs: Run, sample: Path, tmp_path: Path) -> None:
         ran = tapfs("compare", "-f", "raw", "-F", "raw", sample, other)
         assert ran == (1, f"Content differs, first at byte {offset} ({offset:#x}).\n", "")
         ran = tapfs("compare", "--json", "-f", "raw", "-F", "raw", sample, other)
-        assert json.loads(ran.out) == {"same": False, "offset": offset, "sizes": [len(content)] * 2}
+        assert json.loads(ran.out) == {"version": 1, "same": False, "offset": offset, "sizes": [len(content)] * 2}
         assert tapfs("compare", "-q", "-f", "raw", "-F", "raw", sample, other) == (1, "", "")
 
 

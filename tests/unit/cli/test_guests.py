@@ -69,7 +69,7 @@ def test_without_xen_nothing_heavy_is_loaded(words: tuple[str, ...]) -> None:
 def test_list_without_xen_is_what_it_was(tapfs: Run) -> None:
     code, out, err = tapfs("list", "--json")
     assert (code, err) == (0, "")
-    assert set(json.loads(out)) == {"mounts", "ram_disks"}
+    assert set(json.loads(out)) == {"version", "mounts", "ram_disks"}
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_a_wrong_command_line(tapfs: Run) -> None:
     code, out, _ = tapfs("info", "--json")
     assert code == EXIT_USAGE
     error = {"kind": "usage", "message": "IMAGE is missing", "exit_code": EXIT_USAGE}
-    assert json.loads(out) == {"error": error}
+    assert json.loads(out) == {"version": 1, "error": error}
 
 
 @pytest.mark.parametrize(
