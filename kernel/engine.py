@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tapfs.driver import Codec, Geometry, Identity, Placement
 from tapfs.errors import ErrorKind, ImageError, from_os_error, truncated
 from tapfs.extent import Extent
+from tapfs.host_files import Presence
 from tapfs.kernel._engine import ffi, lib
 from tapfs.plan import Allocate, Discard, Grow, Plan, Write
 
@@ -32,12 +33,14 @@ class Status(IntEnum):
     MISS = 1
     RESERVE = 2
     AGAIN = 3
+    FETCH = 5
 
 
 class Outcome(NamedTuple):
     """How far a request came: `done` bytes from its start are finished.
 
-    Unless DONE, what is missing is the guest range ``[offset, offset + length)`` of `layer`.
+    Unless DONE, what is missing is the guest range ``[offset, offset + length)`` of `layer`; with FETCH it is that
+    range of its host file `file`.
     """
 
     status: Status
@@ -45,6 +48,12 @@ class Outcome(NamedTuple):
     layer: int
     offset: int
     length: int
+    file: int = 0
+
+    @property
+    def needs_fetch(self) -> bool:
+        """Whether bytes of a host file are not here."""
+        return self.status == Status.FETCH
 
     @property
     def needs_map(self) -> bool:
@@ -64,6 +73,7 @@ class HostDescriptor(NamedTuple):
     path: str
     direct: bool = False
     writable: bool = False
+    presence: Presence | None = None
 
 
 class Statistics(NamedTuple):
@@ -86,6 +96,7 @@ class EngineDisk:
             raise MemoryError
         self._open: CData | None = ffi.gc(disk, lib.tapfs_disk_free)
         self._paths: list[list[str]] = []
+        self._alive: list[CData] = []
 
     @property
     def handle(self) -> CData:
@@ -134,10 +145,20 @@ class EngineDisk:
         paths: list[str] = []
         for file in files:
             flags = (lib.TAPFS_FILE_DIRECT if file.direct else 0) | (lib.TAPFS_FILE_WRITABLE if file.writable else 0)
-            self._checked(lib.tapfs_disk_add_file(self.handle, index, file.descriptor, flags), "add a file")
+            number = self._checked(lib.tapfs_disk_add_file(self.handle, index, file.descriptor, flags), "add a file")
+            if file.presence is not None:
+                self._set_presence(index, number, file.presence)
             paths.append(file.path)
         self._paths.append(paths)
         return index
+
+    def _set_presence(self, layer: int, file: int, presence: Presence) -> None:
+        present = ffi.from_buffer("uint8_t[]", presence.blocks)
+        self._alive.append(present)  # and the bytes with it
+        result = lib.tapfs_disk_set_presence(
+            self.handle, layer, file, presence.block_bytes, present, len(presence.blocks)
+        )
+        self._checked(result, "say what of a file is here")
 
     def install(self, layer: int, extents: Sequence[Extent]) -> None:
         """Cache the map of whole map units (see engine/engine.h)."""
@@ -286,7 +307,9 @@ class EngineDisk:
                     ErrorKind.CORRUPT, f"damaged data: cannot {op}", path=path, offset=outcome.offset, op=op
                 )
             raise from_os_error(OSError(outcome.error, ""), path=path, op=op, offset=outcome.offset)
-        return Outcome(Status(outcome.status), outcome.done, outcome.layer, outcome.offset, outcome.length)
+        return Outcome(
+            Status(outcome.status), outcome.done, outcome.layer, outcome.offset, outcome.length, outcome.file
+        )
 
 
 def execute_on_files(files: Iterable[HostDescriptor], plan: Plan) -> None:

@@ -42,6 +42,20 @@ class HostFile(Protocol):
         ...
 
 
+class Presence(Protocol):
+    """Which blocks of a host file are here, for the engine; `tapfs.host.presence` fetches the others."""
+
+    @property
+    def block_bytes(self) -> int:
+        """The length of a block."""
+        ...
+
+    @property
+    def blocks(self) -> bytearray:
+        """One byte a block, 0 where the block is not here; never resized."""
+        ...
+
+
 class Role(Enum):
     """What a further host file is for. A parent is none: the chain opens it as a layer of its own."""
 

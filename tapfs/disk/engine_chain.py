@@ -94,9 +94,12 @@ class ServedChain:
                 self.supply_map(outcome)
 
     def supply_map(self, outcome: Outcome) -> None:
-        """Give the engine the map units that a request missed."""
+        """Give the engine what a request lacked: map units, or bytes of a host file that are not here."""
         engine = self.engine
         layer = self.layers[outcome.layer]
+        if outcome.needs_fetch:
+            layer.files[outcome.file].require_present(outcome.offset, outcome.length)
+            return
         with self.map_lock:
             extents = _whole_units(layer, outcome.offset, outcome.length)
             layer.files.require_unpatched(extents)
@@ -154,7 +157,9 @@ class ServedChain:
                 key=_key(layer, self._password),
                 writable=writable,
                 files=[
-                    HostDescriptor(file.data_descriptor, file.path, file.direct, writable and file.writable)
+                    HostDescriptor(
+                        file.data_descriptor, file.path, file.direct, writable and file.writable, file.presence
+                    )
                     for file in layer.files
                 ],
             )

@@ -179,8 +179,9 @@ class Image:
             status = os.fstat(file.descriptor)
         except OSError:
             return None
+        plain = not file.direct and file.presence is None
         same = stat.S_ISREG(status.st_mode) and status.st_size == geometry.virtual_size
-        return file.descriptor if geometry.identity == Identity() and same and not file.direct else None
+        return file.descriptor if geometry.identity == Identity() and same and plain else None
 
     def extents(self, offset: int = 0, length: int | None = None) -> Iterator[MappedExtent]:
         """The map of the range over the whole chain, merged; holes of raw files are zeros."""

@@ -13,6 +13,7 @@ from typing import Self
 from tapfs.errors import ErrorKind, ImageError, from_os_error, truncated
 from tapfs.host.lock import Sharing, lock_image, mark_requests
 from tapfs.host.loops import loop_device_of
+from tapfs.host.presence import Presence
 
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
@@ -94,6 +95,8 @@ class LocalFile:
         self.direct = False
         self.disk = disk
         self._data_descriptor: int | None = None
+        #: What of it is here; None: all.
+        self.presence: Presence | None = None
         #: The greatest length that was seen: no file of an open image becomes shorter.
         self._known_size = 0
         try:
@@ -162,6 +165,11 @@ class LocalFile:
                 os.close(descriptor)
                 raise
         return cls(path, descriptor, writable=writable, sharing=sharing, direct=direct, disk=disk)
+
+    def require_present(self, offset: int, length: int) -> None:
+        """Have the bytes of the range here, if the file is a copy that comes block by block."""
+        if self.presence is not None:
+            self.presence.require(offset, length)
 
     @property
     def data_descriptor(self) -> int:
@@ -248,6 +256,7 @@ class LocalFile:
         end, known = offset + length, self._known_size
         if length > _LONG_READ:
             length = min(length, self.size() - offset)  # memory is taken for all of it
+        self.require_present(offset, length)
         pieces: list[bytes] = []
         try:
             while length > 0:
@@ -270,6 +279,10 @@ class LocalFile:
         """
         self.require_whole()
         end = min(offset + length, self.size())
+        if self.presence is not None:  # what is not here looks like a hole
+            if offset < end:
+                yield offset, end - offset
+            return
         while offset < end:
             try:
                 data = os.lseek(self.descriptor, offset, os.SEEK_DATA)

@@ -93,6 +93,7 @@ static bool resolve_identity(struct walk *walk, uint32_t index, uint64_t offset,
         uint64_t shift = geometry->identity_offset, stop = shift + end;
         /* A hole under a cipher does not read as zeros. */
         bool data = layer->cipher != NULL || geometry->identity_file >= layer->file_count ||
+                    layer->files[geometry->identity_file]->present != NULL || /* what is not here looks like a hole */
                     host_run(layer->files[geometry->identity_file], shift + offset, shift + end, &stop);
         stop -= shift;
         int error = data ? 0 : look_for_cut(layer->files[geometry->identity_file]);

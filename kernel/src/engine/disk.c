@@ -142,6 +142,20 @@ int tapfs_disk_add_file(tapfs_disk *disk, uint32_t index, int fd, uint32_t flags
     return error != 0 ? -error : (int)layer->file_count++;
 }
 
+int tapfs_disk_set_presence(tapfs_disk *disk, uint32_t index, uint32_t file_index, uint64_t block_bytes,
+                            const uint8_t *present, uint64_t blocks)
+{
+    const struct layer *layer = disk_layer(disk, index);
+    if (layer == NULL || file_index >= layer->file_count || block_bytes == 0 || layer->files[file_index]->writable) {
+        return -EINVAL;
+    }
+    struct host_file *file = layer->files[file_index];
+    file->present = present;
+    file->present_block_bytes = block_bytes;
+    file->present_blocks = blocks;
+    return 0;
+}
+
 static bool extent_valid(const struct layer *layer, const tapfs_extent *extent, uint64_t offset)
 {
     const tapfs_layer *geometry = &layer->geometry;
@@ -299,6 +313,17 @@ int request_fail(struct request *request, int error, const char *operation, uint
         .offset = offset,
         .operation = operation,
     };
+    return -1;
+}
+
+int request_host_error(struct request *request, int error, const char *operation, uint32_t layer, uint32_t file,
+                       uint64_t offset, uint64_t length)
+{
+    if (error != ENODATA) {
+        return request_fail(request, error, operation, layer, file, offset);
+    }
+    *request->outcome =
+        (tapfs_outcome){.status = TAPFS_FETCH, .layer = layer, .file = file, .offset = offset, .length = length};
     return -1;
 }
 

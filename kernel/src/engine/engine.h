@@ -40,7 +40,9 @@ enum {
     TAPFS_RESERVE = 2, /* a write needs (0, offset, length) reserved by the driver */
     TAPFS_AGAIN = 3,   /* TAPFS_NOWAIT was asked and the request would block */
     /* `error` is an errno; (layer, file, offset) is the place in the host file. EBADFD: the file has become shorter. */
-    TAPFS_FAILED = 4
+    TAPFS_FAILED = 4,
+    /* [offset, offset + length) of host file (layer, file) is not here: fetch it, retry */
+    TAPFS_FETCH = 5
 };
 
 /* Request flags. */
@@ -238,6 +240,14 @@ int tapfs_disk_set_tables(tapfs_disk *disk, uint32_t layer, const tapfs_table *l
  */
 int tapfs_disk_set_places(tapfs_disk *disk, uint32_t layer, uint64_t first, const uint64_t *places, size_t count,
                           uint64_t host_size);
+
+/*
+ * Of a file that is only read not every block is here: present[i] is 0 where block i is not. The bytes stay the
+ * caller's and outlive the disk; the caller writes a block into the file, then sets its byte. 0 or -errno (-EINVAL: the
+ * file is writable). Not while requests run.
+ */
+int tapfs_disk_set_presence(tapfs_disk *disk, uint32_t layer, uint32_t file, uint64_t block_bytes,
+                            const uint8_t *present, uint64_t blocks);
 
 /*
  * Answer every write in place with RESERVE until it is unsealed: something must become true of the image before its

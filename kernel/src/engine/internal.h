@@ -187,6 +187,9 @@ TAPFS_INTERNAL void request_begin(struct request *request, tapfs_disk *disk, tap
 TAPFS_INTERNAL void request_end(struct request *request);
 TAPFS_INTERNAL int request_fail(struct request *request, int error, const char *operation, uint32_t layer,
                                 uint32_t file, uint64_t offset);
+/* The same for an error of a host file at [offset, offset + length): what is not here is to be fetched. */
+TAPFS_INTERNAL int request_host_error(struct request *request, int error, const char *operation, uint32_t layer,
+                                      uint32_t file, uint64_t offset, uint64_t length);
 TAPFS_INTERNAL int request_stop(struct request *request, int32_t status, uint32_t layer, uint64_t offset,
                                 uint64_t length);
 TAPFS_INTERNAL struct layer *disk_layer(const tapfs_disk *disk, uint32_t index);

@@ -22,7 +22,7 @@ static int host_part(struct request *request, uint32_t index, uint32_t file_inde
         error = EIO;
     }
     if (error != 0) {
-        return request_fail(request, error, "read", index, file_index, host + got);
+        return request_host_error(request, error, "read", index, file_index, host + got, length - got);
     }
     memset(buffer + got, 0, length - got);
     return 0;
@@ -108,7 +108,8 @@ static int compressed_read(struct request *request, uint32_t index, const tapfs_
         return request_stop(request, TAPFS_AGAIN, index, 0, 0);
     }
     if (error != 0) {
-        return request_fail(request, error, error == EUCLEAN ? "unpack" : "read", index, run->file, run->host_offset);
+        return request_host_error(request, error, error == EUCLEAN ? "unpack" : "read", index, run->file,
+                                  run->host_offset, run->host_length);
     }
     request->position = run->offset + run->length;
     return 0;

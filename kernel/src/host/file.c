@@ -107,6 +107,21 @@ int host_judge_size(struct host_file *file, uint64_t known, uint64_t size)
     return HOST_CUT;
 }
 
+bool host_absent(const struct host_file *file, uint64_t offset, uint64_t length)
+{
+    if (file->present == NULL || length == 0) {
+        return false;
+    }
+    uint64_t last = (offset + length - 1) / file->present_block_bytes;
+    for (uint64_t block = offset / file->present_block_bytes; block <= last && block < file->present_blocks; block++) {
+        /* Acquire: what the owner wrote before it set the byte. */
+        if (__atomic_load_n(&file->present[block], __ATOMIC_ACQUIRE) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
 int host_read(struct host_file *file, void *buffer, uint64_t offset, uint64_t length, bool nowait, uint64_t *got)
 {
     uint64_t known = atomic_load(&file->known_size), cut = atomic_load(&file->cut_at);
@@ -114,6 +129,9 @@ int host_read(struct host_file *file, void *buffer, uint64_t offset, uint64_t le
     int error;
 
     *got = 0;
+    if (host_absent(file, offset, length)) {
+        return ENODATA;
+    }
     if (wanted == 0) {
         return length > 0 ? HOST_CUT : 0;
     }

@@ -53,6 +53,9 @@ struct host_file {
     int sync_error;      /* the first failure of fdatasync; under sync_lock */
     _Atomic uint64_t known_size; /* the file has been at least as long, and nothing here shortens it */
     _Atomic uint64_t cut_at;     /* what is behind this was lost; UINT64_MAX: nothing that we know of */
+    /* One byte a block: 0, it is not here. NULL: all of the file is. The owner sets a byte when the block is written. */
+    const uint8_t *present;
+    uint64_t present_block_bytes, present_blocks;
     pthread_rwlock_t extend_lock;
     pthread_mutex_t sync_lock;
     pthread_mutex_t direct_lock;
@@ -65,6 +68,8 @@ TAPFS_INTERNAL void host_file_free(struct host_file *file);
  * the file has had bytes of the range that it has no more. */
 TAPFS_INTERNAL int host_read(struct host_file *file, void *buffer, uint64_t offset, uint64_t length, bool nowait,
                              uint64_t *got);
+/* Whether a block of the range is not here; of a read that meets one the error is ENODATA. */
+TAPFS_INTERNAL bool host_absent(const struct host_file *file, uint64_t offset, uint64_t length);
 /* Under O_DIRECT the caller holds the range lock of the blocks that the range touches. */
 TAPFS_INTERNAL int host_write(struct host_file *file, const void *buffer, uint64_t offset, uint64_t length);
 /* Buffered files only; the vector is used up. */

@@ -94,7 +94,8 @@ static bool find_run(tapfs_disk *disk, uint64_t offset, uint64_t length, struct 
             *run = (struct run){.offset = offset, .length = length};
             return true;
         default:
-            if (route->by_engine || extent.kind == TAPFS_COMPRESSED || layer->cipher != NULL) {
+            if (route->by_engine || extent.kind == TAPFS_COMPRESSED || layer->cipher != NULL ||
+                host_absent(layer->files[extent.file], extent.host_offset, length)) {
                 route->by_engine = true;
                 return false;
             }
