@@ -114,8 +114,6 @@ class UnnamedFile:
         """See `NewFile.publish`."""
         with contextlib.ExitStack() as until_named:
             try:
-                folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._target.folder)
-                until_named.callback(os.close, folder)
                 replaced = self._replaced(overwrite=overwrite)
                 if replaced is not None and replaced is not self._held:
                     until_named.callback(replaced.close)
@@ -124,7 +122,7 @@ class UnnamedFile:
                     self._link(self._target.name)
                 else:
                     self._rename_over()
-                os.fsync(folder)
+                self._target.sync()
             except OSError as error:
                 raise from_os_error(error, path=self._target.path, op="name the finished image") from error
 

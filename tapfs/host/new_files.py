@@ -75,11 +75,7 @@ class NewFiles:
         """Take the name of the old image away, durably, if there is one."""
         try:
             os.unlink(self._target.name, dir_fd=self._target.folder)
-            folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._target.folder)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            self._target.sync()
         except FileNotFoundError:
             return
         except OSError as error:

@@ -90,6 +90,18 @@ class Target:
                 error.remedy = "name a file: an image is written in any order, which no stream takes"
             raise
 
+    def sync(self) -> None:
+        """Make what was done to names in the folder durable. Raises OSError."""
+        try:
+            folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.folder)
+        except PermissionError:
+            os.sync()  # a folder that may be written and not be read
+            return
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
     def again(self) -> Target:
         """The same name, looked at anew."""
         return Target(self.location, base=self._base)

@@ -74,7 +74,14 @@ def test_a_link_is_not_followed(ram_name: str, host_file: Path, tmp_path: Path) 
     assert ram_name.removeprefix("ram:") not in {disk.name for disk in ram.ram_disks()}
     ram.remove(ram_name)
     assert not host_file.is_symlink()
-    assert private.exists()
+    host_file.symlink_to(private)  # not even one of ours: a RAM disk is where its name says
+    for use in (
+        lambda: tapfs.open(ram_name, writable=True),
+        lambda: tapfs.create_image(ram_name, NewImage("ram", MIB), overwrite=True),
+    ):
+        with pytest.raises(ImageError, match="is a symbolic link"):
+            use()
+    assert private.read_bytes() == b"p" * 4096
 
 
 def test_root_s_may_be_opened_by_others(ram_name: str, host_file: Path) -> None:

@@ -266,6 +266,12 @@ def test_a_folder_that_may_not_be_written(sticky: Path) -> None:
     assert "may not be written" in create_as_other_user(sticky / "none")
 
 
+def test_a_folder_that_may_be_written_but_not_read(sticky: Path) -> None:
+    sticky.chmod(0o733)
+    assert create_as_other_user(sticky / "out") == ""
+    assert (sticky / "out").stat().st_size == MIB
+
+
 def test_another_s_file_in_a_sticky_folder(sticky: Path) -> None:
     out = sticky / "out"
     out.write_bytes(b"old")
