@@ -64,6 +64,7 @@ __all__ = [
     "Reservation",
     "Role",
     "Severity",
+    "Snapshotted",
     "StreamWriter",
     "Streamable",
     "WritableDriver",
@@ -240,6 +241,18 @@ class Begun(WritableDriver, Protocol):
 
 
 @runtime_checkable
+class Snapshotted(Driver, Protocol):
+    """A driver whose image may hold several disks: the current one, and snapshots with names.
+
+    `OpenRequest.snapshot` chooses; a snapshot is only read. The driver of one is opened by itself, beside others.
+    """
+
+    def snapshots(self) -> Sequence[str]:
+        """The names of the snapshots, in the order that the image has them."""
+        ...
+
+
+@runtime_checkable
 class Recoverable(Driver, Protocol):
     """A driver whose image may have a journal that a crash has left to be replayed."""
 
@@ -334,12 +347,15 @@ class OpenRequest:
     """How to open an image.
 
     `lenient`: for check and repair, which must get as far as a damaged image allows. `further`
-    opens the other host files that the image names; their number follows the order of opening.
+    opens the other host files that the image names; their number follows the order of opening. `snapshot` is the
+    name of the disk inside the image that is wanted, None the current one; a `Snapshotted` driver raises
+    ImageError(not_found) for a name that it has not.
     `scratch` makes space for a check to work in. A check without it keeps in memory what it needs.
     """
 
     writable: bool = False
     lenient: bool = False
+    snapshot: str | None = None
     further: FurtherFiles = field(default_factory=NoFurtherFiles)
     scratch: Callable[[], Scratch] | None = None
 

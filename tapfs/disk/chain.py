@@ -60,6 +60,7 @@ class OpenOptions:
     format: str | None = None
     writable: bool = False
     lenient: bool = False
+    snapshot: str | None = None
     backing: str | None = None
     backing_formats: Sequence[str] = ()
     gate: Gate = ORDINARY
@@ -171,6 +172,7 @@ def _open_driver(found: Format, files: LocalFiles, options: OpenOptions) -> Driv
     request = OpenRequest(
         writable=options.writable,
         lenient=options.lenient,
+        snapshot=options.snapshot,
         further=files,
         scratch=ScratchFile if options.lenient else None,
     )
