@@ -56,7 +56,15 @@ def modules(folder: Path) -> set[str]:
 
 
 def test_the_sdist_has_the_guides_and_every_module(source: Path) -> None:
-    for name in ("README.md", "CHANGELOG.md", "ARCHITECTURE.md", "HACKING.md"):
+    for name in (
+        "README.md",
+        "CHANGELOG.md",
+        "ARCHITECTURE.md",
+        "HACKING.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "LICENSE",
+    ):
         assert (source / name).read_bytes() == (REPOSITORY / name).read_bytes()
     docs = {path.relative_to(REPOSITORY) for path in (REPOSITORY / "docs").rglob("*") if path.is_file()}
     assert {path for path in docs if not (source / path).is_file()} == set()
@@ -76,6 +84,12 @@ def test_the_wheel_has_every_module_the_driver_guide_and_the_kit(installed: Path
     ):
         assert (installed / "tapfs" / name).is_file(), name
     assert not [path for path in installed.rglob("*") if path.suffix in (".c", ".h")]
+
+
+def test_the_wheel_says_under_which_license_it_is(installed: Path) -> None:
+    (about,) = installed.glob("*.dist-info")
+    assert "\nLicense-Expression: Apache-2.0\n" in (about / "METADATA").read_text()
+    assert (about / "licenses/LICENSE").read_bytes() == (REPOSITORY / "LICENSE").read_bytes()
 
 
 def test_the_kit_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
