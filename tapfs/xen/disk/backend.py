@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from tapfs.disk.live import SECTOR
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.kernel.xen_ring import Grants
 from tapfs.serving.log import log
 from tapfs.xen.device import Device, State, parse_state, state_of, write_device_keys
 from tapfs.xen.disk.backend_states import Ours, Seen, Step, next_step
-from tapfs.xen.disk.disk_image import SECTOR
 from tapfs.xen.disk.frontend_keys import MOST_QUEUES, MOST_RING_PAGE_ORDER, FrontendKeys, read_frontend
 
 if TYPE_CHECKING:

@@ -14,17 +14,11 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from tapfs.disk.live import Overlaid, image_over, let_others_read, overlay_on, resized
 from tapfs.disk.password import given_password
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.serving.log import log
-from tapfs.xen.disk.disk_image import (
-    Overlaid,
-    image_over,
-    let_others_read,
-    overlay_on,
-    resized,
-    specification_of,
-)
+from tapfs.xen.disk.disk_image import specification_of
 from tapfs.xen.disk.served_disk import RateLimit
 from tapfs.xen.host import find_host
 from tapfs.xen.xenstore.client import connect

@@ -18,6 +18,7 @@ from functools import partial
 import trio
 
 from tapfs.disk.image import Image
+from tapfs.disk.live import written_by_others
 from tapfs.disk.plan_log import PlanLog
 from tapfs.errors import EXIT_BUG, EXIT_USAGE, ErrorKind, ImageError
 from tapfs.serving.failures import out_of_memory
@@ -27,7 +28,7 @@ from tapfs.serving.runtime_directory import make_private, runtime_directory
 from tapfs.xen.device import Device, State, parse_state, write_device_keys
 from tapfs.xen.disk import control
 from tapfs.xen.disk.backend import Backend
-from tapfs.xen.disk.disk_image import open_disk, written_by_others
+from tapfs.xen.disk.disk_image import open_disk
 from tapfs.xen.disk.operations import Operations
 from tapfs.xen.disk.process_limits import apply_limits
 from tapfs.xen.disk.served_disk import RateLimit, ServedDisk

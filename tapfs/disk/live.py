@@ -1,0 +1,195 @@
+"""Change the image that a server serves, while the server runs: put an overlay on it, give it another length.
+
+Every front end does it with this code, for a guest's disk as for an NBD or vhost-user disk. A `Geometry` holds for one
+opening of an image. Who resizes or reverts the image therefore opens the same open files anew. The new `Image` is the
+next generation. The front end swaps the new `Image` in while nobody writes, and then abandons the old one. The files
+stay open throughout, so no moment comes at which another process could take their locks.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from tapfs.disk.chain import Layer, OpenOptions, layer_of_files
+from tapfs.disk.image import Image
+from tapfs.disk.opening import open_image_on
+from tapfs.disk.overlay import open_over
+from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.extent import Kind
+from tapfs.host.file import LocalFile
+from tapfs.host.lock import Sharing, only_read_from_now_on, refuse_other_writers
+
+if TYPE_CHECKING:
+    from tapfs.disk.plan_log import PlanLog
+
+#: Bytes of a sector. Every served disk is a whole number of them.
+SECTOR = 512
+
+
+def written_by_others(image: Image) -> ImageError | None:
+    """The error that names who else writes the image, for a warning where that is not refused."""
+    top = image.layers[0]
+    try:
+        refuse_other_writers(top.file.descriptor, top.path)
+    except ImageError as error:
+        return error
+    return None
+
+
+class Overlaid(NamedTuple):
+    """An overlay that is open over a served image but does not serve yet. `made`: it is new."""
+
+    layer: Layer
+    made: bool
+
+    def forsake(self) -> None:
+        """Close it, and remove it if it was made for this."""
+        with suppress(OSError):
+            if self.made:
+                self.layer.file.unlink()
+        self.layer.close()
+
+
+def overlay_on(image: Image, path: str, size: int | None) -> Overlaid:
+    """The overlay `path` over a served image, made unless it is there, empty, with that image as its parent.
+
+    Raises ImageError: exists, locked (others write the image), out_of_bounds (it is smaller than the disk).
+    """
+    top = image.layers[0]
+    refuse_other_writers(top.file.descriptor, top.path)
+    if size is not None:
+        _check_size(size, path)
+        if size < image.size:
+            raise _too_small(path, size, image.size)
+    overlaid = Overlaid(*open_over(image.layers, path, size=size))
+    found = overlaid.layer.driver.geometry.virtual_size
+    if found < image.size or (size is not None and found != size):
+        overlaid.forsake()
+        raise _too_small(path, found, image.size if size is None else size)
+    extents = overlaid.layer.driver.map(0, found)
+    if not overlaid.made and any(extent.kind is not Kind.UNALLOCATED for extent in extents):
+        overlaid.forsake()
+        raise ImageError(
+            ErrorKind.EXISTS,
+            "has been written to as an overlay: what is in it would appear in the disk that the guest uses",
+            path=path,
+            op="swap",
+            remedy="name a new file",
+        )
+    return overlaid
+
+
+def image_over(overlaid: Overlaid, image: Image, *, password: bytes | None, plan_log: PlanLog) -> Image:
+    """The overlay with all of a served image below it, which is flushed and will not be written any more.
+
+    The image stays as it is; both must not be written at once. Raises ImageError; the overlay is open then.
+    """
+    with ExitStack() as on_error:
+        below = [_once_more(layer, writable=False, direct=False) for layer in image.layers]
+        for layer in below:
+            on_error.callback(layer.close)
+        top = _once_more(overlaid.layer, writable=True, direct=False, sharing=Sharing.ALONE)
+        on_error.callback(top.close)
+        opened = Image([top, *below], writable=True, password=password, plan_log=plan_log)
+        _ = opened.engine_disk  # what cannot be served is to be known now
+        on_error.pop_all()
+    return opened
+
+
+def let_others_read(image: Image) -> None:
+    """Give up the writer's locks of what lies below an overlay now, so that it can be copied away."""
+    for layer in image.layers[1:]:
+        for file in layer.files:
+            only_read_from_now_on(file.descriptor)
+
+
+def resized(image: Image, size: int | None, *, force: bool) -> Image:
+    """A raw image or RAM disk at another length, or (size None) at the length that its file has now.
+
+    Nobody may be writing. The old Image is good for nothing but to be abandoned afterwards; if an ImageError is
+    raised it is still good. The new length is durable.
+    """
+    top = image.layers[0]
+    if not top.driver.geometry.identity:
+        raise ImageError(
+            ErrorKind.UNSUPPORTED,
+            f"a {top.driver.format_name} image cannot be resized while it is served",
+            path=top.path,
+            op="resize",
+            remedy="put a larger overlay on it: tapfs swap --size",
+        )
+    wanted = top.file.size() if size is None else size
+    if wanted < image.size and not force:
+        raise ImageError(
+            ErrorKind.OUT_OF_BOUNDS,
+            f"{wanted} bytes are fewer than the {image.size} that the guest has: what lies behind them would be lost",
+            path=top.path,
+            op="resize",
+            remedy="say {force} if that is meant",
+        )
+    _check_size(wanted, top.path)
+    if size is not None:
+        _set_length(image, size)
+    writable = image.writable
+    layer = _once_more(top, writable=writable, direct=top.file.direct)
+    opened = open_image_on(layer, OpenOptions(format=layer.driver.format_name, writable=writable), password=None)
+    _ = opened.engine_disk
+    return opened
+
+
+def _set_length(image: Image, size: int) -> None:
+    file = image.layers[0].file
+    if file.is_block_device:
+        raise ImageError(
+            ErrorKind.UNSUPPORTED,
+            "is a block device",
+            path=file.path,
+            op="resize",
+            remedy="resize it by its own means (lvextend), then say tapfs resize without a size",
+        )
+    if not image.writable:
+        raise ImageError(ErrorKind.READ_ONLY, "was attached read-only", path=file.path, op="resize")
+    if size == file.size():
+        return
+    try:
+        os.ftruncate(file.descriptor, size)
+        os.fsync(file.descriptor)
+    except OSError as error:
+        raise from_os_error(error, path=file.path, op="resize the image") from error
+
+
+def _once_more(layer: Layer, *, writable: bool, direct: bool, sharing: Sharing = Sharing.ANYBODY) -> Layer:
+    """The same open files, and their locks, as another layer: read anew, closed by itself."""
+    options = OpenOptions(format=layer.driver.format_name, writable=writable)
+    with ExitStack() as on_error:
+        opened: list[LocalFile] = []
+        for file in layer.files:
+            again = LocalFile(
+                file.path,
+                os.dup(file.descriptor),
+                writable=writable and file.writable,
+                sharing=sharing,
+                direct=direct,
+                disk=file.disk,
+                again=True,
+            )
+            on_error.callback(again.close)
+            opened.append(again)
+        given = {name: opened[number] for name, number in layer.files.names.items()}
+        on_error.pop_all()
+    return layer_of_files(layer.path, layer.files.again(given, opened[0]), options)
+
+
+def _check_size(size: int, path: str) -> None:
+    if size < SECTOR or size % SECTOR:
+        raise ImageError(
+            ErrorKind.OUT_OF_BOUNDS, f"a disk of {size} bytes is no whole number of sectors", path=path, op="resize"
+        )
+
+
+def _too_small(path: str, size: int, least: int) -> ImageError:
+    return ImageError(
+        ErrorKind.OUT_OF_BOUNDS, f"an overlay of {size} bytes cannot hold a disk of {least}", path=path, op="swap"
+    )
