@@ -33,6 +33,15 @@ if TYPE_CHECKING:
 DEFAULT_CACHE_BYTES = 32 << 20
 
 
+#: What front ends and jobs of tapfs use and programs need not: it may change at any time, and `dir` does not show it.
+_INTERNAL = frozenset(
+    {
+        *("engine_disk", "layers", "supply_map", "try_read", "whole_file", "stream_writer"),
+        *("statistics", "description", "is_device", "end_writing"),
+    }
+)
+
+
 class Image:
     """An open virtual disk. All methods are thread-safe and block; `close` must come last.
 
@@ -63,6 +72,9 @@ class Image:
     def __repr__(self) -> str:
         mode = "closed" if self.closed else "writable" if self.writable else "read-only"
         return f"<tapfs.Image {self.path!r}: {self.format_name}, {self.size} bytes, {mode}>"
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if name not in _INTERNAL]
 
     def __enter__(self) -> Self:
         return self

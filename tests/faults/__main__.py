@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.faults import interposer, mutated, operations, races, scenes
+from tests.faults.broken import BREAKS
 
 WHATS = ("operations", "stripes", "granules", "mutated")
 
@@ -54,17 +55,23 @@ def main(words: list[str]) -> int:
     parser.add_argument("--first-seed", metavar="N", type=int, default=0)
     parser.add_argument("--seeds", metavar="N", type=int, default=30, help="runs of each kind (default: %(default)s)")
     parser.add_argument("--steps", metavar="N", type=int, help="operations of a run, or images")
+    parser.add_argument("--break", dest="broken", choices=BREAKS, help="put a fault into tapfs first: runs must fail")
+    parser.add_argument("--until-failure", action="store_true", help="stop at the first run that fails")
     parser.add_argument("--processes", metavar="N", type=int, default=1)
     parser.add_argument("--part", metavar="N", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
     if not interposer.is_loaded():
         return _with_interposer(arguments.processes, words)
+    if arguments.broken is not None:
+        BREAKS[arguments.broken]()
     jobs = list(_jobs(arguments))[arguments.part :: arguments.processes]
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     failures = 0
     for job in jobs:
         interposer.folder().joinpath(f"job-{arguments.part}").write_text(job.command, encoding="utf-8")
         failures += not _succeeds(job)
+        if failures and arguments.until_failure:
+            break
     return min(failures, 100)
 
 

@@ -122,3 +122,12 @@ def test_text_is_neither_a_password_nor_a_sequence_of_formats(image: Path) -> No
     with pytest.raises(TypeError, match="not one str"):
         tapfs.open(image, backing_formats="qcow")
     assert open_descriptors_of(image) == 0
+
+
+def test_dir_shows_what_programs_are_promised(image: Path) -> None:
+    with tapfs.open(image) as disk:
+        shown = {name for name in dir(disk) if not name.startswith("_")}
+    properties = {"size", "path", "format_name", "granule", "writable", "closed", "parents", "info", "needs_password"}
+    reading = {"read", "read_into", "extents", "contents", "open", "allocated_bytes"}
+    writing = {"write", "write_zeroes", "discard", "flush", "unflushed_bytes", "close", "abandon"}
+    assert shown == properties | reading | writing
