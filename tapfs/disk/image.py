@@ -61,13 +61,20 @@ class Image:
         password: bytes | None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         plan_log: PlanLog | None = None,
+        temporary: bool = False,
     ) -> None:
-        """Take over an open chain. Use `tapfs.open`. With a plan log writes outlive the process without a flush."""
+        """Take over an open chain. Use `tapfs.open`. With a plan log writes outlive the process without a flush.
+
+        `temporary`: what is written need not outlive this Image.
+        """
         self._chain = ServedChain(layers, writable=writable, password=password, cache_bytes=cache_bytes)
         self._top = self._chain.top
         self._size = self._chain.size
         self._writes = WritePath(self._chain, plan_log) if writable else None
-        self._dropped = weakref.finalize(self, _close_dropped, self._chain, self._writes, os.getpid())
+        #: Whether its writes are gone with it, so that its end needs no flush.
+        self.temporary = temporary
+        kept = None if temporary else self._writes
+        self._dropped = weakref.finalize(self, _close_dropped, self._chain, kept, os.getpid())
 
     def __repr__(self) -> str:
         mode = "closed" if self.closed else "writable" if self.writable else "read-only"
@@ -290,12 +297,13 @@ class Image:
             self._writes.end()
 
     def close(self) -> None:
-        """Flush if writable, and let go of the files; closing twice is allowed.
+        """Flush if writable and not temporary, and let go of the files; closing twice is allowed.
 
         Raises what the flush met, after everything is closed.
         """
         try:
-            self.end_writing()
+            if not self.temporary:
+                self.end_writing()
         finally:
             self.abandon()
 

@@ -32,7 +32,8 @@ def open_image(
     else:
         layers = open_chain(path, options)
     writable = options.writable or options.overlaid
-    image = Image(layers, writable=writable, password=password, plan_log=plan_log)
+    temporary = options.temporary and options.overlay is None
+    image = Image(layers, writable=writable, password=password, plan_log=plan_log, temporary=temporary)
     if image.needs_password and not metadata_only:
         image.close()
         raise password_missing(path)

@@ -107,6 +107,7 @@ class Session:
                 self._entry.mountpoint,
                 self._mountpoint,
                 writable=self._image.writable,
+                kept=not self._image.temporary,
             )
             self._service.ending.add_async("unmount the files", self._files.put_away)
         self._attachment = engines.attach(
@@ -218,16 +219,12 @@ class Session:
     # The end
 
     async def _leave(self, *, force: bool) -> None:
-        """Flush and unmount, and end the main loop. Raises if the mount stays."""
+        """Flush what is to be kept, unmount, and end the main loop. Raises if the mount stays."""
         if not force:
             device = self._device if self._files is None else self._files.device
             require_uncovered(self._entry.mountpoint, device)
-        try:
-            await self._service.worker.run(self._image.flush)
-        except Exception as error:
-            if not force:
-                raise
-            self._service.fail(failure_of(error, op="flush", path=self._mountpoint))
+        if not self._image.temporary:
+            await self._flush(force=force)
         if self._files is not None:
             if not await self._files.detach(force=force):
                 log.warning("%s is in use; its users get errors from now on", self._entry.mountpoint)
@@ -242,6 +239,14 @@ class Session:
                     raise
                 log.warning("%s; its users get errors from now on", error)
         self._stop_serving()
+
+    async def _flush(self, *, force: bool) -> None:
+        try:
+            await self._service.worker.run(self._image.flush)
+        except Exception as error:
+            if not force:
+                raise
+            self._service.fail(failure_of(error, op="flush", path=self._mountpoint))
 
     def _stop_serving(self) -> None:
         # The loop may have ended by itself while we waited, and pyfuse3 has no session then.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -150,6 +153,52 @@ def test_temporary_is_gone_after_a_kill(mounts: Mounts, tmp_path: Path, sample: 
     wait_for(lambda: not mounts.processes())
     assert mounts.run("umount", directory).code == 0
     assert list(scratch.iterdir()) == []
+
+
+@pytest.fixture
+def little_room(mounts: Mounts, tmp_path: Path, root: None) -> Iterator[None]:
+    """Temporary overlays have 1 MiB."""
+    folder = tmp_path / "little room"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "little-room", folder], check=True)
+    mounts.environment["TMPDIR"] = str(folder)
+    yield
+    subprocess.run(["umount", folder], check=True)
+
+
+def write_until_full(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    with refused(errno.ENOSPC, errno.EIO):
+        for number in range(64):
+            os.pwrite(descriptor, b"x" * 65536, number * 65536)
+            os.fsync(descriptor)
+    with suppress(OSError):
+        os.close(descriptor)
+
+
+@pytest.mark.usefixtures("little_room")
+def test_a_full_temporary_is_unmounted(mounts: Mounts, flat: Path) -> None:
+    """Nothing is to be kept, so there is nothing to flush."""
+    before = sha256_of(flat)
+    directory = mounts.mount(flat, "--temp")
+    write_until_full(directory / "disk")
+    mounts.umount(directory)
+    files = mounts.mount(flat, "--temp", "--files")
+    write_until_full(files / "new")
+    mounts.umount(files)
+    assert sha256_of(flat) == before
+
+
+@pytest.mark.usefixtures("little_room")
+def test_a_full_temporary_ends_on_a_signal(mounts: Mounts, flat: Path) -> None:
+    directory = mounts.directory()
+    process = mounts.foreground(flat, directory, "--temp")
+    write_until_full(directory / "disk")
+    wait_for(lambda: mounts.processes() == [process.pid])  # it looks at its mount by a process that ends
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 0
+    assert "cannot flush" not in said.partition("ending on SIGTERM")[2]
 
 
 def test_kept_after_a_kill(mounts: Mounts, tmp_path: Path, sample: Path) -> None:

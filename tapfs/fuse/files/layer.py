@@ -32,16 +32,27 @@ _SAID_BYTES = 500
 
 
 class FilesLayer:
-    """The file system at `place`, to be mounted on `mountpoint` from the tree mounted on `tree_directory`."""
+    """The file system at `place`, to be mounted on `mountpoint` from the tree mounted on `tree_directory`.
+
+    `kept`: what is written is to be on the disk below when it is unmounted.
+    """
 
     def __init__(
-        self, place: FileSystemPlace, settings: MountSettings, mountpoint: str, tree_directory: str, *, writable: bool
+        self,
+        place: FileSystemPlace,
+        settings: MountSettings,
+        mountpoint: str,
+        tree_directory: str,
+        *,
+        writable: bool,
+        kept: bool,
     ) -> None:
         self._place = place
         self._settings = settings
         self._mountpoint = mountpoint
         self._tree_directory = tree_directory
         self._writable = writable
+        self._kept = kept
         self._node = os.path.join(tree_directory, place.node)
         self._lock = trio.Lock()
         self._attaching = trio.CancelScope()
@@ -74,13 +85,9 @@ class FilesLayer:
         async with self._lock:
             gone = True
             if self._is_mounted():
-                gone = bool(
-                    await self._ask(
-                        mount_process.UnmountRequest(
-                            self._mountpoint, force=force, write_back=self._writable and self._program is None
-                        )
-                    )
-                )
+                write_back = self._writable and self._kept and self._program is None
+                request = mount_process.UnmountRequest(self._mountpoint, force=force, write_back=write_back)
+                gone = bool(await self._ask(request))
             if gone:
                 await self._await_program()
             return gone
