@@ -1,7 +1,8 @@
 """A toy format of several host files, for tests of what the core promises to such formats.
 
 FLAT1, then a line for each extent: its length in bytes, how it is used (rw or ro), the host offset, the file name. Each
-extent's bytes stand in its file as they are. The last line of a descriptor may be "parent NAME". A counter of flushes
+extent's bytes stand in its file as they are. A line "snapshot NAME" begins the extents of a snapshot. The last line of
+a descriptor may be "parent NAME". A counter of flushes
 stands behind the lines, so that a flush has something to plan: it is written to the descriptor and to every file that
 is named only to be a log.
 """
@@ -54,7 +55,15 @@ class FlatDriver:
         self.logs: list[int] = []
         backing = None
         offset = 0
+        self._snapshots: list[str] = []
+        current: str | None = None
         for line in text.decode().splitlines()[1:]:
+            if line.startswith("snapshot "):
+                current = line.removeprefix("snapshot ")
+                self._snapshots.append(current)
+                continue
+            if current != request.snapshot:
+                continue
             if line.startswith("parent "):
                 backing = BackingReference(line.removeprefix("parent "), "raw")
                 continue
@@ -66,6 +75,8 @@ class FlatDriver:
             writable = request.writable and use == "rw"
             self.parts.append(Part(offset, int(length), number, int(host_offset), writable))
             offset += int(length)
+        if request.snapshot is not None and request.snapshot not in self._snapshots:
+            raise ImageError(ErrorKind.NOT_FOUND, f"has no snapshot {request.snapshot!r}", path=file.path, op="open")
         self.geometry = Geometry(virtual_size=offset, granule=512, map_unit=1 << 20, backing=backing)
         self.flushes = int.from_bytes(file.read(COUNTER_AT, 8), "big")
 
@@ -75,6 +86,9 @@ class FlatDriver:
             for p in self.parts
             if p.offset < offset + length and offset < p.offset + p.length
         ]
+
+    def snapshots(self) -> Sequence[str]:
+        return self._snapshots
 
     def details(self) -> Mapping[str, object]:
         return {"flushes": self.flushes}

@@ -27,6 +27,7 @@ from tapfs.driver import (
     Driver,
     Format,
     OpenRequest,
+    Snapshotted,
     WritableDriver,
 )
 from tapfs.errors import ErrorKind, ImageError
@@ -48,8 +49,9 @@ OPENING_PARENT = "open the backing file"
 class OpenOptions:
     """How to open a chain.
 
-    `format`: of the image itself (probed if None). `backing`: the parent to use instead of
-    the one that the image names. `backing_formats`: of the parents, nearest first.
+    `format`: of the image itself (probed if None). `snapshot`: a disk inside it instead of the current one.
+    `backing`: the parent to use instead of the one that the image names. `backing_formats`: of the parents, nearest
+    first.
     `gate`: which files the images may name. `sharing`: whom to bear beside us.
     `direct`: O_DIRECT for guest data, `disk`: whose requests those are (`LocalFile`). `overlay`: a file for
     scratch writes (`tapfs.disk.overlay`), `temporary`: one without a name; with either the image
@@ -176,7 +178,11 @@ def _open_driver(found: Format, files: LocalFiles, options: OpenOptions) -> Driv
         further=files,
         scratch=ScratchFile if options.lenient else None,
     )
+    if options.snapshot is not None and options.writable:
+        raise ImageError(ErrorKind.READ_ONLY, "a snapshot is only read", path=file.path, op="open")
     driver = driver_of(found, file, request)
+    if options.snapshot is not None and not isinstance(driver, Snapshotted):
+        raise ImageError(ErrorKind.UNSUPPORTED, f"{found.name} images have no snapshots", path=file.path, op="open")
     if recover(driver, files, writable=options.writable):
         driver = driver_of(found, files.seen(0), request)
     if options.writable and not isinstance(driver, WritableDriver):

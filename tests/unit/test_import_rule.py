@@ -31,7 +31,19 @@ BANNED_IN_DRIVERS = {
 BELOW_THE_ENGINE = ["chain", "chain_map", "description", "password", "probe"]
 
 #: What each folder of tapfs/ may import of the others, besides the contract. Front ends never see each other.
-CONTRACT = {"driver", "errors", "extent", "findings", "geometry", "host_files", "plan", "tables"}
+CONTRACT = {
+    "driver",
+    "driver_protocols",
+    "errors",
+    "extent",
+    "findings",
+    "format",
+    "geometry",
+    "host_files",
+    "plan",
+    "reservation",
+    "tables",
+}
 MAY_IMPORT = {
     "host": set[str](),
     "partitions": set[str](),

@@ -270,3 +270,20 @@ def test_the_plan_of_a_killed_writer_names_its_files(tmp_path: Path, monkeypatch
         again.setattr(probe, "_others", lambda: {"flat": FORMAT})
         assert complete_left(str(path), OpenOptions(writable=True), PlanLog(tmp_path / "1.plan", "token"))
     assert (tmp_path / "log").read_bytes()[:8] == (1).to_bytes(8, "big")
+
+
+def test_a_disk_inside_the_image_is_chosen_at_open(tmp_path: Path) -> None:
+    extent(tmp_path, "a.bin", b"a")
+    extent(tmp_path, "b.bin", b"b")
+    path = str(image(tmp_path, f"{MIB} rw 0 a.bin", "snapshot monday", f"{MIB} rw 0 b.bin", "4096 ro 0 a.bin"))
+    with open_image(path, OpenOptions(snapshot="monday")) as disk, tapfs.open(path) as current:
+        assert (disk.size, current.size) == (MIB + 4096, MIB)
+        assert disk.read(MIB - 1, 2) + current.read(0, 1) == b"baa"
+    for options, kind in (
+        (OpenOptions(snapshot="tuesday"), ErrorKind.NOT_FOUND),
+        (OpenOptions(snapshot="monday", writable=True), ErrorKind.READ_ONLY),
+        (OpenOptions(snapshot="monday", format="raw"), ErrorKind.UNSUPPORTED),
+    ):
+        with pytest.raises(ImageError) as raised:
+            open_image(path, options)
+        assert raised.value.kind is kind

@@ -1,0 +1,232 @@
+"""The protocols of a driver: what every open image answers, and what some can do besides.
+
+`Driver` is all that a read-only format needs, `WritableDriver` the life of a write. Each further protocol is optional;
+the core asks whether a driver has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from tapfs.extent import Extent
+from tapfs.findings import CheckReport
+from tapfs.geometry import Geometry
+from tapfs.plan import Plan
+from tapfs.reservation import Operation, Reservation
+
+
+@runtime_checkable
+class Driver(Protocol):
+    """All that a read-only format needs."""
+
+    @property
+    def format_name(self) -> str:
+        """The name that `-f` takes."""
+        ...
+
+    @property
+    def geometry(self) -> Geometry:
+        """The constants of the image; never change while it is open."""
+        ...
+
+    def map(self, offset: int, length: int) -> list[Extent]:
+        """The map of at least ``[offset, offset + length)``, which lies inside the disk.
+
+        Ascending, contiguous, merged, covering the request; it may cover more (whole map
+        units, which is what the engine asks for). The last extent may reach past
+        `virtual_size`, never past the end of its granule. Raises ImageError(corrupt) naming
+        the host offset of the field where the metadata cannot be true.
+        """
+        ...
+
+    def details(self) -> Mapping[str, object]:
+        """What `tapfs info` shows beyond the geometry: JSON-able, keys in snake_case."""
+        ...
+
+
+@runtime_checkable
+class PlainDetails(Driver, Protocol):
+    """A driver some of whose details are for everybody."""
+
+    @property
+    def plain_details(self) -> frozenset[str]:
+        """The keys of `details` that `tapfs info` shows without -v; of other drivers it shows none."""
+        ...
+
+
+@runtime_checkable
+class Encrypted(Driver, Protocol):
+    """A driver whose geometry has a cipher, for images that a password opens."""
+
+    def unlock(self, password: bytes) -> bytes:
+        """The key of the cipher, `Cipher.key_bytes` long.
+
+        Raises ImageError(denied) for a wrong password, where the format can tell.
+        """
+        ...
+
+
+@runtime_checkable
+class WritableDriver(Driver, Protocol):
+    """A format that can be written.
+
+    The life of a write: `reserve` → the engine writes the data to the placements → `commit`
+    (visible to `map`) or `abort`. Later `flush` returns the plan that makes all committed
+    changes durable; the engine executes it; `flushed` says that it is on the platter. When a
+    plan fails `flushed` is not called and the next `flush` must return those steps again.
+    """
+
+    def reserve(self, offset: int, length: int, operation: Operation) -> Reservation:
+        """Find a place for a granule-aligned range.
+
+        The caller guarantees that no other reservation overlaps it. For WRITE no granule in
+        the range is `in_place` in the current map. For DISCARD a driver may do nothing for
+        granules that it cannot free. Raises ImageError(no_space) or (corrupt).
+        """
+        ...
+
+    def commit(self, reservation: Reservation) -> None:
+        """The data is written: publish the new map in memory."""
+        ...
+
+    def abort(self, reservation: Reservation) -> None:
+        """The data could not be written: give the places back."""
+        ...
+
+    @property
+    def unflushed_bytes(self) -> int:
+        """Memory held by changes that are not durable yet; the caller flushes when it is large."""
+        ...
+
+    def flush(self) -> Plan:
+        """The plan that makes every committed change durable. Its bytes are copies."""
+        ...
+
+    def flushed(self, executed: Plan) -> None:
+        """What `executed`, the last plan that `flush` returned, freed may be used again.
+
+        It is durable, and no request still holds a map older than it.
+        """
+        ...
+
+
+@runtime_checkable
+class Begun(WritableDriver, Protocol):
+    """A writable driver whose image says that it is being written, or that it was: dirty bits, GUIDs, content IDs.
+
+    In-place writes never meet the driver, so the core asks at the first write of any kind and at the end.
+    """
+
+    def begin(self) -> Plan:
+        """What must be durable before the first write, zeroing or discard of this opening is let in.
+
+        If it cannot be executed it is asked for again by the next write, and that write has failed.
+        """
+        ...
+
+    def end(self) -> Plan:
+        """What becomes true at the end of writing: executed after the last flush, if that was good. Perhaps nothing."""
+        ...
+
+
+@runtime_checkable
+class Snapshotted(Driver, Protocol):
+    """A driver whose image may hold several disks: the current one, and snapshots with names.
+
+    `OpenRequest.snapshot` chooses; a snapshot is only read. The driver of one is opened by itself, beside others.
+    """
+
+    def snapshots(self) -> Sequence[str]:
+        """The names of the snapshots, in the order that the image has them."""
+        ...
+
+
+@runtime_checkable
+class Recoverable(Driver, Protocol):
+    """A driver whose image may have a journal that a crash has left to be replayed."""
+
+    def recovery(self) -> Plan | None:
+        """The plan that makes the image consistent, None if it is. The driver is opened anew after it.
+
+        An image opened for writing gets the plan executed. One that is only read stays as it is: the core lays the
+        plan's writes over the files (`tapfs.host.patched`), and the driver reads through them. A plan writes metadata
+        only: an extent of guest data in a range that the plan writes is refused as corrupt.
+        """
+        ...
+
+
+class StreamWriter(Protocol):
+    """An append-only writer of a new image: compressed targets, and formats without updates."""
+
+    def append(self, offset: int, host_length: int, *, compressed: bool) -> int:
+        """The host offset in file 0 for the granule at guest `offset`, ascending over calls.
+
+        `host_length` is the payload's length if `compressed`, else the granule.
+        """
+        ...
+
+    @property
+    def unflushed_bytes(self) -> int:
+        """Memory held by metadata that waits for `drain` or `finish`."""
+        ...
+
+    def drain(self) -> Plan:
+        """The metadata of what has been appended so far; those payloads are written."""
+        ...
+
+    def finish(self) -> Plan:
+        """All metadata that is left, once every payload is written."""
+        ...
+
+    def drained(self, executed: Plan) -> None:
+        """The plan that `drain` or `finish` returned last has been executed."""
+        ...
+
+
+@runtime_checkable
+class Streamable(Driver, Protocol):
+    """A driver that can be filled as a stream right after creation."""
+
+    def stream(self) -> StreamWriter:
+        """The writer. The driver must not be used otherwise until it has finished."""
+        ...
+
+
+#: Called with bytes done and bytes in all.
+ProgressCallback = Callable[[int, int], None]
+
+
+@runtime_checkable
+class Checkable(Driver, Protocol):
+    """A format with metadata that can be inconsistent."""
+
+    def check(self, progress: ProgressCallback | None = None) -> CheckReport:
+        """Read all metadata and compare it with itself and the file.
+
+        Never raises for what it finds, only ImageError(io) for what it cannot read.
+        """
+        ...
+
+    def repair(self) -> Sequence[Plan]:
+        """Plans, executed one after the other, that mend what can be without losing guest data.
+
+        Each says in `mends` what it is for. The driver must be opened anew afterwards. Empty if nothing is to be done.
+        """
+        ...
+
+
+class Scratch(Protocol):
+    """Space on the host for what a check cannot hold in memory: written from front to back, then read."""
+
+    def append(self, data: bytes) -> None:
+        """Add to the end. Raises ImageError(no_space, io)."""
+        ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes at `offset`; shorter only at the end."""
+        ...
+
+    def close(self) -> None:
+        """Give the space back."""
+        ...
