@@ -23,7 +23,7 @@ OF_OTHERS = re.compile(
     (xen/include/public/)?(io/)?(blkif|ring|xs_wire|xenbus|grant_table)\.h
     | (include/uapi/xen/)?gntalloc\.h | evtchn\.h | xenctrl\.h
     | afflib\.h | sparse_format\.h | VDICore\.h | block/vmdk\.c | arch/um/drivers/cow_user\.c
-    | tapfs_toy\.py | kernel/_engine\.c
+    | (tests/)?(unit/)?test_MODULE\.py | tapfs_toy\.py | kernel/_engine\.c
     """,
     re.VERBOSE,
 )
