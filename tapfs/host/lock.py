@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import struct
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from enum import Enum, IntEnum
@@ -29,7 +30,7 @@ _REQUESTS_BASE = 1 << 62
 _FLOCK = struct.Struct("@hhqqi4x")
 
 #: A host that has no such locks (some network and FUSE file systems) is used without.
-_NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+_NO_LOCKS_HERE = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 class Permission(IntEnum):
@@ -64,6 +65,10 @@ def lock_image(descriptor: int, path: str, *, writable: bool, sharing: Sharing =
 
     A reader refuses writers, a writer refuses other writers and whoever refuses writers, unless
     `sharing` says otherwise. Raises ImageError(locked) that names the holder.
+
+    A host that has no locks is used without. A host that has locks but gives none now (ENOLCK: on NFS the lock manager
+    is down) is different, because others may hold a lock there: a writer is refused with ImageError(io), and a
+    reader goes on with a warning (RuntimeWarning).
     """
     has = _WRITER if writable else _READER
     refuses = _CHANGES if writable and sharing is Sharing.WITH_SHARERS else _REFUSED[sharing]
@@ -74,6 +79,9 @@ def lock_image(descriptor: int, path: str, *, writable: bool, sharing: Sharing =
         taken = _conflict(descriptor, has, refuses, sharing)
     except OSError as error:
         if error.errno in _NO_LOCKS_HERE:
+            return
+        if error.errno == errno.ENOLCK:
+            _do_without(path, writable=writable, sharing=sharing)
             return
         raise from_os_error(error, path=path, op="lock the image") from error
     if taken is not None:
@@ -86,6 +94,24 @@ def lock_image(descriptor: int, path: str, *, writable: bool, sharing: Sharing =
             path=path,
             op="lock",
             remedy="end that use, or say {force_share} to look all the same" if not writable else "end that use first",
+        )
+
+
+def _do_without(path: str, *, writable: bool, sharing: Sharing) -> None:
+    """Go on where the host gives no lock although it has some; raise ImageError(io) for a writer."""
+    what = "cannot be locked now: the lock manager of its host does not answer, or has no lock left"
+    if writable:
+        raise ImageError(
+            ErrorKind.IO,
+            what,
+            path=path,
+            op="lock",
+            remedy="start it (rpc.statd for NFS), or mount the host file system with local_lock=all where only this "
+            "machine writes to it",
+        )
+    if sharing is not Sharing.ANYBODY:
+        warnings.warn(
+            f"{path!r} {what}; what is read is senseless if another writes to it", RuntimeWarning, stacklevel=2
         )
 
 
