@@ -46,18 +46,37 @@ int layer_write_plain(struct request *request, uint32_t file_index, uint64_t hos
     return error == 0 ? 0 : request_fail(request, error, "write", 0, file_index, host);
 }
 
+/* A sector as it is on the host, of which a write covers only a part. */
+struct kept_sector {
+    uint64_t host, length; /* nothing was kept: 0 */
+    uint8_t bytes[CIPHER_SECTOR_MAX];
+};
+
 /* The plain bytes of a sector that is about to be modified; zeros where the file has ended. */
 static int load_sector(const struct layer *layer, struct host_file *file, uint8_t *sector, uint64_t host,
-                       uint64_t guest)
+                       uint64_t guest, struct kept_sector *kept)
 {
-    uint64_t got = 0;
     uint32_t bytes = layer->geometry.cipher.sector_bytes;
-    int error = host_read(file, sector, host, bytes, false, &got);
+    int error = host_read(file, kept->bytes, host, bytes, false, &kept->length);
     if (error != 0) {
+        kept->length = 0;
         return error;
     }
-    memset(sector + got, 0, bytes - got);
-    return got == 0 ? 0 : cipher_apply(layer->cipher, false, sector, guest, host, bytes);
+    kept->host = host;
+    memcpy(sector, kept->bytes, kept->length);
+    memset(sector + kept->length, 0, bytes - kept->length);
+    return kept->length == 0 ? 0 : cipher_apply(layer->cipher, false, sector, guest, host, bytes);
+}
+
+/*
+ * The host may have taken a part of a sector before it failed, and a sector that is new in front and old behind decrypts
+ * to garbage also where nobody wrote. What the host took once it takes again.
+ */
+static void put_back(struct host_file *file, const struct kept_sector *kept)
+{
+    if (kept->length > 0) {
+        (void)host_write(file, kept->bytes, kept->host, kept->length);
+    }
 }
 
 /* One bounce buffer of whole sectors [host, host + span), of which [from, to) is new. */
@@ -65,20 +84,29 @@ static int write_sectors(const struct layer *layer, struct host_file *file, uint
                          uint64_t guest, uint64_t span, const uint8_t *data, uint64_t from, uint64_t to)
 {
     uint64_t last = span - layer->geometry.cipher.sector_bytes;
+    struct kept_sector first_kept, last_kept;
     int error = 0;
 
+    first_kept.length = last_kept.length = 0;
     if (from > 0) {
-        error = load_sector(layer, file, bounce, host, guest);
+        error = load_sector(layer, file, bounce, host, guest, &first_kept);
     }
     if (error == 0 && to < span && (last > 0 || from == 0)) {
-        error = load_sector(layer, file, bounce + last, host + last, guest + last);
+        error = load_sector(layer, file, bounce + last, host + last, guest + last, &last_kept);
     }
     if (error != 0) {
         return error;
     }
     memcpy(bounce + from, data, to - from);
     error = cipher_apply(layer->cipher, true, bounce, guest, host, span);
-    return error != 0 ? error : host_write(file, bounce, host, span);
+    if (error == 0) {
+        error = host_write(file, bounce, host, span);
+        if (error != 0) {
+            put_back(file, &first_kept);
+            put_back(file, &last_kept);
+        }
+    }
+    return error;
 }
 
 int layer_write(struct request *request, uint32_t file_index, uint64_t host, uint64_t guest, const uint8_t *buffer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -299,3 +300,30 @@ def test_only_files_that_were_written_are_synced(tmp_path: Path) -> None:
         with pytest.raises(ImageError):
             disk.sync()
     os.close(null)
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize(("offset", "length"), [(100, 200), (100, 412), (512 + 7, 3 * 512), (0, 5 * 512 + 50)])
+def test_a_write_under_a_cipher_that_the_host_cuts_spoils_no_neighbour(
+    tmp_path: Path, offset: int, length: int, *, direct: bool
+) -> None:
+    """The file-size limit ends a write at any byte. What lies beside the write in its sectors stays as it was."""
+    path = host(tmp_path, "top")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Disk() as disk:
+        disk.layer(path, size=UNIT, cipher=AES, writable=True, direct=direct)
+        disk.install(0, extents((UNIT, DATA, 0)))
+        first = offset - offset % 512
+        last = (offset + length - 1) // 512 * 512
+        for edge in {first, last}:
+            for cut in (1, 99, 300, 511):
+                disk.put(pattern(UNIT), 0)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (edge + cut, limits[1]))
+                try:
+                    with pytest.raises(ImageError):
+                        disk.write(b"n" * length, offset)
+                finally:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+                content = disk.read(0, UNIT)
+                assert content[:offset] == pattern(UNIT)[:offset]
+                assert content[offset + length :] == pattern(UNIT)[offset + length :]
