@@ -43,6 +43,11 @@ class IdentityDriver:
         """DATA where the host has allocated space, ZERO where the host file has a hole."""
         return list(merge(self._extents(offset, offset + length)))
 
+    def empty_run(self, offset: int, end: int) -> Extent | None:
+        """The hole of the host file at `offset`."""
+        start, _ = next(self._file.data_ranges(offset, end - offset), (end, 0))
+        return Extent(offset, start - offset, Kind.ZERO, host_offset=offset, in_place=True) if start > offset else None
+
     def _extents(self, offset: int, end: int) -> list[Extent]:
         found: list[Extent] = []
         for start, length in self._file.data_ranges(offset, end - offset):

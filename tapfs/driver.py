@@ -4,7 +4,7 @@ Drivers map, the engine moves. A driver parses metadata through :class:`HostFile
 `map`, decides in `reserve` where new data will go, and says in a :class:`~tapfs.plan.Plan`
 what must reach the disk in which order. It never touches guest data and never writes.
 
-A driver is called by one thread at a time (:class:`tapfs.disk.image.Image` holds its lock), so it
+A driver is called by one thread at a time (its layer has a lock, see ARCHITECTURE.md), so it
 needs no locking of its own. `formats/README.md` is the guide to writing one.
 """
 
@@ -20,6 +20,7 @@ from tapfs.driver_protocols import (
     Recoverable,
     Scratch,
     Snapshotted,
+    Sparse,
     Streamable,
     StreamWriter,
     WritableDriver,
@@ -91,6 +92,7 @@ __all__ = [
     "Scratch",
     "Severity",
     "Snapshotted",
+    "Sparse",
     "SpecialFormat",
     "StreamWriter",
     "Streamable",

@@ -46,6 +46,21 @@ class Driver(Protocol):
 
 
 @runtime_checkable
+class Sparse(Driver, Protocol):
+    """A driver that finds the end of a long run of nothing without a look at all of it.
+
+    Without this a map costs the more the larger the disk is, however little is in it.
+    """
+
+    def empty_run(self, offset: int, end: int) -> Extent | None:
+        """One UNALLOCATED or ZERO extent from `offset` on, at most to `end`, which lies inside the disk.
+
+        None: there is data at `offset`, or only `map` can tell. It must cost the same however long the run is.
+        """
+        ...
+
+
+@runtime_checkable
 class PlainDetails(Driver, Protocol):
     """A driver some of whose details are for everybody."""
 

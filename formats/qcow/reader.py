@@ -109,6 +109,14 @@ class QcowDriver:
             extents[-1] = last._replace(length=disk_end - last.offset)
         return list(merge(extents))
 
+    def empty_run(self, offset: int, end: int) -> Extent | None:
+        """The units from that of `offset` on which have no table."""
+        index = offset // self.header.unit
+        stop = self.l1.next_used(index, -(-end // self.header.unit))
+        if stop == index:
+            return None
+        return Extent(offset, min(stop * self.header.unit, end) - offset, Kind.UNALLOCATED)
+
     @property
     def plain_details(self) -> frozenset[str]:
         """What an operator may have chosen."""

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 from tapfs.disk.chain import Layer
+from tapfs.driver import Driver, Sparse
 from tapfs.extent import Extent, Kind, clip, merge_runs
+
+#: A driver is asked for the map of at most this many bytes at a time, unless there is nothing in them.
+STRIDE = 64 << 20
 
 _HAVE_DATA = (Kind.DATA, Kind.COMPRESSED)
 
@@ -36,9 +41,15 @@ class MappedExtent(NamedTuple):
         return self.offset + self.length
 
 
-def map_chain(layers: Sequence[Layer], offset: int, length: int) -> Iterator[MappedExtent]:
-    """The map, not merged, of ``[offset, offset + length)``, which lies inside the top layer."""
-    return _resolve(layers, 0, offset, length)
+def map_chain(
+    layers: Sequence[Layer], offset: int, length: int, locks: Sequence[AbstractContextManager[object]] | None = None
+) -> Iterator[MappedExtent]:
+    """The map, not merged, of ``[offset, offset + length)``, which lies inside the top layer.
+
+    With `locks`, one for each layer, a layer's is held while its driver is asked, and at no other time. The layers
+    below the top do not change, so the map of each stride is that of one moment all the same.
+    """
+    return _resolve(layers, 0, offset, offset + length, [nullcontext()] * len(layers) if locks is None else locks)
 
 
 def merge_mapped(runs: Iterable[MappedExtent]) -> Iterator[MappedExtent]:
@@ -65,20 +76,31 @@ def mapped_extents(
         )
 
 
-def _resolve(layers: Sequence[Layer], depth: int, offset: int, length: int) -> Iterator[MappedExtent]:
+def _resolve(
+    layers: Sequence[Layer], depth: int, offset: int, end: int, locks: Sequence[AbstractContextManager[object]]
+) -> Iterator[MappedExtent]:
     layer = layers[depth]
-    size = layer.driver.geometry.virtual_size
-    end = offset + length
-    inside = min(end, size)
-    if offset < inside:
-        for extent in clip(layer.driver.map(offset, inside - offset), offset, inside - offset):
+    inside = min(end, layer.driver.geometry.virtual_size)
+    while offset < inside:
+        with locks[depth]:
+            extents = _next_extents(layer.driver, offset, inside)
+        for extent in extents:
             if extent.kind == Kind.UNALLOCATED and depth + 1 < len(layers):
-                yield from _resolve(layers, depth + 1, extent.offset, extent.length)
+                yield from _resolve(layers, depth + 1, extent.offset, extent.end, locks)
             else:
                 yield _mapped(layer, depth, extent)
-        offset = inside
+        offset = extents[-1].end
     if offset < end:  # past the end of a shorter parent: the child's own zeros, whatever lies below
         yield MappedExtent(offset, end - offset, depth - 1, False, True, False, False, None, None)
+
+
+def _next_extents(driver: Driver, offset: int, end: int) -> list[Extent]:
+    """The map from `offset` on, up to `end` or as far as it is known at once: a run of nothing whole, else a stride."""
+    nothing = driver.empty_run(offset, end) if isinstance(driver, Sparse) else None
+    if nothing is not None:
+        return [nothing]
+    length = min(STRIDE, end - offset)
+    return list(clip(driver.map(offset, length), offset, length))
 
 
 def _mapped(layer: Layer, depth: int, extent: Extent) -> MappedExtent:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tapfs.disk.chain import Layer, password_missing
-from tapfs.disk.chain_map import MappedExtent, map_chain, mapped_extents
+from tapfs.disk.chain_map import STRIDE, MappedExtent, map_chain, mapped_extents
 from tapfs.driver import Begun, Encrypted
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, clip
@@ -23,22 +23,20 @@ if TYPE_CHECKING:
 #: The places of at most this many tables of a layer are held, 8 bytes each; the driver maps a layer with more.
 _MAX_TABLES = 4 << 20
 
-#: A chain is mapped at most this many bytes at a time.
-STRIDE = 64 << 20
-
 
 class ServedChain:
     """The layers of a disk, top first, and its engine disk. `close` must come last.
 
-    `map_lock` covers the drivers and every change of the engine's map cache, so that a map and
-    its installation are one step. The engine moves no data while it is held.
+    Each layer has a lock (`map_locks`). It covers the layer's driver and every change of the engine's map cache for
+    that layer, so that a map and its installation are one step. The engine moves no data while one is held, and no
+    thread holds two: a driver that waits for its host stops who needs the map of its layer, and nobody else.
     """
 
     def __init__(self, layers: Sequence[Layer], *, writable: bool, password: bytes | None, cache_bytes: int) -> None:
         """Take over an open chain, of which at most the top layer is writable."""
         self.layers = tuple(layers)
         self.writable = writable
-        self.map_lock = threading.Lock()
+        self.map_locks = tuple(threading.Lock() for _ in self.layers)
         self.closed = False
         self._start_lock = threading.Lock()
         self._password = password
@@ -51,6 +49,11 @@ class ServedChain:
     def top(self) -> Layer:
         """The layer that names the disk and takes its writes."""
         return self.layers[0]
+
+    @property
+    def map_lock(self) -> threading.Lock:
+        """The lock of the top layer, the only one that changes: commits and flushes take it."""
+        return self.map_locks[0]
 
     @property
     def size(self) -> int:
@@ -100,38 +103,28 @@ class ServedChain:
         if outcome.needs_fetch:
             layer.files[outcome.file].require_present(outcome.offset, outcome.length)
             return
-        with self.map_lock:
+        with self.map_locks[outcome.layer]:
             extents = _whole_units(layer, outcome.offset, outcome.length)
             layer.files.require_unpatched(extents)
             engine.install(outcome.layer, extents)
 
     def mapped(self, offset: int, end: int) -> Iterator[MappedExtent]:
-        """The map of the whole chain, not merged; the lock is held only for a stride at a time."""
+        """The map of the whole chain, not merged. A layer's lock is held for a piece at a time only."""
         # What a parent decides that was not opened (`tapfs.disk.inspection`) is zeros to the engine.
         incomplete = self.layers[-1].driver.geometry.backing is not None
         if incomplete or self.needs_password or not self._engine_maps():
-            yield from self._mapped_by_drivers(offset, end)
+            yield from map_chain(self.layers, offset, end - offset, self.map_locks)
             return
         from tapfs.kernel.chain_map import map_blocks
 
         files = [[file.path for file in layer.files] for layer in self.layers]
         for block in map_blocks(self.engine, offset, end, self.supply_map):
-            # A hole that the block tells of may be what somebody has cut off.
-            self._require_whole()
             yield from mapped_extents(block, files)
 
     def _engine_maps(self) -> bool:
         """Whether the engine maps every layer by itself, but for what is not flushed."""
         _ = self.engine
         return all(depth in self._tabled or layer.driver.geometry.identity for depth, layer in enumerate(self.layers))
-
-    def _mapped_by_drivers(self, offset: int, end: int) -> Iterator[MappedExtent]:
-        while offset < end:
-            step = min(STRIDE, end - offset)
-            with self.map_lock:
-                runs = list(map_chain(self.layers, offset, step))
-            yield from runs
-            offset += step
 
     def close(self) -> None:
         """Let go of the engine's disk and the files. Closing twice is allowed."""

@@ -4,12 +4,16 @@ The engine writes in place as far as the map allows; for the rest the driver res
 the engine writes there (filling partial granules with the old contents), the driver commits.
 Metadata reaches the disk at `flush`, by the driver's plan.
 
-Locking. Beside maps and installations the map lock makes commits and their new maps one step.
-Reservations that are being filled are in `_pending`; who wants to reserve what overlaps one
+Locking. The map lock of the top layer makes a map and its installation one step, and so a commit
+and its new map; it is held neither while the engine moves data nor while a driver below maps.
+Ranges that are being changed are claimed in `_claims`; who wants to reserve what overlaps one
 waits until it is gone and maps afresh. So does who saw the map before an overlapping commit:
 what it takes for unallocated may be another writer's by now. `_flush_lock` lets one flush run
 at a time; it is taken before the map lock, never the other way. kernel/CONCURRENCY.md has the
 engine's side.
+
+An exception may come at any call, KeyboardInterrupt does. So what claims a range gives it back
+in a `finally` that it has entered before.
 
 With a plan log (`tapfs.disk.plan_log`) a commit is seen by nobody before the plan that makes it durable is kept there:
 who finds the new map may write in place by it and be done. A driver knows one plan at a time, so such a commit waits
@@ -21,13 +25,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, cast
 
-from tapfs.disk.engine_chain import STRIDE, ServedChain
+from tapfs.disk.chain_map import STRIDE
+from tapfs.disk.engine_chain import ServedChain
 from tapfs.disk.plan_log import PlanLog, PlannedFile
-from tapfs.driver import Begun, Operation, Reservation, WritableDriver
+from tapfs.driver import Begun, Operation, Placement, Reservation, WritableDriver
 from tapfs.extent import Extent, Kind
 from tapfs.plan import Plan
 
@@ -42,6 +47,16 @@ _LEAST_KEEPING = 0.005
 
 #: Commits that a writer can miss before it must look at the map again, whatever they were.
 _RECENT_COMMITS = 64
+
+
+class _Claim:
+    """A range that one writer changes, and what the driver has reserved for it, if anything is open there."""
+
+    __slots__ = ("end", "offset", "reservation")
+
+    def __init__(self) -> None:
+        self.offset = self.end = 0
+        self.reservation: Reservation | None = None
 
 
 class WritePath:
@@ -62,7 +77,7 @@ class WritePath:
         self._begun = False
         self._changed = threading.Condition(chain.map_lock)
         self._flush_lock = threading.Lock()
-        self._pending: list[Reservation] = []
+        self._claims: list[_Claim] = []
         #: How many commits there were, and the ranges of the last of them.
         self._commits = 0
         self._recent_commits: deque[tuple[int, int]] = deque(maxlen=_RECENT_COMMITS)
@@ -138,7 +153,9 @@ class WritePath:
             if self._begun and isinstance(self._driver, Begun):
                 self._chain.engine.seal(sealed=True)
                 self._begun = False
-                self._execute(self._driver.end())
+                with self._chain.map_lock:
+                    ending = self._driver.end()
+                self._execute(ending)
 
     def _begun_engine(self) -> EngineDisk:
         """The engine, once the image says that it is being written, if it is to say that."""
@@ -146,7 +163,9 @@ class WritePath:
         if not self._begun:
             with self._flush_lock:
                 if not self._begun and isinstance(self._driver, Begun):
-                    self._execute(self._driver.begin())
+                    with self._chain.map_lock:
+                        beginning = self._driver.begin()
+                    self._execute(beginning)
                     engine.seal(sealed=False)
                 self._begun = True
         return engine
@@ -169,54 +188,73 @@ class WritePath:
         granule = self._granule
         start = offset - offset % granule
         end = -(-(offset + len(data)) // granule) * granule
-        reservation = self._reserve(start, end - start, Operation.WRITE, commits_seen)
-        if reservation is None:
-            return 0
-        with self._filling(reservation):
-            while (outcome := engine.write_reserved(data, offset, reservation.placements)).done < len(data):
+
+        def fill(placements: Sequence[Placement]) -> None:
+            while (outcome := engine.write_reserved(data, offset, placements)).done < len(data):
                 self._chain.supply_map(outcome)
-        return len(data)
+
+        return len(data) if self._fill(start, end - start, Operation.WRITE, fill, commits_seen) else 0
 
     def _change(self, offset: int, length: int, operation: Operation) -> None:
         """Zero or discard whole granules."""
         if offset % self._granule:
             raise AssertionError(f"{offset} is inside a granule, whose first bytes would go along")
         engine = self._chain.engine
-        while (reservation := self._reserve(offset, length, operation)) is None:
+
+        def fill(placements: Sequence[Placement]) -> None:
+            engine.zero_placements(placements, discard=operation is Operation.DISCARD)
+
+        while not self._fill(offset, length, operation, fill):
             pass
-        with self._filling(reservation):
-            engine.zero_placements(reservation.placements, discard=operation is Operation.DISCARD)
+
+    def _fill(
+        self,
+        offset: int,
+        length: int,
+        operation: Operation,
+        fill: Callable[[Sequence[Placement]], None],
+        commits_seen: int | None = None,
+    ) -> bool:
+        """Reserve places, have the engine fill them, and commit; abort if that fails.
+
+        False, and nothing is done, if another writer had the range and the map is to be looked at again.
+        """
+        claim = _Claim()
+        written = False
+        try:
+            reservation = self._reserve(claim, offset, length, operation, commits_seen)
+            if reservation is not None:
+                fill(reservation.placements)
+                written = True
+        finally:
+            try:
+                self._settle(claim, written=written)
+            except BaseException:
+                self._let_go(claim, written=False)  # what was not done
+                raise
+        return written
 
     def _reserve(
-        self, offset: int, length: int, operation: Operation, commits_seen: int | None = None
+        self, claim: _Claim, offset: int, length: int, operation: Operation, commits_seen: int | None = None
     ) -> Reservation | None:
-        """A reservation that is now pending.
+        """Claim the range and have the driver reserve places for it.
 
-        None if the caller must look at the map again: it had to wait for a reservation that
+        None if the caller must look at the map again: it had to wait for a claim that
         overlapped this one, or such a one was committed since `commits_seen`.
         """
         with self._chain.map_lock:
             if commits_seen is not None and self._changed_since(commits_seen, offset, offset + length):
                 return None
             waited = False
-            while any(held.offset < offset + length and offset < held.end for held in self._pending):
+            while any(held.offset < offset + length and offset < held.end for held in self._claims):
                 waited = True
                 self._changed.wait()
             if waited:
                 return None
-            reservation = self._driver.reserve(offset, length, operation)
-            self._pending.append(reservation)
+            claim.reservation = reservation = self._driver.reserve(offset, length, operation)
+            claim.offset, claim.end = reservation.offset, reservation.end
+            self._claims.append(claim)
             return reservation
-
-    @contextmanager
-    def _filling(self, reservation: Reservation) -> Generator[None]:
-        """A reservation while the engine fills it: committed if that goes well, else aborted."""
-        try:
-            yield
-        except BaseException:
-            self._settle(reservation, written=False)
-            raise
-        self._settle(reservation, written=True)
 
     def _changed_since(self, commits_seen: int, offset: int, end: int) -> bool:
         newer = self._commits - commits_seen
@@ -227,17 +265,23 @@ class WritePath:
         recent = list(self._recent_commits)[len(self._recent_commits) - newer :]
         return any(start < end and offset < stop for start, stop in recent)
 
-    def _settle(self, reservation: Reservation, *, written: bool) -> None:
-        """Commit or abort a pending reservation and publish the map that holds then."""
-        with self._flush_lock if self._plan_log is not None else nullcontext(), self._chain.map_lock:
+    def _settle(self, claim: _Claim, *, written: bool) -> None:
+        """Commit or abort what was reserved, publish the map that holds then, and let go of the range."""
+        with self._flush_lock if self._plan_log is not None else nullcontext():
+            self._let_go(claim, written=written)
+
+    def _let_go(self, claim: _Claim, *, written: bool) -> None:
+        with self._chain.map_lock:
+            reservation, claim.reservation = claim.reservation, None
             try:
-                if written:
+                if reservation is not None and written:
                     self._commit(reservation)
-                else:
+                elif reservation is not None:
                     self._driver.abort(reservation)
             finally:
-                self._pending.remove(reservation)
-                self._changed.notify_all()
+                if claim in self._claims:
+                    self._claims.remove(claim)
+                    self._changed.notify_all()
 
     def _commit(self, reservation: Reservation) -> None:
         try:
