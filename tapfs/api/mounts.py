@@ -11,6 +11,7 @@ from typing import Self
 
 from tapfs.disk.password import require_bytes
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.fuse.engine_names import AUTO
 from tapfs.serving.messages import decode, error_from_data
 
 _PROGRAM = ("-P", "-m", "tapfs.cli.asked_by_python")
@@ -65,7 +66,7 @@ def mount(
     partition: int | None = None,
     sector_size: int | None = None,
     options: Sequence[str] = (),
-    engine: str = "auto",
+    engine: str = AUTO,
     format: str | None = None,  # noqa: A002 - the word of the field
     password: bytes | None = None,
     backing: str | None = None,

@@ -123,14 +123,14 @@ def open_image(
     `overlay` and `temporary` as in :class:`tapfs.disk.chain.OpenOptions`. Asks for a password only if
     the image is encrypted, and not for `metadata_only`. Raises ImageError.
     """
-    from tapfs.disk.opening import open_image as open_chain
+    from tapfs.disk import opening
 
     name: str = arguments.image if path is None else path
     options = open_options(arguments, writable=writable, overlay=overlay, temporary=temporary)
     return unlocked(
         arguments.key_file,
         name,
-        lambda password: open_chain(name, options, password=password, metadata_only=metadata_only),
+        lambda password: opening.open_image(name, options, password=password, metadata_only=metadata_only),
     )
 
 

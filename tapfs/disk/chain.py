@@ -128,7 +128,7 @@ class UnopenedParent(NamedTuple):
         return ParentState.MISSING if self.error.kind is ErrorKind.NOT_FOUND else ParentState.REFUSED
 
 
-def open_chain(path: str, options: OpenOptions) -> list[Layer]:
+def open_layers(path: str, options: OpenOptions) -> list[Layer]:
     """Open `path` and its parents, top first. On an error everything is closed again."""
     return open_parents([open_layer(path, options)], options)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from tapfs.disk.chain import Layer, OpenOptions, open_chain, open_parents, password_missing
+from tapfs.disk.chain import Layer, OpenOptions, open_layers, open_parents, password_missing
 from tapfs.disk.image import Image
 from tapfs.disk.password import require_bytes
 from tapfs.disk.plan_log import KeptPlan, PlanLog
@@ -30,7 +30,7 @@ def open_image(
 
         layers = open_overlaid(path, options, unlocked=password is not None)
     else:
-        layers = open_chain(path, options)
+        layers = open_layers(path, options)
     writable = options.writable or options.overlaid
     temporary = options.temporary and options.overlay is None
     image = Image(layers, writable=writable, password=password, plan_log=plan_log, temporary=temporary)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
-from tapfs.disk.chain import Layer, OpenOptions, layer_of_file, open_chain, password_missing
+from tapfs.disk.chain import Layer, OpenOptions, layer_of_file, open_layers, password_missing
 from tapfs.disk.probe import format_named
 from tapfs.driver import BackingReference, CreatableFormat, CreateRequest
 from tapfs.errors import ErrorKind, ImageError
@@ -43,7 +43,7 @@ def open_overlaid(path: str, options: OpenOptions, *, unlocked: bool) -> list[La
     if the overlay belongs to another image.
     """
     with contextlib.ExitStack() as on_error:
-        layers = open_chain(path, replace(options, writable=False, overlay=None, temporary=False))
+        layers = open_layers(path, replace(options, writable=False, overlay=None, temporary=False))
         for layer in layers:
             on_error.callback(layer.close)
         if _encrypted(layers) and not unlocked:

@@ -20,6 +20,7 @@ import pyfuse3
 from tapfs.disk.image import Image
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.fuse.connection import MountOptions, connect, kind_of_failure
+from tapfs.fuse.engine_names import AUTO, NATIVE, PASSTHROUGH, PYFUSE3
 from tapfs.fuse.init_request import PlainConnection
 from tapfs.fuse.mount_table import unmount
 from tapfs.fuse.native import NativeEngine
@@ -27,11 +28,6 @@ from tapfs.fuse.operations import ImageOperations
 from tapfs.fuse.settings import MountSettings
 from tapfs.fuse.tree import Tree
 from tapfs.serving.log import log
-
-AUTO, NATIVE, PASSTHROUGH, PYFUSE3 = "auto", "native", "passthrough", "pyfuse3"
-
-#: What `--engine` takes.
-CHOICES = (AUTO, NATIVE, PASSTHROUGH, PYFUSE3)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ import trio
 from tapfs.disk.image import Image
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.fuse import control, engines
+from tapfs.fuse.engine_names import AUTO, PASSTHROUGH
 from tapfs.fuse.files.layer import FilesLayer
 from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE, require_uncovered, top_mount, unmount
 from tapfs.fuse.registry import MountEntry, Registry
@@ -54,7 +55,7 @@ class Mount:
     tree: Tree
     entry: MountEntry
     modified_ns: int
-    engine: str = engines.AUTO
+    engine: str = AUTO
     settings: MountSettings = PLAIN
 
 
@@ -178,7 +179,7 @@ class Session:
         """What was counted; the engine does not see what the kernel passes through by itself."""
         if not self._serving:
             return self._counted
-        if self._attachment.name == engines.PASSTHROUGH:
+        if self._attachment.name == PASSTHROUGH:
             return {}
         counted = self._image.statistics()
         return {"bytes_read": counted.bytes_read, "bytes_written": counted.bytes_written}

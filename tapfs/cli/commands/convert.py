@@ -94,8 +94,8 @@ def _into_new(arguments: argparse.Namespace, source: Image) -> None:
 
 
 def _into_existing(arguments: argparse.Namespace, source: Image) -> None:
+    from tapfs.disk import opening
     from tapfs.disk.chain import OpenOptions
-    from tapfs.disk.opening import open_image as open_chain
     from tapfs.jobs.convert import Baseline, convert, refuse_own_chain
 
     refuse_own_chain(source, arguments.target)
@@ -109,7 +109,7 @@ def _into_existing(arguments: argparse.Namespace, source: Image) -> None:
         unlocked(
             arguments.target_key_file or arguments.key_file,
             arguments.target,
-            lambda password: open_chain(arguments.target, options, password=password),
+            lambda password: opening.open_image(arguments.target, options, password=password),
         ) as target,
         progress_of(arguments, "convert") as progress,
     ):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tapfs.cli.mount_options import settings_of, wants_writing
 from tapfs.cli.options import add_image_options, add_sector_size_option, open_image, warn_of_noise
 from tapfs.cli.parser import UsageError
+from tapfs.fuse.engine_names import AUTO, ENGINES
 
 if TYPE_CHECKING:
     import argparse
@@ -76,8 +77,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--foreground", action="store_true", help="stay until the mount ends; Ctrl-C unmounts")
     parser.add_argument(
         "--engine",
-        choices=("auto", "native", "passthrough", "pyfuse3"),
-        default="auto",
+        choices=ENGINES,
+        default=AUTO,
         help="who serves the disk: the kernel itself (passthrough, for flat images), native threads, or pyfuse3;"
         " auto, the default, takes the best that works",
     )

@@ -12,7 +12,7 @@ import pytest
 import tapfs
 from tapfs import ErrorKind, Gate, ImageError, NewImage
 from tapfs.disk import probe
-from tapfs.disk.chain import OpenOptions, open_chain
+from tapfs.disk.chain import OpenOptions, open_layers
 from tapfs.disk.opening import complete_left, open_image
 from tapfs.disk.plan_log import PlanLog, PlannedFile
 from tapfs.disk.plugins import Plugin
@@ -229,7 +229,7 @@ def test_a_plan_that_was_left_reaches_every_file(tmp_path: Path) -> None:
     path = image(tmp_path, "512 rw 0 a.bin", "0 log 0 log")
     options = OpenOptions(writable=True, format="flat")
     left: Plan = plan([Write(2, 0, b"planned!")], [Write(1, 3, b"data"), Write(0, COUNTER_AT, b"counter!")])
-    layers = open_chain(str(path), options)
+    layers = open_layers(str(path), options)
     planned = [PlannedFile(file.real_path(), file.identity) for file in layers[0].files]
     for layer in layers:
         layer.close()

@@ -11,7 +11,7 @@ import pytest
 
 import tapfs
 from tapfs import NewImage
-from tapfs.disk.chain import OpenOptions, open_chain
+from tapfs.disk.chain import OpenOptions, open_layers
 from tapfs.disk.image import Image
 from tests.conftest import REPOSITORY
 
@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def opened(path: Path, *, cache_bytes: int = 32 << 20, writable: bool = True) -> Image:
-    layers = open_chain(str(path), OpenOptions(writable=writable))
+    layers = open_layers(str(path), OpenOptions(writable=writable))
     return Image(layers, writable=writable, password=None, cache_bytes=cache_bytes)
 
 
