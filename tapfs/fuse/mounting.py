@@ -6,6 +6,7 @@ user's terminal and its locks to the child from the first moment.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -182,6 +183,9 @@ class ImageMount:
         try:
             os.stat(self.path if self.settings.files else os.path.join(self.path, "disk"))
         except OSError as error:
+            if self.settings.files is not None and error.errno == errno.ENOTCONN:
+                said = "its FUSE file system ended just after it had mounted; the system log has its words"
+                raise ImageError(ErrorKind.IO, said, path=self.settings.files.image, op="mount") from error
             raise from_os_error(error, path=self.path, op="reach the new mount") from error
 
     def clear_away(self, child: int) -> str | None:

@@ -170,7 +170,7 @@ def test_mounted_after_the_kill(mounts: Mounts, flat: Path, monkeypatch: pytest.
     directory = mounts.directory()
     monkeypatch.setenv("TAPFS_RUNTIME_DIR", str(mounts.runtime))
     with stopped_helper(mounts, flat, directory) as (hidden, helper, kill_others), ExitStack() as opened:
-        disk = loop_device(str(hidden / "disk"), offset=0, size=flat.stat().st_size, writable=False)
+        disk = loop_device(str(hidden / "disk"), offset=0, size=flat.stat().st_size, writable=False, name="x")
         device = opened.enter_context(disk)
         kill(helper)
         kill_others()

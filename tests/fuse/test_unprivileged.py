@@ -224,7 +224,6 @@ cd {home}
 tapfs() {{ {python} -m tapfs.cli "$@"; }}
 truncate -s 16M files.raw
 mkfs.ext4 -q -F files.raw
-program=$(command -v fuse2fs)
 mkdir programs
 PATH={home}/programs:$PATH
 cat > programs/fuse2fs <<'END'
@@ -236,11 +235,13 @@ chmod +x programs/fuse2fs
 tapfs mount --files files.raw dir; echo "refused: $?"
 cat > programs/fuse2fs <<END
 #!/bin/sh
-echo "mounting"
-$program "\\$@" > /dev/null 2>&1 &
-until grep -q " {home}/dir " /proc/mounts; do :; done
-kill -9 \\$!
-kill -SEGV \\$\\$
+exec {python} - "\\$@" <<'PROGRAM'
+import os, sys
+from tapfs.fuse.connection import MountOptions, connect
+connect(sys.argv[2], MountOptions(sys.argv[1], read_only=True))
+os.write(1, b"mounting")
+os.kill(os.getpid(), 11)
+PROGRAM
 END
 tapfs mount --files files.raw dir; echo "refused: $?"
 printf '#!/bin/sh\\necho the cause; seq 1000; echo the end; exit 3\\n' > programs/fuse2fs

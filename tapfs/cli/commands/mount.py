@@ -72,7 +72,8 @@ def add_parser(subparsers: Subparsers) -> None:
         action="append",
         default=[],
         help="ro, rw: as --ro and --rw; allow_other: let other users in (umask=022 unless said otherwise);"
-        " uid=N, gid=N, umask=NNN: owner and mode of the files; noexec; with --files also suid and dev",
+        " uid=N, gid=N, umask=NNN: owner and mode of the files; noexec; with --files also suid, dev,"
+        " nonempty (for a FUSE program), and discard and errors=WHAT for the kernel's file system",
     )
     parser.add_argument("--foreground", action="store_true", help="stay until the mount ends; Ctrl-C unmounts")
     parser.add_argument(

@@ -24,7 +24,6 @@ from tapfs.fuse.files.file_systems import OWNERLESS_TYPES, READ_ONLY_TYPES, Prog
 from tapfs.fuse.files.running_program import RunningProgram
 from tapfs.fuse.mount_table import top_mount
 from tapfs.fuse.settings import MountSettings
-from tapfs.serving.log import log
 from tapfs.serving.messages import decode, error_from_data
 
 #: The end of what a process said that an error repeats, in bytes.
@@ -162,9 +161,8 @@ class FilesLayer:
 
     async def _await_program(self) -> None:
         """Wait until the FUSE file system has written everything and ended."""
-        failure = None if self._program is None else await self._program.ended()
-        if failure is not None:
-            log.error("%s: its FUSE file system %s", self._mountpoint, failure)
+        if self._program is not None:
+            await self._program.ended()
 
     # Helpers
 

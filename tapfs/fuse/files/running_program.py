@@ -17,6 +17,7 @@ from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.fuse.files.file_systems import Program
 from tapfs.fuse.mount_table import MountedFileSystem, top_mount
 from tapfs.fuse.settings import FUSE_CONFIGURATION, users_may_allow_others
+from tapfs.serving.log import log
 
 #: Between looks whether a program has mounted itself.
 _LOOK_SECONDS = 0.01
@@ -93,19 +94,20 @@ class RunningProgram:
             process.kill()
             raise
 
-    async def ended(self) -> str | None:
-        """Wait until it has written everything and ended; how it failed, if it did."""
-        code = await self._process.wait()
-        return None if code == 0 else f"{self._how_it_ended()}: {self._words()}"
+    async def ended(self) -> None:
+        """Wait until it has written everything and ended."""
+        await self._process.wait()
 
     async def put_away(self) -> None:
-        """End it, by force if it does not end by itself."""
+        """End it, by force if it does not end by itself; log how it failed if it did."""
         with trio.move_on_after(_GRACE_SECONDS):
             await self._process.wait()
         with suppress(ProcessLookupError, PermissionError):
             self._process.kill()
         with trio.move_on_after(_GRACE_SECONDS):  # one that runs as root is not ours to end
             await self._process.wait()
+        if self._process.returncode:
+            log.error("%s: %s %s: %s", self._image, self._program.name, self._how_it_ended(), self._words())
         self._said.close()
 
     def _failed(self, what: str) -> ImageError:
