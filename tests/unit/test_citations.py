@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from tests.conftest import REPOSITORY
+from tests.unit.test_import_rule import MAY_IMPORT
 
 #: Files that are not ours, or that a text makes up as an example.
 OF_OTHERS = re.compile(
@@ -120,6 +121,17 @@ def test_every_specification_is_in_the_index() -> None:
     folder = REPOSITORY / "docs/specs"
     listed = set(_LINK.findall((folder / "README.md").read_text()))
     assert {path.name for path in folder.glob("*.md")} - {"README.md"} <= listed
+
+
+def test_the_drawing_of_the_architecture_is_the_listing() -> None:
+    """ARCHITECTURE.md lists the folders of tapfs/ from top to bottom, and imports run down."""
+    drawing = (REPOSITORY / "ARCHITECTURE.md").read_text().split("```")[1]
+    wings = [re.findall(r"([a-z]+)/", line[:14]) for line in drawing.splitlines()]
+    level = {wing: number for number, line in enumerate(wings) for wing in line}
+    folders = {path.name for path in (REPOSITORY / "tapfs").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert set(level) == folders
+    for wing, imported in MAY_IMPORT.items():
+        assert {other for other in imported if level[other] <= level[wing]} == set(), wing
 
 
 def test_a_citation_is_found_where_it_breaks_over_lines() -> None:
