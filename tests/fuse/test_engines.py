@@ -104,7 +104,7 @@ _REFUSING = """
 import sys
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.kernel.engine import EngineDisk
-def add_layer(self, **layer):
+def add_layer(self, *_, **layer):
     raise ImageError(ErrorKind.OUT_OF_BOUNDS, "no such layer today")
 EngineDisk.add_layer = add_layer
 from tapfs.cli.main import main
