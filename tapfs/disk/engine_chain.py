@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _MAX_TABLES = 4 << 20
 
 
-class ServedChain:
+class EngineChain:
     """The layers of a disk, top first, and its engine disk. `close` must come last.
 
     Each layer has a lock (`map_locks`). It covers the layer's driver and every change of the engine's map cache for

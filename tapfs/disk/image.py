@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 from tapfs.disk.chain import Layer
 from tapfs.disk.chain_map import MappedExtent, merge_mapped
 from tapfs.disk.description import ImageInfo, describe
-from tapfs.disk.engine_chain import ServedChain
+from tapfs.disk.engine_chain import EngineChain
 from tapfs.disk.stream_target import StreamTarget
 from tapfs.disk.write_path import WritePath
 from tapfs.driver import Codec, Identity, Streamable
@@ -67,7 +67,7 @@ class Image:
 
         `temporary`: what is written need not outlive this Image.
         """
-        self._chain = ServedChain(layers, writable=writable, password=password, cache_bytes=cache_bytes)
+        self._chain = EngineChain(layers, writable=writable, password=password, cache_bytes=cache_bytes)
         self._top = self._chain.top
         self._size = self._chain.size
         self._writes = WritePath(self._chain, plan_log) if writable else None
@@ -336,7 +336,7 @@ def _identify_others(read: Read, size: int) -> Sequence[FileSystem]:
     return blkid.identify(read, size)
 
 
-def _close_dropped(chain: ServedChain, writes: WritePath | None, opened_by: int) -> None:
+def _close_dropped(chain: EngineChain, writes: WritePath | None, opened_by: int) -> None:
     """Close the files of an Image that nobody refers to any more, and warn if it was opened in this process."""
     if chain.closed:
         return

@@ -30,7 +30,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, cast
 
 from tapfs.disk.chain_map import STRIDE
-from tapfs.disk.engine_chain import ServedChain
+from tapfs.disk.engine_chain import EngineChain
 from tapfs.disk.plan_log import PlanLog, PlannedFile
 from tapfs.driver import Begun, Operation, Placement, Reservation, WritableDriver
 from tapfs.extent import Extent, Kind
@@ -62,7 +62,7 @@ class _Claim:
 class WritePath:
     """The writes of one chain whose top layer is writable; ranges lie inside the disk."""
 
-    def __init__(self, chain: ServedChain, plan_log: PlanLog | None = None) -> None:
+    def __init__(self, chain: EngineChain, plan_log: PlanLog | None = None) -> None:
         self._chain = chain
         self._driver = cast("WritableDriver", chain.top.driver)
         # Without metadata there is nothing to plan.
