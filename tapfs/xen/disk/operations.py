@@ -68,7 +68,7 @@ class Operations:
         async with self._alone():
             if self._disk.paused:
                 return
-            async with self._held():
+            async with self._at_rest():
                 await trio.to_thread.run_sync(self._disk.image.flush)
                 await self._note({"tapfs/paused": 1})
                 self._disk.paused = True
@@ -81,7 +81,7 @@ class Operations:
                 return
             await self._note({"tapfs/paused": None})
             self._disk.paused = False
-            self._disk.go_on()
+            self._disk.resume()
             self._backend.look_again()
             log.info("resumed")
 
@@ -126,7 +126,7 @@ class Operations:
         """
         async with self._alone():
             before = self._disk.image.size
-            async with self._held():
+            async with self._at_rest():
                 await trio.to_thread.run_sync(self._disk.image.flush)
                 image = await trio.to_thread.run_sync(partial(resized, self._disk.image, size, force=force))
                 self._disk.replace(image).abandon()
@@ -138,7 +138,7 @@ class Operations:
         """Put the overlay on top; if that fails it is gone if it was new, and the disk is as it was."""
         noted = False
         try:
-            async with self._held():
+            async with self._at_rest():
                 image = await trio.to_thread.run_sync(self._opened_over, overlaid)
                 try:
                     specification, formats = specification_of(image)
@@ -168,15 +168,15 @@ class Operations:
                 yield
 
     @asynccontextmanager
-    async def _held(self) -> AsyncGenerator[None]:
-        """The rings without anything in flight; afterwards they go on, unless the disk is paused."""
+    async def _at_rest(self) -> AsyncGenerator[None]:
+        """The rings without anything in flight; afterwards the disk resumes, unless an operator has paused it."""
         if not self._disk.paused:
-            await trio.to_thread.run_sync(self._disk.hold)
+            await trio.to_thread.run_sync(self._disk.pause)
         try:
             yield
         finally:
             if not self._disk.paused:
-                self._disk.go_on()
+                self._disk.resume()
 
     async def _note_image(self, specification: str, formats: str) -> None:
         """Note what is served from now on. If xenstored goes before it has answered, see what it holds afterwards.

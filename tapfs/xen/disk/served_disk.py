@@ -98,18 +98,18 @@ class ServedDisk:
         self._device.close()
         self._device = None
 
-    def hold(self) -> None:
+    def pause(self) -> None:
         """Take no more requests and wait until none is in flight."""
         if self._device is not None:
             self._device.pause()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Take requests again."""
         if self._device is not None:
             self._device.resume()
 
     def replace(self, image: Image) -> Image:
-        """Serve another image from now on; only while held. The old one, which is the caller's now."""
+        """Serve another image from now on; only while it is paused. The old one, which is the caller's now."""
         if self._device is not None:
             self._device.replace_disk(image.engine_disk, writable=image.writable, discard=image.writable)
         old, self.image = self.image, image
