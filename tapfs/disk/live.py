@@ -44,7 +44,7 @@ class Overlaid(NamedTuple):
     layer: Layer
     made: bool
 
-    def forsake(self) -> None:
+    def discard(self) -> None:
         """Close it, and remove it if it was made for this."""
         with suppress(OSError):
             if self.made:
@@ -66,11 +66,11 @@ def overlay_on(image: Image, path: str, size: int | None) -> Overlaid:
     overlaid = Overlaid(*open_over(image.layers, path, size=size))
     found = overlaid.layer.driver.geometry.virtual_size
     if found < image.size or (size is not None and found != size):
-        overlaid.forsake()
+        overlaid.discard()
         raise _too_small(path, found, image.size if size is None else size)
     extents = overlaid.layer.driver.map(0, found)
     if not overlaid.made and any(extent.kind is not Kind.UNALLOCATED for extent in extents):
-        overlaid.forsake()
+        overlaid.discard()
         raise ImageError(
             ErrorKind.EXISTS,
             "has been written to as an overlay: what is in it would appear in the disk that the guest uses",

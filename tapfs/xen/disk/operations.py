@@ -152,7 +152,7 @@ class Operations:
                 let_others_read(image)
         except BaseException:
             if not noted:
-                overlaid.forsake()
+                overlaid.discard()
             raise
 
     def _opened_over(self, overlaid: Overlaid) -> Image:
