@@ -31,7 +31,7 @@ class Allocation:
 
     The tail, from `end` on, was never handed out in this session and lies past the end that the file
     had, so it reads as zeros. A freed range goes round: it is noted, flies with the plan that makes
-    its unlinking durable and punches it, and is free once that plan has landed.
+    its unlinking durable and punches it, and is free once that plan is done.
     """
 
     def __init__(self, path: str, file_size: int, cluster_size: int) -> None:
@@ -42,10 +42,10 @@ class Allocation:
         self.committed_end = file_size
         #: How long the file is known to be on disk.
         self.durable_end = file_size
-        self._flying_end = file_size
+        self._end_in_plan = file_size
         self._free: list[HostRange] = []
         self._noted: list[tuple[HostRange, bool]] = []
-        self._flying: list[tuple[HostRange, bool]] = []
+        self._in_plan: list[tuple[HostRange, bool]] = []
 
     def tail(self, length: int, *, alignment: int | None = None) -> int:
         """The host offset of `length` fresh bytes at the end of the file, on a cluster boundary.
@@ -90,21 +90,21 @@ class Allocation:
     @property
     def noted(self) -> int:
         """How many released ranges wait for a flush."""
-        return len(self._noted) + len(self._flying)
+        return len(self._noted) + len(self._in_plan)
 
-    def take_off(self) -> list[HostRange]:
+    def begin_plan(self) -> list[HostRange]:
         """The released ranges fly with the plan that is being made; they are to be punched by it."""
-        self._flying += self._noted
+        self._in_plan += self._noted
         self._noted = []
-        self._flying_end = self.committed_end
-        return _joined([released for released, _ in self._flying])
+        self._end_in_plan = self.committed_end
+        return _joined([released for released, _ in self._in_plan])
 
-    def landed(self) -> None:
+    def plan_done(self) -> None:
         """The plan is durable: what it released may be used again."""
-        self._free = _joined(self._free + [released for released, reusable in self._flying if reusable])
+        self._free = _joined(self._free + [released for released, reusable in self._in_plan if reusable])
         self._free.reverse()
-        self._flying = []
-        self.durable_end = self._flying_end
+        self._in_plan = []
+        self.durable_end = self._end_in_plan
 
 
 def _joined(ranges: list[HostRange]) -> list[HostRange]:

@@ -31,26 +31,26 @@ ENTRIES_PER_SECTOR = SECTOR // ENTRY_LENGTH
 class ChangedTable:
     """A table that differs from the disk.
 
-    `pending` sectors changed since the last flush, `flying` ones are in the plan that is being executed.
+    `pending` sectors changed since the last flush, `in_plan` ones are in the plan that is being executed.
     `runs` are those of the last plan, kept while nothing changes: plans can be asked for with every commit.
     """
 
-    __slots__ = ("entries", "flying", "pending", "runs")
+    __slots__ = ("entries", "in_plan", "pending", "runs")
 
     def __init__(self, entries: array[int]) -> None:
         self.entries = entries
         self.pending: set[int] = set()
-        self.flying: set[int] = set()
+        self.in_plan: set[int] = set()
         self.runs: list[tuple[int, bytes]] | None = None
 
     def sector_runs(self) -> list[tuple[int, bytes]]:
-        """Runs of flying sectors: byte offset in the table, bytes."""
+        """Runs of the sectors in the plan: byte offset in the table, bytes."""
         if self.runs is None:
             self.runs = list(self._sector_runs())
         return self.runs
 
     def _sector_runs(self) -> Iterator[tuple[int, bytes]]:
-        sectors = sorted(self.flying)
+        sectors = sorted(self.in_plan)
         start = 0
         for at in range(1, len(sectors) + 1):
             if at == len(sectors) or sectors[at] != sectors[at - 1] + 1:
@@ -150,15 +150,15 @@ class Tables:
         """Memory that the changed tables take."""
         return len(self.changed) * self._header.l2_length
 
-    def take_off(self) -> None:
+    def begin_plan(self) -> None:
         """All that is pending flies with the plan that is being made."""
         for changed in self.changed.values():
             if changed.pending:
-                changed.flying |= changed.pending
+                changed.in_plan |= changed.pending
                 changed.pending.clear()
                 changed.runs = None
 
-    def landed(self) -> None:
+    def plan_done(self) -> None:
         """What flew is durable."""
         for index in [index for index, changed in self.changed.items() if not changed.pending]:
             entries = self.changed.pop(index).entries
@@ -166,7 +166,7 @@ class Tables:
                 self._clean.popitem(last=False)
             self._clean[index] = entries
         for changed in self.changed.values():
-            changed.flying.clear()
+            changed.in_plan.clear()
             changed.runs = None
 
     def table_fault(self, table_offset: int) -> str | None:

@@ -67,7 +67,7 @@ class WritableQcowDriver(QcowDriver):
         #: Whether new space is allocated the way blktap does.
         self._whole_extents = self.fast_path and self._geometry.cipher is None
         self._l1_pending: set[int] = set()
-        self._l1_flying: set[int] = set()
+        self._l1_in_plan: set[int] = set()
         #: The disk's size in whole clusters.
         self._rounded_size = round_up(self.header.size, self.header.cluster_size)
         #: Whole extents that are reserved, by L1 index: the table's offset.
@@ -76,8 +76,8 @@ class WritableQcowDriver(QcowDriver):
         self._prepared = False
         #: The extended header as it must be before anything else is changed, if it must.
         self._new_words: ExtendedHeader | None = None
-        self._flying_cksum = 0
-        self._flying_strays: list[int] = []
+        self._cksum_in_plan = 0
+        self._strays_in_plan: list[int] = []
 
     # -- reservations ---------------------------------------------------------------------------
 
@@ -146,12 +146,12 @@ class WritableQcowDriver(QcowDriver):
 
     def flush(self) -> Plan:
         """The plan described at the head of this module; empty where nothing has changed."""
-        released = self.allocation.take_off()
+        released = self.allocation.begin_plan()
         # A stray header copy is mended even where guest data was only written in place.
-        if not (self.tables.changed or self._l1_pending or self._l1_flying or released or self.tables.strays):
+        if not (self.tables.changed or self._l1_pending or self._l1_in_plan or released or self.tables.strays):
             return Plan()
-        self.tables.take_off()
-        self._l1_flying |= self._l1_pending
+        self.tables.begin_plan()
+        self._l1_in_plan |= self._l1_pending
         self._l1_pending = set()
         return plan(
             self._grow_steps(),
@@ -170,19 +170,19 @@ class WritableQcowDriver(QcowDriver):
             self.extended = self._new_words
             self._new_words = None
             self.decide_fast_path()
-        self.tables.strays.difference_update(self._flying_strays)
-        self._flying_strays = []
-        if self._l1_flying and self.cksum_valid and self.extended is not None:
-            self.extended = self.extended._replace(cksum=self._flying_cksum)
-        self.tables.landed()
-        self._l1_flying = set()
-        self.allocation.landed()
+        self.tables.strays.difference_update(self._strays_in_plan)
+        self._strays_in_plan = []
+        if self._l1_in_plan and self.cksum_valid and self.extended is not None:
+            self.extended = self.extended._replace(cksum=self._cksum_in_plan)
+        self.tables.plan_done()
+        self._l1_in_plan = set()
+        self.allocation.plan_done()
 
     def _stray_steps(self) -> list[Step]:
-        self._flying_strays = sorted(self.tables.strays)[:_MAX_STRAYS]
+        self._strays_in_plan = sorted(self.tables.strays)[:_MAX_STRAYS]
         return [
             Write(0, self.l1[index], encode_entries(self.tables.computed(self.l1[index])))
-            for index in self._flying_strays
+            for index in self._strays_in_plan
         ]
 
     def _word_steps(self) -> list[Step]:
@@ -214,16 +214,16 @@ class WritableQcowDriver(QcowDriver):
     def _l1_steps(self) -> list[Step]:
         steps: list[Step] = []
         start: int | None = None
-        for index in sorted(self._l1_flying):
+        for index in sorted(self._l1_in_plan):
             if start is None:
                 start = index
-            if index + 1 not in self._l1_flying:
+            if index + 1 not in self._l1_in_plan:
                 at, end = ENTRY_LENGTH * start, ENTRY_LENGTH * (index + 1)
                 steps.append(Write(0, self.header.l1_table_offset + at, bytes(self.l1.raw[at:end])))
                 start = None
         if steps and self.cksum_valid:
-            self._flying_cksum = self.l1.cksum()
-            steps.append(Write(0, CKSUM_AT, self._flying_cksum.to_bytes(4, "big")))
+            self._cksum_in_plan = self.l1.cksum()
+            steps.append(Write(0, CKSUM_AT, self._cksum_in_plan.to_bytes(4, "big")))
         return steps
 
     def stream(self) -> QcowStreamWriter:

@@ -1,4 +1,4 @@
-"""Freed space: punched by the flush that unlinks it, used again only after that flush has landed."""
+"""Freed space: punched by the flush that unlinks it, used again only after the plan of that flush is done."""
 
 from __future__ import annotations
 
