@@ -53,8 +53,8 @@ class OpenOptions:
     `backing`: the parent to use instead of the one that the image names. `backing_formats`: of the parents, nearest
     first.
     `gate`: which files the images may name. `sharing`: whom to bear beside us.
-    `direct`: O_DIRECT for guest data, `disk`: whose requests those are (`LocalFile`). `overlay`: a file for
-    scratch writes (`tapfs.disk.overlay`), `temporary`: one without a name; with either the image
+    `direct`: O_DIRECT for guest data, `request_owner`: the disk that those requests belong to (`LocalFile`).
+    `overlay`: a file for scratch writes (`tapfs.disk.overlay`), `temporary`: one without a name; with either the image
     itself is opened read-only, whatever `writable` says. `say_raw`: how the user says that the
     image is raw, for remedies.
     """
@@ -67,7 +67,7 @@ class OpenOptions:
     backing_formats: Sequence[str] = ()
     gate: Gate = ORDINARY
     direct: bool = False
-    disk: int | None = None
+    request_owner: int | None = None
     sharing: Sharing = Sharing.ALONE
     overlay: str | None = None
     temporary: bool = False
@@ -140,7 +140,11 @@ def open_layer(path: str, options: OpenOptions) -> Layer:
 
 def _open_located(location: Location, options: OpenOptions, *, gate: Gate | None = None) -> Layer:
     file = location.open(
-        writable=options.writable, sharing=options.sharing, direct=options.direct, disk=options.disk, gate=gate
+        writable=options.writable,
+        sharing=options.sharing,
+        direct=options.direct,
+        request_owner=options.request_owner,
+        gate=gate,
     )
     return layer_of_file(location.name, file, options, format_name=location.format_name)
 
@@ -259,7 +263,7 @@ def _open_parent(layers: Sequence[Layer], location: Location, options: OpenOptio
         lenient=options.lenient,
         gate=options.gate,
         direct=options.direct,
-        disk=options.disk,
+        request_owner=options.request_owner,
         sharing=options.sharing,
         say_raw="say {backing_format=raw} (once for each parent, nearest first)",
     )

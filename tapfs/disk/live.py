@@ -166,17 +166,17 @@ def _once_more(layer: Layer, *, writable: bool, direct: bool, sharing: Sharing =
     with ExitStack() as on_error:
         opened: list[LocalFile] = []
         for file in layer.files:
-            again = LocalFile(
+            twin = LocalFile(
                 file.path,
                 os.dup(file.descriptor),
                 writable=writable and file.writable,
                 sharing=sharing,
                 direct=direct,
-                disk=file.disk,
-                again=True,
+                request_owner=file.request_owner,
+                already_open=True,
             )
-            on_error.callback(again.close)
-            opened.append(again)
+            on_error.callback(twin.close)
+            opened.append(twin)
         given = {name: opened[number] for name, number in layer.files.names.items()}
         on_error.pop_all()
     return layer_of_files(layer.path, layer.files.again(given, opened[0]), options)

@@ -61,7 +61,9 @@ def _complete(location: Location, options: OpenOptions, kept: KeptPlan) -> bool:
     with ExitStack() as stack:
         files: list[LocalFile] = []
         for place in (location, *map(locate, kept.further_paths)):
-            file = place.open(writable=True, sharing=options.sharing, direct=options.direct, disk=options.disk)
+            file = place.open(
+                writable=True, sharing=options.sharing, direct=options.direct, request_owner=options.request_owner
+            )
             stack.callback(file.close)
             files.append(file)
         same = kept.is_for([file.identity for file in files])

@@ -67,7 +67,7 @@ class PlanLog:
         self._room = 0
 
     @property
-    def disk(self) -> int:
+    def request_owner(self) -> int:
         """A number below 2**61 that all processes of this life of the disk have, and hardly another disk."""
         return int.from_bytes(hashlib.blake2b(self._token, digest_size=8).digest(), "big") >> 3
 

@@ -80,20 +80,20 @@ class LocalFile:
         writable: bool,
         sharing: Sharing = Sharing.ALONE,
         direct: bool = False,
-        disk: int | None = None,
-        again: bool = False,
+        request_owner: int | None = None,
+        already_open: bool = False,
     ) -> None:
         """Take over `descriptor`; it is closed here if anything is wrong with the file.
 
-        `disk` marks direct requests as those of a disk whose next process has to wait for them
-        (`tapfs.host.lock.mark_requests`); `again`: this process has the file open for it already.
+        `request_owner` marks direct requests as those of a disk whose next process has to wait for them
+        (`tapfs.host.lock.mark_requests`); `already_open`: this process has the file open for it already.
         Raises ImageError(invalid_format) for what is no file, ImageError(locked).
         """
         self.path = path
         self.descriptor = descriptor
         self.writable = writable
         self.direct = False
-        self.disk = disk
+        self.request_owner = request_owner
         self._data_descriptor: int | None = None
         #: What of it is here; None: all.
         self.presence: Presence | None = None
@@ -109,7 +109,7 @@ class LocalFile:
                 self._refuse_read_only_device()
             lock_image(descriptor, path, writable=writable, sharing=sharing)
             if direct:
-                self._open_direct(again=again)
+                self._open_direct(already_open=already_open)
         except BaseException:
             self.close()
             raise
@@ -122,12 +122,14 @@ class LocalFile:
         writable: bool = False,
         sharing: Sharing = Sharing.ALONE,
         direct: bool = False,
-        disk: int | None = None,
+        request_owner: int | None = None,
     ) -> Self:
         """Open an existing file by its name. Raises ImageError(not_found, denied) and what `open_found` does."""
         found = look_up(path)
         try:
-            return cls.open_found(found, path, writable=writable, sharing=sharing, direct=direct, disk=disk)
+            return cls.open_found(
+                found, path, writable=writable, sharing=sharing, direct=direct, request_owner=request_owner
+            )
         finally:
             os.close(found)
 
@@ -140,7 +142,7 @@ class LocalFile:
         writable: bool = False,
         sharing: Sharing = Sharing.ALONE,
         direct: bool = False,
-        disk: int | None = None,
+        request_owner: int | None = None,
     ) -> Self:
         """Open the file that an O_PATH descriptor stands for, whatever its name means by now.
 
@@ -164,7 +166,7 @@ class LocalFile:
             except BaseException:
                 os.close(descriptor)
                 raise
-        return cls(path, descriptor, writable=writable, sharing=sharing, direct=direct, disk=disk)
+        return cls(path, descriptor, writable=writable, sharing=sharing, direct=direct, request_owner=request_owner)
 
     def require_present(self, offset: int, length: int) -> None:
         """Have the bytes of the range here, if the file is a copy that comes block by block."""
@@ -176,7 +178,7 @@ class LocalFile:
         """The descriptor for guest data: the O_DIRECT one where there is one."""
         return self.descriptor if self._data_descriptor is None else self._data_descriptor
 
-    def _open_direct(self, *, again: bool) -> None:
+    def _open_direct(self, *, already_open: bool) -> None:
         """A second open file with O_DIRECT; a host that has none of it is used without."""
         flags = (os.O_RDWR if self.writable else os.O_RDONLY) | os.O_DIRECT
         try:
@@ -186,8 +188,8 @@ class LocalFile:
             if error.errno != errno.EINVAL:
                 raise from_os_error(error, path=self.path, op="open the image for direct I/O") from error
             return
-        if self.disk is not None:
-            mark_requests(self._data_descriptor, self.path, self.disk, again=again)
+        if self.request_owner is not None:
+            mark_requests(self._data_descriptor, self.path, self.request_owner, already_open=already_open)
 
     def _refuse_read_only_device(self) -> None:
         """Raise ImageError(read_only) for a device that can be opened for writing and then refuses every write."""

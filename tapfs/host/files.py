@@ -149,7 +149,7 @@ class LocalFiles:
                 writable=self._writes(role),
                 sharing=self._sharing,
                 direct=self.image.direct,
-                disk=self.image.disk,
+                request_owner=self.image.request_owner,
             )
         finally:
             os.close(found)

@@ -65,7 +65,7 @@ class Location:
         writable: bool = False,
         sharing: Sharing = Sharing.ALONE,
         direct: bool = False,
-        disk: int | None = None,
+        request_owner: int | None = None,
         gate: Gate | None = None,
     ) -> LocalFile:
         """Open what is there; `gate` judges it as a parent that an image names.
@@ -85,7 +85,7 @@ class Location:
                 writable=writable,
                 sharing=Sharing.ANYBODY if self.in_memory else sharing,
                 direct=direct,
-                disk=disk,
+                request_owner=request_owner,
             )
         finally:
             os.close(found)

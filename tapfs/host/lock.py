@@ -132,15 +132,15 @@ def _conflict(
             return next((byte for byte in against if _held_by_another(descriptor, byte)), None)
 
 
-def mark_requests(descriptor: int, path: str, disk: int, *, again: bool) -> None:
-    """Mark an open host file as one that requests of `disk` (a number below 2**61) go to.
+def mark_requests(descriptor: int, path: str, request_owner: int, *, already_open: bool) -> None:
+    """Mark an open host file as one that requests of `request_owner` (a number below 2**61) go to.
 
     The kernel goes on with direct requests of a process that was killed, and as long as it does they keep their open
-    file and this mark. Raises ImageError(locked) while it does, unless `again` says that the marks are our own.
+    file and this mark. Raises ImageError(locked) while it does, unless `already_open` says that the marks are our own.
     """
-    byte = _REQUESTS_BASE + disk
+    byte = _REQUESTS_BASE + request_owner
     try:
-        late = not again and _held_by_another(descriptor, byte)
+        late = not already_open and _held_by_another(descriptor, byte)
         if not late:
             _set(descriptor, fcntl.F_RDLCK, byte)
     except OSError as error:

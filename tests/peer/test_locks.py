@@ -144,7 +144,9 @@ def test_direct_requests_that_outlive_their_process(tmp_path: Path) -> None:
     path.write_bytes(bytes(1 << 20))
 
     def served(disk: int, sharing: Sharing = Sharing.ANYBODY) -> Image:
-        return open_image(str(path), OpenOptions(format="raw", writable=True, direct=True, disk=disk, sharing=sharing))
+        return open_image(
+            str(path), OpenOptions(format="raw", writable=True, direct=True, request_owner=disk, sharing=sharing)
+        )
 
     for sharing in (Sharing.ANYBODY, Sharing.ALONE):
         with served(7, sharing) as image:

@@ -33,7 +33,7 @@ def open_disk(settings: DiskSettings, plan_log: PlanLog) -> Image:
         writable=mode != "r",
         backing_formats=settings.backing_formats,
         direct=specification.direct,
-        disk=plan_log.disk,
+        request_owner=plan_log.request_owner,
         sharing=_SHARING[mode],
         say_raw=f"attach tap:aio:{specification.path}, or say -f raw,",
     )

@@ -69,7 +69,7 @@ def test_the_other_uses_of_a_lock_are_refused(image: Path, refuse: Refuse) -> No
     refuse(errno.ENOLCK)
     with image.open("rb") as file:
         for use in (
-            lambda: lock.mark_requests(file.fileno(), str(image), 1, again=False),
+            lambda: lock.mark_requests(file.fileno(), str(image), 1, already_open=False),
             lambda: lock.refuse_other_writers(file.fileno(), str(image)),
         ):
             with pytest.raises(ImageError) as raised:

@@ -31,7 +31,7 @@ from tests.xen.machine import PATIENCE, Machine
 def open_after_kill(path: str, format_name: str) -> Image:
     """The image as a disk process opens it; its last user's locks may outlive the user a little."""
     plan_log = PlanLog(Path(f"{path}.plan"), "of this test")
-    options = OpenOptions(format=format_name, writable=True, disk=plan_log.disk)
+    options = OpenOptions(format=format_name, writable=True, request_owner=plan_log.request_owner)
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
