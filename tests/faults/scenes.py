@@ -50,11 +50,6 @@ class Scene:
         """Whether the format has metadata that can be checked."""
         return self.options["format"] != "raw"
 
-    @property
-    def encrypted(self) -> bool:
-        """Whether the host holds whole sectors of ciphertext."""
-        return "aes" in self.kind
-
     def opened(self, path: Path | None = None, **options: Any) -> tapfs.Image:
         """The image, or a copy of it, opened as its kind says."""
         return tapfs.open(path or self.path, **(self.options | options))
