@@ -88,17 +88,18 @@ def open_file(
         raise
 
 
-def info(path: str | os.PathLike[str], **options: Unpack[OpenKeywords]) -> ImageInfo:
+def info(path: str | os.PathLike[str], *, sector_size: int | None = None, **options: Unpack[OpenKeywords]) -> ImageInfo:
     """What ``tapfs info`` shows of an image: format, sizes, parents, partitions and file systems.
 
-    The keywords are those of `tapfs.open`. Of an encrypted image without its password all is there but what is on the
-    disk. So it is with a parent that is missing, which the last link of `chain` says, and with `gate=Gate.nothing()`,
-    which has no parent looked at. Raises ImageError, also for a parent that is refused.
+    `sector_size` is as for `open_file`. The other keywords are those of `tapfs.open`. Of an encrypted image without
+    its password all is there but what is on the disk. So it is with a parent that is missing, which the last link of
+    `chain` says, and with `gate=Gate.nothing()`, which has no parent looked at. Raises ImageError, also for a parent
+    that is refused.
     """
     if options.get("overlay") is not None or options.get("temporary") or options.get("writable"):
         options["metadata_only"] = True
         with open(path, **options) as image:
-            return image.info
+            return image.description(None if image.needs_password else image.contents(sector_size=sector_size))
     from tapfs.disk.inspection import inspect
 
     read_only = OpenOptions(
@@ -111,4 +112,4 @@ def info(path: str | os.PathLike[str], **options: Unpack[OpenKeywords]) -> Image
     )
     with inspect(os.fsdecode(path), read_only, password=options.get("password")) as found:
         found.raise_refusal()
-        return found.infos()[0]
+        return found.infos(sector_size=sector_size)[0]

@@ -53,7 +53,7 @@ class NewImage:
     backing: str | None = None
     backing_format: str | None = None
     options: Mapping[str, str] = field(default_factory=dict[str, str])
-    password: bytes | None = None
+    password: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         require_bytes(self.password)

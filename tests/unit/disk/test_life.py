@@ -114,6 +114,12 @@ def test_the_repr_names_file_format_size_and_state(image: Path) -> None:
         assert repr(disk).endswith("read-only>")
 
 
+def test_a_repr_has_no_password(image: Path) -> None:
+    assert "secret" not in repr(NewImage("qcow", SIZE, password=b"secret"))
+    with tapfs.open(image, password=b"secret") as disk:
+        assert "secret" not in repr(disk)
+
+
 def test_text_is_neither_a_password_nor_a_sequence_of_formats(image: Path) -> None:
     with pytest.raises(TypeError, match="bytes, not str"):
         tapfs.open(image, password="secret")  # type: ignore[arg-type]  # noqa: S106
