@@ -1,4 +1,4 @@
-"""What a format driver is: the protocols between drivers and everything else.
+"""The contract of format drivers: the protocols between drivers and everything else.
 
 Drivers map, the engine moves. A driver parses metadata through :class:`HostFile`, answers
 `map`, decides in `reserve` where new data will go, and says in a :class:`~tapfs.plan.Plan`

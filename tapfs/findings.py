@@ -1,4 +1,4 @@
-"""What a check found: findings, each with its severity, and the report that counts and bounds them."""
+"""The findings of a check, each with its severity, and the report that counts and bounds them."""
 
 from __future__ import annotations
 

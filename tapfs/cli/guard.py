@@ -1,4 +1,4 @@
-"""What stands around every command: errors become one line and an exit code, signals become exceptions."""
+"""The guard around every command: it turns errors into one line and an exit code, and signals into exceptions."""
 
 from __future__ import annotations
 

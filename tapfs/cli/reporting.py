@@ -1,4 +1,4 @@
-"""What several commands print: JSON, names and aligned tables, and the progress options."""
+"""Output that several commands share: JSON, names, aligned tables; and the options for progress."""
 
 from __future__ import annotations
 

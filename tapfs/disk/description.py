@@ -1,4 +1,4 @@
-"""What `tapfs info` says about an image, as JSON-able data."""
+"""Describe an open image as the JSON-able data that `tapfs info` prints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How writes reach a disk: in place, into reserved places, and by plans.
+"""The write path of a disk: bytes go in place or to reserved places, and metadata goes by plans.
 
 The engine writes in place as far as the map allows; for the rest the driver reserves places,
 the engine writes there (filling partial granules with the old contents), the driver commits.
@@ -15,9 +15,9 @@ engine's side.
 An exception may come at any call, KeyboardInterrupt does. So what claims a range gives it back
 in a `finally` that it has entered before.
 
-With a plan log (`tapfs.disk.plan_log`) a commit is seen by nobody before the plan that makes it durable is kept there:
-who finds the new map may write in place by it and be done. A driver knows one plan at a time, so such a commit waits
-for a flush that is under way.
+With a plan log (`tapfs.disk.plan_log`) a commit becomes visible only after the log has the plan that makes the commit
+durable. A writer that sees the new map writes in place, and its write must not depend on a plan that a kill would take.
+A driver knows one plan at a time, so such a commit waits for a flush that is under way.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `tapfs umount` and `tapfs list` ask of the process that serves a mount, over its control socket.
+"""Requests of `tapfs umount` and `tapfs list` to the process that serves a mount, over its control socket.
 
 `umount` (with `force`) is answered when the image is closed; `error` holds what went wrong although the mount is gone.
 Where the mount stays, the answer is the error. `status` is answered with what is counted, `bytes_read` and

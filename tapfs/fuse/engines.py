@@ -1,4 +1,4 @@
-"""Who answers the kernel: native threads of the engine beside pyfuse3, or pyfuse3 alone.
+"""The engines of a mount: native threads beside pyfuse3, or pyfuse3 alone, answer the kernel.
 
 `auto` takes the best that works: the kernel itself (passthrough) for a read-only disk that is a
 file byte for byte, native threads for all else, pyfuse3 where those cannot be started. pyfuse3 is taken

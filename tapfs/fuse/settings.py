@@ -1,4 +1,4 @@
-"""What the user says of a mount beyond the image: whose its files are, who may look, what it shows."""
+"""The settings of a mount beside the image: owner and mode of its files, who may look, what it shows."""
 
 from __future__ import annotations
 

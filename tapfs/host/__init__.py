@@ -1,1 +1,1 @@
-"""What a name means on this host, and the host's files: opened, locked, created whole."""
+"""The host's files: judge a name, then open, lock, or create the file that the name means."""

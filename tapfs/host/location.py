@@ -1,7 +1,7 @@
-"""What the name of an image means: a file or block device of this host, or a RAM disk.
+"""Locations: tell what the name of an image means, a file or block device of this host, or a RAM disk.
 
-Every command and the Python API ask here, and nowhere else. Names of other kinds, such as nbd://host, will be told
-apart here, too. A file whose name looks like another kind is written with a slash: ``./ram:x``, ``./-``.
+Every command and the Python API ask this module and nothing else. Names of other kinds, such as nbd://host, will be
+told apart here, too. A user writes a file whose name looks like another kind with a slash: ``./ram:x``, ``./-``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What of a host file is here: for files that are copies of something elsewhere and come block by block.
+"""Presence: which blocks of a host file have come, for a file that is a copy of something elsewhere.
 
 The engine knows descriptors and never calls back. So a file that lies elsewhere is a sparse file of this host, and one
 byte for each of its blocks says whether the block is here. A read that meets an absent block ends with FETCH; its

@@ -1,8 +1,8 @@
-"""Where a new image will be: a name in an open folder, and the file that has the name already.
+"""The target of a new image: a name in an open folder, and the file that has the name already.
 
-Others may be able to change the folder, as everybody can /tmp. So the name is walked once, each link on the way is
-judged, and everything afterwards is done in the open folder with a name that was no link. The rules are those of Linux
-(fs.protected_symlinks, fs.protected_regular), whatever the host is set to.
+Other users may be able to change the folder, as everybody can /tmp. So the name is walked once, and each link on
+the way is judged. All later steps are done in the open folder, with a name that was no link. The rules are those of
+Linux (fs.protected_symlinks, fs.protected_regular), whatever the host is set to.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What lies on a virtual disk: partition tables and the names of file systems. Pure: bytes in, facts out."""
+"""Partition tables and the names of file systems on a virtual disk. Pure: bytes in, facts out."""

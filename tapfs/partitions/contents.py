@@ -1,4 +1,4 @@
-"""What lies on a disk: the table if it has one, and the file systems in it."""
+"""Find the contents of a disk: the partition table if there is one, and the file systems."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of a disk's contents, as data."""
+"""The contents of a disk as data: table, partitions, file systems."""
 
 from __future__ import annotations
 

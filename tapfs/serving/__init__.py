@@ -1,1 +1,1 @@
-"""What every process that serves a disk needs, whichever front end it has."""
+"""The parts that every process which serves a disk needs, whichever front end the process has."""

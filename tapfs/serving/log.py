@@ -1,4 +1,4 @@
-"""Where a serving process writes what nobody waits to read: syslog, or stderr in the foreground."""
+"""Logging of server processes: to syslog in the background, to stderr in the foreground."""
 
 from __future__ import annotations
 

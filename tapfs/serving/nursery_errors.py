@@ -1,4 +1,4 @@
-"""What went wrong in a nursery: trio wraps even a single error into a group."""
+"""The one error of a trio nursery. trio wraps even a single error into a group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which process is meant: a pid alone is used again."""
+"""Identify a process by its pid and its start time, because a pid is used again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where running tapfs processes leave what others must find: sockets, lists of mounts, journals."""
+"""The runtime directory: the private folder for sockets, lists of mounts and journals of running tapfs processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a suite tests: a format, and how images of it are made or where they are."""
+"""The subject of a suite: a format, and its images, which the suite makes or which are given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where this machine's Xen is: its xenstore, and whether disks can be served here at all."""
+"""Find this machine's Xen: its xenstore, and whether disks can be served here at all."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""What a disk that was given up has left, and whether its image is still the one that it is for.
+"""Detect that an image was changed by another program after its disk was given up.
 
-The plan and the journal of a dead process wait for its successor. A successor of a disk that was given up may come days
-later, when an operator has mended the image with another program: then they would be written over what that one wrote.
-So the supervisor notes how the image stood when nobody of ours could write any more. A crash of the host takes the note
-(on tmpfs) together with what it is about.
+A disk process that was killed leaves a plan and a journal for the next process. If the disk was given up, the next
+process may come days later. Meanwhile an operator may have mended the image with another program. The old plan and
+journal would then destroy the work of that program, so they must be dropped. Therefore the supervisor notes a stamp of
+the image when no process of ours can write it any more. A crash of the host takes the note, the plan and the journal
+together, because all three lie on tmpfs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 /*
- * What both frontends of the ring benchmark do alike: which requests they make, whether the data is right, what they
- * report. Every 4 KiB block of the disk begins with its own number, which a write leaves as it is.
+ * The workload of both frontends of the ring benchmark: their requests, the check of the data, the report.
+ * Every 4 KiB block of the disk begins with its own number, which a write leaves as it is.
  */
 #ifndef TAPFS_BENCH_WORKLOAD_H
 #define TAPFS_BENCH_WORKLOAD_H

@@ -1,4 +1,4 @@
-/* What the scenarios of the mover's driver share: moves with memory of their own. */
+/* Moves with memory of their own, for all scenarios of the mover's driver. */
 #ifndef MOVER_DRIVER_H
 #define MOVER_DRIVER_H
 

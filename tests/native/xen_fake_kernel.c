@@ -1,5 +1,5 @@
 /*
- * What /dev/xen/gntdev and /dev/xen/evtchn do, for xen/gntdev.c, which is linked with --wrap of the calls here: every
+ * A false /dev/xen/gntdev and /dev/xen/evtchn for xen/gntdev.c, which is linked with --wrap of the calls here. Every
  * argument is checked as the kernel checks it. The frontend is domain 7 with PAGES pages.
  */
 #include <errno.h>

@@ -1,4 +1,4 @@
-/* What is in a cached map unit: packing, looking up, changing. */
+/* A cached map unit: pack its runs, look them up, change them. */
 #include <stdlib.h>
 
 #include "engine/unit.h"

@@ -1,4 +1,4 @@
-/* How requests leave a native thread: by an answer to the kernel, or into the park. */
+/* The two ways out of a native thread for a request: an answer to the kernel, or the park. */
 #include <errno.h>
 #include <stdlib.h>
 #include <time.h>

@@ -1,4 +1,4 @@
-/* What is agreed with the kernel at INIT: libfuse's answer, amended for native threads. */
+/* The agreement with the kernel at INIT: libfuse's answer, amended for native threads. */
 #include <errno.h>
 #include <string.h>
 #include <sys/ioctl.h>

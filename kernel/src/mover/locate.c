@@ -1,4 +1,4 @@
-/* Where a range of the virtual disk lies: through the chain by the map cache, run by run. */
+/* Locate a range of the virtual disk on the host: through the chain by the map cache, run by run. */
 #include "mover/internal.h"
 
 #define EXTENTS_AT_ONCE 8

@@ -1,5 +1,5 @@
 /*
- * What Python sees of parked requests. A front end parks a request that it cannot finish by itself, because a map or a
+ * Parked requests as Python sees them. A front end parks a request that it cannot finish by itself, because a map or a
  * reservation is missing or because the host's disk must be waited for. Threads of the owner take parked requests,
  * serve them, and resume or complete them.
  *

@@ -1,7 +1,6 @@
 /*
- * Where the data of a transfer is: in the frontend's pages, mapped for a while or for good, or in a buffer that grant
- * copies fill and empty. Pages that cannot be mapped go through a buffer, too, and it is the copy that finds out which
- * of them are not granted.
+ * The memory of a transfer: the frontend's pages, mapped for a while or for good, or a buffer that grant copies fill
+ * and empty. Pages that cannot be mapped go through a buffer, too. The copy then finds out which are not granted.
  */
 #include <string.h>
 

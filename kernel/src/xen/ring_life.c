@@ -1,4 +1,4 @@
-/* What a ring has, from the frontend's pages to its thread. Everything is sized by the ring. */
+/* Make and free a ring, from the frontend's pages to its thread. Everything is sized by the ring. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,5 +1,5 @@
 /*
- * What a backend needs of Xen: grants and an event channel. Two implementations stand behind it, the
+ * The transport: what a backend needs of Xen, which is grants and an event channel. It has two implementations, the
  * kernel's devices (/dev/xen/gntdev, /dev/xen/evtchn) and a simulated machine in a directory, which
  * tests and benchmarks use (tests/xen/machine.py writes one).
  *

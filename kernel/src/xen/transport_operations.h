@@ -1,4 +1,4 @@
-/* What an implementation of xen/transport.h provides. References, counts and bounds of a page are checked before. */
+/* The functions of an implementation of xen/transport.h. References, counts and bounds of a page are checked before. */
 #ifndef TAPFS_XEN_TRANSPORT_OPERATIONS_H
 #define TAPFS_XEN_TRANSPORT_OPERATIONS_H
 

@@ -1,4 +1,4 @@
-/* What any thread may do to a ring's thread or to the device's owner: wake it, give a transfer back, end the device. */
+/* Calls to a ring's thread or the device's owner from any thread: wake it, give a transfer back, end the device. */
 #include <unistd.h>
 
 #include "xen/internal.h"

@@ -1,4 +1,4 @@
-"""What the commands about guests' disks share: how a disk is named, and the conversation with xenstore."""
+"""Naming a guest's disk, and talking to xenstore about it: shared by the commands of this folder."""
 
 from __future__ import annotations
 

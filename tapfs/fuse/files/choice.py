@@ -1,4 +1,4 @@
-"""Which of a disk's file systems `tapfs mount --files` shows."""
+"""Choose the file system of a disk that `tapfs mount --files` shows."""
 
 from __future__ import annotations
 

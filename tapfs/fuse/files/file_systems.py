@@ -1,6 +1,6 @@
-"""How each type of file system is mounted: by the kernel, or by a FUSE file system of another package.
+"""The types of file systems, and how each is mounted: by the kernel, or by a FUSE file system of another package.
 
-A read-only mount never needs the journal replayed: a read-only disk could not take that.
+A read-only mount never needs the journal replayed, because a read-only disk could not take the replay.
 """
 
 from __future__ import annotations

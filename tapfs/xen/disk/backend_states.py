@@ -1,4 +1,4 @@
-"""What a backend does next, from the two states of its device: the protocol of xenbus as a table.
+"""The protocol of xenbus as a table: from the two states of a device follows the next step of its backend.
 
 Everything is decided from what is there now, never from what has happened: events come several times, late, or for
 something that has changed again meanwhile.

@@ -1,6 +1,6 @@
-"""What a guest's frontend writes into xenstore for its disk to be connected (xen/include/public/io/blkif.h).
+"""Parse the keys that a guest's frontend writes to have its disk connected (xen/include/public/io/blkif.h).
 
-All of it is the guest's, so it may be anything: what does not fit the protocol is an ImageError that names the key.
+The guest may write anything. A key that does not fit the protocol is an ImageError that names the key.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What an operator may do with a disk while a guest uses it: pause, resume, snapshot, resize, limit.
+"""Operations on a disk while a guest uses it: pause, resume, snapshot, resize, limit.
 
-What is to outlive this process is in xenstore before it holds here, so a crash at any moment leaves a successor that
-serves the disk as it was or as it was to be.
+A change that is to outlive this process is written into xenstore before it takes effect here. So after a crash at any
+moment the next process serves the disk either as it was or as it was to be.
 """
 
 from __future__ import annotations

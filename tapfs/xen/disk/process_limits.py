@@ -1,4 +1,4 @@
-"""What a disk process may take of its host, set by itself before it opens the image, which may be hostile."""
+"""Limit what a disk process may take of its host, before the process opens the image, which may be hostile."""
 
 from __future__ import annotations
 

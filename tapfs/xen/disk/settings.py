@@ -1,6 +1,6 @@
-"""What xenstore says of a disk that a process is to serve: the image, the mode, limits, whether it is paused.
+"""Read the settings of a disk from xenstore: the image, the mode, limits, whether the disk is paused.
 
-The toolstack and our own commands write it, so what makes no sense is an error for the operator.
+The toolstack and our own commands write these keys. So a key that makes no sense is an error for the operator.
 """
 
 from __future__ import annotations

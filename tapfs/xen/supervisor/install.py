@@ -1,4 +1,4 @@
-"""What a host needs besides the Python package: a unit for systemd, and the block script where xl looks for it."""
+"""Install what a host needs besides the Python package: a unit for systemd, and the block script for xl."""
 
 from __future__ import annotations
 

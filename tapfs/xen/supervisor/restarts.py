@@ -1,4 +1,4 @@
-"""How often and how soon a crashed disk process is started again."""
+"""Restarts: decide whether and when a crashed disk process is started again."""
 
 from __future__ import annotations
 

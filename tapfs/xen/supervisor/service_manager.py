@@ -1,4 +1,4 @@
-"""What the service manager of the host is told, and given: sd_notify(3), and a unit."""
+"""The service manager of the host: notify it (sd_notify(3)), and write the unit for it."""
 
 from __future__ import annotations
 

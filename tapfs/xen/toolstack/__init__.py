@@ -1,1 +1,1 @@
-"""What the toolstack side runs: attaching disks, the block script of xl, the control client."""
+"""The toolstack's side: attaching disks, the block script of xl, the control client."""

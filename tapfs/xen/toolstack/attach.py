@@ -1,7 +1,8 @@
-"""What xl does for the disks of a configuration, done for `tapfs attach` and `detach`: a device's two directories.
+"""Attach and detach disks: write a device's two directories, as xl does for the disks of a configuration.
 
-The backend's directory says what is to be served, the frontend's tells the guest whom to talk to; the states of
-both are the conversation (docs/specs/xen.md, "Handshake"). The supervisor takes up what appears here, whoever wrote it.
+The backend's directory says what is to be served. The frontend's directory tells the guest its backend. Both sides
+talk by the states in them (docs/specs/xen.md, "Handshake"). The supervisor serves every device that appears here,
+whichever program wrote the directories.
 """
 
 from __future__ import annotations
