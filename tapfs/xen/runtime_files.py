@@ -53,14 +53,18 @@ def keys_of_runtime_files(directory: Path) -> set[str]:
 
 def lock(directory: Path, key: str) -> int | None:
     """A descriptor that holds the lock of a device; None if another does. Raises ImageError(io, denied, no_space)."""
-    path = directory / f"{key}.lock"
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise from_os_error(error, path=str(path), op="lock the device") from error
+    descriptor = open_lock(directory / f"{key}.lock", op="lock the device")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def open_lock(path: Path, *, op: str) -> int:
+    """An open lock file, which nobody holds yet; it is made if it is not there. Raises as `lock`, with that `op`."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise from_os_error(error, path=str(path), op=op) from error

@@ -7,9 +7,10 @@ import os
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.serving.runtime_directory import make_private
-from tapfs.xen.runtime_files import directory
+from tapfs.xen.runtime_files import directory, open_lock
 
 _NAME = "blktapctrl.lock"
+_TAKING = "take the supervisor's lock"
 
 
 def take_supervisor_lock() -> int:
@@ -21,10 +22,7 @@ def take_supervisor_lock() -> int:
     make_private(place.parent)
     make_private(place)
     path = place / _NAME
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise from_os_error(error, path=str(path), op="take the supervisor's lock") from error
+    descriptor = open_lock(path, op=_TAKING)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(descriptor, 0)
@@ -36,12 +34,12 @@ def take_supervisor_lock() -> int:
             ErrorKind.LOCKED,
             f"the disks of this host are supervised already, by process {holder}",
             path=str(path),
-            op="take the supervisor's lock",
+            op=_TAKING,
             remedy="end that one first",
         ) from None
     except OSError as error:
         os.close(descriptor)
-        raise from_os_error(error, path=str(path), op="take the supervisor's lock") from error
+        raise from_os_error(error, path=str(path), op=_TAKING) from error
     return descriptor
 
 
