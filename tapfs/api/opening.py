@@ -54,7 +54,7 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
         backing_formats=backing_formats,
         gate=_gate(gate, backing_root),
         direct=direct,
-        sharing=Sharing.ANYBODY if shared else Sharing.ALONE,
+        sharing=Sharing.UNCHECKED if shared else Sharing.EXCLUSIVE,
         overlay=None if overlay is None else os.fsdecode(overlay),
         temporary=temporary,
     )
@@ -108,7 +108,7 @@ def info(path: str | os.PathLike[str], *, sector_size: int | None = None, **opti
         backing_formats=options.get("backing_formats", ()),
         gate=_gate(options.get("gate"), options.get("backing_root")),
         direct=options.get("direct", False),
-        sharing=Sharing.ANYBODY if options.get("shared") else Sharing.ALONE,
+        sharing=Sharing.UNCHECKED if options.get("shared") else Sharing.EXCLUSIVE,
     )
     with inspect(os.fsdecode(path), read_only, password=options.get("password")) as found:
         found.raise_refusal()

@@ -102,7 +102,7 @@ def open_options(
         backing_formats=tuple(arguments.backing_format),
         gate=gate,
         direct=arguments.direct,
-        sharing=Sharing.ANYBODY if arguments.force_share else Sharing.ALONE,
+        sharing=Sharing.UNCHECKED if arguments.force_share else Sharing.EXCLUSIVE,
         overlay=overlay,
         temporary=temporary,
         say_raw=getattr(arguments, "say_raw", SAY_RAW),

@@ -52,7 +52,7 @@ class OpenOptions:
     `format`: of the image itself (probed if None). `snapshot`: a disk inside it instead of the current one.
     `backing`: the parent to use instead of the one that the image names. `backing_formats`: of the parents, nearest
     first.
-    `gate`: which files the images may name. `sharing`: whom to bear beside us.
+    `gate`: which files the images may name. `sharing`: who is let in beside us.
     `direct`: O_DIRECT for guest data, `request_owner`: the disk that those requests belong to (`LocalFile`).
     `overlay`: a file for scratch writes (`tapfs.disk.overlay`), `temporary`: one without a name; with either the image
     itself is opened read-only, whatever `writable` says. `say_raw`: how the user says that the
@@ -68,7 +68,7 @@ class OpenOptions:
     gate: Gate = ORDINARY
     direct: bool = False
     request_owner: int | None = None
-    sharing: Sharing = Sharing.ALONE
+    sharing: Sharing = Sharing.EXCLUSIVE
     overlay: str | None = None
     temporary: bool = False
     say_raw: str = SAY_RAW
@@ -313,7 +313,7 @@ def files_below(path: str, options: OpenOptions) -> set[tuple[int, int]]:
     """
     found: set[tuple[int, int]] = set()
     location: Location | None = locate(path)
-    looking = replace(options, writable=False, lenient=True, sharing=Sharing.ANYBODY)
+    looking = replace(options, writable=False, lenient=True, sharing=Sharing.UNCHECKED)
     while location is not None:
         identity = location.identity()
         if identity is None or identity in found:

@@ -50,7 +50,7 @@ def require_raw(path: str) -> None:
 
     The file is opened for this alone, and nothing that it names. Raises ImageError(unsupported).
     """
-    with contextlib.closing(locate(path).open(sharing=Sharing.ANYBODY)) as file:
+    with contextlib.closing(locate(path).open(sharing=Sharing.UNCHECKED)) as file:
         found = guessed_format(file, writable=False)
     if not has_trait(found, Trait.GUESSED):
         raise ImageError(

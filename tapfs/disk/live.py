@@ -90,7 +90,7 @@ def image_over(overlaid: Overlaid, image: Image, *, password: bytes | None, plan
         below = [_once_more(layer, writable=False, direct=False) for layer in image.layers]
         for layer in below:
             on_error.callback(layer.close)
-        top = _once_more(overlaid.layer, writable=True, direct=False, sharing=Sharing.ALONE)
+        top = _once_more(overlaid.layer, writable=True, direct=False, sharing=Sharing.EXCLUSIVE)
         on_error.callback(top.close)
         opened = Image([top, *below], writable=True, password=password, plan_log=plan_log)
         _ = opened.engine_disk  # what cannot be served is to be known now
@@ -160,7 +160,7 @@ def _set_length(image: Image, size: int) -> None:
         raise from_os_error(error, path=file.path, op="resize the image") from error
 
 
-def _once_more(layer: Layer, *, writable: bool, direct: bool, sharing: Sharing = Sharing.ANYBODY) -> Layer:
+def _once_more(layer: Layer, *, writable: bool, direct: bool, sharing: Sharing = Sharing.UNCHECKED) -> Layer:
     """The same open files, and their locks, as another layer: read anew, closed by itself."""
     options = OpenOptions(format=layer.driver.format_name, writable=writable)
     with ExitStack() as on_error:

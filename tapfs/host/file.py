@@ -78,7 +78,7 @@ class LocalFile:
         descriptor: int,
         *,
         writable: bool,
-        sharing: Sharing = Sharing.ALONE,
+        sharing: Sharing = Sharing.EXCLUSIVE,
         direct: bool = False,
         request_owner: int | None = None,
         already_open: bool = False,
@@ -120,7 +120,7 @@ class LocalFile:
         path: str,
         *,
         writable: bool = False,
-        sharing: Sharing = Sharing.ALONE,
+        sharing: Sharing = Sharing.EXCLUSIVE,
         direct: bool = False,
         request_owner: int | None = None,
     ) -> Self:
@@ -140,7 +140,7 @@ class LocalFile:
         path: str,
         *,
         writable: bool = False,
-        sharing: Sharing = Sharing.ALONE,
+        sharing: Sharing = Sharing.EXCLUSIVE,
         direct: bool = False,
         request_owner: int | None = None,
     ) -> Self:
@@ -148,7 +148,7 @@ class LocalFile:
 
         The file is judged before it is opened, so a fifo, a character device or a socket is never opened. A block
         device is opened exclusively for writing, so that a mounted one is refused, and so is a file that a loop device
-        shows, unless `sharing` is ANYBODY.
+        shows, unless `sharing` is UNCHECKED.
         Raises ImageError(invalid_format, denied, read_only, locked, …).
         """
         flags = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (os.O_RDWR if writable else os.O_RDONLY)
@@ -160,7 +160,7 @@ class LocalFile:
             descriptor = os.open(f"/proc/self/fd/{found}", flags)
         except OSError as error:
             raise from_os_error(error, path=path, op="open the image") from error
-        if writable and stat.S_ISREG(status.st_mode) and sharing is not Sharing.ANYBODY:
+        if writable and stat.S_ISREG(status.st_mode) and sharing is not Sharing.UNCHECKED:
             try:
                 _refuse_loop_device(status, path)
             except BaseException:

@@ -30,7 +30,7 @@ class LocalFiles:
         image: LocalFile,
         *,
         gate: Gate = ORDINARY,
-        sharing: Sharing = Sharing.ALONE,
+        sharing: Sharing = Sharing.EXCLUSIVE,
         given: Mapping[str, LocalFile] | None = None,
     ) -> None:
         self._files = [image]

@@ -63,7 +63,7 @@ class Location:
         self,
         *,
         writable: bool = False,
-        sharing: Sharing = Sharing.ALONE,
+        sharing: Sharing = Sharing.EXCLUSIVE,
         direct: bool = False,
         request_owner: int | None = None,
         gate: Gate | None = None,
@@ -83,7 +83,7 @@ class Location:
                 found,
                 self.name,
                 writable=writable,
-                sharing=Sharing.ANYBODY if self.in_memory else sharing,
+                sharing=Sharing.UNCHECKED if self.in_memory else sharing,
                 direct=direct,
                 request_owner=request_owner,
             )

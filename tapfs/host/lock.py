@@ -1,7 +1,7 @@
 """Image locks: open-file-description locks on the byte ranges that QEMU uses too.
 
-Byte ``100 + p`` of a host file says "I have permission p", byte ``200 + p`` "I cannot bear
-that another has it". So tapfs and QEMU refuse each other's writers, and the lock goes with
+Byte ``100 + p`` of a host file says "I have permission p", byte ``200 + p`` "I refuse
+everybody else who has it". So tapfs and QEMU refuse each other's writers, and the lock goes with
 the last descriptor of the open file: a crash leaves none behind. The ranges are those of
 QEMU's image locking (docs/system/images, "Disk image file locking").
 """
@@ -42,25 +42,25 @@ class Permission(IntEnum):
 
 
 class Sharing(Enum):
-    """Whom the user of an image bears beside it."""
+    """Who is let in beside the user of an image."""
 
-    #: A reader bears readers, a writer bears nobody.
-    ALONE = "alone"
-    #: A reader that also bears writers who share the image themselves.
-    WITH_SHARERS = "with sharers"
-    #: Refuses nobody and asks nobody.
-    ANYBODY = "anybody"
+    #: A reader lets in other readers and refuses writers. A writer refuses everybody.
+    EXCLUSIVE = "exclusive"
+    #: A reader also lets in writers that let other writers in. A writer is as with EXCLUSIVE.
+    WITH_COOPERATING_WRITERS = "with cooperating writers"
+    #: Everybody is let in, and nobody is asked.
+    UNCHECKED = "unchecked"
 
 
 _READER = (Permission.CONSISTENT_READ,)
 _WRITER = (Permission.CONSISTENT_READ, Permission.WRITE, Permission.RESIZE)
 _CHANGES = (Permission.WRITE, Permission.RESIZE)
 
-#: A reader that bears writers refuses resizing, which one who wants to be the only writer asks for.
-_REFUSED = {Sharing.ALONE: _CHANGES, Sharing.WITH_SHARERS: (Permission.RESIZE,), Sharing.ANYBODY: ()}
+#: A reader that lets writers in refuses resizing, which every exclusive writer asks for.
+_REFUSED = {Sharing.EXCLUSIVE: _CHANGES, Sharing.WITH_COOPERATING_WRITERS: (Permission.RESIZE,), Sharing.UNCHECKED: ()}
 
 
-def lock_image(descriptor: int, path: str, *, writable: bool, sharing: Sharing = Sharing.ALONE) -> None:
+def lock_image(descriptor: int, path: str, *, writable: bool, sharing: Sharing = Sharing.EXCLUSIVE) -> None:
     """Lock an open host file until its last descriptor is closed.
 
     A reader refuses writers, a writer refuses other writers and whoever refuses writers, unless
@@ -71,7 +71,7 @@ def lock_image(descriptor: int, path: str, *, writable: bool, sharing: Sharing =
     reader goes on with a warning (RuntimeWarning).
     """
     has = _WRITER if writable else _READER
-    refuses = _CHANGES if writable and sharing is Sharing.WITH_SHARERS else _REFUSED[sharing]
+    refuses = _CHANGES if writable and sharing is Sharing.WITH_COOPERATING_WRITERS else _REFUSED[sharing]
     mine = [_HAS_BASE + p for p in has] + [_REFUSES_BASE + p for p in refuses]
     try:
         for byte in mine:
@@ -109,7 +109,7 @@ def _do_without(path: str, *, writable: bool, sharing: Sharing) -> None:
             remedy="start it (rpc.statd for NFS), or mount the host file system with local_lock=all where only this "
             "machine writes to it",
         )
-    if sharing is not Sharing.ANYBODY:
+    if sharing is not Sharing.UNCHECKED:
         warnings.warn(
             f"{path!r} {what}; what is read is senseless if another writes to it", RuntimeWarning, stacklevel=2
         )
@@ -120,9 +120,9 @@ def _conflict(
 ) -> int | None:
     """A byte that another holds against this use, if there is one."""
     match sharing:
-        case Sharing.ANYBODY:
+        case Sharing.UNCHECKED:
             return None
-        case Sharing.WITH_SHARERS if Permission.WRITE not in has:
+        case Sharing.WITH_COOPERATING_WRITERS if Permission.WRITE not in has:
             # Whoever writes and refuses writers wants it alone.
             writes, wants_it_alone = _HAS_BASE + Permission.WRITE, _REFUSES_BASE + Permission.WRITE
             both = _held_by_another(descriptor, writes) and _held_by_another(descriptor, wants_it_alone)

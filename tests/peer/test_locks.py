@@ -85,21 +85,24 @@ def opened_with(image: Path, sharing: Sharing, *, writable: bool = False) -> Ima
 
 
 def test_a_reader_with_sharers_bears_those_who_share_but_not_who_writes_alone(image: Path) -> None:
-    with opened_with(image, Sharing.ANYBODY, writable=True), opened_with(image, Sharing.WITH_SHARERS) as disk:
+    with (
+        opened_with(image, Sharing.UNCHECKED, writable=True),
+        opened_with(image, Sharing.WITH_COOPERATING_WRITERS) as disk,
+    ):
         assert disk.read(0, 512) == bytes(512)
         # Another one beside both, and one who comes to share.
-        with opened_with(image, Sharing.WITH_SHARERS), opened_with(image, Sharing.ANYBODY, writable=True):
+        with opened_with(image, Sharing.WITH_COOPERATING_WRITERS), opened_with(image, Sharing.UNCHECKED, writable=True):
             pass
     with qemu_io(image) as process, pytest.raises(ImageError) as raised:
-        opened_with(image, Sharing.WITH_SHARERS)
+        opened_with(image, Sharing.WITH_COOPERATING_WRITERS)
     assert raised.value.kind is ErrorKind.LOCKED
     assert f"process {process.pid} (qemu-io)" in str(raised.value)
     with tapfs.open(image, writable=True), pytest.raises(ImageError):
-        opened_with(image, Sharing.WITH_SHARERS)
+        opened_with(image, Sharing.WITH_COOPERATING_WRITERS)
 
 
 def test_who_writes_alone_is_refused_beside_a_reader_with_sharers(image: Path) -> None:
-    with opened_with(image, Sharing.WITH_SHARERS):
+    with opened_with(image, Sharing.WITH_COOPERATING_WRITERS):
         with pytest.raises(ImageError) as raised:
             tapfs.open(image, writable=True)
         assert raised.value.kind is ErrorKind.LOCKED
@@ -114,15 +117,15 @@ def test_who_writes_alone_is_refused_beside_a_reader_with_sharers(image: Path) -
 
 
 def test_who_writes_alone_is_refused_beside_sharers(image: Path) -> None:
-    with opened_with(image, Sharing.ANYBODY, writable=True), pytest.raises(ImageError):
+    with opened_with(image, Sharing.UNCHECKED, writable=True), pytest.raises(ImageError):
         tapfs.open(image, writable=True)
 
 
 def test_other_writers_are_found(image: Path) -> None:
-    with opened_with(image, Sharing.ANYBODY, writable=True) as mine:
+    with opened_with(image, Sharing.UNCHECKED, writable=True) as mine:
         descriptor = mine.layers[0].file.descriptor
         refuse_other_writers(descriptor, str(image))
-        with opened_with(image, Sharing.ANYBODY, writable=True), pytest.raises(ImageError) as raised:
+        with opened_with(image, Sharing.UNCHECKED, writable=True), pytest.raises(ImageError) as raised:
             refuse_other_writers(descriptor, str(image))
         assert raised.value.kind is ErrorKind.LOCKED
 
@@ -143,12 +146,12 @@ def test_direct_requests_that_outlive_their_process(tmp_path: Path) -> None:
     path = tmp_path / "disk.raw"
     path.write_bytes(bytes(1 << 20))
 
-    def served(disk: int, sharing: Sharing = Sharing.ANYBODY) -> Image:
+    def served(disk: int, sharing: Sharing = Sharing.UNCHECKED) -> Image:
         return open_image(
             str(path), OpenOptions(format="raw", writable=True, direct=True, request_owner=disk, sharing=sharing)
         )
 
-    for sharing in (Sharing.ANYBODY, Sharing.ALONE):
+    for sharing in (Sharing.UNCHECKED, Sharing.EXCLUSIVE):
         with served(7, sharing) as image:
             late = os.dup(image.layers[0].file.data_descriptor)
         try:

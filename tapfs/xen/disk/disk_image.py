@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tapfs.disk.plan_log import PlanLog
     from tapfs.xen.disk.settings import DiskSettings
 
-_SHARING = {"r": Sharing.WITH_SHARERS, "w": Sharing.ALONE, "w!": Sharing.ANYBODY}
+_SHARING = {"r": Sharing.WITH_COOPERATING_WRITERS, "w": Sharing.EXCLUSIVE, "w!": Sharing.UNCHECKED}
 
 
 def open_disk(settings: DiskSettings, plan_log: PlanLog) -> Image:

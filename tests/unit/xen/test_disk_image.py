@@ -1,4 +1,4 @@
-"""Settings from xenstore's keys, and opening by them: who bears whom, what is refused and how it is said."""
+"""Settings from xenstore's keys, and opening by them: who lets whom in, what is refused and how it is said."""
 
 from __future__ import annotations
 
