@@ -221,11 +221,11 @@ def test_kept_after_a_kill(mounts: Mounts, tmp_path: Path, sample: Path) -> None
     mounts.umount(directory)
 
 
-def test_encrypted(mounts: Mounts, tmp_path: Path, sample: Path) -> None:
+def test_encrypted(mounts: Mounts, tmp_path: Path, flat: Path) -> None:
     """The overlay over an encrypted image holds nothing in the clear either."""
     image, key, overlay = tmp_path / "image", tmp_path / "key", tmp_path / "scratch"
     key.write_text("secret\n")
-    words = ["--encrypt", "--target-key-file", key, sample, image]
+    words = ["--encrypt", "--target-key-file", key, flat, image]
     assert mounts.run("convert", "-f", "raw", "-O", "qcow", *words).code == 0
     refusal = mounts.run("mount", "--overlay", overlay, image, mounts.directory())
     assert (refusal.code, overlay.exists()) == (19, False)
@@ -233,7 +233,7 @@ def test_encrypted(mounts: Mounts, tmp_path: Path, sample: Path) -> None:
     for _ in range(2):
         directory = mounts.mount(image, "--key-file", key, "--overlay", overlay)
         with (directory / "disk").open("r+b", buffering=0) as file:
-            assert file.read(4) == sample.read_bytes()[:4]
+            assert file.read(2048) == flat.read_bytes()[:2048]
             file.seek(MIB)
             file.write(secret)
         mounts.umount(directory)

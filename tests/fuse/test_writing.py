@@ -41,7 +41,7 @@ def test_random_writes(mounts: Mounts, tmp_path: Path, format_name: str) -> None
     expected.write_bytes(model)
     compare = ["qemu-img", "compare", "-f", format_name, "-F", "raw", str(image), str(expected)]
     assert subprocess.run(compare, check=False, capture_output=True).returncode == 0
-    assert mounts.run("check", "-f", format_name, image).code == 0
+    assert mounts.run("check", "-f", format_name, image).code == (63 if format_name == "raw" else 0)
 
 
 @pytest.mark.usefixtures("root")
