@@ -28,7 +28,7 @@ _LABEL, _UUID, _TYPE = 1 << 1, 1 << 3, 1 << 5
 _ONE, _SEVERAL = 0, -2
 
 #: More types than this are not listed of one place.
-_MOST_TYPES = 8
+_MAX_TYPES = 8
 
 
 def identify(read: Read, size: int) -> list[FileSystem]:
@@ -71,7 +71,7 @@ def identify_file(descriptor: int) -> list[FileSystem]:
         found: list[FileSystem] = []
         if outcome == _SEVERAL:
             library.blkid_reset_probe(probe)
-            while len(found) < _MOST_TYPES and library.blkid_do_probe(probe) == 0:
+            while len(found) < _MAX_TYPES and library.blkid_do_probe(probe) == 0:
                 found += _named(library, probe)
         return found
 

@@ -26,7 +26,7 @@ from tapfs.plan import Allocate, Discard, Grow, Plan, Step, Write
 #: then the names of the files after the first, each ended by a zero byte, then the plan.
 _PAGE = mmap.PAGESIZE
 _RECORD = struct.Struct("=32s16sQQ")
-_LEAST_ROOM = 256 << 10
+_MIN_ROOM = 256 << 10
 
 #: Step (1 write, 2 grow, 3 discard, 4 allocate; 0: the next stage), file, host offset or size, length; a write's bytes
 #: follow.
@@ -106,7 +106,7 @@ class PlanLog:
             return None
         except OSError as error:
             raise from_os_error(error, path=str(self._path), op="read the plan of the last flush") from error
-        if len(content) < _PAGE + 2 * _LEAST_ROOM or content[0] not in (1, 2):
+        if len(content) < _PAGE + 2 * _MIN_ROOM or content[0] not in (1, 2):
             return None
         at = _PAGE + (content[0] - 1) * ((len(content) - _PAGE) // 2)
         token, digest, name_bytes, length = _RECORD.unpack_from(content, at)
@@ -137,7 +137,7 @@ class PlanLog:
         """The file with room for records of that many bytes."""
         if self._memory is not None and size <= self._room:
             return self._memory
-        room = _LEAST_ROOM
+        room = _MIN_ROOM
         while room < size:
             room *= 2
         try:

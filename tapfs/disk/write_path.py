@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 #: Metadata that waits for a flush is held in memory up to about this many bytes.
 _UNFLUSHED_LIMIT = 32 << 20
 
-#: Seconds that a plan may be kept for, however cheap a flush is.
-_LEAST_KEEPING = 0.005
+#: Seconds spent on keeping plans. A flush is due when keeping has cost more than this, and more than a flush costs.
+_MIN_KEEP_COST_SECONDS = 0.005
 
 #: Commits that a writer can miss before it must look at the map again, whatever they were.
 _RECENT_COMMITS = 64
@@ -323,7 +323,9 @@ class WritePath:
 
     def _bound_unflushed(self) -> None:
         # A plan takes the longer to keep the more is in it: a flush is due when that has cost as much as a flush does.
-        if self.unflushed_bytes > _UNFLUSHED_LIMIT or self._keeping_seconds > max(self._flush_seconds, _LEAST_KEEPING):
+        if self.unflushed_bytes > _UNFLUSHED_LIMIT or self._keeping_seconds > max(
+            self._flush_seconds, _MIN_KEEP_COST_SECONDS
+        ):
             self.flush()
 
     def _granules(self, offset: int, end: int) -> Iterator[tuple[int, int, bool]]:

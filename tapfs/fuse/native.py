@@ -23,7 +23,7 @@ from tapfs.kernel.fuse_server import FuseServer, ParkedRequest, Request, ServerS
 from tapfs.serving.parked import ParkedThreads, finish_move
 
 #: One engine thread per processor, within these bounds.
-_LEAST_THREADS, _MOST_THREADS = 2, 4
+_MIN_THREADS, _MAX_THREADS = 2, 4
 
 #: Bytes of the map looked at first when a hole or its end is sought; doubled as often as needed.
 _FIRST_LOOK = 2 << 20
@@ -80,7 +80,7 @@ class NativeEngine:
         # First the threads that the host may refuse without harm: nothing has been taken from the kernel yet.
         self._parked.start()
         processors = len(os.sched_getaffinity(0))
-        self._server.start(max(_LEAST_THREADS, min(processors, _MOST_THREADS)))
+        self._server.start(max(_MIN_THREADS, min(processors, _MAX_THREADS)))
 
     async def wait_ended(self) -> None:
         """Return when the kernel has ended the connection: the mount is gone."""

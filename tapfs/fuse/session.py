@@ -37,7 +37,7 @@ from tapfs.serving.service import Service
 _LOOK = (sys.executable, "-I", "-S", "-c", "import os, sys\nfor node in sys.argv[1:]: os.stat(node)")
 
 #: Tasks that read requests: those that stay, and the most there are at once.
-_IDLE_TASKS, _MOST_TASKS = 4, 64
+_IDLE_TASKS, _MAX_TASKS = 4, 64
 
 #: After a file system is unmounted Linux may keep its loop device busy for a moment, for example because udev reads it.
 #: The unmount waits for the end of our own mount for this long, in seconds.
@@ -143,7 +143,7 @@ class Session:
             service.start(self._watch_engine, "watch the native threads")
         self._serving = True
         try:
-            await pyfuse3.main(min_tasks=_IDLE_TASKS, max_tasks=_MOST_TASKS)
+            await pyfuse3.main(min_tasks=_IDLE_TASKS, max_tasks=_MAX_TASKS)
         finally:
             # The image may be closed at any moment from here on.
             with suppress(ImageError):

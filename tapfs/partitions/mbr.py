@@ -28,7 +28,7 @@ _EXTENDED = {0x05, 0x0F, 0x85}
 _BOOT_INDICATORS = {0x00, 0x80}
 _FIRST_LOGICAL = 5
 #: So many tables without a partition in a row end the chain, as in the kernel.
-_MOST_EMPTY_TABLES = 100
+_MAX_EMPTY_TABLES = 100
 
 
 class Entry(NamedTuple):
@@ -89,7 +89,7 @@ def _add_logical(disk: Reader, table: PartitionTable, number: int, container: En
     at, span = container.start, container.sectors
     seen: set[int] = set()
     empty = 0
-    while empty < _MOST_EMPTY_TABLES:
+    while empty < _MAX_EMPTY_TABLES:
         if at in seen:
             table.note("the chain of logical partitions comes back to itself and is cut there")
             break

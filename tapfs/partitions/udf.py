@@ -17,9 +17,9 @@ _BLOCK_SIZES = (2048, 512, 1024, 4096, 8192, 16384, 32768)
 
 #: The volume recognition sequence starts here. Its structures have 2048 bytes, or a block if that is more.
 _RECOGNITION_AT = 32768
-_LEAST_STRUCTURE = 2048
+_MIN_STRUCTURE = 2048
 #: So many structures are looked at. ISO 9660 may have put a few of its own before those of UDF.
-_MOST_STRUCTURES = 64
+_MAX_STRUCTURES = 64
 _ISO9660 = b"CD001"
 _RECOGNITION = {b"BEA01", b"BOOT2", b"CDW02", b"TEA01", _ISO9660}
 _UDF = {b"NSR02", b"NSR03"}
@@ -29,7 +29,7 @@ _TAG = struct.Struct("<HHBxHHHI")
 _TAG_CHECKSUM = 4
 _PRIMARY, _ANCHOR, _POINTER, _LOGICAL, _TERMINATOR = 1, 2, 3, 6, 8
 #: So many volume descriptors are looked at.
-_MOST_DESCRIPTORS = 64
+_MAX_DESCRIPTORS = 64
 
 
 def udf(disk: Reader) -> FileSystem | None:
@@ -47,8 +47,8 @@ def udf(disk: Reader) -> FileSystem | None:
 
 def _announced(disk: Reader) -> bool:
     """Whether the volume recognition sequence says UDF."""
-    for step in (_LEAST_STRUCTURE, *(size for size in _BLOCK_SIZES if size > _LEAST_STRUCTURE)):
-        for index in range(_MOST_STRUCTURES):
+    for step in (_MIN_STRUCTURE, *(size for size in _BLOCK_SIZES if size > _MIN_STRUCTURE)):
+        for index in range(_MAX_STRUCTURES):
             name = disk.read(_RECOGNITION_AT + index * step + 1, 5)
             if name in _UDF:
                 return True
@@ -78,7 +78,7 @@ def _sequence(disk: Reader, extent: bytes, block_size: int) -> Iterator[bytes]:
     """The descriptors of a sequence, which may go on in other extents."""
     length, start = struct.unpack("<II", extent)
     block = 0
-    for _ in range(_MOST_DESCRIPTORS):
+    for _ in range(_MAX_DESCRIPTORS):
         if (block + 1) * block_size > length:
             return
         descriptor = _descriptor(disk, start + block, block_size)

@@ -27,9 +27,9 @@ _LITTLE_ENDIAN = 1
 #: A header has room for the cycles of so much data; a record of a larger buffer has more headers.
 _BYTES_A_HEADER = 32 << 10
 #: A freeze leaves this many records at most that are not yet followed by an unmount.
-_MOST_OF_A_FREEZE = 8
+_MAX_FREEZE_RECORDS = 8
 #: The largest record: 256 KiB of data and their headers, in blocks.
-_MOST_BLOCKS = (256 << 10) // _BLOCK + 8
+_MAX_BLOCKS = (256 << 10) // _BLOCK + 8
 
 #: The header of an operation: length of what follows it, its flags.
 _OPERATION = struct.Struct(">4xIxB2x")
@@ -104,7 +104,7 @@ class _Log:
 
     def record_before(self, end: int) -> _Record | None:
         """The record that ends where block `end` starts."""
-        for back in range(1, min(_MOST_BLOCKS, self.blocks) + 1):
+        for back in range(1, min(_MAX_BLOCKS, self.blocks) + 1):
             start = (end - back) % self.blocks
             if int.from_bytes(self.block(start)[:4], "big") == _RECORD_MAGIC:
                 record = self.record(start)
@@ -121,7 +121,7 @@ class _Log:
         (byte_order,) = struct.unpack_from(">I", header, _BYTE_ORDER_AT)
         headers = -(-buffer_size // _BYTES_A_HEADER) if version & 2 and buffer_size > _BYTES_A_HEADER else 1
         length = headers + -(-data_bytes // _BLOCK)
-        if magic != _RECORD_MAGIC or not headers < length <= _MOST_BLOCKS:
+        if magic != _RECORD_MAGIC or not headers < length <= _MAX_BLOCKS:
             return None
         data = self.block((start + headers) % self.blocks)
         if len(data) < _BLOCK:
@@ -131,7 +131,7 @@ class _Log:
     def holds_superblock_alone(self, last: _Record, head: int) -> bool:
         """Whether all records that the last one says are needed, up to the head, change the superblock alone."""
         at = last.oldest
-        for _ in range(_MOST_OF_A_FREEZE):
+        for _ in range(_MAX_FREEZE_RECORDS):
             record = self.record(at % self.blocks)
             if record is None or not record.is_superblock_alone:
                 return False

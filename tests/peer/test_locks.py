@@ -51,7 +51,7 @@ def test_shared_looks_all_the_same(image: Path) -> None:
         assert disk.read(0, 512) == bytes(512)
 
 
-def test_readers_bear_each_other_but_no_writer(image: Path) -> None:
+def test_readers_let_each_other_in_but_no_writer(image: Path) -> None:
     with qemu_io(image, "-r"), tapfs.open(image) as disk:
         assert disk.read(0, 512) == bytes(512)
         with pytest.raises(ImageError) as raised:
@@ -84,7 +84,7 @@ def opened_with(image: Path, sharing: Sharing, *, writable: bool = False) -> Ima
     return open_image(str(image), OpenOptions(format="qcow", writable=writable, sharing=sharing))
 
 
-def test_a_reader_with_sharers_bears_those_who_share_but_not_who_writes_alone(image: Path) -> None:
+def test_a_reader_with_cooperating_writers_lets_them_in_but_no_exclusive_writer(image: Path) -> None:
     with (
         opened_with(image, Sharing.UNCHECKED, writable=True),
         opened_with(image, Sharing.WITH_COOPERATING_WRITERS) as disk,

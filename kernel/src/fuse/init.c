@@ -35,7 +35,7 @@ struct init_out {
 };
 
 /* Through max_write: libfuse has never answered less. */
-#define INIT_OUT_LEAST offsetof(struct init_out, time_gran)
+#define INIT_OUT_MIN_BYTES offsetof(struct init_out, time_gran)
 
 struct backing_map {
     int32_t fd;
@@ -79,7 +79,7 @@ size_t fuse_init_amend(tapfs_fuse *server, uint8_t *message, size_t length, size
 
     memcpy(&header, message, sizeof header);
     size_t body = length - sizeof header;
-    if (body < INIT_OUT_LEAST || body > sizeof out || capacity < sizeof header + sizeof out) {
+    if (body < INIT_OUT_MIN_BYTES || body > sizeof out || capacity < sizeof header + sizeof out) {
         return length;
     }
     memcpy(&out, message + sizeof header, body);

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from tapfs.cli.parser import Subparsers
 
-_MOST_REQUESTS = 1 << 32
+_MAX_REQUESTS = 1 << 32
 
 _DESCRIPTION = """\
 Limit the rate at which a guest uses its disk, at once and until it is detached. 0 takes a limit away;
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Set the limits."""
     if arguments.bytes is None and arguments.requests is None:
         raise UsageError("say --bytes, --requests or both", "tapfs limit")
-    if arguments.requests is not None and not 0 <= arguments.requests <= _MOST_REQUESTS:
-        raise UsageError(f"--requests must be from 0 to {_MOST_REQUESTS}", "tapfs limit")
+    if arguments.requests is not None and not 0 <= arguments.requests <= _MAX_REQUESTS:
+        raise UsageError(f"--requests must be from 0 to {_MAX_REQUESTS}", "tapfs limit")
     ask_disk(arguments, "limit", bytes=arguments.bytes, requests=arguments.requests)
     return 0

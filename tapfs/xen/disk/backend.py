@@ -22,7 +22,7 @@ from tapfs.kernel.xen_ring import Grants
 from tapfs.serving.log import log
 from tapfs.xen.device import Device, State, parse_state, state_of, write_device_keys
 from tapfs.xen.disk.backend_states import Ours, Seen, Step, next_step
-from tapfs.xen.disk.frontend_keys import MOST_QUEUES, MOST_RING_PAGE_ORDER, FrontendKeys, read_frontend
+from tapfs.xen.disk.frontend_keys import MAX_QUEUES, MAX_RING_PAGE_ORDER, FrontendKeys, read_frontend
 
 if TYPE_CHECKING:
     from tapfs.xen.disk.served_disk import ServedDisk
@@ -234,8 +234,8 @@ class Backend:
         return await read_frontend(
             store,
             self.device.frontend,
-            page_order=await offered("max-ring-page-order", 0, MOST_RING_PAGE_ORDER),
-            queues=await offered("multi-queue-max-queues", 1, MOST_QUEUES),
+            page_order=await offered("max-ring-page-order", 0, MAX_RING_PAGE_ORDER),
+            queues=await offered("multi-queue-max-queues", 1, MAX_QUEUES),
         )
 
     async def _grants(self, store: XenStore, frontend: FrontendKeys) -> Grants:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from tapfs.xen.xenstore.client import Store
 
 #: The most that the protocol has of it: pages of a ring as a power of two, and what we ever offer of rings.
-MOST_RING_PAGE_ORDER = 4
-MOST_QUEUES = 16
+MAX_RING_PAGE_ORDER = 4
+MAX_QUEUES = 16
 
 _LARGEST_WORD = (1 << 32) - 1
 
@@ -43,8 +43,8 @@ async def read_frontend(store: Store, frontend: str, *, page_order: int, queues:
 
     Raises ImageError(invalid_format, unsupported) for what makes no sense, whatever stands there.
     """
-    order = await _number(store, f"{frontend}/ring-page-order", 0, min(page_order, MOST_RING_PAGE_ORDER), default=0)
-    count = await _number(store, f"{frontend}/multi-queue-num-queues", 1, min(queues, MOST_QUEUES), default=1)
+    order = await _number(store, f"{frontend}/ring-page-order", 0, min(page_order, MAX_RING_PAGE_ORDER), default=0)
+    count = await _number(store, f"{frontend}/multi-queue-num-queues", 1, min(queues, MAX_QUEUES), default=1)
     named = await store.read(f"{frontend}/protocol")
     protocol = Protocol.NATIVE if named is None else _PROTOCOLS.get(named)
     if protocol is None:

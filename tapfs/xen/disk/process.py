@@ -47,7 +47,7 @@ _LOCKED_PAUSE = 0.1
 _OPERATION_SECONDS = 10.0
 
 #: Characters of an error that go to xenstore, whose messages have 4096 bytes.
-_MOST_ERROR = 512
+_MAX_ERROR = 512
 
 #: Seconds between looks for metadata that nobody has flushed.
 _FLUSH_SECONDS = 5
@@ -238,7 +238,7 @@ async def _patiently(attempt: Callable[[], Image], seconds: float) -> Image:
 
 def _failure(error: ImageError) -> dict[str, str]:
     # With a path as long as they may be it would not fit into a message to xenstored.
-    text = str(error)[:_MOST_ERROR]
+    text = str(error)[:_MAX_ERROR]
     return {"tapfs/error": text, "tapfs/error-kind": error.kind.value, "tapfs/status": "failed"}
 
 

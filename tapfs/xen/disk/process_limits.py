@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 _STACK = 1 << 20
 
 #: Bytes that it takes beside what it has when it starts: the map cache, the rings' buffers, the threads.
-_LEAST_ROOM = 96 << 20
+_MIN_ROOM = 96 << 20
 #: Descriptors for rings, a short chain, xenstore, the control socket and trio itself.
-_LEAST_OPEN_FILES = 64
+_MIN_OPEN_FILES = 64
 
 
 def apply_limits(settings: DiskSettings) -> None:
@@ -28,11 +28,11 @@ def apply_limits(settings: DiskSettings) -> None:
     threading.stack_size(_STACK)
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     resource.setrlimit(resource.RLIMIT_STACK, (_STACK, hard))
-    least = _data_bytes() + _LEAST_ROOM
+    least = _data_bytes() + _MIN_ROOM
     if settings.memory < least:
         raise _too_little("memory", settings.memory, least)
-    if settings.open_files < _LEAST_OPEN_FILES:
-        raise _too_little("open-files", settings.open_files, _LEAST_OPEN_FILES)
+    if settings.open_files < _MIN_OPEN_FILES:
+        raise _too_little("open-files", settings.open_files, _MIN_OPEN_FILES)
     _limit(resource.RLIMIT_DATA, settings.memory)
     _limit(resource.RLIMIT_NOFILE, settings.open_files)
     if settings.nice is not None:

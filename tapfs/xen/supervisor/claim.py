@@ -23,7 +23,7 @@ _LOOK_SECONDS = 0.02
 #: Rings of up to 1 << 4 pages, as large as the protocol has them, and what the engine takes in an indirect request.
 _RING_PAGE_ORDER = 4
 _INDIRECT_SEGMENTS = 256
-_MOST_QUEUES = 4
+_MAX_QUEUES = 4
 
 
 async def claim(store: XenStore, device: Device, *, simulated: bool) -> None:
@@ -42,7 +42,7 @@ async def claim(store: XenStore, device: Device, *, simulated: bool) -> None:
         grants = await keys.read(f"{device.backend}/tapfs/grants")
         offers: dict[str, str | int] = {
             "max-ring-page-order": _RING_PAGE_ORDER,
-            "multi-queue-max-queues": min(os.cpu_count() or 1, _MOST_QUEUES),
+            "multi-queue-max-queues": min(os.cpu_count() or 1, _MAX_QUEUES),
             "feature-max-indirect-segments": _INDIRECT_SEGMENTS,
             "feature-persistent": int(grants == "persistent"),
             "feature-flush-cache": writable,

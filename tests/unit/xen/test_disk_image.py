@@ -130,7 +130,7 @@ async def test_settings_of_a_device_that_is_gone() -> None:
         ("w", "w!", True),
     ],
 )
-def test_who_bears_whom(raw: Path, tmp_path: Path, first: str, second: str, *, both: bool) -> None:
+def test_who_lets_whom_in(raw: Path, tmp_path: Path, first: str, second: str, *, both: bool) -> None:
     with opened(f"tap:aio:{raw}", first, tmp_path):
         if both:
             opened(f"tap:aio:{raw}", second, tmp_path).close()

@@ -20,7 +20,7 @@
 #include <unistd.h>
 #include <linux/fs.h>
 
-enum { SECTOR = 512, BLOCK = 4096, CHUNK_BLOCKS = 16, MOST_CHUNKS = 1024 };
+enum { SECTOR = 512, BLOCK = 4096, CHUNK_BLOCKS = 16, MAX_CHUNKS = 1024 };
 
 static volatile sig_atomic_t ended;
 static unsigned char *buffer;
@@ -70,7 +70,7 @@ static void compare(const unsigned char *data, uint64_t block, uint64_t seed, ui
 
 static uint64_t write_and_verify(int disk, uint64_t blocks, unsigned worker, unsigned workers, uint64_t seed)
 {
-    uint64_t chunks = blocks / CHUNK_BLOCKS < MOST_CHUNKS ? blocks / CHUNK_BLOCKS : MOST_CHUNKS;
+    uint64_t chunks = blocks / CHUNK_BLOCKS < MAX_CHUNKS ? blocks / CHUNK_BLOCKS : MAX_CHUNKS;
     uint64_t *generations = calloc(chunks * CHUNK_BLOCKS, sizeof *generations), generation = 0, mine = chunks / workers;
     while (!ended) {
         uint64_t first = draw(CHUNK_BLOCKS), count = 1 + draw(CHUNK_BLOCKS - first);
