@@ -91,7 +91,7 @@ class Session:
         """
         self._ready = ready
         self._service.ending.add("remove the entry of the mount", partial(self._registry.remove, self._entry.pid))
-        self._service.ending.add("close the image", self._image.close)
+        self._service.ending.add("flush and close the image", self._image.close)
         self._service.run(self)
 
     # What the service asks for

@@ -11,6 +11,9 @@ from tapfs.errors import ImageError
 from tapfs.serving.failures import failure_of
 from tapfs.serving.worker import Worker
 
+#: Seconds for a step that awaits where the event loop that it belongs to has failed.
+_WHILE_SECONDS = 10
+
 
 class _Step(NamedTuple):
     """One step: `blocking` runs in the worker, `quick` and `awaited` in the event loop."""
@@ -24,10 +27,11 @@ class _Step(NamedTuple):
 class Ending:
     """Steps that are registered as what they undo comes to be, and done in the reverse order.
 
-    What a step raises goes to `failed` as an ImageError about `path`, and the next step follows.
+    What a step raises goes to `failed` as an ImageError about `path`, with what the step was doing, and the next step
+    follows.
     """
 
-    def __init__(self, failed: Callable[[ImageError], None], *, path: str) -> None:
+    def __init__(self, failed: Callable[[ImageError, str], None], *, path: str) -> None:
         self._failed = failed
         self._path = path
         self._steps: list[_Step] = []
@@ -59,7 +63,10 @@ class Ending:
                 self._fail(error, step)
 
     def run_here(self) -> None:
-        """Do every step that is left in the calling thread: the event loop could not be started, or has failed."""
+        """Do every step that is left in the calling thread: the event loop could not be started, or has failed.
+
+        A step that awaits gets a loop of its own for a while: it may wait for a task that is no more.
+        """
         while self._steps:
             step = self._steps.pop()
             try:
@@ -67,9 +74,14 @@ class Ending:
                     if work is not None:
                         work()
                 if step.awaited is not None:
-                    trio.run(step.awaited)
+                    trio.run(_for_a_while, step.awaited)
             except Exception as error:  # noqa: BLE001  the next step must follow
                 self._fail(error, step)
 
     def _fail(self, error: Exception, step: _Step) -> None:
-        self._failed(failure_of(error, op=step.doing, path=self._path))
+        self._failed(failure_of(error, op=step.doing, path=self._path), step.doing)
+
+
+async def _for_a_while(step: Callable[[], Awaitable[None]]) -> None:
+    with trio.move_on_after(_WHILE_SECONDS):
+        await step()

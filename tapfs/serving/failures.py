@@ -71,9 +71,9 @@ def out_of_memory(path: str | None) -> ImageError:
     )
 
 
-def log_failure(failure: ImageError, doing: str) -> None:
-    """Log a failure met while `doing` something."""
-    log.error("%s: %s", doing, failure, exc_info=_traceback(failure))
+def log_failure(failure: ImageError, doing: str | None = None) -> None:
+    """Log a failure, met while `doing` something that its message does not tell."""
+    log.error("%s%s", f"{doing}: " if doing else "", failure, exc_info=_traceback(failure))
 
 
 def reported(error: Exception, *, op: str, path: str | None) -> ImageError:

@@ -38,7 +38,7 @@ async def flush_periodically(
         except Exception as error:  # noqa: BLE001  what was written must reach the disk later
             failure = failure_of(error, op="flush", path=path)
             if met != str(failure):
-                log_failure(failure, "flushing in the background, tried again")
+                log_failure(failure, "flushing in the background, which is tried again")
             met = str(failure)
         else:
             if met is not None:

@@ -53,14 +53,16 @@ class FrontEnd(Protocol):
 
 
 class Service:
-    """The tasks and the end of a process that serves an image; `path` names in messages what is served.
+    """The tasks and the end of a process that serves an image; `path` names in error messages what is served.
 
     There can be one in a process, for it obeys the signals. `failure` is the first of the errors that ended the service
     or were met at its end.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, log_names_it: bool = False) -> None:
+        """`log_names_it`: each line of the log names already what is served (`log_to_stderr`)."""
         self.path = path
+        self._in_log = "" if log_names_it else f"{path}: "
         self.worker = Worker()
         self.ending = Ending(self.fail, path=path)
         self.failure: ImageError | None = None
@@ -89,9 +91,10 @@ class Service:
         if self.failure is not None:
             raise self.failure
 
-    def fail(self, failure: ImageError) -> None:
-        """Log a failure that the service ends by, or that its end has met; `run` raises the first."""
-        log_failure(failure, self.path)
+    def fail(self, failure: ImageError, doing: str | None = None) -> None:
+        """Log a failure that the service ends by, or that its end has met while `doing`; `run` raises the first."""
+        where = None if failure.path else self.path
+        log_failure(failure, where if doing is None else f"cannot {doing}")
         if self.failure is None:
             self.failure = failure
 
@@ -163,7 +166,7 @@ class Service:
             try:
                 task_status.started()
                 async for number in received:
-                    log.info("%s: ending on %s", self.path, signal.Signals(number).name)
+                    log.info("%sending on %s", self._in_log, signal.Signals(number).name)
                     await self._end()
             finally:
                 signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
@@ -190,7 +193,7 @@ class Service:
             try:
                 await task()
             except Exception as error:  # noqa: BLE001  the service goes on without it for a moment
-                log_failure(failure_of(error, op="go on", path=self.path), f"{doing} failed, tried again")
+                log_failure(failure_of(error, op="go on", path=self.path), f"{doing} failed and is tried again")
                 await trio.sleep(_AGAIN_SECONDS)
             else:
                 return

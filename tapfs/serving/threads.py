@@ -10,8 +10,10 @@ import trio
 _Result = TypeVar("_Result")
 
 
-async def in_thread(work: Callable[[], _Result], *, limiter: trio.CapacityLimiter | None = None) -> _Result:
-    """The result of `work`, or what it raised.
+async def in_thread(
+    work: Callable[[], _Result], *, limiter: trio.CapacityLimiter | None = None, abandoned: bool = False
+) -> _Result:
+    """The result of `work`, or what it raised. `abandoned`: who is cancelled does not wait for its end.
 
     A process at its limit of threads serves slowly then, but rightly: everything else in the event loop waits for the
     work. So `work` must not wait for the event loop itself.
@@ -24,7 +26,7 @@ async def in_thread(work: Callable[[], _Result], *, limiter: trio.CapacityLimite
         return work()
 
     try:
-        return await trio.to_thread.run_sync(begin, limiter=limiter)
+        return await trio.to_thread.run_sync(begin, limiter=limiter, abandon_on_cancel=abandoned)
     except (RuntimeError, MemoryError):
         if begun:
             raise

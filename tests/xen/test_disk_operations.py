@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import trio
@@ -19,9 +18,7 @@ import trio.testing
 
 import tapfs
 from tapfs import ErrorKind, ImageError, NewImage
-from tapfs.xen.device import Device, State
-from tapfs.xen.disk import process as disk_process
-from tapfs.xen.host import Host
+from tapfs.xen.device import State
 from tapfs.xen.xenstore.wire import Message, Operation
 from tests.xen import xenstored as xenstored_server
 from tests.xen.disk_device import DONE, STOPPED, Devices, DiskDevice
@@ -519,26 +516,3 @@ async def test_a_swap_that_was_noted_holds_though_the_answer_is_lost(
         disk.start()
         await disk.await_log("connected again")
         assert await trio.to_thread.run_sync(frontend.read, 0, 1) == b"a" * 512
-
-
-async def test_the_background_flush_is_not_beside_an_operation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The flush of an image that has been swapped away would clear the plan of the one in its place."""
-    monkeypatch.setattr(disk_process, "_FLUSH_SECONDS", 0)
-    flushed: list[str] = []
-
-    def image(name: str) -> SimpleNamespace:
-        return SimpleNamespace(writable=True, unflushed_bytes=1, flush=lambda: flushed.append(name))
-
-    backend = SimpleNamespace(changing=trio.Lock(), disk=SimpleNamespace(image=image("old")))
-    process = disk_process.DiskProcess(Device("tap", 1, 51712), Host(""))
-    with trio.fail_after(PATIENCE):
-        async with trio.open_nursery() as nursery:
-            async with backend.changing:
-                nursery.start_soon(process._flush_now_and_then, backend)
-                await trio.testing.wait_all_tasks_blocked(0.01)
-                assert flushed == []
-                backend.disk.image = image("new")
-            while not flushed:
-                await trio.sleep(0.001)
-            nursery.cancel_scope.cancel()
-    assert set(flushed) == {"new"}

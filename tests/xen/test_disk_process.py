@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tapfs import ErrorKind, NewImage
 from tapfs.xen.device import State
 from tapfs.xen.xenstore.client import Store
 from tapfs.xen.xenstore.wire import Message, Operation
+from tests.xen import disk_device
 from tests.xen import xenstored as xenstored_server
 from tests.xen.disk_device import DONE, FAILED, STOPPED, Devices
 from tests.xen.machine import PATIENCE
@@ -331,3 +333,70 @@ async def test_xenstored_may_go_between_the_rings_and_the_word_that_they_are_ser
         assert lost
         await trio.to_thread.run_sync(frontend.write, 0, DATA)
         await guest.close()
+
+
+#: The process of a disk that flushes often and keeps no idle thread; once a file exists, it gets no new thread.
+_WITHOUT_THREADS = """
+import os, sys, threading
+import trio._core._thread_cache
+from tapfs.serving import periodic_flush
+limit, *words = sys.argv[1:]
+trio._core._thread_cache.IDLE_TIMEOUT = 0.001
+periodic_flush._FLUSH_SECONDS = 0.05
+start = threading.Thread.start
+def limited(self):
+    if os.path.exists(limit):
+        raise RuntimeError("can't start new thread")
+    start(self)
+threading.Thread.start = limited
+from tapfs.xen.disk.process import main
+sys.exit(main(words))
+"""
+
+
+async def test_a_disk_needs_no_new_thread(
+    devices: Devices, qcow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is flushed in the background, paused and detached, and its process asked, whatever the host refuses."""
+    limit = tmp_path / "limit"
+    monkeypatch.setattr(disk_device, "COMMAND", [sys.executable, "-c", _WITHOUT_THREADS, str(limit)])
+    disk = await devices.serve(f"tap:qcow:{qcow}")
+    async with devices.guest(disk) as guest:
+        frontend = await guest.connect()
+        limit.touch()
+        frontend.write(3, DATA)
+
+        def in_image() -> bytes:
+            with tapfs.open(qcow, format="qcow", shared=True) as opened:
+                return opened.read(3 * 512, len(DATA))
+
+        with trio.fail_after(PATIENCE):
+            while in_image() != DATA:
+                assert disk.process is not None
+                assert disk.process.poll() is None, disk.log
+                await trio.sleep(0.01)
+        await disk.ask("pause")
+        await disk.ask("resume")
+        frontend.write(100, DATA)
+        assert frontend.read(100, 16) == DATA
+        await guest.close()
+    await disk.detach()
+    assert await disk.ended() == DONE
+    with tapfs.open(qcow, format="qcow") as opened:
+        assert opened.read(100 * 512, len(DATA)) == DATA
+
+
+async def test_too_few_threads_for_the_rings(
+    devices: Devices, qcow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest is refused with an error that names the limit, and can try again when there are threads."""
+    limit = tmp_path / "limit"
+    monkeypatch.setattr(disk_device, "COMMAND", [sys.executable, "-c", _WITHOUT_THREADS, str(limit)])
+    disk = await devices.serve(f"tap:qcow:{qcow}")
+    limit.touch()
+    async with devices.guest(disk) as guest:
+        await guest.publish()
+        await disk.await_key("state", str(int(State.CLOSING)))
+        assert "no more threads can be started" in (await disk.read("tapfs/error") or "")
+    await disk.ask("status")
+    assert await disk.terminate() == STOPPED

@@ -20,6 +20,7 @@ from tapfs.disk.live import SECTOR
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.kernel.xen_ring import Grants
 from tapfs.serving.log import log
+from tapfs.serving.threads import in_thread
 from tapfs.xen.device import Device, State, parse_state, state_of, write_device_keys
 from tapfs.xen.disk.backend_states import Ours, Seen, Step, next_step
 from tapfs.xen.disk.frontend_keys import MAX_QUEUES, MAX_RING_PAGE_ORDER, FrontendKeys, read_frontend
@@ -197,7 +198,7 @@ class Backend:
             frontend = await self._read_frontend(store)
             grants = await self._grants(store, frontend)
             self._journal = _open_journal(self._journal_path, keep=resuming)
-            await trio.to_thread.run_sync(partial(self.disk.connect, frontend, grants=grants, journal=self._journal))
+            await in_thread(partial(self.disk.connect, frontend, grants=grants, journal=self._journal))
         except ImageError as error:
             await self._refuse(seen, error)
             return
@@ -220,7 +221,7 @@ class Backend:
         except ImageError:
             # Nobody would say it later: let go of the rings as for a successor, and connect again.
             self._ring_watch.cancel()
-            await trio.to_thread.run_sync(self.leave)
+            await in_thread(self.leave)
             self._left = True
             raise
 
@@ -280,20 +281,20 @@ class Backend:
         """Let go of the rings for good: what the frontend has not been answered it will not be."""
         self._left = False
         self._ring_watch.cancel()
-        await trio.to_thread.run_sync(self.leave)
+        await in_thread(self.leave)
         with suppress(OSError):
             self._journal_path.unlink()
 
     async def _flush(self) -> None:
         try:
-            await trio.to_thread.run_sync(self.disk.image.flush)
+            await in_thread(self.disk.image.flush)
         except ImageError as error:
             await self._complain(error)
 
     async def _close_image(self) -> None:
         self._image_closed = True
         try:
-            await trio.to_thread.run_sync(self.disk.close)
+            await in_thread(self.disk.close)
         except ImageError as error:
             await self._complain(error)
 

@@ -18,6 +18,7 @@ from tapfs.disk.live import Overlaid, image_over, let_others_read, overlay_on, r
 from tapfs.disk.password import given_password
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.serving.log import log
+from tapfs.serving.threads import in_thread
 from tapfs.xen.disk.disk_image import specification_of
 from tapfs.xen.disk.served_disk import RateLimit
 from tapfs.xen.host import find_host
@@ -69,7 +70,7 @@ class Operations:
             if self._disk.paused:
                 return
             async with self._at_rest():
-                await trio.to_thread.run_sync(self._disk.image.flush)
+                await in_thread(self._disk.image.flush)
                 await self._note({"tapfs/paused": 1})
                 self._disk.paused = True
             log.info("paused")
@@ -109,8 +110,8 @@ class Operations:
             if not os.path.isabs(overlay):
                 raise ImageError(ErrorKind.INVALID_FORMAT, "is no absolute path", path=overlay, op="swap")
             # What takes long comes before the guest has to wait.
-            await trio.to_thread.run_sync(image.flush)
-            overlaid = await trio.to_thread.run_sync(overlay_on, image, overlay, size)
+            await in_thread(image.flush)
+            overlaid = await in_thread(partial(overlay_on, image, overlay, size))
             try:
                 await self._switch(overlaid)
             finally:
@@ -127,8 +128,8 @@ class Operations:
         async with self._alone():
             before = self._disk.image.size
             async with self._at_rest():
-                await trio.to_thread.run_sync(self._disk.image.flush)
-                image = await trio.to_thread.run_sync(partial(resized, self._disk.image, size, force=force))
+                await in_thread(self._disk.image.flush)
+                image = await in_thread(partial(resized, self._disk.image, size, force=force))
                 self._disk.replace(image).abandon()
             if image.size != before:
                 log.info("resized from %d to %d bytes", before, image.size)
@@ -139,7 +140,7 @@ class Operations:
         noted = False
         try:
             async with self._at_rest():
-                image = await trio.to_thread.run_sync(self._opened_over, overlaid)
+                image = await in_thread(partial(self._opened_over, overlaid))
                 try:
                     specification, formats = specification_of(image)
                     # From here on it may be noted: the overlay, empty as it is, must not go any more.
@@ -171,7 +172,7 @@ class Operations:
     async def _at_rest(self) -> AsyncGenerator[None]:
         """The rings without anything in flight; afterwards the disk resumes, unless an operator has paused it."""
         if not self._disk.paused:
-            await trio.to_thread.run_sync(self._disk.pause)
+            await in_thread(self._disk.pause)
         try:
             yield
         finally:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,10 +20,11 @@ from tapfs.disk.image import Image
 from tapfs.disk.live import written_by_others
 from tapfs.disk.plan_log import PlanLog
 from tapfs.errors import EXIT_BUG, EXIT_USAGE, ErrorKind, ImageError
-from tapfs.serving.failures import out_of_memory
-from tapfs.serving.local_socket import listen
+from tapfs.serving.failures import InternalError, out_of_memory
 from tapfs.serving.log import log, log_to_stderr
 from tapfs.serving.runtime_directory import make_private, runtime_directory
+from tapfs.serving.service import Service
+from tapfs.serving.threads import in_thread
 from tapfs.xen.device import Device, State, parse_state, write_device_keys
 from tapfs.xen.disk import control
 from tapfs.xen.disk.backend import Backend
@@ -49,15 +49,12 @@ _OPERATION_SECONDS = 10.0
 #: Characters of an error that go to xenstore, whose messages have 4096 bytes.
 _MAX_ERROR = 512
 
-#: Seconds between looks for metadata that nobody has flushed.
-_FLUSH_SECONDS = 5
-
 #: Seconds between tries to reach a xenstored that is gone. The guest's requests are served all the while.
 _XENSTORED_SECONDS = 1.0
 
 
 class DiskProcess:
-    """The life of one disk process."""
+    """The life of one disk process: the front end of its service."""
 
     def __init__(self, device: Device, host: Host) -> None:
         self._device = device
@@ -65,74 +62,60 @@ class DiskProcess:
         self._directory = directory()
         self._exit_code: int | None = None
         self._backend: Backend | None = None
+        self._service = Service(str(device), log_names_it=True)
 
-    async def run(self) -> int:
+    def run(self) -> int:
         """Serve the disk; the exit code."""
-        async with trio.open_nursery() as tasks:
-            await tasks.start(self._obey_signals, tasks.cancel_scope)
-            tasks.start_soon(self._serve, tasks.cancel_scope)
+        try:
+            self._service.run(self)
+        except ImageError as failure:
+            if self._exit_code is None:
+                return EXIT_BUG if isinstance(failure, InternalError) else failure.exit_code
+        return EXIT_STOPPED if self._exit_code is None else self._exit_code
+
+    def prepare(self) -> None:
+        """Have the runtime directories."""
+        make_private(runtime_directory())
+        make_private(self._directory)
+
+    async def serve(self) -> None:
+        """Open the image and answer the guest and operators until the device is done."""
+        async with connect(self._host) as store:
+            self._exit_code = await self._open_and_follow(store)
+
+    async def end(self) -> None:
+        """End in order. What an operator has begun needs xenstore to its end, but not for long: it may hang."""
         if self._exit_code is None:
             self._exit_code = EXIT_STOPPED
-        return self._exit_code
-
-    async def _obey_signals(
-        self, scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
-            task_status.started()
-            async for number in received:
-                log.info("ending on %s", signal.Signals(number).name)
-                await self._let_operations_end()
-                scope.cancel()
-                return
-
-    async def _let_operations_end(self) -> None:
-        """What an operator has begun needs xenstore to its end; a xenstored that hangs is not waited for."""
         if self._backend is not None:
             with trio.move_on_after(_OPERATION_SECONDS):
                 async with self._backend.changing:
                     pass
+        self._service.stop_serving()
 
-    async def _serve(self, scope: trio.CancelScope) -> None:
+    async def _open_and_follow(self, store: XenStore) -> int:
+        # A number may be another device's one day: what is ours is told by the token.
+        token = await store.read(f"{self._device.backend}/tapfs/token") or secrets.token_hex(16)
+        await write_device_keys(store, self._device, {"tapfs/process": process_name(os.getpid()), "tapfs/token": token})
+        plan_log = PlanLog(self._directory / f"{self._device.key}.plan", token)
+        ending = self._service.ending
+        ending.add("remove the control socket", self._remove_socket)
+        ending.add("close the plan log", plan_log.close)
         try:
-            self._exit_code = await self._open_and_follow()
+            settings, disk = await self._open(store, plan_log)
         except ImageError as error:
-            # xenstored is not to be reached, or the runtime directory not to be used: nobody else can be told.
+            if await store.read(f"{self._device.backend}/state") is None:
+                return EXIT_DONE
             log.error("%s", error)
-            self._exit_code = error.exit_code
-        scope.cancel()
+            await write_device_keys(store, self._device, _failure(error))
+            return EXIT_FAILED
+        self._backend = backend = Backend(self._device, disk, settings, directory=self._directory, token=token)
+        # A successor may open the image when this is done, and finds the rings as they are left.
+        ending.add("let go of the rings", backend.leave)
+        ending.add_async("wait for an operation", backend.changing.acquire)
+        return await self._follow(store, backend, Operations(backend, settings, plan_log))
 
-    async def _open_and_follow(self) -> int:
-        make_private(runtime_directory())
-        make_private(self._directory)
-        async with connect(self._host) as store:
-            # A number may be another device's one day: what is ours is told by the token.
-            token = await store.read(f"{self._device.backend}/tapfs/token") or secrets.token_hex(16)
-            await write_device_keys(
-                store, self._device, {"tapfs/process": process_name(os.getpid()), "tapfs/token": token}
-            )
-            plan_log = PlanLog(self._directory / f"{self._device.key}.plan", token)
-            try:
-                settings, image = await self._open(store, plan_log)
-            except ImageError as error:
-                if await store.read(f"{self._device.backend}/state") is None:
-                    return EXIT_DONE
-                log.error("%s", error)
-                await write_device_keys(store, self._device, _failure(error))
-                return EXIT_FAILED
-            limit = RateLimit(settings.limit_bytes, settings.limit_requests)
-            disk = ServedDisk(
-                image, machine=self._host.machine, domain=self._device.domain, limit=limit, paused=settings.paused
-            )
-            self._backend = backend = Backend(self._device, disk, settings, directory=self._directory, token=token)
-            try:
-                return await self._follow(store, backend, Operations(backend, settings, plan_log))
-            finally:
-                with trio.CancelScope(shield=True):
-                    await self._put_away(backend)
-                plan_log.close()
-
-    async def _open(self, store: XenStore, plan_log: PlanLog) -> tuple[DiskSettings, Image]:
+    async def _open(self, store: XenStore, plan_log: PlanLog) -> tuple[DiskSettings, ServedDisk]:
         """Set our limits and open the image. Raises the ImageError that keeps the disk from being served."""
         settings = await read_settings(store, self._device)
         apply_limits(settings)
@@ -144,11 +127,16 @@ class DiskProcess:
             image = await _patiently(partial(self._opened, settings, plan_log), patience)
         except MemoryError as error:
             raise out_of_memory(settings.specification.path) from error
+        limit = RateLimit(settings.limit_bytes, settings.limit_requests)
+        disk = ServedDisk(
+            image, machine=self._host.machine, domain=self._device.domain, limit=limit, paused=settings.paused
+        )
+        self._service.ending.add("flush and close the image", disk.close)
         if settings.mode == "w!" and not image.layers[0].driver.geometry.identity:
-            others = await trio.to_thread.run_sync(written_by_others, image)
+            others = await in_thread(partial(written_by_others, image))
             if others is not None:
                 log.warning("%s; two writers destroy a %s image unless they take turns", others, image.format_name)
-        return settings, image
+        return settings, disk
 
     def _opened(self, settings: DiskSettings, plan_log: PlanLog) -> Image:
         """The image, with what a predecessor left for it unless others have changed it since that was given up."""
@@ -164,7 +152,8 @@ class DiskProcess:
 
     async def _follow(self, store: XenStore, backend: Backend, operations: Operations) -> int:
         """Answer the guest and operators until the device is done."""
-        listener = listen(self._directory, socket_name(self._device))
+        service = self._service
+        service.listen(self._directory, socket_name(self._device), partial(control.answer, operations))
         image = backend.disk.image
         log.info(
             "ready: %s (%s, %d bytes%s)%s",
@@ -175,11 +164,9 @@ class DiskProcess:
             ", paused" if backend.disk.paused else "",
         )
         await write_device_keys(store, self._device, {"tapfs/status": "ready"})
-        async with trio.open_nursery() as services:
-            services.start_soon(control.serve, listener, operations)
-            services.start_soon(self._flush_now_and_then, backend)
-            await self._run_backend(store, backend)
-            services.cancel_scope.cancel()
+        # Not beside a swap: the flush of an image that serves no more would clear the plan of the one that does.
+        service.flush_periodically(lambda: backend.disk.image, alone=backend.changing)
+        await self._run_backend(store, backend)
         return EXIT_DONE
 
     async def _run_backend(self, store: XenStore, backend: Backend) -> None:
@@ -199,28 +186,8 @@ class DiskProcess:
             except ImageError:
                 continue  # said once
 
-    async def _flush_now_and_then(self, backend: Backend) -> None:
-        """Bound what a crash of the host can lose of a guest that never asks for a flush."""
-        while True:
-            await trio.sleep(_FLUSH_SECONDS)
-            # Not beside a swap: the flush of an image that serves no more would clear the plan of the one that does.
-            async with backend.changing:
-                image = backend.disk.image
-                if image.writable and image.unflushed_bytes:
-                    try:
-                        await trio.to_thread.run_sync(image.flush)
-                    except ImageError as error:
-                        log.error("flushing in the background: %s", error)
-
-    async def _put_away(self, backend: Backend) -> None:
-        """All that must happen however it ends; a successor may open the image when this is done."""
-        async with backend.changing:
-            await trio.to_thread.run_sync(backend.leave)
-            try:
-                await trio.to_thread.run_sync(backend.disk.close)
-            except ImageError as error:
-                log.error("what was written last may be lost: %s", error)
-        with suppress(OSError):
+    def _remove_socket(self) -> None:
+        with suppress(FileNotFoundError):
             (self._directory / socket_name(self._device)).unlink()
 
 
@@ -229,7 +196,7 @@ async def _patiently(attempt: Callable[[], Image], seconds: float) -> Image:
     give_up = trio.current_time() + seconds
     while True:
         try:
-            return await trio.to_thread.run_sync(attempt)
+            return await in_thread(attempt)
         except ImageError as error:
             if error.kind is not ErrorKind.LOCKED or trio.current_time() >= give_up:
                 raise
@@ -252,7 +219,7 @@ def main(arguments: list[str]) -> int:
             return EXIT_USAGE
     log_to_stderr(str(device))
     try:
-        return trio.run(DiskProcess(device, find_host()).run)
+        return DiskProcess(device, find_host()).run()
     except ImageError as error:
         log.error("%s", error)
         return error.exit_code

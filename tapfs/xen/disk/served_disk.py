@@ -130,8 +130,10 @@ class ServedDisk:
 
     def close(self) -> None:
         """Disconnect and close the image. Raises the ImageError that its last flush met."""
-        self.disconnect()
-        self.image.close()
+        try:
+            self.disconnect()
+        finally:
+            self.image.close()
 
     def _count(self, device: XenDevice) -> None:
         counted = device.statistics()._asdict()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
-
-import trio
 
 from tapfs.errors import from_os_error
 from tapfs.serving.log import log
+from tapfs.serving.threads import in_thread
 from tapfs.xen.device import LIBXL_KIND, Device, State, state_of, write_keys
 from tapfs.xen.xenstore.client import Store, XenStore
 
@@ -33,7 +33,7 @@ async def claim(store: XenStore, device: Device, *, simulated: bool) -> None:
     and an image may take longer to open. Raises ImageError.
     """
     if device.kind == LIBXL_KIND and not simulated:
-        await trio.to_thread.run_sync(_take_from_kernel, device)
+        await in_thread(partial(_take_from_kernel, device))
 
     async def write(keys: Store) -> None:
         if await state_of(keys, device) is None:

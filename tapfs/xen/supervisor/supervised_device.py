@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from enum import Enum, auto
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import trio
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.location import locate
 from tapfs.serving.log import log
+from tapfs.serving.threads import in_thread
 from tapfs.xen.device import DOMAINS, OUR_KIND, Device, State, is_ours, parse_state, write_device_keys
 from tapfs.xen.image_stamp import NEVER_OPENED, GivenUp, how_it_stands
 from tapfs.xen.process_handle import (
@@ -256,7 +258,7 @@ class SupervisedDevice:
             return None
         if location.in_memory:
             return None
-        return await trio.to_thread.run_sync(how_it_stands, specification.path, abandon_on_cancel=True)
+        return await in_thread(partial(how_it_stands, specification.path), abandoned=True)
 
     async def _look(self) -> _Look | None:
         """What xenstore says now; None: the device is not there, or not ours any more."""

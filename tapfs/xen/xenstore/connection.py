@@ -12,10 +12,12 @@ import socket
 import stat
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import trio
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.serving.threads import in_thread
 from tapfs.xen.xenstore.wire import (
     MESSAGE_MAXIMUM,
     Assembler,
@@ -172,7 +174,7 @@ class Connection:
     async def _write(self, message: bytes) -> None:
         if self._device:
             # The kernel takes a message in one piece, and waits for xenstored where it adds a watch.
-            await trio.to_thread.run_sync(os.write, self._descriptor, message)
+            await in_thread(partial(os.write, self._descriptor, message))
             return
         rest = memoryview(message)
         while rest:
