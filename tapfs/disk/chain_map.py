@@ -1,4 +1,4 @@
-"""The map of a whole chain: which layer gives each run of the virtual disk, and from where."""
+"""The map of a whole chain: for each run of the virtual disk the layer and the place that the bytes come from."""
 
 from __future__ import annotations
 

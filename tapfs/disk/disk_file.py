@@ -1,4 +1,4 @@
-"""A disk, or a range of it, as a binary file object: what reads files in Python reads disks by it."""
+"""A disk, or a range of one, as a binary file object, for Python code that reads files."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A chain of drivers and the engine disk that serves it: the engine asks for maps, drivers answer.
 
-The engine reads; where it has no map it says so, the driver of that layer is asked, its answer
-is installed in the engine, and the read goes on.
+The engine reads until it lacks a map of some layer. Then that layer's driver is asked for the map, the map is
+installed in the engine, and the read goes on.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Name image formats and archives that tapfs does not read, by the first and the last bytes of a file.
 
-The bytes of such a file are no disk: a guest would see the container's header for its partition table. So a file
-that nobody has given a format is looked up here before it is taken for a raw disk. `TABLE` is the one list. A
-format that gets a driver leaves it.
+The bytes of such a file are no disk: a guest would see the container's header in place of a partition table. So a file
+for which the user names no format is looked up here, before the file is taken for a raw disk. `TABLE` is the one list.
+A format that gets a driver leaves the list.
 
 Where a file shows both a signature of this table and the start of a raw disk (a partition table, a boot sector, a
 file system), the signature counts: a fixed VHD is a raw disk with a footer. Three signatures are so short that a

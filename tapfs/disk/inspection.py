@@ -1,4 +1,4 @@
-"""Look at an image whose parents may be missing, refused or not to be trusted. Its own facts are told in any case."""
+"""Inspect an image whose parents may be missing, refused or not trusted. The image's own facts are told in any case."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening images as the user asked: plainly, under an overlay, or on a file that is open already."""
+"""Open images as the user asks: plainly, under an overlay, or on a file that is open already."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Scratch writes: a copy-on-write overlay over an image that is itself only read.
 
-The overlay is an ordinary qcow image whose backing file is the image, so QEMU reads a kept one,
-too. The image is opened as the user says (or probed, as the one image the user named may be),
-its parents by the rules of `tapfs.disk.chain`; what an overlay's header says of its parent is only
-compared with that, never followed.
+The overlay is an ordinary qcow image whose backing file is the image, so QEMU can read an overlay that was kept. The
+image is opened as the user says, or its format is probed, because the user has named it. The parents of the image are
+opened by the rules of `tapfs.disk.chain`. The parent that the overlay's header names is compared with the image that
+the user has named, and never followed.
 """
 
 from __future__ import annotations

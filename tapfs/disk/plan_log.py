@@ -1,10 +1,10 @@
 """The plan that a writer has not executed yet, kept where it outlives the writer's process.
 
-A guest goes on when the process that serves its disk is killed and another takes its place, so it must find all that it
-was told is written. Its data is in the host's page cache then; the metadata that points at it was in the dead process
-only. So that process keeps the plan of its next flush in a file in memory (tmpfs), renewed with every commit before
-anybody can rely on it, and the next one executes it before it opens the image. A crash of the host takes both the page
-cache and the plan, and the image is what the last flush made it.
+If the process that serves a disk is killed, the guest continues with the next process. The guest then expects every
+write that was acknowledged. The data of these writes is safe in the host's page cache. But the metadata that points to
+the data existed only in the dead process. So a process keeps the plan of its next flush in a file in memory (tmpfs). It
+renews the file with every commit, before anybody can rely on that commit. The next process executes the plan before it
+opens the image. A crash of the host takes both the page cache and the plan, and leaves the image of the last flush.
 """
 
 from __future__ import annotations

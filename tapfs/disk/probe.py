@@ -1,7 +1,7 @@
-"""The formats there are, and which of them a file is.
+"""The registry of formats, and the probe of a file's contents by all of them.
 
-Formats are loaded when they are asked for. Those of other packages (`tapfs.disk.plugins`) are looked for only when
-none of tapfs's own fits.
+A format is loaded when it is asked for. Formats of other packages (`tapfs.disk.plugins`) are looked for only when none
+of tapfs's own fits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Completing what a crash has left in an image's own journal, before the image is used."""
+"""Recovery: replay an image's own journal after a crash, before the image is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filling a new image as a stream: payloads appended in order, all metadata at the end."""
+"""Fill a new image as a stream: payloads are appended in order, and metadata follows."""
 
 from __future__ import annotations
 

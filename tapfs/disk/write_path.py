@@ -1,19 +1,18 @@
 """The write path of a disk: bytes go in place or to reserved places, and metadata goes by plans.
 
-The engine writes in place as far as the map allows; for the rest the driver reserves places,
-the engine writes there (filling partial granules with the old contents), the driver commits.
-Metadata reaches the disk at `flush`, by the driver's plan.
+The engine writes in place as far as the map allows. For the rest the driver reserves places, the engine writes there
+(filling partial granules with the old contents), and the driver commits. Metadata reaches the disk at `flush`, by the
+driver's plan.
 
-Locking. The map lock of the top layer makes a map and its installation one step, and so a commit
-and its new map; it is held neither while the engine moves data nor while a driver below maps.
-Ranges that are being changed are claimed in `_claims`; who wants to reserve what overlaps one
-waits until it is gone and maps afresh. So does who saw the map before an overlapping commit:
-what it takes for unallocated may be another writer's by now. `_flush_lock` lets one flush run
-at a time; it is taken before the map lock, never the other way. kernel/CONCURRENCY.md has the
-engine's side.
+Locking. The map lock of the top layer makes a map and its installation one step, and so a commit and its new map. No
+thread holds the map lock while the engine moves data or while a driver below maps. Ranges that are being changed are
+claimed in `_claims`. A writer that wants to reserve a range which overlaps a claim waits until the claim is gone, and
+maps the range afresh. So does a writer that saw the map before an overlapping commit: a granule that was unallocated
+then may be another writer's by now. `_flush_lock` lets one flush run at a time. It is taken before the map lock, never
+the other way. kernel/CONCURRENCY.md has the engine's side.
 
-An exception may come at any call, KeyboardInterrupt does. So what claims a range gives it back
-in a `finally` that it has entered before.
+An exception may come at any call, as KeyboardInterrupt does. So code that claims a range has entered before the
+`finally` that gives the range back.
 
 With a plan log (`tapfs.disk.plan_log`) a commit becomes visible only after the log has the plan that makes the commit
 durable. A writer that sees the new map writes in place, and its write must not depend on a plan that a kill would take.
@@ -39,13 +38,13 @@ from tapfs.plan import Plan
 if TYPE_CHECKING:
     from tapfs.kernel.engine import EngineDisk
 
-#: Metadata that waits for a flush is held in memory up to about this many bytes.
+#: A write that leaves more bytes of metadata unflushed than this is followed by a flush.
 _UNFLUSHED_LIMIT = 32 << 20
 
 #: Seconds spent on keeping plans. A flush is due when keeping has cost more than this, and more than a flush costs.
 _MIN_KEEP_COST_SECONDS = 0.005
 
-#: Commits that a writer can miss before it must look at the map again, whatever they were.
+#: So many commits are remembered. A writer that has missed more must look at the map again, whatever their ranges.
 _RECENT_COMMITS = 64
 
 

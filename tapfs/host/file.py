@@ -1,4 +1,4 @@
-"""Host files: opened with care, locked, read for metadata. The engine moves the data."""
+"""Host files: judge and open one, lock it, read its metadata. The engine moves the data."""
 
 from __future__ import annotations
 

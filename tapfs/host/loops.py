@@ -1,7 +1,7 @@
-"""Loop devices of the host that show a file: whoever uses one takes no image lock, so it is looked for.
+"""Find the loop device that shows a host file. Users of a loop device take no image locks, so locks cannot tell.
 
-Linux names the file behind each device in /sys. A file that was renamed since, or that another mount namespace shows,
-is not found.
+Linux names the file behind each device in /sys. The device is not found if its file was renamed since, or if another
+mount namespace shows the file.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The new host files of one image: without a name until all of them are complete, then named, the image last.
 
-An image is found by its own name, so that comes last: whoever finds it finds the files that it names. Where an image of
-several files replaces another, the old image loses its name first. A crash in between leaves no image, never a mixture.
+A program finds an image by the image's own name. That name is given last, so the files that the image names are there
+by then. Where an image of several files replaces another, the old image loses its name first. A crash in between
+leaves no image, and never a mixture of both.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A host file as a plan would leave it: the plan's writes laid over what is read, the file itself untouched.
+"""Read a host file as a plan would leave it: the plan's writes are laid over the bytes of the file.
 
-An image with a journal that was left to be replayed is read right this way without being written.
+So an image whose journal waits to be replayed can be read without being written.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """RAM disks by name: ``ram:NAME`` is a file of shared memory that any process may open.
 
-It lives on the host's memory file system, so it belongs to no process: it is there until
-`remove` or a restart of the host, whoever of its users ends. Opening one takes no exclusive lock:
-sharing it is what it is for.
+A RAM disk lies on the host's memory file system, so it belongs to no process. It stays until `remove` or a restart
+of the host, whichever of its users end. Opening a RAM disk takes no exclusive lock, because it is made to be shared.
 
-Everybody may make files in that folder, under any name. So ``ram:NAME`` is only ever a regular file that belongs to
-us or to root, it is never a symbolic link, and a new one is for its owner alone (0600).
+Everybody may make files in that folder, under any name. So ``ram:NAME`` opens only a regular file of this user or of
+root, and never a symbolic link. A new RAM disk is for its owner alone (mode 0600).
 """
 
 from __future__ import annotations

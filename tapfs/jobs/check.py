@@ -1,4 +1,4 @@
-"""Checking and repairing one image: its own metadata, not its parents'.
+"""Check and repair one image: its own metadata, not that of its parents.
 
 A format without metadata, or whose driver has no checker, is never called sound. The report says why nothing was
 checked.

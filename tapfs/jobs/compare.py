@@ -1,4 +1,4 @@
-"""Comparing two disks: where do they first differ in what a guest reads?"""
+"""Compare two disks: find the first byte in which a guest would read a difference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copying one disk into another: only what holds data is moved, and zeros stay holes."""
+"""Copy one disk into another: only data is moved, and zeros stay holes."""
 
 from __future__ import annotations
 

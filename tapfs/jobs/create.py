@@ -1,8 +1,8 @@
-"""Making new images.
+"""Create images.
 
-A new file appears under its name only when it is complete and durable: until then it has no
-name at all (O_TMPFILE), or a hidden one where the host has no such files. So whatever ends
-the work leaves either the finished image or what was there before.
+A new file appears under its name only when it is complete and durable. Until then the file has no name at all
+(O_TMPFILE), or a hidden one where the host has no such files. So a failure or a kill leaves either the finished image
+or the file that was there before.
 """
 
 from __future__ import annotations

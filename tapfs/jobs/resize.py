@@ -1,4 +1,4 @@
-"""Changing the size of an image that nobody uses."""
+"""Change the size of an image that nobody uses."""
 
 from __future__ import annotations
 
