@@ -322,9 +322,8 @@ class WritePath:
 
     def _bound_unflushed(self) -> None:
         # A plan takes the longer to keep the more is in it: a flush is due when that has cost as much as a flush does.
-        if self.unflushed_bytes > _UNFLUSHED_LIMIT or self._keeping_seconds > max(
-            self._flush_seconds, _MIN_KEEP_COST_SECONDS
-        ):
+        worth_seconds = max(self._flush_seconds, _MIN_KEEP_COST_SECONDS)
+        if self.unflushed_bytes > _UNFLUSHED_LIMIT or self._keeping_seconds > worth_seconds:
             self.flush()
 
     def _granules(self, offset: int, end: int) -> Iterator[tuple[int, int, bool]]:
