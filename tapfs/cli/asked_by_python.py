@@ -1,7 +1,8 @@
 """`python -m tapfs.cli.asked_by_python COMMAND …`: a command that `import tapfs` has started in a process of its own.
 
-How it ended is told on standard output as one message (`tapfs.serving.messages`), so that the caller can raise the very
-error. Mounting needs this: the process that serves is forked, which a program with threads cannot do.
+The program writes one message about the end of the command to standard output (`tapfs.serving.messages`), so that the
+caller can raise the very error. Mounting needs a process of its own: the process that serves is forked, and a program
+with threads must not fork.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The blktap project's own tools, with their argument order: qcow-create, img2qcow, qcow2raw.
 
-What they were and what was wrong with them: docs/specs/blktap-qcow.md, "The original tools".
-They write the layout that the blktap drivers read, and they say by their exit code when they fail.
+docs/specs/blktap-qcow.md, "The original tools", describes the originals and their faults. The tools here write the
+layout that the blktap drivers read, and their exit code says when they fail.
 """
 
 from __future__ import annotations

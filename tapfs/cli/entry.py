@@ -1,7 +1,7 @@
-"""The programs that are installed. Each holds back Ctrl-C and the like before anything else is imported.
+"""The programs that are installed. Each holds back Ctrl-C and the like before it imports anything else.
 
-A command takes a moment to load. Without this an interruption in that moment ends in a traceback. The
-guard around the command (tapfs/cli/guard.py) lets the signals through.
+A command takes a moment to load. Without this an interruption in that moment would end in a traceback. The guard around
+the command (tapfs/cli/guard.py) lets the signals through.
 """
 
 

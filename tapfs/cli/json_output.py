@@ -1,4 +1,4 @@
-"""JSON on standard output, and whether a document has begun there, which an error must not spoil."""
+"""JSON on standard output. It notes whether a document has begun, which an error must not spoil."""
 
 from __future__ import annotations
 

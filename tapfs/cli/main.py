@@ -1,4 +1,4 @@
-"""`tapfs`: finds the command and loads its module only, for a cold `tapfs info` must be quick."""
+"""`tapfs`: find the command and load only its module, because a cold `tapfs info` must be quick."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The signals that end a command, and holding them back while the command cannot be interrupted yet.
+"""The signals that end a command, and a way to hold them back while the command cannot be interrupted yet.
 
 An exception from a signal handler can come out of any line, also of code that turns it into another error:
 an import in the middle, a class that is being made. So these signals wait until such code has run.

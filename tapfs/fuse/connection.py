@@ -1,7 +1,7 @@
-"""Mounting without libfuse: a connection to the kernel that is ours to read.
+"""Mount without libfuse, and get the connection to the kernel as a descriptor that this process may read.
 
-As root by mount(2); where that is not allowed by fusermount3, which mounts for its user and
-hands the connection over through a socket.
+Root mounts by mount(2). Where mount(2) is not allowed, fusermount3 mounts for its user and passes the connection over
+a socket.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Requests of `tapfs umount` and `tapfs list` to the process that serves a mount, over its control socket.
 
-`umount` (with `force`) is answered when the image is closed; `error` holds what went wrong although the mount is gone.
-Where the mount stays, the answer is the error. `status` is answered with what is counted, `bytes_read` and
-`bytes_written`.
+`umount` (with `force`) is answered when the image is closed. An error that did not keep the mount is in `error` then.
+If the mount stays, the answer is the error. The answer to `status` has the counters `bytes_read` and `bytes_written`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The engines of a mount: native threads beside pyfuse3, or pyfuse3 alone, answer the kernel.
 
-`auto` takes the best that works: the kernel itself (passthrough) for a read-only disk that is a
-file byte for byte, native threads for all else, pyfuse3 where those cannot be started. pyfuse3 is taken
-only for what it can do better: an image that cannot be served, or a directory that cannot be mounted on,
-is the same error with every engine. What is asked for by name and does not work is an error. A
-writable disk is passed through only when that is asked for: the kernel then writes past the end of the
-disk, too, and so lengthens the image.
+`auto` takes the best engine that works. That is the kernel itself (passthrough) for a read-only disk that is a file
+byte for byte, and native threads for every other disk. pyfuse3 is taken where native threads cannot be started. An
+image that cannot be served, or a directory that cannot be mounted on, is the same error with every engine, so pyfuse3
+is not tried then. An engine that is asked for by name and does not work is an error. A writable disk is passed
+through only when the user asks for it, because the kernel may then write past the end of the disk and lengthen the
+image.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Agree with the kernel at INIT where pyfuse3 alone serves a connection.
 
-libfuse accepts nearly all that the kernel offers, and pyfuse3 has no way to refuse some of it. So the kernel's INIT is
-taken from the connection here, and libfuse reads it from a socket, without the offers that a disk must not accept. When
-libfuse has read it, and before it answers, the connection takes the place of that socket.
+libfuse accepts nearly all that the kernel offers, and pyfuse3 has no way to refuse a part of it. So the kernel's INIT
+is read from the connection here. libfuse reads it from a socket, without the offers that a disk must not accept. After
+libfuse has read the INIT, and before libfuse answers, the connection takes the place of the socket.
 """
 
 from __future__ import annotations

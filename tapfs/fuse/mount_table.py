@@ -1,4 +1,4 @@
-"""The kernel's mount table: what is mounted where, unmounting, and who keeps a mount busy."""
+"""The kernel's mount table: look up mounts, unmount, and find the processes that keep a mount busy."""
 
 from __future__ import annotations
 

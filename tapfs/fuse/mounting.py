@@ -1,7 +1,7 @@
-"""Mounting from the command line: the checks that come first, and what is mounted.
+"""Mount from the command line: check what mounting needs, and start the process that serves the mount.
 
-The image is opened before the fork (`tapfs.serving.background`), so that its errors and password prompts belong to the
-user's terminal and its locks to the child from the first moment.
+The image is opened before the fork (`tapfs.serving.background`). So errors and password prompts reach the user's
+terminal, and the child has the image's locks from the first moment.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Data requests answered by native threads of the engine, between the kernel and pyfuse3.
 
-pyfuse3 keeps the tree: it is given one end of a socket as if that were /dev/fuse. The engine
-reads the real connection, answers what is asked of the data nodes, and passes on the rest.
-What needs a driver (a map, a reservation) or waits for the disk (a flush) is parked; threads
-here, which wait in the engine without holding the GIL, serve it by calling the image. They do
-not go through trio: that would cost each of these requests another two changes of thread.
+pyfuse3 keeps the tree. It is given one end of a socket as if that were /dev/fuse. The engine reads the real connection,
+answers the requests of data nodes, and passes the others on. A request that needs a driver (a map, a reservation) or
+waits for the disk (a flush) is parked. Threads of `tapfs.serving.parked` serve it by calling the image. They do not go
+through trio, which would cost each request another two changes of thread.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The requests of the kernel, answered by pyfuse3 on trio from an Image.
 
-What the image can answer without waiting for the host is answered at once; everything else
-runs in a thread while further requests are served. The kernel keeps no dirty pages (no
-writeback cache), so a write that has returned is in the image, and durable after fsync,
-close or unmount.
+A request that the image can answer without waiting for the host is answered at once. Every other request runs in a
+thread while further requests are served. The kernel keeps no dirty pages (no writeback cache). So a write that has
+returned is in the image, and is durable after fsync, close or unmount.
 """
 
 # ruff: noqa: ARG002, FBT001 - the signatures are pyfuse3's

@@ -1,8 +1,7 @@
 """The mounts of a user: one JSON file and one control socket for each, in the runtime directory.
 
-That is `$TAPFS_RUNTIME_DIR` if set; else `/run/tapfs` for root and `$XDG_RUNTIME_DIR/tapfs`
-for an ordinary user, or `/tmp/tapfs-UID` where there is none. Only its owner may enter it.
-An entry is as alive as its process; a process number used again is told by its start time.
+`tapfs.serving.runtime_directory` says where that directory is. Only its owner may enter it. An entry is valid as long
+as its process lives. The start time of the process tells a pid that was used again.
 """
 
 from __future__ import annotations

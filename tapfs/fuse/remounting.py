@@ -1,4 +1,4 @@
-"""Change a mount between read-only and writable, by the kernel: what `mount -o remount,ro DIR` asks for."""
+"""Change a mount between read-only and writable in the kernel, for `mount -o remount,ro DIR`."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The life of a mount: mounted, serving, asked to end (or unmounted from outside), all put away.
 
-However it ends, the order is the same: flush, unmount, close the image (which flushes what
-came in between), remove the registry entry, answer whoever asked. A mount that is asked to
-end by `tapfs umount` stays if the flush fails or somebody uses it; a signal ends it all the
-same, and whoever still uses it gets errors. What every front end needs is in `tapfs.serving.service`.
+A mount always ends in the same order: flush, unmount, close the image (which flushes the writes that came in
+between), remove the registry entry, answer the command that asked. If `tapfs umount` asks, the mount stays when the
+flush fails or when somebody uses the mount. A signal ends the mount all the same, and its users get errors. The parts
+that every front end needs are in `tapfs.serving.service`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The tree of a mount as a table of nodes: what there is, not how it is served.
+"""The tree of a mount as a table of nodes, which says nothing of how the nodes are served.
 
-Inode numbers are given in the order of adding and never change, so a server of the data
-nodes beside pyfuse3 needs only this table.
+Inode numbers are given in the order of adding and never change. So a server of the data nodes beside pyfuse3 needs only
+this table.
 """
 
 from __future__ import annotations

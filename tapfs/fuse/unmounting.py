@@ -1,4 +1,4 @@
-"""Unmounting from the command line: ask the process that serves, or clean up after it."""
+"""Unmount from the command line: ask the process that serves the mount, or clean up after a dead one."""
 
 from __future__ import annotations
 

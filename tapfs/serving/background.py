@@ -1,7 +1,7 @@
-"""Serve in a process of its own, and tell the process that started it whether that works.
+"""Start a service in a process of its own, and wait until the service is ready or has failed.
 
-The image is opened before the fork, so that its errors and questions belong to the user's terminal, and its locks to
-the child from the first moment. The child says one thing to its parent: that it serves, or the ImageError that it met.
+The image is opened before the fork. So errors and password prompts reach the user's terminal, and the child has the
+image's locks from the first moment. The child sends one message to its parent: it is ready, or it met an ImageError.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The control socket of a serving process, both ends: commands ask, the process answers when the thing is done.
 
 A request is a line of JSON, ``{"command": "resize", "size": 1048576}``, and so is its answer: ``{"ok": true, ...}``, or
-``{"ok": false, ...}`` with the fields of an ImageError. Any number may follow each other on a connection. Which
-commands there are is a front end's business. No request ends anything but itself: what is raised while it is answered
-is its answer.
+``{"ok": false, ...}`` with the fields of an ImageError. Any number of requests may follow each other on a connection.
+Each front end has commands of its own. No request ends a service: an exception that is raised while a request is
+answered is the answer.
 """
 
 from __future__ import annotations

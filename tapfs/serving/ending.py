@@ -1,4 +1,4 @@
-"""The end of a service: every step is done, whatever the others have met, and each is done once."""
+"""The end of a service: a list of steps, each done once, whatever the other steps have met."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Turn whatever a task of a serving process raised into one ImageError, which is logged, answered or kept.
 
-A process that serves an image goes on, or ends in order, whatever one of its tasks has met. So nothing in it
-may depend on the class of an exception: a thread that cannot start is a RuntimeError, a descriptor that cannot be had
-an OSError, memory that cannot be had a MemoryError, and trio wraps each of them into a group.
+A process that serves an image goes on, or ends in order, whatever one of its tasks has met. So no code of a service
+may depend on the class of an exception. A thread that cannot start is a RuntimeError, a missing descriptor an OSError,
+missing memory a MemoryError, and trio wraps each of these into a group.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Threads that serve the requests which a native front end has parked.
 
-The engine's own threads answer a request where that takes no driver and no waiting. Otherwise they park the request: it
-waits in a queue of the engine until a thread from here takes it, which may call the drivers and may block. The queue is
-in C (the `park` of each front end), and a thread waits there without holding the GIL.
+The engine's own threads answer a request that needs no driver and no waiting. They park every other request: it waits
+in a queue of the engine until a thread of this module takes it. That thread may call the drivers and may block. The
+queue is in C (kernel/src/serving/park.c), and a thread waits for it without holding the GIL.
 """
 
 from __future__ import annotations

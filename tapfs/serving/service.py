@@ -1,10 +1,10 @@
 """One process that serves an image: its start, its tasks, its end. Every front end runs in it.
 
-The life of a service is `prepare`, `serve`, the end. For all that it opens the front end registers a step of the end
-(`Service.ending`). Whatever a task meets (no thread, no descriptor, no memory, an error in the code) becomes an
-ImageError: it is logged, and either the task is tried again or the service ends in order. No error skips a step of the
-end, so the image is always flushed and closed. Where the event loop itself fails, the steps are done without it.
-docs/front-end.md tells it as a whole.
+The life of a service is `prepare`, `serve`, the end. The front end registers a step of the end for each thing that it
+opens (`Service.ending`). An exception of a task (no thread, no descriptor, no memory, an error in the code) becomes an
+ImageError and is logged. Then either the task is tried again, or the service ends in order. No error skips a step of
+the end, so the image is always flushed and closed. If the event loop itself fails, the steps are done without it.
+docs/front-end.md describes all of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The signals that end a process, and holding them back while nobody is there to obey them."""
+"""The signals that end a process, and a way to hold them back until the process can obey them."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
 """The file system inside an image, mounted over the image's own mount: the upper of two layers.
 
-The lower layer, the tree with `disk`, is mounted on a hidden directory. As soon as the upper one
-stands, the hidden mount is taken out of sight: from then on only its user (a loop device, a FUSE
-file system) keeps it, and when that ends, the kernel ends the lower layer. So one unmounting takes
-down both, whoever does it, and no kill of any process leaves more than the mount that users see.
-Before that, whatever else a kill leaves is found by the hidden mount: it stays while any program that
-may still finish the upper one uses it, and it is what an upper one that nobody has noted lies on.
+The lower layer, the tree with `disk`, is mounted on a hidden directory. As soon as the upper layer is mounted, the
+hidden mount is detached lazily. From then on only the user of the lower layer (a loop device, a FUSE file system) keeps
+it mounted. When that user ends, the kernel ends the lower layer. So one unmounting ends both layers, and no kill of any
+process leaves more than the mount that users see.
+
+A kill before that moment leaves the hidden mount. The hidden mount stays as long as a program uses it that may still
+finish the upper layer. An upper layer that was not noted in the registry is known by the hidden mount below it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Loop devices: a file as a block device, which goes away by itself with its last user.
+"""Loop devices: show a file as a block device that is released with its last user.
 
 The numbers and structures are those of <linux/loop.h>; LOOP_CONFIGURE needs Linux 5.8.
 """

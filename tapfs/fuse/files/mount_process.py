@@ -1,9 +1,9 @@
-"""Mounting and unmounting a file system that lies on a mount of our own: in a process of its own.
+"""Mount and unmount, in a process of its own, a file system that lies on a mount of ours.
 
-The kernel answers these calls only when our own mount has answered it. A thread that is in the
-middle of that when its process is killed cannot end, and so keeps the connection open that it
-waits for. So the serving process has this module run as a program: a request as JSON on standard
-input, the answer on standard output.
+The kernel finishes these calls only after our own mount has answered. If the serving process made such a call in a
+thread and were killed, the thread could not end, and would keep open the very connection that it waits for. So the
+serving process runs this module as a program, with a request as JSON on standard input and the answer on standard
+output.
 """
 
 from __future__ import annotations
