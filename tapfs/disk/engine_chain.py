@@ -18,7 +18,7 @@ from tapfs.extent import Extent, clip
 from tapfs.tables import Tabled
 
 if TYPE_CHECKING:
-    from tapfs.kernel.engine import EngineDisk, Outcome
+    from tapfs.kernel.engine import EngineDisk, Outcome, Statistics
 
 #: The places of at most this many tables of a layer are held, 8 bytes each; the driver maps a layer with more.
 _MAX_TABLES = 4 << 20
@@ -38,7 +38,7 @@ class EngineChain:
         self.writable = writable
         self.map_locks = tuple(threading.Lock() for _ in self.layers)
         self.closed = False
-        self._start_lock = threading.Lock()
+        self._life_lock = threading.Lock()
         self._password = password
         self._cache_bytes = cache_bytes
         self._engine: EngineDisk | None = None
@@ -81,7 +81,8 @@ class EngineChain:
         """The engine's disk, made when the first bytes are to move."""
         self.check_open()
         if self._engine is None:
-            with self._start_lock:
+            with self._life_lock:
+                self.check_open()
                 if self._engine is None:
                     self._engine = self._start_engine()
         return self._engine
@@ -126,14 +127,23 @@ class EngineChain:
         _ = self.engine
         return all(depth in self._tabled or layer.driver.geometry.identity for depth, layer in enumerate(self.layers))
 
+    def statistics(self) -> Statistics:
+        """The engine's counters, for any thread: of a chain that is being closed, too, or an ImageError."""
+        engine = self.engine
+        with self._life_lock:
+            self.check_open()
+            return engine.statistics()
+
     def close(self) -> None:
         """Let go of the engine's disk and the files. Closing twice is allowed."""
-        if self.closed:
-            return
-        self.closed = True
+        with self._life_lock:
+            if self.closed:
+                return
+            self.closed = True
         if self._engine is not None:
             self._engine.quiesce()
-            self._engine.close()
+            with self._life_lock:
+                self._engine.close()
         for layer in self.layers:
             layer.close()
 

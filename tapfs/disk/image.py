@@ -167,7 +167,7 @@ class Image:
 
     def statistics(self) -> Statistics:
         """The engine's counters."""
-        return self._chain.engine.statistics()
+        return self._chain.statistics()
 
     @property
     def engine_disk(self) -> EngineDisk:

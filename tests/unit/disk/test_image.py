@@ -14,6 +14,7 @@ import tapfs
 from tapfs import ErrorKind, ImageError, NewImage
 from tapfs.driver import Operation, WritableDriver
 from tapfs.jobs import create
+from tapfs.kernel.engine import EngineDisk, Statistics
 
 SIZE = 4 << 20
 
@@ -198,3 +199,34 @@ def test_a_parent_that_ends_early_reads_as_zeros_beyond(tmp_path: Path) -> None:
         assert disk.read(100_000, 3) == b"b\0\0"
         disk.write(100_000, b"x")
         assert disk.read(99_999, 4) == b"bx\0\0"
+
+
+def test_statistics_are_asked_for_while_the_image_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tapfs list` asks a mount at any moment: the engine's disk must not be freed under the question."""
+    order: list[str] = []
+    asking, closed = threading.Event(), threading.Event()
+    statistics, close = EngineDisk.statistics, EngineDisk.close
+
+    def slow_statistics(disk: EngineDisk) -> Statistics:
+        asking.set()
+        closed.wait(0.2)  # a close that does not wait comes now
+        order.append("answered")
+        return statistics(disk)
+
+    def noted_close(disk: EngineDisk) -> None:
+        close(disk)
+        order.append("closed")
+        closed.set()
+
+    monkeypatch.setattr(EngineDisk, "statistics", slow_statistics)
+    monkeypatch.setattr(EngineDisk, "close", noted_close)
+    image = tapfs.open(qcow(tmp_path / "image"), writable=True)
+    image.write(0, b"data")
+    asker = threading.Thread(target=image.statistics)
+    asker.start()
+    asking.wait()
+    image.close()
+    asker.join()
+    assert order == ["answered", "closed"]
+    with pytest.raises(ImageError, match="is closed"):
+        image.statistics()

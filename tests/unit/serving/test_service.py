@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import signal
 import socket
 import threading
@@ -254,7 +253,7 @@ def test_a_background_flush_is_tried_again(
 def test_a_signal_ends_it_and_one_at_the_start_waits(image: Image, number: signal.Signals) -> None:
     image.write(0, b"data")
     front_end = FrontEndOfTest(image)
-    front_end.prepared = lambda: os.kill(os.getpid(), number)
+    front_end.prepared = lambda: signal.raise_signal(number)  # to this thread: another might not hold it back
     handlers = [signal.getsignal(each) for each in service.ENDING]
     assert front_end.run() is None
     assert front_end.done == ["end"]
