@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tapfs.driver import Reservation
 from tapfs.kernel.engine import EngineDisk
 
 
@@ -33,10 +32,10 @@ def _forget_a_failed_plan() -> None:
     EngineDisk.execute = execute  # type: ignore[method-assign]
 
 
-class _Unseen(list[Reservation]):
-    """Reservations that nobody waits for."""
+class _Unseen(list[Any]):
+    """Claims on ranges that nobody waits for."""
 
-    def __iter__(self) -> Iterator[Reservation]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(())
 
 
@@ -48,7 +47,8 @@ def _two_fill_one_granule() -> None:
 
     def start(path: WritePath, *arguments: Any) -> None:
         right(path, *arguments)
-        path._pending = _Unseen()
+        assert path._claims == []
+        path._claims = _Unseen()
 
     WritePath.__init__ = start  # type: ignore[method-assign]
 
