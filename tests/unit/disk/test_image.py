@@ -218,10 +218,10 @@ def test_statistics_are_asked_for_while_the_image_is_closed(tmp_path: Path, monk
         order.append("closed")
         closed.set()
 
-    monkeypatch.setattr(EngineDisk, "statistics", slow_statistics)
-    monkeypatch.setattr(EngineDisk, "close", noted_close)
     image = tapfs.open(qcow(tmp_path / "image"), writable=True)
     image.write(0, b"data")
+    monkeypatch.setattr(EngineDisk, "statistics", slow_statistics)
+    monkeypatch.setattr(EngineDisk, "close", noted_close)
     asker = threading.Thread(target=image.statistics)
     asker.start()
     asking.wait()
