@@ -1,4 +1,4 @@
-"""Raw images: byte i of the disk is byte i of the file. Holes of the host file are its zeros."""
+"""Raw images: byte i of the disk is byte i of the file. A hole of the host file is a ZERO run of the map."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The engine's FUSE server as Python sees it: native threads between /dev/fuse and a pyfuse3 session.
 
-They answer the requests of data nodes. What needs a driver is parked; a thread of the owner
-waits for it in `next_parked`, serves it, and answers through the :class:`ParkedRequest`.
+The native threads answer the requests of data nodes. A request that needs a driver is parked. A thread of the owner
+takes it by `next_parked`, serves it, and answers through the :class:`ParkedRequest`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The engine's Xen rings as Python sees them: native threads that answer a frontend's block requests.
 
-What needs a driver (a map, a reservation) or waits for the disk (flush, discard) is parked; a thread of the owner
-waits for it in `next_parked`, serves it, and answers through the :class:`ParkedRequest`.
+A request that needs a driver (a map, a reservation) or waits for the disk (flush, discard) is parked. A thread of the
+owner takes it by `next_parked`, serves it, and answers through the :class:`ParkedRequest`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """qcow version 1: QEMU's first copy-on-write format, and the dialects of it that blktap wrote.
 
-:data:`FORMAT` is what the registry knows; the facts of the format are in docs/specs/blktap-qcow.md. What only
-a writer, a check or a creation needs is imported when it is: most openings read.
+:data:`FORMAT` is the object that the registry loads. docs/specs/blktap-qcow.md has the facts of the format. Modules
+that only a writer, a check or a creation needs are imported late, because most openings only read.
 """
 
 from __future__ import annotations

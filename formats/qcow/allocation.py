@@ -1,4 +1,4 @@
-"""Space in the host file of an open image: the tail, what was freed, and what may be used again."""
+"""Space in the host file of an open image: the end of the file, freed places, and places that may be used again."""
 
 from __future__ import annotations
 

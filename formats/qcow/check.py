@@ -1,6 +1,6 @@
-"""Checking an image: what its metadata claims, against itself and against the file.
+"""Check an image: compare the claims of its metadata with each other and with the file.
 
-Everything is read; memory stays bounded whatever the image says (see :mod:`claims`).
+All metadata is read. Memory stays bounded whatever the image says (see :mod:`claims`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Creating images: QEMU's layout, or blktap's byte for byte (docs/specs/blktap-qcow.md, "Extended header")."""
+"""Create images: QEMU's layout, or blktap's byte for byte (docs/specs/blktap-qcow.md, "Extended header")."""
 
 from __future__ import annotations
 

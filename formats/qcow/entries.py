@@ -1,4 +1,4 @@
-"""L2 entries: what the words mean, and a table of them as extents."""
+"""L2 entries: decode the words of a table into extents, and encode them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Name the layout of an image: the tool and the years that it is of (docs/specs/blktap-qcow.md, "Byte order of L1").
 
-Who wrote an image stands nowhere in it. A repair brings an old image into the last layout of blktap, and
-tapfs writes that layout, too.
+No field of an image says which program wrote it. A repair brings an old image into the last layout of blktap, and tapfs
+writes that layout, too.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The L1 table: kept as it stands on disk, and the decision in which byte order that is.
+"""The L1 table: its bytes as they are on disk, and the decision about their byte order.
 
-Everything that looks at the whole table works on strided slices or arrays, never entry by entry in
+Each function that looks at the whole table works on strided slices or arrays, never entry by entry in
 Python: a 2 TiB image has a million entries and must open in an instant.
 """
 

@@ -1,4 +1,4 @@
-"""Opening and mapping a qcow version 1 image."""
+"""Open and map a qcow version 1 image."""
 
 from __future__ import annotations
 

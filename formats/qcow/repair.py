@@ -1,6 +1,6 @@
-"""Repairing an image: to the last era of its kind, without touching guest data.
+"""Repair an image: bring it into the last layout of its kind, without touching guest data.
 
-What is done, each plan safe to be cut off by a crash anywhere:
+The plans, each of which a crash may cut off anywhere:
 
 1. L2 tables under a stray header copy are rebuilt from L1.
 2. L1 becomes big endian, the extended header gets the flag that says so and the right cksum. A new L1

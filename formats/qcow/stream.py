@@ -1,4 +1,4 @@
-"""Filling a new image as a stream: compressed clusters at any byte, plain ones on cluster boundaries."""
+"""Fill a new image as a stream: compressed clusters at any byte, plain ones on cluster boundaries."""
 
 from __future__ import annotations
 

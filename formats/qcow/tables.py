@@ -1,7 +1,7 @@
 """The L2 tables of an open image: read on demand, a bounded cache, and the changed ones.
 
-The table that maps nothing yet, one that the fast path makes unnecessary, and one that lies under
-a stray header copy all come from here as if they stood on disk.
+Three kinds of tables are not read as they are on disk, and this module gives them like all others: a table that maps
+nothing yet, a table that the fast path makes unnecessary, and a table under a stray header copy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Writing a qcow version 1 image.
+"""Write a qcow version 1 image.
 
 Two ways to allocate. Ordinarily: clusters as they are asked for, L2 tables where they are missing,
 all at the end of the file or in space freed earlier. In an image with a live fast path, the way

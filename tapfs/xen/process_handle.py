@@ -1,8 +1,8 @@
 """The process that serves one disk, as its supervisor sees it: started here, or found running.
 
-A process holds the lock of its device from before it exists until its last descriptor is closed, however it
-ends: the supervisor takes the lock, and the process inherits it. So two supervisors, one after the other, never
-start two processes for one device, and two processes never answer one ring.
+The supervisor takes the lock of a device, and the process that it starts inherits the lock. So the lock is held from
+before the process exists until its last descriptor is closed, however the process ends. Two supervisors, one after the
+other, never start two processes for one device, and two processes never answer one ring.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The disk strings of VM configurations: `tap:qcow:FILE,xvda,w` and all that came before and after it.
+"""Parse the disk strings of VM configurations: `tap:qcow:FILE,xvda,w` and its older and newer forms.
 
     [tap:|tap2:][tapdisk:|ioemu:][TYPE:]FILE[,DEV[:cdrom],MODE]
     FILE,[FORMAT],DEV,MODE
 
-TYPE is `aio` (raw, past the page cache), `sync` and `file` (raw), `phy` (a block device), `ram` (a RAM disk; FILE
-is its name) or a format. After `tap:` any word is a type, and the formats say if they know it; without `tap:` only
-the types that there are, so that a file may be called `a:b`. A FILE may hold commas; only a device and a mode at the
-end, and before these a format as xl's configurations have it, are no part of it.
+TYPE is `aio` (raw, past the page cache), `sync` and `file` (raw), `phy` (a block device), `ram` (a RAM disk; FILE is
+its name) or a format. After `tap:` any word is a type, and an unknown one is refused when the image is opened.
+Without `tap:` only known types count, so that a file may be called `a:b`. A FILE may hold commas. A device and a mode
+at its end are no part of it, nor is a format before them, as xl's configurations have it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The backend of one device: follows the states in xenstore and connects the disk to the guest's rings.
 
-Whatever fires, it looks at what is there now and takes the step that `backend_states` has for that. Every write
-looks first, in the same transaction, whether the device is still there and whether the toolstack has not changed
-its mind: a key written too late would bring back a part of a directory that was removed.
+On every event the backend reads the two states of the device and takes the step that `backend_states` has for them.
+Each write first looks, in the same transaction, whether the device is still there and still wanted by the toolstack. A
+key that is written too late would bring back a part of a directory that was removed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The protocol of xenbus as a table: from the two states of a device follows the next step of its backend.
 
-Everything is decided from what is there now, never from what has happened: events come several times, late, or for
-something that has changed again meanwhile.
+Each decision follows from the states as they are now, never from events. An event may come several times, or late, or
+about a state that has changed again meanwhile.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an operator asks of the process that serves a disk (`tapfs stats`, `pause`, `swap` and the like).
+"""Requests of an operator to the process that serves a disk (`tapfs stats`, `pause`, `swap` and the like).
 
 The frame of requests and answers is that of `tapfs.serving.control`. The answer comes when the thing is done.
 """

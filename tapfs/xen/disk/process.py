@@ -1,8 +1,9 @@
 """The process that serves one disk: ``python -m tapfs.xen.disk.process KIND DOMAIN NUMBER``.
 
-`tapfs blktapctrl` starts one for each. It ends by itself when the device is done (0), when the image cannot be opened
-(3, and xenstore says why), and on SIGTERM: then everything taken is answered and flushed, the rings are left for a
-successor, and the code is 75. After a kill -9 a successor goes on with what was in flight (the journal).
+`tapfs blktapctrl` starts one process for each disk. The process ends with exit code 0 when the device is gone, and with
+3 when the image cannot be opened; xenstore has the reason then. On SIGTERM the process answers and flushes all requests
+that it has taken, leaves the rings to the next process, and ends with 75. After a kill -9 the next process does the
+requests of the journal again, which were taken and not answered.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A guest's disk: its open image, and while the guest uses it the rings that serve it, with their threads.
 
-The engine's threads answer what they can. What needs a driver (a map, a reservation) or waits for the host's disk
-(a flush, a discard) is parked; threads here, which wait in the engine without holding the GIL, serve it.
+The engine's threads answer most requests. A request that needs a driver (a map, a reservation) or waits for the host's
+disk (a flush, a discard) is parked, and threads of `tapfs.serving.parked` serve it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Taking a new device for us: out of the kernel's hands, with what we offer written beside it."""
+"""Claim a new device: take it from the kernel's own backend, and write the features that we offer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The life of one device under its supervisor: claimed, served by a process, served again after a crash, gone."""
+"""One device under its supervisor: claimed, served by a process, served again after a crash, removed."""
 
 from __future__ import annotations
 

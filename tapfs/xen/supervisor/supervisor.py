@@ -1,7 +1,7 @@
 """The supervisor of all disks of a host: watches xenstore, and has a process serve each device of ours.
 
-It holds no state of its own: what there is to know of a device lies in xenstore, so a supervisor that is killed
-takes nothing with it, and the next one finds the processes at work.
+The supervisor has no state of its own, because xenstore has all facts about a device. So a supervisor that is killed
+takes nothing with it, and the next supervisor finds the processes at work.
 """
 
 from __future__ import annotations

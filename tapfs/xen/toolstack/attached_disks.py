@@ -1,4 +1,4 @@
-"""The disks that are attached to the guests of this host, and what goes through them."""
+"""The disks that are attached to the guests of this host, and their counters."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`block-tapfs`: what xl runs when a disk with `script=block-tapfs` comes and goes.
+"""`block-tapfs`: the program that xl runs when a disk with `script=block-tapfs` comes and goes.
 
-xl waits for it, and shows the user what it says when it fails. It does nothing itself: the supervisor and the
-disk process do; it waits for them, and answers in xl's words (`hotplug-status`, `hotplug-error`).
+xl waits for the script, and shows the user its error. The script itself changes nothing. It waits for the supervisor
+and the disk process, and answers in the keys that xl reads (`hotplug-status`, `hotplug-error`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Asking the process that serves a disk."""
+"""Send requests to the process that serves a disk."""
 
 from __future__ import annotations
 

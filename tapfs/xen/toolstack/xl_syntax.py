@@ -1,4 +1,4 @@
-"""The disks of xl's configurations, such as `vdev=xvda,access=ro,target=FILE`.
+"""Parse the disks of xl's configurations, such as `vdev=xvda,access=ro,target=FILE`.
 
 Strings of other kinds are those of tapfs/xen/specification.py. The keys are those of xl-disk-configuration(5).
 What `tapfs attach` cannot do, or does otherwise, is refused in words.

@@ -1,7 +1,7 @@
 """A client of xenstore for trio: keys, transactions and watches, from any number of tasks at once.
 
-Every error is an ImageError that names the key as its path. A key that is not there is none: it reads as
-None, lists as nothing and can be removed. What a guest wrote is text of any kind: values are to be checked.
+Every error is an ImageError that names the key as its path. A missing key is no error: it reads as None, has an empty
+list, and can be removed. A value that a guest wrote may be any text, so the caller must check it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One connection to xenstored, shared by all tasks of a process.
 
-A task that asks puts its whole message into a queue and waits for the reply; one task writes the queue, one reads
-replies and watch events. So a cancelled call leaves nothing half sent, and its reply is thrown away when it comes.
+A task that asks puts its whole message into a queue and waits for the reply. One task sends the queue, and one reads
+replies and watch events. So a cancelled call leaves no message half sent, and its reply is dropped when it comes.
 """
 
 from __future__ import annotations
