@@ -59,21 +59,36 @@ def merge_mapped(runs: Iterable[MappedExtent]) -> Iterator[MappedExtent]:
 
 def mapped_extents(
     runs: Iterable[tuple[int, int, int, int, int, int, int]], files: Sequence[Sequence[str]]
-) -> Iterator[MappedExtent]:
+) -> list[MappedExtent]:
     """The engine's runs (`tapfs.kernel.chain_map.MappedRun`) as extents; `files` has the paths for each layer."""
-    for offset, length, host_offset, depth, file, kind, placed in runs:
-        data = kind in _HAVE_DATA
-        yield MappedExtent(
-            offset,
-            length,
-            depth,
-            kind != Kind.UNALLOCATED,
-            not data,
-            data,
-            kind == Kind.COMPRESSED,
-            files[depth][file] if data or placed else None,
-            host_offset if placed else None,
-        )
+    shapes: dict[tuple[int, ...], tuple[int, bool, bool, bool, bool, str | None]] = {}
+    extents: list[MappedExtent] = []
+    for run in runs:
+        shape = run[3:]
+        known = shapes.get(shape)
+        if known is None:
+            depth, file, kind, placed = shape
+            data = kind in _HAVE_DATA
+            path = files[depth][file] if data or placed else None
+            known = (depth, kind != Kind.UNALLOCATED, not data, data, kind == Kind.COMPRESSED, path)
+            shapes[shape] = known
+        extents.append(MappedExtent(run[0], run[1], *known, run[2] if run[6] else None))
+    return extents
+
+
+def merge_blocks(blocks: Iterable[list[MappedExtent]]) -> Iterator[list[MappedExtent]]:
+    """The same map with as few runs as possible, of blocks that are merged inside."""
+    held: list[MappedExtent] = []
+    for block in blocks:
+        if held and block and (joined := _joined(held[-1], block[0])) is not None:
+            held[-1] = joined
+            block = block[1:]  # noqa: PLW2901 - the rest of it
+        if block:
+            if held:
+                yield held
+            held = block
+    if held:
+        yield held
 
 
 def _resolve(

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from tapfs.disk.chain import Layer, password_missing
-from tapfs.disk.chain_map import STRIDE, MappedExtent, map_chain, mapped_extents
+from tapfs.disk.chain_map import STRIDE, MappedExtent, map_chain, mapped_extents, merge_blocks, merge_mapped
 from tapfs.driver import Begun, Encrypted
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, clip
@@ -19,6 +20,9 @@ from tapfs.tables import Tabled
 
 if TYPE_CHECKING:
     from tapfs.kernel.engine import EngineDisk, Outcome, Statistics
+
+#: Extents that drivers give in one list.
+_BLOCK_EXTENTS = 1024
 
 #: The places of at most this many tables of a layer are held, 8 bytes each; the driver maps a layer with more.
 _MAX_TABLES = 4 << 20
@@ -109,18 +113,20 @@ class EngineChain:
             layer.files.require_unpatched(extents)
             engine.install(outcome.layer, extents)
 
-    def mapped(self, offset: int, end: int) -> Iterator[MappedExtent]:
-        """The map of the whole chain, not merged. A layer's lock is held for a piece at a time only."""
+    def mapped_blocks(self, offset: int, end: int) -> Iterator[list[MappedExtent]]:
+        """The map of the whole chain, merged, in lists. A layer's lock is held for a piece at a time only."""
         # What a parent decides that was not opened (`tapfs.disk.inspection`) is zeros to the engine.
         incomplete = self.layers[-1].driver.geometry.backing is not None
         if incomplete or self.needs_password or not self._engine_maps():
-            yield from map_chain(self.layers, offset, end - offset, self.map_locks)
+            extents = merge_mapped(map_chain(self.layers, offset, end - offset, self.map_locks))
+            while block := list(islice(extents, _BLOCK_EXTENTS)):
+                yield block
             return
         from tapfs.kernel.chain_map import map_blocks
 
         files = [[file.path for file in layer.files] for layer in self.layers]
-        for block in map_blocks(self.engine, offset, end, self.supply_map):
-            yield from mapped_extents(block, files)
+        blocks = map_blocks(self.engine, offset, end, self.supply_map)
+        yield from merge_blocks(mapped_extents(block, files) for block in blocks)
 
     def _engine_maps(self) -> bool:
         """Whether the engine maps every layer by itself, but for what is not flushed."""

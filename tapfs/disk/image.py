@@ -10,11 +10,12 @@ import stat
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from tapfs.disk.chain import Layer
-from tapfs.disk.chain_map import MappedExtent, merge_mapped
+from tapfs.disk.chain_map import MappedExtent
 from tapfs.disk.description import ImageInfo, describe
 from tapfs.disk.engine_chain import EngineChain
 from tapfs.disk.stream_target import StreamTarget
@@ -204,9 +205,13 @@ class Image:
 
     def extents(self, offset: int = 0, length: int | None = None) -> Iterator[MappedExtent]:
         """The map of the range over the whole chain, merged; holes of raw files are zeros."""
+        return chain.from_iterable(self.extent_blocks(offset, length))
+
+    def extent_blocks(self, offset: int = 0, length: int | None = None) -> Iterator[list[MappedExtent]]:
+        """The same in lists of thousands, for who has millions of extents to go through."""
         end = self._size if length is None else offset + length
         self._check_range(offset, end - offset)
-        return merge_mapped(self._chain.mapped(offset, end))
+        return self._chain.mapped_blocks(offset, end)
 
     def open(self, *, partition: int | None = None, sector_size: int | None = None) -> DiskFile:
         """The disk, or the partition with that number, as a binary file object for whatever reads files.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tapfs.cli.json_output import begin_document
 from tapfs.cli.options import add_image_options, add_no_backing_option, open_image, open_options
 from tapfs.cli.parser import size_argument
-from tapfs.cli.reporting import add_json_option, print_line
+from tapfs.cli.reporting import add_json_option, print_line, print_lines
 from tapfs.errors import ErrorKind, ImageError
 
 if TYPE_CHECKING:
@@ -44,17 +44,17 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print it, extent by extent; needs no password."""
+    """Print it, block by block; needs no password."""
     with _opened(arguments) as image:
         start = min(arguments.start_offset, image.size)
         length = image.size - start
         if arguments.max_length is not None:
             length = min(length, arguments.max_length)
-        extents = image.extents(start, length)
+        blocks = image.extent_blocks(start, length)
         if arguments.json:
-            _print_json(extents)
+            _print_json(blocks)
         else:
-            _print_table(extents)
+            _print_table(blocks)
     return 0
 
 
@@ -74,34 +74,46 @@ def _opened(arguments: argparse.Namespace) -> Image:
         raise
 
 
-def _print_json(extents: Iterable[MappedExtent]) -> None:
-    """One object a line, as qemu-img does, so that a huge map needs no memory."""
+def _print_json(blocks: Iterable[list[MappedExtent]]) -> None:
+    """One object a line, as qemu-img does, a block of lines at a time: a huge map needs no memory."""
     begin_document()
+    shapes: dict[tuple[object, ...], str] = {}
     separator = "["
-    for extent in extents:
-        entry: dict[str, object] = {
-            "start": extent.offset,
-            "length": extent.length,
-            "depth": extent.depth,
-            "present": extent.present,
-            "zero": extent.zero,
-            "data": extent.data,
-            "compressed": extent.compressed,
-        }
-        if extent.host_offset is not None:
-            entry["offset"] = extent.host_offset
-        sys.stdout.write(separator + json.dumps(entry))
+    for block in blocks:
+        lines: list[str] = []
+        for extent in block:
+            shape = extent[2:7]
+            middle = shapes.get(shape)
+            if middle is None:
+                middle = shapes[shape] = _shape(extent)
+            place = "" if extent[8] is None else f', "offset": {extent[8]}'
+            lines.append(f'{{"start": {extent[0]}, "length": {extent[1]}, {middle}{place}}}')
+        sys.stdout.write(separator + ",\n".join(lines))
         separator = ",\n"
     sys.stdout.write("[]\n" if separator == "[" else "]\n")
 
 
-def _print_table(extents: Iterable[MappedExtent]) -> None:
+def _shape(extent: MappedExtent) -> str:
+    """What extents have in common: the keys between `length` and `offset`, as JSON."""
+    common = {
+        "depth": extent.depth,
+        "present": extent.present,
+        "zero": extent.zero,
+        "data": extent.data,
+        "compressed": extent.compressed,
+    }
+    return json.dumps(common)[1:-1]
+
+
+def _print_table(blocks: Iterable[list[MappedExtent]]) -> None:
     print_line(_COLUMNS.format("Offset", "Length", "Mapped to", "File"))
-    for extent in extents:
-        if not extent.data:
-            continue
-        if extent.host_offset is not None:
-            place = f"{extent.host_offset:#x}"
-        else:
-            place = "compressed" if extent.compressed else "encrypted"
-        print_line(_COLUMNS.format(f"{extent.offset:#x}", f"{extent.length:#x}", place, extent.host_path or ""))
+    for block in blocks:
+        print_lines([_row(extent) for extent in block if extent.data])
+
+
+def _row(extent: MappedExtent) -> str:
+    if extent.host_offset is not None:
+        place = f"{extent.host_offset:#x}"
+    else:
+        place = "compressed" if extent.compressed else "encrypted"
+    return _COLUMNS.format(f"{extent.offset:#x}", f"{extent.length:#x}", place, extent.host_path or "")

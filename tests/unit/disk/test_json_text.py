@@ -15,7 +15,7 @@ from tapfs.disk.json_text import json_text
 def test_valid_names_stay_as_they_are(name: bytes) -> None:
     text = os.fsdecode(name)
     value = {"path": text, "names": [text], "none": None, "number": 5}
-    assert json.loads(json_text(value)) == value
+    assert json.loads(json_text(value)) == {"version": 1, **value}
 
 
 @pytest.mark.parametrize("name", [b"a\xff.raw", b"\xc3", b"ok\xed\xa0\x80", b"\x80" * 3])
