@@ -1,4 +1,4 @@
-/* The map of the whole chain: which layer gives each run of the disk, and from where, as an array. */
+/* The map of the whole chain as an array: for each run of the disk its layer and its place. */
 #include <errno.h>
 #include <unistd.h>
 

@@ -1,4 +1,4 @@
-/* The codecs: what unpacks a payload and what packs granules. One row of `codecs` is all that a codec is. */
+/* The codecs: functions that unpack a payload and pack granules. A codec is one row of `codecs`. */
 #include <errno.h>
 #include <libdeflate.h>
 #include <stdlib.h>

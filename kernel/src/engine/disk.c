@@ -1,4 +1,4 @@
-/* The disk: its layers and files, and who is running on it. */
+/* The disk: its layers and files, and the requests that run on it. */
 #include <errno.h>
 #include <openssl/crypto.h>
 #include <stdlib.h>

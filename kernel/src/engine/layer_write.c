@@ -1,5 +1,4 @@
-/* Guest bytes at a host place of layer 0: the cipher, and the range lock where a write has to
- * read first. */
+/* Write guest bytes to a host place of layer 0: encrypt them, and hold the range lock where a write must read first. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,4 +1,4 @@
-/* The map of one layer: from the cache, else from the tables of the format, else its owner is asked. */
+/* The map of one layer: from the cache, else from the tables of the format, else from the layer's owner (MISS). */
 #include "engine/internal.h"
 #include "engine/tables.h"
 

@@ -1,4 +1,4 @@
-/* Plans and durability of layer 0. */
+/* Execute plans and make the files of layer 0 durable. */
 #include <errno.h>
 
 #include "engine/internal.h"

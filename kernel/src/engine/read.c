@@ -1,4 +1,4 @@
-/* Reading down the chain. */
+/* Read down the chain, layer by layer. */
 #include <errno.h>
 #include <string.h>
 

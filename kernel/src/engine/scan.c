@@ -1,4 +1,4 @@
-/* Looking at plain memory: zeros, data and differences. */
+/* Look for zeros, data and differences in plain memory. */
 #include <string.h>
 
 #include "engine/engine.h"

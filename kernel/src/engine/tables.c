@@ -1,9 +1,9 @@
 /*
- * Reading the tables of a format: a map miss costs one read of the host file and nobody is asked.
+ * Read the tables of a format: a map miss costs one read of the host file, and the owner is not asked.
  *
- * Nothing that is read is trusted: an entry that the layout does not allow leaves its unit to the owner, whose own
- * reading says what is wrong. A unit is cached only if neither its place nor its map has changed since before the read
- * (`stamps`), so a table that is being rewritten is never cached as it was; kernel/CONCURRENCY.md.
+ * Nothing that is read is trusted. If the layout does not allow an entry, the owner is asked for that unit, and the
+ * owner's own reading says what is wrong. A unit is cached only if neither its place nor its map has changed since
+ * before the read (`stamps`). So a table that is being rewritten is never cached as it was (kernel/CONCURRENCY.md).
  */
 #include <errno.h>
 #include <stdlib.h>

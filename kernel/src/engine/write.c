@@ -1,4 +1,4 @@
-/* Writing in place, and writing to the places that the driver reserved. */
+/* Write in place, and write to the places that the driver has reserved. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,10 +1,10 @@
 /*
  * The FUSE server of a disk: native threads between /dev/fuse and a libfuse session.
  *
- * They answer what is asked of data nodes (windows of the disk) through the engine and pass the
- * rest to the session, over a stream socket, unchanged. Like the engine they never call back: what
- * needs a driver (a map, a reservation, a flush) is parked, and threads of the owner take it from
- * there, serve it, and resume or complete it.
+ * The threads answer requests of data nodes (windows of the disk) through the engine. They pass other requests to
+ * the session, over a stream socket, unchanged. Like the engine they never call back. A request that needs a driver
+ * (a map, a reservation, a flush) is parked. Threads of the owner take parked requests, serve them, and resume or
+ * complete them.
  *
  * Threads: every function but tapfs_fuse_new, _add_node, _start and _free may be called from any
  * thread at any time between _start and _free. Offsets and lengths are bytes.

@@ -1,15 +1,15 @@
 /*
  * The way to the libfuse session and back.
  *
- * The session takes what one splice(2) brings for one message, and splice needs a stream socket,
- * which knows no messages. But ancillary data are a barrier in a stream (unix(7)): no read goes past a
- * message that carries a descriptor. So each carries one, of no use, which the kernel drops as the
- * session takes no ancillary data; and none is longer than what the socket keeps in one piece. (To
- * wait until the last one has left the socket is not enough: a read that took it may go on.) A thread
- * of its own writes, so that the threads that move data never wait for the session.
+ * The session takes the bytes of one splice(2) for one message. But splice needs a stream socket, which keeps no
+ * boundaries of messages. Ancillary data are a boundary in a stream (unix(7)): no read goes past a message that carries
+ * a descriptor. So each message carries a descriptor, which the kernel drops, because the session takes no ancillary
+ * data. No message is longer than the socket keeps in one piece. (It is not enough to wait until the last message has
+ * left the socket, because the read that took it may go on.) A thread of its own writes to the session, so that the
+ * threads that move data never wait for the session.
  *
- * An answer must go to the descriptor that its request came from. Which one that was travels with
- * the message, in the top byte of `unique`: the kernel counts up by twos from zero and never comes near it.
+ * An answer must go to the descriptor that its request came from. The top byte of `unique` has the number of that
+ * descriptor's thread. The kernel counts `unique` up by twos from zero and never comes near that byte.
  */
 #include <errno.h>
 #include <stdlib.h>

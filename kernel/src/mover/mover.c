@@ -1,4 +1,4 @@
-/* Moves: located, moved at once as far as the host goes along, the rest given to the ring or to a worker. */
+/* Moves: locate one, move at once what the host has in memory, give the rest to io_uring or to a worker. */
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/epoll.h>

@@ -1,4 +1,4 @@
-/* Threads that finish moves by the engine's own functions, and those functions on scattered memory. */
+/* Worker threads, which finish moves by the engine's own functions; and these functions on scattered memory. */
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-/* The park: two queues and a list of what was taken, under one lock. */
+/* The park: two queues of requests and a list of those that were taken, under one lock. */
 #include "serving/park.h"
 
 void park_init(struct park *park)

@@ -1,6 +1,6 @@
 /*
- * Requests of the three ABIs (Xen's io/blkif.h) and what they may ask for. The bytes are a copy of ours; nothing in
- * them is trusted.
+ * Decode and check requests of the three ABIs (Xen's io/blkif.h). The bytes are a copy of ours, and nothing in them is
+ * trusted.
  */
 #include <string.h>
 

@@ -1,4 +1,4 @@
-/* A device: its rings from start to stop, pauses, and what is served meanwhile. */
+/* A device: its rings from start to stop, its pauses, and the disk that it serves. */
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>

@@ -2,8 +2,8 @@
  * Xen by the kernel's devices: /dev/xen/gntdev maps and copies what a frontend has granted, /dev/xen/evtchn is the
  * event channels. Their structures are in the kernel's own headers (linux-libc-dev).
  *
- * A frontend may take a grant back, or name one that never was, at any time: then the hypervisor refuses the page, and
- * that is an errno of the call. What has been mapped stays until we unmap it, whatever the frontend does.
+ * A frontend may take a grant back at any time, or name a grant that never was. Then the hypervisor refuses the page,
+ * and the call gives an errno. A page that has been mapped stays until we unmap it, whatever the frontend does.
  */
 #include <errno.h>
 #include <fcntl.h>

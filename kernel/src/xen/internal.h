@@ -258,7 +258,7 @@ struct xen_counters {
 };
 
 struct xen_ring {
-    /* What it is. Set before its thread starts, and constant then. */
+    /* Constants of the ring, set before its thread starts. */
     tapfs_xen *device;
     uint32_t number;
     uint32_t references[RING_PAGES_MAX], page_count, port;
@@ -270,19 +270,19 @@ struct xen_ring {
     bool started;
     struct mover *mover;
 
-    /* What is served now. The thread's, but for the two that say so. */
+    /* The disk that is served now. The ring's thread owns these fields, but for the two that say otherwise. */
     struct xen_served served;
     uint64_t generation; /* of `served`; under the device's lock */
     bool quiet;          /* paused, and nothing in flight; under the device's lock */
     bool ended;          /* the frontend has broken the protocol: nothing is taken any more */
 
-    /* Where it stands in the shared pages. The thread's. Indices run freely over 32 bits. */
+    /* Indices of the shared pages, which run freely over 32 bits. The ring's thread owns them. */
     uint32_t requests_taken;      /* the next request to take */
     uint32_t responses_written, responses_published;
-    struct xen_transfer *barrier; /* the last that was taken; nothing else is until its response is published */
+    struct xen_transfer *barrier; /* taken last; nothing else is taken until its response is published */
     bool barrier_answered;
 
-    /* Requests. The thread's. */
+    /* Requests. The ring's thread owns them. */
     struct xen_journal_entry *journal; /* `entries` of them, in the file */
     _Atomic uint32_t *journal_consumed;
     struct xen_request *requests;      /* `entries` */
@@ -292,7 +292,7 @@ struct xen_ring {
     struct xen_request **batch;        /* `entries`: just taken */
     uint32_t batch_count;
 
-    /* Transfers. The thread's. */
+    /* Transfers. The ring's thread owns them. */
     struct xen_transfer *transfers; /* `entries` */
     struct iovec *parts;            /* of all transfers */
     struct xen_transfer *idle_transfers;
@@ -301,10 +301,10 @@ struct xen_ring {
     struct xen_transfers gathering; /* to be parked, for memory */
     struct xen_transfers ended_moves;
     struct xen_transfers unsynced;  /* wait for a SYNC that has not begun */
-    struct xen_transfer *sync;      /* the SYNC that is parked now, on behalf of `syncing`, too */
-    struct xen_transfers syncing;   /* end when `sync` does */
+    struct xen_transfer *sync;      /* the SYNC that is parked now, for itself and for `syncing` */
+    struct xen_transfers syncing;   /* transfers that end when `sync` ends */
 
-    /* Memory for data, ours and the frontend's. The thread's. */
+    /* Memory for data, ours and the frontend's. The ring's thread owns it. */
     struct xen_buffers buffers;
     struct xen_grants *grants;   /* MEMORY_HELD */
     struct xen_copy *pieces;     /* PIECES_MAX */
@@ -313,14 +313,14 @@ struct xen_ring {
     uint32_t *page_references;   /* MOVE_PARTS_MAX */
     uint8_t **page_memory;
 
-    /* What other threads give back or look at. */
+    /* Other threads give transfers back and read counters here. */
     pthread_mutex_t returned_lock;
     struct xen_transfers returned; /* parked transfers that have been resumed or completed */
     atomic_bool has_returned;
     struct xen_counters counters;
 };
 
-/* The thread: until the device stops. */
+/* The ring's thread: serves the ring until the device stops. */
 TAPFS_INTERNAL void *xen_ring_serve(void *ring);
 
 /* ---- xen/ring_page.c: the pages that a ring shares with its frontend */

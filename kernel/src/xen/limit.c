@@ -1,6 +1,6 @@
 /*
- * The rate limit. What was taken is paid for by time: the next request may be taken when everything before it is
- * paid. So a request of any size passes, and the ones behind it wait the longer.
+ * The rate limit. Each request that is taken costs time, by its bytes and by its number. The next request may be taken
+ * when the time of all requests before it has passed. So a request of any size passes, and later ones wait the longer.
  */
 #include <time.h>
 

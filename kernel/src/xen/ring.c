@@ -1,8 +1,8 @@
 /*
  * One ring and its thread: it takes requests, has them done, and publishes the responses (Xen's io/ring.h).
  *
- * The frontend shares the pages and may write anything there at any time. Of it only the producer index and the
- * requests are read, each once; where we stand ourselves is known here.
+ * The frontend shares the pages and may write anything there at any time. Only its producer index and its requests are
+ * read, each once. Our own indices are never read back from the pages.
  */
 #include <poll.h>
 #include <string.h>

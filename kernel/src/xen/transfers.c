@@ -1,6 +1,6 @@
 /*
- * Transfers: requests whose data is moved in one. What waits gets memory, the data of writes is fetched, the moves
- * begin; what has ended is answered, done again one by one, or parked.
+ * Transfers: requests whose data is moved together. A transfer waits for memory, has the data of a write copied in, and
+ * begins its move. After the move its requests are answered, done again one by one, or parked.
  */
 #include <errno.h>
 #include <string.h>

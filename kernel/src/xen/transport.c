@@ -1,4 +1,4 @@
-/* The way from xen/transport.h to one of its implementations. */
+/* Calls of xen/transport.h, passed on to one of its implementations. */
 #include <errno.h>
 
 #include "xen/transport_operations.h"

@@ -2,10 +2,10 @@
  * A Xen block device's rings (blkif): native threads that answer a frontend's requests from an engine disk.
  *
  * One tapfs_xen is one device of one frontend with one or more rings. A thread for each ring takes requests,
- * checks every field, moves the data, answers. What needs a driver (a map, a reservation) or the host's disk
+ * checks every field, moves the data, answers. A request that needs a driver (a map, a reservation) or the host's disk
  * (flush, discard) is parked for the owner's threads.
  *
- * What survives: the journal file holds every request that was taken and not answered, so that after a kill -9 the
+ * After a crash: the journal file holds every request that was taken and not answered, so that after a kill -9 the
  * next process takes the rings up where they were (kernel/CONCURRENCY.md).
  */
 #ifndef TAPFS_XEN_H
