@@ -15,12 +15,12 @@ from contextlib import suppress
 from tapfs.errors import from_os_error
 
 #: With this (FUSE_ATOMIC_O_TRUNC) the kernel sets the size to 0 and drops its pages when a file is opened with O_TRUNC,
-#: without asking. The size of a disk does not change, so the dirty pages of whoever has mapped the disk would be lost.
+#: without asking. The size of a disk does not change, so dirty pages of a program that maps the disk would be lost.
 _ATOMIC_O_TRUNC = 1 << 3
 
 _REFUSED = _ATOMIC_O_TRUNC
 
-#: At least as long as the kernel demands of whoever reads a request.
+#: Bytes of the buffer for a request: at least as many as the kernel demands of a reader.
 _LONGEST = (1 << 20) + 4096
 
 #: fuse_in_header, then the start of fuse_init_in: major, minor, max_readahead, flags.

@@ -25,7 +25,7 @@ _LUKS2_SECOND = tuple(0x4000 << doublings for doublings in range(9))
 
 
 def identify(window: Reader) -> list[FileSystem]:
-    """All whose signatures are there: one, if whoever made it wiped what was there before.
+    """All file systems whose signatures are there. It is one, if the program that made it wiped the older ones.
 
     A volume that holds another disk (LUKS, LVM, RAID) is alone: what else shows itself lies in the
     volume or was there before. UDF hides the ISO 9660 of a disc that has both.

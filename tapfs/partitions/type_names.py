@@ -1,4 +1,4 @@
-"""Names of the partition types that one meets."""
+"""Names of the partition types that are in use."""
 
 from __future__ import annotations
 

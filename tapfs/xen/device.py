@@ -201,7 +201,7 @@ async def write_keys(keys: Store, device: Device, values: Mapping[str, str | int
 
 
 async def _devices_of_kind(store: Store, kind: str) -> list[Device]:
-    """All disks below one directory of backends, whoever serves them."""
+    """All disks below one directory of backends, served by tapfs or by others."""
     found: list[Device] = []
     for domain in _numbers(await store.list(f"{BACKENDS}/{kind}")):
         numbers = _numbers(await store.list(f"{BACKENDS}/{kind}/{domain}"))

@@ -48,7 +48,7 @@ class DiskSpecification(NamedTuple):
     mode: str | None = None
 
     def absolute(self) -> DiskSpecification:
-        """The same from any folder: whoever serves the disk runs in another."""
+        """The same from any folder, because the process that serves the disk runs in another one."""
         return self._replace(path=locate(self.path).absolute().name)
 
     @property

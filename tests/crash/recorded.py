@@ -1,4 +1,4 @@
-"""What a program really asked the kernel to do to one file, recorded by strace, and its replay.
+"""Record by strace the calls of a program that change one file, and replay them.
 
 strace stands outside tapfs: what it saw is what reached the kernel, in which order. The model
 of the disk is the harsh one: whatever was not followed by an fdatasync that returned may be

@@ -1,4 +1,4 @@
-"""Which file system `tapfs mount --files` shows, and what it says of a disk that leaves this open or is cut short."""
+"""`tapfs mount --files` chooses a file system, and refuses in words a disk with several or one that is cut short."""
 
 from __future__ import annotations
 

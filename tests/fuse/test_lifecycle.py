@@ -1,4 +1,4 @@
-"""How mounts begin and end: errors, signals, killed processes, unmounting from outside, and nothing left."""
+"""Mounts begin and end in order: errors, signals, killed processes, unmounting from outside, and nothing left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong in a request becomes an errno and never ends the mount."""
+"""An error in a request becomes an errno and never ends the mount."""
 
 from __future__ import annotations
 

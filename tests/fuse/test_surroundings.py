@@ -1,4 +1,4 @@
-"""What a mount is started from, and what happens to its mount point, must not reach the disk."""
+"""A mount does not depend on the program that starts it, nor on changes of its mount point."""
 
 from __future__ import annotations
 

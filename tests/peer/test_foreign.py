@@ -1,4 +1,4 @@
-"""What qemu-img and archivers write in formats that tapfs does not read: named and refused; and real disks: raw."""
+"""Files of qemu-img and archivers in formats that tapfs does not read are refused by name; real disks are raw."""
 
 from __future__ import annotations
 

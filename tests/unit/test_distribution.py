@@ -1,4 +1,4 @@
-"""What is delivered: the sdist has the guides, a wheel is built from it alone, and the wheel has all that it needs."""
+"""The distribution: the sdist has the guides, a wheel is built from it alone, and the wheel has all that it needs."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.conftest import REPOSITORY
 
 _QUESTION = re.compile(r"(What|Who|Whom|Whose|Which|How|Where|When|Whether|Why)\b")
-_FOLDERS = ("tapfs", "formats", "kernel")
+_FOLDERS = ("tapfs", "formats", "kernel", "tests")
 
 
 def head(path: Path) -> str:
@@ -23,5 +23,5 @@ def head(path: Path) -> str:
 def test_no_head_is_an_indirect_question() -> None:
     files = [path for folder in _FOLDERS for path in (REPOSITORY / folder).rglob("*.[pch]*")]
     ours = [path for path in files if path.suffix in (".py", ".c", ".h") and path.name != "_engine.c"]
-    assert len(ours) > 250
+    assert len(ours) > 400
     assert [str(path.relative_to(REPOSITORY)) for path in ours if _QUESTION.match(head(path))] == []

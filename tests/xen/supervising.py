@@ -1,4 +1,4 @@
-"""What tests of the supervisor share: disks, attached as the toolstacks do it, and the guest's driver of them."""
+"""Helpers for tests of the supervisor: disks, attached as the toolstacks do it, and the guest's driver of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a guest under load sees of crashes, restarts and the end of the supervisor: a pause."""
+"""A guest under load sees only a pause of crashes, restarts and the end of the supervisor."""
 
 from __future__ import annotations
 

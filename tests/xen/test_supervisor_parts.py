@@ -1,4 +1,4 @@
-"""What the supervisor is made of: restarts, disk processes and their locks, the lock of the one, what systemd gets."""
+"""Parts of the supervisor: restarts, disk processes and their locks, the lock of the one, what systemd gets."""
 
 from __future__ import annotations
 

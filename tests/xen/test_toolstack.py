@@ -1,4 +1,4 @@
-"""What `tapfs attach` and `detach` write, who may read it, and what they wait for."""
+"""`tapfs attach` and `detach`: the keys that they write, who may read these, and the states that they wait for."""
 
 from __future__ import annotations
 

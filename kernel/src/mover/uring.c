@@ -8,7 +8,7 @@
 
 #include "mover/internal.h"
 
-/* The kernel shares these words: whoever reads one then sees what was written before it. */
+/* The kernel shares these words. A reader of a word sees everything that was written before the word. */
 static uint32_t load(const uint32_t *word)
 {
     return __atomic_load_n(word, __ATOMIC_ACQUIRE);

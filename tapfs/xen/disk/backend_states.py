@@ -60,7 +60,7 @@ class Ours(NamedTuple):
 def next_step(seen: Seen, ours: Ours) -> Step:
     """The step for these states."""
     if ours.closed and seen.backend is not State.UNKNOWN:
-        # Nothing can be served any more, whoever wants it again: the supervisor starts another process for that.
+        # This process serves nothing any more. If the disk is wanted again the supervisor starts another process.
         return Step.CLOSE_FOR_GOOD
     if seen.frontend in _MEANINGLESS:
         return Step.NOTHING

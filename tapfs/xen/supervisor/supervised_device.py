@@ -116,7 +116,7 @@ class SupervisedDevice:
             }
             return unclaimed.get(look.state, _Step.NOTHING)
         if look.status == "failed" and (self._failed or not look.online):
-            # Nobody else is there to answer whoever wants to be rid of it.
+            # No process serves the device, so the supervisor answers a toolstack that wants to remove it.
             let_go = not look.online or look.frontend in (State.CLOSED, State.UNKNOWN)
             return _Step.END_CLOSING if look.state is State.CLOSING and let_go else _Step.NOTHING
         # A toolstack that wants a device to stay after all gets another process for it.

@@ -1,4 +1,4 @@
-"""What `import tapfs` shows: the public names and nothing beside them, at next to no cost."""
+"""`import tapfs` shows the public names and nothing beside them, at next to no cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `tapfs mount -o` and its options say together."""
+"""The options of `tapfs mount` and those after its `-o`, together."""
 
 from __future__ import annotations
 

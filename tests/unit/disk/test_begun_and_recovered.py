@@ -1,4 +1,4 @@
-"""What drivers say before the first write, after the last, and of a journal that a crash has left."""
+"""Plans of drivers before the first write and after the last, and journals that a crash has left."""
 
 from __future__ import annotations
 

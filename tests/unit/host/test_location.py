@@ -1,4 +1,4 @@
-"""What a name means, the same everywhere."""
+"""A name means the same everywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where new images go: nobody else chooses the file or gets it, and what cannot be replaced is known first."""
+"""Targets of new images: no other user chooses or gets the file, and a file that cannot be replaced is found first."""
 
 from __future__ import annotations
 

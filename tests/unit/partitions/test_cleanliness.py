@@ -1,4 +1,4 @@
-"""Whether a file system was unmounted cleanly: flags as the checkers of each type read them, and rings of XFS."""
+"""Unclean file systems are told: flags as the checkers of each type read them, and rings of XFS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where processes leave what others must find, also where a user is root in a namespace of their own."""
+"""The runtime directory, also where a user is root in a namespace of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a backend does about any two states: it always comes to rest, and a detach always ends."""
+"""From any two states a backend comes to rest, and a detach always ends."""
 
 from __future__ import annotations
 

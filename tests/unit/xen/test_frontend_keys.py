@@ -1,4 +1,4 @@
-"""What a guest writes of its rings: right, senseless, or meant to harm."""
+"""Keys of a guest about its rings: right, senseless, or meant to harm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether this machine is a Xen host, and where its xenstore is."""
+"""Find out whether this machine is a Xen host, and its xenstore."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the laboratory says when it cannot be built or run."""
+"""The error of a laboratory that cannot be built or run."""
 
 
 class LabError(Exception):

@@ -1,4 +1,4 @@
-"""What is put on disks and looked for again."""
+"""Contents for disks, written and looked for again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be done to a disk while a guest works on it: pause, snapshot, resize, limit."""
+"""Operations on a disk while a guest works on it: pause, snapshot, resize, limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request costs dom0, beside the kernel's own xen-blkback: under emulation only the ratios mean something."""
+"""Processor time of dom0 for a request, beside the kernel's xen-blkback. Under emulation only ratios have a meaning."""
 
 from __future__ import annotations
 

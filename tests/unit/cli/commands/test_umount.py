@@ -1,4 +1,4 @@
-"""What `tapfs umount` and `mount` refuse before they look at anything."""
+"""`tapfs umount` and `mount` refuse senseless names before they look at anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What check finds in damaged images, and that it stays bounded."""
+"""Check finds the damage of images, and stays bounded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the original blktap tools wrote: read right, checked, named, repaired."""
+"""Images of the original blktap tools are read right, checked, named and repaired."""
 
 from __future__ import annotations
 
