@@ -25,7 +25,7 @@ from tapfs.fuse.files.file_systems import OWNERLESS_TYPES, READ_ONLY_TYPES, Prog
 from tapfs.fuse.files.running_program import RunningProgram
 from tapfs.fuse.mount_table import top_mount
 from tapfs.fuse.settings import MountSettings
-from tapfs.serving.messages import decode, error_from_data
+from tapfs.serving.messages import result_of
 
 #: The end of what a process said that an error repeats, in bytes.
 _SAID_BYTES = 500
@@ -198,10 +198,8 @@ class FilesLayer:
             check=False,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         )
-        answer = decode(done.stdout)
-        if "error" in answer:
-            raise error_from_data(answer["error"])
-        if "done" not in answer:
+        answer = result_of(done.stdout)
+        if answer is None:
             said = " ".join(done.stderr.decode(errors="backslashreplace").split())[-_SAID_BYTES:]
             raise ImageError(
                 ErrorKind.IO,
@@ -209,4 +207,4 @@ class FilesLayer:
                 path=self._place.image,
                 op="mount",
             )
-        return answer["done"]
+        return answer["result"]

@@ -21,7 +21,8 @@ from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.fuse.files.file_systems import kernel_type
 from tapfs.fuse.files.loop_device import loop_device
 from tapfs.fuse.mount_table import unmount
-from tapfs.serving.messages import MESSAGE_LIMIT, decode, encode, error_to_data
+from tapfs.serving.failures import reported
+from tapfs.serving.messages import MESSAGE_LIMIT, decode, encode, failed, succeeded
 
 _MS_RDONLY = 1
 _MS_NOSUID = 2
@@ -79,15 +80,15 @@ def words(request: Request) -> bytes:
 
 
 def main() -> int:
-    """Do what standard input says; the answer is `{"done": RESULT}` or `{"error": ...}`."""
+    """Do what standard input says; the answer has the `result`, or is the ImageError (tapfs.serving.messages)."""
     message = decode(sys.stdin.buffer.readline(MESSAGE_LIMIT))
     kind = _REQUESTS[message["request"]]
     arguments: dict[str, Any] = {field.name: message[field.name] for field in fields(kind)}
     answer: dict[str, object]
     try:
-        answer = {"done": _perform(kind(**arguments))}
-    except ImageError as error:
-        answer = {"error": error_to_data(error)}
+        answer = succeeded({"result": _perform(kind(**arguments))})
+    except Exception as error:  # noqa: BLE001  the serving process is to know what it was
+        answer = failed(reported(error, op=message["request"], path=None))
     sys.stdout.buffer.write(encode(answer))
     return 0
 
