@@ -26,7 +26,7 @@ MAX_SIZE = (1 << 63) - 1
 
 _MAP_UNIT = 1 << 30
 
-#: What `preallocation=full` writes: pieces of zeros, and so much of them between two barriers.
+#: `preallocation=full` writes pieces of zeros of this size, and so many bytes between two barriers.
 _ZEROS = bytes(4 << 20)
 _STAGE_BYTES = 256 << 20
 

@@ -33,7 +33,7 @@ ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "
 #: Relative to it.
 SOURCE_FOLDER = Path("tapfs/kernel/src")
 
-#: What Python sees of the engine: in each the declarations between the two cffi marks.
+#: The headers that Python sees: in each the declarations between the two cffi marks.
 HEADERS = ["engine/engine.h", "serving/serving.h", "fuse/server.h", "xen/xen.h"]
 
 LIBRARIES = ["deflate", "crypto", "z", "zstd", "pthread"]

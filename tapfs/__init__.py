@@ -54,7 +54,7 @@ __all__ = [
     "unmount",
 ]
 
-#: What is loaded when it is first asked for: importing tapfs costs next to nothing.
+#: Names that are loaded when they are first asked for: importing tapfs costs next to nothing.
 _LAZY = {
     "AsyncImage": "tapfs.api.async_image",
     "CheckReport": "tapfs.findings",

@@ -117,7 +117,7 @@ OPTIONS: dict[str, Spelling] = {
 
 _OPTION = re.compile(r"\{([a-z_]+)(?:=([^{}]*))?\}")
 
-#: Which of the ways is that of this program. A front end sets it for all that it does.
+#: The way that this program names options by. A front end sets it for all its errors.
 _way: ContextVar[str] = ContextVar("_way", default="python")
 
 

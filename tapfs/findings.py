@@ -35,7 +35,7 @@ class CheckReport:
     leaks: int = 0
     leaked_bytes: int = 0
     allocated_bytes: int = 0
-    #: What a repair has mended before this check, in words (`Plan.mends`).
+    #: The faults that a repair has mended before this check, in words (`Plan.mends`).
     mended: list[str] = field(default_factory=list[str])
     #: Why nothing was checked; None if the metadata was. The counts say nothing then.
     unchecked: str | None = None

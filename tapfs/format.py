@@ -111,7 +111,7 @@ class Trait(StrEnum):
 
     #: A file that no format claims is taken for one of these.
     GUESSED = "guessed"
-    #: What a file contains is not enough to write to it: the user must name the format.
+    #: The contents of a file do not prove the format enough for writing: the user must name the format.
     NAMED_TO_WRITE = "named to write"
     #: A new image may be a block device, because it has its full length from the start.
     ON_DEVICE = "on device"

@@ -38,9 +38,9 @@ class Allocation:
         self._path = path
         self._cluster_size = cluster_size
         self.end = file_size
-        #: How long the file must be for what is committed; what was only handed out may not fit the host.
+        #: Bytes that the file must have for committed places. Places that were only handed out may not fit the host.
         self.committed_end = file_size
-        #: How long the file is known to be on disk.
+        #: Bytes of the file that are known to be durable.
         self.durable_end = file_size
         self._end_in_plan = file_size
         self._free: list[HostRange] = []

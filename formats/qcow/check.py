@@ -23,7 +23,7 @@ _BLOCK = 4096
 _READ_BYTES = 1 << 20
 _PROGRESS_TABLES = 256
 
-#: How many stray tables and leaked ranges are remembered for repair.
+#: So many stray tables and leaked ranges are remembered for repair.
 MAX_REMEMBERED = 4096
 
 

@@ -40,7 +40,7 @@ from tapfs.formats.qcow.tables import Tables
 from tapfs.plan import Plan
 from tapfs.tables import ASK, Rule, TableLayout
 
-#: How much of the file is read at open: header, extended header and the longest name.
+#: Bytes of the file that are read at open: header, extended header and the longest name.
 HEAD_BYTES = 4096
 
 #: The one cipher of qcow: AES-128 in CBC mode, the IV is the number of the guest's sector.

@@ -35,7 +35,7 @@ from tapfs.plan import Discard, Grow, Plan, Step, Write, plan
 if TYPE_CHECKING:
     from tapfs.formats.qcow.reader import QcowDriver
 
-#: Where the backing name stands after a full extended header.
+#: The offset of the backing name after a full extended header.
 _NAME_AT = OFFSET + EXTENDED_LENGTH
 
 

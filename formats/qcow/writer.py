@@ -43,7 +43,7 @@ from tapfs.plan import Discard, Grow, Plan, Step, Write, plan
 
 #: More stray header copies than this were not made by blktap, which made one.
 _MAX_STRAYS = 64
-#: Where the fast path stays on only the first tables are looked at: nobody but QEMU reads them.
+#: While the fast path stays on, only the first tables are looked at, because only QEMU reads tables then.
 _STRAYS_LOOKED_FOR = 8
 
 _RELEASED_RANGE_BYTES = 128

@@ -20,7 +20,7 @@ from tapfs.cli.signals import Terminated, interruption_in, release_signals
 from tapfs.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, ImageError, from_os_error, options_as, printable
 from tapfs.serving.signals import ENDING
 
-#: What a shell reports for a program that SIGPIPE ended; tapfs ends so when its reader goes away.
+#: The exit code that a shell reports after SIGPIPE. tapfs ends so when its reader goes away.
 EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 
 

@@ -10,14 +10,14 @@ from tapfs.errors import spelled
 if TYPE_CHECKING:
     from tapfs.fuse.settings import MountSettings
 
-#: What may be said with `-o`, and with what kind of value.
+#: The options that `-o` takes, each with the kind of its value.
 _FLAGS = ("allow_other", "suid", "dev", "noexec", "nonempty")
 _NUMBERS = {"uid": 10, "gid": 10, "umask": 8}
 
 #: Options of the kernel's file system whose files are shown, passed on as they are. True: they take a value.
 _INNER = {"discard": False, "errors": True}
 
-#: What is for mounts that show files only.
+#: Options that only mounts of files take.
 _OF_FILES = {"suid", "dev", *_INNER}
 
 _ACCESS = ("ro", "rw")

@@ -12,7 +12,7 @@ _UNITS = "BKMGTPE"
 _SIZE = re.compile(r"([0-9]+)(?:\.([0-9]*))?(?:([KMGTPE])(iB|B)?|B)?", re.IGNORECASE | re.ASCII)
 #: The largest size that any image format here can name: offsets are signed 64-bit on the host.
 MAXIMUM = (1 << 63) - 1
-#: What an error says of the notation.
+#: The notation of sizes, for errors.
 _NOTATION = "a number of bytes, or with a unit: K, M, G, T, P, E (or KiB, ...) of 1024, KB, MB, ... of 1000"
 
 

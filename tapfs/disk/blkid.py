@@ -21,10 +21,10 @@ _LIBRARY = "libblkid.so.1"
 #: So much is copied of each end of a disk.
 _EDGE_BYTES = 1 << 20
 
-#: Which facts of a superblock are wanted: label, UUID, type.
+#: The facts of a superblock that are wanted: label, UUID, type.
 _LABEL, _UUID, _TYPE = 1 << 1, 1 << 3, 1 << 5
 
-#: What blkid_do_safeprobe answers to one type, and to several that exclude each other.
+#: Answers of blkid_do_safeprobe: one type was found, or several that exclude each other.
 _ONE, _SEVERAL = 0, -2
 
 #: More types than this are not listed of one place.

@@ -41,7 +41,7 @@ from tapfs.host.scratch import ScratchFile
 
 MAX_DEPTH = 128
 
-#: What is being done (`ImageError.op`) when a parent is missing or refused.
+#: The operation (`ImageError.op`) of an error about a missing or refused parent.
 OPENING_PARENT = "open the backing file"
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError
 
-#: How many bytes `recognise` needs of the start and of the end of a file.
+#: Bytes that `recognise` needs of the start and of the end of a file.
 HEAD_BYTES = 512
 TAIL_BYTES = 1024
 
@@ -168,7 +168,7 @@ def _tar(head: bytes, _: bytes) -> bool:
 _QEMU = "make a raw or qcow image of it with qemu-img convert"
 _MACOS = "make a raw image of it with hdiutil convert on macOS"
 
-#: Where the signatures are published: QEMU's block drivers and docs/interop (qcow2, qed, vmdk, cow, bochs, cloop, dmg,
+#: The signatures are published in: QEMU's block drivers and docs/interop (qcow2, qed, vmdk, cow, bochs, cloop, dmg,
 #: parallels), Microsoft's Virtual Hard Disk Image Format Specification and MS-VHDX, libyal's documentation of EWF,
 #: VMDK, VHD, Parallels and Mac OS images, the notes on ASIF by its readers, afflib.h, Proxmox's vma_spec.txt, Android's
 #: sparse_format.h, file(1) for the rest.

@@ -12,7 +12,7 @@ from tapfs.host.file import LocalFile
 from tapfs.host.location import locate
 from tapfs.host.lock import Sharing
 
-#: How the user says of an image itself that it is raw.
+#: The words by which the user says that the image itself is raw.
 SAY_RAW = "say {format=raw}"
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 DEFAULT_CACHE_BYTES = 32 << 20
 
 
-#: What front ends and jobs of tapfs use and programs need not: it may change at any time, and `dir` does not show it.
+#: Names for front ends and jobs of tapfs only. They may change at any time, and `dir` does not show them.
 _INTERNAL = frozenset(
     {
         *("engine_disk", "layers", "supply_map", "try_read", "whole_file", "stream_writer"),

@@ -24,7 +24,7 @@ _MODULES = {
     "ram": "tapfs.formats.ram",
 }
 
-#: How much of a file's start probing looks at, in bytes.
+#: Bytes of a file's start that probing looks at.
 HEAD_BYTES = 4096
 
 

@@ -77,7 +77,7 @@ class WritePath:
         self._changed = threading.Condition(chain.map_lock)
         self._flush_lock = threading.Lock()
         self._claims: list[_Claim] = []
-        #: How many commits there were, and the ranges of the last of them.
+        #: The number of commits so far, and the ranges of the last of them.
         self._commits = 0
         self._recent_commits: deque[tuple[int, int]] = deque(maxlen=_RECENT_COMMITS)
         #: The map units ``(first, stop)`` that were committed to since the last flush.

@@ -7,5 +7,5 @@ from __future__ import annotations
 
 AUTO, NATIVE, PASSTHROUGH, PYFUSE3 = "auto", "native", "passthrough", "pyfuse3"
 
-#: What `--engine` takes; the first is the default.
+#: The values of `--engine`; the first is the default.
 ENGINES = (AUTO, NATIVE, PASSTHROUGH, PYFUSE3)

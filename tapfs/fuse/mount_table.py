@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 
-#: What the kernel calls our file systems: `fuse` and the subtype that we mount with.
+#: The type of our file systems in the mount table: `fuse` and the subtype that we mount with.
 FILE_SYSTEM_TYPE = "fuse.tapfs"
 
 _MNT_DETACH = 2

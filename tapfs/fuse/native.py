@@ -27,7 +27,7 @@ _MIN_THREADS, _MAX_THREADS = 2, 4
 #: Bytes of the map looked at first when a hole or its end is sought; doubled as often as needed.
 _FIRST_LOOK = 2 << 20
 
-#: What pyfuse3 may have on its way to us: the answers to what is not data are small.
+#: Bytes of answers that may be on their way from pyfuse3. Its answers are small, because none of them has data.
 _SOCKET_BYTES = 4 << 20
 
 

@@ -43,7 +43,7 @@ _IDLE_TASKS, _MAX_TASKS = 4, 64
 #: The unmount waits for the end of our own mount for this long, in seconds.
 _RELEASE_SECONDS = 5
 
-#: What the kernel reads ahead, where we may say so: its largest request.
+#: The kernel reads so many KiB ahead, its largest request, where we may set this.
 _READ_AHEAD_KIB = 1024
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.fuse.files.choice import FileSystemPlace
 
-#: What the administrator allows to those who mount by FUSE.
+#: The file in which the administrator says what users of FUSE may do.
 FUSE_CONFIGURATION = "/etc/fuse.conf"
 
-#: Who lets others in means them to read.
+#: The umask of a mount for other users: they are to read.
 _SHARED_UMASK = 0o022
 
 

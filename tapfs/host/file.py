@@ -95,7 +95,7 @@ class LocalFile:
         self.direct = False
         self.request_owner = request_owner
         self._data_descriptor: int | None = None
-        #: What of it is here; None: all.
+        #: The blocks of the file that are here; None: all.
         self.presence: Presence | None = None
         #: The greatest length that was seen: no file of an open image becomes shorter.
         self._known_size = 0

@@ -52,5 +52,5 @@ class Gate:
         return f"lies outside {' and '.join(self.roots)}" if self.roots else "is not opened: no named file may be"
 
 
-#: Where the user says nothing: parents anywhere, further files beside the image.
+#: The gate when the user says nothing: parents anywhere, further files beside the image.
 ORDINARY = Gate()

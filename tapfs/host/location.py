@@ -19,13 +19,13 @@ from tapfs.host.lock import Sharing
 #: "nbd://host": an address, and not a file.
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
-#: What QEMU takes for an address or for options instead of a file: a colon before the first slash.
+#: A name with a colon before the first slash, which QEMU takes for an address or for options.
 _PROTOCOL = re.compile(r"[^/:]+:")
 
 #: The one protocol that means a file.
 _FILE_PROTOCOL = "file:"
 
-#: What many programs take for standard input and output.
+#: The name that many programs take for standard input and output.
 _STREAM = "-"
 
 

@@ -6,7 +6,7 @@ import os
 
 from tapfs.errors import ErrorKind, from_os_error
 
-#: Where scratch files lie unless $TMPDIR says so: they can be large, and /tmp may be memory.
+#: Folders for scratch files if $TMPDIR is not set. The files can be large, and /tmp may be memory.
 _FOLDERS = ("/var/tmp", "/tmp")  # noqa: S108  the file has no name there
 
 

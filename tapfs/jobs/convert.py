@@ -156,7 +156,7 @@ class _Copy:
         self._source = source
         self._target = target
         self._baseline = baseline
-        #: What lies behind it on the target stays as it is.
+        #: The bytes behind the end of the image on the target stay as they are.
         self._end = source.size if target.is_device else target.size
         self._granule = max(target.granule, ZERO_GRANULE)
         self._window = whole_granules(WINDOW_BYTES, self._granule)

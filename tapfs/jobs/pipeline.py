@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-#: How much of a disk one job works on, in bytes: large enough for the engine to run at full
+#: Bytes of a disk that one job works on: large enough for the engine to run at full
 #: speed, small enough to stay in the processor's cache from the reader to the writer.
 WINDOW_BYTES = 2 << 20
 

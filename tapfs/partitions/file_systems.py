@@ -20,7 +20,7 @@ from tapfs.partitions.udf import udf
 #: Contents that are themselves a disk, or a part of one.
 VOLUMES = frozenset({"crypto_LUKS", "LVM2_member", "linux_raid_member"})
 
-#: Where the second header of LUKS 2 may be, which depends on the size of the first.
+#: The offsets that the second header of LUKS 2 may have, which depend on the size of the first.
 _LUKS2_SECOND = tuple(0x4000 << doublings for doublings in range(9))
 
 

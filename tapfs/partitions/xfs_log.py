@@ -21,7 +21,7 @@ _RECORD_MAGIC = 0xFEEDBABE
 #: Magic number, cycle, version and length of the data in bytes, own place and that of the oldest record
 #: that is still needed, then after checksum and link the number of operations.
 _RECORD = struct.Struct(">IIIIQQ8xI")
-#: How the writing machine orders bytes in the data, and the size of its buffers.
+#: The byte order of the writing machine in the data, and the size of its buffers.
 _BYTE_ORDER_AT, _BUFFER_SIZE_AT = 300, 320
 _LITTLE_ENDIAN = 1
 #: A header has room for the cycles of so much data; a record of a larger buffer has more headers.

@@ -14,7 +14,7 @@ from tapfs.errors import ErrorKind, ImageError, from_os_error, limit_reached
 from tapfs.serving.log import log
 from tapfs.serving.nursery_errors import error_of
 
-#: What Python says when the host refuses a thread.
+#: Python's message when the host refuses a thread.
 _NO_THREAD = "can't start new thread"
 
 #: Distinct errors of requests that are logged; a hostile image must not fill the log.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 
-#: Where sessions have it by the customs of systemd, and where it is without a session. Checked to be private.
+#: The directory of a session by the customs of systemd, and the one without a session. Both are checked to be private.
 _SESSION = "/run/user/{}/tapfs"
 _WITHOUT_SESSION = "/tmp/tapfs-{}"  # noqa: S108
 _OF_ROOT = Path("/run/tapfs")

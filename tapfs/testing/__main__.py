@@ -20,7 +20,7 @@ from tapfs.errors import ImageError
 from tapfs.testing import crash, hostile, operations
 from tapfs.testing.subject import ViolationError, subject_named
 
-#: What each suite does in one run: its function, and how much.
+#: Each suite: its function, and the amount of work in one run.
 _SUITES = {"operations": (operations.run, 60), "crash": (crash.run, 30), "hostile": (hostile.run, 200)}
 
 #: A driver that takes more for a damaged image believes what the image says of its size.

@@ -19,7 +19,7 @@ _SOCKET = "/run/xenstored/socket"
 _XENBUS = "/dev/xen/xenbus"
 #: One of them is there in every domain of Xen.
 _DIRECTORIES = ("/dev/xen", "/proc/xen", "/sys/hypervisor/properties")
-#: What serving a guest's disk takes besides, and the kernel modules that bring it.
+#: Devices that serving a guest's disk needs besides, and the kernel modules that bring them.
 _DEVICES = {"/dev/xen/gntdev": "xen-gntdev", "/dev/xen/evtchn": "xen-evtchn"}
 _CAPABILITIES = "/proc/xen/capabilities"
 

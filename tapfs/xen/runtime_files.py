@@ -18,7 +18,7 @@ from tapfs.serving.runtime_directory import runtime_directory
 if TYPE_CHECKING:
     from tapfs.xen.device import Device
 
-#: What may lie in the runtime directory for a device, after its key.
+#: Ends of the names of a device's files in the runtime directory, after its key.
 _SUFFIXES = (".socket", ".journal", ".plan", ".plan-new", ".left", ".lock")
 
 

@@ -1,4 +1,4 @@
-"""The head of each module and C file names a thing: it is no indirect question (CONTRIBUTING.md, "Prose")."""
+"""Heads of files and comments of constants name a thing: they are no indirect questions (CONTRIBUTING.md, "Prose")."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.conftest import REPOSITORY
 
 _QUESTION = re.compile(r"(What|Who|Whom|Whose|Which|How|Where|When|Whether|Why)\b")
+_CONSTANT = re.compile(r"^#: (?:What|Who|Whom|Whose|Which|How|Where)\b.*", re.MULTILINE)
 _FOLDERS = ("tapfs", "formats", "kernel", "tests")
 
 
@@ -20,8 +21,17 @@ def head(path: Path) -> str:
     return text.removeprefix("/*").lstrip("\n *")
 
 
+def sources(*folders: str) -> list[Path]:
+    files = [path for folder in folders for path in (REPOSITORY / folder).rglob("*.[pch]*")]
+    return [path for path in files if path.suffix in (".py", ".c", ".h") and path.name != "_engine.c"]
+
+
 def test_no_head_is_an_indirect_question() -> None:
-    files = [path for folder in _FOLDERS for path in (REPOSITORY / folder).rglob("*.[pch]*")]
-    ours = [path for path in files if path.suffix in (".py", ".c", ".h") and path.name != "_engine.c"]
+    ours = sources(*_FOLDERS)
     assert len(ours) > 400
     assert [str(path.relative_to(REPOSITORY)) for path in ours if _QUESTION.match(head(path))] == []
+
+
+def test_no_comment_of_a_constant_is_an_indirect_question() -> None:
+    questions = {str(path): _CONSTANT.findall(path.read_text()) for path in sources("tapfs", "formats", "kernel")}
+    assert {path: found for path, found in questions.items() if found} == {}

@@ -11,7 +11,7 @@ from tapfs.partitions.cleanliness import Unclean, unclean
 from tapfs.partitions.reader import Reader
 from tapfs.partitions.table import DiskContents, FileSystem, Partition
 
-#: What blkid calls contents that hold no files by themselves, and what they are.
+#: blkid's names of contents that hold no files by themselves, and a description of each.
 _NO_FILES = {
     "swap": "swap space",
     "swsuspend": "the memory of a system that sleeps",
@@ -47,7 +47,7 @@ def _without_files(type_name: str) -> str | None:
 #: it boots from other media, too.
 _OF_DISCS = {"iso9660", "udf"}
 
-#: What is given for the number of a partition to mean the whole disk.
+#: The number of a partition that means the whole disk.
 WHOLE_DISK = 0
 
 

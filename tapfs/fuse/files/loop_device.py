@@ -26,7 +26,7 @@ _LO_FLAGS_DIRECT_IO = 16
 _CONFIG = struct.Struct("=II 5Q 4I 64s 64s 32s 2Q 64x")
 _NAME_BYTES = 64
 
-#: What opening and setting up say where the kernel or the container has no loop devices, or too old ones.
+#: Errors of opening and setting up where the kernel or the container has no loop devices, or too old ones.
 _NOT_HERE = (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTTY)
 
 #: Others look for a free device at the same time; this many of them may be faster than we.

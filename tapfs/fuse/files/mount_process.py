@@ -29,7 +29,7 @@ _MS_NOSUID = 2
 _MS_NODEV = 4
 _MS_NOEXEC = 8
 
-#: What file systems answer when they do not like what they read.
+#: The errno values of file systems that find damage.
 _DAMAGED = (errno.EINVAL, errno.EUCLEAN, errno.EBADMSG)
 
 

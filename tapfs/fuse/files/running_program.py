@@ -22,10 +22,10 @@ from tapfs.serving.log import log
 #: Between looks whether a program has mounted itself.
 _LOOK_SECONDS = 0.01
 
-#: What a program has for its end when nothing is waited for any more.
+#: Seconds that a program has for its end when its mount is gone.
 _GRACE_SECONDS = 5
 
-#: How much of what a program said an error repeats, of its start and of its end: many tell the cause
+#: Bytes of a program's output that an error repeats, of its start and of its end: many tell the cause
 #: first and print their usage then, others the other way round.
 _HEAD_BYTES, _TAIL_BYTES = 400, 200
 

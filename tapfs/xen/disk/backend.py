@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from tapfs.xen.disk.settings import DiskSettings
     from tapfs.xen.xenstore.client import XenStore
 
-#: How long state 6 stands before a frontend that has not said that it begins anew is awaited.
+#: Seconds in state 6 before the backend awaits a frontend that has not said that it begins anew.
 _CLOSED_SECONDS = 1.0
 
 #: `info` of a connected disk (blkif.h).
 _CDROM, _REMOVABLE, _READ_ONLY = 1, 2, 4
 
-#: What filesystems on the disk had better align to.
+#: The alignment in bytes that suits file systems on the disk.
 _PHYSICAL_SECTOR = 4096
 
 

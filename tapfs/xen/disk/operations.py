@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tapfs.xen.disk.backend import Backend
     from tapfs.xen.disk.settings import DiskSettings
 
-#: How long the guest waits for a xenstored that went while a swap was being noted, and between two looks.
+#: Seconds that the guest waits for a xenstored that went while a swap was being noted, and between two looks.
 _UNSURE_SECONDS = 5.0
 _UNSURE_PAUSE = 0.1
 

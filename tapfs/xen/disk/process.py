@@ -40,11 +40,11 @@ from tapfs.xen.process_handle import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, proce
 from tapfs.xen.runtime_files import directory, socket_name
 from tapfs.xen.xenstore.client import XenStore, connect
 
-#: How long an image may be locked by a predecessor that is dying with I/O under way, and between two looks.
+#: Seconds that a dying process with I/O under way may keep the image locked, and between two looks.
 _LOCKED_SECONDS = 30.0
 _LOCKED_PAUSE = 0.1
 
-#: How long the end of a process waits for a pause, a swap, … that is under way.
+#: Seconds that the end of a process waits for a pause, a swap, … that is under way.
 _OPERATION_SECONDS = 10.0
 
 #: Characters of an error that go to xenstore, whose messages have 4096 bytes.

@@ -13,7 +13,7 @@ from tapfs.errors import CODES, ErrorKind, ImageError, from_os_error
 _UNIT_NAME = "tapfs-blktapctrl.service"
 _SCRIPT_NAME = "block-tapfs"
 _SCRIPTS = "etc/xen/scripts"
-#: Where an administrator's units go, and a package's.
+#: The folders for units of an administrator and of a package.
 _UNITS, _PACKAGED_UNITS = "etc/systemd/system", "usr/lib/systemd/system"
 
 # KillMode=process: what ends the supervisor without its doing must not end the disks; it ends them itself when it is

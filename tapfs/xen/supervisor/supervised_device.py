@@ -72,7 +72,7 @@ class SupervisedDevice:
         self._done = False
         #: Whether we have seen it fail. What failed under our predecessor is tried once more.
         self._failed = False
-        #: How the image stood when the last process that may have written it had ended.
+        #: The stamp of the image when the last process that may have written it had ended.
         self._standing: str | None = None
 
     def news(self) -> None:

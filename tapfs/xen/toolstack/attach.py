@@ -22,9 +22,9 @@ from tapfs.xen.xenstore.client import Store, XenStore
 _CLAIM_SECONDS = 5.0
 #: Opening an image may wait for the lock of a process that is ending (30 s).
 _READY_SECONDS = 60.0
-#: How long the process of a disk that is gone may take to end.
+#: Seconds that the process of a removed disk may take to end.
 _END_SECONDS = 10.0
-#: How often to look whether a process lives, which no watch tells.
+#: Seconds between looks whether a process lives, which no watch tells.
 _LOOK_SECONDS = 0.1
 #: Frontends that have nothing to lose; UNKNOWN: there is none (any more).
 _UNUSED = (State.UNKNOWN, State.INITIALISING, State.CLOSED)

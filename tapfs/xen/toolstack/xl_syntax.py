@@ -16,7 +16,7 @@ _KEY_VALUE = re.compile(r"([a-z][a-z-]*)=(.*)", re.DOTALL)
 _KEYS = ("target", "format", "vdev", "access", "devtype", "script", "backendtype", "backend")
 #: Words without a value, and whether the disk is a CD-ROM.
 _FLAGS = {"cdrom": True, "discard": False, "no-discard": False, "direct-io-safe": False}
-#: What xl calls the way in which tapfs serves a disk, so it may stand in a string that is taken from a configuration.
+#: xl's name of the way in which tapfs serves a disk. A string from a configuration may have it.
 _OURS = {"script": "block-tapfs", "backendtype": "phy"}
 
 

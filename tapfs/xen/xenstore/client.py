@@ -21,7 +21,7 @@ from tapfs.xen.xenstore.wire import PATH_MAXIMUM, Operation, join_strings, split
 
 _Result = TypeVar("_Result")
 
-#: How long a transaction that was overtaken waits before it is tried again, in seconds, times the tries so far.
+#: Seconds, times the tries so far, that a transaction which was overtaken waits before it is tried again.
 _CONFLICT_PAUSE = 0.002
 _CONFLICT_PAUSE_LIMIT = 0.1
 
