@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench.runner import Job, measure, qemu_backports, rows_of, table
+from tests.bench.runner import Job, qemu_backports, run_jobs
 
 MIB = 1 << 20
 
@@ -86,23 +83,7 @@ def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
 
 def main() -> int:
     """Run the benchmarks and print the table."""
-    parser = argparse.ArgumentParser(prog="make bench BENCH=...", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each command (median is shown)")
-    parser.add_argument("--size", type=int, default=1024, metavar="MIB", help="size of the image in MiB")
-    parser.add_argument("--only", help="only the jobs whose name contains this")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON too")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="where to put the images (default: the temp folder)")
-    arguments = parser.parse_args()
-    rows: list[dict[str, object]] = []
-    with tempfile.TemporaryDirectory(prefix="tapfs-bench-", dir=arguments.work) as folder:
-        work = Path(folder)
-        for job in jobs(work, arguments.size, peers()):
-            if arguments.only is None or arguments.only in job.name:
-                rows += rows_of(job, measure(job, arguments.rounds))
-    print(table(rows))
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
-    return 0
+    return run_jobs(jobs, peers(), target="make bench", description=__doc__, size=1024, unit="MIB")
 
 
 if __name__ == "__main__":

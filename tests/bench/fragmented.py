@@ -5,18 +5,16 @@ The image is what a disk looks like after years: a few percent of its 4 KiB clus
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import struct
+import subprocess
 import sys
-import tempfile
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.bench.__main__ import peers
-from tests.bench.runner import Job, measure, rows_of, table
+from tests.bench.runner import Job, run_jobs
 
 GIB = 1 << 30
 CLUSTER_BITS = 12
@@ -63,11 +61,13 @@ def _big_endian(entries: array[int]) -> bytes:
     return copy.tobytes()
 
 
-def jobs(work: Path, size: int, qemus: dict[str, str]) -> list[Job]:
+def jobs(work: Path, size_gib: int, qemus: dict[str, str]) -> list[Job]:
     """The rows: convert both ways, map, compare and check of one image."""
+    size = size_gib * GIB
     tapfs = str(Path(sys.executable).with_name("tapfs"))
     image, raw, out = (str(work / name) for name in ("frag.qcow", "frag.raw", "out"))
     scattered_qcow(Path(image), size, (size >> CLUSTER_BITS) * 6 // 100, data=True)
+    subprocess.run([tapfs, "convert", "-f", "qcow", "-O", "raw", image, raw], check=True)
     every = {"tapfs": tapfs, **qemus}
     clean: Callable[[], None] = lambda: Path(out).unlink(missing_ok=True)  # noqa: E731
 
@@ -85,28 +85,7 @@ def jobs(work: Path, size: int, qemus: dict[str, str]) -> list[Job]:
 
 def main() -> int:
     """Run the benchmarks and print the table."""
-    parser = argparse.ArgumentParser(prog="make bench-fragmented BENCH=...", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each command (median is shown)")
-    parser.add_argument("--size", type=int, default=32, metavar="GIB", help="size of the virtual disk in GiB")
-    parser.add_argument("--only", help="only the jobs whose name contains this")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON too")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="where to put the images (default: the temp folder)")
-    arguments = parser.parse_args()
-    rows: list[dict[str, object]] = []
-    with tempfile.TemporaryDirectory(prefix="tapfs-bench-", dir=arguments.work) as folder:
-        work = Path(folder)
-        qemus = peers()
-        every = jobs(work, arguments.size * GIB, qemus)
-        make_raw = next(job for job in every if job.name == "qcow to raw").contenders["tapfs"]
-        words = [*make_raw[:-1], str(work / "frag.raw")]
-        measure(Job("prepare", {"tapfs": words}), 1)
-        for job in every:
-            if arguments.only is None or arguments.only in job.name:
-                rows += rows_of(job, measure(job, arguments.rounds))
-    print(table(rows))
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
-    return 0
+    return run_jobs(jobs, peers(), target="make bench-fragmented", description=__doc__, size=32, unit="GIB")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,3 +112,31 @@ def table(rows: Sequence[dict[str, object]]) -> str:
     cells = [columns, *(tuple(str(row.get(column, "")) for column in columns) for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+
+
+def run_jobs(
+    make_jobs: Callable[[Path, int, dict[str, str]], list[Job]],
+    peers: dict[str, str],
+    *,
+    target: str,
+    description: str | None,
+    size: int,
+    unit: str,
+) -> int:
+    """The command line of a benchmark: make the images, run the jobs, print the table."""
+    parser = argparse.ArgumentParser(prog=f"{target} BENCH=...", description=description)
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each command (median is shown)")
+    parser.add_argument("--size", type=int, default=size, metavar=unit, help=f"size of the disk (default: {size})")
+    parser.add_argument("--only", help="only the jobs whose name contains this")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON too")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="where to put the images (default: the temp folder)")
+    arguments = parser.parse_args()
+    rows: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory(prefix="tapfs-bench-", dir=arguments.work) as folder:
+        for job in make_jobs(Path(folder), arguments.size, peers):
+            if arguments.only is None or arguments.only in job.name:
+                rows += rows_of(job, measure(job, arguments.rounds))
+    print(table(rows))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+    return 0

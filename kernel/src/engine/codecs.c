@@ -25,29 +25,32 @@ static bool has_deflate(struct unpackers *unpackers)
     return unpackers->deflate != NULL;
 }
 
-/* _ex: what is behind the stream is slack. */
-static int unpack_deflate(struct unpackers *unpackers, const uint8_t *payload, uint64_t length, uint8_t *out,
-                          uint64_t unit)
+typedef enum libdeflate_result (*unpack_stream)(struct libdeflate_decompressor *decompressor, const void *in,
+                                                size_t in_bytes, void *out, size_t out_bytes, size_t *consumed,
+                                                size_t *produced);
+
+/* By a function of libdeflate that ends in _ex: what is behind the stream is slack. */
+static int unpack_by_libdeflate(struct unpackers *unpackers, unpack_stream function, const uint8_t *payload,
+                                uint64_t length, uint8_t *out, uint64_t unit)
 {
     size_t consumed = 0, produced = 0;
     if (!has_deflate(unpackers)) {
         return ENOMEM;
     }
-    enum libdeflate_result result =
-        libdeflate_deflate_decompress_ex(unpackers->deflate, payload, length, out, unit, &consumed, &produced);
+    enum libdeflate_result result = function(unpackers->deflate, payload, length, out, unit, &consumed, &produced);
     return result == LIBDEFLATE_SUCCESS && produced == unit ? 0 : EUCLEAN;
+}
+
+static int unpack_deflate(struct unpackers *unpackers, const uint8_t *payload, uint64_t length, uint8_t *out,
+                          uint64_t unit)
+{
+    return unpack_by_libdeflate(unpackers, libdeflate_deflate_decompress_ex, payload, length, out, unit);
 }
 
 static int unpack_zlib(struct unpackers *unpackers, const uint8_t *payload, uint64_t length, uint8_t *out,
                        uint64_t unit)
 {
-    size_t consumed = 0, produced = 0;
-    if (!has_deflate(unpackers)) {
-        return ENOMEM;
-    }
-    enum libdeflate_result result =
-        libdeflate_zlib_decompress_ex(unpackers->deflate, payload, length, out, unit, &consumed, &produced);
-    return result == LIBDEFLATE_SUCCESS && produced == unit ? 0 : EUCLEAN;
+    return unpack_by_libdeflate(unpackers, libdeflate_zlib_decompress_ex, payload, length, out, unit);
 }
 
 static int unpack_zstd(struct unpackers *unpackers, const uint8_t *payload, uint64_t length, uint8_t *out,

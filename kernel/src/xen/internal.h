@@ -383,7 +383,6 @@ struct tapfs_xen {
     bool started, stopped;
     int ended_fd;
     _Atomic(const char *) problem;
-
     pthread_mutex_t lock;
     pthread_cond_t settled; /* a ring has become quiet or has taken over what is served */
     struct xen_served served;
