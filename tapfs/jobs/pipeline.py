@@ -7,9 +7,11 @@ looks for zeros while another writes.
 from __future__ import annotations
 
 import mmap
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import TypeVar
 
 #: Bytes of a disk that one job works on: large enough for the engine to run at full
@@ -24,19 +26,54 @@ def in_order(jobs: Iterable[_Job], work: Callable[[_Job], _Result], *, workers: 
     """``work(job)`` for each job, by `workers` threads, at most `ahead` of them not yet consumed.
 
     Results come in the order of the jobs; `jobs` is iterated by the caller's thread. The first
-    exception ends it; what runs then, or when the caller stops early, is waited for.
+    exception ends it; what runs then, or when the caller stops early, is waited for. Where the host
+    gives fewer threads those do the work, and where it gives none the caller's thread.
     """
+    waiting: SimpleQueue[tuple[_Job, Future[_Result]] | None] = SimpleQueue()
+    threads = _started(lambda: _serve(waiting, work), workers)
+    if not threads:
+        yield from map(work, jobs)
+        return
     pending: deque[Future[_Result]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="tapfs-window") as executor:
-        try:
-            for job in jobs:
-                pending.append(executor.submit(work, job))
-                if len(pending) >= ahead:
-                    yield pending.popleft().result()
-            while pending:
+    try:
+        for job in jobs:
+            future: Future[_Result] = Future()
+            pending.append(future)
+            waiting.put((job, future))
+            if len(pending) >= ahead:
                 yield pending.popleft().result()
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+        for _ in threads:
+            waiting.put(None)
+        for thread in threads:
+            thread.join()
+
+
+def _started(work: Callable[[], None], count: int) -> list[threading.Thread]:
+    """As many of `count` threads as the host gives."""
+    threads: list[threading.Thread] = []
+    for _ in range(count):
+        thread = threading.Thread(target=work, name="tapfs window")
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError):
+            break
+        threads.append(thread)
+    return threads
+
+
+def _serve(waiting: SimpleQueue[tuple[_Job, Future[_Result]] | None], work: Callable[[_Job], _Result]) -> None:
+    while (item := waiting.get()) is not None:
+        job, future = item
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(work(job))
+            except BaseException as error:  # noqa: BLE001  raised again where the result is awaited
+                future.set_exception(error)
 
 
 class BufferPool:
