@@ -51,6 +51,11 @@ class ParkedRequest(Parked):
         """Answer with success; `found` is the offset in the disk that a SEEK has found."""
         self._answer_once(0, found)
 
+    @property
+    def given_up(self) -> bool:
+        """Whether nobody waits for it any more: its user was sent a signal, or the server stops."""
+        return bool(lib.tapfs_fuse_given_up(self._front_end, self._parked.ticket))
+
     def _resume(self) -> int:
         return lib.tapfs_fuse_resume_parked(self._front_end, self._parked.ticket, self._parked)
 

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 
 class Queue(IntEnum):
-    """Which requests a thread takes: reads and writes, or those that wait for the host's disk."""
+    """Which requests a thread takes: reads and writes, what may take long (seeks, zeros, discards), or flushes."""
 
     MOVES = 0
     OTHERS = 1
+    SYNCS = 2
 
 
 def take(next_parked: Callable[[CData, Queue, CData], int], front_end: CData, queue: Queue) -> CData | None:

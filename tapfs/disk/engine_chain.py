@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from tapfs.disk.chain import Layer, password_missing
@@ -115,21 +115,31 @@ class EngineChain:
 
     def mapped_blocks(self, offset: int, end: int) -> Iterator[list[MappedExtent]]:
         """The map of the whole chain, merged, in lists. A layer's lock is held for a piece at a time only."""
-        # What a parent decides that was not opened (`tapfs.disk.inspection`) is zeros to the engine.
-        incomplete = self.layers[-1].driver.geometry.backing is not None
-        if incomplete or self.needs_password or not self._engine_maps():
-            extents = merge_mapped(map_chain(self.layers, offset, end - offset, self.map_locks))
-            while block := list(islice(extents, _BLOCK_EXTENTS)):
-                yield block
+        if self._engine_maps():
+            yield from merge_blocks(self._engine_blocks(offset, end))
             return
+        extents = merge_mapped(map_chain(self.layers, offset, end - offset, self.map_locks))
+        while block := list(islice(extents, _BLOCK_EXTENTS)):
+            yield block
+
+    def mapped(self, offset: int, end: int) -> Iterator[MappedExtent]:
+        """The same map, not merged: what comes next costs a bounded amount of work."""
+        if self._engine_maps():
+            return chain.from_iterable(self._engine_blocks(offset, end))
+        return map_chain(self.layers, offset, end - offset, self.map_locks)
+
+    def _engine_blocks(self, offset: int, end: int) -> Iterator[list[MappedExtent]]:
         from tapfs.kernel.chain_map import map_blocks
 
         files = [[file.path for file in layer.files] for layer in self.layers]
-        blocks = map_blocks(self.engine, offset, end, self.supply_map)
-        yield from merge_blocks(mapped_extents(block, files) for block in blocks)
+        for block in map_blocks(self.engine, offset, end, self.supply_map):
+            yield mapped_extents(block, files)
 
     def _engine_maps(self) -> bool:
         """Whether the engine maps every layer by itself, but for what is not flushed."""
+        # What a parent decides that was not opened (`tapfs.disk.inspection`) is zeros to the engine.
+        if self.layers[-1].driver.geometry.backing is not None or self.needs_password:
+            return False
         _ = self.engine
         return all(depth in self._tabled or layer.driver.geometry.identity for depth, layer in enumerate(self.layers))
 

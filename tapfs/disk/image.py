@@ -38,7 +38,7 @@ DEFAULT_CACHE_BYTES = 32 << 20
 _INTERNAL = frozenset(
     {
         *("engine_disk", "layers", "supply_map", "try_read", "whole_file", "stream_writer"),
-        *("statistics", "description", "is_device", "end_writing"),
+        *("statistics", "description", "is_device", "end_writing", "unmerged_extents"),
     }
 )
 
@@ -212,6 +212,14 @@ class Image:
         end = self._size if length is None else offset + length
         self._check_range(offset, end - offset)
         return self._chain.mapped_blocks(offset, end)
+
+    def unmerged_extents(self, offset: int, length: int) -> Iterator[MappedExtent]:
+        """The same map in pieces, for a front end that wants the first of them and may stop between two.
+
+        Each costs a bounded amount of work, however large the disk is.
+        """
+        self._check_range(offset, length)
+        return self._chain.mapped(offset, offset + length)
 
     def open(self, *, partition: int | None = None, sector_size: int | None = None) -> DiskFile:
         """The disk, or the partition with that number, as a binary file object for whatever reads files.

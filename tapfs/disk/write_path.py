@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, cast
 from tapfs.disk.chain_map import STRIDE
 from tapfs.disk.engine_chain import EngineChain
 from tapfs.disk.plan_log import PlanLog, PlannedFile
-from tapfs.driver import Begun, Operation, Placement, Reservation, WritableDriver
+from tapfs.driver import Begun, Operation, Placement, Reservation, Sparse, WritableDriver
 from tapfs.extent import Extent, Kind
 from tapfs.plan import Plan
 
@@ -43,6 +43,9 @@ _UNFLUSHED_LIMIT = 32 << 20
 
 #: Seconds spent on keeping plans. A flush is due when keeping has cost more than this, and more than a flush costs.
 _MIN_KEEP_COST_SECONDS = 0.005
+
+#: A range of an identity is zeroed or discarded in about so many pieces, if it is that long.
+_MOST_PIECES = 4096
 
 #: So many commits are remembered. A writer that has missed more must look at the map again, whatever their ranges.
 _RECENT_COMMITS = 64
@@ -72,6 +75,8 @@ class WritePath:
         #: Seconds that keeping the plan has taken since the last flush, and that the last flush took.
         self._keeping_seconds = self._flush_seconds = 0.0
         self._granule = self._driver.geometry.granule
+        #: At most so many bytes are zeroed or discarded by one reservation.
+        self._stride = max(self._driver.geometry.map_unit, STRIDE)
         #: Whether `Begun.begin` has been executed, where there is such a thing.
         self._begun = False
         self._changed = threading.Condition(chain.map_lock)
@@ -104,7 +109,7 @@ class WritePath:
     def zero(self, offset: int, length: int) -> None:
         """Make the range read as zeros."""
         self._begun_engine()
-        for start, stop, whole in self._granules(offset, offset + length):
+        for start, stop, whole in self._pieces(offset, offset + length, Operation.ZERO):
             if whole:
                 self._change(start, stop - start, Operation.ZERO)
                 continue
@@ -117,7 +122,7 @@ class WritePath:
     def discard(self, offset: int, length: int) -> None:
         """Free what of the range the format and the host can."""
         self._begun_engine()
-        for start, stop, whole in self._granules(offset, offset + length):
+        for start, stop, whole in self._pieces(offset, offset + length, Operation.DISCARD):
             if whole:
                 self._change(start, stop - start, Operation.DISCARD)
         self._bound_unflushed()
@@ -326,8 +331,29 @@ class WritePath:
         if self.unflushed_bytes > _UNFLUSHED_LIMIT or self._keeping_seconds > worth_seconds:
             self.flush()
 
-    def _granules(self, offset: int, end: int) -> Iterator[tuple[int, int, bool]]:
+    def _pieces(self, offset: int, end: int, operation: Operation) -> Iterator[tuple[int, int, bool]]:
         """Split a range into ``(start, stop, whole)``: partial granules and runs of whole ones.
+
+        Long runs of nothing are left out where the operation has no effect on them.
+        """
+        identity = self._driver.geometry.identity is not None
+        # An identity has one place, however long the range is; others may have many.
+        stride = max(self._stride, (end - offset) // _MOST_PIECES) if identity else self._stride
+        # Zeros hide what a parent has, and a hole of a host file may be space that was set aside.
+        effective = len(self._chain.layers) > 1 if operation is Operation.ZERO else identity
+        if effective or not isinstance(self._driver, Sparse):
+            yield from self._granules(offset, end, stride)
+            return
+        while offset < end:
+            with self._chain.map_lock:
+                nothing = self._driver.empty_run(offset, end)
+            stop = min(offset - offset % stride + stride, end)
+            if nothing is None:
+                yield from self._granules(offset, stop, stride)
+            offset = stop if nothing is None else nothing.end
+
+    def _granules(self, offset: int, end: int, stride: int) -> Iterator[tuple[int, int, bool]]:
+        """Split a range into partial granules and runs of whole ones, cut at multiples of `stride`.
 
         A last granule that the end of the disk cuts counts as whole.
         """
@@ -340,9 +366,8 @@ class WritePath:
             return
         if offset < first:
             yield offset, first, False
-        unit = max(self._driver.geometry.map_unit, STRIDE)
         while first < last:
-            stop = min(first - first % unit + unit, last)
+            stop = min(first - first % stride + stride, last)
             yield first, stop, True
             first = stop
         if last < end:

@@ -8,24 +8,20 @@ through trio, which would cost each request another two changes of thread.
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
-from collections.abc import Iterable
 from contextlib import ExitStack
 
 import trio
 
 from tapfs.disk.image import Image
+from tapfs.fuse import long_requests
 from tapfs.fuse.tree import Tree, Window
 from tapfs.kernel.fuse_server import FuseServer, ParkedRequest, Request, ServerStatistics
 from tapfs.serving.parked import ParkedThreads, finish_move
 
 #: One engine thread per processor, within these bounds.
 _MIN_THREADS, _MAX_THREADS = 2, 4
-
-#: Bytes of the map looked at first when a hole or its end is sought; doubled as often as needed.
-_FIRST_LOOK = 2 << 20
 
 #: Bytes of answers that may be on their way from pyfuse3. Its answers are small, because none of them has data.
 _SOCKET_BYTES = 4 << 20
@@ -123,23 +119,9 @@ class NativeEngine:
                 self._image.flush()
                 parked.complete()
             case Request.ZERO:
-                self._image.write_zeroes(parked.offset, parked.length)
-                parked.complete()
+                long_requests.zero(self._image, parked)
             case Request.SEEK_DATA | Request.SEEK_HOLE:
-                found = self._seek(parked.offset, parked.length, data=parked.request is Request.SEEK_DATA)
-                if found is None:
-                    parked.fail(errno.ENXIO)
-                else:
-                    parked.complete(found)
-
-    def _seek(self, start: int, length: int, *, data: bool) -> int | None:
-        """The first byte that is data, or in a hole; the end of the range is a hole, too."""
-        end = start + length
-        for offset, stop in _looks(start, end):
-            for extent in self._image.extents(offset, stop - offset):
-                if extent.data is data:
-                    return extent.offset
-        return None if data else end
+                long_requests.seek(self._image, parked, data=parked.request is Request.SEEK_DATA)
 
 
 def _backing_file(image: Image) -> int | None:
@@ -153,13 +135,3 @@ def _backing_file(image: Image) -> int | None:
     if file is None:
         return None
     return os.dup(file) if image.writable else os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
-
-
-def _looks(start: int, end: int) -> Iterable[tuple[int, int]]:
-    """The range in pieces that double: what is sought is near, or the holes are large."""
-    step = _FIRST_LOOK
-    while start < end:
-        stop = min(start + step, end)
-        yield start, stop
-        start = stop
-        step *= 2

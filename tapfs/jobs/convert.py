@@ -24,6 +24,8 @@ ZERO_GRANULE = 4096
 _GAP_BYTES = 64 << 10
 #: So many zeros are written at a time, so that the progress is seen and the copy can be ended.
 _ZERO_WINDOW_BYTES = 1 << 30
+#: Of a run of zeros that would be more windows than this, each is longer.
+_MOST_ZERO_WINDOWS = 1 << 12
 #: Windows being read, packed or waiting to be written.
 _AHEAD = 4
 
@@ -174,7 +176,7 @@ class _Copy:
             return
         for piece in _pieces(self._source, self._end):
             if not piece.zero or self._baseline is Baseline.ANYTHING:
-                most = _ZERO_WINDOW_BYTES if piece.zero else self._window
+                most = max(_ZERO_WINDOW_BYTES, piece.length // _MOST_ZERO_WINDOWS) if piece.zero else self._window
                 for window in split(iter([Range(piece.offset, piece.length)]), most):
                     yield _Piece(window.offset, window.length, piece.zero)
 

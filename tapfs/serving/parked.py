@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from tapfs.kernel.engine import Outcome
 
 
-#: Threads that supply maps and reservations, and those for what waits for the host's disk (flushes and the like).
-_THREADS = {Queue.MOVES: 3, Queue.OTHERS: 3}
+#: Threads that supply maps and reservations, those for what may take long, and the one that flushes: an image flushes
+#: once at a time.
+_THREADS = {Queue.MOVES: 3, Queue.OTHERS: 2, Queue.SYNCS: 1}
 
 #: Seconds for which a thread waits that has not the memory to take a request.
 _PAUSE_SECONDS = 0.1

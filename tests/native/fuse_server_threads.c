@@ -204,7 +204,7 @@ static void *own_others(void *argument)
 {
     tapfs_parked parked;
     (void)argument;
-    while (tapfs_fuse_next_parked(server, TAPFS_OTHERS, &parked)) {
+    while (tapfs_fuse_next_parked(server, TAPFS_SYNCS, &parked)) {
         tapfs_outcome outcome;
         tapfs_sync(disk, &outcome);
         tapfs_fuse_complete(server, parked.ticket, outcome.status == TAPFS_DONE ? 0 : EIO, 0);

@@ -55,6 +55,33 @@ static void keep_the_order_of_each_queue(void)
     park_destroy(&park);
 }
 
+static void count_visit(struct parked_entry *entry, void *argument)
+{
+    unsigned *visits = argument;
+    visits[item_of(entry)->number]++;
+}
+
+static void visit_what_waits_and_what_was_taken(void)
+{
+    struct park park;
+    struct item items[4] = {{.number = 0}};
+    static const uint32_t queues[4] = {TAPFS_MOVES, TAPFS_OTHERS, TAPFS_SYNCS, TAPFS_SYNCS};
+    unsigned visits[4] = {0};
+
+    park_init(&park);
+    for (uint32_t i = 0; i < 4; i++) {
+        items[i].number = i;
+        REQUIRE(park_put(&park, queues[i], &items[i].entry));
+    }
+    REQUIRE(park_next(&park, TAPFS_SYNCS) == &items[2].entry);
+    REQUIRE(park_next(&park, TAPFS_MOVES) == &items[0].entry);
+    REQUIRE(park_taken(&park, items[0].entry.ticket, true) == &items[0].entry);
+    park_each(&park, count_visit, visits);
+    REQUIRE(visits[0] == 0 && visits[1] == 1 && visits[2] == 1 && visits[3] == 1);
+    park_stop(&park);
+    park_destroy(&park);
+}
+
 static void find_what_was_taken_by_its_ticket(void)
 {
     struct park park;
@@ -185,6 +212,7 @@ static void end_each_request_once(bool early)
 int main(void)
 {
     keep_the_order_of_each_queue();
+    visit_what_waits_and_what_was_taken();
     find_what_was_taken_by_its_ticket();
     stop_hands_back_what_nobody_took();
     for (int i = 0; i < 10; i++) {

@@ -283,9 +283,10 @@ static void *own_moves(void *argument)
 
 static void *own_others(void *argument)
 {
+    uint32_t queue = *(const uint32_t *)argument;
     tapfs_parked parked;
-    (void)argument;
-    while (tapfs_xen_next_parked(device, TAPFS_OTHERS, &parked)) {
+    while (tapfs_xen_next_parked(device, queue, &parked)) {
+        REQUIRE((parked.request == TAPFS_XEN_SYNC) == (queue == TAPFS_SYNCS));
         tapfs_outcome outcome;
         tapfs_sync(atomic_load(&served), &outcome);
         tapfs_xen_complete(device, parked.ticket, outcome.status == TAPFS_DONE ? 0 : EIO);
@@ -344,7 +345,7 @@ static void run_guests(struct guest *guests)
 int main(int count, char **words)
 {
     static struct guest guests[RINGS];
-    pthread_t owners[OWNERS], other, disturber;
+    pthread_t owners[OWNERS], others[2], disturber;
     tapfs_layer layer = {.virtual_size = SIZE, .granule = GRANULE, .map_unit = UNIT, .writable = 1};
 
     REQUIRE(count == 5);
@@ -387,7 +388,10 @@ int main(int count, char **words)
         REQUIRE(tapfs_xen_add_ring(device, &(uint32_t){i + 8}, 1, i + 1) == 0);
     }
     REQUIRE(tapfs_xen_start(device) == 0);
-    pthread_create(&other, NULL, own_others, NULL);
+    for (size_t i = 0; i < 2; i++) {
+        static const uint32_t queues[2] = {TAPFS_OTHERS, TAPFS_SYNCS};
+        pthread_create(&others[i], NULL, own_others, (void *)(uintptr_t)&queues[i]);
+    }
     for (size_t i = 0; i < OWNERS; i++) {
         pthread_create(&owners[i], NULL, own_moves, NULL);
     }
@@ -406,7 +410,8 @@ int main(int count, char **words)
     for (size_t i = 0; i < OWNERS; i++) {
         pthread_join(owners[i], NULL);
     }
-    pthread_join(other, NULL);
+    pthread_join(others[0], NULL);
+    pthread_join(others[1], NULL);
     tapfs_xen_free(device);
     check_file(file);
     tapfs_disk_free(disks[0]);

@@ -60,16 +60,23 @@ void fuse_answer(tapfs_fuse *server, const struct fuse_call *call, int error, ui
     }
 }
 
+static uint32_t queue_of(uint32_t request)
+{
+    if (request == TAPFS_FUSE_READ || request == TAPFS_FUSE_WRITE) {
+        return TAPFS_MOVES;
+    }
+    return request == TAPFS_FUSE_SYNC ? TAPFS_SYNCS : TAPFS_OTHERS;
+}
+
 void fuse_park(tapfs_fuse *server, const struct fuse_call *call)
 {
     struct fuse_call *parked = malloc(sizeof *parked);
-    bool moves = call->request == TAPFS_FUSE_READ || call->request == TAPFS_FUSE_WRITE;
 
     if (parked != NULL) {
         *parked = *call;
         /* Before a thread can take it: who has taken a request finds it counted. */
         atomic_fetch_add(&server->parked, 1);
-        if (park_put(&server->park, moves ? TAPFS_MOVES : TAPFS_OTHERS, &parked->entry)) {
+        if (park_put(&server->park, queue_of(call->request), &parked->entry)) {
             return;
         }
         atomic_fetch_sub(&server->parked, 1);

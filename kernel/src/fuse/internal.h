@@ -47,6 +47,7 @@ struct fuse_call {
     uint64_t offset, length; /* of the node */
     uint64_t done;
     int fd; /* where the answer goes */
+    atomic_bool interrupted; /* whoever waits for it has been sent a signal */
     uint32_t request;
     tapfs_outcome outcome;
 };
@@ -123,6 +124,8 @@ TAPFS_INTERNAL void fuse_wrote(tapfs_fuse *server);
 TAPFS_INTERNAL void fuse_answer(tapfs_fuse *server, const struct fuse_call *call, int error, uint64_t found);
 /* The park takes over the call's buffer; the call itself is copied. After the stop it fails with EIO. */
 TAPFS_INTERNAL void fuse_park(tapfs_fuse *server, const struct fuse_call *call);
+/* Mark the parked request whose number is `unique`, if there is one. */
+TAPFS_INTERNAL void fuse_interrupt(tapfs_fuse *server, uint64_t unique);
 /* What is parked and not taken fails with EIO, and so does what comes later. */
 TAPFS_INTERNAL void fuse_park_stop(tapfs_fuse *server);
 

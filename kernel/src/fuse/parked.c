@@ -48,6 +48,26 @@ int tapfs_fuse_resume_parked(tapfs_fuse *server, uint64_t ticket, tapfs_parked *
     return 0;
 }
 
+static void interrupt(struct parked_entry *entry, void *unique)
+{
+    struct fuse_call *call = call_of(entry);
+    if (call->unique == *(const uint64_t *)unique) {
+        atomic_store(&call->interrupted, true);
+    }
+}
+
+void fuse_interrupt(tapfs_fuse *server, uint64_t unique)
+{
+    park_each(&server->park, interrupt, &unique);
+}
+
+int tapfs_fuse_given_up(tapfs_fuse *server, uint64_t ticket)
+{
+    /* Nobody but the thread that took it, which asks this, removes it. */
+    struct fuse_call *call = call_of(park_taken(&server->park, ticket, false));
+    return call == NULL || atomic_load(&call->interrupted) || atomic_load(&server->stopping);
+}
+
 void tapfs_fuse_complete(tapfs_fuse *server, uint64_t ticket, int error, uint64_t found)
 {
     struct fuse_call *call = call_of(park_taken(&server->park, ticket, true));

@@ -68,6 +68,15 @@ int tapfs_fuse_add_node(tapfs_fuse *server, uint64_t inode, uint64_t start, uint
     return 0;
 }
 
+static void interrupt(tapfs_fuse *server, const uint8_t *message, size_t length)
+{
+    struct fuse_interrupt_in in;
+    if (length >= sizeof(struct fuse_in_header) + sizeof in) {
+        memcpy(&in, message + sizeof(struct fuse_in_header), sizeof in);
+        fuse_interrupt(server, in.unique);
+    }
+}
+
 static void handle(const struct fuse_thread *thread, struct fuse_buffer **buffer, size_t length)
 {
     const uint8_t *message = (*buffer)->memory + BUFFER_MESSAGE_AT;
@@ -80,7 +89,8 @@ static void handle(const struct fuse_thread *thread, struct fuse_buffer **buffer
     if (header.len != length) {
         fuse_reply(thread->fd, header.unique, EINVAL, NULL, 0);
     } else if (header.opcode == FUSE_INTERRUPT) {
-        /* Nothing here can be interrupted, nor in pyfuse3, and no answer means just that. */
+        /* Only what is parked can be interrupted, nothing in pyfuse3, and no answer means just that. */
+        interrupt(thread->server, message, length);
     } else if (!fuse_data_request(thread, buffer, length)) {
         if (header.opcode == FUSE_INIT) {
             fuse_init_asked(thread->server, message, length);

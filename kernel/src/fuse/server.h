@@ -63,6 +63,9 @@ uint32_t tapfs_fuse_passthrough_nodes(tapfs_fuse *server);
 int tapfs_fuse_next_parked(tapfs_fuse *server, uint32_t queue, tapfs_parked *parked);
 /* Try a READ or WRITE again: 0 when it has been answered, else 1 and what is missing now. */
 int tapfs_fuse_resume_parked(tapfs_fuse *server, uint64_t ticket, tapfs_parked *parked);
+/* Whether nobody waits for the answer to a parked request any more: its user was sent a signal, or the server stops. Who
+ * serves it may then fail it, with EINTR. */
+int tapfs_fuse_given_up(tapfs_fuse *server, uint64_t ticket);
 /* Answer a parked request with an errno, or with success (0): a WRITE is written whole, a SEEK has
  * found `found`, an offset of the disk. */
 void tapfs_fuse_complete(tapfs_fuse *server, uint64_t ticket, int error, uint64_t found);

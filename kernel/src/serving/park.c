@@ -1,4 +1,4 @@
-/* The park: two queues of requests and a list of those that were taken, under one lock. */
+/* The park: queues of requests and a list of those that were taken, under one lock. */
 #include "serving/park.h"
 
 void park_init(struct park *park)
@@ -71,6 +71,24 @@ struct parked_entry *park_taken(struct park *park, uint64_t ticket, bool remove)
     }
     pthread_mutex_unlock(&park->lock);
     return entry;
+}
+
+static void visit_list(struct parked_entry *entry, void (*visit)(struct parked_entry *entry, void *argument),
+                       void *argument)
+{
+    for (; entry != NULL; entry = entry->next) {
+        visit(entry, argument);
+    }
+}
+
+void park_each(struct park *park, void (*visit)(struct parked_entry *entry, void *argument), void *argument)
+{
+    pthread_mutex_lock(&park->lock);
+    for (uint32_t i = 0; i < PARK_QUEUES; i++) {
+        visit_list(park->queues[i].first, visit, argument);
+    }
+    visit_list(park->taken, visit, argument);
+    pthread_mutex_unlock(&park->lock);
 }
 
 struct parked_entry *park_stop(struct park *park)

@@ -13,7 +13,7 @@
 #include "common.h"
 #include "serving/serving.h"
 
-#define PARK_QUEUES 2u
+#define PARK_QUEUES 3u
 
 /* The first member of a request that can be parked. The park writes it, nobody else. */
 struct parked_entry {
@@ -44,6 +44,9 @@ TAPFS_INTERNAL bool park_put(struct park *park, uint32_t queue, struct parked_en
 TAPFS_INTERNAL struct parked_entry *park_next(struct park *park, uint32_t queue);
 /* The request that was taken under a ticket; NULL: there is none. With `remove` it leaves the park. */
 TAPFS_INTERNAL struct parked_entry *park_taken(struct park *park, uint64_t ticket, bool remove);
+/* Call `visit` with every request that waits or was taken. Under the lock: it only looks and marks. */
+TAPFS_INTERNAL void park_each(struct park *park, void (*visit)(struct parked_entry *entry, void *argument),
+                              void *argument);
 /* Refuse requests from now on and wake every thread that waits. The requests that nobody has taken come back as a list
  * in their order, those of TAPFS_MOVES first. What is taken stays taken. */
 TAPFS_INTERNAL struct parked_entry *park_stop(struct park *park);

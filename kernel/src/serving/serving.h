@@ -13,9 +13,9 @@
 
 /* cffi: begin */
 
-/* The queue of a parked request. MOVES are reads and writes, which wait for maps and reservations only. OTHERS wait
- * for the host's disk. */
-enum { TAPFS_MOVES = 0, TAPFS_OTHERS = 1 };
+/* The queue of a parked request. MOVES are reads and writes, which wait for maps and reservations only. SYNCS make what
+ * was written durable. OTHERS may take long (seeks, zeros, discards), and no SYNC waits behind one. */
+enum { TAPFS_MOVES = 0, TAPFS_OTHERS = 1, TAPFS_SYNCS = 2 };
 
 typedef struct {
     uint64_t ticket;

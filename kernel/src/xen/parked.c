@@ -19,9 +19,17 @@ static void give_back(struct xen_transfer *transfer, int error)
     xen_ring_return(transfer);
 }
 
+static uint32_t queue_of(const struct xen_transfer *transfer)
+{
+    if (moves_data(transfer)) {
+        return TAPFS_MOVES;
+    }
+    return transfer->kind == TAPFS_XEN_SYNC ? TAPFS_SYNCS : TAPFS_OTHERS;
+}
+
 void xen_park(struct xen_transfer *transfer)
 {
-    uint32_t queue = moves_data(transfer) ? TAPFS_MOVES : TAPFS_OTHERS;
+    uint32_t queue = queue_of(transfer);
 
     xen_count(&transfer->ring->counters.parked, 1);
     transfer->disk = transfer->ring->served.disk;

@@ -43,12 +43,12 @@ def disk() -> Iterator[Disk]:
         yield made
 
 
-def serving(disk: Disk, *, writable: bool = True) -> FakeKernel:
+def serving(disk: Disk, *, writable: bool = True, threads: int = THREADS) -> FakeKernel:
     """A server with both nodes, started."""
     kernel = FakeKernel(disk)
     kernel.server.add_node(PART, PART_START, PART_SIZE, writable=writable)
     kernel.server.add_node(DISK, 0, SIZE, writable=writable)
-    kernel.server.start(THREADS)
+    kernel.server.start(threads)
     return kernel
 
 
@@ -389,14 +389,18 @@ def test_what_waits_for_the_disk_has_its_own_queue(disk: Disk, tmp_path: Path) -
     ]
     with serving(disk) as kernel:
         kernel.send(fuse.READ, DISK, fuse.read_body(0, 1))  # in the other queue
+        kernel.send(fuse.LSEEK, PART, fuse.lseek_body(0, os.SEEK_DATA))
+        slow = parked_of(kernel, Queue.OTHERS)  # and nothing waits behind one that takes long
         for opcode, body, request, offset, length in cases:
             sent = kernel.send(opcode, PART, body)
-            parked = parked_of(kernel, Queue.OTHERS)
+            parked = parked_of(kernel, Queue.SYNCS if request is Request.SYNC else Queue.OTHERS)
             assert (parked.request, parked.offset, parked.length) == (request, offset, length)
             parked.complete(PART_START + 77)
             answer = kernel.answer()
             assert (answer.unique, answer.error) == (sent, 0)
             assert answer.body == (struct.pack("=Q", 77) if opcode == fuse.LSEEK else b"")
+        slow.fail(errno.EIO)
+        assert kernel.answer().error == errno.EIO
         assert kernel.ask(fuse.FLUSH, PART, fuse.flush_body(0)).error == 0  # by a reader
         assert parked_of(kernel, Queue.MOVES).request is Request.READ
 
@@ -421,6 +425,33 @@ def test_many_parked_writes(disk: Disk, tmp_path: Path) -> None:
         sender.join()
         assert kernel.server.statistics().parked == room
     assert path.read_bytes()[4096 : 4096 + count * 100] == b"".join(data)
+
+
+def test_what_is_parked_can_be_interrupted(disk: Disk, tmp_path: Path) -> None:
+    mapped(disk, tmp_path)
+    with serving(disk, threads=1) as kernel:  # one thread, so the requests keep their order
+        seeks = [kernel.send(fuse.LSEEK, DISK, fuse.lseek_body(number, os.SEEK_DATA)) for number in range(3)]
+        first, other = (parked_of(kernel, Queue.OTHERS) for _ in range(2))
+        assert [first.offset, other.offset] == [0, 1]
+        assert not first.given_up
+        kernel.send(fuse.INTERRUPT, 0, struct.pack("=Q", 1 << 40))  # a number that nobody has
+        kernel.send(fuse.INTERRUPT, 0, b"")
+        for unique in (seeks[0], seeks[2]):  # one that was taken, and one that waits
+            kernel.send(fuse.INTERRUPT, 0, struct.pack("=Q", unique))
+        assert kernel.ask(fuse.FLUSH, DISK, fuse.flush_body(0)).error == 0  # behind them
+        third = parked_of(kernel, Queue.OTHERS)
+        assert (first.given_up, other.given_up, third.given_up) == (True, False, True)
+        for parked, unique in ((first, seeks[0]), (third, seeks[2])):
+            parked.fail(errno.EINTR)
+            assert kernel.answer()[:2] == (unique, errno.EINTR)
+        other.complete(77)
+        assert kernel.answer().unique == seeks[1]
+        # Nobody waits for what is asked of a server that stops.
+        kernel.send(fuse.LSEEK, DISK, fuse.lseek_body(0, os.SEEK_HOLE))
+        last = parked_of(kernel, Queue.OTHERS)
+        kernel.server.stop()
+        assert last.given_up
+        last.fail(errno.EINTR)
 
 
 def test_stop_fails_what_nobody_took(disk: Disk, tmp_path: Path) -> None:
