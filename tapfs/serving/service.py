@@ -72,6 +72,7 @@ class Service:
         self._tasks: trio.Nursery | None = None
         self._conversations: trio.Nursery | None = None
         self._serving = trio.CancelScope()
+        self._told_to_end = False
         #: Of the tasks that the end cancels before its first step.
         self._until_the_end: list[trio.CancelScope] = []
 
@@ -137,8 +138,9 @@ class Service:
             async with trio.open_nursery() as self._conversations:
                 async with trio.open_nursery() as self._tasks:
                     try:
-                        with self._serving:
-                            await front_end.serve()
+                        if not self._told_to_end:
+                            with self._serving:
+                                await front_end.serve()
                     except Exception as error:  # noqa: BLE001  the end must follow
                         self.fail(failure_of(error, op="serve", path=self.path))
                     finally:
@@ -162,6 +164,8 @@ class Service:
             task_status.started()
             return
         with trio.open_signal_receiver(*heeded) as received:
+            # A signal that came before anybody obeyed it is as good as one that comes now.
+            self._told_to_end = bool(signal.sigpending() & set(heeded))
             signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
             try:
                 task_status.started()
@@ -173,6 +177,7 @@ class Service:
 
     async def _end(self) -> None:
         """Have the front end stop; if it cannot do that in order, cancel it."""
+        self._told_to_end = True
         try:
             if self._front_end is not None:
                 await self._front_end.end()
@@ -185,8 +190,12 @@ class Service:
             try:
                 await task()
             except Exception as error:  # noqa: BLE001  whatever it is, the service must end in order
-                self.fail(failure_of(error, op=doing, path=self.path))
-                await self._end()
+                failure = failure_of(error, op=doing, path=self.path)
+                if self._told_to_end:
+                    log.debug("%s", failure)  # it comes of the end, not the end of it
+                else:
+                    self.fail(failure)
+                    await self._end()
 
     async def _again_and_again(self, task: Callable[[], Awaitable[None]], doing: str) -> None:
         while True:

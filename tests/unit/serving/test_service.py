@@ -249,14 +249,44 @@ def test_a_background_flush_is_tried_again(
     assert content(image) == b"data"
 
 
+class Signalled(FrontEndOfTest):
+    """A front end to whose process a signal is sent while it serves, and whose task fails because of the end."""
+
+    def __init__(self, image: Image, number: signal.Signals) -> None:
+        super().__init__(image)
+        self.number = number
+
+    async def serve(self) -> None:
+        self.service.start(self.task, "work")
+        signal.raise_signal(self.number)
+        await super().serve()
+
+    async def task(self) -> None:
+        await self.over.wait()
+        raise ZeroDivisionError
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_it_and_one_at_the_start_waits(image: Image, number: signal.Signals) -> None:
+def test_a_signal_ends_it(image: Image, number: signal.Signals) -> None:
     image.write(0, b"data")
-    front_end = FrontEndOfTest(image)
+    front_end = Signalled(image, number)
+    assert front_end.run() is None
+    assert front_end.done == ["end"]
+    assert content(image) == b"data"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_before_it_serves_waits_and_ends_it(image: Image, number: signal.Signals) -> None:
+    class Unused(FrontEndOfTest):
+        async def serve(self) -> None:
+            self.done.append("serve")
+
+    image.write(0, b"data")
+    front_end = Unused(image)
     front_end.prepared = lambda: signal.raise_signal(number)  # to this thread: another might not hold it back
     handlers = [signal.getsignal(each) for each in service.ENDING]
     assert front_end.run() is None
-    assert front_end.done == ["end"]
+    assert "serve" not in front_end.done
     assert content(image) == b"data"
     assert [signal.getsignal(each) for each in service.ENDING] == handlers
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(service.ENDING)
