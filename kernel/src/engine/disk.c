@@ -60,11 +60,6 @@ void tapfs_disk_free(tapfs_disk *disk)
     free(disk);
 }
 
-struct layer *disk_layer(const tapfs_disk *disk, uint32_t index)
-{
-    return index < disk->layer_count ? disk->layers[index] : NULL;
-}
-
 void disk_note_foreign_writes(const tapfs_disk *disk)
 {
     const struct layer *top = disk_layer(disk, 0);

@@ -192,7 +192,10 @@ TAPFS_INTERNAL int request_host_error(struct request *request, int error, const 
                                       uint32_t file, uint64_t offset, uint64_t length);
 TAPFS_INTERNAL int request_stop(struct request *request, int32_t status, uint32_t layer, uint64_t offset,
                                 uint64_t length);
-TAPFS_INTERNAL struct layer *disk_layer(const tapfs_disk *disk, uint32_t index);
+static inline struct layer *disk_layer(const tapfs_disk *disk, uint32_t index)
+{
+    return index < disk->layer_count ? disk->layers[index] : NULL;
+}
 /* Somebody may have written to the files of layer 0 past the engine: the next sync must not take them for clean. */
 TAPFS_INTERNAL void disk_note_foreign_writes(const tapfs_disk *disk);
 /* Layer 0 if it can be written; else the request has failed and NULL. */

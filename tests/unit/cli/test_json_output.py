@@ -69,7 +69,7 @@ def test_a_document_that_is_cut_short_gets_no_second_one(
         yield from ()
         raise ImageError(ErrorKind.IO, "cannot read")
 
-    monkeypatch.setattr(image.Image, "extents", broken)
+    monkeypatch.setattr(image.Image, "extent_blocks", broken)
     code, out, err = tapfs("map", "--json", "-f", "raw", sample)
     assert (code, out, err) == (10, "", "tapfs: error: cannot read\n")
 
