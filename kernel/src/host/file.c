@@ -95,33 +95,6 @@ void host_file_free(struct host_file *file)
     free(file);
 }
 
-/* A later write may make the file as long again, with a hole where bytes were: that is why it is remembered. */
-int host_judge_size(struct host_file *file, uint64_t known, uint64_t size)
-{
-    uint64_t cut = atomic_load(&file->cut_at);
-    if (file->block_device || (size >= known && cut == UINT64_MAX)) {
-        return 0;
-    }
-    while (size < cut && !atomic_compare_exchange_weak(&file->cut_at, &cut, size)) {
-    }
-    return HOST_CUT;
-}
-
-bool host_absent(const struct host_file *file, uint64_t offset, uint64_t length)
-{
-    if (file->present == NULL || length == 0) {
-        return false;
-    }
-    uint64_t last = (offset + length - 1) / file->present_block_bytes;
-    for (uint64_t block = offset / file->present_block_bytes; block <= last && block < file->present_blocks; block++) {
-        /* Acquire: what the owner wrote before it set the byte. */
-        if (__atomic_load_n(&file->present[block], __ATOMIC_ACQUIRE) == 0) {
-            return true;
-        }
-    }
-    return false;
-}
-
 int host_read(struct host_file *file, void *buffer, uint64_t offset, uint64_t length, bool nowait, uint64_t *got)
 {
     uint64_t known = atomic_load(&file->known_size), cut = atomic_load(&file->cut_at);

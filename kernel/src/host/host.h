@@ -68,8 +68,6 @@ TAPFS_INTERNAL void host_file_free(struct host_file *file);
  * the file has had bytes of the range that it has no more. */
 TAPFS_INTERNAL int host_read(struct host_file *file, void *buffer, uint64_t offset, uint64_t length, bool nowait,
                              uint64_t *got);
-/* Whether a block of the range is not here; of a read that meets one the error is ENODATA. */
-TAPFS_INTERNAL bool host_absent(const struct host_file *file, uint64_t offset, uint64_t length);
 /* Under O_DIRECT the caller holds the range lock of the blocks that the range touches. */
 TAPFS_INTERNAL int host_write(struct host_file *file, const void *buffer, uint64_t offset, uint64_t length);
 /* Buffered files only; the vector is used up. */
@@ -83,11 +81,13 @@ TAPFS_INTERNAL int host_grow(struct host_file *file, uint64_t size);
 /* Take space on the host for a range that lies inside the file; what it reads as does not change. */
 TAPFS_INTERNAL int host_allocate(struct host_file *file, uint64_t offset, uint64_t length);
 TAPFS_INTERNAL int host_sync(struct host_file *file);
+
+/* ---- host/buffered.c: what of a file is there, and complete transfers of a descriptor without O_DIRECT */
+
+/* Whether a block of the range is not here; of a read that meets one the error is ENODATA. */
+TAPFS_INTERNAL bool host_absent(const struct host_file *file, uint64_t offset, uint64_t length);
 /* `size` was asked for after `known`, a value of known_size: 0, or HOST_CUT once and for all. */
 TAPFS_INTERNAL int host_judge_size(struct host_file *file, uint64_t known, uint64_t size);
-
-/* ---- host/buffered.c: the size, and complete transfers of a descriptor without O_DIRECT */
-
 TAPFS_INTERNAL int host_size(const struct host_file *file, uint64_t *size);
 TAPFS_INTERNAL int buffered_read(const struct host_file *file, uint8_t *buffer, uint64_t offset, uint64_t length,
                                  bool nowait, uint64_t *got);
