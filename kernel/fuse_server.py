@@ -32,11 +32,16 @@ class Request(IntEnum):
 
 
 class ServerStatistics(NamedTuple):
-    """Requests since the start: answered through the engine, parked on the way, passed to the session."""
+    """Requests since the start."""
 
+    #: Answered through the engine.
     reads: int
     writes: int
+    #: How often one was parked.
     parked: int
+    #: How often a read or write had to wait for the host, and was moved beside the threads that read the connection.
+    waited: int
+    #: Passed to the session.
     forwarded: int
 
 
@@ -124,7 +129,7 @@ class FuseServer:
         """The counters now."""
         counters = ffi.new("tapfs_fuse_statistics *")
         lib.tapfs_fuse_counters(self._handle, counters)
-        return ServerStatistics(counters.reads, counters.writes, counters.parked, counters.forwarded)
+        return ServerStatistics._make(getattr(counters, name) for name in ServerStatistics._fields)
 
     def stop(self) -> None:
         """End the native threads; requests that nobody has taken fail with EIO."""

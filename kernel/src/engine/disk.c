@@ -328,6 +328,12 @@ int request_stop(struct request *request, int32_t status, uint32_t layer, uint64
     return -1;
 }
 
+int request_again(struct request *request, int error)
+{
+    *request->outcome = (tapfs_outcome){.status = TAPFS_AGAIN, .error = error};
+    return -1;
+}
+
 struct layer *writable_layer(struct request *request)
 {
     struct layer *layer = disk_layer(request->disk, 0);

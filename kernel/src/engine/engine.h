@@ -38,7 +38,8 @@ enum {
     TAPFS_DONE = 0,    /* all of it */
     TAPFS_MISS = 1,    /* the map of (layer, offset, length) is not cached: install it, retry */
     TAPFS_RESERVE = 2, /* a write needs (0, offset, length) reserved by the driver */
-    TAPFS_AGAIN = 3,   /* TAPFS_NOWAIT was asked and the request would block */
+    TAPFS_AGAIN = 3,   /* TAPFS_NOWAIT: the host would have to be waited for (`error` is EAGAIN), or it cannot be asked
+                        * whether it would (EOPNOTSUPP: O_DIRECT, a cipher, a host that knows no RWF_NOWAIT) */
     /* `error` is an errno; (layer, file, offset) is the place in the host file. EBADFD: the file has become shorter. */
     TAPFS_FAILED = 4,
     /* [offset, offset + length) of host file (layer, file) is not here: fetch it, retry */
@@ -47,7 +48,7 @@ enum {
 
 /* Request flags. */
 enum {
-    TAPFS_NOWAIT = 1 /* reads: answer only what the host has in memory */
+    TAPFS_NOWAIT = 1 /* read and write in place only what the host gives and takes without waiting */
 };
 
 /* Host file flags. */

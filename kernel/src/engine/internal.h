@@ -196,6 +196,8 @@ static inline struct layer *disk_layer(const tapfs_disk *disk, uint32_t index)
 {
     return index < disk->layer_count ? disk->layers[index] : NULL;
 }
+/* A request with `nowait`: AGAIN, with EAGAIN or EOPNOTSUPP. */
+TAPFS_INTERNAL int request_again(struct request *request, int error);
 /* Somebody may have written to the files of layer 0 past the engine: the next sync must not take them for clean. */
 TAPFS_INTERNAL void disk_note_foreign_writes(const tapfs_disk *disk);
 /* Layer 0 if it can be written; else the request has failed and NULL. */

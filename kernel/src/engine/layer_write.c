@@ -108,10 +108,28 @@ static int write_sectors(const struct layer *layer, struct host_file *file, uint
     return error;
 }
 
+/* Without waiting: neither for the host nor for a range. */
+static int write_at_once(struct request *request, uint32_t file_index, uint64_t host, const uint8_t *buffer,
+                         uint64_t length)
+{
+    const struct layer *layer = request->disk->layers[0];
+    struct host_file *file = layer->files[file_index];
+    /* Under a cipher, and under O_DIRECT, a write may have to read first. */
+    int error = layer->cipher != NULL || file->ranged ? EOPNOTSUPP : host_write_nowait(file, buffer, host, length);
+
+    if (error == EAGAIN || error == EOPNOTSUPP) {
+        return request_again(request, error);
+    }
+    return error == 0 ? 0 : request_fail(request, error, "write", 0, file_index, host);
+}
+
 int layer_write(struct request *request, uint32_t file_index, uint64_t host, uint64_t guest, const uint8_t *buffer,
                 uint64_t length)
 {
     const struct layer *layer = request->disk->layers[0];
+    if (request->nowait) {
+        return write_at_once(request, file_index, host, buffer, length);
+    }
     if (layer->cipher == NULL || length == 0) {
         return layer_write_plain(request, file_index, host, buffer, length);
     }

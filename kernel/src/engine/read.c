@@ -15,8 +15,8 @@ static int host_part(struct request *request, uint32_t index, uint32_t file_inde
     uint64_t got = 0;
     int error = host_read(layer->files[file_index], buffer, host, length, request->nowait, &got);
 
-    if (error == EAGAIN && request->nowait) {
-        return request_stop(request, TAPFS_AGAIN, index, 0, 0);
+    if (request->nowait && (error == EAGAIN || error == EOPNOTSUPP)) {
+        return request_again(request, error);
     }
     if (error == 0 && got < length && layer->geometry.identity) {
         error = EIO;
@@ -77,7 +77,7 @@ static int data_read(struct request *request, uint32_t index, const tapfs_extent
             .end = start + round_up(inner + run->length, layer->geometry.cipher.sector_bytes),
         };
         if (!range_lock_acquire(&request->disk->ranges, &holder, request->nowait)) {
-            return request_stop(request, TAPFS_AGAIN, index, 0, 0);
+            return request_again(request, EAGAIN);
         }
         result = decrypted_part(request, index, run, buffer);
         range_lock_release(&request->disk->ranges, &holder);
@@ -104,8 +104,8 @@ static int compressed_read(struct request *request, uint32_t index, const tapfs_
     };
     int error = codec_read(&request->disk->codec, &source, buffer, run->offset % unit, run->length);
 
-    if (error == EAGAIN && request->nowait) {
-        return request_stop(request, TAPFS_AGAIN, index, 0, 0);
+    if (request->nowait && (error == EAGAIN || error == EOPNOTSUPP)) {
+        return request_again(request, error);
     }
     if (error != 0) {
         return request_host_error(request, error, error == EUCLEAN ? "unpack" : "read", index, run->file,
@@ -171,8 +171,10 @@ static int mapped_read(struct request *request, uint32_t index, uint8_t *buffer,
     if (pending.length > 0 && run_read(request, index, &pending, buffer + (pending.offset - offset)) != 0) {
         return -1;
     }
-    return at == end ? 0
-                     : request_stop(request, found == MAP_MISSING ? TAPFS_MISS : TAPFS_AGAIN, index, at, end - at);
+    if (at < end && found == MAP_WOULD_BLOCK) {
+        return request_again(request, EAGAIN);
+    }
+    return at == end ? 0 : request_stop(request, TAPFS_MISS, index, at, end - at);
 }
 
 int layer_read(struct request *request, uint32_t index, uint8_t *buffer, uint64_t offset, uint64_t length)

@@ -316,7 +316,7 @@ int table_fill(tapfs_disk *disk, uint32_t index, uint64_t unit, bool nowait)
                 look_ahead(&filling);
             }
             int error = read_units(&filling, nowait);
-            if (error == EAGAIN && nowait) {
+            if (nowait && (error == EAGAIN || error == EOPNOTSUPP)) {
                 return MAP_WOULD_BLOCK;
             }
         }

@@ -71,12 +71,12 @@ static int write_mapped(struct in_place_write *write, uint64_t end)
     struct request *request = write->request;
     tapfs_extent runs[RUNS_AT_ONCE];
     uint64_t at = write->offset;
-    bool known = true;
+    int found = MAP_FOUND;
 
     for (int go_on = 1; at < end && go_on == 1;) {
         size_t count = 0;
-        known = map_lookup(request->disk, 0, at, end - at, false, runs, RUNS_AT_ONCE, &count) == MAP_FOUND;
-        if (!known) {
+        found = map_lookup(request->disk, 0, at, end - at, request->nowait, runs, RUNS_AT_ONCE, &count);
+        if (found != MAP_FOUND) {
             break;
         }
         for (size_t i = 0; i < count && go_on == 1; i++) {
@@ -93,16 +93,19 @@ static int write_mapped(struct in_place_write *write, uint64_t end)
     if (write->gap != UINT64_MAX) {
         return request_stop(request, TAPFS_RESERVE, 0, write->gap, at - write->gap);
     }
-    return known ? 0 : request_stop(request, TAPFS_MISS, 0, at, end - at);
+    if (found == MAP_WOULD_BLOCK) {
+        return request_again(request, EAGAIN);
+    }
+    return found == MAP_FOUND ? 0 : request_stop(request, TAPFS_MISS, 0, at, end - at);
 }
 
 void tapfs_write(tapfs_disk *disk, const void *buffer, uint64_t offset, uint64_t length, uint32_t flags,
                  tapfs_outcome *outcome)
 {
     struct request request;
-    (void)flags; /* none of them is for writes */
     request_begin(&request, disk, outcome);
     request.position = offset;
+    request.nowait = (flags & TAPFS_NOWAIT) != 0;
     const struct layer *layer = writable_layer(&request);
 
     if (layer == NULL) {

@@ -1,4 +1,4 @@
-/* The two ways out of a native thread for a request: an answer to the kernel, or the park. */
+/* The two ends of a request of a data node: an answer to the kernel, or the park. */
 #include <errno.h>
 #include <stdlib.h>
 #include <time.h>
@@ -24,14 +24,6 @@ void fuse_reply(int fd, uint64_t unique, int error, const void *payload, size_t 
     } while (written < 0 && errno == EINTR);
 }
 
-void fuse_wrote(tapfs_fuse *server)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME_COARSE, &now);
-    atomic_store(&server->last_write, (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec);
-    atomic_fetch_add_explicit(&server->writes, 1, memory_order_relaxed);
-}
-
 void fuse_signal_ended(tapfs_fuse *server)
 {
     uint64_t one = 1;
@@ -39,15 +31,25 @@ void fuse_signal_ended(tapfs_fuse *server)
     (void)written; /* full: it is readable already */
 }
 
+/* Note a write that is done, before it is answered. */
+static void note_write(tapfs_fuse *server)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME_COARSE, &now);
+    atomic_store(&server->last_write, (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec);
+    atomic_fetch_add_explicit(&server->writes, 1, memory_order_relaxed);
+}
+
 void fuse_answer(tapfs_fuse *server, const struct fuse_call *call, int error, uint64_t found)
 {
     if (error != 0) {
         fuse_reply(call->fd, call->unique, error, NULL, 0);
     } else if (call->request == TAPFS_FUSE_READ) {
+        atomic_fetch_add_explicit(&server->reads, 1, memory_order_relaxed);
         fuse_reply(call->fd, call->unique, 0, call->buffer->memory + BUFFER_DATA_AT, call->length);
     } else if (call->request == TAPFS_FUSE_WRITE) {
         struct fuse_write_out out = {.size = (uint32_t)call->length};
-        fuse_wrote(server);
+        note_write(server);
         fuse_reply(call->fd, call->unique, 0, &out, sizeof out);
     } else if (call->request == TAPFS_FUSE_SEEK_DATA || call->request == TAPFS_FUSE_SEEK_HOLE) {
         struct fuse_lseek_out out = {.offset = found - call->node->start};
@@ -55,9 +57,26 @@ void fuse_answer(tapfs_fuse *server, const struct fuse_call *call, int error, ui
     } else {
         fuse_reply(call->fd, call->unique, 0, NULL, 0);
     }
+}
+
+void fuse_end(tapfs_fuse *server, struct fuse_call *call, int error, uint64_t found)
+{
+    fuse_answer(server, call, error, found);
     if (call->buffer != NULL) {
         fuse_buffer_return(server, call->buffer);
     }
+    free(call);
+}
+
+struct fuse_call *fuse_call_keep(tapfs_fuse *server, const struct fuse_call *call)
+{
+    struct fuse_call *kept = malloc(sizeof *kept);
+    if (kept == NULL) {
+        fuse_answer(server, call, ENOMEM, 0);
+        return NULL;
+    }
+    *kept = *call;
+    return kept;
 }
 
 static uint32_t queue_of(uint32_t request)
@@ -68,21 +87,14 @@ static uint32_t queue_of(uint32_t request)
     return request == TAPFS_FUSE_SYNC ? TAPFS_SYNCS : TAPFS_OTHERS;
 }
 
-void fuse_park(tapfs_fuse *server, const struct fuse_call *call)
+void fuse_park(tapfs_fuse *server, struct fuse_call *call)
 {
-    struct fuse_call *parked = malloc(sizeof *parked);
-
-    if (parked != NULL) {
-        *parked = *call;
-        /* Before a thread can take it: who has taken a request finds it counted. */
-        atomic_fetch_add(&server->parked, 1);
-        if (park_put(&server->park, queue_of(call->request), &parked->entry)) {
-            return;
-        }
+    /* Before a thread can take it: who has taken a request finds it counted. */
+    atomic_fetch_add(&server->parked, 1);
+    if (!park_put(&server->park, queue_of(call->request), &call->entry)) {
         atomic_fetch_sub(&server->parked, 1);
-        free(parked);
+        fuse_end(server, call, EIO, 0);
     }
-    fuse_answer(server, call, EIO, 0);
 }
 
 void fuse_park_stop(tapfs_fuse *server)
@@ -92,7 +104,6 @@ void fuse_park_stop(tapfs_fuse *server)
     while (left != NULL) {
         struct fuse_call *call = (struct fuse_call *)(void *)left;
         left = left->next;
-        fuse_answer(server, call, EIO, 0);
-        free(call);
+        fuse_end(server, call, EIO, 0);
     }
 }

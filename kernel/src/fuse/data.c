@@ -70,39 +70,40 @@ static struct fuse_call call_of(const struct data_request *request, uint32_t kin
     };
 }
 
-bool fuse_move(tapfs_fuse *server, struct fuse_call *call)
+/* What cannot be moved in this thread goes on elsewhere: a WRITE with the thread's buffer, which has its data; a READ
+ * without any, from its start. */
+static void leave(const struct data_request *request, const struct fuse_call *call, bool waits)
 {
-    uint8_t *data = call->buffer->memory + BUFFER_DATA_AT;
-    uint64_t at = call->node->start + call->offset + call->done;
-    uint64_t left = call->length - call->done;
+    tapfs_fuse *server = request->thread->server;
+    struct fuse_call *kept = fuse_call_keep(server, call);
 
-    if (call->request == TAPFS_FUSE_READ) {
-        tapfs_read(server->disk, data + call->done, at, left, 0, &call->outcome);
+    if (kept == NULL) {
+        return;
+    }
+    if (call->request == TAPFS_FUSE_WRITE) {
+        fuse_buffer_to_write(server, call->buffer);
+        *request->buffer = NULL;
     } else {
-        tapfs_write(server->disk, data + call->done, at, left, 0, &call->outcome);
+        kept->buffer = NULL;
+        kept->done = 0;
     }
-    call->done += call->outcome.done;
-    if (call->outcome.status != TAPFS_DONE) {
-        return false;
+    if (!waits) {
+        fuse_park(server, kept);
+    } else if (!fuse_moves_add(server, kept)) {
+        fuse_end(server, kept, EIO, 0);
     }
-    if (call->request == TAPFS_FUSE_READ) {
-        atomic_fetch_add_explicit(&server->reads, 1, memory_order_relaxed);
-        fuse_reply(call->fd, call->unique, 0, data, call->length);
-    } else {
-        struct fuse_write_out out = {.size = (uint32_t)call->length};
-        fuse_wrote(server);
-        fuse_reply(call->fd, call->unique, 0, &out, sizeof out);
-    }
-    return true;
 }
 
 static void move(const struct data_request *request, struct fuse_call *call)
 {
     tapfs_fuse *server = request->thread->server;
+
     call->buffer = *request->buffer;
-    if (!fuse_move(server, call)) {
-        *request->buffer = NULL;
-        fuse_park(server, call);
+    enum fuse_fate fate = fuse_move_in_thread(server, call);
+    if (fate == FATE_MOVED) {
+        fuse_answer(server, call, 0, 0);
+    } else {
+        leave(request, call, fate == FATE_WAITS);
     }
 }
 
@@ -174,8 +175,12 @@ static void serve_open(const struct data_request *request)
 
 static void park(const struct data_request *request, uint32_t kind, uint64_t offset, uint64_t length)
 {
+    tapfs_fuse *server = request->thread->server;
     struct fuse_call call = call_of(request, kind, offset, length);
-    fuse_park(request->thread->server, &call);
+    struct fuse_call *kept = fuse_call_keep(server, &call);
+    if (kept != NULL) {
+        fuse_park(server, kept);
+    }
 }
 
 static void park_sync(const struct data_request *request)

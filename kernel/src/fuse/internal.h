@@ -7,8 +7,8 @@
 
 #include <linux/fuse.h>
 
-#include "engine/internal.h"
 #include "fuse/server.h"
+#include "mover/mover.h"
 #include "serving/park.h"
 
 /* The largest read or write, and what the kernel is told: 256 pages. */
@@ -20,10 +20,12 @@
 #define BUFFER_MESSAGE_AT (BUFFER_DATA_AT - WRITE_HEADERS)
 #define BUFFER_BYTES (BUFFER_DATA_AT + MESSAGE_DATA_MAX + 4096u)
 #define MESSAGE_BYTES_MAX (BUFFER_BYTES - BUFFER_MESSAGE_AT)
-/* Buffers beyond those of the threads: so many reads and writes can be parked. */
-#define PARKED_BUFFERS 32u
+/* Buffers beyond those of the threads. READs that find none wait for one in a queue. With so many WRITEs on their way
+ * the threads read no more messages, for they would have no place for the data. */
+#define READ_BUFFERS 64u
+#define WRITE_BUFFERS 128u
 /* Idle ones that are kept. */
-#define IDLE_BUFFERS 8u
+#define IDLE_BUFFERS 16u
 #define THREADS_MAX 16u
 
 struct fuse_node {
@@ -33,16 +35,22 @@ struct fuse_node {
     _Atomic int32_t backing_id;  /* what the kernel calls it; 0: it has none */
 };
 
+/* Whose a buffer is. */
+enum fuse_share { SHARE_THREAD, SHARE_READ, SHARE_WRITE };
+#define SHARES 3
+
 struct fuse_buffer {
     struct fuse_buffer *next;
     uint8_t *memory;
+    enum fuse_share share;
 };
 
-/* A request of a data node, on the stack of its thread until it is parked. */
+/* A request of a data node, on the stack of its thread until it is parked or waits for the host. */
 struct fuse_call {
     struct parked_entry entry; /* first: the park knows a call by it */
+    struct fuse_call *next;    /* among those that wait for the host */
     const struct fuse_node *node;
-    struct fuse_buffer *buffer; /* READ and WRITE */
+    struct fuse_buffer *buffer; /* of a WRITE; of a READ while it has bytes */
     uint64_t unique;
     uint64_t offset, length; /* of the node */
     uint64_t done;
@@ -50,6 +58,25 @@ struct fuse_call {
     atomic_bool interrupted; /* whoever waits for it has been sent a signal */
     uint32_t request;
     tapfs_outcome outcome;
+    struct iovec whole; /* the buffer, for `move` */
+    struct move move;
+};
+
+struct fuse_calls {
+    struct fuse_call *first, *last;
+};
+
+/* READs and WRITEs that wait for the host, and the thread that owns the mover. */
+struct fuse_moves {
+    pthread_mutex_t lock; /* of the next two */
+    struct fuse_calls added;
+    bool closed;
+    int wake_fd; /* something was added, closed, or given back for which `starved` waits */
+    atomic_bool starved;
+    struct fuse_calls unbegun; /* READs that wait for a buffer. The thread's. */
+    struct mover *mover;       /* the thread's */
+    pthread_t thread;
+    bool started;
 };
 
 /* A message on its way to the session. */
@@ -85,9 +112,11 @@ struct tapfs_fuse {
     pthread_mutex_t buffer_lock;
     pthread_cond_t buffer_returned;
     struct fuse_buffer *idle;
-    uint32_t idle_count, buffer_count, buffer_limit;
+    uint32_t idle_count, buffer_count[SHARES];
 
     struct park park;
+    struct fuse_moves moves;
+    _Atomic uint32_t sitting; /* native threads that wait in a transfer with the host */
 
     /* the session */
     pthread_mutex_t forward_lock;
@@ -101,13 +130,17 @@ struct tapfs_fuse {
     _Atomic uint32_t direct_opens; /* FOPEN flags for O_DIRECT */
     _Atomic uint32_t passthrough_nodes;
 
-    _Atomic uint64_t reads, writes, parked, forwarded, last_write;
+    _Atomic uint64_t reads, writes, parked, waited, forwarded, last_write;
 };
 
 /* ---- fuse/buffers.c */
 
-/* NULL when the server is being stopped. */
+/* For a thread that reads messages. NULL when the server is being stopped. */
 TAPFS_INTERNAL struct fuse_buffer *fuse_buffer_take(tapfs_fuse *server);
+/* For a READ; never waits. NULL: not now; with `never` set: there is no memory, and no READ will give any back. */
+TAPFS_INTERNAL struct fuse_buffer *fuse_buffer_for_read(tapfs_fuse *server, bool *never);
+/* A thread's buffer is a WRITE's from now on. */
+TAPFS_INTERNAL void fuse_buffer_to_write(tapfs_fuse *server, struct fuse_buffer *buffer);
 TAPFS_INTERNAL void fuse_buffer_return(tapfs_fuse *server, struct fuse_buffer *buffer);
 /* `stopping` is set: wake the threads that wait for a buffer. */
 TAPFS_INTERNAL void fuse_buffers_stop(tapfs_fuse *server);
@@ -118,23 +151,44 @@ TAPFS_INTERNAL void fuse_buffers_free(tapfs_fuse *server);
 /* Answer a request: an errno, or success with a payload. The kernel may have given it up: that is no error. */
 TAPFS_INTERNAL void fuse_reply(int fd, uint64_t unique, int error, const void *payload, size_t length);
 TAPFS_INTERNAL void fuse_signal_ended(tapfs_fuse *server);
-/* Note a write that is done, before it is answered. */
-TAPFS_INTERNAL void fuse_wrote(tapfs_fuse *server);
-/* Answer a call of any kind and give back its buffer. `found`: what a SEEK has found, an offset of the disk. */
+/* Answer a call of any kind. `found`: what a SEEK has found, an offset of the disk. */
 TAPFS_INTERNAL void fuse_answer(tapfs_fuse *server, const struct fuse_call *call, int error, uint64_t found);
-/* The park takes over the call's buffer; the call itself is copied. After the stop it fails with EIO. */
-TAPFS_INTERNAL void fuse_park(tapfs_fuse *server, const struct fuse_call *call);
+/* Answer a call that fuse_call_keep made, give back its buffer and free it. */
+TAPFS_INTERNAL void fuse_end(tapfs_fuse *server, struct fuse_call *call, int error, uint64_t found);
+/* A copy of a call that outlives its thread's attention; NULL: no memory, and the call has been answered so. */
+TAPFS_INTERNAL struct fuse_call *fuse_call_keep(tapfs_fuse *server, const struct fuse_call *call);
+/* The park takes over a call that was kept, with its buffer. After the stop it fails with EIO. */
+TAPFS_INTERNAL void fuse_park(tapfs_fuse *server, struct fuse_call *call);
 /* Mark the parked request whose number is `unique`, if there is one. */
 TAPFS_INTERNAL void fuse_interrupt(tapfs_fuse *server, uint64_t unique);
 /* What is parked and not taken fails with EIO, and so does what comes later. */
 TAPFS_INTERNAL void fuse_park_stop(tapfs_fuse *server);
 
+/* ---- fuse/moves.c: READs and WRITEs, between their buffers and the disk */
+
+/* What has become of a READ or WRITE: its bytes are moved; it lacks what `outcome` says; it waits for the host. */
+enum fuse_fate { FATE_MOVED, FATE_LACKS, FATE_WAITS };
+
+/* Go on as far as goes without waiting for the host. */
+TAPFS_INTERNAL enum fuse_fate fuse_move_at_once(tapfs_fuse *server, struct fuse_call *call);
+/* The same for a native thread. Where the host cannot be asked whether it makes the thread wait, the thread may wait,
+ * as long as another one is left to read the connection. */
+TAPFS_INTERNAL enum fuse_fate fuse_move_in_thread(tapfs_fuse *server, struct fuse_call *call);
+/* Go on, whatever it takes but the driver. Never FATE_WAITS. */
+TAPFS_INTERNAL enum fuse_fate fuse_move_waiting(tapfs_fuse *server, struct fuse_call *call);
+/* Have a call that was kept moved by the mover, then answered or parked. False: stopped, and it stays the caller's. */
+TAPFS_INTERNAL bool fuse_moves_add(tapfs_fuse *server, struct fuse_call *call);
+/* 0 or an errno. */
+TAPFS_INTERNAL int fuse_moves_start(tapfs_fuse *server);
+/* What has not begun fails with EIO, and so does what comes later. */
+TAPFS_INTERNAL void fuse_moves_close(tapfs_fuse *server);
+/* After it was closed: wait until what is with the host has ended and has been answered. */
+TAPFS_INTERNAL void fuse_moves_join(tapfs_fuse *server);
+
 /* ---- fuse/data.c: requests of data nodes */
 
 /* Whether the request was one of a data node; then it is answered or parked, and `buffer` is NULL if that took it. */
 TAPFS_INTERNAL bool fuse_data_request(const struct fuse_thread *thread, struct fuse_buffer **buffer, size_t length);
-/* Go on with a READ or WRITE; true when it has been answered. */
-TAPFS_INTERNAL bool fuse_move(tapfs_fuse *server, struct fuse_call *call);
 
 /* ---- fuse/session.c: everything else */
 

@@ -1,6 +1,5 @@
 /* Parked requests as the owner's threads see them: taken, resumed, completed. */
 #include <errno.h>
-#include <stdlib.h>
 
 #include "fuse/internal.h"
 
@@ -31,21 +30,51 @@ int tapfs_fuse_next_parked(tapfs_fuse *server, uint32_t queue, tapfs_parked *par
     return 1;
 }
 
+static bool moves_data(const struct fuse_call *call)
+{
+    return call->request == TAPFS_FUSE_READ || call->request == TAPFS_FUSE_WRITE;
+}
+
+/* As far as goes without waiting: the owner's threads are few, and others wait for their maps. */
+static enum fuse_fate move(tapfs_fuse *server, struct fuse_call *call)
+{
+    bool never;
+    if (call->buffer == NULL) {
+        call->buffer = fuse_buffer_for_read(server, &never);
+    }
+    return call->buffer == NULL ? FATE_WAITS : fuse_move_at_once(server, call);
+}
+
+/* After the stop there is no other thread to wait for the host. What lacks anything then fails like what is parked. */
+static void finish_stopped(tapfs_fuse *server, struct fuse_call *call)
+{
+    int error = call->buffer == NULL ? ENOMEM : fuse_move_waiting(server, call) == FATE_MOVED ? 0 : EIO;
+    fuse_end(server, call, error, 0);
+}
+
 int tapfs_fuse_resume_parked(tapfs_fuse *server, uint64_t ticket, tapfs_parked *parked)
 {
     /* Nobody but the thread that took it touches it. */
     struct fuse_call *call = call_of(park_taken(&server->park, ticket, false));
-    if (call == NULL || call->buffer == NULL) {
+    if (call == NULL || !moves_data(call)) {
         return 0;
     }
-    if (!fuse_move(server, call)) {
+    enum fuse_fate fate = move(server, call);
+    switch (fate) {
+    case FATE_LACKS:
         describe(call, parked);
         return 1;
+    case FATE_MOVED:
+        park_taken(&server->park, ticket, true);
+        fuse_end(server, call, 0, 0);
+        return 0;
+    default:
+        park_taken(&server->park, ticket, true);
+        if (!fuse_moves_add(server, call)) {
+            finish_stopped(server, call);
+        }
+        return 0;
     }
-    park_taken(&server->park, ticket, true);
-    fuse_buffer_return(server, call->buffer);
-    free(call);
-    return 0;
 }
 
 static void interrupt(struct parked_entry *entry, void *unique)
@@ -71,11 +100,9 @@ int tapfs_fuse_given_up(tapfs_fuse *server, uint64_t ticket)
 void tapfs_fuse_complete(tapfs_fuse *server, uint64_t ticket, int error, uint64_t found)
 {
     struct fuse_call *call = call_of(park_taken(&server->park, ticket, true));
-    if (call == NULL) {
-        return;
+    if (call != NULL) {
+        /* Only a READ that was moved to its end has an answer, and resume gives that. */
+        bool unread = error == 0 && call->request == TAPFS_FUSE_READ;
+        fuse_end(server, call, unread ? EIO : error, found);
     }
-    /* Only a READ that was moved to its end has an answer, and resume gives that. */
-    bool unread = error == 0 && call->request == TAPFS_FUSE_READ;
-    fuse_answer(server, call, unread ? EIO : error, found);
-    free(call);
 }

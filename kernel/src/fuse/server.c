@@ -15,6 +15,13 @@
 /* Interrupts a read that waits for the kernel. A stray one does nothing: it is ignored by default. */
 #define WAKE_SIGNAL SIGURG
 
+static void close_if_open(int fd)
+{
+    if (fd >= 0) {
+        close(fd);
+    }
+}
+
 tapfs_fuse *tapfs_fuse_new(int fuse_fd, int session_fd, tapfs_disk *disk)
 {
     tapfs_fuse *server = calloc(1, sizeof *server);
@@ -22,8 +29,13 @@ tapfs_fuse *tapfs_fuse_new(int fuse_fd, int session_fd, tapfs_disk *disk)
         return NULL;
     }
     server->ended_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (server->ended_fd < 0) {
+    server->moves.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (server->ended_fd < 0 || server->moves.wake_fd < 0) {
+        int error = errno;
+        close_if_open(server->ended_fd);
+        close_if_open(server->moves.wake_fd);
         free(server);
+        errno = error;
         return NULL;
     }
     server->disk = disk;
@@ -32,6 +44,7 @@ tapfs_fuse *tapfs_fuse_new(int fuse_fd, int session_fd, tapfs_disk *disk)
     pthread_mutex_init(&server->buffer_lock, NULL);
     pthread_cond_init(&server->buffer_returned, NULL);
     park_init(&server->park);
+    pthread_mutex_init(&server->moves.lock, NULL);
     pthread_mutex_init(&server->forward_lock, NULL);
     pthread_cond_init(&server->forward_filled, NULL);
     return server;
@@ -173,7 +186,6 @@ int tapfs_fuse_start(tapfs_fuse *server, uint32_t threads)
     if (threads == 0 || threads > THREADS_MAX || server->thread_count != 0) {
         return -EINVAL;
     }
-    server->buffer_limit = threads + PARKED_BUFFERS;
     /* Without SA_RESTART: the point is that the read ends. */
     if (sigaction(WAKE_SIGNAL, &action, NULL) != 0) {
         return -errno;
@@ -183,6 +195,9 @@ int tapfs_fuse_start(tapfs_fuse *server, uint32_t threads)
     sigdelset(&blocked, WAKE_SIGNAL);
     pthread_sigmask(SIG_SETMASK, &blocked, &previous);
     int error = fuse_session_start(server);
+    if (error == 0) {
+        error = fuse_moves_start(server);
+    }
     if (error == 0) {
         error = start_threads(server, threads);
     }
@@ -209,12 +224,14 @@ void tapfs_fuse_stop(tapfs_fuse *server)
     server->stopped = true;
     atomic_store(&server->stopping, true);
     fuse_park_stop(server);
+    fuse_moves_close(server);
     fuse_buffers_stop(server);
     for (uint32_t i = 0; i < server->thread_count; i++) {
         if (server->threads[i].started) {
             end_thread(&server->threads[i]);
         }
     }
+    fuse_moves_join(server);
     fuse_session_stop(server);
     fuse_note_passthrough(server);
 }
@@ -234,9 +251,11 @@ void tapfs_fuse_free(tapfs_fuse *server)
     close(server->fuse_fd);
     close(server->session_fd);
     close(server->ended_fd);
+    close(server->moves.wake_fd);
     fuse_buffers_free(server);
     pthread_cond_destroy(&server->forward_filled);
     pthread_mutex_destroy(&server->forward_lock);
+    pthread_mutex_destroy(&server->moves.lock);
     park_destroy(&server->park);
     pthread_cond_destroy(&server->buffer_returned);
     pthread_mutex_destroy(&server->buffer_lock);
@@ -259,6 +278,7 @@ void tapfs_fuse_counters(tapfs_fuse *server, tapfs_fuse_statistics *statistics)
     statistics->reads = atomic_load(&server->reads);
     statistics->writes = atomic_load(&server->writes);
     statistics->parked = atomic_load(&server->parked);
+    statistics->waited = atomic_load(&server->waited);
     statistics->forwarded = atomic_load(&server->forwarded);
 }
 

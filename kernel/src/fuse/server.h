@@ -32,6 +32,7 @@ typedef struct {
     uint64_t reads;     /* answered through the engine */
     uint64_t writes;
     uint64_t parked;    /* times that a request was parked */
+    uint64_t waited;    /* times that a read or write was given to the mover, because the host had to be waited for */
     uint64_t forwarded; /* passed to the session */
 } tapfs_fuse_statistics;
 

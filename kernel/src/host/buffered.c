@@ -48,26 +48,17 @@ bool host_absent(const struct host_file *file, uint64_t offset, uint64_t length)
     return false;
 }
 
-int buffered_read(const struct host_file *file, uint8_t *buffer, uint64_t offset, uint64_t length, bool nowait,
-                  uint64_t *got)
+int buffered_read(const struct host_file *file, uint8_t *buffer, uint64_t offset, uint64_t length, uint64_t *got)
 {
     for (*got = 0; *got < length;) {
-        struct iovec vector = {.iov_base = buffer + *got, .iov_len = length - *got};
-        off_t at = (off_t)(offset + *got);
-        ssize_t count =
-            nowait ? preadv2(file->fd, &vector, 1, at, RWF_NOWAIT) : pread(file->fd, vector.iov_base, vector.iov_len, at);
+        ssize_t count = pread(file->fd, buffer + *got, length - *got, (off_t)(offset + *got));
         if (count == 0) {
-            /* Linux 5.9 and 5.10 may say so for "not now" (preadv2(2), BUGS): who waits finds out. */
-            if (nowait) {
-                return EAGAIN;
-            }
             break;
         }
         if (count > 0) {
             *got += (uint64_t)count;
         } else if (errno != EINTR) {
-            /* A host that knows no RWF_NOWAIT cannot promise anything: the caller reads without it. */
-            return nowait && (errno == EOPNOTSUPP || errno == ENOSYS) ? EAGAIN : errno;
+            return errno;
         }
     }
     return 0;
@@ -83,6 +74,57 @@ int buffered_write(const struct host_file *file, const uint8_t *buffer, uint64_t
             return EIO;
         } else if (errno != EINTR) {
             return errno;
+        }
+    }
+    return 0;
+}
+
+/* The error of a transfer without waiting. A host that knows no RWF_NOWAIT is not asked again. */
+static int nowait_error(struct host_file *file, bool writing, int error)
+{
+    if (error == EOPNOTSUPP || error == EINVAL || error == ENOSYS) {
+        atomic_store(&file->refuses_nowait[writing], true);
+        return EOPNOTSUPP;
+    }
+    return error;
+}
+
+int nowait_read(struct host_file *file, uint8_t *buffer, uint64_t offset, uint64_t length, uint64_t *got)
+{
+    *got = 0;
+    if (atomic_load(&file->refuses_nowait[0])) {
+        return EOPNOTSUPP;
+    }
+    while (*got < length) {
+        struct iovec vector = {.iov_base = buffer + *got, .iov_len = length - *got};
+        ssize_t count = preadv2(file->fd, &vector, 1, (off_t)(offset + *got), RWF_NOWAIT);
+        if (count > 0) {
+            *got += (uint64_t)count;
+        } else if (count == 0) {
+            /* Linux 5.9 and 5.10 may say so for "not now" (preadv2(2), BUGS): who waits finds out. */
+            return EAGAIN;
+        } else if (errno != EINTR) {
+            return nowait_error(file, false, errno);
+        }
+    }
+    return 0;
+}
+
+int nowait_write(struct host_file *file, const uint8_t *buffer, uint64_t offset, uint64_t length)
+{
+    if (atomic_load(&file->refuses_nowait[1])) {
+        return EOPNOTSUPP;
+    }
+    for (uint64_t done = 0; done < length;) {
+        /* struct iovec serves readers too, hence not const. */
+        struct iovec vector = {.iov_base = (void *)(uintptr_t)(buffer + done), .iov_len = length - done};
+        ssize_t count = pwritev2(file->fd, &vector, 1, (off_t)(offset + done), RWF_NOWAIT);
+        if (count > 0) {
+            done += (uint64_t)count;
+        } else if (count == 0) {
+            return EIO;
+        } else if (errno != EINTR) {
+            return nowait_error(file, true, errno);
         }
     }
     return 0;

@@ -12,12 +12,23 @@
 
 #include "host/host.h"
 
+/* The headers of Linux before 6.6 lack it. */
+#ifndef FUSE_SUPER_MAGIC
+#define FUSE_SUPER_MAGIC 0x65735546
+#endif
+
 const uint8_t zero_chunk[CHUNK_BYTES] __attribute__((aligned(DIRECT_ALIGNMENT))) = {0};
 
-static bool on_tmpfs(int fd)
+/* What kind of host it is, and what is known of it from the start. */
+static void ask_kind(struct host_file *file)
 {
     struct statfs status;
-    return fstatfs(fd, &status) == 0 && (status.f_type == TMPFS_MAGIC || status.f_type == RAMFS_MAGIC);
+    bool known = fstatfs(file->fd, &status) == 0;
+    bool refuses_nowait = known && status.f_type == FUSE_SUPER_MAGIC;
+
+    file->in_memory = known && (status.f_type == TMPFS_MAGIC || status.f_type == RAMFS_MAGIC);
+    atomic_init(&file->refuses_nowait[0], refuses_nowait);
+    atomic_init(&file->refuses_nowait[1], refuses_nowait);
 }
 
 static bool is_block_size(uint64_t size)
@@ -65,7 +76,7 @@ int host_file_new(int fd, bool direct, bool writable, struct host_file **result)
     file->writable = writable;
     file->block_device = S_ISBLK(status.st_mode);
     file->ranged = direct;
-    file->in_memory = on_tmpfs(fd);
+    ask_kind(file);
     ask_alignment(file);
     int error = host_size(file, &size);
     if (error != 0) {
@@ -73,8 +84,6 @@ int host_file_new(int fd, bool direct, bool writable, struct host_file **result)
         return error;
     }
     atomic_init(&file->direct, file->ranged);
-    atomic_init(&file->refuses_nowait[0], false);
-    atomic_init(&file->refuses_nowait[1], false);
     /* Whoever made the file may have written to it, so the first barrier always syncs. */
     atomic_init(&file->dirty, file->writable);
     /* A block device has its size: no write extends it. */
@@ -108,12 +117,12 @@ int host_read(struct host_file *file, void *buffer, uint64_t offset, uint64_t le
     if (wanted == 0) {
         return length > 0 ? HOST_CUT : 0;
     }
-    if (!atomic_load(&file->direct)) {
-        error = buffered_read(file, buffer, offset, wanted, nowait, got);
-    } else if (nowait) {
-        return EAGAIN;
+    if (atomic_load(&file->direct)) {
+        error = nowait ? EOPNOTSUPP : direct_read(file, buffer, offset, wanted, got);
+    } else if (nowait && !file->in_memory) {
+        error = nowait_read(file, buffer, offset, wanted, got);
     } else {
-        error = direct_read(file, buffer, offset, wanted, got);
+        error = buffered_read(file, buffer, offset, wanted, got);
     }
     if (error != 0 || *got == length) {
         return error;
@@ -167,6 +176,17 @@ int host_write(struct host_file *file, const void *buffer, uint64_t offset, uint
     int error = atomic_load(&file->direct) ? direct_write(file, buffer, offset, length)
                                            : buffered_write(file, buffer, offset, length);
     write_end(file, offset + length, extending, error);
+    return error;
+}
+
+int host_write_nowait(struct host_file *file, const void *buffer, uint64_t offset, uint64_t length)
+{
+    if (offset + length > atomic_load(&file->known_size)) {
+        return EAGAIN; /* extend_lock, which GROW may hold while it waits for the host */
+    }
+    int error = file->in_memory ? buffered_write(file, buffer, offset, length)
+                                : nowait_write(file, buffer, offset, length);
+    host_wrote(file);
     return error;
 }
 

@@ -64,12 +64,16 @@ struct host_file {
 /* `direct`: the descriptor was opened with O_DIRECT. The descriptor stays the caller's. */
 TAPFS_INTERNAL int host_file_new(int fd, bool direct, bool writable, struct host_file **file);
 TAPFS_INTERNAL void host_file_free(struct host_file *file);
-/* `got` is less than `length` only at the end of the file or with an error. EAGAIN only with `nowait`; HOST_CUT where
- * the file has had bytes of the range that it has no more. */
+/* `got` is less than `length` only at the end of the file or with an error; HOST_CUT where the file has had bytes of the
+ * range that it has no more. With `nowait` also EAGAIN: the host says that it would have to be waited for; and
+ * EOPNOTSUPP: it cannot be asked. */
 TAPFS_INTERNAL int host_read(struct host_file *file, void *buffer, uint64_t offset, uint64_t length, bool nowait,
                              uint64_t *got);
 /* Under O_DIRECT the caller holds the range lock of the blocks that the range touches. */
 TAPFS_INTERNAL int host_write(struct host_file *file, const void *buffer, uint64_t offset, uint64_t length);
+/* The same for a file without O_DIRECT, unless the host would have to be waited for: then EAGAIN or EOPNOTSUPP, as for
+ * host_read. After any error a part may have been written. */
+TAPFS_INTERNAL int host_write_nowait(struct host_file *file, const void *buffer, uint64_t offset, uint64_t length);
 /* Buffered files only; the vector is used up. */
 TAPFS_INTERNAL int host_write_vector(struct host_file *file, struct iovec *vector, int count, uint64_t offset);
 /* CHUNK_BYTES of zeros, aligned. */
@@ -90,9 +94,13 @@ TAPFS_INTERNAL bool host_absent(const struct host_file *file, uint64_t offset, u
 TAPFS_INTERNAL int host_judge_size(struct host_file *file, uint64_t known, uint64_t size);
 TAPFS_INTERNAL int host_size(const struct host_file *file, uint64_t *size);
 TAPFS_INTERNAL int buffered_read(const struct host_file *file, uint8_t *buffer, uint64_t offset, uint64_t length,
-                                 bool nowait, uint64_t *got);
+                                 uint64_t *got);
 TAPFS_INTERNAL int buffered_write(const struct host_file *file, const uint8_t *buffer, uint64_t offset,
                                   uint64_t length);
+/* As host_read and host_write with `nowait`. */
+TAPFS_INTERNAL int nowait_read(struct host_file *file, uint8_t *buffer, uint64_t offset, uint64_t length,
+                               uint64_t *got);
+TAPFS_INTERNAL int nowait_write(struct host_file *file, const uint8_t *buffer, uint64_t offset, uint64_t length);
 
 /* ---- host/direct.c: the same under O_DIRECT; host_read and host_write choose */
 

@@ -60,9 +60,18 @@ struct uring {
 TAPFS_INTERNAL bool uring_open(struct uring *uring, uint32_t entries);
 /* Nothing may be with the kernel. */
 TAPFS_INTERNAL void uring_close(struct uring *uring);
-/* False: no room. The vector stays untouched until the completion. */
-TAPFS_INTERNAL bool uring_queue(struct uring *uring, bool writing, int fd, const struct iovec *vector, uint32_t count,
-                                uint64_t offset, uint64_t tag);
+/* One read or write of a file. */
+struct uring_transfer {
+    int fd;
+    bool writing;
+    bool by_thread; /* a thread of the kernel does it: the submission itself would wait for this host */
+    const struct iovec *vector; /* stays untouched until the completion */
+    uint32_t count;
+    uint64_t offset;
+};
+
+/* False: no room. */
+TAPFS_INTERNAL bool uring_queue(struct uring *uring, const struct uring_transfer *transfer, uint64_t tag);
 /* Whether uring_queue has no room before a submission. */
 TAPFS_INTERNAL bool uring_is_full(const struct uring *uring);
 /* Hand the kernel what is queued. False: it has not taken all. */
@@ -84,11 +93,13 @@ struct workers {
     bool stopping;
     int event_fd; /* readable while `ended` is not empty */
     pthread_t *threads;
-    uint32_t count;
+    uint32_t count, limit; /* those that there are, and may be */
+    uint32_t idle;         /* those that wait for something to do */
+    uint32_t queued;       /* moves in the list `first` */
 };
 
-/* 0 or an errno. */
-TAPFS_INTERNAL int workers_start(struct workers *workers, tapfs_disk *disk, uint32_t count);
+/* Starts one thread, and up to `limit` of them as moves wait for one. 0 or an errno. */
+TAPFS_INTERNAL int workers_start(struct workers *workers, tapfs_disk *disk, uint32_t limit);
 /* There must be nothing to do. */
 TAPFS_INTERNAL void workers_stop(struct workers *workers);
 TAPFS_INTERNAL void workers_set_disk(struct workers *workers, tapfs_disk *disk);

@@ -33,8 +33,8 @@ struct move {
 #define MOVE_PARTS_MAX 512u
 #define MOVE_BYTES_MAX (1u << 20)
 
-/* `depth`: moves that may be in flight at once, up to 4096; more than these just wait for a worker. `workers`: threads
- * for what cannot be done otherwise, at least 1. NULL with errno set. Without io_uring in the kernel the workers do it all. */
+/* `depth`: moves that may be in flight at once, up to 4096; more than these just wait for a worker. `workers`: the most
+ * threads for what cannot be done otherwise, at least 1; they start as they are needed. NULL with errno set. Without io_uring in the kernel the workers do it all. */
 TAPFS_INTERNAL struct mover *mover_new(tapfs_disk *disk, uint32_t depth, uint32_t workers, bool use_io_uring);
 /* Nothing may be in flight. */
 TAPFS_INTERNAL void mover_free(struct mover *mover);

@@ -198,8 +198,16 @@ bool run_io_queue(struct flight *flight, uint32_t index, struct uring *uring, ui
         (flight->move->writing && !may_write(flight, index))) {
         return false;
     }
-    return uring_queue(uring, flight->move->writing, run->file->fd, io->slices, io->slice_count,
-                       run->host_offset + io->moved, tag);
+    const struct uring_transfer transfer = {
+        .fd = run->file->fd,
+        .writing = flight->move->writing,
+        /* io_uring takes a file that can be polled, like one of FUSE, for one that does not wait. */
+        .by_thread = atomic_load(&run->file->refuses_nowait[flight->move->writing]),
+        .vector = io->slices,
+        .count = io->slice_count,
+        .offset = run->host_offset + io->moved,
+    };
+    return uring_queue(uring, &transfer, tag);
 }
 
 bool run_io_complete(struct flight *flight, uint32_t index, int32_t result, struct uring *uring, uint64_t tag)

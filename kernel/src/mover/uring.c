@@ -76,6 +76,23 @@ static bool map_rings(struct uring *uring, const struct io_uring_params *paramet
     return true;
 }
 
+/*
+ * What the host cannot do without waiting is done by threads of the kernel, by default four for each processor. A host
+ * that is slow needs one for each transfer. Linux 5.15; an older kernel keeps its default.
+ */
+#define KERNEL_THREADS 64u
+
+static void allow_threads(const struct uring *uring)
+{
+    uint32_t limits[2] = {0, 0}; /* 0: keep it, and say what it is */
+    if (syscall(SYS_io_uring_register, uring->fd, IORING_REGISTER_IOWQ_MAX_WORKERS, limits, 2) == 0 &&
+        limits[0] < KERNEL_THREADS) {
+        limits[0] = KERNEL_THREADS;
+        limits[1] = 0;
+        (void)syscall(SYS_io_uring_register, uring->fd, IORING_REGISTER_IOWQ_MAX_WORKERS, limits, 2);
+    }
+}
+
 bool uring_open(struct uring *uring, uint32_t entries)
 {
     struct io_uring_params parameters;
@@ -89,6 +106,7 @@ bool uring_open(struct uring *uring, uint32_t entries)
         uring_close(uring);
         return false;
     }
+    allow_threads(uring);
     return true;
 }
 
@@ -111,19 +129,19 @@ bool uring_is_full(const struct uring *uring)
     return uring->fd >= 0 && uring->queued_tail - load(uring->submit_head) == uring->submit_entries;
 }
 
-bool uring_queue(struct uring *uring, bool writing, int fd, const struct iovec *vector, uint32_t count,
-                 uint64_t offset, uint64_t tag)
+bool uring_queue(struct uring *uring, const struct uring_transfer *transfer, uint64_t tag)
 {
     /* As many as there are places for completions, so none is ever lost. */
     if (uring->fd < 0 || uring_is_full(uring) || uring->in_flight == uring->complete_entries) {
         return false;
     }
     uring->entries[uring->queued_tail & uring->submit_mask] = (struct io_uring_sqe){
-        .opcode = writing ? IORING_OP_WRITEV : IORING_OP_READV,
-        .fd = fd,
-        .off = offset,
-        .addr = (uintptr_t)vector,
-        .len = count,
+        .opcode = transfer->writing ? IORING_OP_WRITEV : IORING_OP_READV,
+        .flags = transfer->by_thread ? IOSQE_ASYNC : 0,
+        .fd = transfer->fd,
+        .off = transfer->offset,
+        .addr = (uintptr_t)transfer->vector,
+        .len = transfer->count,
         .user_data = tag,
     };
     uring->queued_tail++;

@@ -103,10 +103,13 @@ static void *work(void *argument)
             if (workers->stopping) {
                 break;
             }
+            workers->idle++;
             pthread_cond_wait(&workers->filled, &workers->mutex);
+            workers->idle--;
             continue;
         }
         workers->first = move->next;
+        workers->queued--;
         tapfs_disk *disk = workers->disk;
         pthread_mutex_unlock(&workers->mutex);
         move_now(disk, move);
@@ -117,30 +120,36 @@ static void *work(void *argument)
     return NULL;
 }
 
-int workers_start(struct workers *workers, tapfs_disk *disk, uint32_t count)
+/* Under the lock. 0 or an errno. */
+static int start_one(struct workers *workers)
 {
     sigset_t all, previous;
-    int error = 0;
 
-    *workers = (struct workers){.disk = disk, .event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
+    /* The process's signals are for its other threads. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &previous);
+    int error = pthread_create(&workers->threads[workers->count], NULL, work, workers);
+    pthread_sigmask(SIG_SETMASK, &previous, NULL);
+    workers->count += error == 0;
+    return error;
+}
+
+int workers_start(struct workers *workers, tapfs_disk *disk, uint32_t limit)
+{
+    *workers = (struct workers){.disk = disk, .limit = limit, .event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
     if (workers->event_fd < 0) {
         return errno;
     }
-    workers->threads = calloc(count, sizeof *workers->threads);
+    workers->threads = calloc(limit, sizeof *workers->threads);
     if (workers->threads == NULL) {
         close(workers->event_fd);
         return ENOMEM;
     }
     pthread_mutex_init(&workers->mutex, NULL);
     pthread_cond_init(&workers->filled, NULL);
-    /* The process's signals are for its other threads. */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &previous);
-    while (workers->count < count && error == 0) {
-        error = pthread_create(&workers->threads[workers->count], NULL, work, workers);
-        workers->count += error == 0;
-    }
-    pthread_sigmask(SIG_SETMASK, &previous, NULL);
+    pthread_mutex_lock(&workers->mutex);
+    int error = start_one(workers);
+    pthread_mutex_unlock(&workers->mutex);
     if (error != 0) {
         workers_stop(workers);
     }
@@ -175,6 +184,10 @@ void workers_add(struct workers *workers, struct move *move)
     pthread_mutex_lock(&workers->mutex);
     *(workers->first != NULL ? &workers->last->next : &workers->first) = move;
     workers->last = move;
+    /* A thread that was signalled counts as idle until it runs, so idle threads are compared with what is queued. */
+    if (++workers->queued > workers->idle && workers->count < workers->limit) {
+        (void)start_one(workers); /* the host's limit of threads: those that there are do it later */
+    }
     pthread_cond_signal(&workers->filled);
     pthread_mutex_unlock(&workers->mutex);
 }

@@ -241,8 +241,6 @@ def test_nowait_answers_what_the_host_has_in_memory(tmp_path: Path) -> None:
         if host_knows_nowait(disk.descriptors[0]):
             assert Status.DONE in statuses
             assert buffer == pattern(4 * UNIT)
-        else:
-            assert statuses == {Status.AGAIN}
         # Whatever part of the file the host lets go of: what is done is right.
         os.fsync(disk.descriptors[0])
         os.posix_fadvise(disk.descriptors[0], 0, 0, os.POSIX_FADV_DONTNEED)
