@@ -254,7 +254,7 @@ static void check_moves(const char *folder)
         struct move moves[THREADS];
         struct iovec parts[THREADS];
         tapfs_disk *disk = disk_of(folder, THREADS * DIRECT_ALIGNMENT);
-        struct mover *mover = mover_new(disk, 2 * THREADS, THREADS, false);
+        struct mover *mover = mover_new(disk, 2 * THREADS, THREADS, RING_NONE);
         uint32_t ended = 0;
         REQUIRE(mover != NULL && ftruncate(fd, THREADS * DIRECT_ALIGNMENT) == 0);
         atomic_store(&refused, 0);

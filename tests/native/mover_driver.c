@@ -1,7 +1,7 @@
 /*
  * The mover against a model, beside the engine's own functions, and beside who moves the map under it.
  * usage: mover_driver SCENARIO FOLDER OPTIONS SEED; "ok" and 0, or a message and 1.
- * OPTIONS: letters: r io_uring, d O_DIRECT, c a cipher; f: every other submission fails, n: there is no io_uring.
+ * OPTIONS: letters: r io_uring, m the same but for direct writes, d O_DIRECT, c a cipher; f: every other submission fails, n: there is no io_uring.
  */
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -110,7 +110,7 @@ int main(int count, char **arguments)
     const char *letters = arguments[3];
     struct options options = {
         .folder = arguments[2],
-        .ring = strchr(letters, 'r') != NULL,
+        .ring = strchr(letters, 'r') != NULL ? RING_ALL : strchr(letters, 'm') != NULL ? RING_MORTAL : RING_NONE,
         .direct = strchr(letters, 'd') != NULL,
         .cipher = strchr(letters, 'c') != NULL,
         .seed = (unsigned)atoi(arguments[4]),

@@ -40,7 +40,8 @@ static inline void die(const char *what, const char *file, int line)
 
 struct options {
     const char *folder;
-    bool ring, direct, cipher;
+    enum mover_ring ring;
+    bool direct, cipher;
     unsigned seed;
 };
 

@@ -223,7 +223,7 @@ int fuse_moves_start(tapfs_fuse *server)
 {
     struct fuse_moves *moves = &server->moves;
 
-    moves->mover = mover_new(server->disk, DEPTH, WORKERS, true);
+    moves->mover = mover_new(server->disk, DEPTH, WORKERS, RING_MORTAL);
     if (moves->mover == NULL) {
         return errno;
     }

@@ -1,5 +1,6 @@
 /*
- * Types and functions that the files of the mover share. mover.h is the interface. kernel/CONCURRENCY.md has the rules.
+ * Types and functions that the files of the mover share. mover.h is the interface.
+ * kernel/src/mover/CONCURRENCY.md has the rules.
  */
 #ifndef TAPFS_MOVER_INTERNAL_H
 #define TAPFS_MOVER_INTERNAL_H

@@ -14,6 +14,7 @@ struct mover {
     int poll_fd; /* epoll: the ring and the workers' event */
     struct flight *flights, *idle;
     struct move *ended; /* by the owner's thread, the last one first */
+    enum mover_ring ring;
     struct uring uring;
     struct workers workers;
 };
@@ -115,7 +116,8 @@ static bool queue(struct mover *mover, struct flight *flight, uint32_t index)
         submit(mover);
     }
     uint64_t tag = (uint64_t)flight->index * ROUTE_RUNS + index;
-    if (!run_io_queue(flight, index, &mover->uring, tag)) {
+    bool outlives = flight->move->writing && flight->route.runs[index].file->ranged;
+    if ((outlives && mover->ring == RING_MORTAL) || !run_io_queue(flight, index, &mover->uring, tag)) {
         run_io_end(flight, index, RUN_IO_REFUSED);
         return false;
     }
@@ -261,7 +263,7 @@ static int watch(const struct mover *mover, int fd)
     return epoll_ctl(mover->poll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? errno : 0;
 }
 
-static int open_parts(struct mover *mover, uint32_t depth, uint32_t workers, bool use_io_uring)
+static int open_parts(struct mover *mover, uint32_t depth, uint32_t workers)
 {
     mover->flights = calloc(depth, sizeof *mover->flights);
     if (mover->flights == NULL) {
@@ -273,7 +275,7 @@ static int open_parts(struct mover *mover, uint32_t depth, uint32_t workers, boo
         flight->next = mover->idle;
         mover->idle = flight;
     }
-    if (use_io_uring && uring_open(&mover->uring, depth)) {
+    if (mover->ring != RING_NONE && uring_open(&mover->uring, depth)) {
         int error = watch(mover, mover->uring.fd);
         if (error != 0) {
             return error;
@@ -297,7 +299,7 @@ static void close_parts(struct mover *mover)
     free(mover);
 }
 
-struct mover *mover_new(tapfs_disk *disk, uint32_t depth, uint32_t workers, bool use_io_uring)
+struct mover *mover_new(tapfs_disk *disk, uint32_t depth, uint32_t workers, enum mover_ring ring)
 {
     if (depth == 0 || depth > DEPTH_MAX || workers == 0) {
         errno = EINVAL;
@@ -308,13 +310,14 @@ struct mover *mover_new(tapfs_disk *disk, uint32_t depth, uint32_t workers, bool
         return NULL;
     }
     mover->disk = disk;
+    mover->ring = ring;
     mover->uring.fd = -1;
     mover->poll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (mover->poll_fd < 0) {
         free(mover);
         return NULL;
     }
-    int error = open_parts(mover, depth, workers, use_io_uring);
+    int error = open_parts(mover, depth, workers);
     if (error != 0) {
         close_parts(mover);
         errno = error;

@@ -33,9 +33,17 @@ struct move {
 #define MOVE_PARTS_MAX 512u
 #define MOVE_BYTES_MAX (1u << 20)
 
+/*
+ * Which transfers io_uring does, where the kernel has it; the workers do the others. A direct write that io_uring has in
+ * hand reaches the file even after a kill of the process, when somebody else may be writing there already. RING_ALL is
+ * for owners that keep their successors away until then (tapfs/host/lock.py); RING_MORTAL leaves such writes to the workers.
+ */
+enum mover_ring { RING_NONE, RING_ALL, RING_MORTAL };
+
 /* `depth`: moves that may be in flight at once, up to 4096; more than these just wait for a worker. `workers`: the most
  * threads for what cannot be done otherwise, at least 1; they start as they are needed. NULL with errno set. Without io_uring in the kernel the workers do it all. */
-TAPFS_INTERNAL struct mover *mover_new(tapfs_disk *disk, uint32_t depth, uint32_t workers, bool use_io_uring);
+TAPFS_INTERNAL struct mover *mover_new(tapfs_disk *disk, uint32_t depth, uint32_t workers,
+                                       enum mover_ring ring);
 /* Nothing may be in flight. */
 TAPFS_INTERNAL void mover_free(struct mover *mover);
 /* Serve another disk from now on. Nothing may be in flight. */

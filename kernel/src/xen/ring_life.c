@@ -94,7 +94,8 @@ int xen_ring_prepare(struct xen_ring *ring)
     }
     ring->served = ring->device->served;
     ring->generation = atomic_load(&ring->device->generation);
-    ring->mover = mover_new(ring->served.disk, ring->entries, options->workers, options->io_uring != 0);
+    ring->mover = mover_new(ring->served.disk, ring->entries, options->workers,
+                            options->io_uring != 0 ? RING_ALL : RING_NONE);
     return ring->mover == NULL ? errno : 0;
 }
 

@@ -45,7 +45,7 @@ def run(program: Path, scenario: str, folder: Path, options: str, seed: int = 1)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
 
 
-# The options are letters: r io_uring, d O_DIRECT, c a cipher, f failing submissions, n a kernel without io_uring.
+# The options are letters: r io_uring, m io_uring but for direct writes, d O_DIRECT, c a cipher, f failing submissions, n a kernel without io_uring.
 
 
 @pytest.mark.parametrize("options", ["-", "r", "d", "rd", "rc", "rn", "rf", "rdf"])
@@ -76,9 +76,12 @@ def test_blocks_that_others_modify(checked_memory: Path, tmp_path: Path, options
     run(checked_memory, "blocks", tmp_path, options)
 
 
-@pytest.mark.parametrize("options", ["r", "rd"])
+@pytest.mark.parametrize("options", ["r", "rd", "m", "md"])
 def test_needs_no_worker(checked_memory: Path, tmp_path: Path, options: str) -> None:
-    """What the file's alignment allows goes straight between the parts and the host: the workers' calls fail here."""
+    """What the file's alignment allows goes straight between the parts and the host: the workers' calls fail here.
+
+    With `m` direct writes are left to the workers, for io_uring would go on with them after a kill.
+    """
     run(checked_memory, "paths", tmp_path, options)
 
 
