@@ -6,7 +6,7 @@
  * calls: they finish natively or say what is missing. The engine never calls back.
  *
  * Threads: every function but tapfs_disk_free may be called from any thread at any time; the
- * rules are in kernel/CONCURRENCY.md. Offsets and lengths are bytes; ranges are half open.
+ * rules are in kernel/src/engine/CONCURRENCY.md. Offsets and lengths are bytes; ranges are half open.
  *
  * Between the two marks below this file is also read by cffi (kernel/build_engine.py), so only
  * plain C declarations stand there.

@@ -1,6 +1,6 @@
 /*
  * Types and functions that the files of the engine share. engine/engine.h is the interface.
- * kernel/CONCURRENCY.md has the rules of the locks.
+ * kernel/src/engine/CONCURRENCY.md has the rules of the locks.
  */
 #ifndef TAPFS_INTERNAL_H
 #define TAPFS_INTERNAL_H

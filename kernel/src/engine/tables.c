@@ -3,7 +3,7 @@
  *
  * Nothing that is read is trusted. If the layout does not allow an entry, the owner is asked for that unit, and the
  * owner's own reading says what is wrong. A unit is cached only if neither its place nor its map has changed since
- * before the read (`stamps`). So a table that is being rewritten is never cached as it was (kernel/CONCURRENCY.md).
+ * before the read (`stamps`). So a table that is being rewritten is never cached as it was (kernel/src/engine/CONCURRENCY.md).
  */
 #include <errno.h>
 #include <stdlib.h>

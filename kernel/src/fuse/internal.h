@@ -1,6 +1,6 @@
 /*
  * Types and functions that the files of the FUSE server share. fuse/server.h is the interface.
- * kernel/CONCURRENCY.md has the rules of the locks.
+ * kernel/src/fuse/CONCURRENCY.md has the rules of the locks.
  */
 #ifndef TAPFS_FUSE_INTERNAL_H
 #define TAPFS_FUSE_INTERNAL_H

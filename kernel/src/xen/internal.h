@@ -1,6 +1,7 @@
 /*
- * Types and functions that the files of the Xen rings share. xen.h is the interface. kernel/CONCURRENCY.md has the
- * rules of the threads and of the journal. The protocol is that of Xen's public headers io/blkif.h and io/ring.h.
+ * Types and functions that the files of the Xen rings share. xen.h is the interface.
+ * kernel/src/xen/CONCURRENCY.md has the rules of the threads, kernel/src/xen/JOURNAL.md those of the journal. The protocol
+ * is that of Xen's public headers io/blkif.h and io/ring.h.
  */
 #ifndef TAPFS_XEN_INTERNAL_H
 #define TAPFS_XEN_INTERNAL_H

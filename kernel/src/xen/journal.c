@@ -1,7 +1,7 @@
 /*
  * The journal: the requests that were taken from the rings and not answered. It is a shared mapping of a file, so that
- * it outlives the process. The order of its stores makes a kill at any instant harmless (kernel/CONCURRENCY.md, "The
- * journal"). One process at a time has it open.
+ * it outlives the process. The order of its stores makes a kill at any instant harmless (kernel/src/xen/JOURNAL.md).
+ * One process at a time has it open.
  */
 #include <errno.h>
 #include <fcntl.h>

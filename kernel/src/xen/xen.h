@@ -6,7 +6,7 @@
  * (flush, discard) is parked for the owner's threads.
  *
  * After a crash: the journal file holds every request that was taken and not answered, so that after a kill -9 the
- * next process takes the rings up where they were (kernel/CONCURRENCY.md).
+ * next process takes the rings up where they were (kernel/src/xen/JOURNAL.md).
  */
 #ifndef TAPFS_XEN_H
 #define TAPFS_XEN_H

@@ -45,7 +45,8 @@ def run(program: Path, scenario: str, folder: Path, options: str, seed: int = 1)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
 
 
-# The options are letters: r io_uring, m io_uring but for direct writes, d O_DIRECT, c a cipher, f failing submissions, n a kernel without io_uring.
+# The options are letters: r io_uring, m io_uring but for direct writes, d O_DIRECT, c a cipher, f failing
+# submissions, n a kernel without io_uring.
 
 
 @pytest.mark.parametrize("options", ["-", "r", "d", "rd", "rc", "rn", "rf", "rdf"])
