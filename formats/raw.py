@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from tapfs.driver import (
     Ability,
@@ -18,7 +18,7 @@ from tapfs.driver import (
     Trait,
 )
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.extent import Extent, Kind, merge
+from tapfs.extent import Extent, Kind, Range, merge
 from tapfs.plan import Allocate, Grow, Plan, Step, Write, plan
 
 #: A host file offset is a signed 64-bit number.
@@ -63,9 +63,10 @@ class IdentityDriver:
         """Nothing: a raw image has no metadata."""
         return {}
 
-    def reserve(self, offset: int, length: int, operation: Operation) -> Reservation:
+    def reserve(self, ranges: Sequence[Range], operation: Operation) -> Reservation:
         """Every byte has its place already."""
-        return Reservation(offset, length, operation, (Placement(offset, length, offset, in_place=True),))
+        placements = tuple(Placement(offset, length, offset, in_place=True) for offset, length in ranges)
+        return Reservation(tuple(ranges), operation, placements)
 
     def commit(self, reservation: Reservation) -> None:
         """There is no map to change."""

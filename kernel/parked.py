@@ -84,8 +84,8 @@ class Parked:
 
     def _resume(self) -> int:
         """The front end's `resume_parked`."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each front end has its own
 
     def _answer(self, number: int, found: int) -> None:
         """The front end's `complete`: an errno or 0, and what a SEEK has found."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each front end has its own

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from tapfs.extent import Extent
+from tapfs.extent import Extent, Range
 from tapfs.findings import CheckReport
 from tapfs.geometry import Geometry
 from tapfs.plan import Plan
@@ -92,11 +92,11 @@ class WritableDriver(Driver, Protocol):
     plan fails `flushed` is not called and the next `flush` must return those steps again.
     """
 
-    def reserve(self, offset: int, length: int, operation: Operation) -> Reservation:
-        """Find a place for a granule-aligned range.
+    def reserve(self, ranges: Sequence[Range], operation: Operation) -> Reservation:
+        """Find places for granule-aligned ranges, which ascend and do not overlap.
 
-        The caller guarantees that no other reservation overlaps it. For WRITE no granule in
-        the range is `in_place` in the current map. For DISCARD a driver may do nothing for
+        The caller guarantees that no other reservation overlaps one of them. For WRITE no granule in
+        the ranges is `in_place` in the current map. For DISCARD a driver may do nothing for
         granules that it cannot free. Raises ImageError(no_space) or (corrupt).
         """
         ...
@@ -142,6 +142,16 @@ class Begun(WritableDriver, Protocol):
 
     def end(self) -> Plan:
         """What becomes true at the end of writing: executed after the last flush, if that was good. Perhaps nothing."""
+        ...
+
+
+@runtime_checkable
+class Identified(Driver, Protocol):
+    """A driver whose image has an identity that the images over it have written down."""
+
+    @property
+    def identities(self) -> frozenset[str]:
+        """What `BackingReference.identity` of an image over this one may be: "cid:…", "uuid:…"; lower case."""
         ...
 
 

@@ -97,6 +97,7 @@ class Spelling(NamedTuple):
 
 #: The options that remedies name. In a remedy they are written as ``{name}`` or ``{name=value}``.
 OPTIONS: dict[str, Spelling] = {
+    "any_parent": Spelling("--any-parent", "any_parent", "any_parent=True"),
     "backing": Spelling("--backing {}", "backing={}", "backing={}"),
     "backing_format": Spelling("--backing-format {}", "backing_format={}", "backing_formats=['{}']"),
     "backing_root": Spelling("--backing-root {}", "backing_root={}", "backing_root={}"),

@@ -27,6 +27,18 @@ class Kind(IntEnum):
     COMPRESSED = 3
 
 
+class Range(NamedTuple):
+    """``[offset, offset + length)`` of a disk, in bytes."""
+
+    offset: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        """The first byte after it."""
+        return self.offset + self.length
+
+
 class Extent(NamedTuple):
     """A run of the virtual disk whose bytes all come from the same place.
 

@@ -35,8 +35,8 @@ class OpenRequest:
 class CreateRequest:
     """What to create. `options` are the `-o` pairs; a driver refuses those it does not know.
 
-    `backing_mtime` is the parent's modification time in whole seconds since 1970. `name` is the
-    file name of the new image without its folder, for formats that write it into their metadata.
+    `backing_mtime` is the parent's modification time in whole seconds since 1970, `parent` is the open parent.
+    `name` is the file name of the new image without its folder, for formats that write it into their metadata.
     """
 
     virtual_size: int
@@ -45,6 +45,7 @@ class CreateRequest:
     options: Mapping[str, str] = field(default_factory=dict[str, str])
     encrypted: bool = False
     name: str = ""
+    parent: Driver | None = None
 
 
 @runtime_checkable
@@ -62,6 +63,18 @@ class Format(Protocol):
 
     def open(self, file: HostFile, request: OpenRequest) -> Driver:
         """A driver for this file. Raises ImageError(invalid_format, unsupported, corrupt)."""
+        ...
+
+
+@runtime_checkable
+class Trailed(Format, Protocol):
+    """A format whose images show at their end what they are."""
+
+    def probe_tail(self, tail: bytes, size: int) -> int:
+        """Confidence 0 to 100 that a file of `size` bytes that ends with `tail` is one of these.
+
+        It is asked where no format claims the start of the file. `tail` has 4096 bytes, or the whole of a shorter file.
+        """
         ...
 
 

@@ -64,10 +64,16 @@ class Identity(NamedTuple):
 
 
 class BackingReference(NamedTuple):
-    """The parent that an image names. `format` is None where the header is silent."""
+    """The parent that an image names. `format` is None where the header is silent.
+
+    `others` are further names of the same parent, which are tried in order where there is no file `name`.
+    `identity` is what the parent must be, as its driver says it (`Identified`); None where the image does not say.
+    """
 
     name: str
     format: str | None = None
+    others: tuple[str, ...] = ()
+    identity: str | None = None
 
 
 #: The largest disk, in bytes: no map unit that begins in it ends past the largest offset of a host file.

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from tapfs.extent import Range
+
 
 class Operation(Enum):
     """What a reservation is for."""
@@ -36,27 +38,22 @@ class Placement(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reservation:
-    """Granule-aligned guest range ``[offset, offset + length)`` that is about to change.
+    """Granule-aligned ranges of the disk that are about to change together.
 
-    It may be wider than what was asked for, where a commit changes the map of more: nobody else
-    writes in it as long as it is open.
+    The ranges ascend and do not overlap. They may be wider than what was asked for, where a commit changes the map of
+    more: nobody else writes in them as long as the reservation is open.
 
-    WRITE: the placements cover what was asked for; the engine writes the data there.
+    WRITE: the placements ascend and cover what was asked for; the engine writes the data there. A placement lies in
+    one of the ranges.
     ZERO and DISCARD: the engine makes each placement read as zeros (gives its space back
     where the host can, writes zeros where it must); a range without placement needs nothing
     from the engine. Nothing is visible before `commit`.
 
-    `exact`, of a WRITE: `commit` maps the range to its placements, in place, and changes the map
+    `exact`, of a WRITE: `commit` maps the ranges to the placements, in place, and changes the map
     nowhere else, so nobody need ask for it again.
     """
 
-    offset: int
-    length: int
+    ranges: tuple[Range, ...]
     operation: Operation
     placements: tuple[Placement, ...]
     exact: bool = False
-
-    @property
-    def end(self) -> int:
-        """The first byte of the virtual disk after the range."""
-        return self.offset + self.length

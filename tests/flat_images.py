@@ -24,7 +24,7 @@ from tapfs.driver import (
     Role,
 )
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.extent import Extent, Kind
+from tapfs.extent import Extent, Kind, Range
 from tapfs.plan import Grow, Plan, Write, plan
 
 MAGIC = b"FLAT1\n"
@@ -93,7 +93,10 @@ class FlatDriver:
     def details(self) -> Mapping[str, object]:
         return {"flushes": self.flushes}
 
-    def reserve(self, offset: int, length: int, operation: Operation) -> Reservation:
+    def reserve(self, ranges: Sequence[Range], operation: Operation) -> Reservation:
+        return Reservation(tuple(ranges), operation, tuple(place for each in ranges for place in self._places(*each)))
+
+    def _places(self, offset: int, length: int) -> list[Placement]:
         end = offset + length
         placements = [
             Placement(
@@ -108,7 +111,7 @@ class FlatDriver:
         ]
         if not all(p.writable for p in self.parts if p.offset < end and offset < p.offset + p.length):
             raise ImageError(ErrorKind.READ_ONLY, "this extent is read-only", op="write")
-        return Reservation(offset, length, operation, tuple(placements))
+        return placements
 
     def commit(self, reservation: Reservation) -> None:
         del reservation

@@ -1,20 +1,22 @@
 """Check an image: compare the claims of its metadata with each other and with the file.
 
-All metadata is read. Memory stays bounded whatever the image says (see :mod:`claims`).
+All metadata is read. Memory stays bounded whatever the image says (see :mod:`tapfs.formats.claims`).
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from tapfs.driver import CheckReport, ProgressCallback, Severity
 from tapfs.extent import Kind
+from tapfs.formats.claims import Claim, gaps
 from tapfs.formats.qcow import era, extended
-from tapfs.formats.qcow.claims import Claim, Claimant, gaps
 from tapfs.formats.qcow.entries import STRAY_HEADER_WORD, Run, fault
-from tapfs.formats.qcow.header import ENTRY_LENGTH, LENGTH, SIZE_AT, round_up
+from tapfs.formats.qcow.header import ENTRY_LENGTH, LENGTH, SIZE_AT
+from tapfs.formats.rounding import round_up
 
 if TYPE_CHECKING:
     from tapfs.formats.qcow.reader import QcowDriver
@@ -25,6 +27,18 @@ _PROGRESS_TABLES = 256
 
 #: So many stray tables and leaked ranges are remembered for repair.
 MAX_REMEMBERED = 4096
+
+
+class Claimant(IntEnum):
+    """What a range of the host file is claimed for."""
+
+    HEADER = 0
+    NAME = 1
+    L1 = 2
+    #: The table of L1 entry `Claim.table`.
+    TABLE = 3
+    #: What that table maps from its entry `Claim.entry` on.
+    CLUSTER = 4
 
 
 class Check:
@@ -73,8 +87,8 @@ class Check:
             self.report.add(Severity.NOTE, message, self._image.l1[index])
 
     def _overlap(self, earlier: Claim, later: Claim) -> None:
-        verb = "overlap" if later.claimant is Claimant.CLUSTER else "overlaps"
-        self.report.add(Severity.CORRUPTION, f"{later} {verb} {earlier}", later.start)
+        verb = "overlap" if later.claimant == Claimant.CLUSTER else "overlaps"
+        self.report.add(Severity.CORRUPTION, f"{_name(later)} {verb} {_name(earlier)}", later.start)
 
     # -- tables ---------------------------------------------------------------------------------
 
@@ -219,3 +233,18 @@ class Check:
         self.report.leaked_bytes += end - start
         if len(self.leaks) < MAX_REMEMBERED:
             self.leaks.append((start, end - start))
+
+
+def _name(claim: Claim) -> str:
+    """A claim for people."""
+    match Claimant(claim.claimant):
+        case Claimant.HEADER:
+            return "the header"
+        case Claimant.NAME:
+            return "the backing file's name"
+        case Claimant.L1:
+            return "the L1 table"
+        case Claimant.TABLE:
+            return f"L2 table {claim.table}"
+        case Claimant.CLUSTER:
+            return f"the clusters from L2 entry {claim.entry} of table {claim.table} on"

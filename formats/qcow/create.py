@@ -19,8 +19,8 @@ from tapfs.formats.qcow.header import (
     MAX_VIRTUAL_SIZE,
     MIN_CLUSTER_BITS,
     Header,
-    round_up,
 )
+from tapfs.formats.rounding import round_up
 from tapfs.plan import Grow, Plan, Write, plan
 
 CREATE_OPTIONS: Mapping[str, str] = MappingProxyType(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from array import array
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from tapfs.extent import Extent, Kind
+from tapfs.formats.changed_table import ByteOrder, decode, encode
 from tapfs.formats.qcow.header import ENTRY_LENGTH, LENGTH, Header
 
-#: The unit of atomicity that a host disk has, and the alignment that every plain cluster has.
+#: L2 tables are big-endian always.
+BYTE_ORDER: ByteOrder = "big"
+
+#: The alignment that every plain cluster has.
 SECTOR = 512
 
 COMPRESSED = 1 << 63
@@ -25,19 +28,13 @@ def new_table(count: int) -> array[int]:
 
 
 def decode_table(raw: bytes) -> array[int]:
-    """The entries of a table on disk; L2 is big endian always."""
-    table = array("Q", raw)
-    if sys.byteorder == "little":
-        table.byteswap()
-    return table
+    """The entries of a table on disk."""
+    return decode(raw, "Q", BYTE_ORDER)
 
 
 def encode_entries(entries: array[int]) -> bytes:
     """Entries as they stand on disk."""
-    copy = entries[:]
-    if sys.byteorder == "little":
-        copy.byteswap()
-    return copy.tobytes()
+    return encode(entries, BYTE_ORDER)
 
 
 def consecutive(start: int, count: int, step: int) -> array[int]:

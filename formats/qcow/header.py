@@ -141,8 +141,3 @@ def _check_limits(header: Header, path: str) -> None:
     if header.l1_table_offset < LENGTH:
         message = f"l1_table_offset is {header.l1_table_offset:#x}, inside the header"
         raise refuse(ErrorKind.CORRUPT, message, L1_TABLE_OFFSET_AT)
-
-
-def round_up(value: int, multiple: int) -> int:
-    """The least multiple of `multiple` that is not below `value`."""
-    return -(-value // multiple) * multiple

@@ -9,12 +9,10 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Callable, Iterator
-from typing import Literal
 
+from tapfs.formats.changed_table import ByteOrder
 from tapfs.formats.qcow.extended import ExtendedHeader, table_cksum
 from tapfs.formats.qcow.header import ENTRY_LENGTH
-
-ByteOrder = Literal["big", "little"]
 
 #: Zero entries are skipped in pieces of this many bytes.
 _PIECE = 64 << 10

@@ -22,6 +22,7 @@ from tapfs.driver import (
 )
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind, merge
+from tapfs.formats.changed_table import ByteOrder
 from tapfs.formats.qcow import era
 from tapfs.formats.qcow.entries import COMPRESSED, SECTOR, Run, extent_of, fault, runs
 from tapfs.formats.qcow.extended import ExtendedHeader, parse_extended
@@ -33,10 +34,10 @@ from tapfs.formats.qcow.header import (
     LENGTH,
     Header,
     parse_header,
-    round_up,
 )
-from tapfs.formats.qcow.l1 import ByteOrder, L1Table, decide_order, implausible_entries
+from tapfs.formats.qcow.l1 import L1Table, decide_order, implausible_entries
 from tapfs.formats.qcow.tables import Tables
+from tapfs.formats.rounding import round_up
 from tapfs.plan import Plan
 from tapfs.tables import ASK, Rule, TableLayout
 

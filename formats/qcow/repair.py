@@ -29,7 +29,7 @@ from tapfs.formats.qcow.extended import (
     table_cksum,
 )
 from tapfs.formats.qcow.extended import LENGTH as EXTENDED_LENGTH
-from tapfs.formats.qcow.header import round_up
+from tapfs.formats.rounding import round_up
 from tapfs.plan import Discard, Grow, Plan, Step, Write, plan
 
 if TYPE_CHECKING:

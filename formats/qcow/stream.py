@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.qcow.entries import compressed_entry
-from tapfs.formats.qcow.tables import mark
 from tapfs.plan import Plan
 
 if TYPE_CHECKING:
-    from tapfs.formats.qcow.tables import ChangedTable
+    from tapfs.formats.changed_table import ChangedTable
     from tapfs.formats.qcow.writer import WritableQcowDriver
 
 
@@ -55,7 +54,7 @@ class QcowStreamWriter:
         allocation.commit(host_offset, host_length if compressed else header.cluster_size)
         at = (offset >> header.cluster_bits) & (header.l2_entries - 1)
         self._table.entries[at] = entry
-        mark(self._table, at, at + 1)
+        self._table.mark(at, at + 1)
         return host_offset
 
     @property

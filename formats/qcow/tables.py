@@ -8,56 +8,16 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator
 
 from tapfs.driver import HostFile
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.formats.qcow.entries import (
-    SECTOR,
-    STRAY_HEADER_WORD,
-    consecutive,
-    decode_table,
-    encode_entries,
-)
+from tapfs.formats.changed_table import ChangedTable
+from tapfs.formats.qcow.entries import BYTE_ORDER, STRAY_HEADER_WORD, consecutive, decode_table
 from tapfs.formats.qcow.header import ENTRY_LENGTH, LENGTH, Header
 from tapfs.formats.qcow.l1 import L1Table
 
 #: Bytes of unchanged tables that are kept.
 CACHE_BYTES = 2 << 20
-
-ENTRIES_PER_SECTOR = SECTOR // ENTRY_LENGTH
-
-
-class ChangedTable:
-    """A table that differs from the disk.
-
-    `pending` sectors changed since the last flush, `in_plan` ones are in the plan that is being executed.
-    `runs` are those of the last plan, kept while nothing changes: plans can be asked for with every commit.
-    """
-
-    __slots__ = ("entries", "in_plan", "pending", "runs")
-
-    def __init__(self, entries: array[int]) -> None:
-        self.entries = entries
-        self.pending: set[int] = set()
-        self.in_plan: set[int] = set()
-        self.runs: list[tuple[int, bytes]] | None = None
-
-    def sector_runs(self) -> list[tuple[int, bytes]]:
-        """Runs of the sectors in the plan: byte offset in the table, bytes."""
-        if self.runs is None:
-            self.runs = list(self._sector_runs())
-        return self.runs
-
-    def _sector_runs(self) -> Iterator[tuple[int, bytes]]:
-        sectors = sorted(self.in_plan)
-        start = 0
-        for at in range(1, len(sectors) + 1):
-            if at == len(sectors) or sectors[at] != sectors[at - 1] + 1:
-                first, last = sectors[start], sectors[at - 1] + 1
-                piece = self.entries[first * ENTRIES_PER_SECTOR : last * ENTRIES_PER_SECTOR]
-                yield first * SECTOR, encode_entries(piece)
-                start = at
 
 
 class Tables:
@@ -123,13 +83,13 @@ class Tables:
             if entries is None:
                 raise AssertionError(f"L1 entry {index} has no table")
             del self._clean[index]
-            changed = self.changed[index] = ChangedTable(entries)
+            changed = self.changed[index] = ChangedTable(entries, BYTE_ORDER)
         return changed
 
     def create(self, index: int, entries: array[int]) -> ChangedTable:
         """A table that is new on disk, for an L1 entry that was zero."""
-        changed = ChangedTable(entries)
-        mark(changed, 0, len(entries))
+        changed = ChangedTable(entries, BYTE_ORDER)
+        changed.mark(0, len(entries))
         self.changed[index] = changed
         return changed
 
@@ -153,10 +113,7 @@ class Tables:
     def begin_plan(self) -> None:
         """All that is pending flies with the plan that is being made."""
         for changed in self.changed.values():
-            if changed.pending:
-                changed.in_plan |= changed.pending
-                changed.pending.clear()
-                changed.runs = None
+            changed.begin_plan()
 
     def plan_done(self) -> None:
         """What flew is durable."""
@@ -166,8 +123,7 @@ class Tables:
                 self._clean.popitem(last=False)
             self._clean[index] = entries
         for changed in self.changed.values():
-            changed.in_plan.clear()
-            changed.runs = None
+            changed.plan_done()
 
     def table_fault(self, table_offset: int) -> str | None:
         """What makes the place of a table impossible, or None."""
@@ -194,8 +150,3 @@ class Tables:
             self.strays.add(index)
             return self.computed(table_offset)
         return table
-
-
-def mark(changed: ChangedTable, start: int, stop: int) -> None:
-    """Note that the entries ``[start, stop)`` have changed."""
-    changed.pending.update(range(start // ENTRIES_PER_SECTOR, -(-stop // ENTRIES_PER_SECTOR)))

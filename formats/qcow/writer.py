@@ -25,8 +25,9 @@ from collections.abc import Iterator, Sequence
 
 from tapfs.driver import HostFile, OpenRequest, Operation, Placement, Reservation
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.extent import Kind
-from tapfs.formats.qcow.allocation import Allocation
+from tapfs.extent import Kind, Range
+from tapfs.formats.allocation import Allocation
+from tapfs.formats.changed_table import ChangedTable
 from tapfs.formats.qcow.entries import Run, consecutive, encode_entries, fault, new_table, runs
 from tapfs.formats.qcow.extended import (
     CKSUM_AT,
@@ -35,10 +36,10 @@ from tapfs.formats.qcow.extended import (
     MIN_CLUSTER_ALLOC_AT,
     ExtendedHeader,
 )
-from tapfs.formats.qcow.header import ENTRY_LENGTH, round_up
+from tapfs.formats.qcow.header import ENTRY_LENGTH
 from tapfs.formats.qcow.reader import QcowDriver
 from tapfs.formats.qcow.stream import QcowStreamWriter
-from tapfs.formats.qcow.tables import ChangedTable, mark
+from tapfs.formats.rounding import round_up
 from tapfs.plan import Discard, Grow, Plan, Step, Write, plan
 
 #: More stray header copies than this were not made by blktap, which made one.
@@ -47,6 +48,9 @@ _MAX_STRAYS = 64
 _STRAYS_LOOKED_FOR = 8
 
 _RELEASED_RANGE_BYTES = 128
+
+#: No host offset may reach the bit that marks compressed entries.
+_MAX_HOST_SIZE = (1 << 63) - (1 << 32)
 
 
 class WritableQcowDriver(QcowDriver):
@@ -63,7 +67,9 @@ class WritableQcowDriver(QcowDriver):
                 offset=self.header.l1_table_offset,
                 op="open",
             )
-        self.allocation = Allocation(file.path, self.tables.file_size, self.header.cluster_size)
+        self.allocation = Allocation(
+            file.path, self.tables.file_size, self.header.cluster_size, max_size=_MAX_HOST_SIZE
+        )
         #: Whether new space is allocated the way blktap does.
         self._whole_extents = self.fast_path and self._geometry.cipher is None
         self._l1_pending: set[int] = set()
@@ -81,7 +87,7 @@ class WritableQcowDriver(QcowDriver):
 
     # -- reservations ---------------------------------------------------------------------------
 
-    def reserve(self, offset: int, length: int, operation: Operation) -> Reservation:
+    def reserve(self, ranges: Sequence[Range], operation: Operation) -> Reservation:
         """See :meth:`tapfs.driver.WritableDriver.reserve`.
 
         Raises ImageError(corrupt) for an impossible L1 or L2 entry, (no_space) where qcow cannot
@@ -90,28 +96,25 @@ class WritableQcowDriver(QcowDriver):
         self._prepare()
         extents: list[int] = []
         placements: list[Placement] = []
-        if operation is Operation.WRITE:
-            if self._whole_extents:
-                placements = self._place_in_extents(offset, length, extents)
-            else:
-                for index, _, _ in self._pieces(offset, length):
-                    self.tables.load(index)
-                placements = self._place_clusters(offset, length)
-        elif self._whole_extents or self.backing is not None:
-            placements = self._place_zeros(offset, length, operation)
-        else:
-            for index, first, stop in self._used_pieces(offset, length):
-                self._checked_runs(index, first, stop)
+        for offset, length in ranges:
+            placements += self._place(offset, length, operation, extents)
         self.tables.file_size = max(self.tables.file_size, self.allocation.end)
         exact = operation is Operation.WRITE and not self._whole_extents
-        if extents:
-            # Committing one enters all of its clusters in the map, so nobody else may be filling any.
-            end = max(offset + length, min((extents[-1] + 1) * self.header.unit, self._rounded_size))
-            offset = min(offset, extents[0] * self.header.unit)
-            length = end - offset
-        reservation = Reservation(offset, length, operation, tuple(placements), exact)
+        reservation = Reservation(self._with_extents(ranges, extents), operation, tuple(placements), exact)
         self._open[reservation] = extents
         return reservation
+
+    def _with_extents(self, ranges: Sequence[Range], extents: Sequence[int]) -> tuple[Range, ...]:
+        """The ranges and the whole extents: committing one maps all of its clusters, so nobody else may fill any."""
+        unit = self.header.unit
+        whole = [Range(index * unit, min(unit, self._rounded_size - index * unit)) for index in extents]
+        joined: list[Range] = []
+        for each in sorted([*ranges, *whole]):
+            if whole and joined and each.offset <= joined[-1].end:
+                joined[-1] = Range(joined[-1].offset, max(joined[-1].end, each.end) - joined[-1].offset)
+            else:
+                joined.append(each)
+        return tuple(joined)
 
     def commit(self, reservation: Reservation) -> None:
         """Publish the new map; durable after the next flush."""
@@ -122,7 +125,8 @@ class WritableQcowDriver(QcowDriver):
             self.allocation.commit(table_offset, self.header.l2_length + self.header.unit)
         if not self._whole_extents:
             if reservation.operation is not Operation.WRITE and self.backing is None:
-                self._unlink(reservation.offset, reservation.length)
+                for offset, length in reservation.ranges:
+                    self._unlink(offset, length)
             for placement in reservation.placements:
                 if not placement.in_place:
                     self._link(placement)
@@ -264,6 +268,20 @@ class WritableQcowDriver(QcowDriver):
 
     # -- placing --------------------------------------------------------------------------------
 
+    def _place(self, offset: int, length: int, operation: Operation, extents: list[int]) -> list[Placement]:
+        """Places for one range; the indexes of extents that are reserved for it are added to `extents`."""
+        if operation is Operation.WRITE:
+            if self._whole_extents:
+                return self._place_in_extents(offset, length, extents)
+            for index, _, _ in self._pieces(offset, length):
+                self.tables.load(index)
+            return self._place_clusters(offset, length)
+        if self._whole_extents or self.backing is not None:
+            return self._place_zeros(offset, length, operation)
+        for index, first, stop in self._used_pieces(offset, length):
+            self._checked_runs(index, first, stop)
+        return []
+
     def _place_clusters(self, offset: int, length: int) -> list[Placement]:
         placements: list[Placement] = []
         at = offset
@@ -276,9 +294,11 @@ class WritableQcowDriver(QcowDriver):
         header = self.header
         placements: list[Placement] = []
         for index, first, stop in self._pieces(offset, length):
-            table_offset, in_place = self.l1[index], True
-            if table_offset == 0:
-                in_place = False
+            table_offset = self.l1[index]
+            in_place = table_offset != 0
+            if not in_place and index in self._extents:  # an earlier range of the same reservation is in it, too
+                table_offset = self._extents[index]
+            elif not in_place:
                 table_offset = self.allocation.tail(header.l2_length + header.unit)
                 self._extents[index] = table_offset
                 extents.append(index)
@@ -322,7 +342,7 @@ class WritableQcowDriver(QcowDriver):
             changed = self.changed_table(index)
             self._release(changed.entries, first, stop)
             changed.entries[first:stop] = consecutive(host_offset, stop - first, self.header.cluster_size)
-            mark(changed, first, stop)
+            changed.mark(first, stop)
             host_offset += (stop - first) * self.header.cluster_size
 
     def _unlink(self, offset: int, length: int) -> None:
@@ -334,7 +354,7 @@ class WritableQcowDriver(QcowDriver):
             changed = self.changed_table(index)
             self._release(changed.entries, first, stop)
             changed.entries[first:stop] = nothing
-            mark(changed, first, stop)
+            changed.mark(first, stop)
 
     def _release(self, entries: array[int], first: int, stop: int) -> None:
         for run in runs(entries, self.header.cluster_bits, first, stop):

@@ -19,6 +19,7 @@ class OpenKeywords(TypedDict, total=False):
     password: bytes | None
     backing: str | None
     backing_formats: Sequence[str]
+    any_parent: bool
     backing_root: str | None
     gate: Gate | None
     direct: bool

@@ -71,6 +71,7 @@ def mount(
     password: bytes | None = None,
     backing: str | None = None,
     backing_formats: Sequence[str] = (),
+    any_parent: bool = False,
     backing_root: str | None = None,
     direct: bool = False,
     shared: bool = False,
@@ -93,6 +94,7 @@ def mount(
     where = os.fsdecode(mountpoint)
     words = ["mount", *_flag("--rw", writable), *_flag("--temp", temporary), *_flag("--files", files)]
     words += [*_flag("--direct", direct), *_flag("--force-share", shared), "--engine", engine]
+    words += _flag("--any-parent", any_parent)
     words += _option("--overlay", None if overlay is None else os.fsdecode(overlay))
     words += _option("--partition", None if partition is None else str(partition))
     words += _option("--sector-size", None if sector_size is None else str(sector_size))
@@ -116,7 +118,7 @@ def unmount(mountpoint: str | os.PathLike[str], *, force: bool = False) -> str |
     return unmount_image(os.fsdecode(mountpoint), force=force)
 
 
-def _flag(word: str, wanted: bool) -> list[str]:  # noqa: FBT001
+def _flag(word: str, wanted: bool) -> list[str]:  # noqa: FBT001 - the word and its value read as a pair
     return [word] if wanted else []
 
 

@@ -24,6 +24,7 @@ _ACCESS = ("ro", "rw")
 
 #: Options of `tapfs mount` that an fstab line may have, by their names there. True: they take a value.
 _LONG = {
+    "any_parent": False,
     "backing": True,
     "backing_format": True,
     "backing_root": True,

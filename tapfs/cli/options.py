@@ -46,6 +46,11 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
         help="format of the parent; given again, that of the parent's parent, and so on",
     )
     group.add_argument(
+        "--any-parent",
+        action="store_true",
+        help="take the parent even if it is not the one that the image was made over (its identifier differs)",
+    )
+    group.add_argument(
         "--backing-root", metavar="DIR", help="refuse parents, and other files that an image names, outside DIR"
     )
     group.add_argument(
@@ -100,6 +105,7 @@ def open_options(
         writable=writable,
         backing=arguments.backing,
         backing_formats=tuple(arguments.backing_format),
+        any_parent=arguments.any_parent,
         gate=gate,
         direct=arguments.direct,
         sharing=Sharing.UNCHECKED if arguments.force_share else Sharing.EXCLUSIVE,

@@ -13,13 +13,13 @@ An image is hostile input, and the name of its parent most of all. The rules:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
 from tapfs.disk.format_choice import SAY_RAW, driver_of, guessed_format, named_format
+from tapfs.disk.parents import is_missing, named_parent, require_identity
 from tapfs.disk.recovery import recover
 from tapfs.driver import (
     MAX_DISK_BYTES,
@@ -35,7 +35,7 @@ from tapfs.host.confine import LEAVING
 from tapfs.host.file import LocalFile
 from tapfs.host.files import LocalFiles, all_identities
 from tapfs.host.gate import ORDINARY, Gate
-from tapfs.host.location import Location, is_protocol, locate, locate_parent
+from tapfs.host.location import Location, is_protocol, locate
 from tapfs.host.lock import Sharing
 from tapfs.host.scratch import ScratchFile
 
@@ -52,6 +52,7 @@ class OpenOptions:
     `format`: of the image itself (probed if None). `snapshot`: a disk inside it instead of the current one.
     `backing`: the parent to use instead of the one that the image names. `backing_formats`: of the parents, nearest
     first.
+    `any_parent`: a parent is taken even if it is not the one that the image was made over.
     `gate`: which files the images may name. `sharing`: who is let in beside us.
     `direct`: O_DIRECT for guest data, `request_owner`: the disk that those requests belong to (`LocalFile`).
     `overlay`: a file for scratch writes (`tapfs.disk.overlay`), `temporary`: one without a name; with either the image
@@ -65,6 +66,7 @@ class OpenOptions:
     snapshot: str | None = None
     backing: str | None = None
     backing_formats: Sequence[str] = ()
+    any_parent: bool = False
     gate: Gate = ORDINARY
     direct: bool = False
     request_owner: int | None = None
@@ -236,19 +238,13 @@ def parent_location(layers: Sequence[Layer], options: OpenOptions) -> Location |
         return None
     if len(layers) == 1 and options.backing is not None:
         return locate(options.backing)
-    return locate_parent(child.path, reference.name)
+    return named_parent(child.path, reference, options.gate)
 
 
 def parent_is_missing(child: Layer, options: OpenOptions) -> bool:
     """Whether the parent that an image names is not there, as far as the gate lets anybody know. It is not opened."""
     location = parent_location([child], options)
-    if location is None:
-        return False
-    try:
-        os.close(options.gate.look_up_parent(location.host_path, trusted=location.trusted))
-    except ImageError as error:
-        return error.kind is ErrorKind.NOT_FOUND
-    return False
+    return location is not None and is_missing(location, options.gate)
 
 
 def _open_parent(layers: Sequence[Layer], location: Location, options: OpenOptions) -> Layer:
@@ -273,6 +269,8 @@ def _open_parent(layers: Sequence[Layer], location: Location, options: OpenOptio
         raise _explained(error, child, location, options, depth=depth) from error
     try:
         _check_parent(layers, layer)
+        if reference is not None and not options.any_parent:
+            require_identity(child.path, reference, layer.path, layer.driver, op=OPENING_PARENT)
     except BaseException:
         layer.close()
         raise
@@ -326,7 +324,7 @@ def files_below(path: str, options: OpenOptions) -> set[tuple[int, int]]:
         found |= set(layer.files.identities)
         layer.close()
         reference = layer.driver.geometry.backing
-        location = None if reference is None else locate_parent(layer.path, reference.name)
+        location = None if reference is None else named_parent(layer.path, reference, looking.gate)
         looking = replace(looking, format=None if reference is None else reference.format)
     return found
 

@@ -11,7 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, cast
 
 from tapfs.disk import foreign
-from tapfs.driver import Format, HostFile, Trait, has_trait
+from tapfs.driver import Format, HostFile, Trailed, Trait, has_trait
 from tapfs.errors import ErrorKind, ImageError
 
 if TYPE_CHECKING:
@@ -24,14 +24,17 @@ _MODULES = {
     "ram": "tapfs.formats.ram",
 }
 
-#: Bytes of a file's start that probing looks at.
-HEAD_BYTES = 4096
+#: Other names of formats, which `-f` and `-O` take as well: qemu-img's.
+_ALIASES: dict[str, str] = {}
+
+#: Bytes of a file's start, and of its end, that probing looks at.
+HEAD_BYTES = TAIL_BYTES = 4096
 
 
 @cache
 def format_named(name: str) -> Format:
     """The format called `name`; raises ImageError(unsupported) naming those there are."""
-    module = _MODULES.get(name)
+    module = _MODULES.get(_ALIASES.get(name, name))
     if module is not None:
         return cast("Format", importlib.import_module(module).FORMAT)
     others = _others()
@@ -66,7 +69,10 @@ def detect(file: HostFile) -> Format | foreign.ForeignFormat:
     claimed = _most_confident([(each.probe(head, size), each) for each in own]) or _claimed_by_others(head, size)
     if claimed is not None:
         return claimed
-    tail = file.read(max(0, size - foreign.TAIL_BYTES), foreign.TAIL_BYTES)
+    tail = file.read(max(0, size - TAIL_BYTES), TAIL_BYTES)
+    claimed = _most_confident([(each.probe_tail(tail, size), each) for each in own if isinstance(each, Trailed)])
+    if claimed is not None:
+        return claimed
     return foreign.recognise(head, tail) or next(each for each in own if has_trait(each, Trait.GUESSED))
 
 

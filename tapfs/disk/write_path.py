@@ -32,7 +32,7 @@ from tapfs.disk.chain_map import STRIDE
 from tapfs.disk.engine_chain import EngineChain
 from tapfs.disk.plan_log import PlanLog, PlannedFile
 from tapfs.driver import Begun, Operation, Placement, Reservation, Sparse, WritableDriver
-from tapfs.extent import Extent, Kind
+from tapfs.extent import Extent, Kind, Range
 from tapfs.plan import Plan
 
 if TYPE_CHECKING:
@@ -45,19 +45,19 @@ _UNFLUSHED_LIMIT = 32 << 20
 _MIN_KEEP_COST_SECONDS = 0.005
 
 #: A range of an identity is zeroed or discarded in about so many pieces, if it is that long.
-_MOST_PIECES = 4096
+_MAX_PIECES = 4096
 
 #: So many commits are remembered. A writer that has missed more must look at the map again, whatever their ranges.
 _RECENT_COMMITS = 64
 
 
 class _Claim:
-    """A range that one writer changes, and what the driver has reserved for it, if anything is open there."""
+    """Ranges that one writer changes, and what the driver has reserved for them, if anything is open there."""
 
-    __slots__ = ("end", "offset", "reservation")
+    __slots__ = ("ranges", "reservation")
 
     def __init__(self) -> None:
-        self.offset = self.end = 0
+        self.ranges: tuple[Range, ...] = ()
         self.reservation: Reservation | None = None
 
 
@@ -250,13 +250,15 @@ class WritePath:
             if commits_seen is not None and self._changed_since(commits_seen, offset, offset + length):
                 return None
             waited = False
-            while any(held.offset < offset + length and offset < held.end for held in self._claims):
+            while any(
+                each.offset < offset + length and offset < each.end for held in self._claims for each in held.ranges
+            ):
                 waited = True
                 self._changed.wait()
             if waited:
                 return None
-            claim.reservation = reservation = self._driver.reserve(offset, length, operation)
-            claim.offset, claim.end = reservation.offset, reservation.end
+            claim.reservation = reservation = self._driver.reserve([Range(offset, length)], operation)
+            claim.ranges = reservation.ranges
             self._claims.append(claim)
             return reservation
 
@@ -297,14 +299,16 @@ class WritePath:
             self._publish(reservation)
         except BaseException:
             # A part of it may be committed: nobody may go on with the map from before.
-            self._chain.engine.forget(0, reservation.offset, reservation.length)
+            for offset, length in reservation.ranges:
+                self._chain.engine.forget(0, offset, length)
             raise
         finally:
             map_unit = self._driver.geometry.map_unit
-            self._touched.add((reservation.offset // map_unit, -(-reservation.end // map_unit)))
-            # Only now: a writer that has seen this commit counted must not meet the old map.
-            self._recent_commits.append((reservation.offset, reservation.end))
-            self._commits += 1
+            for each in reservation.ranges:
+                self._touched.add((each.offset // map_unit, -(-each.end // map_unit)))
+                # Only now: a writer that has seen this commit counted must not meet the old map.
+                self._recent_commits.append((each.offset, each.end))
+                self._commits += 1
 
     def _keep(self, plan: Plan) -> None:
         """Have the plan outlive this process until it has been executed."""
@@ -315,15 +319,18 @@ class WritePath:
         """Have the engine see the map that a commit made, the map lock held."""
         engine = self._chain.engine
         if reservation.exact:
-            engine.patch(
-                0,
-                [
-                    Extent(place.offset, place.length, Kind.DATA, place.file, place.host_offset, in_place=True)
-                    for place in reservation.placements
-                ],
-            )
+            for each in reservation.ranges:
+                engine.patch(
+                    0,
+                    [
+                        Extent(place.offset, place.length, Kind.DATA, place.file, place.host_offset, in_place=True)
+                        for place in reservation.placements
+                        if each.offset <= place.offset < each.end
+                    ],
+                )
         else:
-            engine.forget(0, reservation.offset, reservation.length)
+            for offset, length in reservation.ranges:
+                engine.forget(0, offset, length)
 
     def _bound_unflushed(self) -> None:
         # A plan takes the longer to keep the more is in it: a flush is due when that has cost as much as a flush does.
@@ -338,7 +345,7 @@ class WritePath:
         """
         identity = self._driver.geometry.identity is not None
         # An identity has one place, however long the range is; others may have many.
-        stride = max(self._stride, (end - offset) // _MOST_PIECES) if identity else self._stride
+        stride = max(self._stride, (end - offset) // _MAX_PIECES) if identity else self._stride
         # Zeros hide what a parent has, and a hole of a host file may be space that was set aside.
         effective = len(self._chain.layers) > 1 if operation is Operation.ZERO else identity
         if effective or not isinstance(self._driver, Sparse):

@@ -5,18 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from tapfs.extent import Range
 from tapfs.jobs.pipeline import WINDOW_BYTES, BufferPool, in_order
 from tapfs.kernel.engine import first_difference, is_zero
 
 if TYPE_CHECKING:
     from tapfs.disk.image import Image
-
-
-class Range(NamedTuple):
-    """A range of a disk, in bytes."""
-
-    offset: int
-    length: int
 
 
 class Difference(NamedTuple):

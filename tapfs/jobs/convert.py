@@ -7,8 +7,9 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.extent import Range
 from tapfs.host.location import locate
-from tapfs.jobs.compare import Range, read_within, split, unequal_candidates
+from tapfs.jobs.compare import read_within, split, unequal_candidates
 from tapfs.jobs.pipeline import WINDOW_BYTES, BufferPool, in_order
 from tapfs.kernel.engine import compress, find_data, first_difference, is_zero
 

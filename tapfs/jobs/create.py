@@ -126,7 +126,7 @@ def _begun(path: str, new: NewImage, *, overwrite: bool) -> Generator[_Begun]:
         raise ImageError(ErrorKind.UNSUPPORTED, f"tapfs does not make {new.format} images", path=path, op="create")
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(Target(location))
-        request = _request(path, new)
+        request = stack.enter_context(_request(path, new))
         plan = found.create(request)
         further = tuple(found.further_names(request)) if isinstance(found, MultiFileFormat) else ()
         targets = [target, *(stack.enter_context(target.beside(name)) for name in further)]
@@ -188,33 +188,36 @@ def _execute(files: Sequence[LocalFile], plan: Plan) -> None:
     execute_on_files([HostDescriptor(file.descriptor, file.path, writable=True) for file in files], plan)
 
 
-def _request(path: str, new: NewImage) -> CreateRequest:
-    size = new.size
-    mtime = 0
-    if new.backing is not None:
-        options = OpenOptions(format=new.backing_format, say_raw="say {parent_format=raw}")
-        parent = open_layer(locate_parent(path, stored_parent(new.backing)).name, options)
-        mtime = parent.file.modified_seconds()
-        if size is None:
+@contextlib.contextmanager
+def _request(path: str, new: NewImage) -> Generator[CreateRequest]:
+    """What is asked of the format; the parent, if there is one, is open meanwhile."""
+    with contextlib.ExitStack() as stack:
+        parent = None
+        if new.backing is not None:
+            options = OpenOptions(format=new.backing_format, say_raw="say {parent_format=raw}")
+            parent = open_layer(locate_parent(path, stored_parent(new.backing)).name, options)
+            stack.callback(parent.close)
+        size = new.size
+        if size is None and parent is not None:
             size = parent.driver.geometry.virtual_size
-        parent.close()
-    if size is None:
-        raise ImageError(ErrorKind.OUT_OF_BOUNDS, "needs a size", path=path, op="create")
-    if size > MAX_DISK_BYTES:
-        raise ImageError(
-            ErrorKind.OUT_OF_BOUNDS,
-            f"a disk of {size} bytes is too large: tapfs serves at most {MAX_DISK_BYTES} bytes",
-            path=path,
-            op="create",
+        if size is None:
+            raise ImageError(ErrorKind.OUT_OF_BOUNDS, "needs a size", path=path, op="create")
+        if size > MAX_DISK_BYTES:
+            raise ImageError(
+                ErrorKind.OUT_OF_BOUNDS,
+                f"a disk of {size} bytes is too large: tapfs serves at most {MAX_DISK_BYTES} bytes",
+                path=path,
+                op="create",
+            )
+        yield CreateRequest(
+            virtual_size=size,
+            backing=None if new.backing is None else BackingReference(stored_parent(new.backing), new.backing_format),
+            backing_mtime=0 if parent is None else parent.file.modified_seconds(),
+            options=new.options,
+            encrypted=new.password is not None,
+            name=os.path.basename(path),
+            parent=None if parent is None else parent.driver,
         )
-    return CreateRequest(
-        virtual_size=size,
-        backing=None if new.backing is None else BackingReference(stored_parent(new.backing), new.backing_format),
-        backing_mtime=mtime,
-        options=new.options,
-        encrypted=new.password is not None,
-        name=os.path.basename(path),
-    )
 
 
 def _check_device(device: LocalFile, new: NewImage, size: int, *, overwrite: bool) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tapfs.driver import Driver, HostFile, Operation, Reservation, WritableDriver
-from tapfs.extent import Kind
+from tapfs.extent import Kind, Range
 from tapfs.plan import Allocate, Discard, Grow, Plan, Step, Write
 
 SECTOR = 512
@@ -193,7 +193,7 @@ class ModelDisk:
     def start_write(self, offset: int, data: bytes) -> Reservation:
         """Reserve and write, but do not commit."""
         start, end = self._aligned_out(offset, len(data))
-        reservation = self.driver.reserve(start, end - start, Operation.WRITE)
+        reservation = self.driver.reserve([Range(start, end - start)], Operation.WRITE)
         old = bytearray(self.read(start, min(end, self.driver.geometry.virtual_size) - start).ljust(end - start, b"\0"))
         request_end = offset + len(data)
         at = start
@@ -217,7 +217,7 @@ class ModelDisk:
 
     def zero(self, offset: int, length: int, operation: Operation = Operation.ZERO) -> None:
         """Zero or discard whole granules."""
-        reservation = self.driver.reserve(offset, length, operation)
+        reservation = self.driver.reserve([Range(offset, length)], operation)
         at = offset
         for placement in reservation.placements:
             assert placement.offset >= at

@@ -64,7 +64,7 @@ class _Run:
         return offset // self._granule * self._granule, -(-end // self._granule) * self._granule
 
     def _busy(self, offset: int, end: int) -> bool:
-        return any(offset < held.end and held.offset < end for _, _, held in self._open)
+        return any(offset < each.end and each.offset < end for _, _, held in self._open for each in held.ranges)
 
     def _write(self) -> None:
         offset, end = self._range(300_000)

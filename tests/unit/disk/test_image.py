@@ -13,6 +13,7 @@ import pytest
 import tapfs
 from tapfs import ErrorKind, ImageError, NewImage
 from tapfs.driver import Operation, WritableDriver
+from tapfs.extent import Range
 from tapfs.jobs import create
 from tapfs.kernel.engine import EngineDisk, Statistics
 
@@ -135,8 +136,8 @@ def test_one_writer_at_a_time_in_a_new_extent_of_blktap(tmp_path: Path) -> None:
     with tapfs.open(path, writable=True) as disk:
         driver = disk._top.driver
         assert isinstance(driver, WritableDriver)
-        reservation = driver.reserve(4096, 4096, Operation.WRITE)
-        assert (reservation.offset, reservation.end) == (0, 2 << 20)
+        reservation = driver.reserve([Range(4096, 4096)], Operation.WRITE)
+        assert reservation.ranges == (Range(0, 2 << 20),)
         driver.abort(reservation)
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs.jobs.compare import Difference, Range, compare, split, unequal_candidates
+from tapfs.extent import Range
+from tapfs.jobs.compare import Difference, compare, split, unequal_candidates
 from tapfs.jobs.convert import Baseline, convert, convert_to_new
 from tapfs.jobs.create import NewImage, create_image
 from tapfs.jobs.pipeline import in_order

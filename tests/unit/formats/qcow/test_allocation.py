@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tapfs.driver import Operation
+from tapfs.extent import Range
 from tapfs.plan import Discard, Grow, Write
 from tests.qcow_images import created, opened
 
@@ -20,7 +21,7 @@ def test_freed_clusters_are_used_again_only_after_flushed() -> None:
     disk.zero(0, RUN, Operation.DISCARD)
 
     def place(offset: int) -> int:
-        reservation = disk.driver.reserve(offset, RUN, Operation.WRITE)
+        reservation = disk.driver.reserve([Range(offset, RUN)], Operation.WRITE)
         disk.driver.commit(reservation)
         return reservation.placements[0].host_offset
 
@@ -30,7 +31,7 @@ def test_freed_clusters_are_used_again_only_after_flushed() -> None:
     assert place(4 * MIB) != freed
     disk.file.apply(plan)
     disk.driver.flushed(plan)
-    reservation = disk.driver.reserve(6 * MIB, RUN, Operation.WRITE)
+    reservation = disk.driver.reserve([Range(6 * MIB, RUN)], Operation.WRITE)
     assert reservation.placements[0].host_offset == freed
     assert not reservation.placements[0].fresh
 
@@ -39,7 +40,7 @@ def test_freed_clusters_are_used_again_only_after_flushed() -> None:
 def test_the_file_is_long_enough_before_anything_points_into_it(options: dict[str, str]) -> None:
     disk = opened(created(8 * MIB, options))
     for offset in (0, RUN):  # a new table, then (in QEMU's layout) new entries in an old one
-        reservation = disk.driver.reserve(offset, RUN, Operation.WRITE)
+        reservation = disk.driver.reserve([Range(offset, RUN)], Operation.WRITE)
         disk.driver.commit(reservation)
         plan = disk.driver.flush()
         size = disk.file.size()

@@ -9,8 +9,10 @@ from collections import Counter
 import pytest
 
 from tapfs.driver import OpenRequest, Scratch, Severity
-from tapfs.formats.qcow import FORMAT, claims
-from tapfs.formats.qcow.claims import Claim, Claimant, gaps
+from tapfs.formats import claims
+from tapfs.formats.claims import Claim, gaps
+from tapfs.formats.qcow import FORMAT
+from tapfs.formats.qcow.check import Claimant
 from tapfs.testing.model import MemoryFile
 from tests.qcow_images import created, make, opened
 

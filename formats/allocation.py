@@ -1,14 +1,11 @@
-"""Space in the host file of an open image: the end of the file, freed places, and places that may be used again."""
+"""The allocator of a host file of an open image: its end, freed places, and places that may be used again."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.formats.qcow.header import round_up
-
-#: No host offset may reach the bit that marks compressed entries.
-MAX_HOST_SIZE = (1 << 63) - (1 << 32)
+from tapfs.formats.rounding import round_up
 
 
 class HostRange(NamedTuple):
@@ -34,9 +31,11 @@ class Allocation:
     its unlinking durable and punches it, and is free once that plan is done.
     """
 
-    def __init__(self, path: str, file_size: int, cluster_size: int) -> None:
+    def __init__(self, path: str, file_size: int, cluster_size: int, *, max_size: int) -> None:
+        """`max_size`: the format can address no place that ends after it."""
         self._path = path
         self._cluster_size = cluster_size
+        self._max_size = max_size
         self.end = file_size
         #: Bytes that the file must have for committed places. Places that were only handed out may not fit the host.
         self.committed_end = file_size
@@ -53,7 +52,7 @@ class Allocation:
         Raises ImageError(no_space) where the format cannot address the place.
         """
         start = round_up(self.end, alignment or self._cluster_size)
-        if start + length > MAX_HOST_SIZE:
+        if start + length > self._max_size:
             raise ImageError(
                 ErrorKind.NO_SPACE, "the image file cannot grow further", path=self._path, offset=start, op="allocate"
             )

@@ -10,7 +10,6 @@ import heapq
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from enum import IntEnum
 from typing import NamedTuple
 
 from tapfs.driver import Scratch
@@ -21,28 +20,18 @@ MAX_HELD = 1 << 18
 _MERGE_BYTES = 16 << 20
 
 #: start, length, claimant, table, entry: big-endian, so that packed claims sort like their starts.
-_PACKED = struct.Struct(">QQBIH")
-
-
-class Claimant(IntEnum):
-    """What a range of the host file is claimed for."""
-
-    HEADER = 0
-    NAME = 1
-    L1 = 2
-    TABLE = 3
-    CLUSTER = 4
+_PACKED = struct.Struct(">QQBII")
 
 
 class Claim(NamedTuple):
-    """``[start, start + length)`` is claimed by `claimant`.
+    """``[start, start + length)`` is claimed.
 
-    For TABLE it is that of L1 entry `table`, for CLUSTER what this one maps from its `entry` on.
+    A format numbers its claimants from 0 to 255, and says what `table` and `entry` mean for each.
     """
 
     start: int
     length: int
-    claimant: Claimant
+    claimant: int
     table: int = 0
     entry: int = 0
 
@@ -51,19 +40,6 @@ class Claim(NamedTuple):
         """The first byte after it."""
         return self.start + self.length
 
-    def __str__(self) -> str:
-        match self.claimant:
-            case Claimant.HEADER:
-                return "the header"
-            case Claimant.NAME:
-                return "the backing file's name"
-            case Claimant.L1:
-                return "the L1 table"
-            case Claimant.TABLE:
-                return f"L2 table {self.table}"
-            case Claimant.CLUSTER:
-                return f"the clusters from L2 entry {self.entry} of table {self.table} on"
-
     def pack(self) -> bytes:
         """The claim as bytes that sort by start."""
         return _PACKED.pack(*self)
@@ -71,8 +47,7 @@ class Claim(NamedTuple):
 
 def unpack(packed: bytes) -> Claim:
     """The inverse of :meth:`Claim.pack`."""
-    start, length, claimant, table, entry = _PACKED.unpack(packed)
-    return Claim(start, length, Claimant(claimant), table, entry)
+    return Claim(*_PACKED.unpack(packed))
 
 
 class MemoryScratch:
