@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tapfs.driver import Ability, CreateRequest, HostFile, OpenRequest
+from tapfs.formats.qcow.driver import QcowDriver
 from tapfs.formats.qcow.header import MAGIC, VERSION
-from tapfs.formats.qcow.reader import QcowDriver
 from tapfs.plan import Plan
 
 

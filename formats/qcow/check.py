@@ -19,7 +19,7 @@ from tapfs.formats.qcow.header import ENTRY_LENGTH, LENGTH, SIZE_AT
 from tapfs.formats.rounding import round_up
 
 if TYPE_CHECKING:
-    from tapfs.formats.qcow.reader import QcowDriver
+    from tapfs.formats.qcow.reader import QcowReader
 
 _BLOCK = 4096
 _READ_BYTES = 1 << 20
@@ -44,7 +44,7 @@ class Claimant(IntEnum):
 class Check:
     """One check of one image; the result is in `report` and the other attributes."""
 
-    def __init__(self, image: QcowDriver, progress: ProgressCallback | None = None) -> None:
+    def __init__(self, image: QcowReader, progress: ProgressCallback | None = None) -> None:
         self._image = image
         self._progress = progress
         self._file_size = image.file.size()

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from tapfs.formats.qcow.extended import table_cksum
 
 if TYPE_CHECKING:
-    from tapfs.formats.qcow.reader import QcowDriver
+    from tapfs.formats.qcow.reader import QcowReader
 
 
-def name(image: QcowDriver) -> str | None:
+def name(image: QcowReader) -> str | None:
     """The tool and the years whose layout an image has; None for the plain layout, which everybody writes."""
     extended = image.extended
     if extended is None:
@@ -34,7 +34,7 @@ def name(image: QcowDriver) -> str | None:
     return "blktap, 2006-07 to 2008-03 (little-endian L1)"
 
 
-def has_oversized_l1(image: QcowDriver) -> bool:
+def has_oversized_l1(image: QcowReader) -> bool:
     """Whether the L1 table was sized one entry per virtual byte, as Xen 4.0 to 4.4 did.
 
     The header does not say so. The signs: the file reaches over such a table, nothing that L1 names

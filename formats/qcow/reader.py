@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Mapping, Sequence
 
 from tapfs.driver import (
     BackingReference,
-    CheckReport,
     Cipher,
     CipherAlgorithm,
     Codec,
@@ -17,13 +15,11 @@ from tapfs.driver import (
     HostFile,
     OpenRequest,
     Packing,
-    ProgressCallback,
     Severity,
 )
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind, merge
 from tapfs.formats.changed_table import ByteOrder
-from tapfs.formats.qcow import era
 from tapfs.formats.qcow.entries import COMPRESSED, SECTOR, Run, extent_of, fault, runs
 from tapfs.formats.qcow.extended import ExtendedHeader, parse_extended
 from tapfs.formats.qcow.header import (
@@ -38,7 +34,6 @@ from tapfs.formats.qcow.header import (
 from tapfs.formats.qcow.l1 import L1Table, decide_order, implausible_entries
 from tapfs.formats.qcow.tables import Tables
 from tapfs.formats.rounding import round_up
-from tapfs.plan import Plan
 from tapfs.tables import ASK, Rule, TableLayout
 
 #: Bytes of the file that are read at open: header, extended header and the longest name.
@@ -52,8 +47,8 @@ _AES = Cipher(CipherAlgorithm.AES_CBC_PLAIN64, _KEY_BYTES)
 _EVIDENCE_TABLES = 8
 
 
-class QcowDriver:
-    """An open image, read-only: a :class:`tapfs.driver.Driver`."""
+class QcowReader:
+    """The map of an open image, and what every kind of driver needs of the image."""
 
     format_name = "qcow"
 
@@ -118,11 +113,6 @@ class QcowDriver:
             return None
         return Extent(offset, min(stop * self.header.unit, end) - offset, Kind.UNALLOCATED)
 
-    @property
-    def plain_details(self) -> frozenset[str]:
-        """What an operator may have chosen."""
-        return frozenset({"cluster_size", "layout"})
-
     def table_layout(self) -> TableLayout | None:
         """The L2 tables, unless L1 alone gives clusters or header copies may lie over tables."""
         header = self.header
@@ -161,46 +151,6 @@ class QcowDriver:
     def unlock(self, password: bytes) -> bytes:
         """The first 16 bytes of the password, with zeros behind a shorter one. Nothing tells a wrong password."""
         return password[:_KEY_BYTES].ljust(_KEY_BYTES, b"\0")
-
-    def details(self) -> Mapping[str, object]:
-        """Layout, era and byte order; the words are those of docs/specs/blktap-qcow.md."""
-        header, extended = self.header, self.extended
-        return {
-            "cluster_size": header.cluster_size,
-            "l2_bits": header.l2_bits,
-            "l2_entries": header.l2_entries,
-            "l1_entries": header.l1_entries,
-            "l1_table_offset": header.l1_table_offset,
-            "layout": "qemu" if extended is None else "blktap",
-            "era": era.name(self),
-            "l1_byte_order": self.l1.order,
-            "extended_header": None
-            if extended is None
-            else {
-                "cksum": f"{extended.cksum:08x}",
-                "cksum_valid": self.cksum_valid,
-                "min_cluster_alloc": extended.min_cluster_alloc,
-                "flags": extended.flags,
-                "length": extended.length,
-            },
-            "fast_path": self.fast_path,
-            "encrypted": header.crypt_method == CRYPT_AES,
-            "compression": "deflate",
-            "oversized_l1": era.has_oversized_l1(self),
-            "backing_mtime": header.mtime if header.has_backing else None,
-        }
-
-    def check(self, progress: ProgressCallback | None = None) -> CheckReport:
-        """Compare all metadata with itself and with the file; see :mod:`tapfs.formats.qcow.check`."""
-        from tapfs.formats.qcow.check import Check
-
-        return Check(self, progress).report
-
-    def repair(self) -> Sequence[Plan]:
-        """Plans that bring the image to the last era of its kind; see :mod:`tapfs.formats.qcow.repair`."""
-        from tapfs.formats.qcow.repair import repair_plans
-
-        return repair_plans(self)
 
     def decide_fast_path(self) -> None:
         """Decide from the extended header whether L1 alone gives every cluster."""

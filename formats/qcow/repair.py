@@ -33,13 +33,13 @@ from tapfs.formats.rounding import round_up
 from tapfs.plan import Discard, Grow, Plan, Step, Write, plan
 
 if TYPE_CHECKING:
-    from tapfs.formats.qcow.reader import QcowDriver
+    from tapfs.formats.qcow.reader import QcowReader
 
 #: The offset of the backing name after a full extended header.
 _NAME_AT = OFFSET + EXTENDED_LENGTH
 
 
-def repair_plans(image: QcowDriver) -> list[Plan]:
+def repair_plans(image: QcowReader) -> list[Plan]:
     """The plans for an image, to be executed one after the other; empty if all is well."""
     check = Check(image)
     plans: list[Plan] = []
@@ -64,7 +64,7 @@ def repair_plans(image: QcowDriver) -> list[Plan]:
     return plans
 
 
-def _normalise(image: QcowDriver, check: Check) -> Plan:
+def _normalise(image: QcowReader, check: Check) -> Plan:
     header, extended, file = image.header, image.extended, image.file
     end = round_up(file.size(), L1_ALIGNMENT)
     before: list[Step] = []
@@ -105,7 +105,7 @@ def _tables(count: int) -> str:
     return f"{count} L2 {'table' if count == 1 else 'tables'} under a stray copy of the header"
 
 
-def _final_words(image: QcowDriver, check: Check, cksum: int) -> ExtendedHeader:
+def _final_words(image: QcowReader, check: Check, cksum: int) -> ExtendedHeader:
     extended = image.extended
     if extended is None:
         raise AssertionError("no extended header")

@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from tapfs.driver import HostFile
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.formats.allocation import Allocation
+from tapfs.formats.changed_table import ChangedTable
 from tapfs.formats.qcow.entries import compressed_entry
+from tapfs.formats.qcow.header import Header
+from tapfs.formats.qcow.tables import Tables
 from tapfs.plan import Plan
 
-if TYPE_CHECKING:
-    from tapfs.formats.changed_table import ChangedTable
-    from tapfs.formats.qcow.writer import WritableQcowDriver
+
+class FilledImage(Protocol):
+    """What filling needs of the image: the writable driver has it."""
+
+    file: HostFile
+    header: Header
+    tables: Tables
+    allocation: Allocation
+
+    def changed_table(self, index: int) -> ChangedTable:
+        """The L2 table of L1 entry `index`, to be changed; allocated if there is none."""
+        ...
+
+    @property
+    def unflushed_bytes(self) -> int:
+        """Memory held by changed tables."""
+        ...
+
+    def flush(self) -> Plan:
+        """The plan that makes them durable."""
+        ...
+
+    def flushed(self, executed: Plan) -> None:
+        """The plan has been executed."""
+        ...
 
 
 class QcowStreamWriter:
@@ -19,7 +46,7 @@ class QcowStreamWriter:
     It holds the L2 tables of what was written, 8 bytes a cluster, until `drain` or `finish`.
     """
 
-    def __init__(self, image: WritableQcowDriver) -> None:
+    def __init__(self, image: FilledImage) -> None:
         self._image = image
         self._index = -1
         self._table: ChangedTable | None = None

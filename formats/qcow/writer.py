@@ -28,6 +28,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Kind, Range
 from tapfs.formats.allocation import Allocation
 from tapfs.formats.changed_table import ChangedTable
+from tapfs.formats.qcow.driver import QcowDriver
 from tapfs.formats.qcow.entries import Run, consecutive, encode_entries, fault, new_table, runs
 from tapfs.formats.qcow.extended import (
     CKSUM_AT,
@@ -37,7 +38,6 @@ from tapfs.formats.qcow.extended import (
     ExtendedHeader,
 )
 from tapfs.formats.qcow.header import ENTRY_LENGTH
-from tapfs.formats.qcow.reader import QcowDriver
 from tapfs.formats.qcow.stream import QcowStreamWriter
 from tapfs.formats.rounding import round_up
 from tapfs.plan import Discard, Grow, Plan, Step, Write, plan

@@ -35,7 +35,9 @@ class QcowModel(RuleBasedStateMachine):
         return ModelDisk(driver, self.file, self.backing)  # type: ignore[arg-type]
 
     def busy(self, offset: int, length: int) -> bool:
-        return any(offset < held.end and held.offset < offset + length for _, _, held in self.reserved)
+        return any(
+            offset < each.end and each.offset < offset + length for _, _, held in self.reserved for each in held.ranges
+        )
 
     @rule(offset=st.integers(0, SIZE - 1), length=st.integers(1, 300_000), seed=st.integers(0, 255))
     def write(self, offset: int, length: int, seed: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import tapfs
 from tapfs import Image, NewImage
-from tapfs.formats.qcow.reader import QcowDriver
+from tapfs.formats.qcow.driver import QcowDriver
 from tapfs.formats.qcow.writer import WritableQcowDriver
 from tapfs.formats.raw import IdentityDriver
 from tapfs.jobs.compare import compare

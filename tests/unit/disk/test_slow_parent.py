@@ -11,7 +11,7 @@ import pytest
 import tapfs
 from tapfs import NewImage
 from tapfs.extent import Extent
-from tapfs.formats.qcow.reader import QcowDriver
+from tapfs.formats.qcow.driver import QcowDriver
 
 SIZE = 4 << 20
 CLUSTER = 4096

@@ -18,7 +18,7 @@ import tapfs
 from tapfs import ErrorKind, ImageError, NewImage
 from tapfs.disk.image import Image
 from tapfs.extent import Extent, Kind
-from tapfs.formats.qcow.reader import QcowDriver
+from tapfs.formats.qcow.driver import QcowDriver
 from tapfs.host import ram
 from tapfs.kernel.xen_ring import Grants, ParkedRequest, Request
 from tests.unit.engine import engine_disks
