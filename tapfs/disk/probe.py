@@ -54,6 +54,11 @@ def plugin_of(found: Format) -> Plugin | None:
     return next((each for each in _others().values() if each.format is found), None)
 
 
+def own_format_names() -> tuple[str, ...]:
+    """The names of the formats of tapfs itself."""
+    return tuple(_MODULES)
+
+
 def format_names() -> tuple[str, ...]:
     """The names that `-f` takes."""
     return (*_MODULES, *_others())

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
-from tapfs.driver import Driver, HostFile, Operation, Reservation, WritableDriver
+from tapfs.driver import Begun, Driver, HostFile, Operation, Placement, Reservation, WritableDriver
 from tapfs.extent import Kind, Range
 from tapfs.plan import Allocate, Discard, Grow, Plan, Step, Write
 
@@ -169,6 +169,7 @@ class ModelDisk:
     driver: WritableDriver
     file: MemoryFile
     backing: bytes = b""
+    _begun: bool = field(default=False, init=False)
 
     def read(self, offset: int, length: int) -> bytes:
         """Read from the virtual disk."""
@@ -178,8 +179,22 @@ class ModelDisk:
         """All of the virtual disk."""
         return self.read(0, self.driver.geometry.virtual_size)
 
+    def begin(self) -> None:
+        """Have the image say that it is being written, if it is to say so, before the first change."""
+        if not self._begun and isinstance(self.driver, Begun):
+            self.file.apply(self.driver.begin())
+        self._begun = True
+
+    def end(self) -> None:
+        """Flush, and have the image say that it is not being written any more."""
+        self.flush()
+        if self._begun and isinstance(self.driver, Begun):
+            self.file.apply(self.driver.end())
+        self._begun = False
+
     def write(self, offset: int, data: bytes) -> None:
         """Write as the engine does: in place where the map allows, else to reserved places."""
+        self.begin()
         at, end = offset, offset + len(data)
         while at < end:
             in_place, host_offset, stop = self._state(at, end)
@@ -192,12 +207,26 @@ class ModelDisk:
 
     def start_write(self, offset: int, data: bytes) -> Reservation:
         """Reserve and write, but do not commit."""
-        start, end = self._aligned_out(offset, len(data))
-        reservation = self.driver.reserve([Range(start, end - start)], Operation.WRITE)
+        return self.start_writes([(offset, data)])
+
+    def start_writes(self, pieces: Sequence[tuple[int, bytes]]) -> Reservation:
+        """Reserve and write several pieces at once, which ascend and share no granule; do not commit."""
+        self.begin()
+        ranges = [self._aligned_out(offset, len(data)) for offset, data in pieces]
+        reservation = self.driver.reserve([Range(start, end - start) for start, end in ranges], Operation.WRITE)
+        placements = list(reservation.placements)
+        for (offset, data), (start, end) in zip(pieces, ranges, strict=True):
+            count = sum(placement.offset < end for placement in placements)
+            self._fill(offset, data, placements[:count], start, end)
+            del placements[:count]
+        assert not placements
+        return reservation
+
+    def _fill(self, offset: int, data: bytes, placements: Sequence[Placement], start: int, end: int) -> None:
         old = bytearray(self.read(start, min(end, self.driver.geometry.virtual_size) - start).ljust(end - start, b"\0"))
         request_end = offset + len(data)
         at = start
-        for placement in reservation.placements:
+        for placement in placements:
             assert placement.offset == at
             at += placement.length
             low, high = max(offset, placement.offset), min(request_end, at)
@@ -213,10 +242,10 @@ class ModelDisk:
             else:
                 self._write_fill(placement.host_offset, bytes(wanted), fresh=fresh)
         assert at == end
-        return reservation
 
     def zero(self, offset: int, length: int, operation: Operation = Operation.ZERO) -> None:
         """Zero or discard whole granules."""
+        self.begin()
         reservation = self.driver.reserve([Range(offset, length)], operation)
         at = offset
         for placement in reservation.placements:

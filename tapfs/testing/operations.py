@@ -23,7 +23,7 @@ class _Run:
         new, below = self._disk.whole(), self._parent[: self._size].ljust(self._size, b"\0")
         self._model = bytearray(new)
         require(new == below, "a new image reads otherwise than its parent, or zeros where there is none")
-        self._open: list[tuple[int, bytes, Reservation]] = []
+        self._open: list[tuple[list[tuple[int, bytes]], Reservation]] = []
 
     def step(self) -> None:
         """One request of some kind, and what must hold after it."""
@@ -64,7 +64,7 @@ class _Run:
         return offset // self._granule * self._granule, -(-end // self._granule) * self._granule
 
     def _busy(self, offset: int, end: int) -> bool:
-        return any(offset < each.end and each.offset < end for _, _, held in self._open for each in held.ranges)
+        return any(offset < each.end and each.offset < end for _, held in self._open for each in held.ranges)
 
     def _write(self) -> None:
         offset, end = self._range(300_000)
@@ -92,30 +92,36 @@ class _Run:
             self._model[start:stop] = now
 
     def _reserve(self) -> None:
-        """Reserve and write, and leave it open for later."""
-        offset, end = self._granules(100_000)
-        inside = min(end, self._size)
-        in_place = any(extent.in_place for extent in self._disk.driver.map(offset, inside - offset))
-        if self._busy(offset, end) or in_place:
-            return
-        data = self._choice.randbytes(inside - offset)
-        self._open.append((offset, data, self._disk.start_write(offset, data)))
+        """Reserve and write in several ranges at once, and leave it open for later."""
+        pieces: list[tuple[int, bytes]] = []
+        free_from = 0
+        count = self._choice.choice([1, 12])
+        for offset, end in sorted(self._granules(100_000 // count) for _ in range(count)):
+            inside = min(end, self._size)
+            in_place = any(extent.in_place for extent in self._disk.driver.map(offset, inside - offset))
+            if offset >= free_from and not self._busy(offset, end) and not in_place:
+                pieces.append((offset, self._choice.randbytes(inside - offset)))
+                free_from = end
+        if pieces:
+            self._open.append((pieces, self._disk.start_writes(pieces)))
 
     def _settle(self) -> None:
         """End an open reservation: committed, or aborted as after a failed write."""
         if not self._open:
             return
-        offset, data, reservation = self._open.pop(self._choice.randrange(len(self._open)))
-        end = offset + len(data)
-        if self._choice.random() < 0.6:
+        pieces, reservation = self._open.pop(self._choice.randrange(len(self._open)))
+        commit = self._choice.random() < 0.6
+        if commit:
             self._disk.driver.commit(reservation)
-            self._model[offset:end] = data
-            return
-        self._disk.driver.abort(reservation)
-        now = self._disk.read(offset, len(data))
-        # Bytes that were written to a place which became visible meanwhile may be seen.
-        require(now in (bytes(self._model[offset:end]), data), f"an aborted write at {offset} left something else")
-        self._model[offset:end] = now
+        else:
+            self._disk.driver.abort(reservation)
+        for offset, data in pieces:
+            end = offset + len(data)
+            now = data if commit else self._disk.read(offset, len(data))
+            # Bytes that were written to a place which became visible meanwhile may be seen.
+            allowed = (bytes(self._model[offset:end]), data)
+            require(now in allowed, f"an aborted write at {offset} left something else")
+            self._model[offset:end] = now
 
     def _flush(self) -> None:
         self._disk.flush()
@@ -131,7 +137,8 @@ class _Run:
         if self._open:
             return
         self._disk.flush()
-        self._disk.flush()
+        if self._choice.random() < 0.8:
+            self._disk.end()
         self._disk = self._subject.disk(self._file, self._parent)
         self._require_same("reopened")
         if isinstance(self._disk.driver, Checkable):

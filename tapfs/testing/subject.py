@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import cast
@@ -17,12 +17,14 @@ from tapfs.driver import (
     Driver,
     Format,
     OpenRequest,
+    Recoverable,
     WritableDriver,
 )
 from tapfs.testing.model import MemoryFile, ModelDisk
 
 #: The modification time that overlays are told of their parent.
 _MTIME = 1_234_567_890
+_PARENT = "/images/parent.raw"
 
 
 class ViolationError(AssertionError):
@@ -58,15 +60,32 @@ class Subject:
 
     def new_file(self) -> MemoryFile:
         """A host file with a new, empty image."""
-        reference = BackingReference("/images/parent.raw", "raw") if self.overlay else None
-        request = CreateRequest(self.size, reference, _MTIME, dict(self.options))
+        request = CreateRequest(self.size, options=dict(self.options), name="image")
+        if self.overlay:
+            below = MemoryFile(bytes(self.size * 3 // 4), _PARENT)
+            parent = format_named("raw").open(below, OpenRequest())
+            request = replace(request, backing=BackingReference(_PARENT, "raw"), backing_mtime=_MTIME, parent=parent)
         file = MemoryFile()
         file.apply(cast("CreatableFormat", self.format).create(request))
         return file
 
     def opened(self, file: MemoryFile, *, writable: bool = False, lenient: bool = False) -> Driver:
-        """A driver for the file."""
-        return self.format.open(file, OpenRequest(writable=writable, lenient=lenient))
+        """A driver for the file. A journal that a crash has left is replayed, in the file itself if it is writable."""
+        return self.recovered(file, writable=writable, lenient=lenient)[0]
+
+    def recovered(
+        self, file: MemoryFile, *, writable: bool = False, lenient: bool = False
+    ) -> tuple[Driver, MemoryFile]:
+        """The same, and the file that the driver reads: for a reader whose image has a journal it is another."""
+        request = OpenRequest(writable=writable, lenient=lenient)
+        driver = self.format.open(file, request)
+        plan = driver.recovery() if isinstance(driver, Recoverable) else None
+        if not plan:
+            return driver, file
+        if not writable:
+            file = MemoryFile(bytes(file.data))
+        file.apply(plan)
+        return self.format.open(file, request), file
 
     def parent(self, choice: random.Random) -> bytes:
         """The bytes of the disk below a new image."""

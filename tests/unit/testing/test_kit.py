@@ -6,13 +6,15 @@ import re
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tapfs.driver import HostFile, OpenRequest
+from tapfs.disk.probe import format_named, own_format_names
+from tapfs.driver import Ability, CreatableFormat, DescribedFormat, HostFile, OpenRequest, Reservation
 from tapfs.extent import Extent, Kind
+from tapfs.formats.qcow.writer import WritableQcowDriver
 from tapfs.plan import Plan
 from tapfs.testing import crash, hostile, operations
 from tapfs.testing.__main__ import main
@@ -23,17 +25,27 @@ from tests.conftest import REPOSITORY
 WRITER = "tapfs.formats.qcow.writer.WritableQcowDriver"
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "overlay"),
-    [
-        ("raw", {}, False),
-        ("ram", {}, False),
-        ("qcow", {}, False),
-        ("qcow", {"cluster_size": "512"}, True),
-        ("qcow", {"blktap": "on"}, False),
-        ("qcow", {"blktap": "on"}, True),
-    ],
-)
+#: Kinds of images beside those that a format makes without options, each over a parent or not.
+KINDS: list[tuple[str, dict[str, str], bool]] = [
+    ("qcow", {"cluster_size": "512"}, True),
+    ("qcow", {"blktap": "on"}, False),
+    ("qcow", {"blktap": "on"}, True),
+]
+
+
+def kinds() -> Iterator[tuple[str, dict[str, str], bool]]:
+    """One row for every format of tapfs that makes images to be written, and one over a parent if it has parents."""
+    for name in own_format_names():
+        found = format_named(name)
+        if isinstance(found, CreatableFormat) and isinstance(found, DescribedFormat):
+            if Ability.WRITE in found.abilities:
+                yield name, {}, False
+            if {Ability.WRITE, Ability.BACKING} <= found.abilities:
+                yield name, {}, True
+    yield from KINDS
+
+
+@pytest.mark.parametrize(("name", "options", "overlay"), list(kinds()))
 def test_our_drivers_pass(name: str, options: dict[str, str], overlay: bool) -> None:  # noqa: FBT001
     subject = subject_named(name, options=options, overlay=overlay)
     assert subject.writable
@@ -54,8 +66,6 @@ def test_a_lost_write_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_plan_that_a_failed_flush_forgets_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tapfs.formats.qcow.writer import WritableQcowDriver
-
     right: Callable[[object], Plan] = WritableQcowDriver.flush
 
     def forgets(driver: WritableQcowDriver) -> Plan:
@@ -69,12 +79,39 @@ def test_a_plan_that_a_failed_flush_forgets_is_found(monkeypatch: pytest.MonkeyP
 
 
 def test_a_wrong_order_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tapfs.formats.qcow.writer import WritableQcowDriver
-
     right = WritableQcowDriver.flush
     monkeypatch.setattr(f"{WRITER}.flush", lambda driver: Plan(tuple(reversed(right(driver).stages))))
     with pytest.raises(ViolationError, match="after a crash in epoch"):
         run_often(crash.run, 30)
+
+
+def test_the_life_of_an_image_that_says_when_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for name in ("begin", "end"):
+        monkeypatch.setattr(f"{WRITER}.{name}", lambda _, name=name: calls.append(name) or Plan(), raising=False)
+    for name in ("reserve", "__init__"):
+        right: Callable[..., object] = getattr(WritableQcowDriver, name)
+        monkeypatch.setattr(
+            f"{WRITER}.{name}",
+            lambda *given, name=name, right=right: (calls.append(name), right(*given))[1],
+        )
+    operations.run(subject_named("qcow"), 0, 60)
+    # Opened, perhaps written once it has begun, and perhaps ended in good order.
+    assert re.fullmatch(r"(__init__ (begin (reserve )*(end )?)?)+", " ".join(calls) + " ")
+    assert {"begin", "end"} <= set(calls)
+
+
+def test_a_reservation_of_which_a_range_is_forgotten_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = WritableQcowDriver.commit
+
+    def forgetful(driver: WritableQcowDriver, reservation: Reservation) -> None:
+        kept = reservation.placements[:1] if len(reservation.ranges) > 1 else reservation.placements
+        object.__setattr__(reservation, "placements", kept)
+        right(driver, reservation)
+
+    monkeypatch.setattr(f"{WRITER}.commit", forgetful)
+    with pytest.raises(ViolationError, match="reads otherwise"):
+        run_often(operations.run, 60)
 
 
 class Careless:
