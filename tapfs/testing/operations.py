@@ -94,14 +94,15 @@ class _Run:
     def _reserve(self) -> None:
         """Reserve and write in several ranges at once, and leave it open for later."""
         pieces: list[tuple[int, bytes]] = []
-        free_from = 0
-        count = self._choice.choice([1, 12])
-        for offset, end in sorted(self._granules(100_000 // count) for _ in range(count)):
-            inside = min(end, self._size)
-            in_place = any(extent.in_place for extent in self._disk.driver.map(offset, inside - offset))
-            if offset >= free_from and not self._busy(offset, end) and not in_place:
-                pieces.append((offset, self._choice.randbytes(inside - offset)))
-                free_from = end
+        places = [extent for extent in self._disk.driver.map(0, self._size) if not extent.in_place]
+        for extent in sorted(self._choice.sample(places, min(len(places), self._choice.choice([1, 5])))):
+            granules = extent.length // self._granule
+            start = self._choice.randrange(granules)
+            count = self._choice.randrange(1, min(granules - start, max(1, 100_000 // self._granule)) + 1)
+            offset = extent.offset + start * self._granule
+            end = offset + count * self._granule
+            if not self._busy(offset, end):
+                pieces.append((offset, self._choice.randbytes(min(end, self._size) - offset)))
         if pieces:
             self._open.append((pieces, self._disk.start_writes(pieces)))
 

@@ -95,7 +95,7 @@ def test_the_life_of_an_image_that_says_when_it_is_written(monkeypatch: pytest.M
             f"{WRITER}.{name}",
             lambda *given, name=name, right=right: (calls.append(name), right(*given))[1],
         )
-    operations.run(subject_named("qcow"), 0, 60)
+    run_often(operations.run, 20)
     # Opened, perhaps written once it has begun, and perhaps ended in good order.
     assert re.fullmatch(r"(__init__ (begin (reserve )*(end )?)?)+", " ".join(calls) + " ")
     assert {"begin", "end"} <= set(calls)
