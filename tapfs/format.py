@@ -107,6 +107,8 @@ class Ability(StrEnum):
     ENCRYPT = "encrypt"
     CHECK = "check"
     REPAIR = "repair"
+    #: An image can hold snapshots beside its current disk, and they can be read.
+    SNAPSHOTS = "snapshots"
 
 
 @runtime_checkable
