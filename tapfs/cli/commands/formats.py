@@ -20,6 +20,9 @@ create them, over a parent (backing), compressed or encrypted, check and repair 
 snapshots in them. Every format listed can be read. '-': a driver of another package that does not
 say. 'tapfs create -f FMT -o help' lists the options of a format."""
 
+#: Headings that are shorter than their key, so that the table fits a terminal of 80 columns.
+_HEADINGS = {"snapshots": "SNAPS"}
+
 
 def add_parser(subparsers: Subparsers) -> None:
     """Describe the command."""
@@ -38,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     abilities = [key for key in described[0] if key not in ("name", "options")]
     rows = [(str(each["name"]), *(_word(each[key]) for key in abilities)) for each in described]
-    print_columns([("FORMAT", *(key.upper() for key in abilities)), *rows])
+    print_columns([("FORMAT", *(_HEADINGS.get(key, key.upper()) for key in abilities)), *rows])
     return 0
 
 
