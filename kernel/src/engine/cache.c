@@ -84,10 +84,19 @@ uint64_t cache_bytes(const struct cache *cache)
     return cache->orders[0].bytes + cache->orders[1].bytes;
 }
 
-/* The unit that goes first: the oldest of those that are not proven, if there are any. */
-static struct unit *next_victim(const struct cache *cache)
+/* The unit that goes first: the oldest of those that are not proven, if there are any, but never `kept`. NULL: none. */
+static struct unit *next_victim(const struct cache *cache, const struct unit *kept)
 {
-    return cache->orders[0].oldest != NULL ? cache->orders[0].oldest : cache->orders[1].oldest;
+    for (size_t proven = 0; proven < 2; proven++) {
+        struct unit *oldest = cache->orders[proven].oldest;
+        if (oldest != NULL && oldest == kept) {
+            oldest = oldest->newer;
+        }
+        if (oldest != NULL) {
+            return oldest;
+        }
+    }
+    return NULL;
 }
 
 static void insert(struct cache *cache, struct unit *unit)
@@ -106,8 +115,13 @@ static void insert(struct cache *cache, struct unit *unit)
     *bucket = unit;
     become_newest(cache, unit, proven);
     cache->unit_count++;
+    /* Who brought the unit wants it: the request would never end if the unit went first. */
     while (cache_bytes(cache) > cache->limit && cache->unit_count > cache->least_units) {
-        drop(cache, next_victim(cache));
+        struct unit *victim = next_victim(cache, unit);
+        if (victim == NULL) {
+            break;
+        }
+        drop(cache, victim);
     }
 }
 
@@ -143,7 +157,7 @@ int cache_init(struct cache *cache, uint64_t limit)
 void cache_destroy(struct cache *cache)
 {
     while (cache->unit_count > 0) {
-        drop(cache, next_victim(cache));
+        drop(cache, next_victim(cache, NULL));
     }
     free(cache->buckets);
     pthread_mutex_destroy(&cache->mutex);

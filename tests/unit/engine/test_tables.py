@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -137,6 +138,26 @@ def test_a_unit_in_use_outlives_a_scan(path: Path) -> None:
         for wanted in range(units):
             disk.read(wanted * UNIT, 8)
         assert disk.statistics().cache_misses - misses == scan
+
+
+def test_a_large_unit_is_kept_where_small_proven_ones_fill_the_bound(path: Path) -> None:
+    """The one unit that is not proven is not the victim of its own arrival: the request would never end."""
+    with opened(path) as disk:
+        disk.write(0, b"r" * (15 * UNIT))  # units of one run each
+        for cluster in range(63, 0, -2):
+            disk.write(15 * UNIT + cluster * CLUSTER, b"s")  # and one of 64
+    program = """
+import sys, tests.unit.engine.test_tables as here
+with here.opened(here.Path(sys.argv[1]), writable=False, cache_bytes=1950) as disk:
+    for _ in range(12):
+        disk.engine_disk.forget(0, 14 * here.UNIT, here.UNIT)
+        for unit in [*range(13), 14]:
+            disk.read(unit * here.UNIT, 1)
+    print(disk.read(15 * here.UNIT + here.CLUSTER, 1), disk.read(0, 1))
+"""
+    command = [sys.executable, "-c", program, str(path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "b's' b'r'\n"
 
 
 def test_nobody_reads_a_map_from_before_a_write_that_was_acknowledged(path: Path) -> None:
