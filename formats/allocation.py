@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError
@@ -31,10 +32,24 @@ class Allocation:
     its unlinking durable and punches it, and is free once that plan is done.
     """
 
-    def __init__(self, path: str, file_size: int, cluster_size: int, *, max_size: int) -> None:
-        """`max_size`: the format can address no place that ends after it."""
+    def __init__(
+        self,
+        path: str,
+        file_size: int,
+        cluster_size: int,
+        *,
+        max_size: int,
+        origin: int = 0,
+        alignment: int | None = None,
+    ) -> None:
+        """`max_size`: the format can address no place that ends after it.
+
+        A cluster begins at a multiple of `alignment` (of the cluster size, if that is None) after `origin`.
+        """
         self._path = path
         self._cluster_size = cluster_size
+        self._origin = origin
+        self._alignment = alignment or cluster_size
         self._max_size = max_size
         self.end = file_size
         #: Bytes that the file must have for committed places. Places that were only handed out may not fit the host.
@@ -51,7 +66,7 @@ class Allocation:
 
         Raises ImageError(no_space) where the format cannot address the place.
         """
-        start = round_up(self.end, alignment or self._cluster_size)
+        start = self._aligned(self.end, alignment or self._alignment)
         if start + length > self._max_size:
             raise ImageError(
                 ErrorKind.NO_SPACE, "the image file cannot grow further", path=self._path, offset=start, op="allocate"
@@ -65,7 +80,7 @@ class Allocation:
         left = length
         while left and self._free:
             start, end = self._free.pop()
-            aligned = round_up(start, self._cluster_size)
+            aligned = self._aligned(start, self._alignment)
             usable = (end - aligned) // self._cluster_size * self._cluster_size
             taken = min(left, usable)
             if taken <= 0:
@@ -78,6 +93,11 @@ class Allocation:
             pieces.append(Piece(self.tail(left), left, fresh=True))
         return pieces
 
+    def adopt(self, ranges: Iterable[HostRange]) -> None:
+        """Take ranges of the file that nothing refers to as free; they may hold anything."""
+        self._free = _joined([*self._free, *ranges])
+        self._free.reverse()
+
     def commit(self, start: int, length: int) -> None:
         """A range that was handed out is a part of the image now."""
         self.committed_end = max(self.committed_end, start + length)
@@ -85,6 +105,9 @@ class Allocation:
     def release(self, start: int, length: int, *, reusable: bool = True) -> None:
         """Give a range back; what is not `reusable` is only punched."""
         self._noted.append((HostRange(start, start + length), reusable))
+
+    def _aligned(self, place: int, alignment: int) -> int:
+        return self._origin + round_up(max(0, place - self._origin), alignment)
 
     @property
     def noted(self) -> int:

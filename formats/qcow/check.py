@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tapfs.driver import CheckReport, ProgressCallback, Severity
 from tapfs.extent import Kind
 from tapfs.formats.claims import Claim, gaps
+from tapfs.formats.leaks import pieces_with_data
 from tapfs.formats.qcow import era, extended
 from tapfs.formats.qcow.entries import STRAY_HEADER_WORD, Run, fault
 from tapfs.formats.qcow.header import ENTRY_LENGTH, LENGTH, SIZE_AT
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from tapfs.formats.qcow.reader import QcowReader
 
 _BLOCK = 4096
-_READ_BYTES = 1 << 20
 _PROGRESS_TABLES = 256
 
 #: So many stray tables and leaked ranges are remembered for repair.
@@ -206,33 +206,11 @@ class Check:
         start = max(offset, slack_end)
         if start >= end:
             return
-        for data_offset, data_length in self._image.file.data_ranges(start, end - start):
-            for at in range(data_offset, data_offset + data_length, _READ_BYTES):
-                chunk = self._image.file.read(at, min(_READ_BYTES, data_offset + data_length - at))
-                if chunk.count(0) != len(chunk):
-                    self._leak_in(at, chunk)
-
-    def _leak_in(self, offset: int, chunk: bytes) -> None:
-        cluster_size = self._image.header.cluster_size
-        leak_start: int | None = None
-        at = 0
-        while at < len(chunk):
-            stop = min(len(chunk), round_up(offset + at + 1, cluster_size) - offset)
-            if chunk.count(0, at, stop) == stop - at:
-                self._leak(leak_start, offset + at)
-                leak_start = None
-            elif leak_start is None:
-                leak_start = offset + at
-            at = stop
-        self._leak(leak_start, offset + at)
-
-    def _leak(self, start: int | None, end: int) -> None:
-        if start is None:
-            return
-        self.report.add(Severity.LEAK, f"{end - start} bytes that nothing refers to hold data", start)
-        self.report.leaked_bytes += end - start
-        if len(self.leaks) < MAX_REMEMBERED:
-            self.leaks.append((start, end - start))
+        for at, leaked in pieces_with_data(self._image.file, start, end, self._image.header.cluster_size):
+            self.report.add(Severity.LEAK, f"{leaked} bytes that nothing refers to hold data", at)
+            self.report.leaked_bytes += leaked
+            if len(self.leaks) < MAX_REMEMBERED:
+                self.leaks.append((at, leaked))
 
 
 def _name(claim: Claim) -> str:

@@ -1,0 +1,94 @@
+"""Check a table of blocks against the file and against itself.
+
+Each entry must name a slot of its own in the file. What no entry names is a leak if it holds data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from tapfs.driver import CheckReport, ProgressCallback, Severity
+from tapfs.extent import Kind
+from tapfs.formats.blocks.reader import BlockReader
+from tapfs.formats.claims import Claim, gaps
+from tapfs.formats.leaks import pieces_with_data
+
+#: The claimant of slots; a format numbers its own metadata from 1 up.
+SLOTS = 0
+
+#: So many leaked ranges are remembered for repair.
+_MAX_REMEMBERED = 4096
+_LEAK_UNIT = 4096
+_PROGRESS_BLOCKS = 1 << 18
+
+
+class BlockCheck:
+    """One check of one image; the result is in `report` and the other attributes.
+
+    `metadata` are the claims of what is no slot, each with the words for it in `names`, by claimant.
+    """
+
+    def __init__(
+        self,
+        image: BlockReader,
+        metadata: Iterable[Claim],
+        names: dict[int, str],
+        report: CheckReport,
+        progress: ProgressCallback | None = None,
+    ) -> None:
+        self._image = image
+        self._names = names
+        self._progress = progress
+        self.report = report
+        #: Entries that name a slot, one more than the largest of these, and one more than the largest possible one.
+        self.used = 0
+        self.entries_end = 0
+        self.possible_end = 0
+        #: Unreferenced ``(offset, length)`` ranges with data in them.
+        self.leaks: list[tuple[int, int]] = []
+        claims = (claim for part in (metadata, self._slots()) for claim in part)
+        for offset, length in gaps(claims, image.file.size(), self._overlap, image.scratch):
+            self._check_gap(offset, offset + length)
+
+    def _slots(self) -> Iterator[Claim]:
+        image, layout = self._image, self._image.layout
+        for start in range(0, layout.blocks, _PROGRESS_BLOCKS):
+            if self._progress is not None:
+                self._progress(start, layout.blocks)
+            for first, entries in image.table.pieces(start, min(start + _PROGRESS_BLOCKS, layout.blocks)):
+                for run in layout.runs(entries, first):
+                    if run.kind != Kind.DATA:
+                        continue
+                    self.used += run.blocks
+                    last = run.entry + (run.blocks - 1) * layout.step
+                    self.entries_end = max(self.entries_end, last + 1)
+                    wrong = layout.fault(run, image.file.size())
+                    if wrong is not None:
+                        message = f"entry {run.first} of the block table: {wrong}"
+                        self.report.add(Severity.CORRUPTION, message, layout.entry_place(run.first))
+                        continue
+                    self.possible_end = max(self.possible_end, last + 1)
+                    self.report.allocated_bytes += run.blocks * layout.block_bytes
+                    yield Claim(layout.slot(run.entry), run.blocks * layout.slot_bytes, SLOTS, entry=run.first)
+        if self._progress is not None:
+            self._progress(layout.blocks, layout.blocks)
+
+    def _overlap(self, earlier: Claim, later: Claim) -> None:
+        message = f"{self._name(later)} overlaps {self._name(earlier)}"
+        self.report.add(Severity.CORRUPTION, message, later.start)
+
+    def _name(self, claim: Claim) -> str:
+        if claim.claimant != SLOTS:
+            return self._names[claim.claimant]
+        blocks = claim.length // self._image.layout.slot_bytes
+        return f"block {claim.entry}" if blocks == 1 else f"a run of {blocks} blocks from block {claim.entry} on"
+
+    def _check_gap(self, start: int, end: int) -> None:
+        start = max(start, self._image.layout.least_place)
+        if start >= end:
+            return
+        for offset, length in pieces_with_data(self._image.file, start, end, _LEAK_UNIT):
+            self.report.add(Severity.LEAK, f"{length} bytes that nothing refers to hold data", offset)
+            self.report.leaked_bytes += length
+            if len(self.leaks) < _MAX_REMEMBERED:
+                self.leaks.append((offset, length))
