@@ -123,7 +123,8 @@ static int unpack(struct codec *codec, const struct codec_source *source, uint8_
         error = strip_header(source->packing, &payload, &got);
     }
     if (error == 0) {
-        error = unpackers_unpack(&context->unpackers, source->packing->codec, payload, got, out, source->unit);
+        error = unpackers_unpack(&context->unpackers, source->packing->codec, payload, got, out, source->unit,
+                                 source->least);
     }
     give_back_context(codec, context);
     return error;

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <libdeflate.h>
 #include <stdlib.h>
+#include <string.h>
 #define ZLIB_CONST
 #include <zlib.h>
 #include <zstd.h>
@@ -31,30 +32,30 @@ typedef enum libdeflate_result (*unpack_stream)(struct libdeflate_decompressor *
 
 /* By a function of libdeflate that ends in _ex: what is behind the stream is slack. */
 static int unpack_by_libdeflate(struct unpackers *unpackers, unpack_stream function, const uint8_t *payload,
-                                uint64_t length, uint8_t *out, uint64_t unit)
+                                uint64_t length, uint8_t *out, uint64_t unit, size_t *produced)
 {
-    size_t consumed = 0, produced = 0;
+    size_t consumed = 0;
     if (!has_deflate(unpackers)) {
         return ENOMEM;
     }
-    enum libdeflate_result result = function(unpackers->deflate, payload, length, out, unit, &consumed, &produced);
-    return result == LIBDEFLATE_SUCCESS && produced == unit ? 0 : EUCLEAN;
+    enum libdeflate_result result = function(unpackers->deflate, payload, length, out, unit, &consumed, produced);
+    return result == LIBDEFLATE_SUCCESS ? 0 : EUCLEAN;
 }
 
 static int unpack_deflate(struct unpackers *unpackers, const uint8_t *payload, uint64_t length, uint8_t *out,
-                          uint64_t unit)
+                          uint64_t unit, size_t *produced)
 {
-    return unpack_by_libdeflate(unpackers, libdeflate_deflate_decompress_ex, payload, length, out, unit);
+    return unpack_by_libdeflate(unpackers, libdeflate_deflate_decompress_ex, payload, length, out, unit, produced);
 }
 
 static int unpack_zlib(struct unpackers *unpackers, const uint8_t *payload, uint64_t length, uint8_t *out,
-                       uint64_t unit)
+                       uint64_t unit, size_t *produced)
 {
-    return unpack_by_libdeflate(unpackers, libdeflate_zlib_decompress_ex, payload, length, out, unit);
+    return unpack_by_libdeflate(unpackers, libdeflate_zlib_decompress_ex, payload, length, out, unit, produced);
 }
 
 static int unpack_zstd(struct unpackers *unpackers, const uint8_t *payload, uint64_t length, uint8_t *out,
-                       uint64_t unit)
+                       uint64_t unit, size_t *produced)
 {
     size_t frame = ZSTD_findFrameCompressedSize(payload, length);
     if (unpackers->zstd == NULL) {
@@ -66,8 +67,8 @@ static int unpack_zstd(struct unpackers *unpackers, const uint8_t *payload, uint
     if (ZSTD_isError(frame)) {
         return EUCLEAN;
     }
-    size_t produced = ZSTD_decompressDCtx(unpackers->zstd, out, unit, payload, frame);
-    return !ZSTD_isError(produced) && produced == unit ? 0 : EUCLEAN;
+    *produced = ZSTD_decompressDCtx(unpackers->zstd, out, unit, payload, frame);
+    return ZSTD_isError(*produced) ? EUCLEAN : 0;
 }
 
 /* ---- packing */
@@ -146,12 +147,13 @@ static int pack_zstd(const uint8_t *in, uint64_t granule, size_t count, uint8_t 
 /* ---- the table */
 
 /*
- * unpack: exactly `unit` bytes out of the beginning of the payload, which may have slack behind the stream, as formats
- * that count sectors have. 0, EUCLEAN or ENOMEM.
+ * unpack: at most `unit` bytes out of the beginning of the payload, which may have slack behind the stream, as formats
+ * that count sectors have; `produced` counts them. 0, EUCLEAN or ENOMEM.
  * pack: each granule on its own; sizes[i] is 0 where one does not shrink.
  */
 struct codec_kind {
-    int (*unpack)(struct unpackers *unpackers, const uint8_t *payload, uint64_t length, uint8_t *out, uint64_t unit);
+    int (*unpack)(struct unpackers *unpackers, const uint8_t *payload, uint64_t length, uint8_t *out, uint64_t unit,
+                  size_t *produced);
     int (*pack)(const uint8_t *in, uint64_t granule, size_t count, uint8_t *out, uint64_t *sizes);
 };
 
@@ -174,9 +176,17 @@ void unpackers_free(struct unpackers *unpackers)
 }
 
 int unpackers_unpack(struct unpackers *unpackers, uint32_t codec, const uint8_t *payload, uint64_t length, uint8_t *out,
-                     uint64_t unit)
+                     uint64_t unit, uint64_t least)
 {
-    return codecs[codec].unpack(unpackers, payload, length, out, unit);
+    size_t produced = 0;
+    int error = codecs[codec].unpack(unpackers, payload, length, out, unit, &produced);
+    if (error == 0 && produced < least) {
+        error = EUCLEAN;
+    }
+    if (error == 0) {
+        memset(out + produced, 0, unit - produced);
+    }
+    return error;
 }
 
 int tapfs_compress(uint32_t codec, const void *buffer, uint64_t granule, size_t count, void *out, uint64_t *sizes)

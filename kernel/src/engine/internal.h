@@ -105,9 +105,12 @@ struct unpackers {
 
 TAPFS_INTERNAL bool codec_known(uint32_t codec);
 TAPFS_INTERNAL void unpackers_free(struct unpackers *unpackers);
-/* Exactly `unit` bytes out of the beginning of a payload. 0, EUCLEAN (no valid stream) or ENOMEM. */
+/*
+ * `unit` bytes out of the beginning of a payload, which has at least `least` of them; the others are zeros.
+ * 0, EUCLEAN (no valid stream, or too short a one) or ENOMEM.
+ */
 TAPFS_INTERNAL int unpackers_unpack(struct unpackers *unpackers, uint32_t codec, const uint8_t *payload,
-                                    uint64_t length, uint8_t *out, uint64_t unit);
+                                    uint64_t length, uint8_t *out, uint64_t unit, uint64_t least);
 
 /* ---- engine/codec.c */
 
@@ -133,7 +136,8 @@ struct codec_source {
     struct host_file *file;
     uint32_t layer_index, file_index;
     uint64_t host_offset, host_length;
-    uint64_t unit; /* what the payload unpacks to */
+    uint64_t unit;  /* what the payload unpacks to */
+    uint64_t least; /* bytes of it that the payload must have */
     const tapfs_packing *packing;
     bool nowait;
 };

@@ -99,6 +99,8 @@ static int compressed_read(struct request *request, uint32_t index, const tapfs_
         .host_offset = run->host_offset,
         .host_length = run->host_length,
         .unit = unit,
+        /* The last unit of a disk may hold only what the disk has of it. */
+        .least = minimum(unit, layer->geometry.virtual_size - (run->offset - run->offset % unit)),
         .packing = &layer->geometry.packing,
         .nowait = request->nowait,
     };

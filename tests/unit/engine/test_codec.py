@@ -219,3 +219,20 @@ def test_compressed_granules_are_not_encrypted(tmp_path: Path) -> None:
 def test_a_key_of_another_length_is_refused() -> None:
     with Disk() as disk, pytest.raises(ValueError, match="16 bytes"):
         disk.add_layer(Geometry(512, 512, 512, identity=Identity(), cipher=AES), key=b"short", files=[])
+
+
+@pytest.mark.parametrize("codec", [Codec.RAW_DEFLATE, Codec.ZLIB])
+def test_the_last_unit_may_hold_only_what_the_disk_has_of_it(tmp_path: Path, codec: Codec) -> None:
+    data = text(GRANULE, 3)[:1000]
+    payload = deflate(data) if codec is Codec.RAW_DEFLATE else zlib.compress(data)
+    for size, good in ((GRANULE + 1000, True), (GRANULE + 999, True), (GRANULE + 1001, False), (2 * GRANULE, False)):
+        with Disk() as disk:
+            disk.layer(host(tmp_path, "top", payload), size=size, codec=codec)
+            run = Extent(GRANULE, GRANULE, COMPRESSED, host_length=len(payload))
+            disk.install(0, [Extent(0, GRANULE, ZERO), run])
+            if good:
+                assert disk.read(GRANULE, size - GRANULE) == data[: size - GRANULE]
+                assert disk.read(GRANULE + 10, 20) == data[10:30]
+            else:
+                with pytest.raises(ImageError, match="unpack"):
+                    disk.read(GRANULE, size - GRANULE)
