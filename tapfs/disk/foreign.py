@@ -215,10 +215,10 @@ TABLE: tuple[ForeignFormat, ...] = (
         "asif", "an Apple sparse image (ASIF)", "copy its disk with diskutil image on macOS", _starts(b"shdw\0\0\0")
     ),
     ForeignFormat(
-        "ewf",
-        "an EnCase image (EWF)",
+        "ewf2",
+        "an EnCase image of version 2 (Ex01)",
         "make a raw image of it with ewfexport",
-        _starts(b"EVF\x09\x0d\x0a\xff\0", b"EVF2\x0d\x0a\x81\0"),
+        _starts(b"EVF2\x0d\x0a\x81\0"),
     ),
     ForeignFormat(
         "ewf-logical",

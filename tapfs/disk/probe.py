@@ -22,6 +22,7 @@ _MODULES = {
     "raw": "tapfs.formats.raw",
     "qcow": "tapfs.formats.qcow",
     "ram": "tapfs.formats.ram",
+    "ewf": "tapfs.formats.ewf",
 }
 
 #: Other names of formats, which `-f` and `-O` take as well: qemu-img's.

@@ -110,7 +110,7 @@ SAMPLES: dict[str, list[bytes]] = {
     # What readers of ASIF found: "shdw", version 1, header of 512 bytes, all big-endian.
     "asif": [b"shdw" + struct.pack(">II", 1, 512) + bytes(1000)],
     # libewf's documentation of EWF and EWF2.
-    "ewf": [b"EVF\x09\x0d\x0a\xff\0\1\1\0\0\0" + bytes(1000), b"EVF2\x0d\x0a\x81\0\2\1" + bytes(1000)],
+    "ewf2": [b"EVF2\x0d\x0a\x81\0\2\1" + bytes(1000)],
     "ewf-logical": [b"LVF\x09\x0d\x0a\xff\0\1\1\0\0\0" + bytes(1000), b"LEF2\x0d\x0a\x81\0\2\1" + bytes(1000)],
     # afflib.h: AF_HEADER.
     "aff": [b"AFF10\r\n\0AFF\0" + bytes(1000)],

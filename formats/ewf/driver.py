@@ -1,0 +1,202 @@
+"""The driver of an open EWF image: its segments, its map, its details and its check."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+from tapfs.driver import CheckReport, Codec, Geometry, HostFile, OpenRequest, Packing, ProgressCallback, Role, Severity
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.extent import Extent, merge
+from tapfs.formats.ewf import SIGNATURE
+from tapfs.formats.ewf.acquisition import acquisition, bad_ranges, digests
+from tapfs.formats.ewf.chunks import Copy, Table, extents_of, read_copy, read_entries
+from tapfs.formats.ewf.sections import DONE, Section, next_name, sections, segment_number
+from tapfs.formats.ewf.volume import Volume, parse_volume
+from tapfs.plan import Plan
+
+#: Chunks of a map unit: 8 MiB of the disk, as images are usually made.
+_UNIT_CHUNKS = 256
+
+#: Tables whose extents are kept. One has 16375 entries as a rule.
+_KEPT_TABLES = 4
+
+#: Packed chunks carry the number of their host file in 10 bits.
+_MAX_SEGMENTS = 1023
+
+
+class EwfDriver:
+    """An open image: a :class:`tapfs.driver.Driver` that is `Checkable`."""
+
+    format_name = "ewf"
+
+    def __init__(self, file: HostFile, request: OpenRequest) -> None:
+        number = segment_number(file, SIGNATURE)
+        if number != 1:
+            raise ImageError(
+                ErrorKind.INVALID_FORMAT,
+                f"is segment {number} of an EWF image",
+                path=file.path,
+                offset=9,
+                op="open",
+                remedy="name the first segment, whose suffix is E01 or s01",
+            )
+        self._file = file
+        self._segments: list[tuple[HostFile, list[Section]]] = []
+        self._tables: list[Table] = []
+        self._kept: OrderedDict[int, Sequence[Extent]] = OrderedDict()
+        numbers = self._open_segments(request)
+        self._volume = volume = _volume(*self._segments[0])
+        for number, (segment, found) in zip(numbers, self._segments, strict=True):
+            self._add_tables(number, segment, found)
+        self._firsts = [table.first for table in self._tables]
+        self._mapped_chunks = sum(table.entries for table in self._tables)
+        self.geometry = Geometry(
+            virtual_size=volume.size,
+            granule=volume.chunk_bytes,
+            map_unit=volume.chunk_bytes * _UNIT_CHUNKS,
+            packing=Packing(Codec.ZLIB),
+        )
+
+    # -- segments -------------------------------------------------------------------------------
+
+    def _open_segments(self, request: OpenRequest) -> Sequence[int]:
+        """Open every segment and read its sections. The number of each as a host file of the image."""
+        opened = [0]
+        name = self._file.path.rsplit("/", 1)[-1]
+        self._segments.append((self._file, list(sections(self._file))))
+        while self._segments[-1][1][-1].kind != DONE:
+            count = len(opened) + 1
+            if count > _MAX_SEGMENTS:
+                message = f"has more than {_MAX_SEGMENTS} segments"
+                raise ImageError(ErrorKind.UNSUPPORTED, message, path=self._file.path, op="open")
+            number, file = request.further.open(next_name(name, count), Role.READ_ONLY_DATA)
+            if segment_number(file, SIGNATURE) != count:
+                message = f"is not segment {count} of the image {self._file.path}"
+                raise ImageError(ErrorKind.CORRUPT, message, path=file.path, offset=9, op="open")
+            self._segments.append((file, list(sections(file))))
+            opened.append(number)
+        return opened
+
+    def _add_tables(self, number: int, file: HostFile, found: Sequence[Section]) -> None:
+        first = sum(table.entries for table in self._tables)
+        area: tuple[int, int] | None = None
+        for at, section in enumerate(found):
+            if section.kind == "sectors":
+                area = (section.content, section.end)
+            if section.kind != "table":
+                continue
+            copies = [read_copy(file, section)]
+            if at + 1 < len(found) and found[at + 1].kind == "table2":
+                copies.append(read_copy(file, found[at + 1]))
+            # The copy whose header is whole says how many entries there are.
+            count = next((copy.entries for copy in copies if copy.header_right), copies[0].entries)
+            areas = ((section.content, section.end), *(() if area is None else (area,)))
+            self._tables.append(Table(first, count, number, file, tuple(copies), areas))
+            first += count
+
+    # -- map ------------------------------------------------------------------------------------
+
+    def map(self, offset: int, length: int) -> list[Extent]:
+        """See :meth:`tapfs.driver.Driver.map`. Raises ImageError(corrupt) for chunks that the image lacks."""
+        volume, unit = self._volume, self.geometry.map_unit
+        first = offset // unit * _UNIT_CHUNKS
+        stop = min(-(-(offset + length) // unit) * _UNIT_CHUNKS, volume.chunks)
+        found: list[Extent] = []
+        while first < stop:
+            index = bisect_right(self._firsts, first) - 1
+            table = self._tables[index] if index >= 0 else None
+            if table is None or first >= table.first + table.entries:
+                raise ImageError(
+                    ErrorKind.CORRUPT,
+                    f"has only {self._mapped_chunks} of {volume.chunks} chunks: chunk {first} is missing",
+                    path=self._file.path,
+                    op="map",
+                    remedy="the acquisition was not finished; the 256 chunks around this one cannot be read",
+                )
+            end = min(stop, table.first + table.entries)
+            found += self._extents(index)[first - table.first : end - table.first]
+            first = end
+        return list(merge(found))
+
+    def _extents(self, index: int) -> Sequence[Extent]:
+        kept = self._kept.pop(index, None)
+        if kept is None:
+            kept = extents_of(self._tables[index], self._volume.chunk_bytes, self._volume.size)
+            while len(self._kept) >= _KEPT_TABLES:
+                self._kept.popitem(last=False)
+        self._kept[index] = kept
+        return kept
+
+    # -- details and check ----------------------------------------------------------------------
+
+    @property
+    def plain_details(self) -> frozenset[str]:
+        """What an examiner looks for."""
+        return frozenset({"segments", "acquisition", "md5", "sha1", "bad_ranges"})
+
+    def details(self) -> Mapping[str, object]:
+        """The segments, the acquisition and the digests that the image holds of its disk; nothing is computed."""
+        last = self._segments[-1]
+        return {
+            "segments": len(self._segments),
+            "chunk_size": self._volume.chunk_bytes,
+            "sector_size": self._volume.sector_bytes,
+            "acquisition": acquisition(*self._segments[0]),
+            **digests(*last),
+            "bad_ranges": bad_ranges(*last),
+        }
+
+    def check(self, progress: ProgressCallback | None = None) -> CheckReport:
+        """Compare every section and table with its checksum, tables with their copies, and chunks with the sections.
+
+        The contents of chunks are guest data: reading a packed chunk compares it with its own checksum.
+        """
+        report = CheckReport()
+        for file, found in self._segments:
+            for section in found:
+                if not section.checksum_right:
+                    message = f"{file.path}: the checksum of the section {section.kind!r} does not fit"
+                    report.add(Severity.CORRUPTION, message, section.offset)
+        if self._mapped_chunks < self._volume.chunks:
+            message = f"only {self._mapped_chunks} of {self._volume.chunks} chunks are there"
+            report.add(Severity.CORRUPTION, message)
+        for table in self._tables:
+            if progress is not None:
+                progress(table.first, self._volume.chunks)
+            self._check_table(table, report)
+        if progress is not None:
+            progress(self._volume.chunks, self._volume.chunks)
+        return report
+
+    def repair(self) -> Sequence[Plan]:
+        """Nothing: evidence is not changed."""
+        return ()
+
+    def _check_table(self, table: Table, report: CheckReport) -> None:
+        good: list[Copy] = []
+        for copy in table.copies:
+            if read_entries(table, copy) is None:
+                message = f"{table.file.path}: the checksum of a table of chunks does not fit"
+                report.add(Severity.CORRUPTION, message, copy.entries_at)
+            else:
+                good.append(copy)
+        entries = [read_entries(table, copy) for copy in good]
+        if len(entries) == 2 and entries[0] != entries[1]:
+            message = f"{table.file.path}: the two copies of a table of chunks differ"
+            report.add(Severity.CORRUPTION, message, good[1].entries_at)
+        try:
+            found = extents_of(table, self._volume.chunk_bytes, self._volume.size)
+        except ImageError as error:
+            report.add(Severity.CORRUPTION, f"{table.file.path}: {error.message}", error.offset)
+        else:
+            report.allocated_bytes += sum(extent.host_length or extent.length for extent in found)
+
+
+def _volume(file: HostFile, found: Sequence[Section]) -> Volume:
+    section = next((each for each in found if each.kind in ("volume", "disk")), None)
+    if section is None:
+        message = "the first segment has no volume section, so the size of the disk is unknown"
+        raise ImageError(ErrorKind.CORRUPT, message, path=file.path, op="open")
+    return parse_volume(file, section)
