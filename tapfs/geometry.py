@@ -22,7 +22,7 @@ class Packing:
 
     With a header of `header_bytes` the packed bytes follow it, as many as its little-endian field of `length_bytes`
     (4 or 8) at `length_at` says. The length in the extent is only a bound then. A payload may have slack behind it and
-    may cross clusters of the host file.
+    may cross clusters of the host file. The last payload may unpack to less, if the disk ends in its unit.
     """
 
     codec: Codec

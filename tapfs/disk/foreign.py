@@ -89,11 +89,6 @@ def _later_qcow(head: bytes, _: bytes) -> bool:
     return _qcow_version(head) not in {None, 1, 2, 3}
 
 
-def _vmdk_descriptor(head: bytes, _: bytes) -> bool:
-    """The text file that names the extents of a disk; VMware writes its first line in one spelling, others do not."""
-    return head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(b"# disk descriptorfile")
-
-
 def _cloop(head: bytes, _: bytes) -> bool:
     """A shell script whose second line is the format's version."""
     return head.startswith(b"#!/bin/sh\n#V") and b" Format\n" in head[:32]
@@ -168,28 +163,14 @@ def _tar(head: bytes, _: bytes) -> bool:
 _QEMU = "make a raw or qcow image of it with qemu-img convert"
 _MACOS = "make a raw image of it with hdiutil convert on macOS"
 
-#: The signatures are published in: QEMU's block drivers and docs/interop (qcow2, qed, vmdk, cow, bochs, cloop, dmg,
+#: The signatures are published in: QEMU's block drivers and docs/interop (qcow2, qed, cow, bochs, cloop, dmg,
 #: parallels), Microsoft's Virtual Hard Disk Image Format Specification and MS-VHDX, libyal's documentation of EWF,
-#: VMDK, VHD, Parallels and Mac OS images, the notes on ASIF by its readers, afflib.h, Proxmox's vma_spec.txt, Android's
+#: VHD, Parallels and Mac OS images, the notes on ASIF by its readers, afflib.h, Proxmox's vma_spec.txt, Android's
 #: sparse_format.h, file(1) for the rest.
 TABLE: tuple[ForeignFormat, ...] = (
     ForeignFormat("qcow2", "a qcow2 image", _QEMU, _qcow2),
     ForeignFormat("qcow-later", "a qcow image of an unknown version", _QEMU, _later_qcow),
     ForeignFormat("qed", "a QED image", _QEMU, _starts(b"QED\0")),
-    ForeignFormat("vmdk", "a VMDK image (sparse extent)", _QEMU, _starts(b"KDMV")),
-    ForeignFormat(
-        "vmdk-descriptor",
-        "a VMDK descriptor, which names the files of a disk",
-        _QEMU,
-        _vmdk_descriptor,
-    ),
-    ForeignFormat("cowd", "a VMDK image of ESX (COWD extent)", f"{_QEMU} of its descriptor", _starts(b"COWD")),
-    ForeignFormat(
-        "sesparse",
-        "a VMDK image of ESXi (seSparse extent)",
-        f"{_QEMU} of its descriptor",
-        _starts(b"\xbe\xba\xfe\xca\0\0\0\0"),
-    ),
     ForeignFormat(
         "vhd",
         "a VHD image",

@@ -258,7 +258,7 @@ async def test_read_only(devices: Devices, raw: Path) -> None:
     ("params", "kind", "says"),
     [
         ("{raw}", "read_only", "attach tap:aio:{raw}, or say -f raw, if it is one"),
-        ("tap:vmdk:{raw}", "unsupported", "vmdk"),
+        ("tap:vmdk:{raw}", "invalid_format", "not a VMDK descriptor"),
     ],
 )
 async def test_an_image_that_cannot_be_opened(devices: Devices, raw: Path, params: str, kind: str, says: str) -> None:

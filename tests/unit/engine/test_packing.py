@@ -166,3 +166,21 @@ def test_the_length_may_stand_in_the_payloads_own_header(tmp_path: Path, length_
 def test_a_packing_that_cannot_be_is_refused(tmp_path: Path, packing: Packing) -> None:
     with Disk() as disk, pytest.raises(ImageError):
         add(disk, host(tmp_path, "a"), packing)
+
+
+def test_the_last_payload_may_end_with_the_disk(tmp_path: Path) -> None:
+    """As qemu-img packs the last grain of a streamOptimized VMDK; anywhere else a short payload is damage."""
+    data = text(UNIT_BYTES, 7)
+    size = 3 * UNIT_BYTES - 700
+    short = zlib.compress(data[: UNIT_BYTES - 700])
+    for at, length in ((2, len(short)), (1, len(short))):
+        with Disk() as disk:
+            packing = Packing(Codec.ZLIB, UNIT_BYTES)
+            add(disk, host(tmp_path, "a", short), packing, size=size)
+            disk.install(0, [Extent(at * UNIT_BYTES, UNIT_BYTES, Kind.COMPRESSED, 0, 0, length)])
+            if at == 2:
+                assert disk.read(2 * UNIT_BYTES, UNIT_BYTES - 700) == data[: UNIT_BYTES - 700]
+                continue
+            with pytest.raises(ImageError) as raised:
+                disk.read(UNIT_BYTES, 1)
+            assert raised.value.kind is ErrorKind.CORRUPT

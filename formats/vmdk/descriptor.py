@@ -1,0 +1,201 @@
+"""Parse a VMDK descriptor: the text that names the parts of a disk, its parent and its identity.
+
+People and many tools write descriptors by hand, so the parser takes what VMware's own takes and more: CRLF, tabs, any
+case, no quotes, no comments, a byte order mark (docs/specs/vmdk.md, "Descriptor"). It keeps the places of the values,
+so that a value can be changed without touching another byte. A line that begins like an extent and is none is an error:
+a disk without it would be shorter, and all behind it would have moved.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.formats.vmdk.sectors import MAX_BYTES, SECTOR
+from tapfs.formats.vmdk.text_encoding import codec_named, decoded
+
+#: Longest descriptor that is read, in bytes, and the most extents of one disk.
+MAX_BYTES_OF_TEXT = 1 << 20
+MAX_EXTENTS = 4096
+
+#: CID of no image: a parentCID with this value says that there is no parent.
+NO_CID = 0xFFFFFFFF
+
+_BOM = b"\xef\xbb\xbf"
+_FIRST_LINE = re.compile(rb"#[ \t]*disk[ \t]*descriptor[ \t]*file", re.IGNORECASE)
+_EXTENT = re.compile(
+    rb"(?P<access>rw|rdonly|noaccess)[ \t]+(?P<sectors>[0-9]{1,20})[ \t]+(?P<kind>[a-z]+)"
+    rb'(?:[ \t]+(?:"(?P<quoted>[^"]*)"|(?P<plain>[^\s"]+))(?:[ \t]+(?P<offset>[0-9]{1,20}))?(?P<rest>[ \t].*)?)?',
+    re.IGNORECASE,
+)
+_LIKE_AN_EXTENT = re.compile(rb"(?:rw|rdonly|noaccess)(?:[ \t]|$)", re.IGNORECASE)
+_KEY = re.compile(
+    rb"(?P<key>[a-z][a-z0-9_.]*)[ \t]*=[ \t]*(?:\"(?P<quoted>[^\"]*)\"?|(?P<plain>.*?))[ \t]*$", re.IGNORECASE
+)
+_CID = re.compile(rb"[0-9a-f]{1,8}", re.IGNORECASE)
+
+
+class Access(Enum):
+    """What a guest may do with a part of the disk."""
+
+    READ_WRITE = "RW"
+    READ_ONLY = "RDONLY"
+    NONE = "NOACCESS"
+
+
+class Value(NamedTuple):
+    """The value of a key and the place of its bytes in the text, without quotes."""
+
+    at: int
+    content: bytes
+
+
+class ExtentLine(NamedTuple):
+    """One extent: `sectors` of the disk, and their place. `kind` is in upper case, `name` empty where there is none."""
+
+    access: Access
+    sectors: int
+    kind: str
+    name: str
+    raw_name: bytes
+    offset_sectors: int
+    at: int
+
+    @property
+    def length(self) -> int:
+        """Bytes of the disk that the extent has."""
+        return self.sectors * SECTOR
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """A parsed descriptor. `values` has the keys in lower case, of a key that stands twice the first value.
+
+    Places are byte offsets from the start of the text, which stands at `base` of its host file.
+    """
+
+    text: bytes
+    base: int
+    codec: str
+    values: Mapping[str, Value]
+    extents: tuple[ExtentLine, ...]
+    repeated_keys: tuple[str, ...]
+
+    def value(self, key: str) -> str:
+        """The value of a key, whose case does not matter; empty where there is none."""
+        found = self.values.get(key.lower())
+        return "" if found is None else decoded(found.content, self.codec)
+
+    @property
+    def cid(self) -> int | None:
+        """The content ID; None where the descriptor has none."""
+        return self._number("cid")
+
+    @property
+    def parent_cid(self) -> int | None:
+        """The content ID that the parent must have; None where there is no parent."""
+        number = self._number("parentcid")
+        return None if number == NO_CID else number
+
+    @property
+    def parent_name(self) -> str:
+        """The parent's name as the descriptor has it; empty where it has none."""
+        return self.value("parentfilenamehint")
+
+    @property
+    def create_type(self) -> str:
+        """What the disk was created as, for people: the extents say what it is."""
+        return self.value("createtype")
+
+    def _number(self, key: str) -> int | None:
+        found = self.values.get(key)
+        return None if found is None or _CID.fullmatch(found.content) is None else int(found.content, 16)
+
+
+def is_descriptor(head: bytes) -> bool:
+    """Whether a text that begins with `head` is a descriptor: its first line that is not blank says so."""
+    return _FIRST_LINE.match(head.removeprefix(_BOM).lstrip()) is not None
+
+
+def parse_descriptor(raw: bytes, path: str, base: int = 0) -> Descriptor:
+    """The descriptor in `raw`, which stands at `base` of the host file `path` and ends at its first NUL.
+
+    Raises ImageError: invalid_format for a text that is no descriptor, out_of_bounds beyond the limits, corrupt for an
+    extent or a content ID that cannot be understood.
+    """
+    text = raw.split(b"\0", 1)[0]
+    if len(text) > MAX_BYTES_OF_TEXT:
+        message = f"the descriptor is longer than {MAX_BYTES_OF_TEXT} bytes"
+        raise ImageError(ErrorKind.OUT_OF_BOUNDS, message, path=path, offset=base, op="open")
+    if not is_descriptor(text):
+        message = "not a VMDK descriptor: its first line is not # Disk DescriptorFile"
+        raise ImageError(ErrorKind.INVALID_FORMAT, message, path=path, offset=base, op="open")
+    values: dict[str, Value] = {}
+    repeated: list[str] = []
+    lines: list[tuple[int, re.Match[bytes]]] = []
+    for at, line in _lines(text):
+        if _LIKE_AN_EXTENT.match(line):
+            lines.append((at, _extent_match(line, path, base + at)))
+        elif (found := _KEY.match(line)) is not None:
+            key = found["key"].decode("ascii").lower()
+            if key in values:
+                repeated.append(key)
+                continue
+            group = "plain" if found["quoted"] is None else "quoted"
+            values[key] = Value(at + found.start(group), found[group])
+    if len(lines) > MAX_EXTENTS:
+        message = f"the descriptor names {len(lines)} extents, the limit is {MAX_EXTENTS}"
+        raise ImageError(ErrorKind.OUT_OF_BOUNDS, message, path=path, offset=base, op="open")
+    _check_cids(values, path, base)
+    named = values.get("encoding")
+    codec = codec_named("" if named is None else named.content.decode("ascii", "replace"), text)
+    extents = tuple(_extent(found, at, codec) for at, found in lines)
+    if sum(line.sectors for line in extents) * SECTOR >= MAX_BYTES:
+        message = "the extents of the descriptor are larger than any disk"
+        raise ImageError(ErrorKind.OUT_OF_BOUNDS, message, path=path, offset=base, op="open")
+    return Descriptor(text, base, codec, values, extents, tuple(repeated))
+
+
+def _lines(text: bytes) -> Iterator[tuple[int, bytes]]:
+    """Each line that says something, without the blanks around it, and where it starts."""
+    at = len(_BOM) if text.startswith(_BOM) else 0
+    for whole in text[at:].splitlines(keepends=True):
+        line = whole.strip()
+        if line and not line.startswith(b"#"):
+            yield at + len(whole) - len(whole.lstrip()), line
+        at += len(whole)
+
+
+def _extent_match(line: bytes, path: str, offset: int) -> re.Match[bytes]:
+    found = _EXTENT.fullmatch(line)
+    if found is None:
+        shown = line[:80].decode("utf-8", "replace")
+        message = f"an extent of the descriptor cannot be understood: {shown!r}"
+        raise ImageError(ErrorKind.CORRUPT, message, path=path, offset=offset, op="open")
+    return found
+
+
+def _extent(found: re.Match[bytes], at: int, codec: str) -> ExtentLine:
+    raw_name = found["quoted"] if found["quoted"] is not None else found["plain"] or b""
+    return ExtentLine(
+        Access(found["access"].decode("ascii").upper()),
+        int(found["sectors"]),
+        found["kind"].decode("ascii").upper(),
+        decoded(raw_name, codec),
+        raw_name,
+        int(found["offset"] or 0),
+        at,
+    )
+
+
+def _check_cids(values: Mapping[str, Value], path: str, base: int) -> None:
+    for key in ("cid", "parentcid"):
+        found = values.get(key)
+        if found is not None and _CID.fullmatch(found.content) is None:
+            shown = found.content[:40].decode("utf-8", "replace")
+            message = f"the {key} of the descriptor is no number of 8 hexadecimal digits: {shown!r}"
+            raise ImageError(ErrorKind.CORRUPT, message, path=path, offset=base + found.at, op="open")

@@ -1,0 +1,254 @@
+"""The grain directory and the grain tables of one sparse extent whose entries are sectors in 32 bits.
+
+These are the hosted sparse extents (docs/specs/vmdk.md, "Sparse extent header (KDMV), 512 bytes") and those of ESX
+(`cowd_header`). A hosted one may have all its tables twice. The primary tables are read. Where a primary entry or table
+cannot be true and its redundant twin can, the twin is read in its place, as long as nobody writes.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections import OrderedDict
+from typing import NamedTuple
+
+from tapfs.driver import HostFile
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.extent import Kind
+from tapfs.formats.rounding import round_up
+from tapfs.formats.vmdk.grain_runs import EntryRules, Run, packed_bound, runs
+from tapfs.formats.vmdk.sectors import SECTOR
+from tapfs.tables import ASK
+
+#: Bytes of tables that are kept, of each extent.
+CACHE_BYTES = 1 << 20
+
+ENTRY_BYTES = 4
+
+_REPAIR = "run tapfs repair"
+
+
+class GrainLayout(NamedTuple):
+    """Where the tables of an extent are and how they are read, in bytes.
+
+    `redundant_at` is 0 where there is one directory. `metadata` are the ranges ``(start, end)`` of the host file, the
+    header first, in which no grain and no table can lie.
+    """
+
+    grain: int
+    table_entries: int
+    directory_at: int
+    directory_entries: int
+    rules: EntryRules
+    metadata: tuple[tuple[int, int], ...]
+    redundant_at: int = 0
+
+    @property
+    def span(self) -> int:
+        """Bytes of the disk that one table maps."""
+        return self.grain * self.table_entries
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of a table on the host."""
+        return round_up(self.table_entries * ENTRY_BYTES, SECTOR)
+
+    @property
+    def directory_bytes(self) -> int:
+        """Bytes of a directory on the host, without the rest of its last sector."""
+        return self.directory_entries * ENTRY_BYTES
+
+
+class GrainTables:
+    """The tables of one extent, by directory index, in the host file `file`; a bounded number of them is kept.
+
+    `file_size` bounds what may be pointed at; a writer moves it as it allocates. `strict`: damage of the primary tables
+    is an error even where the redundant ones are good, because a writer must not add to it.
+    """
+
+    def __init__(self, file: HostFile, layout: GrainLayout, *, strict: bool = False) -> None:
+        self.file = file
+        self.layout = layout
+        self.file_size = file.size()
+        self._strict = strict
+        self.directory = self._read_directory(layout.directory_at, "grain directory")
+        self.redundant: array[int] | None = None
+        if layout.redundant_at:
+            self.redundant = self._read_directory(layout.redundant_at, "redundant grain directory", required=False)
+        self._kept: OrderedDict[int, array[int]] = OrderedDict()
+        #: Directory indexes whose redundant table was read in place of a damaged primary one.
+        self.replaced: set[int] = set()
+
+    @property
+    def grain(self) -> int:
+        """Bytes of a grain."""
+        return self.layout.grain
+
+    @property
+    def table_entries(self) -> int:
+        """Entries of a table."""
+        return self.layout.table_entries
+
+    @property
+    def rules(self) -> EntryRules:
+        """The rules by which an entry is read."""
+        return self.layout.rules
+
+    def next_used(self, index: int, stop: int) -> int:
+        """The first index from `index` on, below `stop`, that has a table in a directory; else `stop`."""
+        found = _next_nonzero(self.directory, index, stop)
+        return found if self.redundant is None else _next_nonzero(self.redundant, index, found)
+
+    def load(self, index: int) -> array[int] | None:
+        """The entries of the table of directory entry `index`, None where there is none; not to be changed.
+
+        Raises ImageError(corrupt) with the place of the field that cannot be true.
+        """
+        kept = self._kept.get(index)
+        if kept is not None:
+            self._kept.move_to_end(index)
+            return kept
+        found = self._read(index)
+        if found is not None:
+            while len(self._kept) * self.layout.table_bytes >= CACHE_BYTES:
+                self._kept.popitem(last=False)
+            self._kept[index] = found
+        return found
+
+    def table_at(self, index: int, *, redundant: bool = False) -> int:
+        """The host offset of a table as its directory has it; 0 where it has none."""
+        directory = self.redundant if redundant else self.directory
+        return 0 if directory is None else directory[index] * SECTOR
+
+    def places(self, first: int, count: int) -> array[int]:
+        """The places of the tables for the engine, as `tapfs.tables.Tabled.table_places`."""
+        places = array("Q", [entry * SECTOR for entry in self.directory[first : first + count]])
+        if self.redundant is not None:
+            for at, entry in enumerate(self.redundant[first : first + count]):
+                if entry and not places[at]:
+                    places[at] = ASK
+        return places
+
+    def table_fault(self, place: int) -> str | None:
+        """What makes the place of a table impossible, or None."""
+        end = place + self.layout.table_bytes
+        if end > self.file_size:
+            return f"grain table [{place:#x}, {end:#x}) past the end of the file ({self.file_size:#x})"
+        return self._overlap(place, end, f"grain table at {place:#x}")
+
+    def grain_fault(self, run: Run) -> str | None:
+        """What makes the place of a run impossible, or None. The last grain may end past the end of the file."""
+        if run.kind not in (Kind.DATA, Kind.COMPRESSED):
+            return None
+        place, grain = run.host_offset, self.layout.grain
+        last = place + (run.grains - 1) * grain
+        what = f"grain at {place:#x}" if run.grains == 1 else f"grains {place:#x} to {last:#x}"
+        if last >= self.file_size:
+            return f"{what} past the end of the file ({self.file_size:#x})"
+        return self._overlap(place, last + (1 if run.kind == Kind.COMPRESSED else grain), what)
+
+    def require_possible(self, index: int, run: Run) -> None:
+        """Raise ImageError(corrupt) if a run of table `index` has no possible place."""
+        wrong = self.grain_fault(run)
+        if wrong is not None:
+            place = self.table_at(index, redundant=index in self.replaced)
+            raise self.corrupt(f"entry {run.first} of grain table {index}: {wrong}", place + ENTRY_BYTES * run.first)
+
+    def payload_bound(self, place: int, header_bytes: int) -> int:
+        """The most bytes that the packed grain at `place` can have, its header included."""
+        return min(header_bytes + packed_bound(self.layout.grain), self.file_size - place)
+
+    def first_fault(self, table: array[int]) -> tuple[Run, str] | None:
+        """The first run of a table whose place is impossible, and what is wrong with it."""
+        for run in runs(table, self.layout.rules):
+            wrong = self.grain_fault(run)
+            if wrong is not None:
+                return run, wrong
+        return None
+
+    def read_table(self, place: int) -> array[int]:
+        """The entries of a table as they stand on disk, whatever they are."""
+        length = self.layout.table_entries * ENTRY_BYTES
+        return decoded(self.file.read(place, length).ljust(length, b"\0"))
+
+    def forget(self, index: int) -> None:
+        """Do not keep the table of directory entry `index`."""
+        self._kept.pop(index, None)
+
+    def corrupt(self, message: str, offset: int, *, remedy: str | None = None) -> ImageError:
+        """The error for a field of this extent that cannot be true."""
+        return ImageError(ErrorKind.CORRUPT, message, path=self.file.path, offset=offset, op="map", remedy=remedy)
+
+    def _read(self, index: int) -> array[int] | None:
+        place, twin = self.table_at(index), self.table_at(index, redundant=True)
+        if place == 0 and twin == 0:
+            return None
+        wrong, at = self._primary_fault(index, place)
+        if wrong is None:
+            table = self.read_table(place)
+            found = self.first_fault(table)
+            if found is None:
+                return table
+            run, reason = found
+            at = place + ENTRY_BYTES * run.first
+            wrong = f"entry {run.first} of grain table {index}: {reason}"
+            if twin == 0:
+                # The map says which grain is wrong, and a check goes on with the others.
+                return table
+        if twin and self.table_fault(twin) is None:
+            table = self.read_table(twin)
+            if self.first_fault(table) is None:
+                if self._strict:
+                    message = f"{wrong}; the redundant tables are good"
+                    raise self.corrupt(message, at, remedy=_REPAIR)
+                self.replaced.add(index)
+                return table
+        if place and self.table_fault(place) is None:
+            return self.read_table(place)
+        raise self.corrupt(wrong, at)
+
+    def _primary_fault(self, index: int, place: int) -> tuple[str | None, int]:
+        at = self.layout.directory_at + ENTRY_BYTES * index
+        if place == 0:
+            return f"directory entry {index}: it is 0, and that of the redundant directory is not", at
+        wrong = self.table_fault(place)
+        return None if wrong is None else f"directory entry {index}: {wrong}", at
+
+    def _overlap(self, start: int, end: int, what: str) -> str | None:
+        for number, (first, stop) in enumerate(self.layout.metadata):
+            if start < stop and first < end:
+                return f"{what} inside the {'header' if number == 0 else 'grain directory or the descriptor'}"
+        return None
+
+    def _read_directory(self, place: int, what: str, *, required: bool = True) -> array[int]:
+        layout = self.layout
+        end = place + layout.directory_bytes
+        wrong: str | None = None
+        if end > self.file_size:
+            wrong = f"the {what} [{place:#x}, {end:#x}) lies past the end of the file ({self.file_size:#x})"
+        elif place < layout.metadata[0][1] and layout.directory_bytes:
+            wrong = f"the {what} at {place:#x} lies inside the header"
+        if wrong is None:
+            return decoded(self.file.read(place, layout.directory_bytes).ljust(layout.directory_bytes, b"\0"))
+        if required and not layout.redundant_at:
+            raise self.corrupt(wrong, place)
+        return array("I", bytes(layout.directory_bytes))
+
+
+def decoded(raw: bytes) -> array[int]:
+    """Entries as they stand on disk, little-endian, as numbers."""
+    table = array("I", raw)
+    if sys.byteorder == "big":
+        table.byteswap()
+    return table
+
+
+def _next_nonzero(directory: array[int], index: int, stop: int) -> int:
+    """The first index in ``[index, stop)`` whose entry is not zero; else `stop`."""
+    step = 1 << 14
+    while index < stop:
+        piece = directory[index : min(index + step, stop)]
+        if any(piece):
+            return index + next(at for at, entry in enumerate(piece) if entry)
+        index += len(piece)
+    return stop

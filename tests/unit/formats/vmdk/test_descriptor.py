@@ -1,0 +1,116 @@
+"""Descriptors as people and tools write them, and the hostile ones (docs/specs/vmdk.md, "Descriptor"; B15)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.formats.vmdk.descriptor import Access, is_descriptor, parse_descriptor
+
+PLAIN = b"""# Disk DescriptorFile
+version=1
+encoding="UTF-8"
+CID=fffffffe
+parentCID=ffffffff
+createType="monolithicFlat"
+
+# Extent description
+RW 2048 FLAT "disk-flat.vmdk" 0
+
+# The Disk Data Base
+#DDB
+
+ddb.adapterType = "lsilogic"
+"""
+
+VARIANTS = {
+    "as VMware writes it": PLAIN,
+    "CRLF": PLAIN.replace(b"\n", b"\r\n"),
+    "a byte order mark": b"\xef\xbb\xbf" + PLAIN,
+    "blank lines first": b"\r\n\n" + PLAIN,
+    "lower case": PLAIN.replace(b"# Disk DescriptorFile", b"# disk descriptorfile")
+    .replace(b"RW ", b"rw ")
+    .replace(b"FLAT", b"flat"),
+    "Disk Descriptor File": PLAIN.replace(b"DescriptorFile", b"Descriptor File"),
+    "tabs": PLAIN.replace(b"RW 2048 FLAT ", b"\tRW\t2048\t\tFLAT\t"),
+    "double blanks": PLAIN.replace(b"RW 2048 FLAT ", b"  RW  2048   FLAT  "),
+    "blanks around the equals sign": PLAIN.replace(b"=", b" \t= "),
+    "no quotes": PLAIN.replace(b'"', b""),
+    "no comments": b"\n".join(line for i, line in enumerate(PLAIN.splitlines()) if not i or not line.startswith(b"#")),
+    "upper-case keys": PLAIN.replace(b"createType", b"CREATETYPE").replace(b"CID=", b"cid="),
+    "no offset": PLAIN.replace(b'" 0\n', b'"\n'),
+    "NULs behind it": PLAIN + bytes(5000) + b"RW 1 FLAT x",
+    "a UUID behind the offset": PLAIN.replace(b'" 0\n', b'" 0 00000000-0000-0000-0000-000000000000\n'),
+}
+
+
+@pytest.mark.parametrize("text", VARIANTS.values(), ids=VARIANTS)
+def test_every_spelling_says_the_same(text: bytes) -> None:
+    assert is_descriptor(text[:512])
+    found = parse_descriptor(text, "disk.vmdk")
+    assert (found.cid, found.parent_cid, found.create_type) == (0xFFFFFFFE, None, "monolithicFlat")
+    assert found.value("ddb.adaptertype") == "lsilogic"
+    (line,) = found.extents
+    assert (line.access, line.sectors, line.kind, line.name) == (Access.READ_WRITE, 2048, "FLAT", "disk-flat.vmdk")
+    assert line.offset_sectors == 0
+    assert text[line.at :].lower().startswith(b"rw")
+
+
+def test_places_of_values() -> None:
+    found = parse_descriptor(PLAIN, "disk.vmdk", 512)
+    for key in ("cid", "createtype", "ddb.adaptertype"):
+        at, content = found.values[key]
+        assert PLAIN[at : at + len(content)] == content
+    assert found.base == 512
+
+
+def test_the_first_of_two_keys_counts() -> None:
+    found = parse_descriptor(PLAIN + b"CID=00000001\n", "disk.vmdk")
+    assert found.cid == 0xFFFFFFFE
+    assert found.repeated_keys == ("cid",)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [
+        ("UTF-8", "дискß.vmdk"),
+        ("windows-1252", "Gerät.vmdk"),
+        ("GBK", "磁盘.vmdk"),
+        ("Big5", "磁碟.vmdk"),
+        ("Shift_JIS", "ディスク.vmdk"),
+    ],
+)
+def test_encodings(encoding: str, name: str) -> None:
+    text = PLAIN.replace(b"UTF-8", encoding.encode()).replace(b"disk-flat.vmdk", name.encode(encoding))
+    assert parse_descriptor(text, "disk.vmdk").extents[0].name == name
+
+
+@pytest.mark.parametrize("encoding", [b"rot13", b"undefined", b"unicode_escape", b"idna", b""])
+def test_what_is_no_encoding_is_looked_up_in_the_bytes(encoding: bytes) -> None:
+    text = PLAIN.replace(b"UTF-8", encoding)
+    assert parse_descriptor(text.replace(b"disk-flat", "ü".encode()), "x").extents[0].name == "ü.vmdk"
+    assert parse_descriptor(text.replace(b"disk-flat", b"\xfc"), "x").extents[0].name == "ü.vmdk"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kind"),
+    [
+        (b"# Disk DescriptorFile", b"# Disk", ErrorKind.INVALID_FORMAT),
+        (b"RW 2048 FLAT", b"RW x2048 FLAT", ErrorKind.CORRUPT),
+        (b"RW 2048 FLAT", b"RW -1 FLAT", ErrorKind.CORRUPT),
+        (b"RW 2048 FLAT", b"RW", ErrorKind.CORRUPT),
+        (b'disk-flat.vmdk"', b"disk-flat.vmdk", ErrorKind.CORRUPT),
+        (b"RW 2048", b"RW 99999999999999999999", ErrorKind.OUT_OF_BOUNDS),
+        (b"RW 2048", b"RW 18014398509481984", ErrorKind.OUT_OF_BOUNDS),
+        (b"CID=fffffffe", b"CID=xyz", ErrorKind.CORRUPT),
+        (b"CID=fffffffe", b"CID=123456789", ErrorKind.CORRUPT),
+        (b"CID=fffffffe", b"CID=", ErrorKind.CORRUPT),
+        (b"#DDB\n", b"RW 0 ZERO\n" * 4097, ErrorKind.OUT_OF_BOUNDS),
+        (b"#DDB\n", b"#" * (1 << 20), ErrorKind.OUT_OF_BOUNDS),
+    ],
+)
+def test_hostile_text(old: bytes, new: bytes, kind: ErrorKind) -> None:
+    with pytest.raises(ImageError) as raised:
+        parse_descriptor(PLAIN.replace(old, new), "disk.vmdk")
+    assert raised.value.kind is kind
+    assert raised.value.path == "disk.vmdk"
