@@ -133,7 +133,7 @@ class EngineDisk:
             layer.identity = True
             layer.identity_file, layer.identity_offset = geometry.identity
         if geometry.packing is not None:
-            for name in ("codec", "header_bytes", "length_at", "length_bytes"):
+            for name in ("codec", "header_bytes", "length_at", "length_bytes", "own_units"):
                 setattr(layer.packing, name, getattr(geometry.packing, name))
         if geometry.cipher is not None:
             for name in ("algorithm", "key_bytes", "sector_bytes", "iv_bytes", "iv_from_host", "iv_offset"):
@@ -374,7 +374,7 @@ def _extents(extents: Sequence[Extent]) -> CData:
     # In the order of tapfs_extent; one call with tuples is far quicker than assigning field by field.
     return ffi.new(
         "tapfs_extent[]",
-        [(e.offset, e.length, e.host_offset, e.host_length, e.file, e.kind, e.in_place) for e in extents],
+        [(e.offset, e.length, e.host_offset, e.host_length, e.file, e.skip, e.kind, e.in_place) for e in extents],
     )
 
 

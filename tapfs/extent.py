@@ -44,7 +44,8 @@ class Extent(NamedTuple):
 
     DATA: byte ``offset + i`` of the disk is byte ``host_offset + i`` of host file ``file``.
     COMPRESSED: a part of one packed unit (`Geometry.packed_unit`), which begins at a multiple of that size; its
-    payload is ``[host_offset, host_offset + host_length)``. ``host_length`` is 0 for every other kind.
+    payload is ``[host_offset, host_offset + host_length)``. ``host_length`` is 0 for every other kind. Of a unit with
+    a length of its own (`Packing.own_units`) ``skip`` bytes lie before the extent.
     """
 
     offset: int
@@ -54,6 +55,7 @@ class Extent(NamedTuple):
     host_offset: int = 0
     host_length: int = 0
     in_place: bool = False
+    skip: int = 0
 
     @property
     def end(self) -> int:
@@ -106,5 +108,7 @@ def clip(extents: Iterable[Extent], offset: int, length: int) -> Iterator[Extent
         if start == extent.offset and stop == extent.end:
             yield extent
             continue
-        shift = start - extent.offset if extent.kind == Kind.DATA else 0
-        yield extent._replace(offset=start, length=stop - start, host_offset=extent.host_offset + shift)
+        before = start - extent.offset
+        shift = before if extent.kind == Kind.DATA else 0
+        skip = extent.skip + before if extent.kind == Kind.COMPRESSED else 0
+        yield extent._replace(offset=start, length=stop - start, host_offset=extent.host_offset + shift, skip=skip)

@@ -23,6 +23,9 @@ class Packing:
     With a header of `header_bytes` the packed bytes follow it, as many as its little-endian field of `length_bytes`
     (4 or 8) at `length_at` says. The length in the extent is only a bound then. A payload may have slack behind it and
     may cross clusters of the host file. The last payload may unpack to less, if the disk ends in its unit.
+
+    `own_units`: payloads unpack to lengths of their own, at most `unit` bytes and at most 64 MiB, and begin anywhere;
+    `Extent.skip` says where in its unit an extent begins. Such an image is only read.
     """
 
     codec: Codec
@@ -30,6 +33,7 @@ class Packing:
     header_bytes: int = 0
     length_at: int = 0
     length_bytes: int = 0
+    own_units: bool = False
 
 
 class CipherAlgorithm(IntEnum):

@@ -108,7 +108,7 @@ static int strip_header(const tapfs_packing *packing, const uint8_t **payload, u
 }
 
 /* Unpack a whole unit into `out`. */
-static int unpack(struct codec *codec, const struct codec_source *source, uint8_t *out)
+static int unpack(struct codec *codec, const struct codec_source *source, uint8_t *out, uint64_t *produced)
 {
     uint64_t got = 0;
     struct codec_context *context = take_context(codec, source->host_length);
@@ -124,7 +124,7 @@ static int unpack(struct codec *codec, const struct codec_source *source, uint8_
     }
     if (error == 0) {
         error = unpackers_unpack(&context->unpackers, source->packing->codec, payload, got, out, source->unit,
-                                 source->least);
+                                 source->least, produced);
     }
     give_back_context(codec, context);
     return error;
@@ -139,7 +139,7 @@ static bool copy_kept(struct codec *codec, const struct codec_source *source, ui
         struct codec_cluster *cluster = &codec->clusters[i];
         if (cluster->data != NULL && cluster->host_offset == source->host_offset &&
             cluster->host_length == source->host_length && cluster->layer == source->layer_index &&
-            cluster->file == source->file_index) {
+            cluster->file == source->file_index && inner + length <= cluster->end) {
             memcpy(buffer, cluster->data + inner, length);
             cluster->used = ++codec->clock;
             found = true;
@@ -150,7 +150,7 @@ static bool copy_kept(struct codec *codec, const struct codec_source *source, ui
 }
 
 /* Keep an unpacked unit in the place of the one that was wanted least recently. */
-static void keep(struct codec *codec, const struct codec_source *source, uint8_t *data)
+static void keep(struct codec *codec, const struct codec_source *source, uint8_t *data, uint64_t produced)
 {
     pthread_mutex_lock(&codec->mutex);
     struct codec_cluster *place = &codec->clusters[0];
@@ -165,6 +165,8 @@ static void keep(struct codec *codec, const struct codec_source *source, uint8_t
         .data = data,
         .host_offset = source->host_offset,
         .host_length = source->host_length,
+        /* What a unit of its own length lacks is no zeros. */
+        .end = source->packing->own_units ? produced : source->unit,
         .used = ++codec->clock,
         .layer = source->layer_index,
         .file = source->file_index,
@@ -176,8 +178,10 @@ static void keep(struct codec *codec, const struct codec_source *source, uint8_t
 int codec_read(struct codec *codec, const struct codec_source *source, uint8_t *buffer, uint64_t inner,
                uint64_t length)
 {
+    uint64_t produced = 0;
+
     if (length == source->unit) {
-        return unpack(codec, source, buffer);
+        return unpack(codec, source, buffer, &produced);
     }
     if (copy_kept(codec, source, buffer, inner, length)) {
         return 0;
@@ -186,13 +190,13 @@ int codec_read(struct codec *codec, const struct codec_source *source, uint8_t *
     if (data == NULL) {
         return ENOMEM;
     }
-    int error = unpack(codec, source, data);
+    int error = unpack(codec, source, data, &produced);
     if (error != 0) {
         free(data);
         return error;
     }
     memcpy(buffer, data + inner, length);
-    keep(codec, source, data);
+    keep(codec, source, data, produced);
     return 0;
 }
 

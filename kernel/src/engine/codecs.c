@@ -176,16 +176,17 @@ void unpackers_free(struct unpackers *unpackers)
 }
 
 int unpackers_unpack(struct unpackers *unpackers, uint32_t codec, const uint8_t *payload, uint64_t length, uint8_t *out,
-                     uint64_t unit, uint64_t least)
+                     uint64_t unit, uint64_t least, uint64_t *produced)
 {
-    size_t produced = 0;
-    int error = codecs[codec].unpack(unpackers, payload, length, out, unit, &produced);
-    if (error == 0 && produced < least) {
+    size_t made = 0;
+    int error = codecs[codec].unpack(unpackers, payload, length, out, unit, &made);
+    if (error == 0 && made < least) {
         error = EUCLEAN;
     }
     if (error == 0) {
-        memset(out + produced, 0, unit - produced);
+        memset(out + made, 0, unit - made);
     }
+    *produced = made;
     return error;
 }
 

@@ -80,7 +80,8 @@ static bool geometry_valid(const tapfs_layer *geometry)
     return geometry->granule > 0 && geometry->map_unit >= geometry->granule && geometry->map_unit <= MAP_UNIT_MAX &&
            geometry->map_unit % geometry->granule == 0 &&
            geometry->packed_unit > 0 && geometry->packed_unit % geometry->granule == 0 &&
-           geometry->map_unit % geometry->packed_unit == 0 &&
+           (geometry->packing.own_units ? !geometry->writable && geometry->packed_unit <= OWN_UNIT_MAX
+                                        : geometry->map_unit % geometry->packed_unit == 0) &&
            (geometry->cipher.algorithm == TAPFS_CIPHER_NONE ||
             geometry->granule % geometry->cipher.sector_bytes == 0);
 }
@@ -164,7 +165,8 @@ static bool extent_valid(const struct layer *layer, const tapfs_extent *extent, 
     if (extent->kind == TAPFS_COMPRESSED) {
         return geometry->packing.codec != TAPFS_CODEC_NONE && offset % geometry->granule == 0 &&
                extent->length % geometry->granule == 0 &&
-               offset % geometry->packed_unit + extent->length <= geometry->packed_unit &&
+               (geometry->packing.own_units ? extent->skip : offset % geometry->packed_unit) + extent->length <=
+                   geometry->packed_unit &&
                extent->file < layer->file_count &&
                extent->file <= COMPRESSED_FILE_MAX && extent->host_length > 0 &&
                extent->host_length <= COMPRESSED_LENGTH_MAX &&

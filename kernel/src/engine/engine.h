@@ -63,9 +63,10 @@ typedef struct {
     uint64_t host_offset;
     uint64_t host_length; /* COMPRESSED only */
     uint32_t file;
+    uint32_t skip; /* COMPRESSED, own_units: bytes of the unpacked payload before the extent */
     uint8_t kind;
     uint8_t in_place;
-    uint16_t reserved;
+    uint16_t reserved[3];
 } tapfs_extent;
 
 /* A run of the disk and the layer that gives it. tapfs.disk.chain_map.MappedExtent */
@@ -119,13 +120,14 @@ typedef struct {
     uint8_t length_bytes; /* of the length field in the payload's header, little endian: 0 (no header), 4 or 8 */
     uint16_t length_at;   /* where that field is in the header */
     uint32_t header_bytes; /* before the packed bytes; with a header host_length is a bound */
+    uint32_t own_units;    /* payloads unpack to lengths of their own, at most packed_unit; only in a layer that is read */
 } tapfs_packing;
 
 typedef struct {
     uint64_t virtual_size;
     uint64_t granule;     /* the smallest piece that is mapped or reserved */
     uint64_t packed_unit; /* what a payload unpacks to: a multiple of granule (0: one); a COMPRESSED extent is a part */
-    uint64_t map_unit;    /* multiple of granule and packed_unit, at most 1 GiB; ignored for identity */
+    uint64_t map_unit;    /* multiple of granule and (without own_units) packed_unit, at most 1 GiB; not for identity */
     uint64_t identity_offset;
     uint32_t identity_file; /* identity: byte i of the disk is byte identity_offset + i of this file */
     uint8_t identity;

@@ -14,6 +14,8 @@
 /* A chain is walked by recursion, so its depth is bounded. */
 #define LAYERS_MAX 256u
 #define MAP_UNIT_MAX (1u << 30)
+/* The largest unit of a payload that has a length of its own: it is unpacked as a whole for each part of it. */
+#define OWN_UNIT_MAX (64u << 20)
 
 /* ---- engine/cache.c: the maps of whole map units */
 
@@ -106,11 +108,12 @@ struct unpackers {
 TAPFS_INTERNAL bool codec_known(uint32_t codec);
 TAPFS_INTERNAL void unpackers_free(struct unpackers *unpackers);
 /*
- * `unit` bytes out of the beginning of a payload, which has at least `least` of them; the others are zeros.
+ * `unit` bytes out of the beginning of a payload, of which it has `produced`, at least `least`; the others are zeros.
  * 0, EUCLEAN (no valid stream, or too short a one) or ENOMEM.
  */
 TAPFS_INTERNAL int unpackers_unpack(struct unpackers *unpackers, uint32_t codec, const uint8_t *payload,
-                                    uint64_t length, uint8_t *out, uint64_t unit, uint64_t least);
+                                    uint64_t length, uint8_t *out, uint64_t unit, uint64_t least,
+                                    uint64_t *produced);
 
 /* ---- engine/codec.c */
 
@@ -120,6 +123,7 @@ TAPFS_INTERNAL int unpackers_unpack(struct unpackers *unpackers, uint32_t codec,
 struct codec_cluster {
     uint8_t *data; /* NULL: free */
     uint64_t host_offset, host_length;
+    uint64_t end;  /* bytes that may be taken from it */
     uint64_t used; /* the clock when it was last wanted */
     uint32_t layer, file;
 };
@@ -136,7 +140,7 @@ struct codec_source {
     struct host_file *file;
     uint32_t layer_index, file_index;
     uint64_t host_offset, host_length;
-    uint64_t unit;  /* what the payload unpacks to */
+    uint64_t unit;  /* what the payload unpacks to, with own_units at most */
     uint64_t least; /* bytes of it that the payload must have */
     const tapfs_packing *packing;
     bool nowait;

@@ -91,7 +91,9 @@ static int data_read(struct request *request, uint32_t index, const tapfs_extent
 static int compressed_read(struct request *request, uint32_t index, const tapfs_extent *run, uint8_t *buffer)
 {
     const struct layer *layer = request->disk->layers[index];
+    bool own = layer->geometry.packing.own_units != 0;
     uint64_t unit = layer->geometry.packed_unit;
+    uint64_t inner = own ? run->skip : run->offset % unit;
     struct codec_source source = {
         .file = layer->files[run->file],
         .layer_index = index,
@@ -100,11 +102,11 @@ static int compressed_read(struct request *request, uint32_t index, const tapfs_
         .host_length = run->host_length,
         .unit = unit,
         /* The last unit of a disk may hold only what the disk has of it. */
-        .least = minimum(unit, layer->geometry.virtual_size - (run->offset - run->offset % unit)),
+        .least = own ? inner + run->length : minimum(unit, layer->geometry.virtual_size - (run->offset - inner)),
         .packing = &layer->geometry.packing,
         .nowait = request->nowait,
     };
-    int error = codec_read(&request->disk->codec, &source, buffer, run->offset % unit, run->length);
+    int error = codec_read(&request->disk->codec, &source, buffer, inner, run->length);
 
     if (request->nowait && (error == EAGAIN || error == EOPNOTSUPP)) {
         return request_again(request, error);

@@ -25,7 +25,8 @@ static uint64_t run_start(const struct packed_run *run)
     return run->low & START_MASK;
 }
 
-static void unpack(const struct packed_run *run, uint64_t offset, uint64_t length, uint64_t shift,
+/* `skip` is that of the run's start. */
+static void unpack(const struct packed_run *run, uint64_t offset, uint64_t length, uint64_t shift, uint64_t skip,
                    tapfs_extent *extent)
 {
     uint64_t kind = run->low >> 30 & 3;
@@ -37,6 +38,7 @@ static void unpack(const struct packed_run *run, uint64_t offset, uint64_t lengt
         .host_offset = (run->high & ~IN_PLACE_BIT) + (kind == TAPFS_DATA ? shift : 0),
         .host_length = compressed ? detail & COMPRESSED_LENGTH_MAX : 0,
         .file = (uint32_t)(compressed ? detail >> 22 : detail),
+        .skip = compressed ? (uint32_t)(skip + shift) : 0,
         .kind = (uint8_t)kind,
         .in_place = (run->high & IN_PLACE_BIT) != 0,
     };
@@ -106,6 +108,8 @@ struct unit *unit_of_extents(uint32_t layer, uint64_t index, const tapfs_extent 
     struct unit *unit = unit_new(NULL, layer, index, (uint32_t)(stop - start), runs);
     if (unit != NULL) {
         pack_unit(extents, count, *first, start, stop, unit->runs);
+        uint64_t before = maximum(extents[*first].offset, start) - extents[*first].offset;
+        unit->skip = extents[*first].skip + (uint32_t)before;
     }
     return unit;
 }
@@ -133,7 +137,8 @@ static size_t runs_lookup(const struct unit *unit, uint64_t base, uint64_t inner
     size_t found = 0;
     for (uint32_t i = search(unit, inner); inner < stop && found < capacity; i++) {
         uint64_t end = minimum(stop, i + 1 < unit->count ? run_start(&unit->runs[i + 1]) : unit->length);
-        unpack(&unit->runs[i], base + inner, end - inner, inner - run_start(&unit->runs[i]), &runs[found++]);
+        unpack(&unit->runs[i], base + inner, end - inner, inner - run_start(&unit->runs[i]), i == 0 ? unit->skip : 0,
+               &runs[found++]);
         inner = end;
     }
     return found;

@@ -26,6 +26,7 @@ struct unit {
     uint32_t layer;
     uint32_t length; /* bytes of the disk that it covers */
     uint32_t count;  /* runs, or bytes of the table */
+    uint32_t skip;   /* `skip` of the first run; others begin where their payload does */
     bool proven;     /* wanted again long after it was inserted */
     struct packed_run runs[];
 };

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tapfs.driver import Codec, Geometry, Identity
+from tapfs.driver import Codec, Geometry, Identity, Packing
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind
-from tapfs.kernel.engine import Status, compress
+from tapfs.kernel.engine import HostDescriptor, Status, compress
 from tests.unit.engine.engine_disks import AES, GRANULE, UNIT, Disk, extents, filled, host, packed, pattern, place
 
 DATA, ZERO, UNALLOCATED, COMPRESSED = Kind
@@ -236,3 +236,50 @@ def test_the_last_unit_may_hold_only_what_the_disk_has_of_it(tmp_path: Path, cod
             else:
                 with pytest.raises(ImageError, match="unpack"):
                     disk.read(GRANULE, size - GRANULE)
+
+
+def add_read_only(disk: Disk, path: Path, geometry: Geometry) -> None:
+    disk.descriptors.append(os.open(path, os.O_RDONLY))
+    disk.add_layer(geometry, files=[HostDescriptor(disk.descriptors[-1], str(path))])
+
+
+def own_units(tmp_path: Path, units: list[bytes], most: int) -> tuple[Path, list[Extent]]:
+    """Payloads that unpack to lengths of their own, one after the other on the disk and in a file."""
+    content, runs, at = b"\xaa" * 5, list[Extent](), 0
+    for unit in units:
+        payload = zlib.compress(unit)
+        runs.append(Extent(at, len(unit), COMPRESSED, host_offset=len(content), host_length=len(payload)))
+        content += payload
+        at += len(unit)
+    assert most >= max(map(len, units))
+    return host(tmp_path, "own", content), runs
+
+
+def test_units_of_their_own_lengths_that_begin_anywhere(tmp_path: Path) -> None:
+    units = [text(512 * count, count) for count in (1, 7, 40, 3, 100, 2, 1)]
+    whole = b"".join(units)
+    path, runs = own_units(tmp_path, units, 51200)
+    packing = Packing(Codec.ZLIB, unit=51200, own_units=True)
+    # Map units cut payloads; an overlay above has others.
+    for map_unit in (8192, 20480):
+        with Disk() as disk:
+            overlay = host(tmp_path, "overlay")
+            disk.layer(overlay, size=len(whole), writable=True)
+            add_read_only(disk, path, Geometry(len(whole), 512, map_unit, packing=packing))
+            disk.install(0, filled([], -(-len(whole) // UNIT) * UNIT))
+            disk.install(1, runs)
+            for offset in (*range(0, len(whole), 700), 0):
+                length = min(3000, len(whole) - offset)
+                assert disk.read(offset, length) == whole[offset : offset + length]
+            assert disk.read(0, len(whole)) == whole
+
+
+def test_a_unit_that_is_shorter_than_the_map_says_is_corrupt(tmp_path: Path) -> None:
+    path, runs = own_units(tmp_path, [text(1024, 1)], 4096)
+    with Disk() as disk:
+        add_read_only(disk, path, Geometry(2048, 512, 8192, packing=Packing(Codec.ZLIB, unit=4096, own_units=True)))
+        disk.install(0, [runs[0]._replace(length=2048)])
+        for _ in range(2):
+            assert disk.read(0, 1024) == text(1024, 1)
+            with pytest.raises(ImageError, match="unpack"):
+                disk.read(1024, 512)
