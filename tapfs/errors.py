@@ -113,6 +113,7 @@ OPTIONS: dict[str, Spelling] = {
     "sector_size": Spelling("--sector-size {}", "sector_size={}", "sector_size={}"),
     "shrink": Spelling("--shrink", "shrink", "shrink=True"),
     "target_format": Spelling("-O {}", "format={}", "format='{}'"),
+    "snapshot": Spelling("--snapshot {}", "snapshot={}", "snapshot={}"),
     "temp": Spelling("--temp", "temp", "temporary=True"),
 }
 

@@ -20,6 +20,7 @@ class OpenKeywords(TypedDict, total=False):
     backing: str | None
     backing_formats: Sequence[str]
     any_parent: bool
+    snapshot: str | None
     backing_root: str | None
     gate: Gate | None
     direct: bool

@@ -72,6 +72,7 @@ def mount(
     backing: str | None = None,
     backing_formats: Sequence[str] = (),
     any_parent: bool = False,
+    snapshot: str | None = None,
     backing_root: str | None = None,
     direct: bool = False,
     shared: bool = False,
@@ -95,6 +96,7 @@ def mount(
     words = ["mount", *_flag("--rw", writable), *_flag("--temp", temporary), *_flag("--files", files)]
     words += [*_flag("--direct", direct), *_flag("--force-share", shared), "--engine", engine]
     words += _flag("--any-parent", any_parent)
+    words += _option("--snapshot", snapshot)
     words += _option("--overlay", None if overlay is None else os.fsdecode(overlay))
     words += _option("--partition", None if partition is None else str(partition))
     words += _option("--sector-size", None if sector_size is None else str(sector_size))

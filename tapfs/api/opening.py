@@ -27,6 +27,7 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
     backing: str | None = None,
     backing_formats: Sequence[str] = (),
     any_parent: bool = False,
+    snapshot: str | None = None,
     backing_root: str | None = None,
     gate: Gate | None = None,
     direct: bool = False,
@@ -40,7 +41,8 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
     `format` is probed if None; a raw image must be named to be writable. `password` unlocks
     encrypted images. `backing` replaces the parent that the image names, `backing_formats` say
     what the parents are (nearest first), and `any_parent` takes one that is not the one that the image
-    was made over. `backing_root` is a directory that they must lie in,
+    was made over. `snapshot` is the name or id of a disk that the image keeps beside its current one.
+    `backing_root` is a directory that they must lie in,
     with every other file that the image names; `gate` says it in full (`tapfs.Gate`).
     `direct` moves guest data past the host's page cache. `shared` neither refuses other users
     of the files nor is refused. `metadata_only` opens an encrypted image without its password.
@@ -55,6 +57,7 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
         backing=backing,
         backing_formats=backing_formats,
         any_parent=any_parent,
+        snapshot=snapshot,
         gate=_gate(gate, backing_root),
         direct=direct,
         sharing=Sharing.UNCHECKED if shared else Sharing.EXCLUSIVE,
@@ -110,6 +113,7 @@ def info(path: str | os.PathLike[str], *, sector_size: int | None = None, **opti
         backing=options.get("backing"),
         backing_formats=options.get("backing_formats", ()),
         any_parent=options.get("any_parent", False),
+        snapshot=options.get("snapshot"),
         gate=_gate(options.get("gate"), options.get("backing_root")),
         direct=options.get("direct", False),
         sharing=Sharing.UNCHECKED if options.get("shared") else Sharing.EXCLUSIVE,

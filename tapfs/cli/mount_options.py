@@ -37,6 +37,7 @@ _LONG = {
     "overlay": True,
     "partition": True,
     "sector_size": True,
+    "snapshot": True,
     "temp": False,
 }
 

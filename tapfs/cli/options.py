@@ -51,6 +51,9 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
         help="take the parent even if it is not the one that the image was made over (its identifier differs)",
     )
     group.add_argument(
+        "--snapshot", metavar="NAME", help="the disk of that name or id which the image keeps beside its current one"
+    )
+    group.add_argument(
         "--backing-root", metavar="DIR", help="refuse parents, and other files that an image names, outside DIR"
     )
     group.add_argument(
@@ -106,6 +109,7 @@ def open_options(
         backing=arguments.backing,
         backing_formats=tuple(arguments.backing_format),
         any_parent=arguments.any_parent,
+        snapshot=arguments.snapshot,
         gate=gate,
         direct=arguments.direct,
         sharing=Sharing.UNCHECKED if arguments.force_share else Sharing.EXCLUSIVE,

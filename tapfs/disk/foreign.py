@@ -81,10 +81,6 @@ def _qcow_version(head: bytes) -> int | None:
     return int.from_bytes(head[4:8], "big") if len(head) >= 8 else 0
 
 
-def _qcow2(head: bytes, _: bytes) -> bool:
-    return _qcow_version(head) in {2, 3}
-
-
 def _later_qcow(head: bytes, _: bytes) -> bool:
     return _qcow_version(head) not in {None, 1, 2, 3}
 
@@ -168,7 +164,6 @@ _MACOS = "make a raw image of it with hdiutil convert on macOS"
 #: VHD, Parallels and Mac OS images, the notes on ASIF by its readers, afflib.h, Proxmox's vma_spec.txt, Android's
 #: sparse_format.h, file(1) for the rest.
 TABLE: tuple[ForeignFormat, ...] = (
-    ForeignFormat("qcow2", "a qcow2 image", _QEMU, _qcow2),
     ForeignFormat("qcow-later", "a qcow image of an unknown version", _QEMU, _later_qcow),
     ForeignFormat("qed", "a QED image", _QEMU, _starts(b"QED\0")),
     ForeignFormat(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "raw": "tapfs.formats.raw",
     "qcow": "tapfs.formats.qcow",
+    "qcow2": "tapfs.formats.qcow2",
     "vmdk": "tapfs.formats.vmdk",
     "ram": "tapfs.formats.ram",
     "ewf": "tapfs.formats.ewf",

@@ -20,8 +20,6 @@ MIB = 1 << 20
 
 #: Format of qemu-img: format options, and what tapfs calls it.
 IMAGES: dict[str, tuple[str, str, str]] = {
-    "qcow2 2": ("qcow2", "compat=0.10", "a qcow2 image"),
-    "qcow2 3": ("qcow2", "compat=1.1", "a qcow2 image"),
     "qed": ("qed", "", "a QED image"),
     "vhd growing": ("vpc", "subformat=dynamic", "a VHD image"),
     "vhd fixed": ("vpc", "subformat=fixed", "a VHD image"),

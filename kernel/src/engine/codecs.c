@@ -42,10 +42,32 @@ static int unpack_by_libdeflate(struct unpackers *unpackers, unpack_stream funct
     return result == LIBDEFLATE_SUCCESS ? 0 : EUCLEAN;
 }
 
+/* A stream that goes on after the whole unit, or breaks off there, has given all that is wanted of it. */
+static int unpack_start_of_deflate(const uint8_t *payload, uint64_t length, uint8_t *out, uint64_t unit)
+{
+    z_stream stream = {.zalloc = Z_NULL, .zfree = Z_NULL, .opaque = Z_NULL};
+    if (inflateInit2(&stream, -MAX_WBITS) != Z_OK) {
+        return ENOMEM;
+    }
+    stream.next_in = payload;
+    stream.avail_in = (uInt)length;
+    stream.next_out = out;
+    stream.avail_out = (uInt)unit;
+    int result = inflate(&stream, Z_SYNC_FLUSH);
+    bool whole = (result == Z_OK || result == Z_STREAM_END || result == Z_BUF_ERROR) && stream.avail_out == 0;
+    inflateEnd(&stream);
+    return whole ? 0 : EUCLEAN;
+}
+
 static int unpack_deflate(struct unpackers *unpackers, const uint8_t *payload, uint64_t length, uint8_t *out,
                           uint64_t unit, size_t *produced)
 {
-    return unpack_by_libdeflate(unpackers, libdeflate_deflate_decompress_ex, payload, length, out, unit, produced);
+    int error = unpack_by_libdeflate(unpackers, libdeflate_deflate_decompress_ex, payload, length, out, unit, produced);
+    if (error == EUCLEAN) {
+        *produced = unit;
+        error = unpack_start_of_deflate(payload, length, out, unit);
+    }
+    return error;
 }
 
 static int unpack_zlib(struct unpackers *unpackers, const uint8_t *payload, uint64_t length, uint8_t *out,
@@ -54,21 +76,48 @@ static int unpack_zlib(struct unpackers *unpackers, const uint8_t *payload, uint
     return unpack_by_libdeflate(unpackers, libdeflate_zlib_decompress_ex, payload, length, out, unit, produced);
 }
 
+/* Several frames, or skippable ones between them: each to its end and its checksum, as many as the unit takes. */
+static int unpack_zstd_frames(ZSTD_DCtx *context, const uint8_t *payload, uint64_t length, uint8_t *out, uint64_t unit,
+                              size_t *produced)
+{
+    ZSTD_inBuffer in = {payload, length, 0};
+    ZSTD_outBuffer room = {out, unit, 0};
+    size_t left = 1;
+
+    ZSTD_DCtx_reset(context, ZSTD_reset_session_only);
+    while (left != 0 || (room.pos < unit && in.pos < length)) {
+        size_t taken = in.pos, made = room.pos;
+        bool between = left == 0;
+        left = ZSTD_decompressStream(context, &room, &in);
+        if (between && ZSTD_isError(left)) {
+            break; /* slack behind the last frame */
+        }
+        if (ZSTD_isError(left) || (in.pos == taken && room.pos == made)) {
+            return EUCLEAN;
+        }
+    }
+    *produced = room.pos;
+    return 0;
+}
+
 static int unpack_zstd(struct unpackers *unpackers, const uint8_t *payload, uint64_t length, uint8_t *out,
                        uint64_t unit, size_t *produced)
 {
-    size_t frame = ZSTD_findFrameCompressedSize(payload, length);
     if (unpackers->zstd == NULL) {
         unpackers->zstd = ZSTD_createDCtx();
     }
     if (unpackers->zstd == NULL) {
         return ENOMEM;
     }
-    if (ZSTD_isError(frame)) {
-        return EUCLEAN;
+    /* One frame is usual, and is unpacked at once; what is behind it is slack. */
+    size_t frame = ZSTD_findFrameCompressedSize(payload, length);
+    if (!ZSTD_isError(frame)) {
+        *produced = ZSTD_decompressDCtx(unpackers->zstd, out, unit, payload, frame);
+        if (!ZSTD_isError(*produced) && *produced == unit) {
+            return 0;
+        }
     }
-    *produced = ZSTD_decompressDCtx(unpackers->zstd, out, unit, payload, frame);
-    return ZSTD_isError(*produced) ? EUCLEAN : 0;
+    return unpack_zstd_frames(unpackers->zstd, payload, length, out, unit, produced);
 }
 
 /* ---- packing */

@@ -41,6 +41,7 @@ def add_parser(subparsers: Subparsers) -> None:
         default=[],
         help="formats of B's parents, nearest first",
     )
+    group.add_argument("--second-snapshot", metavar="NAME", help="the snapshot of B")
     parser.set_defaults(run=run)
 
 
@@ -52,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     second.format = arguments.second_format
     second.backing = arguments.second_backing
     second.backing_format = arguments.second_backing_format
+    second.snapshot = arguments.second_snapshot
     second.say_raw = "say -F raw"
     with open_image(arguments) as left, open_image(second, path=arguments.second) as right:
         sizes = (left.size, right.size)

@@ -79,6 +79,49 @@ def test_what_the_reference_packed_is_read(tmp_path: Path, codec: Codec) -> None
         assert disk.read(5 * PAGE + 77, PAGE) == data[5 * PAGE + 77 :][:PAGE]
 
 
+SKIPPABLE = b"\x50\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"stray"
+
+
+def by_stream(data: bytes, *words: str) -> bytes:
+    """A frame that does not say how long its contents are."""
+    return subprocess.run(["zstd", "-q", "-c", *words], input=data, capture_output=True, check=True).stdout
+
+
+ZSTD_DATA = text(UNIT_BYTES, 9)
+ZSTD_PAYLOADS = {
+    "two frames": by_zstd(ZSTD_DATA[: 3 * PAGE]) + by_zstd(ZSTD_DATA[3 * PAGE :]),
+    "skippable frames": SKIPPABLE + by_zstd(ZSTD_DATA[:PAGE]) + SKIPPABLE + by_zstd(ZSTD_DATA[PAGE:]),
+    "no length": by_stream(ZSTD_DATA, "--no-check"),
+    "checksum": by_stream(ZSTD_DATA, "--check"),
+}
+
+
+@pytest.mark.parametrize("kind", ZSTD_PAYLOADS)
+def test_zstd_frames_of_every_shape_are_read(tmp_path: Path, kind: str) -> None:
+    payload = ZSTD_PAYLOADS[kind] + b"\xff" * 333
+    with Disk() as disk:
+        add(disk, host(tmp_path, "a", payload), Packing(Codec.ZSTD, UNIT_BYTES))
+        disk.install(0, parts(0, len(payload)))
+        assert disk.read(0, UNIT_BYTES) == ZSTD_DATA
+        assert disk.read(3 * PAGE - 5, 99) == ZSTD_DATA[3 * PAGE - 5 : 3 * PAGE + 94]
+
+
+@pytest.mark.parametrize("kind", ["longer", "cut", "checksum"])
+def test_zstd_frames_that_do_not_end_with_the_unit_are_damaged(tmp_path: Path, kind: str) -> None:
+    whole = by_stream(ZSTD_DATA, "--check")
+    payload = {
+        "longer": by_stream(ZSTD_DATA + b"x"),
+        "cut": by_stream(ZSTD_DATA, "--no-check")[:-3],
+        "checksum": whole[:-1] + bytes([whole[-1] ^ 1]),
+    }[kind]
+    with Disk() as disk:
+        add(disk, host(tmp_path, "a", payload), Packing(Codec.ZSTD, UNIT_BYTES))
+        disk.install(0, parts(0, len(payload)))
+        with pytest.raises(ImageError) as raised:
+            disk.read(0, PAGE)
+        assert raised.value.kind is ErrorKind.CORRUPT
+
+
 @pytest.mark.parametrize("codec", CODECS)
 def test_what_is_packed_the_reference_reads(codec: Codec) -> None:
     data = text(4 * PAGE, 1) + bytes(PAGE) + pattern(PAGE)
@@ -94,7 +137,7 @@ def test_what_is_packed_the_reference_reads(codec: Codec) -> None:
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_damaged_payload_is_said_to_be_one(tmp_path: Path, codec: Codec) -> None:
     payload = bytearray(PACK[codec](text(UNIT_BYTES, 4)))
-    payload[len(payload) // 2 :] = bytes(len(payload) - len(payload) // 2)
+    payload[:1] = b"\x07"  # no magic, and no kind of block of deflate
     short = PACK[codec](text(PAGE, 4))
     for name, content in (("damaged", bytes(payload)), ("short", short), ("empty", bytes(64))):
         with Disk() as disk:

@@ -160,7 +160,7 @@ def test_three_readers_and_two_who_share(raw: Path, tmp_path: Path) -> None:
             ErrorKind.UNSUPPORTED,
             "or attach tap:aio:{foreign}, or say -f raw, to take its bytes as they are",
         ),
-        ("tap:qcow2:{foreign}", ErrorKind.UNSUPPORTED, "{foreign}: unknown format 'qcow2'"),
+        ("tap:bochs:{foreign}", ErrorKind.UNSUPPORTED, "{foreign}: unknown format 'bochs'"),
         ("tap:qcow:{raw}", ErrorKind.INVALID_FORMAT, "{raw}"),
         ("tap:aio:{short}", ErrorKind.OUT_OF_BOUNDS, "not one sector"),
         ("tap:ram:not-there-at-all", ErrorKind.NOT_FOUND, "not-there-at-all"),
@@ -170,7 +170,7 @@ def test_what_cannot_be_opened(tmp_path: Path, raw: Path, params: str, kind: Err
     short = tmp_path / "short"
     short.write_bytes(b"short")
     foreign = tmp_path / "foreign"
-    foreign.write_bytes(b"QFI\xfb\0\0\0\3" + bytes(4096))
+    foreign.write_bytes(b"Bochs Virtual HD Image" + bytes(4096))
     for mode in ("w", "r") if kind is ErrorKind.UNSUPPORTED else ("w",):
         with pytest.raises(ImageError) as raised:
             opened(params.format(raw=raw, short=short, foreign=foreign), mode, tmp_path)

@@ -89,7 +89,7 @@ def test_info_of_a_longer_chain(tapfs: Run, overlay: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "code", "says"),
     [
-        ("foreign", 12, "is a qcow2 image, which tapfs does not read"),
+        ("foreign", 12, "is a Bochs image, which tapfs does not read"),
         ("guessed chain", 19, "names a further file"),
         ("loop", 2, "comes back to this file"),
         ("outside", 19, "lies outside base"),
@@ -104,7 +104,7 @@ def test_a_parent_that_is_refused_is_an_error_after_the_facts(
     options: list[str] = []
     match kind:
         case "foreign":
-            parent.write_bytes(b"QFI\xfb\0\0\0\3" + bytes(4096))
+            parent.write_bytes(b"Bochs Virtual HD Image" + bytes(4096))
         case "guessed chain":
             assert tapfs("create", "-f", "qcow", "-b", "/etc/hostname", "-F", "raw", parent, "1M").code == 0
         case "loop":
@@ -211,8 +211,8 @@ def test_info_in_python(overlay: Path) -> None:
     assert states(gate=Gate.nothing()) == ["open", "not looked at"]
     os.unlink("base/b.raw")
     assert states() == ["open", "missing"]
-    Path("base/b.raw").write_bytes(b"QFI\xfb\0\0\0\3" + bytes(4096))
-    with pytest.raises(ImageError, match="is a qcow2 image"):
+    Path("base/b.raw").write_bytes(b"Bochs Virtual HD Image" + bytes(4096))
+    with pytest.raises(ImageError, match="is a Bochs image"):
         states()
     assert states(gate=Gate.nothing()) == ["open", "not looked at"]
 

@@ -1,0 +1,361 @@
+"""Open and map a qcow2 image: the current disk, or one of the image's snapshots."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+
+from tapfs.driver import (
+    BackingReference,
+    Cipher,
+    CipherAlgorithm,
+    Codec,
+    Finding,
+    Geometry,
+    HostFile,
+    OpenRequest,
+    Packing,
+    Role,
+    Severity,
+)
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.extent import Extent, Kind, merge
+from tapfs.formats.qcow2 import extensions as ext
+from tapfs.formats.qcow2.backing import backing_reference
+from tapfs.formats.qcow2.details import describe
+from tapfs.formats.qcow2.entries import COPIED, Decoder, EntryFault, Run
+from tapfs.formats.qcow2.header import (
+    COMPRESSION_ZSTD,
+    CORRUPT,
+    CRYPT_AES,
+    CRYPT_LUKS,
+    CRYPT_METHOD_AT,
+    DIRTY,
+    INCOMPATIBLE_AT,
+    KNOWN_INCOMPATIBLE,
+    L1_OFFSET_AT,
+    LENGTH_2,
+    WORD,
+    Header,
+    l1_entries_for,
+    parse_header,
+)
+from tapfs.formats.qcow2.l1 import L1Table
+from tapfs.formats.qcow2.layout import slice_layout, slice_places
+from tapfs.formats.qcow2.slices import Slices
+from tapfs.formats.qcow2.snapshots import Snapshot, read_snapshots, snapshot_named
+from tapfs.formats.rounding import round_up
+from tapfs.tables import TableLayout
+
+#: Bytes of the file that tell how long its first cluster is.
+_HEAD_BYTES = 4096
+
+#: The cipher of crypt_method 1: AES-128 in CBC mode, the IV is the number of the guest's sector (docs/specs/qcow2.md).
+_KEY_BYTES = 16
+_AES = Cipher(CipherAlgorithm.AES_CBC_PLAIN64, _KEY_BYTES)
+
+
+class Qcow2Driver:
+    """An open image, read-only: a :class:`tapfs.driver.Driver`."""
+
+    format_name = "qcow2"
+
+    def __init__(self, file: HostFile, request: OpenRequest) -> None:
+        self.file = file
+        self.writable = request.writable
+        self.scratch = request.scratch
+        #: Damage that a lenient open went past.
+        self.open_findings: list[Finding] = []
+        self.header: Header = parse_header(file.read(0, _HEAD_BYTES), file)
+        #: The first cluster: header, extensions and the backing name.
+        self.head = file.read(0, self.header.cluster_size)
+        self.extensions = self._read_extensions(lenient=request.lenient)
+        self._require_features(writable=request.writable and not request.lenient)
+        self.backing = self._read_backing()
+        self.snapshot: Snapshot | None = None
+        if request.snapshot is not None:
+            self.snapshot = snapshot_named(self.read_snapshots(), request.snapshot, file.path)
+        self.size = self.header.size if self.snapshot is None else self.snapshot.disk_size
+        self.l1_offset = self.header.l1_offset if self.snapshot is None else self.snapshot.l1_offset
+        self.l1 = self._read_l1(lenient=request.lenient)
+        self.slices = Slices(file, self.header, self.l1, self.l1_offset)
+        self.decoder = Decoder(self.header, self.slices.file_size)
+        self.data_number = 0
+        self.data_file = file
+        #: Why the data file could not be opened, if so: the image can be described without it.
+        self.data_file_error: ImageError | None = None
+        if self.header.has_data_file:
+            self._open_data_file(request)
+        self._geometry = Geometry(
+            virtual_size=self.size,
+            granule=self.header.granule,
+            map_unit=self.header.unit,
+            backing=self.backing,
+            packing=Packing(self._codec, self.header.cluster_size),
+            cipher=_AES if self.header.crypt_method == CRYPT_AES else None,
+        )
+
+    @property
+    def geometry(self) -> Geometry:
+        """The constants of the image."""
+        return self._geometry
+
+    @property
+    def _codec(self) -> Codec:
+        return Codec.ZSTD if self.header.compression_type == COMPRESSION_ZSTD else Codec.RAW_DEFLATE
+
+    # -- the map --------------------------------------------------------------------------------
+
+    def map(self, offset: int, length: int) -> list[Extent]:
+        """The map of the whole slices that the range touches; see :meth:`tapfs.driver.Driver.map`."""
+        if self.data_file_error is not None:
+            raise self.data_file_error
+        unit = self.header.unit
+        at, stop = offset // unit, -(-(offset + length) // unit)
+        disk_end = round_up(self.size, self.header.granule)
+        extents: list[Extent] = []
+        while at < stop:
+            used = self._next_used_unit(at, stop)
+            if used > at:
+                extents.append(Extent(at * unit, (used - at) * unit, Kind.UNALLOCATED))
+                at = used
+                continue
+            words = self.slices.load(at)
+            if words is not None:
+                extents.extend(self._slice_extents(at, words))
+            at += 1
+        while extents[-1].offset >= disk_end:  # subclusters and entries behind the end are nobody's
+            extents.pop()
+        last = extents[-1]
+        if last.end > disk_end:
+            extents[-1] = last._replace(length=disk_end - last.offset)
+        return list(merge(extents))
+
+    def empty_run(self, offset: int, end: int) -> Extent | None:
+        """The units from that of `offset` on which have no table."""
+        first = offset // self.header.unit
+        stop = self._next_used_unit(first, -(-end // self.header.unit))
+        if stop == first:
+            return None
+        return Extent(offset, min(stop * self.header.unit, end) - offset, Kind.UNALLOCATED)
+
+    def _next_used_unit(self, unit: int, stop: int) -> int:
+        """The first unit from `unit` on that has a table, or `stop`."""
+        slices = self.header.slices
+        index = unit // slices
+        used = self.l1.next_used(index, min(-(-stop // slices), len(self.l1)))
+        if used >= len(self.l1):
+            return stop
+        return min(max(unit, used * slices), stop)
+
+    def _slice_extents(self, unit: int, words: array[int]) -> list[Extent]:
+        base = unit * self.header.unit
+        table_copied = self.l1[unit // self.header.slices] & COPIED != 0
+        extents: list[Extent] = []
+        for run in self.runs(unit, words):
+            data = run.kind is Kind.DATA
+            placed = data or run.kind is Kind.COMPRESSED
+            extents.append(
+                Extent(
+                    base + run.start,
+                    run.length,
+                    run.kind,
+                    self.data_number if data else 0,
+                    run.host_offset if placed else 0,
+                    run.host_length,
+                    self.writable and data and run.copied and table_copied,
+                )
+            )
+        return extents
+
+    def runs(self, unit: int, words: array[int], first: int = 0, stop: int | None = None) -> list[Run]:
+        """The runs of the entries ``[first, stop)`` of a slice, up to the end of the disk.
+
+        Raises ImageError(corrupt) for an entry that cannot be true.
+        """
+        clusters = -(-(self.size - unit * self.header.unit) // self.header.cluster_size)
+        found: list[Run] = []
+        for run in self.decoder.runs(words, first, min(clusters, self.header.slice_entries if stop is None else stop)):
+            if isinstance(run, EntryFault):
+                raise self._entry_error(unit, run.entry, run.message)
+            wrong = self.place_fault(run)
+            if wrong is not None:
+                raise self._entry_error(unit, run.first, wrong)
+            found.append(run)
+        return found
+
+    def place_fault(self, run: Run) -> str | None:
+        """What makes the place of a run impossible, or None. A cluster may be cut by the end of the file."""
+        header = self.header
+        if run.kind is Kind.COMPRESSED:
+            end, what = run.host_offset + run.host_length, f"payload at {run.host_offset:#x}"
+            if run.host_offset >= self.slices.file_size:
+                return f"{what} past the end of the file ({self.slices.file_size:#x})"
+        elif run.kind is Kind.DATA:
+            end, what = run.host_offset + run.length, f"cluster at {run.host_offset:#x}"
+            if run.host_offset % header.granule or (not header.extended_l2 and run.host_offset % header.cluster_size):
+                return f"{what} not aligned to a cluster"
+            size = self.data_size
+            if end - min(run.length, header.granule) >= size:
+                return f"{what} past the end of the file ({size:#x})"
+            if self.data_number:
+                return None  # no metadata lies in a data file
+        else:
+            return None
+        if run.host_offset < header.cluster_size:
+            return f"{what} inside the header"
+        for name, start, stop in self.reserved():
+            if run.host_offset < stop and start < end:
+                return f"{what} inside the {name}"
+        return None
+
+    def reserved(self) -> tuple[tuple[str, int, int], ...]:
+        """The name, start and end of each table in which no data can lie."""
+        header = self.header
+        return (
+            ("L1 table", self.l1_offset, self.l1_offset + WORD * len(self.l1)),
+            ("refcount table", header.reftable_offset, header.reftable_offset + header.reftable_length),
+        )
+
+    def _entry_error(self, unit: int, entry: int, message: str) -> ImageError:
+        at = entry * self.header.l2_entry_bytes
+        number = unit * self.header.slice_entries + entry
+        index, inside = divmod(number, self.header.l2_entries)
+        offset = self.slices.table_offset(unit) + at
+        text = f"L2 entry {inside} of table {index}: {message}"
+        return ImageError(ErrorKind.CORRUPT, text, path=self.file.path, offset=offset, op="map")
+
+    # -- the engine's tables --------------------------------------------------------------------
+
+    def table_layout(self) -> TableLayout | None:
+        """The slices of L2 tables, where an entry is one word.
+
+        None for a writable image: an in-place write that a damaged entry leads to metadata is only seen by `map`.
+        """
+        if self.header.extended_l2 or self.writable or self.data_file_error is not None:
+            return None
+        return slice_layout(self.header, self.host_size, self.data_number, self.reserved())
+
+    def table_places(self, first: int, count: int) -> array[int]:
+        """The places of the slices; what only `map` can tell is left to it."""
+        return slice_places(self.header, self.l1, self.slices, first, count)
+
+    @property
+    def data_size(self) -> int:
+        """The length of the file that guest data lies in, with what has been allocated."""
+        return self.data_file.size() if self.data_number else self.slices.file_size
+
+    @property
+    def host_size(self) -> int:
+        """The length that bounds the places of data."""
+        return self.data_size
+
+    # -- description ----------------------------------------------------------------------------
+
+    @property
+    def plain_details(self) -> frozenset[str]:
+        """What an operator may have chosen, or must know."""
+        return frozenset(
+            {
+                *("cluster_size", "compat", "compression", "extended_l2", "lazy_refcounts"),
+                *("data_file", "data_file_raw", "snapshots", "bitmaps", "dirty", "corrupt"),
+            }
+        )
+
+    def details(self) -> Mapping[str, object]:
+        """The header in words, the snapshots and the bitmaps."""
+        return describe(self.file, self.header, self.extensions)
+
+    def snapshots(self) -> Sequence[str]:
+        """The names of the snapshots, in the order of the table; one without a name has its id."""
+        return [each.name or each.id for each in self.read_snapshots()]
+
+    def read_snapshots(self) -> list[Snapshot]:
+        """The snapshot table. Raises ImageError(corrupt, out_of_bounds)."""
+        return read_snapshots(self.file, self.header)
+
+    def unlock(self, password: bytes) -> bytes:
+        """The first 16 bytes of the password, with zeros behind a shorter one. Nothing tells a wrong password."""
+        return password[:_KEY_BYTES].ljust(_KEY_BYTES, b"\0")
+
+    # -- opening --------------------------------------------------------------------------------
+
+    def _read_extensions(self, *, lenient: bool) -> list[ext.Extension]:
+        try:
+            return ext.parse_extensions(self.head, self.header, self.file.path)
+        except ImageError as error:
+            if not lenient:
+                raise
+            self.open_findings.append(Finding(Severity.CORRUPTION, error.message, error.offset))
+            return []
+
+    def _require_features(self, *, writable: bool) -> None:
+        header = self.header
+        unknown = header.incompatible & ~KNOWN_INCOMPATIBLE
+        if unknown:
+            bits = [bit for bit in range(64) if unknown >> bit & 1]
+            names = ", ".join(ext.feature_name(self.extensions, ext.INCOMPATIBLE_FEATURE, bit) for bit in bits)
+            raise self._refused(f"needs features that tapfs does not know: {names}", INCOMPATIBLE_AT)
+        if header.crypt_method == CRYPT_LUKS:
+            raise self._refused("is encrypted with LUKS, which tapfs does not read inside qcow2", CRYPT_METHOD_AT)
+        if writable and header.crypt_method == CRYPT_AES:
+            raise self._refused("is encrypted the old way (AES), which tapfs only reads", CRYPT_METHOD_AT)
+        for bit, what in ((DIRTY, "was not closed after writing"), (CORRUPT, "is marked as corrupt")):
+            if writable and header.incompatible & bit:
+                raise ImageError(
+                    ErrorKind.CORRUPT,
+                    f"{what}: it cannot be written as it is",
+                    path=self.file.path,
+                    offset=INCOMPATIBLE_AT,
+                    op="open",
+                    remedy="run tapfs repair",
+                )
+
+    def _refused(self, message: str, offset: int) -> ImageError:
+        return ImageError(ErrorKind.UNSUPPORTED, message, path=self.file.path, offset=offset, op="open")
+
+    def _read_backing(self) -> BackingReference | None:
+        header = self.header
+        if not header.has_backing:
+            return None
+        raw = self.head[header.backing_offset : header.backing_offset + header.backing_size]
+        name = raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+        return backing_reference(name, ext.text_of(self.extensions, ext.BACKING_FORMAT)) if name else None
+
+    def _read_l1(self, *, lenient: bool) -> L1Table:
+        header, size = self.header, self.file.size()
+        entries = header.l1_entries if self.snapshot is None else self.snapshot.l1_entries
+        length, start = WORD * entries, self.l1_offset
+        message = None
+        if entries and (start % header.cluster_size or start == 0):
+            message = f"the L1 table at {start:#x} is not on a cluster behind the header"
+        elif entries < l1_entries_for(self.size, header):
+            message = f"an L1 table of {entries} entries is too small for a disk of {self.size} bytes"
+        elif start + length > size:
+            message = f"the L1 table [{start:#x}, {start + length:#x}) lies past the end of the file ({size:#x})"
+        if message is not None:
+            if not lenient:
+                at = L1_OFFSET_AT if self.snapshot is None else self.snapshot.offset
+                raise ImageError(ErrorKind.CORRUPT, message, path=self.file.path, offset=at, op="open")
+            self.open_findings.append(Finding(Severity.CORRUPTION, message, L1_OFFSET_AT))
+            if start % header.cluster_size or start == 0:
+                return L1Table(bytearray(length))
+        raw = self.file.read(start, length) if start < size else b""
+        return L1Table(bytearray(raw.ljust(length, b"\0")))
+
+    def _open_data_file(self, request: OpenRequest) -> None:
+        name = ext.text_of(self.extensions, ext.DATA_FILE_NAME)
+        if name is None:
+            raise ImageError(
+                ErrorKind.CORRUPT, "has a data file and no name of it", path=self.file.path, offset=LENGTH_2, op="open"
+            )
+        try:
+            self.data_number, self.data_file = request.further.open(name, Role.DATA)
+        except ImageError as error:
+            if error.kind not in {ErrorKind.NOT_FOUND, ErrorKind.DENIED} or request.writable:
+                raise
+            self.data_file_error = error
+            return
+        if self.data_number == 0:
+            message = "names itself as its data file"
+            raise ImageError(ErrorKind.CORRUPT, message, path=self.file.path, offset=LENGTH_2, op="open")
