@@ -48,6 +48,7 @@ class Lib:
     TAPFS_ZERO: int
     TAPFS_UNALLOCATED: int
     TAPFS_COMPRESSED: int
+    TAPFS_RULE_ASK: int
     TAPFS_CODEC_NONE: int
     TAPFS_CODEC_RAW_DEFLATE: int
     TAPFS_CIPHER_NONE: int

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from array import array
+from dataclasses import fields
 
 from tapfs.errors import from_os_error
 from tapfs.kernel._engine import ffi, lib
 from tapfs.kernel.engine import EngineDisk
 from tapfs.tables import TableLayout
+
+#: Fields of a layout that the engine's structure holds in another shape.
+_OF_THEIR_OWN = frozenset({"rules", "bitmap", "reserved"})
 
 
 def set_tables(disk: EngineDisk, layer: int, layout: TableLayout, places: array[int]) -> None:
@@ -17,31 +21,16 @@ def set_tables(disk: EngineDisk, layer: int, layout: TableLayout, places: array[
     Before any request. Raises ImageError(io) for a layout that the engine cannot read.
     """
     table = ffi.new("tapfs_table *")
-    for name in (
-        "entry_bytes",
-        "big_endian",
-        "absent_kind",
-        "place_shift",
-        "packed_length_shift",
-        "table_file",
-        "data_file",
-        "host_size",
-        "least_place",
-        "table_alignment",
-        "place_mask",
-        "place_add",
-        "place_alignment",
-        "in_place_mask",
-        "in_place_value",
-        "zero_mask",
-        "packed_place_mask",
-        "packed_length_mask",
-        "packed_sector_bytes",
-    ):
-        setattr(table, name, getattr(layout, name))
+    for field in fields(layout):
+        if field.name not in _OF_THEIR_OWN:
+            setattr(table, field.name, getattr(layout, field.name))
     table.rule_count = len(layout.rules)
     for index, rule in enumerate(layout.rules):
-        table.rules[index].mask, table.rules[index].value, table.rules[index].kind = rule
+        kind = lib.TAPFS_RULE_ASK if rule.kind is None else rule.kind
+        table.rules[index].mask, table.rules[index].value, table.rules[index].kind = rule.mask, rule.value, kind
+    if layout.bitmap is not None:
+        for field in fields(layout.bitmap):
+            setattr(table.bitmap, field.name, getattr(layout.bitmap, field.name))
     for index, (start, end) in enumerate(layout.reserved):
         table.reserved_start[index], table.reserved_end[index] = start, end
     words = ffi.from_buffer("uint64_t[]", places)

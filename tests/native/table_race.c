@@ -67,6 +67,7 @@ int main(int argc, char **argv)
     const tapfs_layer geometry = {.virtual_size = UNIT, .granule = GRANULE, .map_unit = UNIT, .writable = 1};
     const tapfs_table layout = {
         .entry_bytes = 8,
+        .entry_granules = 1,
         .absent_kind = TAPFS_UNALLOCATED,
         .rule_count = 1,
         .rules = {{.mask = UINT64_MAX, .value = 0, .kind = TAPFS_UNALLOCATED}},
@@ -74,6 +75,7 @@ int main(int argc, char **argv)
         .table_alignment = 1,
         .place_alignment = 1,
         .place_mask = INT64_MAX,
+        .place_multiplier = 1,
     };
     const uint64_t place = TABLE;
     uint8_t bytes[GRANULE], found[GRANULE];

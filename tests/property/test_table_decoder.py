@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +14,24 @@ from hypothesis import strategies as st
 import tapfs
 from tapfs import ImageError
 from tapfs.disk.chain_map import MappedExtent, map_chain, mapped_extents, merge_mapped
+from tapfs.extent import Extent, Kind
 from tapfs.kernel.chain_map import map_blocks
-from tapfs.kernel.engine import Outcome
+from tapfs.kernel.engine import HostDescriptor, Outcome
+from tapfs.kernel.tables import set_tables
+from tests.table_formats import (
+    ExtendedL2,
+    ExternalData,
+    Grains,
+    SeSparse,
+    Synthetic,
+    Vdi,
+    Vhd,
+    Vhdx,
+    VhdZeros,
+    WrongError,
+    packed_words,
+)
+from tests.unit.engine.engine_disks import Disk, open_host
 
 L1_AT = 48
 
@@ -128,3 +145,138 @@ def test_a_good_table_costs_no_question(tmp_path: Path, *, writable: bool) -> No
         if writable:  # in place, by the table that the engine has read
             disk.write(0, b"x" * 512)
             assert disk.unflushed_bytes == 0
+
+
+#: Of each shape: words that are likely to mean something, of which a table is made, and masks that disturb them.
+WORDS: dict[type[Synthetic], tuple[list[int], list[int]]] = {
+    Vhd: ([0xFFFFFFFF, *range(16, 48)], [1 << 31, 1 << 8]),
+    VhdZeros: ([0xFFFFFFFF, *range(16, 48)], [1 << 31, 1 << 8]),
+    Vhdx: (
+        [*range(4), *(place << 12 | state for place in range(2, 7) for state in (6, 7))],
+        [0, 1 << 63, 8, 1 << 11, 5, 1 << 40],
+    ),
+    ExtendedL2: (
+        [
+            0,
+            *(place << 76 | bits for place in range(2, 7) for bits in (0, 0xFFFFFFFF, 0xFFFF0000, 0xF0F00000_0F0F0000)),
+            *(1 << 126 | sectors << 120 | place << 64 for sectors in (0, 3, 63) for place in (8192, 9001, 20000)),
+        ],
+        [1, 1 << 64, 1 << 74, 1 << 32, 1 << 33, 3 << 49, 1 << 77, 1 << 79, 1 << 127, 1 << 110],
+    ),
+    Vdi: ([0xFFFFFFFF, 0xFFFFFFFE, *range(5)], [1 << 30]),
+    Grains: ([*range(2), *range(16, 55)], [1 << 31]),
+    SeSparse: (
+        [0, 1 << 60, 2 << 60, *(3 << 60 | number << 48 for number in range(8))],
+        [1, 4 << 60, 1 << 39, 1 << 47, 1 << 20],
+    ),
+    ExternalData: ([0, 1, 1 << 63, *(1 << 63 | place << 12 for place in range(10)), 3 << 12], [1, 1 << 62, 2048]),
+}
+
+
+@st.composite
+def synthetics(draw: st.DrawFn) -> Synthetic:
+    """An image of any shape whose words are likely ones but for a few, in a file of random bytes."""
+    shape = draw(st.sampled_from(list(WORDS)))
+    likely, masks = WORDS[shape]
+    width = shape.entry_bytes
+    words = draw(st.lists(st.sampled_from(likely), min_size=16, max_size=16))
+    if issubclass(shape, Vhdx):  # the words that say where the bits are
+        words[4::5] = draw(st.lists(st.sampled_from([2 << 12 | 6, 6 << 12 | 6, 7 << 12 | 6]), min_size=3, max_size=3))
+    for at in draw(st.lists(st.integers(0, 15), max_size=3)):
+        words[at] = draw(st.one_of(st.sampled_from(masks).map(words[at].__xor__), st.integers(0, (1 << 8 * width) - 1)))
+    size = draw(st.integers(28000, 40000))
+    noise = random.Random(draw(st.integers(0, 1 << 30))).randbytes(size)
+    if draw(st.booleans()):
+        noise = bytes(255 if byte & 1 else 0 for byte in noise)  # bits in whole bytes
+    table = packed_words(shape.order, width, words)
+    content = noise[:4096] + table + noise[4096 + len(table) :]
+    short = draw(st.sampled_from([0, 0, shape.granule, shape.block - shape.granule, 1]))
+    short = short if short < shape.block else 0
+    return shape(content, draw(st.integers(1, 12)), short, data_size=draw(st.sampled_from([50000, 0, 9000, 40000])))
+
+
+def engine_map(disk: Disk, start: int, end: int) -> list[tuple[int, int, Kind, int, int]] | None:
+    try:
+        blocks = list(map_blocks(disk, start, end, ask))
+    except AskedError:
+        return None
+    runs = [
+        (offset, length, Kind(kind), file, host) for run in blocks for offset, length, host, _, file, kind, _ in run
+    ]
+    assert sum(length for _, length, *_ in runs) == end - start
+    return runs
+
+
+def as_mapped(extents: list[Extent], end: int) -> list[tuple[int, int, Kind, int, int]]:
+    """The extents as `map_blocks` gives them: clipped, compressed ones joined and without a place."""
+    runs: list[tuple[int, int, Kind, int, int]] = []
+    for extent in extents:
+        length, host = min(extent.end, end) - extent.offset, extent.host_offset if extent.kind == Kind.DATA else 0
+        if runs and extent.kind == Kind.COMPRESSED == runs[-1][2]:
+            runs[-1] = (runs[-1][0], runs[-1][1] + length, *runs[-1][2:])
+        else:
+            runs.append((extent.offset, length, extent.kind, extent.file, host))
+    return runs
+
+
+def expected_unit(image: Synthetic, number: int) -> list[Extent] | None:
+    try:
+        return image.unit(number)
+    except WrongError:
+        return None
+
+
+def described(folder: Path, image: Synthetic) -> Disk:
+    """An engine disk that knows the image by its layout alone."""
+    path, data = folder / "image", folder / "data"
+    path.write_bytes(image.content)
+    data.write_bytes(bytes(image.data_size))
+    disk = Disk()
+    disk.descriptors = [open_host(path, direct=False), open_host(data, direct=False)]
+    files = [HostDescriptor(descriptor, "") for descriptor in disk.descriptors]
+    disk.add_layer(image.geometry, files=files)
+    set_tables(disk, 0, image.layout, image.places)
+    return disk
+
+
+@given(image=synthetics())
+@settings(deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_shape_of_table_means_to_the_engine_what_its_description_says(tmp_path: Path, image: Synthetic) -> None:
+    unit = image.geometry.map_unit
+    with described(tmp_path, image) as disk:
+        for number in range(-(-image.size // unit)):
+            start, end = number * unit, min((number + 1) * unit, image.size)
+            expected = expected_unit(image, number)
+            assert engine_map(disk, start, end) == (None if expected is None else as_mapped(expected, end))
+            for extent in expected or ():
+                if extent.kind == Kind.COMPRESSED and isinstance(image, ExtendedL2):
+                    with pytest.raises(ImageError) as caught:  # random bytes are no frame; the place is named
+                        disk.read(extent.offset, 1)
+                    assert caught.value.offset == extent.host_offset
+                elif extent.kind == Kind.DATA and extent.file == 0:  # a cached run, from its middle
+                    at = extent.offset + (min(extent.end, end) - extent.offset) // 2
+                    found = image.content[extent.host_offset + at - extent.offset :][:1]
+                    assert disk.read(at, 1) == (found or b"\0")
+
+
+@pytest.mark.parametrize("shape", WORDS)
+def test_a_good_table_of_every_shape_costs_no_question(tmp_path: Path, shape: type[Synthetic]) -> None:
+    """The other half of the property for each shape."""
+    good: dict[type[Synthetic], list[int]] = {
+        Vhd: [0xFFFFFFFF, 16, 30, 45],
+        VhdZeros: [0xFFFFFFFF, 16, 30, 45],
+        Vhdx: [0, 2, 3 << 12 | 6, 4 << 12 | 7, 5 << 12 | 6],
+        ExtendedL2: [0, 2 << 76 | 0xFF00, 4 << 76 | 0xFFFF << 32 | 0xFF0000, 1 << 126 | 2 << 120 | 9001 << 64],
+        Vdi: [0xFFFFFFFF, 0xFFFFFFFE, 0, 2],
+        Grains: [0, 1, 16, 33],
+        SeSparse: [0, 1 << 60, 2 << 60, 3 << 60 | 2 << 48],
+        ExternalData: [0, 1, 1 << 63, 1 << 63 | 4096],
+    }
+    words = [good[shape][i % len(good[shape])] for i in range(5)] * 2
+    table = packed_words(shape.order, shape.entry_bytes, words)
+    image = shape(bytes([0x5A]) * 4096 + table + bytes([0x5A]) * 40000, 8, data_size=8192)
+    with described(tmp_path, image) as disk:
+        runs = engine_map(disk, 0, image.size)
+        assert runs is not None
+        assert len({kind for _, _, kind, _, _ in runs}) > 1
+        assert disk.statistics().cache_fills == len(image.places)

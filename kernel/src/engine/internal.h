@@ -63,7 +63,7 @@ TAPFS_INTERNAL void cache_forget(struct cache *cache, uint32_t layer, uint64_t f
 #define COMPRESSED_LENGTH_MAX ((1u << 22) - 1)
 #define COMPRESSED_FILE_MAX ((1u << 10) - 1)
 
-/* ---- engine/tables.c: maps read from the tables of the format */
+/* ---- engine/tables.c, engine/table_fill.c: maps read from the tables of the format */
 
 struct table;
 

@@ -144,63 +144,38 @@ static size_t runs_lookup(const struct unit *unit, uint64_t base, uint64_t inner
     return found;
 }
 
-static bool entry_continues(const struct table_entry *left, uint64_t distance, const struct table_entry *right)
-{
-    return left->kind == right->kind && left->kind != TAPFS_COMPRESSED && left->in_place == right->in_place &&
-           (left->kind != TAPFS_DATA || left->host_offset + distance == right->host_offset);
-}
-
-static size_t table_lookup(const struct unit *unit, uint64_t base, uint64_t inner, uint64_t stop, tapfs_extent *runs,
-                           size_t capacity)
-{
-    const struct table *table = unit->table;
-    const uint8_t *raw = (const uint8_t *)unit->runs;
-    uint64_t granule = table->granule, index = inner / granule;
-    size_t found = 0;
-
-    while (inner < stop && found < capacity) {
-        struct table_entry entry = table_decode(table, table_word(table, raw, index));
-        uint64_t start = index * granule, end = start + granule;
-        for (index++; end < stop; index++, end += granule) {
-            struct table_entry next = table_decode(table, table_word(table, raw, index));
-            if (!entry_continues(&entry, end - start, &next)) {
-                break;
-            }
-        }
-        end = minimum(end, stop);
-        runs[found++] = (tapfs_extent){
-            .offset = base + inner,
-            .length = end - inner,
-            .host_offset = entry.host_offset + (entry.kind == TAPFS_DATA ? inner - start : 0),
-            .host_length = entry.host_length,
-            .file = entry.kind == TAPFS_DATA || entry.kind == TAPFS_COMPRESSED ? table->layout.data_file : 0,
-            .kind = entry.kind,
-            .in_place = entry.in_place,
-        };
-        inner = end;
-    }
-    return found;
-}
-
 size_t unit_lookup(const struct unit *unit, uint64_t base, uint64_t inner, uint64_t stop, tapfs_extent *runs,
                    size_t capacity)
 {
-    return unit->table != NULL ? table_lookup(unit, base, inner, stop, runs, capacity)
+    return unit->table != NULL ? table_runs(unit->table, (const uint8_t *)unit->runs,
+                                            table_entries(unit->table, unit->length), base, inner, stop, runs, capacity)
                                : runs_lookup(unit, base, inner, stop, runs, capacity);
 }
 
 /* ---- changing */
 
+static size_t run_count(const struct unit *unit, size_t most)
+{
+    return unit->table == NULL ? unit->count
+                               : table_runs(unit->table, (const uint8_t *)unit->runs,
+                                            table_entries(unit->table, unit->length), 0, 0, unit->length, NULL, most);
+}
+
 /* All extents of a unit that begins at `base`, in memory of the caller's; their number, 0 without memory. */
 static size_t all_runs(const struct unit *unit, uint64_t base, tapfs_extent **runs)
 {
-    size_t most = unit->table != NULL ? unit->count / unit->table->layout.entry_bytes : unit->count;
-    *runs = malloc(most * sizeof **runs);
-    return *runs == NULL ? 0 : unit_lookup(unit, base, 0, unit->length, *runs, most);
+    size_t count = run_count(unit, SIZE_MAX);
+    *runs = malloc(count * sizeof **runs);
+    return *runs == NULL ? 0 : unit_lookup(unit, base, 0, unit->length, *runs, count);
 }
 
 struct unit *unit_compacted(struct unit *unit)
 {
+    /* Most tables that stay as they are show it long before their end. */
+    size_t enough = unit->count / sizeof unit->runs[0] + 1;
+    if (run_count(unit, enough) == enough) {
+        return unit;
+    }
     tapfs_extent *extents = NULL;
     size_t count = all_runs(unit, 0, &extents), first = 0;
     if (count > 0 && count * sizeof unit->runs[0] < unit->count) {
