@@ -32,11 +32,12 @@ _STAGE_BYTES = 256 << 20
 
 
 class IdentityDriver:
-    """A disk that is one host file as it stands, of any length in bytes."""
+    """A disk that is one host file as it stands, of any length in bytes, or the first `size` bytes of one."""
 
-    def __init__(self, file: HostFile, format_name: str) -> None:
+    def __init__(self, file: HostFile, format_name: str, *, size: int | None = None) -> None:
         self.format_name = format_name
-        self.geometry = Geometry(virtual_size=file.size(), granule=1, map_unit=_MAP_UNIT, identity=Identity())
+        length = file.size() if size is None else size
+        self.geometry = Geometry(virtual_size=length, granule=1, map_unit=_MAP_UNIT, identity=Identity())
         self._file = file
 
     def map(self, offset: int, length: int) -> list[Extent]:

@@ -5,8 +5,8 @@ for which the user names no format is looked up here, before the file is taken f
 A format that gets a driver leaves the list.
 
 Where a file shows both a signature of this table and the start of a raw disk (a partition table, a boot sector, a
-file system), the signature counts: a fixed VHD is a raw disk with a footer. Three signatures are so short that a
-boot sector may hold them by chance: these do not count in a sector that has a partition table.
+file system), the signature counts. Three signatures are so short that a boot sector may hold them by chance: these
+do not count in a sector that has a partition table.
 A tar archive written straight to a disk, as to a tape, is named as a tar archive.
 """
 
@@ -166,13 +166,6 @@ _MACOS = "make a raw image of it with hdiutil convert on macOS"
 TABLE: tuple[ForeignFormat, ...] = (
     ForeignFormat("qcow-later", "a qcow image of an unknown version", _QEMU, _later_qcow),
     ForeignFormat("qed", "a QED image", _QEMU, _starts(b"QED\0")),
-    ForeignFormat(
-        "vhd",
-        "a VHD image",
-        f"{_QEMU} -f vpc",
-        # The footer has 512 bytes; Virtual PC before 2004 wrote 511. A growing image begins with a copy.
-        _any(_starts(b"conectix"), _ends(b"conectix", distance=512), _ends(b"conectix", distance=511)),
-    ),
     ForeignFormat("vhdx", "a VHDX image", _QEMU, _starts(b"vhdxfile")),
     ForeignFormat("vdi", "a VDI image", _QEMU, _starts(b"\x7f\x10\xda\xbe", at=64)),
     ForeignFormat("parallels", "a Parallels image", _QEMU, _starts(b"WithoutFreeSpace", b"WithouFreSpacExt")),

@@ -16,6 +16,7 @@ from tapfs.disk.chain import Layer, OpenOptions, layer_of_files
 from tapfs.disk.image import Image
 from tapfs.disk.opening import open_image_on
 from tapfs.disk.overlay import open_over
+from tapfs.disk.plain_disk import is_plain
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.extent import Kind
 from tapfs.host.file import LocalFile
@@ -112,7 +113,7 @@ def resized(image: Image, size: int | None, *, force: bool) -> Image:
     raised it is still good. The new length is durable.
     """
     top = image.layers[0]
-    if not top.driver.geometry.identity:
+    if not is_plain(top.driver):
         raise ImageError(
             ErrorKind.UNSUPPORTED,
             f"a {top.driver.format_name} image cannot be resized while it is served",

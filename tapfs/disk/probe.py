@@ -25,10 +25,11 @@ _MODULES = {
     "vmdk": "tapfs.formats.vmdk",
     "ram": "tapfs.formats.ram",
     "ewf": "tapfs.formats.ewf",
+    "vhd": "tapfs.formats.vhd",
 }
 
 #: Other names of formats, which `-f` and `-O` take as well: qemu-img's.
-_ALIASES: dict[str, str] = {}
+_ALIASES: dict[str, str] = {"vpc": "vhd"}
 
 #: Bytes of a file's start, and of its end, that probing looks at.
 HEAD_BYTES = TAIL_BYTES = 4096

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 
 from tapfs.disk.chain import Layer, OpenOptions, open_layer
+from tapfs.disk.plain_disk import is_plain
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 
 
@@ -45,7 +46,7 @@ def _require_resizable(layer: Layer, size: int) -> None:
             op="resize",
             remedy="resize it by its own means (lvextend and the like)",
         )
-    if not layer.driver.geometry.identity:
+    if not is_plain(layer.driver):
         name = layer.driver.format_name
         raise ImageError(
             ErrorKind.UNSUPPORTED,
