@@ -18,6 +18,7 @@ from tapfs.errors import ErrorKind, ImageError, from_os_error, truncated
 from tapfs.extent import Extent
 from tapfs.host_files import Presence
 from tapfs.kernel._engine import ffi, lib
+from tapfs.kernel.codec_libraries import CODECS_OF_LIBRARIES, load_codec
 from tapfs.plan import Allocate, Discard, Grow, Plan, Write
 
 if TYPE_CHECKING:
@@ -123,6 +124,9 @@ class EngineDisk:
 
         Raises ImageError(io) for a geometry that the engine cannot serve.
         """
+        files = list(files)
+        if geometry.packing is not None and geometry.packing.codec in CODECS_OF_LIBRARIES:
+            load_codec(geometry.packing.codec, files[0].path if files else None)
         layer = ffi.new("tapfs_layer *")
         layer.virtual_size = geometry.virtual_size
         layer.granule = geometry.granule

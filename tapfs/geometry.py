@@ -14,6 +14,11 @@ class Codec(IntEnum):
     RAW_DEFLATE = 1
     ZLIB = 2
     ZSTD = 3
+    #: These only unpack. LZMA is a stream of the .xz format, ADC is Apple's.
+    BZIP2 = 4
+    LZMA = 5
+    LZFSE = 6
+    ADC = 7
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,11 +98,6 @@ def _cow(head: bytes, _: bytes) -> bool:
     )
 
 
-def _dmg_trailer(_: bytes, tail: bytes) -> bool:
-    """The trailer is the last sector, or up to 511 bytes before it in a file that was padded to whole sectors."""
-    return b"koly\0\0\0\4\0\0\2\0" in tail[-(2 * _SECTOR - 1) :]
-
-
 def _has_partition_table(head: bytes) -> bool:
     if head[510:512] != b"\x55\xaa":
         return False
@@ -172,7 +167,6 @@ TABLE: tuple[ForeignFormat, ...] = (
     ForeignFormat("bochs", "a Bochs image", _QEMU, _starts(b"Bochs Virtual HD Image")),
     ForeignFormat("cloop", "a cloop image", _QEMU, _cloop),
     ForeignFormat("cow", "a COW image of User-mode Linux", "merge it with uml_moo", _cow),
-    ForeignFormat("dmg", "an Apple disk image (DMG)", f"{_QEMU}, or with dmg2img", _dmg_trailer),
     ForeignFormat(
         "dmg-encrypted",
         "an encrypted Apple disk image (DMG)",

@@ -26,6 +26,7 @@ _MODULES = {
     "ram": "tapfs.formats.ram",
     "ewf": "tapfs.formats.ewf",
     "vhd": "tapfs.formats.vhd",
+    "dmg": "tapfs.formats.dmg",
 }
 
 #: Other names of formats, which `-f` and `-O` take as well: qemu-img's.

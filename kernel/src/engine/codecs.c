@@ -198,12 +198,13 @@ static int pack_zstd(const uint8_t *in, uint64_t granule, size_t count, uint8_t 
 /*
  * unpack: at most `unit` bytes out of the beginning of the payload, which may have slack behind the stream, as formats
  * that count sectors have; `produced` counts them. 0, EUCLEAN or ENOMEM.
- * pack: each granule on its own; sizes[i] is 0 where one does not shrink.
+ * pack: each granule on its own; sizes[i] is 0 where one does not shrink. NULL: it only unpacks.
  */
 struct codec_kind {
     int (*unpack)(struct unpackers *unpackers, const uint8_t *payload, uint64_t length, uint8_t *out, uint64_t unit,
                   size_t *produced);
     int (*pack)(const uint8_t *in, uint64_t granule, size_t count, uint8_t *out, uint64_t *sizes);
+    bool library; /* it is there once its library is loaded */
 };
 
 static const struct codec_kind codecs[] = {
@@ -211,11 +212,15 @@ static const struct codec_kind codecs[] = {
     [TAPFS_CODEC_RAW_DEFLATE] = {unpack_deflate, pack_deflate},
     [TAPFS_CODEC_ZLIB] = {unpack_zlib, pack_zlib},
     [TAPFS_CODEC_ZSTD] = {unpack_zstd, pack_zstd},
+    [TAPFS_CODEC_BZIP2] = {.unpack = unpack_bzip2, .library = true},
+    [TAPFS_CODEC_LZMA] = {.unpack = unpack_lzma, .library = true},
+    [TAPFS_CODEC_LZFSE] = {.unpack = unpack_lzfse, .library = true},
+    [TAPFS_CODEC_ADC] = {.unpack = unpack_adc},
 };
 
 bool codec_known(uint32_t codec)
 {
-    return codec < sizeof codecs / sizeof codecs[0];
+    return codec < sizeof codecs / sizeof codecs[0] && (!codecs[codec].library || codec_library_loaded(codec));
 }
 
 void unpackers_free(struct unpackers *unpackers)

@@ -25,7 +25,16 @@ typedef struct tapfs_disk tapfs_disk;
 enum { TAPFS_DATA = 0, TAPFS_ZERO = 1, TAPFS_UNALLOCATED = 2, TAPFS_COMPRESSED = 3 };
 
 /* tapfs.geometry.Codec and CipherAlgorithm */
-enum { TAPFS_CODEC_NONE = 0, TAPFS_CODEC_RAW_DEFLATE = 1, TAPFS_CODEC_ZLIB = 2, TAPFS_CODEC_ZSTD = 3 };
+enum {
+    TAPFS_CODEC_NONE = 0,
+    TAPFS_CODEC_RAW_DEFLATE = 1,
+    TAPFS_CODEC_ZLIB = 2,
+    TAPFS_CODEC_ZSTD = 3,
+    TAPFS_CODEC_BZIP2 = 4, /* unpacking only, as those after it */
+    TAPFS_CODEC_LZMA = 5,  /* a stream of the .xz format */
+    TAPFS_CODEC_LZFSE = 6,
+    TAPFS_CODEC_ADC = 7
+};
 enum {
     TAPFS_CIPHER_NONE = 0,
     TAPFS_CIPHER_AES_CBC_PLAIN64 = 1,
@@ -232,6 +241,12 @@ typedef struct {
     uint64_t length;
     const uint8_t *data; /* WRITE */
 } tapfs_step;
+
+/*
+ * Open the shared library of a codec that the engine is not linked with: BZIP2, LZMA and LZFSE, which no layer can have
+ * before. 0, -EINVAL (another codec) or -ENOPKG (no such library, or one without the function).
+ */
+int tapfs_codec_library(uint32_t codec, const char *path);
 
 /* NULL when out of memory. */
 tapfs_disk *tapfs_disk_new(uint64_t cache_bytes);

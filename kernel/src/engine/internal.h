@@ -105,6 +105,7 @@ struct unpackers {
     struct ZSTD_DCtx_s *zstd;
 };
 
+/* Whether there is such a codec, and its library is loaded if it has one. */
 TAPFS_INTERNAL bool codec_known(uint32_t codec);
 TAPFS_INTERNAL void unpackers_free(struct unpackers *unpackers);
 /*
@@ -114,6 +115,18 @@ TAPFS_INTERNAL void unpackers_free(struct unpackers *unpackers);
 TAPFS_INTERNAL int unpackers_unpack(struct unpackers *unpackers, uint32_t codec, const uint8_t *payload,
                                     uint64_t length, uint8_t *out, uint64_t unit, uint64_t least,
                                     uint64_t *produced);
+
+/* ---- engine/codec_libraries.c: functions as codecs.c has them */
+
+TAPFS_INTERNAL bool codec_library_loaded(uint32_t codec);
+TAPFS_INTERNAL int unpack_bzip2(struct unpackers *unpackers, const uint8_t *payload, uint64_t length, uint8_t *out,
+                                uint64_t unit, size_t *produced);
+TAPFS_INTERNAL int unpack_lzma(struct unpackers *unpackers, const uint8_t *payload, uint64_t length, uint8_t *out,
+                               uint64_t unit, size_t *produced);
+TAPFS_INTERNAL int unpack_lzfse(struct unpackers *unpackers, const uint8_t *payload, uint64_t length, uint8_t *out,
+                                uint64_t unit, size_t *produced);
+TAPFS_INTERNAL int unpack_adc(struct unpackers *unpackers, const uint8_t *payload, uint64_t length, uint8_t *out,
+                              uint64_t unit, size_t *produced);
 
 /* ---- engine/codec.c */
 
