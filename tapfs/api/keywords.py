@@ -28,3 +28,4 @@ class OpenKeywords(TypedDict, total=False):
     metadata_only: bool
     overlay: str | os.PathLike[str] | None
     temporary: bool
+    cache_bytes: int

@@ -76,6 +76,7 @@ def mount(
     backing_root: str | None = None,
     direct: bool = False,
     shared: bool = False,
+    cache_bytes: int | None = None,
 ) -> MountPoint:
     """Mount an image on a directory and return when the mount answers.
 
@@ -97,6 +98,7 @@ def mount(
     words += [*_flag("--direct", direct), *_flag("--force-share", shared), "--engine", engine]
     words += _flag("--any-parent", any_parent)
     words += _option("--snapshot", snapshot)
+    words += _option("--cache", None if cache_bytes is None else str(cache_bytes))
     words += _option("--overlay", None if overlay is None else os.fsdecode(overlay))
     words += _option("--partition", None if partition is None else str(partition))
     words += _option("--sector-size", None if sector_size is None else str(sector_size))

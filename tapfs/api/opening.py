@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Unpack
 
 from tapfs.api.keywords import OpenKeywords
-from tapfs.disk.chain import OpenOptions
+from tapfs.disk.chain import DEFAULT_CACHE_BYTES, OpenOptions
 from tapfs.disk.opening import open_image
 from tapfs.host.gate import Gate
 from tapfs.host.lock import Sharing
@@ -35,6 +35,7 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
     metadata_only: bool = False,
     overlay: str | os.PathLike[str] | None = None,
     temporary: bool = False,
+    cache_bytes: int = DEFAULT_CACHE_BYTES,
 ) -> Image:
     """Open an image and its backing chain.
 
@@ -48,7 +49,8 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
     of the files nor is refused. `metadata_only` opens an encrypted image without its password.
     `overlay` is a file that takes all writes, made if it is not there; with `temporary` a file
     without name does, which is gone at the end. Either way the disk is writable, of whatever
-    format it is, and the image itself stays as it is.
+    format it is, and the image itself stays as it is. `cache_bytes` bounds the memory for the maps
+    of the image and its parents.
     Raises ImageError.
     """
     options = OpenOptions(
@@ -63,6 +65,7 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
         sharing=Sharing.UNCHECKED if shared else Sharing.EXCLUSIVE,
         overlay=None if overlay is None else os.fsdecode(overlay),
         temporary=temporary,
+        cache_bytes=cache_bytes,
     )
     return open_image(os.fsdecode(path), options, password=password, metadata_only=metadata_only)
 
@@ -117,6 +120,7 @@ def info(path: str | os.PathLike[str], *, sector_size: int | None = None, **opti
         gate=_gate(options.get("gate"), options.get("backing_root")),
         direct=options.get("direct", False),
         sharing=Sharing.UNCHECKED if options.get("shared") else Sharing.EXCLUSIVE,
+        cache_bytes=options.get("cache_bytes", DEFAULT_CACHE_BYTES),
     )
     with inspect(os.fsdecode(path), read_only, password=options.get("password")) as found:
         found.raise_refusal()

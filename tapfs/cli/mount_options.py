@@ -28,6 +28,7 @@ _LONG = {
     "backing": True,
     "backing_format": True,
     "backing_root": True,
+    "cache": True,
     "direct": False,
     "engine": True,
     "files": False,

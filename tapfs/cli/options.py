@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
-from tapfs.cli.parser import format_argument
+from tapfs.cli.parser import format_argument, size_argument
 from tapfs.disk.password import PASSWORD_VARIABLE, given_password, nonempty
 from tapfs.errors import ErrorKind, ImageError, printable
 
@@ -60,6 +60,12 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
         "--key-file",
         metavar="FILE",
         help=f"the first line of FILE is the password of an encrypted image (else ${PASSWORD_VARIABLE}, else a prompt)",
+    )
+    group.add_argument(
+        "--cache",
+        metavar="SIZE",
+        type=size_argument,
+        help="the most memory for the maps of the image and its parents (32M if not given)",
     )
     group.add_argument("--direct", action="store_true", help="bypass the page cache of the host (O_DIRECT)")
     group.add_argument(
@@ -116,7 +122,16 @@ def open_options(
         overlay=overlay,
         temporary=temporary,
         say_raw=getattr(arguments, "say_raw", SAY_RAW),
+        cache_bytes=cache_bytes_of(arguments),
     )
+
+
+def cache_bytes_of(arguments: argparse.Namespace) -> int:
+    """The bound of the map cache that --cache gives, or the default."""
+    from tapfs.disk.chain import DEFAULT_CACHE_BYTES
+
+    given: int | None = arguments.cache
+    return DEFAULT_CACHE_BYTES if given is None else given
 
 
 def open_image(

@@ -44,6 +44,9 @@ MAX_DEPTH = 128
 #: The operation (`ImageError.op`) of an error about a missing or refused parent.
 OPENING_PARENT = "open the backing file"
 
+#: The bound of the engine's map cache, in bytes, whatever the size of the image.
+DEFAULT_CACHE_BYTES = 32 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class OpenOptions:
@@ -57,7 +60,7 @@ class OpenOptions:
     `direct`: O_DIRECT for guest data, `request_owner`: the disk that those requests belong to (`LocalFile`).
     `overlay`: a file for scratch writes (`tapfs.disk.overlay`), `temporary`: one without a name; with either the image
     itself is opened read-only, whatever `writable` says. `say_raw`: how the user says that the
-    image is raw, for remedies.
+    image is raw, for remedies. `cache_bytes`: the bound of the engine's map cache, for all layers together.
     """
 
     format: str | None = None
@@ -74,8 +77,11 @@ class OpenOptions:
     overlay: str | None = None
     temporary: bool = False
     say_raw: str = SAY_RAW
+    cache_bytes: int = DEFAULT_CACHE_BYTES
 
     def __post_init__(self) -> None:
+        if not 0 <= self.cache_bytes < 1 << 63:
+            raise ValueError(f"cache_bytes is {self.cache_bytes}, not a number of bytes")
         if isinstance(self.backing_formats, str):
             raise TypeError("backing_formats is a sequence of names, not one str")
 

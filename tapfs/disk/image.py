@@ -14,7 +14,7 @@ from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from tapfs.disk.chain import Layer
+from tapfs.disk.chain import DEFAULT_CACHE_BYTES, Layer
 from tapfs.disk.chain_map import MappedExtent
 from tapfs.disk.description import ImageInfo, describe
 from tapfs.disk.engine_chain import EngineChain
@@ -30,15 +30,11 @@ if TYPE_CHECKING:
     from tapfs.partitions.reader import Read
     from tapfs.partitions.table import DiskContents, FileSystem
 
-#: The engine's map cache, whatever the size of the image.
-DEFAULT_CACHE_BYTES = 32 << 20
-
-
 #: Names for front ends and jobs of tapfs only. They may change at any time, and `dir` does not show them.
 _INTERNAL = frozenset(
     {
         *("engine_disk", "layers", "supply_map", "try_read", "whole_file", "stream_writer"),
-        *("statistics", "description", "is_device", "end_writing", "unmerged_extents"),
+        *("statistics", "description", "is_device", "end_writing", "cache_bytes", "unmerged_extents"),
     }
 )
 
@@ -69,6 +65,8 @@ class Image:
         `temporary`: what is written need not outlive this Image.
         """
         self._chain = EngineChain(layers, writable=writable, password=password, cache_bytes=cache_bytes)
+        #: The bound of the map cache, for who opens the image once more.
+        self.cache_bytes = cache_bytes
         self._top = self._chain.top
         self._size = self._chain.size
         self._writes = WritePath(self._chain, plan_log) if writable else None

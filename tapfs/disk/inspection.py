@@ -68,7 +68,7 @@ def inspect(path: str, options: OpenOptions, *, password: bytes | None = None) -
     layers = [open_layer(path, options)]
     try:
         unopened = _open_parents(layers, options)
-        return Inspection(Image(layers, writable=False, password=password), unopened)
+        return Inspection(Image(layers, writable=False, password=password, cache_bytes=options.cache_bytes), unopened)
     except BaseException:
         for layer in layers:
             layer.close()

@@ -93,7 +93,8 @@ def image_over(overlaid: Overlaid, image: Image, *, password: bytes | None, plan
             on_error.callback(layer.close)
         top = _once_more(overlaid.layer, writable=True, direct=False, sharing=Sharing.EXCLUSIVE)
         on_error.callback(top.close)
-        opened = Image([top, *below], writable=True, password=password, plan_log=plan_log)
+        layers = [top, *below]
+        opened = Image(layers, writable=True, password=password, cache_bytes=image.cache_bytes, plan_log=plan_log)
         _ = opened.engine_disk  # what cannot be served is to be known now
         on_error.pop_all()
     return opened
@@ -135,7 +136,8 @@ def resized(image: Image, size: int | None, *, force: bool) -> Image:
         _set_length(image, size)
     writable = image.writable
     layer = _once_more(top, writable=writable, direct=top.file.direct)
-    opened = open_image_on(layer, OpenOptions(format=layer.driver.format_name, writable=writable), password=None)
+    options = OpenOptions(format=layer.driver.format_name, writable=writable, cache_bytes=image.cache_bytes)
+    opened = open_image_on(layer, options, password=None)
     _ = opened.engine_disk
     return opened
 

@@ -33,7 +33,14 @@ def open_image(
         layers = open_layers(path, options)
     writable = options.writable or options.overlaid
     temporary = options.temporary and options.overlay is None
-    image = Image(layers, writable=writable, password=password, plan_log=plan_log, temporary=temporary)
+    image = Image(
+        layers,
+        writable=writable,
+        password=password,
+        cache_bytes=options.cache_bytes,
+        plan_log=plan_log,
+        temporary=temporary,
+    )
     if image.needs_password and not metadata_only:
         image.close()
         raise password_missing(path)
@@ -75,4 +82,4 @@ def _complete(location: Location, options: OpenOptions, kept: KeptPlan) -> bool:
 def open_image_on(layer: Layer, options: OpenOptions, *, password: bytes | None) -> Image:
     """The Image of a top layer that is open already; its parents are opened here."""
     layers = open_parents([layer], options)
-    return Image(layers, writable=options.writable, password=password)
+    return Image(layers, writable=options.writable, password=password, cache_bytes=options.cache_bytes)

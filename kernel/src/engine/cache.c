@@ -10,8 +10,10 @@
 
 /* Of 8 parts of the bound, those that proven units may take. */
 #define PROVEN_SHARE 6
-/* A unit is proven when it is wanted again after so many others came: a scan wants a unit several times at once. */
+/* A unit is proven when it is wanted again after so many others came, or a part of as many as there are: a scan wants a
+ * unit several times at once, beside other scans. */
 #define PROVEN_AGE 8
+#define PROVEN_AGE_PART 8
 
 static struct unit **bucket_of(const struct cache *cache, uint32_t layer, uint64_t index)
 {
@@ -128,7 +130,12 @@ static void insert(struct cache *cache, struct unit *unit)
 /* A unit was wanted. */
 static void touch(struct cache *cache, struct unit *unit)
 {
-    bool proven = unit->proven || cache->clock - unit->born > PROVEN_AGE;
+    if (unit->ahead) {
+        unit->ahead = false;
+        unit->born = cache->clock; /* nobody has wanted it before */
+    }
+    bool proven = unit->proven ||
+                  cache->clock - unit->born > maximum(PROVEN_AGE, cache->unit_count / PROVEN_AGE_PART);
     if (unit == cache->orders[proven].newest) {
         return;
     }

@@ -210,6 +210,7 @@ static bool put(struct filling *filling)
             continue;
         }
         if (still_true(filling, i)) {
+            filling->units[i]->ahead = i > 0;
             cache_insert(cache, filling->units[i]);
             cache->filled++;
             done = done || i == 0;

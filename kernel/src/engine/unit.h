@@ -21,13 +21,14 @@ struct unit {
     struct unit *chain;
     struct unit *newer, *older;
     uint64_t index;
-    uint64_t born; /* the clock of insertions when it was inserted */
+    uint64_t born; /* the clock of insertions when it was inserted, or first wanted */
     const struct table *table; /* NULL: runs; else the bytes of the unit's table */
     uint32_t layer;
     uint32_t length; /* bytes of the disk that it covers */
     uint32_t count;  /* runs, or bytes of the table */
     uint32_t skip;   /* `skip` of the first run; others begin where their payload does */
     bool proven;     /* wanted again long after it was inserted */
+    bool ahead;      /* read with another, and not wanted yet */
     struct packed_run runs[];
 };
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tapfs.cli.options import add_image_options, open_image, unlocked
+from tapfs.cli.options import add_image_options, cache_bytes_of, open_image, unlocked
 from tapfs.cli.parser import UsageError, format_argument
 from tapfs.cli.reporting import add_progress_options, progress_of
 from tapfs.cli.targets import add_target_options, default_format, new_image_of, print_options, wants_help
@@ -103,6 +103,7 @@ def _into_existing(arguments: argparse.Namespace, source: Image) -> None:
         format=arguments.target_format,
         writable=True,
         direct=arguments.direct,
+        cache_bytes=cache_bytes_of(arguments),
         say_raw="say {target_format=raw}",
     )
     with (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tapfs.disk.chain import OpenOptions
+from tapfs.disk.chain import DEFAULT_CACHE_BYTES, OpenOptions
 from tapfs.disk.live import SECTOR
 from tapfs.disk.opening import complete_left, open_image
 from tapfs.disk.password import given_password
@@ -33,6 +33,7 @@ def open_disk(settings: DiskSettings, plan_log: PlanLog) -> Image:
         writable=mode != "r",
         backing_formats=settings.backing_formats,
         direct=specification.direct,
+        cache_bytes=DEFAULT_CACHE_BYTES if settings.cache_bytes is None else settings.cache_bytes,
         request_owner=plan_log.request_owner,
         sharing=_SHARING[mode],
         say_raw=f"attach tap:aio:{specification.path}, or say -f raw,",

@@ -30,8 +30,9 @@ class DiskSettings:
 
     `specification`: the image, with the format that `-f` gave. `backing_formats`: of its parents, nearest first.
     `mode`: "r", "w" or "w!". `grants`: how data is to come from the guest, None for the best that it offers.
-    `key_file`: has the password of an encrypted image. `paused`, the limits (per second, 0 for none) and what the
-    process may take (`nice` None: leave it) are as they were left, by whichever process.
+    `key_file`: has the password of an encrypted image. `cache_bytes`: the bound of the map cache, None for the default.
+    `paused`, the limits (per second, 0 for none) and what the process may take (`nice` None: leave it) are as they were
+    left, by whichever process.
     """
 
     specification: DiskSpecification
@@ -44,6 +45,7 @@ class DiskSettings:
     paused: bool = False
     limit_bytes: int = 0
     limit_requests: int = 0
+    cache_bytes: int | None = None
     nice: int | None = None
     memory: int = DEFAULT_MEMORY
     open_files: int = DEFAULT_OPEN_FILES
@@ -82,6 +84,7 @@ async def read_settings(store: Store, device: Device) -> DiskSettings:
         paused=await read("tapfs/paused") == "1",
         limit_bytes=await number("tapfs/limit-bytes") or 0,
         limit_requests=await number("tapfs/limit-requests") or 0,
+        cache_bytes=await number("tapfs/cache"),
         nice=await number("tapfs/nice", -20, 19),
         memory=await number("tapfs/memory", 1) or DEFAULT_MEMORY,
         open_files=await number("tapfs/open-files", 1) or DEFAULT_OPEN_FILES,

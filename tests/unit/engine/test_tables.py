@@ -16,6 +16,7 @@ from tapfs import NewImage
 from tapfs.disk.chain import OpenOptions, open_layers
 from tapfs.disk.image import Image
 from tests.conftest import REPOSITORY
+from tests.scattered_images import scattered_qcow
 
 CLUSTER = 512
 UNIT = 64 * CLUSTER
@@ -139,6 +140,30 @@ def test_a_unit_in_use_outlives_a_scan(path: Path) -> None:
         for wanted in range(units):
             disk.read(wanted * UNIT, 8)
         assert disk.statistics().cache_misses - misses == scan
+
+
+def test_a_working_set_keeps_its_place_beside_long_scans(tmp_path: Path) -> None:
+    """Scans in small steps, one after the other and two at once, whose tables are read ahead of them."""
+    units, hot = 2048, 64
+    image = tmp_path / "large.qcow"
+    scattered_qcow(image, units * UNIT, cluster_bits=9, clusters=units * 24, tables_first=True)
+    with opened(image, writable=False, cache_bytes=3 * hot * 640) as disk:
+        choice = random.Random(3)
+        wanted = choice.sample(range(units), hot)
+        for _ in range(30):
+            for unit in choice.sample(wanted, hot):
+                disk.read(unit * UNIT, 8)
+            disk.read(choice.randrange(units) * UNIT, 8)
+        for ahead in (0, units // 2):
+            for unit in range(units // 2):
+                for step in range(0, UNIT, UNIT // 8):
+                    disk.read(unit * UNIT + step, 8)
+                    disk.read((unit + ahead) * UNIT + step, 8)
+            before = disk.statistics().cache_misses
+            for unit in wanted:
+                disk.read(unit * UNIT, 8)
+            assert disk.statistics().cache_misses - before <= hot // 16
+            assert disk.statistics().cache_bytes <= 3 * hot * 640
 
 
 def test_a_large_unit_is_kept_where_small_proven_ones_fill_the_bound(path: Path) -> None:
