@@ -23,9 +23,6 @@ from tapfs.formats.vhd.identity import NULL_UUID, identities, identity_of
 from tapfs.formats.vhd.locators import candidates, written_names
 from tapfs.formats.vhd.table import AllocationTable
 
-#: A map unit has about so many bytes of the disk, and so many blocks at most: a bitmap is read for each.
-_UNIT_BYTES, _UNIT_BLOCKS = 32 << 20, 512
-
 #: Bytes of bitmaps that are kept.
 _CACHE_BYTES = 1 << 20
 
@@ -63,11 +60,10 @@ class DynamicReader:
         #: No place may reach behind this; a writer moves it as it allocates.
         self.file_size = file.size()
         self._bitmaps: OrderedDict[int, bytes] = OrderedDict()
-        blocks = max(1, min(_UNIT_BLOCKS, _UNIT_BYTES // self.header.block_size))
         self._geometry = Geometry(
             virtual_size=self.size,
             granule=SECTOR,
-            map_unit=blocks * self.header.block_size,
+            map_unit=self.header.block_size,  # each block costs the read of its bitmap
             backing=self._backing(request),
         )
 
@@ -120,11 +116,12 @@ class DynamicReader:
 
     def place_fault(self, index: int, place: int) -> str | None:
         """A sentence that says why a block cannot lie at `place`, or None."""
-        end = place + self.header.bitmap_bytes + self.block_bytes(index)
+        data = place + self.header.bitmap_bytes
+        end = data + self.block_bytes(index)
         if end > self.file_size:
             return f"[{place:#x}, {end:#x}) past the end of the file ({self.file_size:#x})"
         for start, stop, what in self.metadata_ranges:
-            if place < stop and start < end:
+            if place < stop and start < data + self.header.block_size:
                 return f"[{place:#x}, {end:#x}) over {what}"
         return None
 

@@ -16,6 +16,7 @@ A flush makes durable, in this order, each stage after the one before:
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
@@ -32,6 +33,7 @@ from tapfs.formats.vhd.footers import Footers
 from tapfs.formats.vhd.places import Place, Places
 from tapfs.formats.vhd.writability import require_writable
 from tapfs.plan import Discard, Plan, Step, Write, plan
+from tapfs.tables import ASK
 
 #: Memory that a place that was given up takes about.
 _NOTED_BYTES = 128
@@ -63,6 +65,9 @@ class WritableDynamicDriver(DynamicDriver):
         self._changed_bitmaps = ChangedBitmaps(self.header.bitmap_bytes)
         self._new: dict[int, _NewBlock] = {}
         self._open: dict[Reservation, set[int]] = {}
+        #: Blocks whose entry or bitmap differs from the disk, since the last flush and in the plan.
+        self._pending: set[int] = set()
+        self._in_plan: set[int] = set()
         #: Whether the batmap has changed since it was durable, and whether the change is in the plan.
         self._batmap_pending = self._batmap_in_plan = False
 
@@ -125,6 +130,8 @@ class WritableDynamicDriver(DynamicDriver):
         self._changed_bitmaps.begin_plan()
         self._batmap_in_plan |= self._batmap_pending
         self._batmap_pending = False
+        self._in_plan |= self._pending
+        self._pending = set()
         table_steps = self.table.changes.steps()
         bitmap_steps: list[Step] = [
             Write(0, place + start, data) for place, start, data in self._changed_bitmaps.sector_runs()
@@ -144,10 +151,21 @@ class WritableDynamicDriver(DynamicDriver):
         self._changed_bitmaps.plan_done()
         self.places.plan_done()
         self._batmap_in_plan = False
+        self._in_plan = set()
         if self._footer_in_plan is not None:
             self._footer_at, self._footer_in_plan = self._footer_in_plan, None
             self._old_footers.clear()
             self.places.footer_moved(self._footer_at)
+
+    def table_places(self, first: int, count: int) -> array[int]:
+        """The entries' own places; blocks that differ from the disk are left to `map`."""
+        places = super().table_places(first, count)
+        for changed in (self._pending, self._in_plan):
+            near = changed if len(changed) < count else changed.intersection(range(first, first + count))
+            for index in near:
+                if first <= index < first + count:
+                    places[index - first] = ASK
+        return places
 
     def _footer_steps(self) -> list[Step]:
         place = max(self.places.end, self.footers.place)
@@ -234,6 +252,7 @@ class WritableDynamicDriver(DynamicDriver):
 
     def _enter(self, index: int) -> None:
         new = self._new[index]
+        self._pending.add(index)
         self._forget_full(index)
         self.table.enter(index, new.place.offset)
         fill = b"\xff" if self._maps_whole(new) else b"\0"
@@ -247,6 +266,7 @@ class WritableDynamicDriver(DynamicDriver):
             known = self._known_bitmap(index, place)
             if is_full(known, self.block_sectors):
                 continue
+            self._pending.add(index)
             bitmap = bytearray(known)
             set_bits(bitmap, first, stop)
             self._store_bitmap(place, bitmap, first, stop)
@@ -260,6 +280,7 @@ class WritableDynamicDriver(DynamicDriver):
         for index, first, stop in self._pieces(offset, length):
             place = self.table.place(index)
             if place is not None and self._covers_block(index, first, stop):
+                self._pending.add(index)
                 self._forget_full(index)
                 self.table.enter(index, None)
                 self._changed_bitmaps.drop(place)
