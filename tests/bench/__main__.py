@@ -60,6 +60,8 @@ def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
     subprocess.run([newest, "convert", "-f", "raw", "-O", "qcow", "-c", raw, packed], check=False)
     subprocess.run([newest, "compare", "-q", "-f", "raw", "-F", "qcow", raw, packed], check=True)
     subprocess.run([newest, "create", "-q", "-f", "qcow", huge, "2T"], check=True)
+    vhd = str(work / "src.vhd")
+    subprocess.run([newest, "convert", "-f", "raw", "-O", "vpc", "-o", "force_size=on", raw, vhd], check=True)
 
     def convert(source_format: str, target_format: str, source: str, *extra: str) -> dict[str, list[str]]:
         words = ["convert", "-f", source_format, "-O", target_format, *extra, source, out]
@@ -75,6 +77,8 @@ def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
         Job("qcow to raw", convert("qcow", "raw", qcow), clean, "4x, < 150 MiB"),
         Job("raw to qcow -c", convert("raw", "qcow", raw, "-c"), clean, statuses=(0, 1)),
         Job("qcow -c to raw", convert("qcow", "raw", packed), clean),
+        Job("raw to vhd", convert("raw", "vpc", raw), clean, "1x"),
+        Job("vhd to raw", convert("vpc", "raw", vhd), clean, "1x"),
         Job("info", info(qcow), goal="< 0.15 s"),
         Job("info, 2 TiB sparse qcow", info(huge), goal="< 0.2 s, < 64 MiB"),
         Job("open and read, 2 TiB sparse qcow", {"tapfs": [sys.executable, "-c", read_huge]}, goal="< 0.2 s, < 64 MiB"),
