@@ -63,23 +63,34 @@ async def progress(writers: list[Writer], count: int) -> None:
             await trio.sleep(0.005)
 
 
-@pytest.mark.parametrize("kind", ["raw", "qcow", "overlay"])
+#: Kind: the format, and whether the image is over a raw disk.
+KINDS = {
+    "raw": ("raw", False),
+    "qcow": ("qcow", False),
+    "overlay": ("qcow", True),
+    "vhd": ("vhd", False),
+    "differencing vhd": ("vhd", True),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 async def test_killed_again_and_again_under_load(devices: Devices, tmp_path: Path, kind: str) -> None:
     base, path = tmp_path / "base.raw", tmp_path / "disk"
     base.write_bytes(random.Random(7).randbytes(SIZE))
+    format_name, over = KINDS[kind]
+    backing = str(base) if over else None
     if kind == "raw":
         path.write_bytes(base.read_bytes())
-    backing = str(base) if kind == "overlay" else None
-    if kind != "raw":
+    else:
         tapfs.create_image(
-            str(path), NewImage("qcow", SIZE, backing=backing, backing_format="raw" if backing else None)
+            str(path), NewImage(format_name, SIZE, backing=backing, backing_format="raw" if backing else None)
         )
-    disk = await devices.serve(f"tap:{'raw' if kind == 'raw' else 'qcow'}:{path}", queues=QUEUES)
+    disk = await devices.serve(f"tap:{format_name}:{path}", queues=QUEUES)
     await disk.store.write(f"{disk.device.backend}/multi-queue-max-queues", QUEUES)
     async with devices.guest(disk, queues=QUEUES, ring_pages=2) as guest:
         frontend = await guest.connect()
         writers = [Writer(frontend, ring, number) for number, ring in enumerate(frontend.rings)]
-        if kind != "qcow":
+        if kind == "raw" or over:
             for number, writer in enumerate(writers):
                 start = number * STRIPE * 512
                 writer.content[:] = base.read_bytes()[start : start + STRIPE * 512]
@@ -108,7 +119,7 @@ async def test_killed_again_and_again_under_load(devices: Devices, tmp_path: Pat
         await guest.close()
     await disk.detach()
     assert await disk.ended() == DONE
-    with tapfs.open(path, format="raw" if kind == "raw" else "qcow") as opened:
+    with tapfs.open(path, format=format_name) as opened:
         for number, writer in enumerate(writers):
             assert opened.read(number * STRIPE * 512, STRIPE * 512) == writer.content, number
     if kind != "raw":
