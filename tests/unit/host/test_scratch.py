@@ -9,7 +9,7 @@ import pytest
 
 import tapfs
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.formats.qcow import claims
+from tapfs.formats import claims
 from tapfs.host import scratch
 from tapfs.host.scratch import ScratchFile
 from tapfs.jobs.create import NewImage
