@@ -6,19 +6,22 @@ a writer, a check or a creation needs are imported late, because most openings o
 
 from __future__ import annotations
 
-from tapfs.driver import Ability, HostFile, OpenRequest
+from collections.abc import Mapping, Sequence
+
+from tapfs.driver import Ability, CreateRequest, HostFile, OpenRequest
 from tapfs.formats.vmdk import cowd_header, sesparse_header, sparse_header
 from tapfs.formats.vmdk.descriptor import is_descriptor
 from tapfs.formats.vmdk.driver import VmdkDriver
+from tapfs.plan import Plan
 
 _MAGICS = (sparse_header.MAGIC, sparse_header.UNFINISHED_MAGIC, cowd_header.MAGIC, sesparse_header.MAGIC_BYTES)
 
 
 class VmdkFormat:
-    """VMDK as a :class:`tapfs.driver.Format`."""
+    """VMDK as a :class:`tapfs.driver.MultiFileFormat`."""
 
     name = "vmdk"
-    abilities = frozenset({Ability.BACKING})
+    abilities = frozenset({Ability.WRITE, Ability.BACKING, Ability.CHECK, Ability.REPAIR})
 
     def probe(self, head: bytes, size: int) -> int:
         """100 for the magic of an extent or the first line of a descriptor, else 0."""
@@ -26,8 +29,34 @@ class VmdkFormat:
         return 100 if head.startswith(_MAGICS) or is_descriptor(head) else 0
 
     def open(self, file: HostFile, request: OpenRequest) -> VmdkDriver:
-        """A driver for the disk of this file. Raises ImageError naming the field or the missing file."""
-        return VmdkDriver(file, request)
+        """A driver for the disk of this file: a WritableVmdkDriver if so requested.
+
+        Raises ImageError naming the field or the missing file; read_only for a disk that cannot be written.
+        """
+        if not request.writable:
+            return VmdkDriver(file, request)
+        from tapfs.formats.vmdk.writer import WritableVmdkDriver
+
+        return WritableVmdkDriver(file, request)
+
+    @property
+    def create_options(self) -> Mapping[str, str]:
+        """The `-o` options with a line of help each."""
+        from tapfs.formats.vmdk.create import CREATE_OPTIONS
+
+        return CREATE_OPTIONS
+
+    def further_names(self, request: CreateRequest) -> Sequence[str]:
+        """The names of the extents beside the descriptor. Raises ImageError as `create` does."""
+        from tapfs.formats.vmdk.create import further_names
+
+        return further_names(request)
+
+    def create(self, request: CreateRequest) -> Plan:
+        """The plan for a new disk. Raises ImageError(unsupported, out_of_bounds)."""
+        from tapfs.formats.vmdk.create import create
+
+        return create(request)
 
 
 FORMAT = VmdkFormat()

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from tapfs.driver import HostFile
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Kind
+from tapfs.formats.changed_table import ChangedTable
 from tapfs.formats.rounding import round_up
 from tapfs.formats.vmdk.grain_runs import EntryRules, Run, packed_bound, runs
 from tapfs.formats.vmdk.sectors import SECTOR
@@ -76,6 +77,8 @@ class GrainTables:
         if layout.redundant_at:
             self.redundant = self._read_directory(layout.redundant_at, "redundant grain directory", required=False)
         self._kept: OrderedDict[int, array[int]] = OrderedDict()
+        #: Tables that differ from the disk, of a writer.
+        self.changed: dict[int, ChangedTable] = {}
         #: Directory indexes whose redundant table was read in place of a damaged primary one.
         self.replaced: set[int] = set()
 
@@ -104,15 +107,16 @@ class GrainTables:
 
         Raises ImageError(corrupt) with the place of the field that cannot be true.
         """
+        changed = self.changed.get(index)
+        if changed is not None:
+            return changed.entries
         kept = self._kept.get(index)
         if kept is not None:
             self._kept.move_to_end(index)
             return kept
         found = self._read(index)
         if found is not None:
-            while len(self._kept) * self.layout.table_bytes >= CACHE_BYTES:
-                self._kept.popitem(last=False)
-            self._kept[index] = found
+            self._keep(index, found)
         return found
 
     def table_at(self, index: int, *, redundant: bool = False) -> int:
@@ -127,6 +131,8 @@ class GrainTables:
             for at, entry in enumerate(self.redundant[first : first + count]):
                 if entry and not places[at]:
                     places[at] = ASK
+        for index in self._changed_between(first, first + count):
+            places[index - first] = ASK
         return places
 
     def table_fault(self, place: int) -> str | None:
@@ -171,13 +177,45 @@ class GrainTables:
         length = self.layout.table_entries * ENTRY_BYTES
         return decoded(self.file.read(place, length).ljust(length, b"\0"))
 
-    def forget(self, index: int) -> None:
-        """Do not keep the table of directory entry `index`."""
-        self._kept.pop(index, None)
+    def change(self, index: int) -> ChangedTable:
+        """The table of directory entry `index`, which must have one, to be changed."""
+        changed = self.changed.get(index)
+        if changed is None:
+            entries = self.load(index)
+            if entries is None:
+                raise AssertionError(f"directory entry {index} has no table")
+            self._kept.pop(index, None)
+            changed = self.changed[index] = ChangedTable(entries, "little")
+        return changed
+
+    def enter(self, index: int, place: int) -> ChangedTable:
+        """An empty table for a directory entry that was 0; it will stand at the host offset `place`."""
+        self.directory[index] = place // SECTOR
+        changed = self.changed[index] = ChangedTable(array("I", bytes(self.layout.table_bytes)), "little")
+        changed.mark(0, len(changed.entries))
+        return changed
+
+    def plan_done(self) -> None:
+        """The changes of the last plan are durable: what has not changed since is as on the disk."""
+        for index, changed in list(self.changed.items()):
+            changed.plan_done()
+            if not changed.pending:
+                del self.changed[index]
+                self._keep(index, changed.entries)
 
     def corrupt(self, message: str, offset: int, *, remedy: str | None = None) -> ImageError:
         """The error for a field of this extent that cannot be true."""
         return ImageError(ErrorKind.CORRUPT, message, path=self.file.path, offset=offset, op="map", remedy=remedy)
+
+    def _keep(self, index: int, table: array[int]) -> None:
+        while self._kept and len(self._kept) * self.layout.table_bytes >= CACHE_BYTES:
+            self._kept.popitem(last=False)
+        self._kept[index] = table
+
+    def _changed_between(self, first: int, stop: int) -> list[int]:
+        if stop - first < len(self.changed):
+            return [index for index in range(first, stop) if index in self.changed]
+        return [index for index in self.changed if first <= index < stop]
 
     def _read(self, index: int) -> array[int] | None:
         place, twin = self.table_at(index), self.table_at(index, redundant=True)

@@ -12,10 +12,18 @@ from tapfs.formats.vmdk.cowd_header import CowdHeader, parse_cowd_header
 from tapfs.formats.vmdk.grain_runs import EntryRules
 from tapfs.formats.vmdk.grain_tables import GrainLayout, GrainTables
 from tapfs.formats.vmdk.markers import GRAIN_HEADER, GRAIN_LENGTH_BYTES, Trailer, find_trailer
-from tapfs.formats.vmdk.sectors import SECTOR
+from tapfs.formats.vmdk.sectors import MAX_BYTES, SECTOR
 from tapfs.formats.vmdk.sesparse_header import SeSparseHeader, read_sesparse_header
 from tapfs.formats.vmdk.sesparse_tables import SeSparseTables
-from tapfs.formats.vmdk.sparse_header import MAGIC, UNFINISHED_MAGIC, SparseHeader, parse_sparse_header
+from tapfs.formats.vmdk.sparse_header import (
+    DESCRIPTOR_AT,
+    DIRECTORY_AT,
+    MAGIC,
+    REDUNDANT_AT,
+    UNFINISHED_MAGIC,
+    SparseHeader,
+    parse_sparse_header,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +152,14 @@ def _metadata(header: SparseHeader) -> tuple[tuple[int, int], ...]:
 
 
 def _check_places(file: HostFile, header: SparseHeader) -> None:
+    for sector, field in ((header.directory_sector, DIRECTORY_AT), (header.redundant_sector, REDUNDANT_AT)):
+        if sector * SECTOR >= MAX_BYTES:
+            message = f"a grain directory lies at sector {sector:#x}, behind the end of any file"
+            raise ImageError(ErrorKind.CORRUPT, message, path=file.path, offset=field, op="open")
     end = (header.descriptor_sector + header.descriptor_sectors) * SECTOR
     if header.descriptor_sector and end > file.size():
         message = f"the descriptor lies past the end of the file ({file.size():#x})"
-        raise ImageError(ErrorKind.CORRUPT, message, path=file.path, offset=28, op="open")
+        raise ImageError(ErrorKind.CORRUPT, message, path=file.path, offset=DESCRIPTOR_AT, op="open")
 
 
 def _cowd(number: int, file: HostFile, header: CowdHeader, *, strict: bool) -> CowdExtent:

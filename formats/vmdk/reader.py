@@ -18,6 +18,7 @@ from tapfs.driver import (
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind, clip, merge
 from tapfs.formats.rounding import round_up
+from tapfs.formats.vmdk.content_id import content_identity
 from tapfs.formats.vmdk.extent_names import parent_names
 from tapfs.formats.vmdk.grain_runs import ZERO_GRAIN
 from tapfs.formats.vmdk.grain_tables import ENTRY_BYTES, GrainTables
@@ -209,8 +210,3 @@ class VmdkReader:
             return None
         plain = part.length > 0 and self._geometry.map_unit == extent.header.table_span
         return extent.tables if plain and len(extent.tables.layout.metadata) <= 3 else None
-
-
-def content_identity(cid: int) -> str:
-    """A content ID as the core compares it."""
-    return f"cid:{cid:08x}"

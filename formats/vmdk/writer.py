@@ -1,0 +1,206 @@
+"""Write a VMDK: new grains in its sparse extents, and the marks of a disk that is being written.
+
+Before the first write the disk gets another content ID, and each sparse extent says that it is open (`begin`). An
+extent that was open already when it was found, after a crash, keeps saying so, until a repair has compared its tables.
+
+What a flush makes durable, in this order, each stage after the one before (docs/specs/vmdk.md, "Sparse extent header
+(KDMV), 512 bytes"):
+
+1. the length of the files: an entry may otherwise point past the end;
+2. tables, primary and redundant, new and changed (the data they point at is durable by the barrier that starts a plan);
+3. entries of the primary directories, for new tables;
+4. entries of the redundant directories, for the twins of new tables;
+5. holes where grains were released, which nothing on disk points at any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from tapfs.driver import HostFile, OpenRequest, Operation, Placement, Reservation
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.extent import Range
+from tapfs.formats.vmdk import cowd_header, sparse_header
+from tapfs.formats.vmdk.content_id import content_identity, new_cid
+from tapfs.formats.vmdk.driver import VmdkDriver
+from tapfs.formats.vmdk.extent_writer import ExtentWriter
+from tapfs.formats.vmdk.host_extents import CowdExtent, HostedExtent, SeSparseExtent
+from tapfs.formats.vmdk.identity_change import identity_steps
+from tapfs.formats.vmdk.parts import ClosedPart, FlatPart, Part, SparsePart
+from tapfs.plan import Plan, Step, Write, plan
+
+
+class WritableVmdkDriver(VmdkDriver):
+    """An open disk, read-write: a :class:`tapfs.driver.WritableDriver` that is `Begun`."""
+
+    def __init__(self, file: HostFile, request: OpenRequest) -> None:
+        super().__init__(file, request)
+        self._writers: dict[int, ExtentWriter] = {}
+        for part in self.parts:
+            if isinstance(part, SparsePart) and part.writable:
+                self._writers[part.number] = self._writer(part)
+        if not any(part.writable for part in self.parts):
+            raise self._refused("has no extent that may be written: its descriptor has none whose access is RW")
+        self._require_apart()
+        self._cid = None if self.descriptor is None else self.descriptor.cid
+        self._identity_steps: list[Step] | None = None
+
+    @property
+    def identities(self) -> frozenset[str]:
+        """The content ID that the disk has now."""
+        return frozenset() if self._cid is None else frozenset({content_identity(self._cid)})
+
+    # -- the marks of writing -------------------------------------------------------------------
+
+    def begin(self) -> Plan:
+        """A new content ID, once for each opening, and the marks of extents that are open."""
+        if self._identity_steps is None:
+            self._identity_steps = self._new_identity()
+        return plan(self._identity_steps + self._marks(1))
+
+    def end(self) -> Plan:
+        """The extents are closed, unless a crash before this opening has left them open."""
+        return plan(self._marks(0))
+
+    def _new_identity(self) -> list[Step]:
+        if self.descriptor is None:
+            return []
+        found = self.descriptor.values.get("cid")
+        if found is not None:
+            self._cid = new_cid(self.descriptor.cid, len(found.content))
+        return identity_steps(self.descriptor, self._cid or 0)
+
+    def _marks(self, value: int) -> list[Step]:
+        steps: list[Step] = []
+        for extent in self.disk.sparse:
+            if extent.number not in self._writers or extent.unclean:
+                continue
+            if isinstance(extent, HostedExtent):
+                steps.append(Write(extent.number, sparse_header.UNCLEAN_AT, bytes([value])))
+            elif isinstance(extent, CowdExtent):
+                steps.append(Write(extent.number, cowd_header.UNCLEAN_AT, value.to_bytes(4, "little")))
+        return steps
+
+    # -- reservations ---------------------------------------------------------------------------
+
+    def reserve(self, ranges: Sequence[Range], operation: Operation) -> Reservation:
+        """See :meth:`tapfs.driver.WritableDriver.reserve`.
+
+        Raises ImageError(corrupt) for a table that cannot be true, (no_space) where an extent cannot address more,
+        (read_only) for an extent that may not be written.
+        """
+        placements: list[Placement] = []
+        for offset, length in ranges:
+            for part, start, end in self._pieces(offset, offset + length):
+                placements += self._place(part, start, end, operation)
+        for writer in self._writers.values():
+            writer.note_growth()
+        return Reservation(tuple(ranges), operation, tuple(placements), exact=operation is Operation.WRITE)
+
+    def commit(self, reservation: Reservation) -> None:
+        """Publish the new map; durable after the next flush."""
+        if reservation.operation is not Operation.WRITE:
+            for offset, length in reservation.ranges:
+                for part, start, end in self._pieces(offset, offset + length):
+                    writer = self._writer_of(part)
+                    if writer is not None and not writer.zeros_take_places:
+                        writer.unlink(start, end - start, reservation.operation)
+        for placement in reservation.placements:
+            if not placement.in_place:
+                self._writers[placement.file].link(placement)
+
+    def abort(self, reservation: Reservation) -> None:
+        """Give the places back. They are punched by the next flush and used again after it."""
+        for placement in reservation.placements:
+            if not placement.in_place:
+                self._writers[placement.file].release(placement)
+
+    def _place(self, part: Part, start: int, end: int, operation: Operation) -> Iterator[Placement]:
+        if not part.writable:
+            if operation is Operation.DISCARD or (operation is Operation.ZERO and self._reads_zero(part)):
+                return
+            raise self._refused(
+                f"bytes {part.offset} to {part.offset + part.length} of the disk are read-only", "write"
+            )
+        if isinstance(part, FlatPart):
+            stop = min(end, part.offset + part.length)
+            yield Placement(start, stop - start, part.host_offset + start - part.offset, part.number, in_place=True)
+            return
+        writer = self._writer_of(part)
+        if writer is None:
+            raise AssertionError("a writable part is flat or has a writer")
+        if operation is Operation.WRITE:
+            yield from writer.place_write(start, end - start)
+        else:
+            yield from writer.place_zeros(start, end - start, operation)
+
+    def _reads_zero(self, part: Part) -> bool:
+        return not isinstance(part, FlatPart | SparsePart | ClosedPart)
+
+    # -- flush ----------------------------------------------------------------------------------
+
+    @property
+    def unflushed_bytes(self) -> int:
+        """Memory held by changed tables and released places."""
+        return sum(writer.unflushed_bytes for writer in self._writers.values())
+
+    def flush(self) -> Plan:
+        """The plan described at the head of this module; empty where nothing has changed."""
+        writers = list(self._writers.values())
+        released = [step for writer in writers for step in writer.begin_plan()]
+        if not released and not any(writer.changed for writer in writers):
+            return Plan()
+        return plan(
+            [step for writer in writers for step in writer.grow_steps()],
+            [step for writer in writers for step in writer.table_steps()],
+            [step for writer in writers for step in writer.directory_steps(redundant=False)],
+            [step for writer in writers for step in writer.directory_steps(redundant=True)],
+            released,
+        )
+
+    def flushed(self, executed: Plan) -> None:
+        """What the last plan wrote is durable, what it released may be used again."""
+        if executed:
+            for writer in self._writers.values():
+                writer.plan_done()
+
+    # -- opening --------------------------------------------------------------------------------
+
+    def _writer(self, part: SparsePart) -> ExtentWriter:
+        extent = next(each for each in self.disk.sparse if each.number == part.number)
+        if isinstance(extent, SeSparseExtent):
+            message = f"the seSparse extent {extent.file.path} is only read: only ESXi writes such extents"
+            raise self._refused(message)
+        if isinstance(extent, HostedExtent) and extent.header.is_compressed:
+            message = "a streamOptimized disk is written once, when it is made"
+            raise self._refused(message, remedy="convert it to another subformat, or write to an overlay")
+        if part.tables.grain != self._geometry.granule:
+            message = "is only read: its extents have different grains, or do not begin on whole grains"
+            raise self._refused(message, remedy="convert it to a disk of one extent")
+        return ExtentWriter(extent, part, has_backing=self._geometry.backing is not None)
+
+    def _require_apart(self) -> None:
+        """Refuse a disk two of whose places are one: a write to one would change the other."""
+        flat = sorted((part.number, part.host_offset, part.length, part.writable) for part in self._flat_parts())
+        for left, right in pairwise(flat):
+            overlaps = left[0] == right[0] and left[1] + left[2] > right[1]
+            if overlaps and (left[3] or right[3]):
+                raise self._refused("is only read: two of its extents are the same bytes of one file")
+        if any(part.writable and part.number in self._writers for part in self._flat_parts()):
+            raise self._refused("is only read: a file of its is a flat and a sparse extent")
+
+    def _flat_parts(self) -> list[FlatPart]:
+        return [part for part in self.parts if isinstance(part, FlatPart)]
+
+    def _writer_of(self, part: Part) -> ExtentWriter | None:
+        return self._writers.get(part.number) if isinstance(part, SparsePart) else None
+
+    def _pieces(self, start: int, end: int) -> Iterator[tuple[Part, int, int]]:
+        """The parts that a range touches, each with its piece; the last grain of the disk is whole."""
+        for part in self._parts_between(start, min(end, self.disk.size)):
+            stop = part.offset + part.length
+            yield part, max(start, part.offset), end if stop == self.disk.size else min(end, stop)
+
+    def _refused(self, message: str, op: str = "open", *, remedy: str | None = None) -> ImageError:
+        return ImageError(ErrorKind.READ_ONLY, message, path=self.file.path, op=op, remedy=remedy)
