@@ -28,13 +28,19 @@ _PROGRESS_TABLES = 256
 
 
 class Check:
-    """One check of one disk. `report` has the result, `leaks` the ranges of each host file that nothing refers to."""
+    """One check of one disk. `report` has the result, `leaks` the ranges of each host file that nothing refers to.
+
+    `unmended` counts, for each host file, the corruptions that no copy of a table can mend. `ends` has the ends of the
+    last grains.
+    """
 
     def __init__(self, image: VmdkReader, progress: ProgressCallback | None = None) -> None:
         self._image = image
         self._progress = progress
         self.report = CheckReport()
         self.leaks: dict[int, list[tuple[int, int]]] = {}
+        self.unmended: dict[int, int] = {}
+        self.ends: dict[int, int] = {}
         for finding in image.disk.findings:
             self.report.add(*finding)
         for extent in image.disk.sparse:
@@ -44,6 +50,8 @@ class Check:
             found = _ExtentCheck(extent, self.report, image, progress)
             found.check()
             self.leaks[extent.number] = found.leaks.ranges
+            self.unmended[extent.number] = found.unmended
+            self.ends[extent.number] = found.end
 
 
 class _Said:
@@ -110,7 +118,8 @@ class _ExtentCheck:
         self._say = _Said(extent, report)
         self._packed = extent.header_bytes > 0
         #: The end of the last grain, for what ESX has written down of it.
-        self._end = 0
+        self.end = 0
+        self.unmended = 0
         self.leaks = Leaks(extent.file, self._tables.grain)
 
     def check(self) -> None:
@@ -123,7 +132,7 @@ class _ExtentCheck:
                     self._say(Severity.LEAK, f"{size} bytes that nothing refers to hold data", start)
                     self._report.leaked_bytes += size
         extent = self._extent
-        if isinstance(extent, CowdExtent) and extent.header.next_free_sector * SECTOR < self._end:
+        if isinstance(extent, CowdExtent) and extent.header.next_free_sector * SECTOR < self.end:
             message = f"the next grain would go to {extent.header.next_free_sector * SECTOR:#x}, among the grains"
             self._say(Severity.CORRUPTION, message, cowd_header.NEXT_FREE_AT)
 
@@ -131,6 +140,9 @@ class _ExtentCheck:
         extent = self._extent
         if extent.unclean:
             self._say(Severity.NOTE, "the extent was not closed when it was written last")
+        for message, place in self._tables.directory_faults:
+            self._say(Severity.CORRUPTION, message, place)
+        self.unmended += len(self._tables.directory_faults) > 1
         if not isinstance(extent, HostedExtent):
             return
         if extent.trailer.lost_footer:
@@ -172,9 +184,14 @@ class _ExtentCheck:
             at = next(at for at, pair in enumerate(zip(primary, twin, strict=True)) if pair[0] != pair[1])
             message = f"grain table {index} and its redundant twin differ from entry {at} on"
             self._say(severity, message, tables.table_at(index) + ENTRY_BYTES * at)
-        table = primary if primary is not None else twin
-        if table is not None:
-            yield from self._grain_claims(index, table)
+        redundant = tables.prefers_twin(primary, twin)
+        if redundant and primary is not None and (found := tables.first_fault(primary)) is not None:
+            self._say_grain(index, *found, redundant=False)
+        table = twin if redundant else primary
+        if table is None:
+            self.unmended += 1
+        else:
+            yield from self._grain_claims(index, table, redundant=redundant)
 
     def _require_table(self, index: int, place: int, *, redundant: bool) -> bool:
         """Whether a table is there; what is wrong with its place is reported."""
@@ -193,20 +210,24 @@ class _ExtentCheck:
             self._say(Severity.CORRUPTION, f"{name} entry {index}: {wrong}", at)
         return wrong is None
 
-    def _grain_claims(self, index: int, table: array[int]) -> Iterator[Claim]:
+    def _say_grain(self, index: int, run: Run, wrong: str, *, redundant: bool) -> None:
+        at = self._tables.table_at(index, redundant=redundant) + ENTRY_BYTES * run.first
+        self._say(Severity.CORRUPTION, f"entry {run.first} of grain table {index}: {wrong}", at)
+
+    def _grain_claims(self, index: int, table: array[int], *, redundant: bool) -> Iterator[Claim]:
         tables = self._tables
         for run in runs(table, tables.rules):
             if run.kind not in (Kind.DATA, Kind.COMPRESSED):
                 continue
             wrong = tables.grain_fault(run)
             if wrong is not None:
-                at = tables.table_at(index) + ENTRY_BYTES * run.first
-                self._say(Severity.CORRUPTION, f"entry {run.first} of grain table {index}: {wrong}", at)
+                self._say_grain(index, run, wrong, redundant=redundant)
+                self.unmended += 1
                 continue
             length = self._packed_length(index, run) if run.kind == Kind.COMPRESSED else run.grains * tables.grain
             if length:
                 self._report.allocated_bytes += length
-                self._end = max(self._end, run.host_offset + length)
+                self.end = max(self.end, run.host_offset + length)
                 yield Claim(run.host_offset, length, Who.GRAIN, index, run.first)
 
     def _packed_length(self, index: int, run: Run) -> int:
@@ -224,9 +245,11 @@ class _ExtentCheck:
             length = int.from_bytes(raw[:header_bytes], "little")
         if not 0 < length <= tables.payload_bound(place, header_bytes) - header_bytes:
             self._say(Severity.CORRUPTION, f"{what} has {length} packed bytes, which cannot be", place)
+            self.unmended += 1
             return 0
         return round_up(header_bytes + length, SECTOR)
 
     def _overlap(self, earlier: Claim, later: Claim) -> None:
+        self.unmended += 1
         verb = "overlap" if later.claimant == Who.GRAIN else "overlaps"
         self._say(Severity.CORRUPTION, f"{described(later)} {verb} {described(earlier)}", later.start)

@@ -125,22 +125,23 @@ class ExtentWriter:
         return [Discard(self.part.number, piece.start, piece.end - piece.start) for piece in released]
 
     def grow_steps(self) -> list[Step]:
-        """The length of the file, before anything points past its old end."""
+        """The length of the file, and where ESX puts the next grain, before anything points past the old end."""
         if self.allocation.committed_end <= self.allocation.durable_end:
             return []
-        return [Grow(self.part.number, self.allocation.committed_end)]
+        steps: list[Step] = [Grow(self.part.number, self.allocation.committed_end)]
+        if isinstance(self._extent, CowdExtent):
+            free = min(self.allocation.committed_end // SECTOR, (1 << 32) - 1)
+            steps.append(Write(self.part.number, cowd_header.NEXT_FREE_AT, free.to_bytes(4, "little")))
+        return steps
 
     def table_steps(self) -> list[Step]:
-        """The changed sectors of both tables, and for ESX where the next grain goes."""
+        """The changed sectors of both tables."""
         steps: list[Step] = []
         number = self.part.number
         for index, changed in self._tables.changed.items():
             places = (self._tables.table_at(index), self._tables.table_at(index, redundant=True))
             for place in filter(None, places):
                 steps.extend(Write(number, place + at, data) for at, data in changed.sector_runs())
-        if steps and isinstance(self._extent, CowdExtent):
-            free = min(self.allocation.committed_end // SECTOR, (1 << 32) - 1)
-            steps.append(Write(number, cowd_header.NEXT_FREE_AT, free.to_bytes(4, "little")))
         return steps
 
     def directory_steps(self, *, redundant: bool) -> list[Step]:

@@ -72,10 +72,15 @@ class GrainTables:
         self.layout = layout
         self.file_size = file.size()
         self._strict = strict
+        #: The faults of directories that could not be read, each with its place.
+        self.directory_faults: list[tuple[str, int]] = []
         self.directory = self._read_directory(layout.directory_at, "grain directory")
         self.redundant: array[int] | None = None
         if layout.redundant_at:
-            self.redundant = self._read_directory(layout.redundant_at, "redundant grain directory", required=False)
+            self.redundant = self._read_directory(layout.redundant_at, "redundant grain directory")
+        for message, place in self.directory_faults:
+            if strict or not layout.redundant_at:
+                raise self.corrupt(message, place, remedy=_REPAIR if layout.redundant_at else None)
         self._kept: OrderedDict[int, array[int]] = OrderedDict()
         #: Tables that differ from the disk, of a writer.
         self.changed: dict[int, ChangedTable] = {}
@@ -172,6 +177,14 @@ class GrainTables:
                 return run, wrong
         return None
 
+    def prefers_twin(self, primary: array[int] | None, twin: array[int] | None) -> bool:
+        """Whether the redundant one of two tables counts: the primary is not there, blank, or cannot be true."""
+        if primary is None or twin is None:
+            return primary is None
+        if primary == twin or self.first_fault(twin) is not None:
+            return False
+        return not any(primary) or self.first_fault(primary) is not None
+
     def read_table(self, place: int) -> array[int]:
         """The entries of a table as they stand on disk, whatever they are."""
         length = self.layout.table_entries * ENTRY_BYTES
@@ -258,7 +271,7 @@ class GrainTables:
                 return f"{what} inside the {'header' if number == 0 else 'grain directory or the descriptor'}"
         return None
 
-    def _read_directory(self, place: int, what: str, *, required: bool = True) -> array[int]:
+    def _read_directory(self, place: int, what: str) -> array[int]:
         layout = self.layout
         end = place + layout.directory_bytes
         wrong: str | None = None
@@ -268,8 +281,7 @@ class GrainTables:
             wrong = f"the {what} at {place:#x} lies inside the header"
         if wrong is None:
             return decoded(self.file.read(place, layout.directory_bytes).ljust(layout.directory_bytes, b"\0"))
-        if required and not layout.redundant_at:
-            raise self.corrupt(wrong, place)
+        self.directory_faults.append((wrong, place))
         return array("I", bytes(layout.directory_bytes))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from tapfs.formats.changed_table import encode
 from tapfs.formats.rounding import round_up
@@ -29,10 +30,11 @@ def repair(image: VmdkReader) -> Sequence[Plan]:
     for extent in image.disk.sparse:
         if isinstance(extent, HostedExtent):
             plans += _Repair(extent).plans()
-        if isinstance(extent, HostedExtent | CowdExtent):
-            # What looks leaked may belong to a table that cannot be read.
-            if not checked.report.corruptions:
-                plans += _leaks(extent.number, checked.leaks.get(extent.number, []))
+        if isinstance(extent, CowdExtent):
+            plans += _next_grain(extent, checked.ends[extent.number])
+        # What looks leaked may belong to a table that cannot be read, and tables that differ are known by the mark.
+        if isinstance(extent, HostedExtent | CowdExtent) and not checked.unmended[extent.number]:
+            plans += _leaks(extent.number, checked.leaks.get(extent.number, []))
             plans += _closed(extent)
     return plans
 
@@ -41,6 +43,12 @@ def _leaks(number: int, ranges: Sequence[tuple[int, int]]) -> Iterator[Plan]:
     if ranges:
         total = sum(length for _, length in ranges)
         yield plan([Discard(number, *each) for each in ranges], mends=f"leaked space of {total} bytes")
+
+
+def _next_grain(extent: CowdExtent, end: int) -> Iterator[Plan]:
+    if extent.header.next_free_sector * SECTOR < end:
+        content = (end // SECTOR).to_bytes(4, "little")
+        yield plan([Write(extent.number, cowd_header.NEXT_FREE_AT, content)], mends="the place of the next grain")
 
 
 def _closed(extent: HostedExtent | CowdExtent) -> Iterator[Plan]:
@@ -66,13 +74,11 @@ class _Repair:
             header = extent.header
             steps: list[Step] = [Write(extent.number, self._end, footer_sectors(header))]
             yield plan(steps, mends="a lost footer")
-        if tables.redundant is None:
+        if tables.redundant is None or self._directories_overlap():
             return
-        if not self._is_readable(tables.layout.directory_at):
-            if self._is_readable(tables.layout.redundant_at):
-                yield from self._new_directory()
-            return
-        if not self._is_readable(tables.layout.redundant_at):
+        if tables.directory_faults:
+            if len(tables.directory_faults) == 1:
+                yield self._new_directory(redundant=self._is_readable(tables.layout.directory_at))
             return
         total = tables.layout.directory_entries
         index = tables.next_used(0, total)
@@ -80,26 +86,27 @@ class _Repair:
             yield from self._table_plans(index)
             index = tables.next_used(index + 1, total)
 
+    def _directories_overlap(self) -> bool:
+        """Whether the header itself cannot be true: then nothing that it says is a reason to write."""
+        ranges = sorted(self._tables.layout.metadata)
+        return any(left[1] > right[0] for left, right in pairwise(ranges))
+
     def _is_readable(self, place: int) -> bool:
-        layout = self._tables.layout
-        return place >= SECTOR and place + layout.directory_bytes <= self._tables.file_size
+        return all(place != at for _, at in self._tables.directory_faults)
 
     def _table_plans(self, index: int) -> Iterator[Plan]:
         primary, twin = self._content(index, redundant=False), self._content(index, redundant=True)
-        if primary == twin:
-            return
-        if twin is not None and (primary is None or not any(primary)):
-            yield self._copied(index, twin, redundant=False)
-        elif primary is not None:
-            yield self._copied(index, primary, redundant=True)
+        redundant = self._tables.prefers_twin(primary, twin)
+        good = twin if redundant else primary
+        if primary != twin and good is not None and self._tables.first_fault(good) is None:
+            yield self._copied(index, good, redundant=not redundant)
 
     def _content(self, index: int, *, redundant: bool) -> array[int] | None:
-        """The entries of a table; None if they, or its place, cannot be true."""
+        """The entries of a table; None if its place cannot be true."""
         place = self._tables.table_at(index, redundant=redundant)
         if place == 0 or self._tables.table_fault(place) is not None:
             return None
-        table = self._tables.read_table(place)
-        return None if self._tables.first_fault(table) is not None else table
+        return self._tables.read_table(place)
 
     def _copied(self, index: int, table: array[int], *, redundant: bool) -> Plan:
         """The plan that writes a table to the place of its twin, or to a new place if that one cannot be true."""
@@ -119,26 +126,26 @@ class _Repair:
             mends=f"{name} {index} and its place, from its twin",
         )
 
-    def _new_directory(self) -> Iterator[Plan]:
-        """A primary directory at the end of the file with copies of the redundant tables."""
+    def _new_directory(self, *, redundant: bool) -> Plan:
+        """The plan for a directory at the end of the file, with copies of the tables of the other one."""
         tables, number = self._tables, self._extent.number
         layout = tables.layout
         directory = array("I", bytes(layout.directory_bytes))
         steps: list[Step] = []
         for index in range(layout.directory_entries):
-            table = self._content(index, redundant=True)
-            if table is not None:
+            table = self._content(index, redundant=not redundant)
+            if table is not None and tables.first_fault(table) is None:
                 place = self._taken(layout.table_bytes)
                 directory[index] = place // SECTOR
                 steps.append(Write(number, place, encode(table, "little")))
         start = self._taken(round_up(layout.directory_bytes, SECTOR))
         steps.append(Write(number, start, encode(directory, "little")))
-        header = (start // SECTOR).to_bytes(8, "little")
-        yield plan(
+        at = sparse_header.REDUNDANT_AT if redundant else sparse_header.DIRECTORY_AT
+        return plan(
             [Grow(number, self._end)],
             steps,
-            [Write(number, sparse_header.DIRECTORY_AT, header)],
-            mends="the grain directory, from the redundant one",
+            [Write(number, at, (start // SECTOR).to_bytes(8, "little"))],
+            mends="the redundant grain directory" if redundant else "the grain directory, from the redundant one",
         )
 
     def _taken(self, length: int) -> int:

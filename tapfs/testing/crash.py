@@ -84,16 +84,16 @@ def write_at_random(disk: ModelDisk, choice: random.Random, requests: int) -> Hi
 def run(subject: Subject, seed: int, crashes: int) -> str:
     """One image, and that many crashes of it. Raises ViolationError; the result says what was done."""
     choice = random.Random(seed)  # noqa: S311  a test repeats itself
-    file = MemoryFile(bytes(subject.new_file().data))  # the creation is acknowledged
+    file = subject.new_file().copy()  # the creation is acknowledged
     parent = subject.parent(choice)
     history = write_at_random(subject.disk(file, parent), choice, 24)
     for _ in range(crashes):
         epoch = choice.randrange(len(file.epochs))
         try:
-            left = MemoryFile(file.crashed(epoch, choice))
+            left = file.crashed_files(epoch, choice)
             _look(subject, left, parent, history, epoch)
             if len(left.epochs) > 1:  # a journal was replayed: the replay may be cut off, too
-                again = MemoryFile(left.crashed(choice.randrange(len(left.epochs)), choice))
+                again = left.crashed_files(choice.randrange(len(left.epochs)), choice)
                 _look(subject, again, parent, history, epoch)
         except ImageError as error:
             raise ViolationError(f"after a crash in epoch {epoch} the image is damaged: {error}") from error

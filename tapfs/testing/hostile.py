@@ -43,10 +43,10 @@ def damage(image: bytearray, choice: random.Random) -> None:
         del image[choice.randrange(5000, len(image)) :]
 
 
-def _use(subject: Subject, image: bytes, choice: random.Random) -> None:
+def _use(subject: Subject, image: MemoryFile, choice: random.Random) -> None:
     """Everything that a driver is asked for, in each way of opening."""
     for writable, lenient in ((False, False), (True, False), (False, True)):
-        file = MemoryFile(image)
+        file = image.copy()
         try:
             driver = subject.opened(file, writable=writable, lenient=lenient)
         except ImageError:
@@ -106,11 +106,11 @@ def run(subject: Subject, seed: int, images: int) -> str:
     seeds = subject.seeds(choice)
     require(bool(seeds), "there is no image to damage: name some, the format makes none")
     for number in range(images):
-        image = bytearray(choice.choice(seeds))
+        image = choice.choice(seeds).copy()
         for _ in range(choice.choice([1, 1, 2, 4, 10])):
-            damage(image, choice)
+            damage(image.numbered(choice.randrange(1 + len(image.further))).data, choice)
         try:
-            _use(subject, bytes(image), choice)
+            _use(subject, image, choice)
         except (ImageError, ViolationError):
             raise
         except Exception as error:

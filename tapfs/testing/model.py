@@ -9,10 +9,21 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tapfs.driver import Begun, Driver, HostFile, Operation, Placement, Reservation, WritableDriver
+from tapfs.driver import (
+    Begun,
+    Driver,
+    HostFile,
+    NumberedFile,
+    Operation,
+    Placement,
+    Reservation,
+    Role,
+    WritableDriver,
+)
+from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Kind, Range
 from tapfs.plan import Allocate, Discard, Grow, Plan, Step, Write
 
@@ -63,13 +74,17 @@ def torn(step: Step) -> Iterator[Step]:
 class MemoryFile(HostFile):
     """A host file in memory: a :class:`tapfs.driver.HostFile` that can be written and crashed.
 
-    `epochs[i]` holds the steps between barrier `i` and the next one.
+    `epochs[i]` holds the steps between barrier `i` and the next one. `further` are the other host files of an image of
+    several, by their names: file 1, 2 and so on. This one, file 0, opens them for the driver, and keeps all steps.
     """
 
-    def __init__(self, data: bytes = b"", path: str = "memory.img") -> None:
+    def __init__(
+        self, data: bytes = b"", path: str = "memory.img", further: Mapping[str, MemoryFile] | None = None
+    ) -> None:
         self._path = path
         self._start = bytes(data)
         self.data = bytearray(data)
+        self.further = dict(further or {})
         self.epochs: list[list[Step]] = [[]]
 
     @property
@@ -96,10 +111,22 @@ class MemoryFile(HostFile):
                 yield at, stop - at
             at = stop
 
+    def numbered(self, number: int) -> MemoryFile:
+        """The host file with this number."""
+        return (self, *self.further.values())[number]
+
+    def open(self, name: str, role: Role) -> NumberedFile:
+        """A further file by its name: a :class:`tapfs.driver.FurtherFiles`."""
+        del role  # a file in memory takes everything
+        if name not in self.further:
+            raise ImageError(ErrorKind.NOT_FOUND, f"there is no file {name}", path=self._path, op="open")
+        number = 1 + list(self.further).index(name)
+        return NumberedFile(number, self.numbered(number))
+
     def do(self, step: Step) -> None:
         """One step, not durable yet."""
         self.epochs[-1].append(step)
-        apply_step(self.data, step)
+        apply_step(self.numbered(step.file).data, step)
 
     def barrier(self) -> None:
         """Everything so far is durable."""
@@ -118,12 +145,20 @@ class MemoryFile(HostFile):
         for plan in plans:
             self.apply(plan)
 
+    def copy(self) -> MemoryFile:
+        """The same files as they are now, with everything durable."""
+        return type(self)(bytes(self.data), self._path, {name: file.copy() for name, file in self.further.items()})
+
     def crashed(self, epoch: int, choice: random.Random) -> bytes:
-        """The file after a crash in `epoch`: all before it, and any part of what it did, torn."""
-        data = bytearray(self._start)
+        """File 0 after a crash; see `crashed_files`."""
+        return bytes(self.crashed_files(epoch, choice).data)
+
+    def crashed_files(self, epoch: int, choice: random.Random) -> MemoryFile:
+        """The files after a crash in `epoch`: all before it, and any part of what it did, torn."""
+        files = [bytearray(self.numbered(number)._start) for number in range(1 + len(self.further))]  # noqa: SLF001
         for done in self.epochs[:epoch]:
             for step in done:
-                apply_step(data, step)
+                apply_step(files[step.file], step)
         pieces = [piece for step in self.epochs[epoch] for piece in torn(step)]
         if pieces and choice.random() < 0.4:
             # The sharpest questions: what if one piece alone is there, or one alone is missing?
@@ -133,11 +168,12 @@ class MemoryFile(HostFile):
             share = choice.choice([0.0, 0.2, 0.5, 0.8, 1.0])
             done = [piece for piece in pieces if choice.random() < share]
         for piece in done:
-            apply_step(data, piece)
-        return bytes(data)
+            apply_step(files[piece.file], piece)
+        further = {name: MemoryFile(bytes(data), name) for name, data in zip(self.further, files[1:], strict=True)}
+        return MemoryFile(bytes(files[0]), self._path, further)
 
 
-def read_extents(driver: Driver, file: HostFile, offset: int, length: int, backing: bytes = b"") -> bytes:
+def read_extents(driver: Driver, file: MemoryFile, offset: int, length: int, backing: bytes = b"") -> bytes:
     """Bytes of a virtual disk through its driver's map. A cipher is taken to be the identity."""
     out = bytearray(length)
     below = backing[offset : offset + length]
@@ -149,7 +185,8 @@ def read_extents(driver: Driver, file: HostFile, offset: int, length: int, backi
         at = slice(start - offset, end - offset)
         match extent.kind:
             case Kind.DATA:
-                found = file.read(extent.host_offset + start - extent.offset, end - start)
+                host = file.numbered(extent.file)
+                found = host.read(extent.host_offset + start - extent.offset, end - start)
                 out[at] = found.ljust(end - start, b"\0")
             case Kind.COMPRESSED:
                 packed = file.read(extent.host_offset, extent.host_length)
@@ -197,10 +234,10 @@ class ModelDisk:
         self.begin()
         at, end = offset, offset + len(data)
         while at < end:
-            in_place, host_offset, stop = self._state(at, end)
+            place, stop = self._state(at, end)
             piece = data[at - offset : stop - offset]
-            if in_place:
-                self._put(host_offset, piece)
+            if place is not None:
+                self._put(*place, piece)
             else:
                 self.driver.commit(self.start_write(at, piece))
             at = stop
@@ -234,13 +271,12 @@ class ModelDisk:
             wanted[low - placement.offset : high - placement.offset] = data[low - offset : high - offset]
             fresh = placement.fresh and self.driver.geometry.cipher is None
             if fresh:
-                there = self.file.read(placement.host_offset, placement.length)
-                assert is_zero(there), "a fresh place holds data"
+                self._require_fresh(placement)
             if placement.in_place:
                 piece = bytes(data[low - offset : high - offset])
-                self._put(placement.host_offset + low - placement.offset, piece)
+                self._put(placement.file, placement.host_offset + low - placement.offset, piece)
             else:
-                self._write_fill(placement.host_offset, bytes(wanted), fresh=fresh)
+                self._write_fill(placement.file, placement.host_offset, bytes(wanted), fresh=fresh)
         assert at == end
 
     def zero(self, offset: int, length: int, operation: Operation = Operation.ZERO) -> None:
@@ -253,9 +289,9 @@ class ModelDisk:
             assert placement.offset + placement.length <= offset + length
             at = placement.offset + placement.length
             if placement.fresh:
-                assert is_zero(self.file.read(placement.host_offset, placement.length)), "a fresh place holds data"
+                self._require_fresh(placement)
             else:
-                self._put(placement.host_offset, bytes(placement.length))
+                self._put(placement.file, placement.host_offset, bytes(placement.length))
         self.driver.commit(reservation)
 
     def flush(self) -> None:
@@ -264,34 +300,41 @@ class ModelDisk:
         self.file.apply(plan)
         self.driver.flushed(plan)
 
-    def _put(self, host_offset: int, data: bytes) -> None:
+    def _require_fresh(self, placement: Placement) -> None:
+        there = self.file.numbered(placement.file).read(placement.host_offset, placement.length)
+        assert is_zero(there), "a fresh place holds data"
+
+    def _put(self, number: int, host_offset: int, data: bytes) -> None:
         """Write guest data as it reaches the disk: whole sectors, with what the page cache has of the rest of them."""
+        file = self.file.numbered(number)
         end = host_offset + len(data)
         start = host_offset - host_offset % SECTOR
-        stop = max(end, min(-(-end // SECTOR) * SECTOR, self.file.size()))
-        whole = self.file.read(start, host_offset - start).ljust(host_offset - start, b"\0") + data
-        self.file.do(Write(0, start, whole + self.file.read(end, stop - end)))
+        stop = max(end, min(-(-end // SECTOR) * SECTOR, file.size()))
+        whole = file.read(start, host_offset - start).ljust(host_offset - start, b"\0") + data
+        self.file.do(Write(number, start, whole + file.read(end, stop - end)))
 
-    def _write_fill(self, host_offset: int, data: bytes, *, fresh: bool) -> None:
+    def _write_fill(self, number: int, host_offset: int, data: bytes, *, fresh: bool) -> None:
         if not fresh:
-            self._put(host_offset, data)
+            self._put(number, host_offset, data)
             return
         for at in range(0, len(data), SECTOR):
             if not is_zero(data[at : at + SECTOR]):
-                self._put(host_offset + at, data[at : at + SECTOR])
+                self._put(number, host_offset + at, data[at : at + SECTOR])
 
-    def _state(self, offset: int, end: int) -> tuple[bool, int, int]:
+    def _state(self, offset: int, end: int) -> tuple[tuple[int, int] | None, int]:
+        """The file and the place that take the bytes at `offset`, None if they are to be reserved; and up to where."""
         stop = offset
-        in_place, host_offset = False, 0
+        place: tuple[int, int] | None = None
         for extent in self.driver.map(offset, end - offset):
             if extent.end <= offset:
                 continue
             if extent.offset <= offset:
-                in_place, host_offset = extent.in_place, extent.host_offset + offset - extent.offset
-            elif extent.in_place or in_place:
+                if extent.in_place:
+                    place = extent.file, extent.host_offset + offset - extent.offset
+            elif extent.in_place or place is not None:
                 break
             stop = extent.end
-        return in_place, host_offset, min(stop, end)
+        return place, min(stop, end)
 
     def _aligned_out(self, offset: int, length: int) -> tuple[int, int]:
         granule = self.driver.geometry.granule

@@ -16,10 +16,13 @@ from tapfs.driver import (
     CreateRequest,
     Driver,
     Format,
+    Geometry,
+    MultiFileFormat,
     OpenRequest,
     Recoverable,
     WritableDriver,
 )
+from tapfs.extent import Extent
 from tapfs.testing.model import MemoryFile, ModelDisk
 
 #: The modification time that overlays are told of their parent.
@@ -35,6 +38,29 @@ def require(holds: bool, message: str) -> None:  # noqa: FBT001  reads as a sent
     """Raise ViolationError unless something holds."""
     if not holds:
         raise ViolationError(message)
+
+
+class _Parent:
+    """A driver of the parent with an identity of every kind, for formats that write the parent's down."""
+
+    format_name = "raw"
+    identities = frozenset({"cid:00c0ffee", "uuid:5ca1ab1e-0000-4000-8000-000000c0ffee"})
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    @property
+    def geometry(self) -> Geometry:
+        """That of the disk below."""
+        return self._driver.geometry
+
+    def map(self, offset: int, length: int) -> list[Extent]:
+        """That of the disk below."""
+        return self._driver.map(offset, length)
+
+    def details(self) -> Mapping[str, object]:
+        """Nothing: nobody asks."""
+        return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +89,10 @@ class Subject:
         request = CreateRequest(self.size, options=dict(self.options), name="image")
         if self.overlay:
             below = MemoryFile(bytes(self.size * 3 // 4), _PARENT)
-            parent = format_named("raw").open(below, OpenRequest())
+            parent = _Parent(format_named("raw").open(below, OpenRequest()))
             request = replace(request, backing=BackingReference(_PARENT, "raw"), backing_mtime=_MTIME, parent=parent)
-        file = MemoryFile()
+        names = self.format.further_names(request) if isinstance(self.format, MultiFileFormat) else ()
+        file = MemoryFile(further={name: MemoryFile(path=name) for name in names})
         file.apply(cast("CreatableFormat", self.format).create(request))
         return file
 
@@ -77,15 +104,15 @@ class Subject:
         self, file: MemoryFile, *, writable: bool = False, lenient: bool = False
     ) -> tuple[Driver, MemoryFile]:
         """The same, and the file that the driver reads: for a reader whose image has a journal it is another."""
-        request = OpenRequest(writable=writable, lenient=lenient)
+        request = OpenRequest(writable=writable, lenient=lenient, further=file)
         driver = self.format.open(file, request)
         plan = driver.recovery() if isinstance(driver, Recoverable) else None
         if not plan:
             return driver, file
         if not writable:
-            file = MemoryFile(bytes(file.data))
+            file = file.copy()
         file.apply(plan)
-        return self.format.open(file, request), file
+        return self.format.open(file, replace(request, further=file)), file
 
     def parent(self, choice: random.Random) -> bytes:
         """The bytes of the disk below a new image."""
@@ -95,9 +122,9 @@ class Subject:
         """The image in the file, to be written."""
         return ModelDisk(cast("WritableDriver", self.opened(file, writable=True)), file, parent)
 
-    def seeds(self, choice: random.Random) -> list[bytes]:
+    def seeds(self, choice: random.Random) -> list[MemoryFile]:
         """Good images: those that were given, and some that were made and written to."""
-        seeds = list(self.images)
+        seeds = [MemoryFile(image) for image in self.images]
         if self.writable:
             for requests in (0, 12):
                 file = self.new_file()
@@ -107,9 +134,9 @@ class Subject:
                     offset = choice.randrange(size)
                     disk.write(offset, choice.randbytes(min(choice.randrange(1, 9000), size - offset)))
                 disk.flush()
-                seeds.append(bytes(file.data))
+                seeds.append(file.copy())
         elif isinstance(self.format, CreatableFormat):
-            seeds.append(bytes(self.new_file().data))
+            seeds.append(self.new_file().copy())
         return seeds
 
 
