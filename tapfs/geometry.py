@@ -99,6 +99,7 @@ class Geometry:
     answers whole, and which the engine caches whole (one L2 table, one grain table); at most
     1 GiB. `identity`: the whole disk is one extent, writable in place for a writable image; the
     engine then asks for no map at all. `packing` and `cipher` say what COMPRESSED and DATA extents hold.
+    `sector_size`: the guest's sectors, in which its partition tables count; None where the image does not say.
 
     A geometry holds for one opening of the image. Who resizes or reverts an image opens it anew; the layers that the
     core makes of it are the next generation, and the old ones are closed (`tapfs.disk.live`).
@@ -111,6 +112,7 @@ class Geometry:
     backing: BackingReference | None = None
     packing: Packing | None = None
     cipher: Cipher | None = None
+    sector_size: int | None = None
 
     @property
     def packed_unit(self) -> int:

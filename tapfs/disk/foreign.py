@@ -161,7 +161,6 @@ _MACOS = "make a raw image of it with hdiutil convert on macOS"
 TABLE: tuple[ForeignFormat, ...] = (
     ForeignFormat("qcow-later", "a qcow image of an unknown version", _QEMU, _later_qcow),
     ForeignFormat("qed", "a QED image", _QEMU, _starts(b"QED\0")),
-    ForeignFormat("vhdx", "a VHDX image", _QEMU, _starts(b"vhdxfile")),
     ForeignFormat("vdi", "a VDI image", _QEMU, _starts(b"\x7f\x10\xda\xbe", at=64)),
     ForeignFormat("parallels", "a Parallels image", _QEMU, _starts(b"WithoutFreeSpace", b"WithouFreSpacExt")),
     ForeignFormat("bochs", "a Bochs image", _QEMU, _starts(b"Bochs Virtual HD Image")),

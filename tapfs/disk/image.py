@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from tapfs.partitions.reader import Read
     from tapfs.partitions.table import DiskContents, FileSystem
 
+#: The bytes of a sector of most disks, and of a partition table that does not say it.
+_USUAL_SECTOR = 512
+
 #: Names for front ends and jobs of tapfs only. They may change at any time, and `dir` does not show them.
 _INTERNAL = frozenset(
     {
@@ -152,12 +155,20 @@ class Image:
         """The partition table and the file systems' names.
 
         Reads a few sectors, and of contents that tapfs does not know 2 MiB for libblkid. `sector_size`: bytes
-        in a sector of the disk that the table was made on, where the table does not say it.
+        in a sector of the disk that the table was made on, where neither the table nor the image says it.
         """
         self._chain.check_open()
+        if sector_size is None:
+            sector_size = self._unusual_sector_size()
         from tapfs.partitions.contents import disk_contents  # only those who ask pay for it
 
         return disk_contents(self.read, self._size, _identify_others, sector_size=sector_size)
+
+    def _unusual_sector_size(self) -> int | None:
+        """The guest's sectors where the image says that they have not 512 bytes; of an overlay its parent says it."""
+        told = (layer.driver.geometry.sector_size for layer in self._chain.layers)
+        first = next((size for size in told if size is not None), None)
+        return None if first == _USUAL_SECTOR else first
 
     @property
     def needs_password(self) -> bool:

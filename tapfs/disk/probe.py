@@ -23,6 +23,7 @@ _MODULES = {
     "qcow": "tapfs.formats.qcow",
     "qcow2": "tapfs.formats.qcow2",
     "vmdk": "tapfs.formats.vmdk",
+    "vhdx": "tapfs.formats.vhdx",
     "ram": "tapfs.formats.ram",
     "ewf": "tapfs.formats.ewf",
     "vhd": "tapfs.formats.vhd",

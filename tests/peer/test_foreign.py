@@ -21,8 +21,6 @@ MIB = 1 << 20
 #: Format of qemu-img: format options, and what tapfs calls it.
 IMAGES: dict[str, tuple[str, str, str]] = {
     "qed": ("qed", "", "a QED image"),
-    "vhdx growing": ("vhdx", "subformat=dynamic", "a VHDX image"),
-    "vhdx fixed": ("vhdx", "subformat=fixed", "a VHDX image"),
     "vdi growing": ("vdi", "", "a VDI image"),
     "vdi static": ("vdi", "static=on", "a VDI image"),
     "parallels": ("parallels", "", "a Parallels image"),

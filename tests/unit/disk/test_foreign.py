@@ -74,7 +74,6 @@ SAMPLES: dict[str, list[bytes]] = {
     # docs/interop/qed_spec: magic "QED\0".
     "qed": [b"QED\0" + bytes(1000)],
     # MS-VHDX 2.2.1: FileTypeIdentifier.
-    "vhdx": [b"vhdxfile" + "QEMU v7.2".encode("utf-16le") + bytes(1000)],
     # VirtualBox's VDICore.h: the signature comes after 64 bytes of text.
     "vdi": [b"<<< QEMU VM Virtual Disk Image >>>\n".ljust(64, b"\0") + struct.pack("<I", 0xBEDA107F) + bytes(1000)],
     # docs/interop/parallels.

@@ -1,0 +1,160 @@
+"""Check an image: compare the claims of its metadata with each other and with the file.
+
+All of the block table is read. Memory stays bounded whatever the image says (see :mod:`tapfs.formats.claims`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from tapfs.driver import CheckReport, ProgressCallback, Severity
+from tapfs.formats.claims import Claim, gaps
+from tapfs.formats.leaks import pieces_with_data
+from tapfs.formats.vhdx.blocks import (
+    ANCHORED,
+    BITMAP_BYTES,
+    PLACE_MASK,
+    RESERVED_MASK,
+    STATE_MASK,
+    State,
+    bitmap_fault,
+    block_fault,
+    place_fault,
+)
+from tapfs.formats.vhdx.header import read_headers
+from tapfs.formats.vhdx.regions import TABLES, whole_tables
+from tapfs.formats.vhdx.units import HEADER_SECTION, PAGE
+
+if TYPE_CHECKING:
+    from tapfs.formats.vhdx.reader import VhdxReader
+
+#: So many leaked ranges are remembered for repair.
+MAX_REMEMBERED = 4096
+
+
+class Claimant(IntEnum):
+    """What a range of the host file is claimed for."""
+
+    HEADERS = 0
+    METADATA = 1
+    #: The block `Claim.table` * 2^32 + `Claim.entry`.
+    BLOCK = 2
+    #: The sector bitmap of the chunk `Claim.entry`.
+    BITMAP = 3
+
+
+class Check:
+    """One check of one image; the result is in `report` and `leaks`."""
+
+    def __init__(self, image: VhdxReader, progress: ProgressCallback | None = None) -> None:
+        self._image = image
+        self._progress = progress
+        self._file_size = image.file.size()
+        self.report = CheckReport()
+        #: Unreferenced ``(offset, length)`` ranges with data in them.
+        self.leaks: list[tuple[int, int]] = []
+        #: The numbers of the region tables that are not whole, and whether a header is not.
+        self.damaged_tables = [number for number, whole in enumerate(whole_tables(image.file)) if not whole]
+        self.damaged_header = bool(read_headers(image.file).findings)
+        for finding in image.open_findings:
+            self.report.add(*finding)
+        for number in self.damaged_tables:
+            if number not in image.regions.damaged:
+                message = f"region table {number + 1} is damaged; the other one is whole"
+                self.report.add(Severity.NOTE, message, TABLES[number])
+        for offset, length in gaps(self._claims(), self._file_size, self._overlap, image.scratch):
+            self._check_gap(offset, length)
+
+    def _overlap(self, earlier: Claim, later: Claim) -> None:
+        self.report.add(Severity.CORRUPTION, f"{_name(later)} overlaps {_name(earlier)}", later.start)
+
+    def _claims(self) -> Iterator[Claim]:
+        image, table = self._image, self._image.table
+        yield Claim(0, HEADER_SECTION, Claimant.HEADERS)
+        for place in image.reserved:
+            yield Claim(place.offset, place.length, Claimant.METADATA)
+        chunks = table.chunk_of(table.blocks - 1) + 1
+        for chunk in range(chunks):
+            first = chunk * table.chunk_blocks
+            entries = image.entries(first, min(first + table.chunk_blocks, table.blocks))
+            partial = False
+            for block, entry in enumerate(entries, first):
+                partial = partial or entry & STATE_MASK == State.PARTIAL
+                yield from self._block_claims(block, entry)
+            if table.has_parent:
+                yield from self._bitmap_claims(chunk, needed=partial)
+            if self._progress is not None:
+                self._progress(chunk + 1, chunks)
+
+    def _block_claims(self, block: int, entry: int) -> Iterator[Claim]:
+        image, table = self._image, self._image.table
+        at = table.entry_offset(table.index(block))
+        wrong = block_fault(entry, table, image.reserved, self._file_size)
+        if wrong is not None:
+            self.report.add(Severity.CORRUPTION, f"block {block}: {wrong}", at)
+            return
+        state, place = entry & STATE_MASK, entry & PLACE_MASK
+        if state < State.PRESENT:
+            self._note_unused(block, entry, at)
+            # The space that a block has had stays its own.
+            if state not in ANCHORED or not place or self._is_impossible(entry):
+                return
+        else:
+            self.report.allocated_bytes += table.block_size
+        missing = place + table.block_size - self._file_size
+        if missing > 0 and (block + 1) * table.block_size - missing < image.metadata.size:
+            message = f"block {block} lacks its last {missing} bytes: they read as zeros"
+            self.report.add(Severity.NOTE, message, self._file_size)
+        yield Claim(place, table.block_size, Claimant.BLOCK, block >> 32, block & 0xFFFFFFFF)
+
+    def _is_impossible(self, entry: int) -> bool:
+        image = self._image
+        return place_fault(entry, image.table.block_size, image.reserved, self._file_size) is not None
+
+    def _note_unused(self, block: int, entry: int, at: int) -> None:
+        if entry & RESERVED_MASK:
+            self.report.add(Severity.NOTE, f"block {block}: reserved bits are set ({entry & RESERVED_MASK:#x})", at)
+        if entry & PLACE_MASK and entry & STATE_MASK not in ANCHORED:
+            message = f"block {block} has no bytes and yet a place at {entry & PLACE_MASK:#x}: Hyper-V rejects that"
+            self.report.add(Severity.NOTE, message, at)
+
+    def _bitmap_claims(self, chunk: int, *, needed: bool) -> Iterator[Claim]:
+        image, table = self._image, self._image.table
+        at = table.entry_offset(table.bitmap_index(chunk))
+        entry = image.pages.word(at)
+        if entry & STATE_MASK == State.NOT_PRESENT and not needed:
+            return
+        wrong = bitmap_fault(entry, image.reserved, self._file_size)
+        if wrong is not None:
+            self.report.add(Severity.CORRUPTION, f"the sector bitmap of chunk {chunk}: {wrong}", at)
+            return
+        self.report.allocated_bytes += BITMAP_BYTES
+        yield Claim(entry & PLACE_MASK, BITMAP_BYTES, Claimant.BITMAP, 0, chunk)
+
+    # -- leaks ----------------------------------------------------------------------------------
+
+    def _check_gap(self, offset: int, length: int) -> None:
+        """Space that nothing claims is leaked where it holds data; what was never written is not."""
+        for at, data_length in pieces_with_data(self._image.file, offset, offset + length, PAGE):
+            self._leak(at, data_length)
+
+    def _leak(self, start: int, length: int) -> None:
+        self.report.add(Severity.LEAK, f"{length} bytes that nothing refers to hold data", start)
+        self.report.leaked_bytes += length
+        if len(self.leaks) < MAX_REMEMBERED:
+            self.leaks.append((start, length))
+
+
+def _name(claim: Claim) -> str:
+    """A claim for people."""
+    match Claimant(claim.claimant):
+        case Claimant.HEADERS:
+            return "the header section"
+        case Claimant.METADATA:
+            return "metadata"
+        case Claimant.BLOCK:
+            return f"block {claim.table << 32 | claim.entry}"
+        case Claimant.BITMAP:
+            return f"the sector bitmap of chunk {claim.entry}"
