@@ -41,12 +41,12 @@ def require(holds: bool, message: str) -> None:  # noqa: FBT001  reads as a sent
 
 
 class _Parent:
-    """A driver of the parent with an identity of every kind, for formats that write the parent's down."""
+    """A driver of the parent, of the format that is tested, with an identity of every kind to be written down."""
 
-    format_name = "raw"
     identities = frozenset({"cid:00c0ffee", "uuid:5ca1ab1e-0000-4000-8000-000000c0ffee"})
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, format_name: str) -> None:
+        self.format_name = format_name
         self._driver = driver
 
     @property
@@ -89,7 +89,7 @@ class Subject:
         request = CreateRequest(self.size, options=dict(self.options), name="image")
         if self.overlay:
             below = MemoryFile(bytes(self.size * 3 // 4), _PARENT)
-            parent = _Parent(format_named("raw").open(below, OpenRequest()))
+            parent = _Parent(format_named("raw").open(below, OpenRequest()), self.format.name)
             request = replace(request, backing=BackingReference(_PARENT, "raw"), backing_mtime=_MTIME, parent=parent)
         names = self.format.further_names(request) if isinstance(self.format, MultiFileFormat) else ()
         file = MemoryFile(further={name: MemoryFile(path=name) for name in names})
