@@ -51,7 +51,8 @@ class Places:
     def take(self) -> Place:
         """A place for a block: a free one before one at the end. Raises ImageError(no_space)."""
         if self._free:
-            return self._place(self._free.pop())
+            # A host that could not punch it has left what was there.
+            return self._looked_at(self._free.pop())
         place = self._at_end()
         if place.offset < self._footer_place < self._end_of(place.offset) and not place.fresh:
             # The old footer would be among the data; behind it all is untouched.
@@ -101,12 +102,12 @@ class Places:
                 offset=offset,
                 op="allocate",
             )
-        return self._place(offset)
+        untouched = offset + self._bitmap_bytes >= self._untouched
+        return Place(offset, fresh=True) if untouched else self._looked_at(offset)
 
-    def _place(self, offset: int) -> Place:
-        start = offset + self._bitmap_bytes
-        fresh = start >= self._untouched or next(self._file.data_ranges(start, self._block_bytes), None) is None
-        return Place(offset, fresh)
+    def _looked_at(self, offset: int) -> Place:
+        data = next(self._file.data_ranges(offset + self._bitmap_bytes, self._block_bytes), None)
+        return Place(offset, fresh=data is None)
 
     def _end_of(self, offset: int) -> int:
         return offset + self._bitmap_bytes + self._block_bytes

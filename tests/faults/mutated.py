@@ -32,6 +32,11 @@ class Mutations:
         self._seeds = [self._written(options) for options in ({}, {"cluster_size": "512"}, {"blktap": "on"})]
         self._seeds += [self._compressed(), self._encrypted(), self._overlay()]
         self._seeds += [_partitioned(folder, label) for label in ("dos", "gpt")]
+        self._seeds += [
+            self._written({"block_size": "16384"}, format_name="vhd"),
+            self._written({"subformat": "fixed"}, format_name="vhd"),
+            self._overlay(format_name="vhd"),
+        ]
 
     def next_image(self) -> Path:
         """The next damaged image, at the same path as the last."""
@@ -75,11 +80,11 @@ class Mutations:
 
     # Good images
 
-    def _written(self, options: dict[str, str], **new: object) -> bytes:
+    def _written(self, options: dict[str, str], *, format_name: str = "qcow", **new: object) -> bytes:
         path = self._folder / "seed"
         path.unlink(missing_ok=True)
-        tapfs.create_image(str(path), tapfs.NewImage("qcow", _SIZE, options=options, **new))  # type: ignore[arg-type]
-        with tapfs.open(path, format="qcow", writable=True, password=_PASSWORD) as disk:
+        tapfs.create_image(str(path), tapfs.NewImage(format_name, _SIZE, options=options, **new))  # type: ignore[arg-type]
+        with tapfs.open(path, format=format_name, writable=True, password=_PASSWORD) as disk:
             for _ in range(12):
                 offset = self._choice.randrange(_SIZE - 9000)
                 disk.write(offset, bytes([self._choice.randrange(256)]) * self._choice.randrange(1, 9000))
@@ -88,10 +93,10 @@ class Mutations:
     def _encrypted(self) -> bytes:
         return self._written({}, password=_PASSWORD)
 
-    def _overlay(self) -> bytes:
+    def _overlay(self, *, format_name: str = "qcow") -> bytes:
         parent = self._folder / "parent"
         parent.write_bytes(self._choice.randbytes(_SIZE // 2))
-        return self._written({}, backing=str(parent), backing_format="raw")
+        return self._written({}, format_name=format_name, backing=str(parent), backing_format="raw")
 
     def _compressed(self) -> bytes:
         from tapfs.jobs.convert import convert_to_new

@@ -26,6 +26,11 @@ KINDS = (
     "aes-overlay-direct",
     "blktap-direct",
     "blktap-overlay-direct",
+    "vhd",
+    "vhd-fixed",
+    "vhd-overlay",
+    "vhd-direct",
+    "vhd-overlay-direct",
 )
 
 #: No byte of a disk is larger, so poisoned memory is never taken for contents.
@@ -82,7 +87,8 @@ def make(kind: str, choice: random.Random, folder: Path, *, size: int | None = N
             size += choice.choice([0, 1, 513, 4095])
     path = folder / "disk"
     content = bytearray(size)
-    options: dict[str, Any] = {"format": "raw" if base == "raw" else "qcow", "writable": True, "direct": direct}
+    format_name = base if base == "raw" else "vhd" if base.startswith("vhd") else "qcow"
+    options: dict[str, Any] = {"format": format_name, "writable": True, "direct": direct}
     if base == "raw":
         with path.open("wb") as file:
             file.truncate(size)
@@ -90,6 +96,10 @@ def make(kind: str, choice: random.Random, folder: Path, *, size: int | None = N
     creation: dict[str, str] = {}
     if base.startswith("blktap"):
         creation["blktap"] = "on"
+    elif base == "vhd-fixed":
+        creation["subformat"] = "fixed"
+    elif format_name == "vhd":
+        creation["block_size"] = choice.choice(["4096", "65536", "2097152"])
     elif choice.random() < 0.7:
         creation["cluster_size"] = choice.choice(["512", "2048", "4096", "65536"])
     backing = None
@@ -109,7 +119,7 @@ def make(kind: str, choice: random.Random, folder: Path, *, size: int | None = N
             _compress(disk, path, creation)
     else:
         new = tapfs.NewImage(
-            "qcow",
+            format_name,
             size,
             backing=None if backing is None else str(backing),
             backing_format=None if backing is None else "raw",
