@@ -210,11 +210,33 @@ class StreamWriter(Protocol):
 
 
 @runtime_checkable
+class FramedStreamWriter(StreamWriter, Protocol):
+    """A stream writer whose payloads stand between other bytes, and which has every granule packed.
+
+    A granule that does not shrink is packed all the same. The length that `append` is told is that of the frame.
+    """
+
+    def frame(self, offset: int, payload: bytes) -> bytes:
+        """The payload of the granule at guest `offset` as it is to stand in the file."""
+        ...
+
+
+@runtime_checkable
 class Streamable(Driver, Protocol):
     """A driver that can be filled as a stream right after creation."""
 
     def stream(self) -> StreamWriter:
         """The writer. The driver must not be used otherwise until it has finished."""
+        ...
+
+
+@runtime_checkable
+class OnlyStreamed(Streamable, Protocol):
+    """A driver of a new image that may have no other way to be filled: then nobody need ask for packing."""
+
+    @property
+    def only_streamed(self) -> bool:
+        """Whether this image is of the kind."""
         ...
 
 

@@ -21,6 +21,7 @@ class OpenRequest:
     opens the other host files that the image names; their number follows the order of opening. `snapshot` is the
     name of the disk inside the image that is wanted, None the current one; a `Snapshotted` driver raises
     ImageError(not_found) for a name that it has not.
+    `created`: the image was made a moment ago, is empty, and is to be filled.
     `scratch` makes space for a check to work in. A check without it keeps in memory what it needs.
     """
 
@@ -29,6 +30,7 @@ class OpenRequest:
     snapshot: str | None = None
     further: FurtherFiles = field(default_factory=NoFurtherFiles)
     scratch: Callable[[], Scratch] | None = None
+    created: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ from tapfs.driver import Ability, CreateRequest, HostFile, OpenRequest
 from tapfs.formats.vmdk import cowd_header, sesparse_header, sparse_header
 from tapfs.formats.vmdk.descriptor import is_descriptor
 from tapfs.formats.vmdk.driver import VmdkDriver
+from tapfs.formats.vmdk.sectors import SECTOR
+from tapfs.formats.vmdk.sparse_header import parse_sparse_header
 from tapfs.plan import Plan
 
 _MAGICS = (sparse_header.MAGIC, sparse_header.UNFINISHED_MAGIC, cowd_header.MAGIC, sesparse_header.MAGIC_BYTES)
@@ -21,7 +23,7 @@ class VmdkFormat:
     """VMDK as a :class:`tapfs.driver.MultiFileFormat`."""
 
     name = "vmdk"
-    abilities = frozenset({Ability.WRITE, Ability.BACKING, Ability.CHECK, Ability.REPAIR})
+    abilities = frozenset({Ability.WRITE, Ability.BACKING, Ability.COMPRESS, Ability.CHECK, Ability.REPAIR})
 
     def probe(self, head: bytes, size: int) -> int:
         """100 for the magic of an extent or the first line of a descriptor, else 0."""
@@ -35,6 +37,10 @@ class VmdkFormat:
         """
         if not request.writable:
             return VmdkDriver(file, request)
+        if request.created and _is_packed(file):
+            from tapfs.formats.vmdk.stream import NewVmdkStream
+
+            return NewVmdkStream(file, request)
         from tapfs.formats.vmdk.writer import WritableVmdkDriver
 
         return WritableVmdkDriver(file, request)
@@ -57,6 +63,11 @@ class VmdkFormat:
         from tapfs.formats.vmdk.create import create
 
         return create(request)
+
+
+def _is_packed(file: HostFile) -> bool:
+    head = file.read(0, SECTOR)
+    return head.startswith(sparse_header.MAGIC) and parse_sparse_header(head, file.path).is_compressed
 
 
 FORMAT = VmdkFormat()

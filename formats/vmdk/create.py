@@ -11,14 +11,15 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.rounding import round_up
 from tapfs.formats.vmdk.content_id import cid_of, new_cid
 from tapfs.formats.vmdk.new_descriptor import Database, NewExtent, descriptor_text
-from tapfs.formats.vmdk.new_extents import DESCRIPTOR_SECTORS, cowd_steps, hosted_steps
+from tapfs.formats.vmdk.new_extents import DESCRIPTOR_SECTORS, cowd_steps, hosted_steps, packed_header
 from tapfs.formats.vmdk.sectors import SECTOR
+from tapfs.formats.vmdk.stream import VmdkStreamWriter
 from tapfs.plan import Grow, Plan, Step, Write, plan
 
 CREATE_OPTIONS: Mapping[str, str] = MappingProxyType(
     {
-        "subformat": "monolithicSparse (default), monolithicFlat, twoGbMaxExtentSparse, twoGbMaxExtentFlat, vmfs,"
-        " vmfsSparse",
+        "subformat": "monolithicSparse (default), monolithicFlat, twoGbMaxExtentSparse, twoGbMaxExtentFlat,"
+        " streamOptimized (packed, written once), vmfs, vmfsSparse",
         "adapter_type": "ide (default), lsilogic, buslogic or legacyESX",
         "hwversion": "the version of the virtual hardware (default 4)",
         "compat6": "on: version 6 of the virtual hardware",
@@ -33,17 +34,21 @@ _PART_BYTES = 2 << 30
 #: The largest disk in a sparse extent: entries are sectors in 32 bits, and the tables need some of them.
 _MAX_SPARSE_BYTES = (2 << 40) - (4 << 30)
 _MAX_FLAT_BYTES = 1 << 62
+#: The largest disk that VMware's products serve.
+_MAX_PACKED_BYTES = 62 << 40
 
 
 class _Subformat(NamedTuple):
-    """A way to lay a disk out: the kind of its extents, how their names end, and whether the disk is split."""
+    """A way to lay a disk out: the kind of its extents, how their names end, whether it is split, or packed."""
 
     kind: str
     ending: str
     split: bool = False
+    packed: bool = False
 
     @property
     def sparse(self) -> bool:
+        """Whether the extents have tables."""
         return self.kind in ("SPARSE", "VMFSSPARSE")
 
 
@@ -53,6 +58,7 @@ _SUBFORMATS: Mapping[str, _Subformat] = MappingProxyType(
         "monolithicFlat": _Subformat("FLAT", "-flat.vmdk"),
         "twoGbMaxExtentSparse": _Subformat("SPARSE", "-s{:03}.vmdk", split=True),
         "twoGbMaxExtentFlat": _Subformat("FLAT", "-f{:03}.vmdk", split=True),
+        "streamOptimized": _Subformat("SPARSE", "", packed=True),
         "vmfs": _Subformat("VMFS", "-flat.vmdk"),
         "vmfsSparse": _Subformat("VMFSSPARSE", "-delta.vmdk"),
     }
@@ -70,7 +76,7 @@ def create(request: CreateRequest) -> Plan:
     zeroed = _switch(request.options, "zeroed_grain")
     if request.encrypted:
         raise _refused("a VMDK is never encrypted")
-    if zeroed and subformat.kind != "SPARSE":
+    if zeroed and (subformat.kind != "SPARSE" or subformat.packed):
         raise _refused(f"zeroed_grain=on does not go with subformat={_name(request)}")
     extents = _extents(request)
     text = descriptor_text(
@@ -79,6 +85,8 @@ def create(request: CreateRequest) -> Plan:
     if not subformat.ending:
         if len(text) > DESCRIPTOR_SECTORS * SECTOR:
             raise _refused("the names of the disk and its parent are too long for an embedded descriptor")
+        if subformat.packed:
+            return _packed(request.name, extents[0].length, text)
         return _staged(hosted_steps(0, extents[0].length, text, zeroed=zeroed))
     steps: list[Step] = []
     for number, extent in enumerate(extents, 1):
@@ -90,6 +98,14 @@ def create(request: CreateRequest) -> Plan:
             case _:
                 steps.append(Grow(number, extent.length))
     return _staged([*steps, Write(0, 0, text)])
+
+
+def _packed(name: str, length: int, text: bytes) -> Plan:
+    """An empty stream, which is a whole disk of zeros; `convert` writes it again from its first grain on."""
+    header = packed_header(length)
+    trailer = VmdkStreamWriter(header, name).finish()
+    head = Write(0, 0, (header.pack() + text).ljust(header.overhead_sectors * SECTOR, b"\0"))
+    return plan([head, *(step for stage in trailer.stages for step in stage)])
 
 
 def _staged(steps: list[Step]) -> Plan:
@@ -110,7 +126,9 @@ def _subformat(request: CreateRequest) -> _Subformat:
         raise _refused(f"subformat={name}: must be one of {', '.join(_SUBFORMATS)}")
     if request.virtual_size < 1:
         raise _out_of_bounds(f"cannot make a VMDK of {request.virtual_size} bytes")
-    most = _MAX_SPARSE_BYTES if found.sparse and not found.split else _MAX_FLAT_BYTES
+    most = _MAX_FLAT_BYTES
+    if found.sparse and not found.split:
+        most = _MAX_PACKED_BYTES if found.packed else _MAX_SPARSE_BYTES
     if request.virtual_size > most:
         raise _out_of_bounds(
             f"{request.virtual_size} bytes are too many for subformat={name}, the limit is {most}",
@@ -135,8 +153,8 @@ def _extents(request: CreateRequest) -> list[NewExtent]:
 def _parent(request: CreateRequest, subformat: _Subformat) -> tuple[str, int] | None:
     if request.backing is None:
         return None
-    if not subformat.sparse:
-        raise _refused(f"a disk with a parent is sparse, and subformat={_name(request)} is not")
+    if not subformat.sparse or subformat.packed:
+        raise _refused(f"a disk with a parent is sparse and writable, and subformat={_name(request)} is not")
     if not request.backing.name:
         raise _refused("the name of the parent is empty")
     cid = cid_of(request.parent)

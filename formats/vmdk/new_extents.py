@@ -14,6 +14,10 @@ from tapfs.formats.vmdk import cowd_header
 from tapfs.formats.vmdk.cowd_header import CowdHeader
 from tapfs.formats.vmdk.sectors import SECTOR
 from tapfs.formats.vmdk.sparse_header import (
+    COMPRESSION_DEFLATE,
+    DIRECTORY_AT_END,
+    FLAG_COMPRESSED,
+    FLAG_MARKERS,
     FLAG_NEWLINES,
     FLAG_REDUNDANT,
     FLAG_ZEROED_GRAINS,
@@ -57,6 +61,23 @@ def hosted_steps(number: int, length: int, text: bytes, *, zeroed: bool) -> list
         Write(number, first * SECTOR, _directory(first + directory_sectors, tables)),
         Write(number, second * SECTOR, _directory(second + directory_sectors, tables)),
     ]
+
+
+def packed_header(length: int) -> SparseHeader:
+    """The header of a streamOptimized extent of `length` bytes, whose directory and footer are at the end."""
+    return SparseHeader(
+        version=3,
+        flags=FLAG_NEWLINES | FLAG_COMPRESSED | FLAG_MARKERS,
+        capacity_sectors=length // SECTOR,
+        grain_sectors=GRAIN_SECTORS,
+        descriptor_sector=1,
+        descriptor_sectors=DESCRIPTOR_SECTORS,
+        table_entries=TABLE_ENTRIES,
+        redundant_sector=0,
+        directory_sector=DIRECTORY_AT_END,
+        overhead_sectors=GRAIN_SECTORS,
+        compression=COMPRESSION_DEFLATE,
+    )
 
 
 def cowd_steps(number: int, length: int) -> list[Step]:

@@ -20,7 +20,7 @@ from tapfs.disk.description import ImageInfo, describe
 from tapfs.disk.engine_chain import EngineChain
 from tapfs.disk.stream_target import StreamTarget
 from tapfs.disk.write_path import WritePath
-from tapfs.driver import Codec, Identity, Streamable
+from tapfs.driver import Codec, Identity, OnlyStreamed, Streamable
 from tapfs.errors import ErrorKind, ImageError
 
 if TYPE_CHECKING:
@@ -287,6 +287,12 @@ class Image:
         self._chain.check_open()
         if self._writes is not None:
             self._writes.flush()
+
+    @property
+    def only_streamed(self) -> bool:
+        """Whether this new image takes its bytes through `stream_writer` alone."""
+        driver = self._top.driver
+        return isinstance(driver, OnlyStreamed) and driver.only_streamed
 
     def stream_writer(self) -> StreamTarget:
         """Fill this new, empty image as a stream (compressed, append-only targets).

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING
 
-from tapfs.driver import Codec, StreamWriter
+from tapfs.driver import Codec, FramedStreamWriter, StreamWriter
+from tapfs.errors import ErrorKind, ImageError
 from tapfs.plan import Plan
 
 if TYPE_CHECKING:
@@ -33,10 +35,18 @@ class StreamTarget:
 
     def write_compressed(self, offset: int, payload: bytes) -> None:
         """The packed granule at guest `offset`."""
+        if isinstance(self._writer, FramedStreamWriter):
+            payload = self._writer.frame(offset, payload)
         self._gather(self._append(offset, len(payload), compressed=True), payload)
 
     def write_plain(self, offset: int, data: Buffer) -> None:
-        """The granule at guest `offset` as it is; a short last one is filled with zeros."""
+        """The granule at guest `offset`, which does not shrink, as it is; a short last one is filled with zeros.
+
+        Where every granule must be packed it is packed, and longer for it.
+        """
+        if isinstance(self._writer, FramedStreamWriter):
+            self.write_compressed(offset, _packed(self.codec, bytes(data).ljust(self.granule, b"\0")))
+            return
         host_offset = self._append(offset, self.granule, compressed=False)
         self._put()
         padded = data if len(data) == self.granule else bytes(data).ljust(self.granule, b"\0")
@@ -69,3 +79,10 @@ class StreamTarget:
     def _execute(self, plan: Plan) -> None:
         self._engine.execute(plan)
         self._writer.drained(plan)
+
+
+def _packed(codec: Codec, granule: bytes) -> bytes:
+    """A granule in the form of a codec, as it is but for what the form adds."""
+    if codec is Codec.ZLIB:
+        return zlib.compress(granule, 0)
+    raise ImageError(ErrorKind.UNSUPPORTED, f"{codec.name} has no form for what does not shrink", op="compress")

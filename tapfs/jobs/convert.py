@@ -137,7 +137,8 @@ def convert_to_new(
     with new_image(path, new, overwrite=True, zeroed=False) as target:
         if target.is_device:
             baseline = Baseline.ANYTHING
-        convert(source, target, baseline=baseline, compressed=compressed, progress=progress)
+        packed = compressed or target.only_streamed
+        convert(source, target, baseline=baseline, compressed=packed, progress=progress)
 
 
 def refuse_own_chain(source: Image, path: str) -> None:

@@ -178,7 +178,7 @@ def _open_filled(path: str, new: NewImage, begun: _Begun) -> Image:
         files.close()
         raise
     formats = () if new.backing_format is None else (new.backing_format,)
-    options = OpenOptions(format=new.format, writable=True, backing_formats=formats)
+    options = OpenOptions(format=new.format, writable=True, backing_formats=formats, created=True)
     return open_image_on(layer_of_files(path, files, options), options, password=new.password)
 
 

@@ -60,6 +60,8 @@ def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
     subprocess.run([newest, "convert", "-f", "raw", "-O", "qcow", "-c", raw, packed], check=False)
     subprocess.run([newest, "compare", "-q", "-f", "raw", "-F", "qcow", raw, packed], check=True)
     subprocess.run([newest, "create", "-q", "-f", "qcow", huge, "2T"], check=True)
+    vmdk, stream = str(work / "src.vmdk"), "subformat=streamOptimized"
+    subprocess.run([newest, "convert", "-f", "raw", "-O", "vmdk", raw, vmdk], check=True)
     vhd = str(work / "src.vhd")
     subprocess.run([newest, "convert", "-f", "raw", "-O", "vpc", "-o", "force_size=on", raw, vhd], check=True)
 
@@ -77,6 +79,9 @@ def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
         Job("qcow to raw", convert("qcow", "raw", qcow), clean, "4x, < 150 MiB"),
         Job("raw to qcow -c", convert("raw", "qcow", raw, "-c"), clean, statuses=(0, 1)),
         Job("qcow -c to raw", convert("qcow", "raw", packed), clean),
+        Job("raw to vmdk", convert("raw", "vmdk", raw), clean, "1x"),
+        Job("vmdk to raw", convert("vmdk", "raw", vmdk), clean, "1x"),
+        Job("raw to vmdk streamOptimized", convert("raw", "vmdk", raw, "-o", stream), clean, "3x"),
         Job("raw to vhd", convert("raw", "vpc", raw), clean, "1x"),
         Job("vhd to raw", convert("vpc", "raw", vhd), clean, "1x"),
         Job("info", info(qcow), goal="< 0.15 s"),

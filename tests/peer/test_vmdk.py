@@ -220,6 +220,8 @@ WRITTEN = {
     "monolithicFlat": ["qemu", "libvmdk", "dissect", "7zip"],
     "twoGbMaxExtentSparse": ["qemu", "libvmdk", "dissect", "7zip"],
     "twoGbMaxExtentFlat": ["qemu", "libvmdk", "dissect", "7zip"],
+    # libvmdk takes the marker of a grain table for a grain.
+    "streamOptimized": ["qemu", "dissect", "7zip"],
     "vmfs": ["qemu", "libvmdk", "dissect"],
     "vmfsSparse": ["qemu", "dissect"],
 }
