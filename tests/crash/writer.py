@@ -1,6 +1,6 @@
 """The program that the crash test runs under strace: seeded writes, zeroes, discards, flushes.
 
-usage: writer.py IMAGE MARKS SEED STEPS. Each step is announced in MARKS before it begins
+usage: writer.py IMAGE MARKS SEED STEPS FORMAT. Each step is announced in MARKS before it begins
 ("write OFFSET LENGTH BYTE", "zero …", "discard …", "flush") and "acknowledged" follows a flush.
 """
 
@@ -16,9 +16,9 @@ SECTOR = 512
 
 
 def main() -> None:
-    image, marks, seed, steps = sys.argv[1:]
+    image, marks, seed, steps, format_name = sys.argv[1:]
     generator = random.Random(int(seed))
-    with Path(marks).open("w", buffering=1) as log, tapfs.open(image, format="qcow", writable=True) as disk:
+    with Path(marks).open("w", buffering=1) as log, tapfs.open(image, format=format_name, writable=True) as disk:
         sectors = disk.size // SECTOR
         for number in range(int(steps)):
             kind = generator.choices(("write", "zero", "discard", "flush"), (12, 2, 2, 3))[0]
