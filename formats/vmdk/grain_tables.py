@@ -17,14 +17,15 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Kind
 from tapfs.formats.changed_table import ChangedTable
 from tapfs.formats.rounding import round_up
-from tapfs.formats.vmdk.grain_runs import EntryRules, Run, packed_bound, runs
+from tapfs.formats.vmdk.grain_runs import NO_GRAIN, ZERO_GRAIN, EntryRules, Run, packed_bound, runs
 from tapfs.formats.vmdk.sectors import SECTOR
-from tapfs.tables import ASK
+from tapfs.tables import ASK, Rule, TableLayout
 
 #: Bytes of tables that are kept, of each extent.
 CACHE_BYTES = 1 << 20
 
 ENTRY_BYTES = 4
+_ALL_BITS = (1 << 32) - 1
 
 _REPAIR = "run tapfs repair"
 
@@ -128,6 +129,33 @@ class GrainTables:
         """The host offset of a table as its directory has it; 0 where it has none."""
         directory = self.redundant if redundant else self.directory
         return 0 if directory is None else directory[index] * SECTOR
+
+    def table_layout(self, number: int, header_bytes: int) -> TableLayout:
+        """The tables for the engine: in host file `number`, packed grains with a header of `header_bytes`."""
+        layout = self.layout
+        rules = [Rule(_ALL_BITS, NO_GRAIN, Kind.UNALLOCATED)]
+        if layout.rules.zeroed:
+            rules.append(Rule(_ALL_BITS, ZERO_GRAIN, Kind.ZERO))
+        if layout.rules.packed:
+            rules.append(Rule(0, 0, Kind.COMPRESSED))
+        shift = SECTOR.bit_length() - 1
+        return TableLayout(
+            entry_bytes=ENTRY_BYTES,
+            big_endian=False,
+            host_size=self.file_size,
+            rules=tuple(rules),
+            place_mask=_ALL_BITS,
+            place_shift=shift,
+            place_alignment=SECTOR,
+            packed_place_mask=_ALL_BITS if layout.rules.packed else 0,
+            packed_place_shift=shift,
+            packed_bound=header_bytes + packed_bound(layout.grain) if layout.rules.packed else 0,
+            table_alignment=SECTOR,
+            least_place=layout.metadata[0][1],
+            reserved=layout.metadata[1:],
+            table_file=number,
+            data_file=number,
+        )
 
     def places(self, first: int, count: int) -> array[int]:
         """The places of the tables for the engine, as `tapfs.tables.Tabled.table_places`."""

@@ -16,21 +16,19 @@ from tapfs.driver import (
     Packing,
 )
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.extent import Extent, Kind, clip, merge
+from tapfs.extent import Extent, clip, merge
 from tapfs.formats.rounding import round_up
 from tapfs.formats.vmdk.content_id import content_identity
 from tapfs.formats.vmdk.extent_names import parent_names
-from tapfs.formats.vmdk.grain_runs import ZERO_GRAIN
-from tapfs.formats.vmdk.grain_tables import ENTRY_BYTES, GrainTables
-from tapfs.formats.vmdk.host_extents import HostedExtent
+from tapfs.formats.vmdk.grain_tables import GrainTables
 from tapfs.formats.vmdk.markers import GRAIN_LENGTH_AT, GRAIN_LENGTH_BYTES
 from tapfs.formats.vmdk.opening import open_disk
 from tapfs.formats.vmdk.parts import ClosedPart, FlatPart, Part, SparsePart
 from tapfs.formats.vmdk.sectors import SECTOR
-from tapfs.tables import ABSENT, Rule, TableLayout
+from tapfs.formats.vmdk.sesparse_tables import SeSparseTables
+from tapfs.tables import ABSENT, TableLayout
 
 _MAX_MAP_UNIT = 1 << 30
-_ALL_BITS = (1 << 32) - 1
 
 
 class VmdkReader:
@@ -72,39 +70,21 @@ class VmdkReader:
         return None
 
     def table_layout(self) -> TableLayout | None:
-        """The grain tables, if file 0 is the whole disk and its grains are not packed."""
-        tables = self._plain_tables()
+        """The grain tables, if one extent is the whole disk."""
+        tables = self._tables_of_all()
         if tables is None:
             return None
-        layout = tables.layout
-        reserved = layout.metadata[1:]
-        rules = [Rule(_ALL_BITS, 0, Kind.UNALLOCATED)]
-        if layout.rules.zeroed:
-            rules.append(Rule(_ALL_BITS, ZERO_GRAIN, Kind.ZERO))
-        return TableLayout(
-            entry_bytes=ENTRY_BYTES,
-            big_endian=False,
-            host_size=tables.file_size,
-            rules=tuple(rules),
-            place_mask=_ALL_BITS,
-            place_shift=SECTOR.bit_length() - 1,
-            place_alignment=SECTOR,
-            table_alignment=SECTOR,
-            least_place=layout.metadata[0][1],
-            reserved=reserved,
-        )
+        return tables.table_layout(self.disk.sparse[0].number, self.disk.sparse[0].header_bytes)
 
     def table_places(self, first: int, count: int) -> array[int]:
         """The directory; a table that is only in the redundant one is left to `map`."""
-        tables = self._plain_tables()
-        if tables is None:
-            return array("Q", [ABSENT]) * count
-        return tables.places(first, count)
+        tables = self._tables_of_all()
+        return array("Q", [ABSENT]) * count if tables is None else tables.places(first, count)
 
     @property
     def host_size(self) -> int:
-        """The length of the file, with what has been allocated."""
-        tables = self._plain_tables()
+        """The length of the file of the extent, with what has been allocated."""
+        tables = self._tables_of_all()
         return self.file.size() if tables is None else tables.file_size
 
     # -- geometry -------------------------------------------------------------------------------
@@ -201,12 +181,11 @@ class VmdkReader:
             yield self.parts[low]
             low += 1
 
-    def _plain_tables(self) -> GrainTables | None:
+    def _tables_of_all(self) -> GrainTables | SeSparseTables | None:
         """The tables that the engine may read by itself."""
         if len(self.parts) != 1 or len(self.disk.sparse) != 1:
             return None
-        extent, part = self.disk.sparse[0], self.parts[0]
-        if not isinstance(extent, HostedExtent) or extent.number != 0 or extent.header.is_compressed:
-            return None
-        plain = part.length > 0 and self._geometry.map_unit == extent.header.table_span
-        return extent.tables if plain and len(extent.tables.layout.metadata) <= 3 else None
+        tables = self.disk.sparse[0].tables
+        part = self.parts[0]
+        whole = part.length > 0 and self._geometry.map_unit == tables.grain * tables.table_entries
+        return tables if whole else None

@@ -23,6 +23,7 @@ from tapfs.formats.vmdk.sesparse_header import (
     TABLE_SECTORS,
     SeSparseHeader,
 )
+from tapfs.tables import ABSENT, ASK, Rule, TableLayout
 
 _TABLE_BYTES = TABLE_SECTORS * SECTOR
 _MAX_KEPT = 32
@@ -31,6 +32,10 @@ _MAX_KEPT = 32
 _TYPE_SHIFT = 60
 _UNMAPPED, _ZERO, _DATA = 1, 2, 3
 _TABLE_TYPE = 1 << 28
+
+#: The number of a grain: its low 12 bits stand at bit 48, the rest at bit 0. A grain has 2**12 bytes.
+_LOW_SHIFT, _GRAIN_SHIFT = 48, 12
+_HIGH_BITS = (1 << 38) - 1
 
 
 class SeSparseTables:
@@ -46,6 +51,45 @@ class SeSparseTables:
         length = header.directory_entries * ENTRY_BYTES
         self._directory = _words(file.read(header.directory.start, length).ljust(length, b"\0"))
         self._kept: OrderedDict[int, array[int]] = OrderedDict()
+
+    def table_layout(self, number: int, header_bytes: int) -> TableLayout:
+        """The tables for the engine; they are in host file `number`."""
+        del header_bytes  # nothing is packed
+        grains = self.header.grains
+        kinds = ((_UNMAPPED, Kind.ZERO), (_ZERO, Kind.ZERO), (_DATA, Kind.DATA))
+        return TableLayout(
+            entry_bytes=ENTRY_BYTES,
+            big_endian=False,
+            host_size=min(self.file_size, grains.start + grains.length // self.grain * self.grain),
+            rules=(
+                Rule((1 << 64) - 1, 0, Kind.UNALLOCATED),
+                *(Rule(0xF << _TYPE_SHIFT, kind << _TYPE_SHIFT, what) for kind, what in kinds),
+                Rule(0, 0, None),
+            ),
+            # A place of more than 62 bits is none: `map` requires the same by the length of the area.
+            place_mask=_HIGH_BITS,
+            place_shift=12 + _GRAIN_SHIFT,
+            place_low_mask=0xFFF << _LOW_SHIFT,
+            place_low_shift=_LOW_SHIFT - _GRAIN_SHIFT,
+            place_add=grains.start,
+            place_alignment=SECTOR,
+            zero_mask=((1 << _LOW_SHIFT) - 1) & ~_HIGH_BITS,
+            tables_reserved=True,
+            least_place=grains.start,
+            table_file=number,
+            data_file=number,
+        )
+
+    def places(self, first: int, count: int) -> array[int]:
+        """The places of the tables for the engine; an entry that is no table is left to `map`."""
+        places = array("Q", [ABSENT]) * count
+        end = min(self.header.tables.end, self.file_size)
+        for at, entry in enumerate(self._directory[first : first + count]):
+            if entry:
+                place = self.header.tables.start + (entry & 0xFFFFFFFF) * _TABLE_BYTES
+                good = entry >> 32 == _TABLE_TYPE and place + _TABLE_BYTES <= end
+                places[at] = place if good else ASK
+        return places
 
     def next_used(self, index: int, stop: int) -> int:
         """The first index from `index` on, below `stop`, that has a table; else `stop`."""
