@@ -63,13 +63,16 @@ async def progress(writers: list[Writer], count: int) -> None:
             await trio.sleep(0.005)
 
 
-#: Kind: the format, and whether the image is over a raw disk.
-KINDS = {
-    "raw": ("raw", False),
-    "qcow": ("qcow", False),
-    "overlay": ("qcow", True),
-    "vhd": ("vhd", False),
-    "differencing vhd": ("vhd", True),
+#: Kind: the format, the format of its parent, if it is over one, and how it is made.
+KINDS: dict[str, tuple[str, str | None, dict[str, str]]] = {
+    "raw": ("raw", None, {}),
+    "qcow": ("qcow", None, {}),
+    "overlay": ("qcow", "raw", {}),
+    "vhd": ("vhd", None, {}),
+    "differencing vhd": ("vhd", "raw", {}),
+    "vmdk": ("vmdk", None, {}),
+    "vmdk of two files": ("vmdk", None, {"subformat": "vmfsSparse"}),
+    "delta vmdk": ("vmdk", "vmdk", {"zeroed_grain": "on"}),
 }
 
 
@@ -77,14 +80,15 @@ KINDS = {
 async def test_killed_again_and_again_under_load(devices: Devices, tmp_path: Path, kind: str) -> None:
     base, path = tmp_path / "base.raw", tmp_path / "disk"
     base.write_bytes(random.Random(7).randbytes(SIZE))
-    format_name, over = KINDS[kind]
-    backing = str(base) if over else None
+    format_name, over, options = KINDS[kind]
+    below = base if over in {None, "raw"} else tmp_path / f"base.{over}"
+    if below != base:
+        tapfs.convert(base, below, format="raw", target_format=over)
     if kind == "raw":
         path.write_bytes(base.read_bytes())
     else:
-        tapfs.create_image(
-            str(path), NewImage(format_name, SIZE, backing=backing, backing_format="raw" if backing else None)
-        )
+        new = NewImage(format_name, SIZE, backing=str(below) if over else None, backing_format=over, options=options)
+        tapfs.create_image(str(path), new)
     disk = await devices.serve(f"tap:{format_name}:{path}", queues=QUEUES)
     await disk.store.write(f"{disk.device.backend}/multi-queue-max-queues", QUEUES)
     async with devices.guest(disk, queues=QUEUES, ring_pages=2) as guest:
