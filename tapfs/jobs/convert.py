@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Zeros are looked for in pieces of at least this many bytes: smaller holes save no space on the host.
 ZERO_GRANULE = 4096
+#: In a target of larger granules zeros are looked for in pieces of so many bytes.
+_LARGEST_ZERO_GRANULE = 64 << 10
 #: A gap between two pieces of data up to this long is read (as zeros) rather than jumped over.
 _GAP_BYTES = 64 << 10
 #: So many zeros are written at a time, so that the progress is seen and the copy can be ended.
@@ -163,6 +165,9 @@ class _Copy:
         #: The bytes behind the end of the image on the target stay as they are.
         self._end = source.size if target.is_device else target.size
         self._granule = max(target.granule, ZERO_GRANULE)
+        if baseline is not Baseline.PARENT:
+            # Zeros inside a large granule stay holes of its place, which is new and reads as zeros.
+            self._granule = min(self._granule, _LARGEST_ZERO_GRANULE)
         self._window = whole_granules(WINDOW_BYTES, self._granule)
         self._buffers = BufferPool(self._window)
 

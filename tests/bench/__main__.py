@@ -65,6 +65,9 @@ def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
     vhd = str(work / "src.vhd")
     subprocess.run([newest, "convert", "-f", "raw", "-O", "vpc", "-o", "force_size=on", raw, vhd], check=True)
 
+    vhdx = str(work / "src.vhdx")
+    subprocess.run([newest, "convert", "-f", "raw", "-O", "vhdx", raw, vhdx], check=True)
+
     def convert(source_format: str, target_format: str, source: str, *extra: str) -> dict[str, list[str]]:
         words = ["convert", "-f", source_format, "-O", target_format, *extra, source, out]
         return {name: [program, *words] for name, program in {"tapfs": tapfs, **qemus}.items()}
@@ -84,6 +87,8 @@ def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
         Job("raw to vmdk streamOptimized", convert("raw", "vmdk", raw, "-o", stream), clean, "3x"),
         Job("raw to vhd", convert("raw", "vpc", raw), clean, "1x"),
         Job("vhd to raw", convert("vpc", "raw", vhd), clean, "1x"),
+        Job("raw to vhdx", convert("raw", "vhdx", raw), clean, "1x"),
+        Job("vhdx to raw", convert("vhdx", "raw", vhdx), clean, "1x"),
         Job("info", info(qcow), goal="< 0.15 s"),
         Job("info, 2 TiB sparse qcow", info(huge), goal="< 0.2 s, < 64 MiB"),
         Job("open and read, 2 TiB sparse qcow", {"tapfs": [sys.executable, "-c", read_huge]}, goal="< 0.2 s, < 64 MiB"),

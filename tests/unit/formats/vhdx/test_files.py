@@ -238,3 +238,13 @@ def test_repair_mends_copies_and_leaks(tapfs: Run, tmp_path: Path) -> None:
     assert tapfs("check", path).out.startswith(f"{path}: no errors")
     with tapfs_open(path) as disk:
         assert disk.read(0, 2 * MIB) == NOISE + bytes(MIB)
+
+
+def test_zeros_inside_a_block_take_no_space_when_it_is_filled(tapfs: Run, tmp_path: Path) -> None:
+    raw, path = tmp_path / "a.raw", tmp_path / "a.vhdx"
+    with raw.open("wb") as file:
+        for number in range(64):
+            file.write(NOISE[: 64 << 10] + bytes(960 << 10) if number % 8 == 0 else bytes(MIB))
+    assert tapfs("convert", "-O", "vhdx", "-o", "block_size=32M", raw, path).code == 0
+    assert tapfs("compare", raw, path).code == 0
+    assert path.stat().st_blocks * 512 < 2 * MIB
