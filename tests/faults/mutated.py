@@ -36,6 +36,9 @@ class Mutations:
             self._written({"block_size": "16384"}, format_name="vhd"),
             self._written({"subformat": "fixed"}, format_name="vhd"),
             self._overlay(format_name="vhd"),
+            self._written({"block_size": "1M"}, format_name="vhdx"),
+            self._written({"block_size": "1M", "subformat": "fixed"}, format_name="vhdx"),
+            self._overlay(format_name="vhdx", parent_format="vhdx"),
         ]
 
     def next_image(self) -> Path:
@@ -93,10 +96,11 @@ class Mutations:
     def _encrypted(self) -> bytes:
         return self._written({}, password=_PASSWORD)
 
-    def _overlay(self, *, format_name: str = "qcow") -> bytes:
-        parent = self._folder / "parent"
-        parent.write_bytes(self._choice.randbytes(_SIZE // 2))
-        return self._written({}, format_name=format_name, backing=str(parent), backing_format="raw")
+    def _overlay(self, *, format_name: str = "qcow", parent_format: str = "raw") -> bytes:
+        parent, source = self._folder / f"parent.{parent_format}", self._folder / "source"
+        source.write_bytes(self._choice.randbytes(_SIZE // 2))
+        tapfs.convert(source, parent, format="raw", target_format=parent_format)
+        return self._written({}, format_name=format_name, backing=str(parent), backing_format=parent_format)
 
     def _compressed(self) -> bytes:
         from tapfs.jobs.convert import convert_to_new

@@ -120,6 +120,8 @@ class Run:
         assert now[end:] == before[end:], f"bytes after the range changed in a {place}"
         _require_among(now[offset:end], [before[offset:end], new], place)
         self._model[:] = now
+        if isinstance(error, ImageError) and error.op == "sync":
+            self._reopen_unsynced(error)  # the sync of a beginning (`Begun`)
 
     def _read(self) -> None:
         offset, length = self._range()
@@ -139,10 +141,13 @@ class Run:
             return
         self._look_at_what_a_kill_leaves(error)
         if self.rates["sync"]:
-            # A failed fdatasync is never forgotten while the image is open.
-            self._disk.abandon()
-            self._disk = self._scene.opened()
-            self._continue_with_what_is_there(error)
+            self._reopen_unsynced(error)
+
+    def _reopen_unsynced(self, error: BaseException) -> None:
+        """A failed fdatasync is never forgotten while the image is open."""
+        self._disk.abandon()
+        self._disk = self._scene.opened()
+        self._continue_with_what_is_there(error)
 
     def _reopen(self) -> None:
         error = self._attempt(self._disk.close)

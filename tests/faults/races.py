@@ -22,6 +22,8 @@ from tests.faults.interposer import Interposer
 from tests.faults.scenes import LARGEST_BYTE, Scene, make, read
 
 SIZE = 2 << 20
+#: The disk's size where the granules of a kind have a MiB, so that each thread has two of them.
+LARGE_GRANULES = 8 << 20
 THREADS = 4
 _OWNED = 12  # granules of a thread: few, so that all are used again and again
 #: The bytes that each thread writes.
@@ -45,7 +47,9 @@ class Race:
     def __init__(self, kind: str, seed: int, ownership: Ownership, folder: Path) -> None:
         self._seed = f"{kind} {seed} {ownership}"
         choice = random.Random(self._seed)
-        self._scene: Scene = make(kind, choice, folder, size=SIZE)
+        whole_blocks = kind.startswith("vhdx") and "overlay" not in kind
+        self._size = LARGE_GRANULES if whole_blocks and ownership is Ownership.GRANULES else SIZE
+        self._scene: Scene = make(kind, choice, folder, size=self._size)
         self._disk = self._scene.opened()
         self._model = self._scene.content
         self._ownership = ownership
@@ -54,7 +58,7 @@ class Race:
             owned = None
         else:
             length, owned = max(self._disk.granule, 4096), _OWNED
-        starts = range(0, SIZE - length + 1, length)
+        starts = range(0, self._size - length + 1, length)
         self._piece = length
         self._pieces = [[(start, length) for start in starts[thread::THREADS]][:owned] for thread in range(THREADS)]
         self._before = bytes(self._model)
@@ -74,10 +78,14 @@ class Race:
         for other in others:
             other.join()
         assert not self._failures, self._failures[:3]
-        assert read(self._disk, 0, SIZE) == self._model, "at the end the disk reads otherwise than the threads left it"
+        assert read(self._disk, 0, self._size) == self._model, (
+            "at the end the disk reads otherwise than the threads left it"
+        )
         self._disk.close()
         with self._scene.opened(writable=False) as disk:
-            assert read(disk, 0, SIZE) == self._model, "reopened the disk reads otherwise than the threads left it"
+            assert read(disk, 0, self._size) == self._model, (
+                "reopened the disk reads otherwise than the threads left it"
+            )
         if self._scene.checked:
             report = tapfs.check(self._scene.path)
             assert (report.corruptions, report.leaks) == (0, 0), report.findings[:4]

@@ -31,6 +31,11 @@ KINDS = (
     "vhd-overlay",
     "vhd-direct",
     "vhd-overlay-direct",
+    "vhdx",
+    "vhdx-fixed",
+    "vhdx-overlay",
+    "vhdx-direct",
+    "vhdx-overlay-direct",
 )
 
 #: No byte of a disk is larger, so poisoned memory is never taken for contents.
@@ -87,7 +92,7 @@ def make(kind: str, choice: random.Random, folder: Path, *, size: int | None = N
             size += choice.choice([0, 1, 513, 4095])
     path = folder / "disk"
     content = bytearray(size)
-    format_name = base if base == "raw" else "vhd" if base.startswith("vhd") else "qcow"
+    format_name = next((name for name in ("raw", "vhdx", "vhd") if base.startswith(name)), "qcow")
     options: dict[str, Any] = {"format": format_name, "writable": True, "direct": direct}
     if base == "raw":
         with path.open("wb") as file:
@@ -98,17 +103,25 @@ def make(kind: str, choice: random.Random, folder: Path, *, size: int | None = N
         creation["blktap"] = "on"
     elif base == "vhd-fixed":
         creation["subformat"] = "fixed"
+    elif format_name == "vhdx":
+        creation["block_size"] = "1M"
+        if base == "vhdx-fixed":
+            creation["subformat"] = "fixed"
     elif format_name == "vhd":
         creation["block_size"] = choice.choice(["4096", "65536", "2097152"])
     elif choice.random() < 0.7:
         creation["cluster_size"] = choice.choice(["512", "2048", "4096", "65536"])
-    backing = None
+    backing, parent_format = None, "raw"
     if base.endswith("overlay"):
         backing = folder / "parent"
-        options["backing_formats"] = ["raw"]
-        length = size - choice.choice([0, 0, 700, 40000])
+        # The parent of a VHDX image is one, too, and a whole number of sectors.
+        parent_format = "vhdx" if format_name == "vhdx" else "raw"
+        options["backing_formats"] = [parent_format]
+        length = size - choice.choice([0, 0, 40960] if format_name == "vhdx" else [0, 0, 700, 40000])
         _fill(content, choice, length)
-        backing.write_bytes(content[:length])
+        source = folder / "parent.raw"
+        source.write_bytes(content[:length])
+        tapfs.convert(source, backing, format="raw", target_format=parent_format)
     if base.startswith("aes"):
         options["password"] = _PASSWORD
     if base == "compressed":
@@ -122,7 +135,7 @@ def make(kind: str, choice: random.Random, folder: Path, *, size: int | None = N
             format_name,
             size,
             backing=None if backing is None else str(backing),
-            backing_format=None if backing is None else "raw",
+            backing_format=None if backing is None else parent_format,
             options=creation,
             password=options.get("password"),
         )

@@ -73,6 +73,8 @@ KINDS: dict[str, tuple[str, str | None, dict[str, str]]] = {
     "vmdk": ("vmdk", None, {}),
     "vmdk of two files": ("vmdk", None, {"subformat": "vmfsSparse"}),
     "delta vmdk": ("vmdk", "vmdk", {"zeroed_grain": "on"}),
+    "vhdx": ("vhdx", None, {}),
+    "differencing vhdx": ("vhdx", "vhdx", {}),
 }
 
 
