@@ -119,6 +119,9 @@ class VhdxReader:
         stop = min(table.blocks, round_up(offset + length, unit) // table.block_size)
         extents = list(merge(self._extents(first, stop)))
         end = round_up(self.metadata.size, self._geometry.granule)
+        # The bitmap of the last block goes on behind the end of the disk.
+        while extents[-1].offset >= end:
+            extents.pop()
         if extents[-1].end > end:
             extents[-1] = extents[-1]._replace(length=end - extents[-1].offset)
         return extents

@@ -16,18 +16,16 @@ from tapfs.driver import (
     CreateRequest,
     Driver,
     Format,
-    Geometry,
     MultiFileFormat,
     OpenRequest,
     Recoverable,
     WritableDriver,
 )
-from tapfs.extent import Extent
 from tapfs.testing.model import MemoryFile, ModelDisk
 
 #: The modification time that overlays are told of their parent.
 _MTIME = 1_234_567_890
-_PARENT = "/images/parent.raw"
+_PARENT = "/images/parent"
 
 
 class ViolationError(AssertionError):
@@ -38,29 +36,6 @@ def require(holds: bool, message: str) -> None:  # noqa: FBT001  reads as a sent
     """Raise ViolationError unless something holds."""
     if not holds:
         raise ViolationError(message)
-
-
-class _Parent:
-    """A driver of the parent, of the format that is tested, with an identity of every kind to be written down."""
-
-    identities = frozenset({"cid:00c0ffee", "uuid:5ca1ab1e-0000-4000-8000-000000c0ffee"})
-
-    def __init__(self, driver: Driver, format_name: str) -> None:
-        self.format_name = format_name
-        self._driver = driver
-
-    @property
-    def geometry(self) -> Geometry:
-        """That of the disk below."""
-        return self._driver.geometry
-
-    def map(self, offset: int, length: int) -> list[Extent]:
-        """That of the disk below."""
-        return self._driver.map(offset, length)
-
-    def details(self) -> Mapping[str, object]:
-        """Nothing: nobody asks."""
-        return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +63,11 @@ class Subject:
         """A host file with a new, empty image."""
         request = CreateRequest(self.size, options=dict(self.options), name="image")
         if self.overlay:
-            below = MemoryFile(bytes(self.size * 3 // 4), _PARENT)
-            parent = _Parent(format_named("raw").open(below, OpenRequest()), self.format.name)
-            request = replace(request, backing=BackingReference(_PARENT, "raw"), backing_mtime=_MTIME, parent=parent)
+            # Some formats want a parent of their own, and write down what it is.
+            parent = replace(self, overlay=False, options={}, size=self.size * 3 // 4)
+            opened = parent.opened(parent.new_file())
+            reference = BackingReference(_PARENT, self.format.name)
+            request = replace(request, backing=reference, backing_mtime=_MTIME, parent=opened)
         names = self.format.further_names(request) if isinstance(self.format, MultiFileFormat) else ()
         file = MemoryFile(further={name: MemoryFile(path=name) for name in names})
         file.apply(cast("CreatableFormat", self.format).create(request))
