@@ -5,12 +5,19 @@ Everything here steps through tables entry by entry, with numbers from QEMU's do
 
 from __future__ import annotations
 
+import random
 import struct
 import subprocess
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
+
+from tapfs.driver import BackingReference, CreateRequest, OpenRequest, Streamable, WritableDriver
+from tapfs.formats.qcow2 import FORMAT
+from tapfs.plan import Write
+from tapfs.testing.model import MemoryFile, ModelDisk
 
 OFFSET_MASK = 0x00FFFFFFFFFFFE00
 COPIED, COMPRESSED, ZERO = 1 << 63, 1 << 62, 1
@@ -321,3 +328,122 @@ def deflated(data: bytes) -> bytes:
     """As QEMU writes it: raw, with a window of 4 KiB."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -12)
     return packer.compress(data) + packer.flush()
+
+
+# -- images that the driver makes --------------------------------------------------------------------
+
+#: Kind: options of create, whether it has a backing file, whether it has a snapshot.
+KINDS: dict[str, tuple[dict[str, str], bool, bool]] = {
+    "plain": ({}, False, False),
+    "small clusters": ({"cluster_size": "512"}, False, False),
+    "version 2": ({"compat": "0.10", "cluster_size": "4096"}, False, False),
+    "overlay": ({"cluster_size": "4096"}, True, False),
+    "overlay of version 2": ({"compat": "0.10", "cluster_size": "16384"}, True, False),
+    "snapshot": ({"cluster_size": "4096"}, False, True),
+    "snapshot of an overlay": ({"cluster_size": "65536"}, True, True),
+    "refcounts of 1 bit": ({"refcount_bits": "1", "cluster_size": "1024"}, False, False),
+    "refcounts of 2 bits": ({"refcount_bits": "2", "cluster_size": "4096"}, False, True),
+    "refcounts of 64 bits": ({"refcount_bits": "64", "cluster_size": "512"}, True, False),
+    "compressed": ({"cluster_size": "8192"}, False, False),
+    "compressed overlay with a snapshot": ({"cluster_size": "4096"}, True, True),
+    "preallocated": ({"preallocation": "metadata"}, False, False),
+    "lazy": ({"lazy_refcounts": "on", "cluster_size": "32768"}, False, False),
+}
+
+
+def created(size: int, options: dict[str, str] | None = None, backing: str | None = None) -> MemoryFile:
+    """A new image."""
+    file = MemoryFile()
+    reference = None if backing is None else BackingReference(backing, "raw")
+    file.apply(FORMAT.create(CreateRequest(size, reference, options=options or {})))
+    return file
+
+
+def opened(file: MemoryFile, backing: bytes = b"") -> ModelDisk:
+    """The image, to be written."""
+    return ModelDisk(cast("WritableDriver", FORMAT.open(file, OpenRequest(writable=True))), file, backing)
+
+
+def make(kind: str, size: int, seed: int) -> tuple[MemoryFile, bytes]:
+    """An image of a kind with some data in it, and the bytes of its backing disk."""
+    options, has_backing, has_snapshot = KINDS[kind]
+    choice = random.Random(seed)
+    backing = choice.randbytes(size * 3 // 4) if has_backing else b""
+    file = created(size, options, "/images/base.raw" if has_backing else None)
+    disk = opened(file, backing)
+    if "compressed" in kind:
+        fill_compressed(disk, choice)
+        disk = opened(file, backing)
+    for number in range(4):
+        at = choice.randrange(disk.driver.geometry.virtual_size - 9000)
+        disk.write(at, choice.randbytes(9000))
+        if number == 2 and has_snapshot:
+            disk.flush()
+            take_snapshot(file, "before")
+            disk = opened(file, backing)
+    disk.flush()
+    return MemoryFile(bytes(file.data)), backing
+
+
+def fill_compressed(disk: ModelDisk, choice: random.Random) -> None:
+    """Put compressed and plain clusters into a new image as a stream."""
+    writer = cast("Streamable", disk.driver).stream()
+    granule = disk.driver.geometry.granule
+    for offset in range(0, disk.driver.geometry.virtual_size, granule * choice.choice([1, 3])):
+        plain = choice.choice([choice.randbytes(granule), b"%016d" % offset * (granule // 16)])
+        packed = deflated(plain)
+        compressed = len(packed) < granule
+        payload = packed if compressed else plain
+        host_offset = writer.append(offset, len(payload), compressed=compressed)
+        disk.file.do(Write(0, host_offset, payload))
+    plan = writer.finish()
+    disk.file.apply(plan)
+    writer.drained(plan)
+
+
+def take_snapshot(file: MemoryFile, name: str) -> None:
+    """What `qemu-img snapshot -c` does, by hand, into an image without snapshots."""
+    data = file.data
+    fields = Fields(bytes(data))
+    l1 = bytearray(data[fields.l1_at : fields.l1_at + 8 * fields.l1_entries])
+    for at in range(0, len(l1), 8):
+        entry = int.from_bytes(l1[at : at + 8], "big")
+        table = entry & OFFSET_MASK
+        if not table:
+            continue
+        _count_again(data, fields, table, fields.cluster)
+        for word_at in range(table, table + fields.cluster, 8):
+            word = int.from_bytes(data[word_at : word_at + 8], "big")
+            if word & COMPRESSED:
+                _count_again(data, fields, *packed_range(fields, word))
+            elif word & OFFSET_MASK:
+                _count_again(data, fields, word & OFFSET_MASK, fields.cluster)
+            data[word_at : word_at + 8] = (word & ~COPIED).to_bytes(8, "big")
+        l1[at : at + 8] = (entry & ~COPIED).to_bytes(8, "big")
+    data[fields.l1_at : fields.l1_at + len(l1)] = l1
+    places: list[int] = []
+    entry_bytes = struct.pack(">QIHHIIQIIQQ", 0, fields.l1_entries, 1, len(name), 7, 0, 0, 0, 16, 0, fields.size)
+    for content in (l1, entry_bytes + b"1" + name.encode()):
+        data.extend(bytes(-len(data) % fields.cluster))
+        places.append(len(data))
+        data.extend(content)
+        data.extend(bytes(-len(data) % fields.cluster))
+        _count_again(data, fields, places[-1], len(content))
+    data[places[1] : places[1] + 8] = places[0].to_bytes(8, "big")
+    struct.pack_into(">IQ", data, 60, 1, places[1])
+
+
+def _count_again(data: bytearray, fields: Fields, start: int, length: int) -> None:
+    """Raise the refcounts of a range by one; their blocks exist."""
+    for cluster in range(start // fields.cluster, (start + length - 1) // fields.cluster + 1):
+        per_block = fields.cluster * 8 // fields.refcount_bits
+        index, inside = divmod(cluster, per_block)
+        block = int.from_bytes(data[fields.reftable_at + 8 * index : fields.reftable_at + 8 * index + 8], "big")
+        assert block, "the test needs a smaller image"
+        if fields.refcount_bits >= 8:
+            width = fields.refcount_bits // 8
+            at = block + inside * width
+            data[at : at + width] = (int.from_bytes(data[at : at + width], "big") + 1).to_bytes(width, "big")
+        else:
+            per_byte = 8 // fields.refcount_bits
+            data[block + inside // per_byte] += 1 << inside % per_byte * fields.refcount_bits

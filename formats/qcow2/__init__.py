@@ -7,16 +7,19 @@ imported late.
 
 from __future__ import annotations
 
-from tapfs.driver import Ability, HostFile, OpenRequest
+from collections.abc import Mapping, Sequence
+
+from tapfs.driver import Ability, CreateRequest, HostFile, OpenRequest
+from tapfs.formats.qcow2.driver import Qcow2Driver
 from tapfs.formats.qcow2.header import MAGIC, VERSIONS
-from tapfs.formats.qcow2.reader import Qcow2Driver
+from tapfs.plan import Plan
 
 
 class Qcow2Format:
-    """qcow2 as a :class:`tapfs.driver.Format`."""
+    """qcow2 as a :class:`tapfs.driver.MultiFileFormat`."""
 
     name = "qcow2"
-    abilities = frozenset({Ability.BACKING, Ability.SNAPSHOTS})
+    abilities = frozenset(Ability) - {Ability.ENCRYPT}
 
     def probe(self, head: bytes, size: int) -> int:
         """100 for the magic with version 2 or 3, else 0: version 1 is another format, qcow."""
@@ -29,7 +32,31 @@ class Qcow2Format:
         Raises ImageError(invalid_format, unsupported, out_of_bounds, corrupt) naming the field, (not_found) for a
         snapshot that is not there.
         """
-        return Qcow2Driver(file, request)
+        if not request.writable:
+            return Qcow2Driver(file, request)
+        from tapfs.formats.qcow2.writer import WritableQcow2Driver
+
+        return WritableQcow2Driver(file, request)
+
+    @property
+    def create_options(self) -> Mapping[str, str]:
+        """The `-o` options with a line of help each."""
+        from tapfs.formats.qcow2.create import CREATE_OPTIONS
+
+        return CREATE_OPTIONS
+
+    def create(self, request: CreateRequest) -> Plan:
+        """The plan for a new image. Raises ImageError(unsupported, out_of_bounds)."""
+        from tapfs.formats.qcow2.create import create
+
+        return create(request)
+
+    def further_names(self, request: CreateRequest) -> Sequence[str]:
+        """The name of the data file, if there is to be one."""
+        from tapfs.formats.qcow2.create import parse_options
+
+        name = parse_options(request).data_file
+        return () if name is None else (name,)
 
 
 FORMAT = Qcow2Format()

@@ -50,6 +50,11 @@ class Bitmap(NamedTuple):
         """Whether it notes what is written from now on."""
         return self.flags & AUTO != 0
 
+    @property
+    def must_be_marked(self) -> bool:
+        """Whether a change of the disk makes it untrue, and it does not say so yet."""
+        return self.enabled and self.consistent
+
     def mark_in_use(self) -> Step:
         """The step that says in the image that the bitmap does not follow the disk any more."""
         return Write(0, self.offset + _FLAGS_AT, (self.flags | IN_USE).to_bytes(4, "big"))

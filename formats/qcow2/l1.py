@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tapfs.formats.qcow2.entries import OFFSET, TYPECODE
 from tapfs.formats.qcow2.header import WORD
+from tapfs.plan import Step, Write
 
 #: Zero entries are skipped in pieces of this many bytes.
 _PIECE = 64 << 10
@@ -59,3 +60,18 @@ class L1Table:
         if sys.byteorder == "little":
             words.byteswap()
         return words
+
+
+def l1_steps(l1: L1Table, offset: int, indexes: Iterable[int]) -> list[Step]:
+    """The writes of these entries of a table that lies at `offset`, those that follow one another in one write."""
+    steps: list[Step] = []
+    start = last = -2
+    for index in sorted(indexes):
+        if index != last + 1:
+            if start >= 0:
+                steps.append(Write(0, offset + WORD * start, bytes(l1.raw[WORD * start : WORD * (last + 1)])))
+            start = index
+        last = index
+    if start >= 0:
+        steps.append(Write(0, offset + WORD * start, bytes(l1.raw[WORD * start : WORD * (last + 1)])))
+    return steps

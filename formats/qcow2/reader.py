@@ -55,7 +55,7 @@ _KEY_BYTES = 16
 _AES = Cipher(CipherAlgorithm.AES_CBC_PLAIN64, _KEY_BYTES)
 
 
-class Qcow2Driver:
+class Qcow2Reader:
     """An open image, read-only: a :class:`tapfs.driver.Driver`."""
 
     format_name = "qcow2"
@@ -63,7 +63,7 @@ class Qcow2Driver:
     def __init__(self, file: HostFile, request: OpenRequest) -> None:
         self.file = file
         self.writable = request.writable
-        self.scratch = request.scratch
+        self.further = request.further
         #: Damage that a lenient open went past.
         self.open_findings: list[Finding] = []
         self.header: Header = parse_header(file.read(0, _HEAD_BYTES), file)
@@ -115,13 +115,15 @@ class Qcow2Driver:
         disk_end = round_up(self.size, self.header.granule)
         extents: list[Extent] = []
         while at < stop:
-            used = self._next_used_unit(at, stop)
+            used = self.next_used_unit(at, stop)
             if used > at:
                 extents.append(Extent(at * unit, (used - at) * unit, Kind.UNALLOCATED))
                 at = used
                 continue
             words = self.slices.load(at)
-            if words is not None:
+            if words is None:  # an entry of reserved bits alone
+                extents.append(Extent(at * unit, unit, Kind.UNALLOCATED))
+            else:
                 extents.extend(self._slice_extents(at, words))
             at += 1
         while extents[-1].offset >= disk_end:  # subclusters and entries behind the end are nobody's
@@ -134,12 +136,12 @@ class Qcow2Driver:
     def empty_run(self, offset: int, end: int) -> Extent | None:
         """The units from that of `offset` on which have no table."""
         first = offset // self.header.unit
-        stop = self._next_used_unit(first, -(-end // self.header.unit))
+        stop = self.next_used_unit(first, -(-end // self.header.unit))
         if stop == first:
             return None
         return Extent(offset, min(stop * self.header.unit, end) - offset, Kind.UNALLOCATED)
 
-    def _next_used_unit(self, unit: int, stop: int) -> int:
+    def next_used_unit(self, unit: int, stop: int) -> int:
         """The first unit from `unit` on that has a table, or `stop`."""
         slices = self.header.slices
         index = unit // slices

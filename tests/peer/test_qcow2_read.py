@@ -82,10 +82,11 @@ def by_qemu(image: Path, *words: str) -> bytes:
 
 
 def comparable(extents: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Extents without the place of zeros, which QEMU tells of those that have one, merged again."""
+    """Extents without the place of zeros, and without what QEMU finds to be holes of the file, merged again."""
     merged: list[dict[str, Any]] = []
     for each in extents:
-        extent = {key: each[key] for key in KEYS if key in each and not (key == "offset" and each["zero"])}
+        zero = each["zero"] and not each["data"]
+        extent = {key: each[key] for key in KEYS if key in each and not (key == "offset" and zero)} | {"zero": zero}
         last = merged[-1] if merged else None
         if last is not None and all(last[key] == extent[key] for key in ("depth", "present", "zero", "data")):
             place = last["offset"] + last["length"] if "offset" in last else None

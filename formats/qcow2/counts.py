@@ -1,0 +1,91 @@
+"""The numbers in a refcount block of qcow2, of 1 to 64 bits each (QEMU's docs/interop/qcow2, "Reference counting").
+
+Numbers below 8 bits fill a byte from its least significant bit. A block is handled as the bytes that stand on the disk.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from functools import cache
+
+_TYPECODES = {3: "B", 4: "H", 5: "I", 6: "Q"}
+_BYTE_ORDER = 3
+
+
+@cache
+def _spread(order: int) -> tuple[bytes, ...]:
+    """For each byte the numbers in it, as bytes."""
+    per_byte, mask = 8 >> order, (1 << (1 << order)) - 1
+    return tuple(bytes(byte >> (slot << order) & mask for slot in range(per_byte)) for byte in range(256))
+
+
+class Counting:
+    """How refcounts of ``2 ** order`` bits stand in a block."""
+
+    def __init__(self, order: int) -> None:
+        self._order = order
+        self.largest = (1 << (1 << order)) - 1
+        #: Bytes of one number; 0 where several share a byte.
+        self._width = (1 << order) // 8
+
+    def get(self, raw: bytes | bytearray | array[int], index: int) -> int:
+        """The number at an index."""
+        width = self._width
+        if width:
+            return int.from_bytes(bytes(raw[index * width : (index + 1) * width]), "big")
+        at, shift = self._place(index)
+        return raw[at] >> shift & self.largest
+
+    def put(self, raw: array[int], index: int, number: int) -> None:
+        """Set the number at an index."""
+        width = self._width
+        if width:
+            raw[index * width : (index + 1) * width] = array("B", number.to_bytes(width, "big"))
+            return
+        at, shift = self._place(index)
+        raw[at] = raw[at] & ~(self.largest << shift) & 0xFF | number << shift
+
+    def fill(self, raw: array[int], index: int, count: int, old: int, new: int) -> bool:
+        """Turn `count` numbers from `index` on from `old` into `new`, if all of them are `old`."""
+        width = self._width
+        if not width:
+            return False
+        start, stop = index * width, (index + count) * width
+        if raw[start:stop] != array("B", old.to_bytes(width, "big") * count):
+            return False
+        raw[start:stop] = array("B", new.to_bytes(width, "big") * count)
+        return True
+
+    def byte_range(self, index: int, count: int) -> tuple[int, int]:
+        """The bytes of the block that hold these numbers, ``[start, stop)``."""
+        if self._width:
+            return index * self._width, (index + count) * self._width
+        return index << self._order >> 3, ((index + count - 1) << self._order >> 3) + 1
+
+    def numbers(self, raw: bytes) -> array[int]:
+        """All numbers of a block."""
+        if self._order < _BYTE_ORDER:
+            spread = _spread(self._order)
+            return array("B", b"".join([spread[byte] for byte in raw]))
+        numbers = array(_TYPECODES[self._order], raw)
+        if sys.byteorder == "little" and self._width > 1:
+            numbers.byteswap()
+        return numbers
+
+    def used(self, raw: bytes) -> bytes:
+        """One byte for each number of a block, 0 where the number is 0 and only there."""
+        if self._order < _BYTE_ORDER:
+            spread = _spread(self._order)
+            return b"".join([spread[byte] for byte in raw])
+        width = self._width
+        if width == 1:
+            return raw
+        joined = 0
+        for part in range(width):
+            joined |= int.from_bytes(raw[part::width], "big")
+        return joined.to_bytes(len(raw) // width, "big")
+
+    def _place(self, index: int) -> tuple[int, int]:
+        per_byte_bits = 3 - self._order
+        return index >> per_byte_bits, (index & ((1 << per_byte_bits) - 1)) << self._order

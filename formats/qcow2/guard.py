@@ -1,0 +1,83 @@
+"""The places of an open qcow2 image's metadata, so that no guest data is ever written over it.
+
+A damaged image may lead a write there: an entry that points at a table, or a refcount of 0 for a table that is in use.
+Whoever is about to use a place for data asks first.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from tapfs.formats.qcow2.bitmaps import Directory
+from tapfs.formats.qcow2.entries import TYPECODE
+from tapfs.formats.qcow2.header import Header
+from tapfs.formats.qcow2.snapshots import Snapshot
+
+
+class MetadataRange(NamedTuple):
+    """``[start, stop)`` of the file and what lies there, with its article."""
+
+    start: int
+    stop: int
+    what: str
+
+
+class Guard:
+    """Knows where metadata lies: some ranges, and many tables and blocks that are one cluster each."""
+
+    def __init__(self, cluster_size: int, ranges: Sequence[MetadataRange], tables: Iterable[int]) -> None:
+        self._cluster_size = cluster_size
+        self._ranges = list(ranges)
+        self._tables = array(TYPECODE, sorted(tables))
+
+    def over(self, start: int, length: int) -> str | None:
+        """What of the metadata lies in ``[start, start + length)``, or None."""
+        for each in self._ranges:
+            if start < each.stop and each.start < start + length:
+                return each.what
+        # A table that begins before the range may reach into it.
+        at = bisect_left(self._tables, max(0, start - self._cluster_size + 1))
+        if at < len(self._tables) and self._tables[at] < start + length:
+            return f"the table or refcount block at {self._tables[at]:#x}"
+        return None
+
+    def add(self, table: int) -> None:
+        """A table or block has been made there."""
+        insort(self._tables, table)
+
+    def remove(self, start: int, length: int) -> None:
+        """The range is free now: nothing of the metadata lies there any more."""
+        first = bisect_left(self._tables, start)
+        last = bisect_left(self._tables, start + length)
+        del self._tables[first:last]
+        self._ranges = [each for each in self._ranges if not start <= each.start < start + length]
+
+    @property
+    def end(self) -> int:
+        """The first byte behind all of it."""
+        last = self._tables[-1] + self._cluster_size if self._tables else 0
+        return max([last, *(each.stop for each in self._ranges)])
+
+
+def guard_of(
+    header: Header,
+    fixed: Sequence[MetadataRange],
+    snapshots: Sequence[Snapshot],
+    directory: Directory | None,
+    tables: Iterable[int],
+) -> Guard:
+    """The guard of an image: header, `fixed`, what belongs to snapshots and bitmaps, and the `tables` and blocks."""
+    ranges = [MetadataRange(0, header.cluster_size, "the header"), *fixed]
+    for each in snapshots:
+        stop = each.l1_offset + each.l1_length
+        ranges.append(MetadataRange(each.l1_offset, stop, f"the L1 table of snapshot {each.name or each.id}"))
+    if snapshots:
+        end = snapshots[-1].offset + snapshots[-1].length
+        ranges.append(MetadataRange(header.snapshots_offset, end, "the table of snapshots"))
+    if directory is not None:
+        stop = directory.offset + directory.length
+        ranges.append(MetadataRange(directory.offset, stop, "the directory of bitmaps"))
+    return Guard(header.cluster_size, ranges, tables)

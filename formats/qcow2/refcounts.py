@@ -1,0 +1,332 @@
+"""The refcounts of an open qcow2 image: the table, its blocks, and the changes that are not durable yet.
+
+A count is raised in memory at once, and the plan brings it to the disk before anything that refers to the cluster. A
+count is lowered by the last stages of a plan, when nothing on the disk refers to the cluster any more, and in memory
+only when that plan is done. So a crash leaves counts that are too high, never too low.
+
+The table itself grows by a whole new table, which one write of the header's fields puts in the old one's place.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from tapfs.driver import HostFile
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.formats.changed_table import ChangedTable, decode, encode
+from tapfs.formats.qcow2.counts import Counting
+from tapfs.formats.qcow2.entries import BYTE_ORDER, TYPECODE
+from tapfs.formats.qcow2.header import MAX_REFTABLE_BYTES, REFTABLE_OFFSET_AT, WORD, Header
+from tapfs.plan import Step, Write
+
+#: Bytes of unchanged blocks that are kept.
+_CACHE_BYTES = 4 << 20
+#: Bits 0 to 8 of a table entry are reserved.
+_PLACE = ((1 << 64) - 1) & ~0x1FF
+#: Bytes in memory of a run of clusters whose counts are to be lowered.
+_LOWERED_BYTES = 128
+
+
+class ClusterRun(NamedTuple):
+    """Clusters from the number `first` on, as many as `clusters` says."""
+
+    first: int
+    clusters: int
+
+
+class Refcounts:
+    """The refcounts of one image, by cluster number."""
+
+    def __init__(self, file: HostFile, header: Header) -> None:
+        self._file = file
+        self._header = header
+        self.counting = Counting(header.refcount_order)
+        self.per_block = header.block_entries
+        raw = file.read(header.reftable_offset, header.reftable_length).ljust(header.reftable_length, b"\0")
+        self._table = ChangedTable(decode(raw, TYPECODE, BYTE_ORDER), BYTE_ORDER)
+        #: Where the table is, on the disk, in the plan that is being executed, and in memory.
+        self._durable_place = self._place_in_plan = self.place = header.reftable_offset
+        self._durable_clusters = self._clusters_in_plan = header.reftable_clusters
+        self._clean: OrderedDict[int, array[int]] = OrderedDict()
+        #: Blocks that differ from the disk, or of which the disk will differ: they stay in memory.
+        self._changed: dict[int, ChangedTable] = {}
+        #: The clusters whose counts are to be lowered by one: since the last plan, and by it. One may be there twice.
+        self._to_lower: list[ClusterRun] = []
+        self._lowering: list[ClusterRun] = []
+        #: Of the plan: each block with its counts lowered, and what is free then.
+        self._lowered: dict[int, ChangedTable] = {}
+        self._freed: list[ClusterRun] = []
+        #: The end of the last cluster whose count was raised, in bytes.
+        self.end = 0
+
+    # -- reading --------------------------------------------------------------------------------
+
+    def get(self, cluster: int) -> int:
+        """The count of a cluster, with what is raised and without what is to be lowered."""
+        index, inside = divmod(cluster, self.per_block)
+        block = self.block(index)
+        return 0 if block is None else self.counting.get(block, inside)
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """``(index, host offset)`` of each block."""
+        for index, entry in enumerate(self._table.entries):
+            if entry:
+                yield index, entry & _PLACE
+
+    @property
+    def block_count(self) -> int:
+        """Entries of the table, used or not."""
+        return len(self._table.entries)
+
+    @property
+    def table_length(self) -> int:
+        """Bytes of the table."""
+        return len(self._table.entries) * WORD
+
+    @property
+    def durable_table(self) -> tuple[int, int]:
+        """The offset of the table on the disk, and its clusters."""
+        return self._durable_place, self._durable_clusters
+
+    def block(self, index: int) -> array[int] | None:
+        """The bytes of a block, None where there is none; not to be changed. Raises ImageError(corrupt)."""
+        changed = self._changed.get(index)
+        if changed is not None:
+            return changed.entries
+        clean = self._clean.get(index)
+        if clean is not None:
+            self._clean.move_to_end(index)
+            return clean
+        place = self._block_place(index)
+        if place == 0:
+            return None
+        size = self._header.cluster_size
+        clean = array("B", self._file.read(place, size).ljust(size, b"\0"))
+        self._keep(index, clean)
+        return clean
+
+    def counted_end(self) -> int:
+        """The number behind the last cluster that has a count."""
+        for index in range(self.block_count - 1, -1, -1):
+            block = self.block(index)
+            used = b"" if block is None else self.counting.used(block.tobytes()).rstrip(b"\0")
+            if used:
+                return index * self.per_block + len(used)
+        return 0
+
+    # -- changing -------------------------------------------------------------------------------
+
+    def ensure(self, first: int, count: int, allocate: Callable[[int], int]) -> None:
+        """Have a block for each of `count` clusters; `allocate` gives the offset of so many new clusters in a row.
+
+        Raises ImageError(no_space) where the table cannot grow further.
+        """
+        for index in range(first // self.per_block, (first + count - 1) // self.per_block + 1):
+            self._ensure_block(index, allocate)
+
+    def raise_counts(self, first: int, count: int) -> None:
+        """Raise the counts of `count` clusters by one; their blocks exist (`ensure`), and no count is the largest."""
+        while count:
+            index, inside = divmod(first, self.per_block)
+            part = min(count, self.per_block - inside)
+            changed = self._change(index)
+            block = changed.entries
+            if not self.counting.fill(block, inside, part, 0, 1):
+                for slot in range(inside, inside + part):
+                    self.counting.put(block, slot, self.counting.get(block, slot) + 1)
+            changed.mark(*self.counting.byte_range(inside, part))
+            first, count = first + part, count - part
+            self.end = max(self.end, first << self._header.cluster_bits)
+
+    def set_count(self, cluster: int, number: int) -> None:
+        """Set the count of a cluster whose block exists, for a repair; at most to the largest that there is."""
+        index, inside = divmod(cluster, self.per_block)
+        changed = self._change(index)
+        self.counting.put(changed.entries, inside, min(number, self.counting.largest))
+        changed.mark(*self.counting.byte_range(inside, 1))
+
+    def lower_counts(self, first: int, count: int) -> None:
+        """Lower the counts of `count` clusters by one, when the plan that unlinks them is done."""
+        for index in range(first // self.per_block, (first + count - 1) // self.per_block + 1):
+            if self.block(index) is not None:
+                self._change(index)  # from now on its bytes in memory are the ones that count
+        if self._to_lower and first == self._to_lower[-1].first + self._to_lower[-1].clusters:
+            first, count = self._to_lower[-1].first, self._to_lower.pop().clusters + count
+        self._to_lower.append(ClusterRun(first, count))
+
+    @property
+    def changed_bytes(self) -> int:
+        """Memory held by changes."""
+        blocks = len(self._changed) * self._header.cluster_size
+        return blocks + (len(self._to_lower) + len(self._lowering)) * _LOWERED_BYTES
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether a plan would have anything."""
+        table = bool(self._table.pending or self._table.in_plan) or self.place != self._durable_place
+        return table or bool(self._changed or self._to_lower or self._lowering)
+
+    # -- plans ----------------------------------------------------------------------------------
+
+    def begin_plan(self) -> None:
+        """All that is pending is in the plan that is being made."""
+        self._table.begin_plan()
+        for changed in self._changed.values():
+            changed.begin_plan()
+        self._place_in_plan, self._clusters_in_plan = self.place, self.table_length >> self._header.cluster_bits
+        self._lowering += self._to_lower
+        self._to_lower = []
+        self._lowered, self._freed = {}, []
+        for index, inside, part in self._parts(self._lowering):
+            block = self.block(index)
+            if block is None:
+                continue
+            copy = self._lowered.get(index)
+            if copy is None:
+                copy = self._lowered[index] = ChangedTable(block[:], BYTE_ORDER)
+            self._freed += self._lower(copy, index, inside, part)
+        for copy in self._lowered.values():
+            copy.begin_plan()
+
+    def raise_steps(self) -> list[Step]:
+        """The blocks with counts that were raised, and a new table whole: nothing on the disk refers to them yet."""
+        steps: list[Step] = []
+        for index, changed in self._changed.items():
+            place = self._table.entries[index] & _PLACE
+            steps.extend(Write(0, place + at, data) for at, data in changed.sector_runs())
+        if self.place != self._durable_place:
+            steps.append(Write(0, self.place, encode(self._table.entries, BYTE_ORDER)))
+        return steps
+
+    def table_steps(self) -> list[Step]:
+        """The table's entries of new blocks, or the header's two fields that lead to the new table."""
+        if self.place == self._durable_place:
+            return [Write(0, self.place + at, data) for at, data in self._table.sector_runs()]
+        clusters = self.table_length >> self._header.cluster_bits
+        return [Write(0, REFTABLE_OFFSET_AT, self.place.to_bytes(8, "big") + clusters.to_bytes(4, "big"))]
+
+    def lower_steps(self) -> list[Step]:
+        """The blocks with the counts lowered, of what nothing on the disk refers to any more."""
+        steps: list[Step] = []
+        for index, copy in self._lowered.items():
+            place = self._table.entries[index] & _PLACE
+            steps.extend(Write(0, place + at, data) for at, data in copy.sector_runs())
+        return steps
+
+    @property
+    def freed(self) -> list[ClusterRun]:
+        """The clusters that the plan leaves without any reference."""
+        return self._freed
+
+    def plan_done(self) -> None:
+        """The plan is durable."""
+        for index, inside, part in self._parts(self._lowering):
+            changed = self._changed.get(index)
+            if changed is not None:
+                # Counts that were raised meanwhile stay: the same clusters are lowered, not the same bytes written.
+                self._lower(ChangedTable(changed.entries, BYTE_ORDER), index, inside, part)
+        self._lowering, self._lowered, self._freed = [], {}, []
+        self._durable_place, self._durable_clusters = self._place_in_plan, self._clusters_in_plan
+        self._table.plan_done()
+        waiting = {index for index, _, _ in self._parts(self._to_lower)}
+        for index, changed in list(self._changed.items()):
+            changed.plan_done()
+            if not changed.pending and index not in waiting:
+                self._keep(index, self._changed.pop(index).entries)
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _parts(self, runs: list[ClusterRun]) -> Iterator[tuple[int, int, int]]:
+        """The runs cut at the ends of blocks: block, first number in it, how many."""
+        for run in runs:
+            first, count = run
+            while count:
+                index, inside = divmod(first, self.per_block)
+                part = min(count, self.per_block - inside)
+                yield index, inside, part
+                first, count = first + part, count - part
+
+    def _lower(self, block: ChangedTable, index: int, inside: int, part: int) -> list[ClusterRun]:
+        """Lower counts in a block; what is 0 already, in a damaged image, stays so. The result is what became free."""
+        block.mark(*self.counting.byte_range(inside, part))
+        base = index * self.per_block
+        if self.counting.fill(block.entries, inside, part, 1, 0):
+            return [ClusterRun(base + inside, part)]
+        freed: list[ClusterRun] = []
+        for slot in range(inside, inside + part):
+            number = self.counting.get(block.entries, slot)
+            if number:
+                self.counting.put(block.entries, slot, number - 1)
+            if number == 1:
+                freed.append(ClusterRun(base + slot, 1))
+        return freed
+
+    def _ensure_block(self, index: int, allocate: Callable[[int], int]) -> None:
+        while index >= len(self._table.entries):
+            self._grow_table(index + 1, allocate)
+        if self._table.entries[index]:
+            self._block_place(index)
+            return
+        place = allocate(1)
+        # A block may count itself. Where it lies in another one, that one may have to be made, and so on.
+        self._table.entries[index] = place
+        self._table.mark(index, index + 1)
+        block = self._changed[index] = ChangedTable(array("B", bytes(self._header.cluster_size)), BYTE_ORDER)
+        block.mark(0, len(block.entries))
+        cluster = place >> self._header.cluster_bits
+        self.ensure(cluster, 1, allocate)
+        self.raise_counts(cluster, 1)
+
+    def _grow_table(self, least: int, allocate: Callable[[int], int]) -> None:
+        """Move the table to a new place, half as large again."""
+        header = self._header
+        per_cluster = header.cluster_size // WORD
+        clusters = -(-max(least, len(self._table.entries) * 3 // 2) // per_cluster)
+        if clusters << header.cluster_bits > MAX_REFTABLE_BYTES:
+            clusters = -(-least // per_cluster)
+        if clusters << header.cluster_bits > MAX_REFTABLE_BYTES:
+            message = f"the refcount table cannot grow beyond {MAX_REFTABLE_BYTES} bytes"
+            raise ImageError(ErrorKind.NO_SPACE, message, path=self._file.path, op="allocate")
+        old_first, old_count = self.place >> header.cluster_bits, self.table_length >> header.cluster_bits
+        self.place = allocate(clusters)
+        entries = self._table.entries[:]
+        entries.frombytes(bytes(WORD * (clusters * per_cluster - len(entries))))
+        self._table = ChangedTable(entries, BYTE_ORDER)
+        first = self.place >> header.cluster_bits
+        self.ensure(first, clusters, allocate)
+        self.raise_counts(first, clusters)
+        if old_count:
+            self.lower_counts(old_first, old_count)
+
+    def _block_place(self, index: int) -> int:
+        """The host offset of a block, 0 for none. Raises ImageError(corrupt) for one that cannot be."""
+        entry = self._table.entries[index] if index < len(self._table.entries) else 0
+        place = entry & _PLACE
+        if entry and (place % self._header.cluster_size or place < self._header.cluster_size):
+            raise ImageError(
+                ErrorKind.CORRUPT,
+                f"refcount block {index} at {place:#x} is not on a cluster behind the header",
+                path=self._file.path,
+                offset=self.place + WORD * index,
+                op="read the refcounts",
+                remedy="run tapfs repair",
+            )
+        return place
+
+    def _change(self, index: int) -> ChangedTable:
+        changed = self._changed.get(index)
+        if changed is None:
+            block = self.block(index)
+            if block is None:
+                raise AssertionError(f"refcount block {index} does not exist")
+            self._clean.pop(index, None)
+            changed = self._changed[index] = ChangedTable(block, BYTE_ORDER)
+        return changed
+
+    def _keep(self, index: int, block: array[int]) -> None:
+        while self._clean and len(self._clean) * self._header.cluster_size >= _CACHE_BYTES:
+            self._clean.popitem(last=False)
+        self._clean[index] = block

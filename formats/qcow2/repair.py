@@ -1,0 +1,144 @@
+"""Repair a qcow2 image without touching guest data.
+
+The plans, each of which a crash may cut off anywhere:
+
+1. Refcounts that are too low are raised, where a table or block of them is unusable all of them are counted anew at the
+   end of the file. One write of the header's fields then leads to the new ones.
+2. Refcounts that are too high are lowered: what had leaked is free.
+3. The bits that say "owned alone" follow the refcounts.
+4. The image is not marked as dirty any more, and not as corrupt if nothing is wrong with it then.
+
+Entries that lead nowhere stay as they are, because nobody knows what the guest had there.
+"""
+
+from __future__ import annotations
+
+from tapfs.driver import OpenRequest, Severity
+from tapfs.formats.qcow2.check import Check, Mismatch
+from tapfs.formats.qcow2.entries import COPIED
+from tapfs.formats.qcow2.header import CORRUPT, DIRTY, INCOMPATIBLE_AT, WORD
+from tapfs.formats.qcow2.planned import PlannedFile
+from tapfs.formats.qcow2.reader import Qcow2Reader
+from tapfs.formats.qcow2.refcounts import Refcounts
+from tapfs.formats.qcow2.references import References
+from tapfs.formats.rounding import round_up
+from tapfs.plan import Grow, Plan, Step, Write, plan
+
+#: So often the refcounts are looked at again after a correction.
+_ROUNDS = 3
+
+
+def repair_plans(image: Qcow2Reader) -> list[Plan]:
+    """The plans for an image, to be executed one after the other; empty if all is well."""
+    if image.open_findings:  # what leads to everything else is damaged
+        return []
+    plans: list[Plan] = []
+    # What lies past the end of the file may lie in it once new refcounts are at the end: it is counted then.
+    for _ in range(_ROUNDS):
+        corrected = _correct(_seen(image, plans))
+        plans += corrected
+        if not corrected:
+            break
+    bits = _bits(_seen(image, plans))
+    if bits:
+        plans.append(bits)
+    marks = _marks(image, _seen(image, plans))
+    return [*plans, marks] if marks else plans
+
+
+def _correct(image: Qcow2Reader) -> list[Plan]:
+    """Plans for the refcounts: first those that are too low, then those that are too high."""
+    check = Check(image)
+    if check.references.broken_refcounts:
+        return [_rebuilt(image, check.references)]
+    wrong = list(check.mismatches())
+    low = [each for each in wrong if each.refcount < min(each.references, check.largest)]
+    high = [each for each in wrong if each.refcount > each.references]
+    plans: list[Plan] = []
+    if low:
+        plans.append(_corrected(image, low, f"{_clusters(len(low))} with refcounts that were too low"))
+    if high:
+        leaked = len(high) * image.header.cluster_size
+        plans.append(_corrected(_seen(image, plans), high, f"leaked space of {leaked} bytes"))
+    return plans
+
+
+def _seen(image: Qcow2Reader, plans: list[Plan]) -> Qcow2Reader:
+    """The image as these plans would leave it."""
+    return Qcow2Reader(PlannedFile(image.file, plans), OpenRequest(lenient=True, further=image.further))
+
+
+class _End:
+    """New clusters at the end of the file, behind all that is referred to or has a count."""
+
+    def __init__(self, image: Qcow2Reader, references: References, counted_end: int) -> None:
+        self._bits = image.header.cluster_bits
+        last = max((each.first + each.clusters for each in references.walk()), default=0)
+        beyond = max(image.file.size(), references.dangling_end)
+        self.end = max(round_up(beyond, 1 << self._bits), max(last, counted_end) << self._bits)
+
+    def take(self, clusters: int) -> int:
+        """The offset of so many clusters in a row."""
+        place = self.end
+        self.end += clusters << self._bits
+        return place
+
+
+def _corrected(image: Qcow2Reader, wrong: list[Mismatch], mends: str) -> Plan:
+    """Set the refcounts of clusters to the number of references."""
+    refcounts = Refcounts(image.file, image.header)
+    end = _End(image, References(image, _ignored), refcounts.counted_end())
+    start = end.end
+    for each in wrong:
+        refcounts.ensure(each.cluster, 1, end.take)
+        refcounts.set_count(each.cluster, each.references)
+    return _refcount_plan(refcounts, end.end if end.end > start else 0, mends)
+
+
+def _rebuilt(image: Qcow2Reader, references: References) -> Plan:
+    """Count everything anew, in blocks and a table at the end of the file."""
+    end = _End(image, references, 0)
+    refcounts = Refcounts(image.file, image.header._replace(reftable_offset=0, reftable_clusters=0))
+    for each in references.walk():
+        if each.refcounts:
+            continue
+        refcounts.ensure(each.first, each.clusters, end.take)
+        for cluster in range(each.first, each.first + each.clusters):
+            refcounts.set_count(cluster, refcounts.get(cluster) + each.times)
+    return _refcount_plan(refcounts, end.end, "unusable refcounts, which were counted anew")
+
+
+def _refcount_plan(refcounts: Refcounts, end: int, mends: str) -> Plan:
+    refcounts.begin_plan()
+    grow: list[Step] = [Grow(0, end)] if end else []
+    # A table that has moved leaves its old place to the same plan.
+    return plan(grow, refcounts.raise_steps(), refcounts.table_steps(), refcounts.lower_steps(), mends=mends)
+
+
+def _bits(image: Qcow2Reader) -> Plan:
+    steps: list[Step] = []
+    for _, offset in Check(image).wrong_bits():
+        word = int.from_bytes(image.file.read(offset, WORD), "big") ^ COPIED
+        steps.append(Write(0, offset, word.to_bytes(WORD, "big")))
+    count = len(steps)
+    entries = "entry" if count == 1 else "entries"
+    return plan(steps, mends=f"{count} {entries} whose bit of sole ownership was wrong") if steps else Plan()
+
+
+def _marks(image: Qcow2Reader, mended: Qcow2Reader) -> Plan:
+    bits = image.header.incompatible
+    wanted = bits & ~DIRTY
+    if bits & CORRUPT and not any(each.severity is Severity.CORRUPTION for each in Check(mended).report.findings):
+        wanted &= ~CORRUPT
+    if wanted == bits:
+        return Plan()
+    what = [name for bit, name in ((DIRTY, "not closed"), (CORRUPT, "corrupt")) if (bits ^ wanted) & bit]
+    return plan([Write(0, INCOMPATIBLE_AT, wanted.to_bytes(WORD, "big"))], mends=f"the mark {' and '.join(what)}")
+
+
+def _clusters(count: int) -> str:
+    return "1 cluster" if count == 1 else f"{count} clusters"
+
+
+def _ignored(message: str, offset: int | None) -> None:
+    """Faults were told of by the check."""

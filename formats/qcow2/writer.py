@@ -1,0 +1,385 @@
+"""Write a qcow2 image.
+
+What a flush makes durable, in this order, each stage after the one before. Guest data is durable before all of it:
+
+1. the length of the file: a cluster that was left out because it is zeros may be its last;
+2. refcount blocks with the counts that were raised, and new blocks; a refcount table that has moved, whole;
+3. the refcount table's entries of new blocks, or the header's fields that lead to the table that has moved;
+4. L2 tables: new ones whole, of others the changed sectors;
+5. L1 entries;
+6. refcount blocks with the counts lowered, of what nothing refers to any more;
+7. holes where clusters became free.
+
+So a crash leaves at worst clusters with a count that nothing refers to. Writers that defer refcounts (`lazy_refcounts`)
+mark the image as dirty and need a repair after a crash; this one never defers them, whatever the image allows.
+
+Tables and clusters that a snapshot shares are copied before they change. A cluster is written in place only where its
+entry says that it is owned alone.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+
+from tapfs.driver import HostFile, OpenRequest, Operation, Placement, Reservation
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.extent import Kind, Range
+from tapfs.formats.changed_table import ChangedTable
+from tapfs.formats.qcow2.bitmaps import directory_of, read_bitmaps
+from tapfs.formats.qcow2.driver import Qcow2Driver
+from tapfs.formats.qcow2.entries import COMPRESSED, COPIED, OFFSET, ZERO, Run, compressed_place, consecutive, new_words
+from tapfs.formats.qcow2.guard import Guard, MetadataRange, guard_of
+from tapfs.formats.qcow2.header import (
+    AUTOCLEAR_AT,
+    BITMAPS,
+    INCOMPATIBLE_AT,
+    KNOWN_AUTOCLEAR,
+    REFTABLE_OFFSET_AT,
+    VERSIONS,
+    WORD,
+)
+from tapfs.formats.qcow2.l1 import l1_steps
+from tapfs.formats.qcow2.refcounts import Refcounts
+from tapfs.formats.qcow2.space import Space
+from tapfs.formats.qcow2.stream import Qcow2StreamWriter
+from tapfs.plan import Discard, Grow, Plan, Step, Write, plan
+
+
+class WritableQcow2Driver(Qcow2Driver):
+    """An open image, read-write: a :class:`tapfs.driver.WritableDriver`."""
+
+    def __init__(self, file: HostFile, request: OpenRequest) -> None:
+        super().__init__(file, request)
+        self.refcounts = Refcounts(file, self.header)
+        self.guard = Guard(self.header.cluster_size, [], [])
+        self._l1_pending: set[int] = set()
+        self._l1_in_plan: set[int] = set()
+        #: Places that are kept for L2 tables which a commit may need, by L1 index.
+        self._tables: dict[int, int] = {}
+        self._open: set[Reservation] = set()
+        #: Bytes of the file that are known to be durable, and that the plan makes so.
+        self._durable_end = self._end_in_plan = file.size()
+        self._has_zeros = self.header.version > VERSIONS[0]
+        if not request.lenient:  # a repair writes by plans alone, into an image that may have anything wrong with it
+            self._require_writable()
+            self.guard = self._make_guard()
+            self.space = Space(file.path, self.header, self.refcounts, self.guard, file.size())
+
+    def _require_writable(self) -> None:
+        header = self.header
+        if header.extended_l2:
+            message = "tapfs does not write images with extended L2 entries"
+            raise ImageError(ErrorKind.UNSUPPORTED, message, path=self.file.path, offset=INCOMPATIBLE_AT, op="open")
+        place = header.reftable_offset
+        if header.reftable_clusters == 0 or place % header.cluster_size or not place:
+            raise ImageError(
+                ErrorKind.CORRUPT,
+                f"the refcount table at {place:#x} cannot be there",
+                path=self.file.path,
+                offset=REFTABLE_OFFSET_AT,
+                op="open",
+                remedy="run tapfs repair",
+            )
+
+    # -- reservations ---------------------------------------------------------------------------
+
+    def reserve(self, ranges: Sequence[Range], operation: Operation) -> Reservation:
+        """See :meth:`tapfs.driver.WritableDriver.reserve`.
+
+        Raises ImageError(corrupt) for an impossible entry or place, (no_space) where qcow2 cannot address more.
+        """
+        placements: list[Placement] = []
+        for offset, length in ranges:
+            if operation is Operation.WRITE:
+                self._require_runs(offset, length, used=False)
+                self._keep_tables(offset, length, used=False)
+                placements += self._place(offset, length)
+            else:
+                self._require_runs(offset, length, used=True)
+                placements += self._place_zeros(offset, length, operation)
+        self._note_growth()
+        reservation = Reservation(tuple(ranges), operation, tuple(placements), exact=operation is Operation.WRITE)
+        self._open.add(reservation)
+        return reservation
+
+    def commit(self, reservation: Reservation) -> None:
+        """Publish the new map; durable after the next flush."""
+        self._open.remove(reservation)
+        if reservation.operation is not Operation.WRITE and not self.data_number:
+            for offset, length in reservation.ranges:
+                self._unlink(offset, length, reservation.operation)
+        for placement in reservation.placements:
+            if not placement.in_place:
+                self._link(placement)
+        if reservation.operation is Operation.ZERO and self.data_number and self.backing is not None:
+            for offset, length in reservation.ranges:
+                self._hide_parent(offset, length)
+        self._note_growth()
+
+    def abort(self, reservation: Reservation) -> None:
+        """Give the places back."""
+        self._open.remove(reservation)
+        for placement in reservation.placements:
+            if not placement.in_place and not placement.file:
+                self.space.give_back(placement.host_offset, placement.length)
+
+    # -- begin, flush, end ----------------------------------------------------------------------
+
+    def begin(self) -> Plan:
+        """Clear the bits of features that are unknown, and say of the bitmaps that they do not follow the disk."""
+        known = self.header.autoclear & KNOWN_AUTOCLEAR
+        steps: list[Step] = []
+        if known & BITMAPS:
+            steps += [each.mark_in_use() for each in read_bitmaps(self.file, self.extensions) if each.must_be_marked]
+        if known == self.header.autoclear:
+            return plan(steps)
+        return plan(steps, [Write(0, AUTOCLEAR_AT, known.to_bytes(WORD, "big"))])
+
+    def end(self) -> Plan:
+        """Nothing: whatever is flushed is whole."""
+        return Plan()
+
+    @property
+    def unflushed_bytes(self) -> int:
+        """Memory held by changed tables and counts."""
+        return self.slices.changed_bytes() + self.refcounts.changed_bytes
+
+    def flush(self) -> Plan:
+        """The plan described at the head of this module; empty where nothing has changed."""
+        if not (self.slices.changed or self._l1_pending or self._l1_in_plan or self.refcounts.is_changed):
+            return Plan()
+        self.slices.begin_plan()
+        self.refcounts.begin_plan()
+        self._l1_in_plan |= self._l1_pending
+        self._l1_pending = set()
+        self._end_in_plan = max(self._durable_end, self.refcounts.end)
+        bits = self.header.cluster_bits
+        return plan(
+            [Grow(0, self._end_in_plan)] if self._end_in_plan > self._durable_end else [],
+            self.refcounts.raise_steps(),
+            self.refcounts.table_steps(),
+            self._slice_steps(),
+            l1_steps(self.l1, self.l1_offset, self._l1_in_plan),
+            self.refcounts.lower_steps(),
+            [Discard(0, run.first << bits, run.clusters << bits) for run in self.refcounts.freed],
+        )
+
+    def flushed(self, executed: Plan) -> None:
+        """What the last plan wrote is durable, what it freed may be used again."""
+        if not executed:
+            return
+        self._durable_end = self._end_in_plan
+        self._l1_in_plan = set()
+        self.slices.plan_done()
+        freed = self.refcounts.freed
+        self.refcounts.plan_done()
+        place, clusters = self.refcounts.durable_table
+        self.header = self.header._replace(reftable_offset=place, reftable_clusters=clusters)
+        self.space.freed(freed)
+
+    def _slice_steps(self) -> list[Step]:
+        steps: list[Step] = []
+        for unit, changed in self.slices.changed.items():
+            place = self.slices.table_offset(unit)
+            steps.extend(Write(0, place + at, data) for at, data in changed.sector_runs())
+        return steps
+
+    def stream(self) -> Qcow2StreamWriter:
+        """The writer of new images, of compressed ones above all."""
+        if self.data_number:
+            message = "an image with a data file takes no compressed clusters"
+            raise ImageError(ErrorKind.UNSUPPORTED, message, path=self.file.path, op="compress")
+        return Qcow2StreamWriter(self, self.file.path)
+
+    # -- what must hold before a change ---------------------------------------------------------
+
+    def place_fault(self, run: Run) -> str | None:
+        """What makes the place of a run impossible: data over metadata is, wherever an entry leads a write."""
+        wrong = super().place_fault(run)
+        if wrong is not None or run.kind is not Kind.DATA or self.data_number:
+            return wrong
+        there = self.guard.over(run.host_offset, run.length)
+        return None if there is None else f"cluster at {run.host_offset:#x} lies over {there}"
+
+    def _make_guard(self) -> Guard:
+        tables = [entry & OFFSET for _, entry in self.l1.used() if entry & OFFSET]
+        tables += [place for _, place in self.refcounts.blocks()]
+        fixed = [MetadataRange(start, stop, f"the {name}") for name, start, stop in self.reserved()]
+        return guard_of(self.header, fixed, self.read_snapshots(), directory_of(self.extensions), tables)
+
+    def _note_growth(self) -> None:
+        """Places up to the end of what was handed out are places in the file from now on."""
+        self.slices.file_size = self.decoder.file_size = max(self.slices.file_size, self.space.end)
+
+    def _require_runs(self, offset: int, length: int, *, used: bool) -> None:
+        """Raise ImageError(corrupt) if an entry of the range cannot be true."""
+        for unit, first, stop in self._pieces(offset, length, used=used):
+            words = self.slices.load(unit)
+            if words is not None:
+                self.runs(unit, words, first, stop)
+
+    def _keep_tables(self, offset: int, length: int, *, used: bool) -> None:
+        """Keep a place for every L2 table that a commit of the range may have to make, so that it cannot fail."""
+        for index in sorted({unit // self.header.slices for unit, _, _ in self._pieces(offset, length, used=used)}):
+            if not self._owns_table(index) and index not in self._tables:
+                place = self.space.take_whole(1)
+                self._tables[index] = place
+                self._ensure_counts(place, self.header.cluster_size)
+
+    def _ensure_counts(self, start: int, length: int) -> None:
+        bits = self.header.cluster_bits
+        self.refcounts.ensure(start >> bits, length >> bits, self.take_for_refcounts)
+
+    def take_for_refcounts(self, clusters: int) -> int:
+        """The offset of clusters in a row for refcount blocks or their table."""
+        place = self.space.take_whole(clusters)
+        for cluster in range(clusters):
+            self.guard.add(place + cluster * self.header.cluster_size)
+        return place
+
+    # -- placing --------------------------------------------------------------------------------
+
+    def _place(self, offset: int, length: int) -> list[Placement]:
+        if self.data_number:
+            return [Placement(offset, length, offset, file=self.data_number)]
+        placements: list[Placement] = []
+        for piece in self.space.take(length):
+            self._ensure_counts(piece.host_offset, piece.length)
+            placements.append(Placement(offset, piece.length, piece.host_offset, fresh=piece.fresh))
+            offset += piece.length
+        return placements
+
+    def _place_zeros(self, offset: int, length: int, operation: Operation) -> list[Placement]:
+        """Zero in place where an entry cannot say it: in a data file, and over a parent in version 2."""
+        below = self.backing is not None
+        if below and operation is Operation.ZERO:
+            self._keep_tables(offset, length, used=False)
+        elif not self.data_number:
+            self._keep_tables(offset, length, used=True)
+        if not self.data_number and (self._has_zeros or not below):
+            return []
+        must_place = operation is Operation.ZERO and below and not self._has_zeros
+        placements: list[Placement] = []
+        for unit, first, stop in self._pieces(offset, length, used=not must_place):
+            words = self.slices.load(unit)
+            if words is None:
+                words = new_words(self.header.slice_entries)
+            owned = self._owns_table(unit // self.header.slices)
+            for run in self.runs(unit, words, first, stop):
+                at = unit * self.header.unit + run.start
+                if run.kind is Kind.DATA and (run.copied and owned):
+                    placements.append(Placement(at, run.length, run.host_offset, self.data_number, in_place=True))
+                elif must_place:
+                    placements += self._place(at, run.length)
+        return placements
+
+    # -- publishing -----------------------------------------------------------------------------
+
+    def _link(self, placement: Placement) -> None:
+        bits = self.header.cluster_bits
+        host_offset = placement.host_offset
+        if not self.data_number:
+            self.refcounts.raise_counts(host_offset >> bits, placement.length >> bits)
+        for unit, first, stop in self._pieces(placement.offset, placement.length, used=False):
+            changed = self.owned_slice(unit)
+            self._release(changed.entries, first, stop)
+            changed.entries[first:stop] = consecutive(host_offset, stop - first, self.header.cluster_size)
+            changed.mark(first, stop)
+            host_offset += (stop - first) << bits
+
+    def _unlink(self, offset: int, length: int, operation: Operation) -> None:
+        """Let go of clusters: nothing is there any more, or zeros where a parent would show through."""
+        below = self.backing is not None
+        if below and not self._has_zeros:
+            return  # zeroed in place
+        absent = below and operation is Operation.ZERO
+        for unit, first, stop in self._pieces(offset, length, used=not absent):
+            words = self.slices.load(unit)
+            if words is None:
+                words = new_words(self.header.slice_entries)
+            wanted = words[first:stop]
+            if operation is Operation.ZERO or not below:
+                wanted = array(wanted.typecode, [ZERO if below else 0]) * (stop - first)
+            else:  # what shows the parent may go on to do so
+                wanted = array(wanted.typecode, [ZERO if word & (OFFSET | COMPRESSED) else word for word in wanted])
+            if words[first:stop] == wanted:
+                continue
+            changed = self.owned_slice(unit)
+            self._release(changed.entries, first, stop)
+            changed.entries[first:stop] = wanted
+            changed.mark(first, stop)
+
+    def _hide_parent(self, offset: int, length: int) -> None:
+        """Zeros where nothing of a data file was used, because a parent would show through."""
+        for unit, first, stop in self._pieces(offset, length, used=False):
+            changed = self.owned_slice(unit)
+            for at in range(first, stop):
+                if self.decoder.kind(changed.entries[at]) is Kind.UNALLOCATED:
+                    changed.entries[at] = ZERO
+            changed.mark(first, stop)
+
+    def _release(self, words: array[int], first: int, stop: int) -> None:
+        """Lower the counts of what these entries refer to. What lies at an impossible place is left alone."""
+        bits = self.header.cluster_bits
+        if self.data_number:
+            return
+        for run in self.decoder.runs(words, first, stop):
+            if not isinstance(run, Run):
+                continue
+            if run.kind is Kind.COMPRESSED:
+                start, length = compressed_place(words[run.first], bits)
+                last = (start + length - 1) >> bits
+                self.refcounts.lower_counts(start >> bits, last - (start >> bits) + 1)
+            elif run.host_offset and super().place_fault(run._replace(kind=Kind.DATA)) is None:
+                self.refcounts.lower_counts(run.host_offset >> bits, run.length >> bits)
+
+    def owned_slice(self, unit: int) -> ChangedTable:
+        """A slice of a table that belongs to this disk alone, to be changed."""
+        self.own_table(unit // self.header.slices)
+        return self.slices.change(unit)
+
+    def _owns_table(self, index: int) -> bool:
+        """Whether an L1 entry has a table that belongs to this disk alone."""
+        entry = self.l1[index]
+        return entry & COPIED != 0 and entry & OFFSET != 0
+
+    def own_table(self, index: int) -> None:
+        """Make the L2 table of an L1 entry, or a copy of one that is shared with a snapshot."""
+        entry = self.l1[index]
+        if self._owns_table(index):
+            return
+        if entry & OFFSET:
+            self.slices.move_table(index)
+            self.refcounts.lower_counts((entry & OFFSET) >> self.header.cluster_bits, 1)
+        else:
+            self.slices.new_table(index)
+        place = self._tables.pop(index, None)
+        if place is None:
+            place = self.space.take_whole(1)
+            self._ensure_counts(place, self.header.cluster_size)
+        self.refcounts.raise_counts(place >> self.header.cluster_bits, 1)
+        self.guard.add(place)
+        self.l1[index] = place | COPIED
+        self._l1_pending.add(index)
+
+    # -- walking --------------------------------------------------------------------------------
+
+    def _pieces(self, offset: int, length: int, *, used: bool) -> Iterator[tuple[int, int, int]]:
+        """The slices that a granule-aligned range touches, each with its entries ``[first, stop)``.
+
+        `used`: without the slices that have no table.
+        """
+        header = self.header
+        per_slice = header.slice_entries
+        at, end = offset >> header.cluster_bits, (offset + length) >> header.cluster_bits
+        while at < end:
+            unit, first = divmod(at, per_slice)
+            if used:
+                next_unit = self.next_used_unit(unit, -(-end // per_slice))
+                if next_unit > unit:
+                    at = next_unit * per_slice
+                    continue
+            stop = min(per_slice, first + end - at)
+            yield unit, first, stop
+            at += stop - first
