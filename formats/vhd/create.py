@@ -37,13 +37,14 @@ from tapfs.formats.vhd.footer import (
 )
 from tapfs.formats.vhd.identity import NULL_UUID
 from tapfs.formats.vhd.locators import MAX_HEADER_NAME, new_locators
-from tapfs.plan import Grow, Plan, Step, Write, plan
+from tapfs.plan import Allocate, Grow, Plan, Step, Write, plan
 
 CREATE_OPTIONS: Mapping[str, str] = MappingProxyType(
     {
         "subformat": "dynamic: the file grows (default); fixed: the disk as it stands, and a footer behind it",
         "force_size": "on: exactly the size that is asked for (default); off: rounded up to a geometry",
         "azure": "on: what Azure takes, a fixed image of whole MiB",
+        "preallocation": "of a fixed image: off (default), or falloc: the file has no holes, as Windows wants it",
         "block_size": "bytes, a power of two from 4096 to 268435456 (default 2 MiB, which every reader takes)",
     }
 )
@@ -96,7 +97,10 @@ def create(request: CreateRequest) -> Plan:
     if fixed:
         if "block_size" in request.options:
             raise _refused("block_size goes with images that grow only")
-        return plan([Grow(0, size)], [Write(0, size, footer.pack())])
+        space: list[Step] = [Allocate(0, 0, size)] if _is_preallocated(request.options) else []
+        return plan([Grow(0, size)], [*space, Write(0, size, footer.pack())])
+    if "preallocation" in request.options:
+        raise _refused("preallocation goes with fixed images only")
     return _growing_plan(request, footer)
 
 
@@ -183,6 +187,13 @@ def _block_size(options: Mapping[str, str]) -> int:
     if value & (value - 1) or not MIN_BLOCK_SIZE <= value <= MAX_BLOCK_SIZE:
         raise _refused(f"block_size={text}: must be a power of two from {MIN_BLOCK_SIZE} to {MAX_BLOCK_SIZE}")
     return value
+
+
+def _is_preallocated(options: Mapping[str, str]) -> bool:
+    value = options.get("preallocation", "off")
+    if value not in {"off", "falloc"}:
+        raise _refused(f"preallocation={value}: must be off or falloc")
+    return value == "falloc"
 
 
 def _switch(options: Mapping[str, str], name: str, *, default: str) -> bool:

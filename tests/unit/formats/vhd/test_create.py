@@ -68,6 +68,8 @@ def test_vpc_is_the_same_format(tapfs: Run, tmp_path: Path) -> None:
         (("block_size=1000",), "1M", 12, "power of two"),
         (("block_size=0",), "1M", 12, "power of two"),
         (("block_size=4096", "subformat=fixed"), "1M", 12, "images that grow only"),
+        (("preallocation=falloc",), "1M", 12, "fixed images only"),
+        (("preallocation=full", "subformat=fixed"), "1M", 12, "must be off or falloc"),
         (("block_size=4096",), "2040G", 13, "too small"),
         (("cluster_size=4096",), "1M", 12, "unknown option 'cluster_size' for vhd"),
     ],
@@ -89,6 +91,16 @@ def test_every_image_has_a_uuid_of_its_own(tapfs: Run, tmp_path: Path) -> None:
         found.add((tmp_path / name).read_bytes()[68:84])
     assert len(found) == 3
     assert bytes(16) not in found
+
+
+def test_a_file_without_holes(tapfs: Run, tmp_path: Path) -> None:
+    """Windows refuses an image whose file has holes."""
+    source, path = tmp_path / "source", tmp_path / "a.vhd"
+    source.write_bytes(bytes(1 << 20) + b"x" * 512 + bytes(1 << 20))
+    words = ("convert", "-f", "raw", "-O", "vhd", "-o", "subformat=fixed", "-o", "preallocation=falloc", source, path)
+    assert tapfs(*words) == DONE
+    assert path.stat().st_blocks * 512 >= path.stat().st_size
+    assert path.read_bytes()[:-512] == source.read_bytes()
 
 
 def test_a_fixed_vhd_is_not_resized_by_its_file(tapfs: Run, tmp_path: Path) -> None:
