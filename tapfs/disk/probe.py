@@ -27,6 +27,7 @@ _MODULES = {
     "ram": "tapfs.formats.ram",
     "ewf": "tapfs.formats.ewf",
     "vhd": "tapfs.formats.vhd",
+    "parallels": "tapfs.formats.parallels",
     "dmg": "tapfs.formats.dmg",
 }
 

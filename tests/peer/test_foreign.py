@@ -23,7 +23,6 @@ IMAGES: dict[str, tuple[str, str, str]] = {
     "qed": ("qed", "", "a QED image"),
     "vdi growing": ("vdi", "", "a VDI image"),
     "vdi static": ("vdi", "static=on", "a VDI image"),
-    "parallels": ("parallels", "", "a Parallels image"),
 }
 
 #: The words before and after the image.
