@@ -39,6 +39,9 @@ class Mutations:
             self._written({"block_size": "1M"}, format_name="vhdx"),
             self._written({"block_size": "1M", "subformat": "fixed"}, format_name="vhdx"),
             self._overlay(format_name="vhdx", parent_format="vhdx"),
+            self._written({}, format_name="vmdk"),
+            self._written({"zeroed_grain": "on"}, format_name="vmdk"),
+            self._streamed(),
         ]
 
     def next_image(self) -> Path:
@@ -101,6 +104,14 @@ class Mutations:
         source.write_bytes(self._choice.randbytes(_SIZE // 2))
         tapfs.convert(source, parent, format="raw", target_format=parent_format)
         return self._written({}, format_name=format_name, backing=str(parent), backing_format=parent_format)
+
+    def _streamed(self) -> bytes:
+        """A packed VMDK."""
+        raw, path = self._folder / "source", self._folder / "seed"
+        raw.write_bytes(b"packed" * (_SIZE // 6))
+        path.unlink(missing_ok=True)
+        tapfs.convert(raw, path, format="raw", target_format="vmdk", options={"subformat": "streamOptimized"})
+        return path.read_bytes()
 
     def _compressed(self) -> bytes:
         from tapfs.jobs.convert import convert_to_new

@@ -36,6 +36,11 @@ KINDS = (
     "vhdx-overlay",
     "vhdx-direct",
     "vhdx-overlay-direct",
+    "vmdk",
+    "vmdk-zeroed",
+    "vmdk-overlay",
+    "vmdk-direct",
+    "vmdk-overlay-direct",
 )
 
 #: No byte of a disk is larger, so poisoned memory is never taken for contents.
@@ -92,7 +97,7 @@ def make(kind: str, choice: random.Random, folder: Path, *, size: int | None = N
             size += choice.choice([0, 1, 513, 4095])
     path = folder / "disk"
     content = bytearray(size)
-    format_name = next((name for name in ("raw", "vhdx", "vhd") if base.startswith(name)), "qcow")
+    format_name = next((name for name in ("raw", "vhdx", "vhd", "vmdk") if base.startswith(name)), "qcow")
     options: dict[str, Any] = {"format": format_name, "writable": True, "direct": direct}
     if base == "raw":
         with path.open("wb") as file:
@@ -109,15 +114,17 @@ def make(kind: str, choice: random.Random, folder: Path, *, size: int | None = N
             creation["subformat"] = "fixed"
     elif format_name == "vhd":
         creation["block_size"] = choice.choice(["4096", "65536", "2097152"])
+    elif format_name == "vmdk":
+        creation["zeroed_grain"] = "on" if base == "vmdk-zeroed" else choice.choice(["on", "off"])
     elif choice.random() < 0.7:
         creation["cluster_size"] = choice.choice(["512", "2048", "4096", "65536"])
     backing, parent_format = None, "raw"
     if base.endswith("overlay"):
         backing = folder / "parent"
-        # The parent of a VHDX image is one, too, and a whole number of sectors.
-        parent_format = "vhdx" if format_name == "vhdx" else "raw"
+        # The parent of a VHDX image, or of a VMDK, is one, too, and a whole number of sectors.
+        parent_format = format_name if format_name in {"vhdx", "vmdk"} else "raw"
         options["backing_formats"] = [parent_format]
-        length = size - choice.choice([0, 0, 40960] if format_name == "vhdx" else [0, 0, 700, 40000])
+        length = size - choice.choice([0, 0, 40960] if parent_format != "raw" else [0, 0, 700, 40000])
         _fill(content, choice, length)
         source = folder / "parent.raw"
         source.write_bytes(content[:length])
