@@ -20,7 +20,7 @@ from tapfs.disk.description import ImageInfo, describe
 from tapfs.disk.engine_chain import EngineChain
 from tapfs.disk.stream_target import StreamTarget
 from tapfs.disk.write_path import WritePath
-from tapfs.driver import Codec, Identity, OnlyStreamed, Streamable
+from tapfs.driver import Begun, Codec, OnlyStreamed, Streamable
 from tapfs.errors import ErrorKind, ImageError
 
 if TYPE_CHECKING:
@@ -200,17 +200,24 @@ class Image:
         return sum(layer.files.allocated_size() for layer in self._chain.layers)
 
     def whole_file(self) -> int | None:
-        """The descriptor of the one regular file that is the disk byte for byte, None if there is none."""
+        """The descriptor of the one regular file that is the disk byte for byte, None if there is none.
+
+        Who writes to it goes past the driver: there is none for writing where the image is to say that it is written.
+        """
         self._chain.check_open()
-        file = self._top.file
-        geometry = self._top.driver.geometry
+        driver = self._top.driver
+        geometry = driver.geometry
+        identity = geometry.identity
+        if identity is None or identity.host_offset or (self.writable and isinstance(driver, Begun)):
+            return None
+        file = self._top.files[identity.file]
         try:
             status = os.fstat(file.descriptor)
         except OSError:
             return None
         plain = not file.direct and file.presence is None
         same = stat.S_ISREG(status.st_mode) and status.st_size == geometry.virtual_size
-        return file.descriptor if geometry.identity == Identity() and same and plain else None
+        return file.descriptor if same and plain else None
 
     def extents(self, offset: int = 0, length: int | None = None) -> Iterator[MappedExtent]:
         """The map of the range over the whole chain, merged; holes of raw files are zeros."""

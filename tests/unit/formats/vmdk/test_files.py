@@ -172,6 +172,21 @@ def test_one_flat_extent_is_the_disk_itself(tmp_path: Path, tapfs: Run) -> None:
     assert tapfs("compare", path, tmp_path / "raw").code == 0
 
 
+def test_the_kernel_may_read_a_flat_file_by_itself_and_not_write_it(tmp_path: Path) -> None:
+    """Whoever writes a VMDK changes its content ID first, and the kernel does not."""
+    (tmp_path / "disk-flat.vmdk").write_bytes(b"f" * MIB)
+    path = flat_list(tmp_path, [f'RW {sectors(MIB)} FLAT "disk-flat.vmdk"'])
+    with tapfs_package.open(path) as image:
+        descriptor_of_file = image.whole_file()
+        assert descriptor_of_file is not None
+        assert os.pread(descriptor_of_file, 4, MIB - 4) == b"ffff"
+    with tapfs_package.open(path, writable=True) as image:
+        assert image.whole_file() is None
+    path = flat_list(tmp_path, [f'RW {sectors(MIB) - 1} FLAT "disk-flat.vmdk" 1'])
+    with tapfs_package.open(path) as image:
+        assert image.whole_file() is None
+
+
 def test_holes_of_flat_files_cost_nothing(tmp_path: Path, tapfs: Run) -> None:
     for name in ("a", "b"):
         (tmp_path / name).touch()
