@@ -170,23 +170,48 @@ void cache_destroy(struct cache *cache)
     pthread_mutex_destroy(&cache->mutex);
 }
 
+/* With the mutex held. */
+static size_t lookup(struct cache *cache, uint32_t layer, uint64_t map_unit, uint64_t offset, uint64_t length,
+                     tapfs_extent *runs, size_t capacity, bool *known)
+{
+    uint64_t inner = offset % map_unit;
+    struct unit *unit = find(cache, layer, offset / map_unit);
+
+    *known = unit != NULL;
+    if (unit == NULL || inner >= unit->length) {
+        return 0;
+    }
+    cache->hits++;
+    touch(cache, unit);
+    return unit_lookup(unit, offset - inner, inner, minimum(inner + length, unit->length), runs, capacity);
+}
+
+size_t cache_lookup_known(struct cache *cache, uint32_t layer, uint64_t map_unit, uint64_t offset, uint64_t length,
+                          tapfs_extent *runs, size_t capacity, bool *known)
+{
+    pthread_mutex_lock(&cache->mutex);
+    size_t found = lookup(cache, layer, map_unit, offset, length, runs, capacity, known);
+    pthread_mutex_unlock(&cache->mutex);
+    return found;
+}
+
 size_t cache_lookup(struct cache *cache, uint32_t layer, uint64_t map_unit, uint64_t offset, uint64_t length,
                     tapfs_extent *runs, size_t capacity)
 {
-    uint64_t inner = offset % map_unit;
-    size_t found = 0;
-
+    bool known;
     pthread_mutex_lock(&cache->mutex);
-    struct unit *unit = find(cache, layer, offset / map_unit);
-    if (unit == NULL || inner >= unit->length) {
-        cache->misses++;
-    } else {
-        cache->hits++;
-        touch(cache, unit);
-        found = unit_lookup(unit, offset - inner, inner, minimum(inner + length, unit->length), runs, capacity);
-    }
+    size_t found = lookup(cache, layer, map_unit, offset, length, runs, capacity, &known);
+    cache->misses += found == 0;
     pthread_mutex_unlock(&cache->mutex);
     return found;
+}
+
+bool cache_has(struct cache *cache, uint32_t layer, uint64_t index)
+{
+    pthread_mutex_lock(&cache->mutex);
+    bool has = find(cache, layer, index) != NULL;
+    pthread_mutex_unlock(&cache->mutex);
+    return has;
 }
 
 static void free_chain(struct unit *unit)
@@ -239,11 +264,11 @@ void cache_patch(struct cache *cache, uint32_t layer, uint64_t map_unit, const t
         if (unit == NULL) {
             continue;
         }
-        struct unit *fresh = unit_patched(unit, base, extents, count);
+        struct unit *fresh = unit->length > 0 ? unit_patched(unit, base, extents, count) : NULL;
         if (fresh != NULL) {
             insert(cache, fresh);
         } else {
-            drop(cache, unit); /* without memory it is asked for again */
+            drop(cache, unit); /* without memory, or without runs: it is asked for again */
         }
     }
 }

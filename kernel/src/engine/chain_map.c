@@ -43,13 +43,9 @@ static tapfs_mapped without_place(uint8_t kind, uint32_t layer, uint64_t offset,
 
 static bool resolve(struct walk *walk, uint32_t index, uint64_t offset, uint64_t length);
 
-static bool take(struct walk *walk, uint32_t index, const tapfs_extent *extent)
+static bool give(struct walk *walk, uint32_t index, const tapfs_extent *extent)
 {
     const tapfs_disk *disk = walk->request.disk;
-
-    if (extent->kind == TAPFS_UNALLOCATED && index + 1 < disk->layer_count) {
-        return resolve(walk, index + 1, extent->offset, extent->length);
-    }
     tapfs_mapped run = without_place(extent->kind, index, extent->offset, extent->length);
     if (extent->kind == TAPFS_DATA || extent->kind == TAPFS_COMPRESSED) {
         run.file = extent->file;
@@ -57,6 +53,16 @@ static bool take(struct walk *walk, uint32_t index, const tapfs_extent *extent)
         run.host_offset = run.placed ? extent->host_offset : 0;
     }
     return append(walk, &run);
+}
+
+static bool take(struct walk *walk, uint32_t index, const tapfs_extent *extent)
+{
+    const tapfs_disk *disk = walk->request.disk;
+
+    if (extent->kind == TAPFS_UNALLOCATED && index + 1 < disk->layer_count) {
+        return resolve(walk, index + 1, extent->offset, extent->length);
+    }
+    return give(walk, index, extent);
 }
 
 /* 0, or an errno where the file has become shorter: what it has lost is no hole. */
@@ -113,17 +119,13 @@ static bool resolve_identity(struct walk *walk, uint32_t index, uint64_t offset,
     return true;
 }
 
-/* How far the layer has no tables from `offset` on, which takes no look at the cache. */
-static uint64_t absent_until(const struct layer *layer, uint64_t offset, uint64_t end)
+/* The same of a merged run: nothing lies below, but the holes of a raw file may be others by now. */
+static bool take_merged(struct walk *walk, const tapfs_extent *extent)
 {
-    uint64_t map_unit = layer->geometry.map_unit, unit = offset / map_unit;
-    const struct table *table = layer->table;
-
-    while (table != NULL && unit < table->unit_count && unit * map_unit < end &&
-           atomic_load_explicit(&table->places[unit], memory_order_acquire) == TAPFS_TABLE_ABSENT) {
-        unit++;
-    }
-    return unit == offset / map_unit ? offset : minimum(end, unit * map_unit);
+    bool identity = walk->request.disk->layers[extent->depth]->geometry.identity != 0;
+    return identity && extent->kind == TAPFS_DATA
+               ? resolve_identity(walk, extent->depth, extent->offset, extent->offset + extent->length)
+               : give(walk, extent->depth, extent);
 }
 
 static bool resolve_mapped(struct walk *walk, uint32_t index, uint64_t offset, uint64_t end)
@@ -135,9 +137,15 @@ static bool resolve_mapped(struct walk *walk, uint32_t index, uint64_t offset, u
         if (walk->lookups_left-- == 0) {
             return false;
         }
-        uint64_t stop = absent_until(layer, offset, end);
+        uint64_t stop = 0;
         size_t count = 0;
-        if (stop > offset) {
+        bool merged = index == 0 && merged_lookup(walk->request.disk, offset, end, false, false, runs, RUNS_AT_ONCE,
+                                                  &count, &stop) == MAP_FOUND;
+        stop = merged ? offset : table_absent_until(layer, offset, end);
+        if (merged) {
+            /* It may have been made for this, out of the maps of all layers. */
+            walk->lookups_left -= minimum(walk->lookups_left, walk->request.disk->layer_count);
+        } else if (stop > offset) {
             runs[count++] = (tapfs_extent){
                 .offset = offset, .length = stop - offset, .kind = layer->table->layout.absent_kind};
         } else if (map_lookup(walk->request.disk, index, offset, end - offset, false, runs, RUNS_AT_ONCE, &count) !=
@@ -146,7 +154,7 @@ static bool resolve_mapped(struct walk *walk, uint32_t index, uint64_t offset, u
             return false;
         }
         for (size_t i = 0; i < count; i++) {
-            if (!take(walk, index, &runs[i])) {
+            if (merged ? !take_merged(walk, &runs[i]) : !take(walk, index, &runs[i])) {
                 return false;
             }
         }

@@ -119,6 +119,7 @@ int tapfs_disk_add_layer(tapfs_disk *disk, const tapfs_layer *described)
     layers[disk->layer_count++] = layer;
     /* A request may need a few units of every layer at once to make any progress. */
     disk->cache.least_units = 4 * (size_t)disk->layer_count + 4;
+    merged_set_unit(disk);
     return (int)disk->layer_count - 1;
 }
 
@@ -150,91 +151,6 @@ int tapfs_disk_set_presence(tapfs_disk *disk, uint32_t index, uint32_t file_inde
     file->present_block_bytes = block_bytes;
     file->present_blocks = blocks;
     return 0;
-}
-
-static bool extent_valid(const struct layer *layer, const tapfs_extent *extent, uint64_t offset)
-{
-    const tapfs_layer *geometry = &layer->geometry;
-    if (extent->offset != offset || extent->length == 0 || !in_host_range(offset, extent->length)) {
-        return false;
-    }
-    if (extent->kind == TAPFS_DATA) {
-        return extent->file < layer->file_count && in_host_range(extent->host_offset, extent->length) &&
-               (layer->cipher == NULL || offset % geometry->cipher.sector_bytes == 0);
-    }
-    if (extent->kind == TAPFS_COMPRESSED) {
-        return geometry->packing.codec != TAPFS_CODEC_NONE && offset % geometry->granule == 0 &&
-               extent->length % geometry->granule == 0 &&
-               (geometry->packing.own_units ? extent->skip : offset % geometry->packed_unit) + extent->length <=
-                   geometry->packed_unit &&
-               extent->file < layer->file_count &&
-               extent->file <= COMPRESSED_FILE_MAX && extent->host_length > 0 &&
-               extent->host_length <= COMPRESSED_LENGTH_MAX &&
-               in_host_range(extent->host_offset, extent->host_length);
-    }
-    return extent->kind == TAPFS_ZERO || extent->kind == TAPFS_UNALLOCATED;
-}
-
-int tapfs_disk_install(tapfs_disk *disk, uint32_t index, const tapfs_extent *extents, size_t count)
-{
-    const struct layer *layer = disk_layer(disk, index);
-    if (layer == NULL || layer->geometry.identity || count == 0) {
-        return -EINVAL;
-    }
-    const tapfs_layer *geometry = &layer->geometry;
-    uint64_t end = extents[0].offset;
-    if (end % geometry->map_unit != 0 || end >= geometry->virtual_size) {
-        return -EINVAL;
-    }
-    for (size_t i = 0; i < count; i++) {
-        if (!extent_valid(layer, &extents[i], end)) {
-            return -EINVAL;
-        }
-        end += extents[i].length;
-    }
-    if (end % geometry->map_unit != 0 && end < geometry->virtual_size) {
-        return -EINVAL;
-    }
-    return cache_install(&disk->cache, index, geometry->map_unit, geometry->virtual_size, extents, count);
-}
-
-int tapfs_disk_patch(tapfs_disk *disk, uint32_t index, const tapfs_extent *extents, size_t count)
-{
-    const struct layer *layer = disk_layer(disk, index);
-    if (layer == NULL || layer->geometry.identity || count == 0) {
-        return -EINVAL;
-    }
-    uint64_t end = extents[0].offset;
-    for (size_t i = 0; i < count; i++) {
-        if (!extent_valid(layer, &extents[i], end) || end % layer->geometry.granule != 0) {
-            return -EINVAL;
-        }
-        end += extents[i].length;
-    }
-    if (end % layer->geometry.granule != 0) {
-        return -EINVAL;
-    }
-    uint64_t map_unit = layer->geometry.map_unit;
-    pthread_mutex_lock(&disk->cache.mutex);
-    table_changed(layer->table, extents[0].offset / map_unit, (end - 1) / map_unit);
-    cache_patch(&disk->cache, index, map_unit, extents, count);
-    pthread_mutex_unlock(&disk->cache.mutex);
-    return 0;
-}
-
-void tapfs_disk_forget(tapfs_disk *disk, uint32_t index, uint64_t offset, uint64_t length)
-{
-    const struct layer *layer = disk_layer(disk, index);
-    if (layer == NULL || layer->geometry.identity || length == 0) {
-        return;
-    }
-    uint64_t first = offset / layer->geometry.map_unit;
-    uint64_t last = (length > UINT64_MAX - offset ? UINT64_MAX : offset + length - 1) / layer->geometry.map_unit;
-
-    pthread_mutex_lock(&disk->cache.mutex);
-    table_changed(layer->table, first, last);
-    cache_forget(&disk->cache, index, first, last);
-    pthread_mutex_unlock(&disk->cache.mutex);
 }
 
 void tapfs_disk_seal(tapfs_disk *disk, int sealed)

@@ -75,7 +75,8 @@ typedef struct {
     uint32_t skip; /* COMPRESSED, own_units: bytes of the unpacked payload before the extent */
     uint8_t kind;
     uint8_t in_place;
-    uint16_t reserved[3];
+    uint16_t depth; /* in merged maps, inside the engine: the layer that gives it; else 0 */
+    uint16_t reserved[2];
 } tapfs_extent;
 
 /* A run of the disk and the layer that gives it. tapfs.disk.chain_map.MappedExtent */

@@ -48,6 +48,11 @@ TAPFS_INTERNAL void cache_destroy(struct cache *cache);
  */
 TAPFS_INTERNAL size_t cache_lookup(struct cache *cache, uint32_t layer, uint64_t map_unit, uint64_t offset,
                                    uint64_t length, tapfs_extent *runs, size_t capacity);
+/* The same, but what is not cached is not counted as a miss; `known`: the unit is there, though it may have no runs. */
+TAPFS_INTERNAL size_t cache_lookup_known(struct cache *cache, uint32_t layer, uint64_t map_unit, uint64_t offset,
+                                         uint64_t length, tapfs_extent *runs, size_t capacity, bool *known);
+/* Whether a unit is cached; nothing is counted. */
+TAPFS_INTERNAL bool cache_has(struct cache *cache, uint32_t layer, uint64_t index);
 /* The extents have been checked. 0 or -ENOMEM. */
 TAPFS_INTERNAL int cache_install(struct cache *cache, uint32_t layer, uint64_t map_unit, uint64_t virtual_size,
                                  const tapfs_extent *extents, size_t count);
@@ -71,8 +76,9 @@ TAPFS_INTERNAL void table_free(struct table *table);
 /* What the cache has of units [first, last] is about to be changed, with the mutex of the cache held: their tables are
  * not read again before the owner says where they are. */
 TAPFS_INTERNAL void table_changed(struct table *table, uint64_t first, uint64_t last);
-/* Read the table of a unit, and perhaps those of its neighbours, into the cache: MAP_FOUND, or as map_lookup. */
-TAPFS_INTERNAL int table_fill(tapfs_disk *disk, uint32_t layer, uint64_t unit, bool nowait);
+/* Read the table of the unit of `offset`, and perhaps those of its neighbours, into the cache. The rest as map_lookup. */
+TAPFS_INTERNAL int table_fill(tapfs_disk *disk, uint32_t layer, uint64_t offset, uint64_t length, bool nowait,
+                              tapfs_extent *runs, size_t capacity, size_t *count);
 
 /* ---- engine/map.c: one layer's map, from the cache or the tables */
 
@@ -178,10 +184,15 @@ struct layer {
     struct table *table; /* NULL: the map of every unit is the owner's to give */
 };
 
+/* Changes of maps are counted in this many classes of merged units. */
+#define MERGED_STAMPS 256u
+
 struct tapfs_disk {
     struct layer **layers;
     uint32_t layer_count;
     struct cache cache;
+    uint64_t merged_unit; /* bytes; 0: nothing is merged */
+    _Atomic uint64_t merged_stamps[MERGED_STAMPS];
     struct codec codec;
     struct range_lock ranges;
     _Atomic uint64_t epoch;
@@ -223,6 +234,32 @@ TAPFS_INTERNAL int request_again(struct request *request, int error);
 TAPFS_INTERNAL void disk_note_foreign_writes(const tapfs_disk *disk);
 /* Layer 0 if it can be written; else the request has failed and NULL. */
 TAPFS_INTERNAL struct layer *writable_layer(struct request *request);
+
+/* ---- engine/tables.c */
+
+/* How far the layer has no tables from `offset` on, which takes no look at the cache. */
+TAPFS_INTERNAL uint64_t table_absent_until(const struct layer *layer, uint64_t offset, uint64_t end);
+/* What such a range is. */
+TAPFS_INTERNAL uint8_t table_absent_kind(const struct layer *layer);
+
+/* ---- engine/merged.c: the map of the whole chain in one, where it is wanted again and again */
+
+/* The layer of merged units in the cache. */
+#define MERGED_LAYER UINT32_MAX
+
+/* After a layer was added. */
+TAPFS_INTERNAL void merged_set_unit(tapfs_disk *disk);
+/*
+ * The runs of [offset, end) as far as the merged unit of `offset` and `capacity` go, each with the layer that gives it
+ * (`depth`). UNALLOCATED is below the last layer, or past the end of one that is shorter than the layer above it.
+ * MISSING: go down the layers one by one, up to `stop`. A unit is made if the map of the highest layer that has tables
+ * here is cached already; `empty_too`: also where none has any. WOULD_BLOCK is left to who goes down.
+ */
+TAPFS_INTERNAL int merged_lookup(tapfs_disk *disk, uint64_t offset, uint64_t end, bool empty_too, bool nowait,
+                                 tapfs_extent *runs, size_t capacity, size_t *count, uint64_t *stop);
+/* The map of a layer changes, with the mutex of the cache held. */
+TAPFS_INTERNAL void merged_patch(tapfs_disk *disk, uint32_t layer, const tapfs_extent *extents, size_t count);
+TAPFS_INTERNAL void merged_forget(tapfs_disk *disk, uint64_t offset, uint64_t end);
 
 /* ---- engine/read.c */
 

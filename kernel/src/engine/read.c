@@ -145,40 +145,96 @@ static int run_read(struct request *request, uint32_t index, const tapfs_extent 
     }
 }
 
-/* A run waits in `pending` until one comes that does not continue it, across map units too. */
+/* A read of which the runs come one after the other. A run waits in `pending` until one comes that does not continue it,
+ * across map units too. */
+struct reading {
+    struct request *request;
+    uint8_t *buffer;
+    uint64_t offset; /* of the buffer's first byte */
+    tapfs_extent pending;
+    uint32_t layer; /* that gives `pending` */
+};
+
+static int read_pending(struct reading *reading)
+{
+    const tapfs_extent *pending = &reading->pending;
+    if (pending->length == 0) {
+        return 0;
+    }
+    int result = run_read(reading->request, reading->layer, pending, reading->buffer + (pending->offset - reading->offset));
+    reading->pending.length = 0;
+    return result;
+}
+
+static int take_run(struct reading *reading, uint32_t layer, const tapfs_extent *run)
+{
+    if (reading->layer == layer && continues(&reading->pending, run)) {
+        reading->pending.length += run->length;
+        return 0;
+    }
+    if (read_pending(reading) != 0) {
+        return -1;
+    }
+    reading->pending = *run;
+    reading->layer = layer;
+    return 0;
+}
+
 static int mapped_read(struct request *request, uint32_t index, uint8_t *buffer, uint64_t offset, uint64_t length)
 {
+    struct reading reading = {.request = request, .buffer = buffer, .offset = offset};
     tapfs_extent runs[RUNS_AT_ONCE];
-    tapfs_extent pending = {.length = 0};
     uint64_t end = offset + length, at = offset;
-
     int found = MAP_FOUND;
 
     while (at < end) {
         size_t count = 0;
         found = map_lookup(request->disk, index, at, end - at, request->nowait, runs, RUNS_AT_ONCE, &count);
         for (size_t i = 0; i < count; i++) {
-            if (continues(&pending, &runs[i])) {
-                pending.length += runs[i].length;
-                continue;
-            }
-            if (pending.length > 0 && run_read(request, index, &pending, buffer + (pending.offset - offset)) != 0) {
+            if (take_run(&reading, index, &runs[i]) != 0) {
                 return -1;
             }
-            pending = runs[i];
         }
         if (count == 0) {
             break;
         }
         at = runs[count - 1].offset + runs[count - 1].length;
     }
-    if (pending.length > 0 && run_read(request, index, &pending, buffer + (pending.offset - offset)) != 0) {
+    if (read_pending(&reading) != 0) {
         return -1;
     }
     if (at < end && found == MAP_WOULD_BLOCK) {
         return request_again(request, EAGAIN);
     }
     return at == end ? 0 : request_stop(request, TAPFS_MISS, index, at, end - at);
+}
+
+/* The top layer, by merged maps where there are any: whichever layer a run comes from, it is found at once. */
+static int chain_read(struct request *request, uint8_t *buffer, uint64_t offset, uint64_t length)
+{
+    struct reading reading = {.request = request, .buffer = buffer, .offset = offset};
+    tapfs_extent runs[RUNS_AT_ONCE];
+    uint64_t end = offset + length;
+
+    for (uint64_t at = offset, stop; at < end;) {
+        size_t count = 0;
+        if (merged_lookup(request->disk, at, end, true, request->nowait, runs, RUNS_AT_ONCE, &count, &stop) !=
+            MAP_FOUND) {
+            if (read_pending(&reading) != 0 ||
+                mapped_read(request, 0, buffer + (at - offset), at, stop - at) != 0) {
+                return -1;
+            }
+            at = stop;
+            continue;
+        }
+        for (size_t i = 0; i < count; i++) {
+            if (take_run(&reading, runs[i].depth, &runs[i]) != 0) {
+                return -1;
+            }
+        }
+        at = runs[count - 1].offset + runs[count - 1].length;
+    }
+    return read_pending(&reading);
 }
 
 int layer_read(struct request *request, uint32_t index, uint8_t *buffer, uint64_t offset, uint64_t length)
@@ -200,7 +256,8 @@ int layer_read(struct request *request, uint32_t index, uint8_t *buffer, uint64_
             result = layer->geometry.identity_file >= layer->file_count ? request_fail(request, EBADF, "read", index, 0, offset)
                                             : data_read(request, index, &whole, buffer);
         } else {
-            result = mapped_read(request, index, buffer, offset, inside);
+            result = index == 0 ? chain_read(request, buffer, offset, inside)
+                                : mapped_read(request, index, buffer, offset, inside);
         }
         if (result != 0) {
             return result;

@@ -24,6 +24,9 @@ struct filling {
     struct table *table;
     uint32_t index;
     bool nowait;
+    uint64_t offset, length; /* what is wanted of the first unit */
+    tapfs_extent *runs;
+    size_t capacity;
     uint64_t first;
     uint32_t count;
     uint32_t table_bytes; /* of a whole unit */
@@ -197,11 +200,12 @@ static bool still_true(const struct filling *filling, uint32_t i)
            atomic_load(&table->places[unit]) == filling->places[i];
 }
 
-/* Whether the first unit is in the cache now. */
-static bool put(struct filling *filling)
+/* Put the units into the cache. The number of the runs that are wanted; 0: the first unit has changed meanwhile. */
+static size_t put(struct filling *filling)
 {
     struct cache *cache = &filling->disk->cache;
-    bool done = false;
+    uint64_t inner = filling->offset % filling->layer->geometry.map_unit;
+    size_t found = 0;
 
     pthread_mutex_lock(&cache->mutex);
     /* The first one last, so that it is the newest. */
@@ -213,27 +217,44 @@ static bool put(struct filling *filling)
             filling->units[i]->ahead = i > 0;
             cache_insert(cache, filling->units[i]);
             cache->filled++;
-            done = done || i == 0;
+            if (i == 0) {
+                /* Here, because others may push the unit out again before it could be looked up. */
+                const struct unit *unit = filling->units[0];
+                found = unit_lookup(unit, filling->offset - inner, inner, minimum(inner + filling->length, unit->length),
+                                    filling->runs, filling->capacity);
+            }
         } else {
             free(filling->units[i]);
         }
     }
     pthread_mutex_unlock(&cache->mutex);
-    return done;
+    return found;
 }
 
-int table_fill(tapfs_disk *disk, uint32_t index, uint64_t unit, bool nowait)
+int table_fill(tapfs_disk *disk, uint32_t index, uint64_t offset, uint64_t length, bool nowait, tapfs_extent *runs,
+               size_t capacity, size_t *count)
 {
     const struct layer *layer = disk->layers[index];
     struct table *table = layer->table;
+    uint64_t unit = offset / layer->geometry.map_unit;
 
     if (unit >= table->unit_count) {
         return MAP_MISSING;
     }
     bool sequential = atomic_exchange(&table->last_filled, unit) + 1 == unit;
     for (int attempt = 0; attempt < TRIES; attempt++) {
-        struct filling filling = {.disk = disk, .layer = layer, .table = table, .index = index, .first = unit};
-        filling.nowait = nowait;
+        struct filling filling = {
+            .disk = disk,
+            .layer = layer,
+            .table = table,
+            .index = index,
+            .nowait = nowait,
+            .offset = offset,
+            .length = length,
+            .runs = runs,
+            .capacity = capacity,
+            .first = unit,
+        };
         filling.table_bytes = (uint32_t)(layer->geometry.map_unit / table->span * table->entry_stride);
         uint64_t place = note(&filling, unit);
         if (place == TAPFS_TABLE_ASK) {
@@ -257,7 +278,8 @@ int table_fill(tapfs_disk *disk, uint32_t index, uint64_t unit, bool nowait)
             return MAP_MISSING;
         }
         atomic_store(&table->last_filled, unit + filling.count - 1);
-        if (put(&filling)) {
+        *count = put(&filling);
+        if (*count > 0) {
             return MAP_FOUND;
         }
     }

@@ -167,3 +167,20 @@ void table_changed(struct table *table, uint64_t first, uint64_t last)
         change_stamp(table, unit);
     }
 }
+
+uint64_t table_absent_until(const struct layer *layer, uint64_t offset, uint64_t end)
+{
+    uint64_t map_unit = layer->geometry.map_unit, unit = offset / map_unit;
+    const struct table *table = layer->table;
+
+    while (table != NULL && unit < table->unit_count && unit * map_unit < end &&
+           atomic_load_explicit(&table->places[unit], memory_order_acquire) == TAPFS_TABLE_ABSENT) {
+        unit++;
+    }
+    return unit == offset / map_unit ? offset : minimum(end, unit * map_unit);
+}
+
+uint8_t table_absent_kind(const struct layer *layer)
+{
+    return layer->table->layout.absent_kind;
+}

@@ -44,9 +44,9 @@ static void unpack(const struct packed_run *run, uint64_t offset, uint64_t lengt
     };
 }
 
-static bool joins(const tapfs_extent *left, const tapfs_extent *right)
+bool extents_join(const tapfs_extent *left, const tapfs_extent *right)
 {
-    if (left->kind != right->kind || left->kind == TAPFS_COMPRESSED) {
+    if (left->kind != right->kind || left->depth != right->depth || left->kind == TAPFS_COMPRESSED) {
         return false;
     }
     return left->kind != TAPFS_DATA ||
@@ -57,9 +57,12 @@ static bool joins(const tapfs_extent *left, const tapfs_extent *right)
 static struct unit *unit_new(const struct table *table, uint32_t layer, uint64_t index, uint32_t length,
                              uint32_t count)
 {
-    struct unit *unit = malloc(sizeof *unit + (table != NULL ? count : count * sizeof unit->runs[0]));
+    bool merged = layer == MERGED_LAYER;
+    uint64_t bytes = table != NULL ? count : (uint64_t)count * (sizeof(struct packed_run) + (merged ? 1 : 0));
+    struct unit *unit = malloc(sizeof *unit + bytes);
     if (unit != NULL) {
-        *unit = (struct unit){.table = table, .layer = layer, .index = index, .length = length, .count = count};
+        *unit = (struct unit){
+            .table = table, .layer = layer, .index = index, .length = length, .count = count, .merged = merged};
     }
     return unit;
 }
@@ -80,18 +83,21 @@ struct unit *unit_of_kind(uint8_t kind, uint32_t layer, uint64_t index, uint32_t
     return unit;
 }
 
-/* The runs of [start, stop) from extents[first] on, merged; counted only when `runs` is NULL. */
+/* The runs of [start, stop) from extents[first] on, joined; counted only when `unit` is NULL. */
 static uint32_t pack_unit(const tapfs_extent *extents, size_t count, size_t first, uint64_t start, uint64_t stop,
-                          struct packed_run *runs)
+                          struct unit *unit)
 {
     uint32_t packed = 0;
     for (size_t i = first; i < count && extents[i].offset < stop; i++) {
-        if (i > first && joins(&extents[i - 1], &extents[i])) {
+        if (i > first && extents_join(&extents[i - 1], &extents[i])) {
             continue;
         }
         uint64_t at = maximum(extents[i].offset, start);
-        if (runs != NULL) {
-            runs[packed] = pack(&extents[i], at - start, at - extents[i].offset);
+        if (unit != NULL) {
+            unit->runs[packed] = pack(&extents[i], at - start, at - extents[i].offset);
+        }
+        if (unit != NULL && unit->merged) {
+            unit_layers(unit)[packed] = (uint8_t)extents[i].depth;
         }
         packed++;
     }
@@ -107,7 +113,7 @@ struct unit *unit_of_extents(uint32_t layer, uint64_t index, const tapfs_extent 
     uint32_t runs = pack_unit(extents, count, *first, start, stop, NULL);
     struct unit *unit = unit_new(NULL, layer, index, (uint32_t)(stop - start), runs);
     if (unit != NULL) {
-        pack_unit(extents, count, *first, start, stop, unit->runs);
+        pack_unit(extents, count, *first, start, stop, unit);
         uint64_t before = maximum(extents[*first].offset, start) - extents[*first].offset;
         unit->skip = extents[*first].skip + (uint32_t)before;
     }
@@ -116,10 +122,23 @@ struct unit *unit_of_extents(uint32_t layer, uint64_t index, const tapfs_extent 
 
 /* ---- looking up */
 
-/* The last run that starts at or before `inner`. */
+/* The last run that starts at or before `inner`. Runs are mostly spread evenly, so it is near where it would be then. */
 static uint32_t search(const struct unit *unit, uint64_t inner)
 {
-    uint32_t low = 0, high = unit->count;
+    uint32_t low = (uint32_t)(inner * unit->count / unit->length), high, step = 1;
+
+    if (run_start(&unit->runs[low]) <= inner) {
+        for (high = low + 1; high < unit->count && run_start(&unit->runs[high]) <= inner; step *= 2) {
+            low = high;
+            high += step;
+        }
+        high = (uint32_t)minimum(high, unit->count);
+    } else {
+        for (high = low; low > 0 && run_start(&unit->runs[low]) > inner; step *= 2) {
+            high = low;
+            low = low > step ? low - step : 0;
+        }
+    }
     while (high - low > 1) {
         uint32_t middle = low + (high - low) / 2;
         if (run_start(&unit->runs[middle]) <= inner) {
@@ -138,7 +157,9 @@ static size_t runs_lookup(const struct unit *unit, uint64_t base, uint64_t inner
     for (uint32_t i = search(unit, inner); inner < stop && found < capacity; i++) {
         uint64_t end = minimum(stop, i + 1 < unit->count ? run_start(&unit->runs[i + 1]) : unit->length);
         unpack(&unit->runs[i], base + inner, end - inner, inner - run_start(&unit->runs[i]), i == 0 ? unit->skip : 0,
-               &runs[found++]);
+               &runs[found]);
+        runs[found].depth = unit->merged ? ((const uint8_t *)(unit->runs + unit->count))[i] : 0;
+        found++;
         inner = end;
     }
     return found;

@@ -29,6 +29,7 @@ struct unit {
     uint32_t skip;   /* `skip` of the first run; others begin where their payload does */
     bool proven;     /* wanted again long after it was inserted */
     bool ahead;      /* read with another, and not wanted yet */
+    bool merged;     /* behind the runs stands the layer of each, a byte */
     struct packed_run runs[];
 };
 
@@ -37,7 +38,8 @@ struct unit {
 
 static inline uint64_t unit_bytes(const struct unit *unit)
 {
-    uint64_t content = unit->table != NULL ? unit->count : (uint64_t)unit->count * sizeof unit->runs[0];
+    uint64_t content = unit->table != NULL ? unit->count
+                                           : (uint64_t)unit->count * (sizeof unit->runs[0] + (unit->merged ? 1 : 0));
     return sizeof *unit + UNIT_OVERHEAD + content;
 }
 
@@ -46,6 +48,14 @@ static inline uint8_t *unit_table(struct unit *unit)
     return (uint8_t *)unit->runs;
 }
 
+/* The layers of the runs of a merged unit. */
+static inline uint8_t *unit_layers(struct unit *unit)
+{
+    return (uint8_t *)(unit->runs + unit->count);
+}
+
+/* Whether `right` continues `left`, so that both are one run. */
+TAPFS_INTERNAL bool extents_join(const tapfs_extent *left, const tapfs_extent *right);
 /* A unit with room for a table of that many bytes; NULL without memory. */
 TAPFS_INTERNAL struct unit *unit_for_table(const struct table *table, uint32_t layer, uint64_t index, uint32_t length,
                                            uint32_t bytes);
@@ -53,7 +63,7 @@ TAPFS_INTERNAL struct unit *unit_for_table(const struct table *table, uint32_t l
 TAPFS_INTERNAL struct unit *unit_of_kind(uint8_t kind, uint32_t layer, uint64_t index, uint32_t length);
 /* The same with runs instead of the table, if that is smaller; takes the unit over. */
 TAPFS_INTERNAL struct unit *unit_compacted(struct unit *unit);
-/* The runs of [start, stop) from extents[*first] on, which is moved to the last one that ends after `start`. */
+/* Of a layer, or of the chain (MERGED_LAYER): the runs of [start, stop) from extents[*first] on, which is moved to the last one that ends after `start`. */
 TAPFS_INTERNAL struct unit *unit_of_extents(uint32_t layer, uint64_t index, const tapfs_extent *extents, size_t count,
                                             size_t *first, uint64_t start, uint64_t stop);
 /* The runs of [inner, stop) of a unit that begins at `base`, clipped (a COMPRESSED run keeps its payload). */

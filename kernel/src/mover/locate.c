@@ -61,9 +61,35 @@ static bool mapped_runs(tapfs_disk *disk, uint32_t index, uint64_t offset, uint6
     }
 }
 
+/* The run of an extent that nothing lies below. False: the engine's own functions read it. */
+static bool use_extent(const tapfs_disk *disk, uint32_t index, const tapfs_extent *extent, struct run *run,
+                       struct route *route)
+{
+    const struct layer *layer = disk->layers[index];
+
+    if (extent->kind == TAPFS_ZERO || extent->kind == TAPFS_UNALLOCATED) {
+        *run = (struct run){.offset = extent->offset, .length = extent->length};
+        return true;
+    }
+    if (route->by_engine || extent->kind == TAPFS_COMPRESSED || layer->cipher != NULL ||
+        host_absent(layer->files[extent->file], extent->host_offset, extent->length)) {
+        route->by_engine = true;
+        return false;
+    }
+    *run = run_of(layer, index, extent);
+    return true;
+}
+
 /* The run at `offset`, at most `length` long. False: the route says why there is none. */
 static bool find_run(tapfs_disk *disk, uint64_t offset, uint64_t length, struct run *run, struct route *route)
 {
+    tapfs_extent merged;
+    size_t merged_count = 0;
+    uint64_t stop;
+
+    if (merged_lookup(disk, offset, offset + length, true, true, &merged, 1, &merged_count, &stop) == MAP_FOUND) {
+        return use_extent(disk, merged.depth, &merged, run, route);
+    }
     for (uint32_t index = 0;; index++) {
         const struct layer *layer = disk_layer(disk, index);
         if (layer == NULL || offset >= layer->geometry.virtual_size) {
@@ -87,20 +113,8 @@ static bool find_run(tapfs_disk *disk, uint64_t offset, uint64_t length, struct 
             }
         }
         length = extent.length;
-        switch (extent.kind) {
-        case TAPFS_UNALLOCATED:
-            continue;
-        case TAPFS_ZERO:
-            *run = (struct run){.offset = offset, .length = length};
-            return true;
-        default:
-            if (route->by_engine || extent.kind == TAPFS_COMPRESSED || layer->cipher != NULL ||
-                host_absent(layer->files[extent.file], extent.host_offset, length)) {
-                route->by_engine = true;
-                return false;
-            }
-            *run = run_of(layer, index, &extent);
-            return true;
+        if (extent.kind != TAPFS_UNALLOCATED) {
+            return use_extent(disk, index, &extent, run, route);
         }
     }
 }
