@@ -30,6 +30,9 @@ from tapfs.formats.vhdx.units import HEADER_SECTION, PAGE
 if TYPE_CHECKING:
     from tapfs.formats.vhdx.reader import VhdxReader
 
+#: Entries of blocks without bytes about which there is nothing to say.
+_PLAIN_NOTHING = frozenset({int(State.NOT_PRESENT), int(State.UNDEFINED), int(State.ZERO), int(State.UNMAPPED)})
+
 #: So many leaked ranges are remembered for repair.
 MAX_REMEMBERED = 4096
 
@@ -75,18 +78,17 @@ class Check:
         yield Claim(0, HEADER_SECTION, Claimant.HEADERS)
         for place in image.reserved:
             yield Claim(place.offset, place.length, Claimant.METADATA)
-        chunks = table.chunk_of(table.blocks - 1) + 1
-        for chunk in range(chunks):
-            first = chunk * table.chunk_blocks
-            entries = image.entries(first, min(first + table.chunk_blocks, table.blocks))
+        for first, entries in image.chunks():
             partial = False
-            for block, entry in enumerate(entries, first):
-                partial = partial or entry & STATE_MASK == State.PARTIAL
-                yield from self._block_claims(block, entry)
+            # Most chunks of an empty disk are one entry again and again.
+            if entries[0] not in _PLAIN_NOTHING or entries.count(entries[0]) != len(entries):
+                for block, entry in enumerate(entries, first):
+                    partial = partial or entry & STATE_MASK == State.PARTIAL
+                    yield from self._block_claims(block, entry)
             if table.has_parent:
-                yield from self._bitmap_claims(chunk, needed=partial)
+                yield from self._bitmap_claims(table.chunk_of(first), needed=partial)
             if self._progress is not None:
-                self._progress(chunk + 1, chunks)
+                self._progress(first + len(entries), table.blocks)
 
     def _block_claims(self, block: int, entry: int) -> Iterator[Claim]:
         image, table = self._image, self._image.table

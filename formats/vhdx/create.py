@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from tapfs.driver import CreateRequest
+from tapfs.driver import CreateRequest, Identified
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
 from tapfs.formats.changed_table import encode
@@ -17,7 +17,7 @@ from tapfs.formats.vhdx.blocks import BlockTable, State, make_entry
 from tapfs.formats.vhdx.driver import VhdxDriver
 from tapfs.formats.vhdx.guids import NO_GUID, new_guid
 from tapfs.formats.vhdx.header import IDENTIFIER, IDENTIFIER_BYTES, MAX_LOG_BYTES, Header, header_steps
-from tapfs.formats.vhdx.locator import pack_locator, parent_entries
+from tapfs.formats.vhdx.locator import linkage_of, pack_locator, parent_entries
 from tapfs.formats.vhdx.metadata import (
     MAX_BLOCK_BYTES,
     MAX_DISK_BYTES,
@@ -107,11 +107,12 @@ def _metadata(request: CreateRequest) -> Metadata:
     fixed = _choice(options, "subformat", ("dynamic", "fixed")) == "fixed"
     if parent is not None and fixed:
         raise _refused("a fixed image has no parent")
-    sector = _size(options, "logical_sector_size", 512 if parent is None else parent.metadata.logical_sector)
+    below = 512 if parent is None else parent.geometry.sector_size or 512
+    sector = _size(options, "logical_sector_size", below)
     if sector not in SECTOR_SIZES:
         raise _refused(f"logical_sector_size={sector}: must be 512 or 4096")
-    if parent is not None and sector != parent.metadata.logical_sector:
-        raise _refused(f"the sectors of the parent have {parent.metadata.logical_sector} bytes, and not {sector}")
+    if parent is not None and sector != below:
+        raise _refused(f"the sectors of the parent have {below} bytes, and not {sector}")
     size = round_up(request.virtual_size, sector)
     if not 0 < size <= MAX_DISK_BYTES:
         raise _out_of_bounds(f"cannot make a VHDX image of {request.virtual_size} bytes, the limit is {MAX_DISK_BYTES}")
@@ -121,21 +122,28 @@ def _metadata(request: CreateRequest) -> Metadata:
     block_size = _size(options, "block_size", usual)
     if not MIN_BLOCK_BYTES <= block_size <= MAX_BLOCK_BYTES or block_size & (block_size - 1):
         raise _refused(f"block_size={block_size}: must be a power of two from 1 MiB to 256 MiB")
-    disk_id = new_guid() if parent is None else parent.metadata.disk_id
+    disk_id = parent.metadata.disk_id if isinstance(parent, VhdxDriver) else new_guid()
     # Physical sectors of 4096 bytes, as Windows says: a guest then aligns what it writes.
     return Metadata(block_size, fixed, parent is not None, size, disk_id, sector, 4096)
 
 
-def _parent(request: CreateRequest) -> VhdxDriver | None:
+def _parent(request: CreateRequest) -> Identified | None:
     """The open parent. A parent locator has room for no other kind."""
     if request.backing is None:
         return None
-    if not isinstance(request.parent, VhdxDriver):
+    parent = request.parent
+    if not isinstance(parent, Identified) or parent.format_name != "vhdx":
         raise _refused(
             "the parent of a VHDX image must be a VHDX image, too",
             remedy="convert the parent, or make an overlay of another format",
         )
-    return request.parent
+    return parent
+
+
+def _linkage(parent: Identified) -> bytes:
+    """The GUID of the parent's contents."""
+    found = (linkage_of(name) for name in sorted(parent.identities))
+    return next((each for each in found if each is not None), NO_GUID)
 
 
 def _packed_metadata(request: CreateRequest, metadata: Metadata) -> bytes:
@@ -146,10 +154,10 @@ def _packed_metadata(request: CreateRequest, metadata: Metadata) -> bytes:
     if not name or "\0" in name or "\\" in name:
         raise _refused("the name of the parent is empty or has a character that a parent locator cannot hold")
     try:
-        locator = pack_locator(parent_entries(name, parent.header.data_write))
+        locator = pack_locator(parent_entries(name, _linkage(parent)))
     except ValueError as error:
         raise _out_of_bounds(str(error)) from error
-    further = copied_items(parent.file, parent.metadata)
+    further = copied_items(parent.file, parent.metadata) if isinstance(parent, VhdxDriver) else []
     packed = pack_metadata(metadata, locator=locator, further=further)
     # The region has 1 MiB: what is only taken along gives way.
     return packed if len(packed) <= MIB else pack_metadata(metadata, locator=locator)

@@ -25,6 +25,12 @@ def identity(linkage: bytes) -> str:
     return f"uuid:{guid_text(linkage)}"
 
 
+def linkage_of(name: str) -> bytes | None:
+    """The GUID in an identity, None for an identity of another kind."""
+    kind, _, text = name.partition(":")
+    return parse_guid(text) if kind == "uuid" else None
+
+
 def parse_locator(raw: bytes) -> dict[str, str]:
     """The keys and values of a locator. Raises ValueError saying what cannot be true."""
     if len(raw) < _ENTRIES_AT or raw[:16] != _TYPE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 
 from tapfs.driver import BackingReference, Finding, Geometry, HostFile, OpenRequest, Severity
@@ -28,7 +29,7 @@ from tapfs.formats.vhdx.metadata import read_metadata
 from tapfs.formats.vhdx.pages import Pages
 from tapfs.formats.vhdx.regions import read_regions
 from tapfs.formats.vhdx.units import HEADER_SECTION
-from tapfs.tables import ASK, Bitmap, Rule, TableLayout, Where
+from tapfs.tables import ABSENT, ASK, Bitmap, Rule, TableLayout, Where
 
 #: The map unit of an image without parent, and the least one of an image over a parent, whose bitmaps are read whole.
 #: A chunk is a multiple of either, so the entries of a unit follow one another.
@@ -130,9 +131,9 @@ class VhdxReader:
         """The blocks from that of `offset` on that are in one state which has no data."""
         block_size = self.table.block_size
         first, stop = offset // block_size, -(-end // block_size)
-        stop = min(stop, first + _RUN_ENTRIES)
-        kind: Kind | None = None
-        block = first
+        block = self._hole_end(first, stop)
+        stop = min(stop, block + _RUN_ENTRIES)
+        kind = Kind.UNALLOCATED if block > first else None
         while block < stop:
             chunk_end = min(stop, (self.table.chunk_of(block) + 1) * self.table.chunk_blocks)
             entries = self.entries(block, chunk_end)
@@ -150,6 +151,16 @@ class VhdxReader:
         if kind is None:
             return None
         return Extent(offset, min(stop * block_size, end) - offset, kind)
+
+    def _hole_end(self, first: int, stop: int) -> int:
+        """The end of the blocks from `first` on whose entries are in a hole of the host file, and so zero."""
+        table = self.table
+        at, end = table.entry_offset(table.index(first)), table.entry_offset(table.index(stop - 1) + 1)
+        data_at, _ = next(self.file.data_ranges(at, end - at), (end, 0))
+        if self.pages.differs(at, end - at):
+            return first
+        index = (data_at - table.host_offset) // ENTRY_BYTES
+        return min(stop, index - index // (table.chunk_blocks + 1)) if data_at > at else first
 
     def table_layout(self) -> TableLayout | None:
         """The block table, with the sector bitmaps where there is a parent."""
@@ -199,11 +210,25 @@ class VhdxReader:
             at = table.entry_offset(table.index(block))
             places.extend(range(at, at + (chunk_end - block) * ENTRY_BYTES, blocks * ENTRY_BYTES))
             block = chunk_end
+        self._leave_out_holes(places, blocks * ENTRY_BYTES)
         if self.pages.changed:
             for unit in range(first, first + count):
                 if self._differs(unit * blocks, blocks):
                     places[unit - first] = ASK
         return places
+
+    def _leave_out_holes(self, places: array[int], unit_bytes: int) -> None:
+        """Say of units whose entries are in a hole of the host file that they have none: these are zero."""
+        start, end = places[0], places[-1] + unit_bytes
+        holes: list[tuple[int, int]] = []
+        for at, length in (*self.file.data_ranges(start, end - start), (end, 0)):
+            # The units that begin in the hole and end in it, too.
+            first, stop = bisect_left(places, start), bisect_right(places, at - unit_bytes)
+            if first < stop:
+                holes.append((first, stop))
+            start = at + length
+        for first, stop in holes:
+            places[first:stop] = array("Q", [ABSENT]) * (stop - first)
 
     def _differs(self, block: int, count: int) -> bool:
         """Whether the map of blocks of one chunk is another on the disk."""
@@ -215,6 +240,18 @@ class VhdxReader:
         word_at = table.entry_offset(table.bitmap_index(table.chunk_of(block)))
         place = (pages.word(word_at) & PLACE_MASK) + table.bitmap_offset(block)
         return pages.differs(word_at, ENTRY_BYTES) or pages.differs(place, count * table.bitmap_bytes)
+
+    def chunks(self) -> Iterator[tuple[int, array[int]]]:
+        """The first block and the entries of each chunk that may have an entry which is not zero on the disk."""
+        table = self.table
+        chunk, chunks = 0, table.chunk_of(table.blocks - 1) + 1
+        chunk_bytes = (table.chunk_blocks + 1) * ENTRY_BYTES
+        for start, length in self.file.data_ranges(*table.place):
+            chunk = max(chunk, (start - table.host_offset) // chunk_bytes)
+            while chunk < min(chunks, -(-(start + length - table.host_offset) // chunk_bytes)):
+                first = chunk * table.chunk_blocks
+                yield first, self.entries(first, min(first + table.chunk_blocks, table.blocks))
+                chunk += 1
 
     def entry(self, block: int) -> int:
         """The entry of a block."""
@@ -268,7 +305,8 @@ class VhdxReader:
             return
         sector = self.metadata.logical_sector
         bitmap = self.pages.read(self.bitmap_place(block), self.table.bitmap_bytes)
-        for run in sector_runs(bitmap, 0, size // sector):
+        stop = min(size, self.metadata.size - block * size) // sector
+        for run in sector_runs(bitmap, 0, stop):
             at, length = block * size + run.first * sector, (run.stop - run.first) * sector
             if run.present:
                 host_offset = place + run.first * sector

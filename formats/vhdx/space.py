@@ -71,9 +71,7 @@ def _end_of_blocks(image: VhdxReader) -> int:
     table = image.table
     size = image.file.size()
     end = max(round_up(size, MIB), *(place.end for place in image.reserved))
-    for chunk in range(table.chunk_of(table.blocks - 1) + 1):
-        first = chunk * table.chunk_blocks
-        entries = image.entries(first, min(first + table.chunk_blocks, table.blocks))
+    for _, entries in image.chunks():
         if max(entries) >> 63 or max(entries) & PLACE_MASK >= size:
             last = max((entry & PLACE_MASK for entry in entries if entry & PLACE_MASK < size), default=0)
         else:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import pytest
 
+import tapfs
 from tapfs import ImageError
 from tapfs.driver import Driver, OpenRequest
 from tapfs.extent import Extent, Kind
 from tapfs.formats.vhdx import FORMAT
+from tapfs.tables import ABSENT
 from tapfs.testing.model import MemoryFile, read_extents
 from tests.vhdx_images import (
     BAT_AT,
@@ -176,3 +179,24 @@ def test_a_parent_without_a_name_is_an_error() -> None:
             opened(data)
         lenient = FORMAT.open(MemoryFile(bytes(data)), OpenRequest(lenient=True))
         assert lenient.check().corruptions == 1  # type: ignore[attr-defined]
+
+
+def test_a_huge_empty_table_is_not_read(tmp_path: Path) -> None:
+    """64 TiB in blocks of 1 MiB are a table of 512 MiB, a hole but for two pages."""
+    path = tmp_path / "a.vhdx"
+    tapfs.create_image(
+        str(path), tapfs.NewImage("vhdx", 64 << 40, options={"block_size": "1M", "block_state_zero": "off"})
+    )
+    with tapfs.open(path, writable=True) as disk:
+        disk.write(40 << 40, b"middle")
+        disk.write(disk.size - 5, b"last")
+    with tapfs.open(path) as disk:
+        found = [(each.offset, each.length) for each in disk.extents() if not each.zero]
+        assert found == [(40 << 40, MIB), ((64 << 40) - MIB, MIB)]
+        statistics = disk.statistics()
+        assert statistics.cache_fills < 20
+        places = disk.layers[0].driver.table_places(0, 65536)  # type: ignore[attr-defined]
+        assert places.count(ABSENT) > 65000
+        assert places[40 << 10] != ABSENT
+        assert list(places) == [disk.layers[0].driver.table_places(n, 1)[0] for n in range(65536)]  # type: ignore[attr-defined]
+    assert tapfs.check(path).corruptions == 0
