@@ -39,6 +39,7 @@ class CreateRequest:
 
     `backing_mtime` is the parent's modification time in whole seconds since 1970, `parent` is the open parent.
     `name` is the file name of the new image without its folder, for formats that write it into their metadata.
+    `compressed`: the image is to be filled with packed data. A format that has a layout of its own for that takes it.
     """
 
     virtual_size: int
@@ -48,6 +49,7 @@ class CreateRequest:
     encrypted: bool = False
     name: str = ""
     parent: Driver | None = None
+    compressed: bool = False
 
 
 @runtime_checkable

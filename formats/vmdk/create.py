@@ -18,8 +18,8 @@ from tapfs.plan import Grow, Plan, Step, Write, plan
 
 CREATE_OPTIONS: Mapping[str, str] = MappingProxyType(
     {
-        "subformat": "monolithicSparse (default), monolithicFlat, twoGbMaxExtentSparse, twoGbMaxExtentFlat,"
-        " streamOptimized (packed, written once), vmfs, vmfsSparse",
+        "subformat": "monolithicSparse (default; with -c streamOptimized), monolithicFlat,"
+        " twoGbMaxExtentSparse, twoGbMaxExtentFlat, streamOptimized (packed, written once), vmfs, vmfsSparse",
         "adapter_type": "ide (default), lsilogic, buslogic or legacyESX",
         "hwversion": "the version of the virtual hardware (default 4)",
         "compat6": "on: version 6 of the virtual hardware",
@@ -113,7 +113,7 @@ def _staged(steps: list[Step]) -> Plan:
 
 
 def _name(request: CreateRequest) -> str:
-    return request.options.get("subformat", "monolithicSparse")
+    return request.options.get("subformat", "streamOptimized" if request.compressed else "monolithicSparse")
 
 
 def _subformat(request: CreateRequest) -> _Subformat:
@@ -124,6 +124,10 @@ def _subformat(request: CreateRequest) -> _Subformat:
     found = next((each for known, each in _SUBFORMATS.items() if known == name), None)
     if found is None:
         raise _refused(f"subformat={name}: must be one of {', '.join(_SUBFORMATS)}")
+    if request.compressed and not found.packed:
+        raise _refused(
+            f"subformat={name} is not written compressed", remedy="leave the subformat out: it is streamOptimized"
+        )
     if request.virtual_size < 1:
         raise _out_of_bounds(f"cannot make a VMDK of {request.virtual_size} bytes")
     most = _MAX_FLAT_BYTES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -135,6 +136,7 @@ def convert_to_new(
             ErrorKind.UNSUPPORTED, "compressed data is never encrypted in such an image", path=path, op="convert"
         )
     refuse_own_chain(source, path)
+    new = replace(new, compressed=compressed)
     baseline = Baseline.ZEROS if new.backing is None else Baseline.PARENT
     with new_image(path, new, overwrite=True, zeroed=False) as target:
         if target.is_device:

@@ -45,7 +45,8 @@ class NewImage:
 
     `backing` is written into the image as it is given, but that a name with a colon before its first slash gets a ./
     for QEMU, which takes it for an address otherwise, and that `ram:NAME` becomes the path of its file.
-    `backing_format` only says what the parent is. A `password` makes an encrypted image.
+    `backing_format` only says what the parent is. A `password` makes an encrypted image. `compressed`: packed data
+    is to fill it (`convert` says so).
     """
 
     format: str
@@ -54,6 +55,7 @@ class NewImage:
     backing_format: str | None = None
     options: Mapping[str, str] = field(default_factory=dict[str, str])
     password: bytes | None = field(default=None, repr=False)
+    compressed: bool = False
 
     def __post_init__(self) -> None:
         require_bytes(self.password)
@@ -217,6 +219,7 @@ def _request(path: str, new: NewImage) -> Generator[CreateRequest]:
             encrypted=new.password is not None,
             name=os.path.basename(path),
             parent=None if parent is None else parent.driver,
+            compressed=new.compressed,
         )
 
 

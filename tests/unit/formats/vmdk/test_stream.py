@@ -88,6 +88,16 @@ def test_the_layout(tmp_path: Path, tapfs: Run, options: list[str]) -> None:
     assert said.value("ddb.virtualhwversion") == "4"
 
 
+def test_compression_is_streamoptimized(tmp_path: Path, tapfs: Run) -> None:
+    raw, image = tmp_path / "raw", tmp_path / "disk.vmdk"
+    raw.write_bytes(b"text" * 50_000)
+    assert tapfs("convert", "-c", "-f", "raw", "-O", "vmdk", raw, image) == DONE
+    assert b'createType="streamOptimized"' in image.read_bytes()[:2048]
+    ran = tapfs("convert", "-c", "-f", "raw", "-O", "vmdk", "-o", "subformat=monolithicFlat", raw, image)
+    assert ran.code == 12
+    assert "subformat=monolithicFlat is not written compressed" in ran.err
+
+
 @pytest.mark.parametrize("size", [512, GRAIN, SPAN + 512])
 def test_empty_disks(tmp_path: Path, tapfs: Run, size: int) -> None:
     content = converted(tapfs, tmp_path, bytes(size))
