@@ -19,10 +19,13 @@ from tapfs.extent import Extent
 from tapfs.host_files import Presence
 from tapfs.kernel._engine import ffi, lib
 from tapfs.kernel.codec_libraries import CODECS_OF_LIBRARIES, load_codec
+from tapfs.kernel.crc32c import use_instruction
 from tapfs.plan import Allocate, Discard, Grow, Plan, Write
 
 if TYPE_CHECKING:
     from tapfs.kernel._engine import CData
+
+use_instruction()
 
 Buffer = bytes | bytearray | memoryview | mmap
 

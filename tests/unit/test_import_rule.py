@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 #: All that a driver may import of tapfs, besides its own package.
-PURE_CORE = {"tapfs.driver", "tapfs.errors", "tapfs.extent", "tapfs.plan", "tapfs.tables"}
+PURE_CORE = {"tapfs.checksums", "tapfs.driver", "tapfs.errors", "tapfs.extent", "tapfs.plan", "tapfs.tables"}
 
 #: What a driver may not import from anywhere: it does no I/O and has no threads.
 BANNED_IN_DRIVERS = {
@@ -32,6 +32,7 @@ BELOW_THE_ENGINE = ["chain", "chain_map", "description", "password", "probe"]
 
 #: What each folder of tapfs/ may import of the others, besides the contract. Front ends never see each other.
 CONTRACT = {
+    "checksums",
     "driver",
     "driver_protocols",
     "errors",

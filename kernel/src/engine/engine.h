@@ -364,6 +364,10 @@ size_t tapfs_find_data(const void *buffer, uint64_t length, uint64_t granule, ui
 /* The offset of the first byte that differs, or `length`. */
 uint64_t tapfs_first_difference(const void *left, const void *right, uint64_t length);
 
+/* Whether the processor has the instruction for CRC-32C; without it the other must not be called. */
+int tapfs_has_crc32c(void);
+uint32_t tapfs_crc32c(const void *buffer, uint64_t length);
+
 /*
  * Compress `count` granules, each on its own, into `out` one after the other; sizes[i] is 0 where a
  * granule does not shrink (nothing is put into `out` for it). `out` holds count * granule bytes.
