@@ -66,6 +66,14 @@ class AllocationTable:
                         yield at, entry * SECTOR
             index = end
 
-    def highest_place(self) -> int | None:
-        """The largest host offset of a bitmap; None in an image without blocks."""
-        return max((place for _, place in self.used()), default=None)
+    def bounds(self) -> tuple[int, int] | None:
+        """The least and the largest host offset of a bitmap; None in an image without blocks."""
+        lowest, highest = UNUSED, -1
+        index, stop = 0, len(self)
+        while (index := self.next_used(index, stop)) < stop:
+            end = min(index + _PIECE, stop)
+            for _, entries in self.changes.pieces(index, end):
+                lowest = min(lowest, *entries)  # UNUSED is the largest entry
+                highest = max(highest, max((entry for entry in entries if entry != UNUSED), default=-1))
+            index = end
+        return None if highest < 0 else (lowest * SECTOR, highest * SECTOR)

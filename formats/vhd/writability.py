@@ -66,6 +66,13 @@ def require_writable(image: DynamicReader) -> None:
 
 def _require_places(image: DynamicReader) -> None:
     """A block past the end of the file would be where the next new block goes."""
+    bounds = image.table.bounds()
+    if bounds is None:
+        return
+    lowest, highest = bounds
+    behind_metadata = lowest >= max(stop for _, stop, _ in image.metadata_ranges)
+    if behind_metadata and highest + image.header.bitmap_bytes + image.header.block_size <= image.file_size:
+        return
     for index, place in image.table.used():
         wrong = image.place_fault(index, place)
         if wrong is not None:

@@ -334,8 +334,8 @@ class WritableDynamicDriver(DynamicDriver):
         ends += [locator.offset + locator.space_bytes for locator in self.header.locators if locator.data_length]
         if self.batmap is not None:
             ends.append(self.batmap.end)
-        if (highest := self.table.highest_place()) is not None:
-            ends.append(highest + self.header.bitmap_bytes + self.header.block_size)
+        if (bounds := self.table.bounds()) is not None:
+            ends.append(bounds[1] + self.header.bitmap_bytes + self.header.block_size)
         if not self.footers.last_good:
             ends.append(round_up(self.file.size(), SECTOR))
         return round_up(max(ends), SECTOR)
