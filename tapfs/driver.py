@@ -51,6 +51,7 @@ from tapfs.geometry import (
     Geometry,
     Identity,
     Packing,
+    ParentSearch,
 )
 from tapfs.host_files import FurtherFiles, HostFile, NoFurtherFiles, NumberedFile, Role
 from tapfs.reservation import (
@@ -90,6 +91,7 @@ __all__ = [
     "OpenRequest",
     "Operation",
     "Packing",
+    "ParentSearch",
     "Placement",
     "PlainDetails",
     "ProgressCallback",

@@ -107,6 +107,7 @@ OPTIONS: dict[str, Spelling] = {
     "format": Spelling("-f {}", "format={}", "format='{}'"),
     "overlay": Spelling("--overlay {}", "overlay={}", "overlay={}"),
     "parent_format": Spelling("-F {}", "backing_format={}", "backing_format='{}'"),
+    "parent_folder": Spelling("--parent-folder {}", "parent_folder={}", "parent_folders=['{}']"),
     "partition": Spelling("--partition {}", "partition={}", "partition={}"),
     "password": Spelling("--key-file FILE or in TAPFS_PASSWORD", "key_file=FILE", "password=..."),
     "rw": Spelling("--rw", "rw", "writable=True"),

@@ -72,17 +72,35 @@ class Identity(NamedTuple):
     host_offset: int = 0
 
 
+class ParentSearch(NamedTuple):
+    """How the parent of an image is found that names no file: by an identity, among the files of some folders.
+
+    `identity` is one of those that the driver of the parent has (`Identified`). `folders` are relative to that of the
+    image; the user may name more.
+    """
+
+    identity: str
+    folders: tuple[str, ...] = ("",)
+
+
 class BackingReference(NamedTuple):
     """The parent that an image names. `format` is None where the header is silent.
 
     `others` are further names of the same parent, which are tried in order where there is no file `name`.
     `identity` is what the parent must be, as its driver says it (`Identified`); None where the image does not say.
+    With a `search` the image names no file, and `name` is empty.
     """
 
     name: str
     format: str | None = None
     others: tuple[str, ...] = ()
     identity: str | None = None
+    search: ParentSearch | None = None
+
+    @property
+    def said(self) -> str:
+        """The parent as the image says it, for people."""
+        return self.name if self.search is None else self.search.identity
 
 
 #: The largest disk, in bytes: no map unit that begins in it ends past the largest offset of a host file.

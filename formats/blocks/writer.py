@@ -29,30 +29,17 @@ _MAX_HOST_SIZE = (1 << 63) - (1 << 32)
 
 
 class BlockWriter(BlockReader):
-    """An open image, read-write: the parts of a :class:`tapfs.driver.WritableDriver`.
-
-    `unlinks`: the block of a zero or a discard loses its slot, where no parent would show through. Otherwise zeros are
-    put in place, and the host gets the space back, for formats whose slots must be numbered without gaps.
-    """
+    """An open image, read-write: the parts of a :class:`tapfs.driver.WritableDriver`."""
 
     #: Whether a commit of a write maps the blocks to their placements and changes nothing else (`Reservation.exact`).
     exact_writes = True
+    #: Whether the block of a zero or a discard loses its slot, where no parent would show through. Otherwise zeros are
+    #: put in place, and the host gets the space back: for formats whose slots must be numbered without gaps.
+    unlinks = True
 
     def __init__(
-        self,
-        file: HostFile,
-        request: OpenRequest,
-        layout: BlockLayout,
-        backing: BackingReference | None = None,
-        *,
-        unlinks: bool,
-        slot_alignment: int | None = None,
-        blocks_end: int | None = None,
+        self, file: HostFile, request: OpenRequest, layout: BlockLayout, backing: BackingReference | None = None
     ) -> None:
-        """`slot_alignment`: of slots after the layout's origin, the slot's length if None.
-
-        `blocks_end`: where new slots may begin, the end of the file if None.
-        """
         super().__init__(file, request, layout, backing)
         if layout.table_offset % layout.entry_bytes:
             # An entry across two sectors could be torn into a third value by a crash.
@@ -63,14 +50,14 @@ class BlockWriter(BlockReader):
                 offset=layout.table_offset,
                 op="open",
             )
-        self._unlinks = unlinks and backing is None
+        self._unlinks = self.unlinks and backing is None
         self.allocation = Allocation(
             file.path,
-            max(layout.least_place, self.host_bytes if blocks_end is None else blocks_end),
+            max(layout.least_place, self.blocks_end()),
             layout.slot_bytes,
             max_size=min(_MAX_HOST_SIZE, layout.slot(layout.largest_entry) + layout.slot_bytes),
             origin=layout.origin,
-            alignment=slot_alignment,
+            alignment=self.slot_alignment(),
         )
         # New slots may begin before the end of the file, or after it where a slot must be aligned.
         self.allocation.committed_end = self.allocation.durable_end = self.host_bytes
@@ -78,6 +65,14 @@ class BlockWriter(BlockReader):
         self._open: set[Reservation] = set()
 
     # -- what a format may do otherwise -----------------------------------------------------------
+
+    def slot_alignment(self) -> int:
+        """Slots begin at multiples of this after the layout's origin."""
+        return self.layout.slot_bytes
+
+    def blocks_end(self) -> int:
+        """Where new slots may begin: nothing but what the format writes anew lies behind it."""
+        return self.host_bytes
 
     def unused_slots(self) -> Sequence[HostRange]:
         """Ranges before the end of the file that are slots and that no entry names; asked before the first of all."""

@@ -21,6 +21,7 @@ class OpenKeywords(TypedDict, total=False):
     backing_formats: Sequence[str]
     any_parent: bool
     snapshot: str | None
+    parent_folders: Sequence[str | os.PathLike[str]]
     backing_root: str | None
     gate: Gate | None
     direct: bool

@@ -73,6 +73,7 @@ def mount(
     backing_formats: Sequence[str] = (),
     any_parent: bool = False,
     snapshot: str | None = None,
+    parent_folders: Sequence[str | os.PathLike[str]] = (),
     backing_root: str | None = None,
     direct: bool = False,
     shared: bool = False,
@@ -99,6 +100,8 @@ def mount(
     words += _flag("--any-parent", any_parent)
     words += _option("--snapshot", snapshot)
     words += _option("--cache", None if cache_bytes is None else str(cache_bytes))
+    for folder in parent_folders:
+        words += _option("--parent-folder", os.fsdecode(folder))
     words += _option("--overlay", None if overlay is None else os.fsdecode(overlay))
     words += _option("--partition", None if partition is None else str(partition))
     words += _option("--sector-size", None if sector_size is None else str(sector_size))

@@ -28,6 +28,7 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
     backing_formats: Sequence[str] = (),
     any_parent: bool = False,
     snapshot: str | None = None,
+    parent_folders: Sequence[str | os.PathLike[str]] = (),
     backing_root: str | None = None,
     gate: Gate | None = None,
     direct: bool = False,
@@ -42,8 +43,9 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
     `format` is probed if None; a raw image must be named to be writable. `password` unlocks
     encrypted images. `backing` replaces the parent that the image names, `backing_formats` say
     what the parents are (nearest first), and `any_parent` takes one that is not the one that the image
-    was made over. `snapshot` is the name or id of a disk that the image keeps beside its current one.
-    `backing_root` is a directory that they must lie in,
+    was made over. An image that names its parent by a UUID and not by a file (VDI) has it searched for in
+    its own folder and in `parent_folders`. `snapshot` is the name or id of a disk that the image keeps beside
+    its current one. `backing_root` is a directory that parents must lie in,
     with every other file that the image names; `gate` says it in full (`tapfs.Gate`).
     `direct` moves guest data past the host's page cache. `shared` neither refuses other users
     of the files nor is refused. `metadata_only` opens an encrypted image without its password.
@@ -60,6 +62,7 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
         backing_formats=backing_formats,
         any_parent=any_parent,
         snapshot=snapshot,
+        parent_folders=_names(parent_folders),
         gate=_gate(gate, backing_root),
         direct=direct,
         sharing=Sharing.UNCHECKED if shared else Sharing.EXCLUSIVE,
@@ -68,6 +71,12 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
         cache_bytes=cache_bytes,
     )
     return open_image(os.fsdecode(path), options, password=password, metadata_only=metadata_only)
+
+
+def _names(folders: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
+    if isinstance(folders, str):
+        raise TypeError("parent_folders is a sequence of names, not one str")
+    return tuple(map(os.fsdecode, folders))
 
 
 def _gate(gate: Gate | None, backing_root: str | None) -> Gate:
@@ -117,6 +126,7 @@ def info(path: str | os.PathLike[str], *, sector_size: int | None = None, **opti
         backing_formats=options.get("backing_formats", ()),
         any_parent=options.get("any_parent", False),
         snapshot=options.get("snapshot"),
+        parent_folders=_names(options.get("parent_folders", ())),
         gate=_gate(options.get("gate"), options.get("backing_root")),
         direct=options.get("direct", False),
         sharing=Sharing.UNCHECKED if options.get("shared") else Sharing.EXCLUSIVE,

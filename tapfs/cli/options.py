@@ -54,6 +54,13 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
         "--snapshot", metavar="NAME", help="the disk of that name or id which the image keeps beside its current one"
     )
     group.add_argument(
+        "--parent-folder",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="where a parent may be, too, that the image names by a UUID and not by a file; may be given again",
+    )
+    group.add_argument(
         "--backing-root", metavar="DIR", help="refuse parents, and other files that an image names, outside DIR"
     )
     group.add_argument(
@@ -116,6 +123,7 @@ def open_options(
         backing_formats=tuple(arguments.backing_format),
         any_parent=arguments.any_parent,
         snapshot=arguments.snapshot,
+        parent_folders=tuple(arguments.parent_folder),
         gate=gate,
         direct=arguments.direct,
         sharing=Sharing.UNCHECKED if arguments.force_share else Sharing.EXCLUSIVE,

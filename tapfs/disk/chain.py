@@ -19,6 +19,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from tapfs.disk.format_choice import SAY_RAW, driver_of, guessed_format, named_format
+from tapfs.disk.parent_search import sought_parent
 from tapfs.disk.parents import is_missing, named_parent, require_identity
 from tapfs.disk.recovery import recover
 from tapfs.driver import (
@@ -56,6 +57,7 @@ class OpenOptions:
     `backing`: the parent to use instead of the one that the image names. `backing_formats`: of the parents, nearest
     first.
     `any_parent`: a parent is taken even if it is not the one that the image was made over.
+    `parent_folders`: where parents are looked for, too, that their children name by an identity and not by a file.
     `gate`: which files the images may name. `sharing`: who is let in beside us.
     `direct`: O_DIRECT for guest data, `request_owner`: the disk that those requests belong to (`LocalFile`).
     `created`: the image was made a moment ago and is empty (`OpenRequest.created`).
@@ -71,6 +73,7 @@ class OpenOptions:
     backing: str | None = None
     backing_formats: Sequence[str] = ()
     any_parent: bool = False
+    parent_folders: Sequence[str] = ()
     gate: Gate = ORDINARY
     direct: bool = False
     request_owner: int | None = None
@@ -86,6 +89,8 @@ class OpenOptions:
             raise ValueError(f"cache_bytes is {self.cache_bytes}, not a number of bytes")
         if isinstance(self.backing_formats, str):
             raise TypeError("backing_formats is a sequence of names, not one str")
+        if isinstance(self.parent_folders, str):
+            raise TypeError("parent_folders is a sequence of names, not one str")
 
     @property
     def overlaid(self) -> bool:
@@ -238,7 +243,10 @@ def add_parents(layers: list[Layer], options: OpenOptions) -> None:
 
 
 def parent_location(layers: Sequence[Layer], options: OpenOptions) -> Location | None:
-    """Where the parent of the last layer is said to be, or None."""
+    """Where the parent of the last layer is said to be, or None.
+
+    Raises ImageError where the image names no file and the search for its parent (`tapfs.disk.parent_search`) fails.
+    """
     child = layers[-1]
     reference = child.driver.geometry.backing
     if reference is None:
@@ -247,11 +255,28 @@ def parent_location(layers: Sequence[Layer], options: OpenOptions) -> Location |
         return None
     if len(layers) == 1 and options.backing is not None:
         return locate(options.backing)
-    return named_parent(child.path, reference, options.gate)
+    return _named_or_sought(child.path, reference, options)
+
+
+def _named_or_sought(child: str, reference: BackingReference, options: OpenOptions) -> Location:
+    if reference.search is None:
+        return named_parent(child, reference, options.gate)
+    looking = OpenOptions(gate=options.gate, sharing=Sharing.UNCHECKED)
+
+    def open_image(location: Location) -> Layer:
+        return _open_located(location, looking, gate=options.gate)
+
+    return sought_parent(child, reference, reference.search, options.parent_folders, open_image, op=OPENING_PARENT)
 
 
 def parent_is_missing(child: Layer, options: OpenOptions) -> bool:
-    """Whether the parent that an image names is not there, as far as the gate lets anybody know. It is not opened."""
+    """Whether the parent that an image names is not there, as far as the gate lets anybody know. It is not opened.
+
+    A parent that had to be searched for is not missing: nobody has looked.
+    """
+    reference = child.driver.geometry.backing
+    if options.backing is None and reference is not None and reference.search is not None:
+        return False
     location = parent_location([child], options)
     return location is not None and is_missing(location, options.gate)
 
@@ -333,7 +358,10 @@ def files_below(path: str, options: OpenOptions) -> set[tuple[int, int]]:
         found |= set(layer.files.identities)
         layer.close()
         reference = layer.driver.geometry.backing
-        location = None if reference is None else named_parent(layer.path, reference, looking.gate)
+        try:
+            location = None if reference is None else _named_or_sought(layer.path, reference, looking)
+        except ImageError:
+            break
         looking = replace(looking, format=None if reference is None else reference.format)
     return found
 

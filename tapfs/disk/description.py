@@ -67,7 +67,7 @@ def describe(layers: Sequence[Layer], unopened: UnopenedParent | None = None) ->
     backing: BackingInfo | None = None
     if geometry.backing is not None:
         backing = {
-            "name": geometry.backing.name,
+            "name": geometry.backing.said,
             "path": layers[1].path if len(layers) > 1 else None,
             "format": layers[1].driver.format_name if len(layers) > 1 else geometry.backing.format,
         }

@@ -161,7 +161,6 @@ _MACOS = "make a raw image of it with hdiutil convert on macOS"
 TABLE: tuple[ForeignFormat, ...] = (
     ForeignFormat("qcow-later", "a qcow image of an unknown version", _QEMU, _later_qcow),
     ForeignFormat("qed", "a QED image", _QEMU, _starts(b"QED\0")),
-    ForeignFormat("vdi", "a VDI image", _QEMU, _starts(b"\x7f\x10\xda\xbe", at=64)),
     ForeignFormat("bochs", "a Bochs image", _QEMU, _starts(b"Bochs Virtual HD Image")),
     ForeignFormat("cloop", "a cloop image", _QEMU, _cloop),
     ForeignFormat("cow", "a COW image of User-mode Linux", "merge it with uml_moo", _cow),

@@ -84,5 +84,8 @@ def _open_parents(layers: list[Layer], options: OpenOptions) -> UnopenedParent |
             error = raised
         else:
             return None
+    reference = layers[-1].driver.geometry.backing
+    if reference is not None and reference.search is not None and (len(layers) > 1 or options.backing is None):
+        return UnopenedParent(reference.said, reference, error)
     location = parent_location(layers, options)
-    return None if location is None else UnopenedParent(location.name, layers[-1].driver.geometry.backing, error)
+    return None if location is None else UnopenedParent(location.name, reference, error)

@@ -29,6 +29,7 @@ _MODULES = {
     "vhd": "tapfs.formats.vhd",
     "parallels": "tapfs.formats.parallels",
     "dmg": "tapfs.formats.dmg",
+    "vdi": "tapfs.formats.vdi",
 }
 
 #: Other names of formats, which `-f` and `-O` take as well: qemu-img's.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host import ram
@@ -34,18 +34,23 @@ class Location:
     """What a name means. `name` is how messages say it, `host_path` the file behind it.
 
     `in_memory`: it is a RAM disk, which is shared by all who may open it. `trusted` is the folder at the start of
-    `host_path` that does not come from an image.
+    `host_path` that does not come from an image. `known_format` is what a search has found the file to be.
     """
 
     name: str
     host_path: str
     in_memory: bool = False
     trusted: str = ""
+    known_format: str | None = None
 
     @property
     def format_name(self) -> str | None:
-        """The format, where the name says it already."""
-        return ram.FORMAT if self.in_memory else None
+        """The format, where the name says it already, or where it is known."""
+        return ram.FORMAT if self.in_memory else self.known_format
+
+    def known_as(self, format_name: str) -> Location:
+        """The same, once the file was found to be of a format."""
+        return replace(self, known_format=format_name)
 
     def absolute(self) -> Location:
         """The same from any folder."""

@@ -93,10 +93,10 @@ def _note_parent(report: CheckReport, layer: Layer, options: OpenOptions) -> Non
     reference = layer.driver.geometry.backing
     if reference is None:
         return
-    report.unchecked_parent = reference.name
+    report.unchecked_parent = reference.said
     missing = parent_is_missing(layer, options)
     said = "is missing" if missing else "was not looked at: check it by itself"
-    report.add(Severity.NOTE, f"the backing file {reference.name} {said}")
+    report.add(Severity.NOTE, f"the backing file {reference.said} {said}")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from tapfs.disk.chain import OpenOptions, files_below, layer_of_files, open_layer
@@ -181,7 +181,11 @@ def _open_filled(path: str, new: NewImage, begun: _Begun) -> Image:
         raise
     formats = () if new.backing_format is None else (new.backing_format,)
     options = OpenOptions(format=new.format, writable=True, backing_formats=formats, created=True)
-    return open_image_on(layer_of_files(path, files, options), options, password=new.password)
+    layer = layer_of_files(path, files, options)
+    reference = layer.driver.geometry.backing
+    if new.backing is not None and reference is not None and reference.search is not None:
+        options = replace(options, backing=locate_parent(path, stored_parent(new.backing)).name)
+    return open_image_on(layer, options, password=new.password)
 
 
 def _execute(files: Sequence[LocalFile], plan: Plan) -> None:

@@ -91,10 +91,10 @@ def test_without_options_the_layout_is_qemus(tapfs: Run, sample: Path, tmp_path:
     assert ours.read_bytes() == theirs.read_bytes()
 
 
-def _scattered(size: int, *, backwards: bool) -> list[tuple[int, int, int]]:
+def scattered_writes(size: int, *, backwards: bool) -> list[tuple[int, int, int]]:
     """Writes as (pattern, offset, length), whole sectors, some overlapping."""
     chance = random.Random(7)
-    writes = []
+    writes: list[tuple[int, int, int]] = []
     for pattern in range(1, 120):
         length = 512 * chance.choice((1, 2, 7, 8, 9, 64, 200))
         writes.append((pattern, 512 * chance.randrange((size - length) // 512), length))
@@ -103,14 +103,14 @@ def _scattered(size: int, *, backwards: bool) -> list[tuple[int, int, int]]:
     return writes
 
 
-def _model(size: int, writes: list[tuple[int, int, int]], below: bytes = b"") -> bytes:
+def disk_after(size: int, writes: list[tuple[int, int, int]], below: bytes = b"") -> bytes:
     disk = bytearray(below[:size].ljust(size, b"\0"))
     for pattern, offset, length in writes:
         disk[offset : offset + length] = bytes([pattern]) * length
     return bytes(disk)
 
 
-def _written_by_qemu_io(image: Path | str, writes: list[tuple[int, int, int]], *options: str) -> None:
+def written_by_qemu_io(image: Path | str, writes: list[tuple[int, int, int]], *options: str) -> None:
     commands = [word for pattern, offset, length in writes for word in ("-c", f"write -P {pattern} {offset} {length}")]
     qemu("qemu-io", *options, *commands, image)
 
@@ -121,9 +121,9 @@ def test_tapfs_reads_scattered_writes_of_qemu_io(
 ) -> None:
     image = tmp_path / "a.qcow"
     qemu("qemu-img", "create", "-f", "qcow", image, 8 * MIB)
-    writes = _scattered(8 * MIB, backwards=backwards)
-    _written_by_qemu_io(image, writes, "-f", "qcow")
-    assert read_by_tapfs(image) == _model(8 * MIB, writes)
+    writes = scattered_writes(8 * MIB, backwards=backwards)
+    written_by_qemu_io(image, writes, "-f", "qcow")
+    assert read_by_tapfs(image) == disk_after(8 * MIB, writes)
 
 
 def test_qemu_goes_on_writing_what_tapfs_made(
@@ -133,9 +133,9 @@ def test_qemu_goes_on_writing_what_tapfs_made(
         image = tmp_path / "a.qcow"
         assert tapfs("convert", *flags, "-f", "raw", "-O", "qcow", sample, image) == DONE
         size = sample.stat().st_size
-        writes = _scattered(size, backwards=False)
-        _written_by_qemu_io(image, writes, "-f", "qcow")
-        expected = _model(size, writes, sample.read_bytes())
+        writes = scattered_writes(size, backwards=False)
+        written_by_qemu_io(image, writes, "-f", "qcow")
+        expected = disk_after(size, writes, sample.read_bytes())
         assert _raw_by_qemu(image) == expected
         assert read_by_tapfs(image) == expected
 
@@ -149,9 +149,9 @@ def test_overlays_of_qemu(
     qemu("qemu-img", "convert", "-f", "raw", "-O", parent_format, sample, tmp_path / "parent")
     image = tmp_path / "overlay.qcow"
     qemu("qemu-img", "create", "-f", "qcow", "-b", "parent", "-F", parent_format, image, size)
-    writes = _scattered(size, backwards=False)
-    _written_by_qemu_io(overlay_for_qemu(image, tmp_path / "parent", parent_format), writes, "--image-opts")
-    expected = _model(size, writes, sample.read_bytes())
+    writes = scattered_writes(size, backwards=False)
+    written_by_qemu_io(overlay_for_qemu(image, tmp_path / "parent", parent_format), writes, "--image-opts")
+    expected = disk_after(size, writes, sample.read_bytes())
     assert read_by_tapfs(image, "--backing-format", parent_format) == expected
 
 
@@ -160,7 +160,7 @@ def test_qemu_reads_overlays_of_tapfs(tapfs: Run, sample: Path, tmp_path: Path, 
     assert tapfs("convert", "-f", "raw", "-O", parent_format, sample, tmp_path / "parent") == DONE
     changed = tmp_path / "changed.raw"
     changed.write_bytes(
-        _model(sample.stat().st_size, _scattered(sample.stat().st_size, backwards=True), sample.read_bytes())
+        disk_after(sample.stat().st_size, scattered_writes(sample.stat().st_size, backwards=True), sample.read_bytes())
     )
     image = tmp_path / "overlay.qcow"
     words = ("convert", "-f", "raw", "-O", "qcow", "-b", "parent", "-F", parent_format, changed, image)
@@ -179,10 +179,10 @@ def test_tapfs_reads_what_qemu_encrypts(read_by_tapfs: Callable[..., bytes], tmp
     key.write_text(password)
     options = "encrypt.format=aes,encrypt.key-secret=s"
     qemu("qemu-img", "create", "-q", *_secret(key), "-f", "qcow", "-o", options, image, 8 * MIB)
-    writes = _scattered(8 * MIB, backwards=False)
+    writes = scattered_writes(8 * MIB, backwards=False)
     opened = f"driver=qcow,file.filename={image},encrypt.format=aes,encrypt.key-secret=s"
-    _written_by_qemu_io(opened, writes, *_secret(key), "--image-opts")
-    assert read_by_tapfs(image, "--key-file", key) == _model(8 * MIB, writes)
+    written_by_qemu_io(opened, writes, *_secret(key), "--image-opts")
+    assert read_by_tapfs(image, "--key-file", key) == disk_after(8 * MIB, writes)
 
 
 def test_qemu_reads_what_tapfs_encrypts(tapfs: Run, sample: Path, tmp_path: Path) -> None:

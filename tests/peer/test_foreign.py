@@ -21,8 +21,6 @@ MIB = 1 << 20
 #: Format of qemu-img: format options, and what tapfs calls it.
 IMAGES: dict[str, tuple[str, str, str]] = {
     "qed": ("qed", "", "a QED image"),
-    "vdi growing": ("vdi", "", "a VDI image"),
-    "vdi static": ("vdi", "static=on", "a VDI image"),
 }
 
 #: The words before and after the image.

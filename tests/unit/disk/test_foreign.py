@@ -73,9 +73,6 @@ SAMPLES: dict[str, list[bytes]] = {
     "qcow-later": [b"QFI\xfb\0\0\0\4" + bytes(1000), b"QFI\xfb"],
     # docs/interop/qed_spec: magic "QED\0".
     "qed": [b"QED\0" + bytes(1000)],
-    # MS-VHDX 2.2.1: FileTypeIdentifier.
-    # VirtualBox's VDICore.h: the signature comes after 64 bytes of text.
-    "vdi": [b"<<< QEMU VM Virtual Disk Image >>>\n".ljust(64, b"\0") + struct.pack("<I", 0xBEDA107F) + bytes(1000)],
     # bochs/iodev/hdimage: redolog_header_t.
     "bochs": [b"Bochs Virtual HD Image".ljust(32, b"\0") + b"Redolog".ljust(16, b"\0") + b"Growing" + bytes(1000)],
     # The preamble of create_compressed_fs.

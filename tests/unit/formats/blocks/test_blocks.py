@@ -64,7 +64,7 @@ class Toy(NamedTuple):
         head = file.read(0, 18)
         layout = self.layout(int.from_bytes(head[10:18], "big"))
         backing = BackingReference("parent") if self.overlay else None
-        return ToyDriver(file, request, layout, backing, unlinks=self.unlinks)
+        return (ToyDriver if self.unlinks else DenseToyDriver)(file, request, layout, backing)
 
     def create(self, request: CreateRequest) -> Plan:
         layout = self.layout(request.virtual_size)
@@ -89,6 +89,12 @@ class ToyDriver(BlockWriter):
         return []
 
 
+class DenseToyDriver(ToyDriver):
+    """An image whose blocks keep their slots."""
+
+    unlinks = False
+
+
 TOYS = {
     "little 4": Toy(4, "little", unlinks=False),
     "big 4, gap": Toy(4, "big", gap=512),
@@ -103,13 +109,13 @@ def subject(name: str) -> Subject:
     return Subject(TOYS[name], size=3_000_000, overlay=TOYS[name].overlay)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", TOYS)
 def test_random_requests_read_as_they_were_written(name: str, seed: int) -> None:
     operations.run(subject(name), seed, 60)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", TOYS)
 def test_a_crash_at_any_moment_loses_nothing_that_was_flushed(name: str, seed: int) -> None:
     crash.run(subject(name), seed, 30)

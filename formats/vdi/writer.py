@@ -1,0 +1,90 @@
+"""Write a VDI image.
+
+Slots have numbers. VirtualBox and QEMU give the next block the number that the header counts, so the slots in use must
+be 0, 1, 2, … without gaps. Zeros are put in place, and no slot is taken from a block that has one. Slots that nothing
+refers to are used before the file grows. The count reaches the disk before the entries do. After a crash the count
+may be ahead, which costs a block; were it behind, another writer would give a slot away twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import uuid4
+
+from tapfs.driver import HostFile, OpenRequest, Placement
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.extent import Kind
+from tapfs.formats.allocation import HostRange
+from tapfs.formats.blocks.writer import BlockWriter
+from tapfs.formats.rounding import round_up
+from tapfs.formats.vdi.driver import VdiDriver
+from tapfs.formats.vdi.header import BLOCKS_AT
+from tapfs.plan import Plan, Step, Write, plan
+
+
+class WritableVdiDriver(VdiDriver, BlockWriter):
+    """An open image, read-write: a :class:`tapfs.driver.Begun`."""
+
+    unlinks = False
+
+    def __init__(self, file: HostFile, request: OpenRequest) -> None:
+        super().__init__(file, request)
+        if self.header.blocks != self.layout.blocks:
+            # The entries that the disk has no blocks for may name slots, which would be given away again.
+            raise ImageError(
+                ErrorKind.UNSUPPORTED,
+                f"cannot write an image whose map has {self.header.blocks} entries for {self.layout.blocks} blocks",
+                path=file.path,
+                offset=BLOCKS_AT,
+                op="open",
+                remedy="make a copy of it with tapfs convert",
+            )
+        #: The new UUID of the last change, by which children know that this image is not as it was.
+        self._modification = uuid4()
+        #: One more than the largest number of a slot in use: in memory, in the plan, and in the file.
+        self._slots = self._slots_in_plan = self._slots_on_disk = self.header.allocated
+
+    def begin(self) -> Plan:
+        """The UUID of the last change becomes a new one, which tells children that their parent has changed."""
+        self.header = self.header._replace(modification=self._modification)
+        return plan([Write(0, self.header.places.modification, self._modification.bytes_le)])
+
+    def end(self) -> Plan:
+        """Nothing: the format has no mark for an image that is being written."""
+        return Plan()
+
+    def unused_slots(self) -> Sequence[HostRange]:
+        """The gaps between the slots in use, and what the file has behind the last of them."""
+        layout = self.layout
+        runs = sorted((run.entry, run.blocks) for run in self.runs(0, layout.blocks) if run.kind == Kind.DATA)
+        gaps: list[HostRange] = []
+        used = 0
+        for entry, blocks in runs:
+            if entry > used:
+                gaps.append(HostRange(layout.slot(used), layout.slot(entry)))
+            used = max(used, entry + blocks)
+        end = layout.origin + round_up(max(0, self.file.size() - layout.origin), layout.slot_bytes)
+        if layout.slot(used) < end:
+            gaps.append(HostRange(layout.slot(used), end))
+        self._slots = used
+        return gaps
+
+    def link(self, placement: Placement) -> None:
+        """See :meth:`tapfs.formats.blocks.writer.BlockWriter.link`; the slots are counted."""
+        super().link(placement)
+        end = placement.host_offset + placement.length // self.layout.block_bytes * self.layout.slot_bytes
+        self._slots = max(self._slots, (end - self.layout.payload_at - self.layout.origin) // self.layout.slot_bytes)
+
+    def before_table(self) -> list[list[Step]]:
+        """The count of slots."""
+        self._slots_in_plan = self._slots
+        if self._slots_in_plan == self._slots_on_disk:
+            return []
+        return [[Write(0, self.header.places.allocated, self._slots_in_plan.to_bytes(4, "little"))]]
+
+    def flushed(self, executed: Plan) -> None:
+        """What the last plan wrote is durable, what it released may be used again."""
+        super().flushed(executed)
+        if executed:
+            self._slots_on_disk = self._slots_in_plan
+            self.header = self.header._replace(allocated=self._slots_on_disk)
