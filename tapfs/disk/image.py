@@ -37,7 +37,7 @@ _USUAL_SECTOR = 512
 _INTERNAL = frozenset(
     {
         *("engine_disk", "layers", "supply_map", "try_read", "whole_file", "stream_writer"),
-        *("statistics", "description", "is_device", "end_writing", "cache_bytes", "unmerged_extents"),
+        *("statistics", "description", "is_device", "end_writing", "cache_bytes", "unmerged_extents", "only_streamed"),
     }
 )
 
