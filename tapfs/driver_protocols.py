@@ -95,6 +95,7 @@ class WritableDriver(Driver, Protocol):
     def reserve(self, ranges: Sequence[Range], operation: Operation) -> Reservation:
         """Find places for granule-aligned ranges, which ascend and do not overlap.
 
+        Those of ZERO and DISCARD are whole packed units (`Geometry.packed_unit`), where these are larger than granules.
         The caller guarantees that no other reservation overlaps one of them. For WRITE no granule in
         the ranges is `in_place` in the current map. For DISCARD a driver may do nothing for
         granules that it cannot free. Raises ImageError(no_space) or (corrupt).

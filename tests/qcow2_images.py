@@ -347,6 +347,9 @@ KINDS: dict[str, tuple[dict[str, str], bool, bool]] = {
     "compressed": ({"cluster_size": "8192"}, False, False),
     "compressed overlay with a snapshot": ({"cluster_size": "4096"}, True, True),
     "preallocated": ({"preallocation": "metadata"}, False, False),
+    "subclusters": ({"extended_l2": "on", "cluster_size": "16384"}, False, False),
+    "subclusters over a parent": ({"extended_l2": "on", "cluster_size": "32768"}, True, False),
+    "compressed subclusters with a snapshot": ({"extended_l2": "on", "cluster_size": "16384"}, True, True),
     "lazy": ({"lazy_refcounts": "on", "cluster_size": "32768"}, False, False),
 }
 
@@ -388,7 +391,7 @@ def make(kind: str, size: int, seed: int) -> tuple[MemoryFile, bytes]:
 def fill_compressed(disk: ModelDisk, choice: random.Random) -> None:
     """Put compressed and plain clusters into a new image as a stream."""
     writer = cast("Streamable", disk.driver).stream()
-    granule = disk.driver.geometry.granule
+    granule = disk.driver.geometry.packed_unit
     for offset in range(0, disk.driver.geometry.virtual_size, granule * choice.choice([1, 3])):
         plain = choice.choice([choice.randbytes(granule), b"%016d" % offset * (granule // 16)])
         packed = deflated(plain)
@@ -412,7 +415,7 @@ def take_snapshot(file: MemoryFile, name: str) -> None:
         if not table:
             continue
         _count_again(data, fields, table, fields.cluster)
-        for word_at in range(table, table + fields.cluster, 8):
+        for word_at in range(table, table + fields.cluster, fields.entry):
             word = int.from_bytes(data[word_at : word_at + 8], "big")
             if word & COMPRESSED:
                 _count_again(data, fields, *packed_range(fields, word))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from tapfs.driver import Ability, CreateRequest, HostFile, OpenRequest
 from tapfs.formats.qcow2.driver import Qcow2Driver
-from tapfs.formats.qcow2.header import MAGIC, VERSIONS
+from tapfs.formats.qcow2.header import MAGIC, VERSIONS, is_extended
 from tapfs.plan import Plan
 
 
@@ -34,6 +34,10 @@ class Qcow2Format:
         """
         if not request.writable:
             return Qcow2Driver(file, request)
+        if is_extended(file):
+            from tapfs.formats.qcow2.extended import ExtendedQcow2Driver
+
+            return ExtendedQcow2Driver(file, request)
         from tapfs.formats.qcow2.writer import WritableQcow2Driver
 
         return WritableQcow2Driver(file, request)

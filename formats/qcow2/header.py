@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from tapfs.driver import HostFile
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.formats.rounding import round_up
 
 MAGIC = b"QFI\xfb"
 VERSIONS = (2, 3)
@@ -270,6 +269,8 @@ def _faults(header: Header) -> list[tuple[ErrorKind, str, int]]:
     return found
 
 
-def clusters_of(length: int, header: Header) -> int:
-    """Whole clusters that `length` bytes take."""
-    return round_up(length, header.cluster_size) >> header.cluster_bits
+def is_extended(file: HostFile) -> bool:
+    """Whether a file says that it has extended L2 entries; nothing else of the header is looked at."""
+    head = file.read(0, LEAST_LENGTH_3)
+    later = int.from_bytes(head[VERSION_AT:BACKING_OFFSET_AT], "big") > VERSIONS[0]
+    return later and int.from_bytes(head[INCOMPATIBLE_AT:COMPATIBLE_AT], "big") & EXTENDED_L2 != 0

@@ -33,7 +33,6 @@ from tapfs.formats.qcow2.guard import Guard, MetadataRange, guard_of
 from tapfs.formats.qcow2.header import (
     AUTOCLEAR_AT,
     BITMAPS,
-    INCOMPATIBLE_AT,
     KNOWN_AUTOCLEAR,
     REFTABLE_OFFSET_AT,
     VERSIONS,
@@ -68,9 +67,6 @@ class WritableQcow2Driver(Qcow2Driver):
 
     def _require_writable(self) -> None:
         header = self.header
-        if header.extended_l2:
-            message = "tapfs does not write images with extended L2 entries"
-            raise ImageError(ErrorKind.UNSUPPORTED, message, path=self.file.path, offset=INCOMPATIBLE_AT, op="open")
         place = header.reftable_offset
         if header.reftable_clusters == 0 or place % header.cluster_size or not place:
             raise ImageError(
@@ -92,13 +88,13 @@ class WritableQcow2Driver(Qcow2Driver):
         placements: list[Placement] = []
         for offset, length in ranges:
             if operation is Operation.WRITE:
-                self._require_runs(offset, length, used=False)
-                self._keep_tables(offset, length, used=False)
+                self.require_runs(offset, length, used=False)
+                self.keep_tables(offset, length, used=False)
                 placements += self._place(offset, length)
             else:
-                self._require_runs(offset, length, used=True)
+                self.require_runs(offset, length, used=True)
                 placements += self._place_zeros(offset, length, operation)
-        self._note_growth()
+        self.note_growth()
         reservation = Reservation(tuple(ranges), operation, tuple(placements), exact=operation is Operation.WRITE)
         self._open.add(reservation)
         return reservation
@@ -108,14 +104,14 @@ class WritableQcow2Driver(Qcow2Driver):
         self._open.remove(reservation)
         if reservation.operation is not Operation.WRITE and not self.data_number:
             for offset, length in reservation.ranges:
-                self._unlink(offset, length, reservation.operation)
+                self.unlink(offset, length, reservation.operation)
         for placement in reservation.placements:
             if not placement.in_place:
-                self._link(placement)
+                self.link(placement)
         if reservation.operation is Operation.ZERO and self.data_number and self.backing is not None:
             for offset, length in reservation.ranges:
-                self._hide_parent(offset, length)
-        self._note_growth()
+                self.hide_parent(offset, length)
+        self.note_growth()
 
     def abort(self, reservation: Reservation) -> None:
         """Give the places back."""
@@ -208,26 +204,27 @@ class WritableQcow2Driver(Qcow2Driver):
         fixed = [MetadataRange(start, stop, f"the {name}") for name, start, stop in self.reserved()]
         return guard_of(self.header, fixed, self.read_snapshots(), directory_of(self.extensions), tables)
 
-    def _note_growth(self) -> None:
+    def note_growth(self) -> None:
         """Places up to the end of what was handed out are places in the file from now on."""
         self.slices.file_size = self.decoder.file_size = max(self.slices.file_size, self.space.end)
 
-    def _require_runs(self, offset: int, length: int, *, used: bool) -> None:
+    def require_runs(self, offset: int, length: int, *, used: bool) -> None:
         """Raise ImageError(corrupt) if an entry of the range cannot be true."""
-        for unit, first, stop in self._pieces(offset, length, used=used):
+        for unit, first, stop in self.pieces(offset, length, used=used):
             words = self.slices.load(unit)
             if words is not None:
                 self.runs(unit, words, first, stop)
 
-    def _keep_tables(self, offset: int, length: int, *, used: bool) -> None:
+    def keep_tables(self, offset: int, length: int, *, used: bool) -> None:
         """Keep a place for every L2 table that a commit of the range may have to make, so that it cannot fail."""
-        for index in sorted({unit // self.header.slices for unit, _, _ in self._pieces(offset, length, used=used)}):
-            if not self._owns_table(index) and index not in self._tables:
+        for index in sorted({unit // self.header.slices for unit, _, _ in self.pieces(offset, length, used=used)}):
+            if not self.owns_table(index) and index not in self._tables:
                 place = self.space.take_whole(1)
                 self._tables[index] = place
-                self._ensure_counts(place, self.header.cluster_size)
+                self.ensure_counts(place, self.header.cluster_size)
 
-    def _ensure_counts(self, start: int, length: int) -> None:
+    def ensure_counts(self, start: int, length: int) -> None:
+        """Have refcount blocks for clusters that were taken."""
         bits = self.header.cluster_bits
         self.refcounts.ensure(start >> bits, length >> bits, self.take_for_refcounts)
 
@@ -245,7 +242,7 @@ class WritableQcow2Driver(Qcow2Driver):
             return [Placement(offset, length, offset, file=self.data_number)]
         placements: list[Placement] = []
         for piece in self.space.take(length):
-            self._ensure_counts(piece.host_offset, piece.length)
+            self.ensure_counts(piece.host_offset, piece.length)
             placements.append(Placement(offset, piece.length, piece.host_offset, fresh=piece.fresh))
             offset += piece.length
         return placements
@@ -254,18 +251,18 @@ class WritableQcow2Driver(Qcow2Driver):
         """Zero in place where an entry cannot say it: in a data file, and over a parent in version 2."""
         below = self.backing is not None
         if below and operation is Operation.ZERO:
-            self._keep_tables(offset, length, used=False)
+            self.keep_tables(offset, length, used=False)
         elif not self.data_number:
-            self._keep_tables(offset, length, used=True)
+            self.keep_tables(offset, length, used=True)
         if not self.data_number and (self._has_zeros or not below):
             return []
         must_place = operation is Operation.ZERO and below and not self._has_zeros
         placements: list[Placement] = []
-        for unit, first, stop in self._pieces(offset, length, used=not must_place):
+        for unit, first, stop in self.pieces(offset, length, used=not must_place):
             words = self.slices.load(unit)
             if words is None:
                 words = new_words(self.header.slice_entries)
-            owned = self._owns_table(unit // self.header.slices)
+            owned = self.owns_table(unit // self.header.slices)
             for run in self.runs(unit, words, first, stop):
                 at = unit * self.header.unit + run.start
                 if run.kind is Kind.DATA and (run.copied and owned):
@@ -276,25 +273,26 @@ class WritableQcow2Driver(Qcow2Driver):
 
     # -- publishing -----------------------------------------------------------------------------
 
-    def _link(self, placement: Placement) -> None:
+    def link(self, placement: Placement) -> None:
+        """Have the entries of a placement point at it."""
         bits = self.header.cluster_bits
         host_offset = placement.host_offset
         if not self.data_number:
             self.refcounts.raise_counts(host_offset >> bits, placement.length >> bits)
-        for unit, first, stop in self._pieces(placement.offset, placement.length, used=False):
+        for unit, first, stop in self.pieces(placement.offset, placement.length, used=False):
             changed = self.owned_slice(unit)
             self._release(changed.entries, first, stop)
             changed.entries[first:stop] = consecutive(host_offset, stop - first, self.header.cluster_size)
             changed.mark(first, stop)
             host_offset += (stop - first) << bits
 
-    def _unlink(self, offset: int, length: int, operation: Operation) -> None:
+    def unlink(self, offset: int, length: int, operation: Operation) -> None:
         """Let go of clusters: nothing is there any more, or zeros where a parent would show through."""
         below = self.backing is not None
         if below and not self._has_zeros:
             return  # zeroed in place
         absent = below and operation is Operation.ZERO
-        for unit, first, stop in self._pieces(offset, length, used=not absent):
+        for unit, first, stop in self.pieces(offset, length, used=not absent):
             words = self.slices.load(unit)
             if words is None:
                 words = new_words(self.header.slice_entries)
@@ -310,9 +308,9 @@ class WritableQcow2Driver(Qcow2Driver):
             changed.entries[first:stop] = wanted
             changed.mark(first, stop)
 
-    def _hide_parent(self, offset: int, length: int) -> None:
+    def hide_parent(self, offset: int, length: int) -> None:
         """Zeros where nothing of a data file was used, because a parent would show through."""
-        for unit, first, stop in self._pieces(offset, length, used=False):
+        for unit, first, stop in self.pieces(offset, length, used=False):
             changed = self.owned_slice(unit)
             for at in range(first, stop):
                 if self.decoder.kind(changed.entries[at]) is Kind.UNALLOCATED:
@@ -339,7 +337,7 @@ class WritableQcow2Driver(Qcow2Driver):
         self.own_table(unit // self.header.slices)
         return self.slices.change(unit)
 
-    def _owns_table(self, index: int) -> bool:
+    def owns_table(self, index: int) -> bool:
         """Whether an L1 entry has a table that belongs to this disk alone."""
         entry = self.l1[index]
         return entry & COPIED != 0 and entry & OFFSET != 0
@@ -347,7 +345,7 @@ class WritableQcow2Driver(Qcow2Driver):
     def own_table(self, index: int) -> None:
         """Make the L2 table of an L1 entry, or a copy of one that is shared with a snapshot."""
         entry = self.l1[index]
-        if self._owns_table(index):
+        if self.owns_table(index):
             return
         if entry & OFFSET:
             self.slices.move_table(index)
@@ -357,7 +355,7 @@ class WritableQcow2Driver(Qcow2Driver):
         place = self._tables.pop(index, None)
         if place is None:
             place = self.space.take_whole(1)
-            self._ensure_counts(place, self.header.cluster_size)
+            self.ensure_counts(place, self.header.cluster_size)
         self.refcounts.raise_counts(place >> self.header.cluster_bits, 1)
         self.guard.add(place)
         self.l1[index] = place | COPIED
@@ -365,7 +363,7 @@ class WritableQcow2Driver(Qcow2Driver):
 
     # -- walking --------------------------------------------------------------------------------
 
-    def _pieces(self, offset: int, length: int, *, used: bool) -> Iterator[tuple[int, int, int]]:
+    def pieces(self, offset: int, length: int, *, used: bool) -> Iterator[tuple[int, int, int]]:
         """The slices that a granule-aligned range touches, each with its entries ``[first, stop)``.
 
         `used`: without the slices that have no table.

@@ -75,6 +75,8 @@ class WritePath:
         #: Seconds that keeping the plan has taken since the last flush, and that the last flush took.
         self._keeping_seconds = self._flush_seconds = 0.0
         self._granule = self._driver.geometry.granule
+        #: A part of a packed unit cannot be zeroed or discarded by itself.
+        self._zero_granule = self._driver.geometry.packed_unit
         #: At most so many bytes are zeroed or discarded by one reservation.
         self._stride = max(self._driver.geometry.map_unit, STRIDE)
         #: Whether `Begun.begin` has been executed, where there is such a thing.
@@ -201,7 +203,7 @@ class WritePath:
 
     def _change(self, offset: int, length: int, operation: Operation) -> None:
         """Zero or discard whole granules."""
-        if offset % self._granule:
+        if offset % self._zero_granule:
             raise AssertionError(f"{offset} is inside a granule, whose first bytes would go along")
         engine = self._chain.engine
 
@@ -364,7 +366,7 @@ class WritePath:
 
         A last granule that the end of the disk cuts counts as whole.
         """
-        granule = self._granule
+        granule = self._zero_granule
         limit = -(-self._chain.size // granule) * granule
         first = -(-offset // granule) * granule
         last = limit if end == self._chain.size else end - end % granule

@@ -62,7 +62,7 @@ class History:
 def write_at_random(disk: ModelDisk, choice: random.Random, requests: int) -> History:
     """Writes, zeros, discards and flushes on a disk, and what may be seen of them after a crash."""
     history = History(disk)
-    granule = disk.driver.geometry.granule
+    granule = disk.driver.geometry.packed_unit
     size = disk.driver.geometry.virtual_size
     for _ in range(requests):
         what = choice.random()

@@ -177,7 +177,6 @@ def read_extents(driver: Driver, file: MemoryFile, offset: int, length: int, bac
     """Bytes of a virtual disk through its driver's map. A cipher is taken to be the identity."""
     out = bytearray(length)
     below = backing[offset : offset + length]
-    granule = driver.geometry.granule
     for extent in driver.map(offset, length):
         start, end = max(extent.offset, offset), min(extent.end, offset + length)
         if start >= end:
@@ -190,8 +189,10 @@ def read_extents(driver: Driver, file: MemoryFile, offset: int, length: int, bac
                 out[at] = found.ljust(end - start, b"\0")
             case Kind.COMPRESSED:
                 packed = file.read(extent.host_offset, extent.host_length)
-                unpacked = zlib.decompressobj(-15).decompress(packed, granule).ljust(granule, b"\0")
-                out[at] = unpacked[start - extent.offset : end - extent.offset]
+                unit = driver.geometry.packed_unit
+                unpacked = zlib.decompressobj(-15).decompress(packed, unit).ljust(unit, b"\0")
+                inner = start % unit
+                out[at] = unpacked[inner : inner + end - start]
             case Kind.UNALLOCATED:
                 out[at] = below[at].ljust(end - start, b"\0")
             case Kind.ZERO:
@@ -260,6 +261,9 @@ class ModelDisk:
         return reservation
 
     def _fill(self, offset: int, data: bytes, placements: Sequence[Placement], start: int, end: int) -> None:
+        # A place may be wider than what was asked for; the old contents fill the rest of it.
+        assert placements[0].offset <= start
+        start, end = placements[0].offset, max(end, placements[-1].offset + placements[-1].length)
         old = bytearray(self.read(start, min(end, self.driver.geometry.virtual_size) - start).ljust(end - start, b"\0"))
         request_end = offset + len(data)
         at = start

@@ -20,6 +20,8 @@ class _Run:
         self._disk: ModelDisk = subject.disk(self._file, self._parent)
         self._size = self._disk.driver.geometry.virtual_size
         self._granule = self._disk.driver.geometry.granule
+        #: Zeros and discards come in these.
+        self._zero_granule = self._disk.driver.geometry.packed_unit
         new, below = self._disk.whole(), self._parent[: self._size].ljust(self._size, b"\0")
         self._model = bytearray(new)
         require(new == below, "a new image reads otherwise than its parent, or zeros where there is none")
@@ -58,10 +60,11 @@ class _Run:
         offset = self._choice.randrange(self._size)
         return offset, offset + min(self._choice.randrange(1, longest), self._size - offset)
 
-    def _granules(self, longest: int) -> tuple[int, int]:
+    def _granules(self, longest: int, granule: int | None = None) -> tuple[int, int]:
         """A random range of whole granules; the last may reach past the end of the disk."""
         offset, end = self._range(longest)
-        return offset // self._granule * self._granule, -(-end // self._granule) * self._granule
+        granule = granule or self._granule
+        return offset // granule * granule, -(-end // granule) * granule
 
     def _busy(self, offset: int, end: int) -> bool:
         return any(offset < each.end and each.offset < end for _, held in self._open for each in held.ranges)
@@ -75,7 +78,7 @@ class _Run:
         self._model[offset:end] = data
 
     def _zero(self) -> None:
-        offset, end = self._granules(700_000)
+        offset, end = self._granules(700_000, self._zero_granule)
         if self._busy(offset, end):
             return
         operation = self._choice.choice([Operation.ZERO, Operation.DISCARD])

@@ -43,8 +43,9 @@ class Run:
         offset = self.choice.randrange(SIZE)
         return offset, offset + min(self.choice.randrange(1, most + 1), SIZE - offset)
 
-    def granules(self, most: int) -> tuple[int, int]:
-        granule = self.disk.driver.geometry.granule
+    def granules(self, most: int, *, whole: bool = True) -> tuple[int, int]:
+        geometry = self.disk.driver.geometry
+        granule = geometry.packed_unit if whole else geometry.granule
         offset, end = self.range(most)
         return offset // granule * granule, -(-end // granule) * granule
 
@@ -76,7 +77,7 @@ class Run:
             self.expected[at : at + 512] = now
 
     def reserve(self) -> None:
-        offset, end = self.granules(60_000)
+        offset, end = self.granules(60_000, whole=False)
         inside = min(end, SIZE)
         taken = any(extent.in_place for extent in self.disk.driver.map(offset, inside - offset))
         if not taken and not self.busy(offset, end):
