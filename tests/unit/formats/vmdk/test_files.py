@@ -286,6 +286,19 @@ def test_descriptors_that_cannot_be_true(tmp_path: Path, lines: list[str], says:
     assert says in str(refused(flat_list(tmp_path, lines)))
 
 
+def test_a_parent_that_nothing_calls_a_vmdk_opens_no_extents(tmp_path: Path, tapfs: Run) -> None:
+    """A guest can write a descriptor into its raw disk, and would read the disks beside it through an overlay."""
+    (tmp_path / "secret.raw").write_bytes(b"s" * MIB)
+    flat_list(tmp_path, [f'RW {sectors(MIB)} FLAT "secret.raw"'], "guest.raw")
+    overlay = tmp_path / "overlay.qcow"
+    assert tapfs("create", "-f", "qcow", "-b", tmp_path / "guest.raw", "-F", "raw", overlay, "1M").code == 0
+    error = refused(overlay)
+    assert error.kind is ErrorKind.DENIED
+    assert "looks like vmdk and names a further file" in str(error)
+    assert read(overlay, backing_formats=["raw"])[:21] == b"# Disk DescriptorFile"
+    assert read(overlay, backing_formats=["vmdk"])[:1] == b"s"
+
+
 # -- parents ---------------------------------------------------------------------------------------
 
 
