@@ -43,7 +43,7 @@ class VhdxFormat:
         if headers.current.log != NO_GUID:
             from tapfs.formats.vhdx.unreplayed import UnreplayedVhdx
 
-            return UnreplayedVhdx(file, headers)
+            return UnreplayedVhdx(file, headers, writable=request.writable)
         if not request.writable:
             return VhdxDriver(file, request, headers)
         from tapfs.formats.vhdx.writer import WritableVhdxDriver

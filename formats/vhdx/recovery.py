@@ -26,9 +26,10 @@ _MAX_ZERO_BYTES = 1 << 30
 _ZEROS = bytes(1 << 20)
 
 
-def recovery_plan(file: HostFile, headers: Headers) -> Plan:
+def recovery_plan(file: HostFile, headers: Headers, *, changes_file: bool) -> Plan:
     """The plan that replays the log of a file whose header names one.
 
+    `changes_file`: it will be executed. A reader, who lays it over the file, sees the GUID that the file has.
     Raises ImageError: corrupt where the log has no valid entry or the file is shorter than the log says.
     """
     header, slot = headers.current, headers.slot
@@ -61,7 +62,8 @@ def recovery_plan(file: HostFile, headers: Headers) -> Plan:
             op="replay the log",
         )
     zeros, pages = _final_changes(file, log, sequence)
-    begun = header._replace(sequence=header.sequence + 1, file_write=new_guid())
+    file_write = new_guid() if changes_file else header.file_write
+    begun = header._replace(sequence=header.sequence + 1, file_write=file_write)
     ended = begun._replace(sequence=header.sequence + 2, log=NO_GUID)
     return plan(
         header_steps(begun, 1 - slot),

@@ -22,13 +22,14 @@ class UnreplayedVhdx:
     format_name = "vhdx"
     geometry = Geometry(virtual_size=0, granule=1, map_unit=1)
 
-    def __init__(self, file: HostFile, headers: Headers) -> None:
+    def __init__(self, file: HostFile, headers: Headers, *, writable: bool) -> None:
         self._file = file
         self._headers = headers
+        self._writable = writable
 
     def recovery(self) -> Plan:
         """The replay. Raises ImageError(corrupt, out_of_bounds) for a log that cannot be replayed."""
-        return recovery_plan(self._file, self._headers)
+        return recovery_plan(self._file, self._headers, changes_file=self._writable)
 
     def map(self, offset: int, length: int) -> list[Extent]:
         """There is no disk yet: raises ImageError(corrupt)."""

@@ -49,10 +49,10 @@ def image() -> bytearray:
     return data
 
 
-def recovery(data: bytes | bytearray) -> tuple[MemoryFile, Driver]:
+def recovery(data: bytes | bytearray, *, writable: bool = True) -> tuple[MemoryFile, Driver]:
     """The file after the replay, and the driver that reads it then."""
     file = MemoryFile(bytes(data))
-    driver = FORMAT.open(file, OpenRequest())
+    driver = FORMAT.open(file, OpenRequest(writable=writable))
     assert isinstance(driver, Recoverable)
     plan = driver.recovery()
     assert plan
@@ -238,8 +238,8 @@ def test_a_range_of_zeros_takes_no_memory() -> None:
     assert sum(len(step.data) for stage in plan.stages for step in stage if isinstance(step, Write)) < 64 * 1024
 
 
-def test_a_reader_leaves_the_header_of_the_file() -> None:
-    """The plan for a reader is the same; that the core does not execute it is tested with files (test_files.py)."""
+def test_a_replay_is_a_change_of_the_file_and_not_of_the_disk() -> None:
+    """For a reader it is neither. That the core leaves its file alone is tested with files (test_files.py)."""
     data = image()
     put_log(data, [Entry(1, [(BAT_AT, page_of(block(0)))])])
     before = read_headers(MemoryFile(bytes(data))).current
@@ -248,6 +248,7 @@ def test_a_reader_leaves_the_header_of_the_file() -> None:
     assert after.file_write != before.file_write
     assert after.log == bytes(16)
     assert after.sequence == before.sequence + 3
+    assert read_headers(recovery(data, writable=False)[0]).current.file_write == before.file_write
 
 
 def test_every_crash_in_a_replay_is_replayed_again() -> None:
