@@ -255,20 +255,33 @@ void cache_insert(struct cache *cache, struct unit *unit)
     insert(cache, unit);
 }
 
+static void patch_unit(struct cache *cache, uint32_t layer, uint64_t index, uint64_t base, const tapfs_extent *extents,
+                       size_t count)
+{
+    struct unit *unit = find(cache, layer, index);
+    if (unit == NULL) {
+        return;
+    }
+    struct unit *fresh = unit->length > 0 ? unit_patched(unit, base, extents, count) : NULL;
+    if (fresh != NULL) {
+        insert(cache, fresh);
+    } else {
+        drop(cache, unit); /* without memory, or without runs: it is asked for again */
+    }
+}
+
 void cache_patch(struct cache *cache, uint32_t layer, uint64_t map_unit, const tapfs_extent *extents, size_t count)
 {
-    uint64_t end = extents[count - 1].offset + extents[count - 1].length;
+    uint64_t base = 0, stop = 0;
 
-    for (uint64_t base = round_down(extents[0].offset, map_unit); base < end; base += map_unit) {
-        struct unit *unit = find(cache, layer, base / map_unit);
-        if (unit == NULL) {
-            continue;
+    for (size_t first = 0, next; first < count; first = next) {
+        base = maximum(stop, round_down(extents[first].offset, map_unit));
+        stop = base + map_unit;
+        for (next = first; next < count && extents[next].offset < stop; next++) {
         }
-        struct unit *fresh = unit->length > 0 ? unit_patched(unit, base, extents, count) : NULL;
-        if (fresh != NULL) {
-            insert(cache, fresh);
-        } else {
-            drop(cache, unit); /* without memory, or without runs: it is asked for again */
+        patch_unit(cache, layer, base / map_unit, base, &extents[first], next - first);
+        if (extents[next - 1].offset + extents[next - 1].length > stop) {
+            next--; /* it goes on in the next unit */
         }
     }
 }

@@ -266,8 +266,9 @@ int tapfs_disk_add_file(tapfs_disk *disk, uint32_t layer, int fd, uint32_t flags
  */
 int tapfs_disk_install(tapfs_disk *disk, uint32_t layer, const tapfs_extent *extents, size_t count);
 /*
- * Change the map of a range in the units that are cached; the others stay uncached. The extents are
- * ascending and contiguous and begin and end at granules. 0 or -errno (-EINVAL: nothing was changed).
+ * Change the map of ranges in the units that are cached; the others stay uncached. The extents are ascending and
+ * disjoint, and where one does not continue the one before there is a gap from granule to granule. 0 or -errno
+ * (-EINVAL: nothing was changed).
  */
 int tapfs_disk_patch(tapfs_disk *disk, uint32_t layer, const tapfs_extent *extents, size_t count);
 /* Drop the units that touch the range from the cache. */

@@ -59,19 +59,23 @@ int tapfs_disk_patch(tapfs_disk *disk, uint32_t index, const tapfs_extent *exten
     if (layer == NULL || layer->geometry.identity || count == 0) {
         return -EINVAL;
     }
-    uint64_t end = extents[0].offset;
+    uint64_t map_unit = layer->geometry.map_unit, granule = layer->geometry.granule, end = 0;
     for (size_t i = 0; i < count; i++) {
-        if (!extent_valid(layer, &extents[i], end) || end % layer->geometry.granule != 0) {
+        uint64_t start = extents[i].offset;
+        bool gap = start > end && start % granule == 0 && end % granule == 0;
+        if ((start != end && !gap) || !extent_valid(layer, &extents[i], start)) {
             return -EINVAL;
         }
-        end += extents[i].length;
+        end = start + extents[i].length;
     }
-    if (end % layer->geometry.granule != 0) {
+    if (end % granule != 0) {
         return -EINVAL;
     }
-    uint64_t map_unit = layer->geometry.map_unit;
     pthread_mutex_lock(&disk->cache.mutex);
-    table_changed(layer->table, extents[0].offset / map_unit, (end - 1) / map_unit);
+    for (size_t i = 0; i < count; i++) {
+        uint64_t last = extents[i].offset + extents[i].length - 1;
+        table_changed(layer->table, extents[i].offset / map_unit, last / map_unit);
+    }
     cache_patch(&disk->cache, index, map_unit, extents, count);
     merged_patch(disk, index, extents, count);
     pthread_mutex_unlock(&disk->cache.mutex);

@@ -226,16 +226,20 @@ void merged_forget(tapfs_disk *disk, uint64_t offset, uint64_t end)
 
 void merged_patch(tapfs_disk *disk, uint32_t layer, const tapfs_extent *extents, size_t count)
 {
-    uint64_t offset = extents[0].offset, end = extents[count - 1].offset + extents[count - 1].length;
     bool shows_parents = layer != 0;
 
     for (size_t i = 0; i < count && !shows_parents; i++) {
         shows_parents = extents[i].kind == TAPFS_UNALLOCATED;
     }
-    if (shows_parents) {
-        merged_forget(disk, offset, end);
-    } else if (disk->merged_unit != 0) {
-        move_stamps(disk, offset / disk->merged_unit, (end - 1) / disk->merged_unit);
+    for (size_t i = 0; i < count && disk->merged_unit != 0; i++) {
+        uint64_t offset = extents[i].offset, end = offset + extents[i].length;
+        if (shows_parents) {
+            merged_forget(disk, offset, end);
+        } else {
+            move_stamps(disk, offset / disk->merged_unit, (end - 1) / disk->merged_unit);
+        }
+    }
+    if (!shows_parents && disk->merged_unit != 0) {
         cache_patch(&disk->cache, MERGED_LAYER, disk->merged_unit, extents, count);
     }
 }

@@ -210,56 +210,57 @@ struct unit *unit_compacted(struct unit *unit)
     return unit;
 }
 
-/* The extents with those of [start, stop) replaced by `changes`, which cover that; their number. */
-static size_t splice(const tapfs_extent *extents, size_t extent_count, const tapfs_extent *changes, size_t count,
-                     uint64_t start, uint64_t stop, tapfs_extent *spliced)
+/* Append what the extents from extents[*next] on have of [start, stop); how many. Later calls ask for what lies behind. */
+static size_t append_parts(const tapfs_extent *extents, size_t count, size_t *next, uint64_t start, uint64_t stop,
+                           tapfs_extent *parts)
 {
     size_t total = 0;
 
-    for (size_t i = 0; i < extent_count; i++) {
-        const tapfs_extent *old = &extents[i];
-        uint64_t from = old->offset, to = old->offset + old->length;
-        if (from < start) {
-            spliced[total] = *old;
-            spliced[total++].length = minimum(to, start) - from;
+    for (; start < stop && *next < count && extents[*next].offset < stop; (*next)++) {
+        const tapfs_extent *extent = &extents[*next];
+        uint64_t end = extent->offset + extent->length;
+        uint64_t first = maximum(extent->offset, start), last = minimum(end, stop);
+        if (first < last) {
+            parts[total] = *extent;
+            parts[total].offset = first;
+            parts[total].length = last - first;
+            parts[total++].host_offset += extent->kind == TAPFS_DATA ? first - extent->offset : 0;
         }
-        if (from <= start && start < to) {
-            for (size_t j = 0; j < count; j++) {
-                uint64_t first = maximum(changes[j].offset, start);
-                uint64_t last = minimum(changes[j].offset + changes[j].length, stop);
-                if (first < last) {
-                    spliced[total] = changes[j];
-                    spliced[total].offset = first;
-                    spliced[total].length = last - first;
-                    spliced[total++].host_offset += changes[j].kind == TAPFS_DATA ? first - changes[j].offset : 0;
-                }
-            }
-        }
-        if (to > stop) {
-            uint64_t rest = maximum(from, stop);
-            spliced[total] = *old;
-            spliced[total].offset = rest;
-            spliced[total].length = to - rest;
-            spliced[total++].host_offset += old->kind == TAPFS_DATA ? rest - from : 0;
+        if (end > stop) {
+            break;
         }
     }
     return total;
 }
 
+/* The extents of [start, stop) with the changes put in, where there are any; their number. */
+static size_t splice(const tapfs_extent *extents, size_t extent_count, const tapfs_extent *changes, size_t count,
+                     uint64_t start, uint64_t stop, tapfs_extent *spliced)
+{
+    size_t total = 0, next = 0;
+
+    for (size_t i = 0; i < count && changes[i].offset < stop; i++) {
+        size_t only = 0;
+        total += append_parts(extents, extent_count, &next, start, changes[i].offset, spliced + total);
+        total += append_parts(&changes[i], 1, &only, start, stop, spliced + total);
+        start = maximum(start, changes[i].offset + changes[i].length);
+    }
+    return total + append_parts(extents, extent_count, &next, start, stop, spliced + total);
+}
+
 struct unit *unit_patched(const struct unit *unit, uint64_t base, const tapfs_extent *extents, size_t count)
 {
     uint64_t end = base + unit->length;
-    uint64_t start = maximum(extents[0].offset, base);
-    uint64_t stop = minimum(extents[count - 1].offset + extents[count - 1].length, end);
     tapfs_extent *old = NULL, *spliced = NULL;
     struct unit *result = NULL;
     size_t old_count = all_runs(unit, base, &old), first = 0;
 
     if (old_count > 0) {
-        spliced = malloc((old_count + count + 2) * sizeof *spliced);
+        /* Each change cuts at most one old extent in two. */
+        spliced = malloc((old_count + 2 * count) * sizeof *spliced);
     }
     if (spliced != NULL) {
-        size_t total = splice(old, old_count, extents, count, start, stop, spliced);
+        size_t total = splice(old, old_count, extents, count, base, end, spliced);
         result = unit_of_extents(unit->layer, unit->index, spliced, total, &first, base, end);
     }
     free(spliced);

@@ -53,6 +53,29 @@ def test_patched_map_is_the_new_map(tmp_path: Path, seed: int) -> None:
             assert disk.read(at, min(5000, SIZE - at)) == expected[at : at + 5000]
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_scattered_ranges_are_patched_in_one_call(tmp_path: Path, seed: int) -> None:
+    """Over several units, of which one is not cached; what lies between the ranges stays."""
+    choice = random.Random(seed)
+    content = pattern(HOST, seed + 1)
+    model: list[int | None] = [choice.choice([None, choice.randrange(HOST // GRANULE)]) for _ in range(GRANULES)]
+    with Disk() as disk:
+        disk.layer(host(tmp_path, "file", content), size=SIZE, writable=True)
+        for _ in range(30):
+            uncached = choice.randrange(UNITS) * UNIT
+            disk.install(0, extents_of(model, 0, GRANULES))
+            disk.forget(0, uncached, UNIT)
+            changed = [i for i in range(GRANULES) if choice.random() < 0.4] or [0]
+            for i in changed:
+                model[i] = choice.choice([None, choice.randrange(HOST // GRANULE)])
+            disk.patch(0, [extent for i in changed for extent in extents_of(model, i, i + 1)])
+            assert disk.read_into(bytearray(1), uncached).status is Status.MISS
+            for i, place in enumerate(model):
+                if not uncached <= i * GRANULE < uncached + UNIT:
+                    expected = bytes(GRANULE) if place is None else content[place * GRANULE :][:GRANULE]
+                    assert disk.read(i * GRANULE, GRANULE) == expected
+
+
 def test_only_what_is_cached(tmp_path: Path) -> None:
     with Disk() as disk:
         disk.layer(host(tmp_path, "file", pattern(HOST)), size=SIZE, writable=True)
@@ -80,7 +103,10 @@ def test_beside_compressed_granules(tmp_path: Path) -> None:
         [],
         [Extent(512, GRANULE, Kind.ZERO)],
         [Extent(0, 512, Kind.ZERO)],
-        [Extent(0, GRANULE, Kind.ZERO), Extent(2 * GRANULE, GRANULE, Kind.ZERO)],
+        [Extent(0, 512, Kind.ZERO), Extent(2 * GRANULE, GRANULE, Kind.ZERO)],
+        [Extent(0, GRANULE, Kind.ZERO), Extent(2 * GRANULE - 512, GRANULE + 512, Kind.ZERO)],
+        [Extent(2 * GRANULE, GRANULE, Kind.ZERO), Extent(0, GRANULE, Kind.ZERO)],
+        [Extent(0, 2 * GRANULE, Kind.ZERO), Extent(GRANULE, 2 * GRANULE, Kind.ZERO)],
         [Extent(0, GRANULE, Kind.DATA, file=1)],
         [Extent(0, GRANULE, Kind.DATA, host_offset=(1 << 63) - 1)],
         [Extent((1 << 64) - GRANULE, GRANULE, Kind.ZERO)],
