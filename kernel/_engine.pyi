@@ -38,6 +38,8 @@ class FFI:
     @overload
     def from_buffer(self, cdecl: str, python_buffer: ReadableBuffer, /, require_writable: bool = ...) -> CData: ...
     def buffer(self, cdata: CData, size: int = ...) -> CBuffer: ...
+    def cast(self, cdecl: str, value: CData, /) -> CData: ...
+    def unpack(self, cdata: CData, length: int, /) -> list[int]: ...
     def memmove(self, dest: object, src: object, n: int) -> None: ...
     def string(self, cdata: CData, maxlen: int = ...) -> bytes: ...
     def gc(self, cdata: CData, destructor: Callable[[CData], None]) -> CData: ...
@@ -113,14 +115,28 @@ class Lib:
     def tapfs_write(
         self, disk: CData, buffer: CData, offset: int, length: int, flags: int, outcome: CData, /
     ) -> None: ...
+    def tapfs_write_segments(
+        self,
+        disk: CData,
+        segments: CData,
+        count: int,
+        start: int,
+        gaps: CData,
+        gap_count: int,
+        capacity: int,
+        outcome: CData,
+        /,
+    ) -> int: ...
     def tapfs_write_reserved(
         self,
         disk: CData,
-        buffer: CData,
-        offset: int,
-        length: int,
+        segments: CData,
+        segment_count: int,
+        ranges: CData,
+        range_count: int,
         placements: CData,
         count: int,
+        start: int,
         outcome: CData,
         /,
     ) -> None: ...

@@ -55,6 +55,11 @@ class Outcome(NamedTuple):
     file: int = 0
 
     @property
+    def incomplete(self) -> bool:
+        """Whether something is missing: the request goes on once that is supplied."""
+        return self.status != Status.DONE
+
+    @property
     def needs_fetch(self) -> bool:
         """Whether bytes of a host file are not here."""
         return self.status == Status.FETCH
@@ -171,10 +176,6 @@ class EngineDisk:
         """Cache the map of whole map units (see engine/engine.h)."""
         self._checked(lib.tapfs_disk_install(self.handle, layer, _extents(extents), len(extents)), "install a map")
 
-    def patch(self, layer: int, extents: Sequence[Extent]) -> None:
-        """Change the map of a range of whole granules where it is cached (see engine/engine.h)."""
-        self._checked(lib.tapfs_disk_patch(self.handle, layer, _extents(extents), len(extents)), "change a map")
-
     def forget(self, layer: int, offset: int, length: int) -> None:
         """Drop the cached units that touch the range."""
         lib.tapfs_disk_forget(self.handle, layer, offset, length)
@@ -189,22 +190,6 @@ class EngineDisk:
         with ffi.from_buffer(buffer, require_writable=True) as target:
             flags = lib.TAPFS_NOWAIT if nowait else 0
             lib.tapfs_read(self.handle, target, offset, len(target), flags, outcome)
-        return self.finished(outcome)
-
-    def write(self, buffer: Buffer, offset: int) -> Outcome:
-        """Write in place as far as the map allows."""
-        outcome = ffi.new("tapfs_outcome *")
-        with ffi.from_buffer(buffer) as source:
-            lib.tapfs_write(self.handle, source, offset, len(source), 0, outcome)
-        return self.finished(outcome)
-
-    def write_reserved(self, buffer: Buffer, offset: int, placements: Sequence[Placement]) -> Outcome:
-        """Write to reserved places, filling what the request leaves open in them."""
-        outcome = ffi.new("tapfs_outcome *")
-        with ffi.from_buffer(buffer) as source:
-            lib.tapfs_write_reserved(
-                self.handle, source, offset, len(source), _placements(placements), len(placements), outcome
-            )
         return self.finished(outcome)
 
     def zero_placements(self, placements: Sequence[Placement], *, discard: bool) -> None:

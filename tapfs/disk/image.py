@@ -19,14 +19,15 @@ from tapfs.disk.chain_map import MappedExtent
 from tapfs.disk.description import ImageInfo, describe
 from tapfs.disk.engine_chain import EngineChain
 from tapfs.disk.stream_target import StreamTarget
-from tapfs.disk.write_path import WritePath
 from tapfs.driver import Begun, Codec, OnlyStreamed, Streamable
 from tapfs.errors import ErrorKind, ImageError
 
 if TYPE_CHECKING:
     from tapfs.disk.disk_file import DiskFile
     from tapfs.disk.plan_log import PlanLog
+    from tapfs.disk.write_path import WritePath
     from tapfs.kernel.engine import Buffer, EngineDisk, Outcome, Statistics
+    from tapfs.kernel.writes import Segments
     from tapfs.partitions.reader import Read
     from tapfs.partitions.table import DiskContents, FileSystem
 
@@ -38,6 +39,7 @@ _INTERNAL = frozenset(
     {
         *("engine_disk", "layers", "supply_map", "try_read", "whole_file", "stream_writer"),
         *("statistics", "description", "is_device", "end_writing", "cache_bytes", "unmerged_extents", "only_streamed"),
+        "write_segments",
     }
 )
 
@@ -72,7 +74,7 @@ class Image:
         self.cache_bytes = cache_bytes
         self._top = self._chain.top
         self._size = self._chain.size
-        self._writes = WritePath(self._chain, plan_log) if writable else None
+        self._writes = _write_path(self._chain, plan_log) if writable else None
         #: Whether its writes are gone with it, so that its end needs no flush.
         self.temporary = temporary
         kept = None if temporary else self._writes
@@ -281,6 +283,10 @@ class Image:
         view = memoryview(data).cast("B")
         self._writable_path(offset, len(view)).write(offset, view)
 
+    def write_segments(self, segments: Segments) -> None:
+        """Write runs of bytes that lie apart, at the cost of one. After an error any of them may be written."""
+        self._writable_path(segments.offset, segments.end - segments.offset).write_segments(segments)
+
     def write_zeroes(self, offset: int, length: int) -> None:
         """Make the range read as zeros, without taking space for it where the format can."""
         self._writable_path(offset, length).zero(offset, length)
@@ -369,6 +375,12 @@ def _identify_others(read: Read, size: int) -> Sequence[FileSystem]:
     from tapfs.disk import blkid
 
     return blkid.identify(read, size)
+
+
+def _write_path(chain: EngineChain, plan_log: PlanLog | None) -> WritePath:
+    from tapfs.disk.write_path import WritePath  # it loads the engine, which who only reads metadata needs not
+
+    return WritePath(chain, plan_log)
 
 
 def _close_dropped(chain: EngineChain, writes: WritePath | None, opened_by: int) -> None:

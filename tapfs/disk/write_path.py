@@ -4,12 +4,14 @@ The engine writes in place as far as the map allows. For the rest the driver res
 (filling partial granules with the old contents), and the driver commits. Metadata reaches the disk at `flush`, by the
 driver's plan.
 
+A write may have many runs. What of them is not in place is reserved, filled and committed together: one call of the
+driver, one of the engine, one new map.
+
 Locking. The map lock of the top layer makes a map and its installation one step, and so a commit and its new map. No
 thread holds the map lock while the engine moves data or while a driver below maps. Ranges that are being changed are
-claimed in `_claims`. A writer that wants to reserve a range which overlaps a claim waits until the claim is gone, and
-maps the range afresh. So does a writer that saw the map before an overlapping commit: a granule that was unallocated
-then may be another writer's by now. `_flush_lock` lets one flush run at a time. It is taken before the map lock, never
-the other way. kernel/CONCURRENCY.md has the engine's side.
+claimed (`tapfs.disk.write_claims`), all ranges of a write in one step, so that no writer waits while it holds a claim.
+`_flush_lock` lets one flush run at a time. It is taken before the map lock, never the other way. kernel/CONCURRENCY.md
+has the engine's side.
 
 An exception may come at any call, as KeyboardInterrupt does. So code that claims a range has entered before the
 `finally` that gives the range back.
@@ -23,7 +25,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, cast
@@ -31,8 +32,10 @@ from typing import TYPE_CHECKING, cast
 from tapfs.disk.chain_map import STRIDE
 from tapfs.disk.engine_chain import EngineChain
 from tapfs.disk.plan_log import PlanLog, PlannedFile
+from tapfs.disk.write_claims import Claim, Claims
 from tapfs.driver import Begun, Operation, Placement, Reservation, Sparse, WritableDriver
-from tapfs.extent import Extent, Kind, Range
+from tapfs.extent import Range
+from tapfs.kernel import writes
 from tapfs.plan import Plan
 
 if TYPE_CHECKING:
@@ -46,19 +49,6 @@ _MIN_KEEP_COST_SECONDS = 0.005
 
 #: A range of an identity is zeroed or discarded in about so many pieces, if it is that long.
 _MAX_PIECES = 4096
-
-#: So many commits are remembered. A writer that has missed more must look at the map again, whatever their ranges.
-_RECENT_COMMITS = 64
-
-
-class _Claim:
-    """Ranges that one writer changes, and what the driver has reserved for them, if anything is open there."""
-
-    __slots__ = ("ranges", "reservation")
-
-    def __init__(self) -> None:
-        self.ranges: tuple[Range, ...] = ()
-        self.reservation: Reservation | None = None
 
 
 class WritePath:
@@ -81,31 +71,30 @@ class WritePath:
         self._stride = max(self._driver.geometry.map_unit, STRIDE)
         #: Whether `Begun.begin` has been executed, where there is such a thing.
         self._begun = False
-        self._changed = threading.Condition(chain.map_lock)
         self._flush_lock = threading.Lock()
-        self._claims: list[_Claim] = []
-        #: The number of commits so far, and the ranges of the last of them.
-        self._commits = 0
-        self._recent_commits: deque[tuple[int, int]] = deque(maxlen=_RECENT_COMMITS)
+        self._claims = Claims(chain.map_lock)
         #: The map units ``(first, stop)`` that were committed to since the last flush.
         self._touched: set[tuple[int, int]] = set()
 
     def write(self, offset: int, view: memoryview) -> None:
         """Write all of the view at `offset`."""
+        with writes.window_segments(offset, view, ((0, len(view)),)) as segments:
+            self.write_segments(segments)
+
+    def write_segments(self, segments: writes.Segments) -> None:
+        """Write all of the segments. After an error any of them may be written, or a part of it."""
         engine = self._begun_engine()
-        while view:
-            commits_seen = self._commits
-            outcome = engine.write(view, offset)
-            view = view[outcome.done :]
-            offset += outcome.done
-            if not view:
-                break
-            if outcome.needs_reservation:
-                written = self._write_reserved(offset, view[: outcome.length], commits_seen)
-                view = view[written:]
-                offset += written
-            else:
+        done = 0
+        while done < segments.length:
+            commits_seen = self._claims.commits
+            gaps = writes.Gaps(segments, self._granule)
+            reached = done
+            while (outcome := writes.write_in_place(engine, segments, reached, gaps)).incomplete:
+                reached = outcome.done
                 self._chain.supply_map(outcome)
+            # What another writer has meanwhile is looked at again, and what was in place is written once more.
+            if not gaps.count or self._write_reserved(segments, gaps, commits_seen):
+                done = outcome.done
         self._bound_unflushed()
 
     def zero(self, offset: int, length: int) -> None:
@@ -185,21 +174,21 @@ class WritePath:
         """Bytes of metadata that only a flush will bring to the disk."""
         return self._driver.unflushed_bytes
 
-    def _write_reserved(self, offset: int, data: memoryview, commits_seen: int) -> int:
-        """Allocate for a run that was not in place after `commits_seen` commits, and write it there.
+    def _write_reserved(self, segments: writes.Segments, gaps: writes.Gaps, commits_seen: int) -> bool:
+        """Allocate for the gaps that segments had after `commits_seen` commits, and write them there.
 
-        The bytes written: all, or none if another writer had the run and the map is to be looked at again.
+        False, and nothing is written, if another writer had one of them and the map is to be looked at again.
         """
         engine = self._chain.engine
-        granule = self._granule
-        start = offset - offset % granule
-        end = -(-(offset + len(data)) // granule) * granule
 
         def fill(placements: Sequence[Placement]) -> None:
-            while (outcome := engine.write_reserved(data, offset, placements)).done < len(data):
+            places = writes.Places(placements)
+            done = 0
+            while (outcome := writes.write_reserved(engine, segments, gaps, places, done)).incomplete:
+                done = outcome.done
                 self._chain.supply_map(outcome)
 
-        return len(data) if self._fill(start, end - start, Operation.WRITE, fill, commits_seen) else 0
+        return self._fill(gaps.ranges(), Operation.WRITE, fill, commits_seen)
 
     def _change(self, offset: int, length: int, operation: Operation) -> None:
         """Zero or discard whole granules."""
@@ -210,25 +199,24 @@ class WritePath:
         def fill(placements: Sequence[Placement]) -> None:
             engine.zero_placements(placements, discard=operation is Operation.DISCARD)
 
-        while not self._fill(offset, length, operation, fill):
+        while not self._fill([Range(offset, length)], operation, fill):
             pass
 
     def _fill(
         self,
-        offset: int,
-        length: int,
+        ranges: Sequence[Range],
         operation: Operation,
         fill: Callable[[Sequence[Placement]], None],
         commits_seen: int | None = None,
     ) -> bool:
         """Reserve places, have the engine fill them, and commit; abort if that fails.
 
-        False, and nothing is done, if another writer had the range and the map is to be looked at again.
+        False, and nothing is done, if another writer had one of the ranges and the map is to be looked at again.
         """
-        claim = _Claim()
+        claim = Claim()
         written = False
         try:
-            reservation = self._reserve(claim, offset, length, operation, commits_seen)
+            reservation = self._reserve(claim, ranges, operation, commits_seen)
             if reservation is not None:
                 fill(reservation.placements)
                 written = True
@@ -241,44 +229,29 @@ class WritePath:
         return written
 
     def _reserve(
-        self, claim: _Claim, offset: int, length: int, operation: Operation, commits_seen: int | None = None
+        self, claim: Claim, ranges: Sequence[Range], operation: Operation, commits_seen: int | None = None
     ) -> Reservation | None:
-        """Claim the range and have the driver reserve places for it.
+        """Claim the ranges and have the driver reserve places for them.
 
         None if the caller must look at the map again: it had to wait for a claim that
-        overlapped this one, or such a one was committed since `commits_seen`.
+        overlapped one of them, or such a one was committed since `commits_seen`.
         """
         with self._chain.map_lock:
-            if commits_seen is not None and self._changed_since(commits_seen, offset, offset + length):
+            if commits_seen is not None and self._claims.changed_since(commits_seen, ranges):
                 return None
-            waited = False
-            while any(
-                each.offset < offset + length and offset < each.end for held in self._claims for each in held.ranges
-            ):
-                waited = True
-                self._changed.wait()
-            if waited:
+            if self._claims.wait_until_free(ranges):
                 return None
-            claim.reservation = reservation = self._driver.reserve([Range(offset, length)], operation)
+            claim.reservation = reservation = self._driver.reserve(ranges, operation)
             claim.ranges = reservation.ranges
-            self._claims.append(claim)
+            self._claims.hold(claim)
             return reservation
 
-    def _changed_since(self, commits_seen: int, offset: int, end: int) -> bool:
-        newer = self._commits - commits_seen
-        if newer == 0:
-            return False
-        if newer > len(self._recent_commits):
-            return True
-        recent = list(self._recent_commits)[len(self._recent_commits) - newer :]
-        return any(start < end and offset < stop for start, stop in recent)
-
-    def _settle(self, claim: _Claim, *, written: bool) -> None:
+    def _settle(self, claim: Claim, *, written: bool) -> None:
         """Commit or abort what was reserved, publish the map that holds then, and let go of the range."""
         with self._flush_lock if self._plan_log is not None else nullcontext():
             self._let_go(claim, written=written)
 
-    def _let_go(self, claim: _Claim, *, written: bool) -> None:
+    def _let_go(self, claim: Claim, *, written: bool) -> None:
         with self._chain.map_lock:
             reservation, claim.reservation = claim.reservation, None
             try:
@@ -287,9 +260,7 @@ class WritePath:
                 elif reservation is not None:
                     self._driver.abort(reservation)
             finally:
-                if claim in self._claims:
-                    self._claims.remove(claim)
-                    self._changed.notify_all()
+                self._claims.let_go(claim)
 
     def _commit(self, reservation: Reservation) -> None:
         try:
@@ -301,16 +272,15 @@ class WritePath:
             self._publish(reservation)
         except BaseException:
             # A part of it may be committed: nobody may go on with the map from before.
-            for offset, length in reservation.ranges:
-                self._chain.engine.forget(0, offset, length)
+            self._forget(reservation)
             raise
         finally:
-            map_unit = self._driver.geometry.map_unit
-            for each in reservation.ranges:
-                self._touched.add((each.offset // map_unit, -(-each.end // map_unit)))
-                # Only now: a writer that has seen this commit counted must not meet the old map.
-                self._recent_commits.append((each.offset, each.end))
-                self._commits += 1
+            unit = self._driver.geometry.map_unit
+            self._touched.update(
+                (offset // unit, -(-(offset + length) // unit)) for offset, length in reservation.ranges
+            )
+            # Only now: a writer that has seen this commit counted must not meet the old map.
+            self._claims.committed(reservation.ranges)
 
     def _keep(self, plan: Plan) -> None:
         """Have the plan outlive this process until it has been executed."""
@@ -319,20 +289,14 @@ class WritePath:
 
     def _publish(self, reservation: Reservation) -> None:
         """Have the engine see the map that a commit made, the map lock held."""
-        engine = self._chain.engine
         if reservation.exact:
-            for each in reservation.ranges:
-                engine.patch(
-                    0,
-                    [
-                        Extent(place.offset, place.length, Kind.DATA, place.file, place.host_offset, in_place=True)
-                        for place in reservation.placements
-                        if each.offset <= place.offset < each.end
-                    ],
-                )
+            writes.patch_placed(self._chain.engine, reservation.placements)
         else:
-            for offset, length in reservation.ranges:
-                engine.forget(0, offset, length)
+            self._forget(reservation)
+
+    def _forget(self, reservation: Reservation) -> None:
+        for offset, length in reservation.ranges:
+            self._chain.engine.forget(0, offset, length)
 
     def _bound_unflushed(self) -> None:
         # A plan takes the longer to keep the more is in it: a flush is due when that has cost as much as a flush does.

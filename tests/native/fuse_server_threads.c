@@ -167,9 +167,11 @@ static void give_place(const tapfs_parked *parked)
         return; /* another owner was quicker, and the cache knows */
     }
     tapfs_placement place = {.offset = granule, .length = GRANULE, .host_offset = HOST_START + granule, .fresh = 1};
+    tapfs_segment segment = {.offset = at, .length = length, .data = parked->data + (at - parked->offset)};
+    tapfs_range range = {.offset = granule, .length = GRANULE};
     tapfs_outcome outcome;
     do {
-        tapfs_write_reserved(disk, parked->data + (at - parked->offset), at, length, &place, 1, &outcome);
+        tapfs_write_reserved(disk, &segment, 1, &range, 1, &place, 1, 0, &outcome);
         if (outcome.status == TAPFS_MISS) {
             supply_map(outcome.offset);
         }

@@ -210,8 +210,10 @@ static inline void give_place(struct world *world, unsigned *seed, struct move *
     uint32_t file = chance(seed, 2);
     tapfs_placement place = {
         .offset = granule, .length = GRANULE, .file = file, .host_offset = take_slot(world, seed, file)};
+    tapfs_segment segment = {.offset = at, .length = length, .data = bytes};
+    tapfs_range range = {.offset = granule, .length = GRANULE};
     do {
-        tapfs_write_reserved(world->disk, bytes, at, length, &place, 1, &outcome);
+        tapfs_write_reserved(world->disk, &segment, 1, &range, 1, &place, 1, 0, &outcome);
         if (outcome.status == TAPFS_MISS) {
             supply_map(world, outcome.layer, outcome.offset);
         }

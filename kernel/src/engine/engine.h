@@ -101,6 +101,19 @@ typedef struct {
     uint16_t reserved;
 } tapfs_placement;
 
+/* [offset, offset + length) of the disk. tapfs.extent.Range */
+typedef struct {
+    uint64_t offset;
+    uint64_t length;
+} tapfs_range;
+
+/* Bytes to be written to [offset, offset + length) of the disk. Segments ascend and do not overlap. */
+typedef struct {
+    uint64_t offset;
+    uint64_t length;
+    const uint8_t *data;
+} tapfs_segment;
+
 typedef struct {
     int32_t status;
     int32_t error;
@@ -322,13 +335,23 @@ void tapfs_write(tapfs_disk *disk, const void *buffer, uint64_t offset, uint64_t
                  tapfs_outcome *outcome);
 
 /*
- * Write [offset, offset + length) to reserved places of layer 0. The placements are ascending and
- * contiguous and cover the range; what they cover beyond it is filled with the old contents of the
- * disk (unless in_place). MISS may be answered; the caller installs and calls again from the start.
+ * Write segments in place, all but the first `from` bytes of them, as far as the map allows. The granules that hold what
+ * is not in place are put into `gaps`, which has `gap_count` ranges already and room for `capacity`; the new number is
+ * returned. They ascend, and no two touch. `done` counts the bytes of all segments up to where it came: to the end, to
+ * a MISS, or to a gap for which there is no room.
+ */
+size_t tapfs_write_segments(tapfs_disk *disk, const tapfs_segment *segments, size_t count, uint64_t from,
+                            tapfs_range *gaps, size_t gap_count, size_t capacity, tapfs_outcome *outcome);
+
+/*
+ * Write what segments have in reserved places of layer 0. The placements ascend, do not overlap, and cover the ranges.
+ * What they cover beyond the segments is filled with the old contents of the disk (unless in_place). `from` placements
+ * are done already, `done` placements are then. MISS may be answered; the caller installs and calls again from `done`.
  * Nothing becomes visible in the map.
  */
-void tapfs_write_reserved(tapfs_disk *disk, const void *buffer, uint64_t offset, uint64_t length,
-                          const tapfs_placement *placements, size_t count, tapfs_outcome *outcome);
+void tapfs_write_reserved(tapfs_disk *disk, const tapfs_segment *segments, size_t segment_count,
+                          const tapfs_range *ranges, size_t range_count, const tapfs_placement *placements, size_t count,
+                          size_t from, tapfs_outcome *outcome);
 
 /*
  * Make each placement of layer 0 read as zeros: nothing where it is fresh, a punched hole where the

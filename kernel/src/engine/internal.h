@@ -267,6 +267,32 @@ TAPFS_INTERNAL void merged_forget(tapfs_disk *disk, uint64_t offset, uint64_t en
 TAPFS_INTERNAL int layer_read(struct request *request, uint32_t index, uint8_t *buffer, uint64_t offset,
                               uint64_t length);
 
+/* ---- engine/write.c */
+
+/* Whether segments ascend, do not overlap and lie inside the disk; else the request has failed. */
+TAPFS_INTERNAL bool segments_valid(struct request *request, const tapfs_segment *segments, size_t count);
+
+/* ---- engine/gather.c: pieces that follow each other in a host file of layer 0, written at once */
+
+#define GATHERED_VECTORS 256
+
+struct gather {
+    struct request *request;
+    uint32_t file;
+    uint64_t host, length; /* of all pieces */
+    int count;
+    uint8_t *fills; /* memory of those pieces that are old contents of the disk, in use until they are written */
+    uint64_t fills_length, fills_capacity;
+    struct iovec vector[GATHERED_VECTORS];
+};
+
+/* Write what was gathered. */
+TAPFS_INTERNAL int gather_write(struct gather *gather);
+/* Add bytes, which stay the caller's until they are written; what they do not follow is written first. No cipher, and no
+ * file that is written directly. */
+TAPFS_INTERNAL int gather_add(struct gather *gather, uint32_t file, uint64_t host, const uint8_t *bytes,
+                              uint64_t length);
+
 /* ---- engine/layer_write.c: guest bytes at a host place of layer 0 */
 
 /* Write bytes of guest offset `guest` at `host`, encrypted if the layer has a cipher. */

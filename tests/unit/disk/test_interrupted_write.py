@@ -13,7 +13,7 @@ import pytest
 
 import tapfs
 from tapfs import Image, NewImage
-from tapfs.disk import write_path
+from tapfs.disk import write_claims, write_path
 
 SIZE = 1 << 20
 CLUSTER = 4096
@@ -28,7 +28,7 @@ class Interrupting:
         self.countdown = countdown
 
     def trace(self, frame: FrameType, event: str, _: object) -> Trace | None:
-        if frame.f_code.co_filename != write_path.__file__:
+        if frame.f_code.co_filename not in (write_path.__file__, write_claims.__file__):
             return None
         if event in ("call", "return"):
             self.countdown -= 1

@@ -10,8 +10,11 @@ from types import TracebackType
 from typing import Self
 
 from tapfs.driver import Cipher, CipherAlgorithm, Codec, Geometry, Identity, Packing, Placement
+from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind
-from tapfs.kernel.engine import EngineDisk, HostDescriptor, Status
+from tapfs.kernel import writes
+from tapfs.kernel._engine import ffi, lib
+from tapfs.kernel.engine import EngineDisk, HostDescriptor, Outcome, Status
 
 GRANULE = 4096
 UNIT = 4 * GRANULE
@@ -73,6 +76,28 @@ class Disk(EngineDisk):
             writable=writable,
             files=files,
         )
+
+    def write(self, data: bytes, offset: int) -> Outcome:
+        """What a native thread calls: write in place as far as the map allows."""
+        outcome = ffi.new("tapfs_outcome *")
+        lib.tapfs_write(self.handle, ffi.from_buffer(data), offset, len(data), 0, outcome)
+        return self.finished(outcome)
+
+    def write_reserved(self, data: bytes, offset: int, placements: Sequence[Placement], done: int = 0) -> Outcome:
+        """Write one run to places that are to cover it."""
+        with writes.window_segments(offset, data, [(0, len(data))]) as segments:
+            gaps = writes.Gaps(segments, 1)
+            gaps.array[0].offset, gaps.array[0].length, gaps.count = offset, len(data), 1
+            return writes.write_reserved(self, segments, gaps, writes.Places(placements), done)
+
+    def patch(self, layer: int, extents: Sequence[Extent]) -> None:
+        """Change the map of ranges of whole granules where it is cached."""
+        array = ffi.new(
+            "tapfs_extent[]",
+            [(e.offset, e.length, e.host_offset, e.host_length, e.file, e.skip, e.kind, e.in_place) for e in extents],
+        )
+        if lib.tapfs_disk_patch(self.handle, layer, array, len(extents)) < 0:
+            raise ImageError(ErrorKind.IO, "cannot change a map")
 
     def read(self, offset: int, length: int) -> bytes:
         """Bytes of which no map is missing."""

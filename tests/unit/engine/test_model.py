@@ -153,9 +153,11 @@ def write(disk: Disk, layers: list[Modelled], new: bytes, offset: int) -> None:
             if middle > start:
                 placements.insert(0, place(start, middle - start, at + (end - middle), fresh=True))
             part = new[: outcome.length]
-            while (written := disk.write_reserved(part, offset, placements)).status is Status.MISS:
+            done = 0
+            while (written := disk.write_reserved(part, offset, placements, done)).status is Status.MISS:
+                done = written.done
                 disk.install(written.layer, layers[written.layer].unit(written.offset))
-            assert written.done == len(part)
+            assert written.done == len(placements)
             for placement in placements:
                 for guest in range(placement.offset, placement.offset + placement.length, GRANULE):
                     place_in_file = placement.host_offset + guest - placement.offset
