@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from tapfs.driver import Placement
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.extent import Range
 from tapfs.formats.rounding import round_up
 
 
@@ -97,6 +99,25 @@ class Allocation:
         """Take ranges of the file that nothing refers to as free; they may hold anything."""
         self._free = _joined([*self._free, *ranges])
         self._free.reverse()
+
+    def places(self, ranges: Iterable[Range]) -> list[Placement]:
+        """Places for ranges of whole clusters of the disk, in file 0; for all ranges as few pieces as possible."""
+        wanted = list(ranges)
+        pieces = iter(self.clusters(sum(length for _, length in wanted)))
+        placements: list[Placement] = []
+        host_offset = left = 0
+        fresh = False
+        for offset, length in wanted:
+            at, end = offset, offset + length
+            while at < end:
+                if not left:
+                    host_offset, left, fresh = next(pieces)
+                taken = min(left, end - at)
+                placements.append(Placement(at, taken, host_offset, fresh=fresh))
+                at += taken
+                host_offset += taken
+                left -= taken
+        return placements
 
     def commit(self, start: int, length: int) -> None:
         """A range that was handed out is a part of the image now."""

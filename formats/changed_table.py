@@ -53,6 +53,9 @@ class ChangedTable:
 
     def mark(self, start: int, stop: int) -> None:
         """Note that the entries ``[start, stop)`` have changed."""
+        if stop == start + 1:  # quicker, and the usual case of a fragmented disk
+            self.pending.add(start // self._per_sector)
+            return
         self.pending.update(range(start // self._per_sector, -(-stop // self._per_sector)))
 
     def begin_plan(self) -> None:

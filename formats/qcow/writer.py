@@ -20,7 +20,6 @@ What a flush makes durable, in this order, each stage after the one before:
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator, Sequence
 
 from tapfs.driver import HostFile, OpenRequest, Operation, Placement, Reservation
@@ -29,7 +28,7 @@ from tapfs.extent import Kind, Range
 from tapfs.formats.allocation import Allocation
 from tapfs.formats.changed_table import ChangedTable
 from tapfs.formats.qcow.driver import QcowDriver
-from tapfs.formats.qcow.entries import Run, consecutive, encode_entries, fault, new_table, runs
+from tapfs.formats.qcow.entries import Run, encode_entries, runs
 from tapfs.formats.qcow.extended import (
     CKSUM_AT,
     FLAG_L1_BIG_ENDIAN,
@@ -38,6 +37,7 @@ from tapfs.formats.qcow.extended import (
     ExtendedHeader,
 )
 from tapfs.formats.qcow.header import ENTRY_LENGTH
+from tapfs.formats.qcow.links import Links
 from tapfs.formats.qcow.stream import QcowStreamWriter
 from tapfs.formats.rounding import round_up
 from tapfs.plan import Discard, Grow, Plan, Step, Write, plan
@@ -70,9 +70,9 @@ class WritableQcowDriver(QcowDriver):
         self.allocation = Allocation(
             file.path, self.tables.file_size, self.header.cluster_size, max_size=_MAX_HOST_SIZE
         )
+        self._links = Links(self.header, self.l1, self.tables, self.allocation)
         #: Whether new space is allocated the way blktap does.
         self._whole_extents = self.fast_path and self._geometry.cipher is None
-        self._l1_pending: set[int] = set()
         self._l1_in_plan: set[int] = set()
         #: The disk's size in whole clusters.
         self._rounded_size = round_up(self.header.size, self.header.cluster_size)
@@ -95,9 +95,11 @@ class WritableQcowDriver(QcowDriver):
         """
         self._prepare()
         extents: list[int] = []
-        placements: list[Placement] = []
-        for offset, length in ranges:
-            placements += self._place(offset, length, operation, extents)
+        try:
+            placements = self._place(ranges, operation, extents)
+        except BaseException:
+            self._release_extents(extents)
+            raise
         self.tables.file_size = max(self.tables.file_size, self.allocation.end)
         exact = operation is Operation.WRITE and not self._whole_extents
         reservation = Reservation(self._with_extents(ranges, extents), operation, tuple(placements), exact)
@@ -106,11 +108,13 @@ class WritableQcowDriver(QcowDriver):
 
     def _with_extents(self, ranges: Sequence[Range], extents: Sequence[int]) -> tuple[Range, ...]:
         """The ranges and the whole extents: committing one maps all of its clusters, so nobody else may fill any."""
+        if not extents:
+            return tuple(ranges)
         unit = self.header.unit
         whole = [Range(index * unit, min(unit, self._rounded_size - index * unit)) for index in extents]
         joined: list[Range] = []
         for each in sorted([*ranges, *whole]):
-            if whole and joined and each.offset <= joined[-1].end:
+            if joined and each.offset <= joined[-1].end:
                 joined[-1] = Range(joined[-1].offset, max(joined[-1].end, each.end) - joined[-1].offset)
             else:
                 joined.append(each)
@@ -121,25 +125,25 @@ class WritableQcowDriver(QcowDriver):
         extents = self._open.pop(reservation)
         for index in extents:
             table_offset = self._extents.pop(index)
-            self._enter_table(index, table_offset, self.tables.computed(table_offset))
+            self._links.enter_table(index, table_offset, self.tables.computed(table_offset))
             self.allocation.commit(table_offset, self.header.l2_length + self.header.unit)
         if not self._whole_extents:
             if reservation.operation is not Operation.WRITE and self.backing is None:
-                for offset, length in reservation.ranges:
-                    self._unlink(offset, length)
-            for placement in reservation.placements:
-                if not placement.in_place:
-                    self._link(placement)
+                self._links.unlink(reservation.ranges)
+            self._links.link(reservation.placements)
         self.tables.file_size = max(self.tables.file_size, self.allocation.end)
 
     def abort(self, reservation: Reservation) -> None:
         """Give the places back. They are punched by the next flush and used again after it."""
-        for index in self._open.pop(reservation):
-            self.allocation.release(self._extents.pop(index), self.header.l2_length + self.header.unit)
+        self._release_extents(self._open.pop(reservation))
         if not self._whole_extents:
             for placement in reservation.placements:
                 if not placement.in_place:
                     self.allocation.release(placement.host_offset, placement.length)
+
+    def _release_extents(self, extents: Sequence[int]) -> None:
+        for index in extents:
+            self.allocation.release(self._extents.pop(index), self.header.l2_length + self.header.unit)
 
     # -- flush ----------------------------------------------------------------------------------
 
@@ -152,11 +156,11 @@ class WritableQcowDriver(QcowDriver):
         """The plan described at the head of this module; empty where nothing has changed."""
         released = self.allocation.begin_plan()
         # A stray header copy is mended even where guest data was only written in place.
-        if not (self.tables.changed or self._l1_pending or self._l1_in_plan or released or self.tables.strays):
+        if not (self.tables.changed or self._links.l1_pending or self._l1_in_plan or released or self.tables.strays):
             return Plan()
         self.tables.begin_plan()
-        self._l1_in_plan |= self._l1_pending
-        self._l1_pending = set()
+        self._l1_in_plan |= self._links.l1_pending
+        self._links.l1_pending.clear()
         return plan(
             self._grow_steps(),
             self._stray_steps(),
@@ -268,32 +272,23 @@ class WritableQcowDriver(QcowDriver):
 
     # -- placing --------------------------------------------------------------------------------
 
-    def _place(self, offset: int, length: int, operation: Operation, extents: list[int]) -> list[Placement]:
-        """Places for one range; the indexes of extents that are reserved for it are added to `extents`."""
+    def _place(self, ranges: Sequence[Range], operation: Operation, extents: list[int]) -> list[Placement]:
+        """Places for the ranges; the indexes of extents that are reserved for them are added to `extents`."""
         if operation is Operation.WRITE:
-            if self._whole_extents:
-                return self._place_in_extents(offset, length, extents)
-            for index, _, _ in self._pieces(offset, length):
-                self.tables.load(index)
-            return self._place_clusters(offset, length)
+            if not self._whole_extents:
+                self._links.require_tables(ranges)
+                return self.allocation.places(ranges)
+            return [place for each in ranges for place in self._place_in_extents(each, extents)]
         if self._whole_extents or self.backing is not None:
-            return self._place_zeros(offset, length, operation)
-        for index, first, stop in self._used_pieces(offset, length):
-            self._checked_runs(index, first, stop)
+            return [place for each in ranges for place in self._place_zeros(each, operation)]
+        for each in ranges:
+            for index, first, stop in self._links.used_pieces(*each):
+                self._checked_runs(index, first, stop)
         return []
 
-    def _place_clusters(self, offset: int, length: int) -> list[Placement]:
-        placements: list[Placement] = []
-        at = offset
-        for piece in self.allocation.clusters(length):
-            placements.append(Placement(at, piece.length, piece.host_offset, fresh=piece.fresh))
-            at += piece.length
-        return placements
-
-    def _place_in_extents(self, offset: int, length: int, extents: list[int]) -> list[Placement]:
+    def _place_in_extents(self, wanted: Range, extents: list[int]) -> Iterator[Placement]:
         header = self.header
-        placements: list[Placement] = []
-        for index, first, stop in self._pieces(offset, length):
+        for index, first, stop in self._links.pieces(*wanted):
             table_offset = self.l1[index]
             in_place = table_offset != 0
             if not in_place and index in self._extents:  # an earlier range of the same reservation is in it, too
@@ -302,18 +297,15 @@ class WritableQcowDriver(QcowDriver):
                 table_offset = self.allocation.tail(header.l2_length + header.unit)
                 self._extents[index] = table_offset
                 extents.append(index)
-            placements.append(
-                Placement(
-                    index * header.unit + first * header.cluster_size,
-                    (stop - first) * header.cluster_size,
-                    table_offset + header.l2_length + first * header.cluster_size,
-                    fresh=not in_place,
-                    in_place=in_place,
-                )
+            yield Placement(
+                index * header.unit + first * header.cluster_size,
+                (stop - first) * header.cluster_size,
+                table_offset + header.l2_length + first * header.cluster_size,
+                fresh=not in_place,
+                in_place=in_place,
             )
-        return placements
 
-    def _place_zeros(self, offset: int, length: int, operation: Operation) -> list[Placement]:
+    def _place_zeros(self, wanted: Range, operation: Operation) -> Iterator[Placement]:
         """Zero in place, where L2 entries must stay.
 
         That is where blktap does not read them, and where what lies below would show through.
@@ -321,86 +313,20 @@ class WritableQcowDriver(QcowDriver):
         header = self.header
         zero_below = operation is Operation.ZERO and self.backing is not None
         punchable = operation is Operation.ZERO or self._geometry.cipher is None
-        placements: list[Placement] = []
-        for index, first, stop in self._pieces(offset, length) if zero_below else self._used_pieces(offset, length):
+        pieces = self._links.pieces if zero_below else self._links.used_pieces
+        for index, first, stop in pieces(*wanted):
             for run in self._checked_runs(index, first, stop):
                 at = index * header.unit + run.first * header.cluster_size
                 bytes_ = run.clusters * header.cluster_size
                 if run.kind == Kind.DATA:
                     if punchable:
-                        placements.append(Placement(at, bytes_, run.host_offset, in_place=True))
+                        yield Placement(at, bytes_, run.host_offset, in_place=True)
                 elif zero_below:
-                    placements.extend(self._place_clusters(at, bytes_))
-        return placements
-
-    # -- publishing -----------------------------------------------------------------------------
-
-    def _link(self, placement: Placement) -> None:
-        host_offset = placement.host_offset
-        self.allocation.commit(host_offset, placement.length)
-        for index, first, stop in self._pieces(placement.offset, placement.length):
-            changed = self.changed_table(index)
-            self._release(changed.entries, first, stop)
-            changed.entries[first:stop] = consecutive(host_offset, stop - first, self.header.cluster_size)
-            changed.mark(first, stop)
-            host_offset += (stop - first) * self.header.cluster_size
-
-    def _unlink(self, offset: int, length: int) -> None:
-        for index, first, stop in self._used_pieces(offset, length):
-            table = self.tables.load(index)
-            nothing = new_table(stop - first)
-            if table is None or table[first:stop] == nothing:
-                continue
-            changed = self.changed_table(index)
-            self._release(changed.entries, first, stop)
-            changed.entries[first:stop] = nothing
-            changed.mark(first, stop)
-
-    def _release(self, entries: array[int], first: int, stop: int) -> None:
-        for run in runs(entries, self.header.cluster_bits, first, stop):
-            # What lies at an impossible place is left alone: it may be the header.
-            if run.kind == Kind.UNALLOCATED or fault(run, self.header, self.tables.file_size) is not None:
-                continue
-            if run.kind == Kind.COMPRESSED:
-                self.allocation.release(run.host_offset, run.host_length, reusable=False)
-            else:
-                self.allocation.release(run.host_offset, run.clusters * self.header.cluster_size)
+                    yield from self.allocation.places([Range(at, bytes_)])
 
     def changed_table(self, index: int) -> ChangedTable:
         """The L2 table of L1 entry `index`, to be changed; allocated if there is none."""
-        if self.l1[index] == 0:
-            return self._enter_table(
-                index, self.allocation.tail(self.header.l2_length), new_table(self.header.l2_entries)
-            )
-        return self.tables.change(index)
-
-    def _enter_table(self, index: int, table_offset: int, entries: array[int]) -> ChangedTable:
-        self.l1[index] = table_offset
-        self._l1_pending.add(index)
-        self.allocation.commit(table_offset, self.header.l2_length)
-        return self.tables.create(index, entries)
-
-    # -- walking --------------------------------------------------------------------------------
-
-    def _pieces(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
-        """The L1 indexes that a granule-aligned range touches, each with its L2 indexes ``[first, stop)``."""
-        header = self.header
-        at, end = offset >> header.cluster_bits, (offset + length) >> header.cluster_bits
-        while at < end:
-            index, first = at >> header.l2_bits, at & (header.l2_entries - 1)
-            stop = min(header.l2_entries, first + end - at)
-            yield index, first, stop
-            at += stop - first
-
-    def _used_pieces(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
-        """The same, without the indexes that have no table."""
-        header = self.header
-        end = offset + length
-        index, last = offset // header.unit, -(-end // header.unit)
-        while (index := self.l1.next_used(index, last)) < last:
-            start = max(offset, index * header.unit)
-            yield from self._pieces(start, min(end, (index + 1) * header.unit) - start)
-            index += 1
+        return self._links.changed_table(index)
 
     def _checked_runs(self, index: int, first: int, stop: int) -> Sequence[Run]:
         """The runs of a part of a table; none of them at an impossible place."""
