@@ -13,6 +13,7 @@ from tapfs.host.location import locate
 from tapfs.jobs.compare import read_within, split, unequal_candidates
 from tapfs.jobs.pipeline import WINDOW_BYTES, BufferPool, in_order
 from tapfs.kernel.engine import compress, find_data, first_difference, is_zero
+from tapfs.kernel.writes import window_segments
 
 if TYPE_CHECKING:
     import mmap
@@ -222,12 +223,12 @@ class _Copy:
         if prepared.buffer is None:
             self._target.write_zeroes(offset, prepared.window.length)
             return
-        with memoryview(prepared.buffer) as view:
-            for run in prepared.runs:
-                if run.zero:
-                    self._target.write_zeroes(offset + run.start, run.length)
-                else:
-                    self._target.write(offset + run.start, view[run.start : run.start + run.length])
+        data = [(run.start, run.length) for run in prepared.runs if not run.zero]
+        with window_segments(offset, prepared.buffer, data) as segments:
+            self._target.write_segments(segments)
+        for run in prepared.runs:
+            if run.zero:
+                self._target.write_zeroes(offset + run.start, run.length)
         self._buffers.give_back(prepared.buffer)
 
 
