@@ -120,10 +120,10 @@ class FuseServer:
         """When the last write ended, in nanoseconds since 1970; 0 if there was none."""
         return lib.tapfs_fuse_last_write(self._handle)
 
-    def next_parked(self, queue: Queue) -> ParkedRequest | None:
-        """Wait for a parked request; None when the server is being stopped. From any thread."""
-        parked = take(lib.tapfs_fuse_next_parked, self._handle, queue)
-        return None if parked is None else ParkedRequest(self._disk, self._handle, parked)
+    def next_parked(self, queue: Queue) -> list[ParkedRequest]:
+        """Wait for parked requests; none when the server is being stopped. From any thread."""
+        taken = take(lib.tapfs_fuse_next_parked, self._handle, queue)
+        return [ParkedRequest(self._disk, self._handle, parked) for parked in taken]
 
     def statistics(self) -> ServerStatistics:
         """The counters now."""

@@ -11,7 +11,7 @@ import errno
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from tapfs.kernel._engine import ffi
+from tapfs.kernel._engine import ffi, lib
 from tapfs.kernel.engine import EngineDisk, Outcome
 
 if TYPE_CHECKING:
@@ -21,17 +21,24 @@ if TYPE_CHECKING:
 
 
 class Queue(IntEnum):
-    """Which requests a thread takes: reads and writes, what may take long (seeks, zeros, discards), or flushes."""
+    """Which requests a thread takes, as in serving/serving.h."""
 
+    #: Reads and writes that lack a map.
     MOVES = 0
+    #: What may take long: seeks, zeros, discards.
     OTHERS = 1
+    #: Flushes.
     SYNCS = 2
+    #: Writes that lack places. They are taken together, because one reservation serves many.
+    WRITES = 3
 
 
-def take(next_parked: Callable[[CData, Queue, CData], int], front_end: CData, queue: Queue) -> CData | None:
-    """Wait for a parked request of a front end; None when it is being stopped."""
-    parked = ffi.new("tapfs_parked *")
-    return None if next_parked(front_end, queue, parked) == 0 else parked
+def take(next_parked: Callable[[CData, Queue, CData, int], int], front_end: CData, queue: Queue) -> list[CData]:
+    """Wait for parked requests of a front end; none when it is being stopped. Of WRITES all that wait are taken."""
+    capacity = lib.TAPFS_PARKED_AT_ONCE if queue is Queue.WRITES else 1
+    parked = ffi.new("tapfs_parked[]", capacity)
+    count = next_parked(front_end, queue, parked, capacity)
+    return [ffi.new("tapfs_parked *", parked[i]) for i in range(count)]
 
 
 class Parked:
@@ -63,6 +70,12 @@ class Parked:
     def data(self) -> memoryview:
         """What a WRITE has left to write: nobody changes it, and it is valid until the request is completed."""
         return memoryview(ffi.buffer(self._parked.data, self._parked.length))
+
+    @property
+    def segment(self) -> tuple[int, int, CData]:
+        """The same as a run for `tapfs.kernel.writes.Segments`: offset, length, data."""
+        parked = self._parked
+        return parked.offset, parked.length, parked.data
 
     def outcome(self) -> Outcome:
         """What a READ or WRITE lacks. Raises the ImageError that it met instead."""

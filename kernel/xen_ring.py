@@ -178,10 +178,10 @@ class XenDevice:
         problem = lib.tapfs_xen_problem(self._handle)
         return None if problem == ffi.NULL else ffi.string(problem).decode()
 
-    def next_parked(self, queue: Queue) -> ParkedRequest | None:
-        """Wait for a parked request; None when the device has been stopped."""
-        parked = take(lib.tapfs_xen_next_parked, self._handle, queue)
-        return None if parked is None else ParkedRequest(self._disk, self._handle, parked)
+    def next_parked(self, queue: Queue) -> list[ParkedRequest]:
+        """Wait for parked requests; none when the device is being stopped. From any thread."""
+        taken = take(lib.tapfs_xen_next_parked, self._handle, queue)
+        return [ParkedRequest(self._disk, self._handle, parked) for parked in taken]
 
     def pause(self) -> None:
         """Take no more requests and wait until none is in flight; parked ones must be served meanwhile."""

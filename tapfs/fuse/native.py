@@ -18,7 +18,7 @@ from tapfs.disk.image import Image
 from tapfs.fuse import long_requests
 from tapfs.fuse.tree import Tree, Window
 from tapfs.kernel.fuse_server import FuseServer, ParkedRequest, Request, ServerStatistics
-from tapfs.serving.parked import ParkedThreads, finish_move
+from tapfs.serving.parked import ParkedThreads, finish_move, finish_writes
 
 #: One engine thread per processor, within these bounds.
 _MIN_THREADS, _MAX_THREADS = 2, 4
@@ -50,7 +50,12 @@ class NativeEngine:
             closing_connection.pop_all()
             on_error.callback(self._server.close)
             self._add_nodes(tree)
-            self._parked = ParkedThreads(self._server.next_parked, self._answer, path=lambda: image.path)
+            self._parked = ParkedThreads(
+                self._server.next_parked,
+                self._answer,
+                lambda writes: finish_writes(image, writes),
+                path=lambda: image.path,
+            )
             on_error.pop_all()
 
     def _add_nodes(self, tree: Tree) -> None:

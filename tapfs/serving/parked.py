@@ -3,26 +3,32 @@
 The engine's own threads answer a request that needs no driver and no waiting. They park every other request: it waits
 in a queue of the engine until a thread of this module takes it. That thread may call the drivers and may block. The
 queue is in C (kernel/src/serving/park.c), and a thread waits for it without holding the GIL.
+
+Writes that lack places are taken as many as wait, and written as one write of many runs. Each is answered by itself. If
+the write of all fails each is tried alone, so that a request gets its own error and no other's.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from bisect import bisect
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from tapfs.kernel.parked import Queue
+from tapfs.kernel.writes import Segments
 from tapfs.serving.failures import ErrorLog, failure_of
 
 if TYPE_CHECKING:
     from tapfs.disk.image import Image
+    from tapfs.kernel._engine import CData
     from tapfs.kernel.engine import Outcome
 
 
-#: Threads that supply maps and reservations, those for what may take long, and the one that flushes: an image flushes
-#: once at a time.
-_THREADS = {Queue.MOVES: 3, Queue.OTHERS: 2, Queue.SYNCS: 1}
+#: Threads that supply maps, those that write what lacks places, those for what may take long, and the one that flushes:
+#: an image flushes once at a time. Of those that write one makes the next reservation while the data of another moves.
+_THREADS = {Queue.MOVES: 3, Queue.WRITES: 2, Queue.OTHERS: 2, Queue.SYNCS: 1}
 
 #: Seconds for which a thread waits that has not the memory to take a request.
 _PAUSE_SECONDS = 0.1
@@ -42,19 +48,22 @@ _Request = TypeVar("_Request", bound=ParkedRequest)
 class ParkedThreads(Generic[_Request]):
     """The threads that serve what one native server parks.
 
-    `next_parked` waits for a request of a queue, and gives None once the server is stopped. `answer` answers the
-    request, in a thread of that queue; what it raises becomes the answer. `path` tells the image's name for the log.
+    `next_parked` waits for requests of a queue, and gives none once the server is stopped. `answer` answers a request,
+    in a thread of that queue; what it raises becomes the answer. `together` answers what it can of several at once, and
+    gives back the others, in their order. `path` tells the image's name for the log.
     """
 
     def __init__(
         self,
-        next_parked: Callable[[Queue], _Request | None],
+        next_parked: Callable[[Queue], Sequence[_Request]],
         answer: Callable[[_Request], None],
+        together: Callable[[Sequence[_Request]], Sequence[_Request]],
         *,
         path: Callable[[], str],
     ) -> None:
         self._next_parked = next_parked
         self._answer = answer
+        self._together = together
         self._path = path
         self._errors = ErrorLog()
         self._threads: list[threading.Thread] = []
@@ -80,33 +89,35 @@ class ParkedThreads(Generic[_Request]):
         self._threads.clear()
 
     def _serve(self, queue: Queue) -> None:
-        serve_parked(lambda: self._next_parked(queue), self._answer, self._errors, self._path)
+        serve_parked(lambda: self._next_parked(queue), self._answer, self._together, self._errors, self._path)
 
 
 def serve_parked(
-    next_parked: Callable[[], _Request | None],
+    next_parked: Callable[[], Sequence[_Request]],
     answer: Callable[[_Request], None],
+    together: Callable[[Sequence[_Request]], Sequence[_Request]],
     errors: ErrorLog,
     path: Callable[[], str],
 ) -> None:
-    """Answer one request after the other until `next_parked` gives None.
+    """Answer requests as `ParkedThreads` says until `next_parked` gives none.
 
     A request that nobody answers hangs its user, and a thread that ends leaves its queue to fewer. So each request
     that was taken is answered, whatever was raised, and the thread goes on.
     """
     while True:
         try:
-            parked = next_parked()
+            taken = next_parked()
         except MemoryError as error:
             errors.answer(error, path=path())
             time.sleep(_PAUSE_SECONDS)
             continue
-        if parked is None:
+        if not taken:
             return
-        try:
-            answer(parked)
-        except Exception as error:  # noqa: BLE001  whatever it is, the user of the request must be told
-            parked.fail(errors.answer(error, path=path()))
+        for parked in together(taken) if len(taken) > 1 else taken:
+            try:
+                answer(parked)
+            except Exception as error:  # noqa: BLE001  whatever it is, the user of the request must be told
+                parked.fail(errors.answer(error, path=path()))
 
 
 class ParkedMove(Protocol):
@@ -146,3 +157,54 @@ def finish_move(image: Image, parked: ParkedMove) -> None:
         image.supply_map(outcome)
         if parked.resume():
             return
+
+
+class ParkedWrite(Protocol):
+    """A write that waits in the engine for places."""
+
+    @property
+    def segment(self) -> tuple[int, int, CData]:
+        """What is left to write: offset, length, and a pointer to the data."""
+        ...
+
+    def complete(self) -> None:
+        """Answer with success."""
+        ...
+
+
+_Write = TypeVar("_Write", bound=ParkedWrite)
+
+
+def finish_writes(image: Image, writes: Sequence[_Write]) -> Sequence[_Write]:
+    """Write and answer several writes at once; those that must be tried alone, in their order.
+
+    Writes that overlap keep their order: the later one begins when the earlier one has been answered.
+    """
+    done = 0
+    try:
+        for group in _disjoint(writes):
+            image.write_segments(Segments(sorted((write.segment for write in group), key=_offset)))
+            for write in group:
+                write.complete()
+                done += 1
+    except Exception:  # noqa: BLE001  each write that is left meets its own error when it is tried alone
+        return writes[done:]
+    return ()
+
+
+def _offset(segment: tuple[int, int, CData]) -> int:
+    return segment[0]
+
+
+def _disjoint(writes: Sequence[_Write]) -> Iterator[Sequence[_Write]]:
+    """The writes in their order, cut into groups within which none overlaps another."""
+    start = 0
+    taken: list[tuple[int, int]] = []
+    for number, write in enumerate(writes):
+        offset, length, _ = write.segment
+        at = bisect(taken, (offset, offset))
+        if (at > 0 and taken[at - 1][1] > offset) or (at < len(taken) and taken[at][0] < offset + length):
+            yield writes[start:number]
+            start, taken, at = number, [], 0
+        taken.insert(at, (offset, offset + length))
+    yield writes[start:]

@@ -16,10 +16,16 @@ import threading
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tapfs
+from tapfs.kernel._engine import ffi
+from tapfs.kernel.writes import Segments
 from tests.faults.interposer import Interposer
 from tests.faults.scenes import LARGEST_BYTE, Scene, make, read
+
+if TYPE_CHECKING:
+    from tapfs.kernel._engine import CData
 
 SIZE = 2 << 20
 #: The disk's size where the granules of a kind have a MiB, so that each thread has two of them.
@@ -98,7 +104,10 @@ class Race:
             for number in range(operations):
                 if self._failures:
                     return
-                step(choice, thread, *self._next_piece(choice, thread, number / operations))
+                if choice.random() < 0.2:
+                    self._write_several(choice, thread, number / operations)
+                else:
+                    step(choice, thread, *self._next_piece(choice, thread, number / operations))
 
         self._guarded(work)
 
@@ -166,6 +175,20 @@ class Race:
         data = bytes([choice.choice(_BYTES[thread])]) * count
         self._disk.write(at, data)
         self._model[at : at + count] = data
+
+    def _write_several(self, choice: random.Random, thread: int, progress: float) -> None:
+        """Parts of several pieces in one write of the image."""
+        byte = choice.choice(_BYTES[thread])
+        memory = ffi.new("uint8_t[]", bytes([byte]) * self._piece)
+        runs: list[tuple[int, int, CData]] = []
+        for start, length in sorted(
+            {self._next_piece(choice, thread, progress) for _ in range(choice.randrange(2, 6))}
+        ):
+            at = choice.choice([start, choice.randrange(start, start + length)])
+            runs.append((at, choice.randrange(1, start + length - at + 1), memory))
+        self._disk.write_segments(Segments(runs))
+        for at, count, _ in runs:
+            self._model[at : at + count] = bytes([byte]) * count
 
     def _read(self, at: int, count: int) -> None:
         now, wanted = read(self._disk, at, count), self._model[at : at + count]

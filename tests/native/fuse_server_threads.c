@@ -185,9 +185,9 @@ static void give_place(const tapfs_parked *parked)
 
 static void *own_moves(void *argument)
 {
+    uint32_t queue = *(const uint32_t *)argument;
     tapfs_parked parked;
-    (void)argument;
-    while (tapfs_fuse_next_parked(server, TAPFS_MOVES, &parked)) {
+    while (tapfs_fuse_next_parked(server, queue, &parked, 1)) {
         do {
             pthread_mutex_lock(&map_lock);
             if (parked.outcome.status == TAPFS_MISS) {
@@ -206,7 +206,7 @@ static void *own_others(void *argument)
 {
     tapfs_parked parked;
     (void)argument;
-    while (tapfs_fuse_next_parked(server, TAPFS_SYNCS, &parked)) {
+    while (tapfs_fuse_next_parked(server, TAPFS_SYNCS, &parked, 1)) {
         tapfs_outcome outcome;
         tapfs_sync(disk, &outcome);
         tapfs_fuse_complete(server, parked.ticket, outcome.status == TAPFS_DONE ? 0 : EIO, 0);
@@ -276,7 +276,8 @@ int main(int count, char **words)
     pthread_create(&other, NULL, own_others, NULL);
     pthread_create(&disturber, NULL, disturb, NULL);
     for (uintptr_t i = 0; i < OWNERS; i++) {
-        pthread_create(&owners[i], NULL, own_moves, NULL);
+        static const uint32_t queues_of_owners[2] = {TAPFS_MOVES, TAPFS_WRITES};
+        pthread_create(&owners[i], NULL, own_moves, (void *)(uintptr_t)&queues_of_owners[i % 2]);
     }
     for (uintptr_t i = 0; i < CLIENTS; i++) {
         pthread_create(&clients[i], NULL, client, (void *)(i + 1));

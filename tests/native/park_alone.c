@@ -33,7 +33,37 @@ static struct item *item_of(struct parked_entry *entry)
     return (struct item *)(void *)entry;
 }
 
+static struct parked_entry *next_of(struct park *park, uint32_t queue)
+{
+    struct parked_entry *entry = NULL;
+    size_t count = park_next(park, queue, &entry, 1);
+    REQUIRE(count == (entry != NULL));
+    return entry;
+}
+
 /* ---- one thread */
+
+static void take_as_many_as_there_are(void)
+{
+    struct park park;
+    struct item items[6] = {{.number = 0}};
+    struct parked_entry *taken[4];
+
+    park_init(&park);
+    for (uint32_t i = 0; i < 6; i++) {
+        items[i].number = i;
+        REQUIRE(park_put(&park, i == 2 ? TAPFS_MOVES : TAPFS_WRITES, &items[i].entry));
+    }
+    REQUIRE(park_next(&park, TAPFS_WRITES, taken, 4) == 4);
+    for (size_t i = 0; i < 4; i++) {
+        REQUIRE(item_of(taken[i])->number == (i < 2 ? i : i + 1));
+        REQUIRE(park_taken(&park, taken[i]->ticket, true) == taken[i]);
+    }
+    REQUIRE(park_next(&park, TAPFS_WRITES, taken, 4) == 1 && item_of(taken[0])->number == 5);
+    REQUIRE(park_stop(&park) == &items[2].entry);
+    REQUIRE(park_next(&park, TAPFS_WRITES, taken, 4) == 0);
+    park_destroy(&park);
+}
 
 static void keep_the_order_of_each_queue(void)
 {
@@ -46,11 +76,11 @@ static void keep_the_order_of_each_queue(void)
         REQUIRE(park_put(&park, i % 2 ? TAPFS_OTHERS : TAPFS_MOVES, &items[i].entry));
     }
     for (uint32_t i = 0; i < 6; i += 2) {
-        REQUIRE(item_of(park_next(&park, TAPFS_MOVES))->number == i);
+        REQUIRE(item_of(next_of(&park, TAPFS_MOVES))->number == i);
     }
-    REQUIRE(item_of(park_next(&park, 99))->number == 1); /* a queue that there is not is the others' */
-    REQUIRE(item_of(park_next(&park, TAPFS_OTHERS))->number == 3);
-    REQUIRE(item_of(park_next(&park, TAPFS_OTHERS))->number == 5);
+    REQUIRE(item_of(next_of(&park, 99))->number == 1); /* a queue that there is not is the others' */
+    REQUIRE(item_of(next_of(&park, TAPFS_OTHERS))->number == 3);
+    REQUIRE(item_of(next_of(&park, TAPFS_OTHERS))->number == 5);
     park_stop(&park);
     park_destroy(&park);
 }
@@ -73,8 +103,8 @@ static void visit_what_waits_and_what_was_taken(void)
         items[i].number = i;
         REQUIRE(park_put(&park, queues[i], &items[i].entry));
     }
-    REQUIRE(park_next(&park, TAPFS_SYNCS) == &items[2].entry);
-    REQUIRE(park_next(&park, TAPFS_MOVES) == &items[0].entry);
+    REQUIRE(next_of(&park, TAPFS_SYNCS) == &items[2].entry);
+    REQUIRE(next_of(&park, TAPFS_MOVES) == &items[0].entry);
     REQUIRE(park_taken(&park, items[0].entry.ticket, true) == &items[0].entry);
     park_each(&park, count_visit, visits);
     REQUIRE(visits[0] == 0 && visits[1] == 1 && visits[2] == 1 && visits[3] == 1);
@@ -92,7 +122,7 @@ static void find_what_was_taken_by_its_ticket(void)
     for (uint32_t i = 0; i < 3; i++) {
         REQUIRE(park_put(&park, TAPFS_MOVES, &items[i].entry));
         REQUIRE(park_taken(&park, i + 1, false) == NULL); /* put is not taken */
-        REQUIRE(park_next(&park, TAPFS_MOVES) == &items[i].entry);
+        REQUIRE(next_of(&park, TAPFS_MOVES) == &items[i].entry);
         tickets[i] = items[i].entry.ticket;
     }
     REQUIRE(tickets[0] != tickets[1] && tickets[1] != tickets[2] && tickets[0] != tickets[2]);
@@ -101,7 +131,7 @@ static void find_what_was_taken_by_its_ticket(void)
     REQUIRE(park_taken(&park, tickets[1], true) == &items[1].entry);
     REQUIRE(park_taken(&park, tickets[1], true) == NULL); /* once */
     /* Parked again it has another ticket: who still holds the old one reaches nothing. */
-    REQUIRE(park_put(&park, TAPFS_OTHERS, &items[1].entry) && park_next(&park, TAPFS_OTHERS) == &items[1].entry);
+    REQUIRE(park_put(&park, TAPFS_OTHERS, &items[1].entry) && next_of(&park, TAPFS_OTHERS) == &items[1].entry);
     REQUIRE(items[1].entry.ticket != tickets[1] && park_taken(&park, tickets[1], false) == NULL);
     REQUIRE(park_taken(&park, items[1].entry.ticket, true) == &items[1].entry);
     REQUIRE(park_taken(&park, tickets[0], true) == &items[0].entry);
@@ -121,13 +151,13 @@ static void stop_hands_back_what_nobody_took(void)
     for (size_t i = 0; i < 5; i++) {
         REQUIRE(park_put(&park, queues[i], &items[i].entry));
     }
-    REQUIRE(park_next(&park, TAPFS_MOVES) == &items[1].entry);
+    REQUIRE(next_of(&park, TAPFS_MOVES) == &items[1].entry);
     struct parked_entry *entry = park_stop(&park);
     for (size_t i = 0; i < 4; i++, entry = entry->next) {
         REQUIRE(entry == &items[left[i]].entry);
     }
     REQUIRE(entry == NULL);
-    REQUIRE(park_next(&park, TAPFS_MOVES) == NULL && park_next(&park, TAPFS_OTHERS) == NULL);
+    REQUIRE(next_of(&park, TAPFS_MOVES) == NULL && next_of(&park, TAPFS_OTHERS) == NULL);
     REQUIRE(!park_put(&park, TAPFS_MOVES, &items[2].entry)); /* and stays ours */
     REQUIRE(park_stop(&park) == NULL);
     /* What was taken before can still be finished. */
@@ -159,7 +189,7 @@ static void *take(void *argument)
     struct parked_entry *entry;
 
     atomic_fetch_add(&waiting, 1);
-    while ((entry = park_next(&shared, queue)) != NULL) {
+    while ((entry = next_of(&shared, queue)) != NULL) {
         REQUIRE(park_taken(&shared, entry->ticket, false) == entry);
         REQUIRE(park_taken(&shared, entry->ticket, true) == entry);
         atomic_fetch_add(&item_of(entry)->ended, 1);
@@ -211,6 +241,7 @@ static void end_each_request_once(bool early)
 
 int main(void)
 {
+    take_as_many_as_there_are();
     keep_the_order_of_each_queue();
     visit_what_waits_and_what_was_taken();
     find_what_was_taken_by_its_ticket();

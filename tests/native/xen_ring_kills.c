@@ -89,7 +89,7 @@ static void serve(uint32_t kind)
     REQUIRE(device != NULL && tapfs_xen_add_ring(device, &(uint32_t){8}, 1, 1) == 0);
     REQUIRE(tapfs_xen_start(device) == 0);
     /* The guest asks for nothing more: wait until all is answered, or for the end. */
-    while (tapfs_xen_next_parked(device, TAPFS_SYNCS, &parked)) {
+    while (tapfs_xen_next_parked(device, TAPFS_SYNCS, &parked, 1)) {
         REQUIRE(parked.request == TAPFS_XEN_SYNC);
         tapfs_xen_complete(device, parked.ticket, 0);
     }

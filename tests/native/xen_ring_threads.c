@@ -265,9 +265,9 @@ static _Atomic(tapfs_disk *) served;
 
 static void *own_moves(void *argument)
 {
+    uint32_t queue = *(const uint32_t *)argument;
     tapfs_parked parked;
-    (void)argument;
-    while (tapfs_xen_next_parked(device, TAPFS_MOVES, &parked)) {
+    while (tapfs_xen_next_parked(device, queue, &parked, 1)) {
         tapfs_disk *disk = atomic_load(&served); /* it does not change while something is parked */
         do {
             pthread_mutex_lock(&map_lock);
@@ -287,7 +287,7 @@ static void *own_others(void *argument)
 {
     uint32_t queue = *(const uint32_t *)argument;
     tapfs_parked parked;
-    while (tapfs_xen_next_parked(device, queue, &parked)) {
+    while (tapfs_xen_next_parked(device, queue, &parked, 1)) {
         REQUIRE((parked.request == TAPFS_XEN_SYNC) == (queue == TAPFS_SYNCS));
         tapfs_outcome outcome;
         tapfs_sync(atomic_load(&served), &outcome);
@@ -395,7 +395,8 @@ int main(int count, char **words)
         pthread_create(&others[i], NULL, own_others, (void *)(uintptr_t)&queues[i]);
     }
     for (size_t i = 0; i < OWNERS; i++) {
-        pthread_create(&owners[i], NULL, own_moves, NULL);
+        static const uint32_t queues_of_owners[2] = {TAPFS_MOVES, TAPFS_WRITES};
+        pthread_create(&owners[i], NULL, own_moves, (void *)(uintptr_t)&queues_of_owners[i % 2]);
     }
     pthread_create(&disturber, NULL, disturb, NULL);
     run_guests(guests);

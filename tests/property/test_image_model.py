@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -23,6 +23,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 import tapfs
 from tapfs import NewImage
 from tapfs.host import ram
+from tapfs.kernel._engine import ffi
+from tapfs.kernel.writes import Segments
+
+if TYPE_CHECKING:
+    from tapfs.kernel._engine import CData
 
 SIZE = 5 * 1024 * 1024 + 2560
 PARENT_SIZE = SIZE - 3 * 1024 * 1024 - 1000
@@ -89,6 +94,17 @@ class ImageModel(RuleBasedStateMachine):
         data = bytes([byte, byte ^ 0x55, offset % 251]) * (length // 3 + 1)
         self.image.write(offset, data[:length])
         self.bytes[offset : offset + length] = data[:length]
+
+    @rule(runs=st.lists(short_ranges, min_size=1, max_size=12), byte=st.integers(0, 255))
+    def write_segments(self, runs: list[tuple[int, int]], byte: int) -> None:
+        """Runs that lie apart, some of them in one granule, in one write."""
+        memory = ffi.new("uint8_t[]", bytes((byte + i) % 256 for i in range(9000)))
+        segments: list[tuple[int, int, CData]] = []
+        for offset, length in sorted(runs):
+            if not segments or segments[-1][0] + segments[-1][1] <= offset:
+                segments.append((offset, length, memory))
+                self.bytes[offset : offset + length] = ffi.buffer(memory, length)[:]
+        self.image.write_segments(Segments(segments))
 
     @rule(where=any_range)
     def write_zeroes(self, where: tuple[int, int]) -> None:

@@ -79,8 +79,12 @@ struct fuse_call *fuse_call_keep(tapfs_fuse *server, const struct fuse_call *cal
     return kept;
 }
 
-static uint32_t queue_of(uint32_t request)
+static uint32_t queue_of(const struct fuse_call *call)
 {
+    uint32_t request = call->request;
+    if (request == TAPFS_FUSE_WRITE && call->outcome.status == TAPFS_RESERVE) {
+        return TAPFS_WRITES;
+    }
     if (request == TAPFS_FUSE_READ || request == TAPFS_FUSE_WRITE) {
         return TAPFS_MOVES;
     }
@@ -91,7 +95,7 @@ void fuse_park(tapfs_fuse *server, struct fuse_call *call)
 {
     /* Before a thread can take it: who has taken a request finds it counted. */
     atomic_fetch_add(&server->parked, 1);
-    if (!park_put(&server->park, queue_of(call->request), &call->entry)) {
+    if (!park_put(&server->park, queue_of(call), &call->entry)) {
         atomic_fetch_sub(&server->parked, 1);
         fuse_end(server, call, EIO, 0);
     }

@@ -20,14 +20,14 @@ static void describe(const struct fuse_call *call, tapfs_parked *parked)
     };
 }
 
-int tapfs_fuse_next_parked(tapfs_fuse *server, uint32_t queue, tapfs_parked *parked)
+size_t tapfs_fuse_next_parked(tapfs_fuse *server, uint32_t queue, tapfs_parked *parked, size_t capacity)
 {
-    struct fuse_call *call = call_of(park_next(&server->park, queue));
-    if (call == NULL) {
-        return 0;
+    struct parked_entry *entries[TAPFS_PARKED_AT_ONCE];
+    size_t count = park_next(&server->park, queue, entries, minimum(capacity, TAPFS_PARKED_AT_ONCE));
+    for (size_t i = 0; i < count; i++) {
+        describe(call_of(entries[i]), &parked[i]);
     }
-    describe(call, parked);
-    return 1;
+    return count;
 }
 
 static bool moves_data(const struct fuse_call *call)

@@ -60,8 +60,8 @@ int tapfs_fuse_ended_fd(tapfs_fuse *server);
 /* The nodes that the kernel serves by itself; known once the mount has answered a request. */
 uint32_t tapfs_fuse_passthrough_nodes(tapfs_fuse *server);
 
-/* Wait for a parked request: 1, or 0 when the server is being stopped. */
-int tapfs_fuse_next_parked(tapfs_fuse *server, uint32_t queue, tapfs_parked *parked);
+/* Wait for parked requests and take up to `capacity`: how many, or 0 when the server is being stopped. */
+size_t tapfs_fuse_next_parked(tapfs_fuse *server, uint32_t queue, tapfs_parked *parked, size_t capacity);
 /* Try a READ or WRITE again: 0 when it has been answered, else 1 and what is missing now. */
 int tapfs_fuse_resume_parked(tapfs_fuse *server, uint64_t ticket, tapfs_parked *parked);
 /* Whether nobody waits for the answer to a parked request any more: its user was sent a signal, or the server stops. Who

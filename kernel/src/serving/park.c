@@ -39,23 +39,25 @@ bool park_put(struct park *park, uint32_t number, struct parked_entry *entry)
     return !stopped;
 }
 
-struct parked_entry *park_next(struct park *park, uint32_t number)
+size_t park_next(struct park *park, uint32_t number, struct parked_entry **entries, size_t capacity)
 {
     struct park_queue *queue = queue_of(park, number);
+    size_t count = 0;
 
     pthread_mutex_lock(&park->lock);
     while (queue->first == NULL && !park->stopped) {
         pthread_cond_wait(&queue->filled, &park->lock);
     }
-    struct parked_entry *entry = queue->first;
-    if (entry != NULL) {
+    while (count < capacity && queue->first != NULL) {
+        struct parked_entry *entry = queue->first;
         queue->first = entry->next;
         entry->next = park->taken;
         park->taken = entry;
         entry->ticket = ++park->last_ticket;
+        entries[count++] = entry;
     }
     pthread_mutex_unlock(&park->lock);
-    return entry;
+    return count;
 }
 
 struct parked_entry *park_taken(struct park *park, uint64_t ticket, bool remove)

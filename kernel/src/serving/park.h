@@ -13,7 +13,7 @@
 #include "common.h"
 #include "serving/serving.h"
 
-#define PARK_QUEUES 3u
+#define PARK_QUEUES 4u
 
 /* The first member of a request that can be parked. The park writes it, nobody else. */
 struct parked_entry {
@@ -39,9 +39,9 @@ TAPFS_INTERNAL void park_init(struct park *park);
 TAPFS_INTERNAL void park_destroy(struct park *park);
 /* Put a request at the end of a queue. False: the park is stopped, and the request stays the caller's. */
 TAPFS_INTERNAL bool park_put(struct park *park, uint32_t queue, struct parked_entry *entry);
-/* Wait for a request of a queue and take it under a new ticket. NULL: the park is stopped. An unknown queue is
- * TAPFS_OTHERS. */
-TAPFS_INTERNAL struct parked_entry *park_next(struct park *park, uint32_t queue);
+/* Wait for a request of a queue, and take up to `capacity` that wait by then, in their order and each under a new ticket.
+ * How many; 0: the park is stopped. An unknown queue is TAPFS_OTHERS. */
+TAPFS_INTERNAL size_t park_next(struct park *park, uint32_t queue, struct parked_entry **entries, size_t capacity);
 /* The request that was taken under a ticket; NULL: there is none. With `remove` it leaves the park. */
 TAPFS_INTERNAL struct parked_entry *park_taken(struct park *park, uint64_t ticket, bool remove);
 /* Call `visit` with every request that waits or was taken. Under the lock: it only looks and marks. */

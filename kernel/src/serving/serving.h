@@ -3,7 +3,7 @@
  * reservation is missing or because the host's disk must be waited for. Threads of the owner take parked requests,
  * serve them, and resume or complete them.
  *
- * A front end has three functions for this: `next_parked` waits for a request, `resume_parked` tries a read or write
+ * A front end has three functions for this: `next_parked` waits for requests, `resume_parked` tries a read or write
  * again, `complete` answers.
  */
 #ifndef TAPFS_SERVING_H
@@ -13,9 +13,13 @@
 
 /* cffi: begin */
 
-/* The queue of a parked request. MOVES are reads and writes, which wait for maps and reservations only. SYNCS make what
- * was written durable. OTHERS may take long (seeks, zeros, discards), and no SYNC waits behind one. */
-enum { TAPFS_MOVES = 0, TAPFS_OTHERS = 1, TAPFS_SYNCS = 2 };
+/* The queue of a parked request. MOVES are reads and writes that lack a map. WRITES lack places, and one reservation is
+ * made for many of them. SYNCS make what was written durable. OTHERS may take long (seeks, zeros, discards), and no SYNC
+ * waits behind one. */
+enum { TAPFS_MOVES = 0, TAPFS_OTHERS = 1, TAPFS_SYNCS = 2, TAPFS_WRITES = 3 };
+
+/* So many requests are taken at once, at most. */
+#define TAPFS_PARKED_AT_ONCE 64
 
 typedef struct {
     uint64_t ticket;

@@ -21,6 +21,9 @@ static void give_back(struct xen_transfer *transfer, int error)
 
 static uint32_t queue_of(const struct xen_transfer *transfer)
 {
+    if (transfer->kind == TAPFS_XEN_WRITE && transfer->move.outcome.status == TAPFS_RESERVE) {
+        return TAPFS_WRITES;
+    }
     if (moves_data(transfer)) {
         return TAPFS_MOVES;
     }
@@ -68,14 +71,14 @@ static void describe(const struct xen_transfer *transfer, tapfs_parked *parked)
     }
 }
 
-int tapfs_xen_next_parked(tapfs_xen *device, uint32_t queue, tapfs_parked *parked)
+size_t tapfs_xen_next_parked(tapfs_xen *device, uint32_t queue, tapfs_parked *parked, size_t capacity)
 {
-    struct xen_transfer *transfer = transfer_of(park_next(&device->park, queue));
-    if (transfer == NULL) {
-        return 0;
+    struct parked_entry *entries[TAPFS_PARKED_AT_ONCE];
+    size_t count = park_next(&device->park, queue, entries, minimum(capacity, TAPFS_PARKED_AT_ONCE));
+    for (size_t i = 0; i < count; i++) {
+        describe(transfer_of(entries[i]), &parked[i]);
     }
-    describe(transfer, parked);
-    return 1;
+    return count;
 }
 
 int tapfs_xen_resume_parked(tapfs_xen *device, uint64_t ticket, tapfs_parked *parked)

@@ -67,8 +67,8 @@ int tapfs_xen_ended_fd(tapfs_xen *device);
 /* What went wrong then; NULL: nothing. A static string. */
 const char *tapfs_xen_problem(tapfs_xen *device);
 
-/* Wait for a parked request: 1, or 0 when the device is being stopped. */
-int tapfs_xen_next_parked(tapfs_xen *device, uint32_t queue, tapfs_parked *parked);
+/* Wait for parked requests and take up to `capacity`: how many, or 0 when the device is being stopped. */
+size_t tapfs_xen_next_parked(tapfs_xen *device, uint32_t queue, tapfs_parked *parked, size_t capacity);
 /* Try a READ or WRITE again: 0 when it is finished, else 1 and what is missing now. */
 int tapfs_xen_resume_parked(tapfs_xen *device, uint64_t ticket, tapfs_parked *parked);
 /* Finish a parked request with an errno or with success (0): a WRITE is written whole. */

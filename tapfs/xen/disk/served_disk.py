@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tapfs.disk.image import Image
 from tapfs.kernel.xen_ring import Grants, ParkedRequest, Request, XenDevice, XenStatistics
-from tapfs.serving.parked import ParkedThreads, finish_move
+from tapfs.serving.parked import ParkedThreads, finish_move, finish_writes
 from tapfs.xen.disk.frontend_keys import FrontendKeys
 
 #: Counters that say what is now, not what there has been.
@@ -73,7 +73,12 @@ class ServedDisk:
             writable=image.writable,
             discard=image.writable,
         )
-        parked = ParkedThreads(device.next_parked, self._answer, path=lambda: self.image.path)
+        parked = ParkedThreads(
+            device.next_parked,
+            self._answer,
+            lambda writes: finish_writes(self.image, writes),
+            path=lambda: self.image.path,
+        )
         try:
             for ring in frontend.rings:
                 device.add_ring(ring.references, ring.port)

@@ -14,6 +14,7 @@ import pytest
 import tapfs
 from tapfs import Image, NewImage
 from tapfs.disk import write_claims, write_path
+from tapfs.kernel.writes import window_segments
 
 SIZE = 1 << 20
 CLUSTER = 4096
@@ -58,7 +59,7 @@ def in_a_thread(call: Callable[[], None]) -> None:
 
 
 @pytest.mark.parametrize("backed", [False, True])
-@pytest.mark.parametrize("change", ["write", "write_zeroes", "discard"])
+@pytest.mark.parametrize("change", ["write", "write_segments", "write_zeroes", "discard"])
 def test_an_interrupted_change_does_not_keep_its_range(tmp_path: Path, change: str, *, backed: bool) -> None:
     base = tmp_path / "base"
     base.write_bytes(b"b" * SIZE)
@@ -72,6 +73,11 @@ def test_an_interrupted_change_does_not_keep_its_range(tmp_path: Path, change: s
     def changed(disk: Image) -> None:
         if change == "write":
             disk.write(CLUSTER + 100, b"n" * (2 * CLUSTER))
+        elif change == "write_segments":
+            with window_segments(CLUSTER, b"n" * CLUSTER, [(5, 100), (200, 10)]) as one:
+                disk.write_segments(one)
+            with window_segments(CLUSTER, b"n" * (8 * CLUSTER), [(0, 10), (CLUSTER, 5), (5 * CLUSTER, 9)]) as several:
+                disk.write_segments(several)
         else:
             getattr(disk, change)(CLUSTER, 3 * CLUSTER)
 
@@ -80,7 +86,7 @@ def test_an_interrupted_change_does_not_keep_its_range(tmp_path: Path, change: s
         number += 1
         path = prepared(number)
         with tapfs.open(path, writable=True, backing_formats=["raw"]) as disk:
-            disk.write(0, b"x" * (2 * CLUSTER) if change != "write" else b"x")
+            disk.write(0, b"x" * (2 * CLUSTER) if change in ("write_zeroes", "discard") else b"x")
             interrupted = Interrupting(number).interrupted(lambda disk=disk: changed(disk))  # type: ignore[misc]
             in_a_thread(lambda disk=disk: disk.write(CLUSTER, b"y" * (3 * CLUSTER)))  # type: ignore[misc]
             assert disk.read(CLUSTER, 3 * CLUSTER) == b"y" * (3 * CLUSTER)

@@ -53,8 +53,7 @@ def serving(disk: Disk, *, writable: bool = True, threads: int = THREADS) -> Fak
 
 
 def parked_of(kernel: FakeKernel, queue: Queue) -> ParkedRequest:
-    parked = kernel.server.next_parked(queue)
-    assert parked is not None
+    (parked,) = kernel.server.next_parked(queue)
     return parked
 
 
@@ -344,7 +343,7 @@ def test_write_waits_for_its_place(disk: Disk, tmp_path: Path) -> None:
         install(disk, UNIT, Kind.UNALLOCATED)
         if parked.resume():
             # A host that cannot tell whether it waits: others have gone on with it, and parked it again.
-            parked = parked_of(kernel, Queue.MOVES)
+            parked = parked_of(kernel, Queue.WRITES)
         outcome = parked.outcome()
         assert outcome.needs_reservation
         assert (parked.offset, parked.length) == (UNIT, 2 * GRANULE)
@@ -490,7 +489,7 @@ def test_stop_fails_what_nobody_took(disk: Disk, tmp_path: Path) -> None:
         kernel.server.stop()
         waiting.start()
         waiting.join()
-        assert results == [None]
+        assert results == [[]]
         answers = [kernel.answer() for _ in left]
         assert {answer.unique for answer in answers} == left
         assert {answer.error for answer in answers} == {errno.EIO}

@@ -73,14 +73,15 @@ class Served:
                 self._threads.append(thread)
 
     def _serve(self, queue: Queue) -> None:
-        while (parked := self.device.next_parked(queue)) is not None:
-            self.parked.append(parked.request)
-            try:
-                if self.before is not None:
-                    self.before(parked)
-                self._answer(parked)
-            except ImageError as error:
-                parked.fail(error.errno)
+        while taken := self.device.next_parked(queue):
+            for parked in taken:
+                self.parked.append(parked.request)
+                try:
+                    if self.before is not None:
+                        self.before(parked)
+                    self._answer(parked)
+                except ImageError as error:
+                    parked.fail(error.errno)
 
     def _answer(self, parked: ParkedRequest) -> None:
         if parked.request is Request.SYNC:
