@@ -116,9 +116,12 @@ def test_writes_that_wait_are_one_write(tmp_path: Path, monkeypatch: pytest.Monk
     with tapfs.open(tmp_path / "image", writable=True) as image:
         sizes: list[int] = []
         right = type(image).write_segments
-        monkeypatch.setattr(
-            type(image), "write_segments", lambda disk, each: sizes.append(each.count) or right(disk, each)
-        )
+
+        def counted(disk: tapfs.Image, segments: Segments) -> None:
+            sizes.append(segments.count)
+            right(disk, segments)
+
+        monkeypatch.setattr(type(image), "write_segments", counted)
         for _ in range(40):
             answered: list[Write] = []
             writes = [
