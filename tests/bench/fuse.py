@@ -48,6 +48,7 @@ JOBS = (
     FioJob("buffered read 1 MiB", "read", "1M", direct=False),
     FioJob("buffered random read 4 KiB", "randread", "4k", direct=False),
     FioJob("allocating write 4 KiB, depth 1", "randwrite", "4k", allocating=True),
+    FioJob("allocating write 4 KiB, depth 8", "randwrite", "4k", depth=8, allocating=True),
     FioJob("allocating write 64 KiB, sequential", "write", "64k", allocating=True),
 )
 
