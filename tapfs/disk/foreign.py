@@ -160,7 +160,6 @@ _MACOS = "make a raw image of it with hdiutil convert on macOS"
 #: sparse_format.h, file(1) for the rest.
 TABLE: tuple[ForeignFormat, ...] = (
     ForeignFormat("qcow-later", "a qcow image of an unknown version", _QEMU, _later_qcow),
-    ForeignFormat("qed", "a QED image", _QEMU, _starts(b"QED\0")),
     ForeignFormat("bochs", "a Bochs image", _QEMU, _starts(b"Bochs Virtual HD Image")),
     ForeignFormat("cloop", "a cloop image", _QEMU, _cloop),
     ForeignFormat("cow", "a COW image of User-mode Linux", "merge it with uml_moo", _cow),

@@ -28,6 +28,7 @@ _MODULES = {
     "ewf": "tapfs.formats.ewf",
     "vhd": "tapfs.formats.vhd",
     "parallels": "tapfs.formats.parallels",
+    "qed": "tapfs.formats.qed",
     "dmg": "tapfs.formats.dmg",
     "vdi": "tapfs.formats.vdi",
 }

@@ -19,9 +19,7 @@ Run = Callable[..., Ran]
 MIB = 1 << 20
 
 #: Format of qemu-img: format options, and what tapfs calls it.
-IMAGES: dict[str, tuple[str, str, str]] = {
-    "qed": ("qed", "", "a QED image"),
-}
+IMAGES: dict[str, tuple[str, str, str]] = {}
 
 #: The words before and after the image.
 COMMANDS: dict[str, tuple[list[str], list[str]]] = {

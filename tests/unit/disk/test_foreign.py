@@ -71,8 +71,6 @@ ENCRYPTED_DMG = DISK + b"cdsaencr"
 SAMPLES: dict[str, list[bytes]] = {
     # docs/interop/qcow2: magic and version, both big-endian.
     "qcow-later": [b"QFI\xfb\0\0\0\4" + bytes(1000), b"QFI\xfb"],
-    # docs/interop/qed_spec: magic "QED\0".
-    "qed": [b"QED\0" + bytes(1000)],
     # bochs/iodev/hdimage: redolog_header_t.
     "bochs": [b"Bochs Virtual HD Image".ljust(32, b"\0") + b"Redolog".ljust(16, b"\0") + b"Growing" + bytes(1000)],
     # The preamble of create_compressed_fs.
