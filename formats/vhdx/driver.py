@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tapfs.driver import CheckReport, ProgressCallback
+from tapfs.formats.vhdx.engine_tables import TabledVhdx
 from tapfs.formats.vhdx.guids import guid_text
-from tapfs.formats.vhdx.reader import VhdxReader
 from tapfs.plan import Plan
 
 
-class VhdxDriver(VhdxReader):
+class VhdxDriver(TabledVhdx):
     """An open image, read-only: a :class:`tapfs.driver.Driver`."""
 
     @property
