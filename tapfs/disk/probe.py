@@ -23,14 +23,14 @@ _MODULES = {
     "qcow": "tapfs.formats.qcow",
     "qcow2": "tapfs.formats.qcow2",
     "vmdk": "tapfs.formats.vmdk",
-    "vhdx": "tapfs.formats.vhdx",
-    "ram": "tapfs.formats.ram",
-    "ewf": "tapfs.formats.ewf",
     "vhd": "tapfs.formats.vhd",
-    "parallels": "tapfs.formats.parallels",
-    "qed": "tapfs.formats.qed",
-    "dmg": "tapfs.formats.dmg",
+    "vhdx": "tapfs.formats.vhdx",
     "vdi": "tapfs.formats.vdi",
+    "qed": "tapfs.formats.qed",
+    "parallels": "tapfs.formats.parallels",
+    "dmg": "tapfs.formats.dmg",
+    "ewf": "tapfs.formats.ewf",
+    "ram": "tapfs.formats.ram",
 }
 
 #: Other names of formats, which `-f` and `-O` take as well: qemu-img's.
