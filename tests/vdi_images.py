@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import struct
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tapfs.testing.model import MemoryFile
+
 FREE, ZERO = 0xFFFFFFFF, 0xFFFFFFFE
 MIB = 1 << 20
-NULL, CREATION, MODIFICATION = (uuid.UUID(int=number) for number in range(3))
+NULL, CREATION, MODIFICATION, CHILD = (uuid.UUID(int=number) for number in range(4))
 
 DYNAMIC, FIXED, UNDO, DIFFERENCING = 1, 2, 3, 4
 
@@ -77,3 +80,62 @@ class VdiImage:
                 piece = self.slots.get(entry, b"").ljust(self.block, b"\0")
             out += piece
         return bytes(out[: self.size])
+
+
+SMALL = 128 << 10
+
+#: Kind: the bytes before each block, whether it has a parent, whether its header is the old one, whether it is fixed.
+KINDS: dict[str, tuple[int, bool, bool, bool]] = {
+    "dynamic": (0, False, False, False),
+    "extra": (1024, False, False, False),
+    "differencing": (0, True, False, False),
+    "differencing-extra": (512, True, False, False),
+    "old": (0, False, True, False),
+    "fixed": (0, False, False, True),
+}
+
+
+def make(kind: str, size: int, seed: int) -> tuple[MemoryFile, bytes]:
+    """An image of a kind with blocks in any order in it, and the bytes of its parent's disk."""
+    extra, has_parent, old, fixed = KINDS[kind]
+    choice = random.Random(seed)
+    count = -(-size // SMALL)
+    places = list(range(count if fixed else count // 2))
+    if not fixed:
+        choice.shuffle(places)
+    entries = places + [choice.choice([FREE, FREE, ZERO]) for _ in range(count - len(places))]
+    if not fixed:
+        choice.shuffle(entries)
+    slots = {number: choice.randbytes(SMALL) for number in places}
+    type_ = DIFFERENCING if has_parent else FIXED if fixed else DYNAMIC
+    link = CREATION if has_parent else NULL
+    image = VdiImage(size, entries, slots, type_, SMALL, extra, creation=CHILD, link=link, old=old)
+    return MemoryFile(image.content()), choice.randbytes(size * 3 // 4) if has_parent else b""
+
+
+def by_bytes(data: bytes, backing: bytes = b"") -> bytes:
+    """The guest's disk as the header and the map have it, and that the slots are numbered as QEMU counts on.
+
+    Every slot has a number of its own, below the count of the header.
+    """
+    (version,) = struct.unpack_from("<I", data, 68)
+    if version == 2:
+        size, block, blocks, allocated = struct.unpack_from("<QIII", data, 352)
+        extra, map_at = 0, 420
+        data_at = map_at + 4 * blocks
+    else:
+        map_at, data_at = struct.unpack_from("<II", data, 340)
+        size, block, extra, blocks, allocated = struct.unpack_from("<QIIII", data, 368)
+    entries = struct.unpack_from(f"<{blocks}I", data, map_at)
+    used = [entry for entry in entries if entry < ZERO]
+    assert len(set(used)) == len(used)
+    assert max(used, default=-1) < allocated
+    out = bytearray(backing[:size].ljust(size, b"\0"))
+    for index, entry in enumerate(entries):
+        at = index * block
+        if entry == FREE or at >= size:
+            continue
+        place = data_at + entry * (extra + block) + extra
+        piece = bytes(block) if entry == ZERO else data[place : place + block]
+        out[at : at + block] = piece[: min(block, size - at)]
+    return bytes(out)

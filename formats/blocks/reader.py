@@ -56,12 +56,11 @@ class BlockReader:
         return Extent(offset, min(stop * block, end) - offset, Kind.UNALLOCATED)
 
     def table_layout(self) -> TableLayout | None:
-        """The table, where an entry gives its place by a shift."""
+        """The table, unless its entries may name places that no host file has."""
         layout = self.layout
-        # A block that the end of the file cuts off is left to `map`. A table behind such an end is, too.
-        if layout.scale & (layout.scale - 1) or layout.table_end > max(layout.least_place, self._last_place):
-            return None
         every_bit = (1 << 8 * layout.entry_bytes) - 1
+        if layout.payload(every_bit) >= 1 << 63:
+            return None
         rules = [Rule(every_bit, layout.free, Kind.UNALLOCATED)]
         if layout.zero is not None:
             rules.append(Rule(every_bit, layout.zero, Kind.ZERO))
@@ -71,9 +70,11 @@ class BlockReader:
             host_size=self.host_size,
             rules=tuple(rules),
             place_mask=every_bit,
-            place_shift=layout.scale.bit_length() - 1,
+            place_multiplier=layout.scale,
             place_add=layout.origin + layout.payload_at,
+            data_whole=True,
             least_place=layout.least_place + layout.payload_at,
+            tables_reserved=True,
             # A slot overlaps a range if its block overlaps the range or what the slot begins with does.
             reserved=tuple((start, end + layout.payload_at) for start, end in layout.reserved),
         )
@@ -91,12 +92,8 @@ class BlockReader:
 
     @property
     def host_size(self) -> int:
-        """One more than the last place of a block that is wholly in the file, and at least the end of the table."""
-        return max(self.layout.table_end, self._last_place)
-
-    @property
-    def _last_place(self) -> int:
-        return self.host_bytes - self.layout.block_bytes + 1
+        """The length of the file, with what has been allocated."""
+        return self.host_bytes
 
     def runs(self, first: int, stop: int) -> Iterator[Run]:
         """The blocks ``[first, stop)`` as runs, all at possible places. Raises ImageError(corrupt)."""

@@ -67,6 +67,8 @@ def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
 
     vhdx = str(work / "src.vhdx")
     subprocess.run([newest, "convert", "-f", "raw", "-O", "vhdx", raw, vhdx], check=True)
+    vdi = str(work / "src.vdi")
+    subprocess.run([newest, "convert", "-f", "raw", "-O", "vdi", raw, vdi], check=True)
 
     def convert(source_format: str, target_format: str, source: str, *extra: str) -> dict[str, list[str]]:
         words = ["convert", "-f", source_format, "-O", target_format, *extra, source, out]
@@ -89,6 +91,8 @@ def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
         Job("vhd to raw", convert("vpc", "raw", vhd), clean, "1x"),
         Job("raw to vhdx", convert("raw", "vhdx", raw), clean, "1x"),
         Job("vhdx to raw", convert("vhdx", "raw", vhdx), clean, "1x"),
+        Job("raw to vdi", convert("raw", "vdi", raw), clean, "1x"),
+        Job("vdi to raw", convert("vdi", "raw", vdi), clean, "1x"),
         Job("info", info(qcow), goal="< 0.15 s"),
         Job("info, 2 TiB sparse qcow", info(huge), goal="< 0.2 s, < 64 MiB"),
         Job("open and read, 2 TiB sparse qcow", {"tapfs": [sys.executable, "-c", read_huge]}, goal="< 0.2 s, < 64 MiB"),

@@ -36,6 +36,11 @@ KINDS = (
     "vhdx-overlay",
     "vhdx-direct",
     "vhdx-overlay-direct",
+    "vdi",
+    "vdi-fixed",
+    "vdi-overlay",
+    "vdi-direct",
+    "vdi-overlay-direct",
     "vmdk",
     "vmdk-zeroed",
     "vmdk-overlay",
@@ -97,7 +102,7 @@ def make(kind: str, choice: random.Random, folder: Path, *, size: int | None = N
             size += choice.choice([0, 1, 513, 4095])
     path = folder / "disk"
     content = bytearray(size)
-    format_name = next((name for name in ("raw", "vhdx", "vhd", "vmdk") if base.startswith(name)), "qcow")
+    format_name = next((name for name in ("raw", "vhdx", "vhd", "vdi", "vmdk") if base.startswith(name)), "qcow")
     options: dict[str, Any] = {"format": format_name, "writable": True, "direct": direct}
     if base == "raw":
         with path.open("wb") as file:
@@ -112,6 +117,8 @@ def make(kind: str, choice: random.Random, folder: Path, *, size: int | None = N
         creation["block_size"] = "1M"
         if base == "vhdx-fixed":
             creation["subformat"] = "fixed"
+    elif format_name == "vdi":
+        creation["static"] = "on" if base == "vdi-fixed" else "off"
     elif format_name == "vhd":
         creation["block_size"] = choice.choice(["4096", "65536", "2097152"])
     elif format_name == "vmdk":
@@ -121,8 +128,8 @@ def make(kind: str, choice: random.Random, folder: Path, *, size: int | None = N
     backing, parent_format = None, "raw"
     if base.endswith("overlay"):
         backing = folder / "parent"
-        # The parent of a VHDX image, or of a VMDK, is one, too, and a whole number of sectors.
-        parent_format = format_name if format_name in {"vhdx", "vmdk"} else "raw"
+        # The parent of a VHDX image, of a VDI or of a VMDK, is one, too, and a whole number of sectors.
+        parent_format = format_name if format_name in {"vhdx", "vdi", "vmdk"} else "raw"
         options["backing_formats"] = [parent_format]
         length = size - choice.choice([0, 0, 40960] if parent_format != "raw" else [0, 0, 700, 40000])
         _fill(content, choice, length)
