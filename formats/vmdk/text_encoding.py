@@ -14,7 +14,6 @@ _FAMILIES = (
     "euc-",
     "gb",
     "big5",
-    "shift_jis",
     "shift-jis",
     "utf-8",
     "utf8",
@@ -29,7 +28,7 @@ DEFAULT = "utf-8"
 
 def codec_named(name: str, text: bytes) -> str:
     """Python's name of the encoding that a descriptor calls `name`; of an unknown one what fits the bytes `text`."""
-    wanted = name.strip().lower().replace("_", "-") if name != "shift_jis" else name
+    wanted = name.strip().lower().replace("_", "-")
     if wanted in _SINGLE or wanted.startswith(_FAMILIES):
         try:
             b"".decode(wanted)

@@ -32,7 +32,8 @@ def steps(plan: object) -> list[Write]:
 
 
 def test_the_begin_changes_the_content_id_once_and_marks_the_extent() -> None:
-    content = monolithic({}, MIB, more='changeTrackPath="disk-ctk.vmdk"\nddb.longContentID="' + 32 * "0" + '"')
+    uuid = 'ddb.uuid.modification="00000000-0000-0000-0000-000000000000"'
+    content = monolithic({}, MIB, more='changeTrackPath="disk-ctk.vmdk"\nddb.longContentID="' + 32 * "0" + '"\n' + uuid)
     driver = writable(content)
     assert driver.identities == {"cid:12345678"}
     file = MemoryFile(content)
@@ -42,6 +43,7 @@ def test_the_begin_changes_the_content_id_once_and_marks_the_extent() -> None:
     assert identity == f"cid:{said.cid:08x}" != "cid:12345678"
     assert said.value("ddb.longcontentid").endswith(f"{said.cid:08x}")
     assert "changetrackpath" not in said.values
+    assert said.value("ddb.uuid.modification")[14] == "4"  # a random UUID, which VirtualBox compares
     assert file.data[72] == 1
     assert len(file.data) == len(content)
     assert steps(driver.begin()) == steps(driver.begin())
