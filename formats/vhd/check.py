@@ -89,12 +89,17 @@ class Check:
                 at = image.table.entry_offset(index)
                 self.report.add(Severity.CORRUPTION, f"block {index}: {wrong}", at)
                 continue
-            length = image.header.bitmap_bytes + image.block_bytes(index)
-            self.report.allocated_bytes += length
+            self.report.allocated_bytes += image.header.bitmap_bytes + image.block_bytes(index)
             self._check_bitmap(index, place)
-            yield Claim(place, length, _Claimant.BLOCK, index)
+            yield Claim(place, self._block_end(index, place) - place, _Claimant.BLOCK, index)
         if self._progress is not None:
             self._progress(total * image.header.block_size, total * image.header.block_size)
+
+    def _block_end(self, index: int, place: int) -> int:
+        """The end of a block in the file. The last block of a disk may end with the disk, or go on behind its end."""
+        data = place + self._image.header.bitmap_bytes
+        limit = self._image.footers.place if self._image.footers.last_good else self._file_size
+        return max(data + self._image.block_bytes(index), min(data + self._image.header.block_size, limit))
 
     def _overlap(self, earlier: Claim, later: Claim) -> None:
         message = f"{self._named(later)} overlaps {self._named(earlier)}"

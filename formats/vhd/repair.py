@@ -71,7 +71,7 @@ def _footer_place(image: DynamicReader) -> int:
     size = image.file.size()
     for index, place in image.table.used():
         if image.place_fault(index, place) is None:
-            ends.append(place + image.header.bitmap_bytes + image.block_bytes(index))
+            ends.append(place + image.header.bitmap_bytes + image.header.block_size)
     return max(image.footers.place, round_up(max(min(end, size) for end in ends), SECTOR))
 
 

@@ -171,6 +171,17 @@ def test_the_last_block_may_end_with_the_disk() -> None:
         whole(content[: start + 1024])
 
 
+def test_bytes_of_the_last_block_behind_the_disk_are_not_leaked() -> None:
+    blocks = {5: Block(CHOICE.randbytes(16384)), 0: Block(CHOICE.randbytes(16384))}
+    image = Vhd(size=5 * 16384 + 1536, blocks=blocks, gap=3584)
+    assert opened(image.content()).check().findings == []
+    cut = image.content()[: image.content().index(blocks[5].data) + 1536]
+    assert opened(cut + image.footer()).check().corruptions == 1, "the other block lay behind it"
+    alone = replace(image, blocks={5: blocks[5]}, gap=0).content()
+    cut = alone[: alone.index(blocks[5].data) + 1536] + image.footer()
+    assert opened(cut).check().findings == []
+
+
 def patched(offset: int, data: bytes) -> bytes:
     """The image with other bytes in its dynamic header, and the right checksum."""
     header = bytearray(IMAGE.content()[512:1536])
