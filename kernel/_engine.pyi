@@ -102,6 +102,38 @@ class Lib:
     def tapfs_map(
         self, disk: CData, offset: int, length: int, lookups: int, runs: CData, capacity: int, outcome: CData, /
     ) -> int: ...
+    def tapfs_data_ranges(
+        self,
+        disk: CData,
+        offset: int,
+        length: int,
+        gap: int,
+        align: int,
+        most_bytes: int,
+        lookups: int,
+        ranges: CData,
+        capacity: int,
+        outcome: CData,
+        /,
+    ) -> int: ...
+    def tapfs_union_ranges(
+        self, left: CData, left_count: int, right: CData, right_count: int, end: int, ranges: CData, /
+    ) -> int: ...
+    def tapfs_read_ranges(
+        self, disk: CData, ranges: CData, count: int, from_: int, buffer: CData, outcome: CData, /
+    ) -> None: ...
+    def tapfs_find_segments(
+        self,
+        ranges: CData,
+        count: int,
+        content: CData,
+        below: CData,
+        granule: int,
+        segments: CData,
+        zeros: CData,
+        zero_count: CData,
+        /,
+    ) -> int: ...
     def tapfs_disk_set_presence(
         self, disk: CData, layer: int, file: int, block_bytes: int, present: CData, blocks: int, /
     ) -> int: ...

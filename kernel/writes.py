@@ -40,6 +40,22 @@ class Segments:
         self.offset = runs[0][0] if runs else 0
         self.end = runs[-1][0] + runs[-1][1] if runs else 0
 
+    @classmethod
+    def of_array(cls, array: CData, count: int) -> Segments:
+        """The first `count` of a `tapfs_segment[]` that the engine has filled."""
+        segments = cls(())
+        segments.array, segments.count = array, count
+        ranges = segments.ranges()
+        segments.length = sum(length for _, length in ranges)
+        segments.offset = ranges[0].offset if ranges else 0
+        segments.end = ranges[-1].end if ranges else 0
+        return segments
+
+    def ranges(self) -> list[Range]:
+        """Where they belong."""
+        numbers = ffi.unpack(ffi.cast("uint64_t *", self.array), 3 * self.count)
+        return [Range(offset, length) for offset, length in zip(numbers[::3], numbers[1::3], strict=True)]
+
 
 @contextmanager
 def window_segments(offset: int, buffer: Buffer, runs: Iterable[tuple[int, int]]) -> Generator[Segments]:

@@ -184,11 +184,12 @@ class DiskFile(io.RawIOBase):
         """The first place from `offset` on that is known to read as zeros, or that is not."""
         if not 0 <= offset < self._size:
             raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), self.name)
-        for extent in self._image.extents(self._offset + offset, self._size - offset):
-            if extent.zero == zero:
-                return max(extent.offset - self._offset, offset)
-        if zero:
-            return self._size
+        place, end = self._offset + offset, self._offset + self._size
+        found = False
+        while place < end and not found:
+            place, found = self._image.search(place, end, data=not zero)
+        if found or zero:
+            return place - self._offset
         raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), self.name)
 
 

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 from tapfs.disk.chain import Layer, password_missing
 from tapfs.disk.chain_map import STRIDE, MappedExtent, map_chain, mapped_extents, merge_blocks, merge_mapped
-from tapfs.driver import Begun, Encrypted
+from tapfs.driver import Begun, Encrypted, Sparse
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, clip
 from tapfs.tables import Tabled
 
 if TYPE_CHECKING:
-    from tapfs.kernel.engine import EngineDisk, Outcome, Statistics
+    from tapfs.kernel.engine import Buffer, EngineDisk, Outcome, Statistics
+    from tapfs.kernel.ranges import Ranges
 
 #: Extents that drivers give in one list.
 _BLOCK_EXTENTS = 1024
@@ -100,6 +101,43 @@ class EngineChain:
             offset += outcome.done
             if view:
                 self.supply_map(outcome)
+
+    def read_ranges(self, ranges: Ranges, buffer: Buffer) -> None:
+        """Read the ranges into the buffer, one behind the other; zeros past the end of the disk."""
+        from tapfs.kernel.ranges import read_ranges
+
+        engine, done = self.engine, 0
+        while done < ranges.packed:
+            outcome = read_ranges(engine, ranges, buffer, done)
+            done = outcome.done
+            if done < ranges.packed:
+                self.supply_map(outcome)
+
+    def data_ranges(self, offset: int, end: int, **bounds: int) -> Ranges:
+        """The first ranges in ``[offset, end)`` that may hold data; a bounded amount of work, so perhaps none yet.
+
+        `bounds` as for `tapfs.kernel.ranges.data_ranges`.
+        """
+        from tapfs.kernel.ranges import data_ranges
+
+        found, outcome = data_ranges(self.engine, offset, end, **bounds)
+        align = bounds.get("align", 1)
+        if outcome.needs_map:
+            empty_until = self._empty_until(outcome)
+            if empty_until is None:
+                self.supply_map(outcome)
+            else:
+                found.until = max(found.until, empty_until - empty_until % align)
+        return found
+
+    def _empty_until(self, outcome: Outcome) -> int | None:
+        """How far there is no data from where the walk lacks a map, if a driver says so without one."""
+        driver = self.layers[outcome.layer].driver
+        if outcome.layer + 1 < len(self.layers) or not isinstance(driver, Sparse):
+            return None
+        with self.map_locks[outcome.layer]:
+            nothing = driver.empty_run(outcome.offset, outcome.offset + outcome.length)
+        return None if nothing is None else nothing.end
 
     def supply_map(self, outcome: Outcome) -> None:
         """Give the engine what a request lacked: map units, or bytes of a host file that are not here."""

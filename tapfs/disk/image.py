@@ -21,12 +21,14 @@ from tapfs.disk.engine_chain import EngineChain
 from tapfs.disk.stream_target import StreamTarget
 from tapfs.driver import Begun, Codec, OnlyStreamed, Streamable
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.extent import Range
 
 if TYPE_CHECKING:
     from tapfs.disk.disk_file import DiskFile
     from tapfs.disk.plan_log import PlanLog
     from tapfs.disk.write_path import WritePath
     from tapfs.kernel.engine import Buffer, EngineDisk, Outcome, Statistics
+    from tapfs.kernel.ranges import Ranges
     from tapfs.kernel.writes import Segments
     from tapfs.partitions.reader import Read
     from tapfs.partitions.table import DiskContents, FileSystem
@@ -34,12 +36,15 @@ if TYPE_CHECKING:
 #: The bytes of a sector of most disks, and of a partition table that does not say it.
 _USUAL_SECTOR = 512
 
+#: Looks at the map in one step of a search.
+_SEARCH_LOOKUPS = 64
+
 #: Names for front ends and jobs of tapfs only. They may change at any time, and `dir` does not show them.
 _INTERNAL = frozenset(
     {
         *("engine_disk", "layers", "supply_map", "try_read", "whole_file", "stream_writer"),
-        *("statistics", "description", "is_device", "end_writing", "cache_bytes", "unmerged_extents", "only_streamed"),
-        "write_segments",
+        *("statistics", "description", "is_device", "end_writing", "cache_bytes", "data_ranges", "read_ranges", "search"),
+        *("write_segments", "only_streamed"),
     }
 )
 
@@ -231,13 +236,34 @@ class Image:
         self._check_range(offset, end - offset)
         return self._chain.mapped_blocks(offset, end)
 
-    def unmerged_extents(self, offset: int, length: int) -> Iterator[MappedExtent]:
-        """The same map in pieces, for a front end that wants the first of them and may stop between two.
+    def data_ranges(self, offset: int, end: int, *, gap: int = 0, align: int = 1, most_bytes: int) -> Ranges:
+        """The first ranges in ``[offset, end)`` that are not known to be zeros, of at most `most_bytes` in all.
 
-        Each costs a bounded amount of work, however large the disk is.
+        It costs a bounded amount of work, so there may be none before `until`; the next call goes on from there. Gaps
+        of up to `gap` bytes join two, and each is widened to multiples of `align`, of which `most_bytes` is one.
         """
-        self._check_range(offset, length)
-        return self._chain.mapped(offset, offset + length)
+        self._check_range(offset, end - offset)
+        return self._chain.data_ranges(offset, end, gap=gap, align=align, most_bytes=most_bytes)
+
+    def search(self, offset: int, end: int, *, data: bool) -> tuple[int, bool]:
+        """Look from `offset` on for data, or for what is known to read as zeros, with a small amount of work.
+
+        Where it is and True, or where to look next (`end`: it is not there) and False.
+        """
+        self._check_range(offset, end - offset)
+        bounds = {"most_bytes": 1} if data else {}
+        found = self._chain.data_ranges(offset, end, most=1, lookups=_SEARCH_LOOKUPS, **bounds)
+        first = next(iter(found), Range(found.until, 0))
+        if data:
+            return first.offset, first.length > 0
+        # A range that begins here is data as far as it goes; that it ends there is known only if the walk went on.
+        place = first.end if first.offset == offset else offset
+        return place, place < found.until
+
+    def read_ranges(self, ranges: Ranges, buffer: Buffer) -> None:
+        """Read ranges into a writable buffer, one behind the other. Past the end of the disk there are zeros."""
+        self._chain.check_open()
+        self._chain.read_ranges(ranges, buffer)
 
     def open(self, *, partition: int | None = None, sector_size: int | None = None) -> DiskFile:
         """The disk, or the partition with that number, as a binary file object for whatever reads files.

@@ -7,17 +7,10 @@ its request does. So each request ends early, with EINTR, once nobody waits for 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from tapfs.disk.image import Image
-
-#: Bytes of the map looked at first when a hole or its end is sought; doubled as often as needed.
-_FIRST_LOOK = 2 << 20
-
-#: Extents between two looks whether somebody still waits for what is sought.
-_EXTENTS_UNSEEN = 256
 
 #: Bytes that are zeroed before the next look whether somebody waits for it, and so many looks at most.
 _ZERO_STEP, _MOST_ZERO_STEPS = 1 << 30, 4096
@@ -63,26 +56,16 @@ def zero(image: Image, parked: LongRequest) -> None:
 
 def seek(image: Image, parked: LongRequest, *, data: bool) -> None:
     """Find the first byte that is data, or in a hole; the end of the range is a hole, too. Raises ImageError."""
-    end = parked.offset + parked.length
-    for offset, stop in _looks(parked.offset, end):
-        for number, extent in enumerate(image.unmerged_extents(offset, stop - offset)):
-            if extent.data is data:
-                parked.complete(extent.offset)
-                return
-            if number % _EXTENTS_UNSEEN == 0 and parked.given_up:
-                parked.fail(errno.EINTR)
-                return
+    offset, end = parked.offset, parked.offset + parked.length
+    while offset < end:
+        offset, found = image.search(offset, end, data=data)
+        if found:
+            parked.complete(offset)
+            return
+        if parked.given_up:
+            parked.fail(errno.EINTR)
+            return
     if data:
         parked.fail(errno.ENXIO)
     else:
         parked.complete(end)
-
-
-def _looks(start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The range in pieces that double: what is sought is near, or the holes are large."""
-    step = _FIRST_LOOK
-    while start < end:
-        stop = min(start + step, end)
-        yield start, stop
-        start = stop
-        step *= 2

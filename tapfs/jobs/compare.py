@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from tapfs.extent import Range
 from tapfs.jobs.pipeline import WINDOW_BYTES, BufferPool, in_order
-from tapfs.kernel.engine import first_difference, is_zero
+from tapfs.kernel.engine import first_difference
+from tapfs.kernel.ranges import Ranges, nothing, union
 
 if TYPE_CHECKING:
     from tapfs.disk.image import Image
@@ -31,85 +31,56 @@ def compare(
     if strict and left.size != right.size:
         return Difference(None)
     total = max(left.size, right.size)
-    buffers = BufferPool(WINDOW_BYTES)
+    buffers = BufferPool(2 * WINDOW_BYTES)
 
-    def examine(window: Range) -> tuple[Range, int | None]:
-        return window, _difference_in(left, right, window, buffers)
+    def examine(ranges: Ranges) -> tuple[int, int | None]:
+        return ranges.until, _difference_in(left, right, ranges, buffers)
 
-    windows = split(unequal_candidates(left, right), WINDOW_BYTES)
-    for window, found in in_order(windows, examine, workers=2, ahead=4):
+    for until, found in in_order(unequal_candidates(left, right), examine, workers=2, ahead=4):
         if found is not None:
             return Difference(found)
         if progress is not None:
-            progress(window.offset + window.length, total)
+            progress(until, total)
     return None
 
 
-def unequal_candidates(left: Image, right: Image) -> Iterator[Range]:
-    """The ranges, as far as the longer disk goes, that are not known to be zeros in both."""
-    end = max(left.size, right.size)
-    a, b = _zero_marks(left, end), _zero_marks(right, end)
-    offset = a_end = b_end = 0
-    a_zero = b_zero = True
-    start: int | None = None
+def unequal_candidates(left: Image, right: Image) -> Iterator[Ranges]:
+    """The ranges, as far as the longer disk goes, that are not known to be zeros in both.
+
+    They come in lists of at most two windows of bytes.
+    """
+    offset, end = 0, max(left.size, right.size)
+    span = WINDOW_BYTES
     while offset < end:
-        if a_end <= offset:
-            a_end, a_zero = next(a)
-        if b_end <= offset:
-            b_end, b_zero = next(b)
-        if a_zero and b_zero:
-            if start is not None:
-                yield Range(start, offset - start)
-                start = None
-        elif start is None:
-            start = offset
-        offset = min(a_end, b_end)
-    if start is not None:
-        yield Range(start, end - start)
+        of_left = _data_in(left, offset, min(offset + span, end))
+        of_right = _data_in(right, offset, of_left.until)
+        both = union(of_left, of_right)
+        # The map of one disk is not walked much further than that of the other, or it would be walked again and again.
+        span = max(2 * (both.until - offset), WINDOW_BYTES)
+        offset = both.until
+        if both.count:
+            yield both
 
 
-def split(ranges: Iterator[Range], size: int) -> Iterator[Range]:
-    """The same ranges cut at every multiple of `size`."""
-    for offset, length in ranges:
-        at, end = offset, offset + length
-        while at < end:
-            stop = min(end, at - at % size + size)
-            yield Range(at, stop - at)
-            at = stop
+def _data_in(image: Image, offset: int, end: int) -> Ranges:
+    """Up to a window of data in the range, which may lie past the disk's own end."""
+    inside = min(end, image.size)
+    if offset >= inside:
+        return nothing(end)
+    ranges = image.data_ranges(offset, inside, most_bytes=WINDOW_BYTES)
+    if ranges.until == inside:
+        ranges.until = end
+    return ranges
 
 
-def _zero_marks(image: Image, end: int) -> Iterator[tuple[int, bool]]:
-    """Where each extent ends and whether it is known to be zeros; zeros after the disk's own end."""
-    for extent in image.extents():
-        yield extent.offset + extent.length, extent.zero
-    if image.size < end:
-        yield end, True
-
-
-def _difference_in(left: Image, right: Image, window: Range, buffers: BufferPool) -> int | None:
+def _difference_in(left: Image, right: Image, ranges: Ranges, buffers: BufferPool) -> int | None:
     a, b = buffers.take(), buffers.take()
     try:
+        left.read_ranges(ranges, a)
+        right.read_ranges(ranges, b)
         with memoryview(a) as a_view, memoryview(b) as b_view:
-            a_length = read_within(left, window, a_view)
-            b_length = read_within(right, window, b_view)
-            common = min(a_length, b_length)
-            found = first_difference(a_view[:common], b_view[:common])
-            if found is None and a_length != b_length:
-                rest = (a_view if a_length > b_length else b_view)[common : max(a_length, b_length)]
-                found = None if is_zero(rest) else common + _first_nonzero(rest)
-            return None if found is None else window.offset + found
+            found = first_difference(a_view[: ranges.packed], b_view[: ranges.packed])
+        return None if found is None else ranges.place(found)
     finally:
         buffers.give_back(a)
         buffers.give_back(b)
-
-
-def read_within(image: Image, window: Range, buffer: memoryview) -> int:
-    """Fill `buffer` from the part of `window` that lies inside the disk; returns its length."""
-    length = max(0, min(window.length, image.size - window.offset))
-    if length:
-        image.read_into(window.offset, buffer[:length])
-    return length
-
-
-def _first_nonzero(buffer: memoryview) -> int:
-    return next(index for index, byte in enumerate(buffer) if byte)

@@ -7,6 +7,7 @@ looks for zeros while another writes.
 from __future__ import annotations
 
 import mmap
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -18,8 +19,16 @@ from typing import TypeVar
 #: speed, small enough to stay in the processor's cache from the reader to the writer.
 WINDOW_BYTES = 2 << 20
 
+#: More threads than this would only wait for the one that takes their results.
+_MOST_WORKERS = 8
+
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
+
+
+def processors() -> int:
+    """How many threads can work at a time here, at most as many as are of use."""
+    return min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
 
 
 def in_order(jobs: Iterable[_Job], work: Callable[[_Job], _Result], *, workers: int, ahead: int) -> Iterator[_Result]:

@@ -1,17 +1,10 @@
 /* The map of the whole chain as an array: for each run of the disk its layer and its place. */
-#include <errno.h>
-#include <unistd.h>
+#include "engine/chain_walk.h"
 
-#include "engine/internal.h"
-#include "engine/tables.h"
-
-#define RUNS_AT_ONCE 64
-
-struct walk {
-    struct request request;
+struct map_walk {
+    struct walk walk; /* first, so that a walk is one of these */
     tapfs_mapped *runs;
     size_t count, capacity;
-    uint64_t lookups_left;
 };
 
 static bool continues(const tapfs_mapped *left, const tapfs_mapped *right)
@@ -20,185 +13,29 @@ static bool continues(const tapfs_mapped *left, const tapfs_mapped *right)
            left->placed == right->placed && (!left->placed || left->host_offset + left->length == right->host_offset);
 }
 
-/* False: there is no room, or it has been at work for long enough. */
+/* False: there is no room. */
 static bool append(struct walk *walk, const tapfs_mapped *run)
 {
-    tapfs_mapped *last = walk->count > 0 ? &walk->runs[walk->count - 1] : NULL;
+    struct map_walk *map = (struct map_walk *)walk;
+    tapfs_mapped *last = map->count > 0 ? &map->runs[map->count - 1] : NULL;
 
     if (last != NULL && continues(last, run)) {
         last->length += run->length;
-    } else if (walk->count == walk->capacity) {
+    } else if (map->count == map->capacity) {
         return false;
     } else {
-        walk->runs[walk->count++] = *run;
+        map->runs[map->count++] = *run;
     }
     walk->request.position = run->offset + run->length;
-    return true;
-}
-
-static tapfs_mapped without_place(uint8_t kind, uint32_t layer, uint64_t offset, uint64_t length)
-{
-    return (tapfs_mapped){.offset = offset, .length = length, .layer = layer, .kind = kind};
-}
-
-static bool resolve(struct walk *walk, uint32_t index, uint64_t offset, uint64_t length);
-
-static bool give(struct walk *walk, uint32_t index, const tapfs_extent *extent)
-{
-    const tapfs_disk *disk = walk->request.disk;
-    tapfs_mapped run = without_place(extent->kind, index, extent->offset, extent->length);
-    if (extent->kind == TAPFS_DATA || extent->kind == TAPFS_COMPRESSED) {
-        run.file = extent->file;
-        run.placed = extent->kind == TAPFS_DATA && disk->layers[index]->cipher == NULL;
-        run.host_offset = run.placed ? extent->host_offset : 0;
-    }
-    return append(walk, &run);
-}
-
-static bool take(struct walk *walk, uint32_t index, const tapfs_extent *extent)
-{
-    const tapfs_disk *disk = walk->request.disk;
-
-    if (extent->kind == TAPFS_UNALLOCATED && index + 1 < disk->layer_count) {
-        return resolve(walk, index + 1, extent->offset, extent->length);
-    }
-    return give(walk, index, extent);
-}
-
-/* 0, or an errno where the file has become shorter: what it has lost is no hole. */
-static int look_for_cut(struct host_file *file)
-{
-    uint64_t known = atomic_load(&file->known_size), size = 0;
-    int error = host_size(file, &size);
-    return error != 0 ? error : host_judge_size(file, known, size);
-}
-
-/* How far the host file is data, or a hole, from `offset` on. */
-static bool host_run(const struct host_file *file, uint64_t offset, uint64_t end, uint64_t *stop)
-{
-    off_t data = lseek(file->fd, (off_t)offset, SEEK_DATA);
-    if (data < 0) {
-        *stop = end;
-        return errno != ENXIO; /* what a host cannot tell is data */
-    }
-    if ((uint64_t)data > offset) {
-        *stop = minimum((uint64_t)data, end);
-        return false;
-    }
-    off_t hole = lseek(file->fd, (off_t)offset, SEEK_HOLE);
-    *stop = hole < 0 ? end : minimum((uint64_t)hole, end);
-    return true;
-}
-
-static bool resolve_identity(struct walk *walk, uint32_t index, uint64_t offset, uint64_t end)
-{
-    const struct layer *layer = walk->request.disk->layers[index];
-    const tapfs_layer *geometry = &layer->geometry;
-
-    while (offset < end) {
-        uint64_t shift = geometry->identity_offset, stop = shift + end;
-        /* A hole under a cipher does not read as zeros. */
-        bool data = layer->cipher != NULL || geometry->identity_file >= layer->file_count ||
-                    layer->files[geometry->identity_file]->present != NULL || /* what is not here looks like a hole */
-                    host_run(layer->files[geometry->identity_file], shift + offset, shift + end, &stop);
-        stop -= shift;
-        int error = data ? 0 : look_for_cut(layer->files[geometry->identity_file]);
-        if (error != 0) {
-            request_fail(&walk->request, error, "map", index, geometry->identity_file, shift + offset);
-            return false;
-        }
-        tapfs_mapped run = without_place(data ? TAPFS_DATA : TAPFS_ZERO, index, offset, stop - offset);
-        run.placed = layer->cipher == NULL;
-        run.file = geometry->identity_file;
-        run.host_offset = run.placed ? shift + offset : 0;
-        if (walk->lookups_left-- == 0 || !append(walk, &run)) {
-            return false;
-        }
-        offset = stop;
-    }
-    return true;
-}
-
-/* The same of a merged run: nothing lies below, but the holes of a raw file may be others by now. */
-static bool take_merged(struct walk *walk, const tapfs_extent *extent)
-{
-    bool identity = walk->request.disk->layers[extent->depth]->geometry.identity != 0;
-    return identity && extent->kind == TAPFS_DATA
-               ? resolve_identity(walk, extent->depth, extent->offset, extent->offset + extent->length)
-               : give(walk, extent->depth, extent);
-}
-
-static bool resolve_mapped(struct walk *walk, uint32_t index, uint64_t offset, uint64_t end)
-{
-    const struct layer *layer = walk->request.disk->layers[index];
-    tapfs_extent runs[RUNS_AT_ONCE];
-
-    while (offset < end) {
-        if (walk->lookups_left-- == 0) {
-            return false;
-        }
-        uint64_t stop = 0;
-        size_t count = 0;
-        bool merged = index == 0 && merged_lookup(walk->request.disk, offset, end, false, false, runs, RUNS_AT_ONCE,
-                                                  &count, &stop) == MAP_FOUND;
-        stop = merged ? offset : table_absent_until(layer, offset, end);
-        if (merged) {
-            /* It may have been made for this, out of the maps of all layers. */
-            walk->lookups_left -= minimum(walk->lookups_left, walk->request.disk->layer_count);
-        } else if (stop > offset) {
-            runs[count++] = (tapfs_extent){
-                .offset = offset, .length = stop - offset, .kind = layer->table->layout.absent_kind};
-        } else if (map_lookup(walk->request.disk, index, offset, end - offset, false, runs, RUNS_AT_ONCE, &count) !=
-                   MAP_FOUND) {
-            request_stop(&walk->request, TAPFS_MISS, index, offset, end - offset);
-            return false;
-        }
-        for (size_t i = 0; i < count; i++) {
-            if (merged ? !take_merged(walk, &runs[i]) : !take(walk, index, &runs[i])) {
-                return false;
-            }
-        }
-        offset = runs[count - 1].offset + runs[count - 1].length;
-    }
-    return true;
-}
-
-/* The map of [offset, offset + length), which a layer above leaves to this one. */
-static bool resolve(struct walk *walk, uint32_t index, uint64_t offset, uint64_t length)
-{
-    const struct layer *layer = walk->request.disk->layers[index];
-    uint64_t end = offset + length, inside = minimum(end, layer->geometry.virtual_size);
-
-    if (offset < inside) {
-        if (layer->geometry.identity ? !resolve_identity(walk, index, offset, inside)
-                                     : !resolve_mapped(walk, index, offset, inside)) {
-            return false;
-        }
-        offset = inside;
-    }
-    if (offset < end) {
-        /* Past the end of a shorter parent are the child's own zeros, whatever lies below. */
-        tapfs_mapped zeros = without_place(TAPFS_UNALLOCATED, index - 1, offset, end - offset);
-        return append(walk, &zeros);
-    }
     return true;
 }
 
 size_t tapfs_map(tapfs_disk *disk, uint64_t offset, uint64_t length, uint64_t lookups, tapfs_mapped *runs,
                  size_t capacity, tapfs_outcome *outcome)
 {
-    struct walk walk = {.runs = runs, .capacity = capacity, .lookups_left = lookups};
-    const struct layer *top = disk_layer(disk, 0);
-    uint64_t size = top == NULL ? 0 : top->geometry.virtual_size;
+    struct map_walk map = {.walk = {.take = append, .lookups_left = lookups}, .runs = runs, .capacity = capacity};
 
-    request_begin(&walk.request, disk, outcome);
-    walk.request.position = offset;
-    if (offset > size || length > size - offset) {
-        request_fail(&walk.request, ERANGE, "map", 0, 0, offset);
-    } else if (length > 0) {
-        resolve(&walk, 0, offset, length);
-    }
-    outcome->done = walk.request.position - offset;
-    request_end(&walk.request);
-    return walk.count;
+    walk_chain(&map.walk, disk, offset, length, outcome);
+    outcome->done = map.walk.request.position - offset;
+    return map.count;
 }

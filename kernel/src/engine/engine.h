@@ -328,6 +328,27 @@ size_t tapfs_map(tapfs_disk *disk, uint64_t offset, uint64_t length, uint64_t lo
                  size_t capacity, tapfs_outcome *outcome);
 
 /*
+ * The ranges of the disk that are not known to be zeros, as DATA and COMPRESSED runs give them. Gaps of up to `gap` bytes
+ * join two of them; each is widened to multiples of `align` bytes, which may take the last one past the end of the disk. It
+ * ends early (DONE with `done` below `length`) after `capacity` ranges, after ranges of `bytes` in all, or after so many
+ * looks at the map, and with a MISS. Then `done` is where the next call goes on: no range reaches past it. `bytes` is
+ * a multiple of `align`. The number of ranges.
+ */
+size_t tapfs_data_ranges(tapfs_disk *disk, uint64_t offset, uint64_t length, uint64_t gap, uint64_t align,
+                         uint64_t bytes, uint64_t lookups, tapfs_range *ranges, size_t capacity,
+                         tapfs_outcome *outcome);
+/* What two lists of ascending ranges cover before `end`, as at most left_count + right_count ranges. Their number. */
+size_t tapfs_union_ranges(const tapfs_range *left, size_t left_count, const tapfs_range *right, size_t right_count,
+                          uint64_t end, tapfs_range *ranges);
+
+/*
+ * Read ranges of the disk into a buffer, one behind the other, all but the first `from` bytes of it. `done` counts the
+ * bytes of the buffer that are read then, those included. What lies past the end of the disk reads as zeros.
+ */
+void tapfs_read_ranges(tapfs_disk *disk, const tapfs_range *ranges, size_t count, uint64_t from, void *buffer,
+                       tapfs_outcome *outcome);
+
+/*
  * Write in place, as far as the map allows: `done` counts the finished prefix, RESERVE names the
  * run at its end that is not in place (clipped to the request).
  */
@@ -385,6 +406,14 @@ int tapfs_is_zero(const void *buffer, uint64_t length);
  */
 size_t tapfs_find_data(const void *buffer, uint64_t length, uint64_t granule, uint64_t *runs,
                        size_t capacity, uint64_t *scanned);
+/*
+ * What is to be written of ranges that were read into `content`, one behind the other: the granules, which begin at
+ * multiples of `granule` of the disk, that differ from `below` (NULL: all). Those with data become segments into
+ * `content`, those of zeros become `zeros` (NULL: they are left out). A range gives at most
+ * length / (2 * granule) + 2 of each. The number of segments.
+ */
+size_t tapfs_find_segments(const tapfs_range *ranges, size_t count, const void *content, const void *below,
+                           uint64_t granule, tapfs_segment *segments, tapfs_range *zeros, size_t *zero_count);
 /* The offset of the first byte that differs, or `length`. */
 uint64_t tapfs_first_difference(const void *left, const void *right, uint64_t length);
 

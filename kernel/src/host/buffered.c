@@ -1,5 +1,6 @@
 /* Complete transfers of a descriptor that is not, or for the moment not, under O_DIRECT; what of its file is there. */
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/fs.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -62,6 +63,13 @@ int buffered_read(const struct host_file *file, uint8_t *buffer, uint64_t offset
         }
     }
     return 0;
+}
+
+void host_expect(const struct host_file *file, uint64_t offset, uint64_t length)
+{
+    if (!atomic_load(&file->direct) && !file->in_memory && !host_absent(file, offset, length)) {
+        posix_fadvise(file->fd, (off_t)offset, (off_t)length, POSIX_FADV_WILLNEED);
+    }
 }
 
 int buffered_write(const struct host_file *file, const uint8_t *buffer, uint64_t offset, uint64_t length)

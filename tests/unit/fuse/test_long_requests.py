@@ -67,8 +67,8 @@ def test_a_seek_ends_when_nobody_waits(image: Path) -> None:
     with tapfs.open(image) as disk:
         whole = Parked(0, disk.size)
         long_requests.seek(disk, whole, data=False)
-        assert whole.looks > 50
-        for patience in (0, 1, 30):
+        assert whole.looks > 3
+        for patience in (0, 1, 2):
             parked = Parked(0, disk.size, patience)
             long_requests.seek(disk, parked, data=False)
             assert parked.answer == ("failed", errno.EINTR)

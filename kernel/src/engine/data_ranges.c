@@ -1,0 +1,103 @@
+/* Ranges of a disk that are known to hold data, as arrays: joined, widened, bounded in bytes. */
+#include "engine/chain_walk.h"
+
+struct range_walk {
+    struct walk walk; /* first, so that a walk is one of these */
+    tapfs_range *ranges;
+    size_t count, capacity;
+    uint64_t start, end; /* of the request */
+    uint64_t gap, align;
+    uint64_t bytes_left;
+};
+
+static uint64_t end_of(const tapfs_range *range)
+{
+    return range->offset + range->length;
+}
+
+/* How far the ranges reach; before the first one the start of the request. */
+static uint64_t reached(const struct range_walk *search)
+{
+    return search->count == 0 ? search->start : end_of(&search->ranges[search->count - 1]);
+}
+
+/* Add [start, stop), as far as there is room. False: there was no room for all of it, or there is none left. */
+static bool add(struct range_walk *search, uint64_t start, uint64_t stop)
+{
+    struct request *request = &search->walk.request;
+    bool joined = search->count > 0 && start - reached(search) <= search->gap;
+    uint64_t from = joined ? reached(search) : start;
+    uint64_t part = minimum(stop - from, search->bytes_left);
+
+    if (from + part <= start || (!joined && search->count == search->capacity)) {
+        return false; /* nothing of the data itself */
+    }
+    if (joined) {
+        search->ranges[search->count - 1].length += part;
+    } else {
+        search->ranges[search->count++] = (tapfs_range){.offset = start, .length = part};
+    }
+    search->bytes_left -= part;
+    request->position = from + part;
+    return from + part == stop && search->bytes_left > 0;
+}
+
+static bool take_data(struct walk *walk, const tapfs_mapped *run)
+{
+    struct range_walk *search = (struct range_walk *)walk;
+    uint64_t stop = run->offset + run->length;
+
+    if (stop <= walk->request.position) {
+        return true; /* a range was widened over it */
+    }
+    if (run->kind != TAPFS_DATA && run->kind != TAPFS_COMPRESSED) {
+        walk->request.position = stop;
+        return true;
+    }
+    return add(search, maximum(round_down(run->offset, search->align), reached(search)), round_up(stop, search->align));
+}
+
+size_t tapfs_data_ranges(tapfs_disk *disk, uint64_t offset, uint64_t length, uint64_t gap, uint64_t align,
+                         uint64_t bytes, uint64_t lookups, tapfs_range *ranges, size_t capacity,
+                         tapfs_outcome *outcome)
+{
+    struct range_walk search = {
+        .walk = {.take = take_data, .lookups_left = lookups},
+        .ranges = ranges,
+        .capacity = capacity,
+        .start = offset,
+        .end = offset + length,
+        .gap = gap,
+        .align = align,
+        .bytes_left = bytes,
+    };
+    walk_chain(&search.walk, disk, offset, length, outcome);
+    uint64_t position = minimum(search.walk.request.position, search.end);
+    if (position < search.end) {
+        /* What comes next may be widened to here. */
+        position = maximum(round_down(position, align), minimum(reached(&search), search.end));
+    }
+    outcome->done = position - offset;
+    return search.count;
+}
+
+size_t tapfs_union_ranges(const tapfs_range *left, size_t left_count, const tapfs_range *right, size_t right_count,
+                          uint64_t end, tapfs_range *ranges)
+{
+    size_t count = 0, i = 0, j = 0;
+
+    while (i < left_count || j < right_count) {
+        bool from_left = j == right_count || (i < left_count && left[i].offset <= right[j].offset);
+        const tapfs_range *next = from_left ? &left[i++] : &right[j++];
+        uint64_t stop = minimum(end_of(next), end);
+        if (next->offset >= end) {
+            break;
+        }
+        if (count > 0 && next->offset <= end_of(&ranges[count - 1])) {
+            ranges[count - 1].length = maximum(end_of(&ranges[count - 1]), stop) - ranges[count - 1].offset;
+        } else {
+            ranges[count++] = (tapfs_range){.offset = next->offset, .length = stop - next->offset};
+        }
+    }
+    return count;
+}

@@ -1,0 +1,135 @@
+"""Copy what differs from what a target reads as already, through the target's ordinary writes.
+
+Threads read and look for zeros; the caller's thread writes, in the order of the disk. A list of ranges is an array of
+the engine all the way, so a thousand small pieces of data cost as many calls as one large piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
+
+from tapfs.extent import Range
+from tapfs.jobs.compare import unequal_candidates
+from tapfs.jobs.pipeline import WINDOW_BYTES, BufferPool, in_order, processors
+from tapfs.kernel.segments import find_segments
+
+if TYPE_CHECKING:
+    import mmap
+
+    from tapfs.disk.image import Image
+    from tapfs.kernel.ranges import Ranges
+    from tapfs.kernel.writes import Segments
+
+#: Zeros are looked for in pieces of at least this many bytes: smaller holes save no space on the host.
+ZERO_GRANULE = 4096
+#: In a target of larger granules zeros are looked for in pieces of so many bytes.
+_LARGEST_ZERO_GRANULE = 64 << 10
+#: A gap between two pieces of data up to this long is read rather than zeroed by itself, if zeros are written too.
+_GAP_BYTES = 64 << 10
+#: So many zeros are written at a time, so that the progress is seen and the copy can be ended.
+_ZERO_WINDOW_BYTES = 1 << 30
+#: Of a run of zeros that would be more windows than this, each is longer.
+_MOST_ZERO_WINDOWS = 1 << 12
+#: Windows that wait to be written while each thread prepares another one.
+_WAITING = 2
+
+
+class Baseline(Enum):
+    """What the target reads as before anything is copied."""
+
+    #: A new image without a parent.
+    ZEROS = "zeros"
+    #: A new image over a parent: only what differs from the parent is written.
+    PARENT = "parent"
+    #: An existing disk: zeros are written too.
+    ANYTHING = "anything"
+
+
+class _Prepared(NamedTuple):
+    """Ranges that were read: what of them is to be written, and the buffer that holds it."""
+
+    ranges: Ranges
+    buffer: mmap.mmap
+    segments: Segments
+    zeros: list[Range]
+
+
+class Copy:
+    """One copy of a whole disk into another that is at least as large."""
+
+    def __init__(self, source: Image, target: Image, baseline: Baseline) -> None:
+        self._source = source
+        self._target = target
+        self._baseline = baseline
+        #: The bytes behind the end of the image on the target stay as they are.
+        self._end = source.size if target.is_device else target.size
+        self._granule = max(target.granule, ZERO_GRANULE)
+        if baseline is not Baseline.PARENT:
+            # Zeros inside a large granule stay holes of its place, which is new and reads as zeros.
+            self._granule = min(self._granule, _LARGEST_ZERO_GRANULE)
+        # What differs from a parent comes as the ranges of two disks.
+        self._buffers = BufferPool(WINDOW_BYTES if baseline is not Baseline.PARENT else 2 * WINDOW_BYTES)
+
+    def run(self, progress: Callable[[int, int], None]) -> None:
+        """Copy it, but for a flush. `progress` is told the bytes of the disk that are done, and of how many."""
+        workers = processors()
+        done = 0
+        for prepared in in_order(self._ranges(), self._prepare, workers=workers, ahead=workers + _WAITING):
+            self._target.write_segments(prepared.segments)
+            if self._baseline is Baseline.ANYTHING:
+                self._zero_between(done, prepared.segments, prepared.ranges.until, progress)
+            for offset, length in prepared.zeros:
+                self._target.write_zeroes(offset, length)
+            self._buffers.give_back(prepared.buffer)
+            done = prepared.ranges.until
+            progress(done, self._end)
+        if self._baseline is Baseline.ANYTHING:
+            self._zero(done, self._end, progress)
+
+    def _ranges(self) -> Iterator[Ranges]:
+        if self._baseline is Baseline.PARENT:
+            yield from unequal_candidates(self._source, self._target)
+            return
+        gap = _GAP_BYTES if self._baseline is Baseline.ANYTHING else ZERO_GRANULE - 1
+        yield from data_windows(self._source, WINDOW_BYTES, gap=gap)
+
+    def _prepare(self, ranges: Ranges) -> _Prepared:
+        buffer = self._buffers.take()
+        self._source.read_ranges(ranges, buffer)
+        if self._baseline is not Baseline.PARENT:
+            segments, zeros = find_segments(ranges, buffer, self._granule)
+            return _Prepared(ranges, buffer, segments, zeros)
+        below = self._buffers.take()
+        try:
+            self._target.read_ranges(ranges, below)
+            segments, zeros = find_segments(ranges, buffer, self._target.granule, below)
+        finally:
+            self._buffers.give_back(below)
+        return _Prepared(ranges, buffer, segments, zeros)
+
+    def _zero_between(self, start: int, segments: Segments, end: int, progress: Callable[[int, int], None]) -> None:
+        """Make everything in ``[start, end)`` that is in no segment read as zeros."""
+        for offset, length in segments.ranges():
+            self._zero(start, offset, progress)
+            start = offset + length
+        self._zero(start, end, progress)
+
+    def _zero(self, start: int, end: int, progress: Callable[[int, int], None]) -> None:
+        most = max(_ZERO_WINDOW_BYTES, (end - start) // _MOST_ZERO_WINDOWS)
+        while start < end:
+            stop = min(end, start - start % most + most)
+            self._target.write_zeroes(start, stop - start)
+            progress(stop, self._end)
+            start = stop
+
+
+def data_windows(source: Image, size: int, *, gap: int = 0, align: int = 1) -> Iterator[Ranges]:
+    """The data of the disk in lists of ranges of `size` bytes; see `Image.data_ranges` for `gap` and `align`."""
+    offset = 0
+    while offset < source.size:
+        ranges = source.data_ranges(offset, source.size, gap=gap, align=align, most_bytes=size)
+        offset = ranges.until
+        if ranges.count:
+            yield ranges
