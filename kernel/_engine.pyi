@@ -100,7 +100,28 @@ class Lib:
     def tapfs_disk_install(self, disk: CData, layer: int, extents: CData, count: int, /) -> int: ...
     def tapfs_disk_patch(self, disk: CData, layer: int, extents: CData, count: int, /) -> int: ...
     def tapfs_map(
-        self, disk: CData, offset: int, length: int, lookups: int, runs: CData, capacity: int, outcome: CData, /
+        self,
+        disk: CData,
+        offset: int,
+        length: int,
+        lookups: int,
+        runs: CData,
+        count: int,
+        capacity: int,
+        outcome: CData,
+        /,
+    ) -> int: ...
+    def tapfs_map_lines(
+        self,
+        runs: CData,
+        count: int,
+        shapes: CData,
+        shape_count: int,
+        json: int,
+        text: CData,
+        capacity: int,
+        used: CData,
+        /,
     ) -> int: ...
     def tapfs_data_ranges(
         self,

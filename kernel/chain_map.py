@@ -1,13 +1,16 @@
-"""The map of a chain from the engine: blocks of runs as plain tuples, thousands in one call."""
+"""The map of a chain from the engine: blocks of runs, thousands in one call, as arrays or as plain tuples."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from tapfs.kernel._engine import ffi, lib
 from tapfs.kernel.engine import EngineDisk, Outcome
+
+if TYPE_CHECKING:
+    from tapfs.kernel._engine import CData
 
 #: Runs that one call brings, and looks at the map that it may take, which bounds how long it lasts.
 _BLOCK_RUNS = 8192
@@ -29,20 +32,47 @@ class MappedRun(NamedTuple):
     placed: int
 
 
+class Runs(NamedTuple):
+    """So many runs in a `tapfs_mapped[]`, which holds others after the next step of who makes them."""
+
+    array: CData
+    length: int
+
+    def tuples(self) -> list[tuple[int, int, int, int, int, int, int]]:
+        """The runs in the order of the fields of :class:`MappedRun`."""
+        return list(_RUN.iter_unpack(ffi.buffer(self.array, self.length * _RUN.size)))
+
+
+def runs_of(rows: Sequence[tuple[int, int, int, int, int, int, int]]) -> Runs:
+    """Runs that something else than the engine knows."""
+    return Runs(ffi.new("tapfs_mapped[]", rows), len(rows))
+
+
+def map_runs(disk: EngineDisk, offset: int, end: int, supply: Callable[[Outcome], None]) -> Iterator[Runs]:
+    """The map of ``[offset, end)``, merged. `supply` is called for a map that the engine lacks. Raises ImageError."""
+    runs = ffi.new("tapfs_mapped[]", _BLOCK_RUNS)
+    outcome = ffi.new("tapfs_outcome *")
+    count = 0
+    while offset < end:
+        count = lib.tapfs_map(disk.handle, offset, end - offset, _LOOKUPS, runs, count, _BLOCK_RUNS, outcome)
+        ended = disk.finished(outcome)
+        offset += ended.done
+        if offset < end and count > 1:
+            yield Runs(runs, count - 1)
+            runs[0] = runs[count - 1]  # the next call may go on with it
+            count = 1
+        if offset < end and ended.needs_map:
+            supply(ended)
+    if count:
+        yield Runs(runs, count)
+
+
 def map_blocks(
     disk: EngineDisk, offset: int, end: int, supply: Callable[[Outcome], None]
 ) -> Iterator[list[tuple[int, int, int, int, int, int, int]]]:
-    """The map of ``[offset, end)``: lists of tuples in the order of :class:`MappedRun`, merged inside a list.
+    """The map of ``[offset, end)``, merged: lists of tuples in the order of :class:`MappedRun`.
 
     `supply` is called for a map that the engine lacks. Raises ImageError.
     """
-    runs = ffi.new("tapfs_mapped[]", _BLOCK_RUNS)
-    outcome = ffi.new("tapfs_outcome *")
-    while offset < end:
-        count = lib.tapfs_map(disk.handle, offset, end - offset, _LOOKUPS, runs, _BLOCK_RUNS, outcome)
-        ended = disk.finished(outcome)
-        if count:
-            yield list(_RUN.iter_unpack(ffi.buffer(runs, count * _RUN.size)))
-        offset += ended.done
-        if offset < end and ended.needs_map:
-            supply(ended)
+    for runs in map_runs(disk, offset, end, supply):
+        yield runs.tuples()

@@ -76,19 +76,30 @@ def mapped_extents(
     return extents
 
 
-def merge_blocks(blocks: Iterable[list[MappedExtent]]) -> Iterator[list[MappedExtent]]:
-    """The same map with as few runs as possible, of blocks that are merged inside."""
-    held: list[MappedExtent] = []
-    for block in blocks:
-        if held and block and (joined := _joined(held[-1], block[0])) is not None:
-            held[-1] = joined
-            block = block[1:]  # noqa: PLW2901 - the rest of it
-        if block:
-            if held:
-                yield held
-            held = block
-    if held:
-        yield held
+class MappedRows:
+    """Extents that drivers give, as rows of the engine's array. The layer of a row numbers those that are alike."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[object, ...], int] = {}
+        self._likes: list[MappedExtent] = []
+
+    def rows(self, extents: Iterable[MappedExtent]) -> list[tuple[int, int, int, int, int, int, int]]:
+        """Each in the order of `tapfs.kernel.chain_map.MappedRun`."""
+        return [
+            (each.offset, each.length, each.host_offset or 0, self._number(each), 0, 0, each.host_offset is not None)
+            for each in extents
+        ]
+
+    def extent_of(self, number: int) -> MappedExtent:
+        """An extent like those of that number."""
+        return self._likes[number]
+
+    def _number(self, extent: MappedExtent) -> int:
+        like = extent[2:8]
+        number = self._numbers.setdefault(like, len(self._likes))
+        if number == len(self._likes):
+            self._likes.append(extent)
+        return number
 
 
 def _resolve(

@@ -187,7 +187,7 @@ class DiskFile(io.RawIOBase):
         place, end = self._offset + offset, self._offset + self._size
         found = False
         while place < end and not found:
-            place, found = self._image.search(place, end, data=not zero)
+            place, found = self._image.disk_map.search(place, end, data=not zero)
         if found or zero:
             return place - self._offset
         raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), self.name)

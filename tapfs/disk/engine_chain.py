@@ -7,13 +7,12 @@ installed in the engine, and the read goes on.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from tapfs.disk.chain import Layer, password_missing
-from tapfs.disk.chain_map import STRIDE, MappedExtent, map_chain, mapped_extents, merge_blocks, merge_mapped
-from tapfs.driver import Begun, Encrypted, Sparse
+from tapfs.disk.chain_map import STRIDE
+from tapfs.driver import Begun, Encrypted
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, clip
 from tapfs.tables import Tabled
@@ -21,9 +20,6 @@ from tapfs.tables import Tabled
 if TYPE_CHECKING:
     from tapfs.kernel.engine import Buffer, EngineDisk, Outcome, Statistics
     from tapfs.kernel.ranges import Ranges
-
-#: Extents that drivers give in one list.
-_BLOCK_EXTENTS = 1024
 
 #: The places of at most this many tables of a layer are held, 8 bytes each; the driver maps a layer with more.
 _MAX_TABLES = 4 << 20
@@ -113,32 +109,6 @@ class EngineChain:
             if done < ranges.packed:
                 self.supply_map(outcome)
 
-    def data_ranges(self, offset: int, end: int, **bounds: int) -> Ranges:
-        """The first ranges in ``[offset, end)`` that may hold data; a bounded amount of work, so perhaps none yet.
-
-        `bounds` as for `tapfs.kernel.ranges.data_ranges`.
-        """
-        from tapfs.kernel.ranges import data_ranges
-
-        found, outcome = data_ranges(self.engine, offset, end, **bounds)
-        align = bounds.get("align", 1)
-        if outcome.needs_map:
-            empty_until = self._empty_until(outcome)
-            if empty_until is None:
-                self.supply_map(outcome)
-            else:
-                found.until = max(found.until, empty_until - empty_until % align)
-        return found
-
-    def _empty_until(self, outcome: Outcome) -> int | None:
-        """How far there is no data from where the walk lacks a map, if a driver says so without one."""
-        driver = self.layers[outcome.layer].driver
-        if outcome.layer + 1 < len(self.layers) or not isinstance(driver, Sparse):
-            return None
-        with self.map_locks[outcome.layer]:
-            nothing = driver.empty_run(outcome.offset, outcome.offset + outcome.length)
-        return None if nothing is None else nothing.end
-
     def supply_map(self, outcome: Outcome) -> None:
         """Give the engine what a request lacked: map units, or bytes of a host file that are not here."""
         engine = self.engine
@@ -151,29 +121,8 @@ class EngineChain:
             layer.files.require_unpatched(extents)
             engine.install(outcome.layer, extents)
 
-    def mapped_blocks(self, offset: int, end: int) -> Iterator[list[MappedExtent]]:
-        """The map of the whole chain, merged, in lists. A layer's lock is held for a piece at a time only."""
-        if self._engine_maps():
-            yield from merge_blocks(self._engine_blocks(offset, end))
-            return
-        extents = merge_mapped(map_chain(self.layers, offset, end - offset, self.map_locks))
-        while block := list(islice(extents, _BLOCK_EXTENTS)):
-            yield block
-
-    def mapped(self, offset: int, end: int) -> Iterator[MappedExtent]:
-        """The same map, not merged: what comes next costs a bounded amount of work."""
-        if self._engine_maps():
-            return chain.from_iterable(self._engine_blocks(offset, end))
-        return map_chain(self.layers, offset, end - offset, self.map_locks)
-
-    def _engine_blocks(self, offset: int, end: int) -> Iterator[list[MappedExtent]]:
-        from tapfs.kernel.chain_map import map_blocks
-
-        files = [[file.path for file in layer.files] for layer in self.layers]
-        for block in map_blocks(self.engine, offset, end, self.supply_map):
-            yield mapped_extents(block, files)
-
-    def _engine_maps(self) -> bool:
+    @property
+    def engine_maps(self) -> bool:
         """Whether the engine maps every layer by itself, but for what is not flushed."""
         # What a parent decides that was not opened (`tapfs.disk.inspection`) is zeros to the engine.
         if self.layers[-1].driver.geometry.backing is not None or self.needs_password:

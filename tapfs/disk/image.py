@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Self
 from tapfs.disk.chain import DEFAULT_CACHE_BYTES, Layer
 from tapfs.disk.chain_map import MappedExtent
 from tapfs.disk.description import ImageInfo, describe
+from tapfs.disk.disk_map import DiskMap
 from tapfs.disk.engine_chain import EngineChain
 from tapfs.disk.stream_target import StreamTarget
 from tapfs.driver import Begun, Codec, OnlyStreamed, Streamable
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.extent import Range
 
 if TYPE_CHECKING:
     from tapfs.disk.disk_file import DiskFile
@@ -36,14 +36,12 @@ if TYPE_CHECKING:
 #: The bytes of a sector of most disks, and of a partition table that does not say it.
 _USUAL_SECTOR = 512
 
-#: Looks at the map in one step of a search.
-_SEARCH_LOOKUPS = 64
 
 #: Names for front ends and jobs of tapfs only. They may change at any time, and `dir` does not show them.
 _INTERNAL = frozenset(
     {
         *("engine_disk", "layers", "supply_map", "try_read", "whole_file", "stream_writer"),
-        *("statistics", "description", "is_device", "end_writing", "cache_bytes", "data_ranges", "read_ranges", "search"),
+        *("statistics", "description", "is_device", "end_writing", "cache_bytes", "disk_map", "read_ranges"),
         *("write_segments", "only_streamed"),
     }
 )
@@ -79,6 +77,7 @@ class Image:
         self.cache_bytes = cache_bytes
         self._top = self._chain.top
         self._size = self._chain.size
+        self._map = DiskMap(self._chain)
         self._writes = _write_path(self._chain, plan_log) if writable else None
         #: Whether its writes are gone with it, so that its end needs no flush.
         self.temporary = temporary
@@ -234,31 +233,13 @@ class Image:
         """The same in lists of thousands, for who has millions of extents to go through."""
         end = self._size if length is None else offset + length
         self._check_range(offset, end - offset)
-        return self._chain.mapped_blocks(offset, end)
+        return self._map.blocks(offset, end)
 
-    def data_ranges(self, offset: int, end: int, *, gap: int = 0, align: int = 1, most_bytes: int) -> Ranges:
-        """The first ranges in ``[offset, end)`` that are not known to be zeros, of at most `most_bytes` in all.
-
-        It costs a bounded amount of work, so there may be none before `until`; the next call goes on from there. Gaps
-        of up to `gap` bytes join two, and each is widened to multiples of `align`, of which `most_bytes` is one.
-        """
-        self._check_range(offset, end - offset)
-        return self._chain.data_ranges(offset, end, gap=gap, align=align, most_bytes=most_bytes)
-
-    def search(self, offset: int, end: int, *, data: bool) -> tuple[int, bool]:
-        """Look from `offset` on for data, or for what is known to read as zeros, with a small amount of work.
-
-        Where it is and True, or where to look next (`end`: it is not there) and False.
-        """
-        self._check_range(offset, end - offset)
-        bounds = {"most_bytes": 1} if data else {}
-        found = self._chain.data_ranges(offset, end, most=1, lookups=_SEARCH_LOOKUPS, **bounds)
-        first = next(iter(found), Range(found.until, 0))
-        if data:
-            return first.offset, first.length > 0
-        # A range that begins here is data as far as it goes; that it ends there is known only if the walk went on.
-        place = first.end if first.offset == offset else offset
-        return place, place < found.until
+    @property
+    def disk_map(self) -> DiskMap:
+        """The map in other shapes, for who goes through all of it."""
+        self._chain.check_open()
+        return self._map
 
     def read_ranges(self, ranges: Ranges, buffer: Buffer) -> None:
         """Read ranges into a writable buffer, one behind the other. Past the end of the disk there are zeros."""

@@ -58,7 +58,7 @@ def seek(image: Image, parked: LongRequest, *, data: bool) -> None:
     """Find the first byte that is data, or in a hole; the end of the range is a hole, too. Raises ImageError."""
     offset, end = parked.offset, parked.offset + parked.length
     while offset < end:
-        offset, found = image.search(offset, end, data=data)
+        offset, found = image.disk_map.search(offset, end, data=data)
         if found:
             parked.complete(offset)
             return

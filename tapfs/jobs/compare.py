@@ -67,7 +67,7 @@ def _data_in(image: Image, offset: int, end: int) -> Ranges:
     inside = min(end, image.size)
     if offset >= inside:
         return nothing(end)
-    ranges = image.data_ranges(offset, inside, most_bytes=WINDOW_BYTES)
+    ranges = image.disk_map.data_ranges(offset, inside, most_bytes=WINDOW_BYTES)
     if ranges.until == inside:
         ranges.until = end
     return ranges

@@ -129,7 +129,7 @@ def data_windows(source: Image, size: int, *, gap: int = 0, align: int = 1) -> I
     """The data of the disk in lists of ranges of `size` bytes; see `Image.data_ranges` for `gap` and `align`."""
     offset = 0
     while offset < source.size:
-        ranges = source.data_ranges(offset, source.size, gap=gap, align=align, most_bytes=size)
+        ranges = source.disk_map.data_ranges(offset, source.size, gap=gap, align=align, most_bytes=size)
         offset = ranges.until
         if ranges.count:
             yield ranges

@@ -151,7 +151,7 @@ def test_ranges_that_are_read_together_read_as_alone(tmp_path: Path, kind: str, 
     with opened() as disk:
         content = disk.read(0, disk.size)
         for granule in (512, 4096, 65536):
-            found = disk.data_ranges(0, disk.size, align=granule, most_bytes=1 << 30)
+            found = disk.disk_map.data_ranges(0, disk.size, align=granule, most_bytes=1 << 30)
             buffer = bytearray(os.urandom(found.packed + 3))
             with opened(direct=direct) as fresh:  # it has no maps yet, and asks for them in between
                 fresh.read_ranges(found, buffer)

@@ -31,9 +31,10 @@ static bool append(struct walk *walk, const tapfs_mapped *run)
 }
 
 size_t tapfs_map(tapfs_disk *disk, uint64_t offset, uint64_t length, uint64_t lookups, tapfs_mapped *runs,
-                 size_t capacity, tapfs_outcome *outcome)
+                 size_t count, size_t capacity, tapfs_outcome *outcome)
 {
-    struct map_walk map = {.walk = {.take = append, .lookups_left = lookups}, .runs = runs, .capacity = capacity};
+    struct map_walk map = {
+        .walk = {.take = append, .lookups_left = lookups}, .runs = runs, .count = count, .capacity = capacity};
 
     walk_chain(&map.walk, disk, offset, length, outcome);
     outcome->done = map.walk.request.position - offset;

@@ -101,6 +101,18 @@ typedef struct {
     uint16_t reserved;
 } tapfs_placement;
 
+/* The words of the lines of all runs that have these four in common. */
+typedef struct {
+    uint32_t layer;
+    uint32_t file;
+    uint8_t kind;
+    uint8_t placed;
+    uint8_t hidden; /* they have no line */
+    uint8_t reserved[5];
+    const char *words;
+    const char *place; /* in a table, where they have no host offset */
+} tapfs_line_shape;
+
 /* [offset, offset + length) of the disk. tapfs.extent.Range */
 typedef struct {
     uint64_t offset;
@@ -321,11 +333,19 @@ void tapfs_read(tapfs_disk *disk, void *buffer, uint64_t offset, uint64_t length
                 tapfs_outcome *outcome);
 
 /*
- * The map of the chain as at most `capacity` runs, merged; holes of raw files are ZERO. It ends early (DONE with `done`
- * below `length`) where there is no more room or after so many looks at the map, and with a MISS. The number of runs.
+ * The map of the chain as at most `capacity` runs, merged; holes of raw files are ZERO. The first `count` are there
+ * already, and the last of them is merged with the next one. It ends early (DONE with `done` below `length`) where there
+ * is no more room or after so many looks at the map, and with a MISS. The number of runs.
  */
 size_t tapfs_map(tapfs_disk *disk, uint64_t offset, uint64_t length, uint64_t lookups, tapfs_mapped *runs,
-                 size_t capacity, tapfs_outcome *outcome);
+                 size_t count, size_t capacity, tapfs_outcome *outcome);
+/*
+ * Runs as text: a row each of offset, length, place and words, or (`json`) an object each behind a comma, whose keys are
+ * start, length, those of the words, and offset if it has a place. It ends early at a run that fits no shape, and
+ * where there is no more room. The number of runs that are done, `used` bytes of text.
+ */
+size_t tapfs_map_lines(const tapfs_mapped *runs, size_t count, const tapfs_line_shape *shapes, size_t shape_count,
+                       int json, char *text, size_t capacity, size_t *used);
 
 /*
  * The ranges of the disk that are not known to be zeros, as DATA and COMPRESSED runs give them. Gaps of up to `gap` bytes

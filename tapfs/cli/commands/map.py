@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING
 from tapfs.cli.json_output import begin_document
 from tapfs.cli.options import add_image_options, add_no_backing_option, open_image, open_options
 from tapfs.cli.parser import size_argument
-from tapfs.cli.reporting import add_json_option, print_line, print_lines
-from tapfs.errors import ErrorKind, ImageError
+from tapfs.cli.reporting import add_json_option, print_line
+from tapfs.errors import ErrorKind, ImageError, printable
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
 
     from tapfs.cli.parser import Subparsers
     from tapfs.disk.chain_map import MappedExtent
     from tapfs.disk.image import Image
+    from tapfs.kernel.map_lines import Words
+
+#: The beginning of each line of a map in JSON.
+_COMMA = ",\n"
 
 _COLUMNS = "{:<15} {:<15} {:<15} {}"
 
@@ -50,11 +53,10 @@ def run(arguments: argparse.Namespace) -> int:
         length = image.size - start
         if arguments.max_length is not None:
             length = min(length, arguments.max_length)
-        blocks = image.extent_blocks(start, length)
         if arguments.json:
-            _print_json(blocks)
+            _print_json(image, start, length)
         else:
-            _print_table(blocks)
+            _print_table(image, start, length)
     return 0
 
 
@@ -74,26 +76,19 @@ def _opened(arguments: argparse.Namespace) -> Image:
         raise
 
 
-def _print_json(blocks: Iterable[list[MappedExtent]]) -> None:
-    """One object a line, as qemu-img does, a block of lines at a time: a huge map needs no memory."""
+def _print_json(image: Image, offset: int, length: int) -> None:
+    """One object a line, as qemu-img does, thousands of lines at a time: a huge map needs no memory."""
+    from tapfs.kernel.map_lines import Words
+
     begin_document()
-    shapes: dict[tuple[object, ...], str] = {}
-    separator = "["
-    for block in blocks:
-        lines: list[str] = []
-        for extent in block:
-            shape = extent[2:7]
-            middle = shapes.get(shape)
-            if middle is None:
-                middle = shapes[shape] = _shape(extent)
-            place = "" if extent[8] is None else f', "offset": {extent[8]}'
-            lines.append(f'{{"start": {extent[0]}, "length": {extent[1]}, {middle}{place}}}')
-        sys.stdout.write(separator + ",\n".join(lines))
-        separator = ",\n"
-    sys.stdout.write("[]\n" if separator == "[" else "]\n")
+    begun = False
+    for text in image.disk_map.lines(offset, offset + length, lambda extent: Words(_keys(extent)), json=True):
+        sys.stdout.write(text if begun else f"[{text.removeprefix(_COMMA)}")
+        begun = True
+    sys.stdout.write("]\n" if begun else "[]\n")
 
 
-def _shape(extent: MappedExtent) -> str:
+def _keys(extent: MappedExtent) -> str:
     """What extents have in common: the keys between `length` and `offset`, as JSON."""
     common = {
         "depth": extent.depth,
@@ -105,15 +100,15 @@ def _shape(extent: MappedExtent) -> str:
     return json.dumps(common)[1:-1]
 
 
-def _print_table(blocks: Iterable[list[MappedExtent]]) -> None:
+def _print_table(image: Image, offset: int, length: int) -> None:
     print_line(_COLUMNS.format("Offset", "Length", "Mapped to", "File"))
-    for block in blocks:
-        print_lines([_row(extent) for extent in block if extent.data])
+    for text in image.disk_map.lines(offset, offset + length, _words, json=False):
+        sys.stdout.write(text)
 
 
-def _row(extent: MappedExtent) -> str:
-    if extent.host_offset is not None:
-        place = f"{extent.host_offset:#x}"
-    else:
-        place = "compressed" if extent.compressed else "encrypted"
-    return _COLUMNS.format(f"{extent.offset:#x}", f"{extent.length:#x}", place, extent.host_path or "")
+def _words(extent: MappedExtent) -> Words | None:
+    from tapfs.kernel.map_lines import Words
+
+    if not extent.data:
+        return None
+    return Words(printable(extent.host_path or ""), "compressed" if extent.compressed else "encrypted")

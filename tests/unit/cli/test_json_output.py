@@ -63,13 +63,13 @@ def test_every_kind(capfd: pytest.CaptureFixture[str], error: BaseException, kin
 def test_a_document_that_is_cut_short_gets_no_second_one(
     tapfs: Run, sample: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tapfs.disk import image
+    from tapfs.disk import disk_map
 
-    def broken(*_: object) -> Any:
+    def broken(*_: object, **__: object) -> Any:
         yield from ()
         raise ImageError(ErrorKind.IO, "cannot read")
 
-    monkeypatch.setattr(image.Image, "extent_blocks", broken)
+    monkeypatch.setattr(disk_map.DiskMap, "lines", broken)
     code, out, err = tapfs("map", "--json", "-f", "raw", sample)
     assert (code, out, err) == (10, "", "tapfs: error: cannot read\n")
 
