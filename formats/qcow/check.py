@@ -8,6 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from enum import IntEnum
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from tapfs.driver import CheckReport, ProgressCallback, Severity
@@ -15,8 +16,9 @@ from tapfs.extent import Kind
 from tapfs.formats.claims import Claim, gaps
 from tapfs.formats.leaks import pieces_with_data
 from tapfs.formats.qcow import era, extended
-from tapfs.formats.qcow.entries import STRAY_HEADER_WORD, Run, fault
+from tapfs.formats.qcow.entries import STRAY_HEADER_WORD, fault
 from tapfs.formats.qcow.header import ENTRY_LENGTH, LENGTH, SIZE_AT
+from tapfs.formats.qcow.survey import Survey
 from tapfs.formats.rounding import round_up
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ class Check:
 
     def __init__(self, image: QcowReader, progress: ProgressCallback | None = None) -> None:
         self._image = image
-        self._progress = progress
+        self._progress = None if progress is None else _forwards(progress)
         self._file_size = image.file.size()
         #: One byte for each L1 entry: 1 where its table cannot be read or was read for another entry.
         self._skipped = bytearray(len(image.l1))
@@ -60,8 +62,11 @@ class Check:
         for finding in image.open_findings:
             self.report.add(*finding)
         self._note_era()
-        self._check_tables()
-        for offset, length in gaps(self._claims(), self._file_size, self._overlap, image.scratch):
+        claims = self._surveyed()
+        if claims is None:
+            self._check_tables()
+            claims = self._claims()
+        for offset, length in gaps(claims, self._file_size, self._overlap, image.scratch):
             self._check_gap(offset, length)
         self._note_strays()
 
@@ -92,6 +97,20 @@ class Check:
 
     # -- tables ---------------------------------------------------------------------------------
 
+    def _surveyed(self) -> Iterator[Claim] | None:
+        """The claims of an image whose tables and clusters are all in order; None: each is to be looked at."""
+        header = self._image.header
+        survey = Survey(self._image, self._file_size, self._progress)
+        metadata = list(self._metadata_claims())
+        if not survey.complete or any(survey.is_claimed(claim.start, claim.end) for claim in metadata):
+            return None
+        self.report.allocated_bytes += survey.data_clusters << header.cluster_bits
+        if survey.cut is not None:
+            index, entry = survey.cut
+            self._note_missing_end(index, entry, -self._file_size % header.cluster_size)
+        ranges = (Claim(start, length, Claimant.CLUSTER) for start, length in survey.ranges())
+        return chain(metadata, ranges)
+
     def _check_tables(self) -> None:
         """Find the L1 entries that lead nowhere or to a table of another entry."""
         image = self._image
@@ -116,13 +135,17 @@ class Check:
         for _ in gaps(tables(), 0, overlap, image.scratch):
             pass
 
-    def _claims(self) -> Iterator[Claim]:
-        image = self._image
-        header = image.header
+    def _metadata_claims(self) -> Iterator[Claim]:
+        header = self._image.header
         yield Claim(0, self._header_end(), Claimant.HEADER)
         if header.has_backing and header.backing_file_offset >= self._header_end():
             yield Claim(header.backing_file_offset, header.backing_file_size, Claimant.NAME)
         yield Claim(header.l1_table_offset, header.l1_length, Claimant.L1)
+
+    def _claims(self) -> Iterator[Claim]:
+        image = self._image
+        header = image.header
+        yield from self._metadata_claims()
         total = len(image.l1) * header.l2_length
         for number, (index, entry) in enumerate(image.l1.used()):
             if self._progress is not None and number % _PROGRESS_TABLES == 0:
@@ -150,7 +173,9 @@ class Check:
                 continue
             length = run.host_length or run.clusters << header.cluster_bits
             self.report.allocated_bytes += length
-            self._note_missing_end(index, run, length)
+            missing = run.host_offset + length - self._file_size
+            if run.kind == Kind.DATA and missing > 0:
+                self._note_missing_end(index, run.first + run.clusters - 1, missing)
             if run.kind == Kind.DATA and run.host_offset % header.cluster_size and not image.follows_formula:
                 self._note_unaligned(index, run.first, at)
             yield Claim(run.host_offset, length, Claimant.CLUSTER, index, run.first)
@@ -172,15 +197,10 @@ class Check:
                 self.report.add(Severity.CORRUPTION, message, table_offset)
         return computed if stray or image.fast_path else table
 
-    def _note_missing_end(self, index: int, run: Run, length: int) -> None:
+    def _note_missing_end(self, index: int, entry: int, missing: int) -> None:
         """Writers may leave out zeros at the end of the file, so this alone does not tell a file that was cut."""
-        missing = run.host_offset + length - self._file_size
-        if run.kind == Kind.DATA and missing > 0:
-            last = run.first + run.clusters - 1
-            message = (
-                f"the cluster of L2 entry {last} of table {index} lacks its last {missing} bytes: they read as zeros"
-            )
-            self.report.add(Severity.NOTE, message, self._file_size)
+        message = f"the cluster of L2 entry {entry} of table {index} lacks its last {missing} bytes: they read as zeros"
+        self.report.add(Severity.NOTE, message, self._file_size)
 
     def _note_unaligned(self, index: int, entry: int, at: int) -> None:
         if not self._unaligned_noted:
@@ -226,3 +246,16 @@ def _name(claim: Claim) -> str:
             return f"L2 table {claim.table}"
         case Claimant.CLUSTER:
             return f"the clusters from L2 entry {claim.entry} of table {claim.table} on"
+
+
+def _forwards(progress: ProgressCallback) -> ProgressCallback:
+    """The same, told only what is more than before: where the survey finds damage all is looked at once more."""
+    most = -1
+
+    def advance(done: int, total: int) -> None:
+        nonlocal most
+        if done > most:
+            most = done
+            progress(done, total)
+
+    return advance

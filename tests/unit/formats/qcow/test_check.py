@@ -5,14 +5,16 @@ from __future__ import annotations
 import random
 import struct
 from collections import Counter
+from typing import Literal
 
 import pytest
 
 from tapfs.driver import OpenRequest, Scratch, Severity
 from tapfs.formats import claims
 from tapfs.formats.claims import Claim, gaps
-from tapfs.formats.qcow import FORMAT
-from tapfs.formats.qcow.check import Claimant
+from tapfs.formats.qcow import FORMAT, survey
+from tapfs.formats.qcow.check import Check, Claimant
+from tapfs.formats.qcow.reader import QcowReader
 from tapfs.testing.model import MemoryFile
 from tests.qcow_images import created, make, opened
 
@@ -201,6 +203,7 @@ def test_a_check_reads_each_table_once_however_many_there_are(monkeypatch: pytes
     """One pass for each `MAX_HELD` claims would make the time quadratic."""
     tables, held = 3000, 50
     monkeypatch.setattr(claims, "MAX_HELD", held)
+    monkeypatch.setattr(survey, "MAX_CLUSTERS", 0)  # its marks would do without all this
     file = hostile(tables)
     made: list[claims.MemoryScratch] = []
     kept: list[int] = []
@@ -226,8 +229,67 @@ def test_a_check_reads_each_table_once_however_many_there_are(monkeypatch: pytes
     assert len(set(kept)) == 1
 
 
-def test_progress_ends_at_the_end() -> None:
+@pytest.mark.parametrize("damaged", [False, True])
+def test_progress_ends_at_the_end(*, damaged: bool) -> None:
     calls: list[tuple[int, int]] = []
-    FORMAT.open(image(), OpenRequest()).check(lambda done, total: calls.append((done, total)))
+    file = image()
+    if damaged:
+        l1 = entry(file, 40)
+        put(file, entry(file, l1 + 8), entry(file, entry(file, l1)))
+    report = FORMAT.open(file, OpenRequest()).check(lambda done, total: calls.append((done, total)))
+    assert (report.corruptions > 0) == damaged
     assert calls[-1][0] == calls[-1][1] > 0
     assert calls == sorted(calls)
+
+
+def damaged(file: MemoryFile, chance: random.Random) -> None:
+    """Change entries of L1 and L2 tables to what may be true or not, and the length of the file."""
+    header, l1 = file.data[:72], entry(file, 40)
+    cluster, unit = 1 << header[32], 1 << (header[32] + header[33])
+    count = -(-entry(file, 24) // unit)
+    words = [file.data[l1 + 8 * index : l1 + 8 * index + 8] for index in range(count)]
+    order: Literal["big", "little"] = "little" if any(any(word[:4]) for word in words) else "big"
+    tables = [int.from_bytes(word, order) for word in words if any(word)]
+    entries = [table + 8 * number for table in tables for number in range(1 << header[33])]
+    used = [place for place in entries if entry(file, place)]
+    for _ in range(chance.randrange(4)):
+        place = chance.choice([chance.choice(entries), chance.choice(used), l1 + 8 * chance.randrange(count)])
+        old = entry(file, place)
+        somewhere = chance.randrange(len(file.data) // cluster + 2) * cluster
+        metadata = chance.choice([0, cluster, l1]) // cluster * cluster
+        compressed = 1 << 63 | 600 << 50 | somewhere
+        put(file, place, chance.choice([0, old, old + 512, somewhere, somewhere, metadata, compressed]))
+    del file.data[len(file.data) - chance.choice([0, 0, 1, 512, cluster]) :]
+    if chance.random() < 0.5:
+        file.data += chance.choice([bytes(cluster), b"x" * cluster, b"x" * 700])
+
+
+@pytest.mark.parametrize("kind", ["qemu", "qemu-compressed", "overlay", "blktap", "blktap-little", "overlay-12byte"])
+def test_the_survey_says_what_the_thorough_way_says(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """For images that are whole and for such as are not, each finding and each number."""
+    surveyed = 0
+    whole, _ = make(kind, 3 * MIB, 1)
+    for seed in range(40):
+        chance = random.Random(seed)
+        file = MemoryFile(bytes(whole.data))
+        if seed:
+            damaged(file, chance)
+        monkeypatch.setattr(survey, "MAX_CLUSTERS", 1 << 20)
+        quick = Check(open_leniently(file))
+        monkeypatch.setattr(survey, "MAX_CLUSTERS", 0)
+        thorough = Check(open_leniently(file))
+        assert quick.report == thorough.report, seed
+        assert (quick.leaks, quick.strays, quick.disagreements) == (
+            thorough.leaks,
+            thorough.strays,
+            thorough.disagreements,
+        )
+        monkeypatch.setattr(survey, "MAX_CLUSTERS", 1 << 20)
+        surveyed += survey.Survey(open_leniently(file), len(file.data), None).complete
+    assert surveyed > 5 or kind in ("qemu-compressed", "blktap", "blktap-little")
+
+
+def open_leniently(file: MemoryFile) -> QcowReader:
+    opened_driver = FORMAT.open(file, OpenRequest(lenient=True))
+    assert isinstance(opened_driver, QcowReader)
+    return opened_driver
