@@ -99,3 +99,8 @@ def read_ranges(disk: EngineDisk, ranges: Ranges, buffer: Buffer, done: int) -> 
             raise ValueError(f"a buffer of {len(target)} bytes is too small for {ranges.packed}")
         lib.tapfs_read_ranges(disk.handle, ranges.array, ranges.count, done, target, outcome)
     return disk.finished(outcome)
+
+
+def clone_ranges(target: EngineDisk, source: EngineDisk, ranges: Ranges) -> int:
+    """Have a plain disk share the ranges with another disk's files: 0, or the errno for which it cannot."""
+    return lib.tapfs_clone_ranges(target.handle, source.handle, ranges.array, ranges.count)

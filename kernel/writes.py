@@ -41,6 +41,11 @@ class Segments:
         self.end = runs[-1][0] + runs[-1][1] if runs else 0
 
     @classmethod
+    def none(cls) -> Segments:
+        """No runs."""
+        return cls(())
+
+    @classmethod
     def of_array(cls, array: CData, count: int) -> Segments:
         """The first `count` of a `tapfs_segment[]` that the engine has filled."""
         segments = cls(())

@@ -6,6 +6,7 @@ the engine all the way, so a thousand small pieces of data cost as many calls as
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,14 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from tapfs.extent import Range
 from tapfs.jobs.compare import unequal_candidates
 from tapfs.jobs.pipeline import WINDOW_BYTES, BufferPool, in_order, processors
+from tapfs.kernel.ranges import clone_ranges
 from tapfs.kernel.segments import find_segments
+from tapfs.kernel.writes import Segments
 
 if TYPE_CHECKING:
     import mmap
 
     from tapfs.disk.image import Image
     from tapfs.kernel.ranges import Ranges
-    from tapfs.kernel.writes import Segments
 
 #: Zeros are looked for in pieces of at least this many bytes: smaller holes save no space on the host.
 ZERO_GRANULE = 4096
@@ -48,10 +50,10 @@ class Baseline(Enum):
 
 
 class _Prepared(NamedTuple):
-    """Ranges that were read: what of them is to be written, and the buffer that holds it."""
+    """Ranges that were read: what of them is to be written, and the buffer that holds it (None: it is shared)."""
 
     ranges: Ranges
-    buffer: mmap.mmap
+    buffer: mmap.mmap | None
     segments: Segments
     zeros: list[Range]
 
@@ -69,6 +71,8 @@ class Copy:
         if baseline is not Baseline.PARENT:
             # Zeros inside a large granule stay holes of its place, which is new and reads as zeros.
             self._granule = min(self._granule, _LARGEST_ZERO_GRANULE)
+        #: Whether the target's file may share what the source's files have.
+        self._shares = baseline is Baseline.ZEROS and target.whole_file() is not None
         # What differs from a parent comes as the ranges of two disks.
         self._buffers = BufferPool(WINDOW_BYTES if baseline is not Baseline.PARENT else 2 * WINDOW_BYTES)
 
@@ -82,7 +86,8 @@ class Copy:
                 self._zero_between(done, prepared.segments, prepared.ranges.until, progress)
             for offset, length in prepared.zeros:
                 self._target.write_zeroes(offset, length)
-            self._buffers.give_back(prepared.buffer)
+            if prepared.buffer is not None:
+                self._buffers.give_back(prepared.buffer)
             done = prepared.ranges.until
             progress(done, self._end)
         if self._baseline is Baseline.ANYTHING:
@@ -96,6 +101,8 @@ class Copy:
         yield from data_windows(self._source, WINDOW_BYTES, gap=gap)
 
     def _prepare(self, ranges: Ranges) -> _Prepared:
+        if self._shares and self._share(ranges):
+            return _Prepared(ranges, None, Segments.none(), [])
         buffer = self._buffers.take()
         self._source.read_ranges(ranges, buffer)
         if self._baseline is not Baseline.PARENT:
@@ -108,6 +115,13 @@ class Copy:
         finally:
             self._buffers.give_back(below)
         return _Prepared(ranges, buffer, segments, zeros)
+
+    def _share(self, ranges: Ranges) -> bool:
+        """Whether the target has the ranges without a copy; no more is tried where the host cannot do it at all."""
+        error = clone_ranges(self._target.engine_disk, self._source.engine_disk, ranges)
+        if error not in (0, errno.EINVAL):  # EINVAL: these ranges lie across blocks of the host
+            self._shares = False
+        return error == 0
 
     def _zero_between(self, start: int, segments: Segments, end: int, progress: Callable[[int, int], None]) -> None:
         """Make everything in ``[start, end)`` that is in no segment read as zeros."""

@@ -357,6 +357,11 @@ size_t tapfs_map_lines(const tapfs_mapped *runs, size_t count, const tapfs_line_
 size_t tapfs_data_ranges(tapfs_disk *disk, uint64_t offset, uint64_t length, uint64_t gap, uint64_t align,
                          uint64_t bytes, uint64_t lookups, tapfs_range *ranges, size_t capacity,
                          tapfs_outcome *outcome);
+/*
+ * Have a plain disk share the bytes of ranges with another disk, where one file system has the files of both and can do
+ * that. 0, or the errno for which a part of it may be as it was: then the bytes are to be read and written.
+ */
+int tapfs_clone_ranges(tapfs_disk *target, tapfs_disk *source, const tapfs_range *ranges, size_t count);
 /* What two lists of ascending ranges cover before `end`, as at most left_count + right_count ranges. Their number. */
 size_t tapfs_union_ranges(const tapfs_range *left, size_t left_count, const tapfs_range *right, size_t right_count,
                           uint64_t end, tapfs_range *ranges);

@@ -243,6 +243,21 @@ int host_punch(struct host_file *file, uint64_t offset, uint64_t length)
     return 0;
 }
 
+int host_clone(struct host_file *target, uint64_t offset, const struct host_file *source, uint64_t source_offset,
+               uint64_t length)
+{
+    struct file_clone_range range = {
+        .src_fd = source->fd, .src_offset = source_offset, .src_length = length, .dest_offset = offset};
+    int result;
+
+    do {
+        result = ioctl(target->fd, FICLONERANGE, &range);
+    } while (result < 0 && errno == EINTR);
+    int error = result < 0 ? errno : 0;
+    host_wrote(target);
+    return error;
+}
+
 int host_grow(struct host_file *file, uint64_t size)
 {
     uint64_t now = 0;

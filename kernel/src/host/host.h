@@ -81,6 +81,9 @@ TAPFS_INTERNAL extern const uint8_t zero_chunk[];
 /* Note that a write which did not go through here has ended, well or not; before it is reported. */
 TAPFS_INTERNAL void host_wrote(struct host_file *file);
 TAPFS_INTERNAL int host_punch(struct host_file *file, uint64_t offset, uint64_t length);
+/* Have both files share the bytes, where the file system can; else an errno, and nothing is changed. */
+TAPFS_INTERNAL int host_clone(struct host_file *target, uint64_t offset, const struct host_file *source,
+                              uint64_t source_offset, uint64_t length);
 TAPFS_INTERNAL int host_grow(struct host_file *file, uint64_t size);
 /* Take space on the host for a range that lies inside the file; what it reads as does not change. */
 TAPFS_INTERNAL int host_allocate(struct host_file *file, uint64_t offset, uint64_t length);
