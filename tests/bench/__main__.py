@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import subprocess
@@ -30,7 +31,7 @@ def make_source(path: Path, size_mib: int) -> None:
 
 
 def peers() -> dict[str, str]:
-    """The qemu-img programs to compare with: the system's, and that of Debian's backports."""
+    """The qemu-img programs to compare with: the system's, that of Debian's backports, and what $QEMU_IMG names."""
     system = shutil.which("qemu-img")
     if system is None:
         raise SystemExit("bench: qemu-img is missing; scripts/system-packages test installs it")
@@ -39,6 +40,8 @@ def peers() -> dict[str, str]:
     if backports is not None:
         newer = str(backports / "qemu-img")
         found[_version(newer)] = newer
+    if (further := os.environ.get("QEMU_IMG")) is not None:
+        found[_version(further)] = further
     return found
 
 

@@ -19,7 +19,7 @@ CLUSTER_BITS = 12
 
 
 def jobs(work: Path, size_gib: int, qemus: dict[str, str]) -> list[Job]:
-    """The rows: convert both ways, map, compare and check of one image."""
+    """The rows: convert both ways, map and compare of one image, and check of one with a million clusters."""
     size = size_gib * GIB
     tapfs = str(Path(sys.executable).with_name("tapfs"))
     image, raw, out = (str(work / name) for name in ("frag.qcow", "frag.raw", "out"))
@@ -31,12 +31,19 @@ def jobs(work: Path, size_gib: int, qemus: dict[str, str]) -> list[Job]:
     def same(*words: str) -> dict[str, Sequence[str]]:
         return {name: [program, *words] for name, program in every.items()}
 
+    def copied(*words: str) -> dict[str, Sequence[str]]:
+        """By each program, by qemu-img with all that makes it quicker, too, and the same bytes by cp."""
+        deep = {f"{name} -m 16 -W": [program, "convert", "-m", "16", "-W", *words] for name, program in qemus.items()}
+        return {**same("convert", *words), **deep, "cp": ["cp", "--sparse=always", raw, out]}
+
+    million = str(work / "million.qcow")
+    scattered_qcow(Path(million), 64 * GIB, 1_000_000, data=False)
     return [
-        Job("qcow to raw", same("convert", "-f", "qcow", "-O", "raw", image, out), clean, "3x"),
+        Job("qcow to raw", copied("-f", "qcow", "-O", "raw", image, out), clean, "3x; cp 0.67x"),
         Job("map", same("map", "-f", "qcow", "--output=json", image), goal="3x"),
-        Job("raw to qcow", same("convert", "-f", "raw", "-O", "qcow", raw, out), clean, "3x"),
+        Job("raw to qcow", copied("-f", "raw", "-O", "qcow", raw, out), clean, "3x; cp 0.67x"),
         Job("compare", same("compare", "-f", "raw", "-F", "qcow", raw, image), goal="3x"),
-        Job("check", {"tapfs": [tapfs, "check", "-f", "qcow", image]}, goal="< 0.5 s for a million clusters"),
+        Job("check, a million clusters", {"tapfs": [tapfs, "check", "-f", "qcow", million]}, goal="< 0.5 s"),
     ]
 
 

@@ -18,11 +18,16 @@ class Measurement:
     """What one contender took for one job."""
 
     seconds: list[float] = field(default_factory=list[float])
+    cpu_seconds: list[float] = field(default_factory=list[float])
     peak_bytes: int = 0
 
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
+
+    @property
+    def cpu_median(self) -> float:
+        return statistics.median(self.cpu_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +65,12 @@ def measure(job: Job, rounds: int) -> dict[str, Measurement]:
     for number in range(rounds):
         for name, command in job.contenders.items():
             job.clean()
-            seconds, peak = _run(command, job.statuses)
+            seconds, cpu_seconds, peak = _run(command, job.statuses)
             results[name].seconds.append(seconds)
+            results[name].cpu_seconds.append(cpu_seconds)
             results[name].peak_bytes = max(results[name].peak_bytes, peak)
-            print(f"  {job.name}: {name} run {number + 1}: {seconds:.2f} s", file=sys.stderr, flush=True)
+            took = f"{seconds:.2f} s, {cpu_seconds:.2f} s of CPU"
+            print(f"  {job.name}: {name} run {number + 1}: {took}", file=sys.stderr, flush=True)
     return results
 
 
@@ -74,23 +81,30 @@ start = time.perf_counter()
 silent = [(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]
 process = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=silent)
 _, status, usage = os.wait4(process, 0)
-print(os.waitstatus_to_exitcode(status), time.perf_counter() - start, usage.ru_maxrss * 1024)
+cpu = usage.ru_utime + usage.ru_stime
+print(os.waitstatus_to_exitcode(status), time.perf_counter() - start, cpu, usage.ru_maxrss * 1024)
 """
 
 
-def _run(command: Sequence[str], statuses: Sequence[int]) -> tuple[float, int]:
+def _run(command: Sequence[str], statuses: Sequence[int]) -> tuple[float, float, int]:
     launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, *command]
     result = subprocess.run(launcher, capture_output=True, text=True, check=True)
-    status, seconds, peak = result.stdout.split()
+    status, seconds, cpu_seconds, peak = result.stdout.split()
     if int(status) not in statuses:
         raise SystemExit(f"{' '.join(command)}: exit {status}: {result.stderr.strip()}")
-    return float(seconds), int(peak)
+    return float(seconds), float(cpu_seconds), int(peak)
 
 
 def rows_of(job: Job, results: dict[str, Measurement]) -> list[dict[str, object]]:
     """The table rows of a job: one for each peer, or one alone."""
     own = results["tapfs"]
-    row = {"job": job.name, "goal": job.goal, "tapfs_s": round(own.median, 3), "tapfs_peak_mib": own.peak_bytes >> 20}
+    row = {
+        "job": job.name,
+        "goal": job.goal,
+        "tapfs_s": round(own.median, 3),
+        "tapfs_cpu_s": round(own.cpu_median, 3),
+        "tapfs_peak_mib": own.peak_bytes >> 20,
+    }
     peers = [name for name in results if name != "tapfs"]
     if not peers:
         return [row]
@@ -99,8 +113,10 @@ def rows_of(job: Job, results: dict[str, Measurement]) -> list[dict[str, object]
             **row,
             "peer": name,
             "peer_s": round(results[name].median, 3),
+            "peer_cpu_s": round(results[name].cpu_median, 3),
             "peer_peak_mib": results[name].peak_bytes >> 20,
             "ratio": round(results[name].median / own.median, 2),
+            "cpu_ratio": round(results[name].cpu_median / own.cpu_median, 2),
         }
         for name in peers
     ]
@@ -108,7 +124,8 @@ def rows_of(job: Job, results: dict[str, Measurement]) -> list[dict[str, object]
 
 def table(rows: Sequence[dict[str, object]]) -> str:
     """The rows as aligned text; the ratio is how many times faster tapfs was."""
-    columns = ("job", "tapfs_s", "tapfs_peak_mib", "peer", "peer_s", "peer_peak_mib", "ratio", "goal")
+    own = ("tapfs_s", "tapfs_cpu_s", "tapfs_peak_mib")
+    columns = ("job", *own, "peer", "peer_s", "peer_cpu_s", "peer_peak_mib", "ratio", "cpu_ratio", "goal")
     cells = [columns, *(tuple(str(row.get(column, "")) for column in columns) for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
