@@ -108,7 +108,9 @@ class Qcow2StreamWriter:
         follows = self._at == space.end
         if follows and self._at % header.cluster_size and not self._room_in_count(self._at):
             follows = False
-        start = space.take_tail(length, alignment=1 if follows else header.cluster_size)
+        # Behind a plain cluster the last cluster of payloads has room left, for a payload that fits.
+        fits = not follows and length <= -self._at % header.cluster_size and self._room_in_count(self._at)
+        start = self._at if fits else space.take_tail(length, alignment=1 if follows else header.cluster_size)
         if start + length > 1 << packed_bits(header.cluster_bits):
             message = "the image file is too long for compressed clusters"
             raise ImageError(ErrorKind.NO_SPACE, message, path=self._path, offset=start, op="allocate")

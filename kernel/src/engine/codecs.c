@@ -146,7 +146,7 @@ static int pack_by_libdeflate(const struct packer *packer, const uint8_t *in, ui
 static int pack_windowed(const uint8_t *in, uint64_t granule, size_t count, uint8_t *out, uint64_t *sizes)
 {
     z_stream stream = {.zalloc = Z_NULL, .zfree = Z_NULL, .opaque = Z_NULL};
-    if (deflateInit2(&stream, ZLIB_LEVEL, Z_DEFLATED, -WINDOW_BITS, 8, Z_DEFAULT_STRATEGY) != Z_OK) {
+    if (deflateInit2(&stream, ZLIB_LEVEL, Z_DEFLATED, -WINDOW_BITS, 9, Z_DEFAULT_STRATEGY) != Z_OK) {
         return -ENOMEM;
     }
     for (size_t i = 0; i < count; i++) {
