@@ -41,6 +41,20 @@ def qcow(dom0: Dom0) -> None:
     run("e2fsck", "-fn", str(flat))
 
 
+@scenario(120)
+def vmdk(dom0: Dom0) -> None:
+    """Of several files, and of one."""
+    for subformat in ("twoGbMaxExtentSparse", "monolithicSparse"):
+        image = IMAGES / f"{subformat}.vmdk"
+        tapfs("create", "--force", "-f", "vmdk", "-o", f"subformat={subformat}", str(image), "48M")
+        use_as_file_system(dom0.attach(f"tap:vmdk:{image}"))
+        dom0.detach()
+        tapfs("check", str(image))
+        flat = IMAGES / "flat.img"
+        tapfs("convert", "-O", "raw", str(image), str(flat))
+        run("e2fsck", "-fn", str(flat))
+
+
 @scenario(60)
 def xl_block_attach(dom0: Dom0) -> None:
     image = new_qcow("xl.qcow", 48)
