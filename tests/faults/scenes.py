@@ -41,6 +41,13 @@ KINDS = (
     "vdi-overlay",
     "vdi-direct",
     "vdi-overlay-direct",
+    "qcow2",
+    "qcow2-overlay",
+    "qcow2-compressed",
+    "qcow2-subclusters",
+    "qcow2-subclusters-overlay",
+    "qcow2-direct",
+    "qcow2-overlay-direct",
     "vmdk",
     "vmdk-zeroed",
     "vmdk-overlay",
@@ -102,7 +109,9 @@ def make(kind: str, choice: random.Random, folder: Path, *, size: int | None = N
             size += choice.choice([0, 1, 513, 4095])
     path = folder / "disk"
     content = bytearray(size)
-    format_name = next((name for name in ("raw", "vhdx", "vhd", "vdi", "vmdk") if base.startswith(name)), "qcow")
+    format_name = next(
+        (name for name in ("raw", "qcow2", "vhdx", "vhd", "vdi", "vmdk") if base.startswith(name)), "qcow"
+    )
     options: dict[str, Any] = {"format": format_name, "writable": True, "direct": direct}
     if base == "raw":
         with path.open("wb") as file:
@@ -123,6 +132,8 @@ def make(kind: str, choice: random.Random, folder: Path, *, size: int | None = N
         creation["block_size"] = choice.choice(["4096", "65536", "2097152"])
     elif format_name == "vmdk":
         creation["zeroed_grain"] = "on" if base == "vmdk-zeroed" else choice.choice(["on", "off"])
+    elif format_name == "qcow2":
+        creation |= _qcow2_options(base, choice)
     elif choice.random() < 0.7:
         creation["cluster_size"] = choice.choice(["512", "2048", "4096", "65536"])
     backing, parent_format = None, "raw"
@@ -138,12 +149,12 @@ def make(kind: str, choice: random.Random, folder: Path, *, size: int | None = N
         tapfs.convert(source, backing, format="raw", target_format=parent_format)
     if base.startswith("aes"):
         options["password"] = _PASSWORD
-    if base == "compressed":
+    if base.endswith("compressed"):
         _fill(content, choice, size)
         source = folder / "source"
         source.write_bytes(content)
         with tapfs.open(source, format="raw") as disk:
-            _compress(disk, path, creation)
+            _compress(disk, path, format_name, creation)
     else:
         new = tapfs.NewImage(
             format_name,
@@ -157,10 +168,19 @@ def make(kind: str, choice: random.Random, folder: Path, *, size: int | None = N
     return Scene(kind, path, content, options)
 
 
-def _compress(disk: tapfs.Image, path: Path, creation: dict[str, str]) -> None:
+def _qcow2_options(base: str, choice: random.Random) -> dict[str, str]:
+    if "subclusters" in base:
+        return {"extended_l2": "on", "cluster_size": choice.choice(["16384", "65536"])}
+    return {
+        "cluster_size": choice.choice(["512", "4096", "65536"]),
+        "refcount_bits": choice.choice(["1", "8", "16", "64"]),
+    }
+
+
+def _compress(disk: tapfs.Image, path: Path, format_name: str, creation: dict[str, str]) -> None:
     from tapfs.jobs.convert import convert_to_new
 
-    convert_to_new(disk, str(path), tapfs.NewImage("qcow", disk.size, options=creation), compressed=True)
+    convert_to_new(disk, str(path), tapfs.NewImage(format_name, disk.size, options=creation), compressed=True)
 
 
 def _fill(content: bytearray, choice: random.Random, end: int) -> None:
