@@ -34,6 +34,8 @@ from tests.table_formats import (
 from tests.unit.engine.engine_disks import Disk, open_host
 
 L1_AT = 48
+#: Bytes that the last block of a disk lacks.
+SHORT = 512
 
 
 class Damaged(NamedTuple):
@@ -280,3 +282,31 @@ def test_a_good_table_of_every_shape_costs_no_question(tmp_path: Path, shape: ty
         assert runs is not None
         assert len({kind for _, _, kind, _, _ in runs}) > 1
         assert disk.statistics().cache_fills == len(image.places)
+
+
+class LargeVhdx(Vhdx):
+    """Map units of 1024 entries, more than a page of the table, and 1 KiB of bits."""
+
+    unit_blocks = ratio = 1024
+
+
+def test_a_large_table_is_read_in_pieces(tmp_path: Path) -> None:
+    """Tables and bits of more than a page: each piece is right, and a wrong entry costs its own piece alone."""
+    choice = random.Random(4)
+    places = [place << 12 | state for place in range(2, 15) for state in (6, 7, 7)]
+    table = [choice.choice([0, 0, 2, *places]) for _ in range(2 * 1025)]
+    table[1024], table[2049] = 2 << 12 | 6, 9 << 12 | 6
+    content = choice.randbytes(65536) + packed_words("little", 8, table)
+    image = LargeVhdx(content, 1500, short=SHORT, table_at=65536)
+    with described(tmp_path, image) as disk:
+        for number in range(2):
+            start, end = number * image.geometry.map_unit, min((number + 1) * image.geometry.map_unit, image.size)
+            assert engine_map(disk, start, end) == as_mapped(image.unit(number), end)
+        assert 2 < disk.statistics().cache_fills <= 16
+    wrong = bytearray(content)
+    wrong[65536 + 700 * 8] = 5
+    image = LargeVhdx(bytes(wrong), 1500, short=SHORT, table_at=65536)
+    with described(tmp_path, image) as disk:
+        assert engine_map(disk, 0, 512 * 4096) is not None
+        assert engine_map(disk, 700 * 4096, 701 * 4096) is None
+        assert engine_map(disk, 1400 * 4096, image.size) is not None

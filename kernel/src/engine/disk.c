@@ -109,6 +109,7 @@ int tapfs_disk_add_layer(tapfs_disk *disk, const tapfs_layer *described)
         return -ENOMEM;
     }
     layer->geometry = *geometry;
+    layer->cached_unit = geometry->map_unit;
     if (geometry->cipher.algorithm != TAPFS_CIPHER_NONE) {
         layer->cipher = cipher_new(&geometry->cipher);
         if (layer->cipher == NULL) {

@@ -182,6 +182,7 @@ struct layer {
     uint32_t file_count;
     struct cipher *cipher;
     struct table *table; /* NULL: the map of every unit is the owner's to give */
+    uint64_t cached_unit; /* bytes of the disk in a unit of the cache: a map unit, or a piece of one with a large table */
 };
 
 /* Changes of maps are counted in this many classes of merged units. */

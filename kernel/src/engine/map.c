@@ -6,7 +6,7 @@ int map_lookup(tapfs_disk *disk, uint32_t index, uint64_t offset, uint64_t lengt
 {
     const struct layer *layer = disk->layers[index];
 
-    *count = cache_lookup(&disk->cache, index, layer->geometry.map_unit, offset, length, runs, capacity);
+    *count = cache_lookup(&disk->cache, index, layer->cached_unit, offset, length, runs, capacity);
     if (*count == 0 && layer->table != NULL) {
         return table_fill(disk, index, offset, length, nowait, runs, capacity, count);
     }

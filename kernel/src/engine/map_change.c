@@ -46,7 +46,7 @@ int tapfs_disk_install(tapfs_disk *disk, uint32_t index, const tapfs_extent *ext
     if (end % geometry->map_unit != 0 && end < geometry->virtual_size) {
         return -EINVAL;
     }
-    int error = cache_install(&disk->cache, index, geometry->map_unit, geometry->virtual_size, extents, count);
+    int error = cache_install(&disk->cache, index, layer->cached_unit, geometry->virtual_size, extents, count);
     pthread_mutex_lock(&disk->cache.mutex);
     merged_forget(disk, extents[0].offset, end);
     pthread_mutex_unlock(&disk->cache.mutex);
@@ -76,7 +76,7 @@ int tapfs_disk_patch(tapfs_disk *disk, uint32_t index, const tapfs_extent *exten
         uint64_t last = extents[i].offset + extents[i].length - 1;
         table_changed(layer->table, extents[i].offset / map_unit, last / map_unit);
     }
-    cache_patch(&disk->cache, index, map_unit, extents, count);
+    cache_patch(&disk->cache, index, layer->cached_unit, extents, count);
     merged_patch(disk, index, extents, count);
     pthread_mutex_unlock(&disk->cache.mutex);
     return 0;
@@ -88,12 +88,11 @@ void tapfs_disk_forget(tapfs_disk *disk, uint32_t index, uint64_t offset, uint64
     if (layer == NULL || layer->geometry.identity || length == 0) {
         return;
     }
-    uint64_t first = offset / layer->geometry.map_unit;
-    uint64_t last = (length > UINT64_MAX - offset ? UINT64_MAX : offset + length - 1) / layer->geometry.map_unit;
+    uint64_t last = length > UINT64_MAX - offset ? UINT64_MAX : offset + length - 1;
 
     pthread_mutex_lock(&disk->cache.mutex);
-    table_changed(layer->table, first, last);
-    cache_forget(&disk->cache, index, first, last);
+    table_changed(layer->table, offset / layer->geometry.map_unit, last / layer->geometry.map_unit);
+    cache_forget(&disk->cache, index, offset / layer->cached_unit, last / layer->cached_unit);
     merged_forget(disk, offset, length > UINT64_MAX - offset ? UINT64_MAX : offset + length);
     pthread_mutex_unlock(&disk->cache.mutex);
 }

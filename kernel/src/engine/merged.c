@@ -164,7 +164,7 @@ static bool wanted_before(tapfs_disk *disk, uint64_t offset, bool empty_too)
             break;
         }
         if (table_absent_until(layer, offset, offset + 1) == offset) {
-            return cache_has(&disk->cache, i, offset / layer->geometry.map_unit);
+            return cache_has(&disk->cache, i, offset / layer->cached_unit);
         }
     }
     return empty_too;

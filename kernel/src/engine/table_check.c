@@ -55,8 +55,9 @@ static bool payload_possible(const struct bounds *bounds, const struct table_ent
            free_of_metadata(bounds, entry->host_offset, entry->host_length);
 }
 
-/* Whether entry `index` of a table may be as it is; `length`: how much of what it stands for is on the disk. */
-static bool entry_possible(const struct bounds *bounds, const uint8_t *raw, uint64_t index, uint64_t length)
+/* Whether entry `index` of a table may be as it is; `length`: how much of what it stands for is on the disk. `empty`: it
+ * may be so anywhere. */
+static bool entry_possible(const struct bounds *bounds, const uint8_t *raw, uint64_t index, uint64_t length, bool *empty)
 {
     const struct table *table = bounds->table;
     const tapfs_table *layout = &table->layout;
@@ -65,6 +66,7 @@ static bool entry_possible(const struct bounds *bounds, const uint8_t *raw, uint
     bool subword = layout->bitmap.where == TAPFS_BITMAP_IN_ENTRY;
     uint64_t bits = subword ? table_subword(table, raw, index) : 0;
 
+    *empty = entry.kind == TAPFS_ZERO || entry.kind == TAPFS_UNALLOCATED;
     switch (entry.kind) {
     case TAPFS_DATA:
         if ((word & layout->zero_mask) != 0 || (subword && entry.bitmapped && (bits & bits >> 32) != 0)) {
@@ -83,8 +85,12 @@ bool table_entries_possible(const struct table *table, const uint8_t *raw, uint6
 {
     struct bounds bounds = {.table = table, .shared = table->layout.data_file == table->layout.table_file};
     bounds.size = bounds.shared ? atomic_load(&table->host_size) : table->layout.data_size;
+    bool empty = false;
     for (uint64_t i = 0; i < entries; i++) {
-        if (!entry_possible(&bounds, raw, i, minimum(table->span, disk_left - i * table->span))) {
+        if (empty && table_repeats(table, raw, i)) {
+            continue;
+        }
+        if (!entry_possible(&bounds, raw, i, minimum(table->span, disk_left - i * table->span), &empty)) {
             return false;
         }
     }

@@ -17,7 +17,7 @@
 /* A table that changes all the time while it is read is left to the owner. */
 #define TRIES 4
 
-/* Units that are being filled with one read. */
+/* Units of the cache that are being filled with one read: map units, or pieces of such. */
 struct filling {
     tapfs_disk *disk;
     const struct layer *layer;
@@ -34,11 +34,17 @@ struct filling {
     struct unit *units[AHEAD_UNITS];
 };
 
-static uint32_t unit_length(const struct filling *filling, uint64_t unit)
+/* The bytes of the disk in a piece of `size` with that number. */
+static uint64_t disk_part(const struct filling *filling, uint64_t size, uint64_t number)
 {
     const tapfs_layer *geometry = &filling->layer->geometry;
     uint64_t end = round_up(geometry->virtual_size, geometry->granule);
-    return (uint32_t)minimum(geometry->map_unit, end - unit * geometry->map_unit);
+    return number > end / size ? 0 : minimum(size, end - number * size);
+}
+
+static uint32_t unit_length(const struct filling *filling, uint64_t unit)
+{
+    return (uint32_t)disk_part(filling, filling->layer->cached_unit, unit);
 }
 
 static uint32_t bytes_of(const struct filling *filling, uint64_t unit)
@@ -46,15 +52,31 @@ static uint32_t bytes_of(const struct filling *filling, uint64_t unit)
     return (uint32_t)(table_entries(filling->table, unit_length(filling, unit)) * filling->table->entry_stride);
 }
 
-/* Note the place of the next unit, in this order: a place that changes later moves the stamp. */
+/* Note the place of the table that has the next unit, in this order: a place that changes later moves the stamp. */
 static uint64_t note(struct filling *filling, uint64_t unit)
 {
-    filling->stamps[filling->count] = atomic_load(&filling->table->stamps[unit % TABLE_STAMPS]);
-    filling->places[filling->count] = atomic_load(&filling->table->places[unit]);
+    uint64_t map_unit = unit / filling->table->pieces;
+    filling->stamps[filling->count] = atomic_load(&filling->table->stamps[map_unit % TABLE_STAMPS]);
+    filling->places[filling->count] = atomic_load(&filling->table->places[map_unit]);
     return filling->places[filling->count++];
 }
 
-/* Take the neighbours along whose tables follow that of the first unit on the host. */
+/* Whether the whole table of the i-th unit may lie where it is. */
+static bool place_possible(const struct filling *filling, uint32_t i)
+{
+    const struct table *table = filling->table;
+    uint64_t length =
+        disk_part(filling, filling->layer->geometry.map_unit, (filling->first + i) / table->pieces);
+    return table_place_possible(table, filling->places[i], table_entries(table, length) * table->entry_stride);
+}
+
+/* Where the entries of the i-th unit are on the host, if its table may be there. */
+static uint64_t entries_at(const struct filling *filling, uint32_t i)
+{
+    return filling->places[i] + (filling->first + i) % filling->table->pieces * filling->table_bytes;
+}
+
+/* Take the neighbours along whose entries follow those of the first unit on the host. */
 static void look_ahead(struct filling *filling)
 {
     struct table *table = filling->table;
@@ -63,9 +85,11 @@ static void look_ahead(struct filling *filling)
     if (table->layout.bitmap.where == TAPFS_BITMAP_IN_BLOCK) {
         return; /* each of them would cost a read more, far from the others */
     }
-    while (filling->count < most && filling->first + filling->count < table->unit_count) {
-        uint64_t expected = filling->places[0] + (uint64_t)filling->count * filling->table_bytes;
-        if (note(filling, filling->first + filling->count) != expected) {
+    while (filling->count < most && unit_length(filling, filling->first + filling->count) > 0) {
+        uint32_t i = filling->count;
+        uint64_t place = note(filling, filling->first + i);
+        if (place == TAPFS_TABLE_ABSENT || place == TAPFS_TABLE_ASK || !place_possible(filling, i) ||
+            entries_at(filling, i) != entries_at(filling, 0) + (uint64_t)i * filling->table_bytes) {
             filling->count--;
             return;
         }
@@ -103,10 +127,12 @@ static int read_table_bits(const struct filling *filling, uint64_t unit, uint64_
 {
     const struct table *table = filling->table;
     const tapfs_table_bitmap *bitmap = &table->layout.bitmap;
-    uint64_t unit_bytes = filling->layer->geometry.map_unit / table->granule / 8, words, word_place;
+    uint64_t piece_bytes = filling->layer->cached_unit / table->granule / 8, words, word_place;
+    uint64_t pieces_together; /* with their bits */
     uint8_t bytes[8];
 
-    if (__builtin_mul_overflow(unit / bitmap->word_units, bitmap->word_stride, &words) ||
+    if (__builtin_mul_overflow(bitmap->word_units, table->pieces, &pieces_together) ||
+        __builtin_mul_overflow(unit / pieces_together, bitmap->word_stride, &words) ||
         __builtin_add_overflow(words, bitmap->word_place, &word_place) ||
         !table_place_possible(table, word_place, table->layout.entry_bytes)) {
         return EUCLEAN;
@@ -116,7 +142,7 @@ static int read_table_bits(const struct filling *filling, uint64_t unit, uint64_
         return error;
     }
     uint64_t word = table_load(table, bytes, table->layout.entry_bytes);
-    uint64_t place = table_data_place(&table->layout, word), at = unit % bitmap->word_units * unit_bytes;
+    uint64_t place = table_data_place(&table->layout, word), at = unit % pieces_together * piece_bytes;
     uint64_t length = entries * table->entry_bits;
     if ((word & bitmap->word_mask) != bitmap->word_value || !table_bits_possible(table, word, place, at + length)) {
         return EUCLEAN;
@@ -149,7 +175,7 @@ static int unit_in(const struct filling *filling, uint32_t i, const uint8_t *raw
     uint64_t unit = filling->first + i, length = unit_length(filling, unit);
     uint64_t entries = table_entries(table, length), bytes = entries * table->entry_stride;
     uint64_t disk_left = minimum(length, filling->layer->geometry.virtual_size -
-                                             unit * filling->layer->geometry.map_unit);
+                                             unit * filling->layer->cached_unit);
 
     if (!table_entries_possible(table, raw, entries, disk_left)) {
         return EUCLEAN;
@@ -175,14 +201,14 @@ static int read_units(struct filling *filling)
     uint64_t bytes = (uint64_t)(filling->count - 1) * filling->table_bytes +
                      bytes_of(filling, filling->first + filling->count - 1);
 
-    if (!table_place_possible(filling->table, filling->places[0], bytes)) {
+    if (!place_possible(filling, 0)) {
         return EUCLEAN;
     }
     uint8_t *raw = malloc(bytes);
     if (raw == NULL) {
         return ENOMEM;
     }
-    int error = read_whole(filling, filling->table->layout.table_file, raw, filling->places[0], bytes);
+    int error = read_whole(filling, filling->table->layout.table_file, raw, entries_at(filling, 0), bytes);
     for (uint32_t i = 0; error == 0 && i < filling->count; i++) {
         int failed = unit_in(filling, i, raw + (uint64_t)i * filling->table_bytes, &filling->units[i]);
         error = i == 0 ? failed : 0;
@@ -195,16 +221,16 @@ static int read_units(struct filling *filling)
 static bool still_true(const struct filling *filling, uint32_t i)
 {
     const struct table *table = filling->table;
-    uint64_t unit = filling->first + i;
-    return atomic_load(&table->stamps[unit % TABLE_STAMPS]) == filling->stamps[i] &&
-           atomic_load(&table->places[unit]) == filling->places[i];
+    uint64_t map_unit = (filling->first + i) / table->pieces;
+    return atomic_load(&table->stamps[map_unit % TABLE_STAMPS]) == filling->stamps[i] &&
+           atomic_load(&table->places[map_unit]) == filling->places[i];
 }
 
 /* Put the units into the cache. The number of the runs that are wanted; 0: the first unit has changed meanwhile. */
 static size_t put(struct filling *filling)
 {
     struct cache *cache = &filling->disk->cache;
-    uint64_t inner = filling->offset % filling->layer->geometry.map_unit;
+    uint64_t inner = filling->offset % filling->layer->cached_unit;
     size_t found = 0;
 
     pthread_mutex_lock(&cache->mutex);
@@ -236,9 +262,9 @@ int table_fill(tapfs_disk *disk, uint32_t index, uint64_t offset, uint64_t lengt
 {
     const struct layer *layer = disk->layers[index];
     struct table *table = layer->table;
-    uint64_t unit = offset / layer->geometry.map_unit;
+    uint64_t unit = offset / layer->cached_unit;
 
-    if (unit >= table->unit_count) {
+    if (unit / table->pieces >= table->unit_count) {
         return MAP_MISSING;
     }
     bool sequential = atomic_exchange(&table->last_filled, unit) + 1 == unit;
@@ -255,7 +281,7 @@ int table_fill(tapfs_disk *disk, uint32_t index, uint64_t offset, uint64_t lengt
             .capacity = capacity,
             .first = unit,
         };
-        filling.table_bytes = (uint32_t)(layer->geometry.map_unit / table->span * table->entry_stride);
+        filling.table_bytes = (uint32_t)(layer->cached_unit / table->span * table->entry_stride);
         uint64_t place = note(&filling, unit);
         if (place == TAPFS_TABLE_ASK) {
             return MAP_MISSING;

@@ -49,16 +49,22 @@ static uint8_t kind_by_bits(const tapfs_table_bitmap *bitmap, const uint8_t *bit
     return set ? TAPFS_DATA : bitmap->clear_kind;
 }
 
-/* The run that holds granule `granule` of the unit, as far as its entry goes. */
-static struct piece piece_at(const struct table *table, const uint8_t *raw, uint64_t entries, uint64_t granule)
+/* Where the next run begins: an entry, and a granule of it. */
+struct cursor {
+    uint64_t index, at;
+};
+
+/* The run at the cursor, as far as its entry goes; the cursor moves behind it. An entry without a bitmap is one run. */
+static struct piece next_piece(const struct table *table, const uint8_t *raw, uint64_t entries, struct cursor *cursor)
 {
     const tapfs_table *layout = &table->layout;
-    uint64_t index = granule / layout->entry_granules, at = granule % layout->entry_granules;
+    uint64_t index = cursor->index, at = cursor->at;
     struct piece piece = {.entry = table_decode(table, table_word(table, raw, index))};
 
     if (!piece.entry.bitmapped) {
         piece.start = index * table->span;
         piece.end = piece.start + table->span;
+        *cursor = (struct cursor){.index = index + 1};
         return piece;
     }
     uint64_t count;
@@ -68,14 +74,30 @@ static struct piece piece_at(const struct table *table, const uint8_t *raw, uint
         const uint8_t *bits = raw + entries * table->entry_stride + index * table->entry_bits;
         piece.entry.kind = kind_by_bits(&layout->bitmap, bits, at, layout->entry_granules, &count);
     }
-    piece.start = granule * table->granule;
+    piece.start = index * table->span + at * table->granule;
     piece.end = piece.start + count * table->granule;
     if (piece.entry.kind == TAPFS_DATA) {
         piece.entry.host_offset += at * table->granule;
     } else {
         piece.entry = (struct table_entry){.kind = piece.entry.kind};
     }
+    cursor->at = at + count == layout->entry_granules ? 0 : at + count;
+    cursor->index = cursor->at == 0 ? index + 1 : index;
     return piece;
+}
+
+/* Move behind entries that are the same: what has no place goes on so, and most of a table is often that. */
+static void skip_repeated(const struct table *table, const uint8_t *raw, uint64_t stop, struct cursor *cursor,
+                          struct piece *run)
+{
+    if (cursor->at != 0 || run->entry.kind == TAPFS_DATA || run->entry.kind == TAPFS_COMPRESSED ||
+        run->end - run->start < table->span) {
+        return;
+    }
+    while (run->end < stop && table_repeats(table, raw, cursor->index)) {
+        run->end += table->span;
+        cursor->index++;
+    }
 }
 
 static bool continues(const struct table_entry *left, uint64_t distance, const struct table_entry *right)
@@ -87,16 +109,17 @@ static bool continues(const struct table_entry *left, uint64_t distance, const s
 size_t table_runs(const struct table *table, const uint8_t *raw, uint64_t entries, uint64_t base, uint64_t inner,
                   uint64_t stop, tapfs_extent *runs, size_t capacity)
 {
-    uint64_t granule = table->granule;
+    struct cursor cursor = {.index = inner / table->span, .at = inner % table->span / table->granule};
     size_t found = 0;
 
     if (inner >= stop) {
         return 0;
     }
-    for (struct piece run = piece_at(table, raw, entries, inner / granule); found < capacity;) {
+    for (struct piece run = next_piece(table, raw, entries, &cursor); found < capacity;) {
         struct piece next = run;
+        skip_repeated(table, raw, stop, &cursor, &run);
         while (run.end < stop) {
-            next = piece_at(table, raw, entries, run.end / granule);
+            next = next_piece(table, raw, entries, &cursor);
             if (!continues(&run.entry, run.end - run.start, &next.entry)) {
                 break;
             }

@@ -89,6 +89,9 @@ static bool layout_valid(const tapfs_table *layout, const struct layer *layer)
            rules_valid(layout, geometry) && bitmap_valid(layout, granules);
 }
 
+/* What is read for a map miss: a page of the table, or the whole of one that cannot be divided. */
+#define PIECE_BYTES 4096u
+
 static void set_strides(struct table *table, const tapfs_layer *geometry)
 {
     const tapfs_table *layout = &table->layout;
@@ -101,6 +104,10 @@ static void set_strides(struct table *table, const tapfs_layer *geometry)
         where == TAPFS_BITMAP_IN_BLOCK || where == TAPFS_BITMAP_IN_TABLE ? layout->entry_granules / 8 : 0;
     while (table->reserved_count < RESERVED_RANGES && layout->reserved_end[table->reserved_count] != 0) {
         table->reserved_count++;
+    }
+    uint64_t entries = geometry->map_unit / table->span, bytes = entries * (table->entry_stride + table->entry_bits);
+    for (table->pieces = 1; bytes / table->pieces > PIECE_BYTES && entries % (2 * table->pieces) == 0;) {
+        table->pieces *= 2;
     }
 }
 
@@ -131,6 +138,10 @@ int tapfs_disk_set_tables(tapfs_disk *disk, uint32_t index, const tapfs_table *l
         atomic_init(&table->places[i], places[i]);
     }
     layer->table = table;
+    layer->cached_unit = layer->geometry.map_unit / table->pieces;
+    pthread_mutex_lock(&disk->cache.mutex);
+    cache_forget(&disk->cache, index, 0, UINT64_MAX);
+    pthread_mutex_unlock(&disk->cache.mutex);
     return 0;
 }
 

@@ -24,6 +24,7 @@ struct table {
     uint32_t entry_stride; /* bytes from one entry to the next */
     uint32_t entry_bits;   /* bytes of an entry's bitmap that lies outside the table; 0: none does */
     uint32_t reserved_count;
+    uint32_t pieces; /* of a map unit in the cache: a large table is read and cached in parts */
     bool writable;
     size_t unit_count;
     _Atomic uint64_t host_size;
@@ -56,6 +57,15 @@ static inline uint64_t table_load(const struct table *table, const uint8_t *byte
 static inline uint64_t table_word(const struct table *table, const uint8_t *raw, uint64_t index)
 {
     return table_load(table, raw + index * table->entry_stride, table->layout.entry_bytes);
+}
+
+/* Whether an entry (not the first) is the one before it once more, to the byte. */
+static inline bool table_repeats(const struct table *table, const uint8_t *raw, uint64_t index)
+{
+    const uint8_t *entry = raw + index * table->entry_stride;
+    return table->entry_stride == 8 ? memcmp(entry, entry - 8, 8) == 0
+           : table->entry_stride == 4 ? memcmp(entry, entry - 4, 4) == 0
+                                      : memcmp(entry, entry - table->entry_stride, table->entry_stride) == 0;
 }
 
 /* The word behind an entry: which granules are DATA (low half) and which are ZERO. */

@@ -175,17 +175,14 @@ size_t unit_lookup(const struct unit *unit, uint64_t base, uint64_t inner, uint6
 
 /* ---- changing */
 
-static size_t run_count(const struct unit *unit, size_t most)
-{
-    return unit->table == NULL ? unit->count
-                               : table_runs(unit->table, (const uint8_t *)unit->runs,
-                                            table_entries(unit->table, unit->length), 0, 0, unit->length, NULL, most);
-}
-
 /* All extents of a unit that begins at `base`, in memory of the caller's; their number, 0 without memory. */
 static size_t all_runs(const struct unit *unit, uint64_t base, tapfs_extent **runs)
 {
-    size_t count = run_count(unit, SIZE_MAX);
+    size_t count = unit->count;
+    if (unit->table != NULL) {
+        count = table_runs(unit->table, (const uint8_t *)unit->runs, table_entries(unit->table, unit->length), 0, 0,
+                           unit->length, NULL, SIZE_MAX);
+    }
     *runs = malloc(count * sizeof **runs);
     return *runs == NULL ? 0 : unit_lookup(unit, base, 0, unit->length, *runs, count);
 }
@@ -193,21 +190,20 @@ static size_t all_runs(const struct unit *unit, uint64_t base, tapfs_extent **ru
 struct unit *unit_compacted(struct unit *unit)
 {
     /* Most tables that stay as they are show it long before their end. */
-    size_t enough = unit->count / sizeof unit->runs[0] + 1;
-    if (run_count(unit, enough) == enough) {
-        return unit;
-    }
-    tapfs_extent *extents = NULL;
-    size_t count = all_runs(unit, 0, &extents), first = 0;
-    if (count > 0 && count * sizeof unit->runs[0] < unit->count) {
-        struct unit *smaller = unit_of_extents(unit->layer, unit->index, extents, count, &first, 0, unit->length);
-        if (smaller != NULL) {
-            free(unit);
-            unit = smaller;
-        }
+    size_t enough = unit->count / sizeof unit->runs[0] + 1, first = 0;
+    tapfs_extent *extents = malloc(enough * sizeof *extents);
+    size_t count = extents == NULL ? enough : unit_lookup(unit, 0, 0, unit->length, extents, enough);
+    struct unit *smaller = NULL;
+
+    if (count < enough && count * sizeof unit->runs[0] < unit->count) {
+        smaller = unit_of_extents(unit->layer, unit->index, extents, count, &first, 0, unit->length);
     }
     free(extents);
-    return unit;
+    if (smaller == NULL) {
+        return unit;
+    }
+    free(unit);
+    return smaller;
 }
 
 /* Append what the extents from extents[*next] on have of [start, stop); how many. Later calls ask for what lies behind. */

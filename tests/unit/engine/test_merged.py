@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
 import threading
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import tapfs
 from tapfs import NewImage
 from tapfs.disk.chain_map import map_chain, merge_mapped
 from tapfs.disk.image import Image
-from tests.conftest import REPOSITORY
 from tests.scattered_images import scattered_qcow
 
 SIZE = 3 << 20
@@ -190,17 +188,3 @@ def test_nobody_reads_a_merged_map_from_before_a_write(tmp_path: Path) -> None:
         for thread in threads:
             thread.join()
     assert problems == []
-
-
-@pytest.mark.parametrize("change", ["patched", "forgotten"])
-def test_a_commit_to_the_top_while_a_map_is_merged(tmp_path: Path, change: str) -> None:
-    """The commit comes between the look at the top layer and the end of the merging, every time: --wrap=pread."""
-    program = tmp_path / "merged_race"
-    sources = REPOSITORY / "kernel/src"
-    engine = sorted(source for folder in ("engine", "host") for source in (sources / folder).glob("*.c"))
-    command = ["gcc", "-D_GNU_SOURCE", "-std=gnu11", "-O1", "-g", "-fsanitize=address,undefined", "-Wl,--wrap=pread"]
-    command += ["-o", str(program), str(REPOSITORY / "tests/native/merged_race.c"), f"-I{sources}", *map(str, engine)]
-    subprocess.run([*command, "-ldeflate", "-lcrypto", "-lz", "-lzstd", "-lpthread", "-ldl"], check=True)
-    number = ["patched", "forgotten"].index(change)
-    done = subprocess.run([program, tmp_path / "file", str(number)], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")

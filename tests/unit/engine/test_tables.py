@@ -14,6 +14,7 @@ import pytest
 import tapfs
 from tapfs import NewImage
 from tapfs.disk.chain import OpenOptions, open_layers
+from tapfs.disk.chain_map import map_chain, merge_mapped
 from tapfs.disk.image import Image
 from tests.conftest import REPOSITORY
 from tests.scattered_images import scattered_qcow
@@ -86,6 +87,34 @@ def test_writes_change_units_that_are_kept_as_tables(path: Path) -> None:
     assert len(written) == SIZE // CLUSTER // 2
     with opened(path, writable=False) as disk:
         assert disk.read(0, SIZE) == expected
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 32 << 20])
+def test_large_tables_are_cached_in_pieces(tmp_path: Path, cache_bytes: int) -> None:
+    """Tables of 2048 entries, read, changed, given back and read again, a page at a time."""
+    image, size, bits = tmp_path / "large.qcow", 96 << 20, 14
+    scattered_qcow(image, size, 2000, cluster_bits=bits, data=True)
+    choice = random.Random(5)
+    with opened(image, cache_bytes=cache_bytes) as disk:
+        expected = bytearray(disk.read(0, size))
+        for round_number in range(12):
+            for _ in range(25):
+                at, data = choice.randrange(size - 40000), choice.randbytes(choice.randrange(1, 40000))
+                disk.write(at, data)
+                expected[at : at + len(data)] = data
+            at = choice.randrange(size >> bits) << bits
+            disk.discard(at, min(1 << 20, size - at))
+            expected[at : at + (1 << 20)] = bytes(min(1 << 20, size - at))
+            if round_number % 3 == 0:
+                disk.flush()
+            for _ in range(50):
+                at = choice.randrange(size - 70000)
+                assert disk.read(at, 70000) == expected[at : at + 70000]
+            assert list(disk.extents()) == list(merge_mapped(map_chain(disk.layers, 0, size)))
+    with opened(image, writable=False, cache_bytes=cache_bytes) as disk:
+        assert disk.read(70 << 20, 1 << 20) == expected[70 << 20 : 71 << 20]
+        assert disk.statistics().cache_bytes < 8192  # one piece, not a table
+        assert disk.read(0, size) == expected
 
 
 def test_after_a_flush_the_engine_reads_the_tables_again(path: Path) -> None:
@@ -229,15 +258,35 @@ def test_nobody_reads_a_map_from_before_a_write_that_was_acknowledged(path: Path
     assert problems == []
 
 
-@pytest.mark.parametrize("change", ["patched", "forgotten", "not flushed"])
-def test_a_table_that_changes_while_it_is_read(tmp_path: Path, change: str) -> None:
-    """The bytes from before are in hand when the unit is committed to and flushed, every time: --wrap=pread."""
-    program = tmp_path / "table_race"
+def native(folder: Path, name: str) -> Path:
+    """A program of tests/native with the engine in it, whose calls of pread it sees."""
+    program = folder / name
     sources = REPOSITORY / "kernel/src"
-    engine = sorted(source for folder in ("engine", "host") for source in (sources / folder).glob("*.c"))
+    engine = sorted(source for part in ("engine", "host") for source in (sources / part).glob("*.c"))
     command = ["gcc", "-D_GNU_SOURCE", "-std=gnu11", "-O1", "-g", "-fsanitize=address,undefined", "-Wl,--wrap=pread"]
-    command += ["-o", str(program), str(REPOSITORY / "tests/native/table_race.c"), f"-I{sources}", *map(str, engine)]
-    subprocess.run([*command, "-ldeflate", "-lcrypto", "-lz", "-lzstd", "-lpthread"], check=True)
-    number = ["patched", "forgotten", "not flushed"].index(change)
-    done = subprocess.run([program, tmp_path / "file", str(number)], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
+    command += ["-o", str(program), str(REPOSITORY / f"tests/native/{name}.c"), f"-I{sources}", *map(str, engine)]
+    subprocess.run([*command, "-ldeflate", "-lcrypto", "-lz", "-lzstd", "-lpthread", "-ldl"], check=True)
+    return program
+
+
+def ended(program: Path, folder: Path, number: int) -> tuple[int, str, str]:
+    done = subprocess.run([program, folder / "file", str(number)], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_tables_that_change_while_they_are_read(tmp_path: Path) -> None:
+    """The bytes from before are in hand when the unit is patched, forgotten, not flushed: every time."""
+    program = native(tmp_path, "table_race")
+    assert [ended(program, tmp_path, number) for number in range(3)] == [(0, "ok\n", "")] * 3
+
+
+def test_a_commit_to_the_top_while_a_map_is_merged(tmp_path: Path) -> None:
+    """The commit comes between the look at the top layer and the end of the merging: patched, forgotten."""
+    program = native(tmp_path, "merged_race")
+    assert [ended(program, tmp_path, number) for number in range(2)] == [(0, "ok\n", "")] * 2
+
+
+def test_threads_that_miss_maps_read_tables_at_the_same_time(tmp_path: Path) -> None:
+    """Of different units, of one unit, of a parent; and a scan reads tables that lie together in a few reads."""
+    program = native(tmp_path, "table_threads")
+    assert [ended(program, tmp_path, number) for number in range(5)] == [(0, "ok\n", "")] * 5
