@@ -78,6 +78,7 @@ bench-convert: bench-setup
 
 bench-fragmented: bench-setup
 	$(BIN)/python -m tests.bench.fragmented --json build/bench/fragmented.json $(BENCH)
+	$(BIN)/python -m tests.bench.large_maps --json build/bench/large_maps.json $(BENCH)
 
 bench-fuse: bench-setup
 	$(BIN)/python -m tests.bench.fuse --json build/bench/fuse.json --png build/bench/fuse.png $(BENCH)
