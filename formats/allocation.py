@@ -108,12 +108,17 @@ class Allocation:
         host_offset = left = 0
         fresh = False
         for offset, length in wanted:
+            if length <= left:  # usual: one piece of the host file for all ranges
+                placements.append(Placement(offset, length, host_offset, 0, fresh))
+                host_offset += length
+                left -= length
+                continue
             at, end = offset, offset + length
             while at < end:
                 if not left:
                     host_offset, left, fresh = next(pieces)
                 taken = min(left, end - at)
-                placements.append(Placement(at, taken, host_offset, fresh=fresh))
+                placements.append(Placement(at, taken, host_offset, 0, fresh))
                 at += taken
                 host_offset += taken
                 left -= taken

@@ -43,11 +43,13 @@ class Links:
         """Enter clusters in the map: those of placements that ascend, but for what is in place."""
         header = self._header
         bits, l2_bits, in_table = header.cluster_bits, header.l2_bits, header.l2_entries - 1
+        # First, for no entry may ever point past the end that the file is given.
+        ends = [place + length for _, length, place, _, _, in_place in placements if not in_place]
+        self._allocation.commit(0, max(ends, default=0))
         index, changed = -1, None
         for offset, length, place, _, _, in_place in placements:
             if in_place:
                 continue
-            self._allocation.commit(place, length)
             host_offset = place
             at, end = offset >> bits, (offset + length) >> bits
             while at < end:
@@ -55,20 +57,18 @@ class Links:
                     index = at >> l2_bits
                     changed = self.changed_table(index)
                 first = at & in_table
+                if end == at + 1 and not changed.entries[first]:  # usual on a fragmented disk
+                    changed.entries[first] = host_offset
+                    changed.mark(first, first + 1)
+                    break
                 stop = min(in_table + 1, first + end - at)
                 self._enter(changed, first, stop, host_offset)
                 host_offset += (stop - first) << bits
                 at += stop - first
 
     def _enter(self, changed: ChangedTable, first: int, stop: int, host_offset: int) -> None:
-        entries = changed.entries
-        if stop == first + 1:
-            if entries[first]:
-                self._release(entries, first, stop)
-            entries[first] = host_offset
-        else:
-            self._release(entries, first, stop)
-            entries[first:stop] = consecutive(host_offset, stop - first, self._header.cluster_size)
+        self._release(changed.entries, first, stop)
+        changed.entries[first:stop] = consecutive(host_offset, stop - first, self._header.cluster_size)
         changed.mark(first, stop)
 
     def unlink(self, ranges: Sequence[Range]) -> None:
