@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 #: The bytes of a sector of most disks, and of a partition table that does not say it.
 _USUAL_SECTOR = 512
 
-
 #: Names for front ends and jobs of tapfs only. They may change at any time, and `dir` does not show them.
 _INTERNAL = frozenset(
     {
@@ -227,13 +226,9 @@ class Image:
 
     def extents(self, offset: int = 0, length: int | None = None) -> Iterator[MappedExtent]:
         """The map of the range over the whole chain, merged; holes of raw files are zeros."""
-        return chain.from_iterable(self.extent_blocks(offset, length))
-
-    def extent_blocks(self, offset: int = 0, length: int | None = None) -> Iterator[list[MappedExtent]]:
-        """The same in lists of thousands, for who has millions of extents to go through."""
         end = self._size if length is None else offset + length
         self._check_range(offset, end - offset)
-        return self._map.blocks(offset, end)
+        return chain.from_iterable(self._map.blocks(offset, end))
 
     @property
     def disk_map(self) -> DiskMap:
