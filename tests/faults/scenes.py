@@ -70,7 +70,7 @@ class Scene:
     kind: str
     path: Path
     content: bytearray
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def checked(self) -> bool:

@@ -14,7 +14,7 @@ import pytest
 
 import tapfs
 from tapfs import ErrorKind, ImageError
-from tapfs.driver import OpenRequest
+from tapfs.driver import BackingReference, OpenRequest
 from tapfs.extent import Extent, Kind
 from tapfs.formats.qcow2 import FORMAT
 from tapfs.formats.qcow2.backing import backing_reference
@@ -234,7 +234,7 @@ def test_the_end_mark_of_extensions_is_optional() -> None:
     """Writers of old had the name right behind the header of version 2."""
     data = plain(version=2, backing=b"base.raw", end_mark=False).build()
     assert data[72:80] == b"base.raw"
-    assert FORMAT.open(MemoryFile(data), OpenRequest()).geometry.backing == ("base.raw", None, (), None)
+    assert FORMAT.open(MemoryFile(data), OpenRequest()).geometry.backing == BackingReference("base.raw")
     named = plain(backing=b"base.raw", extensions=[(0xE2792ACA, b"qcow"), (0xE2792ACA, b"raw")], end_mark=False)
     backing = FORMAT.open(MemoryFile(named.build()), OpenRequest()).geometry.backing
     assert backing is not None
