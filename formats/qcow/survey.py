@@ -27,7 +27,14 @@ class Survey:
         self._image = image
         self._header = image.header
         self._file_size = file_size
-        self._count = -(-file_size // self._header.cluster_size)
+        # Asked for once: a table costs no more than its entries.
+        cluster_size = self._header.cluster_size
+        self._cluster_bits = self._header.cluster_bits
+        self._unaligned_bits = cluster_size - 1
+        self._last_whole = file_size - cluster_size
+        self._last_table = len(image.l1) - 1
+        self._last_entries = -(-(self._header.size - self._last_table * self._header.unit) // cluster_size)
+        self._count = -(-file_size // cluster_size)
         self._claimed = 0
         #: Clusters that hold data of the disk.
         self.data_clusters = 0
@@ -74,21 +81,21 @@ class Survey:
 
     def _take_table(self, index: int, at: int) -> bool:
         """Mark the clusters of a table; whether all of them are plain and in the file."""
-        header = self._header
         table = self._image.tables.read_from_disk(at)
-        inside = -(-(header.size - index * header.unit) // header.cluster_size)
-        used = list(filter(None, table if inside >= len(table) else table[:inside]))
-        last = max(used, default=0)
+        # The last table has entries past the end of the disk, which are nobody's.
+        used = list(filter(None, table if index < self._last_table else table[: self._last_entries]))
+        if not used:
+            return True
+        last = max(used)
         if last >= self._file_size:  # a compressed one, too
             return False
-        if last + header.cluster_size > self._file_size and used:
+        if last > self._last_whole:
             self.cut = index, table.index(last)
-        clusters = [entry >> header.cluster_bits for entry in used]
-        if sum(clusters) << header.cluster_bits != sum(used):  # one of them is not aligned
+        if any(map(self._unaligned_bits.__and__, used)):
             return False
-        marks = self._marks
-        for cluster in clusters:
-            marks[cluster] = 1
-        self.data_clusters += len(clusters)
-        self._claimed += len(clusters)
+        marks, bits = self._marks, self._cluster_bits
+        for entry in used:
+            marks[entry >> bits] = 1
+        self.data_clusters += len(used)
+        self._claimed += len(used)
         return True
