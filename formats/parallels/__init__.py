@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tapfs.driver import Ability, HostFile, OpenRequest
-from tapfs.formats.parallels.driver import ParallelsDriver
-from tapfs.formats.parallels.header import MAGIC, OLD_MAGIC
+from tapfs.formats.parallels.signature import MAGIC, OLD_MAGIC
+
+if TYPE_CHECKING:
+    from tapfs.formats.parallels.driver import ParallelsDriver
 
 
 class ParallelsFormat:
@@ -23,6 +27,8 @@ class ParallelsFormat:
 
     def open(self, file: HostFile, request: OpenRequest) -> ParallelsDriver:
         """A driver for this file. Raises ImageError(invalid_format, unsupported, out_of_bounds, corrupt)."""
+        from tapfs.formats.parallels.driver import ParallelsDriver  # few images are of this format
+
         return ParallelsDriver(file, request)
 
 

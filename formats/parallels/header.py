@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from tapfs.driver import HostFile
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.formats.parallels.signature import MAGIC, OLD_MAGIC
 from tapfs.formats.rounding import round_up
 
-OLD_MAGIC, MAGIC = b"WithoutFreeSpace", b"WithouFreSpacExt"
 VERSION = 2
 LENGTH = 64
 SECTOR = 512

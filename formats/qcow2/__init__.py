@@ -1,18 +1,20 @@
 """qcow2, versions 2 and 3: QEMU's own image format, which most disks of virtual machines are in.
 
 :data:`FORMAT` is the object that the registry loads. The specification is QEMU's docs/interop/qcow2, and
-docs/specs/qcow2.md has what that text does not say. Modules that only a writer, a check or a creation needs are
-imported late.
+docs/specs/qcow2.md has what that text does not say. Modules that a probe does not need are imported late.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from tapfs.driver import Ability, CreateRequest, HostFile, OpenRequest
-from tapfs.formats.qcow2.driver import Qcow2Driver
-from tapfs.formats.qcow2.header import MAGIC, VERSIONS, is_extended
+from tapfs.formats.qcow2.signature import MAGIC, VERSIONS
 from tapfs.plan import Plan
+
+if TYPE_CHECKING:
+    from tapfs.formats.qcow2.driver import Qcow2Driver
 
 
 class Qcow2Format:
@@ -32,6 +34,9 @@ class Qcow2Format:
         Raises ImageError(invalid_format, unsupported, out_of_bounds, corrupt) naming the field, (not_found) for a
         snapshot that is not there.
         """
+        from tapfs.formats.qcow2.driver import Qcow2Driver
+        from tapfs.formats.qcow2.header import is_extended
+
         if not request.writable:
             return Qcow2Driver(file, request)
         if is_extended(file):

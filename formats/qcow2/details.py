@@ -16,9 +16,9 @@ from tapfs.formats.qcow2.header import (
     DIRTY,
     LAZY_REFCOUNTS,
     RAW_DATA_FILE,
-    VERSIONS,
     Header,
 )
+from tapfs.formats.qcow2.signature import VERSIONS
 from tapfs.formats.qcow2.snapshots import read_snapshots
 
 #: qemu-img's names of the versions.

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from tapfs.extent import Kind
 from tapfs.formats.changed_table import ByteOrder
-from tapfs.formats.qcow2.header import SUBCLUSTERS, VERSIONS, Header
+from tapfs.formats.qcow2.header import SUBCLUSTERS, Header
+from tapfs.formats.qcow2.signature import VERSIONS
 
 BYTE_ORDER: ByteOrder = "big"
 TYPECODE = "Q"

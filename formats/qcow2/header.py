@@ -7,9 +7,7 @@ from typing import NamedTuple
 
 from tapfs.driver import HostFile
 from tapfs.errors import ErrorKind, ImageError
-
-MAGIC = b"QFI\xfb"
-VERSIONS = (2, 3)
+from tapfs.formats.qcow2.signature import MAGIC, VERSIONS
 
 #: Bytes of the header of version 2, the least of version 3, and what QEMU writes for version 3.
 LENGTH_2, LEAST_LENGTH_3, LENGTH_3 = 72, 104, 112

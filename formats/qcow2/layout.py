@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from tapfs.extent import Kind
 from tapfs.formats.qcow2.entries import COMPRESSED, COPIED, OFFSET, SECTOR, TYPECODE, ZERO, packed_bits
-from tapfs.formats.qcow2.header import VERSIONS, WORD, Header
+from tapfs.formats.qcow2.header import WORD, Header
 from tapfs.formats.qcow2.l1 import L1Table
+from tapfs.formats.qcow2.signature import VERSIONS
 from tapfs.formats.qcow2.slices import Slices
 from tapfs.tables import ASK, Rule, TableLayout
 

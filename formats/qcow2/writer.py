@@ -35,11 +35,11 @@ from tapfs.formats.qcow2.header import (
     BITMAPS,
     KNOWN_AUTOCLEAR,
     REFTABLE_OFFSET_AT,
-    VERSIONS,
     WORD,
 )
 from tapfs.formats.qcow2.l1 import l1_steps
 from tapfs.formats.qcow2.refcounts import Refcounts
+from tapfs.formats.qcow2.signature import VERSIONS
 from tapfs.formats.qcow2.space import Space
 from tapfs.formats.qcow2.stream import Qcow2StreamWriter
 from tapfs.plan import Discard, Grow, Plan, Step, Write, plan

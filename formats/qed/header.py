@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from tapfs.driver import HostFile
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.formats.qed.signature import MAGIC
 
-MAGIC = b"QED\0"
 LENGTH = 64
 ENTRY_LENGTH = 8
 

@@ -1,8 +1,7 @@
 """VHDX: the format of Hyper-V, with a log of metadata, blocks of 1 to 256 MiB, and sectors of 512 or 4096 bytes.
 
 :data:`FORMAT` is the object that the registry loads. docs/specs/vhdx.md has the facts that the published specification
-(MS-VHDX) has not. Modules that only a writer, a check or a creation needs are imported late, because most openings only
-read.
+(MS-VHDX) has not. Modules that a probe does not need are imported late.
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tapfs.driver import Ability, CreateRequest, Driver, HostFile, OpenRequest
-from tapfs.formats.vhdx.driver import VhdxDriver
-from tapfs.formats.vhdx.guids import NO_GUID
-from tapfs.formats.vhdx.header import IDENTIFIER, read_headers
+from tapfs.formats.vhdx.signature import IDENTIFIER
 from tapfs.plan import Plan
 
 
@@ -39,6 +36,10 @@ class VhdxFormat:
 
         Raises ImageError(invalid_format, unsupported, out_of_bounds, corrupt) naming the field.
         """
+        from tapfs.formats.vhdx.driver import VhdxDriver
+        from tapfs.formats.vhdx.guids import NO_GUID
+        from tapfs.formats.vhdx.header import read_headers
+
         headers = read_headers(file)
         if headers.current.log != NO_GUID:
             from tapfs.formats.vhdx.unreplayed import UnreplayedVhdx

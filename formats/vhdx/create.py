@@ -16,7 +16,7 @@ from tapfs.formats.rounding import round_up
 from tapfs.formats.vhdx.blocks import BlockTable, State, make_entry
 from tapfs.formats.vhdx.driver import VhdxDriver
 from tapfs.formats.vhdx.guids import NO_GUID, new_guid
-from tapfs.formats.vhdx.header import IDENTIFIER, IDENTIFIER_BYTES, MAX_LOG_BYTES, Header, header_steps
+from tapfs.formats.vhdx.header import IDENTIFIER_BYTES, MAX_LOG_BYTES, Header, header_steps
 from tapfs.formats.vhdx.locator import linkage_of, pack_locator, parent_entries
 from tapfs.formats.vhdx.metadata import (
     MAX_BLOCK_BYTES,
@@ -28,6 +28,7 @@ from tapfs.formats.vhdx.metadata import (
     pack_metadata,
 )
 from tapfs.formats.vhdx.regions import BAT, METADATA, TABLES, pack_table
+from tapfs.formats.vhdx.signature import IDENTIFIER
 from tapfs.formats.vhdx.units import MIB
 from tapfs.plan import Allocate, Grow, Plan, Step, Write, plan
 

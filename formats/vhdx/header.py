@@ -9,10 +9,10 @@ from tapfs.driver import Finding, HostFile, Severity
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.vhdx.crc32c import crc32c_without
 from tapfs.formats.vhdx.guids import NO_GUID
+from tapfs.formats.vhdx.signature import IDENTIFIER
 from tapfs.formats.vhdx.units import MAX_FILE_BYTES, MIB, PAGE
 from tapfs.plan import Step, Write
 
-IDENTIFIER = b"vhdxfile"
 #: The identifier's own structure, with the name of the program that made the file.
 IDENTIFIER_BYTES = 64 << 10
 #: The places of the two headers.

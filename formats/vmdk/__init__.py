@@ -1,22 +1,20 @@
 """VMDK: the disks of VMware's products, of one file or of many, hosted ones and those of ESX.
 
-:data:`FORMAT` is the object that the registry loads. docs/specs/vmdk.md has the facts of the format. Modules that only
-a writer, a check or a creation needs are imported late, because most openings only read.
+:data:`FORMAT` is the object that the registry loads. docs/specs/vmdk.md has the facts of the format. Modules that
+a probe does not need are imported late.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from tapfs.driver import Ability, CreateRequest, HostFile, OpenRequest
-from tapfs.formats.vmdk import cowd_header, sesparse_header, sparse_header
-from tapfs.formats.vmdk.descriptor import is_descriptor
-from tapfs.formats.vmdk.driver import VmdkDriver
-from tapfs.formats.vmdk.sectors import SECTOR
-from tapfs.formats.vmdk.sparse_header import parse_sparse_header
+from tapfs.formats.vmdk.signature import COWD, SESPARSE, SPARSE, UNFINISHED_SPARSE, is_descriptor
 from tapfs.plan import Plan
 
-_MAGICS = (sparse_header.MAGIC, sparse_header.UNFINISHED_MAGIC, cowd_header.MAGIC, sesparse_header.MAGIC_BYTES)
+if TYPE_CHECKING:
+    from tapfs.formats.vmdk.driver import VmdkDriver
 
 
 class VmdkFormat:
@@ -28,7 +26,7 @@ class VmdkFormat:
     def probe(self, head: bytes, size: int) -> int:
         """100 for the magic of an extent or the first line of a descriptor, else 0."""
         del size  # the magic is enough
-        return 100 if head.startswith(_MAGICS) or is_descriptor(head) else 0
+        return 100 if head.startswith((SPARSE, UNFINISHED_SPARSE, COWD, SESPARSE)) or is_descriptor(head) else 0
 
     def open(self, file: HostFile, request: OpenRequest) -> VmdkDriver:
         """A driver for the disk of this file: a WritableVmdkDriver if so requested.
@@ -36,6 +34,8 @@ class VmdkFormat:
         Raises ImageError naming the field or the missing file; read_only for a disk that cannot be written.
         """
         if not request.writable:
+            from tapfs.formats.vmdk.driver import VmdkDriver
+
             return VmdkDriver(file, request)
         if request.created and _is_packed(file):
             from tapfs.formats.vmdk.stream import NewVmdkStream
@@ -66,8 +66,11 @@ class VmdkFormat:
 
 
 def _is_packed(file: HostFile) -> bool:
+    from tapfs.formats.vmdk.sectors import SECTOR
+    from tapfs.formats.vmdk.sparse_header import parse_sparse_header
+
     head = file.read(0, SECTOR)
-    return head.startswith(sparse_header.MAGIC) and parse_sparse_header(head, file.path).is_compressed
+    return head.startswith(SPARSE) and parse_sparse_header(head, file.path).is_compressed
 
 
 FORMAT = VmdkFormat()

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.vmdk.sectors import SECTOR, is_power_of_two
+from tapfs.formats.vmdk.signature import COWD
 
-MAGIC = b"COWD"
+MAGIC = COWD
 VERSION = 1
 HEADER_BYTES = 4 * SECTOR
 TABLE_ENTRIES = 4096

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.vmdk.sectors import MAX_BYTES, SECTOR
+from tapfs.formats.vmdk.signature import BYTE_ORDER_MARK, is_descriptor
 from tapfs.formats.vmdk.text_encoding import codec_named, decoded
 
 #: Longest descriptor that is read, in bytes, and the most extents of one disk.
@@ -25,8 +26,6 @@ MAX_EXTENTS = 4096
 #: CID of no image: a parentCID with this value says that there is no parent.
 NO_CID = 0xFFFFFFFF
 
-_BOM = b"\xef\xbb\xbf"
-_FIRST_LINE = re.compile(rb"#[ \t]*disk[ \t]*descriptor[ \t]*file", re.IGNORECASE)
 _EXTENT = re.compile(
     rb"(?P<access>rw|rdonly|noaccess)[ \t]+(?P<sectors>[0-9]{1,20})[ \t]+(?P<kind>[a-z]+)"
     rb'(?:[ \t]+(?:"(?P<quoted>[^"]*)"|(?P<plain>[^\s"]+))(?:[ \t]+(?P<offset>[0-9]{1,20}))?(?P<rest>[ \t].*)?)?',
@@ -116,11 +115,6 @@ class Descriptor:
         return None if found is None or _CID.fullmatch(found.content) is None else int(found.content, 16)
 
 
-def is_descriptor(head: bytes) -> bool:
-    """Whether a text that begins with `head` is a descriptor: its first line that is not blank says so."""
-    return _FIRST_LINE.match(head.removeprefix(_BOM).lstrip()) is not None
-
-
 def parse_descriptor(raw: bytes, path: str, base: int = 0) -> Descriptor:
     """The descriptor in `raw`, which stands at `base` of the host file `path` and ends at its first NUL.
 
@@ -162,7 +156,7 @@ def parse_descriptor(raw: bytes, path: str, base: int = 0) -> Descriptor:
 
 def _lines(text: bytes) -> Iterator[tuple[int, bytes]]:
     """Each line that says something, without the blanks around it, and where it starts."""
-    at = len(_BOM) if text.startswith(_BOM) else 0
+    at = len(BYTE_ORDER_MARK) if text.startswith(BYTE_ORDER_MARK) else 0
     for whole in text[at:].splitlines(keepends=True):
         line = whole.strip()
         if line and not line.startswith(b"#"):

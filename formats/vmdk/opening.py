@@ -17,13 +17,13 @@ from tapfs.formats.vmdk.descriptor import (
     Access,
     Descriptor,
     ExtentLine,
-    is_descriptor,
     parse_descriptor,
 )
 from tapfs.formats.vmdk.extent_names import candidates, descriptor_of
 from tapfs.formats.vmdk.host_extents import HostedExtent, HostExtent, open_host_extent, open_hosted_extent
 from tapfs.formats.vmdk.parts import ClosedPart, FlatPart, Part, SparsePart, ZeroPart
 from tapfs.formats.vmdk.sectors import SECTOR
+from tapfs.formats.vmdk.signature import is_descriptor
 from tapfs.formats.vmdk.sparse_header import CAPACITY_AT, MAGIC, UNFINISHED_MAGIC
 
 #: The types of extents whose bytes stand in their file as they are, and of those that have tables.

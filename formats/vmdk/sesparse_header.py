@@ -12,9 +12,9 @@ from typing import NamedTuple
 from tapfs.driver import HostFile
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.vmdk.sectors import MAX_BYTES, SECTOR
+from tapfs.formats.vmdk.signature import SESPARSE
 
-MAGIC = 0xCAFEBABE
-MAGIC_BYTES = MAGIC.to_bytes(8, "little")
+MAGIC_BYTES = SESPARSE
 VOLATILE_MAGIC = 0xCAFECAFE
 VERSION = 0x200000001
 

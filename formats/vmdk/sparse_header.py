@@ -11,10 +11,11 @@ from typing import NamedTuple
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.rounding import round_up
 from tapfs.formats.vmdk.sectors import MAX_BYTES, SECTOR, is_power_of_two
+from tapfs.formats.vmdk.signature import SPARSE, UNFINISHED_SPARSE
 
-MAGIC = b"KDMV"
+MAGIC = SPARSE
 #: The magic that open-vmdk writes until the file is complete.
-UNFINISHED_MAGIC = b"kdmv"
+UNFINISHED_MAGIC = UNFINISHED_SPARSE
 
 #: Place of the grain directory in a header whose file ends with the directory and a footer.
 DIRECTORY_AT_END = (1 << 64) - 1

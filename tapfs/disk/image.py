@@ -19,8 +19,8 @@ from tapfs.disk.chain_map import MappedExtent
 from tapfs.disk.description import ImageInfo, describe
 from tapfs.disk.disk_map import DiskMap
 from tapfs.disk.engine_chain import EngineChain
-from tapfs.disk.stream_target import StreamTarget
-from tapfs.driver import Begun, Codec, OnlyStreamed, Streamable
+from tapfs.disk.stream_target import StreamTarget, stream_into
+from tapfs.driver import Begun, OnlyStreamed
 from tapfs.errors import ErrorKind, ImageError
 
 if TYPE_CHECKING:
@@ -315,16 +315,7 @@ class Image:
         Nothing else may be done with the image until the stream has finished.
         """
         self._chain.check_open()
-        driver = self._top.driver
-        if not isinstance(driver, Streamable):
-            raise ImageError(
-                ErrorKind.UNSUPPORTED, f"a {self.format_name} image is not written compressed", path=self.path
-            )
-        geometry = driver.geometry
-        # The stream changes the map behind the engine's back.
-        self._chain.engine.forget(0, 0, self._size)
-        codec = Codec.NONE if geometry.packing is None else geometry.packing.codec
-        return StreamTarget(self._chain.engine, driver.stream(), granule=geometry.packed_unit, codec=codec)
+        return stream_into(self._chain)
 
     @property
     def unflushed_bytes(self) -> int:

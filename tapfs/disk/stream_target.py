@@ -5,11 +5,12 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING
 
-from tapfs.driver import Codec, FramedStreamWriter, StreamWriter
+from tapfs.driver import Codec, FramedStreamWriter, Streamable, StreamWriter
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.plan import Plan
 
 if TYPE_CHECKING:
+    from tapfs.disk.engine_chain import EngineChain
     from tapfs.kernel.engine import Buffer, EngineDisk
 
 #: Metadata is written when it has grown to this many bytes, so memory stays bounded.
@@ -86,3 +87,16 @@ def _packed(codec: Codec, granule: bytes) -> bytes:
     if codec is Codec.ZLIB:
         return zlib.compress(granule, 0)
     raise ImageError(ErrorKind.UNSUPPORTED, f"{codec.name} has no form for what does not shrink", op="compress")
+
+
+def stream_into(chain: EngineChain) -> StreamTarget:
+    """The stream that fills the new, empty image on top of a chain. Raises ImageError(unsupported)."""
+    driver = chain.top.driver
+    if not isinstance(driver, Streamable):
+        message = f"a {driver.format_name} image is not written compressed"
+        raise ImageError(ErrorKind.UNSUPPORTED, message, path=chain.top.path)
+    geometry = driver.geometry
+    # The stream changes the map behind the engine's back.
+    chain.engine.forget(0, 0, geometry.virtual_size)
+    codec = Codec.NONE if geometry.packing is None else geometry.packing.codec
+    return StreamTarget(chain.engine, driver.stream(), granule=geometry.packed_unit, codec=codec)

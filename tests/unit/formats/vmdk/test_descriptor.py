@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.formats.vmdk.descriptor import Access, is_descriptor, parse_descriptor
+from tapfs.formats.vmdk.descriptor import Access, parse_descriptor
+from tapfs.formats.vmdk.signature import is_descriptor
 
 PLAIN = b"""# Disk DescriptorFile
 version=1

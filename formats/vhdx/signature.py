@@ -1,0 +1,5 @@
+"""The signature of VHDX images: all that a probe of a file needs, so that a probe loads no more than this."""
+
+from __future__ import annotations
+
+IDENTIFIER = b"vhdxfile"
