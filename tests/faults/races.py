@@ -53,7 +53,7 @@ class Race:
     def __init__(self, kind: str, seed: int, ownership: Ownership, folder: Path) -> None:
         self._seed = f"{kind} {seed} {ownership}"
         choice = random.Random(self._seed)
-        whole_blocks = kind.startswith("vhdx") and "overlay" not in kind
+        whole_blocks = kind.startswith("vdi") or (kind.startswith("vhdx") and "overlay" not in kind)
         self._size = LARGE_GRANULES if whole_blocks and ownership is Ownership.GRANULES else SIZE
         self._scene: Scene = make(kind, choice, folder, size=self._size)
         self._disk = self._scene.opened()
