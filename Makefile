@@ -51,7 +51,7 @@ check: $(VENV)/.dev
 	$(BIN)/python tapfs/kernel/build_engine.py --lint
 
 suite: $(VENV)/.dev
-	$(BIN)/pytest -q --durations=10
+	scripts/run-suite $(BIN)/pytest --durations=10
 
 sanitize: $(VENV)/.dev
 	$(BIN)/python tapfs/kernel/build_engine.py --sanitize $(SANITIZED)
