@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from pathlib import Path
 
 from tests.xen.scenarios.commands import attempt, attempt_tapfs, digest, run, tapfs
 from tests.xen.scenarios.contents import (
@@ -32,13 +33,7 @@ def raw(dom0: Dom0) -> None:
 
 @scenario(60)
 def qcow(dom0: Dom0) -> None:
-    image = new_qcow("disk.qcow", 48)
-    use_as_file_system(dom0.attach(f"tap:qcow:{image}"))
-    dom0.detach()
-    tapfs("check", str(image))
-    flat = IMAGES / "flat.img"
-    tapfs("convert", "-O", "raw", str(image), str(flat))
-    run("e2fsck", "-fn", str(flat))
+    use_and_check(dom0, "qcow", new_qcow("disk.qcow", 48))
 
 
 @scenario(120)
@@ -47,12 +42,27 @@ def vmdk(dom0: Dom0) -> None:
     for subformat in ("twoGbMaxExtentSparse", "monolithicSparse"):
         image = IMAGES / f"{subformat}.vmdk"
         tapfs("create", "--force", "-f", "vmdk", "-o", f"subformat={subformat}", str(image), "48M")
-        use_as_file_system(dom0.attach(f"tap:vmdk:{image}"))
-        dom0.detach()
-        tapfs("check", str(image))
-        flat = IMAGES / "flat.img"
-        tapfs("convert", "-O", "raw", str(image), str(flat))
-        run("e2fsck", "-fn", str(flat))
+        use_and_check(dom0, "vmdk", image)
+
+
+@scenario(120)
+def vhd(dom0: Dom0) -> None:
+    """A dynamic one, and a differencing one over it."""
+    base, child = IMAGES / "base.vhd", IMAGES / "child.vhd"
+    tapfs("create", "--force", "-f", "vhd", str(base), "48M")
+    use_and_check(dom0, "vhd", base)
+    tapfs("create", "--force", "-f", "vhd", "-b", base.name, "-F", "vhd", str(child))
+    use_and_check(dom0, "vhd", child)
+
+
+def use_and_check(dom0: Dom0, format_name: str, image: Path) -> None:
+    """Make a file system on the disk of an image and use it; afterwards the image and the file system are sound."""
+    use_as_file_system(dom0.attach(f"tap:{format_name}:{image}"))
+    dom0.detach()
+    tapfs("check", str(image))
+    flat = IMAGES / "flat.img"
+    tapfs("convert", "-O", "raw", str(image), str(flat))
+    run("e2fsck", "-fn", str(flat))
 
 
 @scenario(60)
