@@ -25,8 +25,8 @@ class ProgressMode(StrEnum):
 class Progress:
     """A callback ``(done, total)`` in bytes, as convert, compare and check take it, and a context.
 
-    A bar appears after one second, with `early` at once; it is wiped away when the context ends with
-    an exception, so that the error line stands alone. JSON lines come at most four times a second,
+    A bar appears after one second, with `early` at once, and then at the end in any case. It is wiped away when the
+    context ends with an exception, so that the error line stands alone. JSON lines come at most four times a second,
     and one last line says that everything is done; after a failure there is no such line.
     """
 
@@ -44,6 +44,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._operation = operation
+        self._early = early
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._draw: Callable[[], None] | None = None
@@ -78,7 +79,7 @@ class Progress:
     ) -> None:
         if self._draw is None:
             return
-        if error is None and (self._draw == self._draw_json or self._bar_shown):
+        if error is None and (self._draw == self._draw_json or self._bar_shown or self._early):
             self._done = self._total
             self._draw()
         if self._bar_shown:

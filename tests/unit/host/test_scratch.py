@@ -10,6 +10,7 @@ import pytest
 import tapfs
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats import claims
+from tapfs.formats.qcow import survey
 from tapfs.host import scratch
 from tapfs.host.scratch import ScratchFile
 from tapfs.jobs.create import NewImage
@@ -18,8 +19,9 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def image(tmp_path: Path) -> Path:
-    """An image with more claims than a check is allowed to hold."""
+def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An image with more claims than a check is allowed to hold, and too large for the quick pass before it."""
+    monkeypatch.setattr(survey, "MAX_CLUSTERS", 0)
     path = tmp_path / "a.qcow"
     tapfs.create_image(str(path), NewImage("qcow", 32 * MIB))
     with tapfs.open(path, writable=True) as disk:
