@@ -26,7 +26,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, cast
 
 from tapfs.disk.chain_map import STRIDE
@@ -34,6 +34,7 @@ from tapfs.disk.engine_chain import EngineChain
 from tapfs.disk.plan_log import PlanLog, PlannedFile
 from tapfs.disk.write_claims import Claim, Claims
 from tapfs.driver import Begun, Operation, Placement, Reservation, Sparse, WritableDriver
+from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
 from tapfs.kernel import writes
 from tapfs.plan import Plan
@@ -220,6 +221,10 @@ class WritePath:
             if reservation is not None:
                 fill(reservation.placements)
                 written = True
+        except ImageError as error:
+            if error.kind is ErrorKind.NO_SPACE and claim.reservation is not None:
+                self._release_space(claim.reservation)
+            raise
         finally:
             try:
                 self._settle(claim, written=written)
@@ -227,6 +232,16 @@ class WritePath:
                 self._let_go(claim, written=False)  # what was not done
                 raise
         return written
+
+    def _release_space(self, reservation: Reservation) -> None:
+        """Give a full host back what a write took that failed: the tables of the writes before it need the space.
+
+        The places are still reserved, and nothing points at them.
+        """
+        # Fresh places took their space now; others had it before and may have been set aside on purpose.
+        taken = [place._replace(fresh=False) for place in reservation.placements if place.fresh and not place.in_place]
+        with suppress(ImageError):
+            self._chain.engine.zero_placements(taken, discard=True)
 
     def _reserve(
         self, claim: Claim, ranges: Sequence[Range], operation: Operation, commits_seen: int | None = None
