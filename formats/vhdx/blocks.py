@@ -55,6 +55,7 @@ class BlockTable:
     blocks: int
     bitmap_bytes: int
     has_parent: bool
+    disk_bytes: int
 
     @classmethod
     def of(cls, metadata: Metadata, host_offset: int) -> BlockTable:
@@ -67,6 +68,7 @@ class BlockTable:
             -(-metadata.size // block_size),
             block_size // sector // 8,
             metadata.has_parent,
+            metadata.size,
         )
 
     @property
@@ -80,6 +82,10 @@ class BlockTable:
     def place(self) -> Range:
         """The range of the file that the entries in use take."""
         return Range(self.host_offset, self.entries * ENTRY_BYTES)
+
+    def needed(self, block: int) -> int:
+        """The bytes that the disk has in a block: fewer than a block has only where the disk ends in it."""
+        return min(self.block_size, self.disk_bytes - block * self.block_size)
 
     def index(self, block: int) -> int:
         """The index of a block's entry."""
@@ -107,11 +113,11 @@ def make_entry(state: State, host_offset: int = 0) -> int:
     return host_offset | state
 
 
-def block_fault(entry: int, table: BlockTable, reserved: tuple[Range, ...], host_size: int) -> str | None:
+def block_fault(block: int, entry: int, table: BlockTable, reserved: tuple[Range, ...], host_size: int) -> str | None:
     """What is impossible about a block's entry, None if nothing is.
 
-    `reserved` are the places of metadata, `host_size` is the length of the file. A block may be cut short by the end
-    of the file: QEMU once left the last one so. Only an entry that has a place can be wrong about it.
+    `reserved` are the places of metadata, `host_size` is the length of the file. The last block may be cut short behind
+    the end of the disk: QEMU once left it so. Only an entry that has a place can be wrong about it.
     """
     state = entry & STATE_MASK
     if state not in _KNOWN:
@@ -120,7 +126,11 @@ def block_fault(entry: int, table: BlockTable, reserved: tuple[Range, ...], host
         return None
     if state == State.PARTIAL and not table.has_parent:
         return "a block is partly in the parent, and there is no parent"
-    return place_fault(entry, table.block_size, reserved, host_size)
+    wrong = place_fault(entry, table.block_size, reserved, host_size)
+    if wrong is not None:
+        return wrong
+    missing = (entry & PLACE_MASK) + table.needed(block) - host_size
+    return f"the file was cut: it ends {missing} bytes before the block's end ({host_size:#x})" if missing > 0 else None
 
 
 def place_fault(entry: int, length: int, reserved: tuple[Range, ...], host_size: int) -> str | None:

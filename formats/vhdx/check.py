@@ -93,7 +93,7 @@ class Check:
     def _block_claims(self, block: int, entry: int) -> Iterator[Claim]:
         image, table = self._image, self._image.table
         at = table.entry_offset(table.index(block))
-        wrong = block_fault(entry, table, image.reserved, self._file_size)
+        wrong = block_fault(block, entry, table, image.reserved, self._file_size)
         if wrong is not None:
             self.report.add(Severity.CORRUPTION, f"block {block}: {wrong}", at)
             return
@@ -105,10 +105,6 @@ class Check:
                 return
         else:
             self.report.allocated_bytes += table.block_size
-        missing = place + table.block_size - self._file_size
-        if missing > 0 and (block + 1) * table.block_size - missing < image.metadata.size:
-            message = f"block {block} lacks its last {missing} bytes: they read as zeros"
-            self.report.add(Severity.NOTE, message, self._file_size)
         yield Claim(place, table.block_size, Claimant.BLOCK, block >> 32, block & 0xFFFFFFFF)
 
     def _is_impossible(self, entry: int) -> bool:

@@ -21,6 +21,17 @@ _MAX_RESERVED = 8
 class TabledVhdx(VhdxReader):
     """An open image that describes its tables: a :class:`tapfs.tables.Tabled`. The oracle of a test is its `map`."""
 
+    @property
+    def host_size(self) -> int:
+        """No block that begins at or behind this is whole in the file: `map` says whether the file was cut in it.
+
+        Over a parent it is the end of the file, for the engine holds sector bitmaps to it, too: there a check finds
+        that the file was cut.
+        """
+        if self.table.has_parent:
+            return self.file_end
+        return max(self.table.place.end, self.file_end - self.table.block_size + 1)
+
     def table_layout(self) -> TableLayout | None:
         """The block table, with the sector bitmaps where there is a parent."""
         if len(self.reserved) > _MAX_RESERVED:

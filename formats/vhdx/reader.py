@@ -66,7 +66,7 @@ class VhdxReader:
         #: The places of metadata, ascending, neighbours joined; blocks lie outside of them.
         self.reserved = _joined([*self.regions.all, *([log] if log.length else [])])
         self.pages = Pages(file)
-        self._host_size = file.size()
+        self._file_end = file.size()
         self.locator_entries: dict[str, str] = {}
         self.backing = self._read_backing(lenient=request.lenient)
         has_parent, block_size = self.metadata.has_parent, self.metadata.block_size
@@ -89,9 +89,9 @@ class VhdxReader:
         return frozenset({identity(self.header.data_write)})
 
     @property
-    def host_size(self) -> int:
+    def file_end(self) -> int:
         """The length of the file, with what has been allocated."""
-        return self._host_size
+        return self._file_end
 
     def add_reserved(self, place: Range) -> None:
         """A range of the file is metadata from now on."""
@@ -100,7 +100,7 @@ class VhdxReader:
 
     def note_end(self, end: int) -> None:
         """Blocks may lie before `end` of the file from now on."""
-        self._host_size = max(self._host_size, end)
+        self._file_end = max(self._file_end, end)
 
     def map(self, offset: int, length: int) -> list[Extent]:
         """The map of the whole blocks that the range touches; see :meth:`tapfs.driver.Driver.map`."""
@@ -175,7 +175,7 @@ class VhdxReader:
 
     def require_possible(self, block: int, entry: int) -> None:
         """Raise ImageError(corrupt) if the entry of a block cannot be true."""
-        wrong = block_fault(entry, self.table, self.reserved, self.host_size)
+        wrong = block_fault(block, entry, self.table, self.reserved, self.file_end)
         if wrong is not None:
             raise self._corrupt(f"block {block}: {wrong}", self.table.index(block))
 
@@ -186,7 +186,7 @@ class VhdxReader:
         """
         index = self.table.bitmap_index(self.table.chunk_of(block))
         entry = self.pages.word(self.table.entry_offset(index))
-        wrong = bitmap_fault(entry, self.reserved, self.host_size)
+        wrong = bitmap_fault(entry, self.reserved, self.file_end)
         if wrong is not None:
             raise self._corrupt(f"the sector bitmap of block {block}: {wrong}", index)
         return (entry & PLACE_MASK) + self.table.bitmap_offset(block)

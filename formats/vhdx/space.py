@@ -61,7 +61,7 @@ class Space:
         if (
             entry & STATE_MASK in _PLACED
             and entry & PLACE_MASK
-            and place_fault(entry, length, image.reserved, image.host_size) is None
+            and place_fault(entry, length, image.reserved, image.file_end) is None
         ):
             self.allocation.release(entry & PLACE_MASK, length)
 

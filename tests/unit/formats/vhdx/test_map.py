@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ImageError
+from tapfs import ErrorKind, ImageError
 from tapfs.driver import Driver, OpenRequest
 from tapfs.extent import Extent, Kind
 from tapfs.formats.vhdx import FORMAT
@@ -78,12 +78,18 @@ def test_the_entries_of_sector_bitmaps_are_left_out(sector: int, block: int) -> 
     for number in entries:
         at = image.entry_at(number)
         data[at : at + 8] = struct.pack("<Q", (BLOCKS_AT + number % 3 * MIB) | PRESENT)
-    data.extend(bytes(8 * MIB))
-    driver = opened(data)
+    driver = FORMAT.open(LongFile(bytes(data)), OpenRequest())
     for number in entries:
         (extent, *_) = [each for each in driver.map(number * block, 1) if each.end > number * block]
         assert extent == Extent(number * block, block, Kind.DATA, host_offset=BLOCKS_AT + number % 3 * MIB)
     assert driver.geometry.sector_size == sector
+
+
+class LongFile(MemoryFile):
+    """A file with a hole behind its bytes, in which large blocks are whole."""
+
+    def size(self) -> int:
+        return 1 << 40
 
 
 def test_the_bitmap_of_a_later_chunk_and_large_sectors() -> None:
@@ -137,13 +143,25 @@ def test_a_partial_block_needs_its_bitmap(entry: int, words: str) -> None:
         opened(data).map(0, 1)
 
 
-def test_a_last_block_that_the_file_cuts_is_read() -> None:
-    data = Image(MIB, blocks={0: (PRESENT, NOISE)}).build()[: BLOCKS_AT + 1000]
+def test_a_last_block_that_the_file_cuts_behind_the_end_of_the_disk_is_read() -> None:
+    data = Image(MIB // 2, blocks={0: (PRESENT, NOISE)}).build()[: BLOCKS_AT + MIB // 2]
     file = MemoryFile(bytes(data))
     driver = FORMAT.open(file, OpenRequest())
-    assert read_extents(driver, file, 0, MIB) == NOISE[:1000].ljust(MIB, b"\0")
+    assert read_extents(driver, file, 0, MIB // 2) == NOISE[: MIB // 2]
     report = driver.check()  # type: ignore[attr-defined]
     assert (report.corruptions, report.leaks) == (0, 0)
+
+
+def test_a_block_that_the_file_cuts_inside_the_disk_is_an_error_and_no_zeros(tmp_path: Path) -> None:
+    data = Image(2 * MIB, blocks={0: (PRESENT, NOISE), 1: (PRESENT, NOISE)}).build()
+    path = tmp_path / "cut.vhdx"
+    path.write_bytes(data[:-1])
+    for writable in (False, True):
+        with tapfs.open(path, writable=writable) as disk:
+            with pytest.raises(ImageError, match="the file was cut: it ends 1 bytes before the block's end") as caught:
+                disk.read(MIB, 512)
+            assert caught.value.kind is ErrorKind.CORRUPT
+    assert tapfs.check(path).corruptions == 1
 
 
 def test_the_end_of_a_long_run_of_nothing_costs_little() -> None:

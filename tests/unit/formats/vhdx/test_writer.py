@@ -247,17 +247,18 @@ def test_a_fixed_image_keeps_its_blocks() -> None:
 
 
 def test_a_last_block_that_the_file_cuts_is_not_allocated_over() -> None:
-    data = Image(3 * MIB, block=MIB, blocks={0: (PRESENT, NOISE), 1: (PRESENT, NOISE)}).build()
-    file = MemoryFile(bytes(data[: -MIB + 5000]))
+    size = 2 * MIB + 5120
+    data = Image(size, block=MIB, blocks={0: (PRESENT, NOISE), 2: (PRESENT, NOISE)}).build()
+    file = MemoryFile(bytes(data[: -MIB + 5120]))
     disk = opened(file)
-    disk.write(2 * MIB, NOISE)
-    disk.write(MIB + 9000, b"y" * 10)
+    disk.write(MIB, NOISE)
+    disk.write(2 * MIB + 4000, b"y" * 10)
     disk.flush()
     disk.end()
     assert disk.driver.check().corruptions == 0  # type: ignore[attr-defined]
     again = opened(file)
-    assert again.read(2 * MIB, MIB) == NOISE
-    assert again.read(MIB, 9010) == NOISE[:5000] + bytes(4000) + b"y" * 10
+    assert again.read(MIB, MIB) == NOISE
+    assert again.read(2 * MIB, 5120) == NOISE[:4000] + b"y" * 10 + NOISE[4010:5120]
 
 
 def test_a_file_without_a_log_gets_one() -> None:
