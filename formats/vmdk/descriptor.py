@@ -28,10 +28,14 @@ NO_CID = 0xFFFFFFFF
 
 _EXTENT = re.compile(
     rb"(?P<access>rw|rdonly|noaccess)[ \t]+(?P<sectors>[0-9]{1,20})[ \t]+(?P<kind>[a-z]+)"
-    rb'(?:[ \t]+(?:"(?P<quoted>[^"]*)"|(?P<plain>[^\s"]+))(?:[ \t]+(?P<offset>[0-9]{1,20}))?(?P<rest>[ \t].*)?)?',
+    rb'(?:[ \t]+(?:"(?P<quoted>[^"]*)"|(?P<plain>[^\s"]+))(?:[ \t]+(?P<offset>[0-9]{1,20})(?P<rest>[ \t].*)?)?)?',
     re.IGNORECASE,
 )
 _LIKE_AN_EXTENT = re.compile(rb"(?:rw|rdonly|noaccess)(?:[ \t]|$)", re.IGNORECASE)
+#: A line without the sign of a key that has a number and the word of a kind: an extent once, before it was damaged.
+_MAYBE_AN_EXTENT = re.compile(
+    rb"[^=]*?[0-9]+[ \t]+(?:flat|sparse|zero|vmfs|vmfssparse|vmfsrdm|vmfsraw|sesparse)\b", re.IGNORECASE
+)
 _KEY = re.compile(
     rb"(?P<key>[a-z][a-z0-9_.]*)[ \t]*=[ \t]*(?:\"(?P<quoted>[^\"]*)\"?|(?P<plain>.*?))[ \t]*$", re.IGNORECASE
 )
@@ -119,7 +123,7 @@ def parse_descriptor(raw: bytes, path: str, base: int = 0) -> Descriptor:
     """The descriptor in `raw`, which stands at `base` of the host file `path` and ends at its first NUL.
 
     Raises ImageError: invalid_format for a text that is no descriptor, out_of_bounds beyond the limits, corrupt for an
-    extent or a content ID that cannot be understood.
+    extent or a content ID that cannot be understood, and where there are no extents.
     """
     text = raw.split(b"\0", 1)[0]
     if len(text) > MAX_BYTES_OF_TEXT:
@@ -134,6 +138,8 @@ def parse_descriptor(raw: bytes, path: str, base: int = 0) -> Descriptor:
     for at, line in _lines(text):
         if _LIKE_AN_EXTENT.match(line):
             lines.append((at, _extent_match(line, path, base + at)))
+        elif _MAYBE_AN_EXTENT.match(line):
+            raise _misunderstood(line, path, base + at)
         elif (found := _KEY.match(line)) is not None:
             key = found["key"].decode("ascii").lower()
             if key in values:
@@ -141,6 +147,8 @@ def parse_descriptor(raw: bytes, path: str, base: int = 0) -> Descriptor:
                 continue
             group = "plain" if found["quoted"] is None else "quoted"
             values[key] = Value(at + found.start(group), found[group])
+    if not lines:
+        raise ImageError(ErrorKind.CORRUPT, "the descriptor names no extents", path=path, offset=base, op="open")
     if len(lines) > MAX_EXTENTS:
         message = f"the descriptor names {len(lines)} extents, the limit is {MAX_EXTENTS}"
         raise ImageError(ErrorKind.OUT_OF_BOUNDS, message, path=path, offset=base, op="open")
@@ -167,10 +175,14 @@ def _lines(text: bytes) -> Iterator[tuple[int, bytes]]:
 def _extent_match(line: bytes, path: str, offset: int) -> re.Match[bytes]:
     found = _EXTENT.fullmatch(line)
     if found is None:
-        shown = line[:80].decode("utf-8", "replace")
-        message = f"an extent of the descriptor cannot be understood: {shown!r}"
-        raise ImageError(ErrorKind.CORRUPT, message, path=path, offset=offset, op="open")
+        raise _misunderstood(line, path, offset)
     return found
+
+
+def _misunderstood(line: bytes, path: str, offset: int) -> ImageError:
+    shown = line[:80].decode("utf-8", "replace")
+    message = f"an extent of the descriptor cannot be understood: {shown!r}"
+    return ImageError(ErrorKind.CORRUPT, message, path=path, offset=offset, op="open")
 
 
 def _extent(found: re.Match[bytes], at: int, codec: str) -> ExtentLine:

@@ -60,7 +60,13 @@ def open_disk(file: HostFile, request: OpenRequest) -> OpenedDisk:
         return _open_embedded(file, request)
     if head.startswith((cowd_header.MAGIC, sesparse_header.MAGIC_BYTES)) and not is_descriptor(head):
         raise _lone_part(file, "of a disk of ESX")
-    descriptor = parse_descriptor(file.read(0, MAX_BYTES_OF_TEXT + 1), file.path)
+    raw = file.read(0, MAX_BYTES_OF_TEXT + 1)
+    descriptor = parse_descriptor(raw, file.path)
+    # In a file of its own nothing else follows. What a zero byte in the middle hides may be extents.
+    end = raw.find(b"\0")
+    if end >= 0 and raw[end:].strip(b"\0"):
+        message = "the descriptor has a zero byte in it, and text behind that"
+        raise ImageError(ErrorKind.CORRUPT, message, path=file.path, offset=end, op="open")
     return _Opening(file, request, descriptor).disk
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+import tapfs
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.vmdk.descriptor import Access, parse_descriptor
 from tapfs.formats.vmdk.signature import is_descriptor
@@ -115,3 +118,36 @@ def test_hostile_text(old: bytes, new: bytes, kind: ErrorKind) -> None:
         parse_descriptor(PLAIN.replace(old, new), "disk.vmdk")
     assert raised.value.kind is kind
     assert raised.value.path == "disk.vmdk"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'RV 2048 FLAT "g" 0',
+        'RW2048 FLAT "g" 0',
+        'R 2048 SPARSE "g"',
+        'RW 2048 FLAT "g" -1024',
+        'RW 2048 FLAT "g" abc',
+        'RW 2048 FLAT "g" 512x',
+    ],
+)
+def test_a_damaged_extent_line_is_an_error_and_not_left_out(line: str) -> None:
+    text = b'# Disk DescriptorFile\nCID=1\ncreateType="monolithicFlat"\n' + line.encode() + b'\nRW 8 FLAT "h" 0\n'
+    with pytest.raises(ImageError, match="an extent of the descriptor cannot be understood") as caught:
+        parse_descriptor(text, "d.vmdk")
+    assert caught.value.kind is ErrorKind.CORRUPT
+
+
+def test_a_descriptor_without_extents_is_no_empty_disk() -> None:
+    with pytest.raises(ImageError, match="names no extents"):
+        parse_descriptor(b"# Disk DescriptorFile\nCID=1\n", "d.vmdk")
+
+
+def test_a_zero_byte_hides_no_extents(tmp_path: Path) -> None:
+    path = tmp_path / "d.vmdk"
+    (tmp_path / "g").write_bytes(bytes(8 * 512))
+    path.write_bytes(b'# Disk DescriptorFile\nRW 8 FLAT "g" 0\n\0RW 8 FLAT "g" 0\n')
+    with pytest.raises(ImageError, match="a zero byte in it"):
+        tapfs.open(path)
+    path.write_bytes(b'# Disk DescriptorFile\nRW 8 FLAT "g" 0\n' + bytes(500))
+    tapfs.open(path).close()
