@@ -66,6 +66,18 @@ class AllocationTable:
                         yield at, entry * SECTOR
             index = end
 
+    def sorted_places(self) -> list[int]:
+        """The host offsets of all bitmaps, ascending."""
+        found: list[int] = []
+        index, stop = 0, len(self)
+        while (index := self.next_used(index, stop)) < stop:
+            end = min(index + _PIECE, stop)
+            for _, entries in self.changes.pieces(index, end):
+                found += [entry for entry in entries if entry != UNUSED]
+            index = end
+        found.sort()
+        return [entry * SECTOR for entry in found]
+
     def bounds(self) -> tuple[int, int] | None:
         """The least and the largest host offset of a bitmap; None in an image without blocks."""
         lowest, highest = UNUSED, -1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from tapfs.driver import Finding, HostFile, Severity
@@ -64,12 +65,28 @@ def require_writable(image: DynamicReader) -> None:
     _require_places(image)
 
 
+def _require_apart(image: DynamicReader) -> None:
+    """A write to one of two blocks that overlap would change the other, too."""
+    length = image.header.bitmap_bytes + image.header.block_size
+    for left, right in pairwise(image.table.sorted_places()):
+        if right - left < length:
+            raise ImageError(
+                ErrorKind.READ_ONLY,
+                f"two blocks overlap, at {left:#x} and {right:#x}: the image can only be read",
+                path=image.file.path,
+                offset=right,
+                op="open",
+                remedy="tapfs check names the blocks; copy what can be read with tapfs convert",
+            )
+
+
 def _require_places(image: DynamicReader) -> None:
     """A block past the end of the file would be where the next new block goes."""
     bounds = image.table.bounds()
     if bounds is None:
         return
     lowest, highest = bounds
+    _require_apart(image)
     behind_metadata = lowest >= max(stop for _, stop, _ in image.metadata_ranges)
     if behind_metadata and highest + image.header.bitmap_bytes + image.header.block_size <= image.file_size:
         return

@@ -128,7 +128,6 @@ class Check:
         if wrong is not None:
             self.report.add(Severity.CORRUPTION, f"the sector bitmap of chunk {chunk}: {wrong}", at)
             return
-        self.report.allocated_bytes += BITMAP_BYTES
         yield Claim(entry & PLACE_MASK, BITMAP_BYTES, Claimant.BITMAP, 0, chunk)
 
     # -- leaks ----------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import tapfs
 from tapfs.driver import OpenRequest, Operation
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Kind, Range
@@ -197,3 +199,22 @@ def test_a_file_has_at_most_two_tib() -> None:
     disk.write(0, b"x")
     disk.flush()
     assert disk.read(0, 1) == b"x"
+
+
+def test_an_image_whose_blocks_overlap_is_only_read(tmp_path: Path) -> None:
+    """A write to one of them would have changed the other, without a word."""
+    path = tmp_path / "a.vhd"
+    tapfs.create_image(path, tapfs.NewImage("vhd", 16 << 20))
+    with tapfs.open(path, writable=True) as disk:
+        for at in range(0, 16 << 20, 2 << 20):
+            disk.write(at, bytes([at >> 21]) * 4096)
+    raw = bytearray(path.read_bytes())
+    table = int.from_bytes(raw[512 + 16 : 512 + 24], "big")
+    first = int.from_bytes(raw[table : table + 4], "big")
+    raw[table + 8 : table + 12] = (first + 8).to_bytes(4, "big")
+    path.write_bytes(raw)
+    with pytest.raises(ImageError, match="two blocks overlap") as caught:
+        tapfs.open(path, writable=True)
+    assert caught.value.kind is ErrorKind.READ_ONLY
+    tapfs.open(path).close()
+    assert tapfs.check(path).corruptions > 0
