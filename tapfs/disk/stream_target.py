@@ -31,13 +31,15 @@ class StreamTarget:
         self.codec = codec
         self._engine = engine
         self._writer = writer
+        # Asked for once: looking whether an object has a protocol costs more than packing a granule.
+        self._framed = writer if isinstance(writer, FramedStreamWriter) else None
         self._gathered = bytearray()
         self._gathered_at = 0
 
     def write_compressed(self, offset: int, payload: bytes) -> None:
         """The packed granule at guest `offset`."""
-        if isinstance(self._writer, FramedStreamWriter):
-            payload = self._writer.frame(offset, payload)
+        if self._framed is not None:
+            payload = self._framed.frame(offset, payload)
         self._gather(self._append(offset, len(payload), compressed=True), payload)
 
     def write_plain(self, offset: int, data: Buffer) -> None:
@@ -45,7 +47,7 @@ class StreamTarget:
 
         Where every granule must be packed it is packed, and longer for it.
         """
-        if isinstance(self._writer, FramedStreamWriter):
+        if self._framed is not None:
             self.write_compressed(offset, _packed(self.codec, bytes(data).ljust(self.granule, b"\0")))
             return
         host_offset = self._append(offset, self.granule, compressed=False)
