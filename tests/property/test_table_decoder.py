@@ -310,3 +310,17 @@ def test_a_large_table_is_read_in_pieces(tmp_path: Path) -> None:
         assert engine_map(disk, 0, 512 * 4096) is not None
         assert engine_map(disk, 700 * 4096, 701 * 4096) is None
         assert engine_map(disk, 1400 * 4096, image.size) is not None
+
+
+def test_entries_that_are_the_same_have_bits_of_their_own(tmp_path: Path) -> None:
+    """Two blocks of one place, all bits of the first clear: the second was taken for a repetition of it."""
+    content = bytearray(28000)
+    struct.pack_into("<2Q", content, 4096 + 5 * 8, 0x2007, 0x2007)
+    struct.pack_into("<Q", content, 4096 + 9 * 8, 0x2006)
+    content[0x2001] = 0xFF
+    image = Vhdx(bytes(content), blocks=6, data_size=50000)
+    expected = expected_unit(image, 2)
+    assert expected is not None
+    with described(tmp_path, image) as disk:
+        assert engine_map(disk, 16384, 24576) == as_mapped(expected, 24576)
+        assert [extent.kind for extent in expected] == [Kind.UNALLOCATED, Kind.DATA]

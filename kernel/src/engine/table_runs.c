@@ -94,6 +94,10 @@ static void skip_repeated(const struct table *table, const uint8_t *raw, uint64_
         run->end - run->start < table->span) {
         return;
     }
+    /* Entries that are the same may have different bits, where those are elsewhere. */
+    if (table->entry_bits != 0 && table_decode(table, table_word(table, raw, cursor->index - 1)).bitmapped) {
+        return;
+    }
     while (run->end < stop && table_repeats(table, raw, cursor->index)) {
         run->end += table->span;
         cursor->index++;
