@@ -21,6 +21,7 @@ from tapfs.formats.vhdx.blocks import (
     State,
     bitmap_fault,
     block_fault,
+    cut_fault,
     place_fault,
 )
 from tapfs.formats.vhdx.header import read_headers
@@ -105,6 +106,8 @@ class Check:
                 return
         else:
             self.report.allocated_bytes += table.block_size
+            if (cut := cut_fault(block, entry, table, self._file_size)) is not None:
+                self.report.add(Severity.CORRUPTION, f"block {block}: {cut}", at)
         yield Claim(place, table.block_size, Claimant.BLOCK, block >> 32, block & 0xFFFFFFFF)
 
     def _is_impossible(self, entry: int) -> bool:
