@@ -68,6 +68,8 @@ class Lib:
     TAPFS_STEP_DISCARD: int
     TAPFS_STEP_BARRIER: int
     TAPFS_STEP_ALLOCATE: int
+    TAPFS_STEP_COPY: int
+    TAPFS_STEP_SHORTEN: int
 
     TAPFS_MOVES: int
     TAPFS_OTHERS: int

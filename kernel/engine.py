@@ -20,7 +20,7 @@ from tapfs.host_files import Presence
 from tapfs.kernel._engine import ffi, lib
 from tapfs.kernel.codec_libraries import CODECS_OF_LIBRARIES, load_codec
 from tapfs.kernel.crc32c import use_instruction
-from tapfs.plan import Allocate, Discard, Grow, Plan, Write
+from tapfs.plan import Allocate, Copy, Discard, Grow, Plan, Shorten, Write
 
 if TYPE_CHECKING:
     from tapfs.kernel._engine import CData
@@ -232,6 +232,14 @@ class EngineDisk:
                     case Grow():
                         slot.step = lib.TAPFS_STEP_GROW
                         slot.host_offset = step.size
+                    case Shorten():
+                        slot.step = lib.TAPFS_STEP_SHORTEN
+                        slot.host_offset = step.size
+                    case Copy():
+                        slot.step = lib.TAPFS_STEP_COPY
+                        slot.host_offset = step.host_offset
+                        slot.length = step.length
+                        slot.source = step.source
                     case Allocate():
                         slot.step = lib.TAPFS_STEP_ALLOCATE
                         slot.host_offset = step.host_offset

@@ -28,6 +28,15 @@ from tapfs.driver_protocols import (
     StreamWriter,
     WritableDriver,
 )
+from tapfs.edit_protocols import (
+    Amendable,
+    Bitmap,
+    BitmapKeeper,
+    Bitmapped,
+    Rebasable,
+    Resizable,
+    SnapshotKeeper,
+)
 from tapfs.findings import CheckReport, Finding, Severity
 from tapfs.format import (
     Ability,
@@ -64,8 +73,12 @@ from tapfs.reservation import (
 __all__ = [
     "MAX_DISK_BYTES",
     "Ability",
+    "Amendable",
     "BackingReference",
     "Begun",
+    "Bitmap",
+    "BitmapKeeper",
+    "Bitmapped",
     "CheckReport",
     "Checkable",
     "Cipher",
@@ -95,11 +108,14 @@ __all__ = [
     "Placement",
     "PlainDetails",
     "ProgressCallback",
+    "Rebasable",
     "Recoverable",
     "Reservation",
+    "Resizable",
     "Role",
     "Scratch",
     "Severity",
+    "SnapshotKeeper",
     "Snapshotted",
     "Sparse",
     "SpecialFormat",

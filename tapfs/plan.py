@@ -57,7 +57,29 @@ class Allocate(NamedTuple):
     length: int
 
 
-Step = Write | Grow | Discard | Allocate
+class Copy(NamedTuple):
+    """Copy `length` bytes of a host file from `source` to `host_offset` in the same file.
+
+    The two ranges do not overlap. No other step of the stage writes or cuts off the source.
+    """
+
+    file: int
+    host_offset: int
+    source: int
+    length: int
+
+
+class Shorten(NamedTuple):
+    """Make a host file at most `size` bytes long.
+
+    What lay behind is gone. It reads as zeros if the file grows again.
+    """
+
+    file: int
+    size: int
+
+
+Step = Write | Grow | Discard | Allocate | Copy | Shorten
 
 
 class Plan(NamedTuple):

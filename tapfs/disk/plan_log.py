@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tapfs.errors import from_os_error
-from tapfs.plan import Allocate, Discard, Grow, Plan, Step, Write
+from tapfs.plan import Allocate, Copy, Discard, Grow, Plan, Shorten, Step, Write
 
 #: The file: a page whose first byte says which record holds (0: none, 1, 2), then two records of equal room. One is
 #: written while the other holds. A record: token, digest of the files' identities, bytes of the names and of the plan,
@@ -28,10 +28,11 @@ _PAGE = mmap.PAGESIZE
 _RECORD = struct.Struct("=32s16sQQ")
 _MIN_ROOM = 256 << 10
 
-#: Step (1 write, 2 grow, 3 discard, 4 allocate; 0: the next stage), file, host offset or size, length; a write's bytes
-#: follow.
+#: Step (1 write, 2 grow, 3 discard, 4 allocate, 5 copy, 6 shorten; 0: the next stage), file, host offset or size, and
+#: length. A write's bytes follow, and the place that a copy is made from.
 _STEP = struct.Struct("=BIQQ")
-_NEXT_STAGE, _WRITE, _GROW, _DISCARD, _ALLOCATE = range(5)
+_NEXT_STAGE, _WRITE, _GROW, _DISCARD, _ALLOCATE, _COPY, _SHORTEN = range(7)
+_SOURCE = struct.Struct("=Q")
 _STAGE = _STEP.pack(_NEXT_STAGE, 0, 0, 0)
 
 
@@ -189,6 +190,10 @@ def _packed(plan: Plan) -> bytes:
                     pieces.append(_STEP.pack(_DISCARD, file, host_offset, length))
                 case Allocate(file, host_offset, length):
                     pieces.append(_STEP.pack(_ALLOCATE, file, host_offset, length))
+                case Copy(file, host_offset, source, length):
+                    pieces += (_STEP.pack(_COPY, file, host_offset, length), _SOURCE.pack(source))
+                case Shorten(file, size):
+                    pieces.append(_STEP.pack(_SHORTEN, file, size, 0))
     return b"".join(pieces)
 
 
@@ -205,6 +210,12 @@ def _unpacked(body: bytes) -> Plan:
             at += length
         elif kind == _GROW:
             stages[-1].append(Grow(file, host_offset))
+        elif kind == _SHORTEN:
+            stages[-1].append(Shorten(file, host_offset))
+        elif kind == _COPY:
+            (source,) = _SOURCE.unpack_from(body, at)
+            stages[-1].append(Copy(file, host_offset, source, length))
+            at += _SOURCE.size
         elif kind == _ALLOCATE:
             stages[-1].append(Allocate(file, host_offset, length))
         else:

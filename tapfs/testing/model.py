@@ -25,7 +25,7 @@ from tapfs.driver import (
 )
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Kind, Range
-from tapfs.plan import Allocate, Discard, Grow, Plan, Step, Write
+from tapfs.plan import Allocate, Copy, Discard, Grow, Plan, Shorten, Step, Write
 
 SECTOR = 512
 _BLOCK = 4096
@@ -48,6 +48,11 @@ def apply_step(data: bytearray, step: Step) -> None:
         case Discard(_, host_offset, length):
             end = min(len(data), host_offset + length)
             data[host_offset:end] = bytes(max(0, end - host_offset))
+        case Copy(_, host_offset, source, length):
+            copied = bytes(data[source : source + length])
+            apply_step(data, Write(0, host_offset, copied.ljust(length, b"\0")))
+        case Shorten(_, size):
+            del data[size:]
         case Allocate():
             pass
 
@@ -67,7 +72,10 @@ def torn(step: Step) -> Iterator[Step]:
                 stop = min(host_offset + length, at + _BLOCK - at % _BLOCK)
                 yield Discard(file, at, stop - at)
                 at = stop
-        case Grow() | Allocate():
+        case Copy(file, host_offset, source, length):
+            for at in range(0, length, SECTOR):
+                yield Copy(file, host_offset + at, source + at, min(SECTOR, length - at))
+        case Grow() | Allocate() | Shorten():
             yield step
 
 

@@ -17,7 +17,7 @@ from tapfs.disk.chain import OpenOptions
 from tapfs.disk.opening import open_image
 from tapfs.disk.plan_log import PlanLog, PlannedFile
 from tapfs.kernel.engine import EngineDisk, HostDescriptor, execute_on_files
-from tapfs.plan import Allocate, Discard, Grow, Plan, Write
+from tapfs.plan import Allocate, Copy, Discard, Grow, Plan, Shorten, Write
 
 SIZE = 3 << 20
 SECTOR = 512
@@ -26,6 +26,8 @@ PASSWORD = b"word"
 STEPS = st.one_of(
     st.builds(Write, st.just(0), st.integers(0, 1 << 62), st.binary(max_size=40)),
     st.builds(Grow, st.just(0), st.integers(0, 1 << 62)),
+    st.builds(Copy, st.just(0), *(st.integers(0, 1 << 62) for _ in range(3))),
+    st.builds(Shorten, st.just(0), st.integers(0, 1 << 62)),
     st.builds(Allocate, st.just(0), st.integers(0, 1 << 62), st.integers(0, 1 << 62)),
     st.builds(Discard, st.just(0), st.integers(0, 1 << 62), st.integers(0, 1 << 62)),
 )

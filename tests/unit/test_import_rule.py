@@ -35,6 +35,7 @@ CONTRACT = {
     "checksums",
     "driver",
     "driver_protocols",
+    "edit_protocols",
     "errors",
     "extent",
     "findings",

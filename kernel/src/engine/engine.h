@@ -257,15 +257,18 @@ enum {
     TAPFS_STEP_GROW = 1,
     TAPFS_STEP_DISCARD = 2,
     TAPFS_STEP_BARRIER = 3,
-    TAPFS_STEP_ALLOCATE = 4
+    TAPFS_STEP_ALLOCATE = 4,
+    TAPFS_STEP_COPY = 5,
+    TAPFS_STEP_SHORTEN = 6
 };
 
 typedef struct {
     uint32_t step;
     uint32_t file;
-    uint64_t host_offset; /* GROW: the size */
+    uint64_t host_offset; /* GROW, SHORTEN: the size */
     uint64_t length;
     const uint8_t *data; /* WRITE */
+    uint64_t source;     /* COPY: from where in the same file */
 } tapfs_step;
 
 /*

@@ -1,5 +1,7 @@
 /* Execute plans and make the files of layer 0 durable. */
 #include <errno.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "engine/internal.h"
 
@@ -14,6 +16,31 @@ static int barrier(struct request *request)
             result = request_fail(request, error, "sync", 0, i, 0);
         }
     }
+    return result;
+}
+
+/* A piece at a time; the two ranges do not overlap. What the file ends before is zeros. */
+static int copy_range(struct request *request, const struct layer *layer, const tapfs_step *step)
+{
+    if (!in_host_range(step->source, step->length)) {
+        return request_fail(request, EINVAL, "execute a plan", 0, step->file, step->source);
+    }
+    uint8_t *piece = malloc(CHUNK_BYTES);
+    if (piece == NULL) {
+        return request_fail(request, ENOMEM, "execute a plan", 0, step->file, step->source);
+    }
+    int result = 0;
+    for (uint64_t done = 0; done < step->length && result == 0; done += CHUNK_BYTES) {
+        uint64_t left = step->length - done, length = left < CHUNK_BYTES ? left : CHUNK_BYTES, got = 0;
+        int error = host_read(layer->files[step->file], piece, step->source + done, length, false, &got);
+        if (error != 0) {
+            result = request_fail(request, error, "read", 0, step->file, step->source + done);
+        } else {
+            memset(piece + got, 0, length - got);
+            result = layer_write_plain(request, step->file, step->host_offset + done, piece, length);
+        }
+    }
+    free(piece);
     return result;
 }
 
@@ -35,6 +62,12 @@ static int run_step(struct request *request, const struct layer *layer, const ta
     case TAPFS_STEP_ALLOCATE: {
         int error = host_allocate(layer->files[step->file], step->host_offset, step->length);
         return error == 0 ? 0 : request_fail(request, error, "allocate", 0, step->file, step->host_offset);
+    }
+    case TAPFS_STEP_COPY:
+        return copy_range(request, layer, step);
+    case TAPFS_STEP_SHORTEN: {
+        int error = host_shorten(layer->files[step->file], step->host_offset);
+        return error == 0 ? 0 : request_fail(request, error, "shorten", 0, step->file, step->host_offset);
     }
     case TAPFS_STEP_DISCARD:
         layer_discard(request, step->file, step->host_offset, step->length);

@@ -258,7 +258,7 @@ int host_clone(struct host_file *target, uint64_t offset, const struct host_file
     return error;
 }
 
-int host_grow(struct host_file *file, uint64_t size)
+static int change_length(struct host_file *file, uint64_t size, bool shorter)
 {
     uint64_t now = 0;
     int error;
@@ -268,9 +268,9 @@ int host_grow(struct host_file *file, uint64_t size)
     if (error == 0) {
         error = host_judge_size(file, atomic_load(&file->known_size), now);
     }
-    if (error == 0 && now < size) {
+    if (error == 0 && (shorter ? now > size : now < size)) {
         if (file->block_device) {
-            error = ENOSPC;
+            error = shorter ? EINVAL : ENOSPC;
         } else {
             int result;
             do {
@@ -285,6 +285,16 @@ int host_grow(struct host_file *file, uint64_t size)
     }
     pthread_rwlock_unlock(&file->extend_lock);
     return error;
+}
+
+int host_grow(struct host_file *file, uint64_t size)
+{
+    return change_length(file, size, false);
+}
+
+int host_shorten(struct host_file *file, uint64_t size)
+{
+    return change_length(file, size, true);
 }
 
 int host_allocate(struct host_file *file, uint64_t offset, uint64_t length)

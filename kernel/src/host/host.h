@@ -85,6 +85,8 @@ TAPFS_INTERNAL int host_punch(struct host_file *file, uint64_t offset, uint64_t 
 TAPFS_INTERNAL int host_clone(struct host_file *target, uint64_t offset, const struct host_file *source,
                               uint64_t source_offset, uint64_t length);
 TAPFS_INTERNAL int host_grow(struct host_file *file, uint64_t size);
+/* Cut the file at `size`. Nobody else reads or writes what lies behind it. */
+TAPFS_INTERNAL int host_shorten(struct host_file *file, uint64_t size);
 /* Take space on the host for a range that lies inside the file; what it reads as does not change. */
 TAPFS_INTERNAL int host_allocate(struct host_file *file, uint64_t offset, uint64_t length);
 TAPFS_INTERNAL int host_sync(struct host_file *file);

@@ -9,7 +9,7 @@ from tapfs.cli.json_output import print_json
 from tapfs.cli.options import add_image_options, open_options
 from tapfs.cli.reporting import add_json_option, add_progress_options, print_line
 from tapfs.errors import EXIT_NOT_CHECKED
-from tapfs.plan import Allocate, Discard, Grow, Plan, Step, Write
+from tapfs.plan import Allocate, Copy, Discard, Grow, Plan, Shorten, Step, Write
 
 if TYPE_CHECKING:
     import argparse
@@ -92,6 +92,10 @@ def _as_json(step: Step) -> dict[str, object]:
             return {"step": "discard", "host_offset": step.host_offset, "length": step.length}
         case Allocate():
             return {"step": "allocate", "host_offset": step.host_offset, "length": step.length}
+        case Copy():
+            return {"step": "copy", "host_offset": step.host_offset, "source": step.source, "length": step.length}
+        case Shorten():
+            return {"step": "shorten", "size": step.size}
 
 
 def _as_text(step: Step) -> str:
@@ -104,3 +108,7 @@ def _as_text(step: Step) -> str:
             return f"free {step.length} bytes at byte {step.host_offset:#x}"
         case Allocate():
             return f"take space for {step.length} bytes at byte {step.host_offset:#x}"
+        case Copy():
+            return f"copy {step.length} bytes from byte {step.source:#x} to byte {step.host_offset:#x}"
+        case Shorten():
+            return f"cut the file off at byte {step.size:#x}"

@@ -12,7 +12,7 @@ from tapfs.driver import Cipher
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind
 from tapfs.kernel.engine import HostDescriptor, Status, execute_on_files
-from tapfs.plan import Discard, Grow, Plan, Write, plan
+from tapfs.plan import Copy, Discard, Grow, Plan, Shorten, Write, plan
 from tests.unit.engine.engine_disks import AES, GRANULE, UNIT, Disk, extents, host, pattern, place
 
 DATA, ZERO, UNALLOCATED, COMPRESSED = Kind
@@ -244,6 +244,20 @@ def test_a_plan_runs_in_order(tmp_path: Path, direct: bool) -> None:  # noqa: FB
     content = SENTINEL * 10 + b"fisecond" + SENTINEL * (GRANULE - 18) + bytes(GRANULE) + SENTINEL * 2 * GRANULE
     assert one.read_bytes() == content
     assert two.read_bytes() == b"a".ljust(9000, b"\0")
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_plan_copies_inside_a_file_and_cuts_it(tmp_path: Path, direct: bool) -> None:  # noqa: FBT001
+    long = (600 << 10) + 7  # more than the engine copies at once
+    path = host(tmp_path, "one", pattern(long))
+    with Disk() as disk:
+        disk.layer(path, size=UNIT, writable=True, direct=direct)
+        disk.execute(
+            plan([Copy(0, long, 7, long - 7), Copy(0, 3 * long, 2 * long - 10, 100)], [Shorten(0, 3 * long + 50)])
+        )
+        disk.execute(plan([Shorten(0, 4 * long)]))  # it is shorter already
+    content = (pattern(long) + pattern(long)[7:]).ljust(3 * long, b"\0")
+    assert path.read_bytes() == content + pattern(long)[-3:].ljust(50, b"\0")
 
 
 def test_a_failing_step_stops_the_plan_and_names_its_place(tmp_path: Path) -> None:

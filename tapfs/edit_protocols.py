@@ -1,0 +1,133 @@
+"""The protocols of edits: changes to an image as a whole, such as its size, its parent, its snapshots and its bitmaps.
+
+An edit is a method that returns plans, one at a time. The image is open for writing, by this driver alone, and nothing
+is pending in it. What stands after a `yield` may rely on that plan being durable. A plan may be cut off anywhere: the
+image then reads as before or as wanted, with leaked space at worst. So a plan says itself what has to be said first,
+such as a dirty bit; `Begun.begin` and `end` are not called around it. The driver is opened anew after the last plan.
+
+An edit raises ImageError before its first plan wherever that is possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from tapfs.driver_protocols import Driver, Snapshotted, WritableDriver
+from tapfs.extent import Range
+from tapfs.geometry import BackingReference
+from tapfs.plan import Plan
+
+
+@runtime_checkable
+class Resizable(WritableDriver, Protocol):
+    """A driver whose disk can get another size."""
+
+    def resize(self, size: int) -> Iterator[Plan]:
+        """Give the disk `size` bytes.
+
+        What is added reads as zeros, whatever lay there before the image was last made smaller, and whatever a parent
+        holds there. What lies behind a smaller size is lost, and its space is free. Raises ImageError(unsupported) for
+        a size or a direction that the format or this image cannot have, (no_space) and (corrupt).
+        """
+        ...
+
+
+@runtime_checkable
+class Rebasable(WritableDriver, Protocol):
+    """A driver whose image can name another parent, or none."""
+
+    def rebase(self, backing: BackingReference | None, parent: Driver | None) -> Iterator[Plan]:
+        """Name `backing` as the parent, of which `parent` is the open driver, if it could be opened; None: no parent.
+
+        Only names and identities change, no map. Raises ImageError(unsupported, out_of_bounds) for a parent that the
+        image cannot name.
+        """
+        ...
+
+
+@runtime_checkable
+class Amendable(WritableDriver, Protocol):
+    """A driver whose image can get other options than it was created with."""
+
+    @property
+    def amend_options(self) -> Mapping[str, str]:
+        """The `-o` options that can be changed, with a line of help each."""
+        ...
+
+    def amend(self, options: Mapping[str, str]) -> Iterator[Plan]:
+        """Change these options. Raises ImageError(unsupported) for an option or a value that the image cannot have."""
+        ...
+
+
+@runtime_checkable
+class SnapshotKeeper(Snapshotted, WritableDriver, Protocol):
+    """A driver that makes, applies and deletes the snapshots of its image."""
+
+    def create_snapshot(self, name: str, seconds: int) -> Iterator[Plan]:
+        """Keep the disk as it is now under `name`; `seconds` since 1970 is when.
+
+        Raises ImageError(exists, unsupported).
+        """
+        ...
+
+    def apply_snapshot(self, name: str) -> Iterator[Plan]:
+        """Make the current disk what the snapshot holds. What it held before is lost. Raises ImageError(not_found)."""
+        ...
+
+    def delete_snapshot(self, name: str) -> Iterator[Plan]:
+        """Forget a snapshot; what only it refers to is free. Raises ImageError(not_found)."""
+        ...
+
+
+class Bitmap(NamedTuple):
+    """A bitmap that an image keeps: which pieces of its disk, `granularity` bytes each, have changed since when.
+
+    `enabled`: it notes what is written from now on. Not `consistent`: the disk has changed without it, so that it says
+    nothing.
+    """
+
+    name: str
+    granularity: int
+    enabled: bool
+    consistent: bool
+
+
+@runtime_checkable
+class Bitmapped(Driver, Protocol):
+    """A driver whose image may keep bitmaps."""
+
+    def bitmaps(self) -> Sequence[Bitmap]:
+        """The bitmaps, in the order that the image has them. Raises ImageError(corrupt)."""
+        ...
+
+    def bitmap_ranges(self, name: str) -> Iterator[Range]:
+        """The ranges of the disk that a bitmap has marked, ascending, merged and inside the disk.
+
+        Raises ImageError(not_found), and (corrupt) for a bitmap that is not consistent.
+        """
+        ...
+
+
+@runtime_checkable
+class BitmapKeeper(Bitmapped, WritableDriver, Protocol):
+    """A driver that makes, changes and removes the bitmaps of its image."""
+
+    def add_bitmap(self, name: str, granularity: int | None, *, enabled: bool) -> Iterator[Plan]:
+        """Keep a new bitmap that marks nothing; None: a usual granularity. Raises ImageError(exists, unsupported)."""
+        ...
+
+    def remove_bitmap(self, name: str) -> Iterator[Plan]:
+        """Forget a bitmap, which may be inconsistent. Raises ImageError(not_found)."""
+        ...
+
+    def enable_bitmap(self, name: str, *, enabled: bool) -> Iterator[Plan]:
+        """Have a bitmap note what is written from now on, or not. Raises ImageError(not_found, corrupt)."""
+        ...
+
+    def store_bitmap(self, name: str, ranges: Sequence[Range]) -> Iterator[Plan]:
+        """Have a bitmap mark these ranges of the disk and no others: to clear it, and to merge others into it.
+
+        The ranges ascend and do not overlap; a piece that is marked in part is marked whole.
+        """
+        ...

@@ -1,0 +1,25 @@
+"""Edit an image that nobody uses: execute the plans of a change to it as a whole, such as a new size or a snapshot."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from tapfs.disk.chain import Layer, OpenOptions, open_layer
+from tapfs.plan import Plan
+
+
+def edit_image(path: str, options: OpenOptions, edit: Callable[[Layer], Iterator[Plan]]) -> None:
+    """Open the image `path` for writing, without its parents, and execute what `edit` plans, one plan after the other.
+
+    The image is locked meanwhile, and what a crash left to be replayed is replayed first. Each plan is durable before
+    the next one is asked for. Whatever ends the edit, the image reads as before it or as wanted
+    (`tapfs.edit_protocols`). Raises ImageError.
+    """
+    from tapfs.kernel.engine import HostDescriptor, execute_on_files  # what is refused needs no engine
+
+    with contextlib.closing(open_layer(path, replace(options, writable=True))) as layer:
+        for plan in edit(layer):
+            files = [HostDescriptor(file.descriptor, file.path, writable=file.writable) for file in layer.files]
+            execute_on_files(files, plan)
