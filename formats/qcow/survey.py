@@ -7,9 +7,13 @@ itself. Whatever is out of the ordinary is left to the thorough way (:mod:`tapfs
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from tapfs.driver import ProgressCallback
+from tapfs.formats.qcow.entries import decode_table
+from tapfs.formats.qcow.header import ENTRY_LENGTH
+from tapfs.marking import mark_units
 
 if TYPE_CHECKING:
     from tapfs.formats.qcow.reader import QcowReader
@@ -17,7 +21,8 @@ if TYPE_CHECKING:
 #: A file of more clusters is not surveyed: the marks would take more memory than sorting does.
 MAX_CLUSTERS = 64 << 20
 
-_PROGRESS_TABLES = 256
+#: Tables are read and marked so many bytes at a time.
+_BYTES_AT_ONCE = 1 << 20
 
 
 class Survey:
@@ -27,10 +32,7 @@ class Survey:
         self._image = image
         self._header = image.header
         self._file_size = file_size
-        # Asked for once: a table costs no more than its entries.
         cluster_size = self._header.cluster_size
-        self._cluster_bits = self._header.cluster_bits
-        self._unaligned_bits = cluster_size - 1
         self._last_whole = file_size - cluster_size
         self._last_table = len(image.l1) - 1
         self._last_entries = -(-(self._header.size - self._last_table * self._header.unit) // cluster_size)
@@ -63,39 +65,40 @@ class Survey:
     def _take_all(self, progress: ProgressCallback | None) -> bool:
         header = self._header
         self._marks = bytearray(self._count)
-        clusters = header.l2_length >> header.cluster_bits
         total = len(self._image.l1) * header.l2_length
-        for number, (index, entry) in enumerate(self._image.l1.used()):
-            if progress is not None and number % _PROGRESS_TABLES == 0:
-                progress(index * header.l2_length, total)
-            if entry % header.cluster_size or entry + header.l2_length > self._file_size:
-                return False
-            first = entry >> header.cluster_bits
-            self._marks[first : first + clusters] = b"\1" * clusters
-            self._claimed += clusters
-            if not self._take_table(index, entry):
+        at_once = max(1, _BYTES_AT_ONCE // header.l2_length)
+        used = self._image.l1.used()
+        while tables := list(islice(used, at_once)):
+            if progress is not None:
+                progress(tables[0][0] * header.l2_length, total)
+            if not self._take_tables(tables):
                 return False
         if progress is not None:
             progress(total, total)
         return self._marks.count(1) == self._claimed
 
-    def _take_table(self, index: int, at: int) -> bool:
-        """Mark the clusters of a table; whether all of them are plain and in the file."""
-        table = self._image.tables.read_from_disk(at)
-        # The last table has entries past the end of the disk, which are nobody's.
-        used = list(filter(None, table if index < self._last_table else table[: self._last_entries]))
-        if not used:
-            return True
-        last = max(used)
-        if last >= self._file_size:  # a compressed one, too
+    def _take_tables(self, tables: list[tuple[int, int]]) -> bool:
+        """Mark the clusters of the tables, each an index of L1 and a place, and their own.
+
+        Whether all of them are plain and in the file.
+        """
+        header, marks, read = self._header, self._marks, self._image.file.read
+        length = header.l2_length
+        own = length >> header.cluster_bits
+        for _, at in tables:
+            if at % header.cluster_size or at + length > self._file_size:
+                return False
+            first = at >> header.cluster_bits
+            marks[first : first + own] = b"\1" * own
+        words = b"".join([read(at, length) for _, at in tables])
+        if tables[-1][0] == self._last_table:  # it has entries past the end of the disk, which are nobody's
+            words = words[: len(words) - length + ENTRY_LENGTH * self._last_entries]
+        marked = mark_units(words, header.cluster_bits, marks)
+        if marked is None:  # a compressed cluster, too
             return False
-        if last > self._last_whole:
-            self.cut = index, table.index(last)
-        if any(map(self._unaligned_bits.__and__, used)):
-            return False
-        marks, bits = self._marks, self._cluster_bits
-        for entry in used:
-            marks[entry >> bits] = 1
-        self.data_clusters += len(used)
-        self._claimed += len(used)
+        if marked.greatest > self._last_whole:
+            number, entry = divmod(decode_table(words).index(marked.greatest), header.l2_entries)
+            self.cut = tables[number][0], entry
+        self.data_clusters += marked.words
+        self._claimed += marked.words + own * len(tables)
         return True

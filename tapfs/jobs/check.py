@@ -56,7 +56,7 @@ def repair_image(path: str, options: OpenOptions, *, progress: ProgressCallback 
 
     Each step is crash-safe: whenever it is interrupted, the image reads as before or better.
     """
-    from tapfs.kernel.engine import HostDescriptor, execute_on_files  # only a repair needs the engine
+    from tapfs.kernel.engine import HostDescriptor, execute_on_files  # only a repair writes
 
     # What has nothing to repair is not opened for writing.
     with _opened(path, options, writable=False) as (_, layer):
@@ -102,6 +102,9 @@ def _note_parent(report: CheckReport, layer: Layer, options: OpenOptions) -> Non
 @contextlib.contextmanager
 def _opened(path: str, options: OpenOptions, *, writable: bool) -> Generator[tuple[LocalFiles, Layer | ImageError]]:
     """The files with the image in them, or with the damage that kept it from opening."""
+    from tapfs.kernel.marking import use_engine  # the functions of a check alone, not all of the engine's wrappers
+
+    use_engine()
     lenient = OpenOptions(
         format=options.format, lenient=True, sharing=options.sharing, gate=options.gate, writable=writable
     )

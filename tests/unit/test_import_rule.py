@@ -10,7 +10,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 #: All that a driver may import of tapfs, besides its own package.
-PURE_CORE = {"tapfs.checksums", "tapfs.driver", "tapfs.errors", "tapfs.extent", "tapfs.plan", "tapfs.tables"}
+PURE_CORE = {
+    "tapfs.checksums",
+    "tapfs.driver",
+    "tapfs.errors",
+    "tapfs.extent",
+    "tapfs.marking",
+    "tapfs.plan",
+    "tapfs.tables",
+}
 
 #: What a driver may not import from anywhere: it does no I/O and has no threads.
 BANNED_IN_DRIVERS = {
@@ -42,6 +50,7 @@ CONTRACT = {
     "format",
     "geometry",
     "host_files",
+    "marking",
     "plan",
     "reservation",
     "tables",

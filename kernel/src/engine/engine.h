@@ -450,6 +450,13 @@ int tapfs_has_crc32c(void);
 uint32_t tapfs_crc32c(const void *buffer, uint64_t length);
 
 /*
+ * Set marks[word >> unit_bits] for each of `count` big-endian words that is not zero. How many these are, and the
+ * greatest of them; -1 where a word is no multiple of the unit, or names one that has no mark.
+ */
+int64_t tapfs_mark_units(const void *words, uint64_t count, unsigned unit_bits, uint8_t *marks, uint64_t units,
+                         uint64_t *greatest);
+
+/*
  * Compress `count` granules, each on its own, into `out` one after the other; sizes[i] is 0 where a
  * granule does not shrink (nothing is put into `out` for it). `out` holds count * granule bytes.
  * 0 or -errno.
