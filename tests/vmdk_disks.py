@@ -46,8 +46,8 @@ def make(kind: str, size: int, seed: int) -> tuple[MemoryFile, bytes]:
             flags=None if what != "zeroed" else 7,
             **over,
         )
-        # The end of a file that lacks a part of its last grain.
-        return MemoryFile(content[:-700] if what == "unaligned" else content), parent
+        # A file that ends beside its sectors.
+        return MemoryFile(content + bytes(700) if what == "unaligned" else content), parent
     files, lines = _parts(what, kind, size, choice)
     text = descriptor(lines, create_type="custom", **over)  # type: ignore[arg-type]
     return MemoryFile(text, "disk.vmdk", {name: MemoryFile(data, name) for name, data in files.items()}), parent

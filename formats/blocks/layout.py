@@ -152,19 +152,26 @@ class BlockLayout:
         return entry < self.free <= last or (self.zero is not None and entry < self.zero <= last)
 
     def fault(self, run: Run, file_size: int) -> str | None:
-        """What makes the place of a run impossible, or None.
-
-        Of the last block only what is a part of the disk must be in the file.
-        """
+        """What makes the place of a run impossible, or None."""
         if run.kind != Kind.DATA:
             return None
         start, last = self.slot(run.entry), self.slot(run.entry + (run.blocks - 1) * self.step)
-        needed = min(self.block_bytes, self.virtual_size - (run.stop - 1) * self.block_bytes)
         what = f"block at {start:#x}" if run.blocks == 1 else f"blocks {start:#x} to {last:#x}"
-        if last + self.payload_at + needed > file_size:
+        if last + self.payload_at >= file_size:
             return f"{what} past the end of the file ({file_size:#x})"
         if start < self.least_place or any(
             start < end and begin < last + self.slot_bytes for begin, end in self.reserved
         ):
             return f"{what} inside the metadata"
-        return None
+        return self.cut_fault(run, file_size)
+
+    def cut_fault(self, run: Run, file_size: int) -> str | None:
+        """How the file was cut in a run, or None.
+
+        What the disk has of a block must be in the file: all of it, but for the last block of the disk.
+        """
+        if run.kind != Kind.DATA:
+            return None
+        last = self.payload(run.entry + (run.blocks - 1) * self.step)
+        missing = last + min(self.block_bytes, self.virtual_size - (run.stop - 1) * self.block_bytes) - file_size
+        return f"the file was cut: it ends {missing} bytes before the block at {last:#x} does" if missing > 0 else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 from tapfs.driver import CheckReport, ProgressCallback, Severity
@@ -51,7 +52,7 @@ class Check:
         for mismatch in self.mismatches():
             self._tell(mismatch)
         self.report.allocated_bytes = self.references.allocated_bytes
-        for message, offset in self.wrong_bits():
+        for message, offset in chain(self.cut_clusters(), self.wrong_bits()):
             self.report.add(Severity.CORRUPTION, message, offset)
 
     @property
@@ -74,6 +75,17 @@ class Check:
             waiting |= (others | windows) - done
             yield from self._compare(window, counted)
         self._telling = True
+
+    def cut_clusters(self) -> Iterator[tuple[str, int]]:
+        """The entries of the disk whose data the end of the file cuts: a message, the place."""
+        image = self._image
+        span = image.header.slices * image.header.unit
+        for index, entry in image.l1.used() if self.references.cut else ():
+            run = self.references.cut.get(entry & OFFSET)
+            wrong = None if run is None else image.cut_fault(run, index * span)
+            if run is not None and wrong is not None:
+                place = (entry & OFFSET) + run.first * image.header.l2_entry_bytes
+                yield f"L2 entry {run.first} of table {index}: {wrong}", place
 
     def wrong_bits(self) -> Iterator[tuple[str, int]]:
         """The entries of the current disk whose bit "owned alone" does not fit the refcount: a message, the place."""

@@ -29,6 +29,7 @@ def slice_layout(
         rules=(Rule(COMPRESSED | COPIED, COMPRESSED, Kind.COMPRESSED), *zeros, Rule(nothing, 0, Kind.UNALLOCATED)),
         place_mask=OFFSET,
         place_alignment=header.cluster_size,
+        data_whole=True,
         zero_mask=COMPRESSED | (0 if zeros else ZERO),
         packed_place_mask=(1 << bits) - 1,
         packed_length_shift=bits,

@@ -180,14 +180,14 @@ class Qcow2Reader:
         for run in self.decoder.runs(words, first, min(clusters, self.header.slice_entries if stop is None else stop)):
             if isinstance(run, EntryFault):
                 raise self._entry_error(unit, run.entry, run.message)
-            wrong = self.place_fault(run)
+            wrong = self.place_fault(run) or self.cut_fault(run, unit * self.header.unit)
             if wrong is not None:
                 raise self._entry_error(unit, run.first, wrong)
             found.append(run)
         return found
 
     def place_fault(self, run: Run) -> str | None:
-        """What makes the place of a run impossible, or None. A cluster may be cut by the end of the file."""
+        """What makes the place of a run impossible, or None; see `cut_fault` for one that the end of the file cuts."""
         header = self.header
         if run.kind is Kind.COMPRESSED:
             end, what = run.host_offset + run.host_length, f"payload at {run.host_offset:#x}"
@@ -210,6 +210,16 @@ class Qcow2Reader:
             if run.host_offset < stop and start < end:
                 return f"{what} inside the {name}"
         return None
+
+    def cut_fault(self, run: Run, base: int) -> str | None:
+        """How the file was cut in a run of the slice that begins at `base` of the disk, or None.
+
+        What the disk has of a cluster must be in the file: all of it, but for the last cluster of the disk.
+        """
+        if run.kind is not Kind.DATA:
+            return None
+        missing = run.host_offset + min(run.length, self.size - base - run.start) - self.data_size
+        return f"the file was cut: it ends {missing} bytes before the data does" if missing > 0 else None
 
     def reserved(self) -> tuple[tuple[str, int, int], ...]:
         """The name, start and end of each table in which no data can lie."""

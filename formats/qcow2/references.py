@@ -60,6 +60,8 @@ class References:
         self.allocated_bytes = 0
         #: The end of all that is referred to and lies past the end of the file, but for what is much too far away.
         self.dangling_end = 0
+        #: The runs that the end of the file cuts, by the place of their table. The disk may end in them, too.
+        self.cut: dict[int, Run] = {}
         #: Whether the refcount table or a block of it cannot be where it is said to be.
         self.broken_refcounts = False
         self._blocks = self._read_blocks()
@@ -115,6 +117,8 @@ class References:
                 if isinstance(run, Run):
                     self._dangles(run.host_offset, max(run.length, run.host_length))
             elif isinstance(run, Run):
+                if run.kind is Kind.DATA and run.host_offset + run.length > image.data_size:
+                    self.cut[use.place] = run
                 yield run
 
     def _dangles(self, place: int, length: int) -> None:

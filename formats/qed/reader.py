@@ -71,6 +71,7 @@ class QedReader:
             place_mask=_EVERY_BIT >> 1,
             zero_mask=1 << 63,
             place_alignment=header.cluster_size,
+            data_whole=True,
             least_place=header.header_end,
             reserved=((header.l1_offset, header.l1_offset + header.table_bytes),),
         )
@@ -103,12 +104,29 @@ class QedReader:
         header = self.header
         if place % header.cluster_size:
             return f"{place:#x} is not aligned to a cluster"
-        if place + present > self.file_size:
+        if place >= self.file_size:
             return f"{place:#x} past the end of the file ({self.file_size:#x})"
         l1_end = header.l1_offset + header.table_bytes
         if place < header.header_end or (place < l1_end and header.l1_offset < place + length):
             return f"{place:#x} inside the header or the L1 table"
-        return None
+        return self.cut_fault(place, present)
+
+    def cut_fault(self, place: int, present: int) -> str | None:
+        """How the file was cut in `present` bytes at `place`, or None."""
+        missing = place + present - self.file_size
+        return f"the file was cut: it ends {missing} bytes before what lies at {place:#x} does" if missing > 0 else None
+
+    def cluster_fault(self, place: int, index: int) -> str | None:
+        """A sentence that says why cluster `index` of the disk cannot lie at `place`, or None.
+
+        What the disk has of it must be in the file: all of it, but for the last cluster of the disk.
+        """
+        return self.place_fault(place, self.header.cluster_size, self.needed(index))
+
+    def needed(self, index: int) -> int:
+        """The bytes that the disk has of cluster `index`."""
+        cluster = self.header.cluster_size
+        return max(0, min(cluster, self.header.image_size - index * cluster))
 
     def piece(self, table: int, first: int, count: int) -> array[int]:
         """Entries of the L2 table at `table`, which lies in the file."""
@@ -131,11 +149,12 @@ class QedReader:
         wrong = self.table_fault(table)
         if wrong is not None:
             raise self.corrupt(f"L1 entry {index}: {wrong}", header.l1_offset + index * ENTRY_LENGTH)
+        base = unit * self.unit_entries
         for at, entry in enumerate(self.piece(table, first, count)):
             if entry in {FREE, ZERO}:
                 yield Extent(start + at * cluster, cluster, Kind.ZERO if entry == ZERO else Kind.UNALLOCATED)
                 continue
-            wrong = self.place_fault(entry, cluster, 1)
+            wrong = self.cluster_fault(entry, base + at)
             if wrong is not None:
                 message = f"L2 entry {first + at} of table {index}: {wrong}"
                 raise self.corrupt(message, table + (first + at) * ENTRY_LENGTH)

@@ -126,11 +126,7 @@ def block_fault(block: int, entry: int, table: BlockTable, reserved: tuple[Range
         return None
     if state == State.PARTIAL and not table.has_parent:
         return "a block is partly in the parent, and there is no parent"
-    wrong = place_fault(entry, table.block_size, reserved, host_size)
-    if wrong is not None:
-        return wrong
-    # Over a parent the engine does not see a cut (engine_tables.py), and `map` says what the engine says.
-    return None if table.has_parent else cut_fault(block, entry, table, host_size)
+    return place_fault(entry, table.block_size, reserved, host_size) or cut_fault(block, entry, table, host_size)
 
 
 def cut_fault(block: int, entry: int, table: BlockTable, host_size: int) -> str | None:
@@ -154,8 +150,10 @@ def place_fault(entry: int, length: int, reserved: tuple[Range, ...], host_size:
     return None
 
 
-def bitmap_fault(entry: int, reserved: tuple[Range, ...], host_size: int) -> str | None:
-    """What is impossible about the entry of a sector bitmap that is needed, None if nothing is."""
+def bitmap_fault(entry: int, reserved: tuple[Range, ...], host_size: int, needed: int) -> str | None:
+    """What is impossible about the entry of a sector bitmap whose first `needed` bytes count, None if nothing is."""
     if entry & STATE_MASK != State.PRESENT:
         return f"blocks are partly in the parent, and their sector bitmap is in state {entry & STATE_MASK}"
-    return place_fault(entry, BITMAP_BYTES, reserved, host_size)
+    wrong = place_fault(entry, BITMAP_BYTES, reserved, host_size)
+    missing = (entry & PLACE_MASK) + needed - host_size
+    return wrong or (f"the file was cut: it lacks {missing} bytes of the bitmap" if missing > 0 else None)

@@ -80,14 +80,15 @@ class Check:
         for place in image.reserved:
             yield Claim(place.offset, place.length, Claimant.METADATA)
         for first, entries in image.chunks():
-            partial = False
+            needed = 0
             # Most chunks of an empty disk are one entry again and again.
             if entries[0] not in _PLAIN_NOTHING or entries.count(entries[0]) != len(entries):
                 for block, entry in enumerate(entries, first):
-                    partial = partial or entry & STATE_MASK == State.PARTIAL
+                    if entry & STATE_MASK == State.PARTIAL:
+                        needed = table.bitmap_offset(block) + table.bitmap_bytes
                     yield from self._block_claims(block, entry)
             if table.has_parent:
-                yield from self._bitmap_claims(table.chunk_of(first), needed=partial)
+                yield from self._bitmap_claims(table.chunk_of(first), needed)
             if self._progress is not None:
                 self._progress(first + len(entries), table.blocks)
 
@@ -97,7 +98,9 @@ class Check:
         wrong = block_fault(block, entry, table, image.reserved, self._file_size)
         if wrong is not None:
             self.report.add(Severity.CORRUPTION, f"block {block}: {wrong}", at)
-            return
+            # What the file has of a block that was cut is not leaked.
+            if wrong != cut_fault(block, entry, table, self._file_size):
+                return
         state, place = entry & STATE_MASK, entry & PLACE_MASK
         if state < State.PRESENT:
             self._note_unused(block, entry, at)
@@ -106,8 +109,6 @@ class Check:
                 return
         else:
             self.report.allocated_bytes += table.block_size
-            if (cut := cut_fault(block, entry, table, self._file_size)) is not None:
-                self.report.add(Severity.CORRUPTION, f"block {block}: {cut}", at)
         yield Claim(place, table.block_size, Claimant.BLOCK, block >> 32, block & 0xFFFFFFFF)
 
     def _is_impossible(self, entry: int) -> bool:
@@ -121,13 +122,13 @@ class Check:
             message = f"block {block} has no bytes and yet a place at {entry & PLACE_MASK:#x}: Hyper-V rejects that"
             self.report.add(Severity.NOTE, message, at)
 
-    def _bitmap_claims(self, chunk: int, *, needed: bool) -> Iterator[Claim]:
+    def _bitmap_claims(self, chunk: int, needed: int) -> Iterator[Claim]:
         image, table = self._image, self._image.table
         at = table.entry_offset(table.bitmap_index(chunk))
         entry = image.pages.word(at)
         if entry & STATE_MASK == State.NOT_PRESENT and not needed:
             return
-        wrong = bitmap_fault(entry, image.reserved, self._file_size)
+        wrong = bitmap_fault(entry, image.reserved, self._file_size, needed)
         if wrong is not None:
             self.report.add(Severity.CORRUPTION, f"the sector bitmap of chunk {chunk}: {wrong}", at)
             return

@@ -23,14 +23,8 @@ class TabledVhdx(VhdxReader):
 
     @property
     def host_size(self) -> int:
-        """No block that begins at or behind this is whole in the file: `map` says whether the file was cut in it.
-
-        Over a parent it is the end of the file, for the engine holds sector bitmaps to it, too: there a check finds
-        that the file was cut.
-        """
-        if self.table.has_parent:
-            return self.file_end
-        return max(self.table.place.end, self.file_end - self.table.block_size + 1)
+        """The length of the file, with what has been allocated."""
+        return self.file_end
 
     def table_layout(self) -> TableLayout | None:
         """The block table, with the sector bitmaps where there is a parent."""
@@ -58,6 +52,7 @@ class TabledVhdx(VhdxReader):
                 *(Rule(STATE_MASK, state, None) for state in unknown),
             ),
             place_mask=PLACE_MASK & ~_ZERO_MASK,
+            data_whole=True,
             in_place_mask=State.PRESENT,
             in_place_value=State.PRESENT,
             zero_mask=_ZERO_MASK,

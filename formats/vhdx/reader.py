@@ -186,7 +186,8 @@ class VhdxReader:
         """
         index = self.table.bitmap_index(self.table.chunk_of(block))
         entry = self.pages.word(self.table.entry_offset(index))
-        wrong = bitmap_fault(entry, self.reserved, self.file_end)
+        needed = self.table.bitmap_offset(block) + self.table.bitmap_bytes
+        wrong = bitmap_fault(entry, self.reserved, self.file_end, needed)
         if wrong is not None:
             raise self._corrupt(f"the sector bitmap of block {block}: {wrong}", index)
         return (entry & PLACE_MASK) + self.table.bitmap_offset(block)

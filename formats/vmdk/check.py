@@ -184,8 +184,8 @@ class _ExtentCheck:
             at = next(at for at, pair in enumerate(zip(primary, twin, strict=True)) if pair[0] != pair[1])
             message = f"grain table {index} and its redundant twin differ from entry {at} on"
             self._say(severity, message, tables.table_at(index) + ENTRY_BYTES * at)
-        redundant = tables.prefers_twin(primary, twin)
-        if redundant and primary is not None and (found := tables.first_fault(primary)) is not None:
+        redundant = tables.prefers_twin(index, primary, twin)
+        if redundant and primary is not None and (found := tables.first_fault(index, primary)) is not None:
             self._say_grain(index, *found, redundant=False)
         table = twin if redundant else primary
         if table is None:
@@ -219,11 +219,13 @@ class _ExtentCheck:
         for run in runs(table, tables.rules):
             if run.kind not in (Kind.DATA, Kind.COMPRESSED):
                 continue
-            wrong = tables.grain_fault(run)
+            wrong = tables.grain_fault(index, run)
             if wrong is not None:
                 self._say_grain(index, run, wrong, redundant=redundant)
                 self.unmended += 1
-                continue
+                # What the file has of it is not leaked.
+                if tables.cut_fault(index, run) != wrong:
+                    continue
             length = self._packed_length(index, run) if run.kind == Kind.COMPRESSED else run.grains * tables.grain
             if length:
                 self._report.allocated_bytes += length

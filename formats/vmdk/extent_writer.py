@@ -174,7 +174,7 @@ class ExtentWriter:
         stop = first + len(entries)
         for run in list(runs(changed.entries, self._tables.rules, first, stop)):
             # What lies at an impossible place is left alone: it may be the header.
-            if run.kind == Kind.DATA and self._tables.grain_fault(run) is None:
+            if run.kind == Kind.DATA and self._tables.grain_fault(index, run) is None:
                 self.allocation.release(run.host_offset, run.grains * self._grain)
         changed.entries[first:stop] = entries
         changed.mark(first, stop)

@@ -64,14 +64,16 @@ class GrainLayout(NamedTuple):
 class GrainTables:
     """The tables of one extent, by directory index, in the host file `file`; a bounded number of them is kept.
 
-    `file_size` bounds what may be pointed at; a writer moves it as it allocates. `strict`: damage of the primary tables
-    is an error even where the redundant ones are good, because a writer must not add to it.
+    `file_size` bounds what may be pointed at; a writer moves it as it allocates. The disk uses `disk_bytes` of the
+    extent: of its last grain no more must be in the file. `strict`: damage of the primary tables is an error even where
+    the redundant ones are good, because a writer must not add to it.
     """
 
     def __init__(self, file: HostFile, layout: GrainLayout, *, strict: bool = False) -> None:
         self.file = file
         self.layout = layout
         self.file_size = file.size()
+        self.disk_bytes = layout.directory_entries * layout.span
         self._strict = strict
         #: The faults of directories that could not be read, each with its place.
         self.directory_faults: list[tuple[str, int]] = []
@@ -147,6 +149,7 @@ class GrainTables:
             place_mask=_ALL_BITS,
             place_shift=shift,
             place_alignment=SECTOR,
+            data_whole=True,
             packed_place_mask=_ALL_BITS if layout.rules.packed else 0,
             packed_place_shift=shift,
             packed_bound=header_bytes + packed_bound(layout.grain) if layout.rules.packed else 0,
@@ -175,8 +178,8 @@ class GrainTables:
             return f"grain table [{place:#x}, {end:#x}) past the end of the file ({self.file_size:#x})"
         return self._overlap(place, end, f"grain table at {place:#x}")
 
-    def grain_fault(self, run: Run) -> str | None:
-        """What makes the place of a run impossible, or None. The last grain may end past the end of the file."""
+    def grain_fault(self, index: int, run: Run) -> str | None:
+        """What makes the place of a run of table `index` impossible, or None."""
         if run.kind not in (Kind.DATA, Kind.COMPRESSED):
             return None
         place, grain = run.host_offset, self.layout.grain
@@ -184,11 +187,25 @@ class GrainTables:
         what = f"grain at {place:#x}" if run.grains == 1 else f"grains {place:#x} to {last:#x}"
         if last >= self.file_size:
             return f"{what} past the end of the file ({self.file_size:#x})"
-        return self._overlap(place, last + (1 if run.kind == Kind.COMPRESSED else grain), what)
+        overlap = self._overlap(place, last + (1 if run.kind == Kind.COMPRESSED else grain), what)
+        return overlap or self.cut_fault(index, run)
+
+    def cut_fault(self, index: int, run: Run) -> str | None:
+        """How the file was cut in a run of table `index`, or None.
+
+        What the disk has of a grain must be in the file: all of it, but for the last grain of the disk.
+        """
+        if run.kind != Kind.DATA:
+            return None
+        grain, last = self.layout.grain, run.first + run.grains - 1
+        needed = min(grain, self.disk_bytes - (index * self.layout.table_entries + last) * grain)
+        place = run.host_offset + (run.grains - 1) * grain
+        missing = place + needed - self.file_size
+        return f"the file was cut: it ends {missing} bytes before the grain at {place:#x} does" if missing > 0 else None
 
     def require_possible(self, index: int, run: Run) -> None:
         """Raise ImageError(corrupt) if a run of table `index` has no possible place."""
-        wrong = self.grain_fault(run)
+        wrong = self.grain_fault(index, run)
         if wrong is not None:
             place = self.table_at(index, redundant=index in self.replaced)
             raise self.corrupt(f"entry {run.first} of grain table {index}: {wrong}", place + ENTRY_BYTES * run.first)
@@ -197,21 +214,21 @@ class GrainTables:
         """The most bytes that the packed grain at `place` can have, its header included."""
         return min(header_bytes + packed_bound(self.layout.grain), self.file_size - place)
 
-    def first_fault(self, table: array[int]) -> tuple[Run, str] | None:
-        """The first run of a table whose place is impossible, and what is wrong with it."""
+    def first_fault(self, index: int, table: array[int]) -> tuple[Run, str] | None:
+        """The first run of a table `index` whose place is impossible, and what is wrong with it."""
         for run in runs(table, self.layout.rules):
-            wrong = self.grain_fault(run)
+            wrong = self.grain_fault(index, run)
             if wrong is not None:
                 return run, wrong
         return None
 
-    def prefers_twin(self, primary: array[int] | None, twin: array[int] | None) -> bool:
-        """Whether the redundant one of two tables counts: the primary is not there, blank, or cannot be true."""
+    def prefers_twin(self, index: int, primary: array[int] | None, twin: array[int] | None) -> bool:
+        """Whether the redundant table `index` counts: the primary is not there, blank, or cannot be true."""
         if primary is None or twin is None:
             return primary is None
-        if primary == twin or self.first_fault(twin) is not None:
+        if primary == twin or self.first_fault(index, twin) is not None:
             return False
-        return not any(primary) or self.first_fault(primary) is not None
+        return not any(primary) or self.first_fault(index, primary) is not None
 
     def read_table(self, place: int) -> array[int]:
         """The entries of a table as they stand on disk, whatever they are."""
@@ -265,7 +282,7 @@ class GrainTables:
         wrong, at = self._primary_fault(index, place)
         if wrong is None:
             table = self.read_table(place)
-            found = self.first_fault(table)
+            found = self.first_fault(index, table)
             if found is None:
                 return table
             run, reason = found
@@ -276,7 +293,7 @@ class GrainTables:
                 return table
         if twin and self.table_fault(twin) is None:
             table = self.read_table(twin)
-            if self.first_fault(table) is None:
+            if self.first_fault(index, table) is None:
                 if self._strict:
                     message = f"{wrong}; the redundant tables are good"
                     raise self.corrupt(message, at, remedy=_REPAIR)

@@ -92,6 +92,7 @@ def _lone_part(file: HostFile, what: str) -> ImageError:
 
 
 def _sparse_part(offset: int, length: int, extent: HostExtent, *, writable: bool) -> SparsePart:
+    extent.tables.disk_bytes = length
     return SparsePart(offset, length, extent.number, extent.tables, writable, extent.header_bytes)
 
 

@@ -96,9 +96,9 @@ class _Repair:
 
     def _table_plans(self, index: int) -> Iterator[Plan]:
         primary, twin = self._content(index, redundant=False), self._content(index, redundant=True)
-        redundant = self._tables.prefers_twin(primary, twin)
+        redundant = self._tables.prefers_twin(index, primary, twin)
         good = twin if redundant else primary
-        if primary != twin and good is not None and self._tables.first_fault(good) is None:
+        if primary != twin and good is not None and self._tables.first_fault(index, good) is None:
             yield self._copied(index, good, redundant=not redundant)
 
     def _content(self, index: int, *, redundant: bool) -> array[int] | None:
@@ -134,7 +134,7 @@ class _Repair:
         steps: list[Step] = []
         for index in range(layout.directory_entries):
             table = self._content(index, redundant=not redundant)
-            if table is not None and tables.first_fault(table) is None:
+            if table is not None and tables.first_fault(index, table) is None:
                 place = self._taken(layout.table_bytes)
                 directory[index] = place // SECTOR
                 steps.append(Write(number, place, encode(table, "little")))

@@ -45,6 +45,8 @@ class SeSparseTables:
         self.file = file
         self.header = header
         self.file_size = file.size()
+        #: How much of the extent the disk uses: of its last grain no more must be in the file.
+        self.disk_bytes = header.capacity
         self.rules = EntryRules(GRAIN_SECTORS, zeroed=True)
         self.grain = header.grain
         self.table_entries = TABLE_ENTRIES
@@ -73,6 +75,7 @@ class SeSparseTables:
             place_low_shift=_LOW_SHIFT - _GRAIN_SHIFT,
             place_add=grains.start,
             place_alignment=SECTOR,
+            data_whole=True,
             zero_mask=((1 << _LOW_SHIFT) - 1) & ~_HIGH_BITS,
             tables_reserved=True,
             least_place=grains.start,
@@ -115,7 +118,8 @@ class SeSparseTables:
         if run.kind != Kind.DATA:
             return
         last = run.host_offset + (run.grains - 1) * self.grain
-        if last >= self.file_size:
+        at = (index * TABLE_ENTRIES + run.first + run.grains - 1) * self.grain
+        if last + max(1, min(self.grain, self.disk_bytes - at)) > self.file_size:
             message = f"entry {run.first} of table {index}: grain at {last:#x} past the end of the file"
             raise self._corrupt(f"{message} ({self.file_size:#x})", (self._table_place(index) or 0) + 8 * run.first)
 

@@ -14,7 +14,7 @@ import pytest
 
 import tapfs
 from tapfs import ErrorKind, ImageError
-from tapfs.driver import BackingReference, OpenRequest
+from tapfs.driver import BackingReference, OpenRequest, Severity
 from tapfs.extent import Extent, Kind
 from tapfs.formats.qcow2 import FORMAT
 from tapfs.formats.qcow2.backing import backing_reference
@@ -99,11 +99,25 @@ def test_the_fields_of_a_compressed_entry_move_with_the_cluster(tmp_path: Path, 
         assert disk.read(cluster + 5, 100) == content[5:105]
 
 
-def test_a_file_that_ends_inside_its_last_cluster_goes_on_with_zeros(tmp_path: Path) -> None:
+def test_a_file_that_was_cut_inside_a_cluster_is_corrupt(tmp_path: Path) -> None:
     data = plain(entries={0: 7 * CLUSTER | COPIED}, content={7: NOISE}).build()[: 7 * CLUSTER + 700]
     (tmp_path / "a").write_bytes(data)
+    message = f"the file was cut: it ends {CLUSTER - 700} bytes before the data does"
+    with tapfs.open(tmp_path / "a") as disk, pytest.raises(ImageError, match=message) as raised:
+        disk.read(0, SIZE)
+    assert raised.value.kind is ErrorKind.CORRUPT
+    (finding,) = tapfs.check(tmp_path / "a").findings
+    assert (finding.severity, finding.host_offset) == (Severity.CORRUPTION, raised.value.offset)
+    assert finding.message.endswith(message)
+
+
+def test_a_file_may_end_where_the_disk_does(tmp_path: Path) -> None:
+    entries, last = {0: 7 * CLUSTER | COPIED, 1: 8 * CLUSTER | COPIED}, CLUSTER + 512
+    image = plain(entries=entries, content={7: NOISE, 8: NOISE}, size=last, file_clusters=9)
+    (tmp_path / "a").write_bytes(image.build()[: 8 * CLUSTER + 512])
     with tapfs.open(tmp_path / "a") as disk:
-        assert disk.read(0, SIZE) == NOISE[:700] + bytes(SIZE - 700)
+        assert disk.read(0, last) == NOISE + NOISE[:512]
+    assert not any("was cut" in each.message for each in tapfs.check(tmp_path / "a").findings)
 
 
 IMPOSSIBLE = {

@@ -164,6 +164,23 @@ def test_a_block_that_the_file_cuts_inside_the_disk_is_an_error_and_no_zeros(tmp
     assert tapfs.check(path).corruptions == 1
 
 
+@pytest.mark.parametrize(
+    ("blocks", "cut", "message"),
+    [(1, MIB - 255, "it lacks 1 bytes of the bitmap"), (2, 1, "it ends 1 bytes before the block")],
+)
+def test_a_cut_over_a_parent_is_an_error_for_every_reader(tmp_path: Path, blocks: int, cut: int, message: str) -> None:
+    """The bitmap of a chunk follows its first block in the file, and the first 256 bytes of it are that block's."""
+    partial = dict.fromkeys(range(blocks), (PARTIAL, NOISE))
+    path = tmp_path / "cut.vhdx"
+    path.write_bytes(Image(2 * MIB, blocks=partial, parent=named_parent("p.vhdx")).build()[:-cut])
+    (tmp_path / "p.vhdx").write_bytes(Image(2 * MIB).build())
+    with tapfs.open(path, any_parent=True) as disk, pytest.raises(ImageError, match=message):
+        disk.read(0, 2 * MIB)
+    report = tapfs.check(path)
+    assert (report.corruptions, report.leaks) == (1, 0)
+    assert message in report.findings[0].message
+
+
 def test_the_end_of_a_long_run_of_nothing_costs_little() -> None:
     image = Image(100 << 30, block=MIB, blocks={90_000: (PRESENT, NOISE)})
     driver = opened(image.build())

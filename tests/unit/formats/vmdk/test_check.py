@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from tapfs.driver import CheckReport, OpenRequest
+from tapfs.errors import ImageError
 from tapfs.formats.vmdk import FORMAT
 from tapfs.testing.model import MemoryFile, read_extents
 from tests.vmdk_images import ZERO, cowd, descriptor, monolithic, sectors, sesparse, stream
@@ -48,6 +49,24 @@ def test_a_good_image_has_no_findings() -> None:
     ):
         report = checked(content)
         assert report.findings == []
+
+
+def test_a_file_that_was_cut_inside_a_grain() -> None:
+    """All that the disk has of a grain must be there; what the last grain has behind the disk need not."""
+    size = 2 * GRAIN + 512
+    content = monolithic({0: NOISE, 2: NOISE}, size)
+    whole = content[: len(content) - GRAIN + 512]
+    assert checked(whole).findings == []
+    driver = opened(MemoryFile(whole))
+    assert read_extents(driver, MemoryFile(whole), 2 * GRAIN, 512) == NOISE[:512]
+
+    report = checked(whole[:-1])
+    assert [finding.message.partition(": ")[2] for finding in report.findings] == [
+        f"the file was cut: it ends 1 bytes before the grain at {len(whole) - 512:#x} does"
+    ]
+    with pytest.raises(ImageError, match="the file was cut") as raised:
+        opened(MemoryFile(whole[:-1])).map(0, size)
+    assert raised.value.offset == report.findings[0].host_offset
 
 
 def damaged(change: Callable[[bytearray, int, int], None], **keys: object) -> tuple[CheckReport, MemoryFile]:

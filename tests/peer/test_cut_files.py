@@ -1,0 +1,64 @@
+"""Files of every format that were cut inside the disk's data are corrupt, wherever they are looked at.
+
+QEMU fills each cluster that it allocates, and reads zeros after a cut. So a file that ends before the disk's part of a
+cluster was cut.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+import tapfs
+from tapfs import ErrorKind, ImageError
+from tests.peer.newest_qemu import newest_qemu
+from tests.peer.test_convert import qemu
+
+MIB = 1 << 20
+#: No multiple of a cluster, so the disk ends inside its last one.
+SIZE = 5 * MIB + 1000 * 512
+
+#: qemu-img's name of the format, and options.
+FORMATS = {
+    "qcow2": ("qcow2", "cluster_size=64K"),
+    "qcow2-subclusters": ("qcow2", "extended_l2=on,cluster_size=32K"),
+    "qcow2-old": ("qcow2", "compat=0.10"),
+    "vmdk": ("vmdk", "subformat=monolithicSparse"),
+    "qed": ("qed", "cluster_size=64K"),
+    "parallels": ("parallels", "cluster_size=1M"),
+    "vdi": ("vdi", None),
+    "vhdx": ("vhdx", "block_size=1M"),
+}
+
+
+@pytest.mark.parametrize("version", ["the system's", "the newest"])
+@pytest.mark.parametrize("kind", sorted(FORMATS))
+def test_a_file_that_was_cut_is_corrupt(tmp_path: Path, kind: str, version: str) -> None:
+    source, image = tmp_path / "source", tmp_path / "image"
+    source.write_bytes(random.Random(kind).randbytes(SIZE))
+    name, options = FORMATS[kind]
+    program = "qemu-img" if version == "the system's" else newest_qemu("qemu-img")
+    words = [] if options is None else ["-o", options]
+    qemu(program, "convert", "-f", "raw", "-O", name, *words, source, image)
+    assert tapfs.check(image).findings == []
+    with tapfs.open(image) as disk:
+        places = [(extent.host_offset + extent.length, extent) for extent in disk.extents() if extent.host_offset]
+        end, last = max(places)
+        assert last.end == disk.size, "the end of the disk is not at the end of the file"
+        assert disk.read(0, SIZE) == source.read_bytes()
+
+    os.truncate(image, end)
+    assert tapfs.check(image).corruptions == 0
+    assert tapfs.compare(image, source) is None
+
+    os.truncate(image, end - 1)
+    report = tapfs.check(image)
+    assert report.corruptions == 1, report.findings
+    assert report.leaks == 0
+    with tapfs.open(image) as disk, pytest.raises(ImageError) as raised:
+        disk.read(last.end - 512, 512)
+    assert raised.value.kind is ErrorKind.CORRUPT
+    assert report.findings[0].host_offset == raised.value.offset
