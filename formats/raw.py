@@ -19,7 +19,7 @@ from tapfs.driver import (
 )
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind, Range, merge
-from tapfs.plan import Allocate, Grow, Plan, Step, Write, plan
+from tapfs.plan import Allocate, Grow, Plan, Shorten, Step, Write, plan
 
 #: A host file offset is a signed 64-bit number.
 MAX_SIZE = (1 << 63) - 1
@@ -88,10 +88,25 @@ class IdentityDriver:
         """Nothing was freed."""
 
 
+class RawDriver(IdentityDriver):
+    """A disk that is the whole of a host file, so that another length of the file is another size of the disk."""
+
+    def make_room(self, size: int) -> Iterator[Plan]:
+        """Nothing: the length is the size. Raises ImageError(out_of_bounds) for one that no file can have."""
+        if not 0 <= size <= MAX_SIZE:
+            message = f"{size} bytes are more than a file can have"
+            raise ImageError(ErrorKind.OUT_OF_BOUNDS, message, path=self._file.path, op="resize")
+        return iter(())
+
+    def resize(self, size: int) -> Iterator[Plan]:
+        """Give the file another length. What a file gains reads as zeros."""
+        yield plan([Grow(0, size) if size > self.geometry.virtual_size else Shorten(0, size)])
+
+
 class IdentityFormat:
     """A format whose images are the disk as it stands, under one of the names that this has."""
 
-    abilities = frozenset({Ability.WRITE})
+    abilities = frozenset({Ability.WRITE, Ability.RESIZE})
 
     def __init__(self, name: str, traits: frozenset[Trait], create_options: Mapping[str, str]) -> None:
         self.name = name
@@ -106,7 +121,7 @@ class IdentityFormat:
     def open(self, file: HostFile, request: OpenRequest) -> Driver:
         """Any file is such an image."""
         del request
-        return IdentityDriver(file, self.name)
+        return RawDriver(file, self.name)
 
     def create(self, request: CreateRequest) -> Plan:
         """A file of exactly the virtual size: all hole, unless `preallocation` says otherwise."""

@@ -21,14 +21,27 @@ from tapfs.plan import Plan
 
 @runtime_checkable
 class Resizable(WritableDriver, Protocol):
-    """A driver whose disk can get another size."""
+    """A driver whose disk can get another size.
+
+    A disk grows in three steps, of which `tapfs.jobs.resize` does the second: room for it is made, what will be added
+    is zeroed by the write path of a driver that was opened with `OpenRequest.grown_size`, and the size is told. So
+    stale bytes behind the old end, and those of a longer parent, never show. A driver whose geometry is an identity
+    sees to the zeros itself, and is not opened so.
+    """
+
+    def make_room(self, size: int) -> Iterator[Plan]:
+        """Have tables, and files, for a disk of `size` bytes, which is more than it has. The disk stays as it is.
+
+        Raises ImageError(unsupported, out_of_bounds) for a size that the format or this image cannot have, (no_space)
+        and (corrupt).
+        """
+        ...
 
     def resize(self, size: int) -> Iterator[Plan]:
-        """Give the disk `size` bytes.
+        """Have the disk be `size` bytes.
 
-        What is added reads as zeros, whatever lay there before the image was last made smaller, and whatever a parent
-        holds there. What lies behind a smaller size is lost, and its space is free. Raises ImageError(unsupported) for
-        a size or a direction that the format or this image cannot have, (no_space) and (corrupt).
+        A larger disk has room already, and what is added to it reads as zeros. What lies behind a smaller size is lost,
+        and its space is freed after the size is durable. Raises ImageError as `make_room`, before its first plan.
         """
         ...
 

@@ -22,6 +22,8 @@ class OpenRequest:
     name of the disk inside the image that is wanted, None the current one; a `Snapshotted` driver raises
     ImageError(not_found) for a name that it has not.
     `created`: the image was made a moment ago, is empty, and is to be filled.
+    `grown_size`: the disk is to be taken as so many bytes, more than it has; there is room for them in the image
+    (`Resizable.make_room`), and the core zeroes what is there before the size is true.
     `scratch` makes space for a check to work in. A check without it keeps in memory what it needs.
     """
 
@@ -31,6 +33,7 @@ class OpenRequest:
     further: FurtherFiles = field(default_factory=NoFurtherFiles)
     scratch: Callable[[], Scratch] | None = None
     created: bool = False
+    grown_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,8 @@ class Ability(StrEnum):
     REPAIR = "repair"
     #: An image can hold snapshots beside its current disk, and they can be read.
     SNAPSHOTS = "snapshots"
+    #: The disk of an image can get another size.
+    RESIZE = "resize"
 
 
 @runtime_checkable

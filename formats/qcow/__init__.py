@@ -18,7 +18,7 @@ class QcowFormat:
     """qcow version 1 as a :class:`tapfs.driver.CreatableFormat`."""
 
     name = "qcow"
-    abilities = frozenset(Ability) - {Ability.SNAPSHOTS}
+    abilities = frozenset(Ability) - {Ability.SNAPSHOTS, Ability.RESIZE}
 
     @property
     def create_options(self) -> Mapping[str, str]:

@@ -39,13 +39,9 @@ class Qcow2Format:
 
         if not request.writable:
             return Qcow2Driver(file, request)
-        if is_extended(file):
-            from tapfs.formats.qcow2.extended import ExtendedQcow2Driver
+        from tapfs.formats.qcow2.editable import EditableExtendedQcow2Driver, EditableQcow2Driver
 
-            return ExtendedQcow2Driver(file, request)
-        from tapfs.formats.qcow2.writer import WritableQcow2Driver
-
-        return WritableQcow2Driver(file, request)
+        return (EditableExtendedQcow2Driver if is_extended(file) else EditableQcow2Driver)(file, request)
 
     @property
     def create_options(self) -> Mapping[str, str]:

@@ -39,7 +39,11 @@ class ExtendedQcow2Driver(WritableQcow2Driver):
         super().__init__(file, request)
         #: The clusters that reservations have taken: the guest's and the host's offset.
         self._taken: dict[Reservation, dict[int, int]] = {}
-        self._rounded_size = round_up(self.header.size, self.header.granule)
+
+    @property
+    def rounded_size(self) -> int:
+        """The end of the last subcluster of the disk."""
+        return round_up(self.header.size, self.header.granule)
 
     def reserve(self, ranges: Sequence[Range], operation: Operation) -> Reservation:
         """See :meth:`tapfs.driver.WritableDriver.reserve`."""
@@ -58,7 +62,7 @@ class ExtendedQcow2Driver(WritableQcow2Driver):
                 wishes.append(wish)
                 _widen(wide, wish.start, wish.stop)
                 if wish.host is None:  # nobody else may take another place for this cluster
-                    _widen(wide, wish.cluster, min(wish.cluster + size, self._rounded_size))
+                    _widen(wide, wish.cluster, min(wish.cluster + size, self.rounded_size))
                 at = wish.stop
         taken, fresh = self._take(wishes)
         placements: list[Placement] = []
@@ -96,7 +100,7 @@ class ExtendedQcow2Driver(WritableQcow2Driver):
         """What of ``[at, end)`` lies in the cluster of `at`, and where that cluster is, if it can be written there."""
         size = self.header.cluster_size
         cluster = round_down(at, size)
-        stop = min(cluster + size, self._rounded_size)
+        stop = min(cluster + size, self.rounded_size)
         unit, entry = divmod(cluster >> self.header.cluster_bits, self.header.slice_entries)
         words = self.slices.load(unit)
         word = 0 if words is None else words[2 * entry]
@@ -177,6 +181,11 @@ class ExtendedQcow2Driver(WritableQcow2Driver):
                 bitmap = changed.entries[2 * entry + 1]
                 changed.entries[2 * entry + 1] = bitmap | (~bitmap << SUBCLUSTERS & ALL_ZERO)
             changed.mark(2 * first, 2 * stop)
+
+    def release(self, words: array[int], first: int, stop: int) -> None:
+        """Lower the counts of what the entries ``[first, stop)`` of a slice refer to."""
+        for entry in range(first, stop):
+            self._release_word(words[2 * entry])
 
     def _release_word(self, word: int) -> None:
         """Lower the counts of what the first word of an entry refers to."""

@@ -67,6 +67,8 @@ class Qcow2Reader:
         #: Damage that a lenient open went past.
         self.open_findings: list[Finding] = []
         self.header: Header = parse_header(file.read(0, _HEAD_BYTES), file)
+        if request.grown_size is not None:
+            self.header = self.header._replace(size=request.grown_size)
         #: The first cluster: header, extensions and the backing name.
         self.head = file.read(0, self.header.cluster_size)
         self.extensions = self._read_extensions(lenient=request.lenient)

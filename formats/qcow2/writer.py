@@ -52,7 +52,7 @@ class WritableQcow2Driver(Qcow2Driver):
         super().__init__(file, request)
         self.refcounts = Refcounts(file, self.header)
         self.guard = Guard(self.header.cluster_size, [], [])
-        self._l1_pending: set[int] = set()
+        self.l1_pending: set[int] = set()
         self._l1_in_plan: set[int] = set()
         #: Places that are kept for L2 tables which a commit may need, by L1 index.
         self._tables: dict[int, int] = {}
@@ -143,12 +143,12 @@ class WritableQcow2Driver(Qcow2Driver):
 
     def flush(self) -> Plan:
         """The plan described at the head of this module; empty where nothing has changed."""
-        if not (self.slices.changed or self._l1_pending or self._l1_in_plan or self.refcounts.is_changed):
+        if not (self.slices.changed or self.l1_pending or self._l1_in_plan or self.refcounts.is_changed):
             return Plan()
         self.slices.begin_plan()
         self.refcounts.begin_plan()
-        self._l1_in_plan |= self._l1_pending
-        self._l1_pending = set()
+        self._l1_in_plan |= self.l1_pending
+        self.l1_pending = set()
         self._end_in_plan = max(self._durable_end, self.refcounts.end)
         bits = self.header.cluster_bits
         return plan(
@@ -187,6 +187,12 @@ class WritableQcow2Driver(Qcow2Driver):
             message = "an image with a data file takes no compressed clusters"
             raise ImageError(ErrorKind.UNSUPPORTED, message, path=self.file.path, op="compress")
         return Qcow2StreamWriter(self, self.file.path)
+
+    def flushed_plan(self) -> Iterator[Plan]:
+        """The plan of a flush, which is durable when whoever asked goes on: a part of an edit."""
+        made = self.flush()
+        yield made
+        self.flushed(made)
 
     # -- what must hold before a change ---------------------------------------------------------
 
@@ -281,7 +287,7 @@ class WritableQcow2Driver(Qcow2Driver):
             self.refcounts.raise_counts(host_offset >> bits, placement.length >> bits)
         for unit, first, stop in self.pieces(placement.offset, placement.length, used=False):
             changed = self.owned_slice(unit)
-            self._release(changed.entries, first, stop)
+            self.release(changed.entries, first, stop)
             changed.entries[first:stop] = consecutive(host_offset, stop - first, self.header.cluster_size)
             changed.mark(first, stop)
             host_offset += (stop - first) << bits
@@ -304,7 +310,7 @@ class WritableQcow2Driver(Qcow2Driver):
             if words[first:stop] == wanted:
                 continue
             changed = self.owned_slice(unit)
-            self._release(changed.entries, first, stop)
+            self.release(changed.entries, first, stop)
             changed.entries[first:stop] = wanted
             changed.mark(first, stop)
 
@@ -317,7 +323,7 @@ class WritableQcow2Driver(Qcow2Driver):
                     changed.entries[at] = ZERO
             changed.mark(first, stop)
 
-    def _release(self, words: array[int], first: int, stop: int) -> None:
+    def release(self, words: array[int], first: int, stop: int) -> None:
         """Lower the counts of what these entries refer to. What lies at an impossible place is left alone."""
         bits = self.header.cluster_bits
         if self.data_number:
@@ -359,7 +365,7 @@ class WritableQcow2Driver(Qcow2Driver):
         self.refcounts.raise_counts(place >> self.header.cluster_bits, 1)
         self.guard.add(place)
         self.l1[index] = place | COPIED
-        self._l1_pending.add(index)
+        self.l1_pending.add(index)
 
     # -- walking --------------------------------------------------------------------------------
 

@@ -61,6 +61,7 @@ class OpenOptions:
     `gate`: which files the images may name. `sharing`: who is let in beside us.
     `direct`: O_DIRECT for guest data, `request_owner`: the disk that those requests belong to (`LocalFile`).
     `created`: the image was made a moment ago and is empty (`OpenRequest.created`).
+    `grown_size`: bytes that the image is about to have, if it is growing (`OpenRequest.grown_size`).
     `overlay`: a file for scratch writes (`tapfs.disk.overlay`), `temporary`: one without a name; with either the image
     itself is opened read-only, whatever `writable` says. `say_raw`: how the user says that the
     image is raw, for remedies. `cache_bytes`: the bound of the engine's map cache, for all layers together.
@@ -80,6 +81,7 @@ class OpenOptions:
     sharing: Sharing = Sharing.EXCLUSIVE
     overlay: str | None = None
     created: bool = False
+    grown_size: int | None = None
     temporary: bool = False
     say_raw: str = SAY_RAW
     cache_bytes: int = DEFAULT_CACHE_BYTES
@@ -197,6 +199,7 @@ def _open_driver(found: Format, files: LocalFiles, options: OpenOptions) -> Driv
         further=files,
         scratch=ScratchFile if options.lenient else None,
         created=options.created,
+        grown_size=options.grown_size,
     )
     if options.snapshot is not None and options.writable:
         raise ImageError(ErrorKind.READ_ONLY, "a snapshot is only read", path=file.path, op="open")

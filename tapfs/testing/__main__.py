@@ -4,8 +4,8 @@
     python -m tapfs.testing tapfs_toy:FORMAT --image small.toy --image large.toy
 
 FORMAT is the name of an installed format (an entry point of the group tapfs.formats), or module:OBJECT. A writable
-format is tested by random requests and by crashes; every format by damaged images. What fails is named with the words
-that repeat it. The exit code is 1 then.
+format is tested by random requests, by crashes and by new sizes; every format by damaged images. What fails is named
+with the words that repeat it. The exit code is 1 then.
 """
 
 from __future__ import annotations
@@ -16,12 +16,18 @@ import sys
 import traceback
 from pathlib import Path
 
+from tapfs.driver import Resizable
 from tapfs.errors import ImageError
-from tapfs.testing import crash, hostile, operations
+from tapfs.testing import crash, hostile, operations, resize
 from tapfs.testing.subject import ViolationError, subject_named
 
 #: Each suite: its function, and the amount of work in one run.
-_SUITES = {"operations": (operations.run, 60), "crash": (crash.run, 30), "hostile": (hostile.run, 200)}
+_SUITES = {
+    "operations": (operations.run, 60),
+    "crash": (crash.run, 30),
+    "resize": (resize.run, 12),
+    "hostile": (hostile.run, 200),
+}
 
 #: A driver that takes more for a damaged image believes what the image says of its size.
 _MEMORY_BYTES = 4 << 30
@@ -58,6 +64,9 @@ def main(words: list[str] | None = None) -> int:
         run, amount = _SUITES[name]
         if name != "hostile" and not writable:
             sys.stdout.write(f"{name}: left out, for the format makes no images that can be written\n")
+            continue
+        if name == "resize" and not isinstance(subject.opened(subject.new_file(), writable=True), Resizable):
+            sys.stdout.write(f"{name}: left out, for the disks of the format keep their sizes\n")
             continue
         for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
             try:

@@ -217,6 +217,11 @@ class ModelDisk:
     backing: bytes = b""
     _begun: bool = field(default=False, init=False)
 
+    @property
+    def begun(self) -> bool:
+        """Whether anything was changed since the opening, or the last end."""
+        return self._begun
+
     def read(self, offset: int, length: int) -> bytes:
         """Read from the virtual disk."""
         return read_extents(self.driver, self.file, offset, length, self.backing)

@@ -73,15 +73,17 @@ class Subject:
         file.apply(cast("CreatableFormat", self.format).create(request))
         return file
 
-    def opened(self, file: MemoryFile, *, writable: bool = False, lenient: bool = False) -> Driver:
+    def opened(
+        self, file: MemoryFile, *, writable: bool = False, lenient: bool = False, grown_size: int | None = None
+    ) -> Driver:
         """A driver for the file. A journal that a crash has left is replayed, in the file itself if it is writable."""
-        return self.recovered(file, writable=writable, lenient=lenient)[0]
+        return self.recovered(file, writable=writable, lenient=lenient, grown_size=grown_size)[0]
 
     def recovered(
-        self, file: MemoryFile, *, writable: bool = False, lenient: bool = False
+        self, file: MemoryFile, *, writable: bool = False, lenient: bool = False, grown_size: int | None = None
     ) -> tuple[Driver, MemoryFile]:
         """The same, and the file that the driver reads: for a reader whose image has a journal it is another."""
-        request = OpenRequest(writable=writable, lenient=lenient, further=file)
+        request = OpenRequest(writable=writable, lenient=lenient, further=file, grown_size=grown_size)
         driver = self.format.open(file, request)
         plan = driver.recovery() if isinstance(driver, Recoverable) else None
         if not plan:

@@ -19,6 +19,7 @@ COLUMNS: dict[str, Ability | None] = {
     "read": None,
     "write": Ability.WRITE,
     "create": None,
+    "resize": Ability.RESIZE,
     "check": Ability.CHECK,
     "repair": Ability.REPAIR,
     "snapshots": Ability.SNAPSHOTS,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 List the formats that -f and -O take, with what tapfs can do with each: write its images in place,
 create them, over a parent (backing), compressed or encrypted, check and repair them, read the
-snapshots in them. Every format listed can be read. '-': a driver of another package that does not
+snapshots in them, resize them. Every format listed can be read. '-': a driver of another package that does not
 say. 'tapfs create -f FMT -o help' lists the options of a format."""
 
 #: Headings that are shorter than their key, so that the table fits a terminal of 80 columns.

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 _PROGRAM = "tapfs resize"
 _DESCRIPTION = """\
-Change the size of the image FILE to SIZE: 10G, or by so much with +1G and -1G. Raw images and RAM
-disks can be resized; an image of another format is resized by an overlay of the new size
-('tapfs create -b FILE NEW SIZE') or by converting it to raw. The partitions and file systems
-inside stay as they are.
+Change the size of the image FILE to SIZE: 10G, or by so much with +1G and -1G. What is added reads
+as zeros, also where the parent of an overlay is longer. The partitions and file systems inside stay
+as they are; with --shrink those behind the new end are lost. 'tapfs formats' says which formats can
+be resized; of another one make an overlay of the new size ('tapfs create -b FILE NEW SIZE').
 
 With --domain and --vdev instead of FILE it is the disk of a running Xen guest: the guest is told.
 Without SIZE the guest then learns the size that the image has now."""
@@ -41,6 +41,18 @@ def add_parser(subparsers: Subparsers) -> None:
         dest="force",
         action="store_true",
         help="even if it gets smaller: what lies behind the end is lost",
+    )
+    parser.add_argument("--backing", metavar="PARENT", help="the parent of FILE, if it is not where FILE says")
+    parser.add_argument(
+        "--backing-format",
+        metavar="FMT",
+        type=format_argument,
+        action="append",
+        default=[],
+        help="format of the parent",
+    )
+    parser.add_argument(
+        "--key-file", metavar="FILE", help="the first line of FILE is the password of an encrypted image"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     add_device_options(parser, required=False)
@@ -71,16 +83,26 @@ def _of_guest(arguments: argparse.Namespace) -> int:
 def _of_image(arguments: argparse.Namespace) -> int:
     if arguments.first is None or arguments.second is None:
         raise UsageError("FILE and SIZE are needed (or --domain and --vdev of a guest's disk)", _PROGRAM)
+    from tapfs.cli.options import unlocked
+    from tapfs.disk.chain import OpenOptions
     from tapfs.jobs.resize import resize_image
 
     text: str = arguments.second
     sign = {"+": 1, "-": -1}.get(text[:1], 0)
     size = _size(text[1:] if sign else text)
-    return resize_image(
+    options = OpenOptions(
+        format=arguments.format, backing=arguments.backing, backing_formats=tuple(arguments.backing_format)
+    )
+    return unlocked(
+        arguments.key_file,
         arguments.first,
-        lambda now: now + sign * size if sign else size,
-        format_name=arguments.format,
-        shrink=arguments.force,
+        lambda password: resize_image(
+            arguments.first,
+            lambda now: now + sign * size if sign else size,
+            options,
+            shrink=arguments.force,
+            password=password,
+        ),
     )
 
 

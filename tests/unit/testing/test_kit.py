@@ -13,10 +13,12 @@ import pytest
 
 from tapfs.disk.probe import format_named, own_format_names
 from tapfs.driver import Ability, CreatableFormat, DescribedFormat, HostFile, OpenRequest, Reservation
+from tapfs.errors import ImageError
 from tapfs.extent import Extent, Kind
 from tapfs.formats.qcow.writer import WritableQcowDriver
-from tapfs.plan import Plan
-from tapfs.testing import crash, hostile, operations
+from tapfs.formats.qcow2.editable import EditableQcow2Driver
+from tapfs.plan import Plan, Write, plan
+from tapfs.testing import crash, hostile, operations, resize
 from tapfs.testing.__main__ import main
 from tapfs.testing.laws import check_map
 from tapfs.testing.subject import Subject, ViolationError, subject_named
@@ -52,6 +54,51 @@ def test_our_drivers_pass(name: str, options: dict[str, str], overlay: bool) -> 
     assert operations.run(subject, 0, 40) == "40 requests"
     assert crash.run(subject, 0, 10).startswith("10 crashes in ")
     assert hostile.run(subject, 0, 60) == "60 images"
+
+
+#: Kinds that another size meets otherwise.
+RESIZED: list[tuple[str, dict[str, str], bool]] = [
+    ("qcow2", {"cluster_size": "512"}, True),
+    ("qcow2", {"compat": "0.10", "cluster_size": "4096"}, True),
+    ("qcow2", {"extended_l2": "on", "cluster_size": "16384"}, True),
+    ("qcow2", {"refcount_bits": "1", "cluster_size": "512"}, False),
+    ("qcow2", {"data_file": "outside", "cluster_size": "4096"}, True),
+    ("qcow2", {"data_file": "outside", "data_file_raw": "on"}, False),
+]
+
+
+def resizable_kinds() -> Iterator[tuple[str, dict[str, str], bool]]:
+    """The rows of the formats that can be resized, and more kinds of them."""
+    for name, options, overlay in kinds():
+        found = format_named(name)
+        if isinstance(found, DescribedFormat) and Ability.RESIZE in found.abilities:
+            yield name, options, overlay
+    yield from RESIZED
+
+
+@pytest.mark.parametrize(("name", "options", "overlay"), list(resizable_kinds()))
+def test_our_disks_get_other_sizes(name: str, options: dict[str, str], overlay: bool) -> None:  # noqa: FBT001
+    subject = subject_named(name, size=300_000 // 512 * 512, options=options, overlay=overlay)
+    for seed in range(2):
+        assert resize.run(subject, seed, 6) == "6 sizes"
+
+
+def test_bytes_of_a_longer_parent_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tapfs.testing.resize._zero_behind", lambda *_: None)
+    with pytest.raises(ViolationError, match="does not read as zeros"):
+        resize.run(subject_named("qcow2", size=300_032, overlay=True), 0, 12)
+
+
+def test_a_size_that_is_told_too_early_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = EditableQcow2Driver.make_room
+
+    def early(driver: EditableQcow2Driver, size: int) -> Iterator[Plan]:
+        yield plan([Write(0, 24, size.to_bytes(8, "big"))])
+        yield from right(driver, size)
+
+    monkeypatch.setattr(EditableQcow2Driver, "make_room", early)
+    with pytest.raises((ViolationError, ImageError)):
+        resize.run(subject_named("qcow2", size=300_032, options={"cluster_size": "512"}), 0, 12)
 
 
 def run_often(suite: Callable[[Subject, int, int], str], amount: int) -> None:

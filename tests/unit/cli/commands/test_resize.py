@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import tapfs
+import tapfs as tapfs_package
 from tapfs.errors import CODES, EXIT_USAGE, ErrorKind
 
 Run = Callable[..., Any]
@@ -66,9 +66,10 @@ def test_a_raw_image_must_be_named(tapfs: Run, image: Path) -> None:
     assert image.stat().st_size == 4096
 
 
-def test_other_formats_say_what_to_do(tapfs: Run, tmp_path: Path) -> None:
-    image, overlay = tmp_path / "a.qcow", tmp_path / "larger.qcow"
-    assert tapfs("create", "-f", "qcow", image, "1M") == (0, "", "")
+def test_other_formats_say_what_to_do(tapfs: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("tapfs.formats.qcow2.editable.EditableQcow2Driver.resize")
+    image, overlay = tmp_path / "a.qcow2", tmp_path / "larger.qcow2"
+    assert tapfs("create", "-f", "qcow2", image, "1M") == (0, "", "")
     before = image.read_bytes()
     code, _, err = tapfs("resize", image, "2M")
     assert code == CODES[ErrorKind.UNSUPPORTED].exit_code
@@ -76,6 +77,45 @@ def test_other_formats_say_what_to_do(tapfs: Run, tmp_path: Path) -> None:
     assert image.read_bytes() == before
     assert tapfs("create", *(str(overlay) if word == "NEW" else word for word in words)) == (0, "", "")
     assert json.loads(tapfs("info", "--json", overlay).out)["virtual_size"] == 2 << 20
+    code, _, err = tapfs("resize", "--shrink", image, "1K")
+    assert code == CODES[ErrorKind.UNSUPPORTED].exit_code
+    words = err.split("tapfs convert ")[1].split()
+    plain = tmp_path / "plain.qcow2"
+    assert tapfs("convert", *(str(plain) if word == "NEW" else word for word in words)).code == 0
+
+
+def test_what_an_overlay_gains_is_not_its_parents(tapfs: Run, tmp_path: Path) -> None:
+    parent, overlay = tmp_path / "parent.raw", tmp_path / "overlay.qcow2"
+    parent.write_bytes(b"old!" * (1 << 18))
+    assert tapfs("create", "-f", "qcow2", "-b", "parent.raw", "-F", "raw", overlay, "100000").code == 0
+    assert tapfs("resize", overlay, "2M").out == "2097152 bytes (2 MiB)\n"
+    with tapfs_package.open(overlay) as disk:
+        start = 100_352  # 100000 rounded up to a sector, as for a new image
+        assert disk.read(0, start) == b"old!" * (start // 4)
+        assert disk.read(start, disk.size - start) == bytes(disk.size - start)
+
+
+def test_an_overlay_without_its_parent_does_not_grow(tapfs: Run, tmp_path: Path) -> None:
+    parent, overlay = tmp_path / "parent.raw", tmp_path / "overlay.qcow2"
+    parent.write_bytes(b"old!" * (1 << 18))
+    assert tapfs("create", "-f", "qcow2", "-b", "parent.raw", "-F", "raw", overlay).code == 0
+    moved = parent.rename(tmp_path / "moved.raw")
+    code, _, err = tapfs("resize", overlay, "2M")
+    assert code == CODES[ErrorKind.NOT_FOUND].exit_code
+    assert "--backing" in err
+    assert tapfs("resize", "--backing", moved, overlay, "2M").code == 0
+
+
+def test_what_was_cut_off_does_not_come_back(tapfs: Run, tmp_path: Path) -> None:
+    image = tmp_path / "a.qcow2"
+    assert tapfs("create", "-f", "qcow2", image, "1M").code == 0
+    with tapfs_package.open(image, writable=True) as disk:
+        disk.write(0, b"data" * (1 << 18))
+    assert tapfs("resize", "--shrink", image, "512").code == 0
+    assert tapfs("check", image).code == 0
+    assert tapfs("resize", image, "1M").code == 0
+    with tapfs_package.open(image) as disk:
+        assert disk.read(0, 1 << 20) == (b"data" * 128).ljust(1 << 20, b"\0")
 
 
 def test_an_image_in_use(tapfs: Run, image: Path) -> None:
@@ -84,8 +124,8 @@ def test_an_image_in_use(tapfs: Run, image: Path) -> None:
     assert image.stat().st_size == 4096
 
 
-def tapfs_open(image: Path) -> tapfs.Image:
-    return tapfs.open(image, format="raw", writable=True)
+def tapfs_open(image: Path) -> tapfs_package.Image:
+    return tapfs_package.open(image, format="raw", writable=True)
 
 
 @pytest.mark.parametrize(

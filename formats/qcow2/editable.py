@@ -1,0 +1,29 @@
+"""The drivers of qcow2 images that are open for writing, with the edits of a whole image (`tapfs.edit_protocols`).
+
+Each edit is a function of a module of its own, over the writer; the methods here give it to the core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tapfs.formats.qcow2.extended import ExtendedQcow2Driver
+from tapfs.formats.qcow2.resize import make_room, resize
+from tapfs.formats.qcow2.writer import WritableQcow2Driver
+from tapfs.plan import Plan
+
+
+class EditableQcow2Driver(WritableQcow2Driver):
+    """An open image, read-write."""
+
+    def make_room(self, size: int) -> Iterator[Plan]:
+        """See :meth:`tapfs.driver.Resizable.make_room`."""
+        return make_room(self, size)
+
+    def resize(self, size: int) -> Iterator[Plan]:
+        """See :meth:`tapfs.driver.Resizable.resize`."""
+        return resize(self, size)
+
+
+class EditableExtendedQcow2Driver(EditableQcow2Driver, ExtendedQcow2Driver):
+    """An open image with subclusters, read-write."""
