@@ -36,7 +36,7 @@ from tapfs.plan import Grow, Plan, Shorten, Step, Write, plan
 _SECTOR = 512
 #: Metadata in memory that is worth a flush while a disk is cut.
 _FLUSH_BYTES = 4 << 20
-#: Where the length of the extra data stands in a snapshot's entry, and the extra data that has the size of the disk.
+#: The place of the length of the extra data in a snapshot's entry, and the bytes of extra data with a disk's size.
 _EXTRA_LENGTH_AT, _EXTRA_WITH_SIZE = 36, 16
 
 

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 List the formats that -f and -O take, with what tapfs can do with each: write its images in place,
-create them, over a parent (backing), compressed or encrypted, check and repair them, read the
-snapshots in them, resize them. Every format listed can be read. '-': a driver of another package that does not
-say. 'tapfs create -f FMT -o help' lists the options of a format."""
+create them, over a parent (backing), compressed (packed) or encrypted, check and repair them, read
+the snapshots in them, resize them. Every format listed can be read. '-': a driver of another package
+that does not say. 'tapfs create -f FMT -o help' lists the options of a format."""
 
 #: Headings that are shorter than their key, so that the table fits a terminal of 80 columns.
-_HEADINGS = {"snapshots": "SNAPS"}
+_HEADINGS = {"snapshots": "SNAP", "backing": "PARENT", "compress": "PACK", "encrypt": "CRYPT"}
 
 
 def add_parser(subparsers: Subparsers) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tapfs.disk.chain import OpenOptions, open_layer
 from tapfs.disk.probe import format_named, format_names, own_format_names
-from tapfs.driver import Checkable, CreatableFormat, Driver, Streamable, WritableDriver
+from tapfs.driver import Checkable, CreatableFormat, Driver, Resizable, Streamable, WritableDriver
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.jobs.create import NewImage, create_image
 
@@ -48,14 +48,15 @@ def test_all_formats_are_listed(tapfs: Run) -> None:
         "READ",
         "WRITE",
         "CREATE",
-        "BACKING",
-        "COMPRESS",
-        "ENCRYPT",
+        "PARENT",
+        "PACK",
+        "CRYPT",
         "CHECK",
         "REPAIR",
-        "SNAPS",
+        "SNAP",
+        "RESIZE",
     ]
-    assert lines[1].split() == ["raw", *["yes"] * 3, *["no"] * 6]
+    assert lines[1].split() == ["raw", *["yes"] * 3, *["no"] * 6, "yes"]
     assert all(len(line) <= 80 for line in lines)
 
 
@@ -78,6 +79,7 @@ def test_what_is_said_is_true(tapfs: Run, tmp_path: Path, ram_name: str, name: s
     layer = open_layer(path, OpenOptions(format=name, writable=True))
     with closing(layer.file):
         driver: Driver = layer.driver
+        assert said["resize"] == isinstance(driver, Resizable)
         assert said["write"] == isinstance(driver, WritableDriver)
         # Of some formats only images of a certain kind can be filled as a stream, but then those of the format can be.
         assert said["compress"] or not isinstance(driver, Streamable)
@@ -100,6 +102,6 @@ def test_a_format_that_does_not_say(tapfs: Run, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(
         "tapfs.disk.probe.format_named", lambda name: format_named("raw") if name == "raw" else Silent()
     )
-    assert tapfs("formats").out.splitlines()[2].split() == ["silent", "yes", "-", "no", *["-"] * 6]
+    assert tapfs("formats").out.splitlines()[2].split() == ["silent", "yes", "-", "no", *["-"] * 7]
     said = _listed(tapfs)["silent"]
     assert (said["read"], said["create"], said["write"]) == (True, False, None)
