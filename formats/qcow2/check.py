@@ -1,36 +1,35 @@
 """Check a qcow2 image: compare its refcounts with the references to each cluster, and both with the entries' bits.
 
-The references are counted in an array over the file's clusters, in windows, so memory stays bounded however long the
-file is. A leak is a cluster whose refcount is too high, a corruption one whose refcount is too low; each cluster
-counts once, as `qemu-img check` counts.
+The references are counted in windows of the file's clusters, so memory stays bounded however long the file is. A leak
+is a cluster whose refcount is too high, a corruption one whose refcount is too low; each cluster counts once, as
+`qemu-img check` counts.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, groupby
 from typing import NamedTuple
 
 from tapfs.driver import CheckReport, ProgressCallback, Severity
-from tapfs.extent import Kind
 from tapfs.formats.qcow2.counts import Counting
 from tapfs.formats.qcow2.entries import COPIED, OFFSET
 from tapfs.formats.qcow2.header import CORRUPT, DIRTY, INCOMPATIBLE_AT, SIZE_AT, WORD
 from tapfs.formats.qcow2.reader import Qcow2Reader
-from tapfs.formats.qcow2.references import References, TableUse
+from tapfs.formats.qcow2.references import References
+from tapfs.formats.qcow2.tally import WINDOW_BITS, Tally
+from tapfs.references import CountedWindow
 
-#: Clusters whose references are counted at a time: 64 MiB of counters.
-WINDOW = 1 << 25
+#: The largest count of references that is told from a larger one.
 _LARGEST = 0xFFFF
-_TYPECODE = "H"
-_PROGRESS_TABLES = 64
 
 
 class Mismatch(NamedTuple):
-    """A cluster whose refcount is not what it should be."""
+    """Clusters from the number `first` on whose refcount is not what it should be."""
 
-    cluster: int
+    first: int
+    clusters: int
     refcount: int
     references: int
 
@@ -48,10 +47,13 @@ class Check:
         self._note_header()
         self.references = References(image, self._fault)
         self._counting = Counting(image.header.refcount_order)
-        self._table_words: tuple[int, array[int]] | None = None
+        self._tally = Tally(image, self.references)
+        self._windows: set[int] = set()
+        #: Whether each count is right and none is larger than 1.
+        self._all_single = True
         for mismatch in self.mismatches():
             self._tell(mismatch)
-        self.report.allocated_bytes = self.references.allocated_bytes
+        self.report.allocated_bytes = self._tally.data_bytes
         for message, offset in chain(self.cut_clusters(), self.wrong_bits()):
             self.report.add(Severity.CORRUPTION, message, offset)
 
@@ -64,16 +66,19 @@ class Check:
         """The clusters whose refcounts are wrong, ascending in each window."""
         per_block = self._image.header.block_entries
         # Blocks say which windows there are besides those that are referred to.
-        windows = {index * per_block // WINDOW for index in self.references.blocks}
-        done: set[int] = set()
-        waiting = {0}
+        waiting = {0} | {index * per_block >> WINDOW_BITS for index in self.references.blocks}
+        self._windows = set()
+        self._all_single = True
         while waiting:
-            window = waiting.pop()
-            done.add(window)
-            counted, others = self._count(window)
+            number = waiting.pop()
+            window = self._tally.window(number, self._progress)
+            self._windows.add(number)
             self._telling = False
-            waiting |= (others | windows) - done
-            yield from self._compare(window, counted)
+            waiting |= window.others - self._windows
+            self._all_single &= window.width == 1 and not window.counts.translate(None, b"\0\1")
+            for mismatch in self._compare(window):
+                self._all_single = False
+                yield mismatch
         self._telling = True
 
     def cut_clusters(self) -> Iterator[tuple[str, int]]:
@@ -96,33 +101,65 @@ class Check:
             place = entry & OFFSET
             if place and image.slices.table_fault(place) is None and self._alone(place) != (entry & COPIED != 0):
                 yield f"L1 entry {index}: {_bit_message(entry)}", image.l1_offset + WORD * index
-        if image.header.has_data_file:
+        # Where each cluster has one reference and each entry says so nothing is left to look for.
+        if image.header.has_data_file or (self._all_single and not self._tally.shared):
             return
-        step = image.header.l2_entry_bytes
-        per_entry = step // WORD
         self._telling = False
-        for use in self.references.tables:
-            if not use.current:
-                continue
-            words = self.references.words(use)
-            for first, stop in self._placed(use, words):
-                for at in range(first, stop):
-                    word = words[at * per_entry]
-                    if self._alone(word & OFFSET) != (word & COPIED != 0):
-                        yield f"L2 entry {at}: {_bit_message(word)}", use.place + at * step
+        for number in sorted(self._windows):
+            yield from self._wrong_entries(number << WINDOW_BITS)
         self._telling = True
 
     # -- inside ---------------------------------------------------------------------------------
 
-    def _placed(self, use: TableUse, words: array[int]) -> Iterator[tuple[int, int]]:
-        """The entries with a place of their own whose bit may be wrong: those of a run are looked at together first."""
-        bits = self._image.header.cluster_bits
-        for run in self.references.runs(use, words):
-            if run.kind is Kind.COMPRESSED or not run.host_offset:
+    def _wrong_entries(self, base: int) -> Iterator[tuple[str, int]]:
+        step = self._image.header.l2_entry_bytes
+        alone = self._owned_alone(base)
+        for use in self.references.tables:
+            if not use.current:
                 continue
-            count = 1 if self._image.header.extended_l2 else run.length >> bits
-            if not (run.copied and self._all_alone(run.host_offset >> bits, count)):
-                yield run.first, run.first + count
+            for at in self._tally.wrong_owners(use, base, alone):
+                word = int.from_bytes(self._image.file.read(use.place + at * step, WORD), "big")
+                yield f"L2 entry {at}: {_bit_message(word)}", use.place + at * step
+
+    def _owned_alone(self, base: int) -> bytearray:
+        """For each cluster of a window whether its refcount is 1, one byte each."""
+        clusters = min(1 << WINDOW_BITS, (-(-self._image.file.size() >> self._image.header.cluster_bits)) - base)
+        alone = bytearray(max(0, clusters))
+        for low, high, raw in self._blocks(base, len(alone)):
+            start = low - low % self._image.header.block_entries
+            if raw:
+                alone[low - base : high - base] = self._counting.alone(raw)[low - start : high - start]
+        return alone
+
+    def _blocks(self, base: int, clusters: int) -> Iterator[tuple[int, int, bytes]]:
+        """The refcount blocks of a window: the clusters ``[low, high)`` that each counts, and its bytes or none."""
+        per_block = self._image.header.block_entries
+        size = self._image.header.cluster_size
+        # A count of what lies behind the end of the file takes no space: it is no leak, nor is it to qemu-img.
+        for index in range(base // per_block, -(-(base + clusters) // per_block)):
+            low, high = max(index * per_block, base), min((index + 1) * per_block, base + clusters)
+            place = self.references.blocks.get(index)
+            yield low, high, b"" if place is None else self._image.file.read(place, size).ljust(size, b"\0")
+
+    def _compare(self, window: CountedWindow) -> Iterator[Mismatch]:
+        per_block = self._image.header.block_entries
+        for low, high, raw in self._blocks(window.base, window.clusters):
+            wanted = window.references(low, high)
+            start = low - low % per_block
+            if not raw and wanted.count(0) == high - low:
+                continue
+            if not raw:
+                numbers = array("B", bytes(high - low))
+            elif window.width == 1 and self._counting.capped(raw)[low - start : high - start] == wanted.tobytes():
+                continue
+            else:
+                numbers = self._counting.numbers(raw)[low - start : high - start]
+            at = low
+            for (number, references), same in groupby(zip(numbers, wanted, strict=True)):
+                count = sum(1 for _ in same)
+                if number != references and not (references == _LARGEST and number > _LARGEST):
+                    yield Mismatch(at, count, number, references)
+                at += count
 
     def _fault(self, message: str, offset: int | None) -> None:
         if self._telling:
@@ -138,83 +175,27 @@ class Check:
         if lost:
             report.add(Severity.NOTE, f"size is no multiple of 512: QEMU does not show the last {lost} bytes", SIZE_AT)
 
-    def _count(self, window: int) -> tuple[array[int], set[int]]:
-        """The references to the clusters of a window, and the other windows that are referred to."""
-        base = window * WINDOW
-        clusters = max(0, min(WINDOW, -(-self._image.file.size() >> self._image.header.cluster_bits) - base))
-        counted = array(_TYPECODE, bytes(2 * clusters))
-        others: set[int] = set()
-        total = len(self.references.tables)
-        for number, (first, count, times, _) in enumerate(self.references.walk()):
-            if self._progress is not None and number % _PROGRESS_TABLES == 0:
-                self._progress(min(number, total), total)
-            if not base <= first < base + clusters or first + count > base + clusters:
-                others.update(range(first // WINDOW, (first + count - 1) // WINDOW + 1))
-            low, high = max(first - base, 0), min(first + count - base, clusters)
-            if low >= high:
-                continue
-            if high - low > 1 and not any(counted[low:high]):
-                counted[low:high] = array(_TYPECODE, [min(times, _LARGEST)]) * (high - low)
-                continue
-            for at in range(low, high):
-                counted[at] = min(counted[at] + times, _LARGEST)
-        others.discard(window)
-        return counted, others
-
-    def _compare(self, window: int, counted: array[int]) -> Iterator[Mismatch]:
-        per_block = self._image.header.block_entries
-        base = window * WINDOW
-        first = base // per_block
-        # A count of what lies behind the end of the file takes no space: it is no leak, nor is it to qemu-img.
-        for index in range(first, -(-(base + len(counted)) // per_block)):
-            start = index * per_block
-            low, high = max(start, base), min(start + per_block, base + len(counted))
-            wanted = counted[low - base : high - base]
-            place = self.references.blocks.get(index)
-            if place is None:
-                yield from (Mismatch(low + at, 0, number) for at, number in enumerate(wanted) if number)
-                continue
-            numbers = self._numbers(place)[low - start : high - start]
-            if numbers.typecode == _TYPECODE and numbers == wanted:
-                continue
-            for at, (number, references) in enumerate(zip(numbers, wanted, strict=True)):
-                if number != references and not (references == _LARGEST and number > _LARGEST):
-                    yield Mismatch(low + at, number, references)
-
-    def _numbers(self, place: int) -> array[int]:
-        if self._table_words is None or self._table_words[0] != place:
-            size = self._image.header.cluster_size
-            raw = self._image.file.read(place, size).ljust(size, b"\0")
-            self._table_words = place, self._counting.numbers(raw)
-        return self._table_words[1]
-
     def _tell(self, mismatch: Mismatch) -> None:
         size = self._image.header.cluster_size
-        cluster, refcount, references = mismatch
-        message = f"cluster {cluster} has refcount {refcount} and {references} references"
-        if refcount > references:
-            self.report.leaked_bytes += size
-            self.report.add(Severity.LEAK, message, cluster * size)
-        else:
-            self.report.add(Severity.CORRUPTION, message, cluster * size)
+        first, clusters, refcount, references = mismatch
+        severity = Severity.LEAK if refcount > references else Severity.CORRUPTION
+        if severity is Severity.LEAK:
+            self.report.leaked_bytes += size * clusters
+        for cluster in range(first, first + clusters):
+            message = f"cluster {cluster} has refcount {refcount} and {references} references"
+            self.report.add(severity, message, cluster * size)
 
     def _alone(self, place: int) -> bool:
-        return self._all_alone(place >> self._image.header.cluster_bits, 1)
-
-    def _all_alone(self, first: int, count: int) -> bool:
-        """Whether the refcounts of clusters are all 1."""
-        per_block = self._image.header.block_entries
-        while count:
-            index, inside = divmod(first, per_block)
-            part = min(count, per_block - inside)
-            place = self.references.blocks.get(index)
-            if place is None:
-                return False
-            numbers = self._numbers(place)[inside : inside + part]
-            if numbers.count(1) != part:
-                return False
-            first, count = first + part, count - part
-        return True
+        """Whether the refcount of the cluster at a place is 1."""
+        index, inside = divmod(place >> self._image.header.cluster_bits, self._image.header.block_entries)
+        block = self.references.blocks.get(index)
+        if block is None:
+            return False
+        first, stop = self._counting.byte_range(inside, 1)
+        raw = self._image.file.read(block + first, stop - first)
+        if len(raw) < stop - first:
+            return False
+        return self._counting.get(raw, inside - (8 * first >> self._image.header.refcount_order)) == 1
 
 
 def _bit_message(entry: int) -> str:

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import sys
 from array import array
-from functools import cache
+from functools import cache, reduce
 
 _TYPECODES = {3: "B", 4: "H", 5: "I", 6: "Q"}
 _BYTE_ORDER = 3
+
+#: Translations of bytes: 1 to 1 and all else to 0, all but 0 to 255, each to its opposite.
+_ONLY_ONE = bytes(number == 1 for number in range(256))
+_ALL_BITS = bytes(0xFF if number else 0 for number in range(256))
+_INVERTED = bytes(0xFF - number for number in range(256))
 
 
 @cache
@@ -66,26 +71,54 @@ class Counting:
     def numbers(self, raw: bytes) -> array[int]:
         """All numbers of a block."""
         if self._order < _BYTE_ORDER:
-            spread = _spread(self._order)
-            return array("B", b"".join([spread[byte] for byte in raw]))
+            return array("B", self._spread_out(raw))
         numbers = array(_TYPECODES[self._order], raw)
         if sys.byteorder == "little" and self._width > 1:
             numbers.byteswap()
         return numbers
 
+    def capped(self, raw: bytes) -> bytes:
+        """The numbers of a block, one byte each: 255 for a larger one."""
+        if self._order < _BYTE_ORDER:
+            return self._spread_out(raw)
+        low = raw[self._width - 1 :: self._width]
+        high = self._high(raw)
+        return low if high is None else _either(low, high.translate(_ALL_BITS))
+
+    def alone(self, raw: bytes) -> bytes:
+        """One byte for each number of a block, not 0 only where the number is 1."""
+        if self._order < _BYTE_ORDER:
+            return self._spread_out(raw).translate(_ONLY_ONE)
+        low = raw[self._width - 1 :: self._width].translate(_ONLY_ONE)
+        high = self._high(raw)
+        return low if high is None else _both(low, high.translate(_ALL_BITS).translate(_INVERTED))
+
     def used(self, raw: bytes) -> bytes:
         """One byte for each number of a block, 0 where the number is 0 and only there."""
         if self._order < _BYTE_ORDER:
-            spread = _spread(self._order)
-            return b"".join([spread[byte] for byte in raw])
-        width = self._width
-        if width == 1:
-            return raw
-        joined = 0
-        for part in range(width):
-            joined |= int.from_bytes(raw[part::width], "big")
-        return joined.to_bytes(len(raw) // width, "big")
+            return self._spread_out(raw)
+        low = raw[self._width - 1 :: self._width]
+        high = self._high(raw)
+        return low if high is None else _either(low, high)
+
+    def _spread_out(self, raw: bytes) -> bytes:
+        spread = _spread(self._order)
+        return b"".join([spread[byte] for byte in raw])
+
+    def _high(self, raw: bytes) -> bytes | None:
+        """All but the lowest bytes of the numbers, combined by OR; None if all of them are 0."""
+        parts = [raw[part :: self._width] for part in range(self._width - 1)]
+        parts = [part for part in parts if part.count(0) != len(part)]
+        return reduce(_either, parts) if parts else None
 
     def _place(self, index: int) -> tuple[int, int]:
         per_byte_bits = 3 - self._order
         return index >> per_byte_bits, (index & ((1 << per_byte_bits) - 1)) << self._order
+
+
+def _either(left: bytes, right: bytes) -> bytes:
+    return (int.from_bytes(left, "big") | int.from_bytes(right, "big")).to_bytes(len(left), "big")
+
+
+def _both(left: bytes, right: bytes) -> bytes:
+    return (int.from_bytes(left, "big") & int.from_bytes(right, "big")).to_bytes(len(left), "big")

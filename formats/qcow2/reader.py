@@ -182,9 +182,13 @@ class Qcow2Reader:
         for run in self.decoder.runs(words, first, min(clusters, self.header.slice_entries if stop is None else stop)):
             if isinstance(run, EntryFault):
                 raise self._entry_error(unit, run.entry, run.message)
-            wrong = self.place_fault(run) or self.cut_fault(run, unit * self.header.unit)
+            wrong = self.place_fault(run)
             if wrong is not None:
                 raise self._entry_error(unit, run.first, wrong)
+            wrong = self.cut_fault(run, unit * self.header.unit)
+            if wrong is not None:
+                last = run.first + (run.length - 1 >> self.header.cluster_bits)
+                raise self._entry_error(unit, last, wrong)
             found.append(run)
         return found
 

@@ -26,6 +26,8 @@ from tapfs.formats.qcow2.reader import Qcow2Reader
 FaultCallback = Callable[[str, int | None], None]
 #: A damaged entry that refers to a place so many bytes behind the end of the file keeps nobody from using the end.
 _FAR_BYTES = 1 << 30
+#: Bits 1 to 8 and 56 to 61 of an L2 entry that is not compressed are reserved.
+RESERVED = 0x3F000000000001FE
 #: Bits 0 to 8 of a refcount table's entry are reserved.
 _BLOCK_PLACE = ((1 << 64) - 1) & ~0x1FF
 
@@ -56,7 +58,7 @@ class References:
         self._fault = fault
         self._bits = image.header.cluster_bits
         self._size = image.file.size()
-        #: Bytes of guest data of the current disk, as far as `walk` has come.
+        #: Bytes of guest data of the current disk in the entries that were decoded since `begin`.
         self.allocated_bytes = 0
         #: The end of all that is referred to and lies past the end of the file, but for what is much too far away.
         self.dangling_end = 0
@@ -77,13 +79,17 @@ class References:
         """The L2 tables, ascending by place; each can be read."""
         return self._uses
 
+    def begin(self) -> None:
+        """Everything is looked at anew."""
+        self.allocated_bytes = 0
+
     def walk(self) -> Iterator[Referred]:
         """Every reference. It can be walked again; faults are told of each time."""
-        self.allocated_bytes = 0
+        self.begin()
         yield from self.fixed()
         for use in self._uses:
             yield Referred(use.place >> self._bits, 1, use.times)
-            yield from self._in_table(use)
+            yield from self.of_entries(use, self.decoded(self.raw(use)), 0, self._image.header.l2_entries)
 
     def fixed(self) -> Iterator[Referred]:
         """The references of all but L2 tables."""
@@ -100,32 +106,94 @@ class References:
             yield from self._range(header.snapshots_offset, end - header.snapshots_offset)
         yield from self._of_extensions()
 
-    def words(self, use: TableUse) -> array[int]:
-        """The words of an L2 table."""
+    def raw(self, use: TableUse) -> bytes:
+        """An L2 table as it stands on the disk."""
         size = self._image.header.cluster_size
-        return decode(self._file.read(use.place, size).ljust(size, b"\0"), TYPECODE, BYTE_ORDER)
+        return self._file.read(use.place, size).ljust(size, b"\0")
 
-    def runs(self, use: TableUse, words: array[int]) -> Iterator[Run]:
-        """The runs of an L2 table; of what cannot be true `fault` is told."""
-        image = self._image
-        entries = image.header.l2_entries
-        for run in image.decoder.runs(words, 0, entries):
-            entry = run.entry if isinstance(run, EntryFault) else run.first
-            wrong = run.message if isinstance(run, EntryFault) else image.place_fault(run)
-            if wrong is not None:
-                self._fault(f"L2 entry {entry}: {wrong}", use.place + entry * image.header.l2_entry_bytes)
-                if isinstance(run, Run):
-                    self._dangles(run.host_offset, max(run.length, run.host_length))
-            elif isinstance(run, Run):
-                if run.kind is Kind.DATA and run.host_offset + run.length > image.data_size:
+    def decoded(self, raw: bytes) -> array[int]:
+        """The words of an L2 table."""
+        return decode(raw, TYPECODE, BYTE_ORDER)
+
+    def placed(self, use: TableUse, words: array[int], first: int, stop: int) -> Iterator[Run]:
+        """The runs of entries that have clusters of their own, whose bit "owned alone" says something."""
+        for run in self._runs(use, words, first, stop):
+            if run.kind is not Kind.COMPRESSED and run.host_offset:
+                yield run
+
+    def of_entries(self, use: TableUse, words: array[int], first: int, stop: int) -> Iterator[Referred]:
+        """The references of the entries ``[first, stop)`` of a table."""
+        image, bits = self._image, self._bits
+        per_entry = image.header.l2_entry_bytes // WORD
+        last_entry = -1
+        for run in self._runs(use, words, first, stop):
+            if run.kind is Kind.COMPRESSED:
+                start, length = compressed_place(words[run.first * per_entry], bits)
+                last = min(start + length, max(start + 1, self._size)) - 1
+                self.allocated_bytes += run.host_length if use.current else 0
+                yield Referred(start >> bits, (last >> bits) - (start >> bits) + 1, use.times)
+                continue
+            self.allocated_bytes += run.length if use.current and run.kind is Kind.DATA else 0
+            if image.data_number or image.header.has_data_file:
+                continue
+            if not image.header.extended_l2:
+                if run.host_offset:
+                    yield Referred(run.host_offset >> bits, run.length >> bits, use.times)
+            elif run.first != last_entry and words[2 * run.first] & OFFSET:
+                last_entry = run.first
+                yield Referred((words[2 * run.first] & OFFSET) >> bits, 1, use.times)
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _runs(self, use: TableUse, words: array[int], first: int, stop: int) -> Iterator[Run]:
+        """The runs of entries of an L2 table; of each entry that cannot be true `fault` is told once."""
+        header = self._image.header
+        per_entry = header.l2_entry_bytes // WORD
+        told = -1
+        for run in self._image.decoder.runs(words, first, stop):
+            if isinstance(run, EntryFault):
+                self._tell(use, run.entry, run.message)
+                continue
+            entries = 1 if header.extended_l2 else run.length >> self._bits
+            word = words[run.first * per_entry]
+            wrong = self._wrong(run, word)
+            cut = run.kind is Kind.DATA and run.host_offset + run.length > self._image.data_size
+            if (cut or wrong is not None) and entries > 1:
+                for entry in range(run.first, run.first + entries):
+                    yield from self._runs(use, words, entry, entry + 1)
+                continue
+            reserved = word & RESERVED and run.kind is not Kind.COMPRESSED
+            if (wrong is not None or reserved) and told != run.first:
+                for entry in range(run.first, run.first + entries):
+                    self._tell(use, entry, wrong or f"has bits that are reserved ({word:#x})")
+                told = run.first
+            if wrong is None:
+                if cut:
                     self.cut[use.place] = run
                 yield run
+            else:
+                self._dangles(run.host_offset, max(run.length, run.host_length))
+
+    def _wrong(self, run: Run, word: int) -> str | None:
+        """What makes the place of a run impossible. A cluster of zeros has one, too."""
+        image = self._image
+        wrong = image.place_fault(run)
+        place = word & OFFSET
+        if wrong is not None or run.kind is Kind.COMPRESSED or not place or image.header.has_data_file:
+            return wrong
+        if place % image.header.cluster_size:
+            return f"cluster at {place:#x} not aligned to a cluster"
+        if image.header.extended_l2:
+            return None if place < self._size else f"cluster at {place:#x} past the end of the file ({self._size:#x})"
+        last = run.host_offset + run.length - image.header.cluster_size
+        return None if last < self._size else f"cluster at {place:#x} past the end of the file ({self._size:#x})"
+
+    def _tell(self, use: TableUse, entry: int, message: str) -> None:
+        self._fault(f"L2 entry {entry}: {message}", use.place + entry * self._image.header.l2_entry_bytes)
 
     def _dangles(self, place: int, length: int) -> None:
         if place < self._size + _FAR_BYTES:
             self.dangling_end = max(self.dangling_end, place + length)
-
-    # -- inside ---------------------------------------------------------------------------------
 
     def _range(self, start: int, length: int, *, refcounts: bool = False) -> Iterator[Referred]:
         self._dangles(start, length)
@@ -194,36 +262,6 @@ class References:
             elif place:
                 places.append(place)
         return places
-
-    def _in_table(self, use: TableUse) -> Iterator[Referred]:
-        image, bits = self._image, self._bits
-        words = self.words(use)
-        per_entry = image.header.l2_entry_bytes // WORD
-        last_entry = -1
-        for run in self.runs(use, words):
-            if run.kind is Kind.COMPRESSED:
-                start, length = compressed_place(words[run.first * per_entry], bits)
-                last = min(start + length, max(start + 1, self._size)) - 1
-                self.allocated_bytes += run.host_length if use.current else 0
-                yield Referred(start >> bits, (last >> bits) - (start >> bits) + 1, use.times)
-                continue
-            self.allocated_bytes += run.length if use.current and run.kind is Kind.DATA else 0
-            if image.data_number or image.header.has_data_file:
-                continue
-            if not image.header.extended_l2:
-                if run.host_offset:
-                    yield from self._data(run, run.host_offset, run.length >> bits, use)
-            elif run.first != last_entry and words[2 * run.first] & OFFSET:
-                last_entry = run.first
-                yield from self._data(run, words[2 * run.first] & OFFSET, 1, use)
-
-    def _data(self, run: Run, place: int, clusters: int, use: TableUse) -> Iterator[Referred]:
-        if place % (1 << self._bits) or place >= self._size:
-            self._fault(f"L2 entry {run.first}: cluster at {place:#x} cannot be there", use.place)
-            self._dangles(place, clusters << self._bits)
-            return
-        most = -(-self._size >> self._bits) - (place >> self._bits)
-        yield Referred(place >> self._bits, min(clusters, most), use.times)
 
     def _of_extensions(self) -> Iterator[Referred]:
         image = self._image

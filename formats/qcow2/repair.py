@@ -56,9 +56,10 @@ def _correct(image: Qcow2Reader) -> list[Plan]:
     high = [each for each in wrong if each.refcount > each.references]
     plans: list[Plan] = []
     if low:
-        plans.append(_corrected(image, low, f"{_clusters(len(low))} with refcounts that were too low"))
+        count = sum(each.clusters for each in low)
+        plans.append(_corrected(image, low, f"{_clusters(count)} with refcounts that were too low"))
     if high:
-        leaked = len(high) * image.header.cluster_size
+        leaked = sum(each.clusters for each in high) * image.header.cluster_size
         plans.append(_corrected(_seen(image, plans), high, f"leaked space of {leaked} bytes"))
     return plans
 
@@ -90,8 +91,9 @@ def _corrected(image: Qcow2Reader, wrong: list[Mismatch], mends: str) -> Plan:
     end = _End(image, References(image, _ignored), refcounts.counted_end())
     start = end.end
     for each in wrong:
-        refcounts.ensure(each.cluster, 1, end.take)
-        refcounts.set_count(each.cluster, each.references)
+        refcounts.ensure(each.first, each.clusters, end.take)
+        for cluster in range(each.first, each.first + each.clusters):
+            refcounts.set_count(cluster, each.references)
     return _refcount_plan(refcounts, end.end if end.end > start else 0, mends)
 
 

@@ -102,9 +102,10 @@ def _note_parent(report: CheckReport, layer: Layer, options: OpenOptions) -> Non
 @contextlib.contextmanager
 def _opened(path: str, options: OpenOptions, *, writable: bool) -> Generator[tuple[LocalFiles, Layer | ImageError]]:
     """The files with the image in them, or with the damage that kept it from opening."""
-    from tapfs.kernel.marking import use_engine  # the functions of a check alone, not all of the engine's wrappers
+    from tapfs.kernel import marking, references  # the functions of a check alone, not all of the engine's wrappers
 
-    use_engine()
+    marking.use_engine()
+    references.use_engine()
     lenient = OpenOptions(
         format=options.format, lenient=True, sharing=options.sharing, gate=options.gate, writable=writable
     )

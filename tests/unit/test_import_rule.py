@@ -17,6 +17,7 @@ PURE_CORE = {
     "tapfs.extent",
     "tapfs.marking",
     "tapfs.plan",
+    "tapfs.references",
     "tapfs.tables",
 }
 
@@ -52,6 +53,7 @@ CONTRACT = {
     "host_files",
     "marking",
     "plan",
+    "references",
     "reservation",
     "tables",
 }

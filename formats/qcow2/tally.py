@@ -1,0 +1,138 @@
+"""Count the references to each cluster of a qcow2 file, for a check: by the engine where an entry is plain.
+
+The engine ends at an entry that cannot be true. That one is decoded by :mod:`tapfs.formats.qcow2.references`, which
+tells what is wrong with it, and the engine goes on behind it. Without the engine all entries are decoded so.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+from tapfs.driver import ProgressCallback
+from tapfs.formats.qcow2.entries import COMPRESSED, COPIED, OFFSET, ZERO, packed_bits
+from tapfs.formats.qcow2.header import Header
+from tapfs.formats.qcow2.reader import Qcow2Reader
+from tapfs.formats.qcow2.references import RESERVED, References, TableUse
+from tapfs.formats.qcow2.signature import VERSIONS
+from tapfs.formats.qcow2.space import MAX_HOST_SIZE
+from tapfs.references import CountedWindow, EntryCounter, EntryLayout, entry_counter
+
+#: The clusters of a window, as a power of two: 32 MiB of counters, or 64 MiB where some are large.
+WINDOW_BITS = 25
+_PROGRESS_TABLES = 64
+
+
+class Tally:
+    """Counts references window by window, and looks at what entries say of their clusters."""
+
+    def __init__(self, image: Qcow2Reader, references: References) -> None:
+        self._image = image
+        self._references = references
+        self._entries = image.header.l2_entries
+        self._file_clusters = -(-image.file.size() >> image.header.cluster_bits)
+        self._counter = _counter(image)
+        #: Bytes of guest data of the current disk, and how many of its entries do not own their cluster.
+        self.data_bytes = self.shared = 0
+
+    def window(self, number: int, progress: ProgressCallback | None = None) -> CountedWindow:
+        """The references to the clusters of a window. Faults are told of each time."""
+        window = CountedWindow(number, WINDOW_BITS, self._file_clusters)
+        references = self._references
+        references.begin()
+        for each in references.fixed():
+            window.add(each.first, each.clusters, each.times)
+        total = len(references.tables)
+        data_bytes = shared = 0
+        bits = self._image.header.cluster_bits
+        for at, use in enumerate(references.tables):
+            if progress is not None and at % _PROGRESS_TABLES == 0:
+                progress(at, total)
+            window.add(use.place >> bits, 1, use.times)
+            self._count_table(use, window)
+            if use.current:
+                data_bytes, shared = window.data_bytes, window.shared
+            window.data_bytes, window.shared = data_bytes, shared
+        if progress is not None:
+            progress(total, total)
+        self.data_bytes, self.shared = data_bytes + references.allocated_bytes, shared
+        return window
+
+    def wrong_owners(self, use: TableUse, base: int, alone: bytearray) -> list[int]:
+        """The entries of a table that say otherwise than `alone` whether they own their cluster.
+
+        Those of clusters elsewhere than in the window at `base` are left out.
+        """
+        found: list[int] = []
+        raw = self._references.raw(use)
+        at = 0
+        words: array[int] | None = None
+        while at < self._entries:
+            stop = self._entries
+            if self._counter is not None:
+                at = self._counter.find_ownership(raw, at, self._entries, base, alone)
+                stop = min(at + 1, self._entries)
+            if at < stop:
+                words = self._references.decoded(raw) if words is None else words
+                found += self._wrong_between(use, words, at, stop, base, alone)
+            at = stop
+        return found
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _count_table(self, use: TableUse, window: CountedWindow) -> None:
+        raw = self._references.raw(use)
+        at = 0
+        words: array[int] | None = None
+        while at < self._entries:
+            stop = self._entries
+            if self._counter is not None:
+                at = self._counter.count(raw, at, self._entries, use.times, window)
+                stop = min(at + 1, self._entries)
+            if at < stop:
+                words = self._references.decoded(raw) if words is None else words
+                for each in self._references.of_entries(use, words, at, stop):
+                    window.add(each.first, each.clusters, each.times)
+                # What was decoded here may share its cluster, so a look at the bits is due.
+                window.shared += use.current
+            at = stop
+
+    def _wrong_between(
+        self, use: TableUse, words: array[int], first: int, stop: int, base: int, alone: bytearray
+    ) -> list[int]:
+        header = self._image.header
+        per_entry = header.l2_entry_bytes // 8
+        found: list[int] = []
+        for run in self._references.placed(use, words, first, stop):
+            count = 1 if header.extended_l2 else run.length >> header.cluster_bits
+            for at in range(run.first, run.first + count):
+                cluster = ((words[at * per_entry] & OFFSET) >> header.cluster_bits) - base
+                if 0 <= cluster < len(alone) and run.copied != bool(alone[cluster]):
+                    found.append(at)
+        return found
+
+
+def _counter(image: Qcow2Reader) -> EntryCounter | None:
+    """None also where entries refer to clusters of another file, which have no counts."""
+    return None if image.header.has_data_file else entry_counter(_layout(image.header, image))
+
+
+def _layout(header: Header, image: Qcow2Reader) -> EntryLayout:
+    bits = packed_bits(header.cluster_bits)
+    has_zeros = header.version > VERSIONS[0] and not header.extended_l2
+    return EntryLayout(
+        cluster_bits=header.cluster_bits,
+        file_size=image.file.size(),
+        place_mask=OFFSET,
+        owned_mask=COPIED,
+        packed_mask=COMPRESSED,
+        packed_place_mask=(1 << bits) - 1,
+        packed_length_shift=bits,
+        packed_length_mask=(1 << header.cluster_bits - 8) - 1,
+        zero_mask=ZERO if has_zeros else 0,
+        impossible_mask=RESERVED | (0 if has_zeros else ZERO),
+        packed_impossible_mask=COPIED,
+        bitmaps=header.extended_l2,
+        least_place=header.cluster_size,
+        # A damaged header may say a table lies behind everything that can be addressed.
+        reserved=tuple((min(start, MAX_HOST_SIZE), min(stop, MAX_HOST_SIZE)) for _, start, stop in image.reserved()),
+    )

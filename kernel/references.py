@@ -1,0 +1,64 @@
+"""References counted by the engine: drivers count by it from the moment on that this module is told to."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from tapfs.kernel._engine import ffi, lib
+from tapfs.references import CountedWindow, EntryLayout, use_counter
+
+if TYPE_CHECKING:
+    from tapfs.kernel._engine import CData
+
+
+class EngineCounter:
+    """A :class:`tapfs.references.EntryCounter`."""
+
+    def __init__(self, layout: EntryLayout) -> None:
+        self._layout = ffi.new("tapfs_references *")
+        for field in fields(layout):
+            if field.name != "reserved":
+                setattr(self._layout, field.name, getattr(layout, field.name))
+        for number, (start, stop) in enumerate(layout.reserved):
+            self._layout.reserved[2 * number], self._layout.reserved[2 * number + 1] = start, stop
+        self._words = 2 if layout.bitmaps else 1
+        self._counted = ffi.new("tapfs_counted *")
+
+    def count(self, entries: bytes, first: int, stop: int, times: int, window: CountedWindow) -> int:
+        """See :meth:`tapfs.references.EntryCounter.count`."""
+        counted = self._counted
+        self._require(entries, stop)
+        counted.base, counted.clusters, counted.window_bits = window.base, window.clusters, window.window_bits
+        counted.window_count = len(window.noted)
+        counted.data_bytes, counted.shared = window.data_bytes, window.shared
+        with ffi.from_buffer(entries) as source, ffi.from_buffer(window.noted) as noted:
+            counted.windows = ffi.cast("uint8_t *", noted)
+            at = self._count_in(source, first, stop, times, window)
+            if counted.full:
+                window.widen()
+                at = self._count_in(source, at, stop, times, window)
+        window.data_bytes, window.shared = counted.data_bytes, counted.shared
+        return at
+
+    def find_ownership(self, entries: bytes, first: int, stop: int, base: int, alone: bytearray) -> int:
+        """See :meth:`tapfs.references.EntryCounter.find_ownership`."""
+        self._require(entries, stop)
+        with ffi.from_buffer(entries) as source, ffi.from_buffer("uint8_t[]", alone) as bits:
+            return int(lib.tapfs_find_ownership(self._layout, source, first, stop, base, len(alone), bits))
+
+    def _require(self, entries: bytes, stop: int) -> None:
+        if len(entries) < 8 * self._words * stop:
+            raise ValueError(f"{len(entries)} bytes hold no {stop} entries")
+
+    def _count_in(self, source: CData, first: int, stop: int, times: int, window: CountedWindow) -> int:
+        counted = self._counted
+        counted.width = window.width
+        with ffi.from_buffer(window.counts) as counts:
+            counted.counts = ffi.cast("void *", counts)
+            return int(lib.tapfs_count_references(self._layout, source, first, stop, times, counted))
+
+
+def use_engine() -> None:
+    """Have drivers count by the engine."""
+    use_counter(EngineCounter)

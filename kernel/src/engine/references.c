@@ -1,0 +1,168 @@
+/*
+ * Count the references of table entries to clusters, one entry after the other.
+ *
+ * What is out of the ordinary is left to the caller, who names it. So everything that is counted here lies in the file.
+ */
+#include <endian.h>
+#include <stdbool.h>
+#include <string.h>
+
+#include "common.h"
+#include "engine/references.h"
+
+#define SECTOR 512u
+#define SUBCLUSTERS 32u
+/* A cluster is 2 MiB at most, and a payload is not longer than two of them. */
+#define PAYLOAD_MAX ((UINT64_C(1) << 22) - 1)
+
+enum entry_kind { REFERS_TO_NOTHING, REFERS_TO_CLUSTER, REFERS_TO_PAYLOAD, IS_ODD };
+
+struct reference {
+    enum entry_kind kind;
+    bool owned;
+    uint64_t first, last; /* clusters */
+    uint64_t bytes;       /* of data, packed or not */
+};
+
+static uint64_t load(const void *entries, size_t word)
+{
+    uint64_t value;
+    memcpy(&value, (const uint8_t *)entries + word * sizeof value, sizeof value);
+    return be64toh(value);
+}
+
+static bool in_reserved(const tapfs_references *layout, uint64_t start, uint64_t end)
+{
+    return (start < layout->reserved[1] && layout->reserved[0] < end) ||
+           (start < layout->reserved[3] && layout->reserved[2] < end);
+}
+
+static struct reference payload_of(const tapfs_references *layout, uint64_t word, uint64_t bitmap)
+{
+    struct reference found = {.kind = IS_ODD};
+    uint64_t start = word & layout->packed_place_mask;
+    uint64_t sectors = (word >> layout->packed_length_shift & layout->packed_length_mask) + 1;
+
+    if ((word & layout->packed_impossible_mask) != 0 || bitmap != 0 || start < layout->least_place ||
+        start >= layout->file_size) {
+        return found;
+    }
+    uint64_t length = minimum(sectors * SECTOR - start % SECTOR, layout->file_size - start);
+    if (in_reserved(layout, start, start + length)) {
+        return found;
+    }
+    found.kind = REFERS_TO_PAYLOAD;
+    found.first = start >> layout->cluster_bits;
+    found.last = (start + length - 1) >> layout->cluster_bits;
+    found.bytes = minimum(length, PAYLOAD_MAX);
+    return found;
+}
+
+static struct reference cluster_of(const tapfs_references *layout, uint64_t word, uint64_t bitmap)
+{
+    struct reference found = {.kind = IS_ODD, .owned = (word & layout->owned_mask) != 0};
+    uint64_t place = word & layout->place_mask, cluster = UINT64_C(1) << layout->cluster_bits;
+    uint32_t allocated = (uint32_t)bitmap;
+
+    if ((word & layout->impossible_mask) != 0 || (allocated & bitmap >> SUBCLUSTERS) != 0) {
+        return found;
+    }
+    if (place == 0) {
+        found.kind = layout->bitmaps != 0 && allocated != 0 ? IS_ODD : REFERS_TO_NOTHING;
+        return found;
+    }
+    if (place % cluster != 0 || place < layout->least_place || place >= layout->file_size ||
+        in_reserved(layout, place, place + cluster)) {
+        return found;
+    }
+    uint64_t placed = 0; /* up to the end of the data */
+    if (layout->bitmaps != 0) {
+        placed = allocated == 0 ? 0 : (SUBCLUSTERS - (uint64_t)__builtin_clz(allocated)) * (cluster / SUBCLUSTERS);
+        found.bytes = (uint64_t)__builtin_popcount(allocated) * (cluster / SUBCLUSTERS);
+    } else if ((word & layout->zero_mask) == 0) {
+        placed = found.bytes = cluster;
+    }
+    if (place + placed > layout->file_size) {
+        return found; /* the caller knows whether the disk ends in it, too */
+    }
+    found.kind = REFERS_TO_CLUSTER;
+    found.first = found.last = place >> layout->cluster_bits;
+    return found;
+}
+
+static inline struct reference reference_of(const tapfs_references *layout, const void *entries, size_t index)
+{
+    uint64_t word, bitmap = 0;
+
+    if (layout->bitmaps != 0) {
+        word = load(entries, 2 * index);
+        bitmap = load(entries, 2 * index + 1);
+    } else {
+        word = load(entries, index);
+    }
+    return (word & layout->packed_mask) != 0 ? payload_of(layout, word, bitmap) : cluster_of(layout, word, bitmap);
+}
+
+static bool fits(const tapfs_counted *counted, uint64_t cluster, uint32_t times)
+{
+    uint64_t at = cluster - counted->base;
+    return at >= counted->clusters || counted->width != 1 ||
+           ((const uint8_t *)counted->counts)[at] + (uint64_t)times < UINT8_MAX;
+}
+
+/* Count one more reference, or `times`; a cluster of another window only says that there is one. */
+static void count(tapfs_counted *counted, uint64_t cluster, uint32_t times, uint64_t window)
+{
+    uint64_t at = cluster - counted->base;
+
+    if (at >= counted->clusters) {
+        counted->windows[window] = 1;
+    } else if (counted->width == 1) {
+        uint8_t *counter = (uint8_t *)counted->counts + at;
+        *counter = (uint8_t)(*counter + times);
+    } else {
+        uint16_t *counter = (uint16_t *)counted->counts + at;
+        *counter = (uint16_t)minimum(*counter + (uint64_t)times, UINT16_MAX);
+    }
+}
+
+size_t tapfs_count_references(const tapfs_references *layout, const void *entries, size_t first, size_t stop,
+                              uint32_t times, tapfs_counted *counted)
+{
+    counted->full = 0;
+    for (size_t index = first; index < stop; index++) {
+        struct reference found = reference_of(layout, entries, index);
+        if (found.kind == REFERS_TO_NOTHING) {
+            continue;
+        }
+        if (found.kind == IS_ODD || found.last >> counted->window_bits >= counted->window_count) {
+            return index;
+        }
+        for (uint64_t cluster = found.first; cluster <= found.last; cluster++) {
+            if (!fits(counted, cluster, times)) {
+                counted->full = 1;
+                return index;
+            }
+        }
+        for (uint64_t cluster = found.first; cluster <= found.last; cluster++) {
+            count(counted, cluster, times, cluster >> counted->window_bits);
+        }
+        counted->data_bytes += found.bytes;
+        counted->shared += found.kind == REFERS_TO_CLUSTER && !found.owned;
+    }
+    return stop;
+}
+
+size_t tapfs_find_ownership(const tapfs_references *layout, const void *entries, size_t first, size_t stop,
+                            uint64_t base, uint64_t clusters, const uint8_t *alone)
+{
+    for (size_t index = first; index < stop; index++) {
+        struct reference found = reference_of(layout, entries, index);
+        uint64_t at = found.first - base;
+        if (found.kind == IS_ODD ||
+            (found.kind == REFERS_TO_CLUSTER && at < clusters && found.owned != (alone[at] != 0))) {
+            return index;
+        }
+    }
+    return stop;
+}

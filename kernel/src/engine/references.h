@@ -1,0 +1,64 @@
+/* References from the entries of a format's tables to clusters of the file, counted for a check without Python. */
+#ifndef TAPFS_REFERENCES_H
+#define TAPFS_REFERENCES_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* cffi: begin */
+
+/*
+ * Big-endian entries of 8 bytes. With `bitmaps` a word of 32 allocated bits (the low ones) and 32 zero bits follows each.
+ * An entry with a bit of `packed_mask` refers to a payload: sectors of 512 bytes, their number less one is the field
+ * `packed_length_mask` at `packed_length_shift`. Every other one refers to the cluster at `place_mask`, or to nothing if
+ * that is 0. It holds data unless a bit of `zero_mask` is set. With a bit of `impossible_mask`, or a packed one with a bit
+ * of `packed_impossible_mask`, an entry cannot be true. Nor can one whose data the end of the file cuts.
+ */
+typedef struct {
+    uint64_t place_mask;
+    uint64_t zero_mask;
+    uint64_t impossible_mask;
+    uint64_t owned_mask; /* the entry says that its cluster has one reference */
+    uint64_t packed_mask;
+    uint64_t packed_impossible_mask;
+    uint64_t packed_place_mask;
+    uint64_t packed_length_mask;
+    uint64_t packed_length_shift;
+    uint64_t file_size;
+    uint64_t least_place;
+    uint64_t reserved[4]; /* two ranges [start, stop) in which nothing can lie */
+    uint32_t cluster_bits;
+    uint32_t bitmaps;
+} tapfs_references;
+
+/* The counted clusters: `clusters` of them from number `base` on, each with a counter of `width` (1, 2) bytes. */
+typedef struct {
+    uint64_t base;
+    uint64_t clusters;
+    void *counts;
+    uint8_t *windows; /* of 2^`window_bits` clusters each, by number: 1 where an entry refers to another one than this */
+    uint64_t window_count;
+    uint32_t window_bits;
+    uint32_t width;
+    uint32_t full; /* a counter of one byte would overflow */
+    uint64_t data_bytes; /* of packed payloads, too */
+    uint64_t shared;     /* entries that do not say that they own their cluster */
+} tapfs_counted;
+
+/*
+ * Count the references of the entries [first, stop) `times` times each. The index of an entry at which it ended, or `stop`:
+ * one that cannot be true or refers to a window without a number, or one that does not fit (`full`). A counter of two
+ * bytes stays at its largest number.
+ */
+size_t tapfs_count_references(const tapfs_references *layout, const void *entries, size_t first, size_t stop,
+                              uint32_t times, tapfs_counted *counted);
+/*
+ * The first entry of [first, stop) that cannot be true, or of whose cluster in the window `alone` (a byte each) says
+ * other than the entry; or `stop`.
+ */
+size_t tapfs_find_ownership(const tapfs_references *layout, const void *entries, size_t first, size_t stop,
+                            uint64_t base, uint64_t clusters, const uint8_t *alone);
+
+/* cffi: end */
+
+#endif

@@ -1,0 +1,144 @@
+"""References as data: how table entries refer to clusters, so that the engine counts them for a check.
+
+A driver describes its entries (`EntryLayout`) and asks for a counter of them (`entry_counter`). Without the engine
+there is none: the driver counts in Python, which is the reference of what the engine does. What an entry cannot mean is
+left to the driver in either case, because only the driver can say what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+#: More windows of a file than this are not noted one by one by the engine.
+MAX_NOTED = 1 << 16
+_ONE_BYTE, _TWO_BYTES = 0xFF, 0xFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class EntryLayout:
+    """Big-endian entries of 8 bytes, each of which refers to nothing, to a cluster or to a packed payload.
+
+    An entry with a bit of `packed_mask` refers to the clusters of a payload at ``entry & packed_place_mask``. The field
+    `packed_length_mask` at `packed_length_shift` counts its sectors of 512 bytes after the first.
+
+    Any other entry refers to the cluster at ``entry & place_mask``, a multiple of its size, or to nothing if that is 0.
+    The cluster holds data unless a bit of `zero_mask` is set. The entry says by `owned_mask` that nobody else refers to
+    it. With `bitmaps` a word of 32 allocated bits, from the lowest on, and 32 bits of zeros follows each entry.
+
+    An entry is impossible with a bit of `impossible_mask`, a packed one with a bit of `packed_impossible_mask`. So is
+    one whose place lies before `least_place`, past `file_size`, or in one of at most two `reserved` ranges.
+    """
+
+    cluster_bits: int
+    file_size: int
+    place_mask: int
+    owned_mask: int
+    packed_mask: int
+    packed_place_mask: int
+    packed_length_shift: int
+    packed_length_mask: int
+    zero_mask: int = 0
+    impossible_mask: int = 0
+    packed_impossible_mask: int = 0
+    bitmaps: bool = False
+    least_place: int = 0
+    reserved: tuple[tuple[int, int], ...] = ()
+
+
+class CountedWindow:
+    """The clusters of a file with numbers ``[base, base + clusters)``, each with a count of references.
+
+    A file is counted in windows of ``2 ** window_bits`` clusters, the last one shorter. Each counter has one byte until
+    one of them would reach 255. Then each has two, and stays at 65535 whatever comes.
+    """
+
+    def __init__(self, number: int, window_bits: int, file_clusters: int) -> None:
+        self.number = number
+        self.window_bits = window_bits
+        self.base = number << window_bits
+        self.clusters = max(0, min(1 << window_bits, file_clusters - self.base))
+        #: Bytes of one counter; those of two are in the byte order of the machine.
+        self.width = 1
+        self.counts = bytearray(self.clusters)
+        #: One byte for each window of the file that has a number below `MAX_NOTED`: 1 where references lead to it.
+        self.noted = bytearray(min(MAX_NOTED, (max(0, file_clusters - 1) >> window_bits) + 1))
+        self._further: set[int] = set()
+        #: Bytes of data that entries refer to, a packed payload with its own length.
+        self.data_bytes = 0
+        #: Entries that refer to a cluster and do not say that they own it.
+        self.shared = 0
+
+    @property
+    def others(self) -> set[int]:
+        """The numbers of the other windows that references lead to."""
+        found = self._further | {number for number, noted in enumerate(self.noted) if noted}
+        return found - {self.number}
+
+    def add(self, first: int, clusters: int, times: int) -> None:
+        """Count references to clusters of the file, so many to each."""
+        last = first + clusters - 1
+        if first >> self.window_bits != self.number or last >> self.window_bits != self.number:
+            self._further.update(range(first >> self.window_bits, (last >> self.window_bits) + 1))
+        low, high = max(first - self.base, 0), min(last + 1 - self.base, self.clusters)
+        if low >= high:
+            return
+        if self.width == 1:
+            part = self.counts[low:high]
+            if times < _ONE_BYTE and part.count(0) == len(part):  # a run of clusters is usual
+                self.counts[low:high] = bytes([times]) * (high - low)
+                return
+            if max(part) + times < _ONE_BYTE:
+                self.counts[low:high] = bytes([count + times for count in part])
+                return
+            self.widen()
+        words = memoryview(self.counts).cast("H")
+        for at in range(low, high):
+            words[at] = min(words[at] + times, _TWO_BYTES)
+
+    def widen(self) -> None:
+        """Count in two bytes from now on."""
+        if self.width == 1:
+            wide = bytearray(2 * self.clusters)
+            wide[0 if sys.byteorder == "little" else 1 :: 2] = self.counts
+            self.counts, self.width = wide, 2
+
+    def references(self, first: int, stop: int) -> array[int]:
+        """The counts of the clusters with these numbers, which are in the window."""
+        low, high = (first - self.base) * self.width, (stop - self.base) * self.width
+        return array("B" if self.width == 1 else "H", self.counts[low:high])
+
+
+class EntryCounter(Protocol):
+    """Counts what entries of one layout refer to."""
+
+    def count(self, entries: bytes, first: int, stop: int, times: int, window: CountedWindow) -> int:
+        """Count the entries ``[first, stop)`` of a table, each so many times.
+
+        It ends at one that is impossible, or leads to a window without a byte in `noted`: the index, otherwise `stop`.
+        """
+        ...
+
+    def find_ownership(self, entries: bytes, first: int, stop: int, base: int, alone: bytearray) -> int:
+        """The first entry that is impossible, or says otherwise than `alone` whether it owns its cluster; or `stop`.
+
+        `alone` has a byte for each cluster from number `base` on, 0 for no. Entries to other clusters are passed over.
+        """
+        ...
+
+
+_maker: Callable[[EntryLayout], EntryCounter] | None = None
+
+
+def entry_counter(layout: EntryLayout) -> EntryCounter | None:
+    """A counter of entries, None where the engine is not loaded."""
+    return None if _maker is None else _maker(layout)
+
+
+def use_counter(maker: Callable[[EntryLayout], EntryCounter] | None) -> None:
+    """Count by the counters that this makes, from now on."""
+    global _maker  # noqa: PLW0603  one function of the process, which only becomes faster
+    _maker = maker

@@ -1,0 +1,54 @@
+"""Refcounts of every width in a block, and the windows in which references are counted."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tapfs.formats.qcow2.counts import Counting
+from tapfs.references import CountedWindow
+
+
+def block_of(order: int, numbers: list[int]) -> bytes:
+    """The numbers as the specification packs them: the first one in the lowest bits of a byte, or big-endian."""
+    bits = 1 << order
+    if bits >= 8:
+        return b"".join(number.to_bytes(bits // 8, "big") for number in numbers)
+    per_byte = 8 // bits
+    packed = [numbers[at : at + per_byte] for at in range(0, len(numbers), per_byte)]
+    return bytes(sum(number << bits * slot for slot, number in enumerate(some)) for some in packed)
+
+
+@pytest.mark.parametrize("order", range(7))
+def test_views_of_a_block(order: int) -> None:
+    choice = random.Random(order)
+    most = (1 << (1 << order)) - 1
+    edges = [0, 1, 2, 255, 256, 257, 1 << 8, 1 << 16, 1 << 56, most]
+    numbers = [min(choice.choice(edges), most) for _ in range(256)]
+    raw, counting = block_of(order, numbers), Counting(order)
+    assert list(counting.numbers(raw)) == numbers
+    assert list(counting.capped(raw)) == [min(number, 255) for number in numbers]
+    assert [byte != 0 for byte in counting.alone(raw)] == [number == 1 for number in numbers]
+    assert [byte != 0 for byte in counting.used(raw)] == [number != 0 for number in numbers]
+    assert [counting.get(raw, at) for at in range(256)] == numbers
+
+
+def test_a_window_counts_in_two_bytes_when_one_is_not_enough() -> None:
+    window = CountedWindow(1, 4, 30)
+    assert (window.base, window.clusters) == (16, 14)
+    window.add(20, 3, 200)
+    window.add(21, 1, 54)
+    assert (window.width, list(window.references(20, 23))) == (1, [200, 254, 200])
+    window.add(21, 2, 1)
+    assert (window.width, list(window.references(20, 23))) == (2, [200, 255, 201])
+    window.add(22, 1, 70000)
+    assert list(window.references(20, 23)) == [200, 255, 65535]
+
+
+def test_a_window_knows_where_else_references_lead() -> None:
+    window = CountedWindow(1, 4, 64)
+    window.add(14, 4, 1)
+    window.add(40, 1, 1)
+    assert window.others == {0, 2}
+    assert list(window.references(16, 19)) == [1, 1, 0]
