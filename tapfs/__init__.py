@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from tapfs.api.jobs import check, compare, convert, create_image, repair
     from tapfs.api.mounts import MountPoint, mount, unmount
     from tapfs.api.opening import info, open, open_file  # noqa: A004 - `tapfs.open` is the name one expects
+    from tapfs.api.snapshots import apply_snapshot, create_snapshot, delete_snapshot, snapshots
     from tapfs.disk.chain_map import MappedExtent
     from tapfs.disk.description import ImageInfo
     from tapfs.disk.disk_file import DiskFile
     from tapfs.disk.image import Image
+    from tapfs.edit_protocols import SnapshotRecord
     from tapfs.errors import ErrorKind, ImageError
     from tapfs.findings import CheckReport
     from tapfs.host.gate import Gate
@@ -40,17 +42,22 @@ __all__ = [
     "MappedExtent",
     "MountPoint",
     "NewImage",
+    "SnapshotRecord",
     "__version__",
+    "apply_snapshot",
     "check",
     "compare",
     "convert",
     "create_image",
+    "create_snapshot",
+    "delete_snapshot",
     "info",
     "mount",
     "open",
     "open_async",
     "open_file",
     "repair",
+    "snapshots",
     "unmount",
 ]
 
@@ -68,16 +75,21 @@ _LAZY = {
     "MappedExtent": "tapfs.disk.chain_map",
     "MountPoint": "tapfs.api.mounts",
     "NewImage": "tapfs.jobs.create",
+    "SnapshotRecord": "tapfs.edit_protocols",
+    "apply_snapshot": "tapfs.api.snapshots",
     "check": "tapfs.api.jobs",
     "compare": "tapfs.api.jobs",
     "convert": "tapfs.api.jobs",
     "create_image": "tapfs.api.jobs",
+    "create_snapshot": "tapfs.api.snapshots",
+    "delete_snapshot": "tapfs.api.snapshots",
     "info": "tapfs.api.opening",
     "mount": "tapfs.api.mounts",
     "open": "tapfs.api.opening",
     "open_async": "tapfs.api.async_image",
     "open_file": "tapfs.api.opening",
     "repair": "tapfs.api.jobs",
+    "snapshots": "tapfs.api.snapshots",
     "unmount": "tapfs.api.mounts",
 }
 

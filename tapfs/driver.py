@@ -36,6 +36,8 @@ from tapfs.edit_protocols import (
     Rebasable,
     Resizable,
     SnapshotKeeper,
+    SnapshotLister,
+    SnapshotRecord,
 )
 from tapfs.findings import CheckReport, Finding, Severity
 from tapfs.format import (
@@ -116,6 +118,8 @@ __all__ = [
     "Scratch",
     "Severity",
     "SnapshotKeeper",
+    "SnapshotLister",
+    "SnapshotRecord",
     "Snapshotted",
     "Sparse",
     "SpecialFormat",

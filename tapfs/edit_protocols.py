@@ -73,6 +73,31 @@ class Amendable(WritableDriver, Protocol):
         ...
 
 
+class SnapshotRecord(NamedTuple):
+    """What an image says of a snapshot: its id, its name, which may be empty, and the size of its disk in bytes.
+
+    It was made at `seconds` since 1970 and `nanoseconds`. `state_bytes` is the length of the saved state of a VM, 0 for
+    none, and `clock_nanoseconds` what the clock of the VM said.
+    """
+
+    id: str
+    name: str
+    virtual_size: int
+    seconds: int
+    nanoseconds: int
+    state_bytes: int
+    clock_nanoseconds: int
+
+
+@runtime_checkable
+class SnapshotLister(Snapshotted, Protocol):
+    """A driver that tells more of the snapshots of its image than their names."""
+
+    def snapshot_records(self) -> Sequence[SnapshotRecord]:
+        """The snapshots, in the order that the image has them. Raises ImageError(corrupt, out_of_bounds)."""
+        ...
+
+
 @runtime_checkable
 class SnapshotKeeper(Snapshotted, WritableDriver, Protocol):
     """A driver that makes, applies and deletes the snapshots of its image."""

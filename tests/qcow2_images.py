@@ -137,7 +137,7 @@ def snapshots(fields: Fields) -> Iterator[tuple[int, int, int, str, int]]:
         size = fields.number(at + 48, 8) if extra >= 16 else fields.size
         name_at = at + 40 + extra + id_length
         end = name_at + name_length
-        yield l1_at, l1_entries, size, fields.data[name_at:end].decode(), end
+        yield l1_at, l1_entries, size, fields.data[name_at:end].decode(errors="replace"), end
         at = (end + 7) // 8 * 8
 
 

@@ -17,6 +17,7 @@ from tapfs.driver import (
     Packing,
     Role,
     Severity,
+    SnapshotRecord,
 )
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind, merge
@@ -287,6 +288,10 @@ class Qcow2Reader:
     def snapshots(self) -> Sequence[str]:
         """The names of the snapshots, in the order of the table; one without a name has its id."""
         return [each.name or each.id for each in self.read_snapshots()]
+
+    def snapshot_records(self) -> Sequence[SnapshotRecord]:
+        """What the image says of its snapshots, in the order of the table."""
+        return [each.record for each in self.read_snapshots()]
 
     def read_snapshots(self) -> list[Snapshot]:
         """The snapshot table. Raises ImageError(corrupt, out_of_bounds)."""

@@ -141,6 +141,39 @@ class Refcounts:
             first, count = first + part, count - part
             self.end = max(self.end, first << self._header.cluster_bits)
 
+    def share(self, first: int, count: int) -> None:
+        """Raise the counts of `count` clusters that are in use by one, for another disk that refers to them.
+
+        Raises ImageError(corrupt) for a count of 0, (out_of_bounds) for one that is the largest; then counts in memory
+        are half changed, and the image is to be opened anew.
+        """
+        counting = self.counting
+        for index, inside, part in self._parts([ClusterRun(first, count)]):
+            if self.block(index) is None:
+                raise self._cannot_share(index * self.per_block + inside, 0)
+            changed = self._change(index)
+            block = changed.entries
+            number = counting.get(block, inside)
+            whole = 0 < number < counting.largest and counting.fill(block, inside, part, number, number + 1)
+            for slot in () if whole else range(inside, inside + part):
+                number = counting.get(block, slot)
+                if number in (0, counting.largest):
+                    raise self._cannot_share(index * self.per_block + slot, number)
+                counting.put(block, slot, number + 1)
+            changed.mark(*counting.byte_range(inside, part))
+
+    def _cannot_share(self, cluster: int, number: int) -> ImageError:
+        if number == 0:
+            kind, message = ErrorKind.CORRUPT, f"cluster {cluster} is in use and has the refcount 0"
+            remedy = "run tapfs repair"
+        else:
+            width = "1 bit" if number == 1 else f"{self._header.refcount_bits} bits"
+            kind = ErrorKind.OUT_OF_BOUNDS
+            message = f"refcounts of {width} cannot count another reference to cluster {cluster}"
+            remedy = "convert it into an image with a larger refcount_bits"
+        offset = cluster << self._header.cluster_bits
+        return ImageError(kind, message, path=self._file.path, offset=offset, op="count", remedy=remedy)
+
     def set_count(self, cluster: int, number: int) -> None:
         """Set the count of a cluster whose block exists, for a repair; at most to the largest that there is."""
         index, inside = divmod(cluster, self.per_block)

@@ -40,12 +40,13 @@ from tapfs.formats.qcow2.header import (
 from tapfs.formats.qcow2.l1 import l1_steps
 from tapfs.formats.qcow2.refcounts import Refcounts
 from tapfs.formats.qcow2.signature import VERSIONS
+from tapfs.formats.qcow2.snapshot_keeper import SnapshotKeeping
 from tapfs.formats.qcow2.space import Space
 from tapfs.formats.qcow2.stream import Qcow2StreamWriter
 from tapfs.plan import Discard, Grow, Plan, Step, Write, plan
 
 
-class WritableQcow2Driver(Qcow2Driver):
+class WritableQcow2Driver(SnapshotKeeping, Qcow2Driver):
     """An open image, read-write: a :class:`tapfs.driver.WritableDriver`."""
 
     def __init__(self, file: HostFile, request: OpenRequest) -> None:

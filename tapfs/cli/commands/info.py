@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, cast
 
 from tapfs.cli.json_output import begin_document, print_json
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from tapfs.cli.parser import Subparsers
     from tapfs.driver import Driver
 
-_SIZES = {"virtual_size", "file_size", "allocated_size", "granule", "cluster_size"}
+_SIZES = {"virtual_size", "file_size", "allocated_size", "granule", "cluster_size", "granularity"}
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -145,13 +146,32 @@ def _row(key: str, value: object) -> Iterator[tuple[str, str]]:
         yield label, f"{human_size(value)} ({value} bytes)" if value >= 1024 else count_of(value, "byte")
     elif isinstance(value, list):
         for item in cast("list[object]", value):
-            yield label, _text(item)
+            yield label, _record(cast("dict[str, object]", item)) if isinstance(item, dict) else _text(item)
             label = ""
     elif isinstance(value, dict):
         parts = cast("dict[str, object]", value).items()
         yield label, ", ".join(f"{name.replace('_', ' ')} {_text(part)}" for name, part in parts)
     else:
         yield label, _text(value)
+
+
+def _record(item: Mapping[str, object]) -> str:
+    """A snapshot, a bitmap and the like, by its name or else its id: what it is, and what it is not."""
+    facts: list[str] = []
+    title = "name" if item.get("name") else "id"
+    for key, value in item.items():
+        words = key.replace("_", " ")
+        if key in (title, "name") or value is None:
+            continue
+        if isinstance(value, bool):
+            facts.append(words if value else f"not {words}")
+        elif key == "seconds" and isinstance(value, int):
+            facts.append(f"made {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(value))}")
+        elif isinstance(value, int) and (key in _SIZES or key.endswith("_bytes")):
+            facts += [f"{words} {human_size(value)}"] if value else []
+        else:
+            facts.append(f"{words} {_text(value)}")
+    return f"{item[title]}: {', '.join(facts)}" if title in item else ", ".join(facts)
 
 
 def _text(value: object) -> str:
