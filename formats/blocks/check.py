@@ -7,25 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from tapfs.driver import CheckReport, ProgressCallback, Severity
+from tapfs.driver import CheckReport, HostFile, ProgressCallback, Severity
 from tapfs.extent import Kind
+from tapfs.formats.blocks.layout import BlockLayout
 from tapfs.formats.blocks.reader import BlockReader
+from tapfs.formats.changed_table import decode
 from tapfs.formats.claims import Claim, gaps
 from tapfs.formats.leaks import pieces_with_data
 
 #: The claimant of slots; a format numbers its own metadata from 1 up.
 SLOTS = 0
 
+#: So many entries behind those of the disk are looked at.
+_MAX_FURTHER = 1 << 20
 #: So many leaked ranges are remembered for repair.
 _MAX_REMEMBERED = 4096
 _LEAK_UNIT = 4096
 _PROGRESS_BLOCKS = 1 << 18
+_FURTHER_AT_ONCE = 1 << 12
 
 
 class BlockCheck:
     """One check of one image; the result is in `report` and the other attributes.
 
-    `metadata` are the claims of what is no slot, each with the words for it in `names`, by claimant.
+    `metadata` are the claims of what is no slot, each with the words for it in `names`, by claimant. The table on disk
+    has `entries`: see `further_blocks`.
     """
 
     def __init__(
@@ -35,6 +41,8 @@ class BlockCheck:
         names: dict[int, str],
         report: CheckReport,
         progress: ProgressCallback | None = None,
+        *,
+        entries: int,
     ) -> None:
         self._image = image
         self._names = names
@@ -46,7 +54,7 @@ class BlockCheck:
         self.possible_end = 0
         #: Unreferenced ``(offset, length)`` ranges with data in them.
         self.leaks: list[tuple[int, int]] = []
-        claims = (claim for part in (metadata, self._slots()) for claim in part)
+        claims = (claim for part in (metadata, self._slots(), self._further(entries)) for claim in part)
         for offset, length in gaps(claims, image.file.size(), self._overlap, image.scratch):
             self._check_gap(offset, offset + length)
 
@@ -75,6 +83,18 @@ class BlockCheck:
         if self._progress is not None:
             self._progress(layout.blocks, layout.blocks)
 
+    def _further(self, entries: int) -> Iterator[Claim]:
+        """The slots that entries behind those of the disk name."""
+        layout, report = self._image.layout, self.report
+        blocks = layout.blocks
+        if entries > blocks:
+            message = f"the block table has {entries} entries for the {blocks} blocks of the disk"
+            report.add(Severity.NOTE, message, layout.entry_place(blocks))
+        for claim in further_blocks(self._image.file, layout, entries, report):
+            last = layout.entry(claim.end - layout.slot_bytes)
+            self.entries_end, self.possible_end = max(self.entries_end, last + 1), max(self.possible_end, last + 1)
+            yield claim
+
     def _overlap(self, earlier: Claim, later: Claim) -> None:
         message = f"{self._name(later)} overlaps {self._name(earlier)}"
         self.report.add(Severity.CORRUPTION, message, later.start)
@@ -94,3 +114,24 @@ class BlockCheck:
             self.report.leaked_bytes += length
             if len(self.leaks) < _MAX_REMEMBERED:
                 self.leaks.append((offset, length))
+
+
+def further_blocks(file: HostFile, layout: BlockLayout, entries: int, report: CheckReport) -> Iterator[Claim]:
+    """The slots that entries behind those of the disk name, in a table of `entries`; the report says so.
+
+    These slots are not leaked: it may be the size of the disk that is wrong.
+    """
+    blocks = layout.blocks
+    stop = min(entries, blocks + _MAX_FURTHER)
+    named = 0
+    for first in range(blocks, stop, _FURTHER_AT_ONCE):
+        raw = file.read(layout.entry_place(first), min(_FURTHER_AT_ONCE, stop - first) * layout.entry_bytes)
+        words = decode(raw[: len(raw) // layout.entry_bytes * layout.entry_bytes], layout.typecode, layout.order)
+        for run in layout.runs(words, first):
+            start, length = layout.slot(run.entry), run.blocks * layout.slot_bytes
+            if run.kind == Kind.DATA and layout.least_place <= start and start + length <= file.size():
+                named += run.blocks
+                yield Claim(start, length, SLOTS, entry=run.first)
+    if named:
+        message = f"{named} blocks behind the end of the disk have places: the size of the disk or the table is wrong"
+        report.add(Severity.CORRUPTION, message, layout.entry_place(blocks))

@@ -17,6 +17,7 @@ from tapfs.driver import BackingReference, HostFile, OpenRequest, Operation, Pla
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Kind, Range
 from tapfs.formats.allocation import Allocation, HostRange
+from tapfs.formats.apart import require_apart
 from tapfs.formats.blocks.layout import BlockLayout
 from tapfs.formats.blocks.reader import BlockReader
 from tapfs.plan import Discard, Grow, Plan, Step, plan
@@ -50,6 +51,10 @@ class BlockWriter(BlockReader):
                 offset=layout.table_offset,
                 op="open",
             )
+        if not request.lenient:
+            used = (run for run in self.runs(0, layout.blocks) if run.kind == Kind.DATA)
+            slots = ((layout.slot(run.entry), run.blocks * layout.slot_bytes) for run in used)
+            require_apart(slots, layout.scale, file.path, what="blocks", origin=layout.origin)
         self._unlinks = self.unlinks and backing is None
         self.allocation = Allocation(
             file.path,

@@ -59,7 +59,7 @@ class ParallelsDriver(BlockReader):
         """Compare the table with itself and with the file. Never raises for what it finds."""
         header, report = self.header, CheckReport()
         extension = read_extension(self.file, header)
-        check = BlockCheck(self, _metadata(header, extension), _NAMES, report, progress)
+        check = BlockCheck(self, _metadata(header, extension), _NAMES, report, progress, entries=header.entries)
         if header.in_use not in {0, CLOSED}:
             what = "was not closed by who wrote it" if header.open else f"has the unknown state {header.in_use:#x}"
             report.add(Severity.NOTE, f"the image {what}", _IN_USE_AT)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tapfs.driver import CheckReport, ProgressCallback, Severity
 from tapfs.formats.blocks.check import BlockCheck
 from tapfs.formats.claims import Claim
-from tapfs.formats.vdi.header import BLOCKS_AT, HEAD_BYTES, NULL_UUID
+from tapfs.formats.vdi.header import HEAD_BYTES, NULL_UUID
 from tapfs.plan import Discard, Plan, Step, Write, plan
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def checked(image: VdiReader, progress: ProgressCallback | None = None) -> Block
         Claim(0, min(HEAD_BYTES, header.map_offset), _HEADER),
         Claim(header.map_offset, header.map_end - header.map_offset, _MAP),
     )
-    check = BlockCheck(image, metadata, _NAMES, report, progress)
+    check = BlockCheck(image, metadata, _NAMES, report, progress, entries=header.blocks)
     at = header.places.allocated
     if check.entries_end > header.allocated:
         message = f"the header counts {header.allocated} blocks, and the map names block {check.entries_end - 1}"
@@ -41,9 +41,6 @@ def checked(image: VdiReader, progress: ProgressCallback | None = None) -> Block
     if check.used < check.entries_end:
         message = f"{check.entries_end - check.used} places between blocks are not used: QEMU's check finds an error"
         report.add(Severity.NOTE, message)
-    if header.blocks != image.layout.blocks:
-        message = f"the map has {header.blocks} entries for the {image.layout.blocks} blocks of the disk"
-        report.add(Severity.NOTE, message, BLOCKS_AT)
     if NULL_UUID in {header.creation, header.modification}:
         report.add(
             Severity.NOTE, "a UUID of the image is null: VirtualBox does not open it", header.places.modification

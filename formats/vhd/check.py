@@ -92,6 +92,8 @@ class Check:
             self.report.allocated_bytes += image.header.bitmap_bytes + image.block_bytes(index)
             self._check_bitmap(index, place)
             yield Claim(place, self._block_end(index, place) - place, _Claimant.BLOCK, index)
+        for claim in image.table.further(self.report):
+            yield Claim(claim.start, claim.length, _Claimant.BLOCK, claim.entry)
         if self._progress is not None:
             self._progress(total * image.header.block_size, total * image.header.block_size)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 
-from tapfs.driver import HostFile
+from tapfs.driver import CheckReport, HostFile
+from tapfs.formats.blocks.check import further_blocks
 from tapfs.formats.blocks.layout import BlockLayout
 from tapfs.formats.blocks.table import BlockTable
+from tapfs.formats.claims import Claim
 from tapfs.formats.vhd.dynamic_header import ENTRY_LENGTH, SECTOR, UNUSED, DynamicHeader
 
 #: Entries looked at together where all of them are.
@@ -30,9 +32,11 @@ class AllocationTable:
             slot_bytes=header.bitmap_bytes + header.block_size,
             scale=SECTOR,
             free=UNUSED,
-            least_place=0,
+            least_place=header.table_end,
             payload_at=header.bitmap_bytes,
         )
+        self._file = file
+        self._entries = header.max_entries
         self.changes = BlockTable(file, self._layout)
 
     def __len__(self) -> int:
@@ -51,6 +55,10 @@ class AllocationTable:
         """Change an entry."""
         self.changes.set(index, array("I", (UNUSED if place is None else place // SECTOR,)))
 
+    def further(self, report: CheckReport) -> Iterator[Claim]:
+        """The places that entries behind those of the disk name, as `tapfs.formats.blocks.check.further_blocks`."""
+        return further_blocks(self._file, self._layout, self._entries, report)
+
     def next_used(self, index: int, stop: int) -> int:
         """The first block from `index` on that is there, or `stop`."""
         return self.changes.free_until(index, stop)
@@ -65,18 +73,6 @@ class AllocationTable:
                     if entry != UNUSED:
                         yield at, entry * SECTOR
             index = end
-
-    def sorted_places(self) -> list[int]:
-        """The host offsets of all bitmaps, ascending."""
-        found: list[int] = []
-        index, stop = 0, len(self)
-        while (index := self.next_used(index, stop)) < stop:
-            end = min(index + _PIECE, stop)
-            for _, entries in self.changes.pieces(index, end):
-                found += [entry for entry in entries if entry != UNUSED]
-            index = end
-        found.sort()
-        return [entry * SECTOR for entry in found]
 
     def bounds(self) -> tuple[int, int] | None:
         """The least and the largest host offset of a bitmap; None in an image without blocks."""

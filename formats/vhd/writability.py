@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from tapfs.driver import Finding, HostFile, Severity
+from tapfs.driver import CheckReport, Finding, HostFile, Severity
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.formats.apart import require_apart
 from tapfs.formats.vhd.disk_size import MAX_SIZE
-from tapfs.formats.vhd.dynamic_header import ENTRY_LENGTH, TABLE_OFFSET_AT
+from tapfs.formats.vhd.dynamic_header import ENTRY_LENGTH, SECTOR, TABLE_OFFSET_AT
 
 if TYPE_CHECKING:
     from tapfs.formats.vhd.reader import DynamicReader
@@ -65,28 +65,32 @@ def require_writable(image: DynamicReader) -> None:
     _require_places(image)
 
 
-def _require_apart(image: DynamicReader) -> None:
-    """A write to one of two blocks that overlap would change the other, too."""
-    length = image.header.bitmap_bytes + image.header.block_size
-    for left, right in pairwise(image.table.sorted_places()):
-        if right - left < length:
-            raise ImageError(
-                ErrorKind.READ_ONLY,
-                f"two blocks overlap, at {left:#x} and {right:#x}: the image can only be read",
-                path=image.file.path,
-                offset=right,
-                op="open",
-                remedy="tapfs check names the blocks; copy what can be read with tapfs convert",
-            )
+def _require_nothing_behind(image: DynamicReader) -> None:
+    """What entries behind the end of the disk name may be data, and new blocks would go there."""
+    report = CheckReport()
+    for _ in image.table.further(report):
+        pass
+    for _, message, offset in report.findings:
+        raise ImageError(
+            ErrorKind.READ_ONLY,
+            f"{message}: the image can only be read",
+            path=image.file.path,
+            offset=offset,
+            op="open",
+            remedy="copy the disk with tapfs convert",
+        )
 
 
 def _require_places(image: DynamicReader) -> None:
     """A block past the end of the file would be where the next new block goes."""
+    _require_nothing_behind(image)
     bounds = image.table.bounds()
     if bounds is None:
         return
     lowest, highest = bounds
-    _require_apart(image)
+    length = image.header.bitmap_bytes + image.header.block_size
+    blocks = ((place, length) for _, place in image.table.used())
+    require_apart(blocks, SECTOR, image.file.path, what="blocks")
     behind_metadata = lowest >= max(stop for _, stop, _ in image.metadata_ranges)
     if behind_metadata and highest + image.header.bitmap_bytes + image.header.block_size <= image.file_size:
         return

@@ -10,11 +10,14 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from tapfs.driver import CheckReport, ProgressCallback, Severity
+from tapfs.formats.changed_table import decode
 from tapfs.formats.claims import Claim, gaps
 from tapfs.formats.leaks import pieces_with_data
+from tapfs.formats.rounding import round_down
 from tapfs.formats.vhdx.blocks import (
     ANCHORED,
     BITMAP_BYTES,
+    ENTRY_BYTES,
     PLACE_MASK,
     RESERVED_MASK,
     STATE_MASK,
@@ -33,6 +36,11 @@ if TYPE_CHECKING:
 
 #: Entries of blocks without bytes about which there is nothing to say.
 _PLAIN_NOTHING = frozenset({int(State.NOT_PRESENT), int(State.UNDEFINED), int(State.ZERO), int(State.UNMAPPED)})
+
+#: Bytes of the table that are read at once where the disk has no blocks.
+_BYTES_AT_ONCE = 1 << 20
+#: The number of a block behind the end of the disk, for its claim.
+_BEHIND = 0xFFFFFFFF
 
 #: So many leaked ranges are remembered for repair.
 MAX_REMEMBERED = 4096
@@ -91,6 +99,30 @@ class Check:
                 yield from self._bitmap_claims(table.chunk_of(first), needed)
             if self._progress is not None:
                 self._progress(first + len(entries), table.blocks)
+        yield from self._claims_behind()
+
+    def _claims_behind(self) -> Iterator[Claim]:
+        """The places that entries behind those of the disk name: no leaks, for it may be its size that is wrong."""
+        image, table = self._image, self._image.table
+        start, end = table.place.end, image.regions.bat.end
+        named = 0
+        for word in self._words_behind(start, end):
+            placed = word & STATE_MASK in {State.PRESENT, State.PARTIAL}
+            if placed and place_fault(word, table.block_size, image.reserved, self._file_size) is None:
+                named += 1
+                yield Claim(word & PLACE_MASK, table.block_size, Claimant.BLOCK, 0, _BEHIND)
+        if named:
+            message = f"{named} blocks behind the end of the disk have places"
+            self.report.add(Severity.CORRUPTION, f"{message}: the size of the disk or the table is wrong", start)
+
+    def _words_behind(self, start: int, end: int) -> Iterator[int]:
+        """The entries between two host offsets, without those that are zero."""
+        image = self._image
+        for at, length in image.file.data_ranges(start, end - start):
+            for piece in range(round_down(at, PAGE), at + length, _BYTES_AT_ONCE):
+                first = max(piece, start)
+                raw = image.pages.read(first, min(piece + _BYTES_AT_ONCE, end) - first)
+                yield from filter(None, decode(raw[: len(raw) // ENTRY_BYTES * ENTRY_BYTES], "Q", "little"))
 
     def _block_claims(self, block: int, entry: int) -> Iterator[Claim]:
         image, table = self._image, self._image.table
@@ -156,6 +188,7 @@ def _name(claim: Claim) -> str:
         case Claimant.METADATA:
             return "metadata"
         case Claimant.BLOCK:
-            return f"block {claim.table << 32 | claim.entry}"
+            number = claim.table << 32 | claim.entry
+            return "a block behind the end of the disk" if number == _BEHIND else f"block {number}"
         case Claimant.BITMAP:
             return f"the sector bitmap of chunk {claim.entry}"

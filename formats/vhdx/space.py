@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from tapfs.formats.allocation import Allocation
-from tapfs.formats.rounding import round_up
+from tapfs.formats.rounding import round_down, round_up
 from tapfs.formats.vhdx.blocks import (
     ANCHORED,
     PLACE_MASK,
@@ -79,3 +81,27 @@ def _end_of_blocks(image: VhdxReader) -> int:
         if last:
             end = max(end, last + table.block_size)
     return end
+
+
+def places(image: VhdxReader) -> Iterator[tuple[int, int]]:
+    """The ranges ``(start, length)`` of the file that entries say to be a block's or a sector bitmap's.
+
+    Raises ImageError(corrupt) for an entry that cannot be true.
+    """
+    table = image.table
+    for first, entries in image.chunks():
+        partial: int | None = None
+        for block, entry in enumerate(entries, first):
+            state = entry & STATE_MASK
+            if state in {State.NOT_PRESENT, State.ZERO}:
+                continue
+            # The space that a block has had stays its own, wherever it can be.
+            if state in ANCHORED and place_fault(entry, table.block_size, image.reserved, image.file_end) is not None:
+                continue
+            image.require_possible(block, entry)
+            if state in _PLACED and entry & PLACE_MASK:
+                yield entry & PLACE_MASK, table.block_size
+            if state == State.PARTIAL:
+                partial = block
+        if partial is not None:
+            yield round_down(image.bitmap_place(partial), MIB), MIB

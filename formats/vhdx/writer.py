@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 
 from tapfs.driver import HostFile, OpenRequest, Operation, Reservation
 from tapfs.extent import Range
+from tapfs.formats.apart import require_apart
 from tapfs.formats.rounding import round_down, round_up
 from tapfs.formats.vhdx.driver import VhdxDriver
 from tapfs.formats.vhdx.guids import NO_GUID, new_guid
@@ -34,7 +35,7 @@ from tapfs.formats.vhdx.header import Header, Headers, header_steps
 from tapfs.formats.vhdx.log_entry import LoggedPage
 from tapfs.formats.vhdx.log_ring import LogRing
 from tapfs.formats.vhdx.sectors import Sectors
-from tapfs.formats.vhdx.space import Space
+from tapfs.formats.vhdx.space import Space, places
 from tapfs.formats.vhdx.units import MIB, PAGE
 from tapfs.formats.vhdx.whole_blocks import WholeBlocks
 from tapfs.plan import Discard, Grow, Plan, Step, Write, plan
@@ -47,6 +48,8 @@ class WritableVhdxDriver(VhdxDriver):
 
     def __init__(self, file: HostFile, request: OpenRequest, headers: Headers) -> None:
         super().__init__(file, request, headers)
+        if not request.lenient:
+            require_apart(places(self), MIB, file.path, what="blocks")
         self.space = Space(self)
         if not self.header.log_length:
             # A file may have no log; a writer needs one.

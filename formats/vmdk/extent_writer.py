@@ -46,6 +46,34 @@ class ExtentWriter:
         self._pending: set[int] = set()
         self._in_plan: set[int] = set()
 
+    @property
+    def path(self) -> str:
+        """The name of the host file."""
+        return self._tables.file.path
+
+    def places(self) -> Iterator[tuple[int, int]]:
+        """The ranges ``(start, length)`` of the file that tables and grains take.
+
+        Raises ImageError(corrupt) for a place that cannot be.
+        """
+        tables = self._tables
+        stop = tables.layout.directory_entries
+        grains = -(-tables.disk_bytes // self._grain)
+        index = tables.next_used(0, stop)
+        seen: set[int] = set()
+        while index < stop:
+            for place in {tables.table_at(index), tables.table_at(index, redundant=True)} - {0}:
+                yield place, tables.layout.table_bytes
+            # A table that is there twice is an overlap already, and need not be read again.
+            if tables.table_at(index) not in seen:
+                seen.add(tables.table_at(index))
+                # Entries behind the end of the disk are nobody's.
+                entries = min(tables.table_entries, grains - index * tables.table_entries)
+                for run in self._checked_runs(index, 0, max(0, entries)):
+                    if run.kind == Kind.DATA:
+                        yield run.host_offset, run.grains * self._grain
+            index = tables.next_used(index + 1, stop)
+
     # -- reservations ---------------------------------------------------------------------------
 
     def place_write(self, offset: int, length: int) -> Iterator[Placement]:

@@ -21,6 +21,7 @@ from itertools import pairwise
 from tapfs.driver import HostFile, OpenRequest, Operation, Placement, Reservation
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
+from tapfs.formats.apart import require_apart
 from tapfs.formats.vmdk import cowd_header, sparse_header
 from tapfs.formats.vmdk.content_id import content_identity, new_cid
 from tapfs.formats.vmdk.driver import VmdkDriver
@@ -28,6 +29,7 @@ from tapfs.formats.vmdk.extent_writer import ExtentWriter
 from tapfs.formats.vmdk.host_extents import CowdExtent, HostedExtent, SeSparseExtent
 from tapfs.formats.vmdk.identity_change import identity_steps
 from tapfs.formats.vmdk.parts import ClosedPart, FlatPart, Part, SparsePart
+from tapfs.formats.vmdk.sectors import SECTOR
 from tapfs.plan import Plan, Step, Write, plan
 
 
@@ -43,6 +45,9 @@ class WritableVmdkDriver(VmdkDriver):
         if not any(part.writable for part in self.parts):
             raise self._refused("has no extent that may be written: its descriptor has none whose access is RW")
         self._require_apart()
+        if not request.lenient:
+            for writer in self._writers.values():
+                require_apart(writer.places(), SECTOR, writer.path, what="grains or tables")
         self._cid = None if self.descriptor is None else self.descriptor.cid
         self._identity_steps: list[Step] | None = None
 

@@ -83,7 +83,7 @@ class ToyDriver(BlockWriter):
 
     def check(self, progress: object = None) -> CheckReport:
         del progress
-        return BlockCheck(self, (), {}, CheckReport()).report
+        return BlockCheck(self, (), {}, CheckReport(), entries=self.layout.blocks).report
 
     def repair(self) -> list[Plan]:
         return []
@@ -187,7 +187,7 @@ def test_a_block_past_the_end_of_the_file_is_named_and_the_others_are_read() -> 
     driver.commit(driver.reserve([Range(0, 2 * BLOCK)], Operation.WRITE))
     file.apply(driver.flush())
     del file.data[-1:]
-    opened = TOYS["big 8"].open(file, OpenRequest())
+    opened = TOYS["big 8"].open(file, OpenRequest(lenient=True))
     assert opened.map(0, BLOCK)[0].kind == Kind.DATA
     with pytest.raises(ImageError, match="the file was cut: it ends 1 bytes before the block") as caught:
         opened.map(BLOCK, BLOCK)
@@ -200,9 +200,11 @@ def test_two_blocks_in_one_slot_are_a_corruption() -> None:
     driver.commit(driver.reserve([Range(0, 2 * BLOCK)], Operation.WRITE))
     file.apply(driver.flush())
     file.data[TABLE_AT + 8 : TABLE_AT + 16] = bytes(8)
-    report = TOYS["big 8"].open(file, OpenRequest()).check()
+    report = TOYS["big 8"].open(file, OpenRequest(lenient=True)).check()
     assert (report.corruptions, report.leaks) == (1, 0)
     assert report.findings[0].message == "block 1 overlaps block 0"
+    with pytest.raises(ImageError, match="two blocks overlap"):
+        TOYS["big 8"].open(file, OpenRequest(writable=True))
 
 
 def test_the_end_of_a_long_empty_run_is_found_by_whole_pages() -> None:

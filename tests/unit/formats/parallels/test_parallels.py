@@ -128,6 +128,17 @@ def test_the_engine_reads_the_table_as_the_driver_does(name: str, tmp_path: Path
         assert found == list(merge_mapped(map_chain(disk.layers, 0, disk.size)))
 
 
+def test_a_size_that_contradicts_the_table_is_said() -> None:
+    content = bytearray(Parallels().content())
+    assert opened(bytes(content)).check().findings == []
+    content[36:44] = (2 * Parallels().cluster_sectors).to_bytes(8, "little")
+    report = opened(bytes(content)).check()
+    assert (report.corruptions, report.leaks) == (1, 0)
+    note, corruption = report.findings
+    assert note.message == "the block table has 7 entries for the 2 blocks of the disk"
+    assert "blocks behind the end of the disk have places" in corruption.message
+
+
 def test_it_is_not_written(tmp_path: Path) -> None:
     path = tmp_path / "a.hds"
     path.write_bytes(Parallels().content())

@@ -84,11 +84,21 @@ def test_a_place_between_blocks_that_is_not_used_is_noted() -> None:
     [
         (VdiImage(MIB, [FREE], creation=uuid.UUID(int=0)), "VirtualBox does not open it"),
         (VdiImage(MIB, [FREE], link=uuid.UUID(int=4)), "by its type (dynamic) it has none"),
-        (VdiImage(MIB, [FREE, FREE]), "2 entries for the 1 blocks"),
+        (VdiImage(MIB, [FREE, FREE]), "2 entries for the 1 blocks of the disk"),
     ],
 )
 def test_what_other_programs_trip_over_is_noted(image: VdiImage, message: str) -> None:
     report, file = checked(image)
     assert (report.corruptions, report.leaks) == (0, 0)
     assert message in messages(report)
+    assert repaired(file) == []
+
+
+def test_data_behind_the_end_of_the_disk_is_not_leaked() -> None:
+    """The size of the disk may be what is wrong: a repair must not give these blocks back."""
+    report, file = checked(VdiImage(MIB, [0, FREE, 2, 1], BLOCKS, allocated=3))
+    assert (report.corruptions, report.leaks) == (1, 0)
+    assert "4 entries for the 1 blocks of the disk" in messages(report)
+    assert "2 blocks behind the end of the disk have places" in messages(report)
+    assert "the header counts" not in messages(report)
     assert repaired(file) == []

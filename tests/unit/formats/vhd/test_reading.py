@@ -160,6 +160,21 @@ def test_two_blocks_at_one_place_are_found() -> None:
     assert not opened(bytes(content), lenient=True).repair()
 
 
+def test_blocks_behind_the_end_of_the_disk_are_not_leaked_and_not_written_over() -> None:
+    """The size of the disk may be what is wrong. A larger table alone is usual: xapi reserves room to grow."""
+    spare = Vhd(size=2 * 16384, blocks={0: Block(CHOICE.randbytes(16384))}, spare_entries=9)
+    assert opened(spare.content()).check().findings == []
+    opened(spare.content(), writable=True)
+    behind = replace(spare, blocks={**spare.blocks, 4: Block(CHOICE.randbytes(16384))})
+    (finding,) = opened(behind.content()).check().findings
+    assert finding.severity == "corruption"
+    assert "1 blocks behind the end of the disk have places" in finding.message
+    assert not opened(behind.content(), lenient=True).repair()
+    with pytest.raises(ImageError, match="the image can only be read") as caught:
+        opened(behind.content(), writable=True)
+    assert caught.value.kind is ErrorKind.READ_ONLY
+
+
 def test_the_last_block_may_end_with_the_disk() -> None:
     """Its bytes up to the disk's end must be there: what is missing is no zeros."""
     image = Vhd(size=5 * 16384 + 1536, blocks={5: Block(CHOICE.randbytes(16384))})

@@ -128,11 +128,9 @@ def test_damaged_primary_tables_are_not_written(tmp_path: Path, tapfs: Run) -> N
     path = tmp_path / "disk.vmdk"
     path.write_bytes(content)
     assert tapfs("check", path).code == 2
-    with tapfs_package.open(path, writable=True) as image:
-        with pytest.raises(ImageError) as raised:
-            image.write(0, b"x")
-        assert "run tapfs repair" in (raised.value.remedy or "")
-        image.abandon()
+    with pytest.raises(ImageError) as raised:
+        tapfs_package.open(path, writable=True)
+    assert "run tapfs repair" in (raised.value.remedy or "")
     ran = tapfs("repair", path)
     assert ran.code == 0
     assert "grain table 0" in ran.out
