@@ -260,6 +260,10 @@ class EngineDisk:
         lib.tapfs_sync(self.handle, outcome)
         self.finished(outcome)
 
+    def start_writeback(self) -> None:
+        """Have the host begin to write what it holds in memory of layer 0's files; it may wait for the host."""
+        lib.tapfs_start_writeback(self.handle)
+
     def quiesce(self) -> None:
         """Wait until every request that runs now has ended."""
         lib.tapfs_disk_quiesce(self.handle)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tapfs.extent import Range
 from tapfs.jobs.compare import unequal_candidates
+from tapfs.jobs.early_writeback import EarlyWriteback
 from tapfs.jobs.pipeline import WINDOW_BYTES, BufferPool, in_order, processors
 from tapfs.kernel.ranges import clone_ranges
 from tapfs.kernel.segments import find_segments
@@ -78,10 +79,18 @@ class Copy:
 
     def run(self, progress: Callable[[int, int], None]) -> None:
         """Copy it, but for a flush. `progress` is told the bytes of the disk that are done, and of how many."""
+        with EarlyWriteback(self._target.engine_disk) as writeback:
+            done = self._copy(writeback, progress)
+        if self._baseline is Baseline.ANYTHING:
+            self._zero(done, self._end, progress)
+
+    def _copy(self, writeback: EarlyWriteback, progress: Callable[[int, int], None]) -> int:
+        """Copy the data; the offset behind the last of it."""
         workers = processors()
         done = 0
         for prepared in in_order(self._ranges(), self._prepare, workers=workers, ahead=workers + _WAITING):
             self._target.write_segments(prepared.segments)
+            writeback.wrote(prepared.ranges.packed)
             if self._baseline is Baseline.ANYTHING:
                 self._zero_between(done, prepared.segments, prepared.ranges.until, progress)
             for offset, length in prepared.zeros:
@@ -90,8 +99,7 @@ class Copy:
                 self._buffers.give_back(prepared.buffer)
             done = prepared.ranges.until
             progress(done, self._end)
-        if self._baseline is Baseline.ANYTHING:
-            self._zero(done, self._end, progress)
+        return done
 
     def _ranges(self) -> Iterator[Ranges]:
         if self._baseline is Baseline.PARENT:

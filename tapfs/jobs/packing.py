@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from tapfs.jobs.copying import data_windows
+from tapfs.jobs.early_writeback import EarlyWriteback
 from tapfs.jobs.pipeline import WINDOW_BYTES, BufferPool, in_order, processors
 from tapfs.kernel.engine import compress, find_data
 
@@ -59,13 +60,15 @@ def copy_packed(source: Image, target: Image, progress: Callable[[int, int], Non
 
     workers = processors()
     windows = data_windows(source, window_bytes, align=granule)
-    for packed in in_order(windows, prepare, workers=workers, ahead=workers + _WAITING):
-        with memoryview(packed.buffer) as view:
-            for offset, start, payload in packed.granules:
-                if payload is None:
-                    writer.write_plain(offset, view[start : start + granule])
-                else:
-                    writer.write_compressed(offset, payload)
-        buffers.give_back(packed.buffer)
-        progress(packed.until, source.size)
+    with EarlyWriteback(target.engine_disk) as writeback:
+        for packed in in_order(windows, prepare, workers=workers, ahead=workers + _WAITING):
+            with memoryview(packed.buffer) as view:
+                for offset, start, payload in packed.granules:
+                    if payload is None:
+                        writer.write_plain(offset, view[start : start + granule])
+                    else:
+                        writer.write_compressed(offset, payload)
+                    writeback.wrote(granule if payload is None else len(payload))
+            buffers.give_back(packed.buffer)
+            progress(packed.until, source.size)
     writer.finish()

@@ -421,6 +421,10 @@ void tapfs_execute(tapfs_disk *disk, const tapfs_step *steps, size_t count, tapf
 /* Make every finished write of layer 0 durable. */
 void tapfs_sync(tapfs_disk *disk, tapfs_outcome *outcome);
 
+/* Have the host begin to write what it holds in memory of layer 0's files. Nothing is durable for it. It may wait for
+ * the host. */
+void tapfs_start_writeback(tapfs_disk *disk);
+
 /* Wait until every request that runs now has ended: afterwards none holds an older map. */
 void tapfs_disk_quiesce(tapfs_disk *disk);
 

@@ -99,6 +99,14 @@ void tapfs_sync(tapfs_disk *disk, tapfs_outcome *outcome)
     }
 }
 
+void tapfs_start_writeback(tapfs_disk *disk)
+{
+    const struct layer *layer = disk_layer(disk, 0);
+    for (uint32_t i = 0; layer != NULL && i < layer->file_count; i++) {
+        host_start_writeback(layer->files[i]);
+    }
+}
+
 void tapfs_write_host(tapfs_disk *disk, uint32_t file, uint64_t host_offset, const void *buffer, uint64_t length,
                       uint64_t guest_offset, tapfs_outcome *outcome)
 {

@@ -72,6 +72,14 @@ void host_expect(const struct host_file *file, uint64_t offset, uint64_t length)
     }
 }
 
+void host_start_writeback(const struct host_file *file)
+{
+    if (file->writable && !file->in_memory) {
+        /* What fails now stays known of the file, and fdatasync reports it. */
+        (void)sync_file_range(file->fd, 0, 0, SYNC_FILE_RANGE_WRITE);
+    }
+}
+
 int buffered_write(const struct host_file *file, const uint8_t *buffer, uint64_t offset, uint64_t length)
 {
     for (uint64_t done = 0; done < length;) {
