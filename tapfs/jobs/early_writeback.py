@@ -47,7 +47,7 @@ class EarlyWriteback:
     def wrote(self, length: int) -> None:
         """So many bytes more were given to the host."""
         self._unseen_bytes += length
-        if self._unseen_bytes > _STEP_BYTES:
+        if self._unseen_bytes >= _STEP_BYTES:
             self._unseen_bytes = 0
             self._due.release()
 
