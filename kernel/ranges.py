@@ -5,7 +5,7 @@ A range costs no Python object: a list of them is made, joined, cut and read by 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tapfs.extent import Range
@@ -48,6 +48,11 @@ class Ranges:
                 return offset + at
             at -= length
         raise IndexError(at)
+
+
+def ranges_of(ranges: Sequence[Range], until: int) -> Ranges:
+    """Ranges that somebody else than the engine knows; they ascend, and no two overlap."""
+    return Ranges(ffi.new("tapfs_range[]", list(ranges)), len(ranges), until)
 
 
 def nothing(until: int) -> Ranges:

@@ -2,7 +2,8 @@
 
 ``with tapfs.open("image.qcow") as disk: disk.read(0, 512)`` opens any image of a known format
 with its whole backing chain. `open_file` gives a file object instead, `open_async` is for trio and asyncio.
-`info`, `check`, `repair`, `create_image`, `convert`, `compare`, `mount` and `unmount` are the commands of those names.
+`info`, `check`, `repair`, `compact`, `create_image`, `convert`, `compare`, `mount` and `unmount` are the commands of
+those names.
 Errors are `ImageError`, which is an OSError. docs/python.md tells more.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tapfs.api.async_image import AsyncImage, open_async
-    from tapfs.api.jobs import check, compare, convert, create_image, repair
+    from tapfs.api.jobs import check, compact, compare, convert, create_image, repair
     from tapfs.api.mounts import MountPoint, mount, unmount
     from tapfs.api.opening import info, open, open_file  # noqa: A004 - `tapfs.open` is the name one expects
     from tapfs.api.snapshots import apply_snapshot, create_snapshot, delete_snapshot, snapshots
@@ -24,17 +25,21 @@ if TYPE_CHECKING:
     from tapfs.errors import ErrorKind, ImageError
     from tapfs.findings import CheckReport
     from tapfs.host.gate import Gate
+    from tapfs.jobs.compact import CompactReport
     from tapfs.jobs.compare import Difference
     from tapfs.jobs.create import NewImage
+    from tapfs.jobs.free_space import FileSystemSpace
 
     __version__: str
 
 __all__ = [
     "AsyncImage",
     "CheckReport",
+    "CompactReport",
     "Difference",
     "DiskFile",
     "ErrorKind",
+    "FileSystemSpace",
     "Gate",
     "Image",
     "ImageError",
@@ -46,6 +51,7 @@ __all__ = [
     "__version__",
     "apply_snapshot",
     "check",
+    "compact",
     "compare",
     "convert",
     "create_image",
@@ -65,9 +71,11 @@ __all__ = [
 _LAZY = {
     "AsyncImage": "tapfs.api.async_image",
     "CheckReport": "tapfs.findings",
+    "CompactReport": "tapfs.jobs.compact",
     "Difference": "tapfs.jobs.compare",
     "DiskFile": "tapfs.disk.disk_file",
     "ErrorKind": "tapfs.errors",
+    "FileSystemSpace": "tapfs.jobs.free_space",
     "Gate": "tapfs.host.gate",
     "Image": "tapfs.disk.image",
     "ImageError": "tapfs.errors",
@@ -78,6 +86,7 @@ _LAZY = {
     "SnapshotRecord": "tapfs.edit_protocols",
     "apply_snapshot": "tapfs.api.snapshots",
     "check": "tapfs.api.jobs",
+    "compact": "tapfs.api.jobs",
     "compare": "tapfs.api.jobs",
     "convert": "tapfs.api.jobs",
     "create_image": "tapfs.api.jobs",

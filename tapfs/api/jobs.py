@@ -1,9 +1,9 @@
-"""Work on whole images: `create_image`, `check`, `repair`, `convert` and `compare` of `import tapfs`."""
+"""Work on whole images: `create_image`, `check`, `repair`, `compact`, `convert` and `compare` of `import tapfs`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from tapfs.disk.image import Image
 
 if TYPE_CHECKING:
     from tapfs.findings import CheckReport
+    from tapfs.jobs.compact import CompactReport
     from tapfs.jobs.compare import Difference
     from tapfs.jobs.create import NewImage
 
@@ -52,6 +53,42 @@ def repair(
     from tapfs.jobs.check import repair_image
 
     return repair_image(os.fsdecode(path), OpenOptions(format=format), progress=progress)
+
+
+def compact(
+    image: str | os.PathLike[str] | Image,
+    *,
+    format: str | None = None,  # noqa: A002 - as above
+    password: bytes | None = None,
+    free: bool = True,
+    zeros: bool = True,
+    swap: bool = False,
+    partitions: Collection[int] = (),
+    sector_size: int | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> CompactReport:
+    """Give back to the host what an image has for nothing: free blocks of the file systems on it, and zeros.
+
+    `image` is the name of an image (`format` and `password` say how it is opened) or an Image that is open for
+    writing. `free`: the free blocks of ext, XFS, NTFS and FAT that were unmounted cleanly, of those `partitions` only
+    that are named, of `swap` space if that is said. `zeros`: what is zeros, for which all of the image's own data is
+    read. `sector_size` is as for `open_file`. A `dry_run` changes nothing. Every byte in use reads as before, a free
+    one as before or as zero, also after a crash; all is durable when this returns. Raises ImageError.
+    """
+    from tapfs.jobs.compact import compact as give_back
+
+    with _opened(image, format, password, writable=not dry_run) as disk:
+        return give_back(
+            disk,
+            free=free,
+            zeros=zeros,
+            swap=swap,
+            partitions=partitions,
+            sector_size=sector_size,
+            dry_run=dry_run,
+            progress=progress,
+        )
 
 
 def convert(
@@ -126,10 +163,12 @@ def compare(
 
 
 @contextmanager
-def _opened(image: str | os.PathLike[str] | Image, format_name: str | None, password: bytes | None) -> Generator[Image]:
+def _opened(
+    image: str | os.PathLike[str] | Image, format_name: str | None, password: bytes | None, *, writable: bool = False
+) -> Generator[Image]:
     """An image by its name, closed afterwards, or one that is open and stays the caller's."""
     if isinstance(image, Image):
         yield image
     else:
-        with opening.open(image, format=format_name, password=password) as opened:
+        with opening.open(image, format=format_name, password=password, writable=writable) as opened:
             yield opened

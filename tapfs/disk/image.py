@@ -22,6 +22,7 @@ from tapfs.disk.engine_chain import EngineChain
 from tapfs.disk.stream_target import StreamTarget, stream_into
 from tapfs.driver import Begun, OnlyStreamed
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.extent import Range
 
 if TYPE_CHECKING:
     from tapfs.disk.disk_file import DiskFile
@@ -41,7 +42,7 @@ _INTERNAL = frozenset(
     {
         *("engine_disk", "layers", "supply_map", "try_read", "whole_file", "stream_writer"),
         *("statistics", "description", "is_device", "end_writing", "cache_bytes", "disk_map", "read_ranges"),
-        *("write_segments", "only_streamed"),
+        *("write_segments", "only_streamed", "zero_in_place"),
     }
 )
 
@@ -296,6 +297,10 @@ class Image:
     def discard(self, offset: int, length: int) -> None:
         """The range's contents are not needed any more. Free what the format and host can."""
         self._writable_path(offset, length).discard(offset, length)
+
+    def zero_in_place(self, offset: int, length: int, *, discard: bool) -> None:
+        """Have what of the range is in place read as zeros, by holes of the image's files; see the write path."""
+        self._writable_path(offset, length).zero_in_place(Range(offset, length), discard=discard)
 
     def flush(self) -> None:
         """Make every write, zeroing and discard that has returned durable."""

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, cast
 
 from tapfs.disk.chain_map import STRIDE
 from tapfs.disk.engine_chain import EngineChain
+from tapfs.disk.in_place import zero_in_place
 from tapfs.disk.plan_log import PlanLog, PlannedFile
 from tapfs.disk.write_claims import Claim, Claims
 from tapfs.driver import Begun, Operation, Placement, Reservation, Sparse, WritableDriver
@@ -118,6 +119,11 @@ class WritePath:
             if whole:
                 self._change(start, stop - start, Operation.DISCARD)
         self._bound_unflushed()
+
+    def zero_in_place(self, wanted: Range, *, discard: bool) -> None:
+        """See `tapfs.disk.in_place.zero_in_place`."""
+        self._begun_engine()
+        zero_in_place(self._chain, self._claims, wanted, discard=discard)
 
     def flush(self) -> None:
         """Make everything that has returned durable."""

@@ -32,7 +32,9 @@ _EXFAT_LABEL = 0x83
 _EXFAT_DIRTY = 0x02
 
 
-class _Parameters(NamedTuple):
+class FatParameters(NamedTuple):
+    """The fields of the boot sector that FAT and its kin have; sizes in sectors but for that of a sector."""
+
     sector_size: int
     sectors_per_cluster: int
     reserved: int
@@ -47,17 +49,27 @@ class _Parameters(NamedTuple):
 
     @property
     def fat_sectors(self) -> int:
+        """The size of one table."""
         return self.fat_sectors16 or self.fat_sectors32
 
     @property
     def clusters(self) -> int:
         """The number of clusters, which tells FAT12 from FAT16."""
+        return ((self.sectors16 or self.sectors32) - self._before_clusters) // self.sectors_per_cluster
+
+    @property
+    def data_start(self) -> int:
+        """The first byte of the first cluster."""
+        return self._before_clusters * self.sector_size
+
+    @property
+    def _before_clusters(self) -> int:
         root = -(-self.root_entries * _DIRECTORY_ENTRY // self.sector_size)
-        metadata = self.reserved + self.fats * self.fat_sectors + root
-        return ((self.sectors16 or self.sectors32) - metadata) // self.sectors_per_cluster
+        return self.reserved + self.fats * self.fat_sectors + root
 
     @property
     def plausible(self) -> bool:
+        """Whether a FAT can be so."""
         return (
             self.sector_size in {512, 1024, 2048, 4096}
             and _is_power_of_two(self.sectors_per_cluster)
@@ -109,6 +121,12 @@ def exfat(disk: Reader) -> FileSystem | None:
     return FileSystem("exfat", label or None, f"{serial >> 16:04X}-{serial & 0xFFFF:04X}")
 
 
+def fat_parameters(sector: bytes) -> FatParameters | None:
+    """What the boot sector of a FAT says; None if it is none."""
+    parameters = _parameters(sector)
+    return parameters if parameters.plausible else None
+
+
 def fat_is_dirty(disk: Reader) -> bool:
     """Whether a FAT is marked as in use: in the boot sector, where Linux does it, or in the table itself (6.2)."""
     sector = boot_sector(disk)
@@ -130,7 +148,7 @@ def exfat_is_dirty(disk: Reader) -> bool:
     return sector is not None and sector[3:11] == _EXFAT and bool(sector[106] & _EXFAT_DIRTY)
 
 
-def _root_label(disk: Reader, parameters: _Parameters) -> str | None:
+def _root_label(disk: Reader, parameters: FatParameters) -> str | None:
     after_fats = parameters.reserved + parameters.fats * parameters.fat_sectors
     if parameters.fat_sectors16:
         offset, length = after_fats, parameters.root_entries * _DIRECTORY_ENTRY
@@ -161,8 +179,8 @@ def boot_sector(disk: Reader) -> bytes | None:
     return sector if len(sector) == 512 and sector[510:] == _SIGNATURE else None
 
 
-def _parameters(sector: bytes) -> _Parameters:
-    return _Parameters(*_BPB.unpack_from(sector))
+def _parameters(sector: bytes) -> FatParameters:
+    return FatParameters(*_BPB.unpack_from(sector))
 
 
 def _text(field: bytes) -> str | None:

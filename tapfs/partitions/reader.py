@@ -28,6 +28,11 @@ class Reader:
         inner._pages = self._pages
         return inner
 
+    def read_once(self, offset: int, length: int) -> bytes:
+        """As `read`, for what nobody asks for again: nothing is kept."""
+        end = min(offset + length, self.size)
+        return b"" if offset < 0 or offset >= end else self._read(self._start + offset, end - offset)
+
     def read(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes at `offset`, shorter only at the end of the window.
 
