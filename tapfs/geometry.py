@@ -87,7 +87,8 @@ class BackingReference(NamedTuple):
     """The parent that an image names. `format` is None where the header is silent.
 
     `others` are further names of the same parent, which are tried in order where there is no file `name`.
-    `identity` is what the parent must be, as its driver says it (`Identified`); None where the image does not say.
+    `identity` is what the parent must be, as its driver says it (`Identified`); None where the image does not say. The
+    parent may be one of `other_identities` instead.
     With a `search` the image names no file, and `name` is empty.
     """
 
@@ -96,6 +97,7 @@ class BackingReference(NamedTuple):
     others: tuple[str, ...] = ()
     identity: str | None = None
     search: ParentSearch | None = None
+    other_identities: tuple[str, ...] = ()
 
     @property
     def said(self) -> str:

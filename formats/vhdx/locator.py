@@ -10,6 +10,8 @@ from tapfs.formats.vhdx.guids import guid, guid_text, parse_guid
 
 #: The key of the identity that the parent had when this image was made.
 LINKAGE = "parent_linkage"
+#: The key of the identity that the parent may have instead, while a disk is merged into it.
+SECOND_LINKAGE = "parent_linkage2"
 RELATIVE, VOLUME, ABSOLUTE = "relative_path", "volume_path", "absolute_win32_path"
 
 #: The type of locator of a parent that is a VHDX file.
@@ -92,9 +94,10 @@ def parent_reference(entries: Mapping[str, str]) -> BackingReference | None:
             names.append(name)
     if not names:
         return None
-    linkage = parse_guid(entries.get(LINKAGE, ""))
-    wanted = None if linkage is None else identity(linkage)
-    return BackingReference(names[0], "vhdx", tuple(names[1:]), wanted)
+    linkages = [found for key in (LINKAGE, SECOND_LINKAGE) if (found := parse_guid(entries.get(key, ""))) is not None]
+    identities = [identity(linkage) for linkage in linkages]
+    first = identities[0] if identities else None
+    return BackingReference(names[0], "vhdx", tuple(names[1:]), first, other_identities=tuple(identities[1:]))
 
 
 def _can_be_a_name(name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tapfs.driver import CreateRequest
 from tapfs.errors import ErrorKind, ImageError
@@ -13,6 +13,7 @@ from tapfs.formats.vmdk.content_id import cid_of, new_cid
 from tapfs.formats.vmdk.new_descriptor import Database, NewExtent, descriptor_text
 from tapfs.formats.vmdk.new_extents import DESCRIPTOR_SECTORS, cowd_steps, hosted_steps, packed_header
 from tapfs.formats.vmdk.sectors import SECTOR
+from tapfs.formats.vmdk.sesparse_header import NOT_WRITTEN
 from tapfs.formats.vmdk.stream import VmdkStreamWriter
 from tapfs.plan import Grow, Plan, Step, Write, plan
 
@@ -61,6 +62,24 @@ _SUBFORMATS: Mapping[str, _Subformat] = MappingProxyType(
         "streamOptimized": _Subformat("SPARSE", "", packed=True),
         "vmfs": _Subformat("VMFS", "-flat.vmdk"),
         "vmfsSparse": _Subformat("VMFSSPARSE", "-delta.vmdk"),
+    }
+)
+
+
+_DEVICE = (
+    "the descriptor would name a device of the host, and tapfs makes files",
+    "open the device itself, as a raw disk",
+)
+
+#: Subformats that are read and not made: why, and what to do.
+_ONLY_READ: Final = MappingProxyType(
+    {
+        "seSparse": (
+            NOT_WRITTEN,
+            "take vmfsSparse, or a flat disk of vmfs: vmkfstools of ESXi makes seSparse of either",
+        ),
+        "fullDevice": _DEVICE,
+        "partitionedDevice": _DEVICE,
     }
 )
 
@@ -122,6 +141,8 @@ def _subformat(request: CreateRequest) -> _Subformat:
             raise _refused(f"unknown option {option!r} for vmdk", remedy=f"the options are {', '.join(CREATE_OPTIONS)}")
     name = _name(request)
     found = next((each for known, each in _SUBFORMATS.items() if known == name), None)
+    if name in _ONLY_READ:
+        raise _refused(f"subformat={name} is not made: {_ONLY_READ[name][0]}", remedy=_ONLY_READ[name][1])
     if found is None:
         raise _refused(f"subformat={name}: must be one of {', '.join(_SUBFORMATS)}")
     if request.compressed and not found.packed:

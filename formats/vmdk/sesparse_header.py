@@ -27,6 +27,9 @@ MAX_DIRECTORY_BYTES = 128 << 20
 _LAYOUT = struct.Struct("<26Q")
 _VOLATILE = struct.Struct("<4Q")
 
+#: Why nobody but ESXi writes such an extent (docs/specs/vmdk.md, "What tapfs decides where readers disagree").
+NOT_WRITTEN = "VMware has not published its journal, its free bitmap and its map from grains to entries"
+
 #: The first word of the area after the four reserved words, and the areas in the order of the header.
 _AREAS_AT = 10
 AREAS = ("volatile header", "journal header", "journal", "directory", "tables", "free bitmap", "backmap", "grains")

@@ -30,6 +30,7 @@ from tapfs.formats.vmdk.host_extents import CowdExtent, HostedExtent, SeSparseEx
 from tapfs.formats.vmdk.identity_change import identity_steps
 from tapfs.formats.vmdk.parts import ClosedPart, FlatPart, Part, SparsePart
 from tapfs.formats.vmdk.sectors import SECTOR
+from tapfs.formats.vmdk.sesparse_header import NOT_WRITTEN
 from tapfs.plan import Plan, Step, Write, plan
 
 
@@ -175,8 +176,8 @@ class WritableVmdkDriver(VmdkDriver):
     def _writer(self, part: SparsePart) -> ExtentWriter:
         extent = next(each for each in self.disk.sparse if each.number == part.number)
         if isinstance(extent, SeSparseExtent):
-            message = f"the seSparse extent {extent.file.path} is only read: only ESXi writes such extents"
-            raise self._refused(message)
+            message = f"the seSparse extent {extent.file.path} is only read: {NOT_WRITTEN}"
+            raise self._refused(message, remedy="convert the disk, or write to an overlay")
         if isinstance(extent, HostedExtent) and extent.header.is_compressed:
             message = "a streamOptimized disk is written once, when it is made"
             raise self._refused(message, remedy="convert it to another subformat, or write to an overlay")

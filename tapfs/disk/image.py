@@ -164,17 +164,17 @@ class Image:
         in a sector of the disk that the table was made on, where neither the table nor the image says it.
         """
         self._chain.check_open()
-        if sector_size is None:
-            sector_size = self._unusual_sector_size()
+        if sector_size is None and self.sector_size != _USUAL_SECTOR:
+            sector_size = self.sector_size
         from tapfs.partitions.contents import disk_contents  # only those who ask pay for it
 
         return disk_contents(self.read, self._size, _identify_others, sector_size=sector_size)
 
-    def _unusual_sector_size(self) -> int | None:
-        """The guest's sectors where the image says that they have not 512 bytes; of an overlay its parent says it."""
+    @property
+    def sector_size(self) -> int:
+        """Bytes of a sector of the guest; an overlay has those of its parent, and 512 is usual."""
         told = (layer.driver.geometry.sector_size for layer in self._chain.layers)
-        first = next((size for size in told if size is not None), None)
-        return None if first == _USUAL_SECTOR else first
+        return next((size for size in told if size is not None), _USUAL_SECTOR)
 
     @property
     def needs_password(self) -> bool:

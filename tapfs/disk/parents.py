@@ -44,12 +44,16 @@ def require_identity(child: str, reference: BackingReference, parent: str, drive
     Raises ImageError(corrupt).
     """
     wanted = reference.identity
-    if wanted is None or not isinstance(driver, Identified) or wanted in driver.identities:
+    if wanted is None or not isinstance(driver, Identified):
+        return
+    allowed = (wanted, *reference.other_identities)
+    if not driver.identities.isdisjoint(allowed):
         return
     found = ", ".join(sorted(driver.identities)) or "nothing"
+    named = " or ".join(allowed)
     raise ImageError(
         ErrorKind.CORRUPT,
-        f"its backing file {parent} is not the one that it was made over: it names {wanted}, and that file is {found}",
+        f"its backing file {parent} is not the one that it was made over: it names {named}, and that file is {found}",
         path=child,
         op=op,
         remedy="name the right one with {backing=FILE}, or say {any_parent} if this one has the same contents",

@@ -131,6 +131,15 @@ def _begun(path: str, new: NewImage, *, overwrite: bool) -> Generator[_Begun]:
         request = stack.enter_context(_request(path, new))
         plan = found.create(request)
         further = tuple(found.further_names(request)) if isinstance(found, MultiFileFormat) else ()
+        repeated = next((name for at, name in enumerate(further) if name in (request.name, *further[:at])), None)
+        if repeated is not None:
+            raise ImageError(
+                ErrorKind.EXISTS,
+                f"two files of the new image would have the name {repeated}",
+                path=path,
+                op="create",
+                remedy="choose another name for one of them",
+            )
         targets = [target, *(stack.enter_context(target.beside(name)) for name in further)]
         if new.backing is not None and any(each.is_there for each in targets):
             _refuse_own_chain(path, new.backing, new.backing_format, targets)

@@ -56,6 +56,25 @@ async def test_the_handshake_tells_the_guest_what_the_disk_is(devices: Devices, 
     await disk.await_log("domain 1 xvda: connected: 1 ring(s) of 2 page(s)")
 
 
+async def test_a_disk_with_sectors_of_4096_bytes_is_offered_as_one(devices: Devices, tmp_path: Path) -> None:
+    """Only the alignment of requests is 4096: sectors are counted in 512 bytes all the same."""
+    path = tmp_path / "a.vhdx"
+    tapfs.create_image(path, tapfs.NewImage("vhdx", SIZE, options={"logical_sector_size": "4096"}))
+    disk = await devices.serve(f"tap:vhdx:{path}")
+    async with devices.guest(disk) as guest:
+        frontend = await guest.connect()
+        assert (guest.sectors, guest.sector_size) == (SIZE // 512, 4096)
+        assert await disk.read("physical-sector-size") == "4096"
+        frontend.write(SIZE // 512 - 16, DATA)
+        assert frontend.read(SIZE // 512 - 16, 16) == DATA
+        await guest.close()
+    await disk.detach()
+    assert await disk.ended() == DONE
+    with tapfs.open(path) as image:
+        assert image.sector_size == 4096
+        assert image.read(SIZE - len(DATA), len(DATA)) == DATA
+
+
 @pytest.mark.parametrize("format_name", ["raw", "qcow"])
 async def test_what_a_guest_writes_is_in_the_image(
     devices: Devices, raw: Path, qcow: Path, tmp_path: Path, format_name: str

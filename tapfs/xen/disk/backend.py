@@ -249,9 +249,12 @@ class Backend:
         return Grants.MAP
 
     def _description(self) -> dict[str, str | int | None]:
-        """What the frontend is to know of the disk (blkif.h, "Backend Device Properties")."""
+        """What the frontend is to know of the disk (blkif.h, "Backend Device Properties").
+
+        `sectors` and the requests count in 512 bytes, whatever `sector-size` is, which says how requests are aligned.
+        """
         image = self.disk.image
-        physical = _PHYSICAL_SECTOR if image.size % _PHYSICAL_SECTOR == 0 else SECTOR
+        physical = _PHYSICAL_SECTOR if image.size % _PHYSICAL_SECTOR == 0 else image.sector_size
         info = (
             (_CDROM if self._settings.cdrom else 0)
             | (_REMOVABLE if self._settings.removable else 0)
@@ -259,7 +262,7 @@ class Backend:
         )
         return {
             "sectors": image.size // SECTOR,
-            "sector-size": SECTOR,
+            "sector-size": image.sector_size,
             "physical-sector-size": physical,
             "info": info,
             "feature-discard": int(image.writable),

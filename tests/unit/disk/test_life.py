@@ -134,7 +134,7 @@ def test_dir_shows_what_programs_are_promised(image: Path) -> None:
     with tapfs.open(image) as disk:
         shown = {name for name in dir(disk) if not name.startswith("_")}
     properties = {"size", "path", "format_name", "granule", "writable", "temporary", "closed", "parents", "info"}
-    properties |= {"needs_password"}
+    properties |= {"needs_password", "sector_size"}
     reading = {"read", "read_into", "extents", "contents", "open", "allocated_bytes"}
     writing = {"write", "write_zeroes", "discard", "flush", "unflushed_bytes", "close", "abandon"}
     assert shown == properties | reading | writing

@@ -89,6 +89,13 @@ def test_over_a_parent_nothing_is_preallocated() -> None:
             FORMAT.create(CreateRequest(MIB, BackingReference("base", "raw"), options=options))
 
 
+def test_a_data_file_of_the_images_own_name_is_refused(tapfs: Run, tmp_path: Path) -> None:
+    ran = tapfs("create", "-f", "qcow2", "-o", "data_file=a.qcow2", tmp_path / "a.qcow2", "3M")
+    assert ran.code != 0
+    assert "two files of the new image would have the name a.qcow2" in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_data_file_is_made_beside_the_image(tapfs: Run, tmp_path: Path) -> None:
     image = tmp_path / "image"
     assert tapfs("create", "-f", "qcow2", "-o", "data_file=data,data_file_raw=on", image, "3M").code == 0

@@ -121,6 +121,18 @@ def test_another_parent_is_refused_unless_it_is_forced(tapfs: Run, tmp_path: Pat
     assert tapfs("compare", tmp_path / "child.vhdx", tmp_path / "out").code == 0
 
 
+@pytest.mark.parametrize("second", [False, True])
+def test_a_parent_may_be_the_one_of_either_linkage(tapfs: Run, tmp_path: Path, *, second: bool) -> None:
+    """While a disk is merged into its parent the parent has one GUID and then the other."""
+    other = {"parent_linkage2": "{" + DATA_GUID + "}"} if second else {}
+    child = Image(2 * MIB, parent=named_parent("parent.vhdx") | other)
+    (tmp_path / "child.vhdx").write_bytes(child.build())
+    (tmp_path / "parent.vhdx").write_bytes(Image(2 * MIB, data=DATA_GUID).build())
+    ran = tapfs("convert", "-O", "raw", tmp_path / "child.vhdx", tmp_path / "out")
+    assert (ran.code == 0) == second
+    assert second or f"it names uuid:{PARENT_GUID}, and that file is uuid:{DATA_GUID}" in ran.err
+
+
 def test_writing_a_parent_shows_in_its_children(tapfs: Run, tmp_path: Path) -> None:
     chain(tmp_path)
     with tapfs_open(tmp_path / "parent.vhdx", writable=True) as disk:

@@ -83,7 +83,7 @@ def test_two_new_images_differ_in_their_content_id(tmp_path: Path, tapfs: Run) -
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"subformat": "seSparse"}, "subformat=seSparse: must be one of monolithicSparse"),
+        ({"subformat": "seSparse"}, "subformat=seSparse is not made"),
         ({"adapter_type": "scsi"}, "adapter_type=scsi: must be one of ide, lsilogic"),
         ({"compat6": "yes"}, "compat6=yes: must be on or off"),
         ({"compat6": "on", "hwversion": "9"}, "compat6=on says a version"),
@@ -128,3 +128,17 @@ def test_a_delta_knows_its_parent(tmp_path: Path, tapfs: Run) -> None:
     assert ran.code == 2
     assert "cid:" in ran.err
     assert tapfs("map", "--any-parent", child).code == 0
+
+
+@pytest.mark.parametrize(
+    ("subformat", "reason"),
+    [
+        ("seSparse", "VMware has not published"),
+        ("fullDevice", "a device of the host"),
+        ("partitionedDevice", "a device"),
+    ],
+)
+def test_subformats_that_are_only_read_are_refused_with_the_reason(subformat: str, reason: str) -> None:
+    with pytest.raises(ImageError, match=reason) as caught:
+        FORMAT.create(CreateRequest(1 << 20, options={"subformat": subformat}))
+    assert caught.value.remedy

@@ -71,7 +71,7 @@ def test_a_short_content_id_keeps_its_length() -> None:
         (['RW 8 FLAT "f" 0', 'RW 8 FLAT "f" 4'], "are the same bytes of one file"),
         (['RW 2048 SPARSE "s"', 'RW 2048 SPARSE "t"'], "its extents have different grains"),
         (['RW 7 FLAT "f"', 'RW 2048 SPARSE "s"'], "do not begin on whole grains"),
-        (['RW 2048 SESPARSE "e"'], "only ESXi writes such extents"),
+        (['RW 2048 SESPARSE "e"'], "VMware has not published"),
         (['RW 2048 SPARSE "p"'], "a streamOptimized disk is written once"),
     ],
 )
