@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from typing import NamedTuple
 
@@ -68,4 +67,6 @@ def table_cksum(table: bytes | bytearray | memoryview) -> int:
 
     Four digest bytes, loaded as a little-endian word by the hosts of the time.
     """
+    import hashlib  # few images have the sum, and loading takes as long as all else of a small driver
+
     return int.from_bytes(hashlib.md5(table, usedforsecurity=False).digest()[:4], "little")

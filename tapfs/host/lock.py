@@ -16,9 +16,12 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from enum import Enum, IntEnum
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _HAS_BASE = 100
 _REFUSES_BASE = 200
@@ -201,6 +204,8 @@ def _name_holders(descriptor: int, byte: int) -> str:
 
 def lock_holders(descriptor: int, byte: int) -> Iterator[int]:
     """The processes that hold an open-file-description lock on `byte` of this file."""
+    from pathlib import Path  # who gets the lock never comes here
+
     status = os.fstat(descriptor)
     place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     me = os.getpid()
@@ -243,6 +248,7 @@ def _name_holder(pid: int) -> str:
 
 def _command(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
+        with open(f"/proc/{pid}/comm") as file:
+            return file.read().strip()
     except OSError:
         return "ended"

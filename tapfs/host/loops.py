@@ -7,14 +7,15 @@ mount namespace shows the file.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-_BLOCK_DEVICES = Path("/sys/block")
+_BLOCK_DEVICES = "/sys/block"
 
 
 def loop_device_of(identity: tuple[int, int]) -> str | None:
     """The first loop device over the file with this device and inode, as /dev/loopN; None if there is none."""
-    for entry in sorted(_BLOCK_DEVICES.glob("loop*/loop/backing_file")):
+    from pathlib import Path  # readers never come here
+
+    for entry in sorted(Path(_BLOCK_DEVICES).glob("loop*/loop/backing_file")):
         try:
             status = os.stat(entry.read_bytes().removesuffix(b"\n"))
         except (OSError, ValueError):

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-from pathlib import Path
 from typing import NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
@@ -25,7 +24,7 @@ FORMAT = "ram"
 #: The permissions of a new RAM disk, as of other shared memory.
 NEW_MODE = 0o600
 
-_DIRECTORY = Path("/dev/shm")  # noqa: S108 - the memory file system itself is meant
+_DIRECTORY = "/dev/shm"  # noqa: S108 - the memory file system itself is meant
 _FILE_PREFIX = "tapfs.ram."
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
@@ -54,14 +53,14 @@ def host_path(name: str) -> str:
             op="open",
             remedy="use up to 200 letters, digits, '.', '_' and '-'",
         )
-    return str(_DIRECTORY / (_FILE_PREFIX + own))
+    return f"{_DIRECTORY}/{_FILE_PREFIX}{own}"
 
 
 def name_of(path: str) -> str | None:
     """The name of the RAM disk whose file is at `path`, an absolute path; None if it is no RAM disk's."""
     folder, file = os.path.split(path)
     own = file.removeprefix(_FILE_PREFIX)
-    return PREFIX + own if folder == str(_DIRECTORY) and file != own and _NAME.fullmatch(own) else None
+    return PREFIX + own if folder == _DIRECTORY and file != own and _NAME.fullmatch(own) else None
 
 
 def judge(status: os.stat_result, name: str) -> None:
@@ -120,7 +119,9 @@ def remove(name: str) -> None:
 def ram_disks() -> list[RamDisk]:
     """The RAM disks of this host, by name."""
     found: list[RamDisk] = []
-    for entry in sorted(_DIRECTORY.glob(_FILE_PREFIX + "*")):
+    from pathlib import Path
+
+    for entry in sorted(Path(_DIRECTORY).glob(_FILE_PREFIX + "*")):
         name = entry.name.removeprefix(_FILE_PREFIX)
         try:
             status = entry.lstat()
