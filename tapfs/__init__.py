@@ -2,8 +2,8 @@
 
 ``with tapfs.open("image.qcow") as disk: disk.read(0, 512)`` opens any image of a known format
 with its whole backing chain. `open_file` gives a file object instead, `open_async` is for trio and asyncio.
-`info`, `check`, `repair`, `compact`, `create_image`, `convert`, `compare`, `mount` and `unmount` are the commands of
-those names.
+`info`, `check`, `repair`, `compact`, `create_image`, `convert`, `compare`, `commit`, `rebase`, `mount` and `unmount`
+are the commands of those names.
 Errors are `ImageError`, which is an OSError. docs/python.md tells more.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tapfs.api.async_image import AsyncImage, open_async
+    from tapfs.api.chains import commit, rebase
     from tapfs.api.jobs import check, compact, compare, convert, create_image, repair
     from tapfs.api.mounts import MountPoint, mount, unmount
     from tapfs.api.opening import info, open, open_file  # noqa: A004 - `tapfs.open` is the name one expects
@@ -25,16 +26,19 @@ if TYPE_CHECKING:
     from tapfs.errors import ErrorKind, ImageError
     from tapfs.findings import CheckReport
     from tapfs.host.gate import Gate
+    from tapfs.jobs.commit import Committed
     from tapfs.jobs.compact import CompactReport
     from tapfs.jobs.compare import Difference
     from tapfs.jobs.create import NewImage
     from tapfs.jobs.free_space import FileSystemSpace
+    from tapfs.jobs.rebase import Rebased
 
     __version__: str
 
 __all__ = [
     "AsyncImage",
     "CheckReport",
+    "Committed",
     "CompactReport",
     "Difference",
     "DiskFile",
@@ -47,10 +51,12 @@ __all__ = [
     "MappedExtent",
     "MountPoint",
     "NewImage",
+    "Rebased",
     "SnapshotRecord",
     "__version__",
     "apply_snapshot",
     "check",
+    "commit",
     "compact",
     "compare",
     "convert",
@@ -62,6 +68,7 @@ __all__ = [
     "open",
     "open_async",
     "open_file",
+    "rebase",
     "repair",
     "snapshots",
     "unmount",
@@ -71,6 +78,7 @@ __all__ = [
 _LAZY = {
     "AsyncImage": "tapfs.api.async_image",
     "CheckReport": "tapfs.findings",
+    "Committed": "tapfs.jobs.commit",
     "CompactReport": "tapfs.jobs.compact",
     "Difference": "tapfs.jobs.compare",
     "DiskFile": "tapfs.disk.disk_file",
@@ -83,9 +91,11 @@ _LAZY = {
     "MappedExtent": "tapfs.disk.chain_map",
     "MountPoint": "tapfs.api.mounts",
     "NewImage": "tapfs.jobs.create",
+    "Rebased": "tapfs.jobs.rebase",
     "SnapshotRecord": "tapfs.edit_protocols",
     "apply_snapshot": "tapfs.api.snapshots",
     "check": "tapfs.api.jobs",
+    "commit": "tapfs.api.chains",
     "compact": "tapfs.api.jobs",
     "compare": "tapfs.api.jobs",
     "convert": "tapfs.api.jobs",
@@ -97,6 +107,7 @@ _LAZY = {
     "open": "tapfs.api.opening",
     "open_async": "tapfs.api.async_image",
     "open_file": "tapfs.api.opening",
+    "rebase": "tapfs.api.chains",
     "repair": "tapfs.api.jobs",
     "snapshots": "tapfs.api.snapshots",
     "unmount": "tapfs.api.mounts",

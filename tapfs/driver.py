@@ -26,6 +26,7 @@ from tapfs.driver_protocols import (
     Sparse,
     Streamable,
     StreamWriter,
+    Uncovering,
     WritableDriver,
 )
 from tapfs.edit_protocols import (
@@ -127,6 +128,7 @@ __all__ = [
     "Streamable",
     "Trailed",
     "Trait",
+    "Uncovering",
     "WritableDriver",
     "has_trait",
 ]

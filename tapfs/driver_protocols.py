@@ -128,6 +128,19 @@ class WritableDriver(Driver, Protocol):
 
 
 @runtime_checkable
+class Uncovering(WritableDriver, Protocol):
+    """A driver of an image over a parent that can forget what it holds, so that the parent shows (`Operation.UNCOVER`).
+
+    Such a reservation has no placements: a commit unlinks whole packed units, and a plan frees their places.
+    """
+
+    @property
+    def can_uncover(self) -> bool:
+        """Whether this image can: its entries say of every granule whether the parent shows."""
+        ...
+
+
+@runtime_checkable
 class Begun(WritableDriver, Protocol):
     """A writable driver whose image says that it is being written, or that it was: dirty bits, GUIDs, content IDs.
 

@@ -105,6 +105,7 @@ OPTIONS: dict[str, Spelling] = {
     "force": Spelling("--force", "force", "force=True"),
     "force_share": Spelling("--force-share", "force_share", "shared=True"),
     "format": Spelling("-f {}", "format={}", "format='{}'"),
+    "keep": Spelling("-d", "keep", "keep=True"),
     "overlay": Spelling("--overlay {}", "overlay={}", "overlay={}"),
     "parent_format": Spelling("-F {}", "backing_format={}", "backing_format='{}'"),
     "parent_folder": Spelling("--parent-folder {}", "parent_folder={}", "parent_folders=['{}']"),
@@ -115,6 +116,7 @@ OPTIONS: dict[str, Spelling] = {
     "shrink": Spelling("--shrink", "shrink", "shrink=True"),
     "target_format": Spelling("-O {}", "format={}", "format='{}'"),
     "snapshot": Spelling("--snapshot {}", "snapshot={}", "snapshot={}"),
+    "unsafe": Spelling("-u", "unsafe", "unsafe=True"),
     "temp": Spelling("--temp", "temp", "temporary=True"),
 }
 

@@ -17,6 +17,8 @@ class Operation(Enum):
     ZERO = "zero"
     #: The range's contents are not needed any more; what can be freed is.
     DISCARD = "discard"
+    #: The range shows the parent again, as if it had never been written. Only an `Uncovering` driver is asked for it.
+    UNCOVER = "uncover"
 
 
 class Placement(NamedTuple):

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tapfs.driver import HostFile, OpenRequest, Operation, Placement, Reservation
+from tapfs.driver import BackingReference, Driver, HostFile, OpenRequest, Operation, Placement, Reservation
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Kind, Range
 from tapfs.formats.allocation import Allocation
@@ -38,6 +38,7 @@ from tapfs.formats.qcow.extended import (
 )
 from tapfs.formats.qcow.header import ENTRY_LENGTH
 from tapfs.formats.qcow.links import Links
+from tapfs.formats.qcow.rebase import rebase_plan
 from tapfs.formats.qcow.stream import QcowStreamWriter
 from tapfs.formats.rounding import round_up
 from tapfs.plan import Discard, Grow, Plan, Step, Write, plan
@@ -128,7 +129,8 @@ class WritableQcowDriver(QcowDriver):
             self._links.enter_table(index, table_offset, self.tables.computed(table_offset))
             self.allocation.commit(table_offset, self.header.l2_length + self.header.unit)
         if not self._whole_extents:
-            if reservation.operation is not Operation.WRITE and self.backing is None:
+            uncovers = reservation.operation is Operation.UNCOVER
+            if uncovers or (reservation.operation is not Operation.WRITE and self.backing is None):
                 self._links.unlink(reservation.ranges)
             self._links.link(reservation.placements)
         self.tables.file_size = max(self.tables.file_size, self.allocation.end)
@@ -144,6 +146,22 @@ class WritableQcowDriver(QcowDriver):
     def _release_extents(self, extents: Sequence[int]) -> None:
         for index in extents:
             self.allocation.release(self._extents.pop(index), self.header.l2_length + self.header.unit)
+
+    @property
+    def can_uncover(self) -> bool:
+        """Whether entries can be taken away: blktap's whole extents are mapped by L1 alone."""
+        return not self._whole_extents
+
+    def rebase(self, backing: BackingReference | None, parent: Driver | None) -> Iterator[Plan]:
+        """See :mod:`tapfs.formats.qcow.rebase`. An image may have any parent."""
+        del parent
+        if self._whole_extents and backing is not None:
+            message = "blktap maps whole extents of this image, which hide a parent"
+            raise ImageError(ErrorKind.UNSUPPORTED, message, path=self.file.path, op="rebase")
+        if self.extended is not None and self.extended.flags is None:
+            message = "its extended header of 2006 is known by the place of the backing file's name, which must stay"
+            raise ImageError(ErrorKind.UNSUPPORTED, message, path=self.file.path, op="rebase", remedy="convert it")
+        yield rebase_plan(self, backing)
 
     # -- flush ----------------------------------------------------------------------------------
 
@@ -279,7 +297,7 @@ class WritableQcowDriver(QcowDriver):
                 self._links.require_tables(ranges)
                 return self.allocation.places(ranges)
             return [place for each in ranges for place in self._place_in_extents(each, extents)]
-        if self._whole_extents or self.backing is not None:
+        if operation is not Operation.UNCOVER and (self._whole_extents or self.backing is not None):
             return [place for each in ranges for place in self._place_zeros(each, operation)]
         for each in ranges:
             for index, first, stop in self._links.used_pieces(*each):

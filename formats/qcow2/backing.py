@@ -10,6 +10,9 @@ from typing import cast
 
 from tapfs.driver import BackingReference
 
+#: Formats that QEMU calls otherwise in a header.
+_QEMU_WORDS = {"vhd": "vpc"}
+
 _JSON = "json:"
 #: Drivers of QEMU whose node is a file or a device of the host.
 _FILE_DRIVERS = {"file", "host_device"}
@@ -25,6 +28,11 @@ def backing_reference(name: str, format_name: str | None) -> BackingReference:
     path, driver = described
     # A name from JSON is a file's name, whatever it looks like.
     return BackingReference(path if path.startswith(("/", "./", "../")) else f"./{path}", format_name or driver)
+
+
+def format_word(format_name: str) -> str:
+    """A format as QEMU writes it into a header."""
+    return _QEMU_WORDS.get(format_name, format_name)
 
 
 def _described(text: str) -> tuple[str, str | None] | None:

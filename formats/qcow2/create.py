@@ -15,6 +15,7 @@ from tapfs.driver import CreateRequest
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.changed_table import encode
 from tapfs.formats.qcow2 import extensions as ext
+from tapfs.formats.qcow2.backing import format_word
 from tapfs.formats.qcow2.counts import Counting
 from tapfs.formats.qcow2.entries import BYTE_ORDER, COPIED, TYPECODE
 from tapfs.formats.qcow2.header import (
@@ -186,7 +187,7 @@ def _header(options: Options, size: int) -> Header:
 def _extensions(request: CreateRequest, options: Options) -> bytes:
     found: list[ext.Extension] = []
     if request.backing is not None and request.backing.format is not None:
-        name = request.backing.format.encode()
+        name = format_word(request.backing.format).encode()
         if len(name) > _MAX_FORMAT_NAME:
             raise _out_of_bounds(f"the name of the backing format has {len(name)} bytes")
         found.append(ext.Extension(ext.BACKING_FORMAT, name))

@@ -1,10 +1,10 @@
-"""The driver of a qcow2 image that is read: its map, and its check and repair."""
+"""The driver of a qcow2 image that is read: its map, its check and repair, and the edits that change no map."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from tapfs.driver import CheckReport, ProgressCallback
+from tapfs.driver import BackingReference, CheckReport, Driver, ProgressCallback
 from tapfs.formats.qcow2.reader import Qcow2Reader
 from tapfs.plan import Plan
 
@@ -23,3 +23,15 @@ class Qcow2Driver(Qcow2Reader):
         from tapfs.formats.qcow2.repair import repair_plans
 
         return repair_plans(self)
+
+    def rebase(self, backing: BackingReference | None, parent: Driver | None) -> Iterator[Plan]:
+        """See :mod:`tapfs.formats.qcow2.rebase`. An image may have any parent."""
+        from tapfs.formats.qcow2.rebase import rebase_plan
+
+        del parent
+        yield rebase_plan(self.header, self.head, self.extensions, backing, self.file.path)
+
+    @property
+    def can_uncover(self) -> bool:
+        """Whether clusters can be forgotten: in a data file each has its place for ever."""
+        return not self.data_number

@@ -155,7 +155,7 @@ class ExtendedQcow2Driver(WritableQcow2Driver):
 
     def unlink(self, offset: int, length: int, operation: Operation) -> None:
         """Let go of whole clusters: nothing is there any more, or zeros where a parent would show through."""
-        below = self.backing is not None
+        below = self.backing is not None and operation is not Operation.UNCOVER
         absent = below and operation is Operation.ZERO
         for unit, first, stop in self.pieces(offset, length, used=not absent):
             words = self.slices.load(unit)

@@ -256,7 +256,7 @@ class WritableQcow2Driver(SnapshotKeeping, Qcow2Driver):
 
     def _place_zeros(self, offset: int, length: int, operation: Operation) -> list[Placement]:
         """Zero in place where an entry cannot say it: in a data file, and over a parent in version 2."""
-        below = self.backing is not None
+        below = self.backing is not None and operation is not Operation.UNCOVER
         if below and operation is Operation.ZERO:
             self.keep_tables(offset, length, used=False)
         elif not self.data_number:
@@ -295,7 +295,7 @@ class WritableQcow2Driver(SnapshotKeeping, Qcow2Driver):
 
     def unlink(self, offset: int, length: int, operation: Operation) -> None:
         """Let go of clusters: nothing is there any more, or zeros where a parent would show through."""
-        below = self.backing is not None
+        below = self.backing is not None and operation is not Operation.UNCOVER
         if below and not self._has_zeros:
             return  # zeroed in place
         absent = below and operation is Operation.ZERO

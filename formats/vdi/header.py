@@ -57,11 +57,15 @@ class Type(IntEnum):
 class Places(NamedTuple):
     """The host offsets of the fields that a writer changes, which depend on the version."""
 
+    type: int
     allocated: int
     modification: int
+    link: int
+    parent_modification: int | None
 
 
-_PLACES = {VERSION: Places(388, 408), OLD_VERSION: Places(368, 388)}
+#: The image before version 1.1 does not say which change of its parent it was made over.
+_PLACES = {VERSION: Places(76, 388, 408, 424, 440), OLD_VERSION: Places(72, 368, 388, 404, None)}
 
 
 class Header(NamedTuple):

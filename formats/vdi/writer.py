@@ -8,10 +8,10 @@ may be ahead, which costs a block; were it behind, another writer would give a s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from uuid import uuid4
 
-from tapfs.driver import HostFile, OpenRequest, Placement
+from tapfs.driver import BackingReference, Driver, HostFile, OpenRequest, Placement
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Kind
 from tapfs.formats.allocation import HostRange
@@ -19,6 +19,7 @@ from tapfs.formats.blocks.writer import BlockWriter
 from tapfs.formats.rounding import round_up
 from tapfs.formats.vdi.driver import VdiDriver
 from tapfs.formats.vdi.header import BLOCKS_AT
+from tapfs.formats.vdi.rebase import rebase_plan
 from tapfs.plan import Plan, Step, Write, plan
 
 
@@ -52,6 +53,10 @@ class WritableVdiDriver(VdiDriver, BlockWriter):
     def end(self) -> Plan:
         """Nothing: the format has no mark for an image that is being written."""
         return Plan()
+
+    def rebase(self, backing: BackingReference | None, parent: Driver | None) -> Iterator[Plan]:
+        """See :mod:`tapfs.formats.vdi.rebase`."""
+        yield rebase_plan(self, backing, parent)
 
     def unused_slots(self) -> Sequence[HostRange]:
         """The gaps between the slots in use, and what the file has behind the last of them."""

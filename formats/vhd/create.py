@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from types import MappingProxyType
-from uuid import UUID, uuid4
+from uuid import uuid4
 
-from tapfs.driver import CreateRequest, Driver, Identified, Identity
+from tapfs.driver import CreateRequest
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.rounding import round_up
 from tapfs.formats.vhd import dynamic_header
@@ -36,7 +36,8 @@ from tapfs.formats.vhd.footer import (
     Footer,
 )
 from tapfs.formats.vhd.identity import NULL_UUID
-from tapfs.formats.vhd.locators import MAX_HEADER_NAME, new_locators
+from tapfs.formats.vhd.locators import new_locators
+from tapfs.formats.vhd.relink import header_name, parent_uuid
 from tapfs.plan import Allocate, Grow, Plan, Step, Write, plan
 
 CREATE_OPTIONS: Mapping[str, str] = MappingProxyType(
@@ -116,9 +117,9 @@ def _growing_plan(request: CreateRequest, footer: Footer) -> Plan:
         name = request.backing.name
         locators = new_locators(name, end)
         header = header._replace(
-            parent_uuid=_parent_uuid(request.parent),
+            parent_uuid=NULL_UUID if request.parent is None else parent_uuid(request.parent, op="create"),
             parent_timestamp=_timestamp(request.backing_mtime),
-            parent_name=_header_name(name),
+            parent_name=header_name(name, op="create"),
             locators=locators.locators,
         )
         steps.append(Write(0, end, locators.data))
@@ -140,31 +141,6 @@ def _size(request: CreateRequest, *, azure: bool) -> tuple[int, Cylinders]:
     size = round_up(request.virtual_size, _MIB if azure else SECTOR)
     geometry = LARGEST if exact else geometry_not_below(size // SECTOR)
     return (size if geometry == LARGEST else geometry.sectors * SECTOR), geometry
-
-
-def _parent_uuid(parent: Driver | None) -> bytes:
-    """The UUID that names the parent: the null UUID for a raw disk, as tapdisk has it."""
-    if parent is None or (parent.geometry.identity == Identity() and not isinstance(parent, Identified)):
-        return NULL_UUID
-    names = parent.identities if parent.format_name == "vhd" and isinstance(parent, Identified) else frozenset[str]()
-    for name in names:
-        return UUID(name.removeprefix("uuid:")).bytes
-    raise _refused(
-        f"the parent of a VHD is a VHD with a UUID or a raw disk, not a {parent.format_name} image",
-        remedy="convert the parent, or make an overlay of another format",
-    )
-
-
-def _header_name(name: str) -> bytes:
-    """The base name in the header's own field."""
-    if "\0" in name or "\\" in name:
-        raise _refused("the name of the parent holds a character that a VHD cannot store: NUL or a backslash")
-    raw = name.rpartition("/")[2].encode("utf-16-be", "surrogatepass")
-    if not raw or len(raw) > 2 * MAX_HEADER_NAME:
-        raise _out_of_bounds(
-            f"the name of the parent has {len(raw) // 2} letters, 1 to {MAX_HEADER_NAME} can be stored"
-        )
-    return raw.ljust(512, b"\0")
 
 
 def _timestamp(seconds: int) -> int:

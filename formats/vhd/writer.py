@@ -20,7 +20,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
-from tapfs.driver import HostFile, OpenRequest, Operation, Placement, Reservation
+from tapfs.driver import BackingReference, Driver, HostFile, OpenRequest, Operation, Placement, Reservation
 from tapfs.errors import ImageError
 from tapfs.extent import Range
 from tapfs.formats.rounding import round_up
@@ -31,6 +31,7 @@ from tapfs.formats.vhd.dynamic_header import SECTOR
 from tapfs.formats.vhd.footer import LENGTH
 from tapfs.formats.vhd.footers import Footers
 from tapfs.formats.vhd.places import Place, Places
+from tapfs.formats.vhd.relink import relink_plan
 from tapfs.formats.vhd.writability import require_writable
 from tapfs.plan import Discard, Plan, Step, Write, plan
 from tapfs.tables import ASK
@@ -103,7 +104,8 @@ class WritableDynamicDriver(DynamicDriver):
         for index in sorted(used):
             if self.table.place(index) is None:
                 self._enter(index)
-        if reservation.operation is not Operation.WRITE and not self.differencing:
+        uncovers = reservation.operation is Operation.UNCOVER
+        if uncovers or (reservation.operation is not Operation.WRITE and not self.differencing):
             for offset, length in reservation.ranges:
                 self._unlink_whole(offset, length)
         for placement in reservation.placements:
@@ -114,6 +116,15 @@ class WritableDynamicDriver(DynamicDriver):
     def abort(self, reservation: Reservation) -> None:
         """Give the places back. They are punched by the next flush and used again after it."""
         self._let_go(self._open.pop(reservation))
+
+    @property
+    def can_uncover(self) -> bool:
+        """Whether blocks can be given up, one by one: they can."""
+        return True
+
+    def rebase(self, backing: BackingReference | None, parent: Driver | None) -> Iterator[Plan]:
+        """See :mod:`tapfs.formats.vhd.relink`."""
+        yield relink_plan(self, backing, parent)
 
     # -- flush ----------------------------------------------------------------------------------
 
@@ -214,8 +225,10 @@ class WritableDynamicDriver(DynamicDriver):
     def _zero_placements(
         self, index: int, first: int, stop: int, operation: Operation, used: set[int]
     ) -> Iterator[Placement]:
-        """What the engine must make read as zeros. A whole block of a dynamic image is given up instead."""
+        """What the engine must make read as zeros. Where no parent is to be hidden a whole block is given up."""
         place = self.require_place(index)
+        if operation is Operation.UNCOVER:
+            return
         if not self.differencing and (place is None or self._covers_block(index, first, stop)):
             return
         hidden = operation is Operation.ZERO and self.differencing

@@ -189,6 +189,27 @@ def _items(file: HostFile, region: Range) -> list[Item]:
     return found
 
 
+class LocatorPlace(NamedTuple):
+    """The place of the parent locator: its item, the host offset of the item's field, and the end of all items.
+
+    The field has the offset in the region and the length, each of 4 bytes.
+    """
+
+    item: Range
+    field_at: int
+    items_end: int
+
+
+def locator_place(file: HostFile, region: Range) -> LocatorPlace | None:
+    """Where the parent locator is said to be; None where there is none. Raises ImageError(corrupt)."""
+    items = _items(file, region)
+    end = max((item.place.end for item in items if item.place.length), default=region.offset + _TABLE_BYTES)
+    for index, item in enumerate(items):
+        if item.name == _LOCATOR and not item.flags & USER:
+            return LocatorPlace(item.place, region.offset + _ENTRIES_AT + index * _ENTRY.size + len(_LOCATOR), end)
+    return None
+
+
 def copied_items(file: HostFile, metadata: Metadata) -> list[tuple[bytes, int, bytes]]:
     """The items of a parent that a new image over it takes along, for `pack_metadata`."""
     copied: list[tuple[bytes, int, bytes]] = []

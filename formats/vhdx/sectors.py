@@ -36,10 +36,11 @@ class _Taken(NamedTuple):
 
 
 class _Changes(NamedTuple):
-    """What the commit of a reservation does besides its placements: blocks that are taken, and that become zeros."""
+    """The blocks that the commit of a reservation takes, makes zeros, and lets show the parent."""
 
     taken: dict[int, _Taken]
     unlinked: list[int]
+    uncovered: list[int]
 
 
 class Sectors:
@@ -54,7 +55,7 @@ class Sectors:
 
     def reserve(self, ranges: Sequence[Range], operation: Operation) -> Reservation:
         """Places for a write, and for zeros that hide a part of a block of the parent; the rest is done in place."""
-        changes = _Changes({}, [])
+        changes = _Changes({}, [], [])
         placements: list[Placement] = []
         try:
             for each in ranges:
@@ -86,6 +87,8 @@ class Sectors:
                 set_bits(image.pages, image.bitmap_place(block), first, first + count)
         for block in changes.unlinked:
             self._space.unlink(block)
+        for block in changes.uncovered:
+            self._space.uncover(block)
 
     def abort(self, reservation: Reservation) -> None:
         """Give the places back."""
@@ -100,6 +103,10 @@ class Sectors:
         entry = image.entry(block)
         state = entry & STATE_MASK
         image.require_possible(block, entry)
+        if operation is Operation.UNCOVER:
+            if piece.whole and state != State.NOT_PRESENT:
+                changes.uncovered.append(block)
+            return
         if operation is not Operation.WRITE and piece.whole:
             if state >= State.PRESENT or (state == State.NOT_PRESENT and operation is Operation.ZERO):
                 changes.unlinked.append(block)

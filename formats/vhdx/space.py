@@ -44,6 +44,11 @@ class Space:
         self._release(block)
         self._set(self._image.table.index(block), make_entry(State.ZERO))
 
+    def uncover(self, block: int) -> None:
+        """The block reads as the parent has it from now on."""
+        self._release(block)
+        self._set(self._image.table.index(block), make_entry(State.NOT_PRESENT))
+
     def add_bitmap(self, block: int) -> None:
         """Give the chunk of a block a sector bitmap without a bit, if it has none."""
         table = self._image.table

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tapfs.driver import HostFile, OpenRequest, Operation, Reservation
+from tapfs.driver import BackingReference, Driver, HostFile, OpenRequest, Operation, Reservation
 from tapfs.extent import Range
 from tapfs.formats.apart import require_apart
 from tapfs.formats.rounding import round_down, round_up
@@ -34,6 +34,7 @@ from tapfs.formats.vhdx.guids import NO_GUID, new_guid
 from tapfs.formats.vhdx.header import Header, Headers, header_steps
 from tapfs.formats.vhdx.log_entry import LoggedPage
 from tapfs.formats.vhdx.log_ring import LogRing
+from tapfs.formats.vhdx.relink import changed_pages
 from tapfs.formats.vhdx.sectors import Sectors
 from tapfs.formats.vhdx.space import Space, places
 from tapfs.formats.vhdx.units import MIB, PAGE
@@ -67,12 +68,27 @@ class WritableVhdxDriver(VhdxDriver):
     def begin(self) -> Plan:
         """The plan described at the head of this module; the same one when it is asked for again."""
         if self._beginning is None:
-            begun = self.header._replace(log=new_guid(), file_write=new_guid(), data_write=new_guid())
-            self._ring.begin_plan()
-            size = self.file.size()
-            entry = self._ring.entry(begun.log, [], flushed_bytes=round_down(size, MIB), last_bytes=round_up(size, MIB))
-            self._beginning = plan(self._grow_steps(), entry, *self._header_stages(begun))
+            self._beginning = self._log_named(data_write=new_guid())
         return self._beginning
+
+    def _log_named(self, *, data_write: bytes) -> Plan:
+        """The plan after which the headers name a log: new GUIDs, and the one of the disk's contents that is given."""
+        begun = self.header._replace(log=new_guid(), file_write=new_guid(), data_write=data_write)
+        self._ring.begin_plan()
+        size = self.file.size()
+        entry = self._ring.entry(begun.log, [], flushed_bytes=round_down(size, MIB), last_bytes=round_up(size, MIB))
+        return plan(self._grow_steps(), entry, *self._header_stages(begun))
+
+    def rebase(self, backing: BackingReference | None, parent: Driver | None) -> Iterator[Plan]:
+        """See :mod:`tapfs.formats.vhdx.relink`: one entry of the log has all that changes."""
+        pages = changed_pages(self, backing, parent)
+        yield self._log_named(data_write=self.header.data_write)
+        for at, data in pages.items():
+            self.pages.change(at)[:] = data
+        logged = self.flush()
+        yield logged
+        self.flushed(logged)
+        yield self.end()
 
     def end(self) -> Plan:
         """Headers without a log: every change is in its place."""
@@ -107,6 +123,11 @@ class WritableVhdxDriver(VhdxDriver):
     def abort(self, reservation: Reservation) -> None:
         """Give the places back. They are punched by the next flush and used again after it."""
         self._ways.abort(reservation)
+
+    @property
+    def can_uncover(self) -> bool:
+        """Whether blocks can show the parent again, one by one: they can."""
+        return self.metadata.has_parent
 
     # -- flush ----------------------------------------------------------------------------------
 

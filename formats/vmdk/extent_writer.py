@@ -86,7 +86,7 @@ class ExtentWriter:
         """Places to be zeroed, where an entry cannot say that a grain is zeros, or that there is none."""
         for index, first, stop in self._pieces(offset, length):
             for run in self._checked_runs(index, first, stop):
-                if not self.zeros_take_places:
+                if not self.zeros_take_places or operation is Operation.UNCOVER:
                     continue
                 at = self._offset_of(index, run.first)
                 if run.kind == Kind.DATA:
@@ -115,8 +115,8 @@ class ExtentWriter:
         self.note_growth()
 
     def unlink(self, offset: int, length: int, operation: Operation) -> None:
-        """Enter that the grains of a range are zeros, or are not there, whichever shows zeros."""
-        zeroed = self._zeroed
+        """Enter that the grains of a range are zeros, or are not there, whichever shows zeros, or shows the parent."""
+        zeroed = self._zeroed and operation is not Operation.UNCOVER
         for index, first, stop in self._pieces(offset, length):
             table = self._tables.load(index)
             if table is None and not (zeroed and operation is Operation.ZERO):

@@ -54,11 +54,11 @@ def descriptor_text(
         f'createType="{create_type}"',
     ]
     if parent is not None:
-        lines.append(f'parentFileNameHint="{_writable(name)}"')
+        lines.append(f'parentFileNameHint="{require_writable_name(name)}"')
     lines += ["", "# Extent description"]
     for extent in extents:
         place = " 0" if extent.kind == "FLAT" else ""
-        lines.append(f'RW {extent.length // SECTOR} {extent.kind} "{_writable(extent.name)}"{place}')
+        lines.append(f'RW {extent.length // SECTOR} {extent.kind} "{require_writable_name(extent.name)}"{place}')
     lines += ["", "# The Disk Data Base", "#DDB", ""]
     size = sum(extent.length for extent in extents)
     for key, value in _database(database, size):
@@ -82,7 +82,7 @@ def _database(database: Database, size: int) -> list[tuple[str, str]]:
     ]
 
 
-def _writable(name: str) -> str:
+def require_writable_name(name: str) -> str:
     """The name, if a descriptor can hold it: nothing escapes a quote or a line end in one."""
     if any(character in '"\n\r\0' for character in name):
         raise ImageError(

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from tapfs.driver import HostFile, OpenRequest, Operation, Placement, Reservation
+from tapfs.driver import BackingReference, Driver, HostFile, OpenRequest, Operation, Placement, Reservation
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
 from tapfs.formats.apart import require_apart
@@ -29,9 +29,13 @@ from tapfs.formats.vmdk.extent_writer import ExtentWriter
 from tapfs.formats.vmdk.host_extents import CowdExtent, HostedExtent, SeSparseExtent
 from tapfs.formats.vmdk.identity_change import identity_steps
 from tapfs.formats.vmdk.parts import ClosedPart, FlatPart, Part, SparsePart
+from tapfs.formats.vmdk.rebase import rebase_plan
 from tapfs.formats.vmdk.sectors import SECTOR
 from tapfs.formats.vmdk.sesparse_header import NOT_WRITTEN
 from tapfs.plan import Plan, Step, Write, plan
+
+#: The operations that leave a part which is only read as it is.
+_MAY_DO_LESS = (Operation.DISCARD, Operation.UNCOVER)
 
 
 class WritableVmdkDriver(VmdkDriver):
@@ -88,6 +92,15 @@ class WritableVmdkDriver(VmdkDriver):
                 steps.append(Write(extent.number, cowd_header.UNCLEAN_AT, value.to_bytes(4, "little")))
         return steps
 
+    def rebase(self, backing: BackingReference | None, parent: Driver | None) -> Iterator[Plan]:
+        """See :mod:`tapfs.formats.vmdk.rebase`."""
+        if self.descriptor is None or not self.disk.sparse:
+            raise self._refused("has no descriptor, or no entries that could show a parent", "rebase")
+        own = self.disk.sparse[0]
+        embedded = self.descriptor.base and isinstance(own, HostedExtent)
+        room = own.header.descriptor_sectors * SECTOR if embedded and isinstance(own, HostedExtent) else None
+        yield rebase_plan(self.descriptor, room, backing, parent, self.file.path)
+
     # -- reservations ---------------------------------------------------------------------------
 
     def reserve(self, ranges: Sequence[Range], operation: Operation) -> Reservation:
@@ -110,7 +123,8 @@ class WritableVmdkDriver(VmdkDriver):
             for offset, length in reservation.ranges:
                 for part, start, end in self._pieces(offset, offset + length):
                     writer = self._writer_of(part)
-                    if writer is not None and not writer.zeros_take_places:
+                    uncovers = reservation.operation is Operation.UNCOVER
+                    if writer is not None and (uncovers or not writer.zeros_take_places):
                         writer.unlink(start, end - start, reservation.operation)
         for placement in reservation.placements:
             if not placement.in_place:
@@ -124,12 +138,14 @@ class WritableVmdkDriver(VmdkDriver):
 
     def _place(self, part: Part, start: int, end: int, operation: Operation) -> Iterator[Placement]:
         if not part.writable:
-            if operation is Operation.DISCARD or (operation is Operation.ZERO and self._reads_zero(part)):
+            if operation in _MAY_DO_LESS or (operation is Operation.ZERO and self._reads_zero(part)):
                 return
             raise self._refused(
                 f"bytes {part.offset} to {part.offset + part.length} of the disk are read-only", "write"
             )
         if isinstance(part, FlatPart):
+            if operation is Operation.UNCOVER:
+                return
             stop = min(end, part.offset + part.length)
             yield Placement(start, stop - start, part.host_offset + start - part.offset, part.number, in_place=True)
             return
@@ -143,6 +159,11 @@ class WritableVmdkDriver(VmdkDriver):
 
     def _reads_zero(self, part: Part) -> bool:
         return not isinstance(part, FlatPart | SparsePart | ClosedPart)
+
+    @property
+    def can_uncover(self) -> bool:
+        """Whether every part of the disk has entries that can say that the parent shows."""
+        return all(isinstance(part, SparsePart) and part.number in self._writers for part in self.parts)
 
     # -- flush ----------------------------------------------------------------------------------
 

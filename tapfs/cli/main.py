@@ -18,7 +18,10 @@ from tapfs.serving.signals import signals_held
 GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "images": (
         "tapfs.cli.commands",
-        ("info", "map", "check", "compare", "create", "convert", "compact", "repair", "resize", "snapshot", "formats"),
+        (
+            *("info", "map", "check", "compare", "create", "convert"),
+            *("commit", "rebase", "compact", "repair", "resize", "snapshot", "formats"),
+        ),
     ),
     "mounts and RAM disks": ("tapfs.cli.commands", ("mount", "umount", "list", "remove")),
     "disks of Xen guests": (

@@ -25,19 +25,47 @@ SECTOR_SIZES = (512, 1024, 2048, 4096)
 
 _Result = TypeVar("_Result")
 
+if TYPE_CHECKING:
+    #: How an option is added to a group of options.
+    _Add = Callable[..., argparse.Action]
+
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
     """Add what :func:`open_image` reads. The positional that names the image is the caller's, as `image`."""
     group = parser.add_argument_group("how to open the image")
+    _add_format(group.add_argument)
+    group.add_argument("--backing", metavar="FILE", help="use FILE as the parent instead of the one the image names")
+    _add_parents(group.add_argument)
     group.add_argument(
+        "--snapshot", metavar="NAME", help="the disk of that name or id which the image keeps beside its current one"
+    )
+    _add_access(group.add_argument)
+    group.add_argument(
+        "-U", "--force-share", action="store_true", help="look even while another process writes the image"
+    )
+
+
+def add_changed_image_options(parser: argparse.ArgumentParser) -> None:
+    """Add what :func:`open_options` reads, for commands that change an image and need it alone, as it is."""
+    group = parser.add_argument_group("how to open the image")
+    _add_format(group.add_argument)
+    _add_parents(group.add_argument)
+    _add_access(group.add_argument)
+    parser.set_defaults(backing=None, snapshot=None, force_share=False)
+
+
+def _add_format(add: _Add) -> None:
+    add(
         "-f",
         "--format",
         metavar="FMT",
         type=format_argument,
         help="format of the image; without it the contents decide (never writable raw)",
     )
-    group.add_argument("--backing", metavar="FILE", help="use FILE as the parent instead of the one the image names")
-    group.add_argument(
+
+
+def _add_parents(add: _Add) -> None:
+    add(
         "--backing-format",
         metavar="FMT",
         type=format_argument,
@@ -45,39 +73,34 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="format of the parent; given again, that of the parent's parent, and so on",
     )
-    group.add_argument(
+    add(
         "--any-parent",
         action="store_true",
         help="take the parent even if it is not the one that the image was made over (its identifier differs)",
     )
-    group.add_argument(
-        "--snapshot", metavar="NAME", help="the disk of that name or id which the image keeps beside its current one"
-    )
-    group.add_argument(
+    add(
         "--parent-folder",
         metavar="DIR",
         action="append",
         default=[],
         help="where a parent may be, too, that the image names by a UUID and not by a file; may be given again",
     )
-    group.add_argument(
-        "--backing-root", metavar="DIR", help="refuse parents, and other files that an image names, outside DIR"
-    )
-    group.add_argument(
+    add("--backing-root", metavar="DIR", help="refuse parents, and other files that an image names, outside DIR")
+
+
+def _add_access(add: _Add) -> None:
+    add(
         "--key-file",
         metavar="FILE",
         help=f"the first line of FILE is the password of an encrypted image (else ${PASSWORD_VARIABLE}, else a prompt)",
     )
-    group.add_argument(
+    add(
         "--cache",
         metavar="SIZE",
         type=size_argument,
         help="the most memory for the maps of the image and its parents (32M if not given)",
     )
-    group.add_argument("--direct", action="store_true", help="bypass the page cache of the host (O_DIRECT)")
-    group.add_argument(
-        "-U", "--force-share", action="store_true", help="look even while another process writes the image"
-    )
+    add("--direct", action="store_true", help="bypass the page cache of the host (O_DIRECT)")
 
 
 def add_sector_size_option(parser: argparse.ArgumentParser) -> None:

@@ -60,6 +60,7 @@ class OpenOptions:
     `parent_folders`: where parents are looked for, too, that their children name by an identity and not by a file.
     `gate`: which files the images may name. `sharing`: who is let in beside us.
     `direct`: O_DIRECT for guest data, `request_owner`: the disk that those requests belong to (`LocalFile`).
+    `writable_parents`: the parents, by their depth from 1 on, that are opened for writing, as `commit` has it.
     `created`: the image was made a moment ago and is empty (`OpenRequest.created`).
     `grown_size`: bytes that the image is about to have, if it is growing (`OpenRequest.grown_size`).
     `overlay`: a file for scratch writes (`tapfs.disk.overlay`), `temporary`: one without a name; with either the image
@@ -78,6 +79,7 @@ class OpenOptions:
     gate: Gate = ORDINARY
     direct: bool = False
     request_owner: int | None = None
+    writable_parents: frozenset[int] = frozenset()
     sharing: Sharing = Sharing.EXCLUSIVE
     overlay: str | None = None
     created: bool = False
@@ -293,6 +295,7 @@ def _open_parent(layers: Sequence[Layer], location: Location, options: OpenOptio
         format_name = reference.format
     parent_options = OpenOptions(
         format=format_name,
+        writable=depth in options.writable_parents,
         lenient=options.lenient,
         gate=options.gate,
         direct=options.direct,
@@ -381,14 +384,3 @@ def _check_parent(layers: Sequence[Layer], parent: Layer) -> None:
             op=OPENING_PARENT,
             remedy=f"if you trust it say {{backing_format={name}}} (once for each parent, nearest first)",
         )
-
-
-def password_missing(path: str) -> ImageError:
-    """The error (denied, op "unlock") for an encrypted image without its password."""
-    return ImageError(
-        ErrorKind.DENIED,
-        "is encrypted and no password was given",
-        path=path,
-        op="unlock",
-        remedy="give it with {password}",
-    )

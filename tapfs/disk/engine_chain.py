@@ -10,8 +10,9 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from tapfs.disk.chain import Layer, password_missing
+from tapfs.disk.chain import Layer
 from tapfs.disk.chain_map import STRIDE
+from tapfs.disk.password import password_missing
 from tapfs.driver import Begun, Encrypted
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, clip

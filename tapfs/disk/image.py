@@ -42,7 +42,7 @@ _INTERNAL = frozenset(
     {
         *("engine_disk", "layers", "supply_map", "try_read", "whole_file", "stream_writer"),
         *("statistics", "description", "is_device", "end_writing", "cache_bytes", "disk_map", "read_ranges"),
-        *("write_segments", "only_streamed", "zero_in_place"),
+        *("write_segments", "only_streamed", "zero_in_place", "uncover"),
     }
 )
 
@@ -301,6 +301,10 @@ class Image:
     def zero_in_place(self, offset: int, length: int, *, discard: bool) -> None:
         """Have what of the range is in place read as zeros, by holes of the image's files; see the write path."""
         self._writable_path(offset, length).zero_in_place(Range(offset, length), discard=discard)
+
+    def uncover(self, offset: int, length: int) -> None:
+        """Have the range show the parent again. The driver `can_uncover` (`tapfs.driver.Uncovering`)."""
+        self._writable_path(offset, length).uncover(offset, length)
 
     def flush(self) -> None:
         """Make every write, zeroing and discard that has returned durable."""

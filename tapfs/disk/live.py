@@ -88,10 +88,10 @@ def image_over(overlaid: Overlaid, image: Image, *, password: bytes | None, plan
     The image stays as it is; both must not be written at once. Raises ImageError; the overlay is open then.
     """
     with ExitStack() as on_error:
-        below = [_once_more(layer, writable=False, direct=False) for layer in image.layers]
+        below = [once_more(layer, writable=False, direct=False) for layer in image.layers]
         for layer in below:
             on_error.callback(layer.close)
-        top = _once_more(overlaid.layer, writable=True, direct=False, sharing=Sharing.EXCLUSIVE)
+        top = once_more(overlaid.layer, writable=True, direct=False, sharing=Sharing.EXCLUSIVE)
         on_error.callback(top.close)
         layers = [top, *below]
         opened = Image(layers, writable=True, password=password, cache_bytes=image.cache_bytes, plan_log=plan_log)
@@ -135,7 +135,7 @@ def resized(image: Image, size: int | None, *, force: bool) -> Image:
     if size is not None:
         _set_length(image, size)
     writable = image.writable
-    layer = _once_more(top, writable=writable, direct=top.file.direct)
+    layer = once_more(top, writable=writable, direct=top.file.direct)
     options = OpenOptions(format=layer.driver.format_name, writable=writable, cache_bytes=image.cache_bytes)
     opened = open_image_on(layer, options, password=None)
     _ = opened.engine_disk
@@ -163,7 +163,7 @@ def _set_length(image: Image, size: int) -> None:
         raise from_os_error(error, path=file.path, op="resize the image") from error
 
 
-def _once_more(layer: Layer, *, writable: bool, direct: bool, sharing: Sharing = Sharing.UNCHECKED) -> Layer:
+def once_more(layer: Layer, *, writable: bool, direct: bool, sharing: Sharing = Sharing.UNCHECKED) -> Layer:
     """The same open files, and their locks, as another layer: read anew, closed by itself."""
     options = OpenOptions(format=layer.driver.format_name, writable=writable)
     with ExitStack() as on_error:

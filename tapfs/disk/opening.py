@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from tapfs.disk.chain import Layer, OpenOptions, open_layers, open_parents, password_missing
+from tapfs.disk.chain import Layer, OpenOptions, open_layers, open_parents
 from tapfs.disk.image import Image
-from tapfs.disk.password import require_bytes
+from tapfs.disk.password import password_missing, require_bytes
 from tapfs.disk.plan_log import KeptPlan, PlanLog
 from tapfs.host.file import LocalFile
 from tapfs.host.location import Location, locate

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
-from tapfs.disk.chain import Layer, OpenOptions, layer_of_file, open_layers, password_missing
+from tapfs.disk.chain import Layer, OpenOptions, layer_of_file, open_layers
+from tapfs.disk.password import password_missing
 from tapfs.disk.probe import format_named
 from tapfs.driver import BackingReference, CreatableFormat, CreateRequest
 from tapfs.errors import ErrorKind, ImageError

@@ -36,3 +36,14 @@ def require_bytes(password: object) -> None:
     """Raise TypeError for a password that is text: which bytes it stands for is not for us to guess."""
     if password is not None and not isinstance(password, bytes):
         raise TypeError(f"a password is bytes, not {type(password).__name__}; encode it")
+
+
+def password_missing(path: str) -> ImageError:
+    """The error (denied, op "unlock") for an encrypted image without its password."""
+    return ImageError(
+        ErrorKind.DENIED,
+        "is encrypted and no password was given",
+        path=path,
+        op="unlock",
+        remedy="give it with {password}",
+    )

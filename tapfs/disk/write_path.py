@@ -36,7 +36,7 @@ from tapfs.disk.plan_log import PlanLog, PlannedFile
 from tapfs.disk.write_claims import Claim, Claims
 from tapfs.driver import Begun, Operation, Placement, Reservation, Sparse, WritableDriver
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.extent import Range
+from tapfs.extent import Kind, Range
 from tapfs.kernel import writes
 from tapfs.plan import Plan
 
@@ -124,6 +124,14 @@ class WritePath:
         """See `tapfs.disk.in_place.zero_in_place`."""
         self._begun_engine()
         zero_in_place(self._chain, self._claims, wanted, discard=discard)
+
+    def uncover(self, offset: int, length: int) -> None:
+        """Have the range show the parent again, but for packed units of which it covers a part only."""
+        self._begun_engine()
+        for start, stop, whole in self._pieces(offset, offset + length, Operation.UNCOVER):
+            if whole:
+                self._change(start, stop - start, Operation.UNCOVER)
+        self._bound_unflushed()
 
     def flush(self) -> None:
         """Make everything that has returned durable."""
@@ -342,9 +350,10 @@ class WritePath:
             with self._chain.map_lock:
                 nothing = self._driver.empty_run(offset, end)
             stop = min(offset - offset % stride + stride, end)
-            if nothing is None:
+            hides = nothing is not None and operation is Operation.UNCOVER and nothing.kind is Kind.ZERO
+            if nothing is None or hides:
                 yield from self._granules(offset, stop, stride)
-            offset = stop if nothing is None else nothing.end
+            offset = stop if nothing is None or hides else nothing.end
 
     def _granules(self, offset: int, end: int, stride: int) -> Iterator[tuple[int, int, bool]]:
         """Split a range into partial granules and runs of whole ones, cut at multiples of `stride`.

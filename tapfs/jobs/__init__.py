@@ -1,1 +1,1 @@
-"""Work over whole disks: convert, compare, create, check."""
+"""Work over whole disks: convert, compare, create, check, commit, rebase."""

@@ -44,12 +44,12 @@ def compare(
     return None
 
 
-def unequal_candidates(left: Image, right: Image) -> Iterator[Ranges]:
-    """The ranges, as far as the longer disk goes, that are not known to be zeros in both.
+def unequal_candidates(left: Image, right: Image, offset: int = 0, end: int | None = None) -> Iterator[Ranges]:
+    """The ranges in ``[offset, end)`` that are not known to be zeros in both; without `end` to that of the longer disk.
 
     They come in lists of at most two windows of bytes.
     """
-    offset, end = 0, max(left.size, right.size)
+    end = max(left.size, right.size) if end is None else end
     span = WINDOW_BYTES
     while offset < end:
         of_left = _data_in(left, offset, min(offset + span, end))

@@ -17,9 +17,14 @@ def edit_image(path: str, options: OpenOptions, edit: Callable[[Layer], Iterator
     the next one is asked for. Whatever ends the edit, the image reads as before it or as wanted
     (`tapfs.edit_protocols`). Raises ImageError.
     """
+    with contextlib.closing(open_layer(path, replace(options, writable=True))) as layer:
+        execute_edit(layer, edit(layer))
+
+
+def execute_edit(layer: Layer, plans: Iterator[Plan]) -> None:
+    """Execute the plans of an edit to an image that is open for writing. Its driver is of no use after that."""
     from tapfs.kernel.engine import HostDescriptor, execute_on_files  # what is refused needs no engine
 
-    with contextlib.closing(open_layer(path, replace(options, writable=True))) as layer:
-        for plan in edit(layer):
-            files = [HostDescriptor(file.descriptor, file.path, writable=file.writable) for file in layer.files]
-            execute_on_files(files, plan)
+    for plan in plans:
+        files = [HostDescriptor(file.descriptor, file.path, writable=file.writable) for file in layer.files]
+        execute_on_files(files, plan)

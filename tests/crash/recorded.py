@@ -1,4 +1,4 @@
-"""Record by strace the calls of a program that change one file, and replay them.
+"""Record by strace the calls of a program that change one file, or a few of them, and replay them.
 
 strace stands outside tapfs: what it saw is what reached the kernel, in which order. The model
 of the disk is the harsh one: whatever was not followed by an fdatasync that returned may be
@@ -67,6 +67,45 @@ def record(command: Sequence[str], image: Path, marks: Path, log: Path) -> list[
     events = list(_events(_joined(log.read_text().splitlines()), image_hex, marks_hex))
     assert any(isinstance(event, Barrier) for event in events), "strace saw no barrier: it traced nothing"
     return events
+
+
+def record_files(command: Sequence[str], images: Sequence[Path], log: Path) -> list[tuple[int, Event]]:
+    """Run `command` under strace; its events on several files, in order, each with the number of its file."""
+    strace = ["strace", "-f", "-qq", "-y", "-xx", "-s", str(8 << 20), "-e", f"trace={_TRACED}", "-o", str(log)]
+    subprocess.run([*strace, *command], check=True)
+    lines = list(_joined(log.read_text().splitlines()))
+    names = [_as_strace_prints(path) for path in images]
+    found: list[tuple[int, Event]] = []
+    for line in lines:
+        for number, name in enumerate(names):
+            found += [(number, event) for event in _events(iter([line]), name, "no marks")]
+    assert any(isinstance(event, Barrier) for _, event in found), "strace saw no barrier: it traced nothing"
+    return found
+
+
+def crashes_of_files(
+    starts: Sequence[bytes], events: Sequence[tuple[int, Event]], generator: random.Random, tries: int
+) -> Iterator[tuple[int, list[bytes]]]:
+    """Contents of several files that a power failure can leave: before and after every barrier of any of them.
+
+    A barrier makes one file durable. What others were written since their own last barrier may be there or not.
+    """
+    durable = [Platter(start) for start in starts]
+    volatile: list[list[Event]] = [[] for _ in starts]
+    for index, (number, event) in enumerate(events):
+        if not isinstance(event, Barrier):
+            volatile[number].append(event)
+            continue
+        for _ in range(tries):
+            torn = [Platter(bytes(each.content)) for each in durable]
+            for each, waiting in zip(torn, volatile, strict=True):
+                for step in waiting:
+                    each.apply_torn(step, generator)
+            yield index, [bytes(each.content) for each in torn]
+        for step in volatile[number]:
+            durable[number].apply(step)
+        volatile[number].clear()
+        yield index + 1, [bytes(each.content) for each in durable]
 
 
 def _as_strace_prints(path: Path) -> str:

@@ -1,0 +1,52 @@
+"""Give a VDI image another parent: the UUIDs in its header, by which the parent is found."""
+
+from __future__ import annotations
+
+from tapfs.driver import BackingReference, Driver
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.formats.vdi.driver import VdiDriver
+from tapfs.formats.vdi.header import HEAD_BYTES, NULL_UUID, Header, Type
+from tapfs.plan import Plan, Write, plan
+
+_SECTOR = 512
+
+
+def rebase_plan(image: VdiDriver, backing: BackingReference | None, parent: Driver | None) -> Plan:
+    """The plan that has the image name another parent, or none: one write inside the first sector.
+
+    Raises ImageError(unsupported): the parent must be open, for it is known by its UUID alone.
+    """
+    header = image.header
+    if backing is None:
+        if not header.has_parent:
+            return Plan()
+        changed = header._replace(type=Type.DYNAMIC, link=NULL_UUID, parent_modification=NULL_UUID)
+        return _switch(image, changed)
+    if not isinstance(parent, VdiDriver) or parent.header.creation == NULL_UUID:
+        found = "there is none" if parent is None else f"this is a {parent.format_name} image"
+        if isinstance(parent, VdiDriver):
+            found = "this one has none"
+        raise ImageError(
+            ErrorKind.UNSUPPORTED,
+            f"a VDI image finds its parent by the UUID of a VDI image, and {found}",
+            path=image.file.path,
+            op="rebase",
+            remedy="convert the image to a format that has names, for example qcow2",
+        )
+    if header.type is Type.FIXED:
+        raise ImageError(ErrorKind.UNSUPPORTED, "a fixed VDI image has no parent", path=image.file.path, op="rebase")
+    kind = header.type if header.has_parent else Type.DIFFERENCING
+    above = parent.header
+    return _switch(image, header._replace(type=kind, link=above.creation, parent_modification=above.modification))
+
+
+def _switch(image: VdiDriver, header: Header) -> Plan:
+    """The write of the fields that differ: they are in one sector, which is never torn."""
+    old = image.file.read(0, HEAD_BYTES)
+    places = header.places
+    new = bytearray(old)
+    new[places.type : places.type + 4] = header.type.to_bytes(4, "little")
+    new[places.link : places.link + 16] = header.link.bytes_le
+    if places.parent_modification is not None:
+        new[places.parent_modification : places.parent_modification + 16] = header.parent_modification.bytes_le
+    return plan([Write(0, 0, bytes(new[:_SECTOR]))])

@@ -1,0 +1,75 @@
+"""`tapfs commit`: write what an overlay holds into its base."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tapfs.cli.options import add_changed_image_options, open_options, unlocked
+from tapfs.cli.parser import size_argument
+from tapfs.cli.qemu_words import add_qemu_words, is_direct
+from tapfs.cli.reporting import add_json_option, add_progress_options, print_line, progress_of
+
+if TYPE_CHECKING:
+    import argparse
+
+    from tapfs.cli.parser import Subparsers
+
+_DESCRIPTION = """\
+Write what the overlay FILE holds into its backing file, whatever the two formats are, and empty FILE.
+FILE reads the same at every moment and afterwards, so a commit that was interrupted is begun anew.
+A backing file that is smaller than FILE grows. Nobody may use an image of the chain meanwhile.
+
+With -b the data goes to BASE, further down the chain, and FILE keeps what it holds. The images between
+the two, and every other overlay over BASE, then read senseless data by themselves."""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Describe the command."""
+    parser = subparsers.add_parser(
+        "commit", help="write what an overlay holds into its backing file", description=_DESCRIPTION
+    )
+    parser.add_argument("image", metavar="FILE", help="the overlay")
+    parser.add_argument(
+        "-b", "--base", metavar="BASE", help="the image of the chain to write to (the backing file of FILE); implies -d"
+    )
+    parser.add_argument("-d", "--drop", action="store_true", help="do not empty FILE: it is about to be deleted")
+    parser.add_argument(
+        "-r", "--rate-limit", metavar="RATE", type=size_argument, help="write at most so many bytes a second (10M)"
+    )
+    add_json_option(parser)
+    add_progress_options(parser)
+    add_changed_image_options(parser)
+    add_qemu_words(parser, "-t")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Commit it, and say where to."""
+    from tapfs.cli.guard import complain
+    from tapfs.cli.json_output import print_json
+    from tapfs.jobs.commit import commit_image
+
+    options = open_options(arguments)
+    options = replace(options, direct=options.direct or is_direct(arguments.cache_t))
+    with progress_of(arguments, "commit") as progress:
+        done = unlocked(
+            arguments.key_file,
+            arguments.image,
+            lambda password: commit_image(
+                arguments.image,
+                options,
+                base=arguments.base,
+                keep=arguments.drop,
+                rate=arguments.rate_limit,
+                password=password,
+                progress=progress,
+            ),
+        )
+    for path in done.invalid:
+        complain("tapfs", f"{path} is of no use by itself any more: what is above it was written below it")
+    if arguments.json:
+        print_json({**done._asdict(), "invalid": list(done.invalid)})
+    elif not arguments.quiet:
+        print_line(f"Committed to {done.base}: {done.data_bytes} bytes of data.")
+    return 0

@@ -1,0 +1,182 @@
+"""Commit an overlay: write what it holds into its base, then empty it.
+
+The order keeps the overlay's disk the same at every moment. The base is written only where the overlay, or an image
+between the two, hides it. All of that is durable before the overlay forgets a byte. So whatever ends a commit, the
+overlay reads as before, and the commit can be begun anew.
+
+Some images name their parent by an identity that a write changes (VMDK, VHDX, VDI). The child of the base gets the new
+identity as soon as the base has it, before anything else is written. A crash between the two leaves an overlay that is
+refused until it is opened with `any_parent`; nothing else of the disk has changed then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import NamedTuple
+
+from tapfs.disk.chain import Layer, OpenOptions
+from tapfs.disk.chain_map import map_chain
+from tapfs.disk.commit_layers import CommitLayers, open_for_commit
+from tapfs.disk.image import Image
+from tapfs.disk.live import once_more
+from tapfs.disk.password import password_missing
+from tapfs.driver import Identified, Rebasable, Resizable, Snapshotted, Uncovering
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.jobs.editing import execute_edit
+from tapfs.jobs.pace import Pace
+from tapfs.jobs.range_copy import Run, overwrite
+
+#: An overlay is emptied in pieces of so many bytes of its disk, so that it can be ended.
+_EMPTYING_BYTES = 16 << 30
+
+
+class Committed(NamedTuple):
+    """The outcome of a commit.
+
+    `data_bytes` were written to the image `base`; zeros are not counted. `emptied`: the overlay holds nothing any more.
+    `invalid` are the images between overlay and base: what they read as by themselves is of no use any more.
+    """
+
+    base: str
+    data_bytes: int
+    emptied: bool
+    invalid: tuple[str, ...]
+
+
+def commit_image(
+    path: str,
+    options: OpenOptions,
+    *,
+    base: str | None = None,
+    keep: bool = False,
+    rate: int | None = None,
+    password: bytes | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Committed:
+    """Write what the overlay `path` holds into its parent, or into `base` further down its chain.
+
+    The overlay is emptied, unless it is to `keep` what it holds, or the base is further down. A base that is smaller
+    than the overlay grows. `rate` bounds the bytes a second. Everything is durable when this returns.
+    Raises ImageError.
+    """
+    with closing(open_for_commit(path, options, base, empties=not keep and base is None)) as layers:
+        empties = not keep and base is None
+        _check(layers, empties=empties, password=password)
+        written = _Commit(layers, options, password, Pace(rate), progress or _silent).run(empties=empties)
+        return Committed(layers.below[0].path, written, empties, tuple(layer.path for layer in layers.above[1:]))
+
+
+class _Commit:
+    """One commit on open layers, which stay the caller's to close."""
+
+    def __init__(
+        self,
+        layers: CommitLayers,
+        options: OpenOptions,
+        password: bytes | None,
+        pace: Pace,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self._layers = layers
+        self._password = password
+        self._cache_bytes = options.cache_bytes
+        self._pace = pace
+        self._progress = progress
+
+    def run(self, *, empties: bool) -> int:
+        """Write the base, then empty the overlay; how many bytes of data were written."""
+        below = [self._large_enough_base(), *self._layers.below[1:]]
+        if not _hold_anything(self._layers.above):
+            return 0
+        with self._image(below, writable=True) as lower:
+            lower.write_zeroes(0, 0)  # the base says now that it is written, before anything else is
+            above = [*self._layers.above[:-1], self._linked_child(lower.layers[0], writable=empties)]
+            with self._image(above, writable=empties) as upper:
+                written = overwrite(upper, lower, _runs(upper), self._pace, self._progress)
+                lower.end_writing()
+                if empties:
+                    for offset in range(0, upper.size, _EMPTYING_BYTES):
+                        upper.uncover(offset, min(_EMPTYING_BYTES, upper.size - offset))
+        return written
+
+    def _image(self, layers: list[Layer], *, writable: bool) -> Image:
+        return Image(layers, writable=writable, password=self._password, cache_bytes=self._cache_bytes)
+
+    def _large_enough_base(self) -> Layer:
+        """The base, grown where it was smaller than the overlay."""
+        base = self._layers.below[0]
+        size = self._layers.above[0].driver.geometry.virtual_size
+        found = base.driver.geometry.virtual_size
+        if found >= size:
+            return base
+        if not isinstance(base.driver, Resizable) or base.file.is_block_device:
+            raise ImageError(
+                ErrorKind.OUT_OF_BOUNDS,
+                f"has {found} bytes and the overlay {size}, and tapfs cannot make it larger",
+                path=base.path,
+                op="commit",
+                remedy="make it larger by other means first, or convert the overlay to a new image",
+            )
+        execute_edit(base, base.driver.resize(size))
+        return once_more(base, writable=True, direct=base.file.direct)
+
+    def _linked_child(self, base: Layer, *, writable: bool) -> Layer:
+        """The child of the base, once it names the identity that the base has now."""
+        child = self._layers.child
+        reference = child.driver.geometry.backing
+        if reference is None or reference.identity is None or not isinstance(base.driver, Identified):
+            return child
+        if reference.identity in base.driver.identities or not isinstance(child.driver, Rebasable):
+            return child  # what is not Rebasable was refused before
+        execute_edit(child, child.driver.rebase(reference, base.driver))
+        return once_more(child, writable=writable, direct=child.file.direct)
+
+
+def _check(layers: CommitLayers, *, empties: bool, password: bytes | None) -> None:
+    """Raise ImageError for what would end the commit half-way."""
+    top, child = layers.above[0], layers.child
+    if password is None and any(layer.driver.geometry.cipher is not None for layer in (*layers.above, *layers.below)):
+        raise password_missing(top.path)
+    if empties and not (isinstance(top.driver, Uncovering) and top.driver.can_uncover):
+        raise ImageError(
+            ErrorKind.UNSUPPORTED,
+            f"tapfs cannot empty this {top.driver.format_name} overlay once it is committed",
+            path=top.path,
+            op="commit",
+            remedy="say {keep}: it then goes on to hold what the base has as well",
+        )
+    for layer in layers.above:
+        if isinstance(layer.driver, Snapshotted) and layer.driver.snapshots():
+            raise ImageError(
+                ErrorKind.UNSUPPORTED,
+                "has snapshots, which show the base, too: they would not stay what they are",
+                path=layer.path,
+                op="commit",
+                remedy="delete them first",
+            )
+    reference = child.driver.geometry.backing
+    if reference is not None and reference.identity is not None and not isinstance(child.driver, Rebasable):
+        raise ImageError(
+            ErrorKind.UNSUPPORTED,
+            "names its parent by an identity that changes when that is written, and tapfs cannot write the new one",
+            path=child.path,
+            op="commit",
+        )
+
+
+def _runs(upper: Image) -> Iterator[Run]:
+    """What the images above the base decide: of the rest they say that it is the base's."""
+    for extent in upper.extents():
+        if extent.data or extent.zero:
+            yield Run(extent.offset, extent.length, zero=extent.zero)
+
+
+def _hold_anything(above: list[Layer]) -> bool:
+    """Whether any byte is not the base's."""
+    size = above[0].driver.geometry.virtual_size
+    return any(extent.data or extent.zero for extent in map_chain(above, 0, size))
+
+
+def _silent(done: int, total: int) -> None:
+    """No progress is wanted."""

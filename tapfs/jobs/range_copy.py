@@ -1,0 +1,176 @@
+"""Copy chosen ranges of one disk into another: what an overlay holds into its base, or what a parent held into it.
+
+Threads read and look for zeros; the caller's thread writes, in the order of the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from tapfs.extent import Range
+from tapfs.jobs.copying import ZERO_GRANULE
+from tapfs.jobs.pipeline import WINDOW_BYTES, BufferPool, in_order, processors
+from tapfs.kernel.ranges import MAX_RANGES, Ranges, ranges_of
+from tapfs.kernel.segments import find_segments
+from tapfs.kernel.writes import Segments
+
+if TYPE_CHECKING:
+    import mmap
+
+    from tapfs.disk.image import Image
+    from tapfs.jobs.pace import Pace
+
+#: Zeros are looked for in pieces of at most so many bytes.
+_LARGEST_ZERO_GRANULE = 64 << 10
+#: So many zeros are written at a time, so that the progress is seen and the copy can be ended.
+_ZERO_WINDOW_BYTES = 1 << 30
+#: Windows that wait to be written while each thread prepares another one.
+_WAITING = 2
+
+
+class Run(NamedTuple):
+    """A range that is to be copied; `zero`: it is known to read as zeros."""
+
+    offset: int
+    length: int
+    zero: bool = False
+
+
+class Window(NamedTuple):
+    """Runs that are copied together: those to be read, those of zeros, and where the next window begins."""
+
+    ranges: Ranges
+    zeros: list[Range]
+    until: int
+
+
+class Prepared(NamedTuple):
+    """A window that was read, and what of it is to be written; the buffer holds the segments."""
+
+    until: int
+    buffer: mmap.mmap
+    segments: Segments
+    zeros: list[Range]
+
+
+def windows(runs: Iterable[Run], unit: int = 1) -> Iterator[Window]:
+    """Ascending runs in windows of bounded size. A long run is cut, at multiples of `unit`."""
+    size = window_bytes(unit)
+    ranges: list[Range] = []
+    zeros: list[Range] = []
+    packed = until = 0
+    for run in runs:
+        offset, end = run.offset, run.offset + run.length
+        while offset < end:
+            room = _ZERO_WINDOW_BYTES if run.zero else size - packed
+            stop = end if end - offset <= room else (offset + room) // unit * unit
+            full = stop <= offset
+            if not full:
+                (zeros if run.zero else ranges).append(Range(offset, stop - offset))
+                packed += 0 if run.zero else stop - offset
+                offset = until = stop
+            if full or offset < end or len(ranges) + len(zeros) == MAX_RANGES:
+                yield Window(ranges_of(ranges, until), zeros, until)
+                ranges, zeros, packed = [], [], 0
+    if ranges or zeros:
+        yield Window(ranges_of(ranges, until), zeros, until)
+
+
+def window_bytes(unit: int) -> int:
+    """The most bytes of data in a window whose runs are cut at multiples of `unit`."""
+    return -(-WINDOW_BYTES // unit) * unit
+
+
+def overwrite(
+    source: Image, target: Image, runs: Iterable[Run], pace: Pace, progress: Callable[[int, int], None]
+) -> int:
+    """Make the runs of `target` read as in `source`, zeros included; how many bytes of data were written."""
+    granule = min(max(target.granule, ZERO_GRANULE), _LARGEST_ZERO_GRANULE)
+    buffers = BufferPool(WINDOW_BYTES)
+
+    def prepare(window: Window) -> Prepared:
+        buffer = buffers.take()
+        source.read_ranges(window.ranges, buffer)
+        segments, _ = find_segments(window.ranges, buffer, granule)
+        zeros = [*window.zeros, *_without(window.ranges, segments.ranges())]
+        return Prepared(window.until, buffer, segments, zeros)
+
+    return _written(target, buffers, _in_order(windows(runs), prepare), pace, progress)
+
+
+def write_differences(
+    old: Image, new: Image | None, target: Image, runs: Iterable[Run], pace: Pace, progress: Callable[[int, int], None]
+) -> int:
+    """Have `target` hold the bytes of `old` in the runs wherever `new` has others; how many bytes of data were written.
+
+    `new` None is a disk of zeros. The runs are aligned to the packed units of the target, which reads as `old`. Zeros
+    are written as data where the target has no parent, because its entries for zeros show a later parent.
+    """
+    unit = target.layers[0].driver.geometry.packed_unit
+    hides = len(target.layers) > 1
+    buffers = BufferPool(window_bytes(unit))
+
+    def prepare(window: Window) -> Prepared:
+        buffer = buffers.take()
+        old.read_ranges(window.ranges, buffer)
+        if new is None:
+            segments, _ = find_segments(window.ranges, buffer, unit)
+            return Prepared(window.until, buffer, segments, [])
+        below = buffers.take()
+        try:
+            new.read_ranges(window.ranges, below)
+            segments, zeros = find_segments(window.ranges, buffer, unit, below)
+        finally:
+            buffers.give_back(below)
+        return Prepared(window.until, buffer, segments, zeros)
+
+    return _written(target, buffers, _in_order(windows(runs, unit), prepare), pace, progress, zeros_as_data=not hides)
+
+
+def _in_order(found: Iterable[Window], prepare: Callable[[Window], Prepared]) -> Iterator[Prepared]:
+    """Each window, prepared by threads, in order."""
+    workers = processors()
+    return in_order(found, prepare, workers=workers, ahead=workers + _WAITING)
+
+
+def _written(
+    target: Image,
+    buffers: BufferPool,
+    prepared: Iterable[Prepared],
+    pace: Pace,
+    progress: Callable[[int, int], None],
+    *,
+    zeros_as_data: bool = False,
+) -> int:
+    count = 0
+    for until, buffer, segments, zeros in prepared:
+        target.write_segments(segments)
+        moved = segments.length
+        for offset, length in zeros:
+            if zeros_as_data:
+                target.write(offset, bytes(length))
+                moved += length
+            else:
+                target.write_zeroes(offset, length)
+        buffers.give_back(buffer)
+        count += moved
+        pace.moved(moved)
+        progress(until, target.size)
+    return count
+
+
+def _without(ranges: Ranges, taken: list[Range]) -> Iterator[Range]:
+    """The parts of the ranges that none of the `taken` ones has; both ascend, and what is taken lies in the ranges."""
+    rest = iter([*taken, Range(1 << 63, 0)])
+    following = next(rest)
+    done = 0
+    for offset, length in ranges:
+        done, end = max(done, offset), offset + length
+        while following.offset < end:
+            if following.offset > done:
+                yield Range(done, following.offset - done)
+            done = following.end
+            following = next(rest)
+        if done < end:
+            yield Range(done, end - done)

@@ -1,0 +1,137 @@
+"""A new parent's name after a crash at any moment: the image names the old parent or the new one, and maps the same."""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+import pytest
+
+from tapfs.disk.probe import format_named
+from tapfs.driver import BackingReference, CreatableFormat, CreateRequest, Driver, OpenRequest, Rebasable, Recoverable
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.extent import Extent
+from tapfs.plan import Plan
+from tapfs.testing.crash import write_at_random
+from tapfs.testing.model import MemoryFile, ModelDisk
+
+SIZE = 3 << 20
+
+#: Kind: format, options of create. "no parent" in a kind: the image begins without one.
+KINDS: dict[str, tuple[str, dict[str, str]]] = {
+    "qcow": ("qcow", {}),
+    "qcow, no parent": ("qcow", {}),
+    "qcow2": ("qcow2", {}),
+    "qcow2, no parent": ("qcow2", {}),
+    "qcow2 of version 2": ("qcow2", {"compat": "0.10"}),
+    "qcow2, clusters of 512 bytes": ("qcow2", {"cluster_size": "512"}),
+    "qcow2, clusters of 4096 bytes": ("qcow2", {"cluster_size": "4096"}),
+    "qcow2 with subclusters": ("qcow2", {"extended_l2": "on"}),
+    "vmdk": ("vmdk", {}),
+    "vmdk, no parent": ("vmdk", {}),
+    "vdi": ("vdi", {}),
+    "vdi, no parent": ("vdi", {}),
+    "vhd": ("vhd", {}),
+    "vhdx": ("vhdx", {}),
+}
+#: Names that take more room than the ones before them, and less.
+NAMES = ["b", "/a/rather/long/name" + "/of-a-parent" * 25 + ".img", "short.img"]
+
+
+class Seen(NamedTuple):
+    """What an image says of its parent, and its map."""
+
+    backing: BackingReference | None
+    extents: list[Extent]
+
+
+def new_image(name: str, options: dict[str, str], parent: Driver | None) -> MemoryFile:
+    found = format_named(name)
+    assert isinstance(found, CreatableFormat)
+    backing = None if parent is None else BackingReference("first.img", name)
+    file = MemoryFile()
+    file.apply(found.create(CreateRequest(SIZE, backing=backing, options=options, parent=parent, name="image")))
+    return file.copy()
+
+
+def opened(name: str, file: MemoryFile, *, writable: bool = False) -> Driver:
+    request = OpenRequest(writable=writable, further=file)
+    driver = format_named(name).open(file, request)
+    plan = driver.recovery() if isinstance(driver, Recoverable) else None
+    if plan:
+        file.apply(plan)
+        driver = format_named(name).open(file, request)
+    return driver
+
+
+def seen(name: str, file: MemoryFile) -> Seen:
+    driver = opened(name, file)
+    reference = driver.geometry.backing
+    return Seen(reference, [extent._replace(in_place=False) for extent in driver.map(0, SIZE)])
+
+
+def execute(file: MemoryFile, driver: Driver, backing: BackingReference | None, parent: Driver | None) -> None:
+    assert isinstance(driver, Rebasable)
+    for plan in driver.rebase(backing, parent):
+        file.apply(plan)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_crash_leaves_the_old_parent_or_the_new_one(kind: str) -> None:
+    name, options = KINDS[kind]
+    choice = random.Random(kind)
+    parents = [opened(name, new_image(name, {}, None)) for _ in range(4)]
+    start = new_image(name, options, None if "no parent" in kind else parents[0])
+    disk = ModelDisk(opened(name, start, writable=True), start)  # type: ignore[arg-type]
+    write_at_random(disk, choice, 10)
+    disk.end()
+    changes: list[tuple[BackingReference | None, Driver | None]] = [
+        (BackingReference(text, name), parent) for text, parent in zip(NAMES, parents[1:], strict=True)
+    ]
+    if name not in {"vhd", "vhdx"}:
+        changes.insert(2, (None, None))
+    file = start.copy()
+    for backing, parent in changes:
+        before = seen(name, file)
+        execute(file, opened(name, file, writable=True), backing, parent)
+        after = seen(name, file)
+        if name == "vdi":  # which names no file
+            assert (after.backing is None) == (backing is None)
+        elif backing is None:
+            assert after.backing is None
+        else:
+            assert after.backing is not None
+            assert backing.name in (after.backing.name, *after.backing.others)
+        assert after.extents == before.extents
+        for epoch in range(len(file.epochs)):
+            for _ in range(6):
+                left = file.crashed_files(epoch, choice)
+                assert seen(name, left) in (before, after), (epoch, backing)
+        file = file.copy()
+
+
+def test_the_test_notices_a_wrong_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan whose stages are one stage leaves heads that are neither old nor new."""
+    from tapfs.formats.qcow2 import rebase
+
+    right = rebase.plan
+
+    def one_stage(*stages: list[object]) -> Plan:
+        return Plan((tuple(step for stage in right(*stages).stages for step in stage),))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rebase, "plan", one_stage)
+    with pytest.raises((AssertionError, ImageError)):
+        test_a_crash_leaves_the_old_parent_or_the_new_one("qcow2")
+
+
+@pytest.mark.parametrize("kind", ["qcow", "qcow2", "vmdk", "vhd", "vhdx"])
+def test_a_name_that_does_not_fit_is_refused_and_changes_nothing(kind: str) -> None:
+    name, options = KINDS[kind]
+    parent = opened(name, new_image(name, {}, None))
+    file = new_image(name, options, parent)
+    content = bytes(file.data)
+    for text in ("x" * 70000, "nul\0"):
+        with pytest.raises(ImageError) as caught:
+            execute(file, opened(name, file, writable=True), BackingReference(text, name), parent)
+        assert caught.value.kind in {ErrorKind.OUT_OF_BOUNDS, ErrorKind.UNSUPPORTED}
+        assert bytes(file.data) == content
