@@ -166,6 +166,9 @@ class Lib:
     def tapfs_disk_set_places(
         self, disk: CData, layer: int, first: int, places: CData, count: int, host_size: int, /
     ) -> int: ...
+    def tapfs_disk_guard(
+        self, disk: CData, file: int, ranges: CData, range_count: int, places: CData, count: int, size: int, /
+    ) -> int: ...
     def tapfs_disk_forget(self, disk: CData, layer: int, offset: int, length: int, /) -> None: ...
     def tapfs_read(
         self, disk: CData, buffer: CData, offset: int, length: int, flags: int, outcome: CData, /

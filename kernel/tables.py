@@ -9,7 +9,7 @@ from dataclasses import fields
 from tapfs.errors import from_os_error
 from tapfs.kernel._engine import ffi, lib
 from tapfs.kernel.engine import EngineDisk
-from tapfs.tables import TableLayout
+from tapfs.tables import GuardedPlaces, TableLayout
 
 #: Fields of a layout that the engine's structure holds in another shape.
 _OF_THEIR_OWN = frozenset({"rules", "bitmap", "reserved"})
@@ -43,6 +43,14 @@ def set_places(disk: EngineDisk, layer: int, first: int, places: array[int], hos
     _check(
         lib.tapfs_disk_set_places(disk.handle, layer, first, words, len(places), host_size), "say where the tables are"
     )
+
+
+def guard(disk: EngineDisk, places: GuardedPlaces) -> None:
+    """Have no write in place go over these places of the top layer's first file, from now on."""
+    ranges = ffi.new("tapfs_range[]", [(start, stop - start) for start, stop in places.ranges])
+    words = ffi.from_buffer("uint64_t[]", places.places)
+    count, size = len(places.places), places.size
+    _check(lib.tapfs_disk_guard(disk.handle, 0, ranges, len(ranges), words, count, size), "guard the metadata")
 
 
 def _check(result: int, op: str) -> None:

@@ -85,7 +85,9 @@ class TableLayout:
     DATA lies at ``number * place_multiplier + place_add``, a multiple of `place_alignment`, where number is
     ``((entry & place_mask) << place_shift) + ((entry & place_low_mask) >> place_low_shift)``. The largest of these must
     be below 2**63. DATA may be cut short by the end of the host; with `data_whole` it reaches as far as the disk does.
-    In a writable image DATA is writable in place if ``entry & in_place_mask == in_place_value``. DATA is impossible if
+    In a writable image DATA is writable in place if ``entry & in_place_mask == in_place_value``. With `flagged_places`
+    bit 0 of a table's place says that nothing in the table is; its unit is left to `map` if an entry says otherwise.
+    DATA is impossible if
     a bit of `zero_mask` is set.
 
     A COMPRESSED payload lies at ``(entry & packed_place_mask) << packed_place_shift`` of `data_file`. Its length in
@@ -120,6 +122,7 @@ class TableLayout:
     absent_kind: Kind = Kind.UNALLOCATED
     table_alignment: int = 1
     tables_reserved: bool = False
+    flagged_places: bool = False
     least_place: int = 0
     reserved: tuple[tuple[int, int], ...] = ()
     table_file: int = 0
@@ -147,4 +150,30 @@ class Tabled(Driver, Protocol):
     @property
     def host_size(self) -> int:
         """The length of the table and data files now, as `TableLayout.host_size`; it grows with the allocation."""
+        ...
+
+
+class GuardedPlaces(NamedTuple):
+    """Places of the image's file, of `size` bytes each, and ranges ``[start, stop)``; both ascend, ranges are apart."""
+
+    size: int
+    places: array[int]
+    ranges: tuple[tuple[int, int], ...] = ()
+
+
+@runtime_checkable
+class Guarded(Tabled, Protocol):
+    """A writable driver whose metadata lies among the data, where a damaged table may lead a write.
+
+    The engine looks for each write in place whether it goes over one of the places. Such a write is left to `reserve`,
+    which refuses it. The core gives the engine a new list before it executes a plan, and after `flushed`.
+    """
+
+    @property
+    def guard_changes(self) -> int:
+        """A number that is another one whenever the places have changed."""
+        ...
+
+    def guarded_places(self) -> GuardedPlaces:
+        """Where metadata is, and where the plan that `flush` returned last will write some."""
         ...

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from tapfs.formats.qcow2.bitmaps import Directory
 from tapfs.formats.qcow2.entries import TYPECODE
-from tapfs.formats.qcow2.header import Header
+from tapfs.formats.qcow2.header import MAX_HOST_SIZE, Header
 from tapfs.formats.qcow2.snapshots import Snapshot
+from tapfs.tables import GuardedPlaces
 
 
 class MetadataRange(NamedTuple):
@@ -31,7 +32,19 @@ class Guard:
     def __init__(self, cluster_size: int, ranges: Sequence[MetadataRange], tables: Iterable[int]) -> None:
         self._cluster_size = cluster_size
         self._ranges = list(ranges)
-        self._tables = array(TYPECODE, sorted(tables))
+        #: The number of changes that were made since it was opened.
+        self.changes = 0
+        self._tables = array(TYPECODE, sorted(place for place in tables if place < MAX_HOST_SIZE))
+
+    def places(self) -> GuardedPlaces:
+        """All of it, for the engine."""
+        ranges: list[tuple[int, int]] = []
+        for each in sorted(self._ranges):
+            start, stop = min(each.start, MAX_HOST_SIZE), min(each.stop, MAX_HOST_SIZE)
+            if ranges and start <= ranges[-1][1]:
+                start, stop = ranges[-1][0], max(stop, ranges.pop()[1])
+            ranges.append((start, stop))
+        return GuardedPlaces(self._cluster_size, self._tables, tuple(ranges))
 
     def over(self, start: int, length: int) -> str | None:
         """What of the metadata lies in ``[start, start + length)``, or None."""
@@ -47,13 +60,17 @@ class Guard:
     def add(self, table: int) -> None:
         """A table or block has been made there."""
         insort(self._tables, table)
+        self.changes += 1
 
     def remove(self, start: int, length: int) -> None:
         """The range is free now: nothing of the metadata lies there any more."""
         first = bisect_left(self._tables, start)
         last = bisect_left(self._tables, start + length)
-        del self._tables[first:last]
-        self._ranges = [each for each in self._ranges if not start <= each.start < start + length]
+        kept = [each for each in self._ranges if not start <= each.start < start + length]
+        if last > first or len(kept) < len(self._ranges):
+            del self._tables[first:last]
+            self._ranges = kept
+            self.changes += 1
 
     @property
     def end(self) -> int:

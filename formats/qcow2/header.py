@@ -22,6 +22,8 @@ MAX_REFTABLE_BYTES = 8 << 20
 #: The specification has no limit; QEMU opens images of up to so many snapshots.
 MAX_SNAPSHOTS = 65536
 MAX_VIRTUAL_SIZE = (1 << 63) - 1
+#: Bits 0 to 55 of an entry can be a place.
+MAX_HOST_SIZE = 1 << 56
 
 CRYPT_NONE, CRYPT_AES, CRYPT_LUKS = 0, 1, 2
 COMPRESSION_DEFLATE, COMPRESSION_ZSTD = 0, 1

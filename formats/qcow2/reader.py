@@ -168,7 +168,7 @@ class Qcow2Reader:
                     self.data_number if data else 0,
                     run.host_offset if placed else 0,
                     run.host_length,
-                    self.writable and data and run.copied and table_copied,
+                    data and run.copied and table_copied and self.may_write(run),
                 )
             )
         return extents
@@ -182,16 +182,21 @@ class Qcow2Reader:
         found: list[Run] = []
         for run in self.decoder.runs(words, first, min(clusters, self.header.slice_entries if stop is None else stop)):
             if isinstance(run, EntryFault):
-                raise self._entry_error(unit, run.entry, run.message)
+                raise self.entry_error(unit, run.entry, run.message)
             wrong = self.place_fault(run)
             if wrong is not None:
-                raise self._entry_error(unit, run.first, wrong)
+                raise self.entry_error(unit, run.first, wrong)
             wrong = self.cut_fault(run, unit * self.header.unit)
             if wrong is not None:
                 last = run.first + (run.length - 1 >> self.header.cluster_bits)
-                raise self._entry_error(unit, last, wrong)
+                raise self.entry_error(unit, last, wrong)
             found.append(run)
         return found
+
+    def may_write(self, run: Run) -> bool:
+        """Whether data that belongs to this disk alone may be written in place."""
+        del run
+        return False
 
     def place_fault(self, run: Run) -> str | None:
         """What makes the place of a run impossible, or None; see `cut_fault` for one that the end of the file cuts."""
@@ -236,7 +241,8 @@ class Qcow2Reader:
             ("refcount table", header.reftable_offset, header.reftable_offset + header.reftable_length),
         )
 
-    def _entry_error(self, unit: int, entry: int, message: str) -> ImageError:
+    def entry_error(self, unit: int, entry: int, message: str) -> ImageError:
+        """An entry of a slice that cannot be true."""
         at = entry * self.header.l2_entry_bytes
         number = unit * self.header.slice_entries + entry
         index, inside = divmod(number, self.header.l2_entries)
@@ -247,17 +253,19 @@ class Qcow2Reader:
     # -- the engine's tables --------------------------------------------------------------------
 
     def table_layout(self) -> TableLayout | None:
-        """The slices of L2 tables, where an entry is one word.
-
-        None for a writable image: an in-place write that a damaged entry leads to metadata is only seen by `map`.
-        """
-        if self.header.extended_l2 or self.writable or self.data_file_error is not None:
+        """The slices of L2 tables; None for subclusters of a data file, where place 0 is told from none by two bits."""
+        if self.data_file_error is not None or (self.header.extended_l2 and self.header.has_data_file):
             return None
         return slice_layout(self.header, self.host_size, self.data_number, self.reserved())
 
     def table_places(self, first: int, count: int) -> array[int]:
         """The places of the slices; what only `map` can tell is left to it."""
-        return slice_places(self.header, self.l1, self.slices, first, count)
+        return slice_places(self.header, self.l1, self.slices, first, count, self.table_stays)
+
+    def table_stays(self, place: int) -> bool:
+        """Whether a table that others share is never freed by this disk; a reader frees nothing."""
+        del place
+        return True
 
     @property
     def data_size(self) -> int:

@@ -12,12 +12,10 @@ from collections.abc import Iterator
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.allocation import HostRange, Piece
 from tapfs.formats.qcow2.guard import Guard
-from tapfs.formats.qcow2.header import Header
+from tapfs.formats.qcow2.header import MAX_HOST_SIZE, Header
 from tapfs.formats.qcow2.refcounts import ClusterRun, Refcounts
 from tapfs.formats.rounding import round_up
 
-#: Bits 0 to 55 of an entry can be a place.
-MAX_HOST_SIZE = 1 << 56
 #: So many refcount blocks are looked through for one request, before it gets its places at the end.
 _BLOCKS_AT_ONCE = 8
 _UNUSED = re.compile(rb"\0+")

@@ -10,11 +10,10 @@ from array import array
 
 from tapfs.driver import ProgressCallback
 from tapfs.formats.qcow2.entries import COMPRESSED, COPIED, OFFSET, ZERO, packed_bits
-from tapfs.formats.qcow2.header import Header
+from tapfs.formats.qcow2.header import MAX_HOST_SIZE, Header
 from tapfs.formats.qcow2.reader import Qcow2Reader
 from tapfs.formats.qcow2.references import RESERVED, References, TableUse
 from tapfs.formats.qcow2.signature import VERSIONS
-from tapfs.formats.qcow2.space import MAX_HOST_SIZE
 from tapfs.references import CountedWindow, EntryCounter, EntryLayout, entry_counter
 
 #: The clusters of a window, as a power of two: 32 MiB of counters, or 64 MiB where some are large.

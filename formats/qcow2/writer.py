@@ -44,6 +44,7 @@ from tapfs.formats.qcow2.snapshot_keeper import SnapshotKeeping
 from tapfs.formats.qcow2.space import Space
 from tapfs.formats.qcow2.stream import Qcow2StreamWriter
 from tapfs.plan import Discard, Grow, Plan, Step, Write, plan
+from tapfs.tables import GuardedPlaces
 
 
 class WritableQcow2Driver(SnapshotKeeping, Qcow2Driver):
@@ -197,13 +198,25 @@ class WritableQcow2Driver(SnapshotKeeping, Qcow2Driver):
 
     # -- what must hold before a change ---------------------------------------------------------
 
-    def place_fault(self, run: Run) -> str | None:
-        """What makes the place of a run impossible: data over metadata is, wherever an entry leads a write."""
-        wrong = super().place_fault(run)
-        if wrong is not None or run.kind is not Kind.DATA or self.data_number:
-            return wrong
-        there = self.guard.over(run.host_offset, run.length)
-        return None if there is None else f"cluster at {run.host_offset:#x} lies over {there}"
+    def may_write(self, run: Run) -> bool:
+        """Whether a write in place can go to a run: never over metadata, wherever an entry leads it."""
+        return self.data_number != 0 or self.guard.over(run.host_offset, run.length) is None
+
+    @property
+    def guard_changes(self) -> int:
+        """See :meth:`tapfs.tables.Guarded.guard_changes`."""
+        return self.guard.changes
+
+    def guarded_places(self) -> GuardedPlaces:
+        """Every cluster with metadata; see :meth:`tapfs.tables.Guarded.guarded_places`."""
+        return self.guard.places()
+
+    def table_stays(self, place: int) -> bool:
+        """Whether a table is counted for others, too, so that a copy of it does not free it."""
+        try:
+            return self.refcounts.get(place >> self.header.cluster_bits) > 1
+        except ImageError:  # a damaged refcount block
+            return False
 
     def _make_guard(self) -> Guard:
         tables = [entry & OFFSET for _, entry in self.l1.used() if entry & OFFSET]
@@ -216,11 +229,15 @@ class WritableQcow2Driver(SnapshotKeeping, Qcow2Driver):
         self.slices.file_size = self.decoder.file_size = max(self.slices.file_size, self.space.end)
 
     def require_runs(self, offset: int, length: int, *, used: bool) -> None:
-        """Raise ImageError(corrupt) if an entry of the range cannot be true."""
+        """Raise ImageError(corrupt) if an entry of the range cannot be true, or leads to metadata."""
         for unit, first, stop in self.pieces(offset, length, used=used):
             words = self.slices.load(unit)
-            if words is not None:
-                self.runs(unit, words, first, stop)
+            if words is None:
+                continue
+            for run in self.runs(unit, words, first, stop):
+                if run.kind is Kind.DATA and not self.may_write(run):
+                    there = self.guard.over(run.host_offset, run.length)
+                    raise self.entry_error(unit, run.first, f"cluster at {run.host_offset:#x} lies over {there}")
 
     def keep_tables(self, offset: int, length: int, *, used: bool) -> None:
         """Keep a place for every L2 table that a commit of the range may have to make, so that it cannot fail."""
@@ -336,7 +353,7 @@ class WritableQcow2Driver(SnapshotKeeping, Qcow2Driver):
                 start, length = compressed_place(words[run.first], bits)
                 last = (start + length - 1) >> bits
                 self.refcounts.lower_counts(start >> bits, last - (start >> bits) + 1)
-            elif run.host_offset and super().place_fault(run._replace(kind=Kind.DATA)) is None:
+            elif run.host_offset and self.place_fault(run._replace(kind=Kind.DATA)) is None:
                 self.refcounts.lower_counts(run.host_offset >> bits, run.length >> bits)
 
     def owned_slice(self, unit: int) -> ChangedTable:

@@ -16,7 +16,7 @@ from tapfs.disk.password import password_missing
 from tapfs.driver import Begun, Encrypted
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, clip
-from tapfs.tables import Tabled
+from tapfs.tables import Guarded, Tabled
 
 if TYPE_CHECKING:
     from tapfs.kernel.engine import Buffer, EngineDisk, Outcome, Statistics
@@ -46,6 +46,8 @@ class EngineChain:
         self._engine: EngineDisk | None = None
         #: The layers whose tables the engine reads itself.
         self._tabled: set[int] = set()
+        #: The `Guarded.guard_changes` of the places that the engine knows.
+        self._guard_changes = -1
 
     @property
     def top(self) -> Layer:
@@ -174,6 +176,7 @@ class EngineChain:
                 self._tabled.add(depth)
         if self.writable and isinstance(self.top.driver, Begun):
             engine.seal(sealed=True)
+        self._guard(engine)
         # The engine knows a file from now on only. What was lost since the drivers saw it is found here.
         self._require_whole()
         return engine
@@ -183,6 +186,19 @@ class EngineChain:
         for layer in self.layers:
             for file in layer.files:
                 file.require_whole()
+
+    def guard_metadata(self) -> None:
+        """Have the engine know where a plan is about to write metadata, or has given it up, the map lock held."""
+        self._guard(self.engine)
+
+    def _guard(self, engine: EngineDisk) -> None:
+        driver = self.top.driver
+        if not self.writable or not isinstance(driver, Guarded) or driver.guard_changes == self._guard_changes:
+            return
+        from tapfs.kernel.tables import guard
+
+        self._guard_changes = driver.guard_changes
+        guard(engine, driver.guarded_places())
 
     def tables_flushed(self, touched: Iterable[tuple[int, int]]) -> None:
         """Have the engine read the tables of these map units of the top layer again, as far as they are durable.

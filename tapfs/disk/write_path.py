@@ -140,6 +140,7 @@ class WritePath:
             started = time.monotonic()
             with self._chain.map_lock:
                 executed = self._driver.flush()
+                self._chain.guard_metadata()
                 self._keep(executed)
             # The plan may punch what its earlier stages unlink, and `flushed` lets it be used again:
             # by then no request may hold a map in which it still belongs to the disk.
@@ -149,6 +150,7 @@ class WritePath:
                 self._plan_log.clear()
             with self._chain.map_lock:
                 self._driver.flushed(executed)
+                self._chain.guard_metadata()
                 self._chain.tables_flushed(self._touched)
                 self._touched.clear()
             self._keeping_seconds, self._flush_seconds = 0.0, time.monotonic() - started

@@ -41,6 +41,8 @@ KINDS: dict[str, tuple[str, dict[str, str], bool, bytes | None]] = {
     "qcow-blktap": ("qcow", {"blktap": "on"}, False, None),
     "qcow-overlay": ("qcow", {}, True, None),
     "qcow-blktap-overlay": ("qcow", {"blktap": "on"}, True, None),
+    "qcow2": ("qcow2", {"cluster_size": "4096"}, False, None),
+    "qcow2-subclusters-overlay": ("qcow2", {"cluster_size": "16384", "extended_l2": "on"}, True, None),
     "qcow-aes": ("qcow", {}, False, b"secret"),
     "qcow-aes-overlay": ("qcow", {}, True, b"secret"),
 }

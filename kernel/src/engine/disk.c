@@ -37,6 +37,7 @@ static void layer_free(struct layer *layer)
     }
     free(layer->files);
     table_free(layer->table);
+    guard_destroy(&layer->guard);
     cipher_free(layer->cipher);
     OPENSSL_cleanse(&layer->geometry.cipher, sizeof layer->geometry.cipher);
     free(layer);
@@ -110,6 +111,7 @@ int tapfs_disk_add_layer(tapfs_disk *disk, const tapfs_layer *described)
     }
     layer->geometry = *geometry;
     layer->cached_unit = geometry->map_unit;
+    guard_init(&layer->guard);
     if (geometry->cipher.algorithm != TAPFS_CIPHER_NONE) {
         layer->cipher = cipher_new(&geometry->cipher);
         if (layer->cipher == NULL) {

@@ -208,6 +208,7 @@ typedef struct {
     uint8_t absent_kind; /* of a unit that has no table: ZERO or UNALLOCATED */
     uint8_t data_whole;
     uint8_t tables_reserved;
+    uint8_t flagged_places; /* bit 0 of a table's place: nothing in the table may be in place */
     uint32_t entry_granules; /* that one entry stands for */
     uint32_t rule_count;
     tapfs_table_rule rules[8]; /* the first that fits decides; without one an entry is DATA */
@@ -316,6 +317,13 @@ int tapfs_disk_set_tables(tapfs_disk *disk, uint32_t layer, const tapfs_table *l
  */
 int tapfs_disk_set_places(tapfs_disk *disk, uint32_t layer, uint64_t first, const uint64_t *places, size_t count,
                           uint64_t host_size);
+/*
+ * From now on a write in place over one of these ranges and places of a file of layer 0 ends with RESERVE, as if the map
+ * did not allow it. Both ascend, the ranges do not overlap, and a place is `size` bytes long. What began before has ended
+ * when the next quiesce returns. 0 or -errno.
+ */
+int tapfs_disk_guard(tapfs_disk *disk, uint32_t file, const tapfs_range *ranges, size_t range_count,
+                     const uint64_t *places, size_t count, uint64_t size);
 
 /*
  * Of a file that is only read not every block is here: present[i] is 0 where block i is not. The bytes stay the

@@ -176,6 +176,17 @@ TAPFS_INTERNAL void codec_drop_layer(struct codec *codec, uint32_t layer);
 
 /* ---- engine/disk.c */
 
+/* Ranges of a host file, and places of one size in it, both ascending, over which no guest data is written in place. */
+struct guard {
+    pthread_rwlock_t lock; /* of all below but `used`; a leaf */
+    tapfs_range *ranges;
+    uint64_t *places;
+    size_t range_count, count;
+    uint64_t size;
+    uint32_t file;
+    atomic_bool used;
+};
+
 struct layer {
     tapfs_layer geometry;
     struct host_file **files;
@@ -183,6 +194,7 @@ struct layer {
     struct cipher *cipher;
     struct table *table; /* NULL: the map of every unit is the owner's to give */
     uint64_t cached_unit; /* bytes of the disk in a unit of the cache: a map unit, or a piece of one with a large table */
+    struct guard guard;
 };
 
 /* Changes of maps are counted in this many classes of merged units. */
@@ -267,6 +279,13 @@ TAPFS_INTERNAL void merged_forget(tapfs_disk *disk, uint64_t offset, uint64_t en
 /* Read [offset, offset + length) as layer `index` and what lies below show it. */
 TAPFS_INTERNAL int layer_read(struct request *request, uint32_t index, uint8_t *buffer, uint64_t offset,
                               uint64_t length);
+
+/* ---- engine/guard.c */
+
+TAPFS_INTERNAL void guard_init(struct guard *guard);
+TAPFS_INTERNAL void guard_destroy(struct guard *guard);
+/* Whether a guarded place lies where a run of layer 0 does. */
+TAPFS_INTERNAL bool guarded(tapfs_disk *disk, const tapfs_extent *run);
 
 /* ---- engine/write.c */
 

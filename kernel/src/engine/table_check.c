@@ -25,7 +25,7 @@ bool table_place_possible(const struct table *table, uint64_t place, uint64_t by
 struct bounds {
     const struct table *table;
     uint64_t size;
-    bool shared;
+    bool shared, in_place;
 };
 
 static bool free_of_metadata(const struct bounds *bounds, uint64_t start, uint64_t length)
@@ -69,6 +69,9 @@ static bool entry_possible(const struct bounds *bounds, const uint8_t *raw, uint
     *empty = entry.kind == TAPFS_ZERO || entry.kind == TAPFS_UNALLOCATED;
     switch (entry.kind) {
     case TAPFS_DATA:
+        if (entry.in_place && !bounds->in_place) {
+            return false;
+        }
         if ((word & layout->zero_mask) != 0 || (subword && entry.bitmapped && (bits & bits >> 32) != 0)) {
             return false;
         }
@@ -81,9 +84,10 @@ static bool entry_possible(const struct bounds *bounds, const uint8_t *raw, uint
     }
 }
 
-bool table_entries_possible(const struct table *table, const uint8_t *raw, uint64_t entries, uint64_t disk_left)
+bool table_entries_possible(const struct table *table, const uint8_t *raw, uint64_t entries, uint64_t disk_left,
+                            bool in_place)
 {
-    struct bounds bounds = {.table = table, .shared = table->layout.data_file == table->layout.table_file};
+    struct bounds bounds = {.table = table, .in_place = in_place, .shared = table->layout.data_file == table->layout.table_file};
     bounds.size = bounds.shared ? atomic_load(&table->host_size) : table->layout.data_size;
     bool empty = false;
     for (uint64_t i = 0; i < entries; i++) {

@@ -61,19 +61,26 @@ static uint64_t note(struct filling *filling, uint64_t unit)
     return filling->places[filling->count++];
 }
 
+/* Where the table of the i-th unit is on the host: its place without the flag. */
+static uint64_t table_at(const struct filling *filling, uint32_t i)
+{
+    uint64_t flag = filling->table->layout.flagged_places != 0 ? 1 : 0;
+    return filling->places[i] & ~flag;
+}
+
 /* Whether the whole table of the i-th unit may lie where it is. */
 static bool place_possible(const struct filling *filling, uint32_t i)
 {
     const struct table *table = filling->table;
     uint64_t length =
         disk_part(filling, filling->layer->geometry.map_unit, (filling->first + i) / table->pieces);
-    return table_place_possible(table, filling->places[i], table_entries(table, length) * table->entry_stride);
+    return table_place_possible(table, table_at(filling, i), table_entries(table, length) * table->entry_stride);
 }
 
 /* Where the entries of the i-th unit are on the host, if its table may be there. */
 static uint64_t entries_at(const struct filling *filling, uint32_t i)
 {
-    return filling->places[i] + (filling->first + i) % filling->table->pieces * filling->table_bytes;
+    return table_at(filling, i) + (filling->first + i) % filling->table->pieces * filling->table_bytes;
 }
 
 /* Take the neighbours along whose entries follow those of the first unit on the host. */
@@ -177,7 +184,8 @@ static int unit_in(const struct filling *filling, uint32_t i, const uint8_t *raw
     uint64_t disk_left = minimum(length, filling->layer->geometry.virtual_size -
                                              unit * filling->layer->cached_unit);
 
-    if (!table_entries_possible(table, raw, entries, disk_left)) {
+    bool may_be_in_place = table_at(filling, i) == filling->places[i];
+    if (!table_entries_possible(table, raw, entries, disk_left, may_be_in_place)) {
         return EUCLEAN;
     }
     struct unit *made = unit_for_table(table, filling->index, unit, (uint32_t)length,

@@ -86,7 +86,7 @@ static int take_run(struct in_place_write *write, const tapfs_extent *run)
 {
     tapfs_extent *pending = &write->pending;
 
-    if (run->kind != TAPFS_DATA || !run->in_place) {
+    if (run->kind != TAPFS_DATA || !run->in_place || guarded(write->request->disk, run)) {
         if (write->gaps != NULL) {
             return note_gap(write->gaps, run->offset, run->offset + run->length) ? 1 : 0;
         }

@@ -142,7 +142,7 @@ static void locate_mapped_write(tapfs_disk *disk, const struct layer *layer, uin
             break;
         }
         for (size_t i = 0; i < count; i++) {
-            if (found[i].kind != TAPFS_DATA || !found[i].in_place) {
+            if (found[i].kind != TAPFS_DATA || !found[i].in_place || guarded(disk, &found[i])) {
                 gap = minimum(gap, found[i].offset);
             } else if (gap != UINT64_MAX) {
                 stop_at(route, TAPFS_RESERVE, 0, gap, found[i].offset - gap);

@@ -129,6 +129,36 @@ def test_no_write_in_place_lands_on_metadata(tmp_path: Path, target: str) -> Non
     assert path.read_bytes() == data
 
 
+@pytest.mark.parametrize("mapped", [True, False], ids=["mapped before", "mapped after"])
+def test_no_write_in_place_lands_on_a_table_that_was_made_since(tmp_path: Path, *, mapped: bool) -> None:
+    """An entry leads to a cluster without a count. That becomes an L2 table, and the entry is written through."""
+    path = tmp_path / "a"
+    size = 64 << 20
+    tapfs.create_image(path, tapfs.NewImage("qcow2", size, options={"cluster_size": "4096"}))
+    with tapfs.open(path, writable=True) as disk:
+        disk.write(0, b"x" * CLUSTER)
+        disk.write(2 * CLUSTER, b"x" * CLUSTER)
+    data = bytearray(path.read_bytes())
+    entry = entry_of(data)
+    lost = int.from_bytes(data[entry + 16 : entry + 24], "big") & ~COPIED
+    put(data, entry + 8, lost | COPIED)
+    put(data, entry + 16, 0)
+    put(data, refcount_at(data, lost // CLUSTER), 0, 2)
+    path.write_bytes(data)
+    with tapfs.open(path, writable=True) as disk:
+        if mapped:
+            disk.write(CLUSTER, b"y" * CLUSTER)
+        disk.write(32 << 20, b"z" * CLUSTER)
+        disk.flush()
+        made = [disk.layers[0].driver.l1[index] for index in range(32)]
+        assert lost | COPIED in made
+        with pytest.raises(ImageError, match="lies over the table") as raised:
+            disk.write(CLUSTER, b"w" * CLUSTER)
+        assert raised.value.kind is ErrorKind.CORRUPT
+    with tapfs.open(path) as disk:
+        assert disk.read(32 << 20, CLUSTER) == b"z" * CLUSTER
+
+
 @pytest.mark.parametrize("target", ["L1", "L2", "refcount table"])
 def test_no_new_cluster_is_taken_from_metadata(tmp_path: Path, target: str) -> None:
     """A table in use has a refcount of 0: the allocator would hand it out."""
