@@ -13,6 +13,17 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tapfs.api.async_image import AsyncImage, open_async
+    from tapfs.api.bitmaps import (
+        add_bitmap,
+        bitmaps,
+        clear_bitmap,
+        disable_bitmap,
+        enable_bitmap,
+        merge_bitmap,
+        read_bitmap,
+        remove_bitmap,
+        store_bitmap,
+    )
     from tapfs.api.chains import commit, rebase
     from tapfs.api.jobs import check, compact, compare, convert, create_image, repair
     from tapfs.api.mounts import MountPoint, mount, unmount
@@ -22,10 +33,11 @@ if TYPE_CHECKING:
     from tapfs.disk.description import ImageInfo
     from tapfs.disk.disk_file import DiskFile
     from tapfs.disk.image import Image
-    from tapfs.edit_protocols import SnapshotRecord
+    from tapfs.edit_protocols import Bitmap, SnapshotRecord
     from tapfs.errors import ErrorKind, ImageError
     from tapfs.findings import CheckReport
     from tapfs.host.gate import Gate
+    from tapfs.jobs.bitmaps import ReadBitmap
     from tapfs.jobs.commit import Committed
     from tapfs.jobs.compact import CompactReport
     from tapfs.jobs.compare import Difference
@@ -37,6 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncImage",
+    "Bitmap",
     "CheckReport",
     "Committed",
     "CompactReport",
@@ -51,11 +64,15 @@ __all__ = [
     "MappedExtent",
     "MountPoint",
     "NewImage",
+    "ReadBitmap",
     "Rebased",
     "SnapshotRecord",
     "__version__",
+    "add_bitmap",
     "apply_snapshot",
+    "bitmaps",
     "check",
+    "clear_bitmap",
     "commit",
     "compact",
     "compare",
@@ -63,20 +80,27 @@ __all__ = [
     "create_image",
     "create_snapshot",
     "delete_snapshot",
+    "disable_bitmap",
+    "enable_bitmap",
     "info",
+    "merge_bitmap",
     "mount",
     "open",
     "open_async",
     "open_file",
+    "read_bitmap",
     "rebase",
+    "remove_bitmap",
     "repair",
     "snapshots",
+    "store_bitmap",
     "unmount",
 ]
 
 #: Names that are loaded when they are first asked for: importing tapfs costs next to nothing.
 _LAZY = {
     "AsyncImage": "tapfs.api.async_image",
+    "Bitmap": "tapfs.edit_protocols",
     "CheckReport": "tapfs.findings",
     "Committed": "tapfs.jobs.commit",
     "CompactReport": "tapfs.jobs.compact",
@@ -92,24 +116,34 @@ _LAZY = {
     "MountPoint": "tapfs.api.mounts",
     "NewImage": "tapfs.jobs.create",
     "Rebased": "tapfs.jobs.rebase",
+    "ReadBitmap": "tapfs.jobs.bitmaps",
     "SnapshotRecord": "tapfs.edit_protocols",
+    "add_bitmap": "tapfs.api.bitmaps",
     "apply_snapshot": "tapfs.api.snapshots",
+    "bitmaps": "tapfs.api.bitmaps",
     "check": "tapfs.api.jobs",
     "commit": "tapfs.api.chains",
     "compact": "tapfs.api.jobs",
+    "clear_bitmap": "tapfs.api.bitmaps",
     "compare": "tapfs.api.jobs",
     "convert": "tapfs.api.jobs",
     "create_image": "tapfs.api.jobs",
     "create_snapshot": "tapfs.api.snapshots",
     "delete_snapshot": "tapfs.api.snapshots",
+    "disable_bitmap": "tapfs.api.bitmaps",
+    "enable_bitmap": "tapfs.api.bitmaps",
     "info": "tapfs.api.opening",
+    "merge_bitmap": "tapfs.api.bitmaps",
     "mount": "tapfs.api.mounts",
     "open": "tapfs.api.opening",
     "open_async": "tapfs.api.async_image",
     "open_file": "tapfs.api.opening",
     "rebase": "tapfs.api.chains",
+    "read_bitmap": "tapfs.api.bitmaps",
+    "remove_bitmap": "tapfs.api.bitmaps",
     "repair": "tapfs.api.jobs",
     "snapshots": "tapfs.api.snapshots",
+    "store_bitmap": "tapfs.api.bitmaps",
     "unmount": "tapfs.api.mounts",
 }
 

@@ -1,16 +1,39 @@
-"""The driver of a qcow2 image that is read: its map, its check and repair, and the edits that change no map."""
+"""The driver of a qcow2 image that is read: its map, bitmaps, check and repair, and the edits that change no map."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tapfs.driver import BackingReference, CheckReport, Driver, ProgressCallback
+from tapfs.driver import BackingReference, Bitmap, CheckReport, Driver, ProgressCallback
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.extent import Range
+from tapfs.formats.qcow2.bitmaps import bitmap_named, read_bitmaps
+from tapfs.formats.qcow2.header import BITMAPS
 from tapfs.formats.qcow2.reader import Qcow2Reader
 from tapfs.plan import Plan
 
 
 class Qcow2Driver(Qcow2Reader):
-    """An open image: a :class:`tapfs.driver.Checkable`."""
+    """An open image: :class:`tapfs.driver.Checkable` and :class:`tapfs.driver.Bitmapped`."""
+
+    def bitmaps(self) -> Sequence[Bitmap]:
+        """The bitmaps, in the order of the directory. Raises ImageError(corrupt)."""
+        # A writer that does not know bitmaps has cleared the bit: none of them follows the disk then.
+        followed = self.header.autoclear & BITMAPS != 0
+        return [
+            Bitmap(each.name, each.granularity, each.enabled, each.consistent and followed)
+            for each in read_bitmaps(self.file, self.extensions)
+        ]
+
+    def bitmap_ranges(self, name: str) -> Iterator[Range]:
+        """The ranges that a bitmap has marked; see :meth:`tapfs.driver.Bitmapped.bitmap_ranges`."""
+        from tapfs.formats.qcow2.bitmap_bits import marked_ranges
+
+        found = bitmap_named(read_bitmaps(self.file, self.extensions), name, self.file.path)
+        if not found.consistent or not self.header.autoclear & BITMAPS:
+            message = f"bitmap {name!r} is inconsistent: the disk has changed without it"
+            raise ImageError(ErrorKind.CORRUPT, message, path=self.file.path, offset=found.offset, op="read a bitmap")
+        return marked_ranges(self.file, self.header, found)
 
     def check(self, progress: ProgressCallback | None = None) -> CheckReport:
         """Compare all metadata with itself and with the file; see :mod:`tapfs.formats.qcow2.check`."""

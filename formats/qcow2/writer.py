@@ -26,7 +26,7 @@ from tapfs.driver import HostFile, OpenRequest, Operation, Placement, Reservatio
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Kind, Range
 from tapfs.formats.changed_table import ChangedTable
-from tapfs.formats.qcow2.bitmaps import directory_of, read_bitmaps
+from tapfs.formats.qcow2.bitmaps import clusters_of_bitmaps, directory_of, read_bitmaps
 from tapfs.formats.qcow2.driver import Qcow2Driver
 from tapfs.formats.qcow2.entries import COMPRESSED, COPIED, OFFSET, ZERO, Run, compressed_place, consecutive, new_words
 from tapfs.formats.qcow2.guard import Guard, MetadataRange, guard_of
@@ -40,14 +40,13 @@ from tapfs.formats.qcow2.header import (
 from tapfs.formats.qcow2.l1 import l1_steps
 from tapfs.formats.qcow2.refcounts import Refcounts
 from tapfs.formats.qcow2.signature import VERSIONS
-from tapfs.formats.qcow2.snapshot_keeper import SnapshotKeeping
 from tapfs.formats.qcow2.space import Space
 from tapfs.formats.qcow2.stream import Qcow2StreamWriter
 from tapfs.plan import Discard, Grow, Plan, Step, Write, plan
 from tapfs.tables import GuardedPlaces
 
 
-class WritableQcow2Driver(SnapshotKeeping, Qcow2Driver):
+class WritableQcow2Driver(Qcow2Driver):
     """An open image, read-write: a :class:`tapfs.driver.WritableDriver`."""
 
     def __init__(self, file: HostFile, request: OpenRequest) -> None:
@@ -221,6 +220,7 @@ class WritableQcow2Driver(SnapshotKeeping, Qcow2Driver):
     def _make_guard(self) -> Guard:
         tables = [entry & OFFSET for _, entry in self.l1.used() if entry & OFFSET]
         tables += [place for _, place in self.refcounts.blocks()]
+        tables += clusters_of_bitmaps(self.file, self.extensions, self.header.cluster_size)
         fixed = [MetadataRange(start, stop, f"the {name}") for name, start, stop in self.reserved()]
         return guard_of(self.header, fixed, self.read_snapshots(), directory_of(self.extensions), tables)
 

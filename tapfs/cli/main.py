@@ -20,7 +20,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
         "tapfs.cli.commands",
         (
             *("info", "map", "check", "compare", "create", "convert"),
-            *("commit", "rebase", "compact", "repair", "resize", "snapshot", "formats"),
+            *("commit", "rebase", "compact", "repair", "resize", "snapshot", "bitmap", "formats"),
         ),
     ),
     "mounts and RAM disks": ("tapfs.cli.commands", ("mount", "umount", "list", "remove")),

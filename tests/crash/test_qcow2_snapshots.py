@@ -13,8 +13,8 @@ import pytest
 
 from tapfs.driver import OpenRequest
 from tapfs.formats.qcow2 import FORMAT, snapshot_edits
+from tapfs.formats.qcow2.editable import EditableQcow2Driver
 from tapfs.formats.qcow2.edited_image import EditedImage
-from tapfs.formats.qcow2.writer import WritableQcow2Driver
 from tapfs.plan import Plan
 from tapfs.testing.model import MemoryFile
 from tests.qcow2_images import Fields, audit, by_hand, make, opened, snapshots
@@ -33,7 +33,7 @@ KINDS = (
     "compressed subclusters with a snapshot",
 )
 DIRTY = 1
-Edit = Callable[[WritableQcow2Driver], Iterator[Plan]]
+Edit = Callable[[EditableQcow2Driver], Iterator[Plan]]
 
 
 class Disks(NamedTuple):
@@ -49,9 +49,9 @@ def held(data: bytes, backing: bytes) -> Disks:
     return Disks(by_hand(data, backing), kept)
 
 
-def driver_of(file: MemoryFile) -> WritableQcow2Driver:
+def driver_of(file: MemoryFile) -> EditableQcow2Driver:
     driver = FORMAT.open(file, OpenRequest(writable=True))
-    assert isinstance(driver, WritableQcow2Driver)
+    assert isinstance(driver, EditableQcow2Driver)
     return driver
 
 

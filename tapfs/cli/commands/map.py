@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from typing import TYPE_CHECKING
 
 from tapfs.cli.json_output import begin_document
 from tapfs.cli.options import add_image_options, add_no_backing_option, open_image, open_options
-from tapfs.cli.parser import size_argument
+from tapfs.cli.parser import UsageError, size_argument
 from tapfs.cli.reporting import add_json_option, print_line
+from tapfs.cli.sizes import human_size
 from tapfs.errors import ErrorKind, ImageError, printable
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterable
 
     from tapfs.cli.parser import Subparsers
     from tapfs.disk.chain_map import MappedExtent
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 #: The beginning of each line of a map in JSON.
 _COMMA = ",\n"
 
+_BITMAP_COLUMNS = "{:<15} {:<15} {}"
 _COLUMNS = "{:<15} {:<15} {:<15} {}"
 
 
@@ -40,6 +44,11 @@ def add_parser(subparsers: Subparsers) -> None:
         "-s", "--start-offset", metavar="OFFSET", type=size_argument, default=0, help="start here (default: 0)"
     )
     parser.add_argument("-l", "--max-length", metavar="LENGTH", type=size_argument, help="stop after so many bytes")
+    parser.add_argument(
+        "--bitmap",
+        metavar="NAME",
+        help="instead of the map the ranges that this bitmap of IMAGE marks, with --json all others, too",
+    )
     add_no_backing_option(parser)
     add_json_option(parser)
     add_image_options(parser)
@@ -48,6 +57,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print it, block by block; needs no password."""
+    if arguments.bitmap is not None:
+        return _print_bitmap(arguments)
     with _opened(arguments) as image:
         start = min(arguments.start_offset, image.size)
         length = image.size - start
@@ -58,6 +69,45 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             _print_table(image, start, length)
     return 0
+
+
+def _print_bitmap(arguments: argparse.Namespace) -> int:
+    from tapfs.jobs.bitmaps import read_bitmap
+
+    if arguments.snapshot is not None:
+        raise UsageError("a bitmap is of the current disk: --bitmap does not go with --snapshot", "tapfs map")
+    with read_bitmap(arguments.image, arguments.bitmap, open_options(arguments)) as (bitmap, size, ranges):
+        start = min(arguments.start_offset, size)
+        end = size if arguments.max_length is None else min(size, start + arguments.max_length)
+        marked = (
+            (max(offset, start), min(offset + length, end))
+            for offset, length in ranges
+            if offset < end and offset + length > start
+        )
+        if arguments.json:
+            _print_bitmap_json({"path": arguments.image, **bitmap._asdict()}, marked, start, end)
+            return 0
+        print_line(_BITMAP_COLUMNS.format("Offset", "Length", "Size"))
+        for low, high in marked:
+            print_line(_BITMAP_COLUMNS.format(f"{low:#x}", f"{high - low:#x}", human_size(high - low)))
+    return 0
+
+
+def _print_bitmap_json(about: dict[str, object], marked: Iterable[tuple[int, int]], start: int, end: int) -> None:
+    """One object a line for each run that is marked and for each that is not."""
+    from tapfs.disk.json_text import json_text
+
+    begin_document()
+    sys.stdout.write(json_text(about).removesuffix("\n}") + ',\n  "extents": [')
+    separator = "\n"
+    for low, high in itertools.chain(marked, ((end, end),)):
+        for first, stop, dirty in ((start, low, False), (low, high, True)):
+            if stop > first:
+                run = json.dumps({"start": first, "length": stop - first, "dirty": dirty})
+                sys.stdout.write(f"{separator}{run}")
+                separator = _COMMA
+        start = high
+    sys.stdout.write("]}\n")
 
 
 def _opened(arguments: argparse.Namespace) -> Image:

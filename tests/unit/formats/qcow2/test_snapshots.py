@@ -11,18 +11,18 @@ import pytest
 from tapfs import ErrorKind, ImageError
 from tapfs.driver import CreateRequest, Driver, OpenRequest, SnapshotKeeper, SnapshotRecord
 from tapfs.formats.qcow2 import FORMAT
-from tapfs.formats.qcow2.writer import WritableQcow2Driver
+from tapfs.formats.qcow2.editable import EditableQcow2Driver
 from tapfs.plan import Plan
 from tapfs.testing.model import MemoryFile, read_extents
 from tests.qcow2_images import Fields, audit, by_hand, created, make, opened
 
 SIZE = 300_000 // 512 * 512
-Edit = Callable[[WritableQcow2Driver], Iterator[Plan]]
+Edit = Callable[[EditableQcow2Driver], Iterator[Plan]]
 
 
-def driver_of(file: MemoryFile) -> WritableQcow2Driver:
+def driver_of(file: MemoryFile) -> EditableQcow2Driver:
     driver = FORMAT.open(file, OpenRequest(writable=True))
-    assert isinstance(driver, WritableQcow2Driver)
+    assert isinstance(driver, EditableQcow2Driver)
     assert isinstance(driver, SnapshotKeeper)
     return driver
 
@@ -108,7 +108,7 @@ def test_a_data_file_has_no_snapshots() -> None:
     file = MemoryFile(further={"outside": outside})
     file.apply(FORMAT.create(CreateRequest(SIZE, None, options={"data_file": "outside"})))
     driver = FORMAT.open(file, OpenRequest(writable=True, further=file))
-    assert isinstance(driver, WritableQcow2Driver)
+    assert isinstance(driver, EditableQcow2Driver)
     for edit in (driver.create_snapshot("one", 5), driver.apply_snapshot("one"), driver.delete_snapshot("one")):
         with pytest.raises(ImageError, match="another file") as error:
             next(edit)

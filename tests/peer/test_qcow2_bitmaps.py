@@ -1,0 +1,138 @@
+"""qcow2 bitmaps by tapfs and by QEMU in turns: both list the same, read the same ranges, and both checks are clean."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import tapfs as api
+from tests.conftest import Ran
+from tests.peer.newest_qemu import newest_qemu
+from tests.peer.test_convert import qemu
+from tests.peer.test_qcow2_snapshots import system_qemu
+
+Run = Callable[..., Ran]
+Tool = Callable[[str], str]
+SIZE = 40 << 20
+
+KINDS = {
+    "default": "compat=1.1",
+    "512": "cluster_size=512",
+    "2M": "cluster_size=2097152",
+    "1 bit": "refcount_bits=1,cluster_size=4096",
+    "subclusters": "extended_l2=on",
+    "data file": "data_file=outside",
+}
+
+
+@contextmanager
+def served(tool: Tool, image: Path, name: str) -> Iterator[str]:
+    """An image served by QEMU with its bitmap, at a socket; its end waits for the lock of the image."""
+    socket = image.with_name("socket")
+    program = str(Path(tool("qemu-img")).with_name("qemu-nbd"))
+    words = [program, "-r", "-t", "-B", name, "-f", "qcow2", "-x", "", "-k", str(socket), str(image)]
+    with subprocess.Popen(words) as server:
+        try:
+            deadline = time.monotonic() + 60
+            while not socket.exists() and time.monotonic() < deadline and server.poll() is None:
+                time.sleep(0.05)
+            yield str(socket)
+        finally:
+            server.terminate()
+            server.wait()
+            if socket.exists():
+                os.unlink(socket)
+
+
+def by_qemu(tool: Tool, image: Path, name: str) -> list[tuple[int, int]]:
+    """What QEMU says that a bitmap marks: of such a map it is what is no data."""
+    with served(tool, image, name) as socket:
+        options = f"driver=nbd,server.type=unix,server.path={socket},x-dirty-bitmap=qemu:dirty-bitmap:{name}"
+        found = json.loads(qemu(tool("qemu-img"), "map", "--output=json", "--image-opts", options))
+    return [(each["start"], each["length"]) for each in found if not each["data"]]
+
+
+def by_tapfs(image: Path, name: str) -> list[tuple[int, int]]:
+    with api.read_bitmap(image, name) as found:
+        return [(each.offset, each.length) for each in found.ranges]
+
+
+def same(tool: Tool, tapfs: Run, image: Path, names: list[str]) -> None:
+    """Both say the same of every bitmap, and find nothing wrong."""
+    qemu(tool("qemu-img"), "check", "-q", image)
+    assert tapfs("check", "-q", image).code == 0
+    shown = json.loads(qemu(tool("qemu-img"), "info", "--output=json", image))
+    listed = shown["format-specific"]["data"].get("bitmaps", [])
+    assert [(each["name"], each["granularity"], "auto" in each["flags"]) for each in listed] == [
+        (each.name, each.granularity, each.enabled) for each in api.bitmaps(image)
+    ]
+    assert [each["name"] for each in listed] == names
+    for name in names:
+        assert by_tapfs(image, name) == by_qemu(tool, image, name)
+
+
+@pytest.mark.parametrize("tool", [system_qemu, newest_qemu])
+@pytest.mark.parametrize("kind", KINDS)
+def test_turns(kind: str, tool: Tool, tapfs: Run, tmp_path: Path) -> None:
+    choice = random.Random(kind)
+    image = tmp_path / "image"
+    options = KINDS[kind].replace("outside", f"{tmp_path}/outside")
+    qemu(tool("qemu-img"), "create", "-q", "-f", "qcow2", "-o", options, image, SIZE)
+    assert tapfs("bitmap", "--add", image, "ours").code == 0
+    qemu(tool("qemu-img"), "bitmap", "--add", "-g", "4096", image, "theirs")
+    same(tool, tapfs, image, ["ours", "theirs"])
+    commands = [
+        word
+        for _ in range(12)
+        for word in ("-c", f"write {choice.randrange(SIZE // 512 - 400) * 512} {choice.choice([512, 4096, 90112])}")
+    ]
+    qemu(tool("qemu-io"), "-f", "qcow2", *commands, image)
+    same(tool, tapfs, image, ["ours", "theirs"])
+    assert tapfs("bitmap", "--add", "--disable", "-g", "1M", "--merge", "theirs", image, "wide").code == 0
+    qemu(tool("qemu-img"), "bitmap", "--merge", "wide", image, "theirs")
+    api.store_bitmap(image, "ours", [(0, 1), (1 << 20, 9 << 20), (SIZE - 1, 1)])
+    same(tool, tapfs, image, ["ours", "theirs", "wide"])
+    qemu(tool("qemu-img"), "bitmap", "--enable", image, "wide")
+    assert tapfs("bitmap", "--disable", image, "theirs").code == 0
+    qemu(tool("qemu-img"), "bitmap", "--clear", image, "ours")
+    same(tool, tapfs, image, ["ours", "theirs", "wide"])
+    assert tapfs("bitmap", "--remove", image, "ours").code == 0
+    qemu(tool("qemu-img"), "bitmap", "--remove", image, "wide")
+    same(tool, tapfs, image, ["theirs"])
+    assert tapfs("bitmap", "--remove", image, "theirs").code == 0
+    same(tool, tapfs, image, [])
+
+
+def test_a_merge_from_another_image(tapfs: Run, tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for image in (ours, theirs):
+        qemu("qemu-img", "create", "-q", "-f", "qcow2", image, SIZE)
+        qemu("qemu-img", "bitmap", "--add", image, "b")
+    qemu("qemu-io", "-f", "qcow2", "-c", "write 3M 1M", ours)
+    assert tapfs("bitmap", "--merge", "b", "-b", ours, "-F", "qcow2", theirs, "b").code == 0
+    same(system_qemu, tapfs, theirs, ["b"])
+    assert by_tapfs(theirs, "b") == [(3 << 20, 1 << 20)]
+
+
+def test_a_snapshot_may_be_made_and_not_applied_beside_bitmaps(tapfs: Run, tmp_path: Path) -> None:
+    """QEMU's own rule: a bitmap cannot follow a disk that is replaced."""
+    image = tmp_path / "image"
+    qemu("qemu-img", "create", "-q", "-f", "qcow2", image, SIZE)
+    qemu("qemu-img", "bitmap", "--add", image, "b")
+    qemu("qemu-io", "-f", "qcow2", "-c", "write 3M 1M", image)
+    assert tapfs("snapshot", "-c", "s", image).code == 0
+    ran = tapfs("snapshot", "-a", "s", image)
+    assert ran.code == 12
+    assert "has bitmaps, which would say nothing true any more: b; remove them first" in ran.err
+    qemu("qemu-img", "snapshot", "-a", "s", image, code=1)
+    assert tapfs("snapshot", "-d", "s", image).code == 0
+    same(system_qemu, tapfs, image, ["b"])
+    assert by_tapfs(image, "b") == [(3 << 20, 1 << 20)]
