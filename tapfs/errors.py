@@ -106,6 +106,7 @@ OPTIONS: dict[str, Spelling] = {
     "force_share": Spelling("--force-share", "force_share", "shared=True"),
     "format": Spelling("-f {}", "format={}", "format='{}'"),
     "keep": Spelling("-d", "keep", "keep=True"),
+    "keep_names": Spelling("--keep-names", "keep_names", "keep_names=True"),
     "overlay": Spelling("--overlay {}", "overlay={}", "overlay={}"),
     "parent_format": Spelling("-F {}", "backing_format={}", "backing_format='{}'"),
     "parent_folder": Spelling("--parent-folder {}", "parent_folder={}", "parent_folders=['{}']"),
@@ -117,6 +118,7 @@ OPTIONS: dict[str, Spelling] = {
     "target_format": Spelling("-O {}", "format={}", "format='{}'"),
     "snapshot": Spelling("--snapshot {}", "snapshot={}", "snapshot={}"),
     "unsafe": Spelling("-u", "unsafe", "unsafe=True"),
+    "write_base": Spelling("--write-base", "write_base", "write_base=True"),
     "temp": Spelling("--temp", "temp", "temporary=True"),
 }
 

@@ -20,6 +20,7 @@ class OpenKeywords(TypedDict, total=False):
     backing: str | None
     backing_formats: Sequence[str]
     any_parent: bool
+    write_base: bool
     snapshot: str | None
     parent_folders: Sequence[str | os.PathLike[str]]
     backing_root: str | None

@@ -72,6 +72,7 @@ def mount(
     backing: str | None = None,
     backing_formats: Sequence[str] = (),
     any_parent: bool = False,
+    write_base: bool = False,
     snapshot: str | None = None,
     parent_folders: Sequence[str | os.PathLike[str]] = (),
     backing_root: str | None = None,
@@ -97,7 +98,7 @@ def mount(
     where = os.fsdecode(mountpoint)
     words = ["mount", *_flag("--rw", writable), *_flag("--temp", temporary), *_flag("--files", files)]
     words += [*_flag("--direct", direct), *_flag("--force-share", shared), "--engine", engine]
-    words += _flag("--any-parent", any_parent)
+    words += [*_flag("--any-parent", any_parent), *_flag("--write-base", write_base)]
     words += _option("--snapshot", snapshot)
     words += _option("--cache", None if cache_bytes is None else str(cache_bytes))
     for folder in parent_folders:

@@ -27,6 +27,7 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
     backing: str | None = None,
     backing_formats: Sequence[str] = (),
     any_parent: bool = False,
+    write_base: bool = False,
     snapshot: str | None = None,
     parent_folders: Sequence[str | os.PathLike[str]] = (),
     backing_root: str | None = None,
@@ -43,7 +44,8 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
     `format` is probed if None; a raw image must be named to be writable. `password` unlocks
     encrypted images. `backing` replaces the parent that the image names, `backing_formats` say
     what the parents are (nearest first), and `any_parent` takes one that is not the one that the image
-    was made over. An image that names its parent by a UUID and not by a file (VDI) has it searched for in
+    was made over. `write_base` writes an image that overlays lie over, which spoils them.
+    An image that names its parent by a UUID and not by a file (VDI) has it searched for in
     its own folder and in `parent_folders`. `snapshot` is the name or id of a disk that the image keeps beside
     its current one. `backing_root` is a directory that parents must lie in,
     with every other file that the image names; `gate` says it in full (`tapfs.Gate`).
@@ -61,6 +63,7 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
         backing=backing,
         backing_formats=backing_formats,
         any_parent=any_parent,
+        write_base=write_base,
         snapshot=snapshot,
         parent_folders=_names(parent_folders),
         gate=_gate(gate, backing_root),

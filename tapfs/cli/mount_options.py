@@ -41,6 +41,7 @@ _LONG = {
     "sector_size": True,
     "snapshot": True,
     "temp": False,
+    "write_base": False,
 }
 
 #: Generic options: they are for mount(8), systemd and the like, or are true of every mount of ours.

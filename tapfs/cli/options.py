@@ -100,6 +100,7 @@ def _add_access(add: _Add) -> None:
         type=size_argument,
         help="the most memory for the maps of the image and its parents (32M if not given)",
     )
+    add("--write-base", action="store_true", help="write the image even if overlays lie over it, which that spoils")
     add("--direct", action="store_true", help="bypass the page cache of the host (O_DIRECT)")
 
 
@@ -145,6 +146,7 @@ def open_options(
         backing=arguments.backing,
         backing_formats=tuple(arguments.backing_format),
         any_parent=arguments.any_parent,
+        write_base=arguments.write_base,
         snapshot=arguments.snapshot,
         parent_folders=tuple(arguments.parent_folder),
         gate=gate,

@@ -14,11 +14,13 @@ An image is hostile input, and the name of its parent most of all. The rules:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from typing import NamedTuple
 
-from tapfs.disk.format_choice import SAY_RAW, driver_of, guessed_format, named_format
+from tapfs.disk.bases import refuse_written_base
+from tapfs.disk.format_choice import driver_of, guessed_format, named_format
+from tapfs.disk.open_options import DEFAULT_CACHE_BYTES, OpenOptions
 from tapfs.disk.parent_search import sought_parent
 from tapfs.disk.parents import is_missing, named_parent, require_identity
 from tapfs.disk.recovery import recover
@@ -32,74 +34,39 @@ from tapfs.driver import (
     WritableDriver,
 )
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.host.base_marks import format_taken_over
 from tapfs.host.confine import LEAVING
 from tapfs.host.file import LocalFile
 from tapfs.host.files import LocalFiles, all_identities
-from tapfs.host.gate import ORDINARY, Gate
+from tapfs.host.gate import Gate
 from tapfs.host.location import Location, is_protocol, locate
 from tapfs.host.lock import Sharing
 from tapfs.host.scratch import ScratchFile
+
+#: The options are of another module, and those who open chains find them here, too.
+__all__ = [
+    "DEFAULT_CACHE_BYTES",
+    "MAX_DEPTH",
+    "OPENING_PARENT",
+    "Layer",
+    "OpenOptions",
+    "ParentState",
+    "UnopenedParent",
+    "add_parents",
+    "files_below",
+    "layer_of_file",
+    "layer_of_files",
+    "open_layer",
+    "open_layers",
+    "open_parents",
+    "parent_is_missing",
+    "parent_location",
+]
 
 MAX_DEPTH = 128
 
 #: The operation (`ImageError.op`) of an error about a missing or refused parent.
 OPENING_PARENT = "open the backing file"
-
-#: The bound of the engine's map cache, in bytes, whatever the size of the image.
-DEFAULT_CACHE_BYTES = 32 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class OpenOptions:
-    """How to open a chain.
-
-    `format`: of the image itself (probed if None). `snapshot`: a disk inside it instead of the current one.
-    `backing`: the parent to use instead of the one that the image names. `backing_formats`: of the parents, nearest
-    first.
-    `any_parent`: a parent is taken even if it is not the one that the image was made over.
-    `parent_folders`: where parents are looked for, too, that their children name by an identity and not by a file.
-    `gate`: which files the images may name. `sharing`: who is let in beside us.
-    `direct`: O_DIRECT for guest data, `request_owner`: the disk that those requests belong to (`LocalFile`).
-    `writable_parents`: the parents, by their depth from 1 on, that are opened for writing, as `commit` has it.
-    `created`: the image was made a moment ago and is empty (`OpenRequest.created`).
-    `grown_size`: bytes that the image is about to have, if it is growing (`OpenRequest.grown_size`).
-    `overlay`: a file for scratch writes (`tapfs.disk.overlay`), `temporary`: one without a name; with either the image
-    itself is opened read-only, whatever `writable` says. `say_raw`: how the user says that the
-    image is raw, for remedies. `cache_bytes`: the bound of the engine's map cache, for all layers together.
-    """
-
-    format: str | None = None
-    writable: bool = False
-    lenient: bool = False
-    snapshot: str | None = None
-    backing: str | None = None
-    backing_formats: Sequence[str] = ()
-    any_parent: bool = False
-    parent_folders: Sequence[str] = ()
-    gate: Gate = ORDINARY
-    direct: bool = False
-    request_owner: int | None = None
-    writable_parents: frozenset[int] = frozenset()
-    sharing: Sharing = Sharing.EXCLUSIVE
-    overlay: str | None = None
-    created: bool = False
-    grown_size: int | None = None
-    temporary: bool = False
-    say_raw: str = SAY_RAW
-    cache_bytes: int = DEFAULT_CACHE_BYTES
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.cache_bytes < 1 << 63:
-            raise ValueError(f"cache_bytes is {self.cache_bytes}, not a number of bytes")
-        if isinstance(self.backing_formats, str):
-            raise TypeError("backing_formats is a sequence of names, not one str")
-        if isinstance(self.parent_folders, str):
-            raise TypeError("parent_folders is a sequence of names, not one str")
-
-    @property
-    def overlaid(self) -> bool:
-        """Whether writes go to an overlay."""
-        return self.overlay is not None or self.temporary
 
 
 class Layer(NamedTuple):
@@ -181,11 +148,16 @@ def layer_of_files(path: str, files: LocalFiles, options: OpenOptions, *, format
     """The layer in host files of which at least file 0 is open, as `layer_of_file`."""
     try:
         named = options.format or format_name
+        if named is not None:
+            named = format_taken_over(files.image.descriptor) or named
         if named is None:
             found = guessed_format(files.image, writable=options.writable, say_raw=options.say_raw)
         else:
             found = named_format(named, path)
         driver = _open_driver(found, files, options)
+        # A repair, which is lenient, changes nothing that a guest reads.
+        if options.writable and not (options.write_base or options.created or options.lenient):
+            refuse_written_base(files.image, lambda overlay: files_below(overlay, OpenOptions()))
     except BaseException:
         files.close()
         raise
@@ -296,6 +268,7 @@ def _open_parent(layers: Sequence[Layer], location: Location, options: OpenOptio
     parent_options = OpenOptions(
         format=format_name,
         writable=depth in options.writable_parents,
+        write_base=True,  # it has the overlays that are open here
         lenient=options.lenient,
         gate=options.gate,
         direct=options.direct,
@@ -311,6 +284,9 @@ def _open_parent(layers: Sequence[Layer], location: Location, options: OpenOptio
         _check_parent(layers, layer)
         if reference is not None and not options.any_parent:
             require_identity(child.path, reference, layer.path, layer.driver, op=OPENING_PARENT)
+        if parent_options.writable and not options.write_base:
+            ours = all_identities([each.files for each in layers])
+            refuse_written_base(layer.file, lambda overlay: files_below(overlay, OpenOptions()), own=ours)
     except BaseException:
         layer.close()
         raise

@@ -61,9 +61,7 @@ def overlay_on(image: Image, path: str, size: int | None) -> Overlaid:
     top = image.layers[0]
     refuse_other_writers(top.file.descriptor, top.path)
     if size is not None:
-        _check_size(size, path)
-        if size < image.size:
-            raise _too_small(path, size, image.size)
+        size_of_overlay(image, path, size)
     overlaid = Overlaid(*open_over(image.layers, path, size=size))
     found = overlaid.layer.driver.geometry.virtual_size
     if found < image.size or (size is not None and found != size):
@@ -82,16 +80,34 @@ def overlay_on(image: Image, path: str, size: int | None) -> Overlaid:
     return overlaid
 
 
-def image_over(overlaid: Overlaid, image: Image, *, password: bytes | None, plan_log: PlanLog) -> Image:
+def size_of_overlay(image: Image, path: str, size: int | None) -> int:
+    """The bytes of a new overlay over a served image. Raises ImageError(out_of_bounds) for less than the disk."""
+    if size is None:
+        return image.size
+    _check_size(size, path)
+    if size < image.size:
+        raise _too_small(path, size, image.size)
+    return size
+
+
+def image_over(
+    overlaid: Overlaid, image: Image, *, password: bytes | None, plan_log: PlanLog, exchanged: bool = False
+) -> Image:
     """The overlay with all of a served image below it, which is flushed and will not be written any more.
 
+    `exchanged`: the two are to have each other's name. Guest data goes past the page cache where it did before.
     The image stays as it is; both must not be written at once. Raises ImageError; the overlay is open then.
     """
+    names = [overlaid.layer.path, *(layer.path for layer in image.layers)]
+    if exchanged:
+        names[:2] = names[1::-1]
     with ExitStack() as on_error:
-        below = [once_more(layer, writable=False, direct=False) for layer in image.layers]
-        for layer in below:
-            on_error.callback(layer.close)
-        top = once_more(overlaid.layer, writable=True, direct=False, sharing=Sharing.EXCLUSIVE)
+        below: list[Layer] = []
+        for layer, name in zip(image.layers, names[1:], strict=True):
+            below.append(once_more(layer, name, writable=False, direct=layer.file.direct))
+            on_error.callback(below[-1].close)
+        direct = image.layers[0].file.direct
+        top = once_more(overlaid.layer, names[0], writable=True, direct=direct, sharing=Sharing.EXCLUSIVE)
         on_error.callback(top.close)
         layers = [top, *below]
         opened = Image(layers, writable=True, password=password, cache_bytes=image.cache_bytes, plan_log=plan_log)
@@ -163,14 +179,21 @@ def _set_length(image: Image, size: int) -> None:
         raise from_os_error(error, path=file.path, op="resize the image") from error
 
 
-def once_more(layer: Layer, *, writable: bool, direct: bool, sharing: Sharing = Sharing.UNCHECKED) -> Layer:
-    """The same open files, and their locks, as another layer: read anew, closed by itself."""
-    options = OpenOptions(format=layer.driver.format_name, writable=writable)
+def once_more(
+    layer: Layer, path: str | None = None, *, writable: bool, direct: bool, sharing: Sharing = Sharing.UNCHECKED
+) -> Layer:
+    """The same open files, and their locks, as another layer: read anew, closed by itself.
+
+    `path` is the name that the image has then, None for the one that it has. Whether it may be written was asked when
+    it was opened.
+    """
+    path = layer.path if path is None else path
+    options = OpenOptions(format=layer.driver.format_name, writable=writable, write_base=True)
     with ExitStack() as on_error:
         opened: list[LocalFile] = []
-        for file in layer.files:
+        for number, file in enumerate(layer.files):
             twin = LocalFile(
-                file.path,
+                path if number == 0 else file.path,
                 os.dup(file.descriptor),
                 writable=writable and file.writable,
                 sharing=sharing,
@@ -182,7 +205,7 @@ def once_more(layer: Layer, *, writable: bool, direct: bool, sharing: Sharing = 
             opened.append(twin)
         given = {name: opened[number] for name, number in layer.files.names.items()}
         on_error.pop_all()
-    return layer_of_files(layer.path, layer.files.again(given, opened[0]), options)
+    return layer_of_files(path, layer.files.again(given, opened[0]), options)
 
 
 def _check_size(size: int, path: str) -> None:

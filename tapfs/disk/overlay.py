@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
+from tapfs.disk.bases import note_parent
 from tapfs.disk.chain import Layer, OpenOptions, layer_of_file, open_layers
 from tapfs.disk.password import password_missing
 from tapfs.disk.probe import format_named
@@ -27,7 +28,8 @@ from tapfs.host.scratch import unnamed_descriptor
 from tapfs.host.target import Target
 from tapfs.plan import Plan
 
-_FORMAT = "qcow"
+#: The format of scratch overlays.
+SCRATCH_FORMAT = "qcow"
 
 #: Bytes of a cluster. Guests write pages: smaller clusters only make more metadata, larger ones
 #: copy what is not written. On a disk above `_SMALL_DISK` bytes the L1 table would become long.
@@ -73,9 +75,12 @@ def open_over(
     with Target(location) as target:
         if not target.is_there:
             try:
-                return _checked(path, _create(target, _creation(layers, size), direct=direct), layers[0]), True
+                top = _checked(path, _create(target, _creation(layers, size), direct=direct), layers[0])
             except FileExistsError:
                 pass  # another process has made it meanwhile: it is taken up like any that is there, if it is free
+            else:
+                note_parent(layers[0].file, path)
+                return top, True
     with Target(location) as target:
         if target.identity() in all_identities([layer.files for layer in layers]):
             raise ImageError(ErrorKind.EXISTS, "is the image itself or one of its parents, not an overlay", path=path)
@@ -85,7 +90,7 @@ def open_over(
 
 def _checked(name: str, file: LocalFile, image: Layer) -> Layer:
     """The layer in an open overlay of `image`; the file is closed if it is another's."""
-    top = layer_of_file(name, file, OpenOptions(format=_FORMAT, writable=True))
+    top = layer_of_file(name, file, OpenOptions(format=SCRATCH_FORMAT, writable=True))
     try:
         _check_parent(top, image)
     except BaseException:
@@ -99,21 +104,30 @@ def _encrypted(layers: Sequence[Layer]) -> bool:
 
 
 def _creation(layers: Sequence[Layer], size: int | None = None) -> Plan:
+    parent = os.path.abspath(locate(layers[0].path).host_path)
+    return creation_plan(
+        layers, SCRATCH_FORMAT, parent, layers[0].driver.geometry.virtual_size if size is None else size
+    )
+
+
+def creation_plan(layers: Sequence[Layer], format_name: str, parent: str, size: int) -> Plan:
+    """The plan that makes an empty file an overlay of `size` bytes over an open chain, which it names `parent`."""
     image = layers[0]
-    size = image.driver.geometry.virtual_size if size is None else size
+    small_clusters = {"cluster_size": str(_SMALL_CLUSTER if size <= _SMALL_DISK else _LARGE_CLUSTER)}
     request = CreateRequest(
         virtual_size=size,
-        backing=BackingReference(os.path.abspath(locate(image.path).host_path), image.driver.format_name),
-        options={"cluster_size": str(_SMALL_CLUSTER if size <= _SMALL_DISK else _LARGE_CLUSTER)},
+        backing=BackingReference(parent, image.driver.format_name),
+        options=small_clusters if format_name == SCRATCH_FORMAT else {},
         encrypted=_encrypted(layers),
+        parent=image.driver,
     )
-    return cast("CreatableFormat", format_named(_FORMAT)).create(request)
+    return cast("CreatableFormat", format_named(format_name)).create(request)
 
 
 def _create(target: Target, plan: Plan, *, direct: bool) -> LocalFile:
     """A new overlay that is there under its name, complete and durable, or not at all."""
     with UnnamedFile.replaceable(target, None) as unnamed:
-        file = _filled(unnamed.open(direct=direct), plan)
+        file = filled(unnamed.open(direct=direct), plan)
         try:
             unnamed.publish(overwrite=False)
         except BaseException:
@@ -125,10 +139,10 @@ def _create(target: Target, plan: Plan, *, direct: bool) -> LocalFile:
 def _temporary(name: str, plan: Plan, *, direct: bool) -> LocalFile:
     """A new overlay without a name: it is gone with its last descriptor, so also after a crash."""
     descriptor = unnamed_descriptor("make a temporary overlay")
-    return _filled(LocalFile(name, descriptor, writable=True, direct=direct), plan)
+    return filled(LocalFile(name, descriptor, writable=True, direct=direct), plan)
 
 
-def _filled(file: LocalFile, plan: Plan) -> LocalFile:
+def filled(file: LocalFile, plan: Plan) -> LocalFile:
     """The file after its creation plan; closed on an error."""
     from tapfs.kernel.engine import HostDescriptor, execute_on_files  # importing this module needs no engine
 

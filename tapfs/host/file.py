@@ -207,8 +207,13 @@ class LocalFile:
             )
 
     def real_path(self) -> str:
-        """Where the open file is now, symbolic links resolved."""
-        return os.readlink(f"/proc/self/fd/{self.descriptor}")
+        """Where the open file is now, symbolic links resolved.
+
+        Linux does not say it of a file that was opened before it got its name (O_TMPFILE). That is where `path` leads.
+        """
+        path = os.readlink(f"/proc/self/fd/{self.descriptor}")
+        named = os.path.realpath(self.path)
+        return named if self._is_at(named) and not self._is_at(path) else path
 
     def unlink(self) -> None:
         """Remove the name of the file, wherever that is now: not a link that led to it, and no other file of that name.
@@ -219,6 +224,13 @@ class LocalFile:
         status = os.lstat(path)
         if (status.st_dev, status.st_ino) == self.identity:
             os.unlink(path)
+
+    def _is_at(self, path: str) -> bool:
+        try:
+            status = os.lstat(path)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self.identity
 
     def size(self) -> int:
         """Length in bytes now (of a block device: its capacity)."""

@@ -13,6 +13,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from tapfs.disk.bases import note_parent, refuse_written_base
 from tapfs.disk.chain import OpenOptions, files_below, layer_of_files, open_layer
 from tapfs.disk.image import Image
 from tapfs.disk.opening import open_image_on
@@ -72,6 +73,7 @@ def create_image(path: str, new: NewImage, *, overwrite: bool = False) -> None:
                 files = [stack.enter_context(contextlib.closing(file)) for file in begun.files.open()]
                 _execute(files, begun.plan)
         begun.files.publish(overwrite=overwrite)
+        begun.note_parent(path)
 
 
 @contextlib.contextmanager
@@ -94,12 +96,14 @@ def new_image(path: str, new: NewImage, *, overwrite: bool = False, zeroed: bool
             raise
         image.close()
         begun.files.publish(overwrite=overwrite)
+        begun.note_parent(path)
 
 
 class _Begun(NamedTuple):
     """The files to be made and the plan that fills them.
 
-    `further` are the names of those beside the image that belong to it; `size` is that of the disk, in bytes.
+    `further` are the names of those beside the image that belong to it; `size` is that of the disk, in bytes. `parent`:
+    the file that the image lies over.
     """
 
     files: NewFiles
@@ -107,6 +111,12 @@ class _Begun(NamedTuple):
     plan: Plan
     size: int
     on_device: bool
+    parent: LocalFile | None
+
+    def note_parent(self, path: str) -> None:
+        """Note on the parent that the image, which has its name now, lies over it. Without the note it is as good."""
+        if self.parent is not None:
+            note_parent(self.parent, path)
 
 
 @contextlib.contextmanager
@@ -128,7 +138,7 @@ def _begun(path: str, new: NewImage, *, overwrite: bool) -> Generator[_Begun]:
         raise ImageError(ErrorKind.UNSUPPORTED, f"tapfs does not make {new.format} images", path=path, op="create")
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(Target(location))
-        request = stack.enter_context(_request(path, new))
+        request, parent = stack.enter_context(_request(path, new))
         plan = found.create(request)
         further = tuple(found.further_names(request)) if isinstance(found, MultiFileFormat) else ()
         repeated = next((name for at, name in enumerate(further) if name in (request.name, *further[:at])), None)
@@ -146,7 +156,7 @@ def _begun(path: str, new: NewImage, *, overwrite: bool) -> Generator[_Begun]:
         held = [_held(each, new, request.virtual_size, stack, overwrite=overwrite) for each in targets]
         files = stack.enter_context(NewFiles(targets, held))
         on_device = held[0] is not None and held[0].is_block_device
-        yield _Begun(files, further, plan, request.virtual_size, on_device)
+        yield _Begun(files, further, plan, request.virtual_size, on_device, parent)
 
 
 def _refuse_own_chain(path: str, backing: str, backing_format: str | None, targets: Sequence[Target]) -> None:
@@ -174,6 +184,11 @@ def _held(
         _check_device(held, new, size, overwrite=overwrite)
     elif held.size() > 0 and not overwrite:
         raise _exists(target.path, "exists and is not empty")
+    try:
+        refuse_written_base(held, lambda overlay: files_below(overlay, OpenOptions()))
+    except ImageError as error:
+        error.remedy = "choose another name, or remove it first"
+        raise
     return held
 
 
@@ -204,8 +219,8 @@ def _execute(files: Sequence[LocalFile], plan: Plan) -> None:
 
 
 @contextlib.contextmanager
-def _request(path: str, new: NewImage) -> Generator[CreateRequest]:
-    """What is asked of the format; the parent, if there is one, is open meanwhile."""
+def _request(path: str, new: NewImage) -> Generator[tuple[CreateRequest, LocalFile | None]]:
+    """What is asked of the format, and the file of the parent, if there is one, which is open meanwhile."""
     with contextlib.ExitStack() as stack:
         parent = None
         if new.backing is not None:
@@ -224,7 +239,7 @@ def _request(path: str, new: NewImage) -> Generator[CreateRequest]:
                 path=path,
                 op="create",
             )
-        yield CreateRequest(
+        request = CreateRequest(
             virtual_size=size,
             backing=None if new.backing is None else BackingReference(stored_parent(new.backing), new.backing_format),
             backing_mtime=0 if parent is None else parent.file.modified_seconds(),
@@ -234,6 +249,7 @@ def _request(path: str, new: NewImage) -> Generator[CreateRequest]:
             parent=None if parent is None else parent.driver,
             compressed=new.compressed,
         )
+        yield request, None if parent is None else parent.file
 
 
 def _check_device(device: LocalFile, new: NewImage, size: int, *, overwrite: bool) -> None:

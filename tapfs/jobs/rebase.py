@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import NamedTuple
 
+from tapfs.disk.bases import note_parent
 from tapfs.disk.chain import Layer, OpenOptions, files_below, open_layer, open_layers
 from tapfs.disk.image import Image
 from tapfs.disk.live import once_more
@@ -83,6 +84,8 @@ def rebase_image(
             stack.callback(top.close)
             execute_edit(top, _plans(top, reference, parent))
             old.abandon()  # its driver knows the image as it was
+        if below:
+            note_parent(below[0].file, path)
     return Rebased(stored, written)
 
 
@@ -102,6 +105,8 @@ def _rename(path: str, options: OpenOptions, stored: str | None, backing_formats
         reference = _reference(stored, backing_formats, parent)
         driver = None if parent is None else parent.driver
         edit_image(path, options, lambda layer: _plans(layer, reference, driver))
+        if parent is not None:
+            note_parent(parent.file, path)
 
 
 def _as_parent(options: OpenOptions, formats: Sequence[str]) -> OpenOptions:

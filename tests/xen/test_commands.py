@@ -167,17 +167,17 @@ async def test_pause_and_resume(supervised: SupervisorProcess, machine: Machine,
 async def test_swap_takes_a_live_snapshot(
     supervised: SupervisorProcess, machine: Machine, store: XenStore, tmp_path: Path
 ) -> None:
-    base, overlay = tmp_path / "base.qcow", tmp_path / "overlay.qcow"
-    tapfs.create_image(str(base), tapfs.NewImage(format="qcow", size=SIZE))
-    await ok("attach", f"tap:qcow:{base}", *NAMED)
+    disk_path, kept = tmp_path / "disk.qcow", tmp_path / "monday.qcow"
+    tapfs.create_image(str(disk_path), tapfs.NewImage(format="qcow", size=SIZE))
+    await ok("attach", f"tap:qcow:{disk_path}", *NAMED)
     async with guest_disk(machine, disk()) as driver:
         await trio.to_thread.run_sync(driver.frontend.write, 0, b"a" * SECTOR)
-        await ok("swap", *NAMED, overlay.name, cwd=tmp_path)
+        await ok("swap", *NAMED, kept.name, cwd=tmp_path)
         await trio.to_thread.run_sync(driver.frontend.write, 1, b"b" * SECTOR)
         assert await trio.to_thread.run_sync(driver.frontend.read, 0, 2) == b"a" * SECTOR + b"b" * SECTOR
-        assert str(overlay) in str((await listed())[0]["spec"])
+        assert str(disk_path) in str((await listed())[0]["spec"])
         await _detach(driver)
-    with tapfs.open(base) as below, tapfs.open(overlay) as above:
+    with tapfs.open(kept) as below, tapfs.open(disk_path) as above:
         assert below.read(0, 2 * SECTOR) == b"a" * SECTOR + bytes(SECTOR)
         assert above.read(0, 2 * SECTOR) == b"a" * SECTOR + b"b" * SECTOR
 

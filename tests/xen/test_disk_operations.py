@@ -189,7 +189,7 @@ async def test_a_live_snapshot(devices: Devices, qcow: Path, tmp_path: Path) -> 
         with load_on(guest) as load:
             await load.progress()
             seen = dict(load.written)
-            await disk.ask("swap", overlay=str(overlay))
+            await disk.ask("swap", keep_names=True, file=str(overlay))
             before = qcow.read_bytes()
             await load.progress()
             assert qcow.read_bytes() == before
@@ -222,7 +222,7 @@ async def test_snapshots_on_snapshots_survive_a_kill(devices: Devices, raw: Path
         frontend = await guest.connect()
         frontend.write(0, header)
         for number in range(3):
-            await disk.ask("swap", overlay=str(tmp_path / f"over-{number}"))
+            await disk.ask("swap", keep_names=True, file=str(tmp_path / f"over-{number}"))
             frontend.write(8 + number, bytes([number]) * 512)
         assert await disk.read("tapfs/backing-formats") == "qcow,qcow,raw"
         frontend.flush()
@@ -242,7 +242,7 @@ async def test_a_snapshot_of_a_paused_disk(devices: Devices, qcow: Path, tmp_pat
         frontend = await guest.connect()
         frontend.write(0, b"a" * 512)
         await disk.ask("pause")
-        await disk.ask("swap", overlay=str(tmp_path / "over"))
+        await disk.ask("swap", keep_names=True, file=str(tmp_path / "over"))
         assert (await disk.ask("status"))["paused"] is True
         await disk.ask("resume")
         assert frontend.read(0, 1) == b"a" * 512
@@ -254,7 +254,7 @@ async def test_a_larger_overlay_is_a_larger_disk(devices: Devices, qcow: Path, t
         frontend = await guest.connect()
         frontend.write(0, b"a" * 512)
         nursery.start_soon(guest.await_sectors, 2 * SECTORS)
-        await disk.ask("swap", overlay=str(tmp_path / "over"), size=2 * SIZE)
+        await disk.ask("swap", keep_names=True, file=str(tmp_path / "over"), size=2 * SIZE)
         frontend.write(2 * SECTORS - 1, b"b" * 512)
         assert frontend.read(2 * SECTORS - 2, 2) == bytes(512) + b"b" * 512
         assert frontend.read(0, 1) == b"a" * 512
@@ -263,11 +263,11 @@ async def test_a_larger_overlay_is_a_larger_disk(devices: Devices, qcow: Path, t
 async def test_an_empty_overlay_that_is_there_is_taken_up(devices: Devices, qcow: Path, tmp_path: Path) -> None:
     overlay = tmp_path / "over"
     tapfs.create_image(str(overlay), NewImage("qcow", None, backing=str(qcow), backing_format="qcow"))
-    disk = await devices.serve(f"tap:qcow:{qcow}")
+    disk = await devices.serve(f"tap:qcow:{qcow}", write_base=1)
     async with devices.guest(disk) as guest:
         frontend = await guest.connect()
         frontend.write(0, b"a" * 512)
-        await disk.ask("swap", overlay=str(overlay))
+        await disk.ask("swap", keep_names=True, file=str(overlay))
         frontend.write(1, b"b" * 512)
         assert frontend.read(0, 2) == b"a" * 512 + b"b" * 512
 
@@ -278,11 +278,11 @@ async def test_an_overlay_with_something_in_it_is_refused(devices: Devices, qcow
     tapfs.create_image(str(overlay), NewImage("qcow", None, backing=str(qcow), backing_format="qcow"))
     with tapfs.open(overlay, writable=True) as opened:
         opened.write(0, b"from before")
-    disk = await devices.serve(f"tap:qcow:{qcow}")
+    disk = await devices.serve(f"tap:qcow:{qcow}", write_base=1)
     async with devices.guest(disk) as guest:
         frontend = await guest.connect()
         frontend.write(0, b"a" * 512)
-        assert (await refused(disk, "swap", overlay=str(overlay))).kind is ErrorKind.EXISTS
+        assert (await refused(disk, "swap", keep_names=True, file=str(overlay))).kind is ErrorKind.EXISTS
         assert frontend.read(0, 1) == b"a" * 512
     with tapfs.open(overlay, shared=True) as opened:
         assert opened.read(0, 11) == b"from before"
@@ -300,18 +300,18 @@ async def test_a_swap_that_fails_keeps_the_disk(devices: Devices, qcow: Path, tm
     plain.write_bytes(b"precious")
     tapfs.create_image(str(other), NewImage("qcow", SIZE))
     tapfs.create_image(str(small), NewImage("qcow", SIZE // 2, backing=str(qcow), backing_format="qcow"))
-    disk = await devices.serve(f"tap:qcow:{qcow}")
+    disk = await devices.serve(f"tap:qcow:{qcow}", write_base=1)
     async with devices.guest(disk) as guest:
         await guest.connect()
         with load_on(guest) as load:
             await load.progress()
-            assert (await refused(disk, "swap", overlay=str(plain))).kind is ErrorKind.INVALID_FORMAT
-            assert (await refused(disk, "swap", overlay=str(other))).kind is ErrorKind.EXISTS
-            assert (await refused(disk, "swap", overlay=str(qcow))).kind is ErrorKind.EXISTS
-            assert (await refused(disk, "swap", overlay=str(small))).kind is ErrorKind.OUT_OF_BOUNDS
-            assert (await refused(disk, "swap", overlay="/nowhere/over")).kind is ErrorKind.NOT_FOUND
-            assert (await refused(disk, "swap", overlay="relative")).kind is ErrorKind.INVALID_FORMAT
-            too_small = await refused(disk, "swap", overlay=str(tmp_path / "new"), size=SIZE // 2)
+            assert (await refused(disk, "swap", keep_names=True, file=str(plain))).kind is ErrorKind.INVALID_FORMAT
+            assert (await refused(disk, "swap", keep_names=True, file=str(other))).kind is ErrorKind.EXISTS
+            assert (await refused(disk, "swap", keep_names=True, file=str(qcow))).kind is ErrorKind.EXISTS
+            assert (await refused(disk, "swap", keep_names=True, file=str(small))).kind is ErrorKind.OUT_OF_BOUNDS
+            assert (await refused(disk, "swap", keep_names=True, file="/nowhere/over")).kind is ErrorKind.NOT_FOUND
+            assert (await refused(disk, "swap", keep_names=True, file="relative")).kind is ErrorKind.INVALID_FORMAT
+            too_small = await refused(disk, "swap", keep_names=True, file=str(tmp_path / "new"), size=SIZE // 2)
             assert too_small.kind is ErrorKind.OUT_OF_BOUNDS
             await load.progress()
             written = await load.stop()
@@ -332,7 +332,9 @@ async def test_no_room_for_an_overlay(devices: Devices, raw: Path, tmp_path: Pat
             assert disk.process is not None
             # A limit of the process stands for a full host: the tables of so large an overlay are larger than the disk.
             resource.prlimit(disk.process.pid, resource.RLIMIT_FSIZE, (SIZE, resource.RLIM_INFINITY))
-            assert (await refused(disk, "swap", overlay=str(overlay), size=1 << 40)).kind is ErrorKind.NO_SPACE
+            assert (
+                await refused(disk, "swap", keep_names=True, file=str(overlay), size=1 << 40)
+            ).kind is ErrorKind.NO_SPACE
             assert [path.name for path in tmp_path.iterdir()] == [raw.name]
             await load.progress()
             written = await load.stop()
@@ -344,14 +346,14 @@ async def test_no_room_for_an_overlay(devices: Devices, raw: Path, tmp_path: Pat
 async def test_a_swap_that_fails_late_keeps_the_disk(devices: Devices, qcow: Path, tmp_path: Path) -> None:
     overlay = tmp_path / "over"
     tapfs.create_image(str(overlay), NewImage("qcow", None, backing=str(qcow), backing_format="qcow"))
-    disk = await devices.serve(f"tap:qcow:{qcow}")
+    disk = await devices.serve(f"tap:qcow:{qcow}", write_base=1)
     async with devices.guest(disk) as guest:
         frontend = await guest.connect()
         frontend.write(0, b"a" * 512)
         # While the guest waits: what would be served cannot be noted for a successor.
         devices.refuse_connections()
         await devices.lose_xenstored()
-        error = await refused(disk, "swap", overlay=str(overlay))
+        error = await refused(disk, "swap", keep_names=True, file=str(overlay))
         assert error.kind is ErrorKind.IO
         devices.refuse_connections(refuse=False)
         frontend.write(1, b"b" * 512)
@@ -420,7 +422,7 @@ async def test_commands_that_make_no_sense(devices: Devices, raw: Path) -> None:
         ("resize", {"size": -1}),
         ("resize", {"size": True}),
         ("swap", {}),
-        ("swap", {"overlay": 5}),
+        ("swap", {"file": 5}),
         ("limit", {"bytes": 1.5}),
     ]:
         assert (await refused(disk, command, **arguments)).kind in (ErrorKind.UNSUPPORTED, ErrorKind.INVALID_FORMAT)
@@ -508,7 +510,7 @@ async def test_a_swap_that_was_noted_holds_though_the_answer_is_lost(
     async with devices.guest(disk) as guest:
         frontend = await guest.connect()
         monkeypatch.setattr(xenstored_server.Connection, "_answer", lost_answer)
-        await disk.ask("swap", overlay=str(overlay), size=None)
+        await disk.ask("swap", keep_names=True, file=str(overlay), size=None)
         assert noting == [-1]
         assert (await disk.ask("status"))["path"] == str(overlay)
         await trio.to_thread.run_sync(frontend.write, 0, b"a" * 512)

@@ -269,7 +269,7 @@ async def test_read_only(devices: Devices, raw: Path) -> None:
             frontend.write(0, DATA)
         assert frontend.read(0, 16) == bytes(len(DATA))
     with pytest.raises(tapfs.ImageError) as raised:
-        await disk.ask("swap", overlay=str(raw) + ".over")
+        await disk.ask("swap", keep_names=True, file=str(raw) + ".over")
     assert raised.value.kind is ErrorKind.READ_ONLY
 
 
@@ -310,7 +310,7 @@ async def test_an_encrypted_image(devices: Devices, tmp_path: Path) -> None:
     disk = await devices.serve(f"tap:qcow:{path}", key_file=str(key))
     async with devices.guest(disk) as guest:
         (await guest.connect()).write(0, DATA)
-        await disk.ask("swap", overlay=str(tmp_path / "over.qcow"))
+        await disk.ask("swap", keep_names=True, file=str(tmp_path / "over.qcow"))
         guest.frontend.write(8, DATA)
         await guest.close()
     await disk.detach()

@@ -60,10 +60,10 @@ async def test_a_snapshot_of_what_another_guest_writes_is_refused(
     one = await devices.serve(f"tap:{ram_name}", domain=1)
     two = await devices.serve(f"tap:{ram_name}", domain=2)
     with pytest.raises(tapfs.ImageError, match="is being written by process"):
-        await one.ask("swap", overlay=str(tmp_path / "over"))
+        await one.ask("swap", keep_names=True, file=str(tmp_path / "over"))
     assert list(tmp_path.iterdir()) == []
     await two.terminate()
-    await one.ask("swap", overlay=str(tmp_path / "over"))
+    await one.ask("swap", keep_names=True, file=str(tmp_path / "over"))
     # A successor finds the RAM disk below the overlay, too.
     await one.kill()
     one.start()

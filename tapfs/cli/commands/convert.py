@@ -103,6 +103,7 @@ def _into_existing(arguments: argparse.Namespace, source: Image) -> None:
         format=arguments.target_format,
         writable=True,
         direct=arguments.direct,
+        write_base=arguments.write_base,
         cache_bytes=cache_bytes_of(arguments),
         say_raw="say {target_format=raw}",
     )

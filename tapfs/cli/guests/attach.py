@@ -57,6 +57,9 @@ def add_parser(subparsers: Subparsers) -> None:
         help="format of the parent; given again, that of the parent's parent, and so on",
     )
     parser.add_argument(
+        "--write-base", action="store_true", help="write the image even if overlays lie over it, which that spoils"
+    )
+    parser.add_argument(
         "--key-file", metavar="FILE", help="the first line of FILE is the password of an encrypted image"
     )
     parser.add_argument("--direct", action="store_true", help="bypass the page cache of the host (O_DIRECT)")
@@ -155,6 +158,8 @@ def _options(arguments: argparse.Namespace) -> dict[str, str | int]:
     options: dict[str, str | int] = {key: value for key, value in given.items() if value is not None}
     if arguments.direct:
         options["direct"] = 1
+    if arguments.write_base:
+        options["write-base"] = 1
     if arguments.backing_format:
         options["backing-formats"] = ",".join(arguments.backing_format)
     if arguments.key_file is not None:

@@ -1,4 +1,4 @@
-"""`tapfs swap`: a live snapshot: put an overlay under a guest's disk while it runs."""
+"""`tapfs swap`: a live snapshot of a guest's disk, after which the disk keeps its name."""
 
 from __future__ import annotations
 
@@ -13,20 +13,28 @@ if TYPE_CHECKING:
     from tapfs.cli.parser import Subparsers
 
 _DESCRIPTION = """\
-Take a live snapshot of a guest's disk: it is paused, what it has written is flushed, and from then
-on all writes go to the qcow file OVERLAY, which is made if it is not there. The image below stays as
-it was at that moment: copy it, or keep it. The guest sees a short pause. A disk that was paused
-before stays paused."""
+Take a live snapshot of a guest's disk: it is paused, what it has written is flushed, and the image
+gets the name FILE, under which it stays as it was at that moment: copy it, or keep it. From then on
+all writes go to an overlay over FILE, which has the name that the image had. So whoever starts the
+guest again, restores or moves it opens the newest state. The guest sees a short pause. A disk that
+was paused before stays paused.
+
+With --keep-names the image keeps its name, and FILE is the overlay: for block devices and RAM disks,
+whose names cannot pass to a file. The toolstack has to name FILE then, before the guest starts again:
+until it does, the image below is not opened for writing."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
-        "swap", help="live snapshot: put an overlay on a guest's disk", description=_DESCRIPTION
+        "swap", help="live snapshot: keep what a guest's disk holds under another name", description=_DESCRIPTION
     )
     add_device_options(parser)
-    parser.add_argument("overlay", metavar="OVERLAY", help="the file that takes the writes from now on")
+    parser.add_argument("file", metavar="FILE", help="the new name of what the disk holds now")
     parser.add_argument("--size", type=size_argument, help="make the disk this large in the new overlay")
+    parser.add_argument(
+        "--keep-names", action="store_true", help="let FILE be the overlay that takes the writes from now on"
+    )
     parser.set_defaults(run=run)
 
 
@@ -34,7 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Do it."""
     import os
 
-    if not arguments.overlay:
-        raise UsageError("OVERLAY must name a file", "tapfs swap")
-    ask_disk(arguments, "swap", overlay=os.path.abspath(arguments.overlay), size=arguments.size)
+    if not arguments.file:
+        raise UsageError("FILE must be the name of a file", "tapfs swap")
+    file = os.path.abspath(arguments.file)
+    ask_disk(arguments, "swap", file=file, size=arguments.size, keep_names=arguments.keep_names)
     return 0

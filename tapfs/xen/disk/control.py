@@ -27,7 +27,8 @@ async def answer(operations: Operations, request: Mapping[str, Any]) -> Mapping[
         case "resume":
             await operations.resume()
         case "swap":
-            await operations.swap(_text(request, "overlay"), _number(request, "size"))
+            keep_names = request.get("keep_names") is True
+            await operations.swap(_text(request, "file"), _number(request, "size"), keep_names=keep_names)
         case "resize":
             await operations.resize(_number(request, "size"), force=request.get("force") is True)
         case "limit":

@@ -36,6 +36,7 @@ def open_disk(settings: DiskSettings, plan_log: PlanLog) -> Image:
         cache_bytes=DEFAULT_CACHE_BYTES if settings.cache_bytes is None else settings.cache_bytes,
         request_owner=plan_log.request_owner,
         sharing=_SHARING[mode],
+        write_base=settings.write_base,
         say_raw=f"attach tap:aio:{specification.path}, or say -f raw,",
     )
     try:
@@ -46,11 +47,22 @@ def open_disk(settings: DiskSettings, plan_log: PlanLog) -> Image:
     except ImageError as error:
         if error.kind is ErrorKind.LOCKED and (error.remedy or "").startswith("end that use"):
             error.remedy = "end that use first, or attach it with mode w! in every place (both must allow it)"
+        if error.kind is ErrorKind.READ_ONLY and "{write_base}" in (error.neutral_remedy or ""):
+            error.remedy = "attach the overlay, or say tapfs attach --write-base if nobody needs that any more"
         raise
     if image.size < SECTOR:
         image.close()
         raise ImageError(ErrorKind.OUT_OF_BOUNDS, "is no disk: it has not one sector", path=image.path, op="open")
     return image
+
+
+def swap_note(image: Image) -> str:
+    """What xenstore is to hold of an image that is about to get the disk's name: which file it is, and those formats.
+
+    The formats hold where the name leads to that file (`settings.read_settings`).
+    """
+    device, inode = image.layers[0].file.identity
+    return f"{device}:{inode} {specification_of(image)[1]}"
 
 
 def specification_of(image: Image) -> tuple[str, str]:

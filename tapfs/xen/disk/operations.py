@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from tapfs.disk.leaf import exchange, overlay_for_name
 from tapfs.disk.live import Overlaid, image_over, let_others_read, overlay_on, resized
 from tapfs.disk.password import given_password
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.serving.log import log
 from tapfs.serving.threads import in_thread
-from tapfs.xen.disk.disk_image import specification_of
+from tapfs.xen.disk.disk_image import specification_of, swap_note
 from tapfs.xen.disk.served_disk import RateLimit
 from tapfs.xen.host import find_host
 from tapfs.xen.xenstore.client import connect
@@ -97,28 +98,39 @@ class Operations:
             await self._note({"tapfs/limit-bytes": new.bytes, "tapfs/limit-requests": new.requests})
             self._disk.set_limit(new)
 
-    async def swap(self, overlay: str, size: int | None) -> None:
-        """A live snapshot: from now on `overlay` takes the writes, and what was served stays as it is.
+    async def swap(self, file: str, size: int | None, *, keep_names: bool) -> None:
+        """A live snapshot: from now on an overlay takes the writes, and what was served stays as it is.
 
-        The overlay is made, `size` bytes large (None: as large as the disk), unless it is there, empty, with the served
-        image as its parent. When this returns the old image is durable and may be copied away.
+        What was served has the name `file` afterwards, and the overlay the name that the disk has had, by which the
+        toolstack opens it again (`tapfs.disk.leaf`). With `keep_names` the overlay is `file` instead; it is made unless
+        it is there, empty, with the served image as its parent. `size`: bytes of a new overlay; None: as the disk has.
+        When this returns the old image is durable and may be copied away.
         """
         async with self._alone():
             image = self._disk.image
             if not image.writable:
                 raise ImageError(ErrorKind.READ_ONLY, "was attached read-only", path=image.path, op="swap")
-            if not os.path.isabs(overlay):
-                raise ImageError(ErrorKind.INVALID_FORMAT, "is no absolute path", path=overlay, op="swap")
+            if not os.path.isabs(file):
+                raise ImageError(ErrorKind.INVALID_FORMAT, "is no absolute path", path=file, op="swap")
             # What takes long comes before the guest has to wait.
             await in_thread(image.flush)
-            overlaid = await in_thread(partial(overlay_on, image, overlay, size))
+            if keep_names:
+                overlaid = await in_thread(partial(overlay_on, image, file, size))
+            else:
+                overlaid = await in_thread(partial(overlay_for_name, image, file, size, told=self._told(image)))
             try:
-                await self._switch(overlaid)
+                await (self._switch(overlaid) if keep_names else self._exchange(overlaid))
             finally:
                 overlaid.layer.close()
-            if self._disk.image.size != image.size:
+            now = self._disk.image
+            if now.size != image.size:
                 await self._backend.announce_size()
-            log.info("swapped: %s now lies over %s", overlay, image.path)
+            log.info("swapped: %s now lies over %s", now.path, now.layers[1].path)
+
+    def _told(self, image: Image) -> str | None:
+        """The format that the toolstack says of the image, if the image still is what it named."""
+        specification = self._settings.specification
+        return specification.format if specification.path == image.path else None
 
     async def resize(self, size: int | None, *, force: bool) -> None:
         """Give a raw image or RAM disk `size` bytes, or (None) see what length it has now; the guest is told.
@@ -156,10 +168,31 @@ class Operations:
                 overlaid.discard()
             raise
 
-    def _opened_over(self, overlaid: Overlaid) -> Image:
+    async def _exchange(self, overlaid: Overlaid) -> None:
+        """Put the overlay on top and exchange the names; if that fails it is gone, and the disk is as it was."""
+        served = self._disk.image
+        try:
+            async with self._at_rest():
+                image = await in_thread(partial(self._opened_over, overlaid, exchanged=True))
+                try:
+                    # Which of the two has the name decides which formats hold: an interrupted exchange is none.
+                    formats = specification_of(served)[1]
+                    await self._note({"tapfs/backing-formats": formats, "tapfs/swap": swap_note(image)})
+                    await in_thread(partial(exchange, served, overlaid))
+                except BaseException:
+                    image.abandon()
+                    raise
+                self._disk.replace(image).abandon()
+                let_others_read(image)
+        except BaseException:
+            if self._disk.image is served:
+                overlaid.discard()
+            raise
+
+    def _opened_over(self, overlaid: Overlaid, *, exchanged: bool = False) -> Image:
         self._disk.image.end_writing()  # it is a parent from now on
         password = given_password(self._settings.key_file)
-        return image_over(overlaid, self._disk.image, password=password, plan_log=self._plan_log)
+        return image_over(overlaid, self._disk.image, password=password, plan_log=self._plan_log, exchanged=exchanged)
 
     @asynccontextmanager
     async def _alone(self) -> AsyncGenerator[None]:

@@ -13,6 +13,7 @@ import secrets
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 import trio
@@ -123,6 +124,8 @@ class DiskProcess:
         # Who was served once may have a process that is still ending.
         state = parse_state(await store.read(f"{self._device.backend}/state"))
         served_before = await store.read(f"{self._device.backend}/tapfs/status") == "ready"
+        # An overlay that was made meanwhile is no reason to take the disk from a guest that writes it.
+        settings = replace(settings, write_base=settings.write_base or served_before)
         patience = _LOCKED_SECONDS if served_before or state in (State.CONNECTED, State.CLOSING) else 0.0
         try:
             image = await _patiently(partial(self._opened, settings, plan_log), patience)

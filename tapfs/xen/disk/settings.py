@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.host.location import locate
 from tapfs.xen.specification import DiskSpecification, parse_mode, parse_specification
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class DiskSettings:
     """A disk as its keys describe it.
 
     `specification`: the image, with the format that `-f` gave. `backing_formats`: of its parents, nearest first.
-    `mode`: "r", "w" or "w!". `grants`: how data is to come from the guest, None for the best that it offers.
+    `mode`: "r", "w" or "w!". `write_base`: though overlays lie over the image. `grants`: how data is to come from the
+    guest, None for the best that it offers.
     `key_file`: has the password of an encrypted image. `cache_bytes`: the bound of the map cache, None for the default.
     `paused`, the limits (per second, 0 for none) and what the process may take (`nice` None: leave it) are as they were
     left, by whichever process.
@@ -49,6 +51,7 @@ class DiskSettings:
     nice: int | None = None
     memory: int = DEFAULT_MEMORY
     open_files: int = DEFAULT_OPEN_FILES
+    write_base: bool = False
 
 
 async def read_settings(store: Store, device: Device) -> DiskSettings:
@@ -76,7 +79,10 @@ async def read_settings(store: Store, device: Device) -> DiskSettings:
     return DiskSettings(
         specification,
         parse_mode(await read("mode") or "r"),
-        backing_formats=tuple(filter(None, (await read("tapfs/backing-formats") or "").split(","))),
+        backing_formats=_backing_formats(
+            specification.path, await read("tapfs/backing-formats") or "", await read("tapfs/swap") or ""
+        ),
+        write_base=await read("tapfs/write-base") == "1",
         key_file=await read("tapfs/key-file") or None,
         grants=grants,
         removable=await read("removable") == "1",
@@ -89,6 +95,15 @@ async def read_settings(store: Store, device: Device) -> DiskSettings:
         memory=await number("tapfs/memory", 1) or DEFAULT_MEMORY,
         open_files=await number("tapfs/open-files", 1) or DEFAULT_OPEN_FILES,
     )
+
+
+def _backing_formats(path: str, noted: str, swapped: str) -> tuple[str, ...]:
+    """The formats of the parents: those that a swap has noted, if its overlay has got the name (`swap_note`)."""
+    file, _, formats = swapped.partition(" ")
+    identity = locate(path).identity()
+    if identity is not None and file == f"{identity[0]}:{identity[1]}":
+        noted = formats
+    return tuple(filter(None, noted.split(",")))
 
 
 def _number(path: str, text: str | None, least: int, most: int) -> int | None:

@@ -90,7 +90,7 @@ def test_a_backing_name_with_a_colon_is_read_by_qemu_too(tmp_path: Path, name: s
 def test_an_overlay_over_a_ram_disk(tmp_path: Path, ram_name: str) -> None:
     api.create_image(ram_name, NewImage("ram", MIB))
     api.create_image(str(tmp_path / "a.qcow"), NewImage("qcow", None, backing=ram_name))
-    with api.open(tmp_path / "a.qcow") as disk, api.open(ram_name, writable=True) as below:
+    with api.open(tmp_path / "a.qcow") as disk, api.open(ram_name, writable=True, write_base=True) as below:
         below.write(0, b"shared")
         assert disk.read(0, 6) == b"shared"
         assert disk.parents == (ram_name,)

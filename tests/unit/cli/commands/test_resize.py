@@ -77,6 +77,7 @@ def test_other_formats_say_what_to_do(tapfs: Run, tmp_path: Path, monkeypatch: p
     assert image.read_bytes() == before
     assert tapfs("create", *(str(overlay) if word == "NEW" else word for word in words)) == (0, "", "")
     assert json.loads(tapfs("info", "--json", overlay).out)["virtual_size"] == 2 << 20
+    overlay.unlink()
     code, _, err = tapfs("resize", "--shrink", image, "1K")
     assert code == CODES[ErrorKind.UNSUPPORTED].exit_code
     words = err.split("tapfs convert ")[1].split()

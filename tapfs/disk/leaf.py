@@ -1,0 +1,131 @@
+"""Put an overlay over a served image under the name of the image: a snapshot after which the name goes on.
+
+A toolstack knows a disk by one name, and opens that name again when its guest reboots, is restored or has moved. So the
+name has to be the newest of the chain, the leaf, at any moment. The image that was served gets the name of the
+snapshot instead. In this order:
+
+1. the overlay is made, complete and durable, under the name of the snapshot, and names that as its parent: itself;
+2. nobody writes any more, and the image is flushed;
+3. the two names are exchanged, which is one step of the host, and made durable;
+4. writes go to the overlay.
+
+A crash before 3 leaves the image under its own name, and a file that is its own parent under the other; `_remove_left`
+knows such files. A crash after 3 leaves the overlay, empty, over the image. Whoever opens the name is right either way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+
+from tapfs.disk.bases import note_parent
+from tapfs.disk.chain import Layer, OpenOptions, layer_of_file, open_layer
+from tapfs.disk.image import Image
+from tapfs.disk.live import Overlaid, size_of_overlay
+from tapfs.disk.overlay import SCRATCH_FORMAT, creation_plan, filled
+from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.host.base_marks import take_over_format
+from tapfs.host.exchange import exchange_names
+from tapfs.host.file import LocalFile
+from tapfs.host.location import Location, locate, locate_parent, stored_parent
+from tapfs.host.lock import Sharing, refuse_other_writers
+from tapfs.host.new_file import UnnamedFile
+from tapfs.host.target import Target
+
+#: The format of an overlay, but over an encrypted image. It says of what format its parent is, so no opener guesses
+#: from what a guest wrote.
+_FORMAT = "qcow2"
+
+
+def overlay_for_name(image: Image, snapshot: str, size: int | None, *, told: str | None) -> Overlaid:
+    """An overlay that waits under the name `snapshot` to be exchanged with the served image (`exchange`).
+
+    It is `size` bytes large, or as large as the disk. `told` is the format that the toolstack says of the name: where
+    the overlay has another one, that is noted on it (`tapfs.host.base_marks`). Raises ImageError: unsupported where the
+    name cannot pass to another file, exists, locked, out_of_bounds.
+    """
+    top = image.layers[0]
+    _require_exchangeable(top, snapshot)
+    refuse_other_writers(top.file.descriptor, top.path)
+    size = size_of_overlay(image, snapshot, size)
+    encrypted = any(layer.driver.geometry.cipher is not None for layer in image.layers)
+    name = SCRATCH_FORMAT if encrypted else _FORMAT
+    location = locate(snapshot).absolute()
+    _remove_left(location)
+    with Target(location) as target:
+        if target.is_there:
+            raise ImageError(ErrorKind.EXISTS, "is there already", path=snapshot, op="swap", remedy="name a new file")
+        plan = creation_plan(image.layers, name, _named_by(top, location), size)
+        with UnnamedFile.replaceable(target, None) as unnamed:
+            file = filled(unnamed.open(direct=top.file.direct), plan)
+            try:
+                if told not in (None, name):
+                    take_over_format(file.descriptor, name, snapshot)
+                unnamed.publish(overwrite=False)
+                _take_after(file, top.file)
+            except BaseException:
+                file.close()
+                raise
+    return Overlaid(
+        layer_of_file(location.name, file, OpenOptions(format=name, writable=True, created=True)), made=True
+    )
+
+
+def exchange(image: Image, overlaid: Overlaid) -> None:
+    """Exchange the names of a served image, which is flushed and at rest, and of its overlay; durable.
+
+    Raises ImageError, and then each has its own name still.
+    """
+    base, overlay = image.layers[0].file, overlaid.layer.file
+    name = base.real_path()
+    exchange_names(name, overlay.real_path())
+    note_parent(base, name)
+
+
+def _require_exchangeable(top: Layer, snapshot: str) -> None:
+    if locate(top.path).in_memory or not stat.S_ISREG(os.fstat(top.file.descriptor).st_mode):
+        raise ImageError(
+            ErrorKind.UNSUPPORTED,
+            "is no file whose name could pass to an overlay",
+            path=top.path,
+            op="swap",
+            remedy="say {keep_names}, and have the toolstack name the overlay before the guest starts again",
+        )
+    if len(top.files) > 1 and os.path.dirname(os.path.abspath(snapshot)) != os.path.dirname(top.file.real_path()):
+        raise ImageError(
+            ErrorKind.UNSUPPORTED,
+            "consists of several files, which have to stay in one folder",
+            path=top.path,
+            op="swap",
+            remedy="name a snapshot in that folder",
+        )
+
+
+def _named_by(top: Layer, snapshot: Location) -> str:
+    """How the overlay names its parent: without a folder where both are in one, so that the folder can be moved."""
+    here = os.path.abspath(top.path)
+    if os.path.realpath(here) == here and os.path.dirname(here) == os.path.dirname(snapshot.host_path):
+        return stored_parent(os.path.basename(snapshot.host_path))
+    return snapshot.host_path
+
+
+def _take_after(file: LocalFile, image: LocalFile) -> None:
+    """Have the overlay belong to whom the image belongs, with the same rights: it will have the image's name."""
+    status = os.fstat(image.descriptor)
+    try:
+        os.fchown(file.descriptor, status.st_uid, status.st_gid)
+        os.fchmod(file.descriptor, stat.S_IMODE(status.st_mode))
+    except OSError as error:
+        raise from_os_error(error, path=file.path, op="give the overlay the image's owner") from error
+
+
+def _remove_left(location: Location) -> None:
+    """Remove what a swap that was cut off has left under the name: an image that is its own parent."""
+    with contextlib.suppress(ImageError, OSError):
+        options = OpenOptions(lenient=True, sharing=Sharing.EXCLUSIVE)
+        with contextlib.closing(open_layer(location.name, options)) as layer:
+            reference = layer.driver.geometry.backing
+            if reference is None or locate_parent(layer.path, reference.name).identity() != layer.file.identity:
+                return
+            layer.file.unlink()
