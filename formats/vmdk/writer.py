@@ -23,11 +23,11 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
 from tapfs.formats.apart import require_apart
 from tapfs.formats.vmdk import cowd_header, sparse_header
-from tapfs.formats.vmdk.content_id import content_identity, new_cid
+from tapfs.formats.vmdk.content_id import content_identity
 from tapfs.formats.vmdk.driver import VmdkDriver
 from tapfs.formats.vmdk.extent_writer import ExtentWriter
 from tapfs.formats.vmdk.host_extents import CowdExtent, HostedExtent, SeSparseExtent
-from tapfs.formats.vmdk.identity_change import identity_steps
+from tapfs.formats.vmdk.identity_change import IdentityChange, identity_change
 from tapfs.formats.vmdk.parts import ClosedPart, FlatPart, Part, SparsePart
 from tapfs.formats.vmdk.rebase import rebase_plan
 from tapfs.formats.vmdk.sectors import SECTOR
@@ -54,7 +54,7 @@ class WritableVmdkDriver(VmdkDriver):
             for writer in self._writers.values():
                 require_apart(writer.places(), SECTOR, writer.path, what="grains or tables")
         self._cid = None if self.descriptor is None else self.descriptor.cid
-        self._identity_steps: list[Step] | None = None
+        self._change: IdentityChange | None = None
 
     @property
     def identities(self) -> frozenset[str]:
@@ -65,21 +65,21 @@ class WritableVmdkDriver(VmdkDriver):
 
     def begin(self) -> Plan:
         """A new content ID, once for each opening, and the marks of extents that are open."""
-        if self._identity_steps is None:
-            self._identity_steps = self._new_identity()
-        return plan(self._identity_steps + self._marks(1))
+        if self._change is None:
+            self._change = self._new_identity()
+            self._cid = self._change.cid
+        return plan(self._change.grow, self._change.writes + self._marks(1))
 
     def end(self) -> Plan:
         """The extents are closed, unless a crash before this opening has left them open."""
         return plan(self._marks(0))
 
-    def _new_identity(self) -> list[Step]:
+    def _new_identity(self) -> IdentityChange:
         if self.descriptor is None:
-            return []
-        found = self.descriptor.values.get("cid")
-        if found is not None:
-            self._cid = new_cid(self.descriptor.cid, len(found.content))
-        return identity_steps(self.descriptor, self._cid or 0)
+            return IdentityChange(None, [], [])
+        embedded = (each for each in self.disk.sparse if each.number == 0 and isinstance(each, HostedExtent))
+        room = next((each.header.descriptor_sectors * SECTOR for each in embedded), None)
+        return identity_change(self.descriptor, self.file.path, room)
 
     def _marks(self, value: int) -> list[Step]:
         steps: list[Step] = []

@@ -57,13 +57,6 @@ def test_an_extent_that_a_crash_left_open_stays_open() -> None:
     assert not driver.end()
 
 
-def test_a_short_content_id_keeps_its_length() -> None:
-    content = monolithic({}, MIB).replace(b"CID=12345678\n", b"CID=123\n     ", 1)
-    driver = writable(content)
-    (step,) = [step for step in steps(driver.begin()) if step.host_offset > 100]
-    assert len(step.data) == 3
-
-
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
