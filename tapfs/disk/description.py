@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NotRequired, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 
 from tapfs.disk.chain import Layer, ParentState, UnopenedParent
+from tapfs.disk.recovery import JOURNAL_WAITS
 
 if TYPE_CHECKING:
     from tapfs.partitions.table import FileSystemInfo, PartitionTableInfo
@@ -81,9 +82,17 @@ def describe(layers: Sequence[Layer], unopened: UnopenedParent | None = None) ->
         "granule": geometry.granule,
         "backing": backing,
         "files": [file.path for file in top.files],
-        "details": dict(top.driver.details()),
+        "details": _details(top),
         "chain": [*map(_link, layers), *([] if unopened is None else [_missing_link(unopened)])],
     }
+
+
+def _details(layer: Layer) -> dict[str, object]:
+    details = dict(layer.driver.details())
+    if layer.files.patched:
+        notes = details.get("notes")
+        details["notes"] = [*(cast("list[str]", notes) if isinstance(notes, list) else []), JOURNAL_WAITS]
+    return details
 
 
 def _link(layer: Layer) -> ChainLink:

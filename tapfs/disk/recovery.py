@@ -5,6 +5,12 @@ from __future__ import annotations
 from tapfs.driver import Driver, Recoverable
 from tapfs.host.files import LocalFiles
 
+#: A note about an image that is read as if its journal had been replayed.
+JOURNAL_WAITS = "its journal waits, because its writer was killed: it is read as if that were replayed"
+
+#: The words for a replay in what a repair mends.
+JOURNAL = "its journal, which was not replayed"
+
 
 def recover(driver: Driver, files: LocalFiles, *, writable: bool) -> bool:
     """Replay the journal of an image that was just opened; whether there was anything, so that it is opened anew.
@@ -21,4 +27,5 @@ def recover(driver: Driver, files: LocalFiles, *, writable: bool) -> bool:
     from tapfs.kernel.engine import HostDescriptor, execute_on_files  # few images need it
 
     execute_on_files([HostDescriptor(file.descriptor, file.path, writable=file.writable) for file in files], plan)
+    files.replayed = True
     return True

@@ -40,6 +40,8 @@ class LocalFiles:
         self._given = dict(given or {})
         self._patches: dict[int, PatchedFile] = {}
         self._patch = Plan()
+        #: Whether a journal was replayed in these files when they were opened for writing.
+        self.replayed = False
 
     @property
     def image(self) -> LocalFile:
@@ -88,6 +90,11 @@ class LocalFiles:
     def patched(self) -> bool:
         """Whether anything was laid over the files."""
         return bool(self._patches)
+
+    @property
+    def patch(self) -> Plan:
+        """The plan that was laid over the files; empty if none was."""
+        return self._patch
 
     def lay_over(self, plan: Plan) -> None:
         """Have drivers see the files as the plan would leave them; it is not executed."""

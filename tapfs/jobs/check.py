@@ -11,6 +11,7 @@ from collections.abc import Generator
 from typing import NamedTuple
 
 from tapfs.disk.chain import Layer, OpenOptions, open_layer, parent_is_missing
+from tapfs.disk.recovery import JOURNAL, JOURNAL_WAITS
 from tapfs.driver import Checkable, CheckReport, ProgressCallback, Severity
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.files import LocalFiles
@@ -29,6 +30,8 @@ def check_image(path: str, options: OpenOptions, *, progress: ProgressCallback |
             return _unopenable(layer)
         checker = _checker(layer)
         report = CheckReport(unchecked=checker) if isinstance(checker, str) else checker.check(progress)
+        if layer.files.patched:
+            report.add(Severity.NOTE, f"{JOURNAL_WAITS}; tapfs repair replays it")
         _note_parent(report, layer, options)
         return report
 
@@ -46,7 +49,10 @@ def plan_repair(path: str, options: OpenOptions) -> PlannedRepair:
         if isinstance(layer, ImageError):
             raise layer
         checker = _checker(layer)
-        return PlannedRepair([], checker) if isinstance(checker, str) else PlannedRepair(list(checker.repair()), None)
+        if isinstance(checker, str):
+            return PlannedRepair([], checker)
+        replay = [Plan(layer.files.patch.stages, JOURNAL)] if layer.files.patched else []
+        return PlannedRepair([*replay, *checker.repair()], None)
 
 
 def repair_image(path: str, options: OpenOptions, *, progress: ProgressCallback | None = None) -> CheckReport:
@@ -69,7 +75,7 @@ def repair_image(path: str, options: OpenOptions, *, progress: ProgressCallback 
         if isinstance(layer, ImageError):
             raise layer
         checker = _checker(layer)
-        mended: list[str] = []
+        mended = [JOURNAL] if layer.files.replayed else []
         for plan in () if isinstance(checker, str) else checker.repair():
             execute_on_files([HostDescriptor(file.descriptor, file.path, writable=True) for file in files], plan)
             mended += [plan.mends] if plan.mends else []

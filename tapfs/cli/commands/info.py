@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _plain_details(driver: Driver) -> frozenset[str]:
     from tapfs.driver import PlainDetails
 
-    return driver.plain_details if isinstance(driver, PlainDetails) else frozenset()
+    return (driver.plain_details if isinstance(driver, PlainDetails) else frozenset()) | {"notes"}
 
 
 def _rows(info: Mapping[str, object], details: frozenset[str] | None) -> Iterator[tuple[str, str]]:

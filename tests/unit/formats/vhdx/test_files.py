@@ -260,3 +260,19 @@ def test_zeros_inside_a_block_take_no_space_when_it_is_filled(tapfs: Run, tmp_pa
     assert tapfs("convert", "-O", "vhdx", "-o", "block_size=32M", raw, path).code == 0
     assert tapfs("compare", raw, path).code == 0
     assert path.stat().st_blocks * 512 < 2 * MIB
+
+
+def test_a_log_that_waits_is_said_and_replayed_by_a_repair(tapfs: Run, dirty: Path) -> None:
+    path, before = dirty, dirty.read_bytes()
+    ran = tapfs("info", path)
+    assert "its journal waits, because its writer was killed" in ran.out
+    ran = tapfs("check", path)
+    assert (ran.code, "its journal waits" in ran.out) == (0, True)
+    ran = tapfs("repair", "--dry-run", path)
+    assert "its journal, which was not replayed" in ran.out
+    assert path.read_bytes() == before
+    ran = tapfs("repair", path)
+    assert "mended: its journal, which was not replayed" in ran.out
+    ran = tapfs("check", path)
+    assert ran.out.count("\n") == 1
+    assert "journal" not in tapfs("info", path).out
