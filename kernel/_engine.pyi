@@ -54,7 +54,6 @@ class Lib:
     TAPFS_CODEC_NONE: int
     TAPFS_CODEC_RAW_DEFLATE: int
     TAPFS_CIPHER_NONE: int
-    TAPFS_CIPHER_AES_CBC_PLAIN64: int
     TAPFS_DONE: int
     TAPFS_MISS: int
     TAPFS_RESERVE: int
@@ -237,6 +236,16 @@ class Lib:
     ) -> int: ...
     def tapfs_first_difference(self, left: CData, right: CData, length: int, /) -> int: ...
     def tapfs_codec_library(self, codec: int, path: bytes, /) -> int: ...
+    def tapfs_cipher_library(self, path: bytes, /) -> int: ...
+    def tapfs_cipher_apply(
+        self,
+        spec: CData,
+        encrypt: bool,
+        buffer: CData,
+        offset: int,
+        length: int,
+        /,
+    ) -> int: ...
     def tapfs_compress(
         self, codec: int, buffer: CData, granule: int, count: int, out: CData, sizes: CData, /
     ) -> int: ...

@@ -18,6 +18,7 @@ from tapfs.errors import ErrorKind, ImageError, from_os_error, truncated
 from tapfs.extent import Extent
 from tapfs.host_files import Presence
 from tapfs.kernel._engine import ffi, lib
+from tapfs.kernel.cipher_keys import fill_cipher, wipe_cipher
 from tapfs.kernel.codec_libraries import CODECS_OF_LIBRARIES, load_codec
 from tapfs.kernel.crc32c import use_instruction
 from tapfs.plan import Allocate, Copy, Discard, Grow, Plan, Shorten, Write
@@ -125,12 +126,12 @@ class EngineDisk:
         geometry: Geometry,
         *,
         files: Iterable[HostDescriptor],
-        key: bytes | None = None,
+        key: bytes | bytearray | None = None,
         writable: bool = False,
     ) -> int:
         """Add the next layer below; `key` goes with a cipher and is as long as that says.
 
-        Raises ImageError(io) for a geometry that the engine cannot serve.
+        Raises ImageError(io) for a geometry that the engine cannot serve, (unsupported) for a library that is missing.
         """
         files = list(files)
         if geometry.packing is not None and geometry.packing.codec in CODECS_OF_LIBRARIES:
@@ -148,12 +149,11 @@ class EngineDisk:
             for name in ("codec", "header_bytes", "length_at", "length_bytes", "own_units"):
                 setattr(layer.packing, name, getattr(geometry.packing, name))
         if geometry.cipher is not None:
-            for name in ("algorithm", "key_bytes", "sector_bytes", "iv_bytes", "iv_from_host", "iv_offset"):
-                setattr(layer.cipher, name, getattr(geometry.cipher, name))
-            if key is None or len(key) != geometry.cipher.key_bytes:
-                raise ValueError(f"the key of the cipher has {geometry.cipher.key_bytes} bytes")
-            ffi.memmove(layer.cipher.key, key, len(key))
-        index = self._checked(lib.tapfs_disk_add_layer(self.handle, layer), "add a layer")
+            fill_cipher(layer.cipher, geometry.cipher, key or b"", files[0].path if files else None)
+        try:
+            index = self._checked(lib.tapfs_disk_add_layer(self.handle, layer), "add a layer")
+        finally:
+            wipe_cipher(layer.cipher)
         paths: list[str] = []
         for file in files:
             flags = (lib.TAPFS_FILE_DIRECT if file.direct else 0) | (lib.TAPFS_FILE_WRITABLE if file.writable else 0)

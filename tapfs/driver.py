@@ -10,6 +10,7 @@ needs no locking of its own. `formats/README.md` is the guide to writing one.
 
 from __future__ import annotations
 
+from tapfs.ciphers import Argon2, Argon2Cost, Cipher, CipherAlgorithm, CipherMode, Cryptography, InitialVector, wipe
 from tapfs.driver_protocols import (
     Begun,
     Checkable,
@@ -18,6 +19,7 @@ from tapfs.driver_protocols import (
     FramedStreamWriter,
     Identified,
     OnlyStreamed,
+    PasswordProving,
     PlainDetails,
     ProgressCallback,
     Recoverable,
@@ -57,8 +59,6 @@ from tapfs.format import (
 from tapfs.geometry import (
     MAX_DISK_BYTES,
     BackingReference,
-    Cipher,
-    CipherAlgorithm,
     Codec,
     Geometry,
     Identity,
@@ -77,6 +77,8 @@ __all__ = [
     "MAX_DISK_BYTES",
     "Ability",
     "Amendable",
+    "Argon2",
+    "Argon2Cost",
     "BackingReference",
     "Begun",
     "Bitmap",
@@ -86,9 +88,11 @@ __all__ = [
     "Checkable",
     "Cipher",
     "CipherAlgorithm",
+    "CipherMode",
     "Codec",
     "CreatableFormat",
     "CreateRequest",
+    "Cryptography",
     "DescribedFormat",
     "Driver",
     "Encrypted",
@@ -100,6 +104,7 @@ __all__ = [
     "HostFile",
     "Identified",
     "Identity",
+    "InitialVector",
     "MultiFileFormat",
     "NoFurtherFiles",
     "NumberedFile",
@@ -108,6 +113,7 @@ __all__ = [
     "Operation",
     "Packing",
     "ParentSearch",
+    "PasswordProving",
     "Placement",
     "PlainDetails",
     "ProgressCallback",
@@ -131,4 +137,5 @@ __all__ = [
     "Uncovering",
     "WritableDriver",
     "has_trait",
+    "wipe",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+from tapfs.ciphers import Cryptography
 from tapfs.extent import Extent, Range
 from tapfs.findings import CheckReport
 from tapfs.geometry import Geometry
@@ -74,11 +75,22 @@ class PlainDetails(Driver, Protocol):
 class Encrypted(Driver, Protocol):
     """A driver whose geometry has a cipher, for images that a password opens."""
 
-    def unlock(self, password: bytes) -> bytes:
-        """The key of the cipher, `Cipher.key_bytes` long.
+    def unlock(self, password: bytes, cryptography: Cryptography) -> bytearray:
+        """The key of the cipher, `Cipher.key_bytes` long; the caller wipes it.
 
-        Raises ImageError(denied) for a wrong password, where the format can tell.
+        Raises ImageError(denied) for a wrong password, where the format can tell, and (unsupported) for a secret that
+        cannot be opened here.
         """
+        ...
+
+
+@runtime_checkable
+class PasswordProving(Encrypted, Protocol):
+    """A driver of an encrypted image that may be able to tell a wrong password."""
+
+    @property
+    def proves_password(self) -> bool:
+        """Whether `unlock` raises for every wrong password; else the disk is noise with one."""
         ...
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
+from tapfs.ciphers import Cryptography
 from tapfs.driver_protocols import Driver, Scratch
+from tapfs.errors import ErrorKind, ImageError
 from tapfs.geometry import BackingReference
 from tapfs.host_files import FurtherFiles, HostFile, NoFurtherFiles
 from tapfs.plan import Plan
@@ -42,6 +44,7 @@ class CreateRequest:
 
     `backing_mtime` is the parent's modification time in whole seconds since 1970, `parent` is the open parent.
     `name` is the file name of the new image without its folder, for formats that write it into their metadata.
+    An `encrypted` image is to be opened by `password`, with a secret that `cryptography` makes.
     `compressed`: the image is to be filled with packed data. A format that has a layout of its own for that takes it.
     """
 
@@ -50,9 +53,17 @@ class CreateRequest:
     backing_mtime: int = 0
     options: Mapping[str, str] = field(default_factory=dict[str, str])
     encrypted: bool = False
+    password: bytes = field(default=b"", repr=False)
+    cryptography: Cryptography | None = None
     name: str = ""
     parent: Driver | None = None
     compressed: bool = False
+
+    def secret(self) -> tuple[bytes, Cryptography]:
+        """The password and the primitives. Raises ImageError(denied) where nobody has given a password."""
+        if not self.password or self.cryptography is None:
+            raise ImageError(ErrorKind.DENIED, "needs a password", op="create", remedy="give it with {password}")
+        return self.password, self.cryptography
 
 
 @runtime_checkable
@@ -139,6 +150,8 @@ class Trait(StrEnum):
     NAMED_TO_WRITE = "named to write"
     #: A new image may be a block device, because it has its full length from the start.
     ON_DEVICE = "on device"
+    #: A new image has a password, whether anybody asks for encryption or not.
+    ALWAYS_ENCRYPTED = "always encrypted"
     #: Its images live in memory, under names of their own (`tapfs.host.ram`).
     IN_MEMORY = "in memory"
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
+from tapfs.ciphers import Cipher
+
 
 class Codec(IntEnum):
     """How the bytes of a COMPRESSED extent are packed. The engine's C enum has the same values."""
@@ -39,30 +41,6 @@ class Packing:
     length_at: int = 0
     length_bytes: int = 0
     own_units: bool = False
-
-
-class CipherAlgorithm(IntEnum):
-    """A cipher and how the IV of a sector is made of its number. The engine's C enum has the same values."""
-
-    AES_CBC_PLAIN64 = 1
-    AES_CBC_ESSIV_SHA256 = 2
-    AES_XTS_PLAIN64 = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Cipher:
-    """The transform of DATA extents, sector by sector; COMPRESSED payloads are never encrypted.
-
-    `key_bytes`: 16, 24 or 32 for CBC, 32 or 64 for XTS. The number of the sector that begins at an offset is
-    ``(offset - iv_offset) / iv_bytes``, of the offset in the disk, or in the host file with `iv_from_host`.
-    """
-
-    algorithm: CipherAlgorithm
-    key_bytes: int
-    sector_bytes: int = 512
-    iv_bytes: int = 512
-    iv_from_host: bool = False
-    iv_offset: int = 0
 
 
 class Identity(NamedTuple):

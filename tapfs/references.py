@@ -30,7 +30,7 @@ class EntryLayout:
     it. With `bitmaps` a word of 32 allocated bits, from the lowest on, and 32 bits of zeros follows each entry.
 
     An entry is impossible with a bit of `impossible_mask`, a packed one with a bit of `packed_impossible_mask`. So is
-    one whose place lies before `least_place`, past `file_size`, or in one of at most two `reserved` ranges.
+    one whose place lies before `least_place`, past `file_size`, or in one of at most three `reserved` ranges.
     """
 
     cluster_bits: int

@@ -11,7 +11,7 @@ import subprocess
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from tapfs.driver import BackingReference, CreateRequest, OpenRequest, Streamable, WritableDriver
@@ -175,6 +175,8 @@ def references(data: bytes) -> Counter[int]:
                 elif entry & OFFSET_MASK and not fields.external:
                     refer(entry & OFFSET_MASK, fields.cluster)
     for kind, content in fields.extensions():
+        if kind == 0x0537BE77:
+            refer(*struct.unpack(">QQ", content[:16]))
         if kind == 0x23852875:
             length, start = struct.unpack(">QQ", content[8:24])
             refer(start, length)
@@ -350,6 +352,8 @@ KINDS: dict[str, tuple[dict[str, str], bool, bool]] = {
     "subclusters": ({"extended_l2": "on", "cluster_size": "16384"}, False, False),
     "subclusters over a parent": ({"extended_l2": "on", "cluster_size": "32768"}, True, False),
     "compressed subclusters with a snapshot": ({"extended_l2": "on", "cluster_size": "16384"}, True, True),
+    "encrypted": ({"encrypt.iter-time": "1", "cluster_size": "4096"}, False, False),
+    "encrypted overlay with a snapshot": ({"encrypt.iter-time": "1", "cluster_size": "65536"}, True, True),
     "lazy": ({"lazy_refcounts": "on", "cluster_size": "32768"}, False, False),
 }
 
@@ -358,7 +362,12 @@ def created(size: int, options: dict[str, str] | None = None, backing: str | Non
     """A new image."""
     file = MemoryFile()
     reference = None if backing is None else BackingReference(backing, "raw")
-    file.apply(FORMAT.create(CreateRequest(size, reference, options=options or {})))
+    request = CreateRequest(size, reference, options=options or {})
+    if any(option.startswith("encrypt.") for option in request.options):
+        from tapfs.kernel.cryptography import EngineCryptography  # no other image needs the engine
+
+        request = replace(request, encrypted=True, password=b"secret", cryptography=EngineCryptography("image"))
+    file.apply(FORMAT.create(request))
     return file
 
 

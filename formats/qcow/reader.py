@@ -9,7 +9,9 @@ from tapfs.driver import (
     BackingReference,
     Cipher,
     CipherAlgorithm,
+    CipherMode,
     Codec,
+    Cryptography,
     Finding,
     Geometry,
     HostFile,
@@ -41,7 +43,7 @@ HEAD_BYTES = 4096
 
 #: The one cipher of qcow: AES-128 in CBC mode, the IV is the number of the guest's sector.
 _KEY_BYTES = 16
-_AES = Cipher(CipherAlgorithm.AES_CBC_PLAIN64, _KEY_BYTES)
+_AES = Cipher(CipherAlgorithm.AES, CipherMode.CBC, _KEY_BYTES)
 
 #: L2 tables looked at when both byte orders of L1 are plausible.
 _EVIDENCE_TABLES = 8
@@ -148,9 +150,10 @@ class QcowReader:
         """The length of the file, with what has been allocated."""
         return self.tables.file_size
 
-    def unlock(self, password: bytes) -> bytes:
+    def unlock(self, password: bytes, cryptography: Cryptography) -> bytearray:
         """The first 16 bytes of the password, with zeros behind a shorter one. Nothing tells a wrong password."""
-        return password[:_KEY_BYTES].ljust(_KEY_BYTES, b"\0")
+        del cryptography  # nothing is derived
+        return bytearray(password[:_KEY_BYTES].ljust(_KEY_BYTES, b"\0"))
 
     def decide_fast_path(self) -> None:
         """Decide from the extended header whether L1 alone gives every cluster."""

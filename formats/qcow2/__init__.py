@@ -21,7 +21,7 @@ class Qcow2Format:
     """qcow2 as a :class:`tapfs.driver.MultiFileFormat`."""
 
     name = "qcow2"
-    abilities = frozenset(Ability) - {Ability.ENCRYPT}
+    abilities = frozenset(Ability)
 
     def probe(self, head: bytes, size: int) -> int:
         """100 for the magic with version 2 or 3, else 0: version 1 is another format, qcow."""

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 from tapfs.driver import CreateRequest
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.changed_table import encode
+from tapfs.formats.luks.create import LUKS_OPTIONS, LuksOptions, make_header, parse_luks_options
 from tapfs.formats.qcow2 import extensions as ext
 from tapfs.formats.qcow2.backing import format_word
 from tapfs.formats.qcow2.counts import Counting
@@ -22,6 +23,8 @@ from tapfs.formats.qcow2.header import (
     COMPRESSION_DEFLATE,
     COMPRESSION_TYPE,
     COMPRESSION_ZSTD,
+    CRYPT_LUKS,
+    CRYPT_NONE,
     DATA_FILE,
     EXTENDED_L2,
     LAZY_REFCOUNTS,
@@ -52,6 +55,8 @@ CREATE_OPTIONS: Mapping[str, str] = MappingProxyType(
         "data_file": "the file that takes the guest's data; made beside the image",
         "data_file_raw": "on: with data_file, that file alone reads as the disk (default off)",
         "preallocation": "off (default), metadata, falloc or full",
+        "encrypt.format": "luks: encrypt the image, as --encrypt does",
+        **{f"encrypt.{name}": meaning for name, meaning in LUKS_OPTIONS.items()},
     }
 )
 
@@ -62,6 +67,7 @@ _VERSIONS = {"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}
 _COMPRESSION = {"zlib": COMPRESSION_DEFLATE, "zstd": COMPRESSION_ZSTD}
 _PREALLOCATION = ("off", "metadata", "falloc", "full")
 _DEFAULT_CLUSTER_BITS = 16
+_ENCRYPT = "encrypt."
 #: QEMU writes the names of features only into clusters with room for them.
 _NAMES_NEED = 4096
 #: QEMU takes no longer name of a format.
@@ -80,6 +86,7 @@ class Options(NamedTuple):
     data_file: str | None
     data_file_raw: bool
     preallocation: str
+    luks: LuksOptions | None
 
 
 def create(request: CreateRequest) -> Plan:
@@ -97,14 +104,16 @@ def create(request: CreateRequest) -> Plan:
             ErrorKind.OUT_OF_BOUNDS, message, op="create", remedy="choose larger clusters: -o cluster_size=2M"
         )
     name = b"" if request.backing is None else request.backing.name.encode("utf-8", "surrogateescape")
-    tail = _extensions(request, options)
+    layout = _Layout(header, options)
+    tail = _extensions(request, options, layout.crypto_offset)
     if name:
         if len(name) > MAX_NAME_LENGTH or b"\0" in name:
             raise _out_of_bounds(f"the backing file's name has {len(name)} bytes, the limit is {MAX_NAME_LENGTH}")
-        header = header._replace(backing_offset=header.header_length + len(tail), backing_size=len(name))
+        layout.name_backing(header.header_length + len(tail), len(name))
     if header.header_length + len(tail) + len(name) > header.cluster_size:
         raise _out_of_bounds(f"header and names do not fit into a cluster of {header.cluster_size} bytes")
-    return _Layout(header, options).plan(tail + name)
+    luks = b"" if options.luks is None else make_header(options.luks, *request.secret())
+    return layout.plan(tail + name, luks)
 
 
 def parse_options(request: CreateRequest) -> Options:
@@ -113,8 +122,6 @@ def parse_options(request: CreateRequest) -> Options:
     for option in given:
         if option not in CREATE_OPTIONS:
             raise _refused(f"unknown option {option!r} for qcow2", f"the options are {', '.join(CREATE_OPTIONS)}")
-    if request.encrypted:
-        raise _refused("tapfs does not make encrypted qcow2 images")
     version = _choice(given, "compat", _VERSIONS, "1.1")
     options = Options(
         version=version,
@@ -126,9 +133,23 @@ def parse_options(request: CreateRequest) -> Options:
         data_file=given.get("data_file"),
         data_file_raw=_switch(given, "data_file_raw"),
         preallocation=_choice(given, "preallocation", {name: name for name in _PREALLOCATION}, "off"),
+        luks=_luks(given, encrypted=request.encrypted),
     )
     _require_consistent(options, overlay=request.backing is not None)
     return options
+
+
+def _luks(given: Mapping[str, str], *, encrypted: bool) -> LuksOptions | None:
+    chosen = [name for name in given if name.startswith(_ENCRYPT)]
+    if not encrypted and not chosen:
+        return None
+    if not encrypted:
+        raise _refused(f"{chosen[0]} needs a password", "give it with {password}")
+    if given.get("encrypt.format", "luks") != "luks":
+        raise _refused(
+            f"encrypt.format={given['encrypt.format']}: must be luks; of the old encryption tapfs reads images"
+        )
+    return parse_luks_options(given, _ENCRYPT)
 
 
 def _require_consistent(options: Options, *, overlay: bool) -> None:
@@ -154,6 +175,12 @@ def _require_consistent(options: Options, *, overlay: bool) -> None:
         raise _refused(
             f"data_file={options.data_file}: the data file lies beside the image", "give a name without a slash"
         )
+    if options.luks is not None and options.data_file_raw:
+        raise _refused("data_file_raw=on does not go with encryption: the data file alone would read as noise")
+    if options.luks is not None and options.preallocation != "off":
+        raise _refused(
+            f"preallocation={options.preallocation} does not go with encryption: the new disk would be noise"
+        )
     if options.preallocation != "off" and overlay:
         raise _refused(f"preallocation={options.preallocation} would hide the backing file")
 
@@ -167,7 +194,7 @@ def _header(options: Options, size: int) -> Header:
         backing_size=0,
         cluster_bits=options.cluster_bits,
         size=size,
-        crypt_method=0,
+        crypt_method=CRYPT_NONE if options.luks is None else CRYPT_LUKS,
         l1_entries=0,
         l1_offset=0,
         reftable_offset=0,
@@ -184,7 +211,7 @@ def _header(options: Options, size: int) -> Header:
     return header._replace(l1_entries=l1_entries_for(size, header))
 
 
-def _extensions(request: CreateRequest, options: Options) -> bytes:
+def _extensions(request: CreateRequest, options: Options, crypto_offset: int) -> bytes:
     found: list[ext.Extension] = []
     if request.backing is not None and request.backing.format is not None:
         name = format_word(request.backing.format).encode()
@@ -193,13 +220,16 @@ def _extensions(request: CreateRequest, options: Options) -> bytes:
         found.append(ext.Extension(ext.BACKING_FORMAT, name))
     if options.data_file is not None:
         found.append(ext.Extension(ext.DATA_FILE_NAME, options.data_file.encode("utf-8", "surrogateescape")))
+    if options.luks is not None:
+        place = (crypto_offset, options.luks.payload_offset)
+        found.append(ext.Extension(ext.CRYPTO_HEADER, b"".join(each.to_bytes(WORD, "big") for each in place)))
     if options.version > 2 and 1 << options.cluster_bits >= _NAMES_NEED:
         found.append(ext.qemu_feature_names())
     return ext.pack_extensions(found)
 
 
 class _Layout:
-    """Where everything of a new image lies, in clusters: header, refcount table, blocks, L1, then L2 and data."""
+    """Where everything of a new image lies, in clusters: header, refcount table, blocks, L1, LUKS, then L2 and data."""
 
     def __init__(self, header: Header, options: Options) -> None:
         self._options = options
@@ -208,8 +238,9 @@ class _Layout:
         self._data_clusters = -(-header.size // cluster) if allocated else 0
         self._tables = header.l1_entries if allocated else 0
         self._l1_clusters = -(-header.l1_length // cluster)
+        self._crypto_clusters = 0 if options.luks is None else -(-options.luks.payload_offset // cluster)
         inside = 0 if options.data_file is not None else self._data_clusters
-        fixed = 1 + self._l1_clusters + self._tables + inside
+        fixed = 1 + self._l1_clusters + self._crypto_clusters + self._tables + inside
         # Blocks and table count themselves, so their number is found step by step.
         table = blocks = 1
         while True:
@@ -227,7 +258,17 @@ class _Layout:
             l1_offset=self._l1_cluster * cluster if header.l1_entries else 0,
         )
 
-    def plan(self, tail: bytes) -> Plan:
+    @property
+    def crypto_offset(self) -> int:
+        """The place of the LUKS header, if there is one."""
+        return (self._l1_cluster + self._l1_clusters) * self._header.cluster_size
+
+    def name_backing(self, offset: int, length: int) -> None:
+        """The name of the backing file stands there, behind the extensions."""
+        self._header = self._header._replace(backing_offset=offset, backing_size=length)
+
+    def plan(self, tail: bytes, luks: bytes) -> Plan:
+        """The plan for the image: `tail` follows the header, `luks` is the LUKS header."""
         header, cluster = self._header, self._header.cluster_size
         first_block = 1 + header.reftable_clusters
         places = range(first_block * cluster, (first_block + self._blocks) * cluster, cluster)
@@ -236,7 +277,9 @@ class _Layout:
             *self._block_steps(first_block),
         ]
         first: list[Step] = [Grow(0, self._total * cluster)]
-        first_table = self._l1_cluster + self._l1_clusters
+        first_table = self._l1_cluster + self._l1_clusters + self._crypto_clusters
+        if luks:
+            metadata.append(Write(0, self.crypto_offset, luks))
         if self._tables:
             tables = range(first_table * cluster | COPIED, (first_table + self._tables) * cluster | COPIED, cluster)
             metadata.append(Write(0, header.l1_offset, encode(array(TYPECODE, tables), BYTE_ORDER)))

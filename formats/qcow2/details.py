@@ -8,11 +8,11 @@ from tapfs.driver import HostFile
 from tapfs.errors import ImageError
 from tapfs.formats.qcow2 import extensions as ext
 from tapfs.formats.qcow2.bitmaps import read_bitmaps
+from tapfs.formats.qcow2.encryption import Encryption
 from tapfs.formats.qcow2.header import (
     BITMAPS,
     COMPRESSION_ZSTD,
     CORRUPT,
-    CRYPT_AES,
     DIRTY,
     LAZY_REFCOUNTS,
     RAW_DATA_FILE,
@@ -25,7 +25,9 @@ from tapfs.formats.qcow2.snapshots import read_snapshots
 _COMPAT = {2: "0.10", 3: "1.1"}
 
 
-def describe(file: HostFile, header: Header, extensions: Sequence[ext.Extension]) -> dict[str, object]:
+def describe(
+    file: HostFile, header: Header, extensions: Sequence[ext.Extension], encryption: Encryption | None
+) -> dict[str, object]:
     """JSON-able; a part that cannot be read is left out, and says in its place why."""
     later = header.version > VERSIONS[0]
     return {
@@ -38,7 +40,8 @@ def describe(file: HostFile, header: Header, extensions: Sequence[ext.Extension]
         "data_file": ext.text_of(extensions, ext.DATA_FILE_NAME) if header.has_data_file else None,
         "data_file_raw": header.autoclear & RAW_DATA_FILE != 0 if header.has_data_file else None,
         "backing_format": ext.text_of(extensions, ext.BACKING_FORMAT),
-        "encryption": "aes" if header.crypt_method == CRYPT_AES else None,
+        "encryption": None if encryption is None else encryption.name,
+        "luks": None if encryption is None else encryption.details,
         "dirty": True if header.incompatible & DIRTY else None,
         "corrupt": True if header.incompatible & CORRUPT else None,
         "snapshots": _snapshots(file, header),

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from tapfs.driver import (
     BackingReference,
-    Cipher,
-    CipherAlgorithm,
     Codec,
+    Cryptography,
     Finding,
     Geometry,
     HostFile,
@@ -24,12 +23,12 @@ from tapfs.extent import Extent, Kind, merge
 from tapfs.formats.qcow2 import extensions as ext
 from tapfs.formats.qcow2.backing import backing_reference
 from tapfs.formats.qcow2.details import describe
+from tapfs.formats.qcow2.encryption import Encryption, read_encryption
 from tapfs.formats.qcow2.entries import COPIED, Decoder, EntryFault, Run
 from tapfs.formats.qcow2.header import (
     COMPRESSION_ZSTD,
     CORRUPT,
     CRYPT_AES,
-    CRYPT_LUKS,
     CRYPT_METHOD_AT,
     DIRTY,
     INCOMPATIBLE_AT,
@@ -51,10 +50,6 @@ from tapfs.tables import TableLayout
 #: Bytes of the file that tell how long its first cluster is.
 _HEAD_BYTES = 4096
 
-#: The cipher of crypt_method 1: AES-128 in CBC mode, the IV is the number of the guest's sector (docs/specs/qcow2.md).
-_KEY_BYTES = 16
-_AES = Cipher(CipherAlgorithm.AES_CBC_PLAIN64, _KEY_BYTES)
-
 
 class Qcow2Reader:
     """An open image, read-only: a :class:`tapfs.driver.Driver`."""
@@ -74,6 +69,7 @@ class Qcow2Reader:
         self.head = file.read(0, self.header.cluster_size)
         self.extensions = self._read_extensions(lenient=request.lenient)
         self._require_features(writable=request.writable and not request.lenient)
+        self.encryption = self._read_encryption(lenient=request.lenient)
         self.backing = self._read_backing()
         self.snapshot: Snapshot | None = None
         if request.snapshot is not None:
@@ -95,7 +91,7 @@ class Qcow2Reader:
             map_unit=self.header.unit,
             backing=self.backing,
             packing=Packing(self._codec, self.header.cluster_size),
-            cipher=_AES if self.header.crypt_method == CRYPT_AES else None,
+            cipher=None if self.encryption is None else self.encryption.cipher,
         )
 
     @property
@@ -236,7 +232,9 @@ class Qcow2Reader:
     def reserved(self) -> tuple[tuple[str, int, int], ...]:
         """The name, start and end of each table in which no data can lie."""
         header = self.header
+        place = None if self.encryption is None else self.encryption.place
         return (
+            *(() if place is None else (("encryption header", place.start, place.stop),)),
             ("L1 table", self.l1_offset, self.l1_offset + WORD * len(self.l1)),
             ("refcount table", header.reftable_offset, header.reftable_offset + header.reftable_length),
         )
@@ -285,13 +283,13 @@ class Qcow2Reader:
         return frozenset(
             {
                 *("cluster_size", "compat", "compression", "extended_l2", "lazy_refcounts"),
-                *("data_file", "data_file_raw", "snapshots", "bitmaps", "dirty", "corrupt"),
+                *("data_file", "data_file_raw", "encryption", "snapshots", "bitmaps", "dirty", "corrupt"),
             }
         )
 
     def details(self) -> Mapping[str, object]:
         """The header in words, the snapshots and the bitmaps."""
-        return describe(self.file, self.header, self.extensions)
+        return describe(self.file, self.header, self.extensions, self.encryption)
 
     def snapshots(self) -> Sequence[str]:
         """The names of the snapshots, in the order of the table; one without a name has its id."""
@@ -305,9 +303,16 @@ class Qcow2Reader:
         """The snapshot table. Raises ImageError(corrupt, out_of_bounds)."""
         return read_snapshots(self.file, self.header)
 
-    def unlock(self, password: bytes) -> bytes:
-        """The first 16 bytes of the password, with zeros behind a shorter one. Nothing tells a wrong password."""
-        return password[:_KEY_BYTES].ljust(_KEY_BYTES, b"\0")
+    @property
+    def proves_password(self) -> bool:
+        """Whether the image can tell a wrong password."""
+        return self.encryption is not None and self.encryption.proves_password
+
+    def unlock(self, password: bytes, cryptography: Cryptography) -> bytearray:
+        """The key; see :mod:`tapfs.formats.qcow2.encryption`."""
+        if self.encryption is None:
+            raise ImageError(ErrorKind.UNSUPPORTED, "is not encrypted", path=self.file.path, op="unlock")
+        return self.encryption.unlock(password, cryptography)
 
     # -- opening --------------------------------------------------------------------------------
 
@@ -320,6 +325,15 @@ class Qcow2Reader:
             self.open_findings.append(Finding(Severity.CORRUPTION, error.message, error.offset))
             return []
 
+    def _read_encryption(self, *, lenient: bool) -> Encryption | None:
+        try:
+            return read_encryption(self.file, self.header, self.extensions)
+        except ImageError as error:
+            if not lenient:
+                raise
+            self.open_findings.append(Finding(Severity.CORRUPTION, error.message, error.offset))
+            return None
+
     def _require_features(self, *, writable: bool) -> None:
         header = self.header
         unknown = header.incompatible & ~KNOWN_INCOMPATIBLE
@@ -327,8 +341,6 @@ class Qcow2Reader:
             bits = [bit for bit in range(64) if unknown >> bit & 1]
             names = ", ".join(ext.feature_name(self.extensions, ext.INCOMPATIBLE_FEATURE, bit) for bit in bits)
             raise self._refused(f"needs features that tapfs does not know: {names}", INCOMPATIBLE_AT)
-        if header.crypt_method == CRYPT_LUKS:
-            raise self._refused("is encrypted with LUKS, which tapfs does not read inside qcow2", CRYPT_METHOD_AT)
         if writable and header.crypt_method == CRYPT_AES:
             raise self._refused("is encrypted the old way (AES), which tapfs only reads", CRYPT_METHOD_AT)
         for bit, what in ((DIRTY, "was not closed after writing"), (CORRUPT, "is marked as corrupt")):

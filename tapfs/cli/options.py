@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from tapfs.disk.chain import OpenOptions
     from tapfs.disk.image import Image
+    from tapfs.driver import Driver
 
 #: So much of the start of a disk tells whether it was ever written.
 _NOISE_BYTES = 64 << 10
@@ -247,12 +248,20 @@ def _end_line() -> None:
         terminal.write("\n")
 
 
+def _may_be_noise(driver: Driver) -> bool:
+    """Whether the image is encrypted and cannot tell that a password is wrong."""
+    from tapfs.driver import PasswordProving
+
+    encrypted = driver.geometry.cipher is not None
+    return encrypted and not (isinstance(driver, PasswordProving) and driver.proves_password)
+
+
 def warn_of_noise(image: Image) -> None:
     """Say on stderr if an encrypted image, unlocked, shows nothing known: its password may be wrong.
 
     What never was written reads as zeros with every password, so a new disk is no reason to warn.
     """
-    if all(layer.driver.geometry.cipher is None for layer in image.layers) or image.needs_password:
+    if image.needs_password or not any(_may_be_noise(layer.driver) for layer in image.layers):
         return
     contents = image.contents()
     if contents.file_system is not None or contents.table.scheme is not None:

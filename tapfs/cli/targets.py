@@ -61,6 +61,16 @@ def wants_help(arguments: argparse.Namespace) -> bool:
     return any(text in ("help", "?") for text in arguments.options)
 
 
+def wants_encryption(arguments: argparse.Namespace, format_name: str) -> bool:
+    """Whether the new image has a password: by --encrypt, by an option of encryption, or because its format is so."""
+    from tapfs.disk.probe import format_named
+    from tapfs.driver import Trait, has_trait
+
+    if arguments.encrypt or has_trait(format_named(format_name), Trait.ALWAYS_ENCRYPTED):
+        return True
+    return any(pair.strip().startswith("encrypt.") for text in arguments.options for pair in text.split(","))
+
+
 def print_options(format_name: str) -> int:
     """What `-o` takes for a format."""
     from tapfs.disk.probe import format_named
@@ -107,7 +117,7 @@ def new_image_of(
         backing=arguments.target_backing,
         backing_format=arguments.target_backing_format,
         options=_format_options(arguments.options, program),
-        password=new_password(key_file, path) if arguments.encrypt else None,
+        password=new_password(key_file, path) if wants_encryption(arguments, format_name) else None,
     )
 
 

@@ -7,13 +7,14 @@ installed in the engine, and the read goes on.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tapfs.disk.chain import Layer
 from tapfs.disk.chain_map import STRIDE
 from tapfs.disk.password import password_missing
-from tapfs.driver import Begun, Encrypted
+from tapfs.driver import Begun, Encrypted, wipe
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, clip
 from tapfs.tables import Guarded, Tabled
@@ -41,6 +42,8 @@ class EngineChain:
         self.map_locks = tuple(threading.Lock() for _ in self.layers)
         self.closed = False
         self._life_lock = threading.Lock()
+        self._needs_password = password is None and any(layer.driver.geometry.cipher is not None for layer in layers)
+        #: Kept until the engine has the keys.
         self._password = password
         self._cache_bytes = cache_bytes
         self._engine: EngineDisk | None = None
@@ -67,8 +70,7 @@ class EngineChain:
     @property
     def needs_password(self) -> bool:
         """Whether a layer is encrypted and no password was given."""
-        encrypted = any(layer.driver.geometry.cipher is not None for layer in self.layers)
-        return encrypted and self._password is None
+        return self._needs_password
 
     def check_open(self) -> None:
         """Raise ImageError if the chain was closed."""
@@ -161,19 +163,21 @@ class EngineChain:
         engine = EngineDisk(self._cache_bytes)
         for depth, layer in enumerate(self.layers):
             writable = self.writable and depth == 0
-            engine.add_layer(
-                layer.driver.geometry,
-                key=_key(layer, self._password),
-                writable=writable,
-                files=[
-                    HostDescriptor(
-                        file.data_descriptor, file.path, file.direct, writable and file.writable, file.presence
-                    )
-                    for file in layer.files
-                ],
-            )
+            with _key(layer, self._password) as key:
+                engine.add_layer(
+                    layer.driver.geometry,
+                    key=key,
+                    writable=writable,
+                    files=[
+                        HostDescriptor(
+                            file.data_descriptor, file.path, file.direct, writable and file.writable, file.presence
+                        )
+                        for file in layer.files
+                    ],
+                )
             if _describe_tables(engine, depth, layer):
                 self._tabled.add(depth)
+        self._password = None
         if self.writable and isinstance(self.top.driver, Begun):
             engine.seal(sealed=True)
         self._guard(engine)
@@ -219,12 +223,20 @@ class EngineChain:
             set_places(self.engine, 0, first, places, driver.host_size)
 
 
-def _key(layer: Layer, password: bytes | None) -> bytes | None:
-    """The key of an encrypted layer. Raises ImageError(denied) for a wrong password."""
+@contextmanager
+def _key(layer: Layer, password: bytes | None) -> Generator[bytearray | None]:
+    """The key of an encrypted layer, wiped in the end. Raises ImageError(denied) for a wrong password."""
     driver = layer.driver
     if driver.geometry.cipher is None or not isinstance(driver, Encrypted):
-        return None
-    return driver.unlock(password or b"")
+        yield None
+        return
+    from tapfs.kernel.cryptography import EngineCryptography  # few images are encrypted
+
+    key = driver.unlock(password or b"", EngineCryptography(layer.path))
+    try:
+        yield key
+    finally:
+        wipe(key)
 
 
 def _describe_tables(engine: EngineDisk, depth: int, layer: Layer) -> bool:

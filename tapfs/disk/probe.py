@@ -30,6 +30,7 @@ _MODULES = {
     "parallels": "tapfs.formats.parallels",
     "dmg": "tapfs.formats.dmg",
     "ewf": "tapfs.formats.ewf",
+    "luks": "tapfs.formats.luks",
     "ram": "tapfs.formats.ram",
 }
 

@@ -70,7 +70,7 @@ def convert_to_new(
     before leaves nothing of it, and an existing file as it was (a block device excepted).
     Raises ImageError; exists if `path` is `source` or one of its parents.
     """
-    from tapfs.jobs.create import new_image
+    from tapfs.jobs.create import new_image, starts_as_noise
 
     if compressed and new.password is not None:
         raise ImageError(
@@ -80,7 +80,7 @@ def convert_to_new(
     new = replace(new, compressed=compressed)
     baseline = Baseline.ZEROS if new.backing is None else Baseline.PARENT
     with new_image(path, new, overwrite=True, zeroed=False) as target:
-        if target.is_device:
+        if starts_as_noise(target):
             baseline = Baseline.ANYTHING
         packed = compressed or target.only_streamed
         convert(source, target, baseline=baseline, compressed=packed, progress=progress)

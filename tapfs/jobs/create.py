@@ -24,6 +24,7 @@ from tapfs.driver import (
     BackingReference,
     CreatableFormat,
     CreateRequest,
+    Cryptography,
     MultiFileFormat,
     Trait,
     has_trait,
@@ -82,13 +83,13 @@ def new_image(path: str, new: NewImage, *, overwrite: bool = False, zeroed: bool
 
     If the block raises, or the process ends in it, nothing is left and what was there stays. What is written in place
     (`tapfs.host.new_file`) keeps what was written. The new image reads as zeros (or as its parent) wherever nothing
-    has been written to it, up to the size that was asked for. A block device keeps what it holds behind that, and,
-    unless `zeroed`, before it, too.
+    has been written to it, up to the size that was asked for. A block device keeps what it holds behind that. Unless
+    `zeroed` it keeps what it holds before that, too; a disk that starts as noise (`starts_as_noise`) stays so.
     """
     with _begun(path, new, overwrite=overwrite) as begun:
         image = _open_filled(path, new, begun)
         try:
-            if begun.on_device and zeroed:
+            if zeroed and starts_as_noise(image):
                 image.write_zeroes(0, begun.size)
             yield image
         except BaseException:
@@ -97,6 +98,12 @@ def new_image(path: str, new: NewImage, *, overwrite: bool = False, zeroed: bool
         image.close()
         begun.files.publish(overwrite=overwrite)
         begun.note_parent(path)
+
+
+def starts_as_noise(image: Image) -> bool:
+    """Whether what nobody wrote reads as noise: on a block device, in a payload that is encrypted as a whole."""
+    geometry = image.layers[0].driver.geometry
+    return image.is_device or (geometry.identity is not None and geometry.cipher is not None)
 
 
 class _Begun(NamedTuple):
@@ -245,11 +252,19 @@ def _request(path: str, new: NewImage) -> Generator[tuple[CreateRequest, LocalFi
             backing_mtime=0 if parent is None else parent.file.modified_seconds(),
             options=new.options,
             encrypted=new.password is not None,
+            password=new.password or b"",
+            cryptography=None if new.password is None else _cryptography(path),
             name=os.path.basename(path),
             parent=None if parent is None else parent.driver,
             compressed=new.compressed,
         )
         yield request, None if parent is None else parent.file
+
+
+def _cryptography(path: str) -> Cryptography:
+    from tapfs.kernel.cryptography import EngineCryptography  # few images are encrypted
+
+    return EngineCryptography(path)
 
 
 def _check_device(device: LocalFile, new: NewImage, size: int, *, overwrite: bool) -> None:

@@ -38,7 +38,8 @@ def disk_contents(
     notes: list[str] = []
     file_system = _identified(disk, "the disk", notes, identify_others)
     if file_system is not None and file_system.type == "crypto_LUKS":
-        notes.append("the disk is encrypted with LUKS, and tapfs shows it so: cryptsetup opens it")
+        opens = f"cryptsetup opens it, and {spelled('{format=luks}')} does if the image is raw"
+        notes.append(f"the disk is encrypted with LUKS, and tapfs shows it so: {opens}")
     try:
         table = _read_table(disk, sector_size)
         if table.scheme is None:

@@ -19,8 +19,11 @@ from tapfs.driver import (
     MultiFileFormat,
     OpenRequest,
     Recoverable,
+    Trait,
     WritableDriver,
+    has_trait,
 )
+from tapfs.testing.cryptography import PlainCryptography
 from tapfs.testing.model import MemoryFile, ModelDisk
 
 #: The modification time that overlays are told of their parent.
@@ -61,7 +64,17 @@ class Subject:
 
     def new_file(self) -> MemoryFile:
         """A host file with a new, empty image."""
-        request = CreateRequest(self.size, options=dict(self.options), name="image")
+        encrypted = has_trait(self.format, Trait.ALWAYS_ENCRYPTED) or any(
+            option.startswith("encrypt.") for option in self.options
+        )
+        request = CreateRequest(
+            self.size,
+            options=dict(self.options),
+            name="image",
+            encrypted=encrypted,
+            password=b"password" if encrypted else b"",
+            cryptography=PlainCryptography() if encrypted else None,
+        )
         if self.overlay:
             # Some formats want a parent of their own, and write down what it is.
             parent = replace(self, overlay=False, options={}, size=self.size * 3 // 4)

@@ -42,6 +42,7 @@ BELOW_THE_ENGINE = ["chain", "chain_map", "description", "password", "probe"]
 #: What each folder of tapfs/ may import of the others, besides the contract. Front ends never see each other.
 CONTRACT = {
     "checksums",
+    "ciphers",
     "driver",
     "driver_protocols",
     "edit_protocols",

@@ -1,4 +1,4 @@
-/* Ciphers of guest data, sector by sector: AES in CBC or XTS mode, the IV made of the number of the sector. */
+/* Ciphers of guest data, sector by sector: the IV made of the number of the sector, the rest left to a library. */
 #include <endian.h>
 #include <errno.h>
 #include <openssl/crypto.h>
@@ -6,48 +6,57 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/internal.h"
+#include "engine/cipher.h"
 
-#define IDLE_MAX 8
-#define IV_BYTES 16
+/* Sectors that a library is given at once. */
+#define SECTORS_AT_ONCE 64
 
-/* The key schedules of one direction, and of the cipher that encrypts IVs, if there is one. */
-struct schedule {
-    EVP_CIPHER_CTX *data, *iv;
-};
-
-/* Idle schedules, by direction. */
+/* A cipher and the one that encrypts IVs (ESSIV), if there is one, each with its key. */
 struct cipher {
-    pthread_mutex_t mutex;
-    EVP_CIPHER *algorithm, *iv_algorithm;
-    struct schedule idle[2][IDLE_MAX];
-    size_t idle_count[2];
+    const struct cipher_library *library;
+    void *data, *iv;
     tapfs_cipher spec;
-    uint8_t iv_key[32]; /* ESSIV: SHA-256 of the key */
 };
 
-static const char *name_of(const tapfs_cipher *spec)
+static const struct cipher_library *library_of(const tapfs_cipher *spec)
 {
-    switch (spec->algorithm) {
-    case TAPFS_CIPHER_AES_CBC_PLAIN64:
-    case TAPFS_CIPHER_AES_CBC_ESSIV_SHA256:
-        return spec->key_bytes == 16   ? "AES-128-CBC"
-               : spec->key_bytes == 24 ? "AES-192-CBC"
-               : spec->key_bytes == 32 ? "AES-256-CBC"
-                                       : NULL;
-    case TAPFS_CIPHER_AES_XTS_PLAIN64:
-        return spec->key_bytes == 32 ? "AES-128-XTS" : spec->key_bytes == 64 ? "AES-256-XTS" : NULL;
-    default:
-        return NULL;
+    if (openssl_ciphers.has(spec->algorithm, spec->mode, spec->key_bytes)) {
+        return &openssl_ciphers;
     }
+    return nettle_ciphers.has(spec->algorithm, spec->mode, spec->key_bytes) ? &nettle_ciphers : NULL;
+}
+
+static bool iv_valid(const tapfs_cipher *spec)
+{
+    if (spec->mode == TAPFS_CIPHER_ECB) {
+        return spec->iv == TAPFS_IV_NONE;
+    }
+    return spec->iv == TAPFS_IV_PLAIN || spec->iv == TAPFS_IV_PLAIN64 ||
+           (spec->iv == TAPFS_IV_ESSIV && memchr(spec->iv_digest, 0, sizeof spec->iv_digest) != NULL);
 }
 
 bool cipher_valid(const tapfs_cipher *spec)
 {
     bool power = (spec->sector_bytes & (spec->sector_bytes - 1)) == 0;
-    return name_of(spec) != NULL && spec->sector_bytes >= CIPHER_SECTOR_MIN &&
-           spec->sector_bytes <= CIPHER_SECTOR_MAX && power && spec->iv_bytes > 0 &&
-           spec->sector_bytes % spec->iv_bytes == 0 && spec->iv_offset % spec->sector_bytes == 0;
+    return spec->key_bytes <= sizeof spec->key && library_of(spec) != NULL && iv_valid(spec) &&
+           spec->sector_bytes >= CIPHER_SECTOR_MIN && spec->sector_bytes <= CIPHER_SECTOR_MAX && power &&
+           spec->iv_bytes > 0 && spec->sector_bytes % spec->iv_bytes == 0 && spec->iv_offset % spec->iv_bytes == 0;
+}
+
+/* ESSIV: the IV is the number, encrypted by the same algorithm under a digest of the key. */
+static void *iv_cipher(const struct cipher *cipher)
+{
+    const tapfs_cipher *spec = &cipher->spec;
+    uint8_t key[EVP_MAX_MD_SIZE];
+    size_t bytes = 0;
+    void *made = NULL;
+
+    if (EVP_Q_digest(NULL, spec->iv_digest, NULL, spec->key, spec->key_bytes, key, &bytes) == 1 &&
+        cipher->library->has(spec->algorithm, TAPFS_CIPHER_ECB, bytes)) {
+        made = cipher->library->open(spec->algorithm, TAPFS_CIPHER_ECB, key, bytes);
+    }
+    OPENSSL_cleanse(key, sizeof key);
+    return made;
 }
 
 struct cipher *cipher_new(const tapfs_cipher *spec)
@@ -56,27 +65,17 @@ struct cipher *cipher_new(const tapfs_cipher *spec)
     if (cipher == NULL) {
         return NULL;
     }
-    pthread_mutex_init(&cipher->mutex, NULL);
     cipher->spec = *spec;
-    cipher->algorithm = EVP_CIPHER_fetch(NULL, name_of(spec), NULL);
-    bool ready = cipher->algorithm != NULL;
-    if (ready && spec->algorithm == TAPFS_CIPHER_AES_CBC_ESSIV_SHA256) {
-        cipher->iv_algorithm = EVP_CIPHER_fetch(NULL, "AES-256-ECB", NULL);
-        ready = cipher->iv_algorithm != NULL &&
-                EVP_Q_digest(NULL, "SHA256", NULL, spec->key, spec->key_bytes, cipher->iv_key, NULL) == 1;
-    }
-    if (!ready) {
+    cipher->library = library_of(spec);
+    cipher->data = cipher->library->open(spec->algorithm, spec->mode, spec->key, spec->key_bytes);
+    cipher->iv = spec->iv == TAPFS_IV_ESSIV ? iv_cipher(cipher) : NULL;
+    /* The libraries have the key now. */
+    OPENSSL_cleanse(cipher->spec.key, sizeof cipher->spec.key);
+    if (cipher->data == NULL || (spec->iv == TAPFS_IV_ESSIV && cipher->iv == NULL)) {
         cipher_free(cipher);
         return NULL;
     }
     return cipher;
-}
-
-static void schedule_free(struct schedule *schedule)
-{
-    EVP_CIPHER_CTX_free(schedule->data);
-    EVP_CIPHER_CTX_free(schedule->iv);
-    *schedule = (struct schedule){.data = NULL};
 }
 
 void cipher_free(struct cipher *cipher)
@@ -84,94 +83,50 @@ void cipher_free(struct cipher *cipher)
     if (cipher == NULL) {
         return;
     }
-    for (size_t direction = 0; direction < 2; direction++) {
-        while (cipher->idle_count[direction] > 0) {
-            schedule_free(&cipher->idle[direction][--cipher->idle_count[direction]]);
-        }
-    }
-    EVP_CIPHER_free(cipher->algorithm);
-    EVP_CIPHER_free(cipher->iv_algorithm);
-    pthread_mutex_destroy(&cipher->mutex);
-    OPENSSL_cleanse(&cipher->spec, sizeof cipher->spec);
-    OPENSSL_cleanse(cipher->iv_key, sizeof cipher->iv_key);
+    cipher->library->close(cipher->data);
+    cipher->library->close(cipher->iv);
     free(cipher);
 }
 
-static EVP_CIPHER_CTX *keyed(const EVP_CIPHER *algorithm, const uint8_t *key, bool encrypt)
+static int make_ivs(const struct cipher *cipher, uint64_t number, uint64_t step, uint8_t (*ivs)[CIPHER_IV_BYTES],
+                    size_t count)
 {
-    EVP_CIPHER_CTX *context = EVP_CIPHER_CTX_new();
-    if (context != NULL && (EVP_CipherInit_ex2(context, algorithm, key, NULL, encrypt, NULL) != 1 ||
-                            EVP_CIPHER_CTX_set_padding(context, 0) != 1)) {
-        EVP_CIPHER_CTX_free(context);
-        context = NULL;
+    for (size_t i = 0; i < count; i++, number += step) {
+        uint64_t words[CIPHER_IV_BYTES / sizeof(uint64_t)] = {
+            htole64(cipher->spec.iv == TAPFS_IV_PLAIN ? number & UINT32_MAX : number), 0};
+        memcpy(ivs[i], words, sizeof words);
     }
-    return context;
-}
-
-static bool take(struct cipher *cipher, bool encrypt, struct schedule *schedule)
-{
-    bool found = false;
-
-    pthread_mutex_lock(&cipher->mutex);
-    if (cipher->idle_count[encrypt] > 0) {
-        *schedule = cipher->idle[encrypt][--cipher->idle_count[encrypt]];
-        found = true;
-    }
-    pthread_mutex_unlock(&cipher->mutex);
-    if (found) {
-        return true;
-    }
-    schedule->data = keyed(cipher->algorithm, cipher->spec.key, encrypt);
-    schedule->iv = cipher->iv_algorithm == NULL ? NULL : keyed(cipher->iv_algorithm, cipher->iv_key, true);
-    if (schedule->data == NULL || (cipher->iv_algorithm != NULL && schedule->iv == NULL)) {
-        schedule_free(schedule);
-        return false;
-    }
-    return true;
-}
-
-static void give_back(struct cipher *cipher, bool encrypt, struct schedule *schedule)
-{
-    pthread_mutex_lock(&cipher->mutex);
-    if (cipher->idle_count[encrypt] < IDLE_MAX) {
-        cipher->idle[encrypt][cipher->idle_count[encrypt]++] = *schedule;
-        *schedule = (struct schedule){.data = NULL};
-    }
-    pthread_mutex_unlock(&cipher->mutex);
-    schedule_free(schedule);
-}
-
-static bool apply_sector(const struct schedule *schedule, bool encrypt, uint8_t *sector, uint32_t bytes,
-                         uint64_t number)
-{
-    uint64_t words[IV_BYTES / sizeof(uint64_t)] = {htole64(number), 0};
-    uint8_t vector[IV_BYTES];
-    int count = 0;
-
-    memcpy(vector, words, sizeof vector);
-    if (schedule->iv != NULL &&
-        (EVP_CipherUpdate(schedule->iv, vector, &count, (const uint8_t *)words, IV_BYTES) != 1 || count != IV_BYTES)) {
-        return false;
-    }
-    return EVP_CipherInit_ex2(schedule->data, NULL, NULL, vector, encrypt, NULL) == 1 &&
-           EVP_CipherUpdate(schedule->data, sector, &count, sector, (int)bytes) == 1 && count == (int)bytes;
+    return cipher->iv == NULL
+               ? 0
+               : cipher->library->apply(cipher->iv, true, ivs[0], CIPHER_IV_BYTES * (uint32_t)count, NULL, 1);
 }
 
 int cipher_apply(struct cipher *cipher, bool encrypt, uint8_t *buffer, uint64_t guest, uint64_t host, uint64_t length)
 {
     const tapfs_cipher *spec = &cipher->spec;
     uint64_t at = (spec->iv_from_host ? host : guest) - spec->iv_offset;
-    struct schedule schedule;
+    uint64_t step = spec->sector_bytes / spec->iv_bytes;
+    uint8_t ivs[SECTORS_AT_ONCE][CIPHER_IV_BYTES];
+    int error = 0;
 
-    if (!take(cipher, encrypt, &schedule)) {
-        return ENOMEM;
-    }
-    for (uint64_t done = 0; done < length; done += spec->sector_bytes) {
-        if (!apply_sector(&schedule, encrypt, buffer + done, spec->sector_bytes, (at + done) / spec->iv_bytes)) {
-            schedule_free(&schedule);
-            return EIO;
+    for (uint64_t done = 0; done < length && error == 0;) {
+        size_t count = (size_t)minimum((length - done) / spec->sector_bytes, SECTORS_AT_ONCE);
+        error = make_ivs(cipher, (at + done) / spec->iv_bytes, step, ivs, count);
+        if (error == 0) {
+            error = cipher->library->apply(cipher->data, encrypt, buffer + done, spec->sector_bytes, ivs, count);
         }
+        done += count * spec->sector_bytes;
     }
-    give_back(cipher, encrypt, &schedule);
-    return 0;
+    return error;
+}
+
+int tapfs_cipher_apply(const tapfs_cipher *spec, int encrypt, uint8_t *buffer, uint64_t offset, uint64_t length)
+{
+    if (!cipher_valid(spec) || length % spec->sector_bytes != 0) {
+        return -EINVAL;
+    }
+    struct cipher *cipher = cipher_new(spec);
+    int error = cipher == NULL ? ENOMEM : cipher_apply(cipher, encrypt != 0, buffer, offset, offset, length);
+    cipher_free(cipher);
+    return -error;
 }

@@ -39,7 +39,6 @@ static void layer_free(struct layer *layer)
     table_free(layer->table);
     guard_destroy(&layer->guard);
     cipher_free(layer->cipher);
-    OPENSSL_cleanse(&layer->geometry.cipher, sizeof layer->geometry.cipher);
     free(layer);
 }
 
@@ -109,11 +108,13 @@ int tapfs_disk_add_layer(tapfs_disk *disk, const tapfs_layer *described)
     if (layer == NULL) {
         return -ENOMEM;
     }
+    /* The key goes to the cipher, and no other copy of it is kept. */
+    OPENSSL_cleanse(complete.cipher.key, sizeof complete.cipher.key);
     layer->geometry = *geometry;
     layer->cached_unit = geometry->map_unit;
     guard_init(&layer->guard);
     if (geometry->cipher.algorithm != TAPFS_CIPHER_NONE) {
-        layer->cipher = cipher_new(&geometry->cipher);
+        layer->cipher = cipher_new(&described->cipher);
         if (layer->cipher == NULL) {
             layer_free(layer);
             return -ENOMEM;

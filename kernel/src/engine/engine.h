@@ -24,7 +24,7 @@ typedef struct tapfs_disk tapfs_disk;
 /* tapfs.extent.Kind */
 enum { TAPFS_DATA = 0, TAPFS_ZERO = 1, TAPFS_UNALLOCATED = 2, TAPFS_COMPRESSED = 3 };
 
-/* tapfs.geometry.Codec and CipherAlgorithm */
+/* tapfs.geometry.Codec; tapfs.ciphers: CipherAlgorithm, CipherMode and InitialVector */
 enum {
     TAPFS_CODEC_NONE = 0,
     TAPFS_CODEC_RAW_DEFLATE = 1,
@@ -37,9 +37,17 @@ enum {
 };
 enum {
     TAPFS_CIPHER_NONE = 0,
-    TAPFS_CIPHER_AES_CBC_PLAIN64 = 1,
-    TAPFS_CIPHER_AES_CBC_ESSIV_SHA256 = 2,
-    TAPFS_CIPHER_AES_XTS_PLAIN64 = 3
+    TAPFS_CIPHER_AES = 1,
+    TAPFS_CIPHER_SERPENT = 2, /* this and those after it are libnettle's: tapfs_cipher_library */
+    TAPFS_CIPHER_TWOFISH = 3,
+    TAPFS_CIPHER_CAST5 = 4
+};
+enum { TAPFS_CIPHER_ECB = 1, TAPFS_CIPHER_CBC = 2, TAPFS_CIPHER_CTR = 3, TAPFS_CIPHER_XTS = 4 };
+enum {
+    TAPFS_IV_NONE = 0,    /* only with ECB */
+    TAPFS_IV_PLAIN = 1,   /* the low 32 bits of the number of the sector, little endian */
+    TAPFS_IV_PLAIN64 = 2, /* all 64 bits */
+    TAPFS_IV_ESSIV = 3    /* the 64 bits, encrypted under a digest of the key */
 };
 
 /* How a request ended. */
@@ -137,15 +145,17 @@ typedef struct {
     const char *operation; /* FAILED: a static string for the message, "read", "write", "unpack" ... */
 } tapfs_outcome;
 
-/* How DATA is encrypted, sector by sector. tapfs.geometry.Cipher */
+/* How DATA is encrypted, sector by sector. tapfs.ciphers.Cipher */
 typedef struct {
     uint8_t algorithm;
-    uint8_t iv_from_host; /* the IV counts host offsets, not guest offsets */
-    uint16_t key_bytes;
+    uint8_t mode;
+    uint8_t iv;
+    uint8_t iv_from_host; /* the number counts host offsets, not guest offsets */
+    uint32_t key_bytes;
     uint32_t sector_bytes; /* a power of two, 512 to 4096 */
-    uint32_t iv_bytes;     /* the IV is (offset - iv_offset) / iv_bytes */
-    uint32_t reserved;
+    uint32_t iv_bytes;     /* the number of a sector is (offset - iv_offset) / iv_bytes, modulo 2^64 */
     uint64_t iv_offset;
+    char iv_digest[16]; /* ESSIV: the name of the digest, ended by a zero */
     uint8_t key[64];
 } tapfs_cipher;
 
@@ -277,6 +287,12 @@ typedef struct {
  * before. 0, -EINVAL (another codec) or -ENOPKG (no such library, or one without the function).
  */
 int tapfs_codec_library(uint32_t codec, const char *path);
+
+/* Open libnettle, which has the ciphers that libcrypto lacks. Once open it stays. 0 or -ENOPKG. */
+int tapfs_cipher_library(const char *path);
+
+/* Encrypt or decrypt bytes in memory, whole sectors, as if `offset` were their place. 0, -EINVAL or -ENOMEM. */
+int tapfs_cipher_apply(const tapfs_cipher *spec, int encrypt, uint8_t *buffer, uint64_t offset, uint64_t length);
 
 /* NULL when out of memory. */
 tapfs_disk *tapfs_disk_new(uint64_t cache_bytes);

@@ -33,8 +33,12 @@ static uint64_t load(const void *entries, size_t word)
 
 static bool in_reserved(const tapfs_references *layout, uint64_t start, uint64_t end)
 {
-    return (start < layout->reserved[1] && layout->reserved[0] < end) ||
-           (start < layout->reserved[3] && layout->reserved[2] < end);
+    for (size_t i = 0; i < sizeof layout->reserved / sizeof layout->reserved[0]; i += 2) {
+        if (start < layout->reserved[i + 1] && layout->reserved[i] < end) {
+            return true;
+        }
+    }
+    return false;
 }
 
 static struct reference payload_of(const tapfs_references *layout, uint64_t word, uint64_t bitmap)

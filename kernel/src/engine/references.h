@@ -26,7 +26,7 @@ typedef struct {
     uint64_t packed_length_shift;
     uint64_t file_size;
     uint64_t least_place;
-    uint64_t reserved[4]; /* two ranges [start, stop) in which nothing can lie */
+    uint64_t reserved[6]; /* three ranges [start, stop) in which nothing can lie */
     uint32_t cluster_bits;
     uint32_t bitmaps;
 } tapfs_references;

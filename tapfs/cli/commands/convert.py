@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 from tapfs.cli.options import add_image_options, cache_bytes_of, open_image, unlocked
 from tapfs.cli.parser import UsageError, format_argument
 from tapfs.cli.reporting import add_progress_options, progress_of
-from tapfs.cli.targets import add_target_options, default_format, new_image_of, print_options, wants_help
+from tapfs.cli.targets import (
+    add_target_options,
+    default_format,
+    new_image_of,
+    print_options,
+    wants_encryption,
+    wants_help,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -74,7 +81,8 @@ def _check(arguments: argparse.Namespace) -> None:
         arguments.target_backing or arguments.options or arguments.encrypt or arguments.compress
     ):
         raise UsageError("-n writes into an image as it is: -b, -o, -c and --encrypt are for new ones", _PROGRAM)
-    if arguments.target_key_file is not None and not (arguments.encrypt or arguments.no_create):
+    encrypts = arguments.no_create or wants_encryption(arguments, arguments.target_format)
+    if arguments.target_key_file is not None and not encrypts:
         raise UsageError("--target-key-file goes with --encrypt or -n", _PROGRAM)
 
 

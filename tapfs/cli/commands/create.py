@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tapfs.cli.parser import UsageError, format_argument, size_argument
-from tapfs.cli.targets import add_target_options, default_format, new_image_of, print_options, wants_help
+from tapfs.cli.targets import (
+    add_target_options,
+    default_format,
+    new_image_of,
+    print_options,
+    wants_encryption,
+    wants_help,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -45,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("FILE is missing", _PROGRAM)
     if arguments.size is None and arguments.target_backing is None:
         raise UsageError("SIZE is missing (it may be left out only with -b)", _PROGRAM)
-    if arguments.target_key_file is not None and not arguments.encrypt:
+    if arguments.target_key_file is not None and not wants_encryption(arguments, format_name):
         raise UsageError("--key-file goes with --encrypt", _PROGRAM)
     from tapfs.jobs.create import create_image
 

@@ -148,9 +148,6 @@ def _row(key: str, value: object) -> Iterator[tuple[str, str]]:
         for item in cast("list[object]", value):
             yield label, _record(cast("dict[str, object]", item)) if isinstance(item, dict) else _text(item)
             label = ""
-    elif isinstance(value, dict):
-        parts = cast("dict[str, object]", value).items()
-        yield label, ", ".join(f"{name.replace('_', ' ')} {_text(part)}" for name, part in parts)
     else:
         yield label, _text(value)
 
@@ -175,4 +172,9 @@ def _record(item: Mapping[str, object]) -> str:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, dict):
+        parts = cast("dict[str, object]", value).items()
+        return ", ".join(f"{name.replace('_', ' ')} {_text(part)}" for name, part in parts if part is not None)
+    if isinstance(value, list):
+        return "; ".join(_text(part) for part in cast("list[object]", value))
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tapfs.driver import Cipher, CipherAlgorithm, Codec, Geometry, Identity, Packing, Placement
+from tapfs.driver import Cipher, CipherAlgorithm, CipherMode, Codec, Geometry, Identity, Packing, Placement
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind
 from tapfs.kernel import writes
@@ -19,7 +19,7 @@ from tapfs.kernel.engine import EngineDisk, HostDescriptor, Outcome, Status
 GRANULE = 4096
 UNIT = 4 * GRANULE
 KEY = bytes.fromhex("2b7e151628aed2a6abf7158809cf4f3c")
-AES = Cipher(CipherAlgorithm.AES_CBC_PLAIN64, 16)
+AES = Cipher(CipherAlgorithm.AES, CipherMode.CBC, 16)
 
 
 def pattern(length: int, seed: int = 1) -> bytes:

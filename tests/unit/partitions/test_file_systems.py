@@ -36,7 +36,10 @@ MADE = {
     "swap of 64k": (4, ["mkswap", "-p65536"]),
 }
 
-LUKS_NOTE = "the disk is encrypted with LUKS, and tapfs shows it so: cryptsetup opens it"
+LUKS_NOTE = (
+    "the disk is encrypted with LUKS, and tapfs shows it so: cryptsetup opens it,"
+    " and format='luks' does if the image is raw"
+)
 
 #: The label of a physical volume (pvcreate of LVM 2.03 on 8 MiB), without the zeros after it.
 LVM2 = bytes.fromhex(

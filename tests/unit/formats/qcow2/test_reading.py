@@ -198,7 +198,7 @@ REFUSED: dict[str, tuple[bytes, ErrorKind, int, str]] = {
     "size": (changed(24, 1 << 63, 8), ErrorKind.OUT_OF_BOUNDS, 24, "must be below 2^63"),
     "more than L1 maps": (changed(24, 1 << 40, 8), ErrorKind.INVALID_FORMAT, 36, "too small for the disk"),
     "cipher": (changed(32, 3), ErrorKind.UNSUPPORTED, 32, "crypt_method is 3"),
-    "LUKS": (changed(32, 2), ErrorKind.UNSUPPORTED, 32, "encrypted with LUKS"),
+    "LUKS": (changed(32, 2), ErrorKind.CORRUPT, 32, "no header extension says where the LUKS header is"),
     "huge L1": (changed(36, 0x7FFFFFFF), ErrorKind.OUT_OF_BOUNDS, 36, "the limit is 33554432"),
     "L1 off a cluster": (changed(40, 3 * CLUSTER + 512, 8), ErrorKind.CORRUPT, 40, "not on a cluster"),
     "L1 past the end": (changed(40, 80 * CLUSTER, 8), ErrorKind.CORRUPT, 40, "past the end of the file"),
