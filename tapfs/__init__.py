@@ -2,8 +2,8 @@
 
 ``with tapfs.open("image.qcow") as disk: disk.read(0, 512)`` opens any image of a known format
 with its whole backing chain. `open_file` gives a file object instead, `open_async` is for trio and asyncio.
-`info`, `check`, `repair`, `compact`, `create_image`, `convert`, `compare`, `commit`, `rebase`, `mount` and `unmount`
-are the commands of those names.
+`info`, `check`, `repair`, `compact`, `create_image`, `convert`, `compare`, `diff`, `apply`, `commit`, `rebase`, `mount`
+and `unmount` are the commands of those names.
 Errors are `ImageError`, which is an OSError. docs/python.md tells more.
 """
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         store_bitmap,
     )
     from tapfs.api.chains import commit, rebase
+    from tapfs.api.differences import apply, diff, write_diff
     from tapfs.api.jobs import check, compact, compare, convert, create_image, repair
     from tapfs.api.mounts import MountPoint, mount, unmount
     from tapfs.api.opening import info, open, open_file  # noqa: A004 - `tapfs.open` is the name one expects
@@ -37,22 +38,27 @@ if TYPE_CHECKING:
     from tapfs.errors import ErrorKind, ImageError
     from tapfs.findings import CheckReport
     from tapfs.host.gate import Gate
+    from tapfs.jobs.apply import ApplyReport
     from tapfs.jobs.bitmaps import ReadBitmap
     from tapfs.jobs.commit import Committed
     from tapfs.jobs.compact import CompactReport
     from tapfs.jobs.compare import Difference
     from tapfs.jobs.create import NewImage
+    from tapfs.jobs.diff import ChangedExtent, DiffReport
     from tapfs.jobs.free_space import FileSystemSpace
     from tapfs.jobs.rebase import Rebased
 
     __version__: str
 
 __all__ = [
+    "ApplyReport",
     "AsyncImage",
     "Bitmap",
+    "ChangedExtent",
     "CheckReport",
     "Committed",
     "CompactReport",
+    "DiffReport",
     "Difference",
     "DiskFile",
     "ErrorKind",
@@ -69,6 +75,7 @@ __all__ = [
     "SnapshotRecord",
     "__version__",
     "add_bitmap",
+    "apply",
     "apply_snapshot",
     "bitmaps",
     "check",
@@ -80,6 +87,7 @@ __all__ = [
     "create_image",
     "create_snapshot",
     "delete_snapshot",
+    "diff",
     "disable_bitmap",
     "enable_bitmap",
     "info",
@@ -95,10 +103,17 @@ __all__ = [
     "snapshots",
     "store_bitmap",
     "unmount",
+    "write_diff",
 ]
 
 #: Names that are loaded when they are first asked for: importing tapfs costs next to nothing.
 _LAZY = {
+    "ApplyReport": "tapfs.jobs.apply",
+    "ChangedExtent": "tapfs.jobs.diff",
+    "DiffReport": "tapfs.jobs.diff",
+    "apply": "tapfs.api.differences",
+    "diff": "tapfs.api.differences",
+    "write_diff": "tapfs.api.differences",
     "AsyncImage": "tapfs.api.async_image",
     "Bitmap": "tapfs.edit_protocols",
     "CheckReport": "tapfs.findings",

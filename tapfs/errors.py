@@ -112,6 +112,7 @@ OPTIONS: dict[str, Spelling] = {
     "parent_folder": Spelling("--parent-folder {}", "parent_folder={}", "parent_folders=['{}']"),
     "partition": Spelling("--partition {}", "partition={}", "partition={}"),
     "password": Spelling("--key-file FILE or in TAPFS_PASSWORD", "key_file=FILE", "password=..."),
+    "resume": Spelling("--resume", "resume", "resume=True"),
     "rw": Spelling("--rw", "rw", "writable=True"),
     "sector_size": Spelling("--sector-size {}", "sector_size={}", "sector_size={}"),
     "shrink": Spelling("--shrink", "shrink", "shrink=True"),

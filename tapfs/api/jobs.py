@@ -78,7 +78,7 @@ def compact(
     """
     from tapfs.jobs.compact import compact as give_back
 
-    with _opened(image, format, password, writable=not dry_run) as disk:
+    with opened_image(image, format, password, writable=not dry_run) as disk:
         return give_back(
             disk,
             free=free,
@@ -120,7 +120,7 @@ def convert(
     from tapfs.jobs.create import NewImage
 
     name = os.fsdecode(target)
-    with _opened(source, format, password) as disk:
+    with opened_image(source, format, password) as disk:
         if create:
             new = NewImage(
                 target_format,
@@ -158,12 +158,12 @@ def compare(
     """
     from tapfs.jobs.compare import compare as first_difference
 
-    with _opened(left, left_format, password) as a, _opened(right, right_format, password) as b:
+    with opened_image(left, left_format, password) as a, opened_image(right, right_format, password) as b:
         return first_difference(a, b, strict=strict, progress=progress)
 
 
 @contextmanager
-def _opened(
+def opened_image(
     image: str | os.PathLike[str] | Image, format_name: str | None, password: bytes | None, *, writable: bool = False
 ) -> Generator[Image]:
     """An image by its name, closed afterwards, or one that is open and stays the caller's."""

@@ -19,7 +19,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "images": (
         "tapfs.cli.commands",
         (
-            *("info", "map", "check", "compare", "create", "convert"),
+            *("info", "map", "check", "compare", "diff", "create", "convert", "apply"),
             *("commit", "rebase", "compact", "repair", "resize", "snapshot", "bitmap", "formats"),
         ),
     ),

@@ -70,12 +70,13 @@ OPENING_PARENT = "open the backing file"
 
 
 class Layer(NamedTuple):
-    """One image of a chain: its host files, and the driver that maps it into them."""
+    """One image of a chain: its host files, and the driver that maps it into them; `snapshot`: of a disk inside it."""
 
     path: str
     files: LocalFiles
     driver: Driver
     probed: bool
+    snapshot: str | None = None
 
     @property
     def file(self) -> LocalFile:
@@ -161,7 +162,7 @@ def layer_of_files(path: str, files: LocalFiles, options: OpenOptions, *, format
     except BaseException:
         files.close()
         raise
-    return Layer(path, files, driver, probed=named is None)
+    return Layer(path, files, driver, probed=named is None, snapshot=options.snapshot)
 
 
 def _open_driver(found: Format, files: LocalFiles, options: OpenOptions) -> Driver:

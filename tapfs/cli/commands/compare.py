@@ -30,18 +30,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add_json_option(parser)
     add_progress_options(parser)
     add_image_options(parser)
-    group = parser.add_argument_group("how to open B (the options above are for A, but the password is for both)")
-    group.add_argument("-F", "--second-format", metavar="FMT", type=format_argument, help="format of B")
-    group.add_argument("--second-backing", metavar="FILE", help="use FILE as the parent of B")
-    group.add_argument(
-        "--second-backing-format",
-        metavar="FMT",
-        type=format_argument,
-        action="append",
-        default=[],
-        help="formats of B's parents, nearest first",
-    )
-    group.add_argument("--second-snapshot", metavar="NAME", help="the snapshot of B")
+    add_second_image_options(parser, "B", "A")
     parser.set_defaults(run=run)
 
 
@@ -49,12 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare and say where they differ first."""
     from tapfs.jobs.compare import compare
 
-    second = argparse.Namespace(**vars(arguments))
-    second.format = arguments.second_format
-    second.backing = arguments.second_backing
-    second.backing_format = arguments.second_backing_format
-    second.snapshot = arguments.second_snapshot
-    second.say_raw = "say -F raw"
+    second = second_image(arguments)
     with open_image(arguments) as left, open_image(second, path=arguments.second) as right:
         sizes = (left.size, right.size)
         with progress_of(arguments, "compare") as progress:
@@ -70,3 +54,32 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             print_line(f"Content differs, first at byte {difference.offset} ({difference.offset:#x}).")
     return 0 if difference is None else EXIT_DIFFERENT
+
+
+def add_second_image_options(parser: argparse.ArgumentParser, name: str, first: str) -> None:
+    """Add what `second_image` reads. The positional that names the image is the caller's."""
+    group = parser.add_argument_group(
+        f"how to open {name} (the options above are for {first}, but the password is for both)"
+    )
+    group.add_argument("-F", "--second-format", metavar="FMT", type=format_argument, help=f"format of {name}")
+    group.add_argument("--second-backing", metavar="FILE", help=f"use FILE as the parent of {name}")
+    group.add_argument(
+        "--second-backing-format",
+        metavar="FMT",
+        type=format_argument,
+        action="append",
+        default=[],
+        help=f"formats of {name}'s parents, nearest first",
+    )
+    group.add_argument("--second-snapshot", metavar="NAME", help=f"the snapshot of {name}")
+
+
+def second_image(arguments: argparse.Namespace) -> argparse.Namespace:
+    """What the options say of the second image, as those of the first one are named."""
+    second = argparse.Namespace(**vars(arguments))
+    second.format = arguments.second_format
+    second.backing = arguments.second_backing
+    second.backing_format = arguments.second_backing_format
+    second.snapshot = arguments.second_snapshot
+    second.say_raw = "say -F raw"
+    return second
