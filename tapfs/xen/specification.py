@@ -1,10 +1,12 @@
 """Parse the disk strings of VM configurations: `tap:qcow:FILE,xvda,w` and its older and newer forms.
 
-    [tap:|tap2:][tapdisk:|ioemu:][TYPE:]FILE[,DEV[:cdrom],MODE]
+    [tap:|tap2:][tapdisk:|ioemu:][TYPE[,OPTION=VALUE]...:]FILE[,DEV[:cdrom],MODE]
     FILE,[FORMAT],DEV,MODE
 
 TYPE is `aio` (raw, past the page cache), `sync` and `file` (raw), `phy` (a block device), `ram` (a RAM disk; FILE is
 its name) or a format. After `tap:` any word is a type, and an unknown one is refused when the image is opened.
+After a comma it may have options of `tapfs attach`, for toolstacks that have no other place for them:
+`tap:qcow,key-file=/k,nice=5:FILE`. A value has neither comma nor colon.
 Without `tap:` only known types count, so that a file may be called `a:b`. A FILE may hold commas. A device and a mode
 at its end are no part of it, nor is a format before them, as xl's configurations have it.
 """
@@ -22,6 +24,12 @@ from tapfs.xen.device import parse_vdev
 
 _MODES = {"r": "r", "ro": "r", "w": "w", "rw": "w", "w!": "w!"}
 _TYPE = re.compile(r"([a-z][a-z0-9_-]*):(.*)", re.DOTALL)
+_TYPE_WITH_OPTIONS = re.compile(r"([a-z][a-z0-9_-]*)((?:,[a-z-]+=[^,:]+)+):(.*)", re.DOTALL)
+#: The options of a disk string: keys below `tapfs/` of the device.
+OPTIONS = (
+    *("backing-formats", "cache", "grants", "key-file", "limit-bytes", "limit-requests"),
+    *("memory", "nice", "open-files", "write-base"),
+)
 _FAMILIES = ("tap", "tap2")
 #: Words that told the toolstack which program was to serve the disk.
 _PROGRAMS = ("tapdisk", "ioemu")
@@ -38,7 +46,7 @@ class DiskSpecification(NamedTuple):
     """What a disk string says.
 
     `path` is an image as every command takes it, `ram:NAME` included; `format` None: its contents decide.
-    `direct`: past the page cache. `vdev` (the number) and `mode` ("r", "w", "w!") where the string has them.
+    `direct`: past the page cache. `vdev` (the number), `mode` ("r", "w", "w!") and `options` where the string has them.
     """
 
     path: str
@@ -46,6 +54,7 @@ class DiskSpecification(NamedTuple):
     direct: bool = False
     vdev: int | None = None
     mode: str | None = None
+    options: tuple[tuple[str, str], ...] = ()
 
     def absolute(self) -> DiskSpecification:
         """The same from any folder, because the process that serves the disk runs in another one."""
@@ -55,6 +64,8 @@ class DiskSpecification(NamedTuple):
     def params(self) -> str:
         """The string for xenstore's `params`: it means the same path, format and directness."""
         kind = "aio" if self.direct else self.format
+        if self.options:
+            kind = ",".join((kind or "", *(f"{name}={value}" for name, value in self.options)))
         text = self.path if kind is None else f"tap:{kind}:{self.path}"
         # A file that ends like a device and a mode needs these behind it to be told from them.
         return f"{text},xvda,r" if _ends_with_device(self.path) else text
@@ -71,6 +82,7 @@ def parse_specification(text: str) -> DiskSpecification:
         rest = after
         while (found_program := _take_type(rest))[0] in _PROGRAMS:
             rest = found_program[1]
+    options, rest = _take_options(rest) if with_family else ((), rest)
     kind, after = _take_type(rest)
     path, image_format = rest, None
     if kind is not None and (with_family or _is_type(kind)):
@@ -87,8 +99,26 @@ def parse_specification(text: str) -> DiskSpecification:
             remedy="write tap:FORMAT:FILE or just FILE",
         )
     if image_format == _RAM:
-        return DiskSpecification(ram.PREFIX + path, None, False, vdev, mode)
-    return DiskSpecification(file_name(path), image_format, kind == "aio" and image_format is not None, vdev, mode)
+        return DiskSpecification(ram.PREFIX + path, None, False, vdev, mode, options)
+    direct = kind == "aio" and image_format is not None
+    return DiskSpecification(file_name(path), image_format, direct, vdev, mode, options)
+
+
+def _take_options(text: str) -> tuple[tuple[tuple[str, str], ...], str]:
+    """The options behind the type, and the text without them. Raises ImageError(invalid_argument)."""
+    match = _TYPE_WITH_OPTIONS.fullmatch(text)
+    if match is None:
+        return (), text
+    options = tuple((name, value) for name, _, value in (each.partition("=") for each in match[2][1:].split(",")))
+    for name, _ in options:
+        if name not in OPTIONS:
+            raise ImageError(
+                ErrorKind.INVALID_ARGUMENT,
+                f"a disk has no option {name!r}",
+                op="parse",
+                remedy=f"there are {', '.join(OPTIONS)}",
+            )
+    return options, f"{match[1]}:{match[3]}"
 
 
 def parse_mode(text: str) -> str:

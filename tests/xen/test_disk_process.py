@@ -419,3 +419,20 @@ async def test_too_few_threads_for_the_rings(
         assert "no more threads can be started" in (await disk.read("tapfs/error") or "")
     await disk.ask("status")
     assert await disk.terminate() == STOPPED
+
+
+async def test_no_discard_of_xl_is_obeyed(devices: Devices, raw: Path) -> None:
+    disk = await devices.attach(f"tap:aio:{raw}")
+    await disk.store.write(f"{disk.device.backend}/discard-enable", "0")
+    await disk.await_ready()
+    await disk.kill()
+    disk.start()
+    await disk.await_ready()
+    async with devices.guest(disk) as guest:
+        frontend = await guest.connect()
+        frontend.write(0, DATA)
+        assert await disk.read("feature-discard") == "0"
+        with pytest.raises(OSError, match="error"):
+            frontend.discard(0, 8)
+        assert frontend.read(0, 16) == DATA
+    assert raw.stat().st_blocks > 0

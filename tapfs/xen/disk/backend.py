@@ -21,9 +21,10 @@ from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.kernel.xen_ring import Grants
 from tapfs.serving.log import log
 from tapfs.serving.threads import in_thread
-from tapfs.xen.device import Device, State, parse_state, state_of, write_device_keys
+from tapfs.xen.device import LIBXL_KIND, Device, State, parse_state, state_of, write_device_keys
 from tapfs.xen.disk.backend_states import Ours, Seen, Step, next_step
 from tapfs.xen.disk.frontend_keys import MAX_QUEUES, MAX_RING_PAGE_ORDER, FrontendKeys, read_frontend
+from tapfs.xen.kernel_backend import take_from_kernel
 
 if TYPE_CHECKING:
     from tapfs.xen.disk.served_disk import ServedDisk
@@ -107,7 +108,8 @@ class Backend:
 
     async def announce_size(self) -> None:
         """Have a connected frontend look at the size again: a written state fires, if only its own value."""
-        sectors = {"sectors": self.disk.image.size // SECTOR}
+        keys = self._description()
+        sectors = {name: keys[name] for name in ("sectors", "physical-sector-size")}
         if not await self.change({**sectors, "state": int(State.CONNECTED)}, only_at=State.CONNECTED):
             await self.change(sectors)
 
@@ -195,6 +197,9 @@ class Backend:
         resuming = self._left and seen.frontend in (State.CONNECTED, State.CLOSING)
         self._left = False
         try:
+            if self.device.kind == LIBXL_KIND and not self.disk.simulated:
+                # It may have been loaded since the device was claimed.
+                await in_thread(partial(take_from_kernel, self.device, seconds=0))
             frontend = await self._read_frontend(store)
             grants = await self._grants(store, frontend)
             self._journal = _open_journal(self._journal_path, keep=resuming)
@@ -265,7 +270,7 @@ class Backend:
             "sector-size": image.sector_size,
             "physical-sector-size": physical,
             "info": info,
-            "feature-discard": int(image.writable),
+            "feature-discard": int(self.disk.takes_discards),
             "discard-granularity": max(image.granule, physical),
             "discard-alignment": 0,
             "tapfs/error": None,

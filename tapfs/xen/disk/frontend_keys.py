@@ -5,6 +5,7 @@ The guest may write anything. A key that does not fit the protocol is an ImageEr
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError
@@ -21,6 +22,8 @@ _LARGEST_WORD = (1 << 32) - 1
 
 #: The `protocol` key; without it the guest's ABI is that of this process.
 _PROTOCOLS = {"x86_32-abi": Protocol.X86_32, "x86_64-abi": Protocol.X86_64}
+#: The word of frontends on ARM for either width, and the machines on which that is the ABI of this process.
+_ARM, _ARM_MACHINES = "arm-abi", ("aarch64", "armv8l", "armv7l")
 
 
 class RingKeys(NamedTuple):
@@ -46,7 +49,8 @@ async def read_frontend(store: Store, frontend: str, *, page_order: int, queues:
     order = await _number(store, f"{frontend}/ring-page-order", 0, min(page_order, MAX_RING_PAGE_ORDER), default=0)
     count = await _number(store, f"{frontend}/multi-queue-num-queues", 1, min(queues, MAX_QUEUES), default=1)
     named = await store.read(f"{frontend}/protocol")
-    protocol = Protocol.NATIVE if named is None else _PROTOCOLS.get(named)
+    native = named is None or (named == _ARM and os.uname().machine in _ARM_MACHINES)
+    protocol = Protocol.NATIVE if native else _PROTOCOLS.get(named or "")
     if protocol is None:
         raise ImageError(
             ErrorKind.UNSUPPORTED,

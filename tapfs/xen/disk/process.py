@@ -133,7 +133,12 @@ class DiskProcess:
             raise out_of_memory(settings.specification.path) from error
         limit = RateLimit(settings.limit_bytes, settings.limit_requests)
         disk = ServedDisk(
-            image, machine=self._host.machine, domain=self._device.domain, limit=limit, paused=settings.paused
+            image,
+            machine=self._host.machine,
+            domain=self._device.domain,
+            limit=limit,
+            paused=settings.paused,
+            discard=settings.discard,
         )
         self._service.ending.add("flush and close the image", disk.close)
         if settings.mode == "w!" and not image.layers[0].driver.geometry.identity:

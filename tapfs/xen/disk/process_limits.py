@@ -33,6 +33,8 @@ def apply_limits(settings: DiskSettings) -> None:
         raise _too_little("memory", settings.memory, least)
     if settings.open_files < _MIN_OPEN_FILES:
         raise _too_little("open-files", settings.open_files, _MIN_OPEN_FILES)
+    # A core file would hold what the guest has on its disk, and the key of an encrypted image.
+    _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_DATA, settings.memory)
     _limit(resource.RLIMIT_NOFILE, settings.open_files)
     if settings.nice is not None:

@@ -28,12 +28,23 @@ class RateLimit(NamedTuple):
 class ServedDisk:
     """An image and its connection to a frontend, if there is one. Methods block; one at a time.
 
-    Takes over `image`; `close` must come last. A guest's acknowledged writes are in the image; they are durable after
-    a flush (the guest's own or any here). What has been taken from the rings and not answered is in the journal.
+    Takes over `image`; `close` must come last. `discard`: the guest may discard what it may write. What a guest's write
+    was answered for is in the image, durable after a flush (the guest's own or any here). What has been taken from
+    the rings and not answered is in the journal.
     """
 
-    def __init__(self, image: Image, *, machine: str | None, domain: int, limit: RateLimit, paused: bool) -> None:
+    def __init__(
+        self,
+        image: Image,
+        *,
+        machine: str | None,
+        domain: int,
+        limit: RateLimit,
+        paused: bool,
+        discard: bool = True,
+    ) -> None:
         self.image = image
+        self._discard = discard
         self._machine = machine
         self._domain = domain
         self.limit = limit
@@ -41,6 +52,16 @@ class ServedDisk:
         self._device: XenDevice | None = None
         self._parked: ParkedThreads[ParkedRequest] | None = None
         self._past: Counter[str] = Counter(dict.fromkeys(XenStatistics._fields, 0))
+
+    @property
+    def simulated(self) -> bool:
+        """Whether a directory stands for Xen."""
+        return self._machine is not None
+
+    @property
+    def takes_discards(self) -> bool:
+        """Whether the guest may discard: it may write, and the toolstack does not forbid it."""
+        return self.image.writable and self._discard
 
     @property
     def connected(self) -> bool:
@@ -71,7 +92,7 @@ class ServedDisk:
             grants=grants,
             journal=journal,
             writable=image.writable,
-            discard=image.writable,
+            discard=self.takes_discards,
         )
         parked = ParkedThreads(
             device.next_parked,
@@ -116,7 +137,8 @@ class ServedDisk:
     def replace(self, image: Image) -> Image:
         """Serve another image from now on; only while it is paused. The old one, which is the caller's now."""
         if self._device is not None:
-            self._device.replace_disk(image.engine_disk, writable=image.writable, discard=image.writable)
+            discard = image.writable and self._discard
+            self._device.replace_disk(image.engine_disk, writable=image.writable, discard=discard)
         old, self.image = self.image, image
         return old
 

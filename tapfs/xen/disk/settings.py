@@ -30,7 +30,8 @@ class DiskSettings:
     """A disk as its keys describe it.
 
     `specification`: the image, with the format that `-f` gave. `backing_formats`: of its parents, nearest first.
-    `mode`: "r", "w" or "w!". `write_base`: though overlays lie over the image. `grants`: how data is to come from the
+    `mode`: "r", "w" or "w!". `write_base`: though overlays lie over the image. `discard`: the
+    guest may discard. `grants`: how data is to come from the
     guest, None for the best that it offers.
     `key_file`: has the password of an encrypted image. `cache_bytes`: the bound of the map cache, None for the default.
     `paused`, the limits (per second, 0 for none) and what the process may take (`nice` None: leave it) are as they were
@@ -52,6 +53,7 @@ class DiskSettings:
     memory: int = DEFAULT_MEMORY
     open_files: int = DEFAULT_OPEN_FILES
     write_base: bool = False
+    discard: bool = True
 
 
 async def read_settings(store: Store, device: Device) -> DiskSettings:
@@ -59,9 +61,6 @@ async def read_settings(store: Store, device: Device) -> DiskSettings:
 
     async def read(name: str) -> str | None:
         return await store.read(f"{device.backend}/{name}")
-
-    async def number(name: str, least: int = 0, most: int = _LARGEST) -> int | None:
-        return _number(f"{device.backend}/{name}", await read(name), least, most)
 
     if await read("state") is None:
         raise ImageError(ErrorKind.NOT_FOUND, "is gone", path=device.backend, op="read the settings")
@@ -73,28 +72,44 @@ async def read_settings(store: Store, device: Device) -> DiskSettings:
         specification = specification._replace(format=await read("tapfs/format") or None)
     if await read("tapfs/direct") == "1":
         specification = specification._replace(direct=True)
-    grants = await read("tapfs/grants") or None
+    options = dict(specification.options)
+
+    async def option(name: str) -> str | None:
+        """An option of the disk: of `tapfs attach`, or else of the disk string itself."""
+        return await read(f"tapfs/{name}") or options.get(name)
+
+    async def number(name: str, least: int = 0, most: int = _LARGEST) -> int | None:
+        return _number(f"{device.backend}/tapfs/{name}", await option(name), least, most)
+
+    grants = await option("grants") or None
     if grants is not None and grants not in _GRANTS:
         raise _senseless(f"{device.backend}/tapfs/grants", grants, f"one of {', '.join(_GRANTS)}")
     return DiskSettings(
         specification,
-        parse_mode(await read("mode") or "r"),
+        _mode(await read("mode") or "r", specification.mode),
         backing_formats=_backing_formats(
-            specification.path, await read("tapfs/backing-formats") or "", await read("tapfs/swap") or ""
+            specification.path, await option("backing-formats") or "", await read("tapfs/swap") or ""
         ),
-        write_base=await read("tapfs/write-base") == "1",
-        key_file=await read("tapfs/key-file") or None,
+        write_base=await option("write-base") == "1",
+        discard=await read("discard-enable") != "0",
+        key_file=await option("key-file") or None,
         grants=grants,
         removable=await read("removable") == "1",
         cdrom=await read("device-type") == "cdrom",
         paused=await read("tapfs/paused") == "1",
-        limit_bytes=await number("tapfs/limit-bytes") or 0,
-        limit_requests=await number("tapfs/limit-requests") or 0,
-        cache_bytes=await number("tapfs/cache"),
-        nice=await number("tapfs/nice", -20, 19),
-        memory=await number("tapfs/memory", 1) or DEFAULT_MEMORY,
-        open_files=await number("tapfs/open-files", 1) or DEFAULT_OPEN_FILES,
+        limit_bytes=await number("limit-bytes") or 0,
+        limit_requests=await number("limit-requests") or 0,
+        cache_bytes=await number("cache"),
+        nice=await number("nice", -20, 19),
+        memory=await number("memory", 1) or DEFAULT_MEMORY,
+        open_files=await number("open-files", 1) or DEFAULT_OPEN_FILES,
     )
+
+
+def _mode(said: str, widened: str | None) -> str:
+    """The mode of the device. xl knows no w!, so the disk string can widen a w to that, and never an r."""
+    mode = parse_mode(said)
+    return "w!" if mode == "w" and widened == "w!" else mode
 
 
 def _backing_formats(path: str, noted: str, swapped: str) -> tuple[str, ...]:

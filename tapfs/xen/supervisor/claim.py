@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from functools import partial
-from pathlib import Path
 
-from tapfs.errors import from_os_error
-from tapfs.serving.log import log
 from tapfs.serving.threads import in_thread
 from tapfs.xen.device import LIBXL_KIND, Device, State, state_of, write_keys
+from tapfs.xen.kernel_backend import take_from_kernel
 from tapfs.xen.xenstore.client import Store, XenStore
-
-_BUS = Path("/sys/bus/xen-backend")
-_KERNEL_DRIVER = "vbd"
-
-#: For how long the kernel may take to notice a device that we have noticed.
-_KERNEL_SECONDS = 1.0
-_LOOK_SECONDS = 0.02
 
 #: Rings of up to 1 << 4 pages, as large as the protocol has them, and what the engine takes in an indirect request.
 _RING_PAGE_ORDER = 4
@@ -33,7 +23,7 @@ async def claim(store: XenStore, device: Device, *, simulated: bool) -> None:
     and an image may take longer to open. Raises ImageError.
     """
     if device.kind == LIBXL_KIND and not simulated:
-        await in_thread(partial(_take_from_kernel, device))
+        await in_thread(partial(take_from_kernel, device))
 
     async def write(keys: Store) -> None:
         if await state_of(keys, device) is None:
@@ -56,23 +46,3 @@ async def claim(store: XenStore, device: Device, *, simulated: bool) -> None:
         await write_keys(keys, device, offers)
 
     await store.transact(write)
-
-
-def _take_from_kernel(device: Device) -> None:
-    """Have xen-blkback let go of the device: where it is loaded it takes every disk of libxl's, ours too."""
-    if not (_BUS / "drivers" / _KERNEL_DRIVER).exists():
-        return
-    name = f"{device.kind}-{device.domain}-{device.number}"
-    driver = _BUS / "devices" / name / "driver"
-    patience = time.monotonic() + _KERNEL_SECONDS
-    while not driver.exists():
-        if time.monotonic() > patience:
-            return
-        time.sleep(_LOOK_SECONDS)
-    try:
-        (driver / "unbind").write_text(name)
-    except FileNotFoundError:
-        return  # it has let go by itself
-    except OSError as error:
-        raise from_os_error(error, path=str(driver / "unbind"), op="take the disk from xen-blkback") from error
-    log.info("%s: taken from xen-blkback", device)

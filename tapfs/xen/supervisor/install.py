@@ -17,19 +17,24 @@ _SCRIPTS = "etc/xen/scripts"
 _UNITS, _PACKAGED_UNITS = "etc/systemd/system", "usr/lib/systemd/system"
 
 # KillMode=process: what ends the supervisor without its doing must not end the disks; it ends them itself when it is
-# to stop, and the next one takes over what is left.
+# to stop, and the next one takes over what is left. xen-blkback comes first, so that it never takes a disk later on:
+# a driver that is loaded takes every disk which has none at that moment. Images may lie on the network. Guests of
+# libvirt and of xendomains need their disks, so those services start after this one and stop before it. What would give
+# the service a view of its own of devices or mounts is left out: disks outlive it, and images are mounted later.
 _UNIT = """\
 [Unit]
 Description=Disks of Xen guests, served by tapfs
 Documentation=man:xl-disk-configuration(5)
 ConditionPathExists=/proc/xen/capabilities
 After=xenstored.service xen-init-dom0.service xen.service
-Before=xendomains.service
+Wants=network-online.target
+After=network-online.target remote-fs.target
+Before=xendomains.service libvirtd.service virtxend.service
 StartLimitIntervalSec=0
 
 [Service]
 Type=notify
-ExecStartPre=-/sbin/modprobe -a xen-gntdev xen-evtchn
+ExecStartPre=-/sbin/modprobe -a xen-gntdev xen-evtchn xen-blkback
 ExecStart={command} blktapctrl
 Restart=always
 RestartSec=2
@@ -38,6 +43,14 @@ KillMode=process
 TimeoutStopSec=120
 LimitNOFILE=1048576
 LimitMEMLOCK=infinity
+LimitCORE=0
+TasksMax=infinity
+NoNewPrivileges=yes
+RestrictNamespaces=yes
+RestrictRealtime=yes
+LockPersonality=yes
+RestrictAddressFamilies=AF_UNIX
+SystemCallArchitectures=native
 OOMScoreAdjust=-900
 
 [Install]

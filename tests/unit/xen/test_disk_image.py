@@ -200,3 +200,19 @@ def test_an_overlay_is_opened_with_the_formats_that_were_noted(tmp_path: Path, r
     settings = DiskSettings(DiskSpecification(str(over), "qcow"), "w", backing_formats=("raw",))
     with open_disk(settings, log) as disk:
         assert disk.read(0, 4) == b"QFI\xfb"
+
+
+async def test_what_xl_cannot_say_stands_in_the_target() -> None:
+    found = await settings_of(params="tap:qcow,key-file=/k,nice=5,backing-formats=raw:/a,xvda,w!", mode="w")
+    assert (found.key_file, found.nice, found.backing_formats, found.mode) == ("/k", 5, ("raw",), "w!")
+    # A mode r is never widened, and what `tapfs attach` said comes first.
+    found = await settings_of(params="tap:qcow,nice=5:/a,xvda,w!", mode="r", tapfs_nice="7")
+    assert (found.nice, found.mode) == (7, "r")
+    with pytest.raises(ImageError, match="nice"):
+        await settings_of(params="tap:qcow,nice=x:/a")
+
+
+async def test_discards_can_be_forbidden() -> None:
+    assert (await settings_of(params="tap:qcow:/a")).discard is True
+    assert (await settings_of(params="tap:qcow:/a", discard_enable="1")).discard is True
+    assert (await settings_of(params="tap:qcow:/a", discard_enable="0")).discard is False

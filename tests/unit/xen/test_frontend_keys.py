@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -119,3 +122,8 @@ async def test_any_keys_are_rings_within_the_bounds_or_an_error(keys: dict[str, 
     for ring in found.rings:
         assert len(ring.references) in (1, 2, 4)
         assert all(0 <= word < 1 << 32 for word in (*ring.references, ring.port))
+
+
+async def test_a_guest_on_arm_speaks_what_its_host_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="aarch64"))
+    assert (await parse(ONE | {"protocol": "arm-abi"})).protocol is Protocol.NATIVE

@@ -127,3 +127,17 @@ def test_any_string_is_understood_or_refused(text: str) -> None:
     assert meant.path in text or meant.path.removeprefix("./") in text
     read = parse_specification(meant.params)
     assert (read.path, read.format, read.direct) == (meant.path, meant.format, meant.direct)
+
+
+def test_options_of_a_disk_stand_behind_its_format() -> None:
+    text = "tap:qcow,key-file=/k,nice=-5:/srv/a,b.qcow"
+    found = parse_specification(text)
+    assert found == DiskSpecification("/srv/a,b.qcow", "qcow", options=(("key-file", "/k"), ("nice", "-5")))
+    assert found.params == text
+    assert parse_specification("tap:aio,cache=1:/a,xvda,w!") == DiskSpecification(
+        "/a", "raw", direct=True, vdev=51712, mode="w!", options=(("cache", "1"),)
+    )
+    # Without tap: it is the name of a file.
+    assert parse_specification("qcow,nice=5:/a").options == ()
+    with pytest.raises(ImageError, match="no option 'nicer'"):
+        parse_specification("tap:qcow,nicer=5:/a")
