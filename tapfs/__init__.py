@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from tapfs.jobs.commit import Committed
     from tapfs.jobs.compact import CompactReport
     from tapfs.jobs.compare import Difference
+    from tapfs.jobs.copying import CopyOptions
     from tapfs.jobs.create import NewImage
     from tapfs.jobs.diff import ChangedExtent, DiffReport
     from tapfs.jobs.free_space import FileSystemSpace
@@ -58,6 +59,7 @@ __all__ = [
     "CheckReport",
     "Committed",
     "CompactReport",
+    "CopyOptions",
     "DiffReport",
     "Difference",
     "DiskFile",
@@ -119,6 +121,7 @@ _LAZY = {
     "CheckReport": "tapfs.findings",
     "Committed": "tapfs.jobs.commit",
     "CompactReport": "tapfs.jobs.compact",
+    "CopyOptions": "tapfs.jobs.copying",
     "Difference": "tapfs.jobs.compare",
     "DiskFile": "tapfs.disk.disk_file",
     "ErrorKind": "tapfs.errors",

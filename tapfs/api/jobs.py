@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from tapfs.api import opening
@@ -12,9 +12,11 @@ from tapfs.disk.chain import OpenOptions
 from tapfs.disk.image import Image
 
 if TYPE_CHECKING:
+    from tapfs.extent import Range
     from tapfs.findings import CheckReport
     from tapfs.jobs.compact import CompactReport
     from tapfs.jobs.compare import Difference
+    from tapfs.jobs.convert import CopyOptions
     from tapfs.jobs.create import NewImage
 
 #: Called with the bytes that are done and the bytes in all.
@@ -92,7 +94,7 @@ def compact(
 
 
 def convert(
-    source: str | os.PathLike[str] | Image,
+    source: str | os.PathLike[str] | Image | Sequence[str | os.PathLike[str] | Image],
     target: str | os.PathLike[str],
     *,
     target_format: str,
@@ -104,23 +106,36 @@ def convert(
     options: Mapping[str, str] | None = None,
     target_password: bytes | None = None,
     create: bool = True,
+    zeroed: bool = False,
+    salvage: bool = False,
+    copying: CopyOptions | None = None,
     progress: Progress | None = None,
-) -> None:
+) -> list[Range]:
     """Copy what a guest reads from `source` into the new image `target`. Zeros take no space.
 
-    `source` is the name of an image (`format` and `password` say how it is opened) or an open Image. The target appears
-    under its name, and replaces what was there, only when it is complete and durable: whatever ends the copy
-    before changes nothing, a block device excepted. With `backing` the target is an overlay over that parent and only
-    what differs is written. `options` are the creation options of the target's format. `target_password` makes an
-    encrypted image. Without `create` the existing disk `target` is overwritten, zeros included.
-    Raises ImageError.
+    `source` is the name of an image (`format` and `password` say how it is opened), an open Image, or several of them,
+    which become one disk, one behind the other. The target appears under its name, and replaces what was there, only
+    when it is complete and durable: whatever ends the copy before changes nothing, a block device excepted. With
+    `backing` the target is an overlay over that parent and only what differs is written. `options` are the creation
+    options of the target's format. `target_password` makes an encrypted image. Without `create` the existing disk
+    `target` is overwritten, zeros included, unless it is `zeroed`, so that it reads as zeros before. `copying` bounds
+    the rate and the threads, and says how zeros are looked for (`CopyOptions`). With `salvage` what cannot be read
+    becomes zeros: the result is a list of these ranges. Raises ImageError.
     """
     from tapfs.jobs.convert import Baseline, convert_to_new, refuse_own_chain
     from tapfs.jobs.convert import convert as copy_disk
     from tapfs.jobs.create import NewImage
+    from tapfs.jobs.sources import Joined, Salvaged, Source
 
     name = os.fsdecode(target)
-    with opened_image(source, format, password) as disk:
+    given = [source] if isinstance(source, str | os.PathLike | Image) else source
+    with ExitStack() as stack:
+        images = [stack.enter_context(opened_image(each, format, password)) for each in given]
+        for image in images:
+            refuse_own_chain(image, name)
+        disk: Source = images[0] if len(images) == 1 else Joined(images)
+        salvaged = Salvaged(disk)
+        disk = salvaged if salvage else disk
         if create:
             new = NewImage(
                 target_format,
@@ -130,15 +145,16 @@ def convert(
                 options=dict(options or {}),
                 password=target_password,
             )
-            convert_to_new(disk, name, new, compressed=compressed, progress=progress)
-            return
-        if compressed or backing is not None or backing_format is not None or options:
+            convert_to_new(disk, name, new, compressed=compressed, options=copying, progress=progress)
+        elif compressed or backing is not None or backing_format is not None or options:
             raise ValueError(
                 "without create the target stays as it is: compressed, backing and options are for new ones"
             )
-        refuse_own_chain(disk, name)
-        with opening.open(name, format=target_format, writable=True, password=target_password) as existing:
-            copy_disk(disk, existing, baseline=Baseline.ANYTHING, progress=progress)
+        else:
+            baseline = Baseline.ZEROS if zeroed else Baseline.ANYTHING
+            with opening.open(name, format=target_format, writable=True, password=target_password) as existing:
+                copy_disk(disk, existing, baseline=baseline, options=copying, progress=progress)
+    return [lost for lost, _ in salvaged.lost]
 
 
 def compare(

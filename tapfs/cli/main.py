@@ -61,7 +61,7 @@ def exit_code_table() -> str:
     """The exit codes, one a line, from the table in tapfs/errors.py."""
     rows = [
         (0, "done; check: clean; compare: same"),
-        (1, "compare: different"),
+        (1, "compare: different; convert --salvage: a part became zeros"),
         (3, "check: leaked space, no corruption"),
         (EXIT_NOT_CHECKED, "check, repair: there is nothing that tapfs could check"),
         (EXIT_BUG, "a bug in tapfs"),

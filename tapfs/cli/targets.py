@@ -22,15 +22,16 @@ def add_target_options(parser: argparse.ArgumentParser, prefix: str = "") -> Non
     `prefix` keeps the long names apart from those of :func:`tapfs.cli.options.add_image_options`.
     """
     group = parser.add_argument_group("what the new image is like")
+    # qemu-img's -B is the backing file of convert up to 10.0, and the format of that of create from 11.0 on.
     group.add_argument(
-        "-b",
+        *(["-b", "-B"] if prefix else ["-b"]),
         f"--{prefix}backing",
         dest="target_backing",
         metavar="FILE",
         help="its parent; written into the image as given, so a relative name starts at the image's folder",
     )
     group.add_argument(
-        "-F",
+        *(["-F"] if prefix else ["-F", "-B"]),
         f"--{prefix}backing-format",
         dest="target_backing_format",
         metavar="FMT",
@@ -111,6 +112,7 @@ def new_image_of(
     """What the options ask for; asks for a password if it is to be encrypted and none is given."""
     from tapfs.jobs.create import NewImage
 
+    take_backing_options(arguments, program)
     return NewImage(
         format=format_name,
         size=size,
@@ -119,6 +121,23 @@ def new_image_of(
         options=_format_options(arguments.options, program),
         password=new_password(key_file, path) if wants_encryption(arguments, format_name) else None,
     )
+
+
+def take_backing_options(arguments: argparse.Namespace, program: str) -> None:
+    """Take `backing_file` and `backing_fmt` out of the -o pairs, where qemu-img has them, too."""
+    kept: list[str] = []
+    for pair in (piece for text in arguments.options for piece in text.split(",")):
+        key, _, value = pair.partition("=")
+        if key not in ("backing_file", "backing_fmt"):
+            kept.append(pair)
+            continue
+        place = "target_backing" if key == "backing_file" else "target_backing_format"
+        if getattr(arguments, place) is not None:
+            raise UsageError(
+                f"-o {key} and {'-b' if key == 'backing_file' else '-F'} say the same thing twice", program
+            )
+        setattr(arguments, place, value if key == "backing_file" else format_argument(value))
+    arguments.options = [",".join(kept)] if kept else []
 
 
 def _format_options(pairs: list[str], program: str) -> dict[str, str]:

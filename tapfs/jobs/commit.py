@@ -11,8 +11,9 @@ refused until it is opened with `any_parent`; nothing else of the disk has chang
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import NamedTuple
 
 from tapfs.disk.chain import Layer, OpenOptions
@@ -26,6 +27,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.jobs.editing import execute_edit
 from tapfs.jobs.pace import Pace
 from tapfs.jobs.range_copy import Run, overwrite
+from tapfs.jobs.resize import resize_image
 
 #: An overlay is emptied in pieces of so many bytes of its disk, so that it can be ended.
 _EMPTYING_BYTES = 16 << 30
@@ -60,8 +62,13 @@ def commit_image(
     than the overlay grows. `rate` bounds the bytes a second. Everything is durable when this returns.
     Raises ImageError.
     """
-    with closing(open_for_commit(path, options, base, empties=not keep and base is None)) as layers:
-        empties = not keep and base is None
+    empties = not keep and base is None
+    with closing(open_for_commit(path, options, base, empties=empties)) as layers:
+        _check(layers, empties=empties, password=password)
+        too_small = layers.below if _is_too_small(layers) else None
+    if too_small is not None:
+        _grow(too_small, layers.above[0].driver.geometry.virtual_size, options, password)
+    with closing(open_for_commit(path, options, base, empties=empties)) as layers:
         _check(layers, empties=empties, password=password)
         written = _Commit(layers, options, password, Pace(rate), progress or _silent).run(empties=empties)
         return Committed(layers.below[0].path, written, empties, tuple(layer.path for layer in layers.above[1:]))
@@ -86,10 +93,9 @@ class _Commit:
 
     def run(self, *, empties: bool) -> int:
         """Write the base, then empty the overlay; how many bytes of data were written."""
-        below = [self._large_enough_base(), *self._layers.below[1:]]
         if not _hold_anything(self._layers.above):
             return 0
-        with self._image(below, writable=True) as lower:
+        with self._image(self._layers.below, writable=True) as lower:
             lower.write_zeroes(0, 0)  # the base says now that it is written, before anything else is
             above = [*self._layers.above[:-1], self._linked_child(lower.layers[0], writable=empties)]
             with self._image(above, writable=empties) as upper:
@@ -102,24 +108,6 @@ class _Commit:
 
     def _image(self, layers: list[Layer], *, writable: bool) -> Image:
         return Image(layers, writable=writable, password=self._password, cache_bytes=self._cache_bytes)
-
-    def _large_enough_base(self) -> Layer:
-        """The base, grown where it was smaller than the overlay."""
-        base = self._layers.below[0]
-        size = self._layers.above[0].driver.geometry.virtual_size
-        found = base.driver.geometry.virtual_size
-        if found >= size:
-            return base
-        if not isinstance(base.driver, Resizable) or base.file.is_block_device:
-            raise ImageError(
-                ErrorKind.OUT_OF_BOUNDS,
-                f"has {found} bytes and the overlay {size}, and tapfs cannot make it larger",
-                path=base.path,
-                op="commit",
-                remedy="make it larger by other means first, or convert the overlay to a new image",
-            )
-        execute_edit(base, base.driver.resize(size))
-        return once_more(base, writable=True, direct=base.file.direct)
 
     def _linked_child(self, base: Layer, *, writable: bool) -> Layer:
         """The child of the base, once it names the identity that the base has now."""
@@ -163,6 +151,34 @@ def _check(layers: CommitLayers, *, empties: bool, password: bytes | None) -> No
             path=child.path,
             op="commit",
         )
+
+
+def _is_too_small(layers: CommitLayers) -> bool:
+    """Whether the base must grow. Raises ImageError(out_of_bounds) where it cannot."""
+    base, size = layers.below[0], layers.above[0].driver.geometry.virtual_size
+    found = base.driver.geometry.virtual_size
+    if found >= size:
+        return False
+    if not isinstance(base.driver, Resizable) or base.file.is_block_device:
+        raise ImageError(
+            ErrorKind.OUT_OF_BOUNDS,
+            f"has {found} bytes and the overlay {size}, and tapfs cannot make it larger",
+            path=base.path,
+            op="commit",
+            remedy="make it larger by other means first, or convert the overlay to a new image",
+        )
+    return True
+
+
+def _grow(below: Sequence[Layer], size: int, options: OpenOptions, password: bytes | None) -> None:
+    """Make the base, which was closed, as large as the overlay. What is added reads as zeros, as it did above it."""
+    base = replace(
+        options,
+        format=below[0].driver.format_name,
+        backing_formats=[layer.driver.format_name for layer in below[1:]],
+        write_base=True,  # that it may be written was looked at when it was opened
+    )
+    resize_image(below[0].path, lambda now: max(now, size), base, password=password)
 
 
 def _runs(upper: Image) -> Iterator[Run]:

@@ -11,6 +11,7 @@ from tapfs.kernel.ranges import Ranges, nothing, union
 
 if TYPE_CHECKING:
     from tapfs.disk.image import Image
+    from tapfs.jobs.sources import Source
 
 
 class Difference(NamedTuple):
@@ -44,7 +45,7 @@ def compare(
     return None
 
 
-def unequal_candidates(left: Image, right: Image, offset: int = 0, end: int | None = None) -> Iterator[Ranges]:
+def unequal_candidates(left: Source, right: Source, offset: int = 0, end: int | None = None) -> Iterator[Ranges]:
     """The ranges in ``[offset, end)`` that are not known to be zeros in both; without `end` to that of the longer disk.
 
     They come in lists of at most two windows of bytes.
@@ -62,7 +63,7 @@ def unequal_candidates(left: Image, right: Image, offset: int = 0, end: int | No
             yield both
 
 
-def _data_in(image: Image, offset: int, end: int) -> Ranges:
+def _data_in(image: Source, offset: int, end: int) -> Ranges:
     """Up to a window of data in the range, which may lie past the disk's own end."""
     inside = min(end, image.size)
     if offset >= inside:

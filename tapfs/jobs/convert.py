@@ -6,24 +6,26 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tapfs.disk.image import Image
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.location import locate
-from tapfs.jobs.copying import Baseline, Copy
+from tapfs.jobs.copying import Baseline, Copy, CopyOptions
 from tapfs.jobs.packing import copy_packed
 
 if TYPE_CHECKING:
-    from tapfs.disk.image import Image
     from tapfs.jobs.create import NewImage
+    from tapfs.jobs.sources import Source
 
-__all__ = ["Baseline", "convert", "convert_to_new", "refuse_own_chain"]
+__all__ = ["Baseline", "CopyOptions", "convert", "convert_to_new", "refuse_own_chain"]
 
 
 def convert(
-    source: Image,
+    source: Source,
     target: Image,
     *,
     baseline: Baseline = Baseline.ZEROS,
     compressed: bool = False,
+    options: CopyOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Make `target`, open for writing and at least as large, read the same as `source`.
@@ -50,18 +52,19 @@ def convert(
                 path=target.path,
                 op="convert",
             )
-        copy_packed(source, target, report)
+        copy_packed(source, target, report, options)
         return
-    Copy(source, target, baseline).run(report)
+    Copy(source, target, baseline, options).run(report)
     target.flush()
 
 
 def convert_to_new(
-    source: Image,
+    source: Source,
     path: str,
     new: NewImage,
     *,
     compressed: bool = False,
+    options: CopyOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Copy `source` into a new image `path`, which replaces what has that name.
@@ -76,14 +79,15 @@ def convert_to_new(
         raise ImageError(
             ErrorKind.UNSUPPORTED, "compressed data is never encrypted in such an image", path=path, op="convert"
         )
-    refuse_own_chain(source, path)
+    if isinstance(source, Image):
+        refuse_own_chain(source, path)
     new = replace(new, compressed=compressed)
     baseline = Baseline.ZEROS if new.backing is None else Baseline.PARENT
     with new_image(path, new, overwrite=True, zeroed=False) as target:
         if starts_as_noise(target):
             baseline = Baseline.ANYTHING
         packed = compressed or target.only_streamed
-        convert(source, target, baseline=baseline, compressed=packed, progress=progress)
+        convert(source, target, baseline=baseline, compressed=packed, options=options, progress=progress)
 
 
 def refuse_own_chain(source: Image, path: str) -> None:

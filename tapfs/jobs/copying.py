@@ -11,18 +11,20 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
+from tapfs.disk.image import Image
 from tapfs.extent import Range
 from tapfs.jobs.compare import unequal_candidates
 from tapfs.jobs.early_writeback import EarlyWriteback
+from tapfs.jobs.pace import Pace
 from tapfs.jobs.pipeline import WINDOW_BYTES, BufferPool, in_order, processors
-from tapfs.kernel.ranges import clone_ranges
+from tapfs.kernel.ranges import clone_ranges, ranges_of
 from tapfs.kernel.segments import find_segments
-from tapfs.kernel.writes import Segments
+from tapfs.kernel.writes import Segments, window_segments
 
 if TYPE_CHECKING:
     import mmap
 
-    from tapfs.disk.image import Image
+    from tapfs.jobs.sources import Source
     from tapfs.kernel.ranges import Ranges
 
 #: Zeros are looked for in pieces of at least this many bytes: smaller holes save no space on the host.
@@ -35,6 +37,7 @@ _GAP_BYTES = 64 << 10
 _ZERO_WINDOW_BYTES = 1 << 30
 #: Of a run of zeros that would be more windows than this, each is longer.
 _MOST_ZERO_WINDOWS = 1 << 12
+_SECTOR = 512
 #: Windows that wait to be written while each thread prepares another one.
 _WAITING = 2
 
@@ -50,6 +53,18 @@ class Baseline(Enum):
     ANYTHING = "anything"
 
 
+class CopyOptions(NamedTuple):
+    """How a copy is made, but for what is copied.
+
+    `rate` bounds the bytes a second, `workers` the threads that read. `sparse_bytes`: zeros are looked for in pieces of
+    so many bytes, None: of the usual size; 0: they are not looked for, and all of the disk is written.
+    """
+
+    rate: int | None = None
+    workers: int | None = None
+    sparse_bytes: int | None = None
+
+
 class _Prepared(NamedTuple):
     """Ranges that were read: what of them is to be written, and the buffer that holds it (None: it is shared)."""
 
@@ -62,8 +77,13 @@ class _Prepared(NamedTuple):
 class Copy:
     """One copy of a whole disk into another that is at least as large."""
 
-    def __init__(self, source: Image, target: Image, baseline: Baseline) -> None:
+    def __init__(self, source: Source, target: Image, baseline: Baseline, options: CopyOptions | None = None) -> None:
+        options = options or CopyOptions()
         self._source = source
+        self._pace = Pace(options.rate)
+        self._workers = min(options.workers or processors(), processors())
+        #: Whether all of the disk is written, whatever it holds.
+        self._full = options.sparse_bytes == 0
         self._target = target
         self._baseline = baseline
         #: The bytes behind the end of the image on the target stay as they are.
@@ -72,8 +92,10 @@ class Copy:
         if baseline is not Baseline.PARENT:
             # Zeros inside a large granule stay holes of its place, which is new and reads as zeros.
             self._granule = min(self._granule, _LARGEST_ZERO_GRANULE)
+        if options.sparse_bytes:
+            self._granule = max(options.sparse_bytes // _SECTOR * _SECTOR, target.granule, _SECTOR)
         #: Whether the target's file may share what the source's files have.
-        self._shares = baseline is Baseline.ZEROS and target.whole_file() is not None
+        self._shares = baseline is Baseline.ZEROS and not self._full and target.whole_file() is not None
         # What differs from a parent comes as the ranges of two disks.
         self._buffers = BufferPool(WINDOW_BYTES if baseline is not Baseline.PARENT else 2 * WINDOW_BYTES)
 
@@ -86,10 +108,11 @@ class Copy:
 
     def _copy(self, writeback: EarlyWriteback, progress: Callable[[int, int], None]) -> int:
         """Copy the data; the offset behind the last of it."""
-        workers = processors()
+        workers = self._workers
         done = 0
         for prepared in in_order(self._ranges(), self._prepare, workers=workers, ahead=workers + _WAITING):
             self._target.write_segments(prepared.segments)
+            self._pace.moved(prepared.segments.length)
             writeback.wrote(prepared.ranges.packed)
             if self._baseline is Baseline.ANYTHING:
                 self._zero_between(done, prepared.segments, prepared.ranges.until, progress)
@@ -102,6 +125,11 @@ class Copy:
         return done
 
     def _ranges(self) -> Iterator[Ranges]:
+        if self._full:
+            for offset in range(0, self._source.size, WINDOW_BYTES):
+                stop = min(offset + WINDOW_BYTES, self._source.size)
+                yield ranges_of([Range(offset, stop - offset)], stop)
+            return
         if self._baseline is Baseline.PARENT:
             yield from unequal_candidates(self._source, self._target)
             return
@@ -113,6 +141,10 @@ class Copy:
             return _Prepared(ranges, None, Segments.none(), [])
         buffer = self._buffers.take()
         self._source.read_ranges(ranges, buffer)
+        if self._full:
+            (whole,) = ranges
+            with window_segments(whole.offset, buffer, [(0, whole.length)]) as segments:
+                return _Prepared(ranges, buffer, segments, [])
         if self._baseline is not Baseline.PARENT:
             segments, zeros = find_segments(ranges, buffer, self._granule)
             return _Prepared(ranges, buffer, segments, zeros)
@@ -126,6 +158,9 @@ class Copy:
 
     def _share(self, ranges: Ranges) -> bool:
         """Whether the target has the ranges without a copy; no more is tried where the host cannot do it at all."""
+        if not isinstance(self._source, Image):
+            self._shares = False
+            return False
         error = clone_ranges(self._target.engine_disk, self._source.engine_disk, ranges)
         if error not in (0, errno.EINVAL):  # EINVAL: these ranges lie across blocks of the host
             self._shares = False
@@ -147,7 +182,7 @@ class Copy:
             start = stop
 
 
-def data_windows(source: Image, size: int, *, gap: int = 0, align: int = 1) -> Iterator[Ranges]:
+def data_windows(source: Source, size: int, *, gap: int = 0, align: int = 1) -> Iterator[Ranges]:
     """The data of the disk in lists of ranges of `size` bytes; see `Image.data_ranges` for `gap` and `align`."""
     offset = 0
     while offset < source.size:

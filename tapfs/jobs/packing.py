@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from tapfs.jobs.copying import data_windows
+from tapfs.jobs.copying import CopyOptions, data_windows
 from tapfs.jobs.early_writeback import EarlyWriteback
+from tapfs.jobs.pace import Pace
 from tapfs.jobs.pipeline import WINDOW_BYTES, BufferPool, in_order, processors
 from tapfs.kernel.engine import compress, find_data
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import mmap
 
     from tapfs.disk.image import Image
+    from tapfs.jobs.sources import Source
     from tapfs.kernel.ranges import Ranges
 
 #: Windows that wait to be appended while each thread packs another one.
@@ -36,8 +38,12 @@ class _Packed(NamedTuple):
     granules: list[_Granule]
 
 
-def copy_packed(source: Image, target: Image, progress: Callable[[int, int], None]) -> None:
+def copy_packed(
+    source: Source, target: Image, progress: Callable[[int, int], None], options: CopyOptions | None = None
+) -> None:
     """Pack every granule of `source` that shrinks. What lies past the end of `source` in the last one is zeros."""
+    options = options or CopyOptions()
+    pace = Pace(options.rate)
     writer = target.stream_writer()
     granule = writer.granule
     window_bytes = -(-WINDOW_BYTES // granule) * granule
@@ -58,7 +64,7 @@ def copy_packed(source: Image, target: Image, progress: Callable[[int, int], Non
                 begin += length
         return _Packed(ranges.until, buffer, granules)
 
-    workers = processors()
+    workers = min(options.workers or processors(), processors())
     windows = data_windows(source, window_bytes, align=granule)
     with EarlyWriteback(target.engine_disk) as writeback:
         for packed in in_order(windows, prepare, workers=workers, ahead=workers + _WAITING):
@@ -68,6 +74,7 @@ def copy_packed(source: Image, target: Image, progress: Callable[[int, int], Non
                         writer.write_plain(offset, view[start : start + granule])
                     else:
                         writer.write_compressed(offset, payload)
+                    pace.moved(granule if payload is None else len(payload))
                     writeback.wrote(granule if payload is None else len(payload))
             buffers.give_back(packed.buffer)
             progress(packed.until, source.size)

@@ -56,6 +56,7 @@ def rebase_image(
     parents, nearest first. With `unsafe` the name alone changes: the caller knows that the disk stays the same, and no
     parent need be there. Raises ImageError.
     """
+    options = replace(options, write_base=True)  # what lies over the image sees the same disk
     stored = stored_parent(backing) if backing else None
     if unsafe:
         _rename(path, options, stored, backing_formats)
@@ -83,6 +84,8 @@ def rebase_image(
             top = once_more(layers[0], writable=True, direct=False)
             stack.callback(top.close)
             execute_edit(top, _plans(top, reference, parent))
+            if below:
+                note_parent(below[0].file, path)
             old.abandon()  # its driver knows the image as it was
         if below:
             note_parent(below[0].file, path)
@@ -105,6 +108,8 @@ def _rename(path: str, options: OpenOptions, stored: str | None, backing_formats
         reference = _reference(stored, backing_formats, parent)
         driver = None if parent is None else parent.driver
         edit_image(path, options, lambda layer: _plans(layer, reference, driver))
+        if parent is not None:
+            note_parent(parent.file, path)
         if parent is not None:
             note_parent(parent.file, path)
 

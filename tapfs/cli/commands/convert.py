@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from tapfs.cli.options import add_image_options, cache_bytes_of, open_image, unlocked
-from tapfs.cli.parser import UsageError, format_argument
+from tapfs.cli.parser import UsageError, format_argument, size_argument
+from tapfs.cli.qemu_words import add_qemu_words, is_direct
 from tapfs.cli.reporting import add_progress_options, progress_of
 from tapfs.cli.targets import (
     add_target_options,
     default_format,
     new_image_of,
     print_options,
+    take_backing_options,
     wants_encryption,
     wants_help,
 )
@@ -21,8 +24,14 @@ if TYPE_CHECKING:
 
     from tapfs.cli.parser import Subparsers
     from tapfs.disk.image import Image
+    from tapfs.jobs.convert import CopyOptions
+    from tapfs.jobs.sources import Salvaged, Source
 
 _PROGRAM = "tapfs convert"
+#: The exit code where --salvage has made zeros of what could not be read.
+EXIT_SALVAGED = 1
+#: So many ranges that could not be read are named; more would hide what else there is to see.
+_MOST_NAMED = 50
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -31,14 +40,17 @@ def add_parser(subparsers: Subparsers) -> None:
         "convert",
         help="copy an image into another format",
         description="Copy what a guest reads from SOURCE into the new image TARGET. Zeros take no space.\n"
+        "Several SOURCEs become one disk, one behind the other.\n"
         "TARGET appears under its name, and replaces what was there, only when it is complete and durable:\n"
         "an interrupted or failed convert changes nothing. A block device is written in place, without a question,\n"
         "and what lies behind the end of the image on it is left as it is. An empty file that cannot be replaced,\n"
         "such as a container's volume, is written in place, too.\n"
         "With -b only what differs from that parent is written.",
     )
-    parser.add_argument("image", metavar="SOURCE", nargs="?")
-    parser.add_argument("target", metavar="TARGET", nargs="?", help="a file name, a block device, or ram:NAME")
+    parser.usage = "tapfs convert [options] SOURCE [SOURCE ...] TARGET"
+    parser.add_argument(
+        "names", metavar="SOURCE ... TARGET", nargs="*", help="TARGET: a file name, a block device, or ram:NAME"
+    )
     parser.add_argument(
         "-O",
         "--target-format",
@@ -53,29 +65,60 @@ def add_parser(subparsers: Subparsers) -> None:
         action="store_true",
         help="write into the existing disk TARGET; zeros are written, too, up to its end unless it is a device",
     )
+    parser.add_argument(
+        "--target-is-zero", action="store_true", help="with -n: TARGET reads as zeros, which need not be written"
+    )
+    parser.add_argument(
+        "--salvage",
+        action="store_true",
+        help="what cannot be read becomes zeros, is named on stderr, and makes the exit code 1",
+    )
+    parser.add_argument(
+        "-S",
+        "--sparse-size",
+        metavar="SIZE",
+        type=size_argument,
+        help="look for zeros in pieces of SIZE (4K if not given); 0: write them all",
+    )
+    parser.add_argument(
+        "-r", "--rate-limit", metavar="RATE", type=size_argument, help="write at most so many bytes a second (10M)"
+    )
+    parser.add_argument("-m", "--parallel", metavar="N", type=int, help="read with at most N threads")
     add_progress_options(parser)
     add_target_options(parser, "target-")
     add_image_options(parser)
+    add_qemu_words(parser, "-T", "-t", target_options=True)
+    for letter, name, meaning in (
+        ("-W", "--oob-writes", "TARGET is written in the order of the disk, as fast as without"),
+        ("-C", "--copy-range-offloading", "a raw TARGET shares the blocks of its source where the host can, anyway"),
+    ):
+        parser.add_argument(letter, name, action="store_true", help=f"accepted: {meaning}")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Copy it."""
+    *sources, target = arguments.names or [None]
+    arguments.image, arguments.target = (sources or [None])[0], target
     if not arguments.no_create or wants_help(arguments):  # what is there already is what its contents show
-        arguments.target_format = arguments.target_format or default_format(arguments.target or "", "-O")
+        arguments.target_format = arguments.target_format or default_format(target or "", "-O")
     if wants_help(arguments):
         return print_options(arguments.target_format)
-    _check(arguments)
-    with open_image(arguments) as source:
+    take_backing_options(arguments, _PROGRAM)
+    _check(arguments, sources)
+    arguments.direct = arguments.direct or is_direct(arguments.cache_T)
+    with ExitStack() as stack:
+        images = [stack.enter_context(open_image(arguments, path=path)) for path in sources]
+        source, salvaged = _source_of(images, salvage=arguments.salvage)
         if arguments.no_create:
-            _into_existing(arguments, source)
+            _into_existing(arguments, images, source)
         else:
-            _into_new(arguments, source)
-    return 0
+            _into_new(arguments, images, source)
+        return 0 if salvaged is None else _named(salvaged)
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    if arguments.image is None or arguments.target is None:
+def _check(arguments: argparse.Namespace, sources: list[str]) -> None:
+    if not sources:
         raise UsageError("SOURCE and TARGET are needed", _PROGRAM)
     if arguments.no_create and (
         arguments.target_backing or arguments.options or arguments.encrypt or arguments.compress
@@ -84,11 +127,57 @@ def _check(arguments: argparse.Namespace) -> None:
     encrypts = arguments.no_create or wants_encryption(arguments, arguments.target_format)
     if arguments.target_key_file is not None and not encrypts:
         raise UsageError("--target-key-file goes with --encrypt or -n", _PROGRAM)
+    if arguments.target_is_zero and not arguments.no_create:
+        raise UsageError("--target-is-zero goes with -n: a new image reads as zeros anyway", _PROGRAM)
+    if len(sources) > 1 and arguments.target_backing:
+        raise UsageError("-b goes with one SOURCE: several make a disk that no backing file has", _PROGRAM)
+    if arguments.sparse_size is not None and (arguments.compress or arguments.target_backing):
+        raise UsageError("-S goes with neither -c nor -b, which look at whole clusters", _PROGRAM)
+    if arguments.rate_limit == 0:
+        raise UsageError("-r 0 would never end", _PROGRAM)
+    if arguments.parallel is not None and arguments.parallel < 1:
+        raise UsageError("-m needs a number from 1 on", _PROGRAM)
 
 
-def _into_new(arguments: argparse.Namespace, source: Image) -> None:
-    from tapfs.jobs.convert import convert_to_new
+def _source_of(images: list[Image], *, salvage: bool) -> tuple[Source, Salvaged | None]:
+    """The disk that is copied, and the same one where it notes what could not be read."""
+    if len(images) == 1 and not salvage:
+        return images[0], None
+    from tapfs.jobs.sources import Joined, Salvaged
 
+    source: Source = images[0] if len(images) == 1 else Joined(images)
+    if not salvage:
+        return source, None
+    salvaged = Salvaged(source)
+    return salvaged, salvaged
+
+
+def _named(salvaged: Salvaged) -> int:
+    """Say what could not be read; the exit code."""
+    from tapfs.cli.guard import complain
+
+    lost = salvaged.lost
+    for (offset, length), error in lost[:_MOST_NAMED]:
+        complain("tapfs", f"bytes {offset} to {offset + length} of the disk became zeros: {error}")
+    if len(lost) > _MOST_NAMED:
+        complain("tapfs", f"so did {len(lost) - _MOST_NAMED} further ranges")
+    if lost:
+        total = sum(length for (_, length), _ in lost)
+        complain("tapfs", f"{total} bytes could not be read")
+    return EXIT_SALVAGED if lost else 0
+
+
+def _copy_options(arguments: argparse.Namespace) -> CopyOptions:
+    from tapfs.jobs.convert import CopyOptions
+
+    return CopyOptions(rate=arguments.rate_limit, workers=arguments.parallel, sparse_bytes=arguments.sparse_size)
+
+
+def _into_new(arguments: argparse.Namespace, images: list[Image], source: Source) -> None:
+    from tapfs.jobs.convert import convert_to_new, refuse_own_chain
+
+    for image in images:
+        refuse_own_chain(image, arguments.target)
     new = new_image_of(
         arguments,
         arguments.target,
@@ -98,19 +187,27 @@ def _into_new(arguments: argparse.Namespace, source: Image) -> None:
         program=_PROGRAM,
     )
     with progress_of(arguments, "convert") as progress:
-        convert_to_new(source, arguments.target, new, compressed=arguments.compress, progress=progress)
+        convert_to_new(
+            source,
+            arguments.target,
+            new,
+            compressed=arguments.compress,
+            options=_copy_options(arguments),
+            progress=progress,
+        )
 
 
-def _into_existing(arguments: argparse.Namespace, source: Image) -> None:
+def _into_existing(arguments: argparse.Namespace, images: list[Image], source: Source) -> None:
     from tapfs.disk import opening
     from tapfs.disk.chain import OpenOptions
     from tapfs.jobs.convert import Baseline, convert, refuse_own_chain
 
-    refuse_own_chain(source, arguments.target)
+    for image in images:
+        refuse_own_chain(image, arguments.target)
     options = OpenOptions(
         format=arguments.target_format,
         writable=True,
-        direct=arguments.direct,
+        direct=arguments.direct or is_direct(arguments.cache_t),
         write_base=arguments.write_base,
         cache_bytes=cache_bytes_of(arguments),
         say_raw="say {target_format=raw}",
@@ -123,4 +220,5 @@ def _into_existing(arguments: argparse.Namespace, source: Image) -> None:
         ) as target,
         progress_of(arguments, "convert") as progress,
     ):
-        convert(source, target, baseline=Baseline.ANYTHING, progress=progress)
+        baseline = Baseline.ZEROS if arguments.target_is_zero else Baseline.ANYTHING
+        convert(source, target, baseline=baseline, options=_copy_options(arguments), progress=progress)

@@ -10,6 +10,7 @@ from tapfs.cli.targets import (
     default_format,
     new_image_of,
     print_options,
+    take_backing_options,
     wants_encryption,
     wants_help,
 )
@@ -48,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     format_name: str = arguments.format or default_format(arguments.image or "", "-f")
     if wants_help(arguments):
         return print_options(format_name)
+    take_backing_options(arguments, _PROGRAM)
     if arguments.image is None:
         raise UsageError("FILE is missing", _PROGRAM)
     if arguments.size is None and arguments.target_backing is None:

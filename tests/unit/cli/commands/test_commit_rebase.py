@@ -96,6 +96,36 @@ def test_a_parent_shorter_than_the_overlay_hides_what_lies_below(tapfs: Run, tmp
     assert content(over) == base.read_bytes() == before
 
 
+@pytest.mark.parametrize("base_format", ["raw", "qcow2"])
+def test_a_base_smaller_than_the_overlay_grows(tapfs: Run, tmp_path: Path, base_format: str) -> None:
+    (below,) = chain(tmp_path, "raw")
+    with below.open("r+b") as file:
+        file.seek(SIZE // 2 + 5)
+        file.write(b"what the base has hidden from the start")
+    base, over = tmp_path / "base", tmp_path / "over.qcow2"
+    parent = (below.name, "raw") if base_format == "qcow2" else (None, None)
+    api.create_image(base, NewImage(base_format, SIZE // 2, backing=parent[0], backing_format=parent[1]))
+    api.create_image(over, NewImage("qcow2", 2 * SIZE, backing="base", backing_format=base_format))
+    with api.open(over, writable=True) as disk:
+        disk.write(2 * SIZE - 6, b"ending")
+    before = content(over)
+    assert tapfs("commit", "-q", over).code == 0
+    assert content(over) == before == content(base, base_format)
+
+
+def test_a_base_that_cannot_grow_is_left_as_it_is(tapfs: Run, tmp_path: Path) -> None:
+    base, over = tmp_path / "base.qcow", tmp_path / "over.qcow2"
+    api.create_image(base, NewImage("qcow", SIZE))
+    api.create_image(over, NewImage("qcow2", 2 * SIZE, backing="base.qcow", backing_format="qcow"))
+    with api.open(over, writable=True) as disk:
+        disk.write(0, b"beginning")
+    contents = base.read_bytes(), over.read_bytes()
+    ran = tapfs("commit", over)
+    assert ran.code == CODES[ErrorKind.OUT_OF_BOUNDS].exit_code
+    assert "cannot make it larger" in ran.err
+    assert (base.read_bytes(), over.read_bytes()) == contents
+
+
 def test_what_commit_refuses_it_refuses_before_it_changes_anything(tapfs: Run, tmp_path: Path) -> None:
     base, over = chain(tmp_path, "vdi", "vdi")
     contents = [path.read_bytes() for path in (base, over)]

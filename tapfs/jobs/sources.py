@@ -1,0 +1,225 @@
+"""The disk that a copy reads: an image, several images one behind the other, or one of which a part cannot be read."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.extent import Range
+from tapfs.jobs.pipeline import WINDOW_BYTES
+from tapfs.kernel.ranges import Ranges, ranges_of
+
+if TYPE_CHECKING:
+    from tapfs.kernel.engine import Buffer
+
+#: Every disk of several begins at a multiple of this, as qemu-img has it.
+_SECTOR = 512
+#: A range that cannot be read is narrowed down to pieces of so many bytes.
+_SALVAGED_BYTES = 512
+
+
+class Mapped(Protocol):
+    """The map of a disk as a copy goes through it."""
+
+    def data_ranges(self, offset: int, end: int, *, gap: int = 0, align: int = 1, most_bytes: int) -> Ranges:
+        """See :meth:`tapfs.disk.disk_map.DiskMap.data_ranges`."""
+        ...
+
+
+class Source(Protocol):
+    """A disk that is read; an `Image` is one."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the disk."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """The name for messages."""
+        ...
+
+    @property
+    def disk_map(self) -> Mapped:
+        """The map."""
+        ...
+
+    def read_ranges(self, ranges: Ranges, buffer: Buffer) -> None:
+        """Read ranges into a writable buffer, one behind the other. Past the end of the disk there are zeros."""
+        ...
+
+
+class Joined:
+    """Disks one behind the other: a :class:`Source`. They stay the caller's."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = list(sources)
+        self._starts: list[int] = []
+        end = 0
+        for source in self._sources:
+            start = -(-end // _SECTOR) * _SECTOR
+            self._starts.append(start)
+            end = start + source.size
+        self._size = end
+
+    @property
+    def size(self) -> int:
+        """Bytes of all disks and of the zeros that fill their last sectors."""
+        return self._size
+
+    @property
+    def path(self) -> str:
+        """The name of the first image."""
+        return self._sources[0].path
+
+    @property
+    def disk_map(self) -> Joined:
+        """The map."""
+        return self
+
+    def data_ranges(self, offset: int, end: int, *, gap: int = 0, align: int = 1, most_bytes: int) -> Ranges:
+        """The data of the disk that `offset` lies in; see :meth:`Mapped.data_ranges`."""
+        for source, start in zip(self._sources, self._starts, strict=True):
+            if offset < start:  # in what fills the last sector of the disk before
+                return ranges_of([], start) if align == 1 else ranges_of([Range(offset, align)], offset + align)
+            if offset < start + source.size:
+                local_end = min(end, start + source.size) - start
+                found = source.disk_map.data_ranges(offset - start, local_end, gap=gap, most_bytes=most_bytes)
+                moved = [Range(start + at, length) for at, length in found]
+                if align == 1:
+                    return ranges_of(moved, start + found.until)
+                return _widened(moved, offset, start + found.until, align, most_bytes)
+        return ranges_of([], end)
+
+    def read_ranges(self, ranges: Ranges, buffer: Buffer) -> None:
+        """Read ranges, each from the disks that it lies in."""
+        with memoryview(buffer) as view:
+            view[: ranges.packed] = bytes(ranges.packed)
+            for source, start in zip(self._sources, self._starts, strict=True):
+                self._read_of(source, start, ranges, view)
+
+    def _read_of(self, source: Source, start: int, ranges: Ranges, view: memoryview) -> None:
+        """Fill in what of the ranges lies in one disk: their bytes follow one another in the buffer."""
+        mine: list[Range] = []
+        packed_at = at = 0
+        for offset, length in ranges:
+            low, high = max(offset, start), min(offset + length, start + source.size)
+            if low < high:
+                if not mine:
+                    packed_at = at + low - offset
+                mine.append(Range(low - start, high - low))
+            at += length
+        if mine:
+            total = sum(each.length for each in mine)
+            source.read_ranges(ranges_of(mine, mine[-1].end), view[packed_at : packed_at + total])
+
+
+def _widened(found: Sequence[Range], offset: int, until: int, align: int, most_bytes: int) -> Ranges:
+    """Ranges from `offset` on, in whole multiples of `align` and of at most `most_bytes` in all."""
+    wide: list[Range] = []
+    room = most_bytes
+    for each in found:
+        start, stop = each.offset // align * align, -(-each.end // align) * align
+        if wide and start < wide[-1].end:
+            start = wide[-1].end
+        if stop - start > room:
+            return ranges_of(wide, start) if wide else ranges_of([Range(start, room)], start + room)
+        if start < stop:
+            wide.append(Range(start, stop - start))
+            room -= stop - start
+    last = max(until // align * align, wide[-1].end if wide else 0)
+    if last <= offset:  # the disk ends before a whole unit does
+        return ranges_of([Range(offset, align)], offset + align)
+    return ranges_of(wide, last)
+
+
+class Salvaged:
+    """A disk of which what cannot be read reads as zeros: a :class:`Source`. `lost` has these ranges.
+
+    Errors of the host, and damage of the image, are passed over; all others are raised.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._lock = threading.Lock()
+        self._lost: list[tuple[Range, ImageError]] = []
+
+    @property
+    def size(self) -> int:
+        """Bytes of the disk."""
+        return self._source.size
+
+    @property
+    def path(self) -> str:
+        """The name for messages."""
+        return self._source.path
+
+    @property
+    def disk_map(self) -> Salvaged:
+        """The map."""
+        return self
+
+    @property
+    def lost(self) -> list[tuple[Range, ImageError]]:
+        """What could not be read, ascending, neighbours joined; each with the first error that was met there."""
+        joined: list[tuple[Range, ImageError]] = []
+        for found, error in sorted(self._lost, key=lambda each: each[0]):
+            if joined and found.offset <= joined[-1][0].end:
+                last, first = joined.pop()
+                joined.append((Range(last.offset, max(last.end, found.end) - last.offset), first))
+            else:
+                joined.append((found, error))
+        return joined
+
+    def data_ranges(self, offset: int, end: int, *, gap: int = 0, align: int = 1, most_bytes: int) -> Ranges:
+        """What has no map is taken for data, which the reading of it will show."""
+        try:
+            return self._source.disk_map.data_ranges(offset, end, gap=gap, align=align, most_bytes=most_bytes)
+        except ImageError as error:
+            _require_passable(error)
+        step = min(most_bytes, max(align, WINDOW_BYTES // align * align), end - offset)
+        return ranges_of([Range(offset, step)], offset + step)
+
+    def read_ranges(self, ranges: Ranges, buffer: Buffer) -> None:
+        """Read ranges; what cannot be read is narrowed down."""
+        try:
+            self._source.read_ranges(ranges, buffer)
+        except ImageError as error:
+            _require_passable(error)
+        else:
+            return
+        with memoryview(buffer) as view:
+            at = 0
+            for each in ranges:
+                self._read(each, view[at : at + each.length])
+                at += each.length
+
+    def _read(self, wanted: Range, view: memoryview) -> None:
+        try:
+            self._source.read_ranges(ranges_of([wanted], wanted.end), view)
+        except ImageError as error:
+            _require_passable(error)
+            if wanted.length > _SALVAGED_BYTES:
+                for part in _halves(wanted):
+                    self._read(part, view[part.offset - wanted.offset : part.end - wanted.offset])
+                return
+            view[:] = bytes(wanted.length)
+            with self._lock:
+                self._lost.append((wanted, error))
+
+
+def _halves(whole: Range) -> Iterator[Range]:
+    """Two parts, divided at a multiple of the smallest piece."""
+    middle = (whole.offset + whole.length // 2) // _SALVAGED_BYTES * _SALVAGED_BYTES
+    if middle <= whole.offset:
+        middle = min(whole.end, whole.offset // _SALVAGED_BYTES * _SALVAGED_BYTES + _SALVAGED_BYTES)
+    yield Range(whole.offset, middle - whole.offset)
+    if middle < whole.end:
+        yield Range(middle, whole.end - middle)
+
+
+def _require_passable(error: ImageError) -> None:
+    if error.kind not in {ErrorKind.IO, ErrorKind.CORRUPT}:
+        raise error
