@@ -199,6 +199,18 @@ class Image:
         """The chain's images, top first, for who opens their files once more; they stay the Image's."""
         return self._chain.layers
 
+    def open_snapshot(self, name: str, *, password: bytes | None = None, depth: int = 0) -> Image:
+        """A snapshot that the image keeps, by its name or id, as a read-only Image of its own on the same open files.
+
+        This Image may be written meanwhile, and closed before or after it. An encrypted one needs its `password` again.
+        `depth` is the number of the layer that has the snapshot, 0: the image itself. Raises ImageError.
+        """
+        from tapfs.disk.live import snapshot_of  # only those who ask pay for it
+
+        self._chain.check_open()
+        layers = self._chain.layers[depth:]
+        return snapshot_of(layers, name, password=password, cache_bytes=self.cache_bytes)
+
     @property
     def allocated_bytes(self) -> int:
         """What the files of the chain take on their hosts: an estimate of the data in the disk."""

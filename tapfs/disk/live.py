@@ -23,6 +23,8 @@ from tapfs.host.file import LocalFile
 from tapfs.host.lock import Sharing, only_read_from_now_on, refuse_other_writers
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tapfs.disk.plan_log import PlanLog
 
 #: Bytes of a sector. Every served disk is a whole number of them.
@@ -116,6 +118,23 @@ def image_over(
     return opened
 
 
+def snapshot_of(layers: Sequence[Layer], name: str, *, password: bytes | None, cache_bytes: int) -> Image:
+    """A snapshot of the first of these open layers, with the others below it; they stay as they are.
+
+    The Image is read-only, and is closed by itself. The first layer may be written meanwhile: what a snapshot shares
+    is never written in place. Raises ImageError.
+    """
+    with ExitStack() as on_error:
+        opened: list[Layer] = []
+        for depth, layer in enumerate(layers):
+            wanted = name if depth == 0 else None
+            opened.append(once_more(layer, writable=False, direct=layer.file.direct, snapshot=wanted))
+            on_error.callback(opened[-1].close)
+        image = Image(opened, writable=False, password=password, cache_bytes=cache_bytes)
+        on_error.pop_all()
+    return image
+
+
 def let_others_read(image: Image) -> None:
     """Give up the writer's locks of what lies below an overlay now, so that it can be copied away."""
     for layer in image.layers[1:]:
@@ -180,15 +199,21 @@ def _set_length(image: Image, size: int) -> None:
 
 
 def once_more(
-    layer: Layer, path: str | None = None, *, writable: bool, direct: bool, sharing: Sharing = Sharing.UNCHECKED
+    layer: Layer,
+    path: str | None = None,
+    *,
+    writable: bool,
+    direct: bool,
+    sharing: Sharing = Sharing.UNCHECKED,
+    snapshot: str | None = None,
 ) -> Layer:
     """The same open files, and their locks, as another layer: read anew, closed by itself.
 
     `path` is the name that the image has then, None for the one that it has. Whether it may be written was asked when
-    it was opened.
+    it was opened. `snapshot` is the disk inside the image that the layer is to be, None the current one.
     """
     path = layer.path if path is None else path
-    options = OpenOptions(format=layer.driver.format_name, writable=writable, write_base=True)
+    options = OpenOptions(format=layer.driver.format_name, writable=writable, write_base=True, snapshot=snapshot)
     with ExitStack() as on_error:
         opened: list[LocalFile] = []
         for number, file in enumerate(layer.files):

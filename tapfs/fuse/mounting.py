@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from tapfs.disk.json_text import json_text
 from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.fuse.kept_disks import kept_disks
 from tapfs.fuse.mount_table import is_abandoned, top_mount
 from tapfs.fuse.registry import MountEntry, Registry
 from tapfs.fuse.settings import MountSettings
@@ -151,6 +152,7 @@ class ImageMount:
                 writable=image.writable,
                 information=lambda: information(image, contents),
                 partitions=contents.table.partitions,
+                snapshots=kept_disks(image, depth=0 if self.settings.overlay is None else 1),
             )
             os.chdir("/")  # a working directory would keep its file system, or this mount, busy
             modified_ns = os.fstat(image.layers[0].file.descriptor).st_mtime_ns

@@ -23,7 +23,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from tapfs.disk.image import Image
 from tapfs.fuse.settings import PLAIN, MountSettings
-from tapfs.fuse.tree import Document, Node, Tree, Window
+from tapfs.fuse.tree import Document, KeptDisk, Node, Tree, Window
 from tapfs.serving.failures import ErrorLog
 from tapfs.serving.threads import in_thread
 
@@ -39,11 +39,12 @@ _BLOCK = 4096
 
 
 class _Handle(NamedTuple):
-    """An open file; `text` is what a Document said when it was opened."""
+    """An open file; `text` is what a Document said when it was opened, `kept` the disk of a KeptDisk."""
 
     node: Node
     writing: bool
     text: bytes = b""
+    kept: Image | None = None
 
 
 class _Answering:
@@ -206,6 +207,9 @@ class ImageOperations(pyfuse3.Operations):
                 # Read around the page cache, for the size seen earlier need not be that of this text.
                 handle = self._add(_Handle(node, writing, await self._in_thread(node.content.text)))
                 return FileInfo(fh=handle, direct_io=True, keep_cache=False)
+            if isinstance(node.content, KeptDisk):
+                kept = await self._in_thread(node.content.image)
+                return FileInfo(fh=self._add(_Handle(node, writing, kept=kept)), keep_cache=True)
             handle = self._add(_Handle(node, writing))
             return FileInfo(fh=handle, keep_cache=not self._image.writable)
 
@@ -217,15 +221,16 @@ class ImageOperations(pyfuse3.Operations):
         """Bytes of a file, fewer only at its end."""
         with self._answering:
             handle = self._handle(fh)
-            window = handle.node.content
-            if not isinstance(window, Window):
+            content = handle.node.content
+            if not isinstance(content, Window | KeptDisk):
                 return handle.text[off : off + size]
-            length = min(size, window.size - off)
+            length = min(size, content.size - off)
             if length <= 0:
                 return b""
-            start = window.start + off
-            data = self._image.try_read(start, length)
-            return await self._in_thread(lambda: self._image.read(start, length)) if data is None else data
+            image = handle.kept or self._image
+            start = off + (content.start if isinstance(content, Window) else 0)
+            data = image.try_read(start, length)
+            return await self._in_thread(lambda: image.read(start, length)) if data is None else data
 
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
         """Write to the disk; like a block device it takes nothing past its end."""
@@ -283,13 +288,16 @@ class ImageOperations(pyfuse3.Operations):
         entry.st_nlink = 2 if stat.S_ISDIR(node.mode) else 1
         entry.st_uid, entry.st_gid = self._owner
         modified_ns = max(self._modified_ns, self._last_write_ns())
+        if isinstance(node.content, KeptDisk):
+            modified_ns = node.content.modified_ns
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = modified_ns
         entry.entry_timeout = entry.attr_timeout = _STABLE_SECONDS
-        if isinstance(node.content, Window):
+        if isinstance(node.content, Window | KeptDisk):
             entry.st_size = node.content.size
         elif isinstance(node.content, Document):
             entry.st_size = len(await self._in_thread(node.content.text))
             entry.attr_timeout = 0
-        taken = min(entry.st_size, self._image.allocated_bytes) if isinstance(node.content, Window) else entry.st_size
+        disk = isinstance(node.content, Window | KeptDisk)
+        taken = min(entry.st_size, self._image.allocated_bytes) if disk else entry.st_size
         entry.st_blocks = -(-taken // 512)
         return entry

@@ -28,7 +28,7 @@ from tapfs.fuse.files.layer import FilesLayer
 from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE, require_uncovered, top_mount, unmount
 from tapfs.fuse.registry import MountEntry, Registry
 from tapfs.fuse.settings import PLAIN, MountSettings, for_hidden_mount
-from tapfs.fuse.tree import Tree
+from tapfs.fuse.tree import KeptDisk, Tree
 from tapfs.serving.failures import failure_of
 from tapfs.serving.log import log
 from tapfs.serving.service import Service
@@ -92,6 +92,9 @@ class Session:
         self._ready = ready
         self._service.ending.add("remove the entry of the mount", partial(self._registry.remove, self._entry.pid))
         self._service.ending.add("flush and close the image", self._image.close)
+        for node in self._mount.tree.nodes():
+            if isinstance(node.content, KeptDisk):
+                self._service.ending.add("close a snapshot", node.content.close)
         self._service.run(self)
 
     # What the service asks for

@@ -7,10 +7,15 @@ this table.
 from __future__ import annotations
 
 import stat
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tapfs.partitions.table import Partition
+
+if TYPE_CHECKING:
+    from tapfs.disk.image import Image
 
 ROOT_INODE = 1
 
@@ -21,6 +26,33 @@ class Window:
 
     start: int
     size: int
+
+
+class KeptDisk:
+    """A disk beside that of the mount, which never changes: a snapshot. It is opened when it is first read.
+
+    `size` is in bytes, `modified_ns` in nanoseconds since 1970.
+    """
+
+    def __init__(self, size: int, modified_ns: int, open_image: Callable[[], Image]) -> None:
+        self.size = size
+        self.modified_ns = modified_ns
+        self._open_image = open_image
+        self._image: Image | None = None
+        self._lock = threading.Lock()
+
+    def image(self) -> Image:
+        """The open disk, for any thread; it may block. Raises ImageError."""
+        with self._lock:
+            if self._image is None:
+                self._image = self._open_image()
+            return self._image
+
+    def close(self) -> None:
+        """Close the disk if it was opened."""
+        with self._lock:
+            if self._image is not None:
+                self._image.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +69,9 @@ class Directory:
     children: dict[bytes, int] = field(default_factory=dict[bytes, int])
 
 
+Content = Window | KeptDisk | Document | Directory
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """One entry of the tree; `mode` holds type and permissions."""
@@ -45,7 +80,7 @@ class Node:
     parent: int
     name: bytes
     mode: int
-    content: Window | Document | Directory
+    content: Content
 
 
 class Tree:
@@ -55,7 +90,7 @@ class Tree:
         root = Node(ROOT_INODE, ROOT_INODE, b"", stat.S_IFDIR | 0o555, Directory())
         self._nodes = {ROOT_INODE: root}
 
-    def add(self, parent: int, name: bytes, permissions: int, content: Window | Document | Directory) -> Node:
+    def add(self, parent: int, name: bytes, permissions: int, content: Content) -> Node:
         """Add an entry to the directory with inode `parent`."""
         directory = self.directory(parent)
         if directory is None or name in directory.children:
@@ -101,12 +136,18 @@ class Tree:
 
 
 def image_tree(
-    size: int, *, writable: bool, information: Callable[[], bytes], partitions: Iterable[Partition] = ()
+    size: int,
+    *,
+    writable: bool,
+    information: Callable[[], bytes],
+    partitions: Iterable[Partition] = (),
+    snapshots: Iterable[tuple[bytes, KeptDisk]] = (),
 ) -> Tree:
     """The tree of an image: `disk`, its flat contents of `size` bytes, `part1` and so on, and `info.json`.
 
     The partitions are those of the start: what a guest makes of its table later shows in the next
-    mount. An extended partition has no node, the logical ones in it have.
+    mount. An extended partition has no node, the logical ones in it have. The directory `snapshots` is there if the
+    image has any.
     """
     tree = Tree()
     permissions = 0o600 if writable else 0o400
@@ -115,4 +156,9 @@ def image_tree(
         if not partition.container:
             tree.add(ROOT_INODE, b"part%d" % partition.number, permissions, Window(partition.start, partition.size))
     tree.add(ROOT_INODE, b"info.json", 0o444, Document(information))
+    folder: Node | None = None
+    for name, disk in snapshots:
+        if folder is None:
+            folder = tree.add(ROOT_INODE, b"snapshots", 0o555, Directory())
+        tree.add(folder.inode, name, 0o400, disk)
     return tree

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Mount IMAGE on the directory DIR: DIR/disk is the flat disk, DIR/part1, part2, ... the
-partitions that it has when it is mounted, DIR/info.json what 'tapfs info --json' prints.
+partitions that it has when it is mounted, DIR/info.json what 'tapfs info --json' prints. DIR/snapshots has
+the disks that the image keeps beside its current one, read-only, '/' and '%' of their names as %2F and %25.
 Returns when the mount is ready; 'tapfs umount DIR' ends it.
 
 The file systems inside are mounted from there, for example:
