@@ -117,6 +117,7 @@ OPTIONS: dict[str, Spelling] = {
     "sector_size": Spelling("--sector-size {}", "sector_size={}", "sector_size={}"),
     "shrink": Spelling("--shrink", "shrink", "shrink=True"),
     "target_format": Spelling("-O {}", "format={}", "format='{}'"),
+    "skip_broken_bitmaps": Spelling("--skip-broken-bitmaps", "skip_broken_bitmaps", "skip_broken_bitmaps=True"),
     "snapshot": Spelling("--snapshot {}", "snapshot={}", "snapshot={}"),
     "unsafe": Spelling("-u", "unsafe", "unsafe=True"),
     "write_base": Spelling("--write-base", "write_base", "write_base=True"),

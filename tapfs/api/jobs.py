@@ -108,6 +108,8 @@ def convert(
     create: bool = True,
     zeroed: bool = False,
     salvage: bool = False,
+    bitmaps: bool = False,
+    skip_broken_bitmaps: bool = False,
     copying: CopyOptions | None = None,
     progress: Progress | None = None,
 ) -> list[Range]:
@@ -120,19 +122,25 @@ def convert(
     options of the target's format. `target_password` makes an encrypted image. Without `create` the existing disk
     `target` is overwritten, zeros included, unless it is `zeroed`, so that it reads as zeros before. `copying` bounds
     the rate and the threads, and says how zeros are looked for (`CopyOptions`). With `salvage` what cannot be read
-    becomes zeros: the result is a list of these ranges. Raises ImageError.
+    becomes zeros: the result is a list of these ranges. `bitmaps` copies those of the one source into the new image,
+    without the inconsistent ones if `skip_broken_bitmaps`. Raises ImageError.
     """
+    from tapfs.jobs.bitmap_copy import bitmaps_to_copy
     from tapfs.jobs.convert import Baseline, convert_to_new, refuse_own_chain
     from tapfs.jobs.convert import convert as copy_disk
     from tapfs.jobs.create import NewImage
     from tapfs.jobs.sources import Joined, Salvaged, Source
 
     name = os.fsdecode(target)
+    if bitmaps and not create:
+        raise ValueError("bitmaps are copied into new images only")
     given = [source] if isinstance(source, str | os.PathLike | Image) else source
     with ExitStack() as stack:
         images = [stack.enter_context(opened_image(each, format, password)) for each in given]
         for image in images:
             refuse_own_chain(image, name)
+        if bitmaps and len(images) > 1:
+            raise ValueError("bitmaps are those of one disk, not of several")
         disk: Source = images[0] if len(images) == 1 else Joined(images)
         salvaged = Salvaged(disk)
         disk = salvaged if salvage else disk
@@ -145,7 +153,8 @@ def convert(
                 options=dict(options or {}),
                 password=target_password,
             )
-            convert_to_new(disk, name, new, compressed=compressed, options=copying, progress=progress)
+            copied = bitmaps_to_copy(images[0], skip_broken=skip_broken_bitmaps) if bitmaps else None
+            convert_to_new(disk, name, new, compressed=compressed, options=copying, bitmaps=copied, progress=progress)
         elif compressed or backing is not None or backing_format is not None or options:
             raise ValueError(
                 "without create the target stays as it is: compressed, backing and options are for new ones"

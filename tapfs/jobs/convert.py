@@ -13,6 +13,7 @@ from tapfs.jobs.copying import Baseline, Copy, CopyOptions
 from tapfs.jobs.packing import copy_packed
 
 if TYPE_CHECKING:
+    from tapfs.jobs.bitmap_copy import CopiedBitmaps
     from tapfs.jobs.create import NewImage
     from tapfs.jobs.sources import Source
 
@@ -65,12 +66,13 @@ def convert_to_new(
     *,
     compressed: bool = False,
     options: CopyOptions | None = None,
+    bitmaps: CopiedBitmaps | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Copy `source` into a new image `path`, which replaces what has that name.
 
     It appears under its name only when it is complete and durable; whatever ends the copy
-    before leaves nothing of it, and an existing file as it was (a block device excepted).
+    before leaves nothing of it, and an existing file as it was (a block device excepted). `bitmaps` go into it, too.
     Raises ImageError; exists if `path` is `source` or one of its parents.
     """
     from tapfs.jobs.create import new_image, starts_as_noise
@@ -87,7 +89,12 @@ def convert_to_new(
         if starts_as_noise(target):
             baseline = Baseline.ANYTHING
         packed = compressed or target.only_streamed
+        if bitmaps is not None:
+            bitmaps.require_kept(target)
         convert(source, target, baseline=baseline, compressed=packed, options=options, progress=progress)
+        if bitmaps is not None:
+            target.end_writing()
+            bitmaps.into(target)
 
 
 def refuse_own_chain(source: Image, path: str) -> None:

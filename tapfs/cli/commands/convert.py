@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -20,10 +21,9 @@ from tapfs.cli.targets import (
 )
 
 if TYPE_CHECKING:
-    import argparse
-
     from tapfs.cli.parser import Subparsers
     from tapfs.disk.image import Image
+    from tapfs.jobs.bitmap_copy import CopiedBitmaps
     from tapfs.jobs.convert import CopyOptions
     from tapfs.jobs.sources import Salvaged, Source
 
@@ -84,9 +84,23 @@ def add_parser(subparsers: Subparsers) -> None:
         "-r", "--rate-limit", metavar="RATE", type=size_argument, help="write at most so many bytes a second (10M)"
     )
     parser.add_argument("-m", "--parallel", metavar="N", type=int, help="read with at most N threads")
+    parser.add_argument(
+        "--bitmaps", action="store_true", help="copy the bitmaps of SOURCE, too, into a new TARGET that can keep them"
+    )
+    parser.add_argument(
+        "--skip-broken-bitmaps", action="store_true", help="with --bitmaps: leave out those that are inconsistent"
+    )
     add_progress_options(parser)
     add_target_options(parser, "target-")
     add_image_options(parser)
+    parser.add_argument(
+        "-l",
+        "--source-snapshot",
+        dest="snapshot",
+        metavar="SNAPSHOT",
+        default=argparse.SUPPRESS,
+        help="as --snapshot; in either snapshot.id=ID and snapshot.name=NAME say which of the two is meant",
+    )
     add_qemu_words(parser, "-T", "-t", target_options=True)
     for letter, name, meaning in (
         ("-W", "--oob-writes", "TARGET is written in the order of the disk, as fast as without"),
@@ -133,6 +147,10 @@ def _check(arguments: argparse.Namespace, sources: list[str]) -> None:
         raise UsageError("-b goes with one SOURCE: several make a disk that no backing file has", _PROGRAM)
     if arguments.sparse_size is not None and (arguments.compress or arguments.target_backing):
         raise UsageError("-S goes with neither -c nor -b, which look at whole clusters", _PROGRAM)
+    if arguments.skip_broken_bitmaps and not arguments.bitmaps:
+        raise UsageError("--skip-broken-bitmaps goes with --bitmaps", _PROGRAM)
+    if arguments.bitmaps and (len(sources) > 1 or arguments.no_create or arguments.snapshot is not None):
+        raise UsageError("--bitmaps goes with one SOURCE, its current disk and a new TARGET", _PROGRAM)
     if arguments.rate_limit == 0:
         raise UsageError("-r 0 would never end", _PROGRAM)
     if arguments.parallel is not None and arguments.parallel < 1:
@@ -186,6 +204,7 @@ def _into_new(arguments: argparse.Namespace, images: list[Image], source: Source
         key_file=arguments.target_key_file or arguments.key_file,
         program=_PROGRAM,
     )
+    bitmaps = _bitmaps_of(arguments, images[0])
     with progress_of(arguments, "convert") as progress:
         convert_to_new(
             source,
@@ -193,8 +212,23 @@ def _into_new(arguments: argparse.Namespace, images: list[Image], source: Source
             new,
             compressed=arguments.compress,
             options=_copy_options(arguments),
+            bitmaps=bitmaps,
             progress=progress,
         )
+
+
+def _bitmaps_of(arguments: argparse.Namespace, source: Image) -> CopiedBitmaps | None:
+    """The bitmaps that are to be copied; says which of them are left out."""
+    if not arguments.bitmaps:
+        return None
+    from tapfs.cli.guard import complain
+    from tapfs.errors import printable
+    from tapfs.jobs.bitmap_copy import bitmaps_to_copy
+
+    copied = bitmaps_to_copy(source, skip_broken=arguments.skip_broken_bitmaps)
+    for name in copied.skipped:
+        complain("tapfs", f"{printable(source.path)}: bitmap {name!r} is inconsistent and was left out")
+    return copied
 
 
 def _into_existing(arguments: argparse.Namespace, images: list[Image], source: Source) -> None:

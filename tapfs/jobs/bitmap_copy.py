@@ -1,0 +1,77 @@
+"""Copy the bitmaps of an image into the new image that its disk was copied to."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from tapfs.disk.image import Image
+from tapfs.disk.live import once_more
+from tapfs.driver import Bitmap, BitmapKeeper, Bitmapped
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.extent import Range
+from tapfs.jobs.bitmaps import keeper
+from tapfs.plan import Plan
+
+_OP = "copy the bitmaps"
+
+
+class CopiedBitmaps(NamedTuple):
+    """The bitmaps of an open image that are to be copied; `skipped` are the names of those that are inconsistent."""
+
+    source: Bitmapped
+    bitmaps: Sequence[Bitmap]
+    skipped: Sequence[str]
+
+    def require_kept(self, target: Image) -> None:
+        """Raise ImageError(unsupported) if an image cannot keep bitmaps."""
+        keeper(target.layers[0])
+
+    def into(self, target: Image) -> None:
+        """Add them to a new image whose disk is complete and flushed: nobody may write it after that.
+
+        Raises ImageError.
+        """
+        for bitmap in self.bitmaps:
+            ranges = list(self.source.bitmap_ranges(bitmap.name))
+            _edit(target, partial(_added, bitmap))
+            if ranges:
+                _edit(target, partial(_stored, bitmap, ranges))
+
+
+def bitmaps_to_copy(source: Image, *, skip_broken: bool) -> CopiedBitmaps:
+    """The bitmaps of an open image, of its current disk.
+
+    Raises ImageError: unsupported for a format without bitmaps, corrupt for an inconsistent one unless `skip_broken`.
+    """
+    driver = source.layers[0].driver
+    if not isinstance(driver, Bitmapped):
+        message = f"{source.format_name} images keep no bitmaps"
+        raise ImageError(ErrorKind.UNSUPPORTED, message, path=source.path, op=_OP)
+    found = driver.bitmaps()
+    broken = [each.name for each in found if not each.consistent]
+    if broken and not skip_broken:
+        message = f"bitmap {broken[0]!r} is inconsistent: what it says cannot be copied"
+        remedy = "say {skip_broken_bitmaps} to leave it out"
+        raise ImageError(ErrorKind.CORRUPT, message, path=source.path, op=_OP, remedy=remedy)
+    return CopiedBitmaps(driver, [each for each in found if each.consistent], broken)
+
+
+def _added(bitmap: Bitmap, driver: BitmapKeeper) -> Iterator[Plan]:
+    return driver.add_bitmap(bitmap.name, bitmap.granularity, enabled=bitmap.enabled)
+
+
+def _stored(bitmap: Bitmap, ranges: Sequence[Range], driver: BitmapKeeper) -> Iterator[Plan]:
+    return driver.store_bitmap(bitmap.name, ranges)
+
+
+def _edit(target: Image, edit: Callable[[BitmapKeeper], Iterator[Plan]]) -> None:
+    """Execute an edit on the open files of an image that waits for nothing."""
+    from tapfs.kernel.engine import HostDescriptor, execute_on_files  # the target's engine is loaded already
+
+    with contextlib.closing(once_more(target.layers[0], writable=True, direct=False)) as layer:
+        for plan in edit(keeper(layer)):
+            files = [HostDescriptor(file.descriptor, file.path, writable=file.writable) for file in layer.files]
+            execute_on_files(files, plan)
