@@ -91,12 +91,17 @@ def _runs(file: HostFile, header: Header, entries: Sequence[int]) -> Iterator[tu
         if entry & ALL_ONES:
             yield base, base + size * 8
         elif entry:
-            for found in _MARKED.finditer(file.read(entry & OFFSET, size)):
-                at, byte = base + found.start() * 8, found[0][0]
-                if byte == 0xFF:
-                    yield at, base + found.end() * 8
-                else:
-                    yield from ((at + first, at + stop) for first, stop in _RUNS_OF_BYTE[byte])
+            yield from bit_runs(file.read(entry & OFFSET, size), base)
+
+
+def bit_runs(content: bytes, base: int) -> Iterator[tuple[int, int]]:
+    """The runs of bits that are 1, of which the first has the number `base`; runs may continue each other."""
+    for found in _MARKED.finditer(content):
+        at, byte = base + found.start() * 8, found[0][0]
+        if byte == 0xFF:
+            yield at, base + found.end() * 8
+        else:
+            yield from ((at + first, at + stop) for first, stop in _RUNS_OF_BYTE[byte])
 
 
 def _runs_of(byte: int) -> tuple[tuple[int, int], ...]:
@@ -123,13 +128,13 @@ def clusters_of(ranges: Iterable[Range], granularity: int, cluster_size: int) ->
                     yield index, bytes(content)
                 index, content = at, bytearray(cluster_size)
             part = min(stop - first, cluster_size * 8 - inside)
-            _mark(content, inside, inside + part)
+            mark_bits(content, inside, inside + part)
             first += part
     if content:
         yield index, bytes(content)
 
 
-def _mark(content: bytearray, first: int, stop: int) -> None:
+def mark_bits(content: bytearray, first: int, stop: int) -> None:
     """Set the bits ``[first, stop)``."""
     low, high = first // 8, stop // 8
     if low == high:

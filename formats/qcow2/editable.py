@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tapfs.formats.qcow2.bitmap_following import BitmapFollowing
 from tapfs.formats.qcow2.bitmap_keeper import BitmapKeeping
 from tapfs.formats.qcow2.extended import ExtendedQcow2Driver
 from tapfs.formats.qcow2.resize import make_room, resize
 from tapfs.formats.qcow2.snapshot_keeper import SnapshotKeeping
-from tapfs.formats.qcow2.writer import WritableQcow2Driver
 from tapfs.plan import Plan
 
 
-class EditableQcow2Driver(SnapshotKeeping, BitmapKeeping, WritableQcow2Driver):
+class EditableQcow2Driver(SnapshotKeeping, BitmapKeeping, BitmapFollowing):
     """An open image, read-write."""
 
     def make_room(self, size: int) -> Iterator[Plan]:

@@ -91,7 +91,7 @@ class WritableQcow2Driver(Qcow2Driver):
             if operation is Operation.WRITE:
                 self.require_runs(offset, length, used=False)
                 self.keep_tables(offset, length, used=False)
-                placements += self._place(offset, length)
+                placements += self.place(offset, length)
             else:
                 self.require_runs(offset, length, used=True)
                 placements += self._place_zeros(offset, length, operation)
@@ -146,6 +146,10 @@ class WritableQcow2Driver(Qcow2Driver):
         """The plan described at the head of this module; empty where nothing has changed."""
         if not (self.slices.changed or self.l1_pending or self._l1_in_plan or self.refcounts.is_changed):
             return Plan()
+        return self.planned()
+
+    def planned(self, *further: list[Step]) -> Plan:
+        """The plan of a flush, with `further` stages before the counts of what they unlink are lowered."""
         self.slices.begin_plan()
         self.refcounts.begin_plan()
         self._l1_in_plan |= self.l1_pending
@@ -158,6 +162,7 @@ class WritableQcow2Driver(Qcow2Driver):
             self.refcounts.table_steps(),
             self._slice_steps(),
             l1_steps(self.l1, self.l1_offset, self._l1_in_plan),
+            *further,
             self.refcounts.lower_steps(),
             [Discard(0, run.first << bits, run.clusters << bits) for run in self.refcounts.freed],
         )
@@ -261,7 +266,8 @@ class WritableQcow2Driver(Qcow2Driver):
 
     # -- placing --------------------------------------------------------------------------------
 
-    def _place(self, offset: int, length: int) -> list[Placement]:
+    def place(self, offset: int, length: int) -> list[Placement]:
+        """Places for a range of whole clusters."""
         if self.data_number:
             return [Placement(offset, length, offset, file=self.data_number)]
         placements: list[Placement] = []
@@ -292,7 +298,7 @@ class WritableQcow2Driver(Qcow2Driver):
                 if run.kind is Kind.DATA and (run.copied and owned):
                     placements.append(Placement(at, run.length, run.host_offset, self.data_number, in_place=True))
                 elif must_place:
-                    placements += self._place(at, run.length)
+                    placements += self.place(at, run.length)
         return placements
 
     # -- publishing -----------------------------------------------------------------------------

@@ -6,8 +6,9 @@ import json
 import os
 import random
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,7 +35,7 @@ KINDS = {
 
 
 @contextmanager
-def served(tool: Tool, image: Path, name: str) -> Iterator[str]:
+def served(tool: Tool, image: Path, name: str) -> Generator[str]:
     """An image served by QEMU with its bitmap, at a socket; its end waits for the lock of the image."""
     socket = image.with_name("socket")
     program = str(Path(tool("qemu-img")).with_name("qemu-nbd"))
@@ -109,6 +110,51 @@ def test_turns(kind: str, tool: Tool, tapfs: Run, tmp_path: Path) -> None:
     same(tool, tapfs, image, ["theirs"])
     assert tapfs("bitmap", "--remove", image, "theirs").code == 0
     same(tool, tapfs, image, [])
+
+
+@pytest.mark.parametrize("tool", [system_qemu, newest_qemu])
+@pytest.mark.parametrize("kind", KINDS)
+def test_writes_of_both_are_noted(kind: str, tool: Tool, tapfs: Run, tmp_path: Path) -> None:
+    """Each writes in its turn; a bitmap then marks every cluster that either of them has written, and no other."""
+    choice = random.Random(kind)
+    image, cluster = tmp_path / "image", 65536
+    options = KINDS[kind].replace("outside", f"{tmp_path}/outside")
+    qemu(tool("qemu-img"), "create", "-q", "-f", "qcow2", "-o", options, image, SIZE)
+    qemu(tool("qemu-io"), "-f", "qcow2", "-c", f"write 0 {SIZE // 2}", image)
+    qemu(tool("qemu-img"), "bitmap", "--add", "-g", str(max(cluster, 2 << 20)), image, "wide")
+    assert tapfs("bitmap", "--add", "-g", "4K", image, "fine").code == 0
+    written: set[int] = set()
+    for turn in range(4):
+        places = [choice.randrange(SIZE // 512 - 64) * 512 for _ in range(6)]
+        if turn % 2:
+            qemu(tool("qemu-io"), "-f", "qcow2", *(w for at in places for w in ("-c", f"write -P 7 {at} 8k")), image)
+        else:
+            with api.open(image, writable=True) as disk:
+                for at in places:
+                    disk.write(at, b"\7" * 8192)
+                disk.write(places[0], b"\7" * 512)  # in place by now
+        written |= {sector for at in places for sector in range(at // 512, at // 512 + 16)}
+        same(tool, tapfs, image, ["wide", "fine"])
+        for name in ("wide", "fine"):
+            marked = by_tapfs(image, name)
+            assert all(any(at <= sector * 512 < at + length for at, length in marked) for sector in written)
+    assert sum(length for _, length in by_tapfs(image, "fine")) < SIZE // 2 or kind == "2M"
+
+
+def test_a_writer_that_was_killed_leaves_its_bitmaps_in_use(tapfs: Run, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    qemu("qemu-img", "create", "-q", "-f", "qcow2", image, SIZE)
+    for name in ("on", "off"):
+        assert tapfs("bitmap", "--add", image, name).code == 0
+    assert tapfs("bitmap", "--disable", image, "off").code == 0
+    script = (
+        "import os, sys, tapfs\nd = tapfs.open(sys.argv[1], writable=True)\nd.write(0, b'x')\nd.flush()\nos.abort()"
+    )
+    subprocess.run([sys.executable, "-c", script, image], check=False, capture_output=True)
+    assert [(each.name, each.consistent) for each in api.bitmaps(image)] == [("on", False), ("off", True)]
+    shown = json.loads(qemu("qemu-img", "info", "--output=json", image))["format-specific"]["data"]["bitmaps"]
+    assert [each["flags"] for each in shown] == [["in-use", "auto"], []]
+    qemu("qemu-img", "check", "-q", image)
 
 
 def test_a_merge_from_another_image(tapfs: Run, tmp_path: Path) -> None:

@@ -169,19 +169,24 @@ def test_compressed_images_are_clean_and_no_larger(
     assert by_qemu(ours) == expected
 
 
-def test_bitmaps_that_follow_the_disk_say_that_they_do_not(tapfs: Run, tmp_path: Path) -> None:
+def test_bitmaps_that_follow_the_disk_are_in_use_while_it_is_written(tapfs: Run, tmp_path: Path) -> None:
     image = tmp_path / "image"
     qemu("qemu-img", "create", "-q", "-f", "qcow2", image, 3 * MIB)
     qemu("qemu-img", "bitmap", "-f", "qcow2", "--add", image, "followed")
     qemu("qemu-img", "bitmap", "-f", "qcow2", "--add", "--disable", image, "still")
+
+    def flags() -> dict[str, list[str]]:
+        info = json.loads(qemu("qemu-img", "info", "-U", "--output=json", image))
+        return {each["name"]: each["flags"] for each in info["format-specific"]["data"]["bitmaps"]}
+
     with tapfs_package.open(image, writable=True) as disk:
+        assert flags() == {"followed": ["auto"], "still": []}
         disk.write(0, b"x")
+        assert flags() == {"followed": ["in-use", "auto"], "still": []}
+        listed = json.loads(tapfs("info", "-U", "--json", image).out)["details"]["bitmaps"]
+        assert [each["consistent"] for each in listed] == [False, True]
     is_clean(image)
-    info = json.loads(qemu("qemu-img", "info", "--output=json", image))
-    flags = {each["name"]: each["flags"] for each in info["format-specific"]["data"]["bitmaps"]}
-    assert flags == {"followed": ["in-use", "auto"], "still": []}
-    listed = json.loads(tapfs("info", "--json", image).out)["details"]["bitmaps"]
-    assert [each["consistent"] for each in listed] == [False, True]
+    assert flags() == {"followed": ["auto"], "still": []}
 
 
 def test_bits_of_unknown_autoclear_features_are_cleared(tmp_path: Path) -> None:

@@ -135,6 +135,6 @@ def test_dir_shows_what_programs_are_promised(image: Path) -> None:
         shown = {name for name in dir(disk) if not name.startswith("_")}
     properties = {"size", "path", "format_name", "granule", "writable", "temporary", "closed", "parents", "info"}
     properties |= {"needs_password", "sector_size"}
-    reading = {"read", "read_into", "extents", "contents", "open", "allocated_bytes"}
+    reading = {"read", "read_into", "extents", "contents", "open", "open_snapshot", "allocated_bytes"}
     writing = {"write", "write_zeroes", "discard", "flush", "unflushed_bytes", "close", "abandon"}
     assert shown == properties | reading | writing

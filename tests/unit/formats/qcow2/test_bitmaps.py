@@ -210,10 +210,25 @@ def test_a_write_marks_an_enabled_bitmap_and_no_other() -> None:
     done(file, lambda each: each.add_bitmap("off", None, enabled=False))
     done(file, lambda each: each.store_bitmap("off", [Range(0, 1)]))
     disk = opened(file)
-    disk.write(0, b"x")
+    disk.write(200_000, b"x")
     disk.flush()
-    disk = opened(file)
+    assert [each.consistent for each in reader_of(file).bitmaps()] == [False, True]
+    disk.end()
+    assert [each.consistent for each in reader_of(file).bitmaps()] == [True, True]
+    assert ranges(file, "on") == [Range(196_608, 65_536)]
     assert ranges(file, "off") == [Range(0, 65536)]
+    assert audit(bytes(file.data)).leaks == []
+
+
+def test_a_bitmap_that_cannot_be_read_is_marked_by_the_first_write() -> None:
+    file = created(SIZE)
+    done(file, lambda each: each.add_bitmap("b", None, enabled=True))
+    table = int.from_bytes(file.data[directory(file) : directory(file) + 8], "big")
+    file.data[table + 7] = 2  # a reserved bit
+    disk = opened(file)
+    disk.write(0, b"x")
+    disk.end()
+    assert [each.consistent for each in reader_of(file).bitmaps()] == [False]
 
 
 def entry_of_another_program(file: MemoryFile) -> bytes:

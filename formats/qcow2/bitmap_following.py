@@ -1,0 +1,74 @@
+"""The part of a writable qcow2 driver that keeps enabled bitmaps true while the disk is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from tapfs.driver import HostFile, OpenRequest, Placement, Reservation
+from tapfs.extent import Extent, Kind
+from tapfs.formats.qcow2.bitmaps import read_bitmaps
+from tapfs.formats.qcow2.edited_image import release, take
+from tapfs.formats.qcow2.followed_bitmaps import FollowedBitmaps
+from tapfs.formats.qcow2.writer import WritableQcow2Driver
+from tapfs.plan import Plan, Step
+from tapfs.tables import TableLayout
+
+
+class BitmapFollowing(WritableQcow2Driver):
+    """A writable driver whose image may have bitmaps that note what is written (`followed_bitmaps.py`)."""
+
+    def __init__(self, file: HostFile, request: OpenRequest) -> None:
+        super().__init__(file, request)
+        self.followed = FollowedBitmaps(file, self.header, () if request.lenient else self.extensions)
+
+    def map(self, offset: int, length: int) -> list[Extent]:
+        """The map, in which nothing is in place that a write has to mark first."""
+        extents = super().map(offset, length)
+        return self.followed.apart(extents) if self.followed else extents
+
+    def table_layout(self) -> TableLayout | None:
+        """None while bitmaps follow: what may be written in place is not to be seen in the tables alone."""
+        return None if self.followed else super().table_layout()
+
+    def place(self, offset: int, length: int) -> list[Placement]:
+        """Places for a range; a cluster that is this disk's alone stays where it is, and its write marks it."""
+        if not self.followed or self.data_number:
+            return super().place(offset, length)
+        return list(self._places(offset, length))
+
+    def _places(self, offset: int, length: int) -> Iterator[Placement]:
+        for unit, first, stop in self.pieces(offset, length, used=False):
+            words = self.slices.load(unit)
+            if words is None:
+                at = unit * self.header.unit + (first << self.header.cluster_bits)
+                yield from super().place(at, (stop - first) << self.header.cluster_bits)
+                continue
+            owned = self.owns_table(unit // self.header.slices)
+            for run in self.runs(unit, words, first, stop):
+                at = unit * self.header.unit + run.start
+                if run.kind is Kind.DATA and run.copied and owned:
+                    yield Placement(at, run.length, run.host_offset, in_place=True)
+                else:
+                    yield from super().place(at, run.length)
+
+    def commit(self, reservation: Reservation) -> None:
+        """Publish the new map, and mark what has changed."""
+        for offset, length in reservation.ranges:
+            self.followed.mark(offset, length)
+        super().commit(reservation)
+
+    def end(self) -> Plan:
+        """Store what the bitmaps have noted, and say that they follow the disk again."""
+        if not self.followed:
+            return super().end()
+        listed = read_bitmaps(self.file, self.extensions)
+        steps = self.followed.store(listed, self._take_bits, partial(release, self), self.file)
+        return self.planned(steps.content, steps.places, steps.flags) if steps.flags else Plan()
+
+    def _take_bits(self, content: bytes) -> tuple[int, Step]:
+        """New clusters for bits or a table, where no data may go any more."""
+        place, step = take(self, content)
+        for at in range(0, max(1, len(content)), self.header.cluster_size):
+            self.guard.add(place + at)
+        return place, step
