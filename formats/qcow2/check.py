@@ -18,6 +18,7 @@ from tapfs.formats.qcow2.entries import COPIED, OFFSET
 from tapfs.formats.qcow2.header import CORRUPT, DIRTY, INCOMPATIBLE_AT, SIZE_AT, WORD
 from tapfs.formats.qcow2.reader import Qcow2Reader
 from tapfs.formats.qcow2.references import References
+from tapfs.formats.qcow2.signature import VERSIONS
 from tapfs.formats.qcow2.tally import WINDOW_BITS, Tally
 from tapfs.references import CountedWindow
 
@@ -46,6 +47,7 @@ class Check:
             self.report.add(*finding)
         self._note_header()
         self.references = References(image, self._fault)
+        self._note_snapshots()
         self._counting = Counting(image.header.refcount_order)
         self._tally = Tally(image, self.references)
         self._windows: set[int] = set()
@@ -175,10 +177,19 @@ class Check:
         if lost:
             report.add(Severity.NOTE, f"size is no multiple of 512: QEMU does not show the last {lost} bytes", SIZE_AT)
 
+    def _note_snapshots(self) -> None:
+        """An entry without the size of its disk is an error in version 3, which requires it."""
+        for each in () if self._image.header.version == VERSIONS[0] else self.references.snapshots:
+            if not each.has_sizes:
+                message = f"the entry of snapshot {each.name or each.id} does not say the size of its disk"
+                self.report.add(Severity.CORRUPTION, message, each.offset)
+
     def _tell(self, mismatch: Mismatch) -> None:
         size = self._image.header.cluster_size
         first, clusters, refcount, references = mismatch
         severity = Severity.LEAK if refcount > references else Severity.CORRUPTION
+        if severity is Severity.LEAK and self.references.snapshots_unread:
+            return  # it may be a snapshot's
         if severity is Severity.LEAK:
             self.report.leaked_bytes += size * clusters
         for cluster in range(first, first + clusters):

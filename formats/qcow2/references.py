@@ -7,8 +7,8 @@ by the length of the file, whatever the L1 tables say.
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
 from typing import NamedTuple
 
 from tapfs.driver import HostFile
@@ -18,9 +18,10 @@ from tapfs.formats.changed_table import decode
 from tapfs.formats.qcow2.bitmaps import directory_of, read_bitmaps
 from tapfs.formats.qcow2.entries import BYTE_ORDER, OFFSET, TYPECODE, EntryFault, Run, compressed_place
 from tapfs.formats.qcow2.extensions import CRYPTO_HEADER, data_of
-from tapfs.formats.qcow2.header import MAX_L1_BYTES, WORD
+from tapfs.formats.qcow2.header import WORD
 from tapfs.formats.qcow2.l1 import L1Table
 from tapfs.formats.qcow2.reader import Qcow2Reader
+from tapfs.formats.qcow2.snapshots import Snapshot
 
 #: Told of what cannot be true: a message and the offset of the field in the file.
 FaultCallback = Callable[[str, int | None], None]
@@ -28,6 +29,8 @@ FaultCallback = Callable[[str, int | None], None]
 _FAR_BYTES = 1 << 30
 #: Bits 1 to 8 and 56 to 61 of an L2 entry that is not compressed are reserved.
 RESERVED = 0x3F000000000001FE
+#: Of the L1 tables of snapshots so many bytes are looked at: those of a thousand snapshots of a disk of 64 TiB.
+_MOST_L1_BYTES = 1 << 30
 #: Bits 0 to 8 of a refcount table's entry are reserved.
 _BLOCK_PLACE = ((1 << 64) - 1) & ~0x1FF
 
@@ -66,6 +69,10 @@ class References:
         self.cut: dict[int, Run] = {}
         #: Whether the refcount table or a block of it cannot be where it is said to be.
         self.broken_refcounts = False
+        #: Whether a snapshot or a bitmap could not be looked at: what only it refers to is not free.
+        self.incomplete = False
+        #: Whether the table of snapshots cannot be read, so that nobody knows which there are.
+        self.snapshots_unread = False
         self._blocks = self._read_blocks()
         self._uses = self._read_uses()
 
@@ -78,6 +85,11 @@ class References:
     def tables(self) -> Sequence[TableUse]:
         """The L2 tables, ascending by place; each can be read."""
         return self._uses
+
+    @property
+    def snapshots(self) -> Sequence[Snapshot]:
+        """The snapshots, none where their table cannot be read."""
+        return self._snapshots
 
     def begin(self) -> None:
         """Everything is looked at anew."""
@@ -235,21 +247,30 @@ class References:
             self._snapshots = image.read_snapshots()
         except ImageError as error:
             self._snapshots = []
+            self.incomplete = self.snapshots_unread = True
             self._fault(error.message, error.offset)
-        current = self._places(image.l1, "L1 entry", image.header.l1_offset)
-        others: list[int] = []
+        current = Counter(self._places(image.l1, "L1 entry", image.header.l1_offset))
+        uses = Counter(current)
+        # Snapshots that share an L1 table are not known of any tool, but a damaged table may say so of thousands.
+        sharing = Counter((each.l1_offset, each.l1_length) for each in self._snapshots)
         length = 0
         for each in self._snapshots:
-            length += each.l1_length
+            table = (each.l1_offset, each.l1_length)
             if each.l1_offset % image.header.cluster_size or each.l1_offset + each.l1_length > self._size:
                 self._fault(f"the L1 table of snapshot {each.name or each.id} cannot be there", each.offset)
-                self._dangles(each.l1_offset, each.l1_length)
-            elif length <= 2 * MAX_L1_BYTES:
-                raw = bytearray(self._file.read(each.l1_offset, each.l1_length))
-                others += self._places(L1Table(raw), f"snapshot {each.name or each.id}: L1 entry", each.l1_offset)
-        uses: dict[int, int] = {place: len(list(group)) for place, group in groupby(sorted(current))}
-        all_uses = [(place, len(list(group))) for place, group in groupby(sorted(current + others))]
-        return [TableUse(place, times, uses.get(place, 0)) for place, times in all_uses]
+                self._dangles(*table)
+                self.incomplete = True
+            elif table in sharing:
+                length += each.l1_length
+                if length > _MOST_L1_BYTES:
+                    self._fault(f"the L1 tables of snapshots have more than {_MOST_L1_BYTES} bytes", each.offset)
+                    self.incomplete = True
+                    break
+                times = sharing.pop(table)
+                what = f"snapshot {each.name or each.id}: L1 entry"
+                for place in self._places(L1Table(bytearray(self._file.read(*table))), what, each.l1_offset):
+                    uses[place] += times
+        return [TableUse(place, times, current[place]) for place, times in sorted(uses.items())]
 
     def _places(self, l1: L1Table, what: str, offset: int) -> list[int]:
         places: list[int] = []
@@ -277,11 +298,13 @@ class References:
             bitmaps = read_bitmaps(self._file, image.extensions)
         except ImageError as error:
             self._fault(error.message, error.offset)
+            self.incomplete = True
             return
         for each in bitmaps:
             length = WORD * each.table_entries
             if each.table_offset % image.header.cluster_size or each.table_offset + length > self._size:
                 self._fault(f"the table of bitmap {each.name} cannot be there", each.offset)
+                self.incomplete = True
                 continue
             yield from self._range(each.table_offset, length)
             for entry in decode(self._file.read(each.table_offset, length), TYPECODE, BYTE_ORDER):

@@ -14,13 +14,16 @@ Entries that lead nowhere stay as they are, because nobody knows what the guest 
 from __future__ import annotations
 
 from tapfs.driver import OpenRequest, Severity
+from tapfs.errors import ImageError
 from tapfs.formats.qcow2.check import Check, Mismatch
 from tapfs.formats.qcow2.entries import COPIED
-from tapfs.formats.qcow2.header import CORRUPT, DIRTY, INCOMPATIBLE_AT, WORD
+from tapfs.formats.qcow2.header import CORRUPT, DIRTY, INCOMPATIBLE_AT, SNAPSHOT_COUNT_AT, WORD
 from tapfs.formats.qcow2.planned import PlannedFile
 from tapfs.formats.qcow2.reader import Qcow2Reader
 from tapfs.formats.qcow2.refcounts import Refcounts
 from tapfs.formats.qcow2.references import References
+from tapfs.formats.qcow2.signature import VERSIONS
+from tapfs.formats.qcow2.snapshots import pack_snapshots
 from tapfs.formats.rounding import round_up
 from tapfs.plan import Grow, Plan, Step, Write, plan
 
@@ -32,7 +35,7 @@ def repair_plans(image: Qcow2Reader) -> list[Plan]:
     """The plans for an image, to be executed one after the other; empty if all is well."""
     if image.open_findings:  # what leads to everything else is damaged
         return []
-    plans: list[Plan] = []
+    plans = _sized_snapshots(image)
     # What lies past the end of the file may lie in it once new refcounts are at the end: it is counted then.
     for _ in range(_ROUNDS):
         corrected = _correct(_seen(image, plans))
@@ -46,11 +49,38 @@ def repair_plans(image: Qcow2Reader) -> list[Plan]:
     return [*plans, marks] if marks else plans
 
 
+def _sized_snapshots(image: Qcow2Reader) -> list[Plan]:
+    """A new snapshot table whose entries all say their sizes, where version 3 requires them; the old one has leaked."""
+    try:
+        listed = image.read_snapshots()
+        table = pack_snapshots(listed, image.file.path)
+    except ImageError:
+        return []
+    check = References(image, _ignored)
+    if image.header.version == VERSIONS[0] or all(each.has_sizes for each in listed) or check.broken_refcounts:
+        return []
+    size = image.header.cluster_size
+    refcounts = Refcounts(image.file, image.header)
+    end = _End(image, check, refcounts.counted_end())
+    clusters = -(-len(table) // size)
+    place = end.take(clusters)
+    refcounts.ensure(place // size, clusters, end.take)
+    refcounts.raise_counts(place // size, clusters)
+    counts = _refcount_plan(refcounts, end.end, "")
+    fields = len(listed).to_bytes(4, "big") + place.to_bytes(WORD, "big")
+    content, switch = Write(0, place, table), Write(0, SNAPSHOT_COUNT_AT, fields)
+    return [counts, plan([content], [switch], mends="a table of snapshots that did not say their sizes")]
+
+
 def _correct(image: Qcow2Reader) -> list[Plan]:
-    """Plans for the refcounts: first those that are too low, then those that are too high."""
+    """Plans for the refcounts: first those that are too low, then those that are too high.
+
+    While a snapshot or a bitmap cannot be looked at nothing is taken for free: its clusters would be lost.
+    """
     check = Check(image)
+    incomplete = check.references.incomplete
     if check.references.broken_refcounts:
-        return [_rebuilt(image, check.references)]
+        return [] if incomplete else [_rebuilt(image, check.references)]
     wrong = list(check.mismatches())
     low = [each for each in wrong if each.refcount < min(each.references, check.largest)]
     high = [each for each in wrong if each.refcount > each.references]
@@ -58,7 +88,7 @@ def _correct(image: Qcow2Reader) -> list[Plan]:
     if low:
         count = sum(each.clusters for each in low)
         plans.append(_corrected(image, low, f"{_clusters(count)} with refcounts that were too low"))
-    if high:
+    if high and not incomplete:
         leaked = sum(each.clusters for each in high) * image.header.cluster_size
         plans.append(_corrected(_seen(image, plans), high, f"leaked space of {leaked} bytes"))
     return plans
@@ -129,7 +159,7 @@ def _bits(image: Qcow2Reader) -> Plan:
 
 def _marks(image: Qcow2Reader, mended: Qcow2Reader) -> Plan:
     bits = image.header.incompatible
-    wanted = bits & ~DIRTY
+    wanted = bits if References(mended, _ignored).incomplete else bits & ~DIRTY
     if bits & CORRUPT and not any(each.severity is Severity.CORRUPTION for each in Check(mended).report.findings):
         wanted &= ~CORRUPT
     if wanted == bits:

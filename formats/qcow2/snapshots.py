@@ -59,6 +59,11 @@ class Snapshot(NamedTuple):
         return SnapshotRecord(self.id, self.name, self.disk_size, *times, self.state_bytes, self.clock_nanoseconds)
 
     @property
+    def has_sizes(self) -> bool:
+        """Whether its entry says the sizes of its disk and of the state of its VM."""
+        return len(self.extra) >= _EXTRA.size
+
+    @property
     def l1_length(self) -> int:
         """Bytes of its L1 table."""
         return WORD * self.l1_entries
