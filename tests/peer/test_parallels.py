@@ -13,6 +13,8 @@ from tests.unit.formats.parallels.test_parallels import IMAGES, Parallels
 
 MIB = 1 << 20
 
+pytestmark = pytest.mark.usefixtures("each_qemu")
+
 
 def by_tapfs(path: Path) -> bytes:
     with tapfs.open(path) as disk:

@@ -13,6 +13,8 @@ from tests.unit.formats.qed.test_qed import Qed
 
 MIB = 1 << 20
 
+pytestmark = pytest.mark.usefixtures("each_qemu")
+
 
 def by_tapfs(path: Path) -> bytes:
     with tapfs.open(path) as disk:

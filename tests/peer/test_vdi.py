@@ -16,6 +16,8 @@ from tests.conftest import Ran
 from tests.peer.test_convert import disk_after, qemu, scattered_writes, written_by_qemu_io
 from tests.vdi_images import CREATION, DIFFERENCING, FREE, MIB, MODIFICATION, ZERO, VdiImage
 
+pytestmark = pytest.mark.usefixtures("each_qemu")
+
 Run = Callable[..., Ran]
 BLOCKS = {0: b"a" * MIB, 1: b"b" * MIB, 2: b"c" * MIB}
 

@@ -32,6 +32,8 @@ from tests.vmdk_images import (
 Run = Callable[..., Any]
 DONE = (0, "", "")
 MIB = 1 << 20
+
+pytestmark = pytest.mark.usefixtures("each_qemu")
 GRAIN = 16 * 512
 SUBFORMATS = ["monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat", "streamOptimized"]
 
