@@ -87,7 +87,8 @@ def test_a_crash_leaves_a_sound_image_with_all_that_was_acknowledged(tmp_path: P
     content = image.read_bytes()
 
     program = str(Path(__file__).with_name("writer.py"))
-    words = [sys.executable, program, str(image), str(marks), str(seed), "50" if format_name in OF_THEIR_OWN else "120", format_name]
+    requests = 50 if format_name in OF_THEIR_OWN else 120
+    words = [sys.executable, program, str(image), str(marks), str(seed), str(requests), format_name]
     events = record(words, image, marks, tmp_path / "strace.log")
     generator = random.Random(seed)
     crashed = tmp_path / "crashed"
