@@ -51,7 +51,8 @@ class Attachment:
                 "the kernel cannot serve this disk by itself",
                 path=mountpoint,
                 op="mount",
-                remedy="it takes root, Linux 6.9 and an image that is the flat disk, in a regular file",
+                remedy="it takes root, Linux 6.9 and a regular file that is the disk and nothing else: a raw image,"
+                " or a flat VMDK of one extent",
             )
 
 

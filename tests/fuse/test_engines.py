@@ -65,6 +65,27 @@ def test_auto_takes_the_best(mounts: Mounts, sample: Path, tmp_path: Path) -> No
         mounts.umount(directory)
 
 
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize("mounts", ["auto"], indirect=True)
+def test_the_kernel_serves_a_flat_file_that_has_nothing_else_in_it(
+    mounts: Mounts, sample: Path, tmp_path: Path
+) -> None:
+    """It knows neither a place in the file nor the end of the disk: it would show a VHD's footer behind the disk."""
+    content = sample.read_bytes()
+    for format_name, options, engine in (
+        ("vmdk", "subformat=monolithicFlat", "passthrough"),
+        ("vmdk", "subformat=twoGbMaxExtentSparse", "native"),
+        ("vhd", "subformat=fixed", "native"),
+        ("vdi", "static=on", "native"),
+    ):
+        image = tmp_path / f"{options}.{format_name}"
+        assert mounts.run("convert", "-O", format_name, "-o", options, sample, image).code == 0
+        directory = mounts.mount(image)
+        assert engine_of(mounts) == engine
+        assert (directory / "disk").read_bytes() == content
+        mounts.umount(directory)
+
+
 def test_passthrough_asked_for_in_vain(mounts: Mounts, tmp_path: Path) -> None:
     image = created(mounts, tmp_path / "image.qcow")
     failed = mounts.run("mount", "--engine", "passthrough", image, mounts.directory())

@@ -122,7 +122,7 @@ def test_a_delta_knows_its_parent(tmp_path: Path, tapfs: Run) -> None:
     with tapfs_package.open(child) as image:
         assert (image.read(0, 4), image.read(1 << 20, 5)) == (b"base", b"child")
     # Whoever writes the parent makes its children stale, and they are told.
-    with tapfs_package.open(base, writable=True) as image:
+    with tapfs_package.open(base, writable=True, write_base=True) as image:
         image.write(2 << 20, b"changed")
     ran = tapfs("map", child)
     assert ran.code == 2

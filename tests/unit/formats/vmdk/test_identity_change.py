@@ -141,7 +141,7 @@ def test_a_disk_by_hand_gets_its_content_id_at_the_first_write(tmp_path: Path) -
     delta = tmp_path / "delta.vmdk"
     tapfs.create_image(delta, tapfs.NewImage("vmdk", MIB, backing="d.vmdk", backing_format="vmdk"))
     tapfs.open(delta).close()
-    with tapfs.open(path, writable=True) as disk:
+    with tapfs.open(path, writable=True, write_base=True) as disk:
         disk.write(0, b"y")
     with pytest.raises(tapfs.ImageError, match="is not the one that it was made over"):
         tapfs.open(delta)
