@@ -184,7 +184,13 @@ def _open_driver(found: Format, files: LocalFiles, options: OpenOptions) -> Driv
     if recover(driver, files, writable=options.writable):
         driver = driver_of(found, files.seen(0), request)
     if options.writable and not isinstance(driver, WritableDriver):
-        raise ImageError(ErrorKind.READ_ONLY, f"tapfs does not write {found.name} images", path=file.path, op="open")
+        raise ImageError(
+            ErrorKind.READ_ONLY,
+            f"tapfs does not write {found.name} images",
+            path=file.path,
+            op="open",
+            remedy="convert it, or write to an overlay over it",
+        )
     size = driver.geometry.virtual_size
     if size > MAX_DISK_BYTES:
         raise ImageError(
