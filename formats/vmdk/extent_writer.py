@@ -17,7 +17,7 @@ from tapfs.formats.changed_table import ChangedTable, encode
 from tapfs.formats.rounding import round_up
 from tapfs.formats.vmdk import cowd_header
 from tapfs.formats.vmdk.grain_runs import NO_GRAIN, ZERO_GRAIN, Run, consecutive, runs
-from tapfs.formats.vmdk.grain_tables import ENTRY_BYTES
+from tapfs.formats.vmdk.grain_tables import ENTRY_BYTES, GrainTables
 from tapfs.formats.vmdk.host_extents import CowdExtent, HostedExtent
 from tapfs.formats.vmdk.parts import SparsePart
 from tapfs.formats.vmdk.sectors import SECTOR
@@ -45,6 +45,11 @@ class ExtentWriter:
         #: Directory entries that changed since the last flush, and those that are in the plan.
         self._pending: set[int] = set()
         self._in_plan: set[int] = set()
+
+    @property
+    def tables(self) -> GrainTables:
+        """The tables of the extent."""
+        return self._tables
 
     @property
     def path(self) -> str:

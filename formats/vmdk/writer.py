@@ -32,6 +32,7 @@ from tapfs.formats.vmdk.parts import ClosedPart, FlatPart, Part, SparsePart
 from tapfs.formats.vmdk.rebase import rebase_plan
 from tapfs.formats.vmdk.sectors import SECTOR
 from tapfs.formats.vmdk.sesparse_header import NOT_WRITTEN
+from tapfs.formats.vmdk.survey import is_plain
 from tapfs.plan import Plan, Step, Write, plan
 
 #: The operations that leave a part which is only read as it is.
@@ -52,7 +53,8 @@ class WritableVmdkDriver(VmdkDriver):
         self._require_apart()
         if not request.lenient:
             for writer in self._writers.values():
-                require_apart(writer.places(), SECTOR, writer.path, what="grains or tables")
+                if not is_plain(writer.tables):
+                    require_apart(writer.places(), SECTOR, writer.path, what="grains or tables")
         self._cid = None if self.descriptor is None else self.descriptor.cid
         self._change: IdentityChange | None = None
 
