@@ -25,6 +25,9 @@ from tapfs.plan import Discard, Grow, Plan, Step, plan
 #: Memory that a slot which waits for a flush is taken to need.
 _RELEASED_SLOT_BYTES = 128
 
+#: Slots of a file that are marked, a byte for each, to see that no two blocks have one.
+_MAX_MARKS = 64 << 20
+
 #: Host offsets are signed 64-bit numbers; what the format adds after the last slot needs room, too.
 _MAX_HOST_SIZE = (1 << 63) - (1 << 32)
 
@@ -51,7 +54,7 @@ class BlockWriter(BlockReader):
                 offset=layout.table_offset,
                 op="open",
             )
-        if not request.lenient:
+        if not request.lenient and not self._is_plain():
             used = (run for run in self.runs(0, layout.blocks) if run.kind == Kind.DATA)
             slots = ((layout.slot(run.entry), run.blocks * layout.slot_bytes) for run in used)
             require_apart(slots, layout.scale, file.path, what="blocks", origin=layout.origin)
@@ -68,6 +71,29 @@ class BlockWriter(BlockReader):
         self.allocation.committed_end = self.allocation.durable_end = self.host_bytes
         self._prepared = False
         self._open: set[Reservation] = set()
+
+    def _is_plain(self) -> bool:
+        """Whether all slots are known to differ, and to be whole in the file: a quick look at whole pages of the table.
+
+        False says nothing: the image may be sound all the same.
+        """
+        layout = self.layout
+        slots = (self.host_bytes - layout.origin) // layout.slot_bytes
+        if layout.step != 1 or layout.reserved or layout.least_place > layout.origin or not 0 <= slots <= _MAX_MARKS:
+            return False
+        marks = bytearray(slots)
+        claimed = 0
+        special = {layout.free, layout.zero}
+        for _, entries in self.table.pieces(0, layout.blocks):
+            if entries.count(layout.free) == len(entries):
+                continue
+            used = [entry for entry in entries if entry not in special]
+            if used and max(used) >= slots:
+                return False
+            claimed += len(used)
+            for entry in used:
+                marks[entry] = 1
+        return marks.count(1) == claimed
 
     # -- what a format may do otherwise -----------------------------------------------------------
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tapfs
-from tapfs import ImageError
+from tapfs import ErrorKind, ImageError
 from tapfs.disk.chain_map import MappedExtent, map_chain, mapped_extents, merge_mapped
 from tapfs.kernel.chain_map import map_blocks
 from tapfs.kernel.engine import Outcome
@@ -80,7 +80,13 @@ def test_any_table_means_to_the_engine_what_it_means_to_the_driver(
     path = tmp_path / "a.vhdx"
     path.write_bytes(data)
     (tmp_path / "p.vhdx").write_bytes(Image(MIB, data=PARENT_GUID).build())
-    with tapfs.open(path, writable=writable) as disk:
+    try:
+        disk = tapfs.open(path, writable=writable)
+    except ImageError as error:
+        if writable and error.kind is ErrorKind.READ_ONLY:
+            return  # what is damaged is not written
+        raise
+    with disk:
         unit = disk.layers[0].driver.geometry.map_unit
         for start in range(0, disk.size, unit):
             end = min(start + unit, disk.size)
