@@ -23,6 +23,8 @@ _FIRST = 2
 #: The table in use of a FAT32 that keeps one only (offset 40 of the boot sector).
 _ACTIVE_AT, _ONE_ACTIVE, _ACTIVE_MASK = 40, 0x80, 0x0F
 _VERSION_AT = 42
+#: The sector with the copy of the boot sector, in FAT32; the fields of sizes in it begin at 11 and end here.
+_COPY_AT, _SIZES_END = 50, 48
 _PIECE = 64 << 10
 
 _ENTRY = 32
@@ -64,14 +66,24 @@ class _Volume:
         self._bits = 32 if not parameters.fat_sectors16 else 12 if self._clusters < _FIRST_FAT16 else 16
         if self._bits == 16 and self._clusters >= _FIRST_FAT32:
             raise damaged("it has more clusters than a FAT16 can")
-        if self._bits == 32 and any(sector[_VERSION_AT : _VERSION_AT + 2]):
-            raise unknown("it is FAT32 of an unknown version")
+        if self._bits == 32:
+            self._require_fat32(sector)
         self._table = self._read_table(self._active(sector))
         self._first_invalid = self._clusters + _FIRST
         mask = (1 << min(self._bits, 28)) - 1
         self._bad = mask - 8  # what is above marks the end of a chain
         if self._table[0] & 0xFF != parameters.media or self._table[0] | 0xFF != mask:
             raise damaged("its table does not begin as it should")
+
+    def _require_fat32(self, sector: bytes) -> None:
+        """Raise ImageError for a version that nobody knows, or if the copy of the boot sector has other sizes."""
+        if any(sector[_VERSION_AT : _VERSION_AT + 2]):
+            raise unknown("it is FAT32 of an unknown version")
+        (place,) = struct.unpack_from("<H", sector, _COPY_AT)
+        if 0 < place < self._parameters.reserved:
+            copy = self._disk.read(place * self._parameters.sector_size, len(sector))
+            if copy[11:_SIZES_END] != sector[11:_SIZES_END]:
+                raise damaged("its boot sector and the copy of that differ: have it checked first (fsck.vfat)")
 
     def _active(self, sector: bytes) -> list[int]:
         """The numbers of the tables that are to be alike."""
@@ -128,18 +140,29 @@ class _Volume:
         waiting = self._first_clusters(self._root_bytes(root) if root else self._directory(parameters.root_cluster))
         seen: set[int] = set()
         while waiting:
-            cluster, is_directory = waiting.pop()
+            cluster, is_directory, size = waiting.pop()
             if not _FIRST <= cluster < self._first_invalid or not self._table[cluster]:
                 raise damaged(f"a directory names the cluster {cluster}, which is not in use")
-            if is_directory and cluster not in seen:
+            if not is_directory:
+                self._require_length(cluster, -(-size // self._size))
+            elif cluster not in seen:
                 seen.add(cluster)
                 if len(seen) > _MAX_DIRECTORIES:
                     raise unknown(f"it has more than {_MAX_DIRECTORIES} directories")
                 waiting += self._first_clusters(self._directory(cluster))
 
-    def _first_clusters(self, entries: bytes) -> list[tuple[int, bool]]:
-        """The first cluster that each entry has, and whether it is a directory's."""
-        found: list[tuple[int, bool]] = []
+    def _require_length(self, cluster: int, clusters: int) -> None:
+        """Raise ImageError unless the chain of a file has as many clusters as its bytes need."""
+        first, found = cluster, 0
+        while _FIRST <= cluster < self._first_invalid and found <= clusters:
+            found += 1
+            cluster = self._table[cluster]
+        if found != max(clusters, 1):
+            raise damaged(f"the chain of clusters at {first} does not fit the length of its file")
+
+    def _first_clusters(self, entries: bytes) -> list[tuple[int, bool, int]]:
+        """The first cluster that each entry has, whether it is a directory's, and the bytes of a file."""
+        found: list[tuple[int, bool, int]] = []
         for at in range(0, len(entries) - _ENTRY + 1, _ENTRY):
             first, attributes = entries[at], entries[at + 11]
             if first == _END:
@@ -149,7 +172,7 @@ class _Volume:
             high, low, size = struct.unpack_from("<H4xHI", entries, at + 20)
             cluster = low | (high << 16 if self._bits == 32 else 0)
             if cluster or size or attributes & _DIRECTORY:
-                found.append((cluster, bool(attributes & _DIRECTORY)))
+                found.append((cluster, bool(attributes & _DIRECTORY), size))
         return found
 
     def _root_bytes(self, length: int) -> bytes:

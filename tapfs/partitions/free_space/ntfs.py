@@ -1,8 +1,8 @@
 """The free clusters of NTFS, from its $Bitmap.
 
 The bitmap has no checksum. So it counts only if the volume is marked clean, if its $LogFile says that Windows has
-closed it (a hibernated Windows, or one that "fast startup" has put to sleep, has not), and if the clusters of the boot
-sector, of the master file table, of its mirror and of the bitmap itself are in use in it.
+closed it (a hibernated Windows, or one that "fast startup" has put to sleep, has not), and if every cluster that any
+file has is in use in it: the whole master file table is read for that.
 """
 
 from __future__ import annotations
@@ -40,9 +40,34 @@ def ntfs_free_ranges(disk: Reader) -> Iterator[Range]:
     size, written = table.sizes(record, _BITMAP, DATA)
     if 8 * size < volume.clusters or written < size or size > sum(run.length for run in runs) * volume.cluster_size:
         raise damaged("its bitmap is too short")
+    table.require_allocated(record, _BITMAP, DATA, runs)
+    bitmap = table.read(runs, 0, -(-volume.clusters // 8))
     mirror = Range(volume.mirror_cluster, -(-4 * volume.record_size // volume.cluster_size))
     boot = Range(0, -(-8192 // volume.cluster_size))
-    return joined(_ranges(table, volume, runs, sorted([boot, mirror, *table.runs, *runs])))
+    if not all(_is_used(bitmap, run) for run in (boot, mirror)):
+        raise damaged("its bitmap calls clusters free that hold its own tables")
+    for number, run in table.every_run():
+        if not _is_used(bitmap, run):
+            raise damaged(f"its bitmap calls clusters free that the file of record {number} has")
+    return joined(_ranges(bitmap, volume))
+
+
+def _is_used(bitmap: bytes, run: Range) -> bool:
+    """Whether every cluster of a run is in use."""
+    first, stop = -(-run.offset // 8), run.end // 8
+    if first > stop:  # both ends in one byte
+        return _has_bits(bitmap[stop], run.offset - 8 * stop, run.end - 8 * stop)
+    whole = bitmap[first:stop]
+    return (
+        whole.count(0xFF) == len(whole)
+        and (8 * first == run.offset or _has_bits(bitmap[first - 1], run.offset - 8 * (first - 1), 8))
+        and (8 * stop == run.end or _has_bits(bitmap[stop], 0, run.end - 8 * stop))
+    )
+
+
+def _has_bits(byte: int, start: int, stop: int) -> bool:
+    wanted = (1 << stop) - (1 << start)
+    return byte & wanted == wanted
 
 
 def _require_clean(table: MasterFileTable) -> None:
@@ -86,15 +111,10 @@ def _require_closed(page: bytes) -> None:
         raise unknown("it was not unmounted cleanly: its log is to be replayed by Windows first")
 
 
-def _ranges(table: MasterFileTable, volume: Volume, runs: list[Range], used: list[Range]) -> Iterator[Range]:
+def _ranges(bitmap: bytes, volume: Volume) -> Iterator[Range]:
     cluster = volume.cluster_size
-    for at in range(0, -(-volume.clusters // 8), _PIECE):
+    for at in range(0, len(bitmap), _PIECE):
         first = 8 * at
-        count = min(8 * _PIECE, volume.clusters - first)
-        bits = BitRuns(table.read(runs, at, -(-count // 8)), count)
-        for run in used:
-            start, stop = max(run.offset - first, 0), min(run.end - first, count)
-            if start < stop and bits.any_free(start, stop):
-                raise damaged("its bitmap calls clusters free that hold its own tables")
+        bits = BitRuns(bitmap[at : at + _PIECE], min(8 * _PIECE, volume.clusters - first))
         for start, stop in bits.runs():
             yield Range((first + start) * cluster, (stop - start) * cluster)

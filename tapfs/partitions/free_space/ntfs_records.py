@@ -25,6 +25,8 @@ _SPECIAL_FLAGS = 0xFFFF
 #: Runs of one attribute, and bytes of a list of attributes (NTFS allows 256 KiB).
 _MAX_RUNS, _MAX_LIST_BYTES = 1 << 20, 256 << 10
 _NUMBER = (1 << 48) - 1
+#: Bytes of the table that are read together.
+_PIECE = 1 << 20
 
 
 class Volume(NamedTuple):
@@ -96,6 +98,7 @@ class MasterFileTable:
         self.runs: list[Range] = [Range(volume.table_cluster, -(-volume.record_size // volume.cluster_size))]
         record = self.record(0)
         runs = self.mapped(record, 0, DATA)
+        self._written = min(self.sizes(record, 0, DATA))
         if not runs or runs[0].offset != volume.table_cluster:
             raise damaged("the boot sector and the master file table disagree on its place")
 
@@ -124,6 +127,16 @@ class MasterFileTable:
             if number == 0:
                 self.runs = runs  # the next part may lie in a record that this one maps
         return runs
+
+    def require_allocated(self, record: bytes, number: int, kind: int, runs: Sequence[Range]) -> None:
+        """Raise ImageError unless an attribute says that it has so many bytes as its runs have.
+
+        It does not where the boot sector has the wrong size of a cluster.
+        """
+        first = next(self._parts(record, number, kind), None)
+        allocated = 0 if first is None else int.from_bytes(first.raw[40:48], "little")
+        if allocated != sum(run.length for run in runs) * self._volume.cluster_size:
+            raise damaged(f"record {number} and the boot sector differ on the size of a cluster")
 
     def _parts(self, record: bytes, number: int, kind: int) -> Iterator[Attribute]:
         """The parts of an unnamed attribute in the order of its value."""
@@ -171,7 +184,7 @@ class MasterFileTable:
             (size,) = struct.unpack_from("<Q", listed.raw, 48)
             if size > _MAX_LIST_BYTES:
                 raise damaged("a list of attributes is too long")
-            entries = self.read(list(self._runs_of(listed)), 0, size)
+            entries = self.read(self._runs_of(listed), 0, size)
         seen: set[int] = set()
         at = 0
         while at + 26 <= len(entries):
@@ -184,10 +197,38 @@ class MasterFileTable:
                 yield number
             at += length
 
-    def _runs_of(self, part: Attribute) -> Iterator[Range]:
-        """The runs that one attribute maps, none of them sparse."""
+    def every_run(self) -> Iterator[tuple[int, Range]]:
+        """The runs of all files, each with the number of the record that names it. Reads the whole table.
+
+        Raises ImageError(corrupt) for a record in use that is torn, or that names what cannot be.
+        """
+        size = self._volume.record_size
+        total = min(sum(run.length for run in self.runs) * self._volume.cluster_size, self._written)
+        for start in range(0, total, _PIECE):
+            piece = self.read(self.runs, start, min(_PIECE, total - start))
+            for at in range(0, len(piece) - size + 1, size):
+                raw = piece[at : at + size]
+                if raw[:4] == b"BAAD":
+                    raise damaged(f"record {(start + at) // size} of the master file table is marked as bad")
+                if raw[:4] != b"FILE" or not raw[22] & _IN_USE:
+                    continue  # never used, or of a file that was deleted
+                number = (start + at) // size
+                for each in attributes(_restored(raw, f"record {number} of the master file table")):
+                    if not each.resident:
+                        yield from ((number, run) for run in self._runs(each))
+
+    def _runs_of(self, part: Attribute) -> list[Range]:
+        """The runs that one attribute of a system file maps, none of them sparse."""
         if part.resident or int.from_bytes(part.raw[12:14], "little") & _SPECIAL_FLAGS:
             raise damaged("a system file is compressed, encrypted or sparse")
+        first, last = struct.unpack_from("<QQ", part.raw, 16)
+        runs = list(self._runs(part))
+        if sum(run.length for run in runs) != last + 1 - first:
+            raise damaged("a system file has runs for other clusters than it says")
+        return runs
+
+    def _runs(self, part: Attribute) -> Iterator[Range]:
+        """The runs that one attribute maps, but for holes."""
         first, last, at = struct.unpack_from("<QQH", part.raw, 16)
         place = mapped = 0
         raw = part.raw
@@ -199,12 +240,13 @@ class MasterFileTable:
             moved = int.from_bytes(raw[at + 1 + of_length : at + 1 + of_length + of_place], "little", signed=True)
             at += 1 + of_length + of_place
             place += moved
-            if at > len(raw) or not of_place or length <= 0 or not 0 <= place <= self._volume.clusters - length:
-                raise damaged("a system file has an impossible run")
+            if at > len(raw) or length <= 0 or not 0 <= place <= self._volume.clusters - length * bool(of_place):
+                raise damaged("a file has an impossible run")
             mapped += length
-            yield Range(place, length)
+            if of_place:
+                yield Range(place, length)
         if mapped != last + 1 - first:
-            raise damaged("a system file has runs for other clusters than it says")
+            raise damaged("a file has runs for other clusters than it says")
 
 
 def attributes(record: bytes) -> Iterator[Attribute]:

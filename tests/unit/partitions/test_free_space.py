@@ -265,11 +265,33 @@ def test_ntfs_that_cannot_be_taken_at_its_word(copy: Callable[[str], Path]) -> N
     patch(path, table + 6 * 1024, b"BAAD")
     refused(path, "ntfs", "record 6")
     path = copy("ntfs")
-    bitmap = filled.run("ntfsinfo", "-fi", "6", "-v", path)
-    first = int(bitmap.split("LCN")[1].split("\n")[1].split()[1], 16) if "LCN" in bitmap else 0
-    assert first
-    patch(path, first * 4096, bytes(64))
+    patch(path, place_of_bitmap(path), bytes(64))
     refused(path, "ntfs", "its own tables")
+
+
+def test_ntfs_whose_bitmap_calls_a_file_free(copy: Callable[[str], Path]) -> None:
+    """The first cluster of a file of noise, whose place every other file system tool would give away next."""
+    path = copy("ntfs")
+    content = path.read_bytes()
+    free = {at for each in free_in(path, "ntfs") for at in range(each.offset, each.end, 4096)}
+    first = next(
+        at for at in range(4 * MIB, len(content), 4096) if at not in free and len(set(content[at : at + 256])) > 120
+    )
+    bitmap = place_of_bitmap(path)
+    at = bitmap + first // 4096 // 8
+    patch(path, at, bytes([content[at] & ~(1 << first // 4096 % 8)]))
+    refused(path, "ntfs", "calls clusters free that the file of record")
+
+
+def test_ntfs_with_the_wrong_size_of_a_cluster(copy: Callable[[str], Path]) -> None:
+    path = copy("ntfs")
+    content = path.read_bytes()
+    table = int.from_bytes(content[0x30:0x38], "little")
+    patch(path, 13, b"\x04")  # half of it, so that all places are twice as many clusters
+    for at in (0x30, 0x38):
+        patch(path, at, (2 * int.from_bytes(content[at : at + 8], "little")).to_bytes(8, "little"))
+    assert table
+    refused(path, "ntfs", ".")
 
 
 def test_ntfs_that_windows_has_not_closed(copy: Callable[[str], Path]) -> None:
@@ -295,6 +317,12 @@ def test_ntfs_that_windows_has_not_closed(copy: Callable[[str], Path]) -> None:
     refused(path, "ntfs", "no restart page")
 
 
+def place_of_bitmap(path: Path) -> int:
+    """The first byte of the bitmap of an NTFS with clusters of 4096 bytes."""
+    said = filled.run("ntfsinfo", "-fi", "6", "-v", path)
+    return int(said.split("LCN")[1].split("\n")[1].split()[1], 16) * 4096
+
+
 def test_fat_that_cannot_be_taken_at_its_word(copy: Callable[[str], Path]) -> None:
     path = copy("vfat")
     start, length = filled.fat_tables(path)
@@ -317,6 +345,12 @@ def test_fat_that_cannot_be_taken_at_its_word(copy: Callable[[str], Path]) -> No
     for number in (first, *chain_of(words, first)):
         entry(number, 0)
     refused(path, "vfat", "a directory names the cluster")
+    path = copy("vfat")
+    last = next(number for number in range(2, len(words)) if words[number] >= 0xFFF8 and number in reached)
+    before = words.index(last)
+    entry(before, 0xFFFF)
+    entry(last, 0)
+    refused(path, "vfat", "does not fit the length of its file")
     path = copy("vfat")
     entry(1, 0x7FFF)
     refused(path, "vfat", "not unmounted cleanly")
