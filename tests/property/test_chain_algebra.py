@@ -54,7 +54,8 @@ class RandomChain:
 
     @property
     def options(self) -> OpenOptions:
-        return OpenOptions(format=self.formats[-1], backing_formats=self.formats[-2::-1])
+        # Overlays that a rebase has left behind lie over the same bases, and a commit spoils them.
+        return OpenOptions(format=self.formats[-1], backing_formats=self.formats[-2::-1], write_base=True)
 
     def new(self, kinds: list[tuple[str, dict[str, str]]], over: int | None) -> tuple[str, str, int]:
         """An image of one of the kinds over that of the chain with the number, and random bytes in it."""
