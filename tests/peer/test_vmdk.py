@@ -7,6 +7,7 @@ every reader. qemu-img is a process of its own in any case: it aborts on some de
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -92,6 +93,16 @@ def by_tapfs(tapfs: Run, tmp_path: Path) -> Callable[[Path], bytes]:
 
 
 READERS = {"qemu": by_qemu, "libvmdk": by_libvmdk, "dissect": by_dissect, "7zip": by_7zip}
+
+
+def test_a_stream_is_no_larger_than_that_of_qemu(tmp_path: Path, tapfs: Run) -> None:
+    raw, ours, theirs = tmp_path / "raw", tmp_path / "ours.vmdk", tmp_path / "theirs.vmdk"
+    program = Path(shutil.which("qemu-img") or "").read_bytes()
+    raw.write_bytes(program[: len(program) // GRAIN * GRAIN])
+    words = ("-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", raw)
+    qemu("qemu-img", "convert", *words, theirs)
+    assert tapfs("convert", *words, ours) == DONE
+    assert ours.stat().st_size <= theirs.stat().st_size
 
 
 @pytest.mark.parametrize("size", [7 * MIB, 3 * MIB + 100 * 1024])

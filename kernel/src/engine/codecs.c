@@ -13,6 +13,8 @@
 #define WINDOW_BITS 12
 /* Of libdeflate: 72 MB/s and 33.0 % on 4 KiB granules of text, where level 6 makes 42 MB/s and 32.5 %. */
 #define SMALL_LEVEL 4
+/* Of libdeflate: on 64 KiB of programs 1 % smaller than zlib's level 6, in 0.30 of its time; level 4 is 1.5 % larger. */
+#define LARGE_LEVEL 5
 #define ZLIB_LEVEL 6
 #define ZSTD_LEVEL 3
 
@@ -174,7 +176,7 @@ static int pack_deflate(const uint8_t *in, uint64_t granule, size_t count, uint8
 
 static int pack_zlib(const uint8_t *in, uint64_t granule, size_t count, uint8_t *out, uint64_t *sizes)
 {
-    const struct packer packer = {libdeflate_alloc_compressor(ZLIB_LEVEL), libdeflate_zlib_compress};
+    const struct packer packer = {libdeflate_alloc_compressor(LARGE_LEVEL), libdeflate_zlib_compress};
     return pack_by_libdeflate(&packer, in, granule, count, out, sizes);
 }
 
