@@ -144,14 +144,45 @@ static int pack_by_libdeflate(const struct packer *packer, const uint8_t *in, ui
     return 0;
 }
 
+/* Whether all bytes are about equally frequent, as in packed, encrypted or random data. */
+static bool is_flat(const uint8_t *in, uint64_t granule)
+{
+    uint32_t counts[4][256] = {{0}}; /* four, so that equal neighbours do not wait for each other */
+    uint64_t squares = 0;
+
+    for (uint64_t i = 0; i + 4 <= granule; i += 4) {
+        for (unsigned lane = 0; lane < 4; lane++) {
+            counts[lane][in[i + lane]]++;
+        }
+    }
+    for (unsigned byte = 0; byte < 256; byte++) {
+        uint64_t sum = (uint64_t)counts[0][byte] + counts[1][byte] + counts[2][byte] + counts[3][byte];
+        squares += sum * sum;
+    }
+    /* Random bytes give granule / 256 + 1 for each byte of the granule. */
+    return squares <= granule * (granule / 256 + 2);
+}
+
+/* Whether a granule surely does not shrink: without a look at strings that repeat it would not, and there are none. */
+static bool is_packed(struct libdeflate_compressor *probe, const uint8_t *in, uint64_t granule, uint8_t *out)
+{
+    return probe != NULL && is_flat(in, granule) && libdeflate_deflate_compress(probe, in, granule, out, granule - 1) == 0;
+}
+
 /* libdeflate cannot limit its window, zlib can. */
 static int pack_windowed(const uint8_t *in, uint64_t granule, size_t count, uint8_t *out, uint64_t *sizes)
 {
     z_stream stream = {.zalloc = Z_NULL, .zfree = Z_NULL, .opaque = Z_NULL};
+    struct libdeflate_compressor *probe = libdeflate_alloc_compressor(1);
     if (deflateInit2(&stream, ZLIB_LEVEL, Z_DEFLATED, -WINDOW_BITS, 9, Z_DEFAULT_STRATEGY) != Z_OK) {
+        libdeflate_free_compressor(probe);
         return -ENOMEM;
     }
     for (size_t i = 0; i < count; i++) {
+        if (is_packed(probe, in + i * granule, granule, out)) {
+            sizes[i] = 0; /* zlib would take as long as for text to find that out */
+            continue;
+        }
         deflateReset(&stream);
         stream.next_in = in + i * granule;
         stream.avail_in = (uInt)granule;
@@ -161,6 +192,7 @@ static int pack_windowed(const uint8_t *in, uint64_t granule, size_t count, uint
         out += sizes[i];
     }
     deflateEnd(&stream);
+    libdeflate_free_compressor(probe);
     return 0;
 }
 

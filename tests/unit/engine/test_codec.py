@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import zlib
 from pathlib import Path
 
@@ -143,6 +144,18 @@ def test_what_is_packed_unpacks_with_a_small_window(granule: int) -> None:
             assert 0 < len(payload) < granule
             assert inflate(payload) == data
     assert [payload is None for payload in payloads] == [False, True, False, False]
+
+
+def test_bytes_of_equal_frequency_are_packed_where_strings_repeat() -> None:
+    """A granule of which each byte is as frequent as any other is not given up unlooked at."""
+    block = random.Random(7).randbytes(2048)
+    granules = [block * 32, bytes(range(256)) * 256, random.Random(8).randbytes(65536)]
+    payloads = compress(Codec.RAW_DEFLATE, b"".join(granules), 65536)
+    assert [payload is None for payload in payloads] == [False, False, True]
+    for data, payload in zip(granules[:2], payloads[:2], strict=True):
+        assert payload is not None
+        assert len(payload) < 4000
+        assert inflate(payload) == data
 
 
 def test_an_unknown_codec_is_refused() -> None:
