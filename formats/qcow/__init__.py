@@ -18,7 +18,7 @@ class QcowFormat:
     """qcow version 1 as a :class:`tapfs.driver.CreatableFormat`."""
 
     name = "qcow"
-    abilities = frozenset(Ability) - {Ability.SNAPSHOTS, Ability.RESIZE}
+    abilities = frozenset(Ability) - {Ability.SNAPSHOTS}
 
     @property
     def create_options(self) -> Mapping[str, str]:
@@ -33,15 +33,15 @@ class QcowFormat:
         return 100 if head[:8] == MAGIC + VERSION.to_bytes(4, "big") else 0
 
     def open(self, file: HostFile, request: OpenRequest) -> QcowDriver:
-        """A driver for this file: a WritableQcowDriver if so requested.
+        """A driver for this file: an EditableQcowDriver if so requested.
 
         Raises ImageError(invalid_format, unsupported, out_of_bounds, corrupt) naming the field.
         """
         if not request.writable:
             return QcowDriver(file, request)
-        from tapfs.formats.qcow.writer import WritableQcowDriver
+        from tapfs.formats.qcow.editable import EditableQcowDriver
 
-        return WritableQcowDriver(file, request)
+        return EditableQcowDriver(file, request)
 
     def create(self, request: CreateRequest) -> Plan:
         """The plan for a new image. Raises ImageError(unsupported, out_of_bounds)."""

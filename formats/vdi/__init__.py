@@ -21,7 +21,7 @@ class VdiFormat:
     """VDI as a :class:`tapfs.driver.CreatableFormat`."""
 
     name = "vdi"
-    abilities = frozenset({Ability.WRITE, Ability.BACKING, Ability.CHECK, Ability.REPAIR})
+    abilities = frozenset({Ability.WRITE, Ability.BACKING, Ability.CHECK, Ability.REPAIR, Ability.RESIZE})
 
     @property
     def create_options(self) -> Mapping[str, str]:
@@ -36,7 +36,7 @@ class VdiFormat:
         return 100 if head[SIGNATURE_AT : SIGNATURE_AT + len(SIGNATURE)] == SIGNATURE else 0
 
     def open(self, file: HostFile, request: OpenRequest) -> VdiDriver:
-        """A driver for this file: a WritableVdiDriver if so requested.
+        """A driver for this file: an EditableVdiDriver if so requested.
 
         Raises ImageError(invalid_format, unsupported, out_of_bounds, corrupt) naming the field.
         """
@@ -44,9 +44,9 @@ class VdiFormat:
             from tapfs.formats.vdi.driver import VdiDriver
 
             return VdiDriver(file, request)
-        from tapfs.formats.vdi.writer import WritableVdiDriver
+        from tapfs.formats.vdi.editable import EditableVdiDriver
 
-        return WritableVdiDriver(file, request)
+        return EditableVdiDriver(file, request)
 
     def create(self, request: CreateRequest) -> Plan:
         """The plan for a new image. Raises ImageError(unsupported, out_of_bounds)."""

@@ -40,7 +40,7 @@ _LOGICAL_GEOMETRY_BYTES = 16
 
 _LEAST_BLOCK, _MOST_BLOCK = 128 << 10, 128 << 20
 #: More blocks than this are no disk that can be served.
-_MOST_BLOCKS = 1 << 30
+MOST_BLOCKS = 1 << 30
 
 NULL_UUID = UUID(int=0)
 
@@ -199,7 +199,7 @@ def _require_possible(header: Header, file: HostFile) -> None:
     if header.extra >= block or header.extra % SECTOR:
         message = f"{header.extra} bytes before each block are not possible"
         raise _error(ErrorKind.CORRUPT, message, file, EXTRA_AT)
-    if header.blocks > _MOST_BLOCKS:
+    if header.blocks > MOST_BLOCKS:
         raise _error(ErrorKind.OUT_OF_BOUNDS, f"{header.blocks} blocks are too many", file, BLOCKS_AT)
     if header.size == 0:
         raise _error(ErrorKind.CORRUPT, "the disk has no bytes", file, SIZE_AT)

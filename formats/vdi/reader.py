@@ -32,7 +32,11 @@ class VdiReader(BlockReader):
     format_name = "vdi"
 
     def __init__(self, file: HostFile, request: OpenRequest) -> None:
-        self.header = header = parse_header(file.read(0, HEAD_BYTES), file)
+        header = parse_header(file.read(0, HEAD_BYTES), file)
+        if request.grown_size is not None:
+            blocks = -(-request.grown_size // header.block_bytes)
+            header = header._replace(size=request.grown_size, blocks=blocks)
+        self.header = header
         #: Damage that a lenient open went past.
         self.open_findings: list[Finding] = []
         backing = self._parent_of(header, file, lenient=request.lenient)

@@ -8,7 +8,7 @@ may be ahead, which costs a block; were it behind, another writer would give a s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from uuid import uuid4
 
 from tapfs.driver import BackingReference, Driver, HostFile, OpenRequest, Placement
@@ -73,6 +73,17 @@ class WritableVdiDriver(VdiDriver, BlockWriter):
             gaps.append(HostRange(layout.slot(used), end))
         self._slots = used
         return gaps
+
+    def used_slots(self) -> int:
+        """One more than the largest number of a slot in use."""
+        self.unused_slots()
+        return self._slots
+
+    def move_entries(self, slots: Mapping[int, int]) -> None:
+        """Have blocks lie in other slots, whose numbers the values are; the next flush says so."""
+        for index, slot in slots.items():
+            self.table.set(index, self.layout.same(slot, 1))
+            self._slots = max(self._slots, slot + 1)
 
     def link(self, placement: Placement) -> None:
         """See :meth:`tapfs.formats.blocks.writer.BlockWriter.link`; the slots are counted."""
