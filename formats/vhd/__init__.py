@@ -20,7 +20,7 @@ class VhdFormat:
     """VHD as a :class:`tapfs.driver.CreatableFormat`."""
 
     name = "vhd"
-    abilities = frozenset({Ability.WRITE, Ability.BACKING, Ability.CHECK, Ability.REPAIR})
+    abilities = frozenset({Ability.WRITE, Ability.BACKING, Ability.CHECK, Ability.REPAIR, Ability.RESIZE})
 
     @property
     def create_options(self) -> Mapping[str, str]:

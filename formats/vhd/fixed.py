@@ -21,7 +21,7 @@ class FixedDriver(IdentityDriver):
 
     def __init__(self, file: HostFile, request: OpenRequest, footers: Footers) -> None:
         size = disk_size(footers.footer)
-        self._footers = footers
+        self.footers = footers
         #: Damage that the opening has met.
         self.findings: list[Finding] = list(footers.findings)
         if size > footers.place:
@@ -37,7 +37,7 @@ class FixedDriver(IdentityDriver):
     @property
     def identities(self) -> frozenset[str]:
         """The UUID that a differencing image over this one names."""
-        return identities(self._footers.footer)
+        return identities(self.footers.footer)
 
     @property
     def plain_details(self) -> frozenset[str]:
@@ -46,7 +46,7 @@ class FixedDriver(IdentityDriver):
 
     def details(self) -> Mapping[str, object]:
         """What the footer says."""
-        return with_notes(footer_details(self._footers), notes_of(self._footers.footer, self.findings))
+        return with_notes(footer_details(self.footers), notes_of(self.footers.footer, self.findings))
 
     def check(self, progress: ProgressCallback | None = None) -> CheckReport:
         """The findings of the opening: a fixed image has no other metadata than its footer."""
@@ -59,4 +59,4 @@ class FixedDriver(IdentityDriver):
 
     def repair(self) -> Sequence[Plan]:
         """A footer with the right checksum, where only that is wrong."""
-        return footer_plans(self._footers)
+        return footer_plans(self.footers)

@@ -17,9 +17,12 @@ def open_driver(file: HostFile, request: OpenRequest) -> Driver:
         fixed = FixedDriver(file, request, footers)
         if request.writable and not request.lenient:
             require_sound(fixed.findings, file)
+            from tapfs.formats.vhd.editable import EditableFixedDriver
+
+            return EditableFixedDriver(file, request, footers)
         return fixed
     if not request.writable:
         return DynamicDriver(file, request, footers)
-    from tapfs.formats.vhd.writer import WritableDynamicDriver
+    from tapfs.formats.vhd.editable import EditableDynamicDriver
 
-    return WritableDynamicDriver(file, request, footers)
+    return EditableDynamicDriver(file, request, footers)

@@ -62,7 +62,7 @@ class WritableDynamicDriver(DynamicDriver):
         self._footer_in_plan: int | None = None
         #: Where footers were before it moved, and where a plan that failed may have put one.
         self._old_footers: set[int] = set()
-        self.places = Places(file, self.header, self._data_end(), footers.place)
+        self.places = Places(file, self.header, self.data_end(), footers.place)
         self._changed_bitmaps = ChangedBitmaps(self.header.bitmap_bytes)
         self._new: dict[int, _NewBlock] = {}
         self._open: dict[Reservation, set[int]] = {}
@@ -293,12 +293,16 @@ class WritableDynamicDriver(DynamicDriver):
         for index, first, stop in self._pieces(offset, length):
             place = self.table.place(index)
             if place is not None and self._covers_block(index, first, stop):
-                self._pending.add(index)
-                self._forget_full(index)
-                self.table.enter(index, None)
-                self._changed_bitmaps.drop(place)
-                self.forget_bitmap(place)
-                self.places.give_up(place)
+                self.unlink_block(index, place)
+
+    def unlink_block(self, index: int, place: int) -> None:
+        """Give up the block of a number, which lies at `place`."""
+        self._pending.add(index)
+        self._forget_full(index)
+        self.table.enter(index, None)
+        self._changed_bitmaps.drop(place)
+        self.forget_bitmap(place)
+        self.places.give_up(place)
 
     def _forget_full(self, index: int) -> None:
         """Have the batmap not call a block full whose place or bitmap is about to change."""
@@ -338,7 +342,7 @@ class WritableDynamicDriver(DynamicDriver):
             yield index, first, stop
             at += stop - first
 
-    def _data_end(self) -> int:
+    def data_end(self) -> int:
         """The end of all that the image refers to, but for the last footer.
 
         A file without a good footer at the end is one that a crash has left: its last bytes may be anything.

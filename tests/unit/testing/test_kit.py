@@ -69,6 +69,13 @@ RESIZED: list[tuple[str, dict[str, str], bool]] = [
     ("qcow2", {"refcount_bits": "1", "cluster_size": "512"}, False),
     ("qcow2", {"data_file": "outside", "cluster_size": "4096"}, True),
     ("qcow2", {"data_file": "outside", "data_file_raw": "on"}, False),
+    ("qcow", {"cluster_size": "512"}, True),
+    ("qcow", {"blktap": "on"}, False),
+    ("qcow", {"blktap": "on"}, True),
+    ("vdi", {"static": "on"}, False),
+    ("vhd", {"subformat": "fixed"}, False),
+    ("vhd", {"block_size": "4096"}, False),
+    ("vhd", {"block_size": "4096"}, True),
 ]
 
 

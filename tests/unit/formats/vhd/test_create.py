@@ -103,13 +103,16 @@ def test_a_file_without_holes(tapfs: Run, tmp_path: Path) -> None:
     assert path.read_bytes()[:-512] == source.read_bytes()
 
 
-def test_a_fixed_vhd_is_not_resized_by_its_file(tapfs: Run, tmp_path: Path) -> None:
+def test_a_fixed_vhd_keeps_its_footer_at_the_end(tapfs: Run, tmp_path: Path) -> None:
     path = tmp_path / "a.vhd"
     assert tapfs("create", "-f", "vhd", "-o", "subformat=fixed", path, "1M") == DONE
-    code, _, err = tapfs("resize", path, "2M")
-    assert code == 12
-    assert "tapfs does not resize vhd images" in err
-    assert size_of(path) == 1 << 20
+    for size in ("2M", "1536K", "3M"):
+        assert tapfs("resize", "--shrink", path, size).code == 0
+        wanted = {"2M": 2 << 20, "1536K": 3 << 19, "3M": 3 << 20}[size]
+        assert size_of(path) == wanted
+        assert path.stat().st_size == wanted + 512
+        assert path.read_bytes()[:-512] == bytes(wanted)
+        assert tapfs("check", path).code == 0
 
 
 def test_a_new_image_takes_what_is_written(tapfs: Run, tmp_path: Path) -> None:
