@@ -66,7 +66,7 @@ class QcowReader:
         head = file.read(0, HEAD_BYTES)
         self.header: Header = parse_header(head, file)
         if request.grown_size is not None:
-            self.header = self.header._replace(size=request.grown_size)
+            self.header = self.header._replace(size=round_up(request.grown_size, SECTOR))
         self.extended: ExtendedHeader | None = parse_extended(head, self.header)
         self.backing = self._read_backing(lenient=request.lenient)
         self.l1 = self._read_l1(lenient=request.lenient)

@@ -24,7 +24,7 @@ from tapfs.formats.qcow2 import extensions as ext
 from tapfs.formats.qcow2.backing import backing_reference
 from tapfs.formats.qcow2.details import describe
 from tapfs.formats.qcow2.encryption import Encryption, read_encryption
-from tapfs.formats.qcow2.entries import COPIED, Decoder, EntryFault, Run
+from tapfs.formats.qcow2.entries import COPIED, SECTOR, Decoder, EntryFault, Run
 from tapfs.formats.qcow2.header import (
     COMPRESSION_ZSTD,
     CORRUPT,
@@ -64,7 +64,7 @@ class Qcow2Reader:
         self.open_findings: list[Finding] = []
         self.header: Header = parse_header(file.read(0, _HEAD_BYTES), file)
         if request.grown_size is not None:
-            self.header = self.header._replace(size=request.grown_size)
+            self.header = self.header._replace(size=round_up(request.grown_size, SECTOR))
         #: The first cluster: header, extensions and the backing name.
         self.head = file.read(0, self.header.cluster_size)
         self.extensions = self._read_extensions(lenient=request.lenient)

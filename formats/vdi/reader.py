@@ -15,7 +15,8 @@ from tapfs.driver import (
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.blocks.layout import BlockLayout
 from tapfs.formats.blocks.reader import BlockReader
-from tapfs.formats.vdi.header import HEAD_BYTES, MAP_AT, NULL_UUID, OLD_VERSION, Header, parse_header
+from tapfs.formats.rounding import round_up
+from tapfs.formats.vdi.header import HEAD_BYTES, MAP_AT, NULL_UUID, OLD_VERSION, SECTOR, Header, parse_header
 
 #: Entries that name no slot: the parent's block or zeros; zeros always.
 FREE, ZERO = 0xFFFFFFFF, 0xFFFFFFFE
@@ -34,8 +35,8 @@ class VdiReader(BlockReader):
     def __init__(self, file: HostFile, request: OpenRequest) -> None:
         header = parse_header(file.read(0, HEAD_BYTES), file)
         if request.grown_size is not None:
-            blocks = -(-request.grown_size // header.block_bytes)
-            header = header._replace(size=request.grown_size, blocks=blocks)
+            size = round_up(request.grown_size, SECTOR)
+            header = header._replace(size=size, blocks=-(-size // header.block_bytes))
         self.header = header
         #: Damage that a lenient open went past.
         self.open_findings: list[Finding] = []

@@ -46,7 +46,7 @@ class DynamicReader:
             message = "the checksum of the dynamic header is wrong"
             at = self.footer.data_offset + dynamic_header.CHECKSUM_AT
             self.findings.append(Finding(Severity.CORRUPTION, message, at))
-        self.size = disk_size(self.footer) if request.grown_size is None else request.grown_size
+        self.size = disk_size(self.footer) if request.grown_size is None else round_up(request.grown_size, SECTOR)
         require_table_for(self.header, self.size, self.footer.data_offset, file.path)
         self.table = AllocationTable(file, self.header, self.size)
         self.batmap: Batmap | None = read_batmap(file, self.footer, self.header)

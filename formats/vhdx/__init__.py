@@ -17,7 +17,7 @@ class VhdxFormat:
     """VHDX as a :class:`tapfs.driver.CreatableFormat`."""
 
     name = "vhdx"
-    abilities = frozenset({Ability.WRITE, Ability.BACKING, Ability.CHECK, Ability.REPAIR})
+    abilities = frozenset({Ability.WRITE, Ability.BACKING, Ability.CHECK, Ability.REPAIR, Ability.RESIZE})
 
     @property
     def create_options(self) -> Mapping[str, str]:
@@ -47,9 +47,9 @@ class VhdxFormat:
             return UnreplayedVhdx(file, headers, writable=request.writable)
         if not request.writable:
             return VhdxDriver(file, request, headers)
-        from tapfs.formats.vhdx.writer import WritableVhdxDriver
+        from tapfs.formats.vhdx.editable import EditableVhdxDriver
 
-        return WritableVhdxDriver(file, request, headers)
+        return EditableVhdxDriver(file, request, headers)
 
     def create(self, request: CreateRequest) -> Plan:
         """The plan for a new image. Raises ImageError(unsupported, out_of_bounds)."""

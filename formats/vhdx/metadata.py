@@ -210,6 +210,11 @@ def locator_place(file: HostFile, region: Range) -> LocatorPlace | None:
     return None
 
 
+def size_place(file: HostFile, region: Range) -> Range:
+    """The place in the file of the size of the disk, in metadata that were read before."""
+    return next(item.place for item in _items(file, region) if item.name == _SIZE and not item.flags & USER)
+
+
 def copied_items(file: HostFile, metadata: Metadata) -> list[tuple[bytes, int, bytes]]:
     """The items of a parent that a new image over it takes along, for `pack_metadata`."""
     copied: list[tuple[bytes, int, bytes]] = []

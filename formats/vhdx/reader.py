@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 
 from tapfs.driver import BackingReference, Finding, Geometry, HostFile, OpenRequest, Severity
 from tapfs.errors import ErrorKind, ImageError
@@ -51,6 +52,9 @@ class VhdxReader:
         log = Range(self.header.log_offset, self.header.log_length)
         self.regions = read_regions(file, log)
         self.metadata = read_metadata(file, self.regions.metadata)
+        if request.grown_size is not None:
+            grown = round_up(request.grown_size, self.metadata.logical_sector)
+            self.metadata = self.metadata._replace(size=grown)
         #: Damage that the opening went past.
         self.open_findings: list[Finding] = [*headers.findings, *self.regions.findings]
         self.table = BlockTable.of(self.metadata, self.regions.bat.offset)
@@ -97,6 +101,12 @@ class VhdxReader:
         """A range of the file is metadata from now on."""
         self.reserved = _joined([*self.reserved, place])
         self.note_end(place.end)
+
+    def block_table_moved(self, place: Range) -> None:
+        """The block table is in another region from now on."""
+        self.regions = self.regions._replace(bat=place)
+        self.table = replace(self.table, host_offset=place.offset)
+        self.add_reserved(place)
 
     def note_end(self, end: int) -> None:
         """Blocks may lie before `end` of the file from now on."""

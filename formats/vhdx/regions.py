@@ -11,7 +11,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
 from tapfs.formats.vhdx.crc32c import crc32c_without
 from tapfs.formats.vhdx.guids import guid, guid_text
-from tapfs.formats.vhdx.units import HEADER_SECTION, MAX_FILE_BYTES, MIB
+from tapfs.formats.vhdx.units import HEADER_SECTION, MAX_FILE_BYTES, MIB, PAGE
 
 #: The places of the two tables, and their length.
 TABLES = (192 << 10, 256 << 10)
@@ -80,6 +80,23 @@ def read_regions(file: HostFile, log: Range) -> Regions:
         offset=TABLES[0],
         op="open",
     )
+
+
+def moved_block_table(file: HostFile, place: Range) -> bytes:
+    """The first page of a region table as the one that counts, but with the block table at `place`.
+
+    Nothing but the first page changes, because there the checksum and the first regions are.
+    Raises ImageError(unsupported) where the block table is not among these.
+    """
+    raw = bytearray(next(raw for raw in (file.read(at, TABLE_BYTES) for at in TABLES) if _is_whole(raw)))
+    for at in range(_ENTRIES_AT, PAGE - _ENTRY.size, _ENTRY.size):
+        name, _, _, flags = _ENTRY.unpack_from(raw, at)
+        if name == BAT:
+            _ENTRY.pack_into(raw, at, name, place.offset, place.length, flags)
+            raw[_CRC_AT : _CRC_AT + 4] = crc32c_without(bytes(raw), _CRC_AT).to_bytes(4, "little")
+            return bytes(raw[:PAGE])
+    message = "the block table is not among the first regions of the region table"
+    raise ImageError(ErrorKind.UNSUPPORTED, message, path=file.path, offset=TABLES[0], op="resize")
 
 
 def whole_tables(file: HostFile) -> list[bool]:

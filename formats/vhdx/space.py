@@ -8,6 +8,7 @@ from tapfs.formats.allocation import Allocation
 from tapfs.formats.rounding import round_down, round_up
 from tapfs.formats.vhdx.blocks import (
     ANCHORED,
+    BITMAP_BYTES,
     PLACE_MASK,
     STATE_MASK,
     State,
@@ -48,6 +49,17 @@ class Space:
         """The block reads as the parent has it from now on."""
         self._release(block)
         self._set(self._image.table.index(block), make_entry(State.NOT_PRESENT))
+
+    def forget_bitmap(self, chunk: int) -> None:
+        """Give up the sector bitmap of a chunk behind the end of a disk that got smaller."""
+        table = self._image.table
+        index = table.bitmap_index(chunk)
+        entry = self._image.pages.word(table.entry_offset(index))
+        usable = place_fault(entry, BITMAP_BYTES, self._image.reserved, self._image.file_end) is None
+        if entry & STATE_MASK == State.PRESENT and usable:
+            self.allocation.release(entry & PLACE_MASK, BITMAP_BYTES, reusable=False)
+        if entry:
+            self._set(index, 0)
 
     def add_bitmap(self, block: int) -> None:
         """Give the chunk of a block a sector bitmap without a bit, if it has none."""

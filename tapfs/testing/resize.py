@@ -20,6 +20,8 @@ from tapfs.testing.subject import Subject, ViolationError, require
 
 #: Crashes of each new size.
 _CRASHES = 12
+#: No format rounds a size by more bytes than this.
+_SECTOR = 4096
 
 
 def change_size(subject: Subject, file: MemoryFile, parent: bytes, size: int) -> None:
@@ -97,7 +99,7 @@ class _Run:
         self._model = bytearray(self._whole(self._file))
         new = bytes(self._model)
         said = f"from {len(old)} to {size} bytes"
-        require(size <= len(new) < size + 512 or size == len(old), f"{said} the disk gets {len(new)}")
+        require(size <= len(new) < size + _SECTOR, f"{said} the disk gets {len(new)}")
         require(new[: len(old)] == old[: len(new)], f"{said} the disk reads otherwise")
         require(is_zero(new[len(old) :]), f"{said} what is added does not read as zeros")
         check_map(self._subject.opened(self._file), 0, len(new))
@@ -120,7 +122,7 @@ class _Run:
 
     def _new_size(self) -> int:
         size = len(self._model)
-        step = self._choice.choice([512, 512, 4096, 65536])
+        step = self._choice.choice([1, 512, 4096, 65536])
         smaller, larger = size * self._choice.random(), size + self._subject.size * 2 * self._choice.random()
         wanted = int(self._choice.choice([smaller, larger, larger, size + 512, max(0, size - 512)]))
         return max(step, min(wanted, 4 * self._subject.size) // step * step)

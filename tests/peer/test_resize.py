@@ -65,6 +65,44 @@ def test_in_turns(tapfs: Run, tmp_path: Path, kind: str) -> None:
         assert by_qemu(image) == expected
 
 
+#: Formats that QEMU does not resize, and what makes their images.
+OTHERS: dict[str, tuple[str, str, str]] = {
+    "qcow": ("qcow", "qcow", ""),
+    "vdi": ("vdi", "vdi", ""),
+    "static vdi": ("vdi", "vdi", "static=on"),
+    "vhd": ("vhd", "vpc", ""),
+    "exact vhd": ("vhd", "vpc", "force_size=on"),
+    "vhdx": ("vhdx", "vhdx", ""),
+    "small blocks of vhdx": ("vhdx", "vhdx", "block_size=1M"),
+    "fixed vhdx": ("vhdx", "vhdx", "subformat=fixed"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_images_that_qemu_made(tapfs: Run, tmp_path: Path, kind: str) -> None:
+    name, of_qemu, options = OTHERS[kind]
+    choice = random.Random(kind)
+    image, raw = tmp_path / "a.img", tmp_path / "a.raw"
+    qemu("qemu-img", "create", "-f", of_qemu, *(("-o", options) if options else ()), image, 5 * MIB)
+    qemu("qemu-io", "-f", of_qemu, "-c", "write -P 7 0 4M", "-c", "write -P 9 4M 700K", image)
+    expected = by_qemu(image, "-f", of_qemu)
+    assert expected[: 4 * MIB] == b"\7" * (4 * MIB)
+    for _ in range(5):
+        size = choice.choice([choice.randrange(40 * MIB), choice.randrange(MIB, 4 * MIB)]) // 512 * 512 + 512
+        assert tapfs("resize", "--shrink", "-f", name, image, size).code == 0
+        expected = expected[:size].ljust(size, b"\0")
+        assert by_qemu(image, "-f", of_qemu) == expected
+        assert tapfs("check", "-f", name, image).code == 0
+        if name in ("vdi", "vhdx"):
+            qemu("qemu-img", "check", "-f", of_qemu, image)
+        # Who goes on writing takes no space that is in use.
+        offset = choice.randrange(len(expected) // 512) * 512
+        qemu("qemu-io", "-f", of_qemu, "-c", f"write -P 5 {offset} 512", image)
+        expected = expected[:offset] + b"\5" * 512 + expected[offset + 512 :]
+    assert tapfs("convert", "-f", name, "-O", "raw", image, raw).code == 0
+    assert raw.read_bytes() == expected
+
+
 def test_snapshots_keep_their_sizes(tapfs: Run, tmp_path: Path) -> None:
     image = tmp_path / "a.qcow2"
     qemu("qemu-img", "create", "-f", "qcow2", str(image), str(3 * MIB))

@@ -74,6 +74,8 @@ RESIZED: list[tuple[str, dict[str, str], bool]] = [
     ("qcow", {"blktap": "on"}, True),
     ("vdi", {"static": "on"}, False),
     ("vhd", {"subformat": "fixed"}, False),
+    ("vhdx", {"subformat": "fixed", "block_size": "1048576"}, False),
+    ("vhdx", {"logical_sector_size": "4096"}, True),
     ("vhd", {"block_size": "4096"}, False),
     ("vhd", {"block_size": "4096"}, True),
 ]
