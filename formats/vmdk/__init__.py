@@ -21,7 +21,9 @@ class VmdkFormat:
     """VMDK as a :class:`tapfs.driver.MultiFileFormat`."""
 
     name = "vmdk"
-    abilities = frozenset({Ability.WRITE, Ability.BACKING, Ability.COMPRESS, Ability.CHECK, Ability.REPAIR})
+    abilities = frozenset(
+        {Ability.WRITE, Ability.BACKING, Ability.COMPRESS, Ability.CHECK, Ability.REPAIR, Ability.RESIZE}
+    )
 
     def probe(self, head: bytes, size: int) -> int:
         """100 for the magic of an extent or the first line of a descriptor, else 0."""
@@ -29,7 +31,7 @@ class VmdkFormat:
         return 100 if head.startswith((SPARSE, UNFINISHED_SPARSE, COWD, SESPARSE)) or is_descriptor(head) else 0
 
     def open(self, file: HostFile, request: OpenRequest) -> VmdkDriver:
-        """A driver for the disk of this file: a WritableVmdkDriver if so requested.
+        """A driver for the disk of this file: an EditableVmdkDriver if so requested.
 
         Raises ImageError naming the field or the missing file; read_only for a disk that cannot be written.
         """
@@ -41,9 +43,9 @@ class VmdkFormat:
             from tapfs.formats.vmdk.stream import NewVmdkStream
 
             return NewVmdkStream(file, request)
-        from tapfs.formats.vmdk.writer import WritableVmdkDriver
+        from tapfs.formats.vmdk.editable import EditableVmdkDriver
 
-        return WritableVmdkDriver(file, request)
+        return EditableVmdkDriver(file, request)
 
     @property
     def create_options(self) -> Mapping[str, str]:

@@ -136,6 +136,14 @@ class ExtentWriter:
                 self._set(index, first, entries)
         self.note_growth()
 
+    def drop(self, first: int, stop: int) -> None:
+        """Enter that the grains of these numbers, all of one table that is there, are not there."""
+        index, inside = divmod(first, self._tables.table_entries)
+        table = self._tables.load(index)
+        entries = array("I", [NO_GRAIN]) * (stop - first)
+        if table is not None and table[inside : inside + len(entries)] != entries:
+            self._set(index, inside, entries)
+
     # -- flush ----------------------------------------------------------------------------------
 
     @property

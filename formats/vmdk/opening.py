@@ -96,6 +96,15 @@ def _sparse_part(offset: int, length: int, extent: HostExtent, *, writable: bool
     return SparsePart(offset, length, extent.number, extent.tables, writable, extent.header_bytes)
 
 
+def _grown(lines: Sequence[ExtentLine], size: int | None) -> Sequence[ExtentLine]:
+    """The extents as they will be of a disk that is growing to `size` bytes: the last one is larger."""
+    if size is None:
+        return lines
+    used = [line for line in lines if line.sectors]
+    before = sum(line.sectors for line in used[:-1])
+    return [*used[:-1], used[-1]._replace(sectors=-(-size // SECTOR) - before)]
+
+
 class _Opening:
     """One opening of the extents of a descriptor. `own` is the extent that the descriptor is embedded in."""
 
@@ -114,7 +123,7 @@ class _Opening:
                 Finding(Severity.NOTE, f"the descriptor has the key {key} again: the first counts")
             )
         offset = 0
-        for line in descriptor.extents:
+        for line in _grown(descriptor.extents, request.grown_size):
             if line.sectors == 0:
                 self.disk.findings.append(Finding(Severity.NOTE, "the descriptor has an extent of size 0", line.at))
                 continue

@@ -70,11 +70,11 @@ class WritableVmdkDriver(VmdkDriver):
         if self._change is None:
             self._change = self._new_identity()
             self._cid = self._change.cid
-        return plan(self._change.grow, self._change.writes + self._marks(1))
+        return plan(self._change.grow, self._change.writes + self.marks(1))
 
     def end(self) -> Plan:
         """The extents are closed, unless a crash before this opening has left them open."""
-        return plan(self._marks(0))
+        return plan(self.marks(0))
 
     def _new_identity(self) -> IdentityChange:
         if self.descriptor is None:
@@ -83,7 +83,8 @@ class WritableVmdkDriver(VmdkDriver):
         room = next((each.header.descriptor_sectors * SECTOR for each in embedded), None)
         return identity_change(self.descriptor, self.file.path, room)
 
-    def _marks(self, value: int) -> list[Step]:
+    def marks(self, value: int) -> list[Step]:
+        """The steps that say whether the sparse extents are open: 1, or 0. A crash has left some open before."""
         steps: list[Step] = []
         for extent in self.disk.sparse:
             if extent.number not in self._writers or extent.unclean:
@@ -193,6 +194,10 @@ class WritableVmdkDriver(VmdkDriver):
         if executed:
             for writer in self._writers.values():
                 writer.plan_done()
+
+    def drop_grains(self, number: int, first: int, stop: int) -> None:
+        """Have the grains ``[first, stop)`` of the sparse extent in a host file, all of one table, be nowhere."""
+        self._writers[number].drop(first, stop)
 
     # -- opening --------------------------------------------------------------------------------
 
