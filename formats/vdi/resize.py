@@ -36,7 +36,7 @@ from tapfs.plan import Copy, Discard, Grow, Plan, Shorten, Step, Write, plan
 _PIECE_ENTRIES = 1 << 20
 _MOVED_AT_ONCE = 64
 _COUNT_AT = 388
-#: Where the new map begins in the slots that made way for it.
+#: The new map begins at a multiple of this in the slots that made way for it.
 _MAP_ALIGNMENT = 512
 
 
