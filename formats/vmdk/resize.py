@@ -172,7 +172,8 @@ def _roomy_cowd(extent: CowdExtent, length: int) -> Plan:
     entries = encode(extent.tables.directory, "little")
     freed: list[Step] = []
     if new_bytes > old_bytes:
-        freed, place = [Discard(number, place, old_bytes)], end
+        freed.append(Discard(number, place, old_bytes))
+        place = end
         end += new_bytes
         content = Write(number, place, entries.ljust(new_bytes, b"\0"))
         wanted = wanted._replace(directory_sector=place // SECTOR)
