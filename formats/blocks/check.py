@@ -119,7 +119,8 @@ class BlockCheck:
 def further_blocks(file: HostFile, layout: BlockLayout, entries: int, report: CheckReport) -> Iterator[Claim]:
     """The slots that entries behind those of the disk name, in a table of `entries`; the report says so.
 
-    These slots are not leaked: it may be the size of the disk that is wrong.
+    A change of the size that was cut off leaves such entries, but the size may as well be damaged. So no repair frees
+    these slots, and no writer uses them.
     """
     blocks = layout.blocks
     stop = min(entries, blocks + _MAX_FURTHER)
@@ -133,5 +134,6 @@ def further_blocks(file: HostFile, layout: BlockLayout, entries: int, report: Ch
                 named += run.blocks
                 yield Claim(start, length, SLOTS, entry=run.first)
     if named:
-        message = f"{named} blocks behind the end of the disk have places: the size of the disk or the table is wrong"
-        report.add(Severity.CORRUPTION, message, layout.entry_place(blocks))
+        message = f"{named} blocks behind the end of the disk have places: it was longer, or its size is wrong"
+        report.add(Severity.LEAK, message, layout.entry_place(blocks))
+        report.leaked_bytes += named * layout.slot_bytes

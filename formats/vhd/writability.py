@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tapfs.driver import CheckReport, Finding, HostFile, Severity
+from tapfs.driver import Finding, HostFile, Severity
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.apart import require_apart
 from tapfs.formats.vhd.disk_size import MAX_SIZE
@@ -65,25 +65,8 @@ def require_writable(image: DynamicReader) -> None:
     _require_places(image)
 
 
-def _require_nothing_behind(image: DynamicReader) -> None:
-    """What entries behind the end of the disk name may be data, and new blocks would go there."""
-    report = CheckReport()
-    for _ in image.table.further(report):
-        pass
-    for _, message, offset in report.findings:
-        raise ImageError(
-            ErrorKind.READ_ONLY,
-            f"{message}: the image can only be read",
-            path=image.file.path,
-            offset=offset,
-            op="open",
-            remedy="copy the disk with tapfs convert",
-        )
-
-
 def _require_places(image: DynamicReader) -> None:
     """A block past the end of the file would be where the next new block goes."""
-    _require_nothing_behind(image)
     bounds = image.table.bounds()
     if bounds is None:
         return

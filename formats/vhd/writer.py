@@ -20,7 +20,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
-from tapfs.driver import BackingReference, Driver, HostFile, OpenRequest, Operation, Placement, Reservation
+from tapfs.driver import BackingReference, CheckReport, Driver, HostFile, OpenRequest, Operation, Placement, Reservation
 from tapfs.errors import ImageError
 from tapfs.extent import Range
 from tapfs.formats.rounding import round_up
@@ -353,6 +353,8 @@ class WritableDynamicDriver(DynamicDriver):
             ends.append(self.batmap.end)
         if (bounds := self.table.bounds()) is not None:
             ends.append(bounds[1] + self.header.bitmap_bytes + self.header.block_size)
+        # Entries behind the end of the disk may name data: of a growth that was cut off, or where the size is damaged.
+        ends += [claim.start + claim.length for claim in self.table.further(CheckReport())]
         if not self.footers.last_good:
             ends.append(round_up(self.file.size(), SECTOR))
         return round_up(max(ends), SECTOR)
