@@ -240,7 +240,12 @@ static inline void world_open(struct world *world, const struct options *options
         .virtual_size = SIZE, .granule = GRANULE, .map_unit = UNIT, .packing = {.codec = TAPFS_CODEC_RAW_DEFLATE}, .writable = 1};
     if (options->cipher) {
         top.cipher = (tapfs_cipher){
-            .algorithm = TAPFS_CIPHER_AES_CBC_PLAIN64, .key_bytes = sizeof key, .sector_bytes = 512, .iv_bytes = 512};
+            .algorithm = TAPFS_CIPHER_AES,
+            .mode = TAPFS_CIPHER_CBC,
+            .iv = TAPFS_IV_PLAIN64,
+            .key_bytes = sizeof key,
+            .sector_bytes = 512,
+            .iv_bytes = 512};
         memcpy(top.cipher.key, key, sizeof key);
     }
     tapfs_layer middle = {.virtual_size = MIDDLE_SIZE, .granule = GRANULE, .map_unit = UNIT};
