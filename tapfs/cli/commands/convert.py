@@ -112,8 +112,9 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Copy it."""
-    *sources, target = arguments.names or [None]
-    arguments.image, arguments.target = (sources or [None])[0], target
+    names: list[str] = arguments.names
+    sources, target = names[:-1], names[-1] if names else None
+    arguments.image, arguments.target = sources[0] if sources else None, target
     if not arguments.no_create or wants_help(arguments):  # what is there already is what its contents show
         arguments.target_format = arguments.target_format or default_format(target or "", "-O")
     if wants_help(arguments):

@@ -76,7 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _plain_details(driver: Driver) -> frozenset[str]:
     from tapfs.driver import PlainDetails
 
-    return (driver.plain_details if isinstance(driver, PlainDetails) else frozenset()) | {"notes"}
+    plain: frozenset[str] = driver.plain_details if isinstance(driver, PlainDetails) else frozenset()
+    return plain | {"notes"}
 
 
 def _rows(info: Mapping[str, object], details: frozenset[str] | None) -> Iterator[tuple[str, str]]:

@@ -113,7 +113,8 @@ def test_a_base_smaller_than_the_overlay_grows(tapfs: Run, tmp_path: Path, base_
     assert content(over) == before == content(base, base_format)
 
 
-def test_a_base_that_cannot_grow_is_left_as_it_is(tapfs: Run, tmp_path: Path) -> None:
+def test_a_base_that_cannot_grow_is_left_as_it_is(tapfs: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("tapfs.formats.qcow.editable.EditableQcowDriver.resize")
     base, over = tmp_path / "base.qcow", tmp_path / "over.qcow2"
     api.create_image(base, NewImage("qcow", SIZE))
     api.create_image(over, NewImage("qcow2", 2 * SIZE, backing="base.qcow", backing_format="qcow"))
