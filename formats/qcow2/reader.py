@@ -27,12 +27,6 @@ from tapfs.formats.qcow2.encryption import Encryption, read_encryption
 from tapfs.formats.qcow2.entries import COPIED, SECTOR, Decoder, EntryFault, Run
 from tapfs.formats.qcow2.header import (
     COMPRESSION_ZSTD,
-    CORRUPT,
-    CRYPT_AES,
-    CRYPT_METHOD_AT,
-    DIRTY,
-    INCOMPATIBLE_AT,
-    KNOWN_INCOMPATIBLE,
     L1_OFFSET_AT,
     LENGTH_2,
     WORD,
@@ -42,6 +36,7 @@ from tapfs.formats.qcow2.header import (
 )
 from tapfs.formats.qcow2.l1 import L1Table
 from tapfs.formats.qcow2.layout import slice_layout, slice_places
+from tapfs.formats.qcow2.openable import require_features
 from tapfs.formats.qcow2.slices import Slices
 from tapfs.formats.qcow2.snapshots import Snapshot, read_snapshots, snapshot_named
 from tapfs.formats.rounding import round_up
@@ -68,7 +63,7 @@ class Qcow2Reader:
         #: The first cluster: header, extensions and the backing name.
         self.head = file.read(0, self.header.cluster_size)
         self.extensions = self._read_extensions(lenient=request.lenient)
-        self._require_features(writable=request.writable and not request.lenient)
+        require_features(self.header, self.extensions, file.path, writable=request.writable and not request.lenient)
         self.encryption = self._read_encryption(lenient=request.lenient)
         self.backing = self._read_backing()
         self.snapshot: Snapshot | None = None
@@ -333,29 +328,6 @@ class Qcow2Reader:
                 raise
             self.open_findings.append(Finding(Severity.CORRUPTION, error.message, error.offset))
             return None
-
-    def _require_features(self, *, writable: bool) -> None:
-        header = self.header
-        unknown = header.incompatible & ~KNOWN_INCOMPATIBLE
-        if unknown:
-            bits = [bit for bit in range(64) if unknown >> bit & 1]
-            names = ", ".join(ext.feature_name(self.extensions, ext.INCOMPATIBLE_FEATURE, bit) for bit in bits)
-            raise self._refused(f"needs features that tapfs does not know: {names}", INCOMPATIBLE_AT)
-        if writable and header.crypt_method == CRYPT_AES:
-            raise self._refused("is encrypted the old way (AES), which tapfs only reads", CRYPT_METHOD_AT)
-        for bit, what in ((DIRTY, "was not closed after writing"), (CORRUPT, "is marked as corrupt")):
-            if writable and header.incompatible & bit:
-                raise ImageError(
-                    ErrorKind.CORRUPT,
-                    f"{what}: it cannot be written as it is",
-                    path=self.file.path,
-                    offset=INCOMPATIBLE_AT,
-                    op="open",
-                    remedy="run tapfs repair",
-                )
-
-    def _refused(self, message: str, offset: int) -> ImageError:
-        return ImageError(ErrorKind.UNSUPPORTED, message, path=self.file.path, offset=offset, op="open")
 
     def _read_backing(self) -> BackingReference | None:
         header = self.header

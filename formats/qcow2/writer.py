@@ -30,14 +30,9 @@ from tapfs.formats.qcow2.bitmaps import clusters_of_bitmaps, directory_of, read_
 from tapfs.formats.qcow2.driver import Qcow2Driver
 from tapfs.formats.qcow2.entries import COMPRESSED, COPIED, OFFSET, ZERO, Run, compressed_place, consecutive, new_words
 from tapfs.formats.qcow2.guard import Guard, MetadataRange, guard_of
-from tapfs.formats.qcow2.header import (
-    AUTOCLEAR_AT,
-    BITMAPS,
-    KNOWN_AUTOCLEAR,
-    REFTABLE_OFFSET_AT,
-    WORD,
-)
+from tapfs.formats.qcow2.header import AUTOCLEAR_AT, BITMAPS, KNOWN_AUTOCLEAR, WORD
 from tapfs.formats.qcow2.l1 import l1_steps
+from tapfs.formats.qcow2.openable import require_refcount_table
 from tapfs.formats.qcow2.refcounts import Refcounts
 from tapfs.formats.qcow2.signature import VERSIONS
 from tapfs.formats.qcow2.space import Space
@@ -62,22 +57,9 @@ class WritableQcow2Driver(Qcow2Driver):
         self._durable_end = self._end_in_plan = file.size()
         self._has_zeros = self.header.version > VERSIONS[0]
         if not request.lenient:  # a repair writes by plans alone, into an image that may have anything wrong with it
-            self._require_writable()
+            require_refcount_table(self.header, file.path)
             self.guard = self._make_guard()
             self.space = Space(file.path, self.header, self.refcounts, self.guard, file.size())
-
-    def _require_writable(self) -> None:
-        header = self.header
-        place = header.reftable_offset
-        if header.reftable_clusters == 0 or place % header.cluster_size or not place:
-            raise ImageError(
-                ErrorKind.CORRUPT,
-                f"the refcount table at {place:#x} cannot be there",
-                path=self.file.path,
-                offset=REFTABLE_OFFSET_AT,
-                op="open",
-                remedy="run tapfs repair",
-            )
 
     # -- reservations ---------------------------------------------------------------------------
 
@@ -181,11 +163,8 @@ class WritableQcow2Driver(Qcow2Driver):
         self.space.freed(freed)
 
     def _slice_steps(self) -> list[Step]:
-        steps: list[Step] = []
-        for unit, changed in self.slices.changed.items():
-            place = self.slices.table_offset(unit)
-            steps.extend(Write(0, place + at, data) for at, data in changed.sector_runs())
-        return steps
+        changed, place = self.slices.changed.items(), self.slices.table_offset
+        return [Write(0, place(unit) + at, data) for unit, each in changed for at, data in each.sector_runs()]
 
     def stream(self) -> Qcow2StreamWriter:
         """The writer of new images, of compressed ones above all."""

@@ -9,7 +9,8 @@ from tapfs.disk.chain import Layer, ParentState, UnopenedParent
 from tapfs.disk.recovery import JOURNAL_WAITS
 
 if TYPE_CHECKING:
-    from tapfs.partitions.table import FileSystemInfo, PartitionTableInfo
+    from tapfs.partitions.reader import Read
+    from tapfs.partitions.table import FileSystem, FileSystemInfo, PartitionTableInfo
 
 
 class BackingInfo(TypedDict):
@@ -113,3 +114,10 @@ def _missing_link(unopened: UnopenedParent) -> ChainLink:
         "state": unopened.state.value,
         "message": None if unopened.error is None else str(unopened.error),
     }
+
+
+def identify_others(read: Read, size: int) -> Sequence[FileSystem]:
+    """The file systems that libblkid knows. It is loaded only for what `tapfs.partitions` does not know."""
+    from tapfs.disk import blkid
+
+    return blkid.identify(read, size)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import stat
-import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING, Self
 
 from tapfs.disk.chain import DEFAULT_CACHE_BYTES, Layer
 from tapfs.disk.chain_map import MappedExtent
-from tapfs.disk.description import ImageInfo, describe
+from tapfs.disk.description import ImageInfo, describe, identify_others
 from tapfs.disk.disk_map import DiskMap
+from tapfs.disk.dropped import close_dropped
 from tapfs.disk.engine_chain import EngineChain
 from tapfs.disk.stream_target import StreamTarget, stream_into
 from tapfs.driver import Begun, OnlyStreamed
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from tapfs.kernel.engine import Buffer, EngineDisk, Outcome, Statistics
     from tapfs.kernel.ranges import Ranges
     from tapfs.kernel.writes import Segments
-    from tapfs.partitions.reader import Read
-    from tapfs.partitions.table import DiskContents, FileSystem
+    from tapfs.partitions.table import DiskContents
 
 #: The bytes of a sector of most disks, and of a partition table that does not say it.
 _USUAL_SECTOR = 512
@@ -82,7 +81,7 @@ class Image:
         #: Whether its writes are gone with it, so that its end needs no flush.
         self.temporary = temporary
         kept = None if temporary else self._writes
-        self._dropped = weakref.finalize(self, _close_dropped, self._chain, kept, os.getpid())
+        self._dropped = weakref.finalize(self, close_dropped, self._chain, kept, os.getpid())
 
     def __repr__(self) -> str:
         mode = "closed" if self.closed else "writable" if self.writable else "read-only"
@@ -168,7 +167,7 @@ class Image:
             sector_size = self.sector_size
         from tapfs.partitions.contents import disk_contents  # only those who ask pay for it
 
-        return disk_contents(self.read, self._size, _identify_others, sector_size=sector_size)
+        return disk_contents(self.read, self._size, identify_others, sector_size=sector_size)
 
     @property
     def sector_size(self) -> int:
@@ -384,27 +383,7 @@ class Image:
         return self._writes
 
 
-def _identify_others(read: Read, size: int) -> Sequence[FileSystem]:
-    """What libblkid knows, which is loaded only for what `tapfs.partitions` does not know."""
-    from tapfs.disk import blkid
-
-    return blkid.identify(read, size)
-
-
 def _write_path(chain: EngineChain, plan_log: PlanLog | None) -> WritePath:
     from tapfs.disk.write_path import WritePath  # it loads the engine, which who only reads metadata needs not
 
     return WritePath(chain, plan_log)
-
-
-def _close_dropped(chain: EngineChain, writes: WritePath | None, opened_by: int) -> None:
-    """Close the files of an Image that nobody refers to any more, and warn if it was opened in this process."""
-    if chain.closed:
-        return
-    try:
-        if os.getpid() == opened_by:
-            unflushed = 0 if writes is None else writes.unflushed_bytes
-            lost = f"; {unflushed} bytes of its metadata were not flushed and are lost" if unflushed else ""
-            warnings.warn(f"unclosed disk image {chain.top.path!r}{lost}", ResourceWarning, stacklevel=2)
-    finally:
-        chain.close()
