@@ -22,6 +22,7 @@ def commit(
     keep: bool = False,
     backing_formats: Sequence[str] = (),
     any_parent: bool = False,
+    write_base: bool = False,
     password: bytes | None = None,
     rate: int | None = None,
     progress: Progress | None = None,
@@ -29,11 +30,12 @@ def commit(
     """Write what an overlay holds into its parent, or into `base` further down its chain, and empty the overlay.
 
     With `keep`, or a base further down, it keeps what it holds. The overlay reads the same at every moment, so a commit
-    that was cut off is begun anew. `rate` bounds the bytes a second. Raises ImageError.
+    that was cut off is begun anew. `rate` bounds the bytes a second. `write_base` writes the base even if other
+    overlays lie over it. Raises ImageError.
     """
     from tapfs.jobs.commit import commit_image
 
-    options = OpenOptions(format=format, backing_formats=backing_formats, any_parent=any_parent)
+    options = OpenOptions(format=format, backing_formats=backing_formats, any_parent=any_parent, write_base=write_base)
     return commit_image(
         os.fsdecode(path),
         options,

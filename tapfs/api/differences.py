@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from tapfs.api.jobs import Progress, opened_image
@@ -79,43 +80,32 @@ def apply(
     options: Mapping[str, str] | None = None,
     dry_run: bool = False,
     resume: bool = False,
+    write_base: bool = False,
     progress: Progress | None = None,
 ) -> ApplyReport:
     """Apply a stream of `write_diff` to the disk `base`, which must be the old one of it.
 
     The result is the new image `target`, of the format and `options` that are given, or an `overlay` over the base. It
     appears under its name when it is complete and durable. Without a target `base` itself changes. Then `stream` must
-    be a file that can be read twice, and after a crash the same call goes on; `resume` as on the command line. A
+    be a file that can be read twice, and after a crash the same call goes on; `resume` as on the command line, and
+    `write_base` changes it even if overlays lie over it. A
     `dry_run` only proves that the stream is whole and fits the base. Raises ImageError: corrupt for a damaged stream,
     invalid_argument for another base.
     """
     from tapfs.jobs.apply import apply_in_place, apply_to_new, verify_base
 
-    if isinstance(stream, str | os.PathLike):
-        with _stream(os.fsdecode(stream)) as file:
-            return apply(
-                base,
-                file,
-                target,
-                target_format=target_format,
-                format=format,
-                password=password,
-                overlay=overlay,
-                options=options,
-                dry_run=dry_run,
-                resume=resume,
-                progress=progress,
-            )
-    path = stream.name if isinstance(getattr(stream, "name", None), str) else None
     in_place = target is None and not dry_run
-    with opened_image(base, format, password, writable=in_place) as disk:
+    with ExitStack() as stack:
+        file = stack.enter_context(_stream(os.fsdecode(stream))) if isinstance(stream, str | os.PathLike) else stream
+        path = file.name if isinstance(getattr(file, "name", None), str) else None
+        disk = stack.enter_context(opened_image(base, format, password, writable=in_place, write_base=write_base))
         if dry_run:
-            return verify_base(disk, stream, path=path, resume=resume, progress=progress)
+            return verify_base(disk, file, path=path, resume=resume, progress=progress)
         if target is None:
-            return apply_in_place(disk, lambda: _from_start(stream), path=path, resume=resume, progress=progress)
+            return apply_in_place(disk, lambda: _from_start(file), path=path, resume=resume, progress=progress)
         return apply_to_new(
             disk,
-            stream,
+            file,
             os.fsdecode(target),
             target_format=target_format or disk.format_name,
             overlay=overlay,

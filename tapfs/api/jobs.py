@@ -68,6 +68,7 @@ def compact(
     partitions: Collection[int] = (),
     sector_size: int | None = None,
     dry_run: bool = False,
+    write_base: bool = False,
     progress: Progress | None = None,
 ) -> CompactReport:
     """Give back to the host what an image has for nothing: free blocks of the file systems on it, and zeros.
@@ -75,12 +76,13 @@ def compact(
     `image` is the name of an image (`format` and `password` say how it is opened) or an Image that is open for
     writing. `free`: the free blocks of ext, XFS, NTFS and FAT that were unmounted cleanly, of those `partitions` only
     that are named, of `swap` space if that is said. `zeros`: what is zeros, for which all of the image's own data is
-    read. `sector_size` is as for `open_file`. A `dry_run` changes nothing. Every byte in use reads as before, a free
-    one as before or as zero, also after a crash; all is durable when this returns. Raises ImageError.
+    read. `sector_size` is as for `open_file`. A `dry_run` changes nothing. `write_base` compacts an image that overlays
+    lie over. Every byte in use reads as before, a free one as before or as zero, also after a crash; all is durable
+    when this returns. Raises ImageError.
     """
     from tapfs.jobs.compact import compact as give_back
 
-    with opened_image(image, format, password, writable=not dry_run) as disk:
+    with opened_image(image, format, password, writable=not dry_run, write_base=write_base) as disk:
         return give_back(
             disk,
             free=free,
@@ -106,6 +108,7 @@ def convert(
     options: Mapping[str, str] | None = None,
     target_password: bytes | None = None,
     create: bool = True,
+    write_base: bool = False,
     zeroed: bool = False,
     salvage: bool = False,
     bitmaps: bool = False,
@@ -120,8 +123,9 @@ def convert(
     when it is complete and durable: whatever ends the copy before changes nothing, a block device excepted. With
     `backing` the target is an overlay over that parent and only what differs is written. `options` are the creation
     options of the target's format. `target_password` makes an encrypted image. Without `create` the existing disk
-    `target` is overwritten, zeros included, unless it is `zeroed`, so that it reads as zeros before. `copying` bounds
-    the rate and the threads, and says how zeros are looked for (`CopyOptions`). With `salvage` what cannot be read
+    `target` is overwritten (with `write_base` even if overlays lie over it), zeros included, unless it is `zeroed`, so
+    that it reads as zeros before. `copying` bounds the rate and the threads, and says how zeros are looked for
+    (`CopyOptions`). With `salvage` what cannot be read
     becomes zeros: the result is a list of these ranges. `bitmaps` copies those of the one source into the new image,
     without the inconsistent ones if `skip_broken_bitmaps`. Raises ImageError.
     """
@@ -161,7 +165,9 @@ def convert(
             )
         else:
             baseline = Baseline.ZEROS if zeroed else Baseline.ANYTHING
-            with opening.open(name, format=target_format, writable=True, password=target_password) as existing:
+            with opening.open(
+                name, format=target_format, writable=True, password=target_password, write_base=write_base
+            ) as existing:
                 copy_disk(disk, existing, baseline=baseline, options=copying, progress=progress)
     return [lost for lost, _ in salvaged.lost]
 
@@ -189,11 +195,18 @@ def compare(
 
 @contextmanager
 def opened_image(
-    image: str | os.PathLike[str] | Image, format_name: str | None, password: bytes | None, *, writable: bool = False
+    image: str | os.PathLike[str] | Image,
+    format_name: str | None,
+    password: bytes | None,
+    *,
+    writable: bool = False,
+    write_base: bool = False,
 ) -> Generator[Image]:
     """An image by its name, closed afterwards, or one that is open and stays the caller's."""
     if isinstance(image, Image):
         yield image
     else:
-        with opening.open(image, format=format_name, password=password, writable=writable) as opened:
+        with opening.open(
+            image, format=format_name, password=password, writable=writable, write_base=write_base
+        ) as opened:
             yield opened

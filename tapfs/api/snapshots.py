@@ -43,14 +43,16 @@ def apply_snapshot(
     name: str,
     *,
     format: str | None = None,  # noqa: A002 - as above
+    write_base: bool = False,
 ) -> None:
     """Make the current disk what the snapshot with that name or id holds. What it held before is lost.
 
-    The disk also gets the size that it had then. After a crash it is the one disk or the other. Raises ImageError.
+    The disk also gets the size that it had then. After a crash it is the one disk or the other. `write_base` does it
+    even if overlays lie over the image. Raises ImageError.
     """
     from tapfs.jobs import snapshots as jobs
 
-    jobs.apply_snapshot(os.fsdecode(path), name, OpenOptions(format=format))
+    jobs.apply_snapshot(os.fsdecode(path), name, OpenOptions(format=format, write_base=write_base))
 
 
 def delete_snapshot(

@@ -101,8 +101,13 @@ def _add_access(add: _Add) -> None:
         type=size_argument,
         help="the most memory for the maps of the image and its parents (32M if not given)",
     )
-    add("--write-base", action="store_true", help="write the image even if overlays lie over it, which that spoils")
+    add_write_base_option(add)
     add("--direct", action="store_true", help="bypass the page cache of the host (O_DIRECT)")
+
+
+def add_write_base_option(add: _Add) -> None:
+    """Add --write-base, for commands that change a disk."""
+    add("--write-base", action="store_true", help="write the image even if overlays lie over it, which that spoils")
 
 
 def add_sector_size_option(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ A change is an edit of an image that nobody uses (`tapfs.jobs.editing`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from tapfs.disk.chain import Layer, OpenOptions, open_layer
@@ -42,12 +42,12 @@ def read_bitmap(path: str, name: str, options: OpenOptions) -> Generator[ReadBit
 
 def add_bitmap(path: str, name: str, granularity: int | None, options: OpenOptions, *, enabled: bool = True) -> None:
     """Keep a new bitmap that marks nothing; `granularity` in bytes, None: a usual one. Raises ImageError."""
-    edit_image(path, options, lambda layer: keeper(layer).add_bitmap(name, granularity, enabled=enabled))
+    _edit(path, options, lambda driver: driver.add_bitmap(name, granularity, enabled=enabled))
 
 
 def remove_bitmap(path: str, name: str, options: OpenOptions) -> None:
     """Forget a bitmap, which may be inconsistent. Raises ImageError."""
-    edit_image(path, options, lambda layer: keeper(layer).remove_bitmap(name))
+    _edit(path, options, lambda driver: driver.remove_bitmap(name))
 
 
 def store_bitmap(path: str, name: str, ranges: Iterable[tuple[int, int]], options: OpenOptions) -> None:
@@ -57,12 +57,12 @@ def store_bitmap(path: str, name: str, ranges: Iterable[tuple[int, int]], option
         raise ImageError(
             ErrorKind.OUT_OF_BOUNDS, f"a range begins at {wanted[0].offset}", path=path, op="store a bitmap"
         )
-    edit_image(path, options, lambda layer: keeper(layer).store_bitmap(name, wanted))
+    _edit(path, options, lambda driver: driver.store_bitmap(name, wanted))
 
 
 def enable_bitmap(path: str, name: str, options: OpenOptions, *, enabled: bool) -> None:
     """Have a bitmap note what is written from now on, or not. Raises ImageError."""
-    edit_image(path, options, lambda layer: keeper(layer).enable_bitmap(name, enabled=enabled))
+    _edit(path, options, lambda driver: driver.enable_bitmap(name, enabled=enabled))
 
 
 def merge_bitmap(
@@ -79,20 +79,23 @@ def merge_bitmap(
     The other image is only read, and its disk has the same size. Raises ImageError.
     """
     if source_path is None:
-        edit_image(path, options, lambda layer: _merged(keeper(layer), name, source))
+        _edit(path, options, lambda driver: _merged(driver, name, source))
         return
     with read_bitmap(source_path, source, source_options or OpenOptions()) as other:
         ranges = list(other.ranges)
 
-    def merge(layer: Layer) -> Iterator[Plan]:
-        size = layer.driver.geometry.virtual_size
+    def merge(driver: BitmapKeeper) -> Iterator[Plan]:
+        size = driver.geometry.virtual_size
         if other.size != size:
             message = f"a bitmap of a disk of {other.size} bytes does not fit a disk of {size} bytes"
             raise ImageError(ErrorKind.INVALID_ARGUMENT, message, path=path, op="merge bitmaps")
-        driver = keeper(layer)
         return driver.store_bitmap(name, united(driver.bitmap_ranges(name), ranges))
 
-    edit_image(path, options, merge)
+    _edit(path, options, merge)
+
+
+def _edit(path: str, options: OpenOptions, edit: Callable[[BitmapKeeper], Iterator[Plan]]) -> None:
+    edit_image(path, options, lambda layer: edit(keeper(layer)), keeps_disk=True)
 
 
 def keeper(layer: Layer) -> BitmapKeeper:

@@ -10,14 +10,18 @@ from tapfs.disk.chain import Layer, OpenOptions, open_layer
 from tapfs.plan import Plan
 
 
-def edit_image(path: str, options: OpenOptions, edit: Callable[[Layer], Iterator[Plan]]) -> None:
+def edit_image(
+    path: str, options: OpenOptions, edit: Callable[[Layer], Iterator[Plan]], *, keeps_disk: bool = False
+) -> None:
     """Open the image `path` for writing, without its parents, and execute what `edit` plans, one plan after the other.
 
+    `keeps_disk`: the edit changes nothing that is read from the disk, so that overlays over the image do not mind.
     The image is locked meanwhile, and what a crash left to be replayed is replayed first. Each plan is durable before
     the next one is asked for. Whatever ends the edit, the image reads as before it or as wanted
     (`tapfs.edit_protocols`). Raises ImageError.
     """
-    with contextlib.closing(open_layer(path, replace(options, writable=True))) as layer:
+    options = replace(options, writable=True, write_base=options.write_base or keeps_disk)
+    with contextlib.closing(open_layer(path, options)) as layer:
         execute_edit(layer, edit(layer))
 
 

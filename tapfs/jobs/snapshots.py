@@ -22,7 +22,7 @@ def list_snapshots(path: str, options: OpenOptions) -> Sequence[SnapshotRecord]:
 
 def create_snapshot(path: str, name: str, options: OpenOptions) -> None:
     """Keep the disk as it is now under a name. Raises ImageError."""
-    edit_image(path, options, lambda layer: _keeper(layer).create_snapshot(name, int(time.time())))
+    edit_image(path, options, lambda layer: _keeper(layer).create_snapshot(name, int(time.time())), keeps_disk=True)
 
 
 def apply_snapshot(path: str, name: str, options: OpenOptions) -> None:
@@ -32,7 +32,7 @@ def apply_snapshot(path: str, name: str, options: OpenOptions) -> None:
 
 def delete_snapshot(path: str, name: str, options: OpenOptions) -> None:
     """Forget a snapshot, by its name or id. Raises ImageError."""
-    edit_image(path, options, lambda layer: _keeper(layer).delete_snapshot(name))
+    edit_image(path, options, lambda layer: _keeper(layer).delete_snapshot(name), keeps_disk=True)
 
 
 def _keeper(layer: Layer) -> SnapshotKeeper:

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from tapfs.cli.guests.device import add_device_options, ask_disk
+from tapfs.cli.options import add_write_base_option, unlocked
 from tapfs.cli.parser import UsageError, format_argument, size_argument
 from tapfs.cli.reporting import print_line
 from tapfs.cli.sizes import human_size
@@ -54,6 +55,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--key-file", metavar="FILE", help="the first line of FILE is the password of an encrypted image"
     )
+    add_write_base_option(parser.add_argument)
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     add_device_options(parser, required=False)
     parser.set_defaults(run=run)
@@ -83,7 +85,6 @@ def _of_guest(arguments: argparse.Namespace) -> int:
 def _of_image(arguments: argparse.Namespace) -> int:
     if arguments.first is None or arguments.second is None:
         raise UsageError("FILE and SIZE are needed (or --domain and --vdev of a guest's disk)", _PROGRAM)
-    from tapfs.cli.options import unlocked
     from tapfs.disk.chain import OpenOptions
     from tapfs.jobs.resize import resize_image
 
@@ -91,7 +92,10 @@ def _of_image(arguments: argparse.Namespace) -> int:
     sign = {"+": 1, "-": -1}.get(text[:1], 0)
     size = _size(text[1:] if sign else text)
     options = OpenOptions(
-        format=arguments.format, backing=arguments.backing, backing_formats=tuple(arguments.backing_format)
+        format=arguments.format,
+        backing=arguments.backing,
+        backing_formats=tuple(arguments.backing_format),
+        write_base=arguments.write_base,
     )
     return unlocked(
         arguments.key_file,

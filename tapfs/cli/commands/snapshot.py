@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tapfs.cli.json_output import print_json
+from tapfs.cli.options import add_write_base_option
 from tapfs.cli.parser import format_argument
 from tapfs.cli.reporting import add_json_option, print_columns, print_line
 from tapfs.cli.sizes import human_size
@@ -41,6 +42,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     wish.add_argument("-d", "--delete", metavar="NAME", help="forget the snapshot with that name or id")
     parser.add_argument("-f", "--format", metavar="FMT", type=format_argument, help="format of IMAGE")
+    add_write_base_option(parser.add_argument)
     parser.add_argument(
         "-U", "--force-share", action="store_true", help="list even while another process writes the image"
     )
@@ -56,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tapfs.jobs import snapshots
 
     path: str = arguments.image
-    options = OpenOptions(format=arguments.format)
+    options = OpenOptions(format=arguments.format, write_base=arguments.write_base)
     changed = True
     if arguments.create is not None:
         snapshots.create_snapshot(path, arguments.create, options)

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from tapfs.cli.guests.device import with_xenstore
+from tapfs.cli.options import add_write_base_option
 from tapfs.cli.parser import UsageError, format_argument, size_argument
 from tapfs.cli.reporting import print_line
 
@@ -56,9 +57,7 @@ def add_parser(subparsers: Subparsers) -> None:
         default=[],
         help="format of the parent; given again, that of the parent's parent, and so on",
     )
-    parser.add_argument(
-        "--write-base", action="store_true", help="write the image even if overlays lie over it, which that spoils"
-    )
+    add_write_base_option(parser.add_argument)
     parser.add_argument(
         "--key-file", metavar="FILE", help="the first line of FILE is the password of an encrypted image"
     )

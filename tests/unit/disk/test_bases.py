@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -156,3 +156,49 @@ def test_a_commit_writes_its_own_base_and_no_other_overlay_s(base: Path, tapfs: 
     result = tapfs("commit", overlay)
     assert result.code == 16
     assert str(other) in result.err
+
+
+def test_what_changes_no_byte_of_a_disk_minds_no_overlay(base: Path, tapfs: Callable[..., Ran]) -> None:
+    path = base.with_name("base.qcow2")
+    api.create_image(str(path), NewImage("qcow2", MIB))
+    overlay = path.with_name("over.qcow2")
+    api.create_image(str(overlay), NewImage("qcow2", None, backing=str(path), backing_format="qcow2"))
+    for words in (["snapshot", "-c", "one"], ["bitmap", "--add"], ["bitmap", "--disable"]):
+        name = ["b"] if words[0] == "bitmap" else []
+        assert tapfs(*words, path, *name).code == 0, words
+    refused(path)
+
+
+def test_every_refusal_names_an_option_that_its_command_takes(base: Path, tapfs: Callable[..., Ran]) -> None:
+    path = base.with_name("base.qcow2")
+    api.create_image(str(path), NewImage("qcow2", MIB))
+    api.create_snapshot(path, "one")
+    overlay_path = path.with_name("over.qcow2")
+    api.create_image(str(overlay_path), NewImage("qcow2", None, backing=str(path), backing_format="qcow2"))
+    for words in (["resize", path, "2M"], ["snapshot", "-a", "one", path], ["compact", path]):
+        assert "--write-base" in tapfs(*words).err, words
+        assert tapfs(words[0], "--write-base", *words[1:]).code == 0, words
+
+
+def test_python_says_it_by_a_keyword(base: Path) -> None:
+    path = base.with_name("base.qcow2")
+    api.create_image(str(path), NewImage("qcow2", MIB))
+    api.create_snapshot(path, "one")
+    overlay = path.with_name("over.qcow2")
+    api.create_image(str(overlay), NewImage("qcow2", None, backing=str(path), backing_format="qcow2"))
+    difference = path.with_name("difference")
+    api.write_diff(path, path, difference)
+    source = path.with_name("source.raw")
+    source.write_bytes(bytes(MIB))
+
+    def changes(**options: bool) -> Iterator[Callable[[], object]]:
+        yield lambda: api.apply_snapshot(path, "one", **options)
+        yield lambda: api.compact(path, **options)
+        yield lambda: api.apply(path, difference, **options)
+        yield lambda: api.convert(source, path, format="raw", target_format="qcow2", create=False, **options)
+
+    for change in changes():
+        with pytest.raises(ImageError, match="write_base=True"):
+            change()
+    for change in changes(write_base=True):
+        change()
