@@ -7,7 +7,7 @@ moment the next process serves the disk either as it was or as it was to be.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -119,7 +119,8 @@ class Operations:
             else:
                 overlaid = await in_thread(partial(overlay_for_name, image, file, size, told=self._told(image)))
             try:
-                await (self._switch(overlaid) if keep_names else self._exchange(overlaid))
+                settle = self._note_image if keep_names else partial(self._exchange, overlaid)
+                await self._put_on_top(overlaid, settle, exchanged=not keep_names)
             finally:
                 overlaid.layer.close()
             now = self._disk.image
@@ -147,49 +148,40 @@ class Operations:
                 log.info("resized from %d to %d bytes", before, image.size)
             await self._backend.announce_size()
 
-    async def _switch(self, overlaid: Overlaid) -> None:
-        """Put the overlay on top; if that fails it is gone if it was new, and the disk is as it was."""
-        noted = False
+    async def _put_on_top(
+        self, overlaid: Overlaid, settle: Callable[[Image], Awaitable[None]], *, exchanged: bool
+    ) -> None:
+        """Serve the overlay, once `settle` has it found by a successor; else it goes, and the disk is as it was.
+
+        Where its names were to be `exchanged`, `settle` has either done that or failed. Otherwise a successor may have
+        been told of the overlay as soon as `settle` has begun: then the overlay, empty as it is, must not go any more.
+        """
+        needed = False
         try:
             async with self._at_rest():
-                image = await in_thread(partial(self._opened_over, overlaid))
+                image = await in_thread(partial(self._opened_over, overlaid, exchanged=exchanged))
                 try:
-                    specification, formats = specification_of(image)
-                    # From here on it may be noted: the overlay, empty as it is, must not go any more.
-                    noted = True
-                    await self._note_image(specification, formats)
+                    needed = not exchanged
+                    await settle(image)
+                    needed = True
                 except BaseException:
                     image.abandon()
                     raise
                 self._disk.replace(image).abandon()
                 let_others_read(image)
         except BaseException:
-            if not noted:
+            if not needed:
                 overlaid.discard()
             raise
 
-    async def _exchange(self, overlaid: Overlaid) -> None:
-        """Put the overlay on top and exchange the names; if that fails it is gone, and the disk is as it was."""
+    async def _exchange(self, overlaid: Overlaid, image: Image) -> None:
+        """Exchange the names. Which file has the name decides which formats hold, so that half of it is nothing."""
         served = self._disk.image
-        try:
-            async with self._at_rest():
-                image = await in_thread(partial(self._opened_over, overlaid, exchanged=True))
-                try:
-                    # Which of the two has the name decides which formats hold: an interrupted exchange is none.
-                    formats = specification_of(served)[1]
-                    await self._note({"tapfs/backing-formats": formats, "tapfs/swap": swap_note(image)})
-                    await in_thread(partial(exchange, served, overlaid))
-                except BaseException:
-                    image.abandon()
-                    raise
-                self._disk.replace(image).abandon()
-                let_others_read(image)
-        except BaseException:
-            if self._disk.image is served:
-                overlaid.discard()
-            raise
+        formats = specification_of(served)[1]
+        await self._note({"tapfs/backing-formats": formats, "tapfs/swap": swap_note(image)})
+        await in_thread(partial(exchange, served, overlaid))
 
-    def _opened_over(self, overlaid: Overlaid, *, exchanged: bool = False) -> Image:
+    def _opened_over(self, overlaid: Overlaid, *, exchanged: bool) -> Image:
         self._disk.image.end_writing()  # it is a parent from now on
         password = given_password(self._settings.key_file)
         return image_over(overlaid, self._disk.image, password=password, plan_log=self._plan_log, exchanged=exchanged)
@@ -212,11 +204,12 @@ class Operations:
             if not self._disk.paused:
                 self._disk.resume()
 
-    async def _note_image(self, specification: str, formats: str) -> None:
+    async def _note_image(self, image: Image) -> None:
         """Note what is served from now on. If xenstored goes before it has answered, see what it holds afterwards.
 
         To serve one image while another is noted would leave the plan of the one to a successor that serves the other.
         """
+        specification, formats = specification_of(image)
         reachable = self._backend.reachable
         try:
             await self._note({"tapfs/spec": specification, "tapfs/backing-formats": formats})
