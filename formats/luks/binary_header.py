@@ -49,16 +49,17 @@ def read_metadata(read: Read, path: str) -> Metadata:
         second_fault = fault or second_fault
         if second is not None:
             break
-    if first is None and second is None:
+    if first is None:
+        if second is not None:
+            return second._replace(other_fault=first_fault or "there is no first header")
         if first_fault is None:
             raise ImageError(ErrorKind.INVALID_FORMAT, "is no LUKS container", path=path, offset=0, op="open")
         message = f"neither of the two LUKS2 headers is valid: {first_fault}; {second_fault}"
         raise ImageError(ErrorKind.CORRUPT, message, path=path, offset=0, op="open")
-    if second is None or (first is not None and first.sequence >= second.sequence):
-        assert first is not None  # noqa: S101  one of them is there
-        return first._replace(other_fault=None if second is not None else second_fault)
-    if first is None:
-        return second._replace(other_fault=first_fault or "there is no first header")
+    if second is None:
+        return first._replace(other_fault=second_fault)
+    if first.sequence >= second.sequence:
+        return first._replace(other_fault=None)
     return second._replace(other_fault="the first header is older than the second")
 
 
