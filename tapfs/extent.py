@@ -93,6 +93,26 @@ def merge_runs(runs: Iterable[_Run], join: Callable[[_Run, _Run], _Run | None]) 
         yield current
 
 
+def without(ranges: Iterable[tuple[int, int]], taken: Iterable[Range]) -> Iterator[Range]:
+    """What of the ranges ``(offset, length)`` lies in none of the `taken` ones.
+
+    Both ascend, and neither overlap themselves. A taken one may go on from one range into the next.
+    """
+    rest = iter(taken)
+    current = next(rest, None)
+    for start, length in ranges:
+        at, end = start, start + length
+        while current is not None and current.offset < end:
+            if at < current.offset:
+                yield Range(at, current.offset - at)
+            at = max(at, current.end)
+            if current.end > end:
+                break
+            current = next(rest, None)
+        if at < end:
+            yield Range(at, end - at)
+
+
 def clip(extents: Iterable[Extent], offset: int, length: int) -> Iterator[Extent]:
     """The parts of `extents` inside ``[offset, offset + length)``.
 

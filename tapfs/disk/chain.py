@@ -13,7 +13,7 @@ An image is hostile input, and the name of its parent most of all. The rules:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from typing import NamedTuple
@@ -54,6 +54,7 @@ __all__ = [
     "UnopenedParent",
     "add_parents",
     "files_below",
+    "is_encrypted",
     "layer_of_file",
     "layer_of_files",
     "open_layer",
@@ -200,6 +201,11 @@ def _open_driver(found: Format, files: LocalFiles, options: OpenOptions) -> Driv
             op="open",
         )
     return driver
+
+
+def is_encrypted(layers: Iterable[Layer]) -> bool:
+    """Whether any image of a chain is encrypted."""
+    return any(layer.driver.geometry.cipher is not None for layer in layers)
 
 
 def open_parents(layers: list[Layer], options: OpenOptions) -> list[Layer]:

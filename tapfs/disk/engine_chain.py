@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tapfs.disk.chain import Layer
+from tapfs.disk.chain import Layer, is_encrypted
 from tapfs.disk.chain_map import STRIDE
 from tapfs.disk.password import password_missing
 from tapfs.driver import Begun, Encrypted, wipe
@@ -42,7 +42,7 @@ class EngineChain:
         self.map_locks = tuple(threading.Lock() for _ in self.layers)
         self.closed = False
         self._life_lock = threading.Lock()
-        self._needs_password = password is None and any(layer.driver.geometry.cipher is not None for layer in layers)
+        self._needs_password = password is None and is_encrypted(layers)
         #: Kept until the engine has the keys.
         self._password = password
         self._cache_bytes = cache_bytes

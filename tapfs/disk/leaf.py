@@ -20,7 +20,7 @@ import os
 import stat
 
 from tapfs.disk.bases import note_parent
-from tapfs.disk.chain import Layer, OpenOptions, layer_of_file, open_layer
+from tapfs.disk.chain import Layer, OpenOptions, is_encrypted, layer_of_file, open_layer
 from tapfs.disk.image import Image
 from tapfs.disk.live import Overlaid, size_of_overlay
 from tapfs.disk.overlay import SCRATCH_FORMAT, creation_plan, filled
@@ -49,8 +49,7 @@ def overlay_for_name(image: Image, snapshot: str, size: int | None, *, told: str
     _require_exchangeable(top, snapshot)
     refuse_other_writers(top.file.descriptor, top.path)
     size = size_of_overlay(image, snapshot, size)
-    encrypted = any(layer.driver.geometry.cipher is not None for layer in image.layers)
-    name = SCRATCH_FORMAT if encrypted else _FORMAT
+    name = SCRATCH_FORMAT if is_encrypted(image.layers) else _FORMAT
     location = locate(snapshot).absolute()
     _remove_left(location)
     with Target(location) as target:

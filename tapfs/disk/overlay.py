@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import cast
 
 from tapfs.disk.bases import note_parent
-from tapfs.disk.chain import Layer, OpenOptions, layer_of_file, open_layers
+from tapfs.disk.chain import Layer, OpenOptions, is_encrypted, layer_of_file, open_layers
 from tapfs.disk.password import password_missing
 from tapfs.disk.probe import format_named
 from tapfs.driver import BackingReference, CreatableFormat, CreateRequest
@@ -49,7 +49,7 @@ def open_overlaid(path: str, options: OpenOptions, *, unlocked: bool) -> list[La
         layers = open_layers(path, replace(options, writable=False, overlay=None, temporary=False))
         for layer in layers:
             on_error.callback(layer.close)
-        if _encrypted(layers) and not unlocked:
+        if is_encrypted(layers) and not unlocked:
             raise password_missing(path)
         if options.overlay is None:
             name = f"{locate(path).absolute().name} (temporary overlay)"
@@ -99,10 +99,6 @@ def _checked(name: str, file: LocalFile, image: Layer) -> Layer:
     return top
 
 
-def _encrypted(layers: Sequence[Layer]) -> bool:
-    return any(layer.driver.geometry.cipher is not None for layer in layers)
-
-
 def _creation(layers: Sequence[Layer], size: int | None = None) -> Plan:
     parent = os.path.abspath(locate(layers[0].path).host_path)
     return creation_plan(
@@ -118,7 +114,7 @@ def creation_plan(layers: Sequence[Layer], format_name: str, parent: str, size: 
         virtual_size=size,
         backing=BackingReference(parent, image.driver.format_name),
         options=small_clusters if format_name == SCRATCH_FORMAT else {},
-        encrypted=_encrypted(layers),
+        encrypted=is_encrypted(layers),
         parent=image.driver,
     )
     return cast("CreatableFormat", format_named(format_name)).create(request)

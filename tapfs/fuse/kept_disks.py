@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from tapfs.disk.chain import is_encrypted
 from tapfs.driver import SnapshotLister, SnapshotRecord
 from tapfs.fuse.tree import KeptDisk
 
@@ -23,8 +24,7 @@ def kept_disks(image: Image, *, depth: int) -> Iterator[tuple[bytes, KeptDisk]]:
     Those of an encrypted chain are left out: each opening would need the password, which nobody keeps.
     """
     driver = image.layers[depth].driver
-    encrypted = any(layer.driver.geometry.cipher is not None for layer in image.layers)
-    if encrypted or not isinstance(driver, SnapshotLister):
+    if is_encrypted(image.layers) or not isinstance(driver, SnapshotLister):
         return
     records = driver.snapshot_records()
     for name, record in zip(file_names(records), records, strict=True):

@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import NamedTuple
 
-from tapfs.disk.chain import Layer, OpenOptions
+from tapfs.disk.chain import Layer, OpenOptions, is_encrypted
 from tapfs.disk.chain_map import map_chain
 from tapfs.disk.commit_layers import CommitLayers, open_for_commit
 from tapfs.disk.image import Image
@@ -26,6 +26,7 @@ from tapfs.driver import Identified, Rebasable, Resizable, Snapshotted, Uncoveri
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.jobs.editing import execute_edit
 from tapfs.jobs.pace import Pace
+from tapfs.jobs.progress import silent
 from tapfs.jobs.range_copy import Run, overwrite
 from tapfs.jobs.resize import resize_image
 
@@ -70,7 +71,7 @@ def commit_image(
         _grow(too_small, layers.above[0].driver.geometry.virtual_size, options, password)
     with closing(open_for_commit(path, options, base, empties=empties)) as layers:
         _check(layers, empties=empties, password=password)
-        written = _Commit(layers, options, password, Pace(rate), progress or _silent).run(empties=empties)
+        written = _Commit(layers, options, password, Pace(rate), progress or silent).run(empties=empties)
         return Committed(layers.below[0].path, written, empties, tuple(layer.path for layer in layers.above[1:]))
 
 
@@ -124,7 +125,7 @@ class _Commit:
 def _check(layers: CommitLayers, *, empties: bool, password: bytes | None) -> None:
     """Raise ImageError for what would end the commit half-way."""
     top, child = layers.above[0], layers.child
-    if password is None and any(layer.driver.geometry.cipher is not None for layer in (*layers.above, *layers.below)):
+    if password is None and is_encrypted((*layers.above, *layers.below)):
         raise password_missing(top.path)
     if empties and not (isinstance(top.driver, Uncovering) and top.driver.can_uncover):
         raise ImageError(
@@ -192,7 +193,3 @@ def _hold_anything(above: list[Layer]) -> bool:
     """Whether any byte is not the base's."""
     size = above[0].driver.geometry.virtual_size
     return any(extent.data or extent.zero for extent in map_chain(above, 0, size))
-
-
-def _silent(done: int, total: int) -> None:
-    """No progress is wanted."""

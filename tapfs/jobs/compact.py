@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tapfs.jobs.free_space import DiskSpace, FileSystemSpace, free_space
 from tapfs.jobs.giving_back import GivingBack
+from tapfs.jobs.progress import silent
 
 if TYPE_CHECKING:
     from tapfs.disk.image import Image
@@ -64,7 +65,7 @@ def compact(
     report = CompactReport(dry_run, space.file_systems, notes=space.notes)
     report.host_bytes_before = report.host_bytes_after = _host_bytes(image)
     walk = GivingBack(image, space.ranges(), zeros=zeros, dry_run=dry_run)
-    walk.run(progress or _silent)
+    walk.run(progress or silent)
     report.zero_bytes = walk.zero_bytes if zeros else None
     if not dry_run:
         image.flush()
@@ -74,7 +75,3 @@ def compact(
 
 def _host_bytes(image: Image) -> int:
     return image.layers[0].files.allocated_size()
-
-
-def _silent(done: int, total: int) -> None:
-    """No progress is wanted."""

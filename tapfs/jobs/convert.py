@@ -11,6 +11,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.location import locate
 from tapfs.jobs.copying import Baseline, Copy, CopyOptions
 from tapfs.jobs.packing import copy_packed
+from tapfs.jobs.progress import silent
 
 if TYPE_CHECKING:
     from tapfs.jobs.bitmap_copy import CopiedBitmaps
@@ -44,7 +45,7 @@ def convert(
             path=target.path,
             op="convert",
         )
-    report = progress if progress is not None else _silent
+    report = progress if progress is not None else silent
     if compressed:
         if baseline is not Baseline.ZEROS:
             raise ImageError(
@@ -107,7 +108,3 @@ def refuse_own_chain(source: Image, path: str) -> None:
             op="convert",
             remedy="choose another name for the target",
         )
-
-
-def _silent(done: int, total: int) -> None:
-    """No progress is wanted."""

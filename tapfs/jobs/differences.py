@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from tapfs.extent import Range
+from tapfs.extent import Range, without
 from tapfs.jobs.diff_stream import Record, RecordKind, digest_of
 from tapfs.jobs.pipeline import WINDOW_BYTES, BufferPool, in_order, processors
 from tapfs.jobs.shared_data import Likeness, compared_maps
@@ -184,7 +184,7 @@ class _Walk:
     def _equal(self, looked_at: list[Range], changed: list[Range], old: _Packed, *, sampled: bool) -> Iterator[Record]:
         """What was compared and is equal, as far as the proof wants it and the old disk goes."""
         size = self._old.size
-        for found in _without(looked_at, changed):
+        for found in without(looked_at, changed):
             part = Range(found.offset, min(found.end, size) - found.offset)
             if part.length <= 0:
                 return
@@ -239,18 +239,3 @@ def _within(found: list[Range], ranges: list[Range]) -> list[Range]:
             if start < each.end:
                 number += 1
     return parts
-
-
-def _without(ranges: list[Range], taken: list[Range]) -> Iterator[Range]:
-    """What of the ranges lies in none of the taken ones, each of which lies in one range."""
-    rest = iter(taken)
-    current = next(rest, None)
-    for start, length in ranges:
-        at, end = start, start + length
-        while current is not None and current.offset < end:
-            if at < current.offset:
-                yield Range(at, current.offset - at)
-            at = current.end
-            current = next(rest, None)
-        if at < end:
-            yield Range(at, end - at)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from tapfs.extent import Range, merge_runs
+from tapfs.extent import Range, merge_runs, without
 from tapfs.jobs.copying import ZERO_GRANULE
 from tapfs.jobs.pipeline import WINDOW_BYTES, BufferPool, in_order, processors
 from tapfs.kernel.ranges import ranges_of
@@ -121,7 +121,7 @@ class GivingBack:
                     buffer[start : start + free.length] = bytes(free.length)
                 at += piece.range.length
             segments, _ = find_segments(ranges, buffer, self._piece)
-            return until, list(_between([piece.range for piece in window], segments.ranges()))
+            return until, list(without([piece.range for piece in window], segments.ranges()))
         finally:
             self._buffers.give_back(buffer)
 
@@ -190,20 +190,3 @@ def _cut(piece: _Piece) -> Iterator[_Piece]:
         inside = [_common(free, part) for free in piece.free if free.offset < stop and start < free.end]
         yield _Piece(part, None, inside)
         start = stop
-
-
-def _between(ranges: Iterable[Range], used: Iterable[Range]) -> Iterator[Range]:
-    """What of the ranges lies in none of the used ones, each of which lies in one or more of them."""
-    taken = iter(used)
-    current = next(taken, None)
-    for start, length in ranges:
-        at, end = start, start + length
-        while current is not None and current.offset < end:
-            if at < current.offset:
-                yield Range(at, current.offset - at)
-            at = current.end
-            if current.end > end:
-                break  # it goes on in the next range, which touches this one
-            current = next(taken, None)
-        if at < end:
-            yield Range(at, end - at)

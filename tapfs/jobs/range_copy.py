@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from tapfs.extent import Range
+from tapfs.extent import Range, without
 from tapfs.jobs.copying import ZERO_GRANULE
 from tapfs.jobs.pipeline import WINDOW_BYTES, BufferPool, in_order, processors
 from tapfs.kernel.ranges import MAX_RANGES, Ranges, ranges_of
@@ -93,7 +93,7 @@ def overwrite(
         buffer = buffers.take()
         source.read_ranges(window.ranges, buffer)
         segments, _ = find_segments(window.ranges, buffer, granule)
-        zeros = [*window.zeros, *_without(window.ranges, segments.ranges())]
+        zeros = [*window.zeros, *without(window.ranges, segments.ranges())]
         return Prepared(window.until, buffer, segments, zeros)
 
     return _written(target, buffers, _in_order(windows(runs), prepare), pace, progress)
@@ -158,19 +158,3 @@ def _written(
         pace.moved(moved)
         progress(until, target.size)
     return count
-
-
-def _without(ranges: Ranges, taken: list[Range]) -> Iterator[Range]:
-    """The parts of the ranges that none of the `taken` ones has; both ascend, and what is taken lies in the ranges."""
-    rest = iter([*taken, Range(1 << 63, 0)])
-    following = next(rest)
-    done = 0
-    for offset, length in ranges:
-        done, end = max(done, offset), offset + length
-        while following.offset < end:
-            if following.offset > done:
-                yield Range(done, following.offset - done)
-            done = following.end
-            following = next(rest)
-        if done < end:
-            yield Range(done, end - done)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from tapfs.disk.bases import note_parent
-from tapfs.disk.chain import Layer, OpenOptions, files_below, open_layer, open_layers
+from tapfs.disk.chain import Layer, OpenOptions, files_below, is_encrypted, open_layer, open_layers
 from tapfs.disk.image import Image
 from tapfs.disk.live import once_more
 from tapfs.disk.password import password_missing
@@ -27,6 +27,7 @@ from tapfs.jobs.compare import unequal_candidates
 from tapfs.jobs.editing import edit_image, execute_edit
 from tapfs.jobs.pace import Pace
 from tapfs.jobs.pipeline import WINDOW_BYTES
+from tapfs.jobs.progress import silent
 from tapfs.jobs.range_copy import Run, write_differences
 from tapfs.plan import Plan
 
@@ -79,13 +80,11 @@ def rebase_image(
         old = Image(layers, writable=True, password=password, cache_bytes=cache_bytes)
         with old:
             runs = _runs(old, new, _common_depth(layers, below))
-            written = write_differences(old, new, old, runs, Pace(None), progress or _silent)
+            written = write_differences(old, new, old, runs, Pace(None), progress or silent)
             old.end_writing()
             top = once_more(layers[0], writable=True, direct=False)
             stack.callback(top.close)
             execute_edit(top, _plans(top, reference, parent))
-            if below:
-                note_parent(below[0].file, path)
             old.abandon()  # its driver knows the image as it was
         if below:
             note_parent(below[0].file, path)
@@ -108,8 +107,6 @@ def _rename(path: str, options: OpenOptions, stored: str | None, backing_formats
         reference = _reference(stored, backing_formats, parent)
         driver = None if parent is None else parent.driver
         edit_image(path, options, lambda layer: _plans(layer, reference, driver))
-        if parent is not None:
-            note_parent(parent.file, path)
         if parent is not None:
             note_parent(parent.file, path)
 
@@ -177,7 +174,7 @@ def _check(layers: Sequence[Layer], below: Sequence[Layer], password: bytes | No
     top = layers[0]
     if all_identities([layer.files for layer in below]) & set(top.files.identities):
         raise _loop(top.path, below[0].path)
-    if password is None and any(layer.driver.geometry.cipher is not None for layer in (*layers, *below)):
+    if password is None and is_encrypted((*layers, *below)):
         raise password_missing(top.path)
     if isinstance(top.driver, Snapshotted) and top.driver.snapshots():
         raise ImageError(
@@ -249,7 +246,3 @@ def _candidates(old: Image, new: Image | None, offset: int, end: int) -> Iterato
         found = old.disk_map.data_ranges(offset, end, most_bytes=WINDOW_BYTES)
         yield from found
         offset = found.until
-
-
-def _silent(done: int, total: int) -> None:
-    """No progress is wanted."""
