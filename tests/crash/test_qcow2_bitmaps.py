@@ -12,10 +12,10 @@ from tapfs.driver import OpenRequest
 from tapfs.errors import ImageError
 from tapfs.extent import Range
 from tapfs.formats.qcow2 import FORMAT, bitmap_edits
-from tapfs.formats.qcow2.editable import EditableQcow2Driver
 from tapfs.formats.qcow2.edited_image import EditedImage
 from tapfs.plan import Plan
 from tapfs.testing.model import MemoryFile
+from tests.qcow2_edits import Edit, done
 from tests.qcow2_images import audit, by_hand, make, opened
 
 SIZE = 800_000 // 512 * 512
@@ -27,22 +27,10 @@ KINDS = (
     "refcounts of 1 bit",
     "compressed subclusters with a snapshot",
 )
-Edit = Callable[[EditableQcow2Driver], Iterator[Plan]]
 #: What each bitmap says, by its name: whether it is enabled, and its ranges; None: it is inconsistent.
 Said = dict[str, tuple[bool, list[Range]] | None]
 
 MARKED = [Range(0, 70_000), Range(200_000, 300_000), Range(SIZE - 1, 1)]
-
-
-def driver_of(file: MemoryFile) -> EditableQcow2Driver:
-    driver = FORMAT.open(file, OpenRequest(writable=True))
-    assert isinstance(driver, EditableQcow2Driver)
-    return driver
-
-
-def done(file: MemoryFile, edit: Edit) -> None:
-    for plan in edit(driver_of(file)):
-        file.apply(plan)
 
 
 def said(file: MemoryFile) -> Said:

@@ -13,10 +13,10 @@ import pytest
 
 from tapfs.driver import OpenRequest
 from tapfs.formats.qcow2 import FORMAT, snapshot_edits
-from tapfs.formats.qcow2.editable import EditableQcow2Driver
 from tapfs.formats.qcow2.edited_image import EditedImage
 from tapfs.plan import Plan
 from tapfs.testing.model import MemoryFile
+from tests.qcow2_edits import Edit, done
 from tests.qcow2_images import Fields, audit, by_hand, make, opened, snapshots
 
 SIZE = 200_000 // 512 * 512
@@ -33,7 +33,6 @@ KINDS = (
     "compressed subclusters with a snapshot",
 )
 DIRTY = 1
-Edit = Callable[[EditableQcow2Driver], Iterator[Plan]]
 
 
 class Disks(NamedTuple):
@@ -47,18 +46,6 @@ def held(data: bytes, backing: bytes) -> Disks:
     named = [each[3] for each in snapshots(Fields(data))]
     kept = {name: by_hand(data, backing, snapshot=number) for number, name in enumerate(named)}
     return Disks(by_hand(data, backing), kept)
-
-
-def driver_of(file: MemoryFile) -> EditableQcow2Driver:
-    driver = FORMAT.open(file, OpenRequest(writable=True))
-    assert isinstance(driver, EditableQcow2Driver)
-    return driver
-
-
-def done(file: MemoryFile, edit: Edit) -> None:
-    """Execute an edit, one plan after the other."""
-    for plan in edit(driver_of(file)):
-        file.apply(plan)
 
 
 def scribble(file: MemoryFile, backing: bytes, choice: random.Random) -> None:

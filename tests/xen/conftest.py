@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import trio
 
+import tapfs
+from tapfs import NewImage
 from tapfs.xen.host import MACHINE_VARIABLE, Host, find_host
 from tapfs.xen.xenstore.client import XenStore, connect
-from tests.xen.disk_device import Devices
+from tests.xen.disk_device import DISK_BYTES, Devices
 from tests.xen.machine import Machine
 from tests.xen.supervising import GUEST, SIZE
 from tests.xen.supervisor_process import SupervisorProcess
@@ -54,6 +56,22 @@ async def devices(machine: Machine, xenstored: Xenstored, host: Host) -> AsyncIt
             yield made
         finally:
             made.close()
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """A raw disk of zeros."""
+    path = tmp_path / "disk.raw"
+    path.write_bytes(bytes(DISK_BYTES))
+    return path
+
+
+@pytest.fixture
+def qcow(tmp_path: Path) -> Path:
+    """An empty qcow disk."""
+    path = tmp_path / "disk.qcow"
+    tapfs.create_image(str(path), NewImage("qcow", DISK_BYTES))
+    return path
 
 
 @pytest.fixture

@@ -28,6 +28,8 @@ from tests.xen.xenstored import Xenstored, guest_socket
 COMMAND = [sys.executable, "-m", "tapfs.xen.disk.process"]
 
 DONE, FAILED, STOPPED = 0, 3, 75
+#: Bytes of the disks `raw` and `qcow` (conftest.py).
+DISK_BYTES = 4 << 20
 
 
 class DiskDevice:

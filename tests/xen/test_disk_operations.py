@@ -21,27 +21,13 @@ from tapfs import ErrorKind, ImageError, NewImage
 from tapfs.xen.device import State
 from tapfs.xen.xenstore.wire import Message, Operation
 from tests.xen import xenstored as xenstored_server
-from tests.xen.disk_device import DONE, STOPPED, Devices, DiskDevice
+from tests.xen.disk_device import DISK_BYTES, DONE, STOPPED, Devices, DiskDevice
 from tests.xen.frontend import Frontend, Ring
 from tests.xen.machine import PATIENCE
 from tests.xen.xenbus_frontend import XenbusFrontend
 
-SIZE = 4 << 20
+SIZE = DISK_BYTES
 SECTORS = SIZE // 512
-
-
-@pytest.fixture
-def raw(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.raw"
-    path.write_bytes(bytes(SIZE))
-    return path
-
-
-@pytest.fixture
-def qcow(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.qcow"
-    tapfs.create_image(str(path), NewImage("qcow", SIZE))
-    return path
 
 
 class Load:

@@ -16,26 +16,12 @@ from tapfs.xen.xenstore.client import Store
 from tapfs.xen.xenstore.wire import Message, Operation
 from tests.xen import disk_device
 from tests.xen import xenstored as xenstored_server
-from tests.xen.disk_device import DONE, FAILED, STOPPED, Devices
+from tests.xen.disk_device import DISK_BYTES, DONE, FAILED, STOPPED, Devices
 from tests.xen.machine import PATIENCE
 from tests.xen.xenstored import Xenstored
 
-SIZE = 4 << 20
+SIZE = DISK_BYTES
 DATA = bytes(range(256)) * 32  # 8 KiB
-
-
-@pytest.fixture
-def raw(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.raw"
-    path.write_bytes(bytes(SIZE))
-    return path
-
-
-@pytest.fixture
-def qcow(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.qcow"
-    tapfs.create_image(str(path), NewImage("qcow", SIZE))
-    return path
 
 
 async def test_the_handshake_tells_the_guest_what_the_disk_is(devices: Devices, qcow: Path) -> None:

@@ -20,20 +20,6 @@ from tests.xen.test_disk_operations import SIZE, check_written, load_on, refused
 A, B, C = b"a" * 512, b"b" * 512, b"c" * 512
 
 
-@pytest.fixture
-def raw(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.raw"
-    path.write_bytes(bytes(SIZE))
-    return path
-
-
-@pytest.fixture
-def qcow(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.qcow"
-    tapfs.create_image(str(path), NewImage("qcow", SIZE))
-    return path
-
-
 def write(path: Path, sector: int, data: bytes, format_name: str) -> None:
     with tapfs.open(path, format=format_name, writable=True) as disk:
         disk.write(512 * sector, data)

@@ -5,44 +5,20 @@ from __future__ import annotations
 import itertools
 import random
 import struct
-from collections.abc import Callable, Iterator
 
 import pytest
 
 from tapfs import ErrorKind, ImageError
-from tapfs.driver import BitmapKeeper, Bitmapped, OpenRequest
+from tapfs.driver import Bitmapped, OpenRequest
 from tapfs.extent import Range
 from tapfs.formats.qcow2 import FORMAT
 from tapfs.formats.qcow2.bitmap_bits import clusters_of
-from tapfs.formats.qcow2.editable import EditableQcow2Driver
-from tapfs.plan import Plan
 from tapfs.testing.model import MemoryFile
+from tests.qcow2_edits import Edit, done, driver_of, refused
 from tests.qcow2_images import Fields, audit, created, make, opened
 
 SIZE = 3_000_000 // 512 * 512
-Edit = Callable[[EditableQcow2Driver], Iterator[Plan]]
 EXTENSION = 0x23852875
-
-
-def driver_of(file: MemoryFile) -> EditableQcow2Driver:
-    driver = FORMAT.open(file, OpenRequest(writable=True))
-    assert isinstance(driver, EditableQcow2Driver)
-    assert isinstance(driver, BitmapKeeper)
-    return driver
-
-
-def done(file: MemoryFile, edit: Edit) -> None:
-    for plan in edit(driver_of(file)):
-        file.apply(plan)
-
-
-def refused(file: MemoryFile, edit: Edit) -> ImageError:
-    """The error of an edit, which has changed nothing."""
-    before = bytes(file.data)
-    with pytest.raises(ImageError) as error:
-        done(file, edit)
-    assert file.data == before
-    return error.value
 
 
 def reader_of(file: MemoryFile) -> Bitmapped:

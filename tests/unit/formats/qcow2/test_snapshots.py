@@ -4,41 +4,18 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Callable, Iterator
 
 import pytest
 
 from tapfs import ErrorKind, ImageError
-from tapfs.driver import CreateRequest, Driver, OpenRequest, SnapshotKeeper, SnapshotRecord
+from tapfs.driver import CreateRequest, Driver, OpenRequest, SnapshotRecord
 from tapfs.formats.qcow2 import FORMAT
 from tapfs.formats.qcow2.editable import EditableQcow2Driver
-from tapfs.plan import Plan
 from tapfs.testing.model import MemoryFile, read_extents
+from tests.qcow2_edits import Edit, done, driver_of, refused
 from tests.qcow2_images import Fields, audit, by_hand, created, make, opened
 
 SIZE = 300_000 // 512 * 512
-Edit = Callable[[EditableQcow2Driver], Iterator[Plan]]
-
-
-def driver_of(file: MemoryFile) -> EditableQcow2Driver:
-    driver = FORMAT.open(file, OpenRequest(writable=True))
-    assert isinstance(driver, EditableQcow2Driver)
-    assert isinstance(driver, SnapshotKeeper)
-    return driver
-
-
-def done(file: MemoryFile, edit: Edit) -> None:
-    for plan in edit(driver_of(file)):
-        file.apply(plan)
-
-
-def refused(file: MemoryFile, edit: Edit) -> ImageError:
-    """The error of an edit, which has changed nothing."""
-    before = bytes(file.data)
-    with pytest.raises(ImageError) as error:
-        done(file, edit)
-    assert file.data == before
-    return error.value
 
 
 def records(file: MemoryFile) -> list[SnapshotRecord]:
