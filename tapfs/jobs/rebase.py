@@ -8,7 +8,7 @@ which shows the same bytes. So whatever ends a rebase, the disk is the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -21,7 +21,6 @@ from tapfs.disk.probe import format_named
 from tapfs.driver import BackingReference, Driver, Rebasable, Snapshotted, Trait, has_trait
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
-from tapfs.host.files import all_identities
 from tapfs.host.location import Location, locate_parent, stored_parent
 from tapfs.jobs.compare import unequal_candidates
 from tapfs.jobs.editing import edit_image, execute_edit
@@ -68,6 +67,7 @@ def rebase_image(
         if stored is not None:
             location = locate_parent(path, stored)
             wanted = _as_parent(options, backing_formats or _formats_in(layers, location))
+            _refuse_loop(layers[0], location, wanted)
             below = _entered(stack, open_layers(location.name, wanted))
         _check(layers, below, password)
         reference = _reference(stored, backing_formats, below[0] if below else None)
@@ -98,7 +98,8 @@ def _rename(path: str, options: OpenOptions, stored: str | None, backing_formats
         if stored is not None:
             location = locate_parent(path, stored)
             wanted = _as_parent(options, backing_formats)
-            _refuse_loop(path, location, wanted)
+            with closing(open_layer(path, OpenOptions(lenient=True))) as image:
+                _refuse_loop(image, location, wanted)
             try:
                 parent = open_layer(location.name, wanted)
                 stack.callback(parent.close)
@@ -172,8 +173,6 @@ def _try_out(top: Layer, reference: BackingReference | None, parent: Driver | No
 
 def _check(layers: Sequence[Layer], below: Sequence[Layer], password: bytes | None) -> None:
     top = layers[0]
-    if all_identities([layer.files for layer in below]) & set(top.files.identities):
-        raise _loop(top.path, below[0].path)
     if password is None and is_encrypted((*layers, *below)):
         raise password_missing(top.path)
     if isinstance(top.driver, Snapshotted) and top.driver.snapshots():
@@ -186,18 +185,10 @@ def _check(layers: Sequence[Layer], below: Sequence[Layer], password: bytes | No
         )
 
 
-def _refuse_loop(path: str, location: Location, options: OpenOptions) -> None:
-    with ExitStack() as stack:
-        looked = open_layer(path, OpenOptions(lenient=True))
-        stack.callback(looked.close)
-        if set(looked.files.identities) & files_below(location.name, options):
-            raise _loop(path, location.name)
-
-
-def _loop(path: str, backing: str) -> ImageError:
-    return ImageError(
-        ErrorKind.INVALID_ARGUMENT, f"{backing} is the image itself, or lies above it", path=path, op="rebase"
-    )
+def _refuse_loop(image: Layer, parent: Location, options: OpenOptions) -> None:
+    if set(image.files.identities) & files_below(parent.name, options):
+        message = f"{parent.name} is the image itself, or lies above it"
+        raise ImageError(ErrorKind.INVALID_ARGUMENT, message, path=image.path, op="rebase")
 
 
 def _common_depth(layers: Sequence[Layer], below: Sequence[Layer]) -> int | None:
