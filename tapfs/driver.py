@@ -32,7 +32,6 @@ from tapfs.driver_protocols import (
     WritableDriver,
 )
 from tapfs.edit_protocols import (
-    Amendable,
     Bitmap,
     BitmapKeeper,
     Bitmapped,
@@ -76,7 +75,6 @@ from tapfs.reservation import (
 __all__ = [
     "MAX_DISK_BYTES",
     "Ability",
-    "Amendable",
     "Argon2",
     "Argon2Cost",
     "BackingReference",

@@ -10,7 +10,7 @@ An edit raises ImageError before its first plan wherever that is possible.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from tapfs.driver_protocols import Driver, Snapshotted, WritableDriver
@@ -56,20 +56,6 @@ class Rebasable(WritableDriver, Protocol):
         Only names and identities change, no map. Raises ImageError(unsupported, out_of_bounds) for a parent that the
         image cannot name.
         """
-        ...
-
-
-@runtime_checkable
-class Amendable(WritableDriver, Protocol):
-    """A driver whose image can get other options than it was created with."""
-
-    @property
-    def amend_options(self) -> Mapping[str, str]:
-        """The `-o` options that can be changed, with a line of help each."""
-        ...
-
-    def amend(self, options: Mapping[str, str]) -> Iterator[Plan]:
-        """Change these options. Raises ImageError(unsupported) for an option or a value that the image cannot have."""
         ...
 
 

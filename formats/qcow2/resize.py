@@ -83,7 +83,7 @@ def _require(image: WritableQcow2Driver, size: int) -> None:
         extra = int.from_bytes(image.file.read(each.offset + _EXTRA_LENGTH_AT, 4), "big")
         if image.header.version == 2 or extra < _EXTRA_WITH_SIZE:
             message = f"has a snapshot ({each.name or each.id}) that need not say its size, so the size must stay"
-            raise _refused(image, message, "delete its snapshots, or amend it to compat=1.1")
+            raise _refused(image, message, "delete its snapshots (tapfs snapshot -d)")
 
 
 def _refused(

@@ -162,11 +162,6 @@ class SeSparseTables:
         return ImageError(ErrorKind.CORRUPT, message, path=self.file.path, offset=offset, op="map")
 
 
-def grain_entry(number: int) -> int:
-    """The entry of the grain with this number in the area of the grains."""
-    return _DATA << _TYPE_SHIFT | (number & 0xFFF) << 48 | number >> 12
-
-
 def _words(raw: bytes) -> array[int]:
     words = array("Q", raw)
     if sys.byteorder == "big":

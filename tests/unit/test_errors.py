@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import tapfs
+from tapfs.cli.main import COMMANDS
 from tapfs.errors import (
     CODES,
     EXIT_BUG,
@@ -134,3 +135,21 @@ def test_below_the_front_ends_no_remedy_has_options_of_the_command_line(folder: 
         assert all(name in OPTIONS for name in re.findall(r"\{([a-z_]+)", text)), (path, text)
         options = {each.command_line.split()[0] for each in OPTIONS.values()}
         assert "tapfs create" in text or "tapfs convert" in text or not options & set(text.split()), (path, text)
+
+
+#: What follows the name of the program in a sentence, or in the name of a thread.
+PROSE = {
+    *("cannot", "does", "gives", "has", "knows", "makes", "only", "reads", "serves", "shows"),
+    *("in", "with", "help", "window", "worker", "writeback"),
+}
+
+
+@pytest.mark.parametrize("folder", ["formats", "tapfs", "kernel"])
+def test_messages_name_commands_that_there_are(folder: str) -> None:
+    for path in Path(REPOSITORY, folder).rglob("*.py"):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        given = [value for call in calls for value in (*call.args, *(each.value for each in call.keywords))]
+        texts = [each.value for value in given for each in ast.walk(value) if isinstance(each, ast.Constant)]
+        for text in texts:
+            for named in re.findall(r"\btapfs ([a-z][a-z-]*)", text) if isinstance(text, str) else ():
+                assert named in {*COMMANDS, *PROSE}, (path, text)
