@@ -14,7 +14,16 @@ from tapfs.driver import BackingReference
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.qcow2 import extensions as ext
 from tapfs.formats.qcow2.backing import format_word
-from tapfs.formats.qcow2.header import LENGTH_2, MAX_NAME_LENGTH, RAW_DATA_FILE, Header
+from tapfs.formats.qcow2.header import (
+    AUTOCLEAR_AT,
+    KNOWN_AUTOCLEAR,
+    LENGTH_2,
+    MAX_NAME_LENGTH,
+    RAW_DATA_FILE,
+    WORD,
+    Header,
+)
+from tapfs.formats.qcow2.signature import VERSIONS
 from tapfs.formats.rounding import round_up
 from tapfs.plan import Plan, Step, Write, plan
 
@@ -29,6 +38,7 @@ def rebase_plan(
 ) -> Plan:
     """The plan that has the image, whose first cluster is `head`, name another parent, or none.
 
+    The bits of unknown autoclear features are cleared with it, as by every change.
     Raises ImageError: out_of_bounds for a name that is too long, unsupported for an image that can have no parent.
     """
     name = b"" if backing is None else _name_bytes(backing.name, path)
@@ -66,7 +76,10 @@ def _head(header: Header, head: bytes, start: int, area: bytes, name: bytes) -> 
 def _fields(header: Header, head: bytes, name_at: int, name: bytes) -> bytes:
     """A head whose header says where the name is."""
     changed = header._replace(backing_offset=name_at if name else 0, backing_size=len(name)).pack()
-    return changed[:LENGTH_2] + head[LENGTH_2:]
+    if header.version == VERSIONS[0]:
+        return changed[:LENGTH_2] + head[LENGTH_2:]
+    known = (header.autoclear & KNOWN_AUTOCLEAR).to_bytes(WORD, "big")
+    return changed[:LENGTH_2] + head[LENGTH_2:AUTOCLEAR_AT] + known + head[AUTOCLEAR_AT + WORD :]
 
 
 def _end(header: Header, extensions: Sequence[ext.Extension]) -> int:

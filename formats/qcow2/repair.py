@@ -1,6 +1,7 @@
 """Repair a qcow2 image without touching guest data.
 
-The plans, each of which a crash may cut off anywhere:
+The plans, each of which a crash may cut off anywhere. Before them the bits of unknown autoclear features are cleared,
+as before every change.
 
 1. Refcounts that are too low are raised, where a table or block of them is unusable all of them are counted anew at the
    end of the file. One write of the header's fields then leads to the new ones.
@@ -17,7 +18,15 @@ from tapfs.driver import OpenRequest, Severity
 from tapfs.errors import ImageError
 from tapfs.formats.qcow2.check import Check, Mismatch
 from tapfs.formats.qcow2.entries import COPIED
-from tapfs.formats.qcow2.header import CORRUPT, DIRTY, INCOMPATIBLE_AT, SNAPSHOT_COUNT_AT, WORD
+from tapfs.formats.qcow2.header import (
+    AUTOCLEAR_AT,
+    CORRUPT,
+    DIRTY,
+    INCOMPATIBLE_AT,
+    KNOWN_AUTOCLEAR,
+    SNAPSHOT_COUNT_AT,
+    WORD,
+)
 from tapfs.formats.qcow2.planned import PlannedFile
 from tapfs.formats.qcow2.reader import Qcow2Reader
 from tapfs.formats.qcow2.refcounts import Refcounts
@@ -46,7 +55,11 @@ def repair_plans(image: Qcow2Reader) -> list[Plan]:
     if bits:
         plans.append(bits)
     marks = _marks(image, _seen(image, plans))
-    return [*plans, marks] if marks else plans
+    plans += [marks] if marks else []
+    known = image.header.autoclear & KNOWN_AUTOCLEAR
+    if not plans or known == image.header.autoclear:
+        return plans
+    return [plan([Write(0, AUTOCLEAR_AT, known.to_bytes(WORD, "big"))]), *plans]
 
 
 def _sized_snapshots(image: Qcow2Reader) -> list[Plan]:
