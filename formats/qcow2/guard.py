@@ -11,11 +11,16 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from tapfs.driver import HostFile
+from tapfs.formats.changed_table import decode
 from tapfs.formats.qcow2.bitmaps import Directory
-from tapfs.formats.qcow2.entries import TYPECODE
-from tapfs.formats.qcow2.header import MAX_HOST_SIZE, Header
+from tapfs.formats.qcow2.entries import BYTE_ORDER, OFFSET, TYPECODE
+from tapfs.formats.qcow2.header import MAX_HOST_SIZE, WORD, Header
 from tapfs.formats.qcow2.snapshots import Snapshot
 from tapfs.tables import GuardedPlaces
+
+#: So many bytes of an L1 table of a snapshot are read at once.
+_L1_PIECE = 1 << 20
 
 
 class MetadataRange(NamedTuple):
@@ -77,6 +82,22 @@ class Guard:
         """The first byte behind all of it."""
         last = self._tables[-1] + self._cluster_size if self._tables else 0
         return max([last, *(each.stop for each in self._ranges)])
+
+
+def tables_of_snapshots(file: HostFile, header: Header, snapshots: Sequence[Snapshot]) -> set[int]:
+    """The places of the L2 tables of snapshots. What of the file several L1 tables share is read once."""
+    found: set[int] = set()
+    seen = 0
+    for start, length in sorted((each.l1_offset, each.l1_length) for each in snapshots):
+        at = max(start, seen)
+        seen = max(seen, start + length)
+        while at < start + length:
+            raw = file.read(at, min(_L1_PIECE, start + length - at))
+            found.update(place & OFFSET for place in set(decode(raw[: len(raw) // WORD * WORD], TYPECODE, BYTE_ORDER)))
+            if not raw:
+                break
+            at += len(raw)
+    return {place for place in found if place and place % header.cluster_size == 0}
 
 
 def guard_of(

@@ -36,10 +36,14 @@ def require_features(header: Header, extensions: Sequence[ext.Extension], path: 
             raise _damaged(f"{what}: it cannot be written as it is", path, INCOMPATIBLE_AT)
 
 
-def require_refcount_table(header: Header, path: str) -> None:
-    """Raise ImageError(corrupt) for an image that is to be written and has no refcount table where one can be."""
+def require_refcount_table(header: Header, file_bytes: int, path: str) -> None:
+    """Raise ImageError(corrupt) for an image that is to be written and has no refcount table where one can be.
+
+    A table that lies past the end of the file would read as zeros, so that all clusters were free.
+    """
     place = header.reftable_offset
-    if header.reftable_clusters == 0 or place % header.cluster_size or not place:
+    outside = place + header.reftable_length > file_bytes
+    if header.reftable_clusters == 0 or place % header.cluster_size or not place or outside:
         raise _damaged(f"the refcount table at {place:#x} cannot be there", path, REFTABLE_OFFSET_AT)
 
 

@@ -104,7 +104,10 @@ class Refcounts:
         if place == 0:
             return None
         size = self._header.cluster_size
-        clean = array("B", self._file.read(place, size).ljust(size, b"\0"))
+        raw = self._file.read(place, size)
+        if len(raw) < size:  # what is missing would say that its clusters are free
+            raise self._damaged(index, f"at {place:#x} lies past the end of the file")
+        clean = array("B", raw)
         self._keep(index, clean)
         return clean
 
@@ -339,15 +342,18 @@ class Refcounts:
         entry = self._table.entries[index] if index < len(self._table.entries) else 0
         place = entry & _PLACE
         if entry and (place % self._header.cluster_size or place < self._header.cluster_size):
-            raise ImageError(
-                ErrorKind.CORRUPT,
-                f"refcount block {index} at {place:#x} is not on a cluster behind the header",
-                path=self._file.path,
-                offset=self.place + WORD * index,
-                op="read the refcounts",
-                remedy="run tapfs repair",
-            )
+            raise self._damaged(index, f"at {place:#x} is not on a cluster behind the header")
         return place
+
+    def _damaged(self, index: int, what: str) -> ImageError:
+        return ImageError(
+            ErrorKind.CORRUPT,
+            f"refcount block {index} {what}",
+            path=self._file.path,
+            offset=self.place + WORD * index,
+            op="read the refcounts",
+            remedy="run tapfs repair",
+        )
 
     def _change(self, index: int) -> ChangedTable:
         changed = self._changed.get(index)

@@ -227,7 +227,7 @@ class References:
             if not entry:
                 continue
             place = entry & _BLOCK_PLACE
-            inside = header.cluster_size <= place < self._size
+            inside = header.cluster_size <= place <= self._size - header.cluster_size
             over = any(
                 start < place + header.cluster_size and place < stop for _, start, stop in self._image.reserved()
             )

@@ -29,7 +29,7 @@ from tapfs.formats.changed_table import ChangedTable
 from tapfs.formats.qcow2.bitmaps import clusters_of_bitmaps, directory_of, read_bitmaps
 from tapfs.formats.qcow2.driver import Qcow2Driver
 from tapfs.formats.qcow2.entries import COMPRESSED, COPIED, OFFSET, ZERO, Run, compressed_place, consecutive, new_words
-from tapfs.formats.qcow2.guard import Guard, MetadataRange, guard_of
+from tapfs.formats.qcow2.guard import Guard, MetadataRange, guard_of, tables_of_snapshots
 from tapfs.formats.qcow2.header import AUTOCLEAR_AT, BITMAPS, KNOWN_AUTOCLEAR, WORD
 from tapfs.formats.qcow2.l1 import l1_steps
 from tapfs.formats.qcow2.openable import require_refcount_table
@@ -57,7 +57,7 @@ class WritableQcow2Driver(Qcow2Driver):
         self._durable_end = self._end_in_plan = file.size()
         self._has_zeros = self.header.version > VERSIONS[0]
         if not request.lenient:  # a repair writes by plans alone, into an image that may have anything wrong with it
-            require_refcount_table(self.header, file.path)
+            require_refcount_table(self.header, file.size(), file.path)
             self.guard = self._make_guard()
             self.space = Space(file.path, self.header, self.refcounts, self.guard, file.size())
 
@@ -206,7 +206,9 @@ class WritableQcow2Driver(Qcow2Driver):
         tables += [place for _, place in self.refcounts.blocks()]
         tables += clusters_of_bitmaps(self.file, self.extensions, self.header.cluster_size)
         fixed = [MetadataRange(start, stop, f"the {name}") for name, start, stop in self.reserved()]
-        return guard_of(self.header, fixed, self.read_snapshots(), directory_of(self.extensions), tables)
+        snapshots = self.read_snapshots()
+        tables = sorted(tables_of_snapshots(self.file, self.header, snapshots).union(tables))
+        return guard_of(self.header, fixed, snapshots, directory_of(self.extensions), tables)
 
     def note_growth(self) -> None:
         """Places up to the end of what was handed out are places in the file from now on."""
@@ -219,9 +221,17 @@ class WritableQcow2Driver(Qcow2Driver):
             if words is None:
                 continue
             for run in self.runs(unit, words, first, stop):
-                if run.kind is Kind.DATA and not self.may_write(run):
+                if run.kind is Kind.ZERO and run.host_offset % self.header.granule:
+                    raise self.entry_error(unit, run.first, f"cluster at {run.host_offset:#x} not aligned to a cluster")
+                # Of a cluster that others count, too, a copy is made, and the metadata in it stays.
+                if run.kind is Kind.DATA and not self.may_write(run) and (run.copied or not self._counted_twice(run)):
                     there = self.guard.over(run.host_offset, run.length)
                     raise self.entry_error(unit, run.first, f"cluster at {run.host_offset:#x} lies over {there}")
+
+    def _counted_twice(self, run: Run) -> bool:
+        bits = self.header.cluster_bits
+        clusters = range(run.host_offset >> bits, (run.host_offset + run.length - 1 >> bits) + 1)
+        return all(self.refcounts.get(cluster) > 1 for cluster in clusters)
 
     def keep_tables(self, offset: int, length: int, *, used: bool) -> None:
         """Keep a place for every L2 table that a commit of the range may have to make, so that it cannot fail."""
