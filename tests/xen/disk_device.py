@@ -14,13 +14,14 @@ import trio
 
 import tapfs
 from tapfs import ErrorKind, Image, ImageError
-from tapfs.xen.device import Device, State, parse_state, parse_vdev
+from tapfs.xen.device import OUR_KIND, Device, State, parse_state, parse_vdev
 from tapfs.xen.host import MACHINE_SOCKET, Host
 from tapfs.xen.supervisor.claim import claim
 from tapfs.xen.toolstack.attach import attach, detach, remove_device
 from tapfs.xen.toolstack.control_client import ask
 from tapfs.xen.xenstore.client import XenStore, connect
 from tests.conftest import REPOSITORY
+from tests.xen import libxl
 from tests.xen.machine import PATIENCE, Machine
 from tests.xen.xenbus_frontend import XenbusFrontend
 from tests.xen.xenstored import Xenstored, guest_socket
@@ -124,14 +125,24 @@ class Devices:
         self.all: list[DiskDevice] = []
 
     async def attach(
-        self, params: str | Path, mode: str = "w", *, domain: int = 1, vdev: str = "xvda", **options: str | int
+        self,
+        params: str | Path,
+        mode: str = "w",
+        *,
+        domain: int = 1,
+        vdev: str = "xvda",
+        kind: str = OUR_KIND,
+        **options: str | int,
     ) -> DiskDevice:
         """A claimed device whose process has been started; it may not be ready yet."""
         if domain not in self._xenstored.domains:
             self._xenstored.introduce(domain)
-        device = Device("tap", domain, parse_vdev(vdev))
+        device = Device(kind, domain, parse_vdev(vdev))
         keys = {name.replace("_", "-"): value for name, value in options.items()}
-        await attach(self.store, device, params=str(params), mode=mode, options=keys)
+        if kind == OUR_KIND:
+            await attach(self.store, device, params=str(params), mode=mode, options=keys)
+        else:
+            await libxl.add_disk(self.store, device, str(params), mode, **keys)
         await claim(self.store, device, simulated=True)
         made = DiskDevice(self.store, device, self._machine)
         self.all.append(made)

@@ -32,15 +32,6 @@ async def attach(store: XenStore, device: Device, image: Path, *, image_format: 
         await toolstack.attach_and_wait(store, device, params=f"tap:{image_format}:{image}", mode="w")
 
 
-async def attach_by_libxl(store: XenStore, device: Device, params: str, *, script: str) -> None:
-    """The directories as `xl block-attach` makes them."""
-    keys = {"script": script, "params": params, "mode": "w", "online": 1, "state": 1, "frontend": device.frontend}
-    for name, value in keys.items():
-        await store.write(f"{device.backend}/{name}", value)
-    await store.write(f"{device.frontend}/state", 1)
-    await store.write(f"{device.frontend}/backend", device.backend)
-
-
 @asynccontextmanager
 async def guest_disk(machine: Machine, device: Device, *, socket: Path | None = None) -> AsyncIterator[XenbusFrontend]:
     """The guest's driver of an attached disk, connected; `socket`: where it speaks to xenstored, if not as a guest."""

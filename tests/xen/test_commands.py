@@ -18,9 +18,10 @@ from tapfs.errors import CODES, ErrorKind
 from tapfs.xen.xenstore.client import XenStore
 from tests.conftest import REPOSITORY, Ran
 from tests.json_documents import require_valid_output
+from tests.xen import libxl
 from tests.xen.blkif import SECTOR
 from tests.xen.machine import Machine
-from tests.xen.supervising import SIZE, attach_by_libxl, disk, eventually, guest_disk, is_gone, pid_of
+from tests.xen.supervising import SIZE, disk, eventually, guest_disk, is_gone, pid_of
 from tests.xen.supervisor_process import PATIENCE, SupervisorProcess
 from tests.xen.xenbus_frontend import XenbusFrontend
 from tests.xen.xenstored import Xenstored
@@ -221,7 +222,7 @@ async def test_a_disk_of_xl_is_for_xl_to_detach(
     supervised: SupervisorProcess, store: XenStore, xenstored: Xenstored, image: Path
 ) -> None:
     device = disk(kind="vbd")
-    await attach_by_libxl(store, device, f"tap:sync:{image}", script="block-tapfs")
+    await libxl.add_disk(store, device, f"tap:sync:{image}")
     await eventually(lambda: xenstored.read(f"{device.backend}/tapfs/status") == "ready")
     code, _, err = await tapfs_command("detach", *NAMED)
     assert code == CODES[ErrorKind.UNSUPPORTED].exit_code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -78,9 +79,10 @@ def directly_open(disk: DiskDevice) -> set[int]:
     process = Path(f"/proc/{disk.process.pid}")
     found: set[int] = set()
     for entry in (process / "fd").iterdir():
-        flags = (process / "fdinfo" / entry.name).read_text().split("flags:")[1].split()[0]
-        if int(flags, 8) & os.O_DIRECT:
-            found.add(entry.stat().st_ino)
+        with suppress(FileNotFoundError):  # the process closes one now and then
+            flags = (process / "fdinfo" / entry.name).read_text().split("flags:")[1].split()[0]
+            if int(flags, 8) & os.O_DIRECT:
+                found.add(entry.stat().st_ino)
     return found
 
 

@@ -20,6 +20,7 @@ from tapfs.xen.supervisor.restarts import Restarts
 from tapfs.xen.supervisor.supervised_device import SupervisedDevice
 from tapfs.xen.toolstack import attach as toolstack
 from tapfs.xen.xenstore.client import Store, XenStore, connect
+from tests.xen import libxl
 from tests.xen.disk_device import opened_when_free
 from tests.xen.machine import Machine
 from tests.xen.supervising import (
@@ -27,7 +28,6 @@ from tests.xen.supervising import (
     SIZE,
     another_process,
     attach,
-    attach_by_libxl,
     disk,
     eventually,
     files_of,
@@ -104,9 +104,9 @@ async def test_a_disk_of_libxl_is_served_and_its_failure_can_be_closed(
     store: XenStore, supervised: SupervisorProcess, xenstored: Xenstored, image: Path
 ) -> None:
     good, bad, other = (disk(name, kind="vbd") for name in ("xvda", "xvdb", "xvdc"))
-    await attach_by_libxl(store, other, f"phy:{image}", script="/etc/xen/scripts/block")
-    await attach_by_libxl(store, bad, "tap:qcow:/nonexistent", script="/etc/xen/scripts/block-tapfs")
-    await attach_by_libxl(store, good, f"tap:sync:{image}", script="block-tapfs")
+    await libxl.add_disk(store, other, str(image), script="/etc/xen/scripts/block")
+    await libxl.add_disk(store, bad, "tap:qcow:/nonexistent")
+    await libxl.add_disk(store, good, f"tap:sync:{image}")
     await eventually(lambda: xenstored.read(f"{good.backend}/tapfs/status") == "ready")
     await eventually(lambda: xenstored.read(f"{bad.backend}/tapfs/status") == "failed")
     assert xenstored.read(f"{good.backend}/state") == "2"
@@ -126,7 +126,7 @@ async def test_a_state_five_that_comes_after_the_process_is_done_is_answered(
     store: XenStore, supervised: SupervisorProcess, xenstored: Xenstored, image: Path
 ) -> None:
     device = disk(kind="vbd")
-    await attach_by_libxl(store, device, f"tap:sync:{image}", script="block-tapfs")
+    await libxl.add_disk(store, device, f"tap:sync:{image}")
     await eventually(lambda: xenstored.read(f"{device.backend}/tapfs/status") == "ready")
     await store.write(f"{device.backend}/online", 0)
     await eventually(lambda: xenstored.read(f"{device.backend}/state") == "6" and supervised.disk_processes() == {})
@@ -303,7 +303,7 @@ async def test_a_device_that_becomes_another_backends_is_left_alone(
     store: XenStore, supervised: SupervisorProcess, xenstored: Xenstored, image: Path
 ) -> None:
     device = disk(kind="vbd")
-    await attach_by_libxl(store, device, "tap:qcow:/nonexistent", script="block-tapfs")
+    await libxl.add_disk(store, device, "tap:qcow:/nonexistent")
     await eventually(lambda: xenstored.read(f"{device.backend}/tapfs/status") == "failed")
 
     async def replace(keys: Store) -> None:
@@ -333,9 +333,7 @@ async def test_the_guest_does_not_read_what_is_noted_beside_libxls_keys(
     store: XenStore, supervised: SupervisorProcess, machine: Machine, image: Path, xenstored: Xenstored
 ) -> None:
     device = disk(kind="vbd")
-    await store.make_directory(device.backend)
-    await store.set_permissions(device.backend, ["n0", f"r{GUEST}"])
-    await attach_by_libxl(store, device, f"tap:sync:{image}", script="block-tapfs")
+    await libxl.add_disk(store, device, f"tap:sync:{image}")
     await eventually(lambda: xenstored.read(f"{device.backend}/tapfs/status") == "ready")
     async with connect(Host(str(guest_socket(machine.directory, GUEST)), str(machine.directory))) as own:
         assert await own.read(f"{device.backend}/state") == "2"

@@ -24,15 +24,21 @@ from tapfs.serving.threads import in_thread
 from tapfs.xen.device import LIBXL_KIND, Device, State, parse_state, state_of, write_device_keys
 from tapfs.xen.disk.backend_states import Ours, Seen, Step, next_step
 from tapfs.xen.disk.frontend_keys import MAX_QUEUES, MAX_RING_PAGE_ORDER, FrontendKeys, read_frontend
+from tapfs.xen.disk.hand_over import follow_suspends
 from tapfs.xen.kernel_backend import take_from_kernel
 
 if TYPE_CHECKING:
+    from tapfs.xen.disk.hand_over import TakeOver
     from tapfs.xen.disk.served_disk import ServedDisk
     from tapfs.xen.disk.settings import DiskSettings
     from tapfs.xen.xenstore.client import XenStore
 
 #: Seconds in state 6 before the backend awaits a frontend that has not said that it begins anew.
 _CLOSED_SECONDS = 1.0
+
+#: A suspended guest leaves requests in its rings. So often, after so many seconds, it is seen whether it was at work.
+_REST_ROUNDS = 3
+_REST_SECONDS = 0.05
 
 #: `info` of a connected disk (blkif.h).
 _CDROM, _REMOVABLE, _READ_ONLY = 1, 2, 4
@@ -47,16 +53,25 @@ class Backend:
     `changing` is held by whoever connects, disconnects, pauses or changes the disk. The rings' journal lies in
     `directory`: while it is there a successor of this process goes on with what was in flight. `token` stands in
     `tapfs/token`: where another stands, or none, the directory is that of another device of the same number.
+    `take_over` opens the image anew for the first guest that connects.
     """
 
     def __init__(
-        self, device: Device, disk: ServedDisk, settings: DiskSettings, *, directory: Path, token: str
+        self,
+        device: Device,
+        disk: ServedDisk,
+        settings: DiskSettings,
+        *,
+        directory: Path,
+        token: str,
+        take_over: TakeOver | None = None,
     ) -> None:
         self.device = device
         self._token = token
         self.disk = disk
         self.changing = trio.Lock()
         self._settings = settings
+        self._take_over = take_over
         self._journal_path = directory / f"{device.key}.journal"
         self._journal: int | None = None
         #: Whether a predecessor may have left the rings as they were.
@@ -80,6 +95,7 @@ class Backend:
                 trio.open_nursery() as tasks,
             ):
                 tasks.start_soon(self._relay, events)
+                tasks.start_soon(self._rest_when_suspended, store)
                 self._watch_ring(tasks)
                 lost = await self._follow(store, tasks)
                 tasks.cancel_scope.cancel()
@@ -168,7 +184,7 @@ class Backend:
                 await self._flush()
                 await self._go(seen, State.INIT_WAIT)
             case Step.CONNECT:
-                await self._connect(seen, store, tasks)
+                return await self._connect(seen, store, tasks)
             case Step.CLOSING:
                 await self._go(seen, State.CLOSING)
             case Step.CLOSE:
@@ -191,12 +207,20 @@ class Backend:
             log.info("%s", state.name.lower().replace("_", " "))
         return True
 
-    async def _connect(self, seen: Seen, store: XenStore, tasks: trio.Nursery) -> None:
-        """Take the frontend's rings; at state 5 the state stays, for the frontend is to close."""
+    async def _connect(self, seen: Seen, store: XenStore, tasks: trio.Nursery) -> float:
+        """Take the frontend's rings; at state 5 the state stays, for the frontend is to close.
+
+        The seconds after which to look again without news: the image may still be another domain's.
+        """
         # Requests can be in flight only where the frontend has been connected; an older journal is another ring's.
         resuming = self._left and seen.frontend in (State.CONNECTED, State.CLOSING)
-        self._left = False
         try:
+            if self._take_over is not None and not resuming:
+                wait = await self._take_over.try_it(store)
+                if wait is not None:
+                    return wait
+            self._take_over = None
+            self._left = False
             if self.device.kind == LIBXL_KIND and not self.disk.simulated:
                 # It may have been loaded since the device was claimed.
                 await in_thread(partial(take_from_kernel, self.device, seconds=0))
@@ -206,7 +230,7 @@ class Backend:
             await in_thread(partial(self.disk.connect, frontend, grants=grants, journal=self._journal))
         except ImageError as error:
             await self._refuse(seen, error)
-            return
+            return 0
         self._watch_ring(tasks)
         if seen.backend is not State.CLOSING:
             await self._say_connected(seen)
@@ -219,6 +243,7 @@ class Backend:
             frontend.protocol.name.lower(),
             grants.name.lower(),
         )
+        return 0
 
     async def _say_connected(self, seen: Seen) -> None:
         try:
@@ -312,6 +337,26 @@ class Backend:
         await self.change({"tapfs/error": str(error), "tapfs/error-kind": error.kind.value})
 
     # Who watches
+
+    async def _rest_when_suspended(self, store: XenStore) -> None:
+        if self.device.domain == 0 or self._settings.mode == "r":
+            return
+        with suppress(ImageError):  # a xenstored that goes is noticed by `_relay`
+            await follow_suspends(store, self.device.domain, self._rest)
+
+    async def _rest(self) -> None:
+        """Bring the image to rest, and what the guest had asked for last is in it: another domain may go on with it."""
+        for _ in range(_REST_ROUNDS):
+            async with self.changing:
+                answered = self.disk.answered
+                try:
+                    await in_thread(self.disk.rest)
+                except ImageError as error:
+                    log.error("what was written last may be lost to a migration: %s", error)
+            await trio.sleep(_REST_SECONDS)
+            if self.disk.answered == answered:
+                log.info("at rest: a domain was suspended or has ended")
+                return
 
     async def _relay(self, events: AsyncIterator[str]) -> None:
         try:

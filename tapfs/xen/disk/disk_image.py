@@ -6,6 +6,7 @@ Mode r refuses only exclusive writers, w is an exclusive writer, w! lets everybo
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tapfs.disk.chain import DEFAULT_CACHE_BYTES, OpenOptions
@@ -27,18 +28,9 @@ _SHARING = {"r": Sharing.WITH_COOPERATING_WRITERS, "w": Sharing.EXCLUSIVE, "w!":
 
 def open_disk(settings: DiskSettings, plan_log: PlanLog) -> Image:
     """The image of a disk, first mended by the plan that a killed predecessor has left. Raises ImageError."""
-    specification, mode = settings.specification, settings.mode
-    options = OpenOptions(
-        format=specification.format,
-        writable=mode != "r",
-        backing_formats=settings.backing_formats,
-        direct=specification.direct,
-        cache_bytes=DEFAULT_CACHE_BYTES if settings.cache_bytes is None else settings.cache_bytes,
-        request_owner=plan_log.request_owner,
-        sharing=_SHARING[mode],
-        write_base=settings.write_base,
-        say_raw=f"attach tap:aio:{specification.path}, or say -f raw,",
-    )
+    specification = settings.specification
+    options = _options(settings, writable=settings.mode != "r", sharing=_SHARING[settings.mode])
+    options = replace(options, request_owner=plan_log.request_owner)
     try:
         if complete_left(specification.path, options, plan_log):
             log.info("completed what the last process had acknowledged")
@@ -50,6 +42,33 @@ def open_disk(settings: DiskSettings, plan_log: PlanLog) -> Image:
         if error.kind is ErrorKind.READ_ONLY and "{write_base}" in (error.neutral_remedy or ""):
             error.remedy = "attach the overlay, or say tapfs attach --write-base if nobody needs that any more"
         raise
+    return _a_disk(image)
+
+
+def look_at_disk(settings: DiskSettings) -> Image:
+    """A view of the image, whoever else has it open for whatever: read-only, and without a lock. Raises ImageError.
+
+    What is read of it is senseless while another writes, but its kind and size hold, and that it can be opened at all.
+    """
+    options = _options(settings, writable=False, sharing=Sharing.UNCHECKED)
+    return _a_disk(open_image(settings.specification.path, options, password=given_password(settings.key_file)))
+
+
+def _options(settings: DiskSettings, *, writable: bool, sharing: Sharing) -> OpenOptions:
+    specification = settings.specification
+    return OpenOptions(
+        format=specification.format,
+        writable=writable,
+        backing_formats=settings.backing_formats,
+        direct=specification.direct,
+        cache_bytes=DEFAULT_CACHE_BYTES if settings.cache_bytes is None else settings.cache_bytes,
+        sharing=sharing,
+        write_base=settings.write_base,
+        say_raw=f"attach tap:aio:{specification.path}, or say -f raw,",
+    )
+
+
+def _a_disk(image: Image) -> Image:
     if image.size < SECTOR:
         image.close()
         raise ImageError(ErrorKind.OUT_OF_BOUNDS, "is no disk: it has not one sector", path=image.path, op="open")

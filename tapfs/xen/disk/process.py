@@ -30,7 +30,8 @@ from tapfs.serving.threads import in_thread
 from tapfs.xen.device import Device, State, parse_state, write_device_keys
 from tapfs.xen.disk import control
 from tapfs.xen.disk.backend import Backend
-from tapfs.xen.disk.disk_image import open_disk
+from tapfs.xen.disk.disk_image import look_at_disk, open_disk
+from tapfs.xen.disk.hand_over import TakeOver, is_handed_over, is_incoming
 from tapfs.xen.disk.operations import Operations
 from tapfs.xen.disk.process_limits import apply_limits
 from tapfs.xen.disk.served_disk import RateLimit, ServedDisk
@@ -111,7 +112,12 @@ class DiskProcess:
             log.error("%s", error)
             await write_device_keys(store, self._device, _failure(error))
             return EXIT_FAILED
-        self._backend = backend = Backend(self._device, disk, settings, directory=self._directory, token=token)
+        take_over = None
+        if is_handed_over(self._device, settings):
+            take_over = TakeOver(self._device, disk, lambda settings: self._opened(settings, plan_log))
+        self._backend = backend = Backend(
+            self._device, disk, settings, directory=self._directory, token=token, take_over=take_over
+        )
         # A successor may open the image when this is done, and finds the rings as they are left.
         ending.add("let go of the rings", backend.leave)
         ending.add_async("wait for an operation", backend.changing.acquire)
@@ -126,9 +132,13 @@ class DiskProcess:
         served_before = await store.read(f"{self._device.backend}/tapfs/status") == "ready"
         # An overlay that was made meanwhile is no reason to take the disk from a guest that writes it.
         settings = replace(settings, write_base=settings.write_base or served_before)
-        patience = _LOCKED_SECONDS if served_before or state in (State.CONNECTED, State.CLOSING) else 0.0
+        connected = state in (State.CONNECTED, State.CLOSING)
+        patience = _LOCKED_SECONDS if served_before or connected else 0.0
         try:
-            image = await _patiently(partial(self._opened, settings, plan_log), patience)
+            if is_handed_over(self._device, settings) and not connected and await is_incoming(store, self._device):
+                image = await in_thread(partial(look_at_disk, settings))
+            else:
+                image = await _patiently(partial(self._opened, settings, plan_log), patience)
         except MemoryError as error:
             raise out_of_memory(settings.specification.path) from error
         limit = RateLimit(settings.limit_bytes, settings.limit_requests)

@@ -134,6 +134,22 @@ class ServedDisk:
         if self._device is not None:
             self._device.resume()
 
+    def rest(self) -> None:
+        """Answer all that was taken, have it durable, and have the image say that nobody writes it; then go on."""
+        if not self.paused:
+            self.pause()
+        try:
+            self.image.end_writing()
+        finally:
+            if not self.paused:
+                self.resume()
+
+    @property
+    def answered(self) -> int:
+        """How many requests have been answered since the process began, in whatever way."""
+        counted = self.statistics()
+        return sum(counted[name] for name in ("reads", "writes", "flushes", "barriers", "discards"))
+
     def replace(self, image: Image) -> Image:
         """Serve another image from now on; only while it is paused. The old one, which is the caller's now."""
         if self._device is not None:

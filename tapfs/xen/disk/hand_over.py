@@ -1,0 +1,138 @@
+"""Hand a disk over between two domains of one virtual machine: both ends of a migration, and of a save and restore.
+
+The toolstack attaches a disk to the destination while the source still has it, and destroys the source only when the
+destination's guest runs. So the two ends keep to this order:
+
+* The source brings its image to rest when its domain is suspended (`follow_suspends`): every write of the guest is
+  durable then, and the image says that nobody writes it.
+* The destination only looks at the image at first. It opens the image for writing when its guest connects (`TakeOver`),
+  for then the source's guest runs no more. What it had read before is dropped.
+* Where both see the locks of the image, the destination waits as long as the source has it.
+
+A destination cannot always be told from a new guest, so a disk of libxl is always opened anew for its first guest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.host.location import locate
+from tapfs.serving.log import log
+from tapfs.serving.threads import in_thread
+from tapfs.xen.device import DOMAINS, LIBXL_KIND, our_devices
+from tapfs.xen.disk.disk_image import look_at_disk
+from tapfs.xen.disk.settings import read_settings
+
+if TYPE_CHECKING:
+    from tapfs.disk.image import Image
+    from tapfs.xen.device import Device
+    from tapfs.xen.disk.served_disk import ServedDisk
+    from tapfs.xen.disk.settings import DiskSettings
+    from tapfs.xen.xenstore.client import Store, XenStore
+
+#: The end of the name that xl gives to a domain whose memory is still coming.
+_INCOMING = "--incoming"
+
+#: Seconds that others than the same virtual machine may keep the image after the guest has come: a process of this host
+#: that is ending, or the source on another host. And seconds between two looks.
+_LOCKED_SECONDS = 30.0
+_LOCKED_PAUSE = 0.2
+
+#: Fires when a domain is suspended or ends, whichever it is.
+_RELEASED = "@releaseDomain"
+#: Seconds between the request that a guest suspend itself and its doing so.
+_SUSPEND_SECONDS = 120.0
+
+
+def is_handed_over(device: Device, settings: DiskSettings) -> bool:
+    """Whether two domains of one virtual machine can meet at this disk: libxl made it, and its file is written."""
+    return device.kind == LIBXL_KIND and settings.mode != "r" and not locate(settings.specification.path).in_memory
+
+
+async def is_incoming(store: Store, device: Device) -> bool:
+    """Whether the virtual machine of a new disk is known to come from another host, or from another domain here."""
+    name = await store.read(f"{DOMAINS}/{device.domain}/name") or ""
+    return name.endswith(_INCOMING) or await _has_it_elsewhere(store, device)
+
+
+async def _has_it_elsewhere(store: Store, device: Device) -> bool:
+    """Whether another domain of the same virtual machine (by its uuid) has the disk of this number, served by tapfs."""
+    machine = await store.read(f"{DOMAINS}/{device.domain}/vm")
+    if not machine:
+        return False
+    others = {
+        other.domain
+        for other in await our_devices(store)
+        if other.number == device.number and other.domain != device.domain
+    }
+    return any([await store.read(f"{DOMAINS}/{domain}/vm") == machine for domain in others])
+
+
+class TakeOver:
+    """Opens the image of a disk anew, once, when the first guest connects. `opened` opens it for that guest."""
+
+    def __init__(self, device: Device, disk: ServedDisk, opened: Callable[[DiskSettings], Image]) -> None:
+        self._device = device
+        self._disk = disk
+        self._opened = opened
+        self._give_up: float | None = None
+
+    async def try_it(self, store: Store) -> float | None:
+        """None: done. Otherwise the image is in use, and these are the seconds after which to try again.
+
+        Raises the ImageError that keeps the image from being opened. The disk has a view of it then, as before.
+        """
+        settings = await read_settings(store, self._device)
+        if self._disk.image.writable:
+            # Two open files of one process would lock each other out.
+            view = await in_thread(partial(look_at_disk, settings))
+            await in_thread(self._disk.replace(view).close)
+        try:
+            image = await in_thread(partial(self._opened, settings))
+        except ImageError as error:
+            if error.kind is not ErrorKind.LOCKED or not await self._is_worth_waiting(store, error):
+                raise
+            return _LOCKED_PAUSE
+        await in_thread(self._disk.replace(image).close)
+        return None
+
+    async def _is_worth_waiting(self, store: Store, error: ImageError) -> bool:
+        now = trio.current_time()
+        first = self._give_up is None
+        if self._give_up is None or await _has_it_elsewhere(store, self._device):
+            self._give_up = now + _LOCKED_SECONDS
+        if first:
+            log.info("waiting: %s", error)
+        return now < self._give_up
+
+
+async def follow_suspends(store: XenStore, domain: int, rest: Callable[[], Awaitable[None]]) -> None:
+    """Call `rest` when the domain has been suspended, until cancelled. It is called in vain now and then.
+
+    xenstore says that some domain was suspended or has ended, and whether ours was asked for it a while before. Raises
+    the ImageError of `rest`, and ImageError(io) if xenstored goes.
+    """
+    request = f"{DOMAINS}/{domain}/control/shutdown"
+    asked = -_SUSPEND_SECONDS
+    # Both paths are yielded once at first.
+    unseen = {request, _RELEASED}
+    async with store.watch(request, _RELEASED) as events:
+        async for path in events:
+            if path in unseen:
+                unseen.discard(path)
+                if path == _RELEASED or not await store.read(request):
+                    continue
+            if path == request:
+                asked = trio.current_time()
+            elif trio.current_time() - asked < _SUSPEND_SECONDS or await _suspends_unasked(store, domain):
+                await rest()
+
+
+async def _suspends_unasked(store: Store, domain: int) -> bool:
+    """Whether the guest has an event channel by which it is asked, past xenstore."""
+    return await store.read(f"{DOMAINS}/{domain}/device/suspend/event-channel") is not None
