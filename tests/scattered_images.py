@@ -57,17 +57,17 @@ def scattered_qcow(
     )
     with path.open("wb") as file:
         file.truncate(end)
-        file.write(head + _big_endian(l1) + name)
+        file.write(head + big_endian(l1) + name)
         for index, entries in tables.items():
             file.seek(l1[index])
-            file.write(_big_endian(entries))
+            file.write(big_endian(entries))
         filling = bytes(range(1, 256)) * (cluster // 255 + 1)
         for number in chosen if data else ():
             file.seek(tables[number >> l2_bits][number & (per_table - 1)])
             file.write(struct.pack(">QQ", seed, number) + filling[: cluster - 16])
 
 
-def _big_endian(entries: array[int]) -> bytes:
+def big_endian(entries: array[int]) -> bytes:
     copy = entries[:]
     if sys.byteorder == "little":
         copy.byteswap()

@@ -26,23 +26,34 @@ class Contender:
 
 def contenders(qemu_programs: Path | None) -> list[Contender]:
     """Those that this machine has; `qemu_programs` is the folder of the newer QEMU."""
-    found = [Contender(f"tapfs {engine}", ("raw", "qcow"), _tapfs(engine)) for engine in ("auto", "native", "pyfuse3")]
+    found = [Contender(f"tapfs {engine}", ("raw", "qcow"), tapfs(engine)) for engine in ("auto", "native", "pyfuse3")]
     daemon = None if qemu_programs is None else shutil.which("qemu-storage-daemon", path=str(qemu_programs))
     daemon = daemon or shutil.which("qemu-storage-daemon")
     if daemon is not None:
         version = subprocess.run([daemon, "--version"], capture_output=True, text=True, check=True).stdout.split()[2]
-        found.append(Contender(f"qsd {version}", ("raw", "qcow"), _storage_daemon(daemon)))
+        found.append(Contender(f"qsd {version}", ("raw", "qcow"), storage_daemon(daemon)))
     if shutil.which("nbdkit") and shutil.which("nbdfuse"):
         found.append(Contender("nbdfuse+nbdkit", ("raw",), _nbdfuse))
     return found
 
 
-def _tapfs(engine: str) -> Callable[[Path, str, Path], Generator[Path]]:
+def tapfs(engine: str, *, writable: bool = True) -> Callable[[Path, str, Path], Generator[Path]]:
+    """`tapfs mount` with an engine."""
     program = str(Path(sys.executable).with_name("tapfs"))
 
     def serve(image: Path, image_format: str, folder: Path) -> Generator[Path]:
         folder.mkdir()
-        command = [program, "mount", "--rw", "-f", image_format, "--engine", engine, str(image), str(folder)]
+        command = [
+            program,
+            "mount",
+            "--rw" if writable else "--ro",
+            "-f",
+            image_format,
+            "--engine",
+            engine,
+            str(image),
+            str(folder),
+        ]
         subprocess.run(command, check=True)
         try:
             yield folder / "disk"
@@ -52,16 +63,26 @@ def _tapfs(engine: str) -> Callable[[Path, str, Path], Generator[Path]]:
     return serve
 
 
-def _storage_daemon(program: str) -> Callable[[Path, str, Path], Generator[Path]]:
+def storage_daemon(
+    program: str, *, iothreads: int = 0, writable: bool = True
+) -> Callable[[Path, str, Path], Generator[Path]]:
+    """The FUSE export of a qemu-storage-daemon; without iothreads its main loop serves."""
+    threads = [f"thread{number}" for number in range(iothreads)]
+    served_by = [f"iothread{'' if iothreads == 1 else f'.{n}'}={name}" for n, name in enumerate(threads)]
+    on_off = "on" if writable else "off"
+    access = f"read-only={'off' if writable else 'on'}"
+
     def serve(image: Path, image_format: str, folder: Path) -> Generator[Path]:
         folder.mkdir()
         target = folder / "disk"
         target.touch()
         command = [
             program,
-            *("--blockdev", f"driver=file,node-name=file,filename={image}"),
-            *("--blockdev", f"driver={image_format},node-name=disk,file=file"),
-            *("--export", f"type=fuse,id=export,node-name=disk,mountpoint={target},writable=on"),
+            *(word for name in threads for word in ("--object", f"iothread,id={name}")),
+            *("--blockdev", f"driver=file,node-name=file,filename={image},{access}"),
+            *("--blockdev", f"driver={image_format},node-name=disk,file=file,{access}"),
+            "--export",
+            ",".join([f"type=fuse,id=export,node-name=disk,mountpoint={target}", f"writable={on_off}", *served_by]),
         ]
         yield from _background(command, target)
 
@@ -78,7 +99,8 @@ def _nbdfuse(image: Path, image_format: str, folder: Path) -> Generator[Path]:
 
 def _background(command: list[str], target: Path) -> Generator[Path]:
     """Serve with a program that stays in the foreground until it is told to end."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    # QEMU 11 repeats for ever on stderr that its mount is gone.
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             deadline = time.monotonic() + _PATIENCE_SECONDS
             while not os.path.ismount(target):

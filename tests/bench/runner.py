@@ -21,6 +21,7 @@ class Measurement:
     seconds: list[float] = field(default_factory=list[float])
     cpu_seconds: list[float] = field(default_factory=list[float])
     peak_bytes: int = 0
+    output_bytes: int | None = None
 
     @property
     def median(self) -> float:
@@ -37,7 +38,7 @@ class Job:
 
     `contenders` maps a name to a command line; "tapfs" is compared with each of the others.
     `clean` runs before every command. `goal` says what the ratio should be, in words.
-    `statuses` are the exit codes of a success.
+    `statuses` are the exit codes of a success. The table has the size of `output`, the file that each command makes.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Job:
     clean: Callable[[], None] = lambda: None
     goal: str = ""
     statuses: tuple[int, ...] = (0,)
+    output: Path | None = None
 
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +72,7 @@ def measure(job: Job, rounds: int) -> dict[str, Measurement]:
             results[name].seconds.append(seconds)
             results[name].cpu_seconds.append(cpu_seconds)
             results[name].peak_bytes = max(results[name].peak_bytes, peak)
+            results[name].output_bytes = job.output.stat().st_size if job.output else None
             took = f"{seconds:.2f} s, {cpu_seconds:.2f} s of CPU"
             print(f"  {job.name}: {name} run {number + 1}: {took}", file=sys.stderr, flush=True)
     return results
@@ -109,6 +112,7 @@ def rows_of(job: Job, results: dict[str, Measurement]) -> list[dict[str, object]
         "tapfs_s": round(own.median, 3),
         "tapfs_cpu_s": round(own.cpu_median, 3),
         "tapfs_peak_mib": own.peak_bytes >> 20,
+        **_output("tapfs", own),
     }
     peers = [name for name in results if name != "tapfs"]
     if not peers:
@@ -120,6 +124,7 @@ def rows_of(job: Job, results: dict[str, Measurement]) -> list[dict[str, object]
             "peer_s": round(results[name].median, 3),
             "peer_cpu_s": round(results[name].cpu_median, 3),
             "peer_peak_mib": results[name].peak_bytes >> 20,
+            **_output("peer", results[name]),
             "ratio": round(results[name].median / own.median, 2),
             "cpu_ratio": round(results[name].cpu_median / own.cpu_median, 2),
         }
@@ -127,10 +132,16 @@ def rows_of(job: Job, results: dict[str, Measurement]) -> list[dict[str, object]
     ]
 
 
+def _output(who: str, measurement: Measurement) -> dict[str, object]:
+    size = measurement.output_bytes
+    return {} if size is None else {f"{who}_file_mib": round(size / (1 << 20), 1)}
+
+
 def table(rows: Sequence[dict[str, object]]) -> str:
     """The rows as aligned text; the ratio is how many times faster tapfs was."""
-    own = ("tapfs_s", "tapfs_cpu_s", "tapfs_peak_mib")
-    columns = ("job", *own, "peer", "peer_s", "peer_cpu_s", "peer_peak_mib", "ratio", "cpu_ratio", "goal")
+    own = ("tapfs_s", "tapfs_cpu_s", "tapfs_peak_mib", "tapfs_file_mib")
+    theirs = ("peer", "peer_s", "peer_cpu_s", "peer_peak_mib", "peer_file_mib")
+    columns = ("job", *own, *theirs, "ratio", "cpu_ratio", "goal")
     cells = [columns, *(tuple(str(row.get(column, "")) for column in columns) for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
