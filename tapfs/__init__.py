@@ -2,8 +2,8 @@
 
 ``with tapfs.open("image.qcow") as disk: disk.read(0, 512)`` opens any image of a known format
 with its whole backing chain. `open_file` gives a file object instead, `open_async` is for trio and asyncio.
-`info`, `check`, `repair`, `compact`, `create_image`, `convert`, `compare`, `diff`, `apply`, `commit`, `rebase`, `mount`
-and `unmount` are the commands of those names.
+`info`, `check`, `repair`, `compact`, `create_image`, `convert`, `measure`, `compare`, `diff`, `apply`, `commit`,
+`rebase`, `resize`, `mount` and `unmount` are the commands of those names.
 Errors are `ImageError`, which is an OSError. docs/python.md tells more.
 """
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tapfs.api.jobs import check, compact, compare, convert, create_image, repair
     from tapfs.api.mounts import MountPoint, mount, unmount
     from tapfs.api.opening import info, open, open_file  # noqa: A004 - `tapfs.open` is the name one expects
+    from tapfs.api.sizes import measure, resize
     from tapfs.api.snapshots import apply_snapshot, create_snapshot, delete_snapshot, snapshots
     from tapfs.disk.chain_map import MappedExtent
     from tapfs.disk.description import ImageInfo
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from tapfs.jobs.create import NewImage
     from tapfs.jobs.diff import ChangedExtent, DiffReport
     from tapfs.jobs.free_space import FileSystemSpace
+    from tapfs.jobs.measure import Measured
     from tapfs.jobs.rebase import Rebased
 
     __version__: str
@@ -70,6 +72,7 @@ __all__ = [
     "ImageError",
     "ImageInfo",
     "MappedExtent",
+    "Measured",
     "MountPoint",
     "NewImage",
     "ReadBitmap",
@@ -93,6 +96,7 @@ __all__ = [
     "disable_bitmap",
     "enable_bitmap",
     "info",
+    "measure",
     "merge_bitmap",
     "mount",
     "open",
@@ -102,6 +106,7 @@ __all__ = [
     "rebase",
     "remove_bitmap",
     "repair",
+    "resize",
     "snapshots",
     "store_bitmap",
     "unmount",
@@ -111,6 +116,9 @@ __all__ = [
 #: Names that are loaded when they are first asked for: importing tapfs costs next to nothing.
 _LAZY = {
     "ApplyReport": "tapfs.jobs.apply",
+    "Measured": "tapfs.jobs.measure",
+    "measure": "tapfs.api.sizes",
+    "resize": "tapfs.api.sizes",
     "ChangedExtent": "tapfs.jobs.diff",
     "DiffReport": "tapfs.jobs.diff",
     "apply": "tapfs.api.differences",

@@ -19,7 +19,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "images": (
         "tapfs.cli.commands",
         (
-            *("info", "map", "check", "compare", "diff", "create", "convert", "apply"),
+            *("info", "map", "check", "compare", "diff", "create", "convert", "measure", "apply"),
             *("commit", "rebase", "compact", "repair", "resize", "snapshot", "bitmap", "formats"),
         ),
     ),

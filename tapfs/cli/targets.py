@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tapfs.cli.options import new_password
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from tapfs.jobs.create import NewImage
 
 
-def add_target_options(parser: argparse.ArgumentParser, prefix: str = "") -> None:
-    """Add -b, -F, -o, --encrypt and the file with the password for it.
+def add_target_options(parser: argparse.ArgumentParser, prefix: str = "", *, secret: bool = True) -> None:
+    """Add -b, -F, -o, --encrypt and the file with the password for it, the last one only with a `secret`.
 
     `prefix` keeps the long names apart from those of :func:`tapfs.cli.options.add_image_options`.
     """
@@ -47,6 +48,8 @@ def add_target_options(parser: argparse.ArgumentParser, prefix: str = "") -> Non
         help="options of the format; '-o help' lists them",
     )
     group.add_argument("--encrypt", action="store_true", help="encrypt it")
+    if not secret:
+        return
     group.add_argument(
         f"--{prefix}key-file",
         dest="target_key_file",
@@ -110,6 +113,12 @@ def new_image_of(
     arguments: argparse.Namespace, path: str, *, format_name: str, size: int | None, key_file: str | None, program: str
 ) -> NewImage:
     """What the options ask for; asks for a password if it is to be encrypted and none is given."""
+    new = plain_new_image_of(arguments, format_name=format_name, size=size, program=program)
+    return replace(new, password=new_password(key_file, path)) if wants_encryption(arguments, format_name) else new
+
+
+def plain_new_image_of(arguments: argparse.Namespace, *, format_name: str, size: int | None, program: str) -> NewImage:
+    """What the options ask for, but for a password."""
     from tapfs.jobs.create import NewImage
 
     take_backing_options(arguments, program)
@@ -119,7 +128,6 @@ def new_image_of(
         backing=arguments.target_backing,
         backing_format=arguments.target_backing_format,
         options=_format_options(arguments.options, program),
-        password=new_password(key_file, path) if wants_encryption(arguments, format_name) else None,
     )
 
 

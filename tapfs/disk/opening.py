@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import TypeVar
 
 from tapfs.disk.chain import Layer, OpenOptions, open_layers, open_parents
 from tapfs.disk.image import Image
@@ -10,6 +11,8 @@ from tapfs.disk.password import password_missing, require_bytes
 from tapfs.disk.plan_log import KeptPlan, PlanLog
 from tapfs.host.file import LocalFile
 from tapfs.host.location import Location, locate
+
+_Image = TypeVar("_Image", bound=Image)
 
 
 def open_image(
@@ -81,5 +84,10 @@ def _complete(location: Location, options: OpenOptions, kept: KeptPlan) -> bool:
 
 def open_image_on(layer: Layer, options: OpenOptions, *, password: bytes | None) -> Image:
     """The Image of a top layer that is open already; its parents are opened here."""
+    return open_kind_on(Image, layer, options, password=password)
+
+
+def open_kind_on(kind: type[_Image], layer: Layer, options: OpenOptions, *, password: bytes | None) -> _Image:
+    """The same as an Image of another kind."""
     layers = open_parents([layer], options)
-    return Image(layers, writable=options.writable, password=password, cache_bytes=options.cache_bytes)
+    return kind(layers, writable=options.writable, password=password, cache_bytes=options.cache_bytes)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from tapfs.driver import Codec, FramedStreamWriter, Streamable, StreamWriter
+from tapfs.driver import Codec, Driver, FramedStreamWriter, Streamable, StreamWriter
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.plan import Plan
 
 if TYPE_CHECKING:
     from tapfs.disk.engine_chain import EngineChain
-    from tapfs.kernel.engine import Buffer, EngineDisk
+    from tapfs.kernel.engine import Buffer
 
 #: Metadata is written when it has grown to this many bytes, so memory stays bounded.
 _UNFLUSHED_LIMIT = 8 << 20
@@ -20,13 +20,25 @@ _UNFLUSHED_LIMIT = 8 << 20
 _GATHER_BYTES = 1 << 20
 
 
+class StreamHost(Protocol):
+    """What takes the bytes and the plans of a stream: an engine's disk is one."""
+
+    def write_host(self, file: int, host_offset: int, buffer: Buffer, *, guest_offset: int | None = None) -> None:
+        """Write bytes at a place of a host file; those of a `guest_offset` are encrypted, if the image is."""
+        ...
+
+    def execute(self, plan: Plan) -> None:
+        """Execute a plan."""
+        ...
+
+
 class StreamTarget:
     """A new image that is written once, granule by granule, ascending. Not thread-safe.
 
     Nothing of it is an image before `finish` has returned.
     """
 
-    def __init__(self, engine: EngineDisk, writer: StreamWriter, *, granule: int, codec: Codec) -> None:
+    def __init__(self, engine: StreamHost, writer: StreamWriter, *, granule: int, codec: Codec) -> None:
         self.granule = granule
         self.codec = codec
         self._engine = engine
@@ -93,12 +105,17 @@ def _packed(codec: Codec, granule: bytes) -> bytes:
 
 def stream_into(chain: EngineChain) -> StreamTarget:
     """The stream that fills the new, empty image on top of a chain. Raises ImageError(unsupported)."""
-    driver = chain.top.driver
+    target = stream_of(chain.engine, chain.top.driver, chain.top.path)
+    # The stream changes the map behind the engine's back.
+    chain.engine.forget(0, 0, chain.size)
+    return target
+
+
+def stream_of(host: StreamHost, driver: Driver, path: str) -> StreamTarget:
+    """The stream that fills a new, empty image by way of `host`. Raises ImageError(unsupported)."""
     if not isinstance(driver, Streamable):
         message = f"a {driver.format_name} image is not written compressed"
-        raise ImageError(ErrorKind.UNSUPPORTED, message, path=chain.top.path)
-    geometry = driver.geometry
-    # The stream changes the map behind the engine's back.
-    chain.engine.forget(0, 0, geometry.virtual_size)
-    codec = Codec.NONE if geometry.packing is None else geometry.packing.codec
-    return StreamTarget(chain.engine, driver.stream(), granule=geometry.packed_unit, codec=codec)
+        raise ImageError(ErrorKind.UNSUPPORTED, message, path=path)
+    packing = driver.geometry.packing
+    codec = Codec.NONE if packing is None else packing.codec
+    return StreamTarget(host, driver.stream(), granule=driver.geometry.packed_unit, codec=codec)

@@ -25,6 +25,10 @@ class CopiedBitmaps(NamedTuple):
     bitmaps: Sequence[Bitmap]
     skipped: Sequence[str]
 
+    def kept_by(self, target: Image) -> bool:
+        """Whether an image can keep bitmaps."""
+        return isinstance(target.layers[0].driver, BitmapKeeper)
+
     def require_kept(self, target: Image) -> None:
         """Raise ImageError(unsupported) if an image cannot keep bitmaps."""
         keeper(target.layers[0])
@@ -57,6 +61,12 @@ def bitmaps_to_copy(source: Image, *, skip_broken: bool) -> CopiedBitmaps:
         remedy = "say {skip_broken_bitmaps} to leave it out"
         raise ImageError(ErrorKind.CORRUPT, message, path=source.path, op=_OP, remedy=remedy)
     return CopiedBitmaps(driver, [each for each in found if each.consistent], broken)
+
+
+def bitmaps_if_any(source: Image, *, skip_broken: bool) -> CopiedBitmaps | None:
+    """As `bitmaps_to_copy`, but None for a format without bitmaps."""
+    keeps = isinstance(source.layers[0].driver, Bitmapped)
+    return bitmaps_to_copy(source, skip_broken=skip_broken) if keeps else None
 
 
 def _added(bitmap: Bitmap, driver: BitmapKeeper) -> Iterator[Plan]:

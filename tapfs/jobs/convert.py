@@ -76,26 +76,44 @@ def convert_to_new(
     before leaves nothing of it, and an existing file as it was (a block device excepted). `bitmaps` go into it, too.
     Raises ImageError; exists if `path` is `source` or one of its parents.
     """
-    from tapfs.jobs.create import new_image, starts_as_noise
+    from tapfs.jobs.create import new_image
 
-    if compressed and new.password is not None:
-        raise ImageError(
-            ErrorKind.UNSUPPORTED, "compressed data is never encrypted in such an image", path=path, op="convert"
-        )
+    new = replace(new, compressed=compressed)
+    _refuse_packed_and_encrypted(new, path)
     if isinstance(source, Image):
         refuse_own_chain(source, path)
-    new = replace(new, compressed=compressed)
-    baseline = Baseline.ZEROS if new.backing is None else Baseline.PARENT
     with new_image(path, new, overwrite=True, zeroed=False) as target:
-        if starts_as_noise(target):
-            baseline = Baseline.ANYTHING
-        packed = compressed or target.only_streamed
         if bitmaps is not None:
             bitmaps.require_kept(target)
-        convert(source, target, baseline=baseline, compressed=packed, options=options, progress=progress)
+        fill_new(source, target, new, options=options, progress=progress)
         if bitmaps is not None:
             target.end_writing()
             bitmaps.into(target)
+
+
+def fill_new(
+    source: Source,
+    target: Image,
+    new: NewImage,
+    *,
+    options: CopyOptions | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Copy `source` into `target`, an image that was just made as `new` says. Raises ImageError as `convert`."""
+    from tapfs.jobs.create import starts_as_noise
+
+    _refuse_packed_and_encrypted(new, target.path)
+    baseline = Baseline.ZEROS if new.backing is None else Baseline.PARENT
+    if starts_as_noise(target):
+        baseline = Baseline.ANYTHING
+    packed = new.compressed or target.only_streamed
+    convert(source, target, baseline=baseline, compressed=packed, options=options, progress=progress)
+
+
+def _refuse_packed_and_encrypted(new: NewImage, path: str) -> None:
+    if new.compressed and new.password is not None:
+        message = "compressed data is never encrypted in such an image"
+        raise ImageError(ErrorKind.UNSUPPORTED, message, path=path, op="convert")
 
 
 def refuse_own_chain(source: Image, path: str) -> None:

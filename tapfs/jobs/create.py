@@ -11,12 +11,12 @@ import contextlib
 import os
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from tapfs.disk.bases import note_parent, refuse_written_base
 from tapfs.disk.chain import OpenOptions, files_below, layer_of_files, open_layer
 from tapfs.disk.image import Image
-from tapfs.disk.opening import open_image_on
+from tapfs.disk.opening import open_kind_on
 from tapfs.disk.password import require_bytes
 from tapfs.disk.probe import format_named
 from tapfs.driver import (
@@ -36,6 +36,8 @@ from tapfs.host.location import locate, locate_parent, stored_parent
 from tapfs.host.new_files import NewFiles
 from tapfs.host.target import Target
 from tapfs.plan import Plan
+
+_Image = TypeVar("_Image", bound=Image)
 
 #: So many bytes at either end of a device have to be zeros for it to be blank.
 _DEVICE_END_BYTES = 1 << 20
@@ -145,7 +147,7 @@ def _begun(path: str, new: NewImage, *, overwrite: bool) -> Generator[_Begun]:
         raise ImageError(ErrorKind.UNSUPPORTED, f"tapfs does not make {new.format} images", path=path, op="create")
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(Target(location))
-        request, parent = stack.enter_context(_request(path, new))
+        request, parent = stack.enter_context(create_request(path, new))
         plan = found.create(request)
         further = tuple(found.further_names(request)) if isinstance(found, MultiFileFormat) else ()
         repeated = next((name for at, name in enumerate(further) if name in (request.name, *further[:at])), None)
@@ -202,21 +204,31 @@ def _held(
 def _open_filled(path: str, new: NewImage, begun: _Begun) -> Image:
     """Execute the creation plan on the new files and open the image in them."""
     opened = begun.files.open()
-    image, *further = opened
-    files = LocalFiles(image, given=dict(zip(begun.further, further, strict=True)))
+    files = files_of_image(opened, begun.further)
     try:
         if not begun.on_device:
             _execute(opened, begun.plan)
     except BaseException:
         files.close()
         raise
+    return open_created(path, new, files, Image)
+
+
+def files_of_image(opened: Sequence[LocalFile], further: Sequence[str]) -> LocalFiles:
+    """The files of a new image, of which those after the first have these names."""
+    image, *others = opened
+    return LocalFiles(image, given=dict(zip(further, others, strict=True)))
+
+
+def open_created(path: str, new: NewImage, files: LocalFiles, kind: type[_Image]) -> _Image:
+    """The new, empty image in files on which its plan was executed, open for writing; they are taken over."""
     formats = () if new.backing_format is None else (new.backing_format,)
     options = OpenOptions(format=new.format, writable=True, backing_formats=formats, created=True)
     layer = layer_of_files(path, files, options)
     reference = layer.driver.geometry.backing
     if new.backing is not None and reference is not None and reference.search is not None:
         options = replace(options, backing=locate_parent(path, stored_parent(new.backing)).name)
-    return open_image_on(layer, options, password=new.password)
+    return open_kind_on(kind, layer, options, password=new.password)
 
 
 def _execute(files: Sequence[LocalFile], plan: Plan) -> None:
@@ -226,7 +238,7 @@ def _execute(files: Sequence[LocalFile], plan: Plan) -> None:
 
 
 @contextlib.contextmanager
-def _request(path: str, new: NewImage) -> Generator[tuple[CreateRequest, LocalFile | None]]:
+def create_request(path: str, new: NewImage) -> Generator[tuple[CreateRequest, LocalFile | None]]:
     """What is asked of the format, and the file of the parent, if there is one, which is open meanwhile."""
     with contextlib.ExitStack() as stack:
         parent = None

@@ -103,3 +103,14 @@ def test_what_is_missing_is_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ImageError) as raised:
         tapfs.convert(tmp_path / "missing", tmp_path / "target", target_format="raw")
     assert raised.value.kind is ErrorKind.NOT_FOUND
+
+
+def test_resize_gives_another_size_and_refuses_to_lose_what_lies_behind(tmp_path: Path) -> None:
+    image = tmp_path / "a.qcow2"
+    tapfs.create_image(image, NewImage("qcow2", SIZE))
+    assert tapfs.resize(image, 2 * SIZE) == 2 * SIZE
+    assert tapfs.resize(image, lambda now: now + 512) == 2 * SIZE + 512
+    with pytest.raises(ImageError, match="would be lost") as caught:
+        tapfs.resize(image, SIZE)
+    assert caught.value.kind is ErrorKind.OUT_OF_BOUNDS
+    assert tapfs.resize(image, SIZE, shrink=True) == tapfs.info(image)["virtual_size"] == SIZE

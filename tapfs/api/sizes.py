@@ -1,0 +1,90 @@
+"""Sizes of images: `measure` and `resize` of `import tapfs`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from tapfs.api.jobs import Progress, opened_image
+from tapfs.disk.chain import OpenOptions
+from tapfs.disk.image import Image
+
+if TYPE_CHECKING:
+    from tapfs.jobs.copying import CopyOptions
+    from tapfs.jobs.create import NewImage
+    from tapfs.jobs.measure import Measured
+
+
+def measure(
+    source: str | os.PathLike[str] | Image | Sequence[str | os.PathLike[str] | Image] | None,
+    new: NewImage,
+    *,
+    name: str | os.PathLike[str] = "new-image",
+    format: str | None = None,  # noqa: A002 - the word of the field
+    password: bytes | None = None,
+    bitmaps: bool = False,
+    skip_broken_bitmaps: bool = False,
+    copying: CopyOptions | None = None,
+    progress: Progress | None = None,
+) -> Measured:
+    """How many bytes the files of a new image have, before anything of it is written.
+
+    `source` is what `convert` would copy into it: the name of an image (`format` and `password` say how it is opened),
+    an open Image, or several of them; its size takes the place of a `size` of None. Without a source the image is
+    measured as `create_image` makes it. `new` says what the image is like; its password may be any. A VMDK of several
+    files holds its `name`, and a relative parent of `new` starts at the folder of that. `copying` is as for `convert`.
+    `bitmaps` measures those of the one source as well. Nothing is written. All data of the source is read. Raises
+    ImageError.
+    """
+    from dataclasses import replace
+
+    from tapfs.jobs.bitmap_copy import bitmaps_to_copy
+    from tapfs.jobs.measure import measure as measured
+    from tapfs.jobs.sources import Joined, Source
+
+    if source is None:
+        return measured(None, new, name=os.fsdecode(name), progress=progress)
+    given = [source] if isinstance(source, str | os.PathLike | Image) else source
+    if bitmaps and len(given) > 1:
+        raise ValueError("bitmaps are those of one disk, not of several")
+    with ExitStack() as stack:
+        images = [stack.enter_context(opened_image(each, format, password)) for each in given]
+        disk: Source = images[0] if len(images) == 1 else Joined(images)
+        return measured(
+            disk,
+            new if new.size is not None else replace(new, size=disk.size),
+            name=os.fsdecode(name),
+            options=copying,
+            bitmaps=bitmaps_to_copy(images[0], skip_broken=skip_broken_bitmaps) if bitmaps else None,
+            progress=progress,
+        )
+
+
+def resize(
+    path: str | os.PathLike[str],
+    size: int | Callable[[int], int],
+    *,
+    format: str | None = None,  # noqa: A002 - as above
+    password: bytes | None = None,
+    backing: str | None = None,
+    backing_formats: Sequence[str] = (),
+    shrink: bool = False,
+    write_base: bool = False,
+) -> int:
+    """Give an image that nobody uses another size, in bytes, and return the size that it has then.
+
+    `size` may be a function of the size that the image has now. What is added reads as zeros. A smaller size needs
+    `shrink`: what lies behind it is lost. A raw image needs `format`. `backing` and `backing_formats` say where and
+    what the parents are, `write_base` resizes an image that overlays lie over. The new size is durable when this
+    returns; a crash before leaves the old one or the new one. Raises ImageError.
+    """
+    from tapfs.jobs.resize import resize_image
+
+    options = OpenOptions(format=format, backing=backing, backing_formats=tuple(backing_formats), write_base=write_base)
+
+    def wanted(now: int) -> int:
+        return size(now) if callable(size) else size
+
+    return resize_image(os.fsdecode(path), wanted, options, shrink=shrink, password=password)
