@@ -23,7 +23,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
             *("commit", "rebase", "compact", "repair", "resize", "snapshot", "bitmap", "formats"),
         ),
     ),
-    "mounts and RAM disks": ("tapfs.cli.commands", ("mount", "umount", "list", "remove")),
+    "mounts and RAM disks": ("tapfs.cli.commands", ("mount", "umount", "serve", "list", "remove")),
     "disks of Xen guests": (
         "tapfs.cli.guests",
         ("attach", "detach", "stats", "pause", "resume", "swap", "limit", "blktapctrl"),

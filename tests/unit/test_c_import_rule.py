@@ -25,6 +25,7 @@ MAY_USE = {
     "mover": {"engine", "host"},
     "serving": {"engine"},
     "fuse": {"engine", "host", "mover", "serving"},
+    "nbd": {"engine", "host", "mover", "serving"},
     "xen": {"engine", "host", "mover", "serving"},
 }
 

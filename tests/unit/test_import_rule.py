@@ -67,6 +67,7 @@ MAY_IMPORT = {
     "api": {"host", "disk", "jobs", "serving", "fuse"},
     "testing": {"disk"},
     "fuse": {"host", "disk", "jobs", "serving", "partitions", "kernel"},
+    "nbd": {"host", "disk", "serving", "kernel"},
     "xen": {"host", "disk", "jobs", "serving", "kernel"},
 }
 #: Only the process of a disk moves data. What outlives it, and what is to start fast, never loads the engine.

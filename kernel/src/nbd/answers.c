@@ -1,0 +1,205 @@
+/*
+ * The end of pieces and requests: replies in the style that was negotiated.
+ *
+ * A structured reply to a READ has a chunk for each piece, in the order in which the pieces end. A simple reply has one
+ * header for all. So the pieces of a long READ in the simple style are begun one after the other, with no other request
+ * of the client under way. When one of them fails after the header is sent, only the end of the connection says so.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "nbd/internal.h"
+
+#define ERROR_PAYLOAD 6u
+
+static bool is_extended(const struct nbd_connection *connection)
+{
+    return connection->style == TAPFS_NBD_EXTENDED;
+}
+
+bool nbd_request_is_done(const struct nbd_request *request)
+{
+    bool moves = request->asked.command == CMD_READ || request->asked.command == CMD_WRITE;
+    return request->pieces == 0 && (!moves || request->begun == request->asked.length);
+}
+
+static void request_free(struct nbd_request *request)
+{
+    struct nbd_connection *connection = request->connection;
+    connection->requests--;
+    nbd_let_go(connection, REQUEST_BYTES);
+    nbd_touch(connection);
+    free(request);
+}
+
+/* Without memory for an answer the client waits forever, unless its connection ends. */
+static void send_or_cut(struct nbd_connection *connection, const void *bytes, size_t length)
+{
+    if (!nbd_send_copy(connection, bytes, length)) {
+        connection->ended = true;
+        nbd_drop_output(connection);
+        nbd_touch(connection);
+    }
+}
+
+static void count(struct nbd_request *request)
+{
+    tapfs_nbd *server = request->connection->loop->server;
+    if (request->asked.command == CMD_READ) {
+        atomic_fetch_add_explicit(&server->reads, 1, memory_order_relaxed);
+    } else if (request->asked.command == CMD_WRITE) {
+        atomic_fetch_add_explicit(&server->writes, 1, memory_order_relaxed);
+    }
+}
+
+void nbd_request_answer(struct nbd_request *request, int error)
+{
+    struct nbd_connection *connection = request->connection;
+    uint8_t bytes[HEADER_MAX + ERROR_PAYLOAD];
+
+    if (error == 0) {
+        count(request);
+    }
+    error = nbd_error(error);
+    if (connection->style == TAPFS_NBD_SIMPLE && request->answering) {
+        if (error != 0) {
+            connection->ended = true;
+            nbd_drop_output(connection);
+        }
+    } else if (connection->style == TAPFS_NBD_SIMPLE) {
+        send_or_cut(connection, bytes, nbd_simple_header(bytes, request->asked.cookie, error));
+    } else if (!request->answering || error != 0) {
+        size_t header = nbd_chunk_header(bytes, is_extended(connection), &request->asked, CHUNK_DONE,
+                                         error != 0 ? CHUNK_ERROR : CHUNK_NONE, error != 0 ? ERROR_PAYLOAD : 0);
+        if (error != 0) {
+            nbd_put32(bytes + header, (uint32_t)error);
+            nbd_put16(bytes + header + 4, 0);
+            header += ERROR_PAYLOAD;
+        }
+        send_or_cut(connection, bytes, header);
+    }
+    request_free(request);
+}
+
+/* The data of a piece of a READ, with its header right before the data. The piece is its own memory. */
+static void send_data(struct nbd_piece *piece, bool last)
+{
+    struct nbd_request *request = piece->request;
+    struct nbd_connection *connection = piece->connection;
+    bool extended = is_extended(connection);
+    uint8_t header[HEADER_MAX];
+    size_t length = 0;
+
+    if (connection->style != TAPFS_NBD_SIMPLE) {
+        length = nbd_chunk_header(header, extended, &request->asked, last ? CHUNK_DONE : 0, CHUNK_OFFSET_DATA,
+                                  piece->length + 8);
+        nbd_put64(header + length, piece->offset);
+        length += 8;
+    } else if (!request->answering) {
+        length = nbd_simple_header(header, request->asked.cookie, 0);
+    }
+    uint8_t *bytes = (uint8_t *)piece + offsetof(struct nbd_piece, data) - length;
+    memcpy(bytes, header, length);
+    request->answering = true;
+    piece->output = (struct nbd_output){
+        .bytes = bytes, .length = length + piece->length, .held = piece->held, .memory = piece};
+    nbd_send(connection, &piece->output);
+}
+
+static size_t states_length(const struct nbd_states *states, bool extended)
+{
+    return extended ? 8 + 16 * states->count : 4 + 8 * states->count;
+}
+
+static size_t put_states(uint8_t *at, const struct nbd_states *states, bool extended)
+{
+    size_t length = extended ? 8 : 4;
+    nbd_put32(at, states->context);
+    if (extended) {
+        nbd_put32(at + 4, (uint32_t)states->count);
+    }
+    for (size_t i = 0; i < states->count; i++) {
+        const tapfs_nbd_state *state = &states->states[i];
+        if (extended) {
+            nbd_put64(at + length, state->length);
+            nbd_put64(at + length + 8, state->state);
+            length += 16;
+        } else {
+            nbd_put32(at + length, (uint32_t)state->length);
+            nbd_put32(at + length + 4, (uint32_t)state->state);
+            length += 8;
+        }
+    }
+    return length;
+}
+
+/* A chunk for each context, the last of them the end of the answer. False: no memory. */
+static bool send_states(const struct nbd_piece *piece)
+{
+    struct nbd_connection *connection = piece->connection;
+    bool extended = is_extended(connection);
+    size_t header = nbd_chunk_header_length(extended);
+
+    for (const struct nbd_states *states = piece->states; states != NULL; states = states->next) {
+        size_t payload = states_length(states, extended);
+        struct nbd_output *output = malloc(sizeof *output + header + payload);
+        if (output == NULL) {
+            return false;
+        }
+        uint8_t *bytes = (uint8_t *)(output + 1);
+        nbd_chunk_header(bytes, extended, &piece->request->asked, states->next == NULL ? CHUNK_DONE : 0,
+                         extended ? CHUNK_BLOCK_STATUS_EXT : CHUNK_BLOCK_STATUS, payload);
+        put_states(bytes + header, states, extended);
+        *output = (struct nbd_output){.bytes = bytes, .length = header + payload, .memory = output,
+                                      .held = sizeof *output + header + payload};
+        nbd_hold(connection, output->held);
+        nbd_send(connection, output);
+        piece->request->answering = true;
+    }
+    return true;
+}
+
+static void piece_free(struct nbd_piece *piece)
+{
+    for (struct nbd_states *states = piece->states, *next; states != NULL; states = next) {
+        next = states->next;
+        free(states);
+    }
+    nbd_let_go(piece->connection, piece->held);
+    free(piece);
+}
+
+/* FUA is allowed on every command, and means something to those that change the disk. */
+static bool wants_sync(const struct nbd_request *request)
+{
+    uint16_t command = request->asked.command;
+    bool changes = command == CMD_WRITE || command == CMD_TRIM || command == CMD_WRITE_ZEROES;
+    return changes && (request->asked.flags & FLAG_FUA) != 0 && !request->synced;
+}
+
+struct nbd_request *nbd_piece_ended(struct nbd_piece *piece, int error)
+{
+    struct nbd_request *request = piece->request;
+
+    request->pieces--;
+    if (request->error == 0) {
+        request->error = error;
+    }
+    bool done = nbd_request_is_done(request);
+    if (piece->kind == TAPFS_NBD_STATUS && request->error == 0 && !send_states(piece)) {
+        request->error = ENOMEM;
+    }
+    if (piece->kind == TAPFS_NBD_READ && request->error == 0) {
+        send_data(piece, done);
+    } else {
+        piece_free(piece);
+    }
+    if (!done) {
+        nbd_touch(request->connection);
+    } else if (request->error == 0 && wants_sync(request)) {
+        return request;
+    } else {
+        nbd_request_answer(request, request->error);
+    }
+    return NULL;
+}

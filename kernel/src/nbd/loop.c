@@ -1,0 +1,252 @@
+/*
+ * A native thread of the server: it has connections, a mover, and all that is done for them.
+ *
+ * The thread waits for its sockets, its mover and what other threads give it. It takes what there is of all of them,
+ * begins what was asked for, and then sends what is ready. So many requests of a client are answered by one message.
+ */
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "nbd/internal.h"
+
+/* Moves that are with the host at once, and threads for those that io_uring does not do. */
+#define DEPTH 256u
+#define WORKERS 16u
+#define EVENTS 64
+/* Clients have so many milliseconds to take their last answers. */
+#define STOP_MILLISECONDS 2000u
+
+static uint64_t now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000u + (uint64_t)time.tv_nsec / 1000000u;
+}
+
+/* ---- what other threads ask for */
+
+static bool add_under_lock(struct nbd_loop *loop, struct nbd_connection *connection)
+{
+    if (loop->closed || loop->stopping) {
+        return false;
+    }
+    connection->next = loop->added;
+    loop->added = connection;
+    eventfd_write(loop->wake_fd, 1);
+    return true;
+}
+
+bool nbd_loop_add(struct nbd_loop *loop, struct nbd_connection *connection)
+{
+    pthread_mutex_lock(&loop->lock);
+    bool added = add_under_lock(loop, connection);
+    pthread_mutex_unlock(&loop->lock);
+    return added;
+}
+
+void nbd_loop_stop(struct nbd_loop *loop)
+{
+    if (loop->started) {
+        pthread_mutex_lock(&loop->lock);
+        loop->stopping = true;
+        eventfd_write(loop->wake_fd, 1);
+        pthread_mutex_unlock(&loop->lock);
+    }
+}
+
+/* ---- in the thread */
+
+static void link_connection(struct nbd_loop *loop, struct nbd_connection *connection)
+{
+    connection->previous = NULL;
+    connection->next = loop->connections;
+    if (loop->connections != NULL) {
+        loop->connections->previous = connection;
+    }
+    loop->connections = connection;
+    nbd_touch(connection);
+}
+
+static void unlink_connection(struct nbd_loop *loop, struct nbd_connection *connection)
+{
+    *(connection->previous != NULL ? &connection->previous->next : &loop->connections) = connection->next;
+    if (connection->next != NULL) {
+        connection->next->previous = connection->previous;
+    }
+}
+
+static void over(struct nbd_connection *connection)
+{
+    tapfs_nbd *server = connection->loop->server;
+
+    unlink_connection(connection->loop, connection);
+    atomic_fetch_sub(&connection->loop->load, 1);
+    nbd_connection_free(connection);
+    atomic_fetch_sub(&server->connections, 1);
+    eventfd_write(server->ended_fd, 1);
+}
+
+static void look_after_touched(struct nbd_loop *loop)
+{
+    struct nbd_connection *touched = loop->touched, *next;
+
+    loop->touched = NULL;
+    for (; touched != NULL; touched = next) {
+        next = touched->next_touched;
+        touched->touched = false;
+        if (!nbd_connection_look_after(touched)) {
+            if (touched->touched) {
+                /* It put itself in front, and nobody came behind it since. */
+                loop->touched = touched->next_touched;
+            }
+            over(touched);
+        }
+    }
+}
+
+static void each(struct nbd_loop *loop, void (*act)(struct nbd_connection *connection))
+{
+    for (struct nbd_connection *connection = loop->connections; connection != NULL; connection = connection->next) {
+        act(connection);
+    }
+}
+
+/* Take what other threads have left here. */
+static void take_given(struct nbd_loop *loop)
+{
+    eventfd_t count;
+
+    pthread_mutex_lock(&loop->lock);
+    eventfd_read(loop->wake_fd, &count);
+    struct nbd_piece *returned = loop->returned;
+    struct nbd_connection *added = loop->added;
+    bool stopping = loop->stopping;
+    loop->returned = NULL;
+    loop->added = NULL;
+    pthread_mutex_unlock(&loop->lock);
+    for (struct nbd_connection *next; added != NULL; added = next) {
+        next = added->next;
+        link_connection(loop, added);
+    }
+    nbd_pieces_returned(returned);
+    if (stopping && loop->stop_at == 0) {
+        loop->stop_at = now() + STOP_MILLISECONDS;
+        each(loop, nbd_connection_end);
+    }
+}
+
+/* How long to wait, in milliseconds. */
+static int patience(struct nbd_loop *loop)
+{
+    if (loop->touched != NULL) {
+        return 0;
+    }
+    if (loop->stop_at == 0) {
+        return -1;
+    }
+    uint64_t time = now();
+    return time >= loop->stop_at ? -1 : (int)(loop->stop_at - time);
+}
+
+static bool has_ended(struct nbd_loop *loop)
+{
+    if (loop->stop_at == 0 || loop->connections != NULL) {
+        return false;
+    }
+    pthread_mutex_lock(&loop->lock);
+    bool ended = loop->added == NULL && loop->returned == NULL;
+    loop->closed = ended;
+    pthread_mutex_unlock(&loop->lock);
+    return ended;
+}
+
+static void *serve(void *argument)
+{
+    struct nbd_loop *loop = argument;
+    struct epoll_event events[EVENTS];
+    bool cut = false;
+
+    while (!has_ended(loop)) {
+        int count = epoll_wait(loop->epoll_fd, events, EVENTS, patience(loop));
+        for (int i = 0; i < count; i++) {
+            if (events[i].data.ptr == &loop->wake_fd) {
+                take_given(loop);
+            } else if (events[i].data.ptr == &loop->mover) {
+                nbd_pieces_moved(loop);
+            } else {
+                nbd_connection_ready(events[i].data.ptr, events[i].events);
+            }
+        }
+        if (loop->stop_at != 0 && !cut && now() >= loop->stop_at) {
+            cut = true;
+            each(loop, nbd_connection_cut);
+        }
+        look_after_touched(loop);
+        mover_submit(loop->mover);
+    }
+    return NULL;
+}
+
+/* ---- life */
+
+static int watch(struct nbd_loop *loop, int fd, void *mark)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = mark};
+    return epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? errno : 0;
+}
+
+static int start_watching(struct nbd_loop *loop)
+{
+    int error = watch(loop, loop->wake_fd, &loop->wake_fd);
+    if (error == 0) {
+        error = watch(loop, mover_fd(loop->mover), &loop->mover);
+    }
+    return error != 0 ? error : pthread_create(&loop->thread, NULL, serve, loop);
+}
+
+static void close_parts(struct nbd_loop *loop)
+{
+    if (loop->mover != NULL) {
+        mover_free(loop->mover);
+    }
+    if (loop->wake_fd >= 0) {
+        close(loop->wake_fd);
+    }
+    if (loop->epoll_fd >= 0) {
+        close(loop->epoll_fd);
+    }
+    pthread_mutex_destroy(&loop->lock);
+}
+
+int nbd_loop_start(struct nbd_loop *loop, tapfs_nbd *server)
+{
+    int error = 0;
+
+    loop->server = server;
+    pthread_mutex_init(&loop->lock, NULL);
+    loop->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    loop->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    loop->mover = mover_new(server->disk, DEPTH, WORKERS, RING_MORTAL);
+    if (loop->epoll_fd < 0 || loop->wake_fd < 0 || loop->mover == NULL) {
+        error = errno;
+    } else {
+        error = start_watching(loop);
+    }
+    loop->started = error == 0;
+    if (error != 0) {
+        close_parts(loop);
+    }
+    return error;
+}
+
+void nbd_loop_join(struct nbd_loop *loop)
+{
+    if (loop->started) {
+        pthread_join(loop->thread, NULL);
+        close_parts(loop);
+        loop->started = false;
+    }
+}

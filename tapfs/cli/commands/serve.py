@@ -1,0 +1,129 @@
+"""`tapfs serve`: disks for clients that speak NBD, such as QEMU, the nbd driver of Linux, nbdcopy."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from tapfs.cli.options import add_image_options, open_image, warn_of_noise
+from tapfs.cli.parser import UsageError
+
+if TYPE_CHECKING:
+    import argparse
+    import socket
+
+    from tapfs.cli.parser import Subparsers
+    from tapfs.disk.image import Image
+
+_DESCRIPTION = """\
+Serve the disk of IMAGE to clients that speak NBD: QEMU, nbdcopy, nbd-client of Linux and others.
+Prints the address for clients once they may come, and serves until Ctrl-C or a signal ends it.
+What clients have flushed is on the disk then, whatever ends the server.
+
+The address is a Unix socket that only you may connect to, unless --tcp is said, or systemd has
+opened the socket (LISTEN_FDS). Of several images each is an export under the name of its file.
+For example:
+  tapfs serve disk.vhdx --socket /tmp/disk.sock
+  nbdcopy 'nbd+unix:///?socket=/tmp/disk.sock' disk.raw
+  qemu-system-x86_64 -drive file='nbd+unix:///?socket=/tmp/disk.sock',format=raw,if=virtio
+
+With --overlay or --temp the disk can be written, whatever its format, and IMAGE stays as it is."""
+
+_PROGRAM = "tapfs serve"
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser("serve", help="serve images to NBD clients", description=_DESCRIPTION)
+    parser.add_argument("image", metavar="IMAGE", help="a file, a block device or ram:NAME")
+    parser.add_argument("more", metavar="IMAGE", nargs="*", help="further images; all options hold for each")
+    access = parser.add_mutually_exclusive_group()
+    access.add_argument("--rw", action="store_true", help="let the disk be written (else it is read-only)")
+    access.add_argument("-r", "--ro", action="store_true", help="read-only: the default")
+    scratch = parser.add_mutually_exclusive_group()
+    scratch.add_argument(
+        "--overlay",
+        metavar="FILE",
+        help="let the disk be written, into FILE: a qcow overlay over IMAGE, made if it is not there, and kept",
+    )
+    scratch.add_argument(
+        "--temp",
+        action="store_true",
+        help="let the disk be written, into an unnamed file in $TMPDIR, else /var/tmp, that is gone with the server",
+    )
+    parser.add_argument("--socket", metavar="PATH", help="the Unix socket; without it one in the runtime directory")
+    parser.add_argument(
+        "--name",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="the name of the export; given again, that of the next image's. Clients that name none get the first",
+    )
+    parser.add_argument("--exit-when-idle", action="store_true", help="end when the last client has gone")
+    parser.add_argument("--background", action="store_true", help="return when clients may come; kill ends the server")
+    parser.add_argument("--pid-file", metavar="FILE", help="write the number of the serving process into FILE")
+    add_image_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until the end (with --background: return when clients may come)."""
+    from tapfs.nbd.session import Serving
+    from tapfs.nbd.starting import NbdStart, export_names, put_away, serve_in_foreground
+    from tapfs.serving.background import open_descriptors, start_in_background
+
+    inherited = open_descriptors()  # before anything of ours is open
+    if arguments.ro and (arguments.overlay is not None or arguments.temp):
+        raise UsageError("--ro does not go with --overlay and --temp, which let the disk be written", _PROGRAM)
+    paths = [arguments.image, *arguments.more]
+    if arguments.overlay is not None and arguments.more:
+        raise UsageError("--overlay is for one image", _PROGRAM)
+    exports = export_names(arguments.name, paths)
+    listeners, uris, sockets = _listen(arguments, exports[0])
+    images: list[tuple[Image, str]] = []
+    serving = Serving(images, listeners, sockets, exit_when_idle=arguments.exit_when_idle)
+    start = NbdStart(serving, arguments.pid_file and os.path.abspath(arguments.pid_file))
+    try:
+        for path, name in zip(paths, exports, strict=True):
+            image = open_image(
+                arguments,
+                path=path,
+                writable=arguments.rw,
+                overlay=arguments.overlay,
+                temporary=arguments.temp,
+            )
+            images.append((image, name))
+            warn_of_noise(image)
+    except BaseException:
+        put_away(serving)
+        raise
+    if not arguments.background:
+        serve_in_foreground(start, lambda: _print(uris))
+        return 0
+    start_in_background(start, inherited - {listener.fileno() for listener in listeners})
+    _print(uris)
+    return 0
+
+
+def _print(uris: list[str]) -> None:
+    """One address a line, for whoever waits for it."""
+    print(*uris, sep="\n", flush=True)
+
+
+def _listen(arguments: argparse.Namespace, export: str) -> tuple[list[socket.socket], list[str], list[str]]:
+    """Sockets that listen, the addresses of an export there, and the paths of the sockets that are ours to remove."""
+    from tapfs.nbd.sockets import Address, inherited_listeners, listeners_at, uri_of
+    from tapfs.serving.runtime_directory import make_private, runtime_directory
+
+    listeners = inherited_listeners()
+    if listeners:
+        if arguments.socket is not None:
+            raise UsageError("--socket does not go with a socket that systemd has opened", _PROGRAM)
+        return listeners, [uri_of(listener, export) for listener in listeners], []
+    path = arguments.socket
+    if path is None:
+        directory = runtime_directory()
+        make_private(directory)
+        path = str(directory / f"nbd-{os.getpid()}.socket")
+    listeners = listeners_at(Address(os.path.abspath(path)))
+    return listeners, [uri_of(listener, export, path=path) for listener in listeners], [os.path.abspath(path)]

@@ -1,0 +1,144 @@
+"""One disk that is offered to NBD clients: its name, what clients may do with it, and who answers their requests.
+
+Native threads answer reads and writes (`tapfs.kernel.nbd_server`). What they park is answered here, by calls of the
+image: maps, reservations, flushes, zeros, discards, block status.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from tapfs.kernel.nbd_server import NativeServer, NbdStatistics, ParkedRequest, Request, Style
+from tapfs.nbd.block_status import contexts_of, first_states
+from tapfs.nbd.messages import Transmission
+from tapfs.serving.parked import ParkedThreads, finish_move, finish_writes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tapfs.disk.image import Image
+
+#: One native thread per processor, within these bounds.
+_MIN_THREADS, _MAX_THREADS = 1, 4
+
+#: The longest read or write, by what most clients take for the rule.
+_REQUEST_MAX = 32 << 20
+
+#: Bounds of the alignment that clients are told to prefer, in bytes.
+_LEAST_PREFERRED, _MOST_PREFERRED = 4096, 1 << 20
+
+#: Bytes of a long request that are done before the next look whether somebody waits for it.
+_ZERO_STEP, _FILL_STEP = 1 << 30, 1 << 20
+
+_READS = Transmission.HAS_FLAGS | Transmission.SEND_DF | Transmission.CAN_MULTI_CONN | Transmission.SEND_CACHE
+_WRITES = (
+    Transmission.SEND_FLUSH
+    | Transmission.SEND_FUA
+    | Transmission.SEND_TRIM
+    | Transmission.SEND_WRITE_ZEROES
+    | Transmission.SEND_FAST_ZERO
+)
+
+
+class Export:
+    """An open image under a name. The image stays the caller's; `stop` must come before it is closed."""
+
+    def __init__(self, image: Image, name: str) -> None:
+        self.image = image
+        self.name = name
+        self.size = image.size
+        self.description = f"{image.format_name}, {image.size} bytes"
+        self._states = contexts_of(image)
+        self.contexts: Sequence[str] = tuple(self._states)
+        # Zeros under a cipher are bytes that are written like others.
+        self._quick_zeros = image.layers[0].driver.geometry.cipher is None
+        self._server = NativeServer(image.engine_disk, image.size, writable=image.writable)
+        self._parked = ParkedThreads(
+            self._server.next_parked,
+            self._answer,
+            lambda writes: finish_writes(image, writes),
+            path=lambda: image.path,
+        )
+
+    @property
+    def flags(self) -> Transmission:
+        """What a client may do with it."""
+        return _READS | (_WRITES if self.image.writable else Transmission.READ_ONLY | Transmission.SEND_FLUSH)
+
+    @property
+    def block_sizes(self) -> tuple[int, int, int]:
+        """The least, the preferred and the greatest length of a request, in bytes."""
+        granule = self.image.granule
+        preferred = granule if granule & (granule - 1) == 0 else 0
+        return 1, max(_LEAST_PREFERRED, min(preferred, _MOST_PREFERRED)), _REQUEST_MAX
+
+    def start(self) -> None:
+        """Be ready for clients. Raises ImageError(io); only `stop` may follow then."""
+        self._parked.start()
+        processors = len(os.sched_getaffinity(0))
+        self._server.start(max(_MIN_THREADS, min(processors, _MAX_THREADS)))
+
+    def add(self, descriptor: int, style: Style, contexts: int) -> None:
+        """Serve a client whose negotiation is over. Takes over its socket, unless it raises OSError."""
+        self._server.add(descriptor, style, contexts)
+
+    @property
+    def ended_descriptor(self) -> int:
+        """An eventfd that becomes readable when a client has gone."""
+        return self._server.ended_descriptor
+
+    def statistics(self) -> NbdStatistics:
+        """What was counted."""
+        return self._server.statistics()
+
+    def stop(self) -> None:
+        """Answer what clients have asked for, then end their connections and all threads."""
+        self._server.stop()
+        self._parked.join()
+        self._server.close()
+
+    # In the threads
+
+    def _answer(self, parked: ParkedRequest) -> None:
+        image = self.image
+        match parked.request:
+            case Request.READ | Request.WRITE:
+                finish_move(image, parked)
+            case Request.SYNC:
+                image.flush()
+                parked.complete()
+            case Request.ZERO:
+                self._in_steps(parked, _ZERO_STEP, image.write_zeroes)
+            case Request.FAST_ZERO:
+                if self._quick_zeros:
+                    self._in_steps(parked, _ZERO_STEP, image.write_zeroes)
+                else:
+                    parked.fail(errno.EOPNOTSUPP)
+            case Request.FILL:
+                self._in_steps(parked, _FILL_STEP, lambda offset, length: image.write(offset, bytes(length)))
+            case Request.DISCARD:
+                self._in_steps(parked, _ZERO_STEP, image.discard)
+            case Request.CACHE:
+                buffer = memoryview(bytearray(min(parked.length, _FILL_STEP)))
+                self._in_steps(parked, _FILL_STEP, lambda offset, length: image.read_into(offset, buffer[:length]))
+            case Request.STATUS:
+                self._answer_status(parked)
+
+    def _in_steps(self, parked: ParkedRequest, step: int, work: Callable[[int, int], None]) -> None:
+        """Do a long request piece by piece, as long as somebody waits for it."""
+        end = parked.offset + parked.length
+        for offset in range(parked.offset, end, step):
+            if parked.given_up:
+                parked.fail(errno.ESHUTDOWN)
+                return
+            work(offset, min(step, end - offset))
+        parked.complete()
+
+    def _answer_status(self, parked: ParkedRequest) -> None:
+        wanted, single = parked.wanted()
+        for context in wanted:
+            states = self._states[self.contexts[context]](parked.offset, parked.length)
+            parked.add_states(context, first_states(states, single=single))
+        parked.complete()

@@ -1,0 +1,106 @@
+"""Start an NBD server from the command line: in this process, or in one of its own once clients may come."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.nbd.session import Serving, Session
+from tapfs.serving.log import log_to_stderr
+
+
+@dataclass(frozen=True, slots=True)
+class NbdStart:
+    """A server that is to be started (`tapfs.serving.background.Start`). Owns what is served."""
+
+    serving: Serving
+    #: Where the number of the serving process is written.
+    pid_file: str | None = None
+
+    @property
+    def path(self) -> str:
+        """What error messages name."""
+        return self.serving.images[0][0].path
+
+    def serve(self, ready: Callable[[], None]) -> None:
+        """Serve until the end, and call `ready` once clients may come. Raises ImageError."""
+        with suppress(OSError):
+            os.chdir("/")  # a working directory would keep its file system busy
+        try:
+            Session(self.serving).run(partial(self._ready, ready))
+        finally:
+            if self.pid_file is not None:
+                with suppress(OSError):
+                    os.unlink(self.pid_file)
+
+    def _ready(self, ready: Callable[[], None]) -> None:
+        if self.pid_file is not None:
+            try:
+                Path(self.pid_file).write_text(f"{os.getpid()}\n")
+            except OSError as error:
+                raise from_os_error(error, path=self.pid_file, op="write the number of the process") from error
+        ready()
+
+    def let_go(self) -> None:
+        """In the parent, after the fork: let go of what is the child's now."""
+        for listener in self.serving.listeners:
+            listener.close()
+        for image, _ in self.serving.images:
+            image.abandon()
+
+    def require_ready(self) -> None:
+        """In the parent: clients may come."""
+
+    def clear_away(self, child: int) -> str | None:
+        """In the parent: remove the sockets of a child that was killed."""
+        del child
+        for path in self.serving.sockets:
+            with suppress(OSError):
+                os.unlink(path)
+        return None
+
+
+def serve_in_foreground(start: NbdStart, ready: Callable[[], None]) -> None:
+    """Serve in this process, with the log on stderr; `ready` is called when clients may come."""
+    log_to_stderr()
+    start.serve(ready)
+
+
+def put_away(serving: Serving) -> None:
+    """Close what a server was to own that could not be started."""
+    with ExitStack() as closing:
+        for image, _ in serving.images:
+            closing.callback(image.close)
+        for listener in serving.listeners:
+            closing.callback(listener.close)
+
+
+def export_names(names: Sequence[str], images: Sequence[str]) -> list[str]:
+    """The names of the exports: those that were given, then that of the image's file; one alone has none.
+
+    Raises ImageError(invalid_argument).
+    """
+    if len(names) > len(images):
+        raise _wrong(f"{len(names)} names were given for {len(images)} disks")
+    found = [*names, *(os.path.basename(image) for image in images[len(names) :])]
+    if len(images) == 1 and not names:
+        return [""]
+    for name in found:
+        if len(name.encode(errors="surrogateescape")) > _MAX_NAME or "\0" in name or not name.isprintable():
+            raise _wrong(f"{name[:80]!r} cannot be the name of an export")
+        if found.count(name) > 1:
+            raise _wrong(f"two exports would have the name {name!r}; give each its own with {{name}}")
+    return found
+
+
+#: Of an export's name, in bytes, by the protocol.
+_MAX_NAME = 4096
+
+
+def _wrong(message: str) -> ImageError:
+    return ImageError(ErrorKind.INVALID_ARGUMENT, message, op="serve")

@@ -1,0 +1,227 @@
+"""`tapfs serve` as users run it: a process, clients that others wrote, its end by a signal, a kill or an idle while."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import tapfs
+from tapfs import NewImage
+from tests import nbd_client as nbd
+from tests.fuse.conftest import wait_for
+from tests.nbd_client import Client
+
+MIB = 1 << 20
+
+Start = Callable[..., "Server"]
+
+
+class Server:
+    """A running `tapfs serve`."""
+
+    def __init__(self, process: subprocess.Popen[str], path: Path) -> None:
+        self.process = process
+        self.path = path
+        self._clients: list[Client] = []
+        assert process.stdout is not None
+        self.uri = process.stdout.readline().strip()
+
+    def connect(self, name: str = "", style: int = nbd.STRUCTURED) -> Client:
+        client = Client(socket.socket(socket.AF_UNIX))
+        client.connection.settimeout(30)
+        client.connection.connect(str(self.path))
+        self._clients.append(client)
+        client.go(name, style)
+        return client
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+        with self.process:
+            self.process.kill()
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+
+@pytest.fixture
+def start(tapfs_command: list[str], tmp_path: Path) -> Iterator[Start]:
+    started: list[Server] = []
+
+    def run(*words: object) -> Server:
+        path = tmp_path / "socket"
+        command = [*tapfs_command, "serve", "--socket", str(path), *map(str, words)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(Server(process, path))
+        return started[-1]
+
+    yield run
+    for server in started:
+        server.close()
+
+
+def run(*words: object) -> str:
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    """A raw disk of 8 MiB with data, zeros and holes."""
+    path = tmp_path / "disk.raw"
+    path.write_bytes(random.Random(13).randbytes(2 * MIB) + bytes(MIB) + b"\xa5" * MIB)
+    os.truncate(path, 8 * MIB)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["raw", "qcow2", "vhdx"])
+def test_clients_of_others_read_and_write_what_tapfs_serves(
+    start: Start, tmp_path: Path, disk: Path, kind: str
+) -> None:
+    image, copy = tmp_path / f"image.{kind}", tmp_path / "copy.raw"
+    tapfs.create_image(image, NewImage(kind, 8 * MIB))
+    server = start(image, "-f", kind, "--rw")
+    assert server.uri == f"nbd+unix:///?socket={server.path}"
+    run("nbdcopy", "--flush", disk, server.uri)
+    assert run("qemu-img", "compare", "-f", "raw", "-F", "raw", disk, server.uri) == "Images are identical.\n"
+    run(
+        "qemu-io", "-f", "raw", server.uri, "-c", "write -f -P 7 5M 64k", "-c", "write -z 1M 64k", "-c", "discard 6M 1M"
+    )
+    run("nbdcopy", server.uri, copy)
+    expected = bytearray(disk.read_bytes())
+    expected[5 * MIB : 5 * MIB + 65536] = b"\7" * 65536
+    expected[MIB : MIB + 65536] = bytes(65536)
+    assert copy.read_bytes() == expected
+    (told,) = json.loads(run("nbdinfo", "--json", server.uri))["exports"]
+    assert told["export-size"] == 8 * MIB
+    assert told["contexts"] == ["base:allocation"]
+    assert all(
+        told[f"can_{what}"] for what in ("cache", "df", "fast_zero", "flush", "fua", "multi_conn", "trim", "zero")
+    )
+    runs = json.loads(run("nbdinfo", "--map", "--json", server.uri))
+    assert sum(each["length"] for each in runs) == 8 * MIB
+    for each in runs:
+        if each["type"] & 2:
+            assert not any(expected[each["offset"] : each["offset"] + each["length"]])
+    assert kind == "vhdx" or any(each["type"] & 2 for each in runs)  # its one block is data
+    assert server.end() == 0
+    assert not server.path.exists()
+    with tapfs.open(image, format=kind) as after:
+        assert after.read(0, 8 * MIB) == expected
+
+
+def test_what_was_flushed_outlives_a_kill_of_the_server(start: Start, tmp_path: Path) -> None:
+    image = tmp_path / "image.qcow2"
+    tapfs.create_image(image, NewImage("qcow2", 8 * MIB))
+    server = start(image, "--rw")
+    client = server.connect()
+    assert client.ask(nbd.WRITE, 0, data=b"f" * MIB).error == 0
+    assert client.ask(nbd.FLUSH).error == 0
+    assert client.ask(nbd.WRITE, 4 * MIB, data=b"u" * 4096, flags=nbd.FUA).error == 0
+    client.send(nbd.WRITE, 2 * MIB, data=b"n" * MIB)
+    assert server.end(signal.SIGKILL) == -signal.SIGKILL
+    client.close()
+    with tapfs.open(image) as after:
+        assert after.read(0, MIB) == b"f" * MIB
+        assert after.read(4 * MIB, 4096) == b"u" * 4096
+    assert tapfs.check(image).corruptions == 0
+    # The socket that it left is no obstacle.
+    server = start(image, "--rw")
+    server.connect().close()
+    assert server.end() == 0
+
+
+def test_a_signal_under_load_loses_nothing_that_was_answered(start: Start, disk: Path) -> None:
+    server = start(disk, "-f", "raw", "--rw")
+    clients = [server.connect() for _ in range(4)]
+    asked = [
+        (client, client.send(nbd.WRITE, at * 65536, data=bytes([at + 1]) * 65536)) for at, client in enumerate(clients)
+    ]
+    for client, cookie in asked:
+        assert client.answer(cookie).error == 0
+    for client in clients:
+        client.send(nbd.READ, 0, 4 * MIB)  # which nobody takes
+    assert server.end() == 0
+    for client in clients:
+        client.close()
+    content = disk.read_bytes()
+    for at in range(4):
+        assert content[at * 65536 : (at + 1) * 65536] == bytes([at + 1]) * 65536
+
+
+def test_the_socket_is_the_users_alone_and_one_server_has_it(
+    start: Start, disk: Path, tapfs_process: Callable[..., object]
+) -> None:
+    server = start(disk, "-f", "raw")
+    assert stat.S_IMODE(server.path.stat().st_mode) == 0o600
+    refused = tapfs_process("serve", disk, "-f", "raw", "--socket", server.path)
+    assert "another process listens there" in str(refused)
+    taken = server.path.with_name("file")
+    taken.write_text("precious")
+    refused = tapfs_process("serve", disk, "-f", "raw", "--socket", taken)
+    assert "is there already, and no socket" in str(refused)
+    assert taken.read_text() == "precious"
+
+
+def test_it_ends_with_its_last_client_if_it_is_told_to(start: Start, disk: Path) -> None:
+    server = start(disk, "-f", "raw", "--exit-when-idle")
+    first, second = server.connect(), server.connect()
+    first.close()
+    assert len(second.ask(nbd.READ, 0, 512).whole()) == 512
+    second.close()
+    assert server.process.wait(30) == 0
+    assert not server.path.exists()
+
+
+def test_several_images_are_exports_under_their_names(start: Start, disk: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.qcow2"
+    tapfs.create_image(other, NewImage("qcow2", MIB))
+    server = start(disk, other, "--name", "first one")
+    assert server.uri == f"nbd+unix:///first%20one?socket={server.path}"
+    exports = json.loads(run("nbdinfo", "--list", "--json", f"nbd+unix:///?socket={server.path}"))["exports"]
+    assert [(each["export-name"], each["export-size"]) for each in exports] == [
+        ("first one", 8 * MIB),
+        ("other.qcow2", MIB),
+    ]
+    assert server.connect("other.qcow2").size == MIB
+    assert server.connect("").size == 8 * MIB
+
+
+def test_scratch_writes_leave_the_image_alone(start: Start, disk: Path, tmp_path: Path) -> None:
+    before = disk.read_bytes()
+    for words in (["--temp"], ["--overlay", tmp_path / "overlay.qcow"]):
+        server = start(disk, "-f", "raw", *words)
+        client = server.connect()
+        assert client.ask(nbd.WRITE, MIB, data=b"s" * MIB).error == 0
+        assert client.ask(nbd.READ, MIB, MIB).whole() == b"s" * MIB
+        client.close()
+        assert server.end() == 0
+    assert disk.read_bytes() == before
+    with tapfs.open(disk, format="raw", overlay=tmp_path / "overlay.qcow") as seen:
+        assert seen.read(MIB, MIB) == b"s" * MIB
+
+
+def test_in_the_background_it_answers_when_the_command_returns(
+    tapfs_command: list[str], disk: Path, tmp_path: Path
+) -> None:
+    path, pid_file = tmp_path / "socket", tmp_path / "pid"
+    words = ["serve", disk, "-f", "raw", "--background", "--pid-file", pid_file, "--socket", path]
+    uri = run(*tapfs_command, *words).strip()
+    try:
+        assert json.loads(run("nbdinfo", "--json", uri))["exports"][0]["export-size"] == 8 * MIB
+    finally:
+        os.kill(int(pid_file.read_text()), signal.SIGTERM)
+    wait_for(lambda: not path.exists() and not pid_file.exists())
+    assert not path.exists()
+    assert not pid_file.exists()
