@@ -41,7 +41,9 @@ demo: $(VENV)/.built
 
 # Lint, strict types, the suite, and what of it runs the engine again under ASan and UBSan.
 test: system-test $(VENV)/.dev
-	$(MAKE) --no-print-directory check suite sanitize
+	$(MAKE) --no-print-directory check
+	$(BIN)/python tapfs/kernel/build_engine.py --sanitize $(SANITIZED)
+	$(BIN)/python scripts/run_suite.py $(BIN)/pytest --sanitized $(SANITIZED) $(ENGINE_TESTS) -- --durations=10
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -51,12 +53,12 @@ check: $(VENV)/.dev
 	$(BIN)/python tapfs/kernel/build_engine.py --lint
 
 suite: $(VENV)/.dev
-	scripts/run-suite $(BIN)/pytest --durations=10
+	$(BIN)/python scripts/run_suite.py $(BIN)/pytest -- --durations=10
 
 sanitize: $(VENV)/.dev
 	$(BIN)/python tapfs/kernel/build_engine.py --sanitize $(SANITIZED)
 	TAPFS_ENGINE_DIR=$(abspath $(SANITIZED)) ASAN_OPTIONS=detect_leaks=0 \
-	LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) $(BIN)/pytest -q $(ENGINE_TESTS)
+	LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) $(BIN)/pytest -q -m 'not native' $(ENGINE_TESTS)
 
 # Hours of faults between engine and host, races and mutated images. TORTURE='--what operations --only qcow --seeds 500'.
 torture: system-test $(VENV)/.dev

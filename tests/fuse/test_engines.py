@@ -415,9 +415,9 @@ def test_no_descriptor_leaks_in_the_server(mounts: Mounts, sample: Path) -> None
 
 
 @native
-def test_fifty_cycles(mounts: Mounts, sample: Path) -> None:
+def test_ten_cycles(mounts: Mounts, sample: Path) -> None:
     directory = mounts.directory()
-    for _ in range(50):
+    for _ in range(10):
         assert mounts.run("mount", sample, directory) == Ran(0, "", "")
         with (directory / "disk").open("rb") as disk:
             assert disk.read(4) == b"boot"

@@ -256,14 +256,14 @@ def test_other_file_systems(mounts: Mounts, tmp_path: Path, content: Path, kind:
     wait_for(lambda: not mounts.left_behind())
 
 
-def test_fifty_times(mounts: Mounts, flat: Path) -> None:
-    """Over both engines fifty times: no process, mount, descriptor, loop device or file is left."""
+def test_ten_times(mounts: Mounts, flat: Path) -> None:
+    """Over each engine ten times: no process, mount, descriptor, loop device or file is left."""
     directory = mounts.directory()
     temporary = mounts.folder / "temporary"
     temporary.mkdir()
     mounts.environment["TMPDIR"] = str(temporary)
     descriptors = len(os.listdir("/proc/self/fd"))
-    for turn in range(25):
+    for turn in range(10):
         options = ["--files"] if turn % 5 == 0 else []
         assert mounts.run("mount", *options, flat, directory) == Ran(0, "", "")
         assert mounts.run("umount", directory) == Ran(0, "", "")

@@ -43,7 +43,7 @@ CIPHERS = {
 #: The path of a program of QEMU by its name: the system's 7.2, and 10 of the backports.
 QEMUS: dict[str, Callable[[str], str]] = {"system": str, "backports": newest_qemu}
 
-#: Each cipher in one kind of image, made by one of the two and changed by one version of QEMU; the default in both kinds.
+#: Each cipher in one kind of image, made by one of the two and changed by one version of QEMU; the default in both.
 TURNS = [
     *(("default", kind, creator, qemu) for kind in KINDS for creator, qemu in zip(CREATORS, QEMUS, strict=True)),
     *(

@@ -12,45 +12,39 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tests.conftest import REPOSITORY
+from tests.native_programs import MEMORY, MOVER_FOLDERS, THREADS, program
 from tests.unit.engine.engine_disks import pattern
 
-SOURCES = REPOSITORY / "kernel/src"
-FOLDERS = ("engine", "host", "mover")
 #: The system calls that the program plays.
 PLAYED = ("pread", "pwrite", "fcntl", "fstat", "statx")
 
 
-def built(folder: Path, sanitizer: str) -> Path:
-    program = folder / "direct_driver"
-    engine = sorted(source for folder in FOLDERS for source in (SOURCES / folder).glob("*.c"))
-    command = ["gcc", "-D_GNU_SOURCE", "-std=gnu11", "-O1", "-g", f"-fsanitize={sanitizer}", "-o", program]
-    command += [REPOSITORY / "tests/native/direct_driver.c", f"-I{SOURCES}", *engine]
-    command += [f"-Wl,--wrap={name}" for name in PLAYED]
-    subprocess.run([*map(str, command), "-ldeflate", "-lcrypto", "-lz", "-lzstd", "-lpthread"], check=True)
-    return program
+def driver(folder: Path, sanitizer: str) -> Path:
+    return program(folder, "direct_driver", sanitizer=sanitizer, parts=MOVER_FOLDERS, wrapped=PLAYED)
 
 
-def run(program: Path, scenario: str, folder: Path) -> None:
-    done = subprocess.run([program, scenario, folder], capture_output=True, text=True, check=False, timeout=300)
+def run(driver: Path, scenario: str, folder: Path) -> None:
+    done = subprocess.run([driver, scenario, folder], capture_output=True, text=True, check=False, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
 
 
 @pytest.fixture(scope="module")
 def checked_memory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.mktemp("direct-asan"), "address,undefined")
+    return driver(tmp_path_factory.mktemp("direct-asan"), MEMORY)
 
 
 @pytest.fixture(scope="module")
 def checked_threads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.mktemp("direct-tsan"), "thread")
+    return driver(tmp_path_factory.mktemp("direct-tsan"), THREADS)
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("scenario", ["grows", "broken-off", "refused", "moves", "blocks"])
 def test_a_host_that_is_played(checked_memory: Path, tmp_path: Path, scenario: str) -> None:
     run(checked_memory, scenario, tmp_path)
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("scenario", ["refused", "moves"])
 def test_no_race(checked_threads: Path, tmp_path: Path, scenario: str) -> None:
     run(checked_threads, scenario, tmp_path)

@@ -174,7 +174,7 @@ def test_nobody_reads_a_merged_map_from_before_a_write(tmp_path: Path) -> None:
         for thread in threads:
             thread.start()
         choice = random.Random(9)
-        for number in range(1, 1200):
+        for number in range(1, 500):
             cluster = choice.choice(clusters)
             disk.discard((cluster + 2) << 12, 4096)  # the parents show again, and the place is used again
             disk.write((cluster + 2) << 12, b"\xff" * 4096)

@@ -11,36 +11,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.native_programs import MEMORY, MOVER_FOLDERS, THREADS, program
 
-SOURCES = REPOSITORY / "kernel/src"
-DRIVER = ["mover_driver.c", "mover_model.c", "mover_races.c"]
-#: All that the mover may know: it is linked of these folders alone, without any front end.
-FOLDERS = ("engine", "host", "mover")
-
-
-def built(folder: Path, sanitizer: str) -> Path:
-    program = folder / "mover_driver"
-    engine = sorted(source for folder in FOLDERS for source in (SOURCES / folder).glob("*.c"))
-    command = ["gcc", "-D_GNU_SOURCE", "-std=gnu11", "-O1", "-g", f"-fsanitize={sanitizer}", "-o", program]
-    command += [*(REPOSITORY / "tests/native" / name for name in DRIVER), f"-I{SOURCES}", *engine]
-    subprocess.run([*map(str, command), "-ldeflate", "-lcrypto", "-lz", "-lzstd", "-lpthread"], check=True)
-    return program
+pytestmark = pytest.mark.native
+DRIVER = ("mover_driver", "mover_model", "mover_races")
 
 
 @pytest.fixture(scope="module")
 def checked_memory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.mktemp("mover-asan"), "address,undefined")
+    return program(tmp_path_factory.mktemp("mover-asan"), *DRIVER, sanitizer=MEMORY, parts=MOVER_FOLDERS)
 
 
 @pytest.fixture(scope="module")
 def checked_threads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.mktemp("mover-tsan"), "thread")
+    return program(tmp_path_factory.mktemp("mover-tsan"), *DRIVER, sanitizer=THREADS, parts=MOVER_FOLDERS)
 
 
-def run(program: Path, scenario: str, folder: Path, options: str, seed: int = 1) -> None:
+def run(driver: Path, scenario: str, folder: Path, options: str, seed: int = 1) -> None:
     done = subprocess.run(
-        [program, scenario, folder, options, str(seed)], capture_output=True, text=True, check=False, timeout=300
+        [driver, scenario, folder, options, str(seed)], capture_output=True, text=True, check=False, timeout=300
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
 

@@ -17,6 +17,7 @@ from tapfs.disk.chain import OpenOptions, open_layers
 from tapfs.disk.chain_map import map_chain, merge_mapped
 from tapfs.disk.image import Image
 from tests.conftest import REPOSITORY
+from tests.native_programs import MEMORY, program
 from tests.scattered_images import scattered_qcow
 
 CLUSTER = 512
@@ -259,34 +260,31 @@ def test_nobody_reads_a_map_from_before_a_write_that_was_acknowledged(path: Path
 
 
 def native(folder: Path, name: str) -> Path:
-    """A program of tests/native with the engine in it, whose calls of pread it sees."""
-    program = folder / name
-    sources = REPOSITORY / "kernel/src"
-    engine = sorted(source for part in ("engine", "host") for source in (sources / part).glob("*.c"))
-    command = ["gcc", "-D_GNU_SOURCE", "-std=gnu11", "-O1", "-g", "-fsanitize=address,undefined", "-Wl,--wrap=pread"]
-    command += ["-o", str(program), str(REPOSITORY / f"tests/native/{name}.c"), f"-I{sources}", *map(str, engine)]
-    subprocess.run([*command, "-ldeflate", "-lcrypto", "-lz", "-lzstd", "-lpthread", "-ldl"], check=True)
-    return program
+    """A program whose engine's calls of pread it sees."""
+    return program(folder, name, sanitizer=MEMORY, parts=("engine", "host"), wrapped=("pread",))
 
 
-def ended(program: Path, folder: Path, number: int) -> tuple[int, str, str]:
-    done = subprocess.run([program, folder / "file", str(number)], capture_output=True, text=True, check=False)
+def ended(job: Path, folder: Path, number: int) -> tuple[int, str, str]:
+    done = subprocess.run([job, folder / "file", str(number)], capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.native
 def test_tables_that_change_while_they_are_read(tmp_path: Path) -> None:
     """The bytes from before are in hand when the unit is patched, forgotten, not flushed: every time."""
-    program = native(tmp_path, "table_race")
-    assert [ended(program, tmp_path, number) for number in range(3)] == [(0, "ok\n", "")] * 3
+    job = native(tmp_path, "table_race")
+    assert [ended(job, tmp_path, number) for number in range(3)] == [(0, "ok\n", "")] * 3
 
 
+@pytest.mark.native
 def test_a_commit_to_the_top_while_a_map_is_merged(tmp_path: Path) -> None:
     """The commit comes between the look at the top layer and the end of the merging: patched, forgotten."""
-    program = native(tmp_path, "merged_race")
-    assert [ended(program, tmp_path, number) for number in range(2)] == [(0, "ok\n", "")] * 2
+    job = native(tmp_path, "merged_race")
+    assert [ended(job, tmp_path, number) for number in range(2)] == [(0, "ok\n", "")] * 2
 
 
+@pytest.mark.native
 def test_threads_that_miss_maps_read_tables_at_the_same_time(tmp_path: Path) -> None:
     """Of different units, of one unit, of a parent; and a scan reads tables that lie together in a few reads."""
-    program = native(tmp_path, "table_threads")
-    assert [ended(program, tmp_path, number) for number in range(5)] == [(0, "ok\n", "")] * 5
+    job = native(tmp_path, "table_threads")
+    assert [ended(job, tmp_path, number) for number in range(5)] == [(0, "ok\n", "")] * 5

@@ -7,16 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.native_programs import MEMORY, THREADS, program
 
-SOURCES = REPOSITORY / "kernel/src"
+pytestmark = pytest.mark.native
 
 
-@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+@pytest.mark.parametrize("sanitizer", [THREADS, MEMORY])
 def test_park_alone(tmp_path: Path, sanitizer: str) -> None:
-    program = tmp_path / "park_alone"
-    sources = [REPOSITORY / "tests/native/park_alone.c", *sorted((SOURCES / "serving").glob("*.c"))]
-    command = ["gcc", "-D_GNU_SOURCE", "-std=gnu11", "-O1", "-g", f"-fsanitize={sanitizer}", f"-I{SOURCES}"]
-    subprocess.run([*command, "-o", program, *sources, "-lpthread"], check=True)
-    done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=300)
+    job = program(tmp_path, "park_alone", sanitizer=sanitizer, parts=["serving"])
+    done = subprocess.run([job], capture_output=True, text=True, check=False, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")

@@ -18,7 +18,7 @@ import tapfs
 from tapfs import NewImage
 from tapfs.disk.image import Image
 from tapfs.kernel.xen_ring import Grants, ParkedRequest, Request
-from tests.conftest import REPOSITORY
+from tests.native_programs import program
 from tests.unit.xen.xen_ring_process import Backend, open_after_kill
 from tests.unit.xen.xen_rings import DOMAIN, Served, new_machine, pattern
 from tests.xen import blkif
@@ -157,18 +157,14 @@ def test_killed_at_any_moment(tmp_path: Path, machine: Machine, kind: str, abi: 
 STEPS = "journal_take journal_consumed journal_answer journal_free move_run notify"
 
 
+@pytest.mark.native
 def test_killed_at_every_step(tmp_path: Path) -> None:
-    sources = REPOSITORY / "kernel/src"
-    program = tmp_path / "xen_ring_kills"
-    command = ["gcc", "-D_GNU_SOURCE", "-std=gnu11", "-O1", "-o", program]
-    command += [f"-Wl,--wrap=xen_{step}" for step in STEPS.split()]
-    command += [REPOSITORY / "tests/native" / "xen_ring_kills.c", f"-I{sources}", *sorted(sources.rglob("*.c"))]
-    subprocess.run([*map(str, command), "-ldeflate", "-lcrypto", "-lz", "-lzstd", "-lpthread"], check=True)
+    job = program(tmp_path, "xen_ring_kills", wrapped=[f"xen_{step}" for step in STEPS.split()])
     for grants in Grants:
         folder = tmp_path / grants.name
         folder.mkdir()
         done = subprocess.run(
-            [program, folder, str(grants.value)], capture_output=True, text=True, check=False, timeout=300
+            [job, folder, str(grants.value)], capture_output=True, text=True, check=False, timeout=300
         )
         assert (done.returncode, done.stderr) == (0, "")
         word, steps = done.stdout.split()

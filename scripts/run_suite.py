@@ -1,0 +1,98 @@
+"""Run the tests in three rows beside each other, for one row leaves a processor idle.
+
+usage: run_suite.py PYTEST [--sanitized ENGINE_FOLDER TEST...] [-- PYTEST_OPTION...]
+
+Parts of one row, folders of tests/, run one after the other: they mount, attach and kill on the same machine. What a
+part printed is in build/suite, and is shown where the part failed. The exit code is 1 if one did.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+REPOSITORY = Path(__file__).parent.parent
+LOGS = REPOSITORY / "build/suite"
+ROWS = (("fuse", "crash", "faults", "nbd", "xen"), ("unit", "sanitized"), ("peer", "property"))
+SANITIZED = "sanitized"
+
+
+class Order(NamedTuple):
+    """What was asked for: the words of the command line."""
+
+    pytest: str
+    options: list[str]
+    engine: str
+    tests: list[str]
+
+
+def read_order(words: list[str]) -> Order:
+    """The order that the words of the command line give."""
+    pytest, *rest = words
+    rest, options = (rest[: rest.index("--")], rest[rest.index("--") + 1 :]) if "--" in rest else (rest, [])
+    match rest:
+        case ["--sanitized", engine, *tests] if tests:
+            return Order(pytest, options, engine, tests)
+        case []:
+            return Order(pytest, options, "", [])
+        case _:
+            sys.exit(__doc__)
+
+
+def sanitizing_environment(engine: str) -> dict[str, str]:
+    """The environment of a Python whose engine is that of a folder, with AddressSanitizer under it."""
+    found = subprocess.run(
+        [os.environ.get("CC", "cc"), "-print-file-name=libasan.so"], stdout=subprocess.PIPE, check=True
+    )
+    return os.environ | {
+        "TAPFS_ENGINE_DIR": str(Path(engine).resolve()),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "LD_PRELOAD": found.stdout.decode().strip(),
+    }
+
+
+def run_part(name: str, order: Order) -> bool:
+    """Run one part and say what became of it: whether it passed."""
+    if name == SANITIZED:
+        words, environment = ["-m", "not native", *order.tests], sanitizing_environment(order.engine)
+    else:
+        words, environment = [f"tests/{name}"], dict(os.environ)
+    log = LOGS / f"{name}.log"
+    begin = time.monotonic()
+    with log.open("wb") as output:
+        command = [order.pytest, "-q", *order.options, *words]
+        done = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=output, check=False)
+    text = log.read_text(errors="replace")
+    passed = done.returncode == 0
+    last = (text.splitlines() or ["nothing was printed"])[-1].strip("= ")
+    said = f"{name}: {last} (by the clock {time.monotonic() - begin:.0f} s)\n"
+    sys.stdout.write(said if passed else f"{text}\n{said}")
+    sys.stdout.flush()
+    return passed
+
+
+def main() -> int:
+    """Run all rows."""
+    order = read_order(sys.argv[1:])
+    LOGS.mkdir(parents=True, exist_ok=True)
+    known = {name for row in ROWS for name in row}
+    found = {path.relative_to(REPOSITORY / "tests").parts[0] for path in (REPOSITORY / "tests").rglob("test_*.py")}
+    if found - known:
+        sys.exit(f"run_suite.py: these folders of tests/ are in no row: {', '.join(sorted(found - known))}")
+
+    def run_row(row: tuple[str, ...]) -> bool:
+        results = [run_part(name, order) for name in row if name != SANITIZED or order.tests]
+        return all(results)
+
+    with ThreadPoolExecutor(len(ROWS)) as pool:
+        results = list(pool.map(run_row, ROWS))
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
