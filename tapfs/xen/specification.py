@@ -28,7 +28,7 @@ _TYPE_WITH_OPTIONS = re.compile(r"([a-z][a-z0-9_-]*)((?:,[a-z-]+=[^,:]+)+):(.*)"
 #: The options of a disk string: keys below `tapfs/` of the device.
 OPTIONS = (
     *("backing-formats", "cache", "grants", "key-file", "limit-bytes", "limit-requests"),
-    *("memory", "nice", "open-files", "write-base"),
+    *("memory", "nice", "open-files", "wait-on", "write-base"),
 )
 _FAMILIES = ("tap", "tap2")
 #: Words that told the toolstack which program was to serve the disk.

@@ -68,6 +68,12 @@ def add_parser(subparsers: Subparsers) -> None:
         help="how data comes from the guest's memory: copied (the default), by pages mapped for each request, or by "
         "pages that stay mapped where the guest keeps them for its disk",
     )
+    parser.add_argument(
+        "--wait-on",
+        choices=("space", "errors", "nothing"),
+        help="have the guest wait, until 'tapfs resume' or a later try succeeds, instead of telling it of an error: "
+        "where the host is full (the default), also where its disk fails, or never",
+    )
     parser.add_argument("--no-wait", action="store_true", help="return at once; 'tapfs list' shows how it went")
     group = parser.add_argument_group("what its process may take")
     group.add_argument(
@@ -146,6 +152,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, str | int]:
     names = {
         "format": "format",
         "grants": "grants",
+        "wait_on": "wait-on",
         "cache": "cache",
         "nice": "nice",
         "memory": "memory",

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
-        "resume", help="resume a paused disk", description="Have the disk of a guest go on after 'tapfs pause'."
+        "resume",
+        help="resume a disk that is paused or waits",
+        description="Have the disk of a guest go on after 'tapfs pause', or try again at once what waits for space "
+        "on a full host ('tapfs list' says that it waits).",
     )
     add_device_options(parser)
     parser.set_defaults(run=run)

@@ -40,6 +40,9 @@ _CLOSED_SECONDS = 1.0
 _REST_ROUNDS = 3
 _REST_SECONDS = 0.05
 
+#: Characters of an error that go to xenstore, whose messages have 4096 bytes.
+MAX_ERROR = 512
+
 #: `info` of a connected disk (blkif.h).
 _CDROM, _REMOVABLE, _READ_ONLY = 1, 2, 4
 
@@ -103,6 +106,12 @@ class Backend:
             self._store = None
         if lost is not None:
             raise lost
+
+    async def note_waiting(self) -> None:
+        """Say in xenstore what the guest's requests wait for, if they do."""
+        reason = self.disk.held.reason
+        # With a path as long as they may be it would not fit into a message to xenstored.
+        await self.change({"tapfs/waiting": None if reason is None else str(reason)[:MAX_ERROR]})
 
     def look_again(self) -> None:
         """Have `run` see what has become possible."""
@@ -348,6 +357,9 @@ class Backend:
         """Bring the image to rest, and what the guest had asked for last is in it: another domain may go on with it."""
         for _ in range(_REST_ROUNDS):
             async with self.changing:
+                if self.disk.held.reason is not None:
+                    log.error("what was written last may be lost to a migration: %s", self.disk.held.reason)
+                    return
                 answered = self.disk.answered
                 try:
                     await in_thread(self.disk.rest)

@@ -52,6 +52,7 @@ class Operations:
             "pid": os.getpid(),
             "connected": self._disk.connected,
             "paused": self._disk.paused,
+            "waiting": None if self._disk.held.reason is None else str(self._disk.held.reason),
             "mode": self._settings.mode,
             "path": image.path,
             "format": image.format_name,
@@ -77,7 +78,9 @@ class Operations:
             log.info("paused")
 
     async def resume(self) -> None:
-        """Take requests again."""
+        """Take requests again, and try again what waits for space."""
+        # Without waiting for another operation, which may wait for these very requests.
+        self._disk.held.retry()
         async with self._alone():
             if not self._disk.paused:
                 return
@@ -195,7 +198,18 @@ class Operations:
 
     @asynccontextmanager
     async def _at_rest(self) -> AsyncGenerator[None]:
-        """The rings without anything in flight; afterwards the disk resumes, unless an operator has paused it."""
+        """The rings without anything in flight; afterwards the disk resumes, unless an operator has paused it.
+
+        Raises the ImageError that requests wait for: they stay in flight until that is mended.
+        """
+        if (reason := self._disk.held.reason) is not None:
+            raise ImageError(
+                reason.kind,
+                f"the guest waits: {reason}",
+                path=self._disk.image.path,
+                op="change",
+                remedy="mend that, then say tapfs resume",
+            )
         if not self._disk.paused:
             await in_thread(self._disk.pause)
         try:

@@ -29,9 +29,10 @@ from tapfs.serving.service import Service
 from tapfs.serving.threads import in_thread
 from tapfs.xen.device import Device, State, parse_state, write_device_keys
 from tapfs.xen.disk import control
-from tapfs.xen.disk.backend import Backend
+from tapfs.xen.disk.backend import MAX_ERROR, Backend
 from tapfs.xen.disk.disk_image import look_at_disk, open_disk
 from tapfs.xen.disk.hand_over import TakeOver, is_handed_over, is_incoming
+from tapfs.xen.disk.held_requests import HeldRequests
 from tapfs.xen.disk.operations import Operations
 from tapfs.xen.disk.process_limits import apply_limits
 from tapfs.xen.disk.served_disk import RateLimit, ServedDisk
@@ -45,12 +46,11 @@ from tapfs.xen.xenstore.client import XenStore, connect
 #: Seconds that a dying process with I/O under way may keep the image locked, and between two looks.
 _LOCKED_SECONDS = 30.0
 _LOCKED_PAUSE = 0.1
+#: Seconds between two tries to open an image whose unflushed metadata finds no space.
+_FULL_PAUSE = 1.0
 
 #: Seconds that the end of a process waits for a pause, a swap, … that is under way.
 _OPERATION_SECONDS = 10.0
-
-#: Characters of an error that go to xenstore, whose messages have 4096 bytes.
-_MAX_ERROR = 512
 
 #: Seconds between tries to reach a xenstored that is gone. The guest's requests are served all the while.
 _XENSTORED_SECONDS = 1.0
@@ -65,6 +65,9 @@ class DiskProcess:
         self._directory = directory()
         self._exit_code: int | None = None
         self._backend: Backend | None = None
+        #: Set when requests have begun or ceased to wait for space.
+        self._waiting_changed = trio.Event()
+        self._event_loop: trio.lowlevel.TrioToken | None = None
         self._service = Service(str(device), log_names_it=True)
 
     def run(self) -> int:
@@ -91,6 +94,7 @@ class DiskProcess:
         if self._exit_code is None:
             self._exit_code = EXIT_STOPPED
         if self._backend is not None:
+            await self._leave_waiting(self._backend.disk)
             with trio.move_on_after(_OPERATION_SECONDS):
                 async with self._backend.changing:
                     pass
@@ -133,12 +137,13 @@ class DiskProcess:
         # An overlay that was made meanwhile is no reason to take the disk from a guest that writes it.
         settings = replace(settings, write_base=settings.write_base or served_before)
         connected = state in (State.CONNECTED, State.CLOSING)
-        patience = _LOCKED_SECONDS if served_before or connected else 0.0
         try:
             if is_handed_over(self._device, settings) and not connected and await is_incoming(store, self._device):
                 image = await in_thread(partial(look_at_disk, settings))
             else:
-                image = await _patiently(partial(self._opened, settings, plan_log), patience)
+                opened = partial(self._opened, settings, plan_log)
+                wanted = served_before or connected
+                image = await self._patiently(store, opened, settings) if wanted else await in_thread(opened)
         except MemoryError as error:
             raise out_of_memory(settings.specification.path) from error
         limit = RateLimit(settings.limit_bytes, settings.limit_requests)
@@ -148,6 +153,7 @@ class DiskProcess:
             domain=self._device.domain,
             limit=limit,
             paused=settings.paused,
+            held=HeldRequests(settings.wait_on, self._tell_of_waiting),
             discard=settings.discard,
         )
         self._service.ending.add("flush and close the image", disk.close)
@@ -156,6 +162,23 @@ class DiskProcess:
             if others is not None:
                 log.warning("%s; two writers destroy a %s image unless they take turns", others, image.format_name)
         return settings, disk
+
+    async def _patiently(self, store: XenStore, opened: Callable[[], Image], settings: DiskSettings) -> Image:
+        """The image for a guest that waits for it: tried again while it is locked, for a while, and the host full."""
+        give_up = trio.current_time() + _LOCKED_SECONDS
+        told = False
+        while True:
+            try:
+                return await in_thread(opened)
+            except ImageError as error:
+                full = error.kind is ErrorKind.NO_SPACE and settings.wait_on != "nothing"
+                if not full and (error.kind is not ErrorKind.LOCKED or trio.current_time() >= give_up):
+                    raise
+                if full and not told:
+                    told = True
+                    log.error("the guest waits: %s", error)
+                    await write_device_keys(store, self._device, {"tapfs/waiting": str(error)[:MAX_ERROR]})
+            await trio.sleep(_FULL_PAUSE if full else _LOCKED_PAUSE)
 
     def _opened(self, settings: DiskSettings, plan_log: PlanLog) -> Image:
         """The image, with what a predecessor left for it unless others have changed it since that was given up."""
@@ -182,7 +205,9 @@ class DiskProcess:
             "" if image.writable else ", read-only",
             ", paused" if backend.disk.paused else "",
         )
-        await write_device_keys(store, self._device, {"tapfs/status": "ready"})
+        await write_device_keys(store, self._device, {"tapfs/status": "ready", "tapfs/waiting": None})
+        self._event_loop = trio.lowlevel.current_trio_token()
+        service.start(partial(self._note_waiting, backend), "noting what the guest waits for")
         # Not beside a swap: the flush of an image that serves no more would clear the plan of the one that does.
         service.flush_periodically(lambda: backend.disk.image, alone=backend.changing)
         await self._run_backend(store, backend)
@@ -205,26 +230,37 @@ class DiskProcess:
             except ImageError:
                 continue  # said once
 
+    def _tell_of_waiting(self) -> None:
+        """In any thread: requests wait for space, or do so no more."""
+        if self._event_loop is not None:
+            with suppress(trio.RunFinishedError):
+                self._event_loop.run_sync_soon(self._wake)
+
+    def _wake(self) -> None:
+        self._waiting_changed.set()
+
+    async def _note_waiting(self, backend: Backend) -> None:
+        while True:
+            self._waiting_changed = trio.Event()
+            with suppress(ImageError):  # without xenstored `tapfs list` shows nothing at all
+                await backend.note_waiting()
+            await self._waiting_changed.wait()
+
+    async def _leave_waiting(self, disk: ServedDisk) -> None:
+        """End at once, as far as requests wait for space: they would never be answered, or with an error."""
+        if disk.held.reason is not None:
+            with suppress(ImageError):
+                await in_thread(disk.image.flush)
+        disk.held.leave()
+
     def _remove_socket(self) -> None:
         with suppress(FileNotFoundError):
             (self._directory / socket_name(self._device)).unlink()
 
 
-async def _patiently(attempt: Callable[[], Image], seconds: float) -> Image:
-    """The result of `attempt`, tried again for a while as long as the image is locked."""
-    give_up = trio.current_time() + seconds
-    while True:
-        try:
-            return await in_thread(attempt)
-        except ImageError as error:
-            if error.kind is not ErrorKind.LOCKED or trio.current_time() >= give_up:
-                raise
-        await trio.sleep(_LOCKED_PAUSE)
-
-
 def _failure(error: ImageError) -> dict[str, str]:
     # With a path as long as they may be it would not fit into a message to xenstored.
-    text = str(error)[:_MAX_ERROR]
+    text = str(error)[:MAX_ERROR]
     return {"tapfs/error": text, "tapfs/error-kind": error.kind.value, "tapfs/status": "failed"}
 
 

@@ -13,6 +13,7 @@ from tapfs.disk.image import Image
 from tapfs.kernel.xen_ring import Grants, ParkedRequest, Request, XenDevice, XenStatistics
 from tapfs.serving.parked import ParkedThreads, finish_move, finish_writes
 from tapfs.xen.disk.frontend_keys import FrontendKeys
+from tapfs.xen.disk.held_requests import HeldRequests
 
 #: Counters that say what is now, not what there has been.
 _PRESENT = ("in_flight",)
@@ -30,7 +31,7 @@ class ServedDisk:
 
     Takes over `image`; `close` must come last. `discard`: the guest may discard what it may write. What a guest's write
     was answered for is in the image, durable after a flush (the guest's own or any here). What has been taken from
-    the rings and not answered is in the journal.
+    the rings and not answered is in the journal. `held`: the requests that wait for space.
     """
 
     def __init__(
@@ -41,9 +42,11 @@ class ServedDisk:
         domain: int,
         limit: RateLimit,
         paused: bool,
+        held: HeldRequests,
         discard: bool = True,
     ) -> None:
         self.image = image
+        self.held = held
         self._discard = discard
         self._machine = machine
         self._domain = domain
@@ -84,6 +87,7 @@ class ServedDisk:
         be senseless; nothing is connected then.
         """
         image = self.image
+        self.held.begin()
         device = XenDevice(
             image.engine_disk,
             machine=self._machine,
@@ -118,6 +122,7 @@ class ServedDisk:
         """Finish what is in flight and let go of the rings; what was not taken from them stays there."""
         if self._device is None or self._parked is None:
             return
+        self.held.give_up()
         self._device.stop()
         self._parked.join()
         self._count(self._device)
@@ -185,6 +190,17 @@ class ServedDisk:
     # In the threads
 
     def _answer(self, parked: ParkedRequest) -> None:
+        self.held.serve(
+            lambda: self._do(parked), lambda: self._do_again(parked), durable=parked.request is Request.SYNC
+        )
+
+    def _do_again(self, parked: ParkedRequest) -> None:
+        """The same after an error, of which the engine knows of a read or a write: it must try itself first."""
+        if parked.request in (Request.READ, Request.WRITE) and parked.resume():
+            return
+        self._do(parked)
+
+    def _do(self, parked: ParkedRequest) -> None:
         match parked.request:
             case Request.READ | Request.WRITE:
                 finish_move(self.image, parked)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.location import locate
+from tapfs.xen.disk.held_requests import WAIT_ON
 from tapfs.xen.specification import DiskSpecification, parse_mode, parse_specification
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ class DiskSettings:
 
     `specification`: the image, with the format that `-f` gave. `backing_formats`: of its parents, nearest first.
     `mode`: "r", "w" or "w!". `write_base`: though overlays lie over the image. `discard`: the
-    guest may discard. `grants`: how data is to come from the
-    guest, None for the best that it offers.
+    guest may discard. `grants`: how data is to come from the guest, None for the best that it offers. `wait_on`: the
+    errors that the guest is not told of (`held_requests`).
     `key_file`: has the password of an encrypted image. `cache_bytes`: the bound of the map cache, None for the default.
     `paused`, the limits (per second, 0 for none) and what the process may take (`nice` None: leave it) are as they were
     left, by whichever process.
@@ -43,6 +44,7 @@ class DiskSettings:
     backing_formats: tuple[str, ...] = ()
     key_file: str | None = None
     grants: str | None = None
+    wait_on: str = WAIT_ON[0]
     removable: bool = False
     cdrom: bool = False
     paused: bool = False
@@ -84,6 +86,9 @@ async def read_settings(store: Store, device: Device) -> DiskSettings:
     grants = await option("grants") or None
     if grants is not None and grants not in _GRANTS:
         raise _senseless(f"{device.backend}/tapfs/grants", grants, f"one of {', '.join(_GRANTS)}")
+    wait_on = await option("wait-on") or WAIT_ON[0]
+    if wait_on not in WAIT_ON:
+        raise _senseless(f"{device.backend}/tapfs/wait-on", wait_on, f"one of {', '.join(WAIT_ON)}")
     return DiskSettings(
         specification,
         _mode(await read("mode") or "r", specification.mode),
@@ -94,6 +99,7 @@ async def read_settings(store: Store, device: Device) -> DiskSettings:
         discard=await read("discard-enable") != "0",
         key_file=await option("key-file") or None,
         grants=grants,
+        wait_on=wait_on,
         removable=await read("removable") == "1",
         cdrom=await read("device-type") == "cdrom",
         paused=await read("tapfs/paused") == "1",

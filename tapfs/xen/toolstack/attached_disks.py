@@ -20,6 +20,7 @@ _ANSWER_SECONDS = 3.0
 class AttachedDisk:
     """One disk. `status` is "starting", "ready" or "failed" (None: nobody has taken it yet), `error` why it failed.
 
+    `waiting` is what keeps it from answering the guest, who waits: the host is full, as a rule.
     `spec` is what is served now. `statistics` counts since its process was started; None if that did not answer.
     """
 
@@ -32,18 +33,21 @@ class AttachedDisk:
     status: str | None
     error: str | None
     paused: bool
+    waiting: str | None
     pid: int | None
     statistics: dict[str, int] | None
 
     @property
     def summary(self) -> str:
-        """How it is, in a word: "failed", "paused", "used" by the guest, "ready" for it, "stopped" (no process)."""
+        """How it is: "failed", "paused", "waiting: …", "used" by the guest, "ready" for it, "stopped" (no process)."""
         if self.status != "ready":
             return self.status or "unclaimed"
         if self.pid is None:
             return "stopped"
         if self.paused:
             return "paused"
+        if self.waiting is not None:
+            return f"waiting: {self.waiting}"
         return "used" if self.state == State.CONNECTED.name.lower() else self.status
 
 
@@ -86,6 +90,7 @@ async def _attached_disk(store: XenStore, device: Device) -> AttachedDisk | None
         status=await read("tapfs/status"),
         error=await read("tapfs/error"),
         paused=await read("tapfs/paused") == "1",
+        waiting=await read("tapfs/waiting"),
         pid=None if process is None else process.pid,
         statistics=None if process is None else await _statistics(device),
     )

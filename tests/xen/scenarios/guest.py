@@ -47,18 +47,26 @@ class Guest:
             f'ramdisk = "{initramfs}"\n'
             f'extra = "console=hvc0 quiet panic=-1 mitigations=off {self._arguments}"\n'
             "memory = 128\nvcpus = 1\n"
-            'on_crash = "destroy"\non_reboot = "destroy"\n'
+            'on_crash = "destroy"\non_reboot = "restart"\n'
             f"disk = {list(self._disks)!r}\n",
             encoding="utf-8",
         )
         run("xl", "create", "-q", str(configuration))
-        self.domain = int(run("xl", "domid", self.name))
-        terminal = run("xenstore-read", f"/local/domain/{self.domain}/console/tty")
-        self._console = os.open(terminal, os.O_RDWR | os.O_NOCTTY)
-        tty.setraw(self._console)
-        threading.Thread(target=self._read, args=(self._console,), daemon=True).start()
+        self._meet()
         self._wait_for(rb"GUEST-READY ([\d.]+)", 90)
         say(f"{self.name} is up")
+
+    def _meet(self) -> None:
+        """Learn which domain it is, and listen to that one's console."""
+        self.domain = int(run("xl", "domid", self.name))
+        key = f"/local/domain/{self.domain}/console/tty"
+        wait_until("its console", lambda: attempt("xenstore-read", key).returncode == 0)
+        terminal = run("xenstore-read", key)
+        before, self._console = self._console, os.open(terminal, os.O_RDWR | os.O_NOCTTY)
+        if before >= 0:
+            os.close(before)
+        tty.setraw(self._console)
+        threading.Thread(target=self._read, args=(self._console,), daemon=True).start()
 
     def _read(self, console: int) -> None:
         while True:
@@ -128,14 +136,39 @@ class Guest:
         )
         self.run(f"n=0; until [ {test} ] || [ $n = 300 ]; do sleep 0.1; n=$((n+1)); done; [ {test} ]")
 
+    def reboot(self) -> None:
+        """Let the guest start again: xl makes another domain of the configuration that it has kept."""
+        before = self.domain
+        self._start("reboot -f")
+        wait_until(f"another {self.name}", lambda: self._number() not in {None, before}, 60)
+        self._meet()
+        self._wait_for(rb"GUEST-READY ([\d.]+)", 90)
+        say(f"{self.name} is up again")
+
+    def save_and_restore(self) -> None:
+        """Suspend it into a file and have another domain go on with it."""
+        file = f"/images/{self.name}.saved"
+        run("xl", "save", self.name, file, limit=120)
+        run("xl", "restore", file, limit=120)
+        os.unlink(file)
+        self._meet()
+
+    def migrate(self) -> None:
+        """Have it go on in another domain of this host, by the way between hosts."""
+        run("xl", "migrate", "-s", "", self.name, "xl migrate-receive", limit=180)
+        self._meet()
+
     def power_off(self) -> None:
         """Let the guest shut down, and wait until its domain is gone."""
         self._start("poweroff -f")
         wait_until(f"{self.name} to go", lambda: not self._runs(), 60)
 
     def _runs(self) -> bool:
+        return self._number() is not None
+
+    def _number(self) -> int | None:
         answer = subprocess.run(["xl", "domid", self.name], capture_output=True, timeout=20 * PATIENCE, check=False)
-        return answer.returncode == 0
+        return int(answer.stdout) if answer.returncode == 0 else None
 
     def destroy(self) -> None:
         if self._runs():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 
-from tests.xen.scenarios.commands import digest, tapfs, wait_until
+from tests.xen.scenarios.commands import digest, run, tapfs, wait_until
 from tests.xen.scenarios.contents import new_qcow, new_raw
 from tests.xen.scenarios.dom0 import IMAGES, Dom0, xl_disk
+from tests.xen.scenarios.guest import Guest
 from tests.xen.scenarios.scenario import scenario
 
 DISK = ("--domain", "live", "--vdev", "xvda")
@@ -14,7 +17,7 @@ DISK = ("--domain", "live", "--vdev", "xvda")
 
 @scenario(180)
 def pause_and_snapshot(dom0: Dom0) -> str:
-    """Writes before the snapshot are in what was kept, those after it in the disk, by its name after a reboot."""
+    """Writes before the snapshot are in what was kept, those after it in the disk, also after a reboot."""
     disk, kept = new_qcow("live.qcow", 32), IMAGES / "live-kept.qcow"
     kept.unlink(missing_ok=True)
     disks = (xl_disk(f"tap:qcow:{disk}", "xvda"),)
@@ -34,8 +37,7 @@ def pause_and_snapshot(dom0: Dom0) -> str:
         guest.run("echo after the snapshot >/tmp/text; dd if=/tmp/text of=/dev/xvda bs=512 seek=65001 conv=sync,fsync")
         writes = guest.finish_load("xvda")
         assert digest(kept) == frozen, "what was kept was written after the snapshot"
-        guest.power_off()
-    with dom0.guest("live", "pv", disks) as guest:  # the same configuration, as after a reboot
+        guest.reboot()
         guest.wait_for_disk("xvda")
         guest.run("dd if=/dev/xvda bs=512 skip=65001 count=1 | grep -q 'after the snapshot'")
         guest.power_off()
@@ -51,8 +53,21 @@ def pause_and_snapshot(dom0: Dom0) -> str:
 
 @scenario(180)
 def resize_and_limits(dom0: Dom0) -> str:
-    """The guest sees a new size at once, under load, and can write to the end; then its rate is limited, and freed."""
-    image = new_raw("grow.img", 16)
+    """The guest sees a new size at once, under load, and can write to the end; then its rate is limited, and freed.
+
+    At last its host is full: it waits, and goes on without an error.
+    """
+    place = IMAGES / "little-room"
+    place.mkdir(exist_ok=True)
+    run("mount", "-t", "tmpfs", "-o", "size=28m", "tmpfs", str(place))
+    try:
+        return _resize_and_limits(dom0, place)
+    finally:
+        run("umount", "-l", str(place))
+
+
+def _resize_and_limits(dom0: Dom0, place: Path) -> str:
+    image = new_raw(f"{place.name}/grow.img", 16)
     with dom0.guest("live", "pv", (xl_disk(f"tap:aio:{image}", "xvda"),)) as guest:
         guest.wait_for_disk("xvda")
         guest.start_load("xvda", 4, 6)
@@ -72,5 +87,37 @@ def resize_and_limits(dom0: Dom0) -> str:
         guest.start_load("xvda", 4, 5)
         free = guest.finish_load("xvda")
         assert limited < min(20 * (seconds + 2), free), (limited, seconds, free)
+        _fill_its_host(guest, image)
         guest.power_off()
     return f"{limited} writes with the limit, {free} without"
+
+
+def _fill_its_host(guest: Guest, image: Path) -> None:
+    run("fallocate", "--punch-hole", "--offset", "16MiB", "--length", "1MiB", str(image))
+    filler = image.with_name("filler")
+    with filler.open("wb", buffering=0) as file:
+        left = os.statvfs(image.parent)
+        file.write(bytes(left.f_bavail * left.f_bsize))
+    guest.run("(dd if=/bin/busybox of=/dev/xvda bs=64k seek=256 count=4 conv=fsync; echo DD-DONE $?) >/tmp/dd 2>&1 &")
+    wait_until("the guest to wait for space", lambda: "waiting: " in tapfs("list"))
+    filler.unlink()
+    tapfs("resume", *DISK)
+    guest.run("until grep DD-DONE /tmp/dd; do sleep 0.2; done; grep -q 'DD-DONE 0' /tmp/dd")
+    assert image.read_bytes()[16 << 20 :][: 256 << 10] == Path("/bin/busybox").read_bytes()[: 256 << 10]
+
+
+@scenario(300)
+def save_and_migrate(dom0: Dom0) -> str:
+    """A guest at work goes on from a file, and in another domain: each write it was told of is there."""
+    image = new_qcow("moved.qcow", 32)
+    with dom0.guest("live", "pv", (xl_disk(f"tap:qcow:{image}", "xvda"),)) as guest:
+        guest.wait_for_disk("xvda")
+        guest.start_load("xvda", 4, 15)
+        time.sleep(2)
+        guest.save_and_restore()
+        time.sleep(2)
+        guest.migrate()
+        writes = guest.finish_load("xvda")
+        guest.power_off()
+    tapfs("check", str(image))
+    return f"{writes} writes"

@@ -1,0 +1,136 @@
+"""Hold requests of a guest that failed for want of space, until there is space: the guest only sees a pause.
+
+An error of a disk ends the journal of most file systems, though a full host is no fault of the disk. So the thread
+that serves such a request does not answer it. The thread tries again when an operator says `tapfs resume`, and by
+itself every few seconds. `wait_on` says which errors are waited for.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.serving.log import log
+from tapfs.xen.process_handle import EXIT_STOPPED
+
+#: Which errors a disk may wait for: a full host, also errors of the host's disk, or none.
+WAIT_ON = ("space", "errors", "nothing")
+
+#: Seconds after which a request that lacks space is tried again without anybody's word.
+_AGAIN_SECONDS = 10.0
+
+
+class HeldRequests:
+    """The requests of one disk that wait. `told` is called in any thread whenever `reason` has changed."""
+
+    def __init__(self, wait_on: str, told: Callable[[], None]) -> None:
+        self._wait_on = wait_on
+        self._told = told
+        self._changed = threading.Condition()
+        self._retries = 0
+        self._count = 0
+        self._given_up = False
+        self._leaving = False
+        self._reason: ImageError | None = None
+
+    @property
+    def reason(self) -> ImageError | None:
+        """What the first of the requests that wait now has met; None: none waits."""
+        return self._reason
+
+    def serve(self, attempt: Callable[[], None], again: Callable[[], None], *, durable: bool = False) -> None:
+        """Call `attempt`, then, as often as what fails is to be waited for, `again`. Raises what is not waited for.
+
+        `durable`: it makes writes durable. After an error of the host's disk a second try would succeed without them.
+        """
+        try:
+            attempt()
+        except ImageError as error:
+            if not self._is_waited_for(error, durable=durable):
+                raise
+            self._hold(error, again, durable=durable)
+
+    def retry(self) -> None:
+        """Have all requests that wait tried now."""
+        with self._changed:
+            self._retries += 1
+            self._changed.notify_all()
+
+    def give_up(self) -> None:
+        """Have all requests that wait fail, and none wait, until `begin`: the frontend is gone."""
+        with self._changed:
+            self._given_up = True
+            self._changed.notify_all()
+
+    def begin(self) -> None:
+        """Another frontend is connected."""
+        with self._changed:
+            self._given_up = False
+
+    def leave(self) -> None:
+        """This process is to end: from now on it ends at once if a request is to wait, or does.
+
+        The request is in the rings' journal, so the next process does it again; an answer would be an error.
+        """
+        with self._changed:
+            self._leaving = True
+            waits = self._count > 0
+        if waits:
+            _end_at_once()
+
+    def _is_waited_for(self, error: ImageError, *, durable: bool) -> bool:
+        if error.kind is ErrorKind.NO_SPACE:
+            return self._wait_on != "nothing"
+        return error.kind is ErrorKind.IO and self._wait_on == "errors" and not durable
+
+    def _hold(self, error: ImageError, again: Callable[[], None], *, durable: bool) -> None:
+        self._enter(error)
+        try:
+            while self._waited(error):
+                try:
+                    again()
+                except ImageError as met:
+                    if not self._is_waited_for(met, durable=durable):
+                        raise
+                    error = met
+                else:
+                    return
+            raise error
+        finally:
+            self._leave()
+
+    def _enter(self, error: ImageError) -> None:
+        with self._changed:
+            self._count += 1
+            first = self._reason is None
+            self._reason = self._reason or error
+        if self._leaving:
+            _end_at_once()
+        if first:
+            log.error("the guest waits: %s; tapfs resume goes on when that is mended", error)
+            self._told()
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._count -= 1
+            last = self._count == 0
+            if last:
+                self._reason = None
+        if last:
+            log.info("the guest waits no more")
+            self._told()
+
+    def _waited(self, error: ImageError) -> bool:
+        """Wait until it is time to try again; False: never."""
+        seconds = _AGAIN_SECONDS if error.kind is ErrorKind.NO_SPACE else None
+        with self._changed:
+            seen = self._retries
+            self._changed.wait_for(lambda: self._given_up or self._retries != seen, seconds)
+            return not self._given_up
+
+
+def _end_at_once() -> None:
+    log.warning("ending while the guest waits; the next process goes on with what it has asked for")
+    os._exit(EXIT_STOPPED)
