@@ -141,6 +141,15 @@ async def find_domain(store: Store, text: str) -> int:
     )
 
 
+async def with_names(store: Store, device: Device) -> str:
+    """How the log calls a disk: "domain 7 xvda (web1, UUID)", for the number of a domain is another after a reboot."""
+    path = f"{DOMAINS}/{device.domain}"
+    machine = await store.read(f"{path}/vm") or ""
+    names = [await store.read(f"{path}/name"), machine.rpartition("/")[2]]
+    known = ", ".join(filter(None, names))
+    return f"{device} ({known})" if known else str(device)
+
+
 async def our_devices(store: Store) -> list[Device]:
     """All disks that tapfs is to serve: all of `backend/tap`, and those of libxl whose script is ours."""
     found = await _devices_of_kind(store, OUR_KIND)

@@ -39,7 +39,7 @@ async def test_the_handshake_tells_the_guest_what_the_disk_is(devices: Devices, 
     assert status["paused"] is False
     assert status["format"] == "qcow"
     assert status["size"] == SIZE
-    await disk.await_log("domain 1 xvda: connected: 1 ring(s) of 2 page(s)")
+    await disk.await_log("domain 1 xvda (guest-1): connected: 1 ring(s) of 2 page(s)")
 
 
 async def test_a_disk_with_sectors_of_4096_bytes_is_offered_as_one(devices: Devices, tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ async def test_an_image_that_cannot_be_opened(devices: Devices, raw: Path, param
     assert "\n" not in error
     assert await disk.read("tapfs/error-kind") == kind
     assert len(disk.log.splitlines()) == 1
-    assert disk.log.startswith("tapfs: domain 1 xvda: ")
+    assert disk.log.startswith("tapfs: domain 1 xvda (guest-1): ")
 
 
 async def test_the_format_may_be_said_apart(devices: Devices, raw: Path) -> None:

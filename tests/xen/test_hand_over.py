@@ -47,6 +47,7 @@ async def test_a_migration_within_a_host_waits_for_the_source(
         destination = await devices.serve(f"tap:qcow:{qcow}", domain=DESTINATION, kind="vbd")
         stranger = await devices.attach(f"tap:qcow:{qcow}", domain=STRANGER, kind="vbd")
         assert await stranger.ended() == FAILED, "another machine's disk was not refused"
+        assert "domain 3 xvda (another, b): " in stranger.log
         frontend.write(0, BEFORE)
     async with devices.guest(destination) as guest:
         await guest.publish()

@@ -147,7 +147,7 @@ async def test_a_crashed_process_is_started_again(store: XenStore, supervised: S
         await another_process(store, disk(), before)
         await eventually(lambda: len(supervised.disk_processes()) == 1)
     assert "by SIGKILL; starting it again" in supervised.log.read_text()
-    assert "domain 3 xvda: " in supervised.log.read_text()
+    assert "domain 3 xvda (guest): " in supervised.log.read_text()
 
 
 async def test_a_process_that_crashes_all_the_time_is_given_up(

@@ -15,7 +15,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.serving.log import log
 from tapfs.xen.process_handle import EXIT_STOPPED
 
-#: Which errors a disk may wait for: a full host, also errors of the host's disk, or none.
+#: The errors that a disk may wait for: a full host, errors of the host's disk as well, or none.
 WAIT_ON = ("space", "errors", "nothing")
 
 #: Seconds after which a request that lacks space is tried again without anybody's word.

@@ -27,7 +27,7 @@ from tapfs.serving.log import log, log_to_stderr
 from tapfs.serving.runtime_directory import make_private, runtime_directory
 from tapfs.serving.service import Service
 from tapfs.serving.threads import in_thread
-from tapfs.xen.device import Device, State, parse_state, write_device_keys
+from tapfs.xen.device import Device, State, parse_state, with_names, write_device_keys
 from tapfs.xen.disk import control
 from tapfs.xen.disk.backend import MAX_ERROR, Backend
 from tapfs.xen.disk.disk_image import look_at_disk, open_disk
@@ -87,6 +87,7 @@ class DiskProcess:
     async def serve(self) -> None:
         """Open the image and answer the guest and operators until the device is done."""
         async with connect(self._host) as store:
+            log_to_stderr(await with_names(store, self._device))
             self._exit_code = await self._open_and_follow(store)
 
     async def end(self) -> None:

@@ -14,7 +14,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.location import locate
 from tapfs.serving.log import log
 from tapfs.serving.threads import in_thread
-from tapfs.xen.device import DOMAINS, OUR_KIND, Device, State, is_ours, parse_state, write_device_keys
+from tapfs.xen.device import DOMAINS, OUR_KIND, Device, State, is_ours, parse_state, with_names, write_device_keys
 from tapfs.xen.image_stamp import NEVER_OPENED, GivenUp, how_it_stands
 from tapfs.xen.process_handle import (
     EXIT_DONE,
@@ -62,6 +62,8 @@ class SupervisedDevice:
         self, device: Device, store: XenStore, directory: Path, *, simulated: bool, restarts: Restarts | None = None
     ) -> None:
         self.device = device
+        #: How the log calls it.
+        self._name = str(device)
         #: The process that serves it now; it outlives this object.
         self.process: RunningDisk | None = None
         self._store = store
@@ -84,6 +86,7 @@ class SupervisedDevice:
 
         Cancelled, or with the ImageError of a xenstored that is gone, it leaves the process running.
         """
+        self._name = await with_names(self._store, self.device)
         await self._adopt()
         while True:
             if self.process is not None:
@@ -97,8 +100,8 @@ class SupervisedDevice:
             if not await self._take(self._next_step(look)):
                 await self._news.wait()
         if not remove_runtime_files(self._directory, self.device.key):
-            log.warning("%s: is gone, but its process still has something to do", self.device)
-        log.info("%s: gone", self.device)
+            log.warning("%s: is gone, but its process still has something to do", self._name)
+        log.info("%s: gone", self._name)
 
     def _next_step(self, look: _Look) -> _Step:
         """What to do for a device that no process serves."""
@@ -149,7 +152,7 @@ class SupervisedDevice:
         except ImageError as error:
             await self._fail(f"cannot be claimed: {error}")
         else:
-            log.info("%s: new, %s", self.device, image)
+            log.info("%s: new, %s", self._name, image)
         return True
 
     async def _start(self) -> bool:
@@ -159,7 +162,7 @@ class SupervisedDevice:
             await self._fail(str(error))
             return True
         if self.process is not None:
-            log.info("%s: served by process %d", self.device, self.process.pid)
+            log.info("%s: served by process %d", self._name, self.process.pid)
             await write_device_keys(self._store, self.device, {"tapfs/process": self.process.name})
             return True
         # Somebody serves it whom our predecessor had just started, or who is just ending.
@@ -171,7 +174,7 @@ class SupervisedDevice:
         """Find the process that serves it already, if one does."""
         self.process = adopt(await self._read("tapfs/process"))
         if self.process is not None:
-            log.info("%s: found its process %d at work", self.device, self.process.pid)
+            log.info("%s: found its process %d at work", self._name, self.process.pid)
 
     async def _attend(self, process: RunningDisk) -> None:
         """Wait for the end of the process, and see what that means."""
@@ -186,7 +189,7 @@ class SupervisedDevice:
             return
         if code == EXIT_DONE:
             self._done = True
-            log.debug("%s: its process is done", self.device)
+            log.debug("%s: its process is done", self._name)
             return
         kind = await self._read("tapfs/error-kind") if look.status == "failed" else None
         never_opened = kind in NEVER_OPENED
@@ -209,7 +212,7 @@ class SupervisedDevice:
             await self._fail(f"its process ended {self._restarts.most} times within a minute, the last time {reason}")
             return
         when = f" in {pause:g} s" if pause else ""
-        log.error("%s: its process ended %s; starting it again%s", self.device, reason, when)
+        log.error("%s: its process ended %s; starting it again%s", self._name, reason, when)
         await trio.sleep(pause)
 
     async def _oversee(self, process: RunningDisk) -> None:
@@ -221,7 +224,7 @@ class SupervisedDevice:
                 # Removed and made again so quickly that the process may not have noticed: it serves the old one.
                 process.send(signal.SIGTERM)
             elif look is not None and not look.domain_lives and self.device.kind == OUR_KIND:
-                log.info("%s: the domain is gone", self.device)
+                log.info("%s: the domain is gone", self._name)
                 await remove_device(self._store, self.device)
             await self._news.wait()
 
@@ -230,13 +233,13 @@ class SupervisedDevice:
             await self._fail("its process could not serve it, and could not say why")
             return
         self._failed = True
-        log.error("%s: given up: %s", self.device, await self._read("tapfs/error"))
+        log.error("%s: given up: %s", self._name, await self._read("tapfs/error"))
         if look.state is State.CONNECTED:
             await write_device_keys(self._store, self.device, {"state": State.CLOSING}, only_at=State.CONNECTED)
 
     async def _fail(self, reason: str) -> None:
         self._failed = True
-        log.error("%s: given up: %s", self.device, reason)
+        log.error("%s: given up: %s", self._name, reason)
         self._note_standing(instead=False)
         kind = ErrorKind.IO.value
         await write_device_keys(
