@@ -13,31 +13,12 @@ import pytest
 import tapfs as tapfs_package
 from tests.conftest import Ran
 from tests.peer.test_convert import MIB, qemu
-from tests.peer.test_qcow2_read import by_qemu, comparable
+from tests.peer.test_qcow2_read import by_qemu
 from tests.qcow2_images import audit
 
 Run = Callable[..., Ran]
 
 SIZE = 6 * MIB + 512
-
-#: Options of creation, and whether there is a backing file.
-KINDS: dict[str, tuple[str, bool]] = {
-    **{f"v2 {size}": (f"compat=0.10,cluster_size={size}", size != 4096) for size in (512, 4096, 65536, 2 * MIB)},
-    **{f"v3 {size}": (f"compat=1.1,cluster_size={size}", size == 4096) for size in (512, 4096, 65536, 2 * MIB)},
-    "refcounts of 1 bit": ("refcount_bits=1,cluster_size=4096", False),
-    "refcounts of 8 bits": ("refcount_bits=8,cluster_size=512", True),
-    "refcounts of 64 bits": ("refcount_bits=64,cluster_size=1024", True),
-    "data file": ("data_file=outside", False),
-    "data file over a parent": ("data_file=outside,cluster_size=4096", True),
-    "raw data file": ("data_file=outside,data_file_raw=on", False),
-    "subclusters": ("extended_l2=on", False),
-    "subclusters 16K": ("extended_l2=on,cluster_size=16384", True),
-    "subclusters 2M": ("extended_l2=on,cluster_size=2097152", True),
-    "subclusters in a data file": ("extended_l2=on,data_file=outside", True),
-    "lazy": ("lazy_refcounts=on", False),
-    "metadata": ("preallocation=metadata", False),
-    "falloc": ("preallocation=falloc,cluster_size=4096", False),
-}
 
 
 def change(image: Path, expected: bytearray, choice: random.Random, requests: int = 40) -> None:
@@ -70,44 +51,6 @@ def is_clean(image: Path) -> None:
     assert (report.corruptions, report.leaks) == (0, 0), report.findings
     found = audit(image.read_bytes())
     assert (found.corruptions, found.leaks) == ([], [])
-
-
-@pytest.mark.parametrize("creator", ["tapfs", "qemu"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_tapfs_writes_is_clean_and_the_same_to_qemu(tapfs: Run, tmp_path: Path, kind: str, creator: str) -> None:
-    options, has_backing = KINDS[kind]
-    image = tmp_path / "image"
-    choice = random.Random(kind + creator)
-    expected = bytearray(SIZE)
-    words: list[str] = []
-    if has_backing:
-        below = choice.randbytes(SIZE * 3 // 4 // 512 * 512)
-        (tmp_path / "base").write_bytes(below)
-        words = ["-b", "base", "-F", "raw"]
-        expected[: len(below)] = below
-    if creator == "tapfs":
-        ran = tapfs("create", "-f", "qcow2", "-o", options, *words, image, SIZE)
-        assert (ran.code, ran.err) == (0, "")
-        is_clean(image)
-    else:
-        qemu_options = options.replace("data_file=outside", f"data_file={tmp_path}/outside")
-        qemu("qemu-img", "create", "-q", "-f", "qcow2", "-o", qemu_options, *words, image, SIZE)
-    for turn in range(2):
-        change(image, expected, choice)
-        is_clean(image)
-        (image.with_suffix(".raw")).unlink(missing_ok=True)
-        assert by_qemu_beside(image) == expected
-        offset = choice.randrange(SIZE // 512 - 300) * 512
-        beside(image, "qemu-io", "-f", "qcow2", "-c", f"write -P {turn + 1} {offset} 153600", image)
-        expected[offset : offset + 153600] = bytes([turn + 1]) * 153600
-        beside(image, "qemu-io", "-f", "qcow2", "-c", f"write -z {turn * MIB} 300k", image)
-        expected[turn * MIB : turn * MIB + 307200] = bytes(307200)
-    assert by_qemu_beside(image) == expected
-    with tapfs_package.open(image) as disk:
-        assert disk.read(0, disk.size) == expected
-    ours = json.loads(tapfs("map", "--json", image).out)
-    theirs = json.loads(beside(image, "qemu-img", "map", "-f", "qcow2", "--output=json", image))
-    assert comparable(ours) == comparable(theirs)
 
 
 def beside(image: Path, *words: object) -> str:
