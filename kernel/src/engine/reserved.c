@@ -7,6 +7,7 @@
 
 /* Fills up to this many bytes travel with the data in one write. */
 #define GATHERED_FILL_MAX (128u << 10)
+#define RUNS_AT_ONCE 8
 
 static bool placement_valid(const struct layer *layer, const tapfs_placement *placement)
 {
@@ -104,6 +105,33 @@ static bool may_skip_zeros(const struct place *place)
     return place->placement->fresh && place->request->disk->layers[0]->cipher == NULL;
 }
 
+/*
+ * Whether the disk is known to read as zeros where the placement is, so that its old contents need not be looked at. A
+ * block of a format may be 256 MiB, of which a write has 4 KiB: the rest of a fresh place stays a hole of the host.
+ */
+static bool read_as_zeros(const struct place *place)
+{
+    const tapfs_disk *disk = place->request->disk;
+    uint64_t size = disk->layers[0]->geometry.virtual_size;
+    uint64_t at = place->placement->offset, end = minimum(end_of(place->placement), size);
+    tapfs_extent runs[RUNS_AT_ONCE];
+
+    while (at < end) {
+        size_t count = 0;
+        if (map_lookup(place->request->disk, 0, at, end - at, place->request->nowait, runs, RUNS_AT_ONCE, &count) !=
+            MAP_FOUND) {
+            return false; /* the fill says what is missing */
+        }
+        for (size_t i = 0; i < count; i++) {
+            if (runs[i].kind != TAPFS_ZERO && (runs[i].kind != TAPFS_UNALLOCATED || disk->layer_count > 1)) {
+                return false;
+            }
+        }
+        at = runs[count - 1].offset + runs[count - 1].length;
+    }
+    return true;
+}
+
 /* ---- gathered: what follows each other on the host is written at once */
 
 /* The old contents of [start, stop), a part of a placement whose fills fit into the memory for fills. */
@@ -138,7 +166,7 @@ static int gather_fill(struct gather *gather, const struct place *place, uint64_
     return result;
 }
 
-static int gather_place(struct gather *gather, const struct place *place)
+static int gather_place(struct gather *gather, const struct place *place, bool filled)
 {
     const tapfs_placement *placement = place->placement;
     uint64_t at = placement->offset;
@@ -146,7 +174,7 @@ static int gather_place(struct gather *gather, const struct place *place)
 
     for (size_t i = 0; i < place->count && result == 0; i++) {
         struct part part = part_of(place, i);
-        if (!placement->in_place) {
+        if (filled) {
             result = gather_fill(gather, place, at, part.start);
         }
         if (result == 0) {
@@ -155,7 +183,7 @@ static int gather_place(struct gather *gather, const struct place *place)
         }
         at = part.stop;
     }
-    return result != 0 || placement->in_place ? result : gather_fill(gather, place, at, end_of(placement));
+    return result != 0 || !filled ? result : gather_fill(gather, place, at, end_of(placement));
 }
 
 /* ---- alone: long fills, the cipher, O_DIRECT */
@@ -223,11 +251,16 @@ static int write_place(struct gather *gather, const struct place *place)
     const tapfs_placement *placement = place->placement;
     const struct layer *layer = place->request->disk->layers[0];
     uint64_t fill = placement->in_place ? 0 : placement->length - given(place);
+    bool zeros = fill > 0 && may_skip_zeros(place) && read_as_zeros(place);
 
-    if (layer->cipher == NULL && !layer->files[placement->file]->ranged && fill <= GATHERED_FILL_MAX) {
-        return gather_place(gather, place);
+    if (zeros) {
+        fill = 0; /* what is not given stays as it is */
     }
-    return placement->in_place || (fill == 0 && place->count == 1) ? write_parts(place) : write_bounced(place);
+    if (layer->cipher == NULL && !layer->files[placement->file]->ranged && fill <= GATHERED_FILL_MAX) {
+        return gather_place(gather, place, fill > 0);
+    }
+    bool parts = placement->in_place || zeros || (fill == 0 && place->count == 1);
+    return parts ? write_parts(place) : write_bounced(place);
 }
 
 /* ---- all of it */

@@ -144,6 +144,27 @@ def test_zeros_are_not_written_where_it_is_fresh(tmp_path: Path, length: int) ->
     assert content.count(b"x") == length
 
 
+@pytest.mark.parametrize("direct", [False, True])
+def test_only_the_data_is_written_where_it_is_fresh_and_the_disk_is_zeros(tmp_path: Path, *, direct: bool) -> None:
+    path = host(tmp_path, "top", SENTINEL * (2 << 20))
+    with Disk() as disk:
+        disk.layer(path, size=4 << 20, granule=2 << 20, unit=4 << 20, writable=True, direct=direct)
+        disk.install(0, extents((4 << 20, UNALLOCATED, 0)))
+        disk.write_reserved(b"x" * 4096, 700 << 10, [place(0, 2 << 20, 0, fresh=True)])
+    written = (SENTINEL * (700 << 10) + b"x" * 4096).ljust(2 << 20, SENTINEL)
+    assert path.read_bytes() == written
+
+
+def test_a_fresh_place_over_a_parent_is_filled(tmp_path: Path) -> None:
+    with Disk() as disk:
+        disk.layer(host(tmp_path, "top"), size=1 << 20, granule=1 << 20, unit=1 << 20, writable=True)
+        disk.layer(host(tmp_path, "below", pattern(1 << 20)), size=1 << 20, identity=True)
+        disk.install(0, extents((1 << 20, UNALLOCATED, 0)))
+        disk.write_reserved(b"x" * 10, 700, [place(0, 1 << 20, 0, fresh=True)])
+        disk.install(0, extents((1 << 20, DATA, 0)))
+        assert disk.read(0, 1 << 20) == pattern(700) + b"x" * 10 + pattern(1 << 20)[710:]
+
+
 def test_in_place_placements_are_not_filled(tmp_path: Path) -> None:
     path = host(tmp_path, "top", SENTINEL * UNIT)
     with Disk() as disk:
