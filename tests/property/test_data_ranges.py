@@ -75,6 +75,9 @@ def make(kind: str, folder: Path, seed: int) -> Callable[..., Image]:
         if layer == "packed":
             raw, path, name = path, f"{path}.qcow", "qcow"
             tapfs.convert(raw, path, format="raw", target_format=name, compressed=True)
+        if name != "raw":
+            # Holes of the host inside clusters are no data for the engine, and data for a driver's map.
+            Path(path).write_bytes(Path(path).read_bytes())
         formats.insert(0, name)
     return partial(tapfs.open, path, format=name, password=password, backing_formats=formats[1:])
 

@@ -1,7 +1,4 @@
 /* A walk over the map of the whole chain: down the layers, run by run. What is done with a run is its taker's. */
-#include <errno.h>
-#include <unistd.h>
-
 #include "engine/chain_walk.h"
 #include "engine/tables.h"
 
@@ -36,29 +33,13 @@ static bool take_extent(struct walk *walk, uint32_t index, const tapfs_extent *e
     return give(walk, index, extent);
 }
 
-/* 0, or an errno where the file has become shorter: what it has lost is no hole. */
-static int look_for_cut(struct host_file *file)
-{
-    uint64_t known = atomic_load(&file->known_size), size = 0;
-    int error = host_size(file, &size);
-    return error != 0 ? error : host_judge_size(file, known, size);
-}
-
 /* How far the host file is data, or a hole, from `offset` on. */
 static bool host_run(const struct host_file *file, uint64_t offset, uint64_t end, uint64_t *stop)
 {
-    off_t data = lseek(file->fd, (off_t)offset, SEEK_DATA);
-    if (data < 0) {
-        *stop = end;
-        return errno != ENXIO; /* what a host cannot tell is data */
-    }
-    if ((uint64_t)data > offset) {
-        *stop = minimum((uint64_t)data, end);
-        return false;
-    }
-    off_t hole = lseek(file->fd, (off_t)offset, SEEK_HOLE);
-    *stop = hole < 0 ? end : minimum((uint64_t)hole, end);
-    return true;
+    uint64_t data = host_next_data(file, offset, end);
+
+    *stop = data > offset ? data : host_next_hole(file, offset, end);
+    return data == offset;
 }
 
 static bool resolve_identity(struct walk *walk, uint32_t index, uint64_t offset, uint64_t end)
@@ -73,7 +54,7 @@ static bool resolve_identity(struct walk *walk, uint32_t index, uint64_t offset,
                     layer->files[geometry->identity_file]->present != NULL || /* what is not here looks like a hole */
                     host_run(layer->files[geometry->identity_file], shift + offset, shift + end, &stop);
         stop -= shift;
-        int error = data ? 0 : look_for_cut(layer->files[geometry->identity_file]);
+        int error = data ? 0 : host_look_for_cut(layer->files[geometry->identity_file]);
         if (error != 0) {
             request_fail(&walk->request, error, "map", index, geometry->identity_file, shift + offset);
             return false;

@@ -1,5 +1,16 @@
-/* Ranges of a disk that are known to hold data, as arrays: joined, widened, bounded in bytes. */
+/*
+ * Ranges of a disk that are known to hold data, as arrays: joined, widened, bounded in bytes.
+ *
+ * A block of a format may be large, and a hole of the host's file for the most part: what was never written of it reads
+ * as zeros. The host is asked where its file is sparse, a few times for each run, however many extents the file has.
+ */
 #include "engine/chain_walk.h"
+
+/* Of shorter runs the host is not asked: to read a hole costs no more. */
+#define LEAST_ASKED_BYTES (128u << 10)
+/* A run without holes is looked at in pieces that grow from this to the other. */
+#define FIRST_PIECE_BYTES (64u << 10)
+#define LARGEST_PIECE_BYTES (4u << 20)
 
 struct range_walk {
     struct walk walk; /* first, so that a walk is one of these */
@@ -42,6 +53,62 @@ static bool add(struct range_walk *search, uint64_t start, uint64_t stop)
     return from + part == stop && search->bytes_left > 0;
 }
 
+static bool add_aligned(struct range_walk *search, uint64_t start, uint64_t stop)
+{
+    return add(search, maximum(round_down(start, search->align), reached(search)), round_up(stop, search->align));
+}
+
+/* The host file whose holes are looked for in a run; NULL: all of the run is data, or its holes are known already. */
+static struct host_file *file_with_holes(const struct range_walk *search, const tapfs_mapped *run)
+{
+    const struct layer *layer = search->walk.request.disk->layers[run->layer];
+    struct host_file *file = run->placed && !layer->geometry.identity ? layer->files[run->file] : NULL;
+
+    /* Behind the end of its file a run is cut, and what has not come yet looks like a hole. */
+    return file != NULL && file->sparse && file->present == NULL && run->length >= LEAST_ASKED_BYTES &&
+                   run->host_offset + run->length <= atomic_load(&file->known_size)
+               ? file
+               : NULL;
+}
+
+/*
+ * The data of a run, by the host. Before a hole has been met nobody knows how far the next one is, and the search for it
+ * may pass over a million extents: so only the beginning of each piece is asked for, and pieces double.
+ */
+static bool add_without_holes(struct range_walk *search, const tapfs_mapped *run, struct host_file *file)
+{
+    struct request *request = &search->walk.request;
+    uint64_t stop = run->offset + run->length, shift = run->host_offset - run->offset; /* modulo 2^64 */
+    uint64_t at = maximum(run->offset, request->position), piece = FIRST_PIECE_BYTES;
+    bool holes = false;
+
+    while (at < stop) {
+        if (search->walk.lookups_left == 0) {
+            return false;
+        }
+        search->walk.lookups_left--;
+        uint64_t data = host_next_data(file, at + shift, stop + shift) - shift;
+        if (data > at) {
+            int error = host_look_for_cut(file);
+            if (error != 0) {
+                request_fail(request, error, "map", run->layer, run->file, at + shift);
+                return false;
+            }
+            holes = true;
+            at = data;
+            request->position = at;
+            continue;
+        }
+        uint64_t end = holes ? host_next_hole(file, at + shift, stop + shift) - shift : minimum(stop, at + piece);
+        if (!add_aligned(search, at, end)) {
+            return false;
+        }
+        at = maximum(end, request->position);
+        piece = minimum(2 * piece, LARGEST_PIECE_BYTES);
+    }
+    return true;
+}
+
 static bool take_data(struct walk *walk, const tapfs_mapped *run)
 {
     struct range_walk *search = (struct range_walk *)walk;
@@ -54,7 +121,8 @@ static bool take_data(struct walk *walk, const tapfs_mapped *run)
         walk->request.position = stop;
         return true;
     }
-    return add(search, maximum(round_down(run->offset, search->align), reached(search)), round_up(stop, search->align));
+    struct host_file *file = file_with_holes(search, run);
+    return file == NULL ? add_aligned(search, run->offset, stop) : add_without_holes(search, run, file);
 }
 
 size_t tapfs_data_ranges(tapfs_disk *disk, uint64_t offset, uint64_t length, uint64_t gap, uint64_t align,

@@ -72,6 +72,28 @@ void host_expect(const struct host_file *file, uint64_t offset, uint64_t length)
     }
 }
 
+uint64_t host_next_data(const struct host_file *file, uint64_t offset, uint64_t end)
+{
+    off_t data = lseek(file->fd, (off_t)offset, SEEK_DATA);
+    if (data < 0) {
+        return errno == ENXIO ? end : offset; /* what a host cannot tell is data */
+    }
+    return minimum((uint64_t)data, end);
+}
+
+uint64_t host_next_hole(const struct host_file *file, uint64_t offset, uint64_t end)
+{
+    off_t hole = lseek(file->fd, (off_t)offset, SEEK_HOLE);
+    return hole < 0 ? end : minimum((uint64_t)hole, end);
+}
+
+int host_look_for_cut(struct host_file *file)
+{
+    uint64_t known = atomic_load(&file->known_size), size = 0;
+    int error = host_size(file, &size);
+    return error != 0 ? error : host_judge_size(file, known, size);
+}
+
 void host_start_writeback(const struct host_file *file)
 {
     if (file->writable && !file->in_memory) {

@@ -76,6 +76,7 @@ int host_file_new(int fd, bool direct, bool writable, struct host_file **result)
     file->writable = writable;
     file->block_device = S_ISBLK(status.st_mode);
     file->ranged = direct;
+    file->sparse = S_ISREG(status.st_mode) && (uint64_t)status.st_blocks * 512 < (uint64_t)status.st_size;
     ask_kind(file);
     ask_alignment(file);
     int error = host_size(file, &size);

@@ -45,6 +45,7 @@ struct host_file {
     bool block_device;
     bool ranged;         /* opened with O_DIRECT: every write takes the range lock, for good */
     bool in_memory;      /* on tmpfs: no transfer waits for a disk */
+    bool sparse;         /* when it was opened the host had less of it than it is long: there may be holes */
     uint32_t memory_alignment, offset_alignment; /* what the host demands of O_DIRECT; powers of two */
     uint32_t direct_block; /* what direct.c transfers, and the range lock holds: at least as much as both */
     atomic_bool refuses_nowait[2]; /* RWF_NOWAIT in reads and in writes */
@@ -98,6 +99,12 @@ TAPFS_INTERNAL bool host_absent(const struct host_file *file, uint64_t offset, u
 /* `size` was asked for after `known`, a value of known_size: 0, or HOST_CUT once and for all. */
 TAPFS_INTERNAL int host_judge_size(struct host_file *file, uint64_t known, uint64_t size);
 TAPFS_INTERNAL int host_size(const struct host_file *file, uint64_t *size);
+/* 0, or an error where the file has become shorter: what it has lost is no hole. */
+TAPFS_INTERNAL int host_look_for_cut(struct host_file *file);
+/* Where the host has data, or a hole, at or behind `offset`, at most `end`. What a host cannot tell is data. A search for
+ * a hole may take as long as the file has extents, so it is for places where a hole is near. */
+TAPFS_INTERNAL uint64_t host_next_data(const struct host_file *file, uint64_t offset, uint64_t end);
+TAPFS_INTERNAL uint64_t host_next_hole(const struct host_file *file, uint64_t offset, uint64_t end);
 TAPFS_INTERNAL int buffered_read(const struct host_file *file, uint8_t *buffer, uint64_t offset, uint64_t length,
                                  uint64_t *got);
 TAPFS_INTERNAL int buffered_write(const struct host_file *file, const uint8_t *buffer, uint64_t offset,
