@@ -9,7 +9,7 @@ ENGINE_TESTS = $(addprefix tests/unit/,engine disk/test_image.py disk/test_overl
 SOURCES = $(wildcard kernel/src/*/*.c kernel/src/*/*.h kernel/src/*.h) kernel/build_engine.py
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: all demo test test-xen check suite sanitize torture bench bench-setup bench-convert bench-qcow2 bench-fragmented bench-fuse bench-ring clean system-build system-test system-bench system-xen
+.PHONY: all demo test test-xen check suite sanitize torture bench bench-setup bench-convert bench-qcow2 bench-fragmented bench-fuse bench-ring bench-nbd clean system-build system-test system-bench system-xen
 
 all: $(VENV)/.built
 
@@ -70,7 +70,7 @@ test-xen: system-xen $(VENV)/.dev
 	$(BIN)/python -m tests.xen.lab.run $(SCENARIO)
 
 # BENCH passes options on, e.g. BENCH='--only qcow --rounds 1'; the results lie in build/bench, too.
-bench: bench-convert bench-qcow2 bench-fragmented bench-fuse bench-ring
+bench: bench-convert bench-qcow2 bench-fragmented bench-fuse bench-ring bench-nbd
 
 bench-setup: system-bench $(VENV)/.dev
 	@mkdir -p build/bench
@@ -89,6 +89,9 @@ bench-fragmented: bench-setup
 
 bench-fuse: bench-setup
 	$(BIN)/python -m tests.bench.fuse --json build/bench/fuse.json --png build/bench/fuse.png $(BENCH)
+
+bench-nbd: bench-setup
+	$(BIN)/python -m tests.bench.nbd --json build/bench/nbd.json $(BENCH)
 
 bench-ring: bench-setup
 	$(BIN)/python -m tests.bench.ring --json build/bench/ring.json $(BENCH)

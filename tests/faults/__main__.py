@@ -19,19 +19,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.faults import interposer, mutated, operations, races, scenes
+from tests.faults import interposer, mutated, nbd_streams, operations, races, scenes
 from tests.faults.broken import BREAKS
 
-WHATS = ("operations", "stripes", "granules", "mutated")
+WHATS = ("operations", "stripes", "granules", "mutated", "nbd")
 
 #: What one run does: operations on an image, operations of each thread, images.
-_STEPS = {"operations": 250, "stripes": 600, "granules": 600, "mutated": 300}
+_STEPS = {"operations": 250, "stripes": 600, "granules": 600, "mutated": 300, "nbd": 200}
 
 _MEMORY_BYTES = 3 << 30
 
 
 class Job(NamedTuple):
-    """One run. Mutated images have no kind."""
+    """One run. Mutated images and streams of NBD clients have no kind."""
 
     what: str
     kind: str
@@ -98,7 +98,7 @@ def _jobs(arguments: argparse.Namespace) -> Iterator[Job]:
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     for what in arguments.what:
         for seed in seeds:
-            for kind in [""] if what == "mutated" else arguments.only:
+            for kind in [""] if what in {"mutated", "nbd"} else arguments.only:
                 yield Job(what, kind, seed, arguments.steps or _STEPS[what])
 
 
@@ -118,6 +118,8 @@ def _run(job: Job, folder: Path) -> str:
     match job.what:
         case "operations":
             return operations.run(interposer.loaded(), job.kind, job.seed, job.steps, folder)
+        case "nbd":
+            return nbd_streams.run(job.seed, job.steps, folder)
         case "mutated":
             return mutated.run(job.seed, job.steps, folder)
         case _:
