@@ -36,7 +36,7 @@ SOURCE_FOLDER = Path("tapfs/kernel/src")
 #: The headers that Python sees: in each the declarations between the two cffi marks.
 HEADERS = ["engine/engine.h", "engine/references.h", "serving/serving.h", "fuse/server.h", "nbd/nbd.h", "xen/xen.h"]
 
-LIBRARIES = ["deflate", "crypto", "z", "zstd", "pthread"]
+LIBRARIES = ["deflate", "ssl", "crypto", "z", "zstd", "pthread"]
 FLAGS = ["-D_GNU_SOURCE", "-g", "-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra"]
 OPTIMIZED = ["-O2"]
 SANITIZED = ["-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]

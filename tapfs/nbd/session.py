@@ -16,6 +16,8 @@ from functools import partial
 import trio
 
 from tapfs.disk.image import Image
+from tapfs.errors import printable
+from tapfs.kernel.nbd_tls import TlsServer
 from tapfs.nbd.export import Export
 from tapfs.nbd.negotiation import Chosen, Negotiation, Rejected
 from tapfs.nbd.sockets import PlainChannel, tune
@@ -37,13 +39,15 @@ _PAUSE_SECONDS = 0.1
 class Serving:
     """What is to be served where: images with the names of their exports, and sockets that listen.
 
-    The session owns them. `sockets` are the paths of Unix sockets that are removed at the end.
+    The session owns them. `sockets` are the paths of Unix sockets that are removed at the end. With `tls` no client is
+    told anything without it.
     """
 
     images: Sequence[tuple[Image, str]]
     listeners: Sequence[socket.socket]
     sockets: Sequence[str] = ()
     exit_when_idle: bool = False
+    tls: TlsServer | None = None
 
 
 class Session:
@@ -67,6 +71,8 @@ class Session:
             ending.add("remove the socket", partial(_remove, path))
         for listener in self._serving.listeners:
             ending.add("close a socket", listener.close)
+        if self._serving.tls is not None:
+            ending.add("end TLS", self._serving.tls.close)
         self._service.run(self)
 
     # What the service asks for
@@ -129,17 +135,24 @@ class Session:
 
     async def _greet(self, connection: trio.socket.SocketType) -> None:
         """Negotiate with a client, and hand it over. No client's fault is one of the server."""
+        client = _Client(connection, self._serving.tls)
         try:
-            with connection, trio.move_on_after(_NEGOTIATION_SECONDS):
+            with trio.move_on_after(_NEGOTIATION_SECONDS):
                 tune(connection)
-                chosen = await Negotiation(PlainChannel(connection), self._exports).run()
+                chosen = await Negotiation(
+                    PlainChannel(connection),
+                    self._exports,
+                    start_tls=None if self._serving.tls is None else client.start_tls,
+                    tls_required=self._serving.tls is not None,
+                ).run()
                 if chosen is not None:
-                    self._hand_over(connection.detach(), chosen)
+                    self._hand_over(client.connection.detach(), chosen)
         except Rejected as error:
-            log.debug("a client was turned away: %s", error)
+            log.info("a client was turned away: %s%s", printable(str(error)), client.why())
         except Exception as error:  # noqa: BLE001  the others are served on
             log.error("a client could not be served: %s", failure_of(error, op="negotiate", path=self._service.path))
         finally:
+            client.connection.close()
             self._negotiating -= 1
             self._end_if_idle()
 
@@ -150,6 +163,35 @@ class Session:
             os.close(descriptor)
             raise
         self._had_clients = True
+
+
+class _Client:
+    """The socket of a client that negotiates: its own, or the one behind which TLS is."""
+
+    def __init__(self, connection: trio.socket.SocketType, tls: TlsServer | None) -> None:
+        self.connection = connection
+        self._tls = tls
+        self._began = False
+
+    async def start_tls(self) -> PlainChannel:
+        """Have the engine decrypt what the client says from now on."""
+        if self._tls is None:
+            raise Rejected("there is no TLS")
+        await trio.lowlevel.checkpoint()
+        self._began = True
+        descriptor = self.connection.detach()
+        try:
+            plain = self._tls.begin(descriptor)
+        except OSError:
+            os.close(descriptor)
+            raise
+        self.connection = trio.socket.from_stdlib_socket(socket.socket(fileno=plain))
+        return PlainChannel(self.connection)
+
+    def why(self) -> str:
+        """What OpenSSL says of a handshake that failed, as the end of a line."""
+        why = self._tls.why() if self._tls is not None and self._began else ""
+        return f" ({printable(why)})" if why else ""
 
 
 def _remove(path: str) -> None:

@@ -60,8 +60,7 @@ class NbdStart:
         """In the parent: remove the sockets of a child that was killed."""
         del child
         for path in self.serving.sockets:
-            with suppress(OSError):
-                os.unlink(path)
+            _unlink(path)
         return None
 
 
@@ -78,6 +77,13 @@ def put_away(serving: Serving) -> None:
             closing.callback(image.close)
         for listener in serving.listeners:
             closing.callback(listener.close)
+        for path in serving.sockets:
+            closing.callback(_unlink, path)
+
+
+def _unlink(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)
 
 
 def export_names(names: Sequence[str], images: Sequence[str]) -> list[str]:

@@ -102,7 +102,8 @@ static void send_data(struct nbd_piece *piece, bool last)
     memcpy(bytes, header, length);
     request->answering = true;
     piece->output = (struct nbd_output){
-        .bytes = bytes, .length = length + piece->length, .held = piece->held, .memory = piece};
+        .bytes = bytes, .length = length + piece->length, .held = piece->held, .memory = piece,
+        .spare = piece->spare};
     nbd_send(connection, &piece->output);
 }
 
@@ -165,8 +166,9 @@ static void piece_free(struct nbd_piece *piece)
         next = states->next;
         free(states);
     }
-    nbd_let_go(piece->connection, piece->held);
-    free(piece);
+    struct nbd_connection *connection = piece->connection;
+    nbd_let_go(connection, piece->held);
+    nbd_memory_give(connection->loop, piece, piece->spare);
 }
 
 /* FUA is allowed on every command, and means something to those that change the disk. */

@@ -70,7 +70,8 @@ struct nbd_output {
     const uint8_t *bytes;
     size_t length, sent;
     size_t held; /* counted in connection.held until they are sent */
-    void *memory; /* to be freed then */
+    void *memory; /* to be given back then */
+    bool spare;   /* it is of the size that is kept */
 };
 
 /* What a client has asked for. It belongs to the thread of its connection, as all here but what a parked piece has. */
@@ -105,6 +106,7 @@ struct nbd_piece {
     int error;  /* it is given back with this, if it does not go on */
     bool goes_on; /* given back to be moved by the mover */
     size_t held;
+    bool spare; /* it has room for PIECE_BYTES, and is kept for the next one */
     struct nbd_states *states, **states_end; /* of a STATUS */
     struct nbd_output output;
     struct iovec whole; /* the data, for `move` */
@@ -145,6 +147,8 @@ struct nbd_loop {
     int epoll_fd, wake_fd;
     struct mover *mover;
     struct nbd_connection *connections, *touched;
+    struct spare *spares; /* memory for large pieces */
+    uint32_t spare_count;
     uint64_t stop_at; /* in milliseconds of the monotonic clock; 0: it does not stop */
 
     pthread_mutex_t lock; /* of the next three */
@@ -180,6 +184,13 @@ TAPFS_INTERNAL size_t nbd_chunk_header(uint8_t *at, bool extended, const tapfs_n
 TAPFS_INTERNAL size_t nbd_chunk_header_length(bool extended);
 /* One of the errors that the protocol has. */
 TAPFS_INTERNAL int nbd_error(int error);
+
+/* ---- nbd/memory.c: memory of pieces. What is large is kept for the next piece, because the host takes long to give it */
+
+/* `bytes` of memory, `spare` set if it is of the size that is kept; NULL: none. */
+TAPFS_INTERNAL void *nbd_memory_take(struct nbd_loop *loop, size_t bytes, bool *spare);
+TAPFS_INTERNAL void nbd_memory_give(struct nbd_loop *loop, void *memory, bool spare);
+TAPFS_INTERNAL void nbd_memory_free(struct nbd_loop *loop);
 
 /* ---- nbd/output.c: what is sent */
 

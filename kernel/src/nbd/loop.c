@@ -209,6 +209,7 @@ static int start_watching(struct nbd_loop *loop)
 
 static void close_parts(struct nbd_loop *loop)
 {
+    nbd_memory_free(loop);
     if (loop->mover != NULL) {
         mover_free(loop->mover);
     }

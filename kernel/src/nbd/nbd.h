@@ -91,6 +91,26 @@ void tapfs_nbd_free(tapfs_nbd *server);
 
 void tapfs_nbd_counters(tapfs_nbd *server, tapfs_nbd_statistics *statistics);
 
+typedef struct tapfs_tls tapfs_tls;
+
+/* The longest key that is shared with a client. */
+#define TAPFS_TLS_KEY_MAX 64
+
+/* The server's side of TLS. Certificates and keys come before the first client. NULL: no memory. */
+tapfs_tls *tapfs_tls_new(void);
+/* Show clients a certificate, both files in PEM. `verify`: they must have one that `authority` has signed. 0 or -EINVAL. */
+int tapfs_tls_use_certificate(tapfs_tls *tls, const char *certificate, const char *key, const char *authority,
+                              int verify);
+/* Let in clients that know this key under this name. 0, -EINVAL or -ENOMEM. */
+int tapfs_tls_add_key(tapfs_tls *tls, const char *identity, const uint8_t *key, size_t length);
+/* Begin TLS on a client's socket, which does not block. The other end of it without TLS, a socket that does not block
+ * either, or -errno. Takes over `fd`, unless it fails. */
+int tapfs_tls_begin(tapfs_tls *tls, int fd);
+/* How the last handshake failed, as text; it is forgotten then. */
+void tapfs_tls_why(tapfs_tls *tls, char *text, size_t capacity);
+/* Wait until the clients' connections have ended, which are cut after two seconds. */
+void tapfs_tls_free(tapfs_tls *tls);
+
 /*
  * The codec alone, for tests: what the first bytes of a message are. The number of bytes of the message's header, 0 if
  * more are needed, -EPROTO if it is none.

@@ -32,7 +32,7 @@ void nbd_touch(struct nbd_connection *connection)
 static void release(struct nbd_connection *connection, struct nbd_output *output)
 {
     nbd_let_go(connection, output->held);
-    free(output->memory);
+    nbd_memory_give(connection->loop, output->memory, output->spare);
 }
 
 void nbd_send(struct nbd_connection *connection, struct nbd_output *output)

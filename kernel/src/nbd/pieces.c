@@ -12,7 +12,8 @@
 struct nbd_piece *nbd_piece_new(struct nbd_request *request, uint32_t kind, uint64_t offset, uint64_t length,
                                 size_t data_bytes)
 {
-    struct nbd_piece *piece = malloc(sizeof *piece + data_bytes);
+    bool spare;
+    struct nbd_piece *piece = nbd_memory_take(request->connection->loop, sizeof *piece + data_bytes, &spare);
     if (piece == NULL) {
         return NULL;
     }
@@ -28,6 +29,7 @@ struct nbd_piece *nbd_piece_new(struct nbd_request *request, uint32_t kind, uint
     piece->outcome = (tapfs_outcome){.status = TAPFS_DONE};
     piece->error = 0;
     piece->goes_on = false;
+    piece->spare = spare;
     piece->held = sizeof *piece + data_bytes;
     piece->states = NULL;
     piece->states_end = &piece->states;

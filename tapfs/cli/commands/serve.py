@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from tapfs.cli.parser import Subparsers
     from tapfs.disk.image import Image
+    from tapfs.kernel.nbd_tls import TlsServer
+    from tapfs.nbd.sockets import Address
 
 _DESCRIPTION = """\
 Serve the disk of IMAGE to clients that speak NBD: QEMU, nbdcopy, nbd-client of Linux and others.
@@ -21,8 +23,9 @@ Prints the address for clients once they may come, and serves until Ctrl-C or a 
 What clients have flushed is on the disk then, whatever ends the server.
 
 The address is a Unix socket that only you may connect to, unless --tcp is said, or systemd has
-opened the socket (LISTEN_FDS). Of several images each is an export under the name of its file.
-For example:
+opened the socket (LISTEN_FDS). Whoever reaches a TCP port gets in, unless TLS asks who it is:
+--tls-psk FILE, or --tls-certificates DIR with --tls-verify-clients. Of several images each is
+an export under the name of its file. For example:
   tapfs serve disk.vhdx --socket /tmp/disk.sock
   nbdcopy 'nbd+unix:///?socket=/tmp/disk.sock' disk.raw
   qemu-system-x86_64 -drive file='nbd+unix:///?socket=/tmp/disk.sock',format=raw,if=virtio
@@ -53,6 +56,23 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--socket", metavar="PATH", help="the Unix socket; without it one in the runtime directory")
     parser.add_argument(
+        "--tcp",
+        metavar="HOST:PORT",
+        action="append",
+        default=[],
+        type=_tcp_address,
+        help="listen there instead; port 10809 if none is said, any that is free for 0. --socket goes with it",
+    )
+    parser.add_argument(
+        "--tls-certificates",
+        metavar="DIR",
+        help="have clients use TLS: server-cert.pem and server-key.pem in DIR are shown to them",
+    )
+    parser.add_argument("--tls-verify-clients", action="store_true", help="clients need one of ca-cert.pem in DIR, too")
+    parser.add_argument(
+        "--tls-psk", metavar="FILE", help="have clients use TLS with a key that stands in FILE, as psktool makes it"
+    )
+    parser.add_argument(
         "--name",
         metavar="NAME",
         action="append",
@@ -79,9 +99,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.overlay is not None and arguments.more:
         raise UsageError("--overlay is for one image", _PROGRAM)
     exports = export_names(arguments.name, paths)
+    tls = _tls(arguments)
     listeners, uris, sockets = _listen(arguments, exports[0])
     images: list[tuple[Image, str]] = []
-    serving = Serving(images, listeners, sockets, exit_when_idle=arguments.exit_when_idle)
+    serving = Serving(images, listeners, sockets, exit_when_idle=arguments.exit_when_idle, tls=tls)
     start = NbdStart(serving, arguments.pid_file and os.path.abspath(arguments.pid_file))
     try:
         for path, name in zip(paths, exports, strict=True):
@@ -105,6 +126,30 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _tcp_address(text: str) -> Address:
+    from argparse import ArgumentTypeError
+
+    from tapfs.nbd.sockets import tcp_address
+
+    try:
+        return tcp_address(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
+def _tls(arguments: argparse.Namespace) -> TlsServer | None:
+    """What the options say of TLS."""
+    if arguments.tls_verify_clients and arguments.tls_certificates is None:
+        raise UsageError("--tls-verify-clients needs --tls-certificates", _PROGRAM)
+    if arguments.tls_certificates is None and arguments.tls_psk is None:
+        return None
+    from tapfs.nbd.tls import tls_server
+
+    return tls_server(
+        certificates=arguments.tls_certificates, keys=arguments.tls_psk, verify_clients=arguments.tls_verify_clients
+    )
+
+
 def _print(uris: list[str]) -> None:
     """One address a line, for whoever waits for it."""
     print(*uris, sep="\n", flush=True)
@@ -115,15 +160,26 @@ def _listen(arguments: argparse.Namespace, export: str) -> tuple[list[socket.soc
     from tapfs.nbd.sockets import Address, inherited_listeners, listeners_at, uri_of
     from tapfs.serving.runtime_directory import make_private, runtime_directory
 
+    secure = arguments.tls_certificates is not None or arguments.tls_psk is not None
     listeners = inherited_listeners()
     if listeners:
-        if arguments.socket is not None:
-            raise UsageError("--socket does not go with a socket that systemd has opened", _PROGRAM)
-        return listeners, [uri_of(listener, export) for listener in listeners], []
+        if arguments.socket is not None or arguments.tcp:
+            raise UsageError("--socket and --tcp do not go with a socket that systemd has opened", _PROGRAM)
+        return listeners, [uri_of(listener, export, secure=secure) for listener in listeners], []
     path = arguments.socket
-    if path is None:
+    if path is None and not arguments.tcp:
         directory = runtime_directory()
         make_private(directory)
         path = str(directory / f"nbd-{os.getpid()}.socket")
-    listeners = listeners_at(Address(os.path.abspath(path)))
-    return listeners, [uri_of(listener, export, path=path) for listener in listeners], [os.path.abspath(path)]
+    addresses = [*arguments.tcp, *([] if path is None else [Address(os.path.abspath(path))])]
+    uris: list[str] = []
+    try:
+        for address in addresses:
+            opened = listeners_at(address)
+            listeners += opened
+            uris += [uri_of(listener, export, path=address.path, secure=secure) for listener in opened]
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners, uris, [address.path for address in addresses if address.path is not None]

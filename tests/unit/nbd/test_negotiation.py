@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -39,7 +39,7 @@ class Met:
 
 
 @contextmanager
-def negotiating(*names: str, tls_required: bool = False) -> Iterator[tuple[Client, Met]]:
+def negotiating(*names: str, tls_required: bool = False) -> Generator[tuple[Client, Met]]:
     ours, theirs = socket.socketpair()
     ours.settimeout(30)
     met = Met()

@@ -1,0 +1,188 @@
+"""`tapfs serve` on TCP, with TLS by shared keys and by certificates, and on a socket of systemd."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests import nbd_client as nbd
+from tests.nbd_client import Client
+from tests.unit.engine.engine_disks import pattern
+
+MIB = 1 << 20
+CONTENT = pattern(3 * MIB)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.raw"
+    path.write_bytes(CONTENT)
+    return path
+
+
+@contextmanager
+def serving(command: Sequence[str], *words: object) -> Generator[tuple[str, subprocess.Popen[str]]]:
+    """A server on TCP: its address, and the process."""
+    every = [*command, "serve", "-f", "raw", "--tcp", "127.0.0.1:0", *map(str, words)]
+    with subprocess.Popen(every, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip(), process
+        finally:
+            process.terminate()
+
+
+def copied(uri: str, to: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["nbdcopy", uri, to], capture_output=True, text=True, check=False, timeout=60)
+
+
+def connected(uri: str) -> Client:
+    host, _, port = uri.split("/")[2].rpartition("@")[2].rpartition(":")
+    return Client(socket.create_connection((host, int(port)), timeout=30))
+
+
+def test_clients_come_by_tcp(tapfs_command: list[str], disk: Path, tmp_path: Path) -> None:
+    with serving(tapfs_command, disk, "--socket", tmp_path / "too.sock") as (uri, process):
+        assert uri.startswith("nbd://127.0.0.1:")
+        assert copied(uri, tmp_path / "copy").returncode == 0
+        assert (tmp_path / "copy").read_bytes() == CONTENT
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"nbd+unix:///?socket={tmp_path}/too.sock\n"
+        assert copied(f"nbd+unix:///?socket={tmp_path}/too.sock", tmp_path / "copy").returncode == 0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def test_a_shared_key_lets_its_clients_in_and_no_others(tapfs_command: list[str], disk: Path, tmp_path: Path) -> None:
+    keys, wrong = tmp_path / "keys.psk", tmp_path / "wrong.psk"
+    keys.write_text(f"# of this test\nalice:{bytes(range(32)).hex()}\n")
+    wrong.write_text(f"alice:{bytes(32).hex()}\n")
+    with serving(tapfs_command, disk, "--rw", "--tls-psk", keys) as (uri, process):
+        assert uri.startswith("nbds://127.0.0.1:")
+        named = uri.replace("nbds://", "nbds://alice@")
+        assert copied(f"{named}?tls-psk-file={keys}", tmp_path / "copy").returncode == 0
+        assert (tmp_path / "copy").read_bytes() == CONTENT
+        words = ["nbdcopy", "--flush", tmp_path / "copy", f"{named}?tls-psk-file={keys}"]
+        assert subprocess.run(words, check=False, timeout=60).returncode == 0
+        assert copied(f"{named}?tls-psk-file={wrong}", tmp_path / "no").returncode != 0
+        assert copied(f"{named.replace('alice', 'bob')}?tls-psk-file={keys}", tmp_path / "no").returncode != 0
+        assert copied(uri.replace("nbds:", "nbd:"), tmp_path / "no").returncode != 0
+        # Garbage where the handshake should be ends this client alone.
+        client = connected(uri)
+        client.greet()
+        assert client.option(5) == [(1, b"")]
+        client.connection.sendall(b"GET / HTTP/1.1\r\n\r\n" * 100)
+        with pytest.raises((EOFError, ConnectionError)):
+            client.receive(MIB)
+        client.close()
+        assert copied(f"{named}?tls-psk-file={keys}", tmp_path / "copy").returncode == 0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert disk.read_bytes() == CONTENT
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Path:
+    """An authority, and certificates of a server and of a client that it has signed."""
+    folder = tmp_path / "pki"
+    folder.mkdir()
+    run = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    authority = ["-subj", "/CN=authority", "-keyout", "ca-key.pem", "-out", "ca-cert.pem"]
+    subprocess.run([*run, *authority], cwd=folder, check=True, capture_output=True)
+    for who in ("server", "client"):
+        signed = ["-CA", "ca-cert.pem", "-CAkey", "ca-key.pem", "-subj", f"/CN={who}"]
+        names = ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"]
+        files = ["-keyout", f"{who}-key.pem", "-out", f"{who}-cert.pem"]
+        subprocess.run([*run, *signed, *names, *files], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def test_certificates_prove_the_server_and_the_client(
+    tapfs_command: list[str], disk: Path, tmp_path: Path, certificates: Path
+) -> None:
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    (stranger / "ca-cert.pem").write_bytes((certificates / "ca-cert.pem").read_bytes())
+    words = ["--tls-certificates", certificates]
+    for verified in (False, True):
+        with serving(tapfs_command, disk, *words, *["--tls-verify-clients"] * verified) as (uri, process):
+            assert copied(f"{uri}?tls-certificates={certificates}", tmp_path / "copy").returncode == 0
+            assert (tmp_path / "copy").read_bytes() == CONTENT
+            refused = copied(f"{uri}?tls-certificates={stranger}", tmp_path / "copy").returncode != 0
+            assert refused == verified
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+
+
+def test_a_socket_of_systemd_is_taken(tapfs_command: list[str], disk: Path, tmp_path: Path) -> None:
+    path = tmp_path / "given.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        # As systemd does it: descriptor 3, and the number of the process that exec makes of this one.
+        shell = 'exec 3<&0; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"'
+        words = ["sh", "-c", shell, "sh", *tapfs_command, "serve", "-f", "raw", str(disk), "--exit-when-idle"]
+        with subprocess.Popen(words, stdin=listener.fileno(), stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            uri = process.stdout.readline().strip()
+            assert uri == f"nbd+unix:///?socket={path}"
+            assert copied(uri, tmp_path / "copy").returncode == 0
+            assert process.wait(30) == 0
+    assert path.exists()
+    assert (tmp_path / "copy").read_bytes() == CONTENT
+
+
+def test_two_hundred_clients_leave_nothing(tapfs_command: list[str], disk: Path) -> None:
+    with serving(tapfs_command, disk) as (uri, process):
+        descriptors = Path(f"/proc/{process.pid}/fd")
+        before = len(os.listdir(descriptors))
+        clients = [connected(uri) for _ in range(200)]
+        for number, client in enumerate(clients):
+            if number % 4:  # the others never say a word
+                client.go("", nbd.EXTENDED)
+        for number, client in enumerate(clients):
+            if number % 4 == 1:
+                assert client.ask(nbd.READ, number * 512, 512).whole() == CONTENT[number * 512 : (number + 1) * 512]
+            elif number % 4 == 2:
+                client.send(nbd.READ, 0, 3 * MIB)  # and does not take it
+        for client in clients:
+            client.close()
+        last = connected(uri)
+        last.go()
+        assert last.ask(nbd.READ, 0, MIB).whole() == CONTENT[:MIB]
+        last.close()
+        for _ in range(2000):
+            if len(os.listdir(descriptors)) <= before:
+                break
+            signal.sigtimedwait([], 0.01)
+        assert len(os.listdir(descriptors)) <= before
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def test_json_of_nbdinfo_over_tcp_is_whole(tapfs_command: list[str], disk: Path) -> None:
+    with serving(tapfs_command, disk, "--name", "a disk") as (uri, _):
+        assert uri.endswith("/a%20disk")
+        words = ["nbdinfo", "--json", uri]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+        (told,) = json.loads(done.stdout)["exports"]
+        assert (told["export-name"], told["export-size"]) == ("a disk", 3 * MIB)
