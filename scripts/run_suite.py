@@ -4,15 +4,22 @@ usage: run_suite.py PYTEST [--sanitized ENGINE_FOLDER TEST...] [-- PYTEST_OPTION
 
 Parts of one row, folders of tests/, run one after the other: they mount, attach and kill on the same machine. What a
 part printed is in build/suite, and is shown where the part failed. The exit code is 1 if one did.
+
+The files of the tests lie in an ext4 of the suite's own, whose device is a file in memory: the tests ask for some
+hundred thousand barriers, and a slow disk makes hours of them. Without root or memory they lie where pytest puts them.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +27,10 @@ REPOSITORY = Path(__file__).parent.parent
 LOGS = REPOSITORY / "build/suite"
 ROWS = (("fuse", "crash", "faults", "nbd", "xen"), ("unit", "sanitized"), ("peer", "property"))
 SANITIZED = "sanitized"
+MEMORY = Path("/dev/shm")  # noqa: S108
+#: What must be free in memory for the file system, and how long its file, which has holes, looks.
+NEEDED_BYTES = 8 << 30
+DISK_BYTES = 24 << 30
 
 
 class Order(NamedTuple):
@@ -56,12 +67,43 @@ def sanitizing_environment(engine: str) -> dict[str, str]:
     }
 
 
-def run_part(name: str, order: Order) -> bool:
+@contextmanager
+def suite_disk() -> Iterator[Path | None]:
+    """A folder in a file system in memory, or None."""
+    there = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= NEEDED_BYTES and available_memory() >= NEEDED_BYTES
+    if os.geteuid() != 0 or not there:
+        yield None
+        return
+    device = MEMORY / f"tapfs-suite-{os.getpid()}"
+    folder = Path(tempfile.mkdtemp(prefix="tapfs-"))  # a short name: sockets lie below it
+    with device.open("wb") as file:
+        file.truncate(DISK_BYTES)
+    try:
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", device], check=True)
+        subprocess.run(["mount", "-o", "loop,discard", device, folder], check=True)
+        try:
+            yield folder
+        finally:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+    finally:
+        device.unlink()
+        folder.rmdir()
+
+
+def available_memory() -> int:
+    """The bytes of memory that the kernel could give to somebody now."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) << 10
+
+
+def run_part(name: str, order: Order, disk: Path | None) -> bool:
     """Run one part and say what became of it: whether it passed."""
     if name == SANITIZED:
         words, environment = ["-m", "not native", *order.tests], sanitizing_environment(order.engine)
     else:
         words, environment = [f"tests/{name}"], dict(os.environ)
+    if disk:
+        words += [f"--basetemp={disk / name}", "-o", "tmp_path_retention_policy=failed"]
     log = LOGS / f"{name}.log"
     begin = time.monotonic()
     with log.open("wb") as output:
@@ -69,6 +111,8 @@ def run_part(name: str, order: Order) -> bool:
         done = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=output, check=False)
     text = log.read_text(errors="replace")
     passed = done.returncode == 0
+    if disk:
+        shutil.rmtree(disk / name, ignore_errors=True)
     last = (text.splitlines() or ["nothing was printed"])[-1].strip("= ")
     said = f"{name}: {last} (by the clock {time.monotonic() - begin:.0f} s)\n"
     sys.stdout.write(said if passed else f"{text}\n{said}")
@@ -86,10 +130,10 @@ def main() -> int:
         sys.exit(f"run_suite.py: these folders of tests/ are in no row: {', '.join(sorted(found - known))}")
 
     def run_row(row: tuple[str, ...]) -> bool:
-        results = [run_part(name, order) for name in row if name != SANITIZED or order.tests]
+        results = [run_part(name, order, disk) for name in row if name != SANITIZED or order.tests]
         return all(results)
 
-    with ThreadPoolExecutor(len(ROWS)) as pool:
+    with suite_disk() as disk, ThreadPoolExecutor(len(ROWS)) as pool:
         results = list(pool.map(run_row, ROWS))
     return 0 if all(results) else 1
 
