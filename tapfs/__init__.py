@@ -2,8 +2,8 @@
 
 ``with tapfs.open("image.qcow") as disk: disk.read(0, 512)`` opens any image of a known format
 with its whole backing chain. `open_file` gives a file object instead, `open_async` is for trio and asyncio.
-`info`, `check`, `repair`, `compact`, `create_image`, `convert`, `measure`, `compare`, `diff`, `apply`, `commit`,
-`rebase`, `resize`, `mount` and `unmount` are the commands of those names.
+`info`, `check`, `repair`, `compact`, `create_image`, `convert`, `measure`, `amend`, `compare`, `diff`, `apply`,
+`commit`, `rebase`, `resize`, `mount` and `unmount` are the commands of those names.
 Errors are `ImageError`, which is an OSError. docs/python.md tells more.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from tapfs.api.chains import commit, rebase
     from tapfs.api.differences import apply, diff, write_diff
-    from tapfs.api.jobs import check, compact, compare, convert, create_image, repair
+    from tapfs.api.jobs import amend, check, compact, compare, convert, create_image, repair
     from tapfs.api.mounts import MountPoint, mount, unmount
     from tapfs.api.opening import info, open, open_file  # noqa: A004 - `tapfs.open` is the name one expects
     from tapfs.api.sizes import measure, resize
@@ -80,6 +80,7 @@ __all__ = [
     "SnapshotRecord",
     "__version__",
     "add_bitmap",
+    "amend",
     "apply",
     "apply_snapshot",
     "bitmaps",
@@ -147,6 +148,7 @@ _LAZY = {
     "add_bitmap": "tapfs.api.bitmaps",
     "apply_snapshot": "tapfs.api.snapshots",
     "bitmaps": "tapfs.api.bitmaps",
+    "amend": "tapfs.api.jobs",
     "check": "tapfs.api.jobs",
     "commit": "tapfs.api.chains",
     "compact": "tapfs.api.jobs",

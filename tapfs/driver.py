@@ -32,6 +32,7 @@ from tapfs.driver_protocols import (
     WritableDriver,
 )
 from tapfs.edit_protocols import (
+    Amendable,
     Bitmap,
     BitmapKeeper,
     Bitmapped,
@@ -44,6 +45,7 @@ from tapfs.edit_protocols import (
 from tapfs.findings import CheckReport, Finding, Severity
 from tapfs.format import (
     Ability,
+    AmendableFormat,
     CreatableFormat,
     CreateRequest,
     DescribedFormat,
@@ -75,6 +77,8 @@ from tapfs.reservation import (
 __all__ = [
     "MAX_DISK_BYTES",
     "Ability",
+    "Amendable",
+    "AmendableFormat",
     "Argon2",
     "Argon2Cost",
     "BackingReference",

@@ -10,7 +10,7 @@ An edit raises ImageError before its first plan wherever that is possible.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from tapfs.driver_protocols import Driver, Snapshotted, WritableDriver
@@ -55,6 +55,28 @@ class Rebasable(WritableDriver, Protocol):
 
         Only names and identities change, no map. Raises ImageError(unsupported, out_of_bounds) for a parent that the
         image cannot name.
+        """
+        ...
+
+
+@runtime_checkable
+class Amendable(WritableDriver, Protocol):
+    """A driver of whose image some choices of its creation can be changed in place.
+
+    `options` are `-o` pairs, of those that `AmendableFormat.amend_options` names.
+    """
+
+    def drops_zeros(self, options: Mapping[str, str]) -> bool:
+        """Whether the image must say of no granule that it is zeros before it is amended so.
+
+        Raises ImageError(unsupported) for what the image cannot be.
+        """
+        ...
+
+    def amend(self, options: Mapping[str, str]) -> Iterator[Plan]:
+        """Have the image be as the options say. The disk reads the same.
+
+        Raises ImageError(unsupported, out_of_bounds) for what the image cannot be, (corrupt).
         """
         ...
 

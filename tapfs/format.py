@@ -113,6 +113,16 @@ class CreatableFormat(Format, Protocol):
         ...
 
 
+@runtime_checkable
+class AmendableFormat(Format, Protocol):
+    """A format of whose images some choices can be changed in place (`tapfs.edit_protocols.Amendable`)."""
+
+    @property
+    def amend_options(self) -> Mapping[str, str]:
+        """The `-o` options with a line of help each."""
+        ...
+
+
 class Ability(StrEnum):
     """What the images of a format can do besides being read."""
 

@@ -50,6 +50,13 @@ class Qcow2Format:
 
         return CREATE_OPTIONS
 
+    @property
+    def amend_options(self) -> Mapping[str, str]:
+        """The `-o` options of `tapfs amend` with a line of help each."""
+        from tapfs.formats.qcow2.amend_options import AMEND_OPTIONS
+
+        return AMEND_OPTIONS
+
     def create(self, request: CreateRequest) -> Plan:
         """The plan for a new image. Raises ImageError(unsupported, out_of_bounds)."""
         from tapfs.formats.qcow2.create import create

@@ -5,7 +5,7 @@ Each edit is a function of a module of its own, over the writer; the methods her
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from tapfs.formats.qcow2.bitmap_following import BitmapFollowing
 from tapfs.formats.qcow2.bitmap_keeper import BitmapKeeping
@@ -25,6 +25,18 @@ class EditableQcow2Driver(SnapshotKeeping, BitmapKeeping, BitmapFollowing):
     def resize(self, size: int) -> Iterator[Plan]:
         """See :meth:`tapfs.driver.Resizable.resize`."""
         return resize(self, size)
+
+    def drops_zeros(self, options: Mapping[str, str]) -> bool:
+        """See :meth:`tapfs.driver.Amendable.drops_zeros`."""
+        from tapfs.formats.qcow2.amend import drops_zero_clusters
+
+        return drops_zero_clusters(self, options)
+
+    def amend(self, options: Mapping[str, str]) -> Iterator[Plan]:
+        """See :meth:`tapfs.driver.Amendable.amend`."""
+        from tapfs.formats.qcow2.amend import amend
+
+        return amend(self, options)
 
 
 class EditableExtendedQcow2Driver(EditableQcow2Driver, ExtendedQcow2Driver):

@@ -1,4 +1,4 @@
-"""Work on whole images: `create_image`, `check`, `repair`, `compact`, `convert` and `compare` of `import tapfs`."""
+"""Work on whole images: `create_image`, `check`, `repair`, `amend`, `compact`, `convert`, `compare` of `tapfs`."""
 
 from __future__ import annotations
 
@@ -55,6 +55,23 @@ def repair(
     from tapfs.jobs.check import repair_image
 
     return repair_image(os.fsdecode(path), OpenOptions(format=format), progress=progress)
+
+
+def amend(
+    path: str | os.PathLike[str],
+    options: Mapping[str, str],
+    *,
+    format: str | None = None,  # noqa: A002 - as above
+    password: bytes | None = None,
+) -> None:
+    """Change options of an image that nobody uses, as `tapfs amend -o` names them; the disk reads the same.
+
+    The image is as wanted, and durable, when this returns. A crash before leaves it as it was or as it is wanted.
+    Raises ImageError(unsupported) for what the format or this image cannot be.
+    """
+    from tapfs.jobs.amend import amend_image
+
+    amend_image(os.fsdecode(path), options, OpenOptions(format=format), password=password)
 
 
 def compact(

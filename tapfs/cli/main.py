@@ -20,7 +20,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
         "tapfs.cli.commands",
         (
             *("info", "map", "check", "compare", "diff", "create", "convert", "measure", "apply"),
-            *("commit", "rebase", "compact", "repair", "resize", "snapshot", "bitmap", "formats"),
+            *("commit", "rebase", "compact", "repair", "resize", "amend", "snapshot", "bitmap", "formats"),
         ),
     ),
     "mounts and RAM disks": ("tapfs.cli.commands", ("mount", "umount", "serve", "list", "remove")),

@@ -13,6 +13,7 @@ from tapfs.errors import ErrorKind, ImageError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
     from tapfs.jobs.create import NewImage
 
@@ -83,11 +84,16 @@ def print_options(format_name: str) -> int:
     found = format_named(format_name)
     if not isinstance(found, CreatableFormat):
         raise ImageError(ErrorKind.UNSUPPORTED, f"tapfs does not make {format_name} images", op="create")
-    if not found.create_options:
+    return print_options_of(format_name, found.create_options)
+
+
+def print_options_of(format_name: str, options: Mapping[str, str]) -> int:
+    """Options of a format with what each says."""
+    if not options:
         print_line(f"{format_name} has no options.")
         return 0
-    width = max(len(name) for name in found.create_options) + 2
-    for name, meaning in found.create_options.items():
+    width = max(len(name) for name in options) + 2
+    for name, meaning in options.items():
         print_line(f"{name:<{width}}{meaning}")
     return 0
 
@@ -127,7 +133,7 @@ def plain_new_image_of(arguments: argparse.Namespace, *, format_name: str, size:
         size=size,
         backing=arguments.target_backing,
         backing_format=arguments.target_backing_format,
-        options=_format_options(arguments.options, program),
+        options=format_options(arguments.options, program),
     )
 
 
@@ -148,7 +154,7 @@ def take_backing_options(arguments: argparse.Namespace, program: str) -> None:
     arguments.options = [",".join(kept)] if kept else []
 
 
-def _format_options(pairs: list[str], program: str) -> dict[str, str]:
+def format_options(pairs: list[str], program: str) -> dict[str, str]:
     """The `-o` pairs; a size such as 64K becomes the number of bytes, which is what drivers take."""
     options = parse_options(pairs, program)
     try:

@@ -112,14 +112,14 @@ def test_a_crash_leaves_the_old_parent_or_the_new_one(kind: str) -> None:
 
 def test_the_test_notices_a_wrong_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan whose stages are one stage leaves heads that are neither old nor new."""
-    from tapfs.formats.qcow2 import rebase
+    from tapfs.formats.qcow2 import head_change
 
-    right = rebase.plan
+    right = head_change.plan
 
     def one_stage(*stages: list[object]) -> Plan:
         return Plan((tuple(step for stage in right(*stages).stages for step in stage),))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(rebase, "plan", one_stage)
+    monkeypatch.setattr(head_change, "plan", one_stage)
     with pytest.raises((AssertionError, ImageError)):
         test_a_crash_leaves_the_old_parent_or_the_new_one("qcow2")
 

@@ -114,3 +114,12 @@ def test_resize_gives_another_size_and_refuses_to_lose_what_lies_behind(tmp_path
         tapfs.resize(image, SIZE)
     assert caught.value.kind is ErrorKind.OUT_OF_BOUNDS
     assert tapfs.resize(image, SIZE, shrink=True) == tapfs.info(image)["virtual_size"] == SIZE
+
+
+def test_amend_changes_what_an_image_says_of_itself(tmp_path: Path) -> None:
+    image = tmp_path / "a.qcow2"
+    tapfs.create_image(image, NewImage("qcow2", SIZE))
+    tapfs.amend(image, {"compat": "0.10"})
+    assert image.read_bytes()[7] == 2
+    with pytest.raises(ImageError, match="lazy_refcounts=on"):
+        tapfs.amend(image, {"lazy_refcounts": "on"})

@@ -1,0 +1,103 @@
+"""The options of `tapfs amend` for qcow2: what can be changed in an image that is there, and why the rest cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple, TypeVar
+
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.formats.qcow2.header import (
+    COMPRESSION_DEFLATE,
+    COMPRESSION_ZSTD,
+    LAZY_REFCOUNTS,
+    RAW_DATA_FILE,
+    Header,
+)
+from tapfs.formats.qcow2.signature import VERSIONS
+
+OP = "amend"
+_Value = TypeVar("_Value")
+
+AMEND_OPTIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "compat": "1.1: version 3; 0.10: version 2, for readers of before 2012, if nothing needs version 3",
+        "lazy_refcounts": "on or off: whether a writer may leave reference counts for a repair after a crash",
+        "compression_type": "zlib or zstd, as long as nothing in the image is compressed",
+        "data_file": "the name of the data file, which has to be renamed afterwards",
+        "data_file_raw": "off: the data file need not read as the disk any more",
+    }
+)
+
+_VERSIONS = {"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}
+_SWITCH = {"on": True, "off": False}
+_COMPRESSION = {"zlib": COMPRESSION_DEFLATE, "zstd": COMPRESSION_ZSTD}
+_CONVERT = "make a new image: tapfs convert -O qcow2 -o {}=…"
+_FIXED = {
+    "cluster_size": _CONVERT.format("cluster_size"),
+    "refcount_bits": _CONVERT.format("refcount_bits"),
+    "extended_l2": _CONVERT.format("extended_l2"),
+    "preallocation": _CONVERT.format("preallocation"),
+    "backing_file": "say tapfs rebase -u -b FILE, which changes the name alone",
+    "backing_fmt": "say tapfs rebase -u -b FILE -F FORMAT, which changes the names alone",
+}
+
+
+class Wanted(NamedTuple):
+    """What an image is to be. `data_file` None: the name stays."""
+
+    version: int
+    lazy_refcounts: bool
+    compression: int
+    data_file: str | None
+    raw: bool
+
+
+def parse_wanted(options: Mapping[str, str], header: Header, path: str) -> Wanted:
+    """What the options make of an image with this header. Raises ImageError(unsupported) for what cannot be."""
+    for key in options:
+        if key in _FIXED:
+            raise refused(f"{key} of an image that is there cannot be changed", path, _FIXED[key])
+        if key.startswith("encrypt."):
+            raise refused(f"{key}: tapfs does not change the passwords of an image", path)
+        if key not in AMEND_OPTIONS:
+            raise refused(f"unknown option {key!r} for qcow2", path, f"the options are {', '.join(AMEND_OPTIONS)}")
+    version = _choice(options, "compat", _VERSIONS, header.version, path)
+    lazy = _choice(options, "lazy_refcounts", _SWITCH, header.compatible & LAZY_REFCOUNTS != 0, path)
+    if "lazy_refcounts" not in options and version == VERSIONS[0]:
+        lazy = False
+    wanted = Wanted(
+        version,
+        lazy,
+        _choice(options, "compression_type", _COMPRESSION, header.compression_type, path),
+        options.get("data_file"),
+        _choice(options, "data_file_raw", _SWITCH, header.autoclear & RAW_DATA_FILE != 0, path),
+    )
+    if version == VERSIONS[0] and (lazy or wanted.compression != COMPRESSION_DEFLATE):
+        raise refused("lazy_refcounts=on and compression_type=zstd need compat=1.1", path)
+    _require_data_file(wanted, header, path)
+    return wanted
+
+
+def _require_data_file(wanted: Wanted, header: Header, path: str) -> None:
+    if wanted.data_file is not None and not header.has_data_file:
+        raise refused("data_file: the image has none, and its data cannot leave it", path, _CONVERT.format("data_file"))
+    if wanted.data_file is not None and (not wanted.data_file or "\0" in wanted.data_file):
+        raise refused("data_file: is no name of a file", path)
+    if wanted.raw and not header.autoclear & RAW_DATA_FILE:
+        message = "data_file_raw=on: what the data file holds outside the disk's clusters is not known to be zeros"
+        raise refused(message, path, _CONVERT.format("data_file_raw"))
+
+
+def _choice(options: Mapping[str, str], name: str, values: Mapping[str, _Value], now: _Value, path: str) -> _Value:
+    text = options.get(name)
+    if text is None:
+        return now
+    if text not in values:
+        raise refused(f"{name}={text}: must be one of {', '.join(values)}", path)
+    return values[text]
+
+
+def refused(message: str, path: str, remedy: str | None = None) -> ImageError:
+    """The error of an amendment that the image cannot have."""
+    return ImageError(ErrorKind.UNSUPPORTED, message, path=path, op=OP, remedy=remedy)

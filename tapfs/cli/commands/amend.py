@@ -1,0 +1,81 @@
+"""`tapfs amend`: change what was chosen when an image was made."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from tapfs.cli.options import add_changed_image_options, open_options, unlocked
+from tapfs.cli.parser import UsageError
+from tapfs.cli.qemu_words import add_qemu_words, is_direct
+from tapfs.cli.reporting import add_progress_options, print_line
+from tapfs.cli.targets import format_options, print_options_of, wants_help
+
+if TYPE_CHECKING:
+    from tapfs.cli.parser import Subparsers
+
+_PROGRAM = "tapfs amend"
+#: The option that the size of a disk has for qemu-img.
+_SIZE = "size"
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Describe the command."""
+    parser = subparsers.add_parser(
+        "amend",
+        help="change what was chosen when an image was made",
+        description="Change options of the image FILE in place: of qcow2 the version (compat), lazy_refcounts, the\n"
+        "compression type while nothing is compressed, and what it says of a data file. The disk stays the same.\n"
+        "What the image cannot be is refused, and nothing is changed; what was interrupted is begun anew.\n"
+        "'-o help' lists the options of a format.",
+    )
+    parser.add_argument("image", metavar="FILE", nargs="?", help="the image")
+    parser.add_argument(
+        "-o",
+        dest="options",
+        metavar="KEY=VALUE,...",
+        action="append",
+        default=[],
+        help="what the image is to be; '-o help' lists the options",
+    )
+    add_progress_options(parser)
+    add_changed_image_options(parser)
+    add_qemu_words(parser, "-t")
+    parser.add_argument("--force", action="store_true", help="accepted: nothing that tapfs amends needs it")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Amend it."""
+    if wants_help(arguments):
+        return _help(arguments)
+    if arguments.image is None:
+        raise UsageError("FILE is missing", _PROGRAM)
+    options = format_options(arguments.options, _PROGRAM)
+    if not options:
+        raise UsageError("-o is missing: it says what is to be changed", _PROGRAM)
+    if _SIZE in options:
+        raise UsageError("-o size is 'tapfs resize'", _PROGRAM)
+    from tapfs.jobs.amend import amend_image
+
+    arguments.direct = arguments.direct or is_direct(arguments.cache_t)
+    opened = open_options(arguments, writable=True)
+    unlocked(
+        arguments.key_file,
+        arguments.image,
+        lambda password: amend_image(arguments.image, options, opened, password=password),
+    )
+    return 0
+
+
+def _help(arguments: argparse.Namespace) -> int:
+    from tapfs.disk.probe import format_named
+    from tapfs.driver import AmendableFormat
+
+    if arguments.format is None:
+        raise UsageError("-o help needs -f", _PROGRAM)
+    found = format_named(arguments.format)
+    if not isinstance(found, AmendableFormat):
+        print_line(f"tapfs amends nothing in {arguments.format} images.")
+        return 0
+    return print_options_of(arguments.format, found.amend_options)

@@ -1,0 +1,74 @@
+"""Amend an image that nobody uses: change in place what was chosen when the image was made."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from tapfs.disk.chain import Layer, OpenOptions, open_layer
+from tapfs.disk.image import Image
+from tapfs.disk.opening import open_image
+from tapfs.driver import Amendable
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.extent import Kind, Range
+from tapfs.jobs.editing import edit_image
+from tapfs.plan import Plan
+
+#: So many bytes of zeros are written at a time.
+_ZEROS_BYTES = 2 << 20
+
+
+def amend_image(path: str, options: Mapping[str, str], opened: OpenOptions, *, password: bytes | None = None) -> None:
+    """Have the image `path` be as `options` say; `opened` and `password` say how it is opened.
+
+    The disk reads the same at every moment. A crash leaves the image as it was or as it is wanted, with its zeros
+    written as data at worst. Raises ImageError: unsupported for what the format or this image cannot be.
+    """
+    opened = replace(opened, writable=True)
+    with contextlib.closing(open_layer(path, replace(opened, write_base=True))) as layer:
+        drops_zeros = _amendable(layer).drops_zeros(options)
+    if drops_zeros:
+        _write_zeros(path, opened, password)
+    edit_image(path, opened, lambda layer: _amendment(layer, options), keeps_disk=True)
+
+
+def _amendment(layer: Layer, options: Mapping[str, str]) -> Iterator[Plan]:
+    return _amendable(layer).amend(options)
+
+
+def _amendable(layer: Layer) -> Amendable:
+    if not isinstance(layer.driver, Amendable):
+        name = layer.driver.format_name
+        raise ImageError(
+            ErrorKind.UNSUPPORTED,
+            f"a {name} image has nothing that tapfs can amend",
+            path=layer.path,
+            op="amend",
+            remedy=f"make a new image with other options: tapfs convert -O {name} -o …",
+        )
+    return layer.driver
+
+
+def _write_zeros(path: str, opened: OpenOptions, password: bytes | None) -> None:
+    """Have the top image say of no granule that it is zeros: over a parent by zeros as data, else by nothing."""
+    opened = replace(opened, write_base=True)  # the disk stays the same
+    with contextlib.closing(open_image(path, opened, password=password)) as image:
+        over_parent = len(image.layers) > 1
+        for each in list(_zeros(image)):
+            if not over_parent:
+                image.uncover(each.offset, each.length)
+                continue
+            for at in range(each.offset, each.end, _ZEROS_BYTES):
+                image.write(at, bytes(min(_ZEROS_BYTES, each.end - at)))
+
+
+def _zeros(image: Image) -> Iterator[Range]:
+    """The ranges of which the top image itself says that they are zeros."""
+    driver = image.layers[0].driver
+    unit = driver.geometry.map_unit
+    for start in range(0, image.size, unit):
+        for extent in driver.map(start, min(unit, image.size - start)):
+            low, high = max(start, extent.offset), min(start + unit, image.size, extent.offset + extent.length)
+            if extent.kind is Kind.ZERO and low < high:
+                yield Range(low, high - low)

@@ -1,0 +1,93 @@
+"""An amendment of a qcow2 image after a crash at any moment: the image is as before or as wanted, its disk the same."""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+import pytest
+
+from tapfs.disk.probe import format_named
+from tapfs.driver import Amendable, BackingReference, CreatableFormat, CreateRequest, Driver, OpenRequest
+from tapfs.errors import ImageError
+from tapfs.extent import Extent
+from tapfs.formats.qcow2 import head_change
+from tapfs.formats.qcow2.editable import EditableQcow2Driver
+from tapfs.plan import Plan
+from tapfs.testing.model import MemoryFile, ModelDisk
+
+SIZE = 3 << 20
+#: Kind: the options of create, then the options of each amendment.
+KINDS: dict[str, tuple[dict[str, str], list[dict[str, str]]]] = {
+    "version 3": ({}, [{"compat": "0.10"}, {"compat": "1.1", "lazy_refcounts": "on"}, {"compression_type": "zstd"}]),
+    "version 2": ({"compat": "0.10"}, [{"compat": "v3", "compression_type": "zstd"}, {"compression_type": "zlib"}]),
+    "512": ({"cluster_size": "512"}, [{"compat": "0.10"}, {"compat": "1.1"}, {"lazy_refcounts": "on"}]),
+    "4096": ({"cluster_size": "4096", "lazy_refcounts": "on"}, [{"compat": "v2"}, {"compat": "v3"}]),
+    "subclusters": ({"extended_l2": "on"}, [{"compression_type": "zstd"}, {"lazy_refcounts": "on"}]),
+}
+PARENT = BackingReference("/a/parent.raw", "raw")
+
+
+class Seen(NamedTuple):
+    """The header without its places, the parent's name, and the map."""
+
+    choices: tuple[int, ...]
+    backing: BackingReference | None
+    extents: list[Extent]
+
+
+def opened(file: MemoryFile, *, writable: bool = False) -> Driver:
+    return format_named("qcow2").open(file, OpenRequest(writable=writable, further=file))
+
+
+def seen(file: MemoryFile) -> Seen:
+    driver = opened(file, writable=True)
+    assert isinstance(driver, EditableQcow2Driver)
+    header = driver.header
+    choices = (header.version, header.compatible, header.incompatible, header.compression_type)
+    extents = [extent._replace(in_place=False) for extent in driver.map(0, SIZE)]
+    return Seen(choices, driver.geometry.backing, extents)
+
+
+def new_image(options: dict[str, str], choice: random.Random) -> MemoryFile:
+    found = format_named("qcow2")
+    assert isinstance(found, CreatableFormat)
+    file = MemoryFile()
+    file.apply(found.create(CreateRequest(SIZE, backing=PARENT, options=options, name="image")))
+    file = file.copy()
+    disk = ModelDisk(opened(file, writable=True), file)  # type: ignore[arg-type]
+    for at in range(0, SIZE, 1 << 20):
+        disk.write(at + choice.randrange(1 << 19), choice.randbytes(5000))
+    disk.end()
+    return file.copy()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_crash_leaves_the_old_choices_or_the_new_ones(kind: str) -> None:
+    options, amendments = KINDS[kind]
+    choice = random.Random(kind)
+    file = new_image(options, choice)
+    for amendment in amendments:
+        before = seen(file)
+        driver = opened(file, writable=True)
+        assert isinstance(driver, Amendable)
+        for plan in driver.amend(amendment):
+            file.apply(plan)
+        after = seen(file)
+        assert after.choices != before.choices
+        assert (after.backing, after.extents) == (before.backing, before.extents)
+        for epoch in range(len(file.epochs)):
+            for _ in range(6):
+                assert seen(file.crashed_files(epoch, choice)) in (before, after), (epoch, amendment)
+        file = file.copy()
+
+
+def test_the_test_notices_a_wrong_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = head_change.plan
+
+    def one_stage(*stages: list[object]) -> Plan:
+        return Plan((tuple(step for stage in right(*stages).stages for step in stage),))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(head_change, "plan", one_stage)
+    with pytest.raises((AssertionError, ImageError)):
+        test_a_crash_leaves_the_old_choices_or_the_new_ones("version 2")
