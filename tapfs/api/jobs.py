@@ -120,6 +120,8 @@ def convert(
     format: str | None = None,  # noqa: A002 - as above
     password: bytes | None = None,
     compressed: bool = False,
+    offset: int = 0,
+    length: int | None = None,
     backing: str | None = None,
     backing_format: str | None = None,
     options: Mapping[str, str] | None = None,
@@ -136,7 +138,8 @@ def convert(
     """Copy what a guest reads from `source` into the new image `target`. Zeros take no space.
 
     `source` is the name of an image (`format` and `password` say how it is opened), an open Image, or several of them,
-    which become one disk, one behind the other. The target appears under its name, and replaces what was there, only
+    which become one disk, one behind the other. Of that disk `length` bytes from `offset` on are copied, all of them
+    if nothing is said. The target appears under its name, and replaces what was there, only
     when it is complete and durable: whatever ends the copy before changes nothing, a block device excepted. With
     `backing` the target is an overlay over that parent and only what differs is written. `options` are the creation
     options of the target's format. `target_password` makes an encrypted image. Without `create` the existing disk
@@ -150,7 +153,7 @@ def convert(
     from tapfs.jobs.convert import Baseline, convert_to_new, refuse_own_chain
     from tapfs.jobs.convert import convert as copy_disk
     from tapfs.jobs.create import NewImage
-    from tapfs.jobs.sources import Joined, Salvaged, Source
+    from tapfs.jobs.sources import Joined, Part, Salvaged, Source
 
     name = os.fsdecode(target)
     if bitmaps and not create:
@@ -163,6 +166,8 @@ def convert(
         if bitmaps and len(images) > 1:
             raise ValueError("bitmaps are those of one disk, not of several")
         disk: Source = images[0] if len(images) == 1 else Joined(images)
+        if offset or length is not None:
+            disk = Part(disk, offset, disk.size - offset if length is None else length)
         salvaged = Salvaged(disk)
         disk = salvaged if salvage else disk
         if create:

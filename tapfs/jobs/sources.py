@@ -1,4 +1,4 @@
-"""The disk that a copy reads: an image, several images one behind the other, or one of which a part cannot be read."""
+"""The disk that a copy reads: an image, a part of one, several one behind the other, or one that cannot all be read."""
 
 from __future__ import annotations
 
@@ -98,22 +98,66 @@ class Joined:
         with memoryview(buffer) as view:
             view[: ranges.packed] = bytes(ranges.packed)
             for source, start in zip(self._sources, self._starts, strict=True):
-                self._read_of(source, start, ranges, view)
+                _read_clipped(source, ranges, view, Range(start, source.size), -start)
 
-    def _read_of(self, source: Source, start: int, ranges: Ranges, view: memoryview) -> None:
-        """Fill in what of the ranges lies in one disk: their bytes follow one another in the buffer."""
-        mine: list[Range] = []
-        packed_at = at = 0
-        for offset, length in ranges:
-            low, high = max(offset, start), min(offset + length, start + source.size)
-            if low < high:
-                if not mine:
-                    packed_at = at + low - offset
-                mine.append(Range(low - start, high - low))
-            at += length
-        if mine:
-            total = sum(each.length for each in mine)
-            source.read_ranges(ranges_of(mine, mine[-1].end), view[packed_at : packed_at + total])
+
+class Part:
+    """Bytes ``[start, start + size)`` of a disk: a :class:`Source`. The disk stays the caller's."""
+
+    def __init__(self, source: Source, start: int, size: int) -> None:
+        if not 0 <= start <= start + size <= source.size:
+            message = f"[{start}, {start + size}) reaches outside the disk of {source.size} bytes"
+            raise ImageError(ErrorKind.OUT_OF_BOUNDS, message, path=source.path, op="access")
+        self._source = source
+        self._start = start
+        self._size = size
+
+    @property
+    def size(self) -> int:
+        """Bytes of the part."""
+        return self._size
+
+    @property
+    def path(self) -> str:
+        """The name for messages."""
+        return self._source.path
+
+    @property
+    def disk_map(self) -> Part:
+        """The map."""
+        return self
+
+    def data_ranges(self, offset: int, end: int, *, gap: int = 0, align: int = 1, most_bytes: int) -> Ranges:
+        """See :class:`Mapped`."""
+        start = self._start
+        last = start + min(end, self._size)
+        found = self._source.disk_map.data_ranges(offset + start, last, gap=gap, most_bytes=max(1, most_bytes))
+        moved = [Range(at - start, length) for at, length in found]
+        if align == 1:
+            return ranges_of(moved, found.until - start)
+        return _widened(moved, offset, found.until - start, align, most_bytes)
+
+    def read_ranges(self, ranges: Ranges, buffer: Buffer) -> None:
+        """Read ranges; past the end of the part there are zeros."""
+        with memoryview(buffer) as view:
+            view[: ranges.packed] = bytes(ranges.packed)
+            _read_clipped(self._source, ranges, view, Range(0, self._size), self._start)
+
+
+def _read_clipped(source: Source, ranges: Ranges, view: memoryview, there: Range, shift: int) -> None:
+    """Fill in what of the ranges lies in `there`, whose bytes a disk has `shift` bytes further behind."""
+    mine: list[Range] = []
+    packed_at = at = 0
+    for offset, length in ranges:
+        low, high = max(offset, there.offset), min(offset + length, there.end)
+        if low < high:
+            if not mine:
+                packed_at = at + low - offset
+            mine.append(Range(low + shift, high - low))
+        at += length
+    if mine:  # they follow one another in the buffer
+        total = sum(each.length for each in mine)
+        source.read_ranges(ranges_of(mine, mine[-1].end), view[packed_at : packed_at + total])
 
 
 def _widened(found: Sequence[Range], offset: int, until: int, align: int, most_bytes: int) -> Ranges:
