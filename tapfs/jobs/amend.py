@@ -42,7 +42,7 @@ def _amendable(layer: Layer) -> Amendable:
         name = layer.driver.format_name
         raise ImageError(
             ErrorKind.UNSUPPORTED,
-            f"a {name} image has nothing that tapfs can amend",
+            f"a {name} image has no options that could be amended",
             path=layer.path,
             op="amend",
             remedy=f"make a new image with other options: tapfs convert -O {name} -o …",

@@ -41,7 +41,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add_progress_options(parser)
     add_changed_image_options(parser)
     add_qemu_words(parser, "-t")
-    parser.add_argument("--force", action="store_true", help="accepted: nothing that tapfs amends needs it")
+    parser.add_argument("--force", action="store_true", help="accepted: no amendment needs it")
     parser.set_defaults(run=run)
 
 
@@ -76,6 +76,6 @@ def _help(arguments: argparse.Namespace) -> int:
         raise UsageError("-o help needs -f", _PROGRAM)
     found = format_named(arguments.format)
     if not isinstance(found, AmendableFormat):
-        print_line(f"tapfs amends nothing in {arguments.format} images.")
+        print_line(f"nothing can be amended in {arguments.format} images.")
         return 0
     return print_options_of(arguments.format, found.amend_options)

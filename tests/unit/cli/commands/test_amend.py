@@ -57,8 +57,10 @@ def test_bitmaps_keep_version_3_and_data_files_get_other_names(tapfs: Run, tmp_p
 
 def test_other_formats_and_empty_words_are_refused(tapfs: Run, tmp_path: Path) -> None:
     assert tapfs("create", "-f", "vdi", tmp_path / "a.vdi", "1M").code == 0
-    assert "a vdi image has nothing that tapfs can amend" in tapfs("amend", "-o", "compat=1.1", tmp_path / "a.vdi").err
+    assert (
+        "a vdi image has no options that could be amended" in tapfs("amend", "-o", "compat=1.1", tmp_path / "a.vdi").err
+    )
     assert "-o is missing" in tapfs("amend", tmp_path / "a.vdi").err
     assert "tapfs resize" in tapfs("amend", "-o", "size=1G", tmp_path / "a.vdi").err
     assert "compression_type" in tapfs("amend", "-f", "qcow2", "-o", "help").out
-    assert "amends nothing in vdi" in tapfs("amend", "-f", "vdi", "-o", "help").out
+    assert "nothing can be amended in vdi" in tapfs("amend", "-f", "vdi", "-o", "help").out
