@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from tapfs.errors import ImageError
-from tapfs.serving.control import ask_and_block, unknown_command
+from tapfs.serving.asking import ask_and_block, unknown_command
 from tapfs.serving.messages import error_from_data, error_to_data
 
 #: For how long a listing waits for a process that may be stopped or stuck.

@@ -1,9 +1,9 @@
-"""The control socket of a serving process, both ends: commands ask, the process answers when the thing is done.
+"""The control socket of a serving process: commands ask, the process answers when the thing is done.
 
 A request is a line of JSON, ``{"command": "resize", "size": 1048576}``, and so is its answer: ``{"ok": true, ...}``, or
 ``{"ok": false, ...}`` with the fields of an ImageError. Any number of requests may follow each other on a connection.
 Each front end has commands of its own. No request ends a service: an exception that is raised while a request is
-answered is the answer.
+answered is the answer. `tapfs.serving.asking` asks without an event loop.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from typing import Any
 
 import trio
 
-from tapfs.errors import ErrorKind, ImageError
 from tapfs.serving.failures import reported
 from tapfs.serving.local_socket import listen, receive_line, short_path
-from tapfs.serving.messages import MESSAGE_LIMIT, decode, encode, failed, result_of, succeeded
+from tapfs.serving.messages import decode, encode, failed, result_of, succeeded
 
 #: Carries out a request and gives the fields of its answer. Raises what kept it from that.
 Answer = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, object]]]
@@ -55,11 +54,6 @@ class ControlSocket:
             return failed(reported(error, op="answer the request", path=self._path))
 
 
-def unknown_command(request: Mapping[str, Any]) -> ImageError:
-    """The error for a request that a front end does not know."""
-    return ImageError(ErrorKind.UNSUPPORTED, f"unknown command {request.get('command')!r}", op="control")
-
-
 async def ask(directory: Path, name: str, command: str, **arguments: object) -> dict[str, Any] | None:
     """The answer of the process behind a socket, None if that ended without one.
 
@@ -72,23 +66,4 @@ async def ask(directory: Path, name: str, command: str, **arguments: object) -> 
         with suppress(trio.BrokenResourceError):
             await stream.send_all(encode({"command": command, **arguments}))
             line = await receive_line(stream, limit=None)
-    return result_of(line)
-
-
-def ask_and_block(
-    directory: Path, name: str, command: str, *, seconds: float | None = None, **arguments: object
-) -> dict[str, Any] | None:
-    """As `ask`, without an event loop. `seconds`: the longest to wait at a time (TimeoutError, an OSError)."""
-    line = b""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(seconds)
-        with short_path(directory, name) as path:
-            connection.connect(path)
-        with suppress(ConnectionError):
-            connection.sendall(encode({"command": command, **arguments}))
-            while not line.endswith(b"\n"):
-                piece = connection.recv(MESSAGE_LIMIT)
-                if not piece:
-                    break
-                line += piece
     return result_of(line)

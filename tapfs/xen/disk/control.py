@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.serving.control import unknown_command
+from tapfs.serving.asking import unknown_command
 
 if TYPE_CHECKING:
     from tapfs.xen.disk.operations import Operations

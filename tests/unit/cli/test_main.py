@@ -218,6 +218,14 @@ def test_only_what_a_command_needs_is_loaded(blktap_images: dict[str, Any]) -> N
     assert loaded & unwanted == set()
 
 
+@pytest.mark.parametrize("words", [["umount", "nothing-is-here"], ["list"]])
+def test_commands_that_only_ask_start_without_an_event_loop(words: list[str]) -> None:
+    script = f"import sys\nsys.modules['trio'] = None\nfrom tapfs.cli.main import main\nsys.exit(main({words!r}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert done.returncode in (0, CODES[ErrorKind.NOT_FOUND].exit_code), done.stderr
+
+
 def test_no_command_needs_fuse_to_be_listed() -> None:
     script = (
         "import sys\nsys.modules['pyfuse3'] = None\nsys.modules['trio'] = None\n"

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 import tapfs, trio
 from tapfs import Image
-from tapfs.serving.control import unknown_command
+from tapfs.serving.asking import unknown_command
 from tapfs.serving.failures import ErrorLog
 from tapfs.serving.local_socket import listen, receive_line
 from tapfs.serving.service import Service
