@@ -105,6 +105,7 @@ class EngineDisk:
         if disk == ffi.NULL:
             raise MemoryError
         self._open: CData | None = ffi.gc(disk, lib.tapfs_disk_free)
+        self._tracked = False
         self._paths: list[list[str]] = []
         self._alive: list[CData] = []
 
@@ -263,6 +264,22 @@ class EngineDisk:
     def start_writeback(self) -> None:
         """Have the host begin to write what it holds in memory of layer 0's files; it may wait for the host."""
         lib.tapfs_start_writeback(self.handle)
+
+    def track(self, unit: int) -> int:
+        """Have writes leave marks in units of so many bytes (`tapfs.kernel.written`); 0 or -errno."""
+        self._tracked = True
+        return lib.tapfs_disk_track(self.handle, unit)
+
+    def untrack(self) -> None:
+        """Have writes leave no more marks."""
+        self._tracked = False
+        lib.tapfs_disk_untrack(self.handle)
+
+    def note_written(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Mark ranges ``(offset, length)`` as written, if there are marks."""
+        if self._tracked:
+            for offset, length in ranges:
+                lib.tapfs_disk_note_written(self.handle, offset, length)
 
     def quiesce(self) -> None:
         """Wait until every request that runs now has ended."""

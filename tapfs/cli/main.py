@@ -26,7 +26,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "mounts and RAM disks": ("tapfs.cli.commands", ("mount", "umount", "serve", "list", "remove")),
     "disks of Xen guests": (
         "tapfs.cli.guests",
-        ("attach", "detach", "stats", "pause", "resume", "swap", "limit", "blktapctrl"),
+        ("attach", "detach", "stats", "pause", "resume", "swap", "mirror", "limit", "blktapctrl"),
     ),
 }
 

@@ -33,13 +33,33 @@ class EngineChain:
     Each layer has a lock (`map_locks`). It covers the layer's driver and every change of the engine's map cache for
     that layer, so that a map and its installation are one step. The engine moves no data while one is held, and no
     thread holds two: a driver that waits for its host stops who needs the map of its layer, and nobody else.
+
+    Layers below the top do not change, with one exception (`tapfs.disk.writable_base`): layer 1 may be the top layer of
+    another chain, `below`, which writes it. Then both have one driver and one map lock for it. `below` tells of each
+    change of its map, and waits for the requests of this chain, too, before it uses again what it has freed.
     """
 
-    def __init__(self, layers: Sequence[Layer], *, writable: bool, password: bytes | None, cache_bytes: int) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        *,
+        writable: bool,
+        password: bytes | None,
+        cache_bytes: int,
+        below: EngineChain | None = None,
+    ) -> None:
         """Take over an open chain, of which at most the top layer is writable."""
         self.layers = tuple(layers)
         self.writable = writable
-        self.map_locks = tuple(threading.Lock() for _ in self.layers)
+        own = [threading.Lock() for _ in self.layers]
+        if below is not None:
+            own[1] = below.map_lock
+        self.map_locks = tuple(own)
+        self._below = below
+        #: The chains whose layer 1 this one writes.
+        self._above: tuple[EngineChain, ...] = ()
+        if below is not None:
+            below.lies_below(self)
         self.closed = False
         self._life_lock = threading.Lock()
         self._needs_password = password is None and is_encrypted(layers)
@@ -142,12 +162,44 @@ class EngineChain:
             self.check_open()
             return engine.statistics()
 
+    def lies_below(self, above: EngineChain, *, no_more: bool = False) -> None:
+        """From now on, or no more, this chain writes layer 1 of the chain `above`."""
+        with self.map_lock:
+            others = tuple(each for each in self._above if each is not above)
+            self._above = others if no_more else (*others, above)
+
+    def changed(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """The map of these ranges of the top layer has changed, the map lock held: tell who reads them from above."""
+        for above in self._above:
+            above.forget_below(ranges)
+
+    def forget_below(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """The map of layer 1 has changed in these ranges, the layer's map lock held."""
+        with self._life_lock:
+            if self._engine is not None and not self.closed:
+                for offset, length in ranges:
+                    self._engine.forget(1, offset, length)
+
+    def quiesce(self) -> None:
+        """Wait until every request that runs now has ended, those of the chains above, too."""
+        self.engine.quiesce()
+        for above in self._above:
+            above.quiesce_if_open()
+
+    def quiesce_if_open(self) -> None:
+        """Wait until no request runs that has begun before."""
+        with self._life_lock:
+            if self._engine is not None and not self.closed:
+                self._engine.quiesce()
+
     def close(self) -> None:
         """Let go of the engine's disk and the files. Closing twice is allowed."""
         with self._life_lock:
             if self.closed:
                 return
             self.closed = True
+        if self._below is not None:
+            self._below.lies_below(self, no_more=True)
         if self._engine is not None:
             self._engine.quiesce()
             with self._life_lock:
@@ -175,7 +227,9 @@ class EngineChain:
                         for file in layer.files
                     ],
                 )
-            if _describe_tables(engine, depth, layer):
+            # What another chain writes is known to its driver first, and to its tables on the host only later.
+            shared = depth == 1 and self._below is not None
+            if not shared and _describe_tables(engine, depth, layer):
                 self._tabled.add(depth)
         self._password = None
         if self.writable and isinstance(self.top.driver, Begun):

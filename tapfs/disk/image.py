@@ -41,7 +41,7 @@ _INTERNAL = frozenset(
     {
         *("engine_disk", "layers", "supply_map", "try_read", "whole_file", "stream_writer"),
         *("statistics", "description", "is_device", "end_writing", "cache_bytes", "disk_map", "read_ranges"),
-        *("write_segments", "only_streamed", "zero_in_place", "uncover"),
+        *("write_segments", "only_streamed", "zero_in_place", "uncover", "engine_chain"),
     }
 )
 
@@ -66,12 +66,19 @@ class Image:
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         plan_log: PlanLog | None = None,
         temporary: bool = False,
+        below: Image | None = None,
     ) -> None:
         """Take over an open chain. Use `tapfs.open`. With a plan log writes outlive the process without a flush.
 
-        `temporary`: what is written need not outlive this Image.
+        `temporary`: what is written need not outlive this Image. `below` writes layer 1 (`tapfs.disk.writable_base`).
         """
-        self._chain = EngineChain(layers, writable=writable, password=password, cache_bytes=cache_bytes)
+        self._chain = EngineChain(
+            layers,
+            writable=writable,
+            password=password,
+            cache_bytes=cache_bytes,
+            below=None if below is None else below.engine_chain,
+        )
         #: The bound of the map cache, for who opens the image once more.
         self.cache_bytes = cache_bytes
         self._top = self._chain.top
@@ -192,6 +199,11 @@ class Image:
         reservation with `write`. It is closed by `close`.
         """
         return self._chain.engine
+
+    @property
+    def engine_chain(self) -> EngineChain:
+        """The drivers and the engine's disk together, for an Image that lies over this one."""
+        return self._chain
 
     @property
     def layers(self) -> tuple[Layer, ...]:

@@ -20,6 +20,7 @@ from tapfs.disk.plain_disk import is_plain
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.extent import Kind
 from tapfs.host.file import LocalFile
+from tapfs.host.files import LocalFiles
 from tapfs.host.lock import Sharing, only_read_from_now_on, refuse_other_writers
 
 if TYPE_CHECKING:
@@ -214,6 +215,20 @@ def once_more(
     """
     path = layer.path if path is None else path
     options = OpenOptions(format=layer.driver.format_name, writable=writable, write_base=True, snapshot=snapshot)
+    files = on_the_same_files(layer, path, writable=writable, direct=direct, sharing=sharing)
+    return layer_of_files(path, files, options)
+
+
+def on_the_same_files(
+    layer: Layer,
+    path: str | None = None,
+    *,
+    writable: bool,
+    direct: bool,
+    sharing: Sharing = Sharing.UNCHECKED,
+) -> LocalFiles:
+    """The files of a layer on descriptors of their own, with the same locks."""
+    path = layer.path if path is None else path
     with ExitStack() as on_error:
         opened: list[LocalFile] = []
         for number, file in enumerate(layer.files):
@@ -230,7 +245,7 @@ def once_more(
             opened.append(twin)
         given = {name: opened[number] for name, number in layer.files.names.items()}
         on_error.pop_all()
-    return layer_of_files(path, layer.files.again(given, opened[0]), options)
+    return layer.files.again(given, opened[0])
 
 
 def _check_size(size: int, path: str) -> None:

@@ -144,7 +144,7 @@ class WritePath:
                 self._keep(executed)
             # The plan may punch what its earlier stages unlink, and `flushed` lets it be used again:
             # by then no request may hold a map in which it still belongs to the disk.
-            engine.quiesce()
+            self._chain.quiesce()
             engine.execute(executed)
             if self._plan_log is not None:
                 self._plan_log.clear()
@@ -292,6 +292,8 @@ class WritePath:
                     self._driver.abort(reservation)
             finally:
                 self._claims.let_go(claim)
+                if reservation is not None:
+                    self._chain.engine.note_written(reservation.ranges)
 
     def _commit(self, reservation: Reservation) -> None:
         try:
@@ -306,6 +308,7 @@ class WritePath:
             self._forget(reservation)
             raise
         finally:
+            self._chain.changed(reservation.ranges)
             unit = self._driver.geometry.map_unit
             self._touched.update(
                 (offset // unit, -(-(offset + length) // unit)) for offset, length in reservation.ranges

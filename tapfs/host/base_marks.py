@@ -39,6 +39,15 @@ def note_overlay(descriptor: int, overlay: str) -> bool:
     return bool(noted) and _write(descriptor, _OVERLAYS, noted)
 
 
+def forget_overlay(descriptor: int, overlay: str) -> None:
+    """Note no more that `overlay` lies over the open file."""
+    names = overlays_over(descriptor)
+    overlay = os.path.abspath(overlay)
+    if overlay in names:
+        noted = b"".join(os.fsencode(name) + b"\0" for name in names if name != overlay)
+        _write(descriptor, _OVERLAYS, noted)
+
+
 def format_taken_over(descriptor: int) -> str | None:
     """The format of an open file whose name stood for an image of another format before (`tapfs.disk.leaf`)."""
     found = _read(descriptor, _FORMAT).decode("ascii", "replace")

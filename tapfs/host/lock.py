@@ -186,6 +186,13 @@ def only_read_from_now_on(descriptor: int) -> None:
             _set(descriptor, fcntl.F_UNLCK, _HAS_BASE + permission)
 
 
+def refuse_writers(descriptor: int, *, refused: bool) -> None:
+    """Have the lock of an open file refuse writers, or let them in: for who opens the file once more, to write it."""
+    for permission in _CHANGES:
+        with suppress(OSError):  # a host without such locks
+            _set(descriptor, fcntl.F_RDLCK if refused else fcntl.F_UNLCK, _REFUSES_BASE + permission)
+
+
 def _set(descriptor: int, kind: int, byte: int) -> None:
     fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
 

@@ -31,7 +31,7 @@ from tapfs.jobs.range_copy import Run, overwrite
 from tapfs.jobs.resize import resize_image
 
 #: An overlay is emptied in pieces of so many bytes of its disk, so that it can be ended.
-_EMPTYING_BYTES = 16 << 30
+EMPTYING_BYTES = 16 << 30
 
 
 class Committed(NamedTuple):
@@ -103,8 +103,8 @@ class _Commit:
                 written = overwrite(upper, lower, _runs(upper), self._pace, self._progress)
                 lower.end_writing()
                 if empties:
-                    for offset in range(0, upper.size, _EMPTYING_BYTES):
-                        upper.uncover(offset, min(_EMPTYING_BYTES, upper.size - offset))
+                    for offset in range(0, upper.size, EMPTYING_BYTES):
+                        upper.uncover(offset, min(EMPTYING_BYTES, upper.size - offset))
         return written
 
     def _image(self, layers: list[Layer], *, writable: bool) -> Image:

@@ -83,9 +83,18 @@ def window_bytes(unit: int) -> int:
 
 
 def overwrite(
-    source: Image, target: Image, runs: Iterable[Run], pace: Pace, progress: Callable[[int, int], None]
+    source: Image,
+    target: Image,
+    runs: Iterable[Run],
+    pace: Pace,
+    progress: Callable[[int, int], None],
+    *,
+    threads: int | None = None,
 ) -> int:
-    """Make the runs of `target` read as in `source`, zeros included; how many bytes of data were written."""
+    """Make the runs of `target` read as in `source`, zeros included; how many bytes of data were written.
+
+    `threads` read, None for as many as there are processors.
+    """
     granule = min(max(target.granule, ZERO_GRANULE), _LARGEST_ZERO_GRANULE)
     buffers = BufferPool(WINDOW_BYTES)
 
@@ -96,7 +105,7 @@ def overwrite(
         zeros = [*window.zeros, *without(window.ranges, segments.ranges())]
         return Prepared(window.until, buffer, segments, zeros)
 
-    return _written(target, buffers, _in_order(windows(runs), prepare), pace, progress)
+    return _written(target, buffers, _in_order(windows(runs), prepare, threads), pace, progress)
 
 
 def write_differences(
@@ -128,9 +137,11 @@ def write_differences(
     return _written(target, buffers, _in_order(windows(runs, unit), prepare), pace, progress, zeros_as_data=not hides)
 
 
-def _in_order(found: Iterable[Window], prepare: Callable[[Window], Prepared]) -> Iterator[Prepared]:
+def _in_order(
+    found: Iterable[Window], prepare: Callable[[Window], Prepared], threads: int | None = None
+) -> Iterator[Prepared]:
     """Each window, prepared by threads, in order."""
-    workers = processors()
+    workers = threads or processors()
     return in_order(found, prepare, workers=workers, ahead=workers + _WAITING)
 
 

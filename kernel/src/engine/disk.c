@@ -27,6 +27,7 @@ tapfs_disk *tapfs_disk_new(uint64_t cache_bytes)
     atomic_init(&disk->sealed, false);
     atomic_init(&disk->bytes_read, 0);
     atomic_init(&disk->bytes_written, 0);
+    atomic_init(&disk->written, NULL);
     return disk;
 }
 
@@ -51,6 +52,7 @@ void tapfs_disk_free(tapfs_disk *disk)
         layer_free(disk->layers[i]);
     }
     free(disk->layers);
+    written_free(disk);
     cache_destroy(&disk->cache);
     codec_destroy(&disk->codec);
     range_lock_destroy(&disk->ranges);

@@ -449,6 +449,21 @@ void tapfs_sync(tapfs_disk *disk, tapfs_outcome *outcome);
  * the host. */
 void tapfs_start_writeback(tapfs_disk *disk);
 
+/*
+ * From now on mark what is written, in units of the disk; earlier marks are gone. A write in place, a zeroing of placements
+ * and tapfs_disk_note_written set marks, all when the bytes are there. The owner notes each commit, for tapfs_write_reserved
+ * sets none. The unit stays the same for the life of the disk. 0 or -errno.
+ */
+int tapfs_disk_track(tapfs_disk *disk, uint64_t unit);
+/* Set no more marks. */
+void tapfs_disk_untrack(tapfs_disk *disk);
+void tapfs_disk_note_written(tapfs_disk *disk, uint64_t offset, uint64_t length);
+/* The bytes of the units that are marked. */
+uint64_t tapfs_disk_written(const tapfs_disk *disk);
+/* Take the first marks away and give them as at most `capacity` ascending ranges. Their number. What is read of them after
+ * this call has at least the write that set the mark. */
+size_t tapfs_disk_take_written(tapfs_disk *disk, tapfs_range *ranges, size_t capacity);
+
 /* Wait until every request that runs now has ended: afterwards none holds an older map. */
 void tapfs_disk_quiesce(tapfs_disk *disk);
 

@@ -217,6 +217,7 @@ struct tapfs_disk {
     _Atomic uint64_t bytes_read;
     _Atomic uint64_t bytes_written;
     atomic_bool sealed; /* no write in place is let in */
+    _Atomic(struct written *) written; /* NULL: nobody has asked for the marks of writes */
 };
 
 /* A running request. Functions that take one return 0, or -1 after they have filled the outcome. */
@@ -247,6 +248,10 @@ TAPFS_INTERNAL int request_again(struct request *request, int error);
 TAPFS_INTERNAL void disk_note_foreign_writes(const tapfs_disk *disk);
 /* Layer 0 if it can be written; else the request has failed and NULL. */
 TAPFS_INTERNAL struct layer *writable_layer(struct request *request);
+
+/* ---- engine/written.c */
+
+TAPFS_INTERNAL void written_free(tapfs_disk *disk);
 
 /* ---- engine/tables.c */
 

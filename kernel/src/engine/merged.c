@@ -2,7 +2,7 @@
  * The map of the whole chain in one: for a piece of the disk the runs of all layers, each with the layer that gives it.
  * So a chain of many layers costs one look at the cache, as one layer does.
  *
- * Layers below the top never change. What changes the top's map changes or drops the merged units in the same critical
+ * Of the layers below the top only one that another disk writes changes (a live commit). What changes a map changes or drops the merged units in the same critical
  * section (merged_patch, merged_forget), and moves their stamp. A unit that was made from lookups before that is not
  * cached (kernel/src/engine/CONCURRENCY.md).
  */

@@ -327,6 +327,7 @@ void tapfs_zero_placements(tapfs_disk *disk, const tapfs_placement *placements, 
         result = placement_valid(layer, &placements[i])
                      ? layer_zero(&request, &placements[i], discard != 0)
                      : request_fail(&request, EINVAL, "write zeros", 0, 0, placements[i].host_offset);
+        tapfs_disk_note_written(disk, placements[i].offset, placements[i].length);
     }
     request_end(&request);
 }

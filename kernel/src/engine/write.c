@@ -188,6 +188,7 @@ void tapfs_write(tapfs_disk *disk, const void *buffer, uint64_t offset, uint64_t
     }
     outcome->done = request.position - offset;
     atomic_fetch_add(&disk->bytes_written, outcome->done);
+    tapfs_disk_note_written(disk, offset, length); /* of a run that failed a part may be written */
     request_end(&request);
 }
 
@@ -233,7 +234,9 @@ size_t tapfs_write_segments(tapfs_disk *disk, const tapfs_segment *segments, siz
             uint64_t at = segments[i].offset + (from > done ? minimum(from - done, segments[i].length) : 0);
             uint64_t end = segments[i].offset + segments[i].length;
             if (at < end) {
+                uint64_t start = at;
                 write_segment(&write, &segments[i], &at);
+                tapfs_disk_note_written(disk, start, end - start);
             }
             done += at - segments[i].offset;
             if (at < end) {

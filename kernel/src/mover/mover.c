@@ -32,6 +32,10 @@ static void leave(struct mover *mover, struct flight *flight)
     if (moved > 0) {
         atomic_fetch_add(flight->move->writing ? &request->disk->bytes_written : &request->disk->bytes_read, moved);
     }
+    if (flight->move->writing) {
+        /* Of a run that failed, or that a worker goes on with, a part may be written. */
+        tapfs_disk_note_written(request->disk, flight->start, flight->end - flight->start);
+    }
     request_end(request);
     flight->next = mover->idle;
     mover->idle = flight;

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tapfs.cli.guests.device import add_device_options
 from tapfs.cli.options import add_changed_image_options, open_options, unlocked
-from tapfs.cli.parser import size_argument
+from tapfs.cli.parser import UsageError, size_argument
 from tapfs.cli.qemu_words import add_qemu_words, is_direct
 from tapfs.cli.reporting import add_json_option, add_progress_options, print_line, progress_of
 
@@ -15,10 +16,16 @@ if TYPE_CHECKING:
 
     from tapfs.cli.parser import Subparsers
 
+_PROGRAM = "tapfs commit"
+
 _DESCRIPTION = """\
 Write what the overlay FILE holds into its backing file, whatever the two formats are, and empty FILE.
 FILE reads the same at every moment and afterwards, so a commit that was interrupted is begun anew.
 A backing file that is smaller than FILE grows. Nobody may use an image of the chain meanwhile.
+
+With --domain and --vdev it is the disk of a guest that goes on using it. The disk is the backing file alone
+afterwards, which has its name then, and the overlay is gone. Ctrl-C ends it, and nothing has changed.
+With --keep-names each file keeps its name, and the overlay stays, empty.
 
 With -b the data goes to BASE, further down the chain, and FILE keeps what it holds. The images between
 the two, and every other overlay over BASE, then read senseless data by themselves."""
@@ -29,7 +36,10 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "commit", help="write what an overlay holds into its backing file", description=_DESCRIPTION
     )
-    parser.add_argument("image", metavar="FILE", help="the overlay")
+    parser.usage = "tapfs commit [options] FILE\n       tapfs commit [options] --domain D --vdev V"
+    parser.add_argument("image", metavar="FILE", nargs="?", help="the overlay")
+    add_device_options(parser, required=False)
+    parser.add_argument("--keep-names", action="store_true", help="of a guest's disk: change no name")
     parser.add_argument(
         "-b", "--base", metavar="BASE", help="the image of the chain to write to (the backing file of FILE); implies -d"
     )
@@ -46,6 +56,31 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Commit it, and say where to."""
+    if (arguments.domain is None) != (arguments.vdev is None):
+        raise UsageError("--domain and --vdev name a guest's disk together", _PROGRAM)
+    if (arguments.image is None) == (arguments.domain is None):
+        raise UsageError("say either FILE, or --domain and --vdev of a guest's disk", _PROGRAM)
+    return _image(arguments) if arguments.domain is None else _disk_of_guest(arguments)
+
+
+def _disk_of_guest(arguments: argparse.Namespace) -> int:
+    from tapfs.cli.guests.live_job import do_live_job
+    from tapfs.cli.json_output import print_json
+
+    if arguments.base is not None or arguments.drop:
+        raise UsageError("-b and -d are for an image that nobody uses", _PROGRAM)
+    with progress_of(arguments, "commit") as progress:
+        done = do_live_job(arguments, "commit", progress, rate=arguments.rate_limit, keep_names=arguments.keep_names)
+    if arguments.json:
+        print_json({"base": done["base"], "data_bytes": done["data_bytes"], "emptied": True, "invalid": []})
+    elif not arguments.quiet:
+        print_line(f"Committed to {done['base']}: {done['data_bytes']} bytes of data.")
+    return 0
+
+
+def _image(arguments: argparse.Namespace) -> int:
+    if arguments.keep_names:
+        raise UsageError("--keep-names is for a guest's disk", _PROGRAM)
     from tapfs.cli.guard import complain
     from tapfs.cli.json_output import print_json
     from tapfs.jobs.commit import commit_image

@@ -127,6 +127,11 @@ class Backend:
         return await write_device_keys(self._store, self.device, values, only_at=only_at, token=self._token)
 
     @property
+    def is_to_take_over(self) -> bool:
+        """Whether the image will be opened anew for the first guest, which has not connected yet."""
+        return self._take_over is not None
+
+    @property
     def reachable(self) -> bool:
         """Whether there is a xenstored at present, as far as is known."""
         return self._store is not None
@@ -366,9 +371,20 @@ class Backend:
                 except ImageError as error:
                     log.error("what was written last may be lost to a migration: %s", error)
             await trio.sleep(_REST_SECONDS)
-            if self.disk.answered == answered:
+            if self.disk.answered == answered and self.disk.job is not None:
+                # Another domain may have the image next, and only we know what the job is about to do with it.
+                await self._end_job()
+            elif self.disk.answered == answered:
                 log.info("at rest: a domain was suspended or has ended")
                 return
+
+    async def _end_job(self) -> None:
+        while True:
+            job = self.disk.job
+            if job is None:
+                return
+            job.end()
+            await trio.sleep(_REST_SECONDS)
 
     async def _relay(self, events: AsyncIterator[str]) -> None:
         try:

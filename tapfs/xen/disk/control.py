@@ -12,10 +12,11 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.serving.asking import unknown_command
 
 if TYPE_CHECKING:
+    from tapfs.xen.disk.live_jobs import LiveJobs
     from tapfs.xen.disk.operations import Operations
 
 
-async def answer(operations: Operations, request: Mapping[str, Any]) -> Mapping[str, object]:
+async def answer(operations: Operations, jobs: LiveJobs, request: Mapping[str, Any]) -> Mapping[str, object]:
     """Carry out a request. Raises what kept it from that."""
     match request.get("command"):
         case "status":
@@ -31,6 +32,21 @@ async def answer(operations: Operations, request: Mapping[str, Any]) -> Mapping[
             await operations.swap(_text(request, "file"), _number(request, "size"), keep_names=keep_names)
         case "resize":
             await operations.resize(_number(request, "size"), force=request.get("force") is True)
+        case "commit":
+            return await jobs.commit(rate=_number(request, "rate"), keep_names=request.get("keep_names") is True)
+        case "mirror":
+            return await jobs.mirror(
+                _text(request, "file"),
+                _text(request, "format"),
+                rate=_number(request, "rate"),
+                overwrite=request.get("overwrite") is True,
+                pivot=request.get("pivot") is True,
+                keep_names=request.get("keep_names") is True,
+            )
+        case "job":
+            return jobs.status()
+        case "cancel":
+            jobs.cancel()
         case "limit":
             await operations.limit(limit_bytes=_number(request, "bytes"), limit_requests=_number(request, "requests"))
         case _:

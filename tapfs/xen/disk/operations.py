@@ -68,12 +68,12 @@ class Operations:
 
     async def pause(self) -> None:
         """Take no more requests, and have the image durable and at rest. It lasts until `resume`, whatever crashes."""
-        async with self._alone():
+        async with self.alone():
             if self._disk.paused:
                 return
-            async with self._at_rest():
+            async with self.at_rest():
                 await in_thread(self._disk.image.flush)
-                await self._note({"tapfs/paused": 1})
+                await self.note({"tapfs/paused": 1})
                 self._disk.paused = True
             log.info("paused")
 
@@ -81,10 +81,10 @@ class Operations:
         """Take requests again, and try again what waits for space."""
         # Without waiting for another operation, which may wait for these very requests.
         self._disk.held.retry()
-        async with self._alone():
+        async with self.alone():
             if not self._disk.paused:
                 return
-            await self._note({"tapfs/paused": None})
+            await self.note({"tapfs/paused": None})
             self._disk.paused = False
             self._disk.resume()
             self._backend.look_again()
@@ -92,13 +92,13 @@ class Operations:
 
     async def limit(self, *, limit_bytes: int | None, limit_requests: int | None) -> None:
         """Limit the rate per second; None leaves a limit as it is, 0 ends it."""
-        async with self._alone():
+        async with self.alone():
             old = self._disk.limit
             new = RateLimit(
                 old.bytes if limit_bytes is None else limit_bytes,
                 old.requests if limit_requests is None else limit_requests,
             )
-            await self._note({"tapfs/limit-bytes": new.bytes, "tapfs/limit-requests": new.requests})
+            await self.note({"tapfs/limit-bytes": new.bytes, "tapfs/limit-requests": new.requests})
             self._disk.set_limit(new)
 
     async def swap(self, file: str, size: int | None, *, keep_names: bool) -> None:
@@ -109,7 +109,8 @@ class Operations:
         it is there, empty, with the served image as its parent. `size`: bytes of a new overlay; None: as the disk has.
         When this returns the old image is durable and may be copied away.
         """
-        async with self._alone():
+        async with self.alone():
+            self.require_no_job()
             image = self._disk.image
             if not image.writable:
                 raise ImageError(ErrorKind.READ_ONLY, "was attached read-only", path=image.path, op="swap")
@@ -120,9 +121,9 @@ class Operations:
             if keep_names:
                 overlaid = await in_thread(partial(overlay_on, image, file, size))
             else:
-                overlaid = await in_thread(partial(overlay_for_name, image, file, size, told=self._told(image)))
+                overlaid = await in_thread(partial(overlay_for_name, image, file, size, told=self.told(image)))
             try:
-                settle = self._note_image if keep_names else partial(self._exchange, overlaid)
+                settle = self.note_image if keep_names else partial(self._exchange, overlaid)
                 await self._put_on_top(overlaid, settle, exchanged=not keep_names)
             finally:
                 overlaid.layer.close()
@@ -131,7 +132,30 @@ class Operations:
                 await self._backend.announce_size()
             log.info("swapped: %s now lies over %s", now.path, now.layers[1].path)
 
-    def _told(self, image: Image) -> str | None:
+    def require_no_job(self) -> None:
+        """Raise ImageError(locked) while the disk is being committed or mirrored."""
+        job = self._disk.job
+        if job is not None:
+            raise ImageError(
+                ErrorKind.LOCKED,
+                f"a {job.kind} of the disk is under way",
+                path=self._disk.image.path,
+                op="change the disk",
+                remedy=f"wait for its end, or end it: Ctrl-C in tapfs {job.kind}",
+            )
+
+    def require_taken_over(self) -> None:
+        """Raise ImageError(locked) while another domain of the same virtual machine may still have the disk."""
+        if self._backend.is_to_take_over:
+            raise ImageError(
+                ErrorKind.LOCKED,
+                "awaits its guest, and is opened anew when that connects",
+                path=self._disk.image.path,
+                op="change the disk",
+                remedy="wait until the guest runs",
+            )
+
+    def told(self, image: Image) -> str | None:
         """The format that the toolstack says of the image, if the image still is what it named."""
         specification = self._settings.specification
         return specification.format if specification.path == image.path else None
@@ -141,9 +165,10 @@ class Operations:
 
         Fewer than before only with `force`. The new length is durable.
         """
-        async with self._alone():
+        async with self.alone():
+            self.require_no_job()
             before = self._disk.image.size
-            async with self._at_rest():
+            async with self.at_rest():
                 await in_thread(self._disk.image.flush)
                 image = await in_thread(partial(resized, self._disk.image, size, force=force))
                 self._disk.replace(image).abandon()
@@ -161,7 +186,7 @@ class Operations:
         """
         needed = False
         try:
-            async with self._at_rest():
+            async with self.at_rest():
                 image = await in_thread(partial(self._opened_over, overlaid, exchanged=exchanged))
                 try:
                     needed = not exchanged
@@ -181,7 +206,7 @@ class Operations:
         """Exchange the names. Which file has the name decides which formats hold, so that half of it is nothing."""
         served = self._disk.image
         formats = specification_of(served)[1]
-        await self._note({"tapfs/backing-formats": formats, "tapfs/swap": swap_note(image)})
+        await self.note({"tapfs/backing-formats": formats, "tapfs/swap": swap_note(image)})
         await in_thread(partial(exchange, served, overlaid))
 
     def _opened_over(self, overlaid: Overlaid, *, exchanged: bool) -> Image:
@@ -190,14 +215,14 @@ class Operations:
         return image_over(overlaid, self._disk.image, password=password, plan_log=self._plan_log, exchanged=exchanged)
 
     @asynccontextmanager
-    async def _alone(self) -> AsyncGenerator[None]:
+    async def alone(self) -> AsyncGenerator[None]:
         """One operation at a time, and never half of one: a process that is to end waits for it."""
         async with self._backend.changing:
             with trio.CancelScope(shield=True):
                 yield
 
     @asynccontextmanager
-    async def _at_rest(self) -> AsyncGenerator[None]:
+    async def at_rest(self) -> AsyncGenerator[None]:
         """The rings without anything in flight; afterwards the disk resumes, unless an operator has paused it.
 
         Raises the ImageError that requests wait for: they stay in flight until that is mended.
@@ -218,7 +243,7 @@ class Operations:
             if not self._disk.paused:
                 self._disk.resume()
 
-    async def _note_image(self, image: Image) -> None:
+    async def note_image(self, image: Image) -> None:
         """Note what is served from now on. If xenstored goes before it has answered, see what it holds afterwards.
 
         To serve one image while another is noted would leave the plan of the one to a successor that serves the other.
@@ -226,7 +251,7 @@ class Operations:
         specification, formats = specification_of(image)
         reachable = self._backend.reachable
         try:
-            await self._note({"tapfs/spec": specification, "tapfs/backing-formats": formats})
+            await self.note({"tapfs/spec": specification, "tapfs/backing-formats": formats})
         except ImageError as error:
             if not reachable or error.kind is not ErrorKind.IO or not await self._is_noted(specification):
                 raise
@@ -242,6 +267,7 @@ class Operations:
                     await trio.sleep(_UNSURE_PAUSE)
         return False
 
-    async def _note(self, values: dict[str, str | int | None]) -> None:
+    async def note(self, values: dict[str, str | int | None]) -> None:
+        """Write keys of the device into xenstore (None: remove). Raises ImageError: not_found if it is gone, io."""
         if not await self._backend.change(values):
             raise ImageError(ErrorKind.NOT_FOUND, "the device is gone", path=self._backend.device.backend, op="change")

@@ -22,6 +22,7 @@ from tapfs.disk.image import Image
 from tapfs.disk.live import written_by_others
 from tapfs.disk.plan_log import PlanLog
 from tapfs.errors import EXIT_BUG, EXIT_USAGE, ErrorKind, ImageError
+from tapfs.serving.control import Answer
 from tapfs.serving.failures import InternalError, out_of_memory
 from tapfs.serving.log import log, log_to_stderr
 from tapfs.serving.runtime_directory import make_private, runtime_directory
@@ -33,6 +34,7 @@ from tapfs.xen.disk.backend import MAX_ERROR, Backend
 from tapfs.xen.disk.disk_image import look_at_disk, open_disk
 from tapfs.xen.disk.hand_over import TakeOver, is_handed_over, is_incoming
 from tapfs.xen.disk.held_requests import HeldRequests
+from tapfs.xen.disk.live_jobs import LiveJobs
 from tapfs.xen.disk.operations import Operations
 from tapfs.xen.disk.process_limits import apply_limits
 from tapfs.xen.disk.served_disk import RateLimit, ServedDisk
@@ -126,7 +128,9 @@ class DiskProcess:
         # A successor may open the image when this is done, and finds the rings as they are left.
         ending.add("let go of the rings", backend.leave)
         ending.add_async("wait for an operation", backend.changing.acquire)
-        return await self._follow(store, backend, Operations(backend, settings, plan_log))
+        operations = Operations(backend, settings, plan_log)
+        jobs = LiveJobs(operations, disk, settings, plan_log)
+        return await self._follow(store, backend, partial(control.answer, operations, jobs))
 
     async def _open(self, store: XenStore, plan_log: PlanLog) -> tuple[DiskSettings, ServedDisk]:
         """Set our limits and open the image. Raises the ImageError that keeps the disk from being served."""
@@ -193,10 +197,10 @@ class DiskProcess:
                 given_up.write(standing)
             raise
 
-    async def _follow(self, store: XenStore, backend: Backend, operations: Operations) -> int:
+    async def _follow(self, store: XenStore, backend: Backend, answer: Answer) -> int:
         """Answer the guest and operators until the device is done."""
         service = self._service
-        service.listen(self._directory, socket_name(self._device), partial(control.answer, operations))
+        service.listen(self._directory, socket_name(self._device), answer)
         image = backend.disk.image
         log.info(
             "ready: %s (%s, %d bytes%s)%s",

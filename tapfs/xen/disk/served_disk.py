@@ -6,14 +6,19 @@ disk (a flush, a discard) is parked, and threads of `tapfs.serving.parked` serve
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tapfs.disk.image import Image
+from tapfs.jobs.live_copy import CopyEndedError
 from tapfs.kernel.xen_ring import Grants, ParkedRequest, Request, XenDevice, XenStatistics
 from tapfs.serving.parked import ParkedThreads, finish_move, finish_writes
 from tapfs.xen.disk.frontend_keys import FrontendKeys
 from tapfs.xen.disk.held_requests import HeldRequests
+
+if TYPE_CHECKING:
+    from tapfs.jobs.live_job import LiveJob
 
 #: Counters that say what is now, not what there has been.
 _PRESENT = ("in_flight",)
@@ -54,6 +59,12 @@ class ServedDisk:
         self.paused = paused
         self._device: XenDevice | None = None
         self._parked: ParkedThreads[ParkedRequest] | None = None
+        #: A job that copies the disk meanwhile, and the lock that its thread holds while it copies.
+        self.job: LiveJob | None = None
+        self._copying = threading.Lock()
+        #: Bytes a second that the guest may write while a job catches up, None for any; and who may ask the device.
+        self._slowed: int | None = None
+        self._limiting = threading.Lock()
         self._past: Counter[str] = Counter(dict.fromkeys(XenStatistics._fields, 0))
 
     @property
@@ -107,7 +118,7 @@ class ServedDisk:
         try:
             for ring in frontend.rings:
                 device.add_ring(ring.references, ring.port)
-            device.limit(self.limit.bytes, self.limit.requests)
+            device.limit(*self._bound)
             # First the threads that the host may refuse without harm: nothing has been taken from the rings yet.
             parked.start()
             device.start()
@@ -126,8 +137,9 @@ class ServedDisk:
         self._device.stop()
         self._parked.join()
         self._count(self._device)
-        self._device.close()
-        self._device = None
+        with self._limiting:
+            self._device.close()
+            self._device = None
 
     def pause(self) -> None:
         """Take no more requests and wait until none is in flight."""
@@ -166,8 +178,29 @@ class ServedDisk:
     def set_limit(self, limit: RateLimit) -> None:
         """Limit the rate from now on."""
         self.limit = limit
-        if self._device is not None:
-            self._device.limit(limit.bytes, limit.requests)
+        self.slow_down(self._slowed)
+
+    def slow_down(self, limit_bytes: int | None) -> None:
+        """Limit the guest further while a job catches up, None: no more. Any thread may call it."""
+        self._slowed = limit_bytes
+        with self._limiting:
+            if self._device is not None:
+                self._device.limit(*self._bound)
+
+    @property
+    def _bound(self) -> RateLimit:
+        """What the rings may take in a second: the operator's limit, or that of a job."""
+        if self._slowed is None:
+            return self.limit
+        least = min(self._slowed, self.limit.bytes) if self.limit.bytes else self._slowed
+        return self.limit._replace(bytes=least)
+
+    def run_job(self) -> None:
+        """Have the job copy. Raises what ends it: CopyEndedError, too, if the disk is closed."""
+        with self._copying:
+            if self.job is None:
+                raise CopyEndedError
+            self.job.run()
 
     def statistics(self) -> dict[str, int]:
         """The counters since the process began, over all connections, by the names in XenStatistics."""
@@ -177,11 +210,23 @@ class ServedDisk:
         return dict(counted)
 
     def close(self) -> None:
-        """Disconnect and close the image. Raises the ImageError that its last flush met."""
+        """Disconnect and close the image; a job ends. Raises the ImageError that its last flush met."""
         try:
             self.disconnect()
         finally:
+            if self.job is not None:
+                self.job.end()
+            with self._copying:  # the job's thread uses the image until then
+                self._close_image()
+
+    def _close_image(self) -> None:
+        job, self.job = self.job, None
+        try:
             self.image.close()
+        finally:
+            if job is not None:
+                job.undo()
+                job.close()
 
     def _count(self, device: XenDevice) -> None:
         counted = device.statistics()._asdict()

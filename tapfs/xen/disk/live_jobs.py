@@ -1,0 +1,211 @@
+"""Commit and mirror of a guest's disk while the guest uses it: one job at a time, between other operations.
+
+The job's own steps are in tapfs/jobs. What happens here: the disk is brought to rest for some of them, xenstore is told
+what the disk's name means before the disk goes on with another image, and an error leaves the disk as it was.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from tapfs.disk.leaf import pass_name_down, point_name_at, require_name_can_point, require_name_passes_down
+from tapfs.disk.password import given_password
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.host.base_marks import forget_overlay
+from tapfs.jobs.live_commit import LiveCommit
+from tapfs.jobs.live_copy import CopyEndedError
+from tapfs.jobs.live_mirror import LiveMirror
+from tapfs.serving.log import log
+from tapfs.serving.threads import in_thread
+from tapfs.xen.disk.disk_image import specification_of, swap_note
+
+if TYPE_CHECKING:
+    from tapfs.disk.image import Image
+    from tapfs.disk.plan_log import PlanLog
+    from tapfs.jobs.live_job import LiveJob
+    from tapfs.xen.disk.operations import Operations
+    from tapfs.xen.disk.served_disk import ServedDisk
+    from tapfs.xen.disk.settings import DiskSettings
+
+
+#: Seconds between two looks whether the guest's requests have found space.
+_SPACE_SECONDS = 0.5
+
+
+class LiveJobs:
+    """The long jobs on one disk. All raise ImageError, and then the disk is as it was."""
+
+    def __init__(self, operations: Operations, disk: ServedDisk, settings: DiskSettings, plan_log: PlanLog) -> None:
+        self._operations = operations
+        self._disk = disk
+        self._settings = settings
+        self._plan_log = plan_log
+
+    def status(self) -> dict[str, object]:
+        """The job that is under way: its kind, and how far it is (`tapfs.jobs.live_copy.Progress`)."""
+        job = self._disk.job
+        if job is None:
+            return {"job": None}
+        progress = job.progress
+        return {"job": job.kind, **({} if progress is None else progress._asdict())}
+
+    def cancel(self) -> None:
+        """Have the job end with an error, if one is under way."""
+        if self._disk.job is not None:
+            self._disk.job.end()
+
+    async def commit(self, *, rate: int | None, keep_names: bool) -> dict[str, object]:
+        """Write what the overlay holds into its base; then the disk is the base alone, under the name of the disk.
+
+        With `keep_names` the base keeps its own name and the overlay its own, empty.
+        """
+        job = LiveCommit(
+            password=given_password(self._settings.key_file),
+            plan_log=self._plan_log,
+            rate=rate,
+            empties=keep_names,
+            slow_down=self._disk.slow_down,
+        )
+        image = self._disk.image
+        told = self._operations.told(image)
+        if not keep_names and len(image.layers) > 1:
+            await in_thread(partial(require_name_passes_down, image, told=told))
+
+        async def settle(now: Image) -> None:
+            if keep_names:
+                await self._operations.note_image(now)
+                forget_overlay(job.base.descriptor, image.path)
+                return
+            await self._note_names(now)
+            await in_thread(partial(pass_name_down, self._disk.image, job.base, job.base_format, told=told))
+
+        await self._done(job, settle)
+        now = self._disk.image
+        log.info("committed: %s is the disk, over %s", now.path, ", ".join(now.parents) or "nothing")
+        return {**_result(job), "base": now.path}
+
+    async def mirror(
+        self, file: str, format_name: str, *, rate: int | None, overwrite: bool, pivot: bool, keep_names: bool
+    ) -> dict[str, object]:
+        """Copy the disk, as it is at the end of the copy, to the new image `file`; with `pivot` that is the disk then.
+
+        The disk's name leads to the copy after a pivot, and the old image has the name with `.mirrored` behind it. With
+        `keep_names` both keep their names.
+        """
+        if not os.path.isabs(file):
+            raise ImageError(ErrorKind.INVALID_FORMAT, "is no absolute path", path=file, op="mirror")
+        image = self._disk.image
+        told = self._operations.told(image)
+        renames = pivot and not keep_names
+        if pivot and not image.writable:
+            raise ImageError(ErrorKind.READ_ONLY, "was attached read-only", path=image.path, op="mirror")
+        if renames:
+            await in_thread(partial(require_name_can_point, image, file, format_name, told=told))
+        job = LiveMirror(
+            file,
+            format_name,
+            overwrite=overwrite,
+            pivots=pivot,
+            name=image.path if renames else file,
+            password=given_password(self._settings.key_file),
+            plan_log=self._plan_log,
+            rate=rate,
+            slow_down=self._disk.slow_down,
+        )
+
+        async def settle(now: Image) -> None:
+            if keep_names:
+                await self._operations.note_image(now)
+                return
+            await self._note_names(now)
+            await in_thread(partial(point_name_at, self._disk.image, now, file, told=told))
+
+        await self._done(job, settle)
+        log.info("mirrored to %s%s", file, ", which is the disk from now on" if pivot else "")
+        return _result(job)
+
+    async def _done(self, job: LiveJob, settle: Callable[[Image], Awaitable[None]]) -> None:
+        """Do the job; `settle` has a successor find the Image that is to be served from now on."""
+        async with self._operations.alone():
+            self._operations.require_no_job()
+            self._operations.require_taken_over()
+            image = self._disk.image
+            await in_thread(image.flush)  # what takes long comes before the guest has to wait
+            async with self._operations.at_rest():
+                try:
+                    self._serve(await in_thread(partial(job.begin, image)))
+                except BaseException:
+                    await in_thread(job.close)
+                    raise
+                self._disk.job = job
+        try:
+            await in_thread(self._disk.run_job)
+            async with self._operations.alone(), self._operations.at_rest():
+                await self._complete(job, settle)
+        except BaseException as error:
+            with trio.CancelScope(shield=True):
+                await self._undo(job)
+            if isinstance(error, CopyEndedError):
+                raise ImageError(
+                    ErrorKind.IO, "was ended before it was done", path=self._disk.image.path, op=job.kind
+                ) from error
+            raise
+
+    async def _complete(self, job: LiveJob, settle: Callable[[Image], Awaitable[None]]) -> None:
+        self._require_open()
+        now = await in_thread(job.complete)
+        if now is not None:
+            try:
+                await settle(now)
+            except BaseException:
+                now.abandon()
+                raise
+            self._serve(now)
+        self._disk.job = None
+        await in_thread(job.close)
+
+    async def _undo(self, job: LiveJob) -> None:
+        await in_thread(job.give_up_space)
+        await self._space(job)
+        if self._disk.job is not job:
+            return
+        async with self._operations.alone(), self._operations.at_rest():
+            if self._disk.job is not job:
+                return  # the disk was closed meanwhile
+            try:
+                before = await in_thread(job.undo)
+                if before is not None:
+                    self._serve(before)
+            finally:
+                self._disk.job = None
+                await in_thread(job.close)
+
+    async def _space(self, job: LiveJob) -> None:
+        """Wait until no request of the guest waits for space, or the disk is closed: it cannot come to rest before."""
+        while True:
+            if self._disk.held.reason is None or self._disk.job is not job:
+                return
+            await trio.sleep(_SPACE_SECONDS)
+
+    def _serve(self, image: Image) -> None:
+        if image is not self._disk.image:
+            self._disk.replace(image).abandon()
+
+    def _require_open(self) -> None:
+        if self._disk.image.closed:
+            raise ImageError(ErrorKind.IO, "is closed", path=self._disk.image.path, op="go on")
+
+    async def _note_names(self, now: Image) -> None:
+        """Which file has the name decides which formats hold, so that half of it is nothing."""
+        formats = specification_of(self._disk.image)[1]
+        await self._operations.note({"tapfs/backing-formats": formats, "tapfs/swap": swap_note(now)})
+
+
+def _result(job: LiveJob) -> dict[str, object]:
+    progress = job.progress
+    return {} if progress is None else {"data_bytes": progress.data_bytes, "passes": progress.passes}
