@@ -9,7 +9,7 @@ ENGINE_TESTS = $(addprefix tests/unit/,engine disk/test_image.py disk/test_overl
 SOURCES = $(wildcard kernel/src/*/*.c kernel/src/*/*.h kernel/src/*.h) kernel/build_engine.py
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: all demo test test-xen check suite sanitize torture bench bench-setup bench-convert bench-qcow2 bench-fragmented bench-fuse bench-ring bench-nbd clean system-build system-test system-bench system-xen
+.PHONY: all demo test test-xen check suite sanitize torture bench bench-setup bench-convert bench-qcow2 bench-blocks bench-fragmented bench-mounts bench-fuse bench-ring bench-nbd clean system-build system-test system-bench system-xen
 
 all: $(VENV)/.built
 
@@ -70,7 +70,7 @@ test-xen: system-xen $(VENV)/.dev
 	$(BIN)/python -m tests.xen.lab.run $(SCENARIO)
 
 # BENCH passes options on, e.g. BENCH='--only qcow --rounds 1'; the results lie in build/bench, too.
-bench: bench-convert bench-qcow2 bench-fragmented bench-fuse bench-ring bench-nbd
+bench: bench-convert bench-qcow2 bench-blocks bench-fragmented bench-mounts bench-fuse bench-ring bench-nbd
 
 bench-setup: system-bench $(VENV)/.dev
 	@mkdir -p build/bench
@@ -81,7 +81,12 @@ bench-convert: bench-setup
 
 bench-qcow2: bench-setup
 	$(BIN)/python -m tests.bench.qcow2 --json build/bench/qcow2.json $(BENCH)
-	$(BIN)/python -m tests.bench.qcow2_mounts --json build/bench/qcow2_mounts.json $(BENCH)
+
+bench-blocks: bench-setup
+	$(BIN)/python -m tests.bench.block_formats --json build/bench/block_formats.json $(BENCH)
+
+bench-mounts: bench-setup
+	$(BIN)/python -m tests.bench.mount_reads --json build/bench/mount_reads.json $(BENCH)
 
 bench-fragmented: bench-setup
 	$(BIN)/python -m tests.bench.fragmented --json build/bench/fragmented.json $(BENCH)

@@ -63,15 +63,6 @@ def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
     subprocess.run([newest, "convert", "-f", "raw", "-O", "qcow", "-c", raw, packed], check=False)
     subprocess.run([newest, "compare", "-q", "-f", "raw", "-F", "qcow", raw, packed], check=True)
     subprocess.run([newest, "create", "-q", "-f", "qcow", huge, "2T"], check=True)
-    vmdk, stream = str(work / "src.vmdk"), "subformat=streamOptimized"
-    subprocess.run([newest, "convert", "-f", "raw", "-O", "vmdk", raw, vmdk], check=True)
-    vhd = str(work / "src.vhd")
-    subprocess.run([newest, "convert", "-f", "raw", "-O", "vpc", "-o", "force_size=on", raw, vhd], check=True)
-
-    vhdx = str(work / "src.vhdx")
-    subprocess.run([newest, "convert", "-f", "raw", "-O", "vhdx", raw, vhdx], check=True)
-    vdi = str(work / "src.vdi")
-    subprocess.run([newest, "convert", "-f", "raw", "-O", "vdi", raw, vdi], check=True)
 
     def convert(source_format: str, target_format: str, source: str, *extra: str) -> dict[str, list[str]]:
         words = ["convert", "-f", source_format, "-O", target_format, *extra, source, out]
@@ -87,15 +78,6 @@ def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
         Job("qcow to raw", convert("qcow", "raw", qcow), clean, "4x, < 150 MiB"),
         Job("raw to qcow -c", convert("raw", "qcow", raw, "-c"), clean, statuses=(0, 1)),
         Job("qcow -c to raw", convert("qcow", "raw", packed), clean),
-        Job("raw to vmdk", convert("raw", "vmdk", raw), clean, "1x"),
-        Job("vmdk to raw", convert("vmdk", "raw", vmdk), clean, "1x"),
-        Job("raw to vmdk streamOptimized", convert("raw", "vmdk", raw, "-o", stream), clean, "3x"),
-        Job("raw to vhd", convert("raw", "vpc", raw), clean, "1x"),
-        Job("vhd to raw", convert("vpc", "raw", vhd), clean, "1x"),
-        Job("raw to vhdx", convert("raw", "vhdx", raw), clean, "1x"),
-        Job("vhdx to raw", convert("vhdx", "raw", vhdx), clean, "1x"),
-        Job("raw to vdi", convert("raw", "vdi", raw), clean, "1x"),
-        Job("vdi to raw", convert("vdi", "raw", vdi), clean, "1x"),
         Job("info", info(qcow), goal="< 0.15 s"),
         Job("info, 2 TiB sparse qcow", info(huge), goal="< 0.2 s, < 64 MiB"),
         Job("open and read, 2 TiB sparse qcow", {"tapfs": [sys.executable, "-c", read_huge]}, goal="< 0.2 s, < 64 MiB"),

@@ -6,14 +6,13 @@ The disk is the mixed one of `make bench` (a third zeros, a third text, a third 
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from tests.bench.__main__ import make_source, peers
-from tests.bench.runner import Job, run_jobs
+from tests.bench.runner import Job, run_jobs, synced
 from tests.scattered_qcow2 import scattered_qcow2, stepped
 
 GIB = 1 << 30
@@ -26,7 +25,7 @@ SCATTERED_CLUSTERS = 1 << 20
 
 
 def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
-    """The rows of issue 11 that are whole commands; tests.bench.qcow2_mounts has those of mounts."""
+    """The rows of issue 11 that are whole commands; tests.bench.mount_reads has those of mounts."""
     tapfs = str(Path(sys.executable).with_name("tapfs"))
     name, newest = list(qemus.items())[-1]
     out = work / "out"
@@ -52,8 +51,7 @@ def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
 
     def converted(source: Path, target: str, *options: str) -> dict[str, list[str]]:
         words = ["convert", "-f", source.suffix.removeprefix("."), "-O", target, *options, str(source), str(out)]
-        shell = f"{shlex.join([newest, *words])} && sync -d {shlex.quote(str(out))}"
-        return {**same(*words), f"{name}, synced": ["sh", "-c", shell]}
+        return {**same(*words), f"{name}, synced": synced([newest, *words], out)}
 
     clean: Callable[[], None] = lambda: out.unlink(missing_ok=True)  # noqa: E731
 

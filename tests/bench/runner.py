@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -60,6 +61,11 @@ def qemu_backports() -> Path | None:
         print(f"bench: no QEMU from backports: {result.stderr.strip()[-200:]}", file=sys.stderr)
         return None
     return Path(result.stdout.strip())
+
+
+def synced(command: Sequence[str], out: Path) -> list[str]:
+    """The command, after which the file that it made is durable: what qemu-img writes it leaves in the page cache."""
+    return ["sh", "-c", f"{shlex.join(command)} && sync -d {shlex.quote(str(out))}"]
 
 
 def measure(job: Job, rounds: int) -> dict[str, Measurement]:

@@ -1,8 +1,8 @@
-"""`python -m tests.bench.qcow2_mounts`: random reads of mounted qcow2 images, tapfs against qemu-storage-daemon.
+"""`python -m tests.bench.mount_reads`: random reads of mounted images, tapfs against qemu-storage-daemon.
 
-Two images have only compressed clusters, one of each type. The third is a disk of 16 TiB whose map does not fit the
-cache. The daemons are that of Debian's backports and the one beside the program that $QEMU_IMG names, with one iothread
-and, where it takes two, with two.
+Full images of VMDK, VHD, VHDX and VDI, and three of qcow2: two have only compressed clusters, one of each type, and one
+is a disk of 16 TiB whose map does not fit the cache. The daemons are that of Debian's backports and the one beside the
+program that $QEMU_IMG names, with one iothread and, where it takes two, with two.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.bench.__main__ import MIB, make_source
+from tests.bench.block_formats import FORMATS
 from tests.bench.fuse import FioJob, run_fio
 from tests.bench.mounts import Contender, served, storage_daemon, tapfs
 from tests.bench.runner import qemu_backports
@@ -28,12 +29,14 @@ from tests.scattered_qcow2 import PIECE_BITS, scattered_qcow2, stepped
 HUGE = 16 << 40
 #: Every eighth piece of the tables has clusters, so many.
 PIECES, CLUSTERS_OF_PIECE = HUGE >> 16 + PIECE_BITS, 16
+#: QEMU's names of the formats.
+SERVED = ("vmdk", "vpc", "vhdx", "vdi", "qcow2")
 JOBS = (FioJob("depth 1", "randread", "4k"), FioJob("depth 8", "randread", "4k", depth=8))
 
 
 def contenders() -> list[Contender]:
     """tapfs, and the daemon with each number of iothreads that it takes."""
-    found = [Contender("tapfs", ("qcow2",), tapfs("auto", writable=False))]
+    found = [Contender("tapfs", SERVED, tapfs("auto", writable=False))]
     programs = [qemu_backports(), Path(named).parent if (named := os.environ.get("QEMU_IMG")) else None]
     for folder in filter(None, programs):
         daemon = shutil.which("qemu-storage-daemon", path=str(folder))
@@ -43,12 +46,12 @@ def contenders() -> list[Contender]:
         # The first FUSE export with several is that of QEMU 11.
         for threads in (1, 2) if int(version.split(".")[0]) >= 11 else (1,):
             name = f"qsd {version}, {threads} iothread{'s' if threads > 1 else ''}"
-            found.append(Contender(name, ("qcow2",), storage_daemon(daemon, iothreads=threads, writable=False)))
+            found.append(Contender(name, SERVED, storage_daemon(daemon, iothreads=threads, writable=False)))
     return found
 
 
-def images(work: Path, size_mib: int) -> Iterator[tuple[str, Path, int]]:
-    """The name of each image for the table, the image, and the size of its disk."""
+def images(work: Path, size_mib: int) -> Iterator[tuple[str, Path, str, int]]:
+    """The name of each image for the table, the image, its format, and the size of its disk."""
     mixed, text = work / "mixed.raw", work / "text.raw"
     make_source(mixed, 3 * size_mib)
     with mixed.open("rb") as source, text.open("wb") as file:
@@ -57,16 +60,21 @@ def images(work: Path, size_mib: int) -> Iterator[tuple[str, Path, int]]:
             file.write(source.read(MIB))
     mixed.unlink()
     program = str(Path(sys.executable).with_name("tapfs"))
+    for kind in SERVED[:-1]:
+        image = work / f"full.{kind}"
+        subprocess.run([program, "convert", "-f", "raw", "-O", kind, text, image], check=True)
+        yield f"full {FORMATS[kind]}", image, kind, size_mib * MIB
+        image.unlink()
     for kind in ("zlib", "zstd"):
         image = work / f"{kind}.qcow2"
         options = ["-c", "-o", f"compression_type={kind}"]
         subprocess.run([program, "convert", "-f", "raw", "-O", "qcow2", *options, text, image], check=True)
-        yield f"compressed, {kind}", image, size_mib * MIB
+        yield f"compressed, {kind}", image, "qcow2", size_mib * MIB
     huge = work / "huge.qcow2"
     pieces = stepped(PIECES // 8, PIECES)
     chosen = ((piece << PIECE_BITS) + number * 31 for piece in pieces for number in range(CLUSTERS_OF_PIECE))
     scattered_qcow2(huge, HUGE, chosen)
-    yield "16 TiB, fragmented", huge, HUGE
+    yield "16 TiB, fragmented", huge, "qcow2", HUGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +114,11 @@ def measure(work: Path, size_mib: int, rounds: int, seconds: int, only: str) -> 
     """All rows: work, contender, median of reads a second, the server's processor time for each, its peak of memory."""
     rows: list[dict[str, object]] = []
     everyone = contenders()
-    for title, image, size in images(work, size_mib):
+    for title, image, image_format, size in images(work, size_mib):
         seen: dict[tuple[str, str], Seen] = {}
         for _ in range(rounds if only in title else 0):
             for contender in everyone:
-                with served(contender, image, "qcow2", work / "mount") as disk:
+                with served(contender, image, image_format, work / "mount") as disk:
                     for job in JOBS:
                         before = server_of(image)
                         rate = run_fio(job, disk, size, seconds)
@@ -143,7 +151,7 @@ def table(rows: list[dict[str, object]]) -> str:
 
 def main() -> int:
     """Run, print, save."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.qcow2_mounts", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.mount_reads", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=3, help="of each fio run")
     parser.add_argument("--size", type=int, default=256, metavar="MIB", help="of the compressed disk")
