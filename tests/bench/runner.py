@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class Job:
     """
 
     name: str
-    contenders: dict[str, Sequence[str]]
+    contenders: Mapping[str, Sequence[str]]
     clean: Callable[[], None] = lambda: None
     goal: str = ""
     statuses: tuple[int, ...] = (0,)

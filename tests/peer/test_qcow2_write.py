@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from dissect.hypervisor.disk.qcow2 import QCow2
 
 import tapfs as tapfs_package
 from tests.conftest import Ran
@@ -165,3 +166,23 @@ def test_an_image_that_qemu_left_dirty(tapfs: Run, tmp_path: Path) -> None:
     with tapfs_package.open(image, writable=True) as disk:
         assert disk.read(0, 307200) == b"\7" * 307200
         disk.write(0, b"again")
+
+
+@pytest.mark.usefixtures("each_qemu")
+@pytest.mark.parametrize("cluster_size", [8192, 65536, 2 * MIB])
+def test_readers_with_a_small_window_read_each_compressed_cluster(
+    tapfs: Run, tmp_path: Path, cluster_size: int
+) -> None:
+    """7-Zip, dissect, whose zlib is given 4 KiB of window, and both QEMUs read what `convert -c` packed."""
+    choice = random.Random(cluster_size)
+    strings = [choice.randbytes(choice.randint(2, 30)) for _ in range(300)]
+    data = b"".join(choice.choices(strings, k=4 * MIB // 20))[: 3 * MIB].ljust(4 * MIB, b"\0")
+    raw, image = tmp_path / "a.raw", tmp_path / "a.qcow2"
+    raw.write_bytes(data)
+    words = ["-c", "-f", "raw", "-O", "qcow2", "-o", f"cluster_size={cluster_size}"]
+    assert tapfs("convert", *words, raw, image).code == 0
+    assert by_qemu(image) == data
+    with image.open("rb") as file:
+        assert QCow2(file).open().read(len(data)) == data
+    unpacked = subprocess.run(["7zz", "e", "-so", "-tqcow", image], capture_output=True, check=True)
+    assert unpacked.stdout == data
