@@ -19,7 +19,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "images": (
         "tapfs.cli.commands",
         (
-            *("info", "map", "check", "compare", "diff", "create", "convert", "dd", "measure", "apply"),
+            *("info", "map", "check", "compare", "diff", "changes", "create", "convert", "dd", "measure", "apply"),
             *("commit", "rebase", "compact", "repair", "resize", "amend", "snapshot", "bitmap", "formats"),
         ),
     ),

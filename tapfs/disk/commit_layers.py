@@ -40,7 +40,7 @@ def open_for_commit(path: str, options: OpenOptions, base: str | None, *, emptie
         looked = open_layers(path, replace(options, writable=False))
         for layer in looked:
             stack.callback(layer.close)
-        depth = _depth_of(base, looked)
+        depth = depth_in_chain(looked, base, op="commit")
         reference = looked[depth - 1].driver.geometry.backing
         named_by_identity = reference is not None and reference.identity is not None
     writable = {depth}
@@ -51,17 +51,20 @@ def open_for_commit(path: str, options: OpenOptions, base: str | None, *, emptie
     layers = open_layers(path, replace(options, writable=0 in writable, writable_parents=frozenset(writable)))
     opened = CommitLayers(layers[:depth], layers[depth:])
     # The chain may have changed between the two looks.
-    if _depth_of(base, layers) != depth:
+    if depth_in_chain(layers, base, op="commit") != depth:
         opened.close()
         raise ImageError(ErrorKind.LOCKED, "has another chain than a moment ago", path=path, op="commit")
     return opened
 
 
-def _depth_of(base: str | None, layers: Sequence[Layer]) -> int:
-    """Where in the chain the base is. A relative name starts at the current folder, or else at that of the overlay."""
+def depth_in_chain(layers: Sequence[Layer], base: str | None, *, op: str) -> int:
+    """Where in the chain `base` is, None: the parent.
+
+    A relative name starts at the current folder, or else at that of the overlay.
+    """
     path = layers[0].path
     if len(layers) == 1:
-        raise ImageError(ErrorKind.UNSUPPORTED, "has no backing file that it could be committed to", path=path)
+        raise ImageError(ErrorKind.UNSUPPORTED, "has no backing file", path=path, op=op)
     if base is None:
         return 1
     for location in (locate(base), locate_parent(path, base)):
@@ -73,5 +76,5 @@ def _depth_of(base: str | None, layers: Sequence[Layer]) -> int:
         ErrorKind.INVALID_ARGUMENT,
         f"{base} is not in its backing chain: {', '.join(layer.path for layer in layers[1:])}",
         path=path,
-        op="commit",
+        op=op,
     )

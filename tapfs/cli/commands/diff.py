@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from tapfs.cli.changed_extents import extents_json, extents_table
 from tapfs.cli.commands.compare import add_second_image_options, second_image
-from tapfs.cli.json_output import begin_document, print_json
+from tapfs.cli.json_output import print_json
 from tapfs.cli.options import add_image_options, open_image
 from tapfs.cli.parser import UsageError
 from tapfs.cli.reporting import add_json_option, add_progress_options, print_line, progress_of
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from tapfs.cli.parser import Subparsers
     from tapfs.disk.image import Image
     from tapfs.jobs.diff import DiffReport
-
-_COLUMNS = "{:<16} {:<16} {}"
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -92,32 +91,16 @@ def _changed(report: DiffReport) -> str:
 
 
 def _print_json(old: Image, new: Image, progress: Callable[[int, int], None]) -> None:
-    """The document piece by piece: it needs no memory, however many extents there are."""
-    from tapfs.disk.json_text import VERSION
     from tapfs.jobs.diff import changed_extents
 
-    begin_document()
-    sums = {False: 0, True: 0}
-    between = ""
-    sys.stdout.write(f'{{"version": {VERSION}, "sizes": [{old.size}, {new.size}], "extents": [')
-    for offset, length, zero in changed_extents(old, new, progress):
-        sums[zero] += length
-        is_zero = "true" if zero else "false"
-        sys.stdout.write(f'{between}\n  {{"offset": {offset}, "length": {length}, "zero": {is_zero}}}')
-        between = ","
-    sys.stdout.write(f'], "data_bytes": {sums[False]}, "zero_bytes": {sums[True]}, "stream_bytes": null}}\n')
+    extents_json({"sizes": [old.size, new.size]}, changed_extents(old, new, progress), {"stream_bytes": None})
 
 
 def _print_table(old: Image, new: Image, progress: Callable[[int, int], None], *, quiet: bool) -> None:
     from tapfs.jobs.diff import DiffReport, changed_extents
 
-    sums = {False: 0, True: 0}
-    if not quiet:
-        print_line(_COLUMNS.format("Offset", "Length", "New"))
-    for offset, length, zero in changed_extents(old, new, progress):
-        sums[zero] += length
-        print_line(_COLUMNS.format(f"{offset:#x}", f"{length:#x}", "zeros" if zero else "data"))
+    sums = extents_table(changed_extents(old, new, progress), quiet=quiet)
     if quiet:
         return
     sizes = "" if old.size == new.size else f"; the sizes are {old.size} and {new.size} bytes"
-    print_line(f"{_changed(DiffReport(sums[False], sums[True], 0))}{sizes}")
+    print_line(f"{_changed(DiffReport(*sums, 0))}{sizes}")
