@@ -12,7 +12,7 @@ import os
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from tapfs.disk.chain import Layer, OpenOptions, layer_of_files
+from tapfs.disk.chain import MAX_DEPTH, Layer, OpenOptions, layer_of_files
 from tapfs.disk.image import Image
 from tapfs.disk.opening import open_image_on
 from tapfs.disk.overlay import open_over
@@ -81,6 +81,18 @@ def overlay_on(image: Image, path: str, size: int | None) -> Overlaid:
             remedy="name a new file",
         )
     return overlaid
+
+
+def require_room_in_chain(image: Image) -> None:
+    """Raise ImageError(unsupported) if an overlay over the image would make a chain that nobody could open."""
+    if len(image.layers) >= MAX_DEPTH:
+        raise ImageError(
+            ErrorKind.UNSUPPORTED,
+            f"has {len(image.layers)} images in its chain, and no more than {MAX_DEPTH} are opened",
+            path=image.path,
+            op="swap",
+            remedy="commit it first, which makes the chain shorter",
+        )
 
 
 def size_of_overlay(image: Image, path: str, size: int | None) -> int:

@@ -12,11 +12,14 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.serving.asking import unknown_command
 
 if TYPE_CHECKING:
+    from tapfs.xen.disk.held_at_rest import Holding
     from tapfs.xen.disk.live_jobs import LiveJobs
     from tapfs.xen.disk.operations import Operations
 
 
-async def answer(operations: Operations, jobs: LiveJobs, request: Mapping[str, Any]) -> Mapping[str, object]:
+async def answer(
+    operations: Operations, jobs: LiveJobs, holding: Holding, request: Mapping[str, Any]
+) -> Mapping[str, object]:
     """Carry out a request. Raises what kept it from that."""
     match request.get("command"):
         case "status":
@@ -29,7 +32,8 @@ async def answer(operations: Operations, jobs: LiveJobs, request: Mapping[str, A
             await operations.resume()
         case "swap":
             keep_names = request.get("keep_names") is True
-            await operations.swap(_text(request, "file"), _number(request, "size"), keep_names=keep_names)
+            images = await operations.swap(_text(request, "file"), _number(request, "size"), keep_names=keep_names)
+            return {"images": images}
         case "resize":
             await operations.resize(_number(request, "size"), force=request.get("force") is True)
         case "commit":
@@ -43,6 +47,10 @@ async def answer(operations: Operations, jobs: LiveJobs, request: Mapping[str, A
                 pivot=request.get("pivot") is True,
                 keep_names=request.get("keep_names") is True,
             )
+        case "hold":
+            await holding.hold(_number(request, "seconds") or 0)
+        case "release":
+            return {"held": await holding.release()}
         case "job":
             return jobs.status()
         case "cancel":

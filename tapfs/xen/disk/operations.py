@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tapfs.disk.leaf import exchange, overlay_for_name
-from tapfs.disk.live import Overlaid, image_over, let_others_read, overlay_on, resized
+from tapfs.disk.live import Overlaid, image_over, let_others_read, overlay_on, require_room_in_chain, resized
 from tapfs.disk.password import given_password
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.serving.log import log
@@ -44,6 +44,8 @@ class Operations:
         self._plan_log = plan_log
         self._disk = backend.disk
         self._settings = settings
+        #: Whether the disk is paused only for as long as somebody holds it (`tapfs.xen.disk.held_at_rest`).
+        self.held_at_rest = False
 
     def status(self) -> dict[str, object]:
         """What is served, and how it stands."""
@@ -70,12 +72,19 @@ class Operations:
         """Take no more requests, and have the image durable and at rest. It lasts until `resume`, whatever crashes."""
         async with self.alone():
             if self._disk.paused:
+                if self.held_at_rest:  # it lasts now
+                    await self.note({"tapfs/paused": 1})
+                    self.held_at_rest = False
                 return
             async with self.at_rest():
                 await in_thread(self._disk.image.flush)
                 await self.note({"tapfs/paused": 1})
                 self._disk.paused = True
             log.info("paused")
+
+    def look_again(self) -> None:
+        """Have what the disk is to do next be looked at: it may be possible by now."""
+        self._backend.look_again()
 
     async def resume(self) -> None:
         """Take requests again, and try again what waits for space."""
@@ -85,7 +94,7 @@ class Operations:
             if not self._disk.paused:
                 return
             await self.note({"tapfs/paused": None})
-            self._disk.paused = False
+            self._disk.paused = self.held_at_rest = False
             self._disk.resume()
             self._backend.look_again()
             log.info("resumed")
@@ -101,13 +110,13 @@ class Operations:
             await self.note({"tapfs/limit-bytes": new.bytes, "tapfs/limit-requests": new.requests})
             self._disk.set_limit(new)
 
-    async def swap(self, file: str, size: int | None, *, keep_names: bool) -> None:
+    async def swap(self, file: str, size: int | None, *, keep_names: bool) -> int:
         """A live snapshot: from now on an overlay takes the writes, and what was served stays as it is.
 
         What was served has the name `file` afterwards, and the overlay the name that the disk has had, by which the
         toolstack opens it again (`tapfs.disk.leaf`). With `keep_names` the overlay is `file` instead; it is made unless
         it is there, empty, with the served image as its parent. `size`: bytes of a new overlay; None: as the disk has.
-        When this returns the old image is durable and may be copied away.
+        When this returns the old image is durable and may be copied away. Returns how many images the chain has now.
         """
         async with self.alone():
             self.require_no_job()
@@ -116,6 +125,7 @@ class Operations:
                 raise ImageError(ErrorKind.READ_ONLY, "was attached read-only", path=image.path, op="swap")
             if not os.path.isabs(file):
                 raise ImageError(ErrorKind.INVALID_FORMAT, "is no absolute path", path=file, op="swap")
+            require_room_in_chain(image)
             # What takes long comes before the guest has to wait.
             await in_thread(image.flush)
             if keep_names:
@@ -131,6 +141,7 @@ class Operations:
             if now.size != image.size:
                 await self._backend.announce_size()
             log.info("swapped: %s now lies over %s", now.path, now.layers[1].path)
+            return len(now.layers)
 
     def require_no_job(self) -> None:
         """Raise ImageError(locked) while the disk is being committed or mirrored."""

@@ -33,6 +33,7 @@ from tapfs.xen.disk import control
 from tapfs.xen.disk.backend import MAX_ERROR, Backend
 from tapfs.xen.disk.disk_image import look_at_disk, open_disk
 from tapfs.xen.disk.hand_over import TakeOver, is_handed_over, is_incoming
+from tapfs.xen.disk.held_at_rest import Holding
 from tapfs.xen.disk.held_requests import HeldRequests
 from tapfs.xen.disk.live_jobs import LiveJobs
 from tapfs.xen.disk.operations import Operations
@@ -130,7 +131,7 @@ class DiskProcess:
         ending.add_async("wait for an operation", backend.changing.acquire)
         operations = Operations(backend, settings, plan_log)
         jobs = LiveJobs(operations, disk, settings, plan_log)
-        return await self._follow(store, backend, partial(control.answer, operations, jobs))
+        return await self._follow(store, backend, partial(control.answer, operations, jobs, Holding(operations, disk)))
 
     async def _open(self, store: XenStore, plan_log: PlanLog) -> tuple[DiskSettings, ServedDisk]:
         """Set our limits and open the image. Raises the ImageError that keeps the disk from being served."""
