@@ -4,8 +4,8 @@ Every disk is held at rest before the first snapshot is made, and let go after t
 an earlier write when that was answered. So where a disk has a write that came while others were held already, all
 that this write depends on was answered before, and is in the snapshots. Together they are what a power failure leaves.
 
-A hold ends by itself (`tapfs.xen.disk.held_at_rest`). If one has ended too early, or a snapshot fails, those that were made are
-committed again, which leaves every disk as it was.
+A hold ends by itself (`tapfs.xen.disk.held_at_rest`). If one has ended too early, or a snapshot fails, those that were
+made are committed again, which leaves every disk as it was.
 """
 
 from __future__ import annotations

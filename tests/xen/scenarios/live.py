@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
-from tests.xen.scenarios.commands import digest, run, tapfs, wait_until
+from tests.xen.scenarios.commands import attempt_tapfs, digest, run, say, tapfs, wait_until
 from tests.xen.scenarios.contents import new_qcow, new_raw
 from tests.xen.scenarios.dom0 import IMAGES, Dom0, xl_disk
 from tests.xen.scenarios.guest import Guest
+from tests.xen.scenarios.kill import await_process
 from tests.xen.scenarios.scenario import scenario
 
 DISK = ("--domain", "live", "--vdev", "xvda")
@@ -49,6 +52,42 @@ def pause_and_snapshot(dom0: Dom0) -> str:
         data = flat.read_bytes()[65000 * 512 : 65002 * 512]
         assert data.replace(b"\0", b"").replace(b"\n", b"") == texts.encode(), (image, data[:32], data[512:544])
     return f"{writes} writes"
+
+
+@scenario(60)
+def commit_and_mirror(dom0: Dom0) -> str:
+    """Under load, and a commit is killed in its middle: in the end the disk is the mirror, with every write."""
+    disk, kept, copy = new_qcow("back.qcow", 16), IMAGES / "back-kept.qcow", IMAGES / "mirror.qcow2"
+    for path in (kept, copy, IMAGES / "back.qcow.mirrored"):
+        path.unlink(missing_ok=True)
+    with dom0.guest("live", "pv", (xl_disk(f"tap:qcow:{disk}", "xvda"),)) as guest:
+        guest.wait_for_disk("xvda")
+        guest.start_load("xvda", 4, 14)
+        tapfs("swap", *DISK, str(kept))
+        time.sleep(1)
+        command = get_context("fork").Process(target=_cut_off_commit)
+        command.start()
+        time.sleep(2)
+        process = dom0.disk_process(guest.domain, "xvda")
+        say(f"kill -9 {process}")
+        os.kill(process, signal.SIGKILL)
+        await_process(dom0, guest, "xvda", process)
+        command.join()
+        assert command.exitcode == 0, "a commit that was cut off said that it was done"
+        tapfs("commit", *DISK)
+        assert not kept.exists()
+        tapfs("mirror", *DISK, "-O", "qcow2", "--pivot", str(copy))
+        writes = guest.finish_load("xvda")
+        guest.power_off()
+    assert disk.resolve() == copy
+    tapfs("check", str(copy))
+    disk.unlink()
+    return f"{writes} writes"
+
+
+def _cut_off_commit() -> None:
+    """A commit that takes far longer than the disk's process has to live."""
+    raise SystemExit(attempt_tapfs("commit", *DISK, "--rate-limit", "16k").returncode == 0)
 
 
 @scenario(180)
