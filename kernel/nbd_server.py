@@ -147,8 +147,11 @@ class NativeServer:
         return lib.tapfs_nbd_ended_fd(self._handle)
 
     def next_parked(self, queue: Queue) -> list[ParkedRequest]:
-        """Wait for parked requests; none when the server is being stopped. From any thread."""
-        taken = take(lib.tapfs_nbd_next_parked, self._handle, queue)
+        """Wait for parked requests; none when the server is being stopped. From any thread.
+
+        Of writes that lack places, and of flushes, all that wait are taken.
+        """
+        taken = take(lib.tapfs_nbd_next_parked, self._handle, queue, together=(Queue.WRITES, Queue.SYNCS))
         return [ParkedRequest(self._disk, self._handle, parked) for parked in taken]
 
     def statistics(self) -> NbdStatistics:

@@ -15,7 +15,7 @@ from tapfs.kernel._engine import ffi, lib
 from tapfs.kernel.engine import EngineDisk, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
     from tapfs.kernel._engine import CData
 
@@ -33,9 +33,18 @@ class Queue(IntEnum):
     WRITES = 3
 
 
-def take(next_parked: Callable[[CData, Queue, CData, int], int], front_end: CData, queue: Queue) -> list[CData]:
-    """Wait for parked requests of a front end; none when it is being stopped. Of WRITES all that wait are taken."""
-    capacity = lib.TAPFS_PARKED_AT_ONCE if queue is Queue.WRITES else 1
+def take(
+    next_parked: Callable[[CData, Queue, CData, int], int],
+    front_end: CData,
+    queue: Queue,
+    *,
+    together: Container[Queue] = (Queue.WRITES,),
+) -> list[CData]:
+    """Wait for parked requests of a front end; none when it is being stopped.
+
+    Of the queues that are served `together` all that wait are taken.
+    """
+    capacity = lib.TAPFS_PARKED_AT_ONCE if queue in together else 1
     parked = ffi.new("tapfs_parked[]", capacity)
     count = next_parked(front_end, queue, parked, capacity)
     return [ffi.new("tapfs_parked *", parked[i]) for i in range(count)]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tapfs.api.jobs import amend, check, compact, compare, convert, create_image, repair
     from tapfs.api.mounts import MountPoint, mount, unmount
     from tapfs.api.opening import info, open, open_file  # noqa: A004 - `tapfs.open` is the name one expects
+    from tapfs.api.servers import DiskServer, serve
     from tapfs.api.sizes import measure, resize
     from tapfs.api.snapshots import apply_snapshot, create_snapshot, delete_snapshot, snapshots
     from tapfs.disk.chain_map import MappedExtent
@@ -65,6 +66,7 @@ __all__ = [
     "DiffReport",
     "Difference",
     "DiskFile",
+    "DiskServer",
     "ErrorKind",
     "FileSystemSpace",
     "Gate",
@@ -108,6 +110,7 @@ __all__ = [
     "remove_bitmap",
     "repair",
     "resize",
+    "serve",
     "snapshots",
     "store_bitmap",
     "unmount",
@@ -133,6 +136,7 @@ _LAZY = {
     "CopyOptions": "tapfs.jobs.copying",
     "Difference": "tapfs.jobs.compare",
     "DiskFile": "tapfs.disk.disk_file",
+    "DiskServer": "tapfs.api.servers",
     "ErrorKind": "tapfs.errors",
     "FileSystemSpace": "tapfs.jobs.free_space",
     "Gate": "tapfs.host.gate",
@@ -170,6 +174,7 @@ _LAZY = {
     "read_bitmap": "tapfs.api.bitmaps",
     "remove_bitmap": "tapfs.api.bitmaps",
     "repair": "tapfs.api.jobs",
+    "serve": "tapfs.api.servers",
     "snapshots": "tapfs.api.snapshots",
     "store_bitmap": "tapfs.api.bitmaps",
     "unmount": "tapfs.api.mounts",

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from tapfs.api.command_words import flag, opening_words, option, raise_what_was_met, started
 from tapfs.disk.password import require_bytes
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.fuse.engine_names import AUTO
-from tapfs.serving.messages import decode, error_from_data
-
-_PROGRAM = ("-P", "-m", "tapfs.cli.asked_by_python")
+from tapfs.serving.messages import decode
 
 
 class MountPoint:
@@ -91,26 +88,31 @@ def mount(
     The mount outlives this program unless `unmount` is called, also at the end of a ``with`` block. It needs pyfuse3
     (``pip install tapfs[fuse]``). Raises ImageError, and ValueError for words that the command does not know.
     """
-    for name, value in (("options", options), ("backing_formats", backing_formats)):
-        if isinstance(value, str):
-            raise TypeError(f"{name} is a sequence, not one str")
+    if isinstance(options, str):
+        raise TypeError("options is a sequence, not one str")
     require_bytes(password)
     where = os.fsdecode(mountpoint)
-    words = ["mount", *_flag("--rw", writable), *_flag("--temp", temporary), *_flag("--files", files)]
-    words += [*_flag("--direct", direct), *_flag("--force-share", shared), "--engine", engine]
-    words += [*_flag("--any-parent", any_parent), *_flag("--write-base", write_base)]
-    words += _option("--snapshot", snapshot)
-    words += _option("--cache", None if cache_bytes is None else str(cache_bytes))
-    for folder in parent_folders:
-        words += _option("--parent-folder", os.fsdecode(folder))
-    words += _option("--overlay", None if overlay is None else os.fsdecode(overlay))
-    words += _option("--partition", None if partition is None else str(partition))
-    words += _option("--sector-size", None if sector_size is None else str(sector_size))
-    words += [*_option("--format", format), *_option("--backing", backing), *_option("--backing-root", backing_root)]
-    for each in backing_formats:
-        words += _option("--backing-format", each)
+    words = ["mount", *flag("--files", files), "--engine", engine]
+    words += option("--partition", None if partition is None else str(partition))
+    words += option("--sector-size", None if sector_size is None else str(sector_size))
     for each in options:
-        words += _option("-o", each)
+        words += option("-o", each)
+    words += opening_words(
+        writable=writable,
+        overlay=overlay,
+        temporary=temporary,
+        format=format,
+        backing=backing,
+        backing_formats=backing_formats,
+        any_parent=any_parent,
+        write_base=write_base,
+        snapshot=snapshot,
+        parent_folders=parent_folders,
+        backing_root=backing_root,
+        direct=direct,
+        shared=shared,
+        cache_bytes=cache_bytes,
+    )
     _run([*words], [os.fsdecode(image), where], password, where)
     return MountPoint(os.path.abspath(where), files=files)
 
@@ -126,39 +128,12 @@ def unmount(mountpoint: str | os.PathLike[str], *, force: bool = False) -> str |
     return unmount_image(os.fsdecode(mountpoint), force=force)
 
 
-def _flag(word: str, wanted: bool) -> list[str]:  # noqa: FBT001 - the word and its value read as a pair
-    return [word] if wanted else []
-
-
-def _option(word: str, value: str | None) -> list[str]:
-    # In one word, so that a value may start with a dash.
-    return [] if value is None else [f"{word}={value}" if word.startswith("--") else word + value]
-
-
 def _run(words: list[str], names: list[str], password: bytes | None, where: str) -> None:
     """Run the command in a process of its own and raise what it met."""
-    environment = {name: value for name, value in os.environ.items() if name != "TAPFS_PASSWORD"}
-    reader, writer = os.pipe()
-    try:
-        with os.fdopen(writer, "wb") as pipe:
-            if password is not None:
-                pipe.write(password + b"\n")
-                words = [*words, f"--key-file=/dev/fd/{reader}"]
-        done = subprocess.run(
-            [sys.executable, *_PROGRAM, *words, "--", *names],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            pass_fds=(reader,),
-            env=environment,
-            check=False,
-        )
-    finally:
-        os.close(reader)
-    answer = decode(done.stdout)
-    if "error" in answer:
-        raise error_from_data(answer["error"])
-    if "usage" in answer:
-        raise ValueError(answer["usage"])
-    if "done" not in answer:
-        how = "it said why on standard error" if done.returncode >= 0 else f"by signal {-done.returncode}"
+    with started(words, names, password) as process:
+        answer, _ = process.communicate()
+    told = decode(answer)
+    raise_what_was_met(told)
+    if "done" not in told:
+        how = "it said why on standard error" if process.returncode >= 0 else f"by signal {-process.returncode}"
         raise ImageError(ErrorKind.IO, f"the mounting process failed: {how}", path=where, op="mount")

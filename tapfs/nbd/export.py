@@ -58,7 +58,7 @@ class Export:
         self._parked = ParkedThreads(
             self._server.next_parked,
             self._answer,
-            lambda writes: finish_writes(image, writes),
+            self._answer_together,
             path=lambda: image.path,
         )
 
@@ -125,6 +125,18 @@ class Export:
                 self._in_steps(parked, _FILL_STEP, lambda offset, length: image.read_into(offset, buffer[:length]))
             case Request.STATUS:
                 self._answer_status(parked)
+
+    def _answer_together(self, several: Sequence[ParkedRequest]) -> Sequence[ParkedRequest]:
+        """Answer several writes by one, or several flushes; those that must be tried alone, in their order."""
+        if several[0].request is not Request.SYNC:
+            return finish_writes(self.image, several)
+        try:
+            self.image.flush()
+        except Exception:  # noqa: BLE001  each meets its own error when it is tried alone
+            return several
+        for parked in several:
+            parked.complete()
+        return ()
 
     def _in_steps(self, parked: ParkedRequest, step: int, work: Callable[[int, int], None]) -> None:
         """Do a long request piece by piece, as long as somebody waits for it."""

@@ -100,7 +100,7 @@ def export_names(names: Sequence[str], images: Sequence[str]) -> list[str]:
         if len(name.encode(errors="surrogateescape")) > _MAX_NAME or "\0" in name or not name.isprintable():
             raise _wrong(f"{name[:80]!r} cannot be the name of an export")
         if found.count(name) > 1:
-            raise _wrong(f"two exports would have the name {name!r}; give each its own with {{name}}")
+            raise _wrong(f"two exports would have the name {name!r}; give each a name of its own")
     return found
 
 

@@ -145,3 +145,31 @@ def test_sockets_of_clients_are_closed(image: Path) -> None:
             client.close()
         server.wait_until_idle()
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_flushes_that_wait_at_once_are_one_and_a_failure_is_each_ones_own(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Served(tapfs.open(image, format="raw", writable=True)) as server:
+        disk = server.export.image
+        began, go_on, flushes = threading.Event(), threading.Event(), list[int]()
+
+        def flush() -> None:
+            flushes.append(len(flushes))
+            began.set()
+            go_on.wait(30)
+            if len(flushes) > 2:
+                raise OSError(errno.EIO, "the host failed")
+
+        monkeypatch.setattr(disk, "flush", flush)
+        client = server.connect(nbd.STRUCTURED)
+        first = client.send(nbd.FLUSH)
+        assert began.wait(30)
+        asked = [client.send(nbd.WRITE, number * 4096, data=b"f" * 4096, flags=nbd.FUA) for number in range(40)]
+        wait_for(lambda: server.statistics().parked >= 41)
+        go_on.set()
+        assert [client.answer(cookie).error for cookie in (first, *asked)] == [0] * 41
+        assert len(flushes) == 2
+        assert client.ask(nbd.FLUSH).error == errno.EIO
+        monkeypatch.undo()
+        assert client.ask(nbd.FLUSH).error == 0
