@@ -21,39 +21,20 @@
 #include <unistd.h>
 
 #include "fuse/server.h"
+#include "owned_disk.h"
 
-#define GRANULE 4096u
-#define UNIT (16 * GRANULE)
-#define SIZE (8 * UNIT)
-#define HOST_START GRANULE
 #define NODE 2
 #define CLIENTS 3
 #define OWNERS 2
 #define AT_ONCE 24
 #define MESSAGE_MAX (96u << 10)
 
-#define REQUIRE(condition) ((condition) ? (void)0 : die(#condition, __LINE__))
-
-static tapfs_disk *disk;
 static tapfs_fuse *server;
 static int device, session, rounds;
-static pthread_mutex_t map_lock = PTHREAD_MUTEX_INITIALIZER;
-static bool allocated[SIZE / GRANULE];
 static sem_t room;
 static _Atomic unsigned long next_unique = 2;
 static _Atomic unsigned answered;
 static atomic_bool over;
-
-static void die(const char *what, int line)
-{
-    fprintf(stderr, "line %d: %s (errno %d)\n", line, what, errno);
-    exit(1);
-}
-
-static uint8_t byte_at(uint64_t offset)
-{
-    return (uint8_t)(offset * 31 / 7 % 251 + 1);
-}
 
 static void ask(uint32_t opcode, uint64_t node, const void *body, size_t length, const void *data, size_t data_length)
 {
@@ -139,64 +120,13 @@ static void *be_session(void *argument)
     }
 }
 
-static void supply_map(uint64_t offset)
-{
-    uint64_t start = offset - offset % UNIT;
-    tapfs_extent extents[UNIT / GRANULE];
-    for (uint64_t i = 0; i < UNIT / GRANULE; i++) {
-        bool here = allocated[start / GRANULE + i];
-        extents[i] = (tapfs_extent){
-            .offset = start + i * GRANULE,
-            .length = GRANULE,
-            .host_offset = here ? HOST_START + start + i * GRANULE : 0,
-            .kind = here ? TAPFS_DATA : TAPFS_UNALLOCATED,
-            .in_place = here,
-        };
-    }
-    REQUIRE(tapfs_disk_install(disk, 0, extents, UNIT / GRANULE) == 0);
-}
-
-/* The first granule of what has no place yet. Fills, then commits, all under the lock: a simple owner. */
-static void give_place(const tapfs_parked *parked)
-{
-    uint64_t at = parked->outcome.offset;
-    uint64_t granule = at - at % GRANULE;
-    uint64_t end = parked->offset + parked->length;
-    uint64_t length = (granule + GRANULE < end ? granule + GRANULE : end) - at;
-    if (allocated[granule / GRANULE]) {
-        return; /* another owner was quicker, and the cache knows */
-    }
-    tapfs_placement place = {.offset = granule, .length = GRANULE, .host_offset = HOST_START + granule, .fresh = 1};
-    tapfs_segment segment = {.offset = at, .length = length, .data = parked->data + (at - parked->offset)};
-    tapfs_range range = {.offset = granule, .length = GRANULE};
-    tapfs_outcome outcome;
-    do {
-        tapfs_write_reserved(disk, &segment, 1, &range, 1, &place, 1, 0, &outcome);
-        if (outcome.status == TAPFS_MISS) {
-            supply_map(outcome.offset);
-        }
-    } while (outcome.status == TAPFS_MISS);
-    REQUIRE(outcome.status == TAPFS_DONE);
-    allocated[granule / GRANULE] = true;
-    tapfs_extent now = {
-        .offset = granule, .length = GRANULE, .host_offset = HOST_START + granule, .kind = TAPFS_DATA, .in_place = 1};
-    REQUIRE(tapfs_disk_patch(disk, 0, &now, 1) == 0);
-}
-
 static void *own_moves(void *argument)
 {
     uint32_t queue = *(const uint32_t *)argument;
     tapfs_parked parked;
     while (tapfs_fuse_next_parked(server, queue, &parked, 1)) {
         do {
-            pthread_mutex_lock(&map_lock);
-            if (parked.outcome.status == TAPFS_MISS) {
-                supply_map(parked.outcome.offset);
-            } else {
-                REQUIRE(parked.outcome.status == TAPFS_RESERVE);
-                give_place(&parked);
-            }
-            pthread_mutex_unlock(&map_lock);
+            give_what_is_missing(&parked);
         } while (tapfs_fuse_resume_parked(server, parked.ticket, &parked));
     }
     return NULL;
@@ -219,16 +149,8 @@ static void *disturb(void *argument)
     unsigned seed = 99;
     (void)argument;
     while (!atomic_load(&over)) {
-        tapfs_statistics counters;
         tapfs_fuse_statistics requests;
-        tapfs_outcome outcome;
-        tapfs_step step = {.step = TAPFS_STEP_GROW, .host_offset = HOST_START + SIZE};
-        pthread_mutex_lock(&map_lock);
-        tapfs_disk_forget(disk, 0, (uint64_t)rand_r(&seed) % SIZE, GRANULE);
-        pthread_mutex_unlock(&map_lock);
-        tapfs_execute(disk, &step, 1, &outcome);
-        tapfs_disk_quiesce(disk);
-        tapfs_disk_statistics(disk, &counters);
+        disturb_disk(&seed);
         tapfs_fuse_counters(server, &requests);
         tapfs_fuse_last_write(server);
         usleep(200);
@@ -236,30 +158,14 @@ static void *disturb(void *argument)
     return NULL;
 }
 
-static void check_file(int file)
-{
-    uint8_t *content = calloc(1, SIZE);
-    REQUIRE(pread(file, content, SIZE, HOST_START) >= 0);
-    for (uint64_t i = 0; i < SIZE; i++) {
-        REQUIRE(content[i] == 0 || content[i] == byte_at(i));
-    }
-    free(content);
-}
-
 int main(int count, char **words)
 {
     pthread_t clients[CLIENTS], owners[OWNERS], other, receiver, player, disturber;
     int devices[2], sessions[2], large = 1 << 20;
-    tapfs_layer layer = {.virtual_size = SIZE, .granule = GRANULE, .map_unit = UNIT, .writable = 1};
 
     REQUIRE(count == 3);
     rounds = atoi(words[2]);
-    int file = open(words[1], O_RDWR | O_CREAT | O_TRUNC, 0600);
-    REQUIRE(file >= 0);
-    /* Room for fewer units than there are, so that they come and go. */
-    disk = tapfs_disk_new(1500);
-    REQUIRE(disk != NULL && tapfs_disk_add_layer(disk, &layer) == 0);
-    REQUIRE(tapfs_disk_add_file(disk, 0, file, TAPFS_FILE_WRITABLE) == 0);
+    owned_disk_open(words[1]);
     REQUIRE(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, devices) == 0 && socketpair(AF_UNIX, SOCK_STREAM, 0, sessions) == 0);
     for (int i = 0; i < 2; i++) {
         setsockopt(devices[i], SOL_SOCKET, SO_SNDBUF, &large, sizeof large);
@@ -303,11 +209,9 @@ int main(int count, char **words)
     tapfs_fuse_free(server);
     pthread_join(receiver, NULL);
     pthread_join(player, NULL);
-    check_file(file);
-    tapfs_disk_free(disk);
+    owned_disk_close();
     close(device);
     close(session);
-    close(file);
     puts("ok");
     return 0;
 }

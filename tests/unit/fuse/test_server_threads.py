@@ -11,12 +11,12 @@ import pytest
 from tests.native_programs import MEMORY, SOURCES, THREADS, program
 
 pytestmark = pytest.mark.native
-NAME = "fuse_server_threads"
+NAMES = ("fuse_server_threads", "owned_disk")
 
 
 @pytest.mark.parametrize("sanitizer", [THREADS, MEMORY])
 def test_no_report(tmp_path: Path, sanitizer: str) -> None:
-    job = program(tmp_path, NAME, sanitizer=sanitizer)
+    job = program(tmp_path, *NAMES, sanitizer=sanitizer)
     done = subprocess.run([job, tmp_path / "disk", "1500"], capture_output=True, text=True, check=False, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
 
@@ -29,7 +29,7 @@ def test_a_race_would_be_reported(tmp_path: Path) -> None:
         text = text.replace(call, "")
     broken = tmp_path / "cache.c"
     broken.write_text(text)
-    racing = program(tmp_path, NAME, sanitizer=THREADS, instead=[broken])
+    racing = program(tmp_path, *NAMES, sanitizer=THREADS, instead=[broken])
     # At the first report: a program whose data such a race has spoilt may go round in circles.
     environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1"}
     job = [racing, tmp_path / "disk", "300"]
