@@ -3,7 +3,7 @@
 ``with tapfs.open("image.qcow") as disk: disk.read(0, 512)`` opens any image of a known format
 with its whole backing chain. `open_file` gives a file object instead, `open_async` is for trio and asyncio.
 `info`, `check`, `repair`, `compact`, `create_image`, `convert`, `measure`, `amend`, `compare`, `diff`, `apply`,
-`commit`, `rebase`, `resize`, `mount` and `unmount` are the commands of those names.
+`commit`, `rebase`, `resize`, `mount`, `unmount` and `serve` are the commands of those names.
 Errors are `ImageError`, which is an OSError. docs/python.md tells more.
 """
 
