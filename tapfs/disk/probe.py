@@ -7,6 +7,7 @@ of tapfs's own fits.
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from functools import cache
 from typing import TYPE_CHECKING, cast
 
@@ -57,6 +58,13 @@ def format_named(name: str) -> Format:
             remedy=f"known are: {', '.join(format_names())}",
         )
     return found.format
+
+
+def load_all() -> None:
+    """Load every module of tapfs's own formats, for a process that is forked and then opens any of them."""
+    folder = importlib.import_module("tapfs.formats").__path__
+    for module in pkgutil.walk_packages(folder, "tapfs.formats."):
+        importlib.import_module(module.name)
 
 
 def plugin_of(found: Format) -> Plugin | None:

@@ -1,29 +1,23 @@
-"""The process that serves one disk, as its supervisor sees it: started here, or found running.
-
-The supervisor takes the lock of a device, and the process that it starts inherits the lock. So the lock is held from
-before the process exists until its last descriptor is closed, however the process ends. Two supervisors, one after the
-other, never start two processes for one device, and two processes never answer one ring.
-"""
+"""The process that serves one disk, as its supervisor sees it: its number, its end, its name in xenstore."""
 
 from __future__ import annotations
 
 import os
 import re
 import signal
-import sys
+import struct
 from contextlib import suppress
-from pathlib import Path
 
 import trio
 
-from tapfs.errors import from_os_error
 from tapfs.serving.processes import process_start
-from tapfs.xen.device import Device
-from tapfs.xen.runtime_files import lock
 
 #: Exit codes of a disk process that say more than "it crashed": the device is done; the image cannot be served, and
 #: xenstore says why; it was asked to end with the device still there.
 EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 3, 75
+
+#: The answer of the process that is forked for each disk: the number of the new process, and 0 or an errno.
+ANSWER = struct.Struct("=ii")
 
 #: The value of `tapfs/process`: a pid and when that process started, because a pid is used again.
 _PROCESS_NAME = re.compile(r"([0-9]{1,10}):([0-9]{1,20})")
@@ -61,30 +55,6 @@ class RunningDisk:
     def close(self) -> None:
         """Let go of it; the process itself goes on."""
         os.close(self._descriptor)
-
-
-def start(device: Device, directory: Path) -> RunningDisk | None:
-    """Start the process of a device, or None while another one lives. Raises ImageError(io, denied, no_space)."""
-    held = lock(directory, device.key)
-    if held is None:
-        return None
-    try:
-        os.set_inheritable(held, True)
-        # Signals to our process group are ours: a disk ends when we say so.
-        pid = os.posix_spawn(
-            sys.executable,
-            [sys.executable, "-P", "-m", "tapfs.xen.disk.process", device.kind, str(device.domain), str(device.number)],
-            os.environ,
-            file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), (os.POSIX_SPAWN_DUP2, 2, 1)],
-            setsid=True,
-            setsigmask=(),
-            setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE),
-        )
-        return RunningDisk(pid, os.pidfd_open(pid), child=True)
-    except OSError as error:
-        raise from_os_error(error, path=sys.executable, op="start the disk process") from error
-    finally:
-        os.close(held)
 
 
 def adopt(name: str | None) -> RunningDisk | None:

@@ -77,9 +77,9 @@ class SupervisorProcess:
         """The processes of this machine's disks that run: "tap 3 51712" -> pid."""
         found = {}
         for pid in self._processes():
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+            words = [word for word in Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0") if word]
             if "tapfs.xen.disk.process" in words:
-                found[" ".join(words[-4:-1])] = pid
+                found[" ".join(words[-3:])] = pid
         return found
 
     def _processes(self) -> Sequence[int]:

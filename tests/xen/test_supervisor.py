@@ -16,6 +16,7 @@ from tapfs.xen import runtime_files
 from tapfs.xen.device import State
 from tapfs.xen.host import Host
 from tapfs.xen.image_stamp import GivenUp
+from tapfs.xen.supervisor.disk_starter import DiskStarter
 from tapfs.xen.supervisor.restarts import Restarts
 from tapfs.xen.supervisor.supervised_device import SupervisedDevice
 from tapfs.xen.toolstack import attach as toolstack
@@ -156,7 +157,12 @@ async def test_a_process_that_crashes_all_the_time_is_given_up(
     await toolstack.attach(store, disk(), params=f"tap:sync:{image}", mode="w")
     runtime_files.directory().mkdir(parents=True)
     supervised = SupervisedDevice(
-        disk(), store, runtime_files.directory(), simulated=True, restarts=Restarts(most=3, first_pause=0.01)
+        disk(),
+        store,
+        runtime_files.directory(),
+        simulated=True,
+        starter=DiskStarter(),
+        restarts=Restarts(most=3, first_pause=0.01),
     )
     nursery.start_soon(supervised.run)
     killed: set[int] = set()
@@ -197,6 +203,33 @@ async def test_a_killed_supervisor_takes_nothing_with_it(
         await toolstack.detach(store, disk(), seconds=PATIENCE)
     await eventually(lambda: supervised.disk_processes() == {})
     assert is_gone(xenstored, disk())
+
+
+async def test_disks_are_forked_from_one_process_and_need_it_no_more(
+    store: XenStore, supervised: SupervisorProcess, image: Path, tmp_path: Path
+) -> None:
+    await attach(store, disk(), image)
+    first = await pid_of(store, disk())
+    children = Path(f"/proc/{supervised.pid}/task/{supervised.pid}/children").read_text().split()
+    (forked,) = [int(pid) for pid in children if b"fork_server" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    # It has arguments of its own, and memory of the other's.
+    assert str(first) in children
+    assert (
+        Path(f"/proc/{first}/cmdline")
+        .read_bytes()
+        .rstrip(b"\0")
+        .endswith(b"tapfs.xen.disk.process\x00tap\x003\x0051712")
+    )
+    assert Path(f"/proc/{first}/smaps_rollup").read_text().split("Shared_Dirty:")[1].split()[0] > "0"
+    os.kill(forked, signal.SIGKILL)
+    other = tmp_path / "other.raw"
+    other.write_bytes(bytes(SIZE))
+    await attach(store, disk("xvdb"), other)
+    assert supervised.disk_processes().keys() == {"tap 3 51712", "tap 3 51728"}
+    assert "each loads all now" in supervised.log.read_text()
+    os.kill(first, signal.SIGKILL)
+    await another_process(store, disk(), first)
+    await eventually(lambda: len(supervised.disk_processes()) == 2)
 
 
 async def test_a_process_that_nobody_knows_yet_is_waited_for(
@@ -312,7 +345,7 @@ async def test_a_device_that_becomes_another_backends_is_left_alone(
         await keys.write(f"{device.backend}/state", 1)
 
     await store.transact(replace)
-    await eventually(lambda: "xvda: gone" in supervised.log.read_text())
+    await eventually(lambda: "xvda (guest): gone" in supervised.log.read_text())
     assert xenstored.read(f"{device.backend}/state") == "1"
     assert xenstored.read(f"{device.backend}/tapfs/status") is None
 
@@ -360,7 +393,14 @@ async def test_what_a_disk_that_was_given_up_left(
     await trio.to_thread.run_sync(supervised.end)
     await toolstack.attach(store, disk(), params=f"tap:qcow:{path}", mode="w")
     with trio.CancelScope() as scope:
-        ours = SupervisedDevice(disk(), store, runtime_files.directory(), simulated=True, restarts=Restarts(most=1))
+        ours = SupervisedDevice(
+            disk(),
+            store,
+            runtime_files.directory(),
+            simulated=True,
+            starter=DiskStarter(),
+            restarts=Restarts(most=1),
+        )
         nursery.start_soon(ours.run)
         async with guest_disk(machine, disk()) as guest:
             await trio.to_thread.run_sync(guest.frontend.write, 0, b"a" * 512)

@@ -22,11 +22,11 @@ from tapfs.xen.process_handle import (
     EXIT_STOPPED,
     RunningDisk,
     adopt,
-    start,
 )
 from tapfs.xen.runtime_files import remove_runtime_files
 from tapfs.xen.specification import parse_specification
 from tapfs.xen.supervisor.claim import claim
+from tapfs.xen.supervisor.disk_starter import DiskStarter
 from tapfs.xen.supervisor.restarts import Restarts
 from tapfs.xen.toolstack.attach import remove_device
 from tapfs.xen.xenstore.client import XenStore
@@ -59,7 +59,14 @@ class SupervisedDevice:
     """One device. `news` is to be called whenever something in its directory, or its domain, may have changed."""
 
     def __init__(
-        self, device: Device, store: XenStore, directory: Path, *, simulated: bool, restarts: Restarts | None = None
+        self,
+        device: Device,
+        store: XenStore,
+        directory: Path,
+        *,
+        simulated: bool,
+        starter: DiskStarter,
+        restarts: Restarts | None = None,
     ) -> None:
         self.device = device
         #: How the log calls it.
@@ -69,6 +76,7 @@ class SupervisedDevice:
         self._store = store
         self._directory = directory
         self._simulated = simulated
+        self._starter = starter
         self._restarts = Restarts() if restarts is None else restarts
         self._news = trio.Event()
         self._done = False
@@ -157,7 +165,7 @@ class SupervisedDevice:
 
     async def _start(self) -> bool:
         try:
-            self.process = start(self.device, self._directory)
+            self.process = await in_thread(partial(self._starter.start, self.device, self._directory))
         except ImageError as error:
             await self._fail(str(error))
             return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import trio
@@ -18,6 +19,7 @@ from tapfs.xen.device import BACKENDS, LIBXL_KIND, OUR_KIND, Device, is_ours, ou
 from tapfs.xen.host import Host
 from tapfs.xen.process_handle import EXIT_DONE, EXIT_STOPPED, RunningDisk
 from tapfs.xen.runtime_files import keys_of_runtime_files, remove_runtime_files
+from tapfs.xen.supervisor.disk_starter import DiskStarter
 from tapfs.xen.supervisor.service_manager import notify
 from tapfs.xen.supervisor.supervised_device import SupervisedDevice
 from tapfs.xen.xenstore.client import XenStore, connect
@@ -47,9 +49,11 @@ class _Supervisor:
         self._host = host
         self._directory = directory
         self._devices: dict[Device, SupervisedDevice] = {}
+        self._starter = DiskStarter()
 
     async def run(self) -> None:
-        with trio.open_signal_receiver(*_ENDING_SIGNALS, signal.SIGHUP) as signals:
+        self._starter.prepare()
+        with closing(self._starter), trio.open_signal_receiver(*_ENDING_SIGNALS, signal.SIGHUP) as signals:
             async with connect(self._host) as store, trio.open_nursery() as nursery:
                 nursery.start_soon(self._follow, store, nursery)
                 log.info("ending on %s", (await _ending_signal(signals)).name)
@@ -80,7 +84,8 @@ class _Supervisor:
             supervised.news()
 
     def _attend(self, device: Device, store: XenStore, nursery: trio.Nursery) -> None:
-        supervised = SupervisedDevice(device, store, self._directory, simulated=self._host.machine is not None)
+        simulated = self._host.machine is not None
+        supervised = SupervisedDevice(device, store, self._directory, simulated=simulated, starter=self._starter)
         self._devices[device] = supervised
         nursery.start_soon(self._supervise, supervised)
 
