@@ -19,16 +19,13 @@ from tapfs.driver import (
 )
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind, Range, merge
-from tapfs.plan import Allocate, Grow, Plan, Shorten, Step, Write, plan
+from tapfs.formats.preallocation import FALLOC, FULL, preallocation_of, space_stages
+from tapfs.plan import Grow, Plan, Shorten, Step, plan
 
 #: A host file offset is a signed 64-bit number.
 MAX_SIZE = (1 << 63) - 1
 
 _MAP_UNIT = 1 << 30
-
-#: `preallocation=full` writes pieces of zeros of this size, and so many bytes between two barriers.
-_ZEROS = bytes(4 << 20)
-_STAGE_BYTES = 256 << 20
 
 
 class IdentityDriver:
@@ -141,25 +138,8 @@ class IdentityFormat:
         if not 0 <= request.virtual_size <= MAX_SIZE:
             raise ImageError(ErrorKind.OUT_OF_BOUNDS, f"size {request.virtual_size} is out of range", op="create")
         grown: list[Step] = [Grow(0, request.virtual_size)]
-        match request.options.get("preallocation", "off"):
-            case "off":
-                return plan(grown)
-            case "falloc":
-                return plan(grown, [Allocate(0, 0, request.virtual_size)])
-            case "full":
-                return plan(grown, *_zeros(request.virtual_size))
-            case value:
-                raise ImageError(
-                    ErrorKind.UNSUPPORTED, f"preallocation={value}: must be off, falloc or full", op="create"
-                )
-
-
-def _zeros(size: int) -> Iterator[list[Step]]:
-    """The stages that write `size` bytes of zeros."""
-    for start in range(0, size, _STAGE_BYTES):
-        stop = min(size, start + _STAGE_BYTES)
-        offsets = range(start, stop, len(_ZEROS))
-        yield [Write(0, offset, _ZEROS[: min(len(_ZEROS), stop - offset)]) for offset in offsets]
+        mode = preallocation_of(request.options, FALLOC, FULL)
+        return plan(grown, *space_stages(mode, 0, 0, request.virtual_size))
 
 
 FORMAT = IdentityFormat(

@@ -41,25 +41,29 @@ class LuksFormat:
         """The `-o` options with a line of help each."""
         from tapfs.formats.luks.create import LUKS_OPTIONS
 
-        return LUKS_OPTIONS
+        return {**LUKS_OPTIONS, "preallocation": "off (default); falloc: the host reserves the space; or full"}
 
     def create(self, request: CreateRequest) -> Plan:
         """The plan for a new container of version 1. Raises ImageError(unsupported, out_of_bounds)."""
-        from tapfs.formats.luks.create import LUKS_OPTIONS, make_header, parse_luks_options
+        from tapfs.formats.luks.create import make_header, parse_luks_options
+        from tapfs.formats.preallocation import FALLOC, FULL, preallocation_of, space_stages
 
+        known_options = self.create_options
         for option in request.options:
-            if option not in LUKS_OPTIONS:
-                message, known = f"unknown option {option!r} for luks", f"the options are {', '.join(LUKS_OPTIONS)}"
+            if option not in known_options:
+                message, known = f"unknown option {option!r} for luks", f"the options are {', '.join(known_options)}"
                 raise ImageError(ErrorKind.UNSUPPORTED, message, op="create", remedy=known)
         if request.backing is not None:
             raise ImageError(ErrorKind.UNSUPPORTED, "a LUKS container has no backing file", op="create")
         if request.virtual_size < 0 or request.virtual_size % 512:
             message = f"a LUKS container has whole sectors of 512 bytes, and {request.virtual_size} bytes are none"
             raise ImageError(ErrorKind.OUT_OF_BOUNDS, message, op="create")
+        mode = preallocation_of(request.options, FALLOC, FULL)
         options = parse_luks_options(request.options)
         head = make_header(options, *request.secret())
         whole = options.payload_offset + request.virtual_size
-        return plan([Grow(0, whole)], [Write(0, 512, head[512:])], [Write(0, 0, head[:512])])
+        space = space_stages(mode, 0, options.payload_offset, request.virtual_size)
+        return plan([Grow(0, whole)], *space, [Write(0, 512, head[512:])], [Write(0, 0, head[:512])])
 
 
 FORMAT = LuksFormat()

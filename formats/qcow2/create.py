@@ -7,7 +7,7 @@ L2 tables and clusters behind them.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
@@ -15,6 +15,7 @@ from tapfs.driver import CreateRequest
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.changed_table import encode
 from tapfs.formats.luks.create import LUKS_OPTIONS, LuksOptions, make_header, parse_luks_options
+from tapfs.formats.preallocation import FALLOC, FULL, METADATA, preallocation_of, space_stages
 from tapfs.formats.qcow2 import extensions as ext
 from tapfs.formats.qcow2.backing import format_word
 from tapfs.formats.qcow2.counts import Counting
@@ -42,7 +43,7 @@ from tapfs.formats.qcow2.header import (
     l1_entries_for,
 )
 from tapfs.formats.rounding import round_up
-from tapfs.plan import Allocate, Grow, Plan, Step, Write, plan
+from tapfs.plan import Grow, Plan, Step, Write, plan
 
 CREATE_OPTIONS: Mapping[str, str] = MappingProxyType(
     {
@@ -54,7 +55,7 @@ CREATE_OPTIONS: Mapping[str, str] = MappingProxyType(
         "extended_l2": "on: clusters have 32 subclusters (default off)",
         "data_file": "the file that takes the guest's data; made beside the image",
         "data_file_raw": "on: with data_file, that file alone reads as the disk (default off)",
-        "preallocation": "off (default), metadata, falloc or full",
+        "preallocation": "off (default); metadata: every cluster has its place; falloc or full: it has its space, too",
         "encrypt.format": "luks: encrypt the image, as --encrypt does",
         **{f"encrypt.{name}": meaning for name, meaning in LUKS_OPTIONS.items()},
     }
@@ -65,7 +66,6 @@ _Value = TypeVar("_Value")
 _SECTOR = 512
 _VERSIONS = {"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}
 _COMPRESSION = {"zlib": COMPRESSION_DEFLATE, "zstd": COMPRESSION_ZSTD}
-_PREALLOCATION = ("off", "metadata", "falloc", "full")
 _DEFAULT_CLUSTER_BITS = 16
 _ENCRYPT = "encrypt."
 #: QEMU writes the names of features only into clusters with room for them.
@@ -132,7 +132,7 @@ def parse_options(request: CreateRequest) -> Options:
         extended_l2=_switch(given, "extended_l2"),
         data_file=given.get("data_file"),
         data_file_raw=_switch(given, "data_file_raw"),
-        preallocation=_choice(given, "preallocation", {name: name for name in _PREALLOCATION}, "off"),
+        preallocation=preallocation_of(given, METADATA, FALLOC, FULL),
         luks=_luks(given, encrypted=request.encrypted),
     )
     _require_consistent(options, overlay=request.backing is not None)
@@ -284,11 +284,10 @@ class _Layout:
             tables = range(first_table * cluster | COPIED, (first_table + self._tables) * cluster | COPIED, cluster)
             metadata.append(Write(0, header.l1_offset, encode(array(TYPECODE, tables), BYTE_ORDER)))
             metadata += self._table_steps(first_table)
-        if self._options.preallocation in ("falloc", "full"):
-            first += self._space_steps((first_table + self._tables) * cluster)
-        elif self._options.data_file is not None:
+        if self._options.data_file is not None:
             first.append(Grow(1, header.size))
-        return plan(first, metadata, [Write(0, 0, header.pack() + tail)])
+        space = self._space_stages((first_table + self._tables) * cluster)
+        return plan(first, *space, metadata, [Write(0, 0, header.pack() + tail)])
 
     def _block_steps(self, first_block: int) -> list[Step]:
         header = self._header
@@ -326,11 +325,11 @@ class _Layout:
         """The second word of a preallocated entry: none is allocated where only metadata is, so a parent shows."""
         return 0 if self._options.preallocation == "metadata" and not self._options.data_file_raw else (1 << 32) - 1
 
-    def _space_steps(self, data_at: int) -> list[Step]:
-        length = round_up(self._header.size, self._header.cluster_size)
+    def _space_stages(self, data_at: int) -> Iterator[list[Step]]:
+        mode = self._options.preallocation
         if self._options.data_file is not None:
-            return [Grow(1, self._header.size), Allocate(1, 0, self._header.size)]
-        return [Allocate(0, data_at, length)] if length else []
+            return space_stages(mode, 1, 0, self._header.size)
+        return space_stages(mode, 0, data_at, round_up(self._header.size, self._header.cluster_size))
 
 
 def _choice(options: Mapping[str, str], name: str, values: Mapping[str, _Value], default: str) -> _Value:

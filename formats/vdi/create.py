@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 from tapfs.driver import CreateRequest
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.changed_table import encode
+from tapfs.formats.preallocation import FALLOC, FULL, METADATA, OFF, preallocation_of, space_stages
 from tapfs.formats.rounding import round_up
 from tapfs.formats.vdi.driver import VdiDriver
 from tapfs.formats.vdi.header import NULL_UUID, SECTOR, VERSION, Header, Type
@@ -18,7 +19,7 @@ from tapfs.plan import Grow, Plan, Step, Write, plan
 CREATE_OPTIONS: Mapping[str, str] = MappingProxyType(
     {
         "static": "on: a fixed image, whose file has its full length from the start (default off: it grows)",
-        "preallocation": "off (default), or metadata: the same as static=on",
+        "preallocation": "off (default); metadata: the same as static=on; falloc or full: the file has no holes, too",
     }
 )
 
@@ -43,7 +44,8 @@ def create(request: CreateRequest) -> Plan:
             raise _refused(f"unknown option {option!r} for vdi", remedy=f"the options are {known}")
     if request.encrypted:
         raise _refused("tapfs makes no encrypted VDI images")
-    fixed = _fixed(request.options)
+    mode = preallocation_of(request.options, METADATA, FALLOC, FULL)
+    fixed = mode != OFF or _is_static(request.options)
     if request.virtual_size < 1:
         raise _out_of_bounds(f"cannot make a VDI image of {request.virtual_size} bytes")
     # VirtualBox rounds a size down when it opens an image: a partial last sector would be lost to it.
@@ -70,7 +72,8 @@ def create(request: CreateRequest) -> Plan:
     )
     length = header.data_offset + (blocks * _BLOCK_BYTES if fixed else 0)
     # The header comes last: before it the file is no image.
-    return plan([Grow(0, length)], list(_map_steps(header, fixed=fixed)), [Write(0, 0, header.pack(_TEXT))])
+    space = space_stages(mode, 0, header.data_offset, length - header.data_offset)
+    return plan([Grow(0, length)], *space, list(_map_steps(header, fixed=fixed)), [Write(0, 0, header.pack(_TEXT))])
 
 
 def _map_steps(header: Header, *, fixed: bool) -> Iterator[Step]:
@@ -98,13 +101,11 @@ def _parent(request: CreateRequest, *, fixed: bool) -> tuple[UUID, UUID]:
     return header.creation, header.modification
 
 
-def _fixed(options: Mapping[str, str]) -> bool:
-    static, preallocation = options.get("static", "off"), options.get("preallocation", "off")
+def _is_static(options: Mapping[str, str]) -> bool:
+    static = options.get("static", "off")
     if static not in {"on", "off"}:
         raise _refused(f"static={static}: must be on or off")
-    if preallocation not in {"off", "metadata"}:
-        raise _refused(f"preallocation={preallocation}: must be off or metadata")
-    return static == "on" or preallocation == "metadata"
+    return static == "on"
 
 
 def _refused(message: str, *, remedy: str | None = None) -> ImageError:

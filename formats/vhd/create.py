@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from tapfs.driver import CreateRequest
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.formats.preallocation import FALLOC, FULL, preallocation_of, space_stages
 from tapfs.formats.rounding import round_up
 from tapfs.formats.vhd import dynamic_header
 from tapfs.formats.vhd.disk_size import LARGEST, MAX_SIZE, Cylinders, geometry_not_below
@@ -38,14 +39,14 @@ from tapfs.formats.vhd.footer import (
 from tapfs.formats.vhd.identity import NULL_UUID
 from tapfs.formats.vhd.locators import new_locators
 from tapfs.formats.vhd.relink import header_name, parent_uuid
-from tapfs.plan import Allocate, Grow, Plan, Step, Write, plan
+from tapfs.plan import Grow, Plan, Step, Write, plan
 
 CREATE_OPTIONS: Mapping[str, str] = MappingProxyType(
     {
         "subformat": "dynamic: the file grows (default); fixed: the disk as it stands, and a footer behind it",
         "force_size": "on: exactly the size that is asked for (default); off: rounded up to a geometry",
         "azure": "on: what Azure takes, a fixed image of whole MiB",
-        "preallocation": "of a fixed image: off (default), or falloc: the file has no holes, as Windows wants it",
+        "preallocation": "of a fixed image: off (default); falloc: the file has no holes, as Windows wants it; or full",
         "block_size": "bytes, a power of two from 4096 to 268435456 (default 2 MiB, which every reader takes)",
     }
 )
@@ -98,8 +99,8 @@ def create(request: CreateRequest) -> Plan:
     if fixed:
         if "block_size" in request.options:
             raise _refused("block_size goes with images that grow only")
-        space: list[Step] = [Allocate(0, 0, size)] if _is_preallocated(request.options) else []
-        return plan([Grow(0, size)], [*space, Write(0, size, footer.pack())])
+        mode = preallocation_of(request.options, FALLOC, FULL)
+        return plan([Grow(0, size)], *space_stages(mode, 0, 0, size), [Write(0, size, footer.pack())])
     if "preallocation" in request.options:
         raise _refused("preallocation goes with fixed images only")
     return _growing_plan(request, footer)
@@ -163,13 +164,6 @@ def _block_size(options: Mapping[str, str]) -> int:
     if value & (value - 1) or not MIN_BLOCK_SIZE <= value <= MAX_BLOCK_SIZE:
         raise _refused(f"block_size={text}: must be a power of two from {MIN_BLOCK_SIZE} to {MAX_BLOCK_SIZE}")
     return value
-
-
-def _is_preallocated(options: Mapping[str, str]) -> bool:
-    value = options.get("preallocation", "off")
-    if value not in {"off", "falloc"}:
-        raise _refused(f"preallocation={value}: must be off or falloc")
-    return value == "falloc"
 
 
 def _switch(options: Mapping[str, str], name: str, *, default: str) -> bool:

@@ -12,6 +12,7 @@ from tapfs.driver import CreateRequest, Identified
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
 from tapfs.formats.changed_table import encode
+from tapfs.formats.preallocation import FALLOC, FULL, preallocation_of, space_stages
 from tapfs.formats.rounding import round_up
 from tapfs.formats.vhdx.blocks import BlockTable, State, make_entry
 from tapfs.formats.vhdx.driver import VhdxDriver
@@ -30,7 +31,7 @@ from tapfs.formats.vhdx.metadata import (
 from tapfs.formats.vhdx.regions import BAT, METADATA, TABLES, pack_table
 from tapfs.formats.vhdx.signature import IDENTIFIER
 from tapfs.formats.vhdx.units import MIB
-from tapfs.plan import Allocate, Grow, Plan, Step, Write, plan
+from tapfs.plan import Grow, Plan, Step, Write, plan
 
 CREATE_OPTIONS: Mapping[str, str] = MappingProxyType(
     {
@@ -39,7 +40,7 @@ CREATE_OPTIONS: Mapping[str, str] = MappingProxyType(
         "log_size": "bytes, a multiple of 1M (default 1M)",
         "block_state_zero": "on: blocks say that they are zeros (default), off: that they are not present",
         "logical_sector_size": "bytes of the guest's sectors, 512 (default) or 4096",
-        "preallocation": "with subformat=fixed: off (default), or falloc: the file has no holes, as Windows wants it",
+        "preallocation": "of a fixed image: off (default); falloc: the file has no holes, as Windows wants it; or full",
     }
 )
 
@@ -92,14 +93,12 @@ def create(request: CreateRequest) -> Plan:
         *_table_steps(request, metadata, table, layout),
     ]
     end = layout.end
-    taken: list[Step] = []
+    mode = preallocation_of(request.options, FALLOC, FULL)
     if metadata.leave_allocated:
         end += table.blocks * table.block_size
-        if _choice(request.options, "preallocation", ("off", "falloc")) == "falloc":
-            taken.append(Allocate(0, 0, end))
     elif "preallocation" in request.options:
         raise _refused("preallocation goes with subformat=fixed only")
-    return plan([Grow(0, end)], taken, steps)
+    return plan([Grow(0, end)], *space_stages(mode, 0, 0, end), steps)
 
 
 def _metadata(request: CreateRequest) -> Metadata:

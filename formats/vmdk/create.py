@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from tapfs.driver import CreateRequest
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.formats.preallocation import FALLOC, FULL, OFF, preallocation_of, space_stages
 from tapfs.formats.rounding import round_up
 from tapfs.formats.vmdk.content_id import cid_of, new_cid
 from tapfs.formats.vmdk.new_descriptor import Database, NewExtent, descriptor_text
@@ -26,6 +27,7 @@ CREATE_OPTIONS: Mapping[str, str] = MappingProxyType(
         "compat6": "on: version 6 of the virtual hardware",
         "toolsversion": "the version of VMware's tools in the guest (default 2147483647: unknown)",
         "zeroed_grain": "on: an entry can say that a grain is zeros (default off; sparse subformats)",
+        "preallocation": "of a flat subformat: off (default); falloc: the host reserves the space; or full",
     }
 )
 
@@ -97,6 +99,10 @@ def create(request: CreateRequest) -> Plan:
         raise _refused("a VMDK is never encrypted")
     if zeroed and (subformat.kind != "SPARSE" or subformat.packed):
         raise _refused(f"zeroed_grain=on does not go with subformat={_name(request)}")
+    mode = preallocation_of(request.options, FALLOC, FULL)
+    flat = not subformat.sparse
+    if mode != OFF and not flat:
+        raise _refused(f"preallocation={mode} goes with flat subformats only: in others data has no place yet")
     extents = _extents(request)
     text = descriptor_text(
         _name(request), extents, _database(request.options), cid=new_cid(None), parent=_parent(request, subformat)
@@ -116,7 +122,8 @@ def create(request: CreateRequest) -> Plan:
                 steps += cowd_steps(number, extent.length)
             case _:
                 steps.append(Grow(number, extent.length))
-    return _staged([*steps, Write(0, 0, text)])
+    space = [stage for at, each in enumerate(extents, 1) for stage in space_stages(mode, at, 0, each.length)]
+    return _staged([*steps, Write(0, 0, text)], space if flat else [])
 
 
 def _packed(name: str, length: int, text: bytes) -> Plan:
@@ -127,8 +134,9 @@ def _packed(name: str, length: int, text: bytes) -> Plan:
     return plan([head, *(step for stage in trailer.stages for step in stage)])
 
 
-def _staged(steps: list[Step]) -> Plan:
-    return plan([each for each in steps if isinstance(each, Grow)], [each for each in steps if isinstance(each, Write)])
+def _staged(steps: list[Step], space: Sequence[list[Step]] = ()) -> Plan:
+    grown: list[Step] = [each for each in steps if isinstance(each, Grow)]
+    return plan(grown, *space, [each for each in steps if isinstance(each, Write)])
 
 
 def _name(request: CreateRequest) -> str:

@@ -71,14 +71,16 @@ def resize(
     backing: str | None = None,
     backing_formats: Sequence[str] = (),
     shrink: bool = False,
+    preallocation: str = "off",
     write_base: bool = False,
 ) -> int:
     """Give an image that nobody uses another size, in bytes, and return the size that it has then.
 
     `size` may be a function of the size that the image has now. What is added reads as zeros. A smaller size needs
     `shrink`: what lies behind it is lost. A raw image needs `format`. `backing` and `backing_formats` say where and
-    what the parents are, `write_base` resizes an image that overlays lie over. The new size is durable when this
-    returns; a crash before leaves the old one or the new one. Raises ImageError.
+    what the parents are, `preallocation` how what is added gets its space ("off", "falloc" for raw images, "full").
+    `write_base` resizes an image that overlays lie over. The new size is durable when this returns; a crash before
+    leaves the old one or the new one. Raises ImageError.
     """
     from tapfs.jobs.resize import resize_image
 
@@ -87,4 +89,6 @@ def resize(
     def wanted(now: int) -> int:
         return size(now) if callable(size) else size
 
-    return resize_image(os.fsdecode(path), wanted, options, shrink=shrink, password=password)
+    return resize_image(
+        os.fsdecode(path), wanted, options, shrink=shrink, preallocation=preallocation, password=password
+    )

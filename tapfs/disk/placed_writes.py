@@ -16,7 +16,7 @@ from tapfs.disk.stream_target import StreamTarget, stream_of
 from tapfs.driver import Begun, Operation, Placement, WritableDriver
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Kind, Range
-from tapfs.plan import Allocate, Plan
+from tapfs.plan import Allocate, Plan, Step, Write
 
 if TYPE_CHECKING:
     from tapfs.disk.engine_chain import EngineChain
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Metadata is executed when it has grown to this many bytes, as in every write path.
 _UNFLUSHED_LIMIT = 32 << 20
+#: Zeros of more bytes than this are no metadata: they fill a file (`preallocation=full`).
+_MANY_ZEROS = 1 << 20
 #: A whole disk is placed by writes of up to so many map units.
 _UNITS_AT_ONCE = 64
 
@@ -205,8 +207,15 @@ def execute_without_space(files: Iterable[LocalFile], plan: Plan) -> None:
     """Execute a plan on files in memory, but for the space that it allocates."""
     from tapfs.kernel.engine import HostDescriptor, execute_on_files  # importing this module needs no engine
 
-    stages = tuple(tuple(step for step in stage if not isinstance(step, Allocate)) for stage in plan.stages)
+    stages = tuple(tuple(step for step in stage if not _takes_space(step)) for stage in plan.stages)
     execute_on_files([HostDescriptor(file.descriptor, file.path, writable=True) for file in files], Plan(stages))
+
+
+def _takes_space(step: Step) -> bool:
+    """Whether a step only has the host take space inside a file: by allocating it, or by many zeros."""
+    if isinstance(step, Write):
+        return len(step.data) >= _MANY_ZEROS and not any(step.data)
+    return isinstance(step, Allocate)
 
 
 def _widened(ranges: Iterable[Range], granule: int) -> Iterable[tuple[int, int]]:

@@ -20,7 +20,10 @@ from tapfs.driver import MAX_DISK_BYTES, Resizable
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
 from tapfs.jobs.editing import edit_image
+from tapfs.plan import Allocate, plan
 
+#: So many bytes of zeros are written at a time.
+_ZEROS_BYTES = 4 << 20
 #: So many extents of the map are looked at before what they say is acted upon.
 _EXTENTS_AT_ONCE = 4096
 
@@ -40,16 +43,21 @@ def resize_image(
     options: OpenOptions,
     *,
     shrink: bool = False,
+    preallocation: str = "off",
     password: bytes | None = None,
 ) -> int:
     """Give an image the size that `wanted` makes of its size now, in bytes; the result is that size.
 
     `options` say how it is opened, and where its parents are: a parent that is longer than the disk must not show in
     what is added. The new size is durable when this returns; a crash before leaves the old one or the new one.
+    `preallocation` says how what is added gets its space, after the new size is durable: "falloc" has the host
+    reserve it where the disk lies in a file as it stands, "full" writes zeros.
     Raises ImageError: unsupported for what the format cannot do, out_of_bounds for a smaller size without `shrink`.
     """
     options = replace(options, writable=True)
     found = _looked_at(path, wanted, options, shrink=shrink)
+    if preallocation != "off":
+        _require_room_for(preallocation, found, path)
     if found.size == found.now:
         return found.size
     if found.size > found.now:
@@ -57,6 +65,8 @@ def resize_image(
         if not found.identity:
             _zero_behind(path, replace(options, grown_size=found.size), found.now, password)
     edit_image(path, options, lambda layer: _resizable(layer, found).resize(found.size))
+    if preallocation != "off":
+        _fill_behind(path, options, found, preallocation, password)
     with contextlib.closing(open_layer(path, replace(options, writable=False))) as layer:
         return layer.driver.geometry.virtual_size
 
@@ -109,6 +119,28 @@ def _resizable(layer: Layer, found: _Wanted) -> Resizable:
     if not isinstance(driver, Resizable) or driver.geometry.virtual_size != found.now:
         raise ImageError(ErrorKind.LOCKED, "was changed by another process meanwhile", path=layer.path, op="resize")
     return driver
+
+
+def _require_room_for(preallocation: str, found: _Wanted, path: str) -> None:
+    allowed = ("falloc", "full") if found.identity else ("full",)
+    if preallocation not in allowed:
+        message = f"preallocation={preallocation}: what this image gains can have off or {' or '.join(allowed)}"
+        raise ImageError(ErrorKind.UNSUPPORTED, message, path=path, op="resize")
+    if found.size < found.now:
+        message = f"preallocation={preallocation} goes with a larger size only"
+        raise ImageError(ErrorKind.OUT_OF_BOUNDS, message, path=path, op="resize")
+
+
+def _fill_behind(path: str, options: OpenOptions, found: _Wanted, preallocation: str, password: bytes | None) -> None:
+    """Take the space of what was added; a crash leaves the disk as long as it is to be, and it reads the same."""
+    with contextlib.closing(open_image(path, options, password=password)) as image:
+        identity = image.layers[0].driver.geometry.identity
+        if preallocation == "falloc" and identity is not None:
+            start = identity.host_offset + found.now
+            image.engine_disk.execute(plan([Allocate(identity.file, start, found.size - found.now)]))
+            return
+        for start in range(found.now, found.size, _ZEROS_BYTES):
+            image.write(start, bytes(min(_ZEROS_BYTES, found.size - start)))
 
 
 def _zero_behind(path: str, options: OpenOptions, start: int, password: bytes | None) -> None:

@@ -43,6 +43,12 @@ def add_parser(subparsers: Subparsers) -> None:
         action="store_true",
         help="even if it gets smaller: what lies behind the end is lost",
     )
+    parser.add_argument(
+        "--preallocation",
+        choices=["off", "falloc", "full"],
+        default="off",
+        help="space for what is added: falloc has the host reserve it (raw images), full writes zeros (default: off)",
+    )
     parser.add_argument("--backing", metavar="PARENT", help="the parent of FILE, if it is not where FILE says")
     parser.add_argument(
         "--backing-format",
@@ -76,6 +82,8 @@ def _of_guest(arguments: argparse.Namespace) -> int:
         raise UsageError("say either FILE or --domain and --vdev, not both", _PROGRAM)
     if arguments.format is not None:
         raise UsageError("-f is for an image; a guest's disk is open already", _PROGRAM)
+    if arguments.preallocation != "off":
+        raise UsageError("--preallocation is for an image that no guest uses", _PROGRAM)
     size = None if arguments.first is None else _size(arguments.first)
     ask_disk(arguments, "resize", size=size, force=arguments.force)
     found: int = ask_disk(arguments, "status")["size"]
@@ -105,6 +113,7 @@ def _of_image(arguments: argparse.Namespace) -> int:
             lambda now: now + sign * size if sign else size,
             options,
             shrink=arguments.force,
+            preallocation=arguments.preallocation,
             password=password,
         ),
     )

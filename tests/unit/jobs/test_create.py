@@ -97,3 +97,45 @@ def test_an_overlay_over_a_ram_disk(tmp_path: Path, ram_name: str) -> None:
     with pytest.raises(ImageError) as raised:
         api.open(tmp_path / "a.qcow", gate=api.Gate.inside(tmp_path))
     assert raised.value.kind is ErrorKind.DENIED
+
+
+@pytest.mark.parametrize("mode", ["falloc", "full"])
+@pytest.mark.parametrize(
+    ("format_name", "options"),
+    [
+        ("raw", {}),
+        ("qcow2", {}),
+        ("qcow2", {"data_file": "data"}),
+        ("vdi", {}),
+        ("vhd", {"subformat": "fixed"}),
+        ("vhdx", {"subformat": "fixed"}),
+        ("vmdk", {"subformat": "monolithicFlat"}),
+        ("vmdk", {"subformat": "twoGbMaxExtentFlat"}),
+        ("luks", {"iter-time": "10"}),
+    ],
+)
+def test_preallocation_takes_the_space_of_the_disk(
+    mode: str, format_name: str, options: dict[str, str], tmp_path: Path
+) -> None:
+    password = b"secret" if format_name == "luks" else None
+    new = NewImage(format_name, 3 << 20, options={**options, "preallocation": mode}, password=password)
+    api.create_image(str(tmp_path / "disk"), new)
+    assert sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir()) >= 3 << 20
+    if format_name != "luks":
+        with api.open(str(tmp_path / "disk"), format=format_name) as image:
+            assert not any(image.read(0, image.size))
+
+
+@pytest.mark.parametrize(
+    ("format_name", "options", "said"),
+    [
+        ("vmdk", {"preallocation": "full"}, "flat subformats only"),
+        ("vhd", {"preallocation": "full"}, "fixed images only"),
+        ("raw", {"preallocation": "metadata"}, "must be off, falloc or full"),
+    ],
+)
+def test_preallocation_where_it_makes_no_sense_is_refused(
+    format_name: str, options: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ImageError, match=said):
+        api.create_image(str(tmp_path / "disk"), NewImage(format_name, 3 << 20, options=options))

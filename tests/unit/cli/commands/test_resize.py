@@ -146,3 +146,24 @@ def tapfs_open(image: Path) -> tapfs_package.Image:
 )
 def test_wrong_words(tapfs: Run, words: tuple[str, ...]) -> None:
     assert tapfs("resize", *words).code == EXIT_USAGE
+
+
+@pytest.mark.parametrize(
+    ("format_name", "mode"), [("raw", "falloc"), ("raw", "full"), ("qcow2", "full"), ("vdi", "full")]
+)
+def test_what_is_added_may_get_its_space_at_once(format_name: str, mode: str, tapfs: Run, tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    assert tapfs("create", "-f", format_name, image, "1M").code == 0
+    before = image.stat().st_blocks * 512
+    assert tapfs("resize", "-f", format_name, "--preallocation", mode, image, "3M").code == 0
+    assert image.stat().st_blocks * 512 - before >= 2 << 20
+    assert tapfs("check", "-f", format_name, image).code in (0, 63)
+
+
+def test_space_that_cannot_be_had_at_once_is_refused_before_anything_changes(tapfs: Run, tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    assert tapfs("create", "-f", "qcow2", image, "1M").code == 0
+    content = image.read_bytes()
+    assert "can have off or full" in tapfs("resize", "--preallocation=falloc", image, "3M").err
+    assert "larger size only" in tapfs("resize", "--preallocation=full", "--shrink", image, "512K").err
+    assert image.read_bytes() == content

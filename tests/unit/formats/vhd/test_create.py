@@ -69,7 +69,7 @@ def test_vpc_is_the_same_format(tapfs: Run, tmp_path: Path) -> None:
         (("block_size=0",), "1M", 12, "power of two"),
         (("block_size=4096", "subformat=fixed"), "1M", 12, "images that grow only"),
         (("preallocation=falloc",), "1M", 12, "fixed images only"),
-        (("preallocation=full", "subformat=fixed"), "1M", 12, "must be off or falloc"),
+        (("preallocation=some", "subformat=fixed"), "1M", 12, "must be off, falloc or full"),
         (("block_size=4096",), "2040G", 13, "too small"),
         (("cluster_size=4096",), "1M", 12, "unknown option 'cluster_size' for vhd"),
     ],
