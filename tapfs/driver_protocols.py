@@ -257,6 +257,16 @@ class Streamable(Driver, Protocol):
 
 
 @runtime_checkable
+class PackedAppending(Streamable, Protocol):
+    """A driver whose stream can also add to an image that holds data already, each granule where it holds nothing."""
+
+    @property
+    def appends_packed(self) -> bool:
+        """Whether this image can be added to so."""
+        ...
+
+
+@runtime_checkable
 class OnlyStreamed(Streamable, Protocol):
     """A driver of a new image that may have no other way to be filled: then nobody need ask for packing."""
 

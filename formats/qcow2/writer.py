@@ -173,6 +173,11 @@ class WritableQcow2Driver(Qcow2Driver):
             raise ImageError(ErrorKind.UNSUPPORTED, message, path=self.file.path, op="compress")
         return Qcow2StreamWriter(self, self.file.path)
 
+    @property
+    def appends_packed(self) -> bool:
+        """Whether compressed clusters can be added: beside subclusters of its own a cluster could not be packed."""
+        return not self.data_number and self.encryption is None and not self.header.extended_l2
+
     def flushed_plan(self) -> Iterator[Plan]:
         """The plan of a flush, which is durable when whoever asked goes on: a part of an edit."""
         made = self.flush()

@@ -56,6 +56,7 @@ def rebase(
     backing_formats: Sequence[str] = (),
     any_parent: bool = False,
     unsafe: bool = False,
+    compressed: bool = False,
     password: bytes | None = None,
     progress: Progress | None = None,
 ) -> Rebased:
@@ -63,7 +64,8 @@ def rebase(
 
     What the new parent has otherwise is written into the image first. A relative name starts at the image's folder.
     `new_formats` are those of the new parent and of its own parents, `backing_formats` those of the parents that the
-    image has now, nearest first. With `unsafe` only the name changes, and no parent need be there. Raises ImageError.
+    image has now, nearest first. With `unsafe` only the name changes, and no parent need be there. `compressed` packs
+    what is written into the image. Raises ImageError.
     """
     from tapfs.jobs.rebase import rebase_image
 
@@ -74,6 +76,7 @@ def rebase(
         backing,
         backing_formats=new_formats,
         unsafe=unsafe,
+        compressed=compressed,
         password=password,
         progress=progress,
     )

@@ -41,7 +41,7 @@ _INTERNAL = frozenset(
     {
         *("engine_disk", "layers", "supply_map", "try_read", "whole_file", "stream_writer"),
         *("statistics", "description", "is_device", "end_writing", "cache_bytes", "disk_map", "read_ranges"),
-        *("write_segments", "only_streamed", "zero_in_place", "uncover", "engine_chain"),
+        *("write_segments", "only_streamed", "zero_in_place", "uncover", "engine_chain", "packed_appender"),
     }
 )
 
@@ -348,6 +348,13 @@ class Image:
         """
         self._chain.check_open()
         return stream_into(self._chain)
+
+    def packed_appender(self) -> StreamTarget:
+        """Append packed units to this image, each where it holds nothing, ascending; others may read meanwhile.
+
+        Nothing else may be written until the stream has finished. Raises ImageError(unsupported, read_only).
+        """
+        return self._writable_path(0, 0).packed_appender()
 
     @property
     def unflushed_bytes(self) -> int:

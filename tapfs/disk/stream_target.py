@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import zlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from tapfs.driver import Codec, Driver, FramedStreamWriter, Streamable, StreamWriter
@@ -111,11 +113,52 @@ def stream_into(chain: EngineChain) -> StreamTarget:
     return target
 
 
-def stream_of(host: StreamHost, driver: Driver, path: str) -> StreamTarget:
-    """The stream that fills a new, empty image by way of `host`. Raises ImageError(unsupported)."""
+class LockedStream:
+    """A stream writer whose driver others ask for maps meanwhile, under a lock."""
+
+    def __init__(self, writer: StreamWriter, lock: threading.Lock) -> None:
+        self._writer = writer
+        self._lock = lock
+
+    def append(self, offset: int, host_length: int, *, compressed: bool) -> int:
+        """See :class:`tapfs.driver.StreamWriter`."""
+        with self._lock:
+            return self._writer.append(offset, host_length, compressed=compressed)
+
+    @property
+    def unflushed_bytes(self) -> int:
+        """See :class:`tapfs.driver.StreamWriter`."""
+        return self._writer.unflushed_bytes
+
+    def drain(self) -> Plan:
+        """See :class:`tapfs.driver.StreamWriter`."""
+        with self._lock:
+            return self._writer.drain()
+
+    def finish(self) -> Plan:
+        """See :class:`tapfs.driver.StreamWriter`."""
+        with self._lock:
+            return self._writer.finish()
+
+    def drained(self, executed: Plan) -> None:
+        """See :class:`tapfs.driver.StreamWriter`."""
+        with self._lock:
+            self._writer.drained(executed)
+
+
+def stream_of(
+    host: StreamHost, driver: Driver, path: str, wrap: Callable[[StreamWriter], StreamWriter] | None = None
+) -> StreamTarget:
+    """The stream that fills an image by way of `host`; `wrap` may give its writer a lock.
+
+    Raises ImageError(unsupported).
+    """
     if not isinstance(driver, Streamable):
         message = f"a {driver.format_name} image is not written compressed"
         raise ImageError(ErrorKind.UNSUPPORTED, message, path=path)
     packing = driver.geometry.packing
     codec = Codec.NONE if packing is None else packing.codec
-    return StreamTarget(host, driver.stream(), granule=driver.geometry.packed_unit, codec=codec)
+    writer = driver.stream()
+    return StreamTarget(
+        host, writer if wrap is None else wrap(writer), granule=driver.geometry.packed_unit, codec=codec
+    )

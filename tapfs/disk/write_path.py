@@ -34,13 +34,14 @@ from tapfs.disk.engine_chain import EngineChain
 from tapfs.disk.in_place import zero_in_place
 from tapfs.disk.plan_log import PlanLog, PlannedFile
 from tapfs.disk.write_claims import Claim, Claims
-from tapfs.driver import Begun, Operation, Placement, Reservation, Sparse, WritableDriver
+from tapfs.driver import Begun, Operation, PackedAppending, Placement, Reservation, Sparse, WritableDriver
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Kind, Range
 from tapfs.kernel import writes
 from tapfs.plan import Plan
 
 if TYPE_CHECKING:
+    from tapfs.disk.stream_target import StreamTarget
     from tapfs.kernel.engine import EngineDisk
 
 #: A write that leaves more bytes of metadata unflushed than this is followed by a flush.
@@ -154,6 +155,16 @@ class WritePath:
                 self._chain.tables_flushed(self._touched)
                 self._touched.clear()
             self._keeping_seconds, self._flush_seconds = 0.0, time.monotonic() - started
+
+    def packed_appender(self) -> StreamTarget:
+        """See :meth:`tapfs.disk.image.Image.packed_appender`."""
+        from tapfs.disk.stream_target import LockedStream, stream_of
+
+        engine, top = self._begun_engine(), self._chain.top
+        if not (isinstance(self._driver, PackedAppending) and self._driver.appends_packed):
+            message = f"this {top.driver.format_name} image takes no compressed data any more"
+            raise ImageError(ErrorKind.UNSUPPORTED, message, path=top.path, op="compress")
+        return stream_of(engine, self._driver, top.path, lambda writer: LockedStream(writer, self._chain.map_lock))
 
     def end(self) -> None:
         """Flush, and say in the image that it is not written any more, if it says such a thing.

@@ -47,6 +47,7 @@ def rebase_image(
     *,
     backing_formats: Sequence[str] = (),
     unsafe: bool = False,
+    compressed: bool = False,
     password: bytes | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Rebased:
@@ -54,7 +55,7 @@ def rebase_image(
 
     A relative name starts at the folder of the image. `backing_formats` are those of the new parent and of its own
     parents, nearest first. With `unsafe` the name alone changes: the caller knows that the disk stays the same, and no
-    parent need be there. Raises ImageError.
+    parent need be there. `compressed` packs what is written into the image. Raises ImageError.
     """
     options = replace(options, write_base=True)  # what lies over the image sees the same disk
     stored = stored_parent(backing) if backing else None
@@ -80,7 +81,12 @@ def rebase_image(
         old = Image(layers, writable=True, password=password, cache_bytes=cache_bytes)
         with old:
             runs = _runs(old, new, _common_depth(layers, below))
-            written = write_differences(old, new, old, runs, Pace(None), progress or silent)
+            if compressed:
+                from tapfs.jobs.packed_differences import append_differences  # few rebases pack
+
+                written = append_differences(old, new, runs, progress or silent)
+            else:
+                written = write_differences(old, new, old, runs, Pace(None), progress or silent)
             old.end_writing()
             top = once_more(layers[0], writable=True, direct=False)
             stack.callback(top.close)

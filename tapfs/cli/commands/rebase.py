@@ -47,6 +47,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="format of BACKING (else what its contents show); given again, that of its own backing file, and so on",
     )
     parser.add_argument("-u", "--unsafe", action="store_true", help="change the name alone; BACKING need not be there")
+    parser.add_argument("-c", "--compress", action="store_true", help="compress what is written into FILE")
     add_json_option(parser)
     add_progress_options(parser)
     add_changed_image_options(parser)
@@ -71,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.new_backing,
                 backing_formats=arguments.new_backing_formats,
                 unsafe=arguments.unsafe,
+                compressed=arguments.compress,
                 password=password,
                 progress=progress,
             ),

@@ -1,0 +1,64 @@
+"""`tapfs rebase -c`: what is written into a qcow2 image is packed, clean for QEMU, and the disk is the same."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., Any]
+MIB = 1 << 20
+
+
+def qemu(*words: str | Path) -> str:
+    return subprocess.run([*map(str, words)], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def overlay(tmp_path: Path) -> Path:
+    """An overlay with data of its own over old.raw; new.raw differs in data, and in zeros either way."""
+    old = bytearray(5 * MIB + 512)
+    old[: 2 * MIB] = b"a line of text that shrinks\n" * (2 * MIB // 28) + bytes(2 * MIB % 28)
+    old[3 * MIB : 3 * MIB + 300_000] = random.Random(7).randbytes(300_000)
+    new = bytearray(old)
+    new[:MIB] = bytes(MIB)
+    new[3 * MIB : 4 * MIB] = b"x" * MIB
+    new[4 * MIB + 70_000 :] = b"y" * (MIB + 512 - 70_000)
+    (tmp_path / "old.raw").write_bytes(old)
+    (tmp_path / "new.raw").write_bytes(new)
+    image = tmp_path / "over.qcow2"
+    qemu("qemu-img", "create", "-q", "-f", "qcow2", "-b", "old.raw", "-F", "raw", image)
+    qemu("qemu-io", "-f", "qcow2", "-c", "write -P 9 512k 100k", "-c", "write -z 3500k 128k", image)
+    return image
+
+
+@pytest.mark.parametrize("backing", ["new.raw", ""])
+@pytest.mark.usefixtures("each_qemu")
+def test_what_is_written_is_packed_and_the_disk_is_the_same(backing: str, overlay: Path, tapfs: Run) -> None:
+    wanted = overlay.with_name("wanted.raw")
+    qemu("qemu-img", "convert", "-O", "raw", overlay, wanted)
+    formats = ["-F", "raw"] if backing else []
+    assert tapfs("rebase", "-c", "-b", backing, *formats, overlay).code == 0
+    found = json.loads(qemu("qemu-img", "check", "--output=json", overlay))
+    assert found["compressed-clusters"] > 10
+    assert found.get("leaks", 0) == found.get("corruptions", 0) == 0
+    qemu("qemu-img", "compare", "-f", "raw", "-F", "qcow2", wanted, overlay)
+    assert tapfs("check", overlay).code == 0
+    assert tapfs("compare", "-f", "raw", wanted, overlay, "--second-backing-format", "raw").code == 0
+
+
+def test_an_image_that_takes_no_packed_data_stays_as_it_is(tapfs: Run, tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).write_bytes(name.encode() * 30_000)
+    for options in (["-f", "qcow2", "-o", "extended_l2=on"], ["-f", "qcow"]):
+        image = tmp_path / "over"
+        assert tapfs("create", "--force", *options, "-b", tmp_path / "old", "-F", "raw", image).code == 0
+        content = image.read_bytes()
+        refused = tapfs("rebase", "-c", "-b", tmp_path / "new", "-F", "raw", "--backing-format", "raw", image)
+        assert (refused.code, "takes no compressed data" in refused.err) == (12, True)
+        assert image.read_bytes() == content
