@@ -124,6 +124,28 @@ def test_a_crash_in_a_rebase_leaves_the_disk_as_it_was(tmp_path: Path, kind: str
     crash_everywhere(tmp_path, [*words, "-b", other.name, "-F", base_format, str(over)], [over], look, kind)
 
 
+def test_a_crash_in_a_rebase_that_packs_leaves_the_disk_as_it_was(tmp_path: Path) -> None:
+    base, over, other = (tmp_path / name for name in ("base.img", "over.img", "other.img"))
+    for path, letters in ((base, b"abc"), (other, b"xyz")):
+        path.write_bytes(b"".join(bytes([letter]) * (SIZE // 3) for letter in letters).ljust(SIZE, b"\0"))
+    over_options = {"cluster_size": "4096", "refcount_bits": "8"}
+    tapfs.create_image(over, NewImage("qcow2", SIZE, backing="base.img", backing_format="raw", options=over_options))
+    scribble(over, "qcow2", "raw", random.Random(8), 25)
+    before = content(over, "qcow2", ["raw"])
+    packed = 0
+
+    def look(number: int) -> None:
+        nonlocal packed
+        assert content(over, "qcow2", ["raw"]) == before, number
+        assert not tapfs.check(over, format="qcow2").corruptions, number
+        with tapfs.open(over, backing_formats=["raw"]) as disk:
+            packed = max(packed, sum(extent.compressed for extent in disk.extents()))
+
+    words = ["rebase", "-c", "-q", "-f", "qcow2", "--backing-format", "raw", "-b", "other.img", "-F", "raw", str(over)]
+    crash_everywhere(tmp_path, words, [over], look, "packed")
+    assert packed
+
+
 def test_a_commit_that_empties_before_the_base_is_durable_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

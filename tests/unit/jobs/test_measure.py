@@ -19,7 +19,6 @@ SIZE = 3 * MIB + 3 * 512
 DRAWN = random.Random(11)
 KINDS: dict[str, tuple[str, dict[str, str]]] = {
     "raw": ("raw", {}),
-    "luks": ("luks", {"iter-time": "10"}),
     "qcow": ("qcow", {}),
     "qcow2": ("qcow2", {}),
     "qcow2-512": ("qcow2", {"cluster_size": "512", "refcount_bits": "64"}),
@@ -123,11 +122,11 @@ def test_bitmaps_come_on_top(tapfs: Run, disks: dict[str, Path], tmp_path: Path)
 def test_a_size_alone_is_an_image_that_was_just_made(kind: str, tapfs: Run, tmp_path: Path) -> None:
     format_name, options = KINDS[kind]
     words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
-    said = tapfs("measure", "-O", format_name, *words, "--name", "d", "--size", "5G").out.splitlines()
-    assert tapfs("create", "-f", format_name, *words, tmp_path / "d", "5G").code == 0
+    said = tapfs("measure", "-O", format_name, *words, "--name", "d", "--size", "300M").out.splitlines()
+    assert tapfs("create", "-f", format_name, *words, tmp_path / "d", "300M").code == 0
     assert said[0] == f"required size: {written(tmp_path)}"
     assert said[1].startswith("fully allocated size: ")
-    assert int(said[1].split()[-1]) > 5 << 30
+    assert int(said[1].split()[-1]) > 300 << 20
 
 
 def test_what_cannot_be_measured_is_refused_in_words(tapfs: Run, disks: dict[str, Path]) -> None:
