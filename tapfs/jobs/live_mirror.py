@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class LiveMirror:
     """One copy of a served image to the new image `path`: a `tapfs.jobs.live_job.LiveJob`.
 
-    `overwrite`: it may replace what is there. `name`: how the copy is named when it is served. The rest is as for
-    `LiveCommit`. A copy of an encrypted disk is encrypted by the same password.
+    `overwrite`: it may replace what is there. `keeps_name`: the copy is served under the name of the disk. The rest is
+    as for `LiveCommit`. A copy of an encrypted disk is encrypted by the same password.
     """
 
     kind = "mirror"
@@ -39,7 +39,7 @@ class LiveMirror:
         *,
         overwrite: bool = False,
         pivots: bool = False,
-        name: str | None = None,
+        keeps_name: bool = False,
         password: bytes | None = None,
         plan_log: PlanLog | None = None,
         rate: int | None = None,
@@ -49,7 +49,7 @@ class LiveMirror:
         self._format = format_name
         self._overwrite = overwrite
         self._pivots = pivots
-        self._name = name or path
+        self._keeps_name = keeps_name
         self._password = password
         self._plan_log = plan_log
         self._rate = rate
@@ -105,14 +105,15 @@ class LiveMirror:
         for file in layer.files:
             file.request_owner = source.layers[0].file.request_owner
         direct = source.layers[0].file.direct
-        files = on_the_same_files(layer, self._name, writable=True, direct=direct)
+        name = source.path if self._keeps_name else self._path
+        files = on_the_same_files(layer, name, writable=True, direct=direct)
         try:
             self._making.close()
         except BaseException:
             files.close()
             raise
         options = OpenOptions(format=self._format, writable=True, write_base=True)
-        top = layer_of_files(self._name, files, options)
+        top = layer_of_files(name, files, options)
         try:
             image = Image(
                 [top],

@@ -71,20 +71,22 @@ class LiveJobs:
             empties=keep_names,
             slow_down=self._disk.slow_down,
         )
-        image = self._disk.image
-        told = self._operations.told(image)
-        if not keep_names and len(image.layers) > 1:
-            await in_thread(partial(require_name_passes_down, image, told=told))
+
+        async def check(image: Image) -> None:
+            if not keep_names and len(image.layers) > 1:
+                await in_thread(partial(require_name_passes_down, image, told=self._operations.told(image)))
 
         async def settle(now: Image) -> None:
+            overlay = self._disk.image
             if keep_names:
                 await self._operations.note_image(now)
-                forget_overlay(job.base.descriptor, image.path)
+                forget_overlay(job.base.descriptor, overlay.path)
                 return
+            told = self._operations.told(overlay)
             await self._note_names(now)
-            await in_thread(partial(pass_name_down, self._disk.image, job.base, job.base_format, told=told))
+            await in_thread(partial(pass_name_down, overlay, job.base, job.base_format, told=told))
 
-        await self._done(job, settle)
+        await self._done(job, check, settle)
         now = self._disk.image
         log.info("committed: %s is the disk, over %s", now.path, ", ".join(now.parents) or "nothing")
         return {**_result(job), "base": now.path}
@@ -99,42 +101,50 @@ class LiveJobs:
         """
         if not os.path.isabs(file):
             raise ImageError(ErrorKind.INVALID_FORMAT, "is no absolute path", path=file, op="mirror")
-        image = self._disk.image
-        told = self._operations.told(image)
         renames = pivot and not keep_names
-        if pivot and not image.writable:
-            raise ImageError(ErrorKind.READ_ONLY, "was attached read-only", path=image.path, op="mirror")
-        if renames:
-            await in_thread(partial(require_name_can_point, image, file, format_name, told=told))
         job = LiveMirror(
             file,
             format_name,
             overwrite=overwrite,
             pivots=pivot,
-            name=image.path if renames else file,
+            keeps_name=renames,
             password=given_password(self._settings.key_file),
             plan_log=self._plan_log,
             rate=rate,
             slow_down=self._disk.slow_down,
         )
 
+        async def check(image: Image) -> None:
+            if pivot and not image.writable:
+                raise ImageError(ErrorKind.READ_ONLY, "was attached read-only", path=image.path, op="mirror")
+            if renames:
+                told = self._operations.told(image)
+                await in_thread(partial(require_name_can_point, image, file, format_name, told=told))
+
         async def settle(now: Image) -> None:
             if keep_names:
                 await self._operations.note_image(now)
                 return
+            told = self._operations.told(self._disk.image)
             await self._note_names(now)
             await in_thread(partial(point_name_at, self._disk.image, now, file, told=told))
 
-        await self._done(job, settle)
+        await self._done(job, check, settle)
         log.info("mirrored to %s%s", file, ", which is the disk from now on" if pivot else "")
         return _result(job)
 
-    async def _done(self, job: LiveJob, settle: Callable[[Image], Awaitable[None]]) -> None:
-        """Do the job; `settle` has a successor find the Image that is to be served from now on."""
+    async def _done(
+        self,
+        job: LiveJob,
+        check: Callable[[Image], Awaitable[None]],
+        settle: Callable[[Image], Awaitable[None]],
+    ) -> None:
+        """Do the job, unless `check` refuses it; `settle` has a successor find the Image to be served from now on."""
         async with self._operations.alone():
             self._operations.require_no_job()
             self._operations.require_taken_over()
             image = self._disk.image
+            await check(image)
             await in_thread(image.flush)  # what takes long comes before the guest has to wait
             async with self._operations.at_rest():
                 try:

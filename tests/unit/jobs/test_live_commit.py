@@ -116,12 +116,9 @@ def opened(path: Path, format_name: str, base_format: str) -> Image:
 ALONE = ("raw", "packed qcow2")
 CASES = [
     ("raw", "qcow2", False),
-    ("qcow", "qcow2", True),
-    ("qcow2", "qcow2", False),
     ("vhd", "vhd", False),
     ("vhdx", "qcow2", False),
     ("vmdk", "qcow", True),
-    ("vdi", "qcow", False),
     ("packed qcow2", "qcow", True),
 ]
 
