@@ -177,10 +177,36 @@ async def test_swap_takes_a_live_snapshot(
         await trio.to_thread.run_sync(driver.frontend.write, 1, b"b" * SECTOR)
         assert await trio.to_thread.run_sync(driver.frontend.read, 0, 2) == b"a" * SECTOR + b"b" * SECTOR
         assert str(disk_path) in str((await listed())[0]["spec"])
+        with tapfs.open(kept) as below:
+            assert below.read(0, 2 * SECTOR) == b"a" * SECTOR + bytes(SECTOR)
+        # Another one of all disks, and the way back, twice.
+        assert await ok("swap", "--domain", "guest", "--all", ".all") == f"xvda: {disk_path}.all\n"
+        assert await ok("commit", *NAMED) == f"Committed to {disk_path}: 0 bytes of data.\n"
+        committed = json.loads(await ok("commit", *NAMED, "--json"))
+        assert (committed["base"], committed["data_bytes"], kept.exists()) == (str(disk_path), 4096, False)
+        copy = tmp_path / "copy.vhd"
+        mirrored = json.loads(await ok("mirror", *NAMED, copy.name, "-O", "vhd", "--json", cwd=tmp_path))
+        assert (mirrored["target"], mirrored["pivot"]) == (str(copy), False)
+        await _interrupted_mirror(tmp_path / "ended")
         await _detach(driver)
-    with tapfs.open(kept) as below, tapfs.open(disk_path) as above:
-        assert below.read(0, 2 * SECTOR) == b"a" * SECTOR + bytes(SECTOR)
-        assert above.read(0, 2 * SECTOR) == b"a" * SECTOR + b"b" * SECTOR
+    for path in (disk_path, copy):
+        with tapfs.open(path) as opened:
+            assert opened.read(0, 2 * SECTOR) == b"a" * SECTOR + b"b" * SECTOR
+
+
+async def _interrupted_mirror(path: Path) -> None:
+    """Ctrl-C ends the job as well as the command, and nothing is left."""
+    words = ["mirror", *NAMED, str(path), "-O", "raw", "-r", "1", "--progress", "json"]
+    with trio.fail_after(PATIENCE):
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "tapfs.cli", *words], cwd=REPOSITORY, stderr=subprocess.PIPE
+        )
+        assert process.stderr is not None
+        await process.stderr.receive_some()  # it is under way
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 130
+    assert json.loads(await ok("list", "--json"))["attached"][0]["status"] == "ready"
+    assert not path.exists()
 
 
 async def test_resize_is_seen_by_the_guest(
