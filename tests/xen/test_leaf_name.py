@@ -14,6 +14,7 @@ import trio
 import tapfs
 from tapfs import ErrorKind, ImageError, NewImage
 from tapfs.disk.leaf import exchange, overlay_for_name
+from tapfs.disk.live import require_room_in_chain
 from tapfs.host import ram
 from tests.xen.disk_device import Devices, DiskDevice
 from tests.xen.test_disk_operations import SIZE, check_written, load_on, refused
@@ -232,3 +233,25 @@ async def test_an_image_of_several_files_stays_in_its_folder(devices: Devices, t
     await disk.detach()
     assert read(path, 0, 2) == A + B
     assert read(tmp_path / "kept.vmdk", 0, 2) == A + bytes(512)
+
+
+def test_an_image_that_names_its_parent_from_its_folder_stays_there(tmp_path: Path) -> None:
+    """Under a name in another folder it would look for the parent there."""
+    disk, other = tmp_path / "disk", tmp_path / "other"
+    other.mkdir()
+    tapfs.create_image(str(tmp_path / "base"), NewImage("qcow2", SIZE))
+    tapfs.create_image(str(disk), NewImage("qcow2", SIZE, backing="base", backing_format="qcow2"))
+    with tapfs.open(disk, writable=True) as image:
+        with pytest.raises(ImageError, match="from the folder") as caught:
+            overlay_for_name(image, str(other / "kept"), None, told="qcow2")
+        assert caught.value.kind is ErrorKind.UNSUPPORTED
+        overlay_for_name(image, str(tmp_path / "kept"), None, told="qcow2").discard()
+
+
+def test_no_chain_is_made_that_nobody_could_open(qcow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tapfs.open(qcow, writable=True) as image:
+        require_room_in_chain(image)
+        monkeypatch.setattr("tapfs.disk.live.MAX_DEPTH", 1)
+        with pytest.raises(ImageError, match="commit it first") as caught:
+            require_room_in_chain(image)
+    assert caught.value.kind is ErrorKind.UNSUPPORTED
