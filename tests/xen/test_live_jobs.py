@@ -10,7 +10,7 @@ import trio
 
 import tapfs
 from tapfs import ErrorKind, ImageError, NewImage
-from tests.xen.disk_device import Devices, DiskDevice
+from tests.xen.disk_device import STOPPED, Devices, DiskDevice
 from tests.xen.machine import PATIENCE
 from tests.xen.test_disk_operations import SIZE, check_written, load_on, refused
 
@@ -94,7 +94,7 @@ async def test_a_commit_that_is_ended_changes_nothing(devices: Devices, qcow: Pa
             await load.progress()
             await disk.ask("swap", file=str(kept))
             await load.progress(300)
-            for end in ("cancel", "cancel", "detach"):
+            for end in ("cancel", "stop", "detach"):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(commit_that_fails, disk)
                     await job_has_begun(disk)
@@ -102,6 +102,11 @@ async def test_a_commit_that_is_ended_changes_nothing(devices: Devices, qcow: Pa
                         assert (await refused(disk, command, file=str(tmp_path / "x"))).kind is ErrorKind.LOCKED
                     if end == "cancel":
                         await disk.ask("cancel")
+                        continue
+                    if end == "stop":
+                        assert await disk.terminate() == STOPPED
+                        disk.start()
+                        await devices.await_socket(disk)
                         continue
                     written = await load.stop()
                     await guest.close()

@@ -180,10 +180,11 @@ class LiveJobs:
         await in_thread(job.close)
 
     async def _undo(self, job: LiveJob) -> None:
-        await in_thread(job.give_up_space)
-        await self._space(job)
+        if self._disk.job is job:
+            await in_thread(job.give_up_space)
+            await self._space(job)
         if self._disk.job is not job:
-            return
+            return  # the disk was closed, and the job with it
         async with self._operations.alone(), self._operations.at_rest():
             if self._disk.job is not job:
                 return  # the disk was closed meanwhile

@@ -197,10 +197,11 @@ class ServedDisk:
 
     def run_job(self) -> None:
         """Have the job copy. Raises what ends it: CopyEndedError, too, if the disk is closed."""
+        job = self.job
+        if job is None:
+            raise CopyEndedError
         with self._copying:
-            if self.job is None:
-                raise CopyEndedError
-            self.job.run()
+            job.run()
 
     def statistics(self) -> dict[str, int]:
         """The counters since the process began, over all connections, by the names in XenStatistics."""
@@ -214,13 +215,14 @@ class ServedDisk:
         try:
             self.disconnect()
         finally:
-            if self.job is not None:
-                self.job.end()
+            # Who waits for the job's end sees from now on that it is not theirs any more.
+            job, self.job = self.job, None
+            if job is not None:
+                job.end()
             with self._copying:  # the job's thread uses the image until then
-                self._close_image()
+                self._close_image(job)
 
-    def _close_image(self) -> None:
-        job, self.job = self.job, None
+    def _close_image(self, job: LiveJob | None) -> None:
         try:
             self.image.close()
         finally:
