@@ -106,8 +106,8 @@ class Client:
     def send(self, command: int, offset: int = 0, length: int = 0, data: bytes = b"", flags: int = 0) -> int:
         """Send a request; its cookie."""
         self._cookie += 1
-        if command == WRITE and self.style == EXTENDED:
-            flags |= PAYLOAD_LEN
+        if command == WRITE and self.style == EXTENDED and self._cookie % 2:
+            flags |= PAYLOAD_LEN  # as the protocol wants it; QEMU sends none
         self._lengths[self._cookie] = length or len(data)
         self.connection.sendall(self.request_bytes(command, self._cookie, offset, length or len(data), flags) + data)
         return self._cookie

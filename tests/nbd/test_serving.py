@@ -19,6 +19,7 @@ from tapfs import NewImage
 from tests import nbd_client as nbd
 from tests.fuse.conftest import wait_for
 from tests.nbd_client import Client
+from tests.peer.newest_qemu import newest_qemu
 
 MIB = 1 << 20
 
@@ -119,6 +120,22 @@ def test_clients_of_others_read_and_write_what_tapfs_serves(
     assert not server.path.exists()
     with tapfs.open(image, format=kind) as after:
         assert after.read(0, 8 * MIB) == expected
+
+
+def test_the_newest_qemu_reads_and_writes_by_extended_headers(start: Start, tmp_path: Path) -> None:
+    image, large = tmp_path / "image.qcow2", 6 << 30
+    tapfs.create_image(image, NewImage("qcow2", large))
+    server = start(image, "--rw")
+    words = ["-c", "write -P 7 5G 3M", "-c", "write -P 8 5G 64k", "-c", "write -zun 1G 4G", "-c", "flush"]
+    run(newest_qemu("qemu-io"), "-f", "raw", server.uri, *words, "-c", "read -P 7 5242944k 1M", "-c", "read -P 0 1G 1M")
+    told = json.loads(run(newest_qemu("qemu-img"), "map", "--output=json", server.uri))
+    assert [(each["start"], each["length"], each["data"]) for each in told] == [
+        (0, 5 << 30, False),
+        (5 << 30, 3 * MIB, True),
+        ((5 << 30) + 3 * MIB, large - (5 << 30) - 3 * MIB, False),
+    ]
+    assert server.end() == 0
+    assert tapfs.check(image).corruptions == 0
 
 
 def test_what_was_flushed_outlives_a_kill_of_the_server(start: Start, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,10 @@ ROOT = Path(__file__).parents[2]
 def newest_qemu(program: str) -> str:
     """The path of a program of QEMU 10 or newer. The first call fetches a package, unless `make bench` has done it."""
     words = [ROOT / "scripts/backports-qemu", ROOT / "build/qemu-backports"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    (ROOT / "build").mkdir(exist_ok=True)
+    with (ROOT / "build/qemu-backports.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the parts of the suite run beside each other
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     path = Path(done.stdout.strip()) / program
     version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout

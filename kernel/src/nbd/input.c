@@ -206,13 +206,14 @@ static void filled(struct nbd_connection *connection)
 static bool take(struct nbd_connection *connection, const tapfs_nbd_asked *asked)
 {
     bool extended = connection->style == TAPFS_NBD_EXTENDED;
-    bool payload = extended ? (asked->flags & FLAG_PAYLOAD_LEN) != 0 : asked->command == CMD_WRITE;
+    /* QEMU 10 sends extended WRITEs without the flag. */
+    bool payload = asked->command == CMD_WRITE || (extended && (asked->flags & FLAG_PAYLOAD_LEN) != 0);
 
     if (asked->command == CMD_DISC) {
         connection->ended = true;
         return true;
     }
-    if ((payload && asked->length > TAPFS_NBD_REQUEST_MAX) || (asked->command == CMD_WRITE && !payload)) {
+    if (payload && asked->length > TAPFS_NBD_REQUEST_MAX) {
         return false;
     }
     struct nbd_request *request = request_new(connection, asked);
