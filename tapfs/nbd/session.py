@@ -7,6 +7,7 @@ from then on. The parts that every front end needs are in `tapfs.serving.service
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,7 +22,7 @@ from tapfs.kernel.nbd_tls import TlsServer
 from tapfs.nbd.export import Export
 from tapfs.nbd.negotiation import Chosen, Negotiation, Rejected
 from tapfs.nbd.sockets import PlainChannel, tune
-from tapfs.serving.failures import failure_of
+from tapfs.serving.failures import ErrorLog, failure_of
 from tapfs.serving.log import log
 from tapfs.serving.service import Service
 
@@ -56,6 +57,7 @@ class Session:
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
         self._service = Service(serving.images[0][0].path)
+        self._errors = ErrorLog()
         self._exports: list[Export] = []
         self._ready: Callable[[], None] = lambda: None
         self._negotiating = 0
@@ -79,6 +81,7 @@ class Session:
 
     def prepare(self) -> None:
         """Start the native threads."""
+        _allow_descriptors()
         for image, name in self._serving.images:
             export = Export(image, name)
             self._service.ending.add("end the native threads", export.stop)
@@ -124,7 +127,7 @@ class Session:
                 try:
                     connection, _ = await listener.accept()
                 except OSError as error:  # no descriptor, no memory, or a client that has gone already
-                    log.warning("cannot accept a client: %s", error)
+                    self._errors.answer(error, path=self._service.path)
                     await trio.sleep(_PAUSE_SECONDS)
                     continue
                 if self._clients() >= MOST_CLIENTS:
@@ -192,6 +195,14 @@ class _Client:
         """What OpenSSL says of a handshake that failed, as the end of a line."""
         why = self._tls.why() if self._tls is not None and self._began else ""
         return f" ({printable(why)})" if why else ""
+
+
+def _allow_descriptors() -> None:
+    """Have as many descriptors as we may: a client takes one, and three with TLS."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = hard if hard != resource.RLIM_INFINITY else max(soft, 4 * MOST_CLIENTS)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 def _remove(path: str) -> None:

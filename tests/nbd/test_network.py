@@ -186,3 +186,26 @@ def test_json_of_nbdinfo_over_tcp_is_whole(tapfs_command: list[str], disk: Path)
         done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
         (told,) = json.loads(done.stdout)["exports"]
         assert (told["export-name"], told["export-size"]) == ("a disk", 3 * MIB)
+
+
+def test_a_host_without_descriptors_turns_clients_away_and_serves_the_others(
+    tapfs_command: list[str], disk: Path
+) -> None:
+    limited = ["prlimit", "--nofile=64:64", "--", *tapfs_command]
+    with serving(limited, disk) as (uri, process):
+        first = connected(uri)
+        first.go()
+        crowd = [connected(uri) for _ in range(80)]
+        for _ in range(20):
+            assert first.ask(nbd.READ, 0, MIB).whole() == CONTENT[:MIB]
+        for client in crowd:
+            client.close()
+        last = connected(uri)
+        last.go()
+        assert last.ask(nbd.READ, MIB, 512).whole() == CONTENT[MIB : MIB + 512]
+        last.close()
+        first.close()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert process.stderr is not None
+        assert process.stderr.read().count("further ones like this are not logged") <= 1
