@@ -7,6 +7,7 @@ import socket
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import quote
 
@@ -64,6 +65,10 @@ def listeners_at(address: Address) -> list[socket.socket]:
         if address.path is not None:
             return [_listen_locally(address.path)]
         return _listen_by_tcp(address)
+    except socket.gaierror as error:
+        raise ImageError(
+            ErrorKind.NOT_FOUND, error.strerror or "no such host", path=str(address), op="listen"
+        ) from error
     except OSError as error:
         raise from_os_error(error, path=str(address), op="listen") from error
 
@@ -165,6 +170,13 @@ def uri_of(listener: socket.socket, export: str, *, path: str | None = None, sec
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+def is_reached_from_outside(listener: socket.socket) -> bool:
+    """Whether other machines may connect to a socket."""
+    if listener.family == socket.AF_UNIX:
+        return False
+    return not ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def tune(connection: trio.socket.SocketType) -> None:

@@ -101,6 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
     exports = export_names(arguments.name, paths)
     tls = _tls(arguments)
     listeners, uris, sockets = _listen(arguments, exports[0])
+    if tls is None or not (arguments.tls_psk or arguments.tls_verify_clients):
+        _warn_of_strangers(listeners, writable=arguments.rw)
     images: list[tuple[Image, str]] = []
     serving = Serving(images, listeners, sockets, exit_when_idle=arguments.exit_when_idle, tls=tls)
     start = NbdStart(serving, arguments.pid_file and os.path.abspath(arguments.pid_file))
@@ -148,6 +150,16 @@ def _tls(arguments: argparse.Namespace) -> TlsServer | None:
     return tls_server(
         certificates=arguments.tls_certificates, keys=arguments.tls_psk, verify_clients=arguments.tls_verify_clients
     )
+
+
+def _warn_of_strangers(listeners: list[socket.socket], *, writable: bool) -> None:
+    """Say on stderr that other machines may connect, and that nobody asks who they are."""
+    from tapfs.cli.guard import complain
+    from tapfs.nbd.sockets import is_reached_from_outside
+
+    if any(map(is_reached_from_outside, listeners)):
+        do = "read and write" if writable else "read"
+        complain("tapfs", f"whoever reaches this machine's port may {do} the disk; --tls-psk lets in who has a key")
 
 
 def _print(uris: list[str]) -> None:
