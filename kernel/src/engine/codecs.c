@@ -135,7 +135,10 @@ static int pack_by_libdeflate(const struct packer *packer, const uint8_t *in, ui
         return -ENOMEM;
     }
     for (size_t i = 0; i < count; i++) {
-        sizes[i] = packer->compress(packer->compressor, in + i * granule, granule, out, granule - 1);
+        const uint8_t *from = in + i * granule;
+        sizes[i] = does_not_shrink(from, granule)
+                       ? 0 /* libdeflate would take as long as for text to find that out */
+                       : packer->compress(packer->compressor, from, granule, out, granule - 1);
         out += sizes[i];
     }
     libdeflate_free_compressor(packer->compressor);

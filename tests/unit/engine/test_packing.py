@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import subprocess
 import zlib
 from collections.abc import Callable
@@ -227,3 +228,22 @@ def test_the_last_payload_may_end_with_the_disk(tmp_path: Path) -> None:
             with pytest.raises(ImageError) as raised:
                 disk.read(UNIT_BYTES, 1)
             assert raised.value.kind is ErrorKind.CORRUPT
+
+
+@pytest.mark.parametrize(("codec", "granule"), [(Codec.RAW_DEFLATE, 4096), (Codec.ZLIB, 4096), (Codec.ZLIB, 65536)])
+def test_random_bytes_do_not_shrink_and_repeated_ones_do(codec: Codec, granule: int) -> None:
+    """Where all bytes are equally frequent, strings that come again still make a granule shorter."""
+    chance = random.Random(granule)
+    noise = chance.randbytes(granule)
+    again = chance.randbytes(granule // 4) * 4
+    record = chance.randbytes(40)
+    records = b"".join(chance.randbytes(60) + record for _ in range(granule // 100 + 1))[:granule]
+    eighth = granule // 8
+    late = noise[:-eighth] + noise[-2 * eighth : -eighth]
+    tail = noise[: granule // 2] + b"tail" * (granule // 8)
+    noise_packed, *others = compress(codec, b"".join([noise, again, records, late, tail]), granule)
+    assert noise_packed is None
+    for granule_bytes, payload in zip([again, records, late, tail], others, strict=True):
+        assert payload is not None
+        assert len(payload) < granule
+        assert UNPACK[codec](payload) == granule_bytes
