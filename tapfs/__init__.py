@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tapfs.api.jobs import amend, check, compact, compare, convert, create_image, repair
     from tapfs.api.mounts import MountPoint, mount, unmount
     from tapfs.api.opening import info, open, open_file  # noqa: A004 - `tapfs.open` is the name one expects
+    from tapfs.api.passwords import add_password, remove_password
     from tapfs.api.servers import DiskServer, serve
     from tapfs.api.sizes import measure, resize
     from tapfs.api.snapshots import apply_snapshot, create_snapshot, delete_snapshot, snapshots
@@ -82,6 +83,7 @@ __all__ = [
     "SnapshotRecord",
     "__version__",
     "add_bitmap",
+    "add_password",
     "amend",
     "apply",
     "apply_snapshot",
@@ -108,6 +110,7 @@ __all__ = [
     "read_bitmap",
     "rebase",
     "remove_bitmap",
+    "remove_password",
     "repair",
     "resize",
     "serve",
@@ -122,6 +125,8 @@ _LAZY = {
     "ApplyReport": "tapfs.jobs.apply",
     "Measured": "tapfs.jobs.measure",
     "measure": "tapfs.api.sizes",
+    "add_password": "tapfs.api.passwords",
+    "remove_password": "tapfs.api.passwords",
     "resize": "tapfs.api.sizes",
     "ChangedExtent": "tapfs.jobs.diff",
     "DiffReport": "tapfs.jobs.diff",

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from tapfs.ciphers import Cryptography
 from tapfs.driver_protocols import Driver, Snapshotted, WritableDriver
 from tapfs.extent import Range
 from tapfs.geometry import BackingReference
@@ -77,6 +78,32 @@ class Amendable(WritableDriver, Protocol):
         """Have the image be as the options say. The disk reads the same.
 
         Raises ImageError(unsupported, out_of_bounds) for what the image cannot be, (corrupt).
+        """
+        ...
+
+
+class SlotChange(NamedTuple):
+    """A change of the passwords of an encrypted image, which `password` opens, and goes on opening.
+
+    `adds`: `other` becomes a password, tried in about so many `milliseconds`, in key slot `slot`, None: in a free one.
+    Else slot `slot` is emptied, None: all that `other` opens.
+    """
+
+    adds: bool
+    password: bytes
+    other: bytes = b""
+    slot: int | None = None
+    milliseconds: int = 2000
+
+
+@runtime_checkable
+class KeySlotted(Driver, Protocol):
+    """A driver of an encrypted image whose passwords can be changed; the disk and its key stay the same."""
+
+    def change_slots(self, change: SlotChange, cryptography: Cryptography) -> Iterator[Plan]:
+        """Give the image another password, or take one away.
+
+        Raises ImageError: denied for a wrong password, unsupported for what the image cannot have.
         """
         ...
 

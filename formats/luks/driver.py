@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from tapfs.driver import Cryptography, HostFile, Identity, Operation, Placement, Reservation
+from tapfs.driver import Cryptography, HostFile, Identity, Operation, Placement, Reservation, SlotChange
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind, Range
 from tapfs.formats.luks.signature import MAGIC, VERSION_1, VERSION_2
@@ -13,6 +13,7 @@ from tapfs.formats.luks.version1 import read_version1
 from tapfs.formats.luks.version2 import read_version2
 from tapfs.formats.luks.volume import SECTOR, Volume, unlock
 from tapfs.formats.raw import IdentityDriver
+from tapfs.plan import Plan
 
 
 class LuksDriver(IdentityDriver):
@@ -59,6 +60,16 @@ class LuksDriver(IdentityDriver):
     def proves_password(self) -> bool:
         """True: a digest of the key is in the header."""
         return True
+
+    def change_slots(self, change: SlotChange, cryptography: Cryptography) -> Iterator[Plan]:
+        """See :class:`tapfs.driver.KeySlotted`; of a container of version 1."""
+        from tapfs.formats.luks.slot_changes import change_slots
+
+        if self._volume.details["version"] != VERSION_1:
+            message = "tapfs changes the passwords of LUKS1 only"
+            remedy = "cryptsetup luksAddKey and luksRemoveKey do it"
+            raise ImageError(ErrorKind.UNSUPPORTED, message, path=self._file.path, op="amend", remedy=remedy)
+        return change_slots(self._file, 0, change, cryptography)
 
     def unlock(self, password: bytes, cryptography: Cryptography) -> bytearray:
         """The key of the payload; see :func:`tapfs.formats.luks.volume.unlock`."""

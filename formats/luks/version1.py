@@ -74,7 +74,7 @@ def read_version1(read: Read, path: str, base: int = 0) -> Volume:
 
     Raises ImageError(invalid_format, unsupported, corrupt) naming the field.
     """
-    header = _parse(read(0, HEADER_BYTES), path, base)
+    header = parse_header1(read(0, HEADER_BYTES), path, base)
     try:
         cipher = cipher_named(header.cipher_name, header.cipher_mode, header.key_bytes)
     except ImageError as error:
@@ -102,7 +102,8 @@ def read_version1(read: Read, path: str, base: int = 0) -> Volume:
     return Volume(cipher, header.payload_sector * SECTOR, None, slots, [proof], _details(header, slots))
 
 
-def _parse(raw: bytes, path: str, base: int) -> Header1:
+def parse_header1(raw: bytes, path: str, base: int) -> Header1:
+    """The fields of a header that begins at `base` in the file `path`. Raises ImageError as `read_version1`."""
     if len(raw) < HEADER_BYTES or not raw.startswith(MAGIC):
         raise ImageError(ErrorKind.INVALID_FORMAT, "is no LUKS container", path=path, offset=base, op="open")
     _, version, *texts, payload, key_bytes, key_digest, salt, iterations, uuid = _HEAD.unpack_from(raw)

@@ -25,6 +25,9 @@ AMEND_OPTIONS: Mapping[str, str] = MappingProxyType(
         "lazy_refcounts": "on or off: whether a writer may leave reference counts for a repair after a crash",
         "compression_type": "zlib or zstd, as long as nothing in the image is compressed",
         "data_file": "the name of the data file, which has to be renamed afterwards",
+        "encrypt.state": "active: --new-key-file becomes a password; inactive: --old-key-file is none any more",
+        "encrypt.keyslot": "the key slot that is filled or emptied, 0 to 7",
+        "encrypt.iter-time": "milliseconds that a new password takes to be tried (default 2000)",
         "data_file_raw": "off: the data file need not read as the disk any more",
     }
 )
@@ -59,7 +62,7 @@ def parse_wanted(options: Mapping[str, str], header: Header, path: str) -> Wante
         if key in _FIXED:
             raise refused(f"{key} of an image that is there cannot be changed", path, _FIXED[key])
         if key.startswith("encrypt."):
-            raise refused(f"{key}: tapfs does not change the passwords of an image", path)
+            raise refused(f"{key}: passwords change by themselves, without other options", path)
         if key not in AMEND_OPTIONS:
             raise refused(f"unknown option {key!r} for qcow2", path, f"the options are {', '.join(AMEND_OPTIONS)}")
     version = _choice(options, "compat", _VERSIONS, header.version, path)

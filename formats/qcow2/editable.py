@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from tapfs.driver import Cryptography, SlotChange
+from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.qcow2.bitmap_following import BitmapFollowing
 from tapfs.formats.qcow2.bitmap_keeper import BitmapKeeping
 from tapfs.formats.qcow2.extended import ExtendedQcow2Driver
@@ -31,6 +33,16 @@ class EditableQcow2Driver(SnapshotKeeping, BitmapKeeping, BitmapFollowing):
         from tapfs.formats.qcow2.amend import drops_zero_clusters
 
         return drops_zero_clusters(self, options)
+
+    def change_slots(self, change: SlotChange, cryptography: Cryptography) -> Iterator[Plan]:
+        """See :meth:`tapfs.driver.KeySlotted.change_slots`; the header lies inside the image."""
+        from tapfs.formats.luks.slot_changes import change_slots
+
+        place = None if self.encryption is None else self.encryption.place
+        if place is None:
+            message = "is not encrypted with LUKS, so it has no passwords that could be changed"
+            raise ImageError(ErrorKind.UNSUPPORTED, message, path=self.file.path, op="amend")
+        return change_slots(self.file, place.start, change, cryptography)
 
     def amend(self, options: Mapping[str, str]) -> Iterator[Plan]:
         """See :meth:`tapfs.driver.Amendable.amend`."""

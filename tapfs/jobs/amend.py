@@ -9,7 +9,7 @@ from dataclasses import replace
 from tapfs.disk.chain import Layer, OpenOptions, open_layer
 from tapfs.disk.image import Image
 from tapfs.disk.opening import open_image
-from tapfs.driver import Amendable
+from tapfs.driver import Amendable, KeySlotted, SlotChange
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Kind, Range
 from tapfs.jobs.editing import edit_image
@@ -72,3 +72,20 @@ def _zeros(image: Image) -> Iterator[Range]:
             low, high = max(start, extent.offset), min(start + unit, image.size, extent.offset + extent.length)
             if extent.kind is Kind.ZERO and low < high:
                 yield Range(low, high - low)
+
+
+def change_passwords(path: str, opened: OpenOptions, change: SlotChange) -> None:
+    """Give the encrypted image `path` another password, or take one away; the disk and its key stay the same.
+
+    A crash leaves the passwords as they were or as they are wanted; one that is taken away may be gone before the
+    image says so. Raises ImageError.
+    """
+    from tapfs.kernel.cryptography import EngineCryptography  # few images are encrypted
+
+    def plans(layer: Layer) -> Iterator[Plan]:
+        if not isinstance(layer.driver, KeySlotted):
+            message = f"a {layer.driver.format_name} image has no key slots"
+            raise ImageError(ErrorKind.UNSUPPORTED, message, path=layer.path, op="amend")
+        return layer.driver.change_slots(change, EngineCryptography(layer.path))
+
+    edit_image(path, opened, plans, keeps_disk=True)

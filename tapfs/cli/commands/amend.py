@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _PROGRAM = "tapfs amend"
 #: The option that the size of a disk has for qemu-img.
 _SIZE = "size"
+_ENCRYPT = "encrypt."
+_LONGEST_MILLISECONDS = 100_000
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -25,7 +27,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "amend",
         help="change what was chosen when an image was made",
         description="Change options of the image FILE in place: of qcow2 the version (compat), lazy_refcounts, the\n"
-        "compression type while nothing is compressed, and what it says of a data file. The disk stays the same.\n"
+        "compression type while nothing is compressed, and what it says of a data file; the passwords of LUKS, in\n"
+        "qcow2 or by itself. The disk stays the same.\n"
         "What the image cannot be is refused, and nothing is changed; what was interrupted is begun anew.\n"
         "'-o help' lists the options of a format.",
     )
@@ -38,6 +41,8 @@ def add_parser(subparsers: Subparsers) -> None:
         default=[],
         help="what the image is to be; '-o help' lists the options",
     )
+    parser.add_argument("--new-key-file", metavar="FILE", help="the first line of FILE becomes a password")
+    parser.add_argument("--old-key-file", metavar="FILE", help="the first line of FILE is no password any more")
     add_progress_options(parser)
     add_changed_image_options(parser)
     add_qemu_words(parser, "-t")
@@ -56,6 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("-o is missing: it says what is to be changed", _PROGRAM)
     if _SIZE in options:
         raise UsageError("-o size is 'tapfs resize'", _PROGRAM)
+    if any(name.startswith(_ENCRYPT) for name in options):
+        return _change_passwords(arguments, options)
     from tapfs.jobs.amend import amend_image
 
     arguments.direct = arguments.direct or is_direct(arguments.cache_t)
@@ -65,6 +72,39 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.image,
         lambda password: amend_image(arguments.image, options, opened, password=password),
     )
+    return 0
+
+
+def _change_passwords(arguments: argparse.Namespace, options: dict[str, str]) -> int:
+    """Add a password, or take one away."""
+    from tapfs.disk.password import given_password, password_missing
+    from tapfs.driver import SlotChange
+    from tapfs.jobs.amend import change_passwords
+
+    asked = {name.removeprefix(_ENCRYPT): value for name, value in options.items()}
+    for secret in ("new-secret", "old-secret"):
+        if secret in asked:
+            raise UsageError(f"encrypt.{secret} is --{secret[:3]}-key-file FILE here", _PROGRAM)
+    state, slot, time = asked.pop("state", ""), asked.pop("keyslot", None), asked.pop("iter-time", "2000")
+    if asked or any(not name.startswith(_ENCRYPT) for name in options):
+        raise UsageError("passwords change by encrypt.state, .keyslot and .iter-time, without other options", _PROGRAM)
+    adds = state == "active"
+    key_file = arguments.new_key_file if adds else arguments.old_key_file
+    if state not in ("active", "inactive") or (key_file is None and (adds or slot is None)):
+        message = "encrypt.state=active needs --new-key-file, inactive --old-key-file or encrypt.keyslot"
+        raise UsageError(message, _PROGRAM)
+    if not (slot or "0").isdigit() or not time.isdigit() or not 1 <= int(time[:10]) <= _LONGEST_MILLISECONDS:
+        raise UsageError("encrypt.keyslot and encrypt.iter-time are numbers", _PROGRAM)
+    other = b"" if key_file is None else given_password(key_file) or b""
+    opened = open_options(arguments, writable=True)
+    number = None if slot is None else int(slot)
+
+    def attempt(password: bytes | None) -> None:
+        if password is None:
+            raise password_missing(arguments.image)
+        change_passwords(arguments.image, opened, SlotChange(adds, password, other, number, int(time)))
+
+    unlocked(arguments.key_file, arguments.image, attempt)
     return 0
 
 
