@@ -30,6 +30,8 @@ OPTIONS = (
     *("backing-formats", "cache", "grants", "key-file", "limit-bytes", "limit-requests"),
     *("memory", "nice", "open-files", "wait-on", "write-base"),
 )
+#: Bytes of memory that a process may take unless `tapfs/memory` says otherwise: far more than a sound image needs.
+DEFAULT_MEMORY = 1 << 30
 _FAMILIES = ("tap", "tap2")
 #: Words that told the toolstack which program was to serve the disk.
 _PROGRAMS = ("tapdisk", "ioemu")

@@ -42,6 +42,53 @@ async def test_the_handshake_tells_the_guest_what_the_disk_is(devices: Devices, 
     await disk.await_log("domain 1 xvda (guest-1): connected: 1 ring(s) of 2 page(s)")
 
 
+@pytest.mark.parametrize(
+    ("wanted", "keeps", "used"),
+    [
+        (None, True, "copy"),
+        ("map", True, "map"),
+        ("persistent", True, "persistent"),
+        ("persistent", False, "map"),
+    ],
+)
+async def test_how_data_comes_from_the_guest(
+    devices: Devices, raw: Path, wanted: str | None, used: str, *, keeps: bool
+) -> None:
+    """As was asked for; persistent only where the guest keeps its pages, which nobody minds otherwise."""
+    disk = await devices.serve(f"tap:sync:{raw}", **({} if wanted is None else {"grants": wanted}))
+    async with devices.guest(disk, persistent=keeps) as guest:
+        frontend = await guest.connect()
+        await disk.await_log(f"grants: {used}\n")
+        frontend.write(0, DATA)
+        assert frontend.read(0, len(DATA) // 512) == DATA
+
+
+async def test_what_libxl_says_of_the_drive_reaches_the_guest(devices: Devices, raw: Path) -> None:
+    disk = await devices.serve(f"tap:sync:{raw}", "r", kind="vbd", removable=1, device_type="cdrom")
+    async with devices.guest(disk) as guest:
+        await guest.connect()
+        assert guest.info == 1 | 2 | 4
+    other = await devices.serve(f"tap:sync:{raw}", "r", vdev="xvdb", kind="vbd")
+    async with devices.guest(other) as guest:
+        await guest.connect()
+        assert guest.info == 4
+
+
+async def test_what_nobody_flushes_is_flushed_in_the_background(devices: Devices, qcow: Path) -> None:
+    disk = await devices.serve(f"tap:qcow:{qcow}")
+    async with devices.guest(disk) as guest:
+        (await guest.connect()).write(0, DATA)
+
+        def on_disk() -> bool:
+            with tapfs.open(qcow, shared=True) as image:
+                return image.read(0, len(DATA)) == DATA
+
+        assert not on_disk()
+        with trio.fail_after(PATIENCE):
+            while not on_disk():
+                await trio.sleep(0.5)
+
+
 async def test_a_disk_with_sectors_of_4096_bytes_is_offered_as_one(devices: Devices, tmp_path: Path) -> None:
     """Only the alignment of requests is 4096: sectors are counted in 512 bytes all the same."""
     path = tmp_path / "a.vhdx"

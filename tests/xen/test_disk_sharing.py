@@ -180,6 +180,19 @@ async def test_a_process_keeps_to_its_limits(devices: Devices, raw: Path) -> Non
         assert (await guest.connect()).read(0, 1) == bytes(512)
 
 
+async def test_a_guest_may_take_all_that_little_memory_is_offered_for(
+    devices: Devices, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    disk = await devices.serve(f"tap:sync,memory={160 << 20}:{raw}", grants="persistent")
+    assert [await disk.read(name) for name in ("multi-queue-max-queues", "max-ring-page-order")] == ["2", "3"]
+    async with devices.guest(disk, queues=4, ring_pages=16, persistent=True) as guest:
+        frontend = await guest.connect()
+        for ring in frontend.rings:
+            frontend.write(0, bytes(64 << 10), ring=ring)
+            assert frontend.read(0, 128, ring=ring) == bytes(64 << 10)
+
+
 @pytest.mark.parametrize("options", [{"memory": 1 << 20}, {"open_files": 3}, {"nice": "high"}])
 async def test_limits_under_which_nothing_could_be_served(
     devices: Devices, raw: Path, options: dict[str, str | int]

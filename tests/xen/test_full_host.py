@@ -12,8 +12,10 @@ import trio
 
 import tapfs
 from tapfs import NewImage
+from tapfs.xen.device import State
 from tapfs.xen.toolstack.attached_disks import attached_disks
 from tests.xen import supervising
+from tests.xen.blkif import OKAY, Operation, Request
 from tests.xen.disk_device import DISK_BYTES, DONE, STOPPED, Devices, DiskDevice
 from tests.xen.frontend import RequestError, Ring
 from tests.xen.machine import PATIENCE
@@ -134,3 +136,30 @@ async def test_a_disk_that_waits_can_be_detached(devices: Devices, folder: Path)
             await waiting(devices, disk)
             await disk.remove()
             assert await disk.ended() == DONE
+
+
+async def test_a_guest_that_closes_is_answered_what_was_in_flight(devices: Devices, folder: Path) -> None:
+    """The write waits and the read behind it was answered: only the journal knows what the next process has to do."""
+    path = folder / "disk"
+    tapfs.create_image(str(path), NewImage("raw", DISK_BYTES))
+    disk = await devices.serve(f"tap:raw:{path}")
+    async with devices.guest(disk) as guest:
+        frontend = await guest.connect()
+        ring = frontend.ring
+        filler = fill(folder)
+        buffers = frontend.buffer(1), frontend.buffer(1)
+        buffers[0].write(DATA[:4096])
+        write = Request(Operation.WRITE, 1024, buffers[0].segments(8))
+        ring.submit(write)
+        await waiting(devices, disk)
+        ring.submit(Request(Operation.READ, 0, buffers[1].segments(8)))
+        (read,) = await trio.to_thread.run_sync(ring.await_more)
+        assert read.id != write.id
+        await guest.set_state(State.CLOSING)
+        await guest.await_backend(State.CLOSING)
+        await disk.kill()
+        filler.unlink()
+        disk.start()
+        (written,) = await trio.to_thread.run_sync(ring.await_more)
+        assert (written.id, written.status) == (write.id, OKAY)
+        assert path.read_bytes()[1024 * 512 :][:4096] == DATA[:4096]

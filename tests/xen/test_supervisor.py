@@ -71,6 +71,8 @@ async def test_what_is_offered(store: XenStore, supervised: SupervisorProcess, i
             "feature-max-indirect-segments",
             "feature-flush-cache",
             "feature-persistent",
+            "feature-barrier",
+            "multi-queue-max-queues",
         )
     }
     assert offered == {
@@ -78,8 +80,9 @@ async def test_what_is_offered(store: XenStore, supervised: SupervisorProcess, i
         "feature-max-indirect-segments": "256",
         "feature-flush-cache": "1",
         "feature-persistent": "0",
+        "feature-barrier": "1",
+        "multi-queue-max-queues": str(min(os.cpu_count() or 1, 4)),
     }
-    assert int(await store.read(f"{disk().backend}/multi-queue-max-queues") or 0) >= 1
 
 
 async def test_a_disk_attached_before_the_supervisor_is_served(
@@ -152,17 +155,30 @@ async def test_a_crashed_process_is_started_again(store: XenStore, supervised: S
 
 
 async def test_a_process_that_crashes_all_the_time_is_given_up(
-    store: XenStore, supervisor: SupervisorProcess, xenstored: Xenstored, image: Path, nursery: trio.Nursery
+    store: XenStore,
+    supervisor: SupervisorProcess,
+    xenstored: Xenstored,
+    image: Path,
+    nursery: trio.Nursery,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     await toolstack.attach(store, disk(), params=f"tap:sync:{image}", mode="w")
     runtime_files.directory().mkdir(parents=True)
+    slept: list[float] = []
+    sleep = trio.sleep
+
+    async def noted_sleep(seconds: float) -> None:
+        slept.append(seconds)
+        await sleep(seconds)
+
+    monkeypatch.setattr(trio, "sleep", noted_sleep)
     supervised = SupervisedDevice(
         disk(),
         store,
         runtime_files.directory(),
         simulated=True,
         starter=DiskStarter(),
-        restarts=Restarts(most=3, first_pause=0.01),
+        restarts=Restarts(most=3, first_pause=0.0123),
     )
     nursery.start_soon(supervised.run)
     killed: set[int] = set()
@@ -173,6 +189,7 @@ async def test_a_process_that_crashes_all_the_time_is_given_up(
             killed.add(process.pid)
         await trio.sleep(0.01)
     assert len(killed) == 3
+    assert 0.0123 in slept
     assert xenstored.read(f"{disk().backend}/state") == "5"
     assert xenstored.read(f"{disk().backend}/tapfs/error") == (
         "its process ended 3 times within a minute, the last time by SIGSEGV"
@@ -182,6 +199,18 @@ async def test_a_process_that_crashes_all_the_time_is_given_up(
     supervised.news()
     await eventually(lambda: is_gone(xenstored, disk()))
     assert supervisor.disk_processes() == {}
+
+
+async def test_a_guest_is_told_that_its_disk_is_given_up(
+    store: XenStore, supervised: SupervisorProcess, machine: Machine, xenstored: Xenstored, image: Path
+) -> None:
+    """Its process cannot open the image any more, so nobody else would tell it."""
+    await attach(store, disk(), image)
+    async with guest_disk(machine, disk()):
+        image.unlink()
+        os.kill(await pid_of(store, disk()), signal.SIGKILL)
+        await eventually(lambda: xenstored.read(f"{disk().backend}/tapfs/status") == "failed")
+        await eventually(lambda: xenstored.read(f"{disk().backend}/state") == "5")
 
 
 async def test_a_killed_supervisor_takes_nothing_with_it(
@@ -214,12 +243,8 @@ async def test_disks_are_forked_from_one_process_and_need_it_no_more(
     (forked,) = [int(pid) for pid in children if b"fork_server" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     # It has arguments of its own, and memory of the other's.
     assert str(first) in children
-    assert (
-        Path(f"/proc/{first}/cmdline")
-        .read_bytes()
-        .rstrip(b"\0")
-        .endswith(b"tapfs.xen.disk.process\x00tap\x003\x0051712")
-    )
+    words = Path(f"/proc/{first}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    assert words[-4:] == [b"tapfs.xen.disk.process", b"tap", b"3", b"51712"]
     assert Path(f"/proc/{first}/smaps_rollup").read_text().split("Shared_Dirty:")[1].split()[0] > "0"
     os.kill(forked, signal.SIGKILL)
     other = tmp_path / "other.raw"

@@ -85,9 +85,9 @@ class XenbusFrontend:
         self.info = await self.offered("info")
 
     async def await_sectors(self, sectors: int) -> None:
-        """Wait until the disk has so many sectors of 512 bytes: it was resized."""
+        """Wait until the disk has so many sectors of 512 bytes: it was resized. As Linux, watch the state alone."""
         with trio.fail_after(PATIENCE):
-            async with self.store.watch(f"{self.device.backend}/sectors", f"{self.device.backend}/state") as events:
+            async with self.store.watch(f"{self.device.backend}/state") as events:
                 async for _ in events:
                     await self._read_disk()
                     if self.sectors == sectors:

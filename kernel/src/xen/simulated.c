@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -190,6 +191,12 @@ static struct xen_channel *memory_bind(struct xen_transport *transport, uint32_t
     }
     snprintf(suffix, sizeof suffix, "port-%u.to-frontend", port);
     channel->to_frontend = open_file(of(transport), suffix, O_NONBLOCK, S_IFIFO, &status);
+    /* Xen binds a port once, until whoever did it lets go of it or ends. */
+    if (channel->to_frontend >= 0 && flock(channel->channel.fd, LOCK_EX | LOCK_NB) != 0) {
+        close(channel->to_frontend);
+        channel->to_frontend = -1;
+        errno = EINVAL;
+    }
     if (channel->to_frontend < 0) {
         int error = errno;
         close(channel->channel.fd);

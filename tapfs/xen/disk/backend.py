@@ -226,7 +226,7 @@ class Backend:
 
         The seconds after which to look again without news: the image may still be another domain's.
         """
-        # Requests can be in flight only where the frontend has been connected; an older journal is another ring's.
+        # At 3 the rings may be new ones, of a frontend that began anew while nobody looked: the journal is not theirs.
         resuming = self._left and seen.frontend in (State.CONNECTED, State.CLOSING)
         try:
             if self._take_over is not None and not resuming:

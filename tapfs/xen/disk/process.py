@@ -247,10 +247,10 @@ class DiskProcess:
 
     async def _note_waiting(self, backend: Backend) -> None:
         while True:
+            await self._waiting_changed.wait()
             self._waiting_changed = trio.Event()
             with suppress(ImageError):  # without xenstored `tapfs list` shows nothing at all
                 await backend.note_waiting()
-            await self._waiting_changed.wait()
 
     async def _leave_waiting(self, disk: ServedDisk) -> None:
         """End at once, as far as requests wait for space: they would never be answered, or with an error."""

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.location import locate
 from tapfs.xen.disk.held_requests import WAIT_ON
-from tapfs.xen.specification import DiskSpecification, parse_mode, parse_specification
+from tapfs.xen.specification import DEFAULT_MEMORY, DiskSpecification, parse_mode, parse_specification
 
 if TYPE_CHECKING:
     from tapfs.xen.device import Device
     from tapfs.xen.xenstore.client import Store
 
-#: Bytes of memory that a process may take unless `tapfs/memory` says otherwise: far more than a sound image needs.
-DEFAULT_MEMORY = 1 << 30
 #: Descriptors it may have open unless `tapfs/open-files` says otherwise: a long chain, its rings, its control socket.
 DEFAULT_OPEN_FILES = 1024
 

@@ -309,6 +309,11 @@ def test_what_cannot_be_served_says_why(tmp_path: Path, machine: Machine) -> Non
             made.start()  # no ring
         made.add_ring(ring.references, ring.port.number)
         made.start()
+        # Its port is bound, and two backends at one ring would be worse than an error.
+        another = device()
+        with pytest.raises(ImageError, match="cannot map the frontend's ring"):
+            another.add_ring(ring.references, ring.port.number)
+        another.close()
         with pytest.raises(ImageError):
             made.start()
         with pytest.raises(ImageError):

@@ -137,7 +137,7 @@ def _fill_its_host(guest: Guest, image: Path) -> None:
     with filler.open("wb", buffering=0) as file:
         left = os.statvfs(image.parent)
         file.write(bytes(left.f_bavail * left.f_bsize))
-    guest.run("(dd if=/bin/busybox of=/dev/xvda bs=64k seek=256 count=4 conv=fsync; echo DD-DONE $?) >/tmp/dd 2>&1 &")
+    guest.run("((dd if=/bin/busybox of=/dev/xvda bs=64k seek=256 count=4 conv=fsync; echo DD-DONE $?) >/tmp/dd 2>&1 &)")
     wait_until("the guest to wait for space", lambda: "waiting: " in tapfs("list"))
     filler.unlink()
     tapfs("resume", *DISK)
