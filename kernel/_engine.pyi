@@ -218,6 +218,7 @@ class Lib:
     def tapfs_zero_placements(
         self, disk: CData, placements: CData, count: int, discard: int, outcome: CData, /
     ) -> None: ...
+    def tapfs_take_space(self, disk: CData, spaces: CData, count: int, outcome: CData, /) -> None: ...
     def tapfs_write_host(
         self,
         disk: CData,

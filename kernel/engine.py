@@ -13,7 +13,7 @@ from enum import IntEnum
 from mmap import mmap
 from typing import TYPE_CHECKING, NamedTuple
 
-from tapfs.driver import Codec, Geometry, Identity, Placement
+from tapfs.driver import Codec, Geometry, HostSpace, Identity, Placement
 from tapfs.errors import ErrorKind, ImageError, from_os_error, truncated
 from tapfs.extent import Extent
 from tapfs.host_files import Presence
@@ -197,6 +197,14 @@ class EngineDisk:
         """Make reserved places read as zeros; with `discard` only where that frees space."""
         outcome = ffi.new("tapfs_outcome *")
         lib.tapfs_zero_placements(self.handle, _placements(placements), len(placements), discard, outcome)
+        self.finished(outcome)
+
+    def take_space(self, spaces: Sequence[HostSpace]) -> None:
+        """Take space on the host for ranges of layer 0's files. Raises ImageError(no_space); see tapfs_take_space."""
+        outcome = ffi.new("tapfs_outcome *")
+        lib.tapfs_take_space(
+            self.handle, ffi.new("tapfs_space[]", [tuple(each) for each in spaces]), len(spaces), outcome
+        )
         self.finished(outcome)
 
     def write_host(self, file: int, host_offset: int, buffer: Buffer, *, guest_offset: int | None = None) -> None:

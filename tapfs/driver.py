@@ -71,6 +71,7 @@ from tapfs.geometry import (
 )
 from tapfs.host_files import FurtherFiles, HostFile, NoFurtherFiles, NumberedFile, Role
 from tapfs.reservation import (
+    HostSpace,
     Operation,
     Placement,
     Reservation,
@@ -107,6 +108,7 @@ __all__ = [
     "FurtherFiles",
     "Geometry",
     "HostFile",
+    "HostSpace",
     "Identified",
     "Identity",
     "InitialVector",

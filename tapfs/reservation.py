@@ -38,6 +38,18 @@ class Placement(NamedTuple):
     in_place: bool = False
 
 
+class HostSpace(NamedTuple):
+    """``[host_offset, host_offset + length)`` of a host file of the image, which may have no space on the host yet.
+
+    `unused`: nothing refers to the range and no plan has written to it, so zeros may be written there.
+    """
+
+    host_offset: int
+    length: int
+    file: int = 0
+    unused: bool = False
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Reservation:
     """Granule-aligned ranges of the disk that are about to change together.
@@ -53,9 +65,16 @@ class Reservation:
 
     `exact`, of a WRITE: `commit` maps the ranges to the placements, in place, and changes the map
     nowhere else, so nobody need ask for it again.
+
+    `metadata` is where the plans after the commit may write tables, and where the host may have no space for them: new
+    tables, and pages of old ones that have been zeros (`tapfs.formats.blank_pages`). The core takes the space before
+    anything is written, in one step with `reserve`. Where the host has none the write fails with no_space, `abort`
+    follows at once, and the plans of earlier commits still need no space that they do not have. Host files whose space
+    is shared with a copy (reflinks) are not covered: each change of such a file takes new space.
     """
 
     ranges: tuple[Range, ...]
     operation: Operation
     placements: tuple[Placement, ...]
     exact: bool = False
+    metadata: tuple[HostSpace, ...] = ()

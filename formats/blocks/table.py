@@ -6,7 +6,8 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from tapfs.driver import HostFile
+from tapfs.driver import HostFile, HostSpace
+from tapfs.formats.blank_pages import blank_entries
 from tapfs.formats.blocks.layout import PAGE_BYTES, BlockLayout
 from tapfs.formats.changed_table import ChangedTable, decode
 from tapfs.plan import Step, Write
@@ -48,6 +49,14 @@ class BlockTable:
             page.entries[at : at + count] = entries[done : done + count]
             page.mark(at, at + count)
             done += count
+
+    def blank_pages(self, first: int, stop: int) -> Iterator[HostSpace]:
+        """The pages with entries of the blocks ``[first, stop)`` that are zeros, for which a host may have no space."""
+        place = self._layout.table_offset
+        for number in range(first // self._per_page, -(-stop // self._per_page)):
+            page = self._page(number)
+            at = number * self._per_page
+            yield from blank_entries(place + number * PAGE_BYTES, page, max(0, first - at), min(len(page), stop - at))
 
     def free_until(self, first: int, stop: int) -> int:
         """The index of the first block in ``[first, stop)`` that is not free; `stop` where all are."""

@@ -137,7 +137,11 @@ class BlockWriter(BlockReader):
         else:
             placements = [place for each in ranges for place in self._zeroed(each, operation)]
         exact = operation is Operation.WRITE and self.exact_writes
-        reservation = Reservation(tuple(ranges), operation, tuple(placements), exact)
+        size = self.layout.block_bytes
+        metadata = [
+            space for each in ranges for space in self.table.blank_pages(each.offset // size, -(-each.end // size))
+        ]
+        reservation = Reservation(tuple(ranges), operation, tuple(placements), exact, tuple(metadata))
         self._open.add(reservation)
         return reservation
 

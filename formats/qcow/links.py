@@ -9,12 +9,13 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 
-from tapfs.driver import Placement
+from tapfs.driver import HostSpace, Placement
 from tapfs.extent import Kind, Range
 from tapfs.formats.allocation import Allocation
+from tapfs.formats.blank_pages import blank_bytes, blank_entries
 from tapfs.formats.changed_table import ChangedTable
 from tapfs.formats.qcow.entries import consecutive, fault, new_table, runs
-from tapfs.formats.qcow.header import Header
+from tapfs.formats.qcow.header import ENTRY_LENGTH, Header
 from tapfs.formats.qcow.l1 import L1Table
 from tapfs.formats.qcow.tables import Tables
 
@@ -29,15 +30,51 @@ class Links:
         self._allocation = allocation
         #: The L1 entries that changed since the last flush.
         self.l1_pending: set[int] = set()
+        #: Places that are kept for tables which a commit makes, by L1 index. An abort leaves them for the next one.
+        self._kept: dict[int, int] = {}
 
-    def require_tables(self, ranges: Sequence[Range]) -> None:
-        """Load the tables of ascending ranges. Raises ImageError(corrupt) for an L1 entry that cannot be true."""
-        unit, following = self._header.unit, 0
+    def require_tables(self, ranges: Sequence[Range], spaces: list[HostSpace]) -> list[int]:
+        """Load the tables of ascending ranges of clusters; the result is the L1 indexes of those that are missing.
+
+        What of the others the host may have no space for is added to `spaces`. Raises ImageError(corrupt) for an L1
+        entry that cannot be true.
+        """
+        bits, l2_bits = self._header.cluster_bits, self._header.l2_bits
+        missing: list[int] = []
+        index, first, stop = -1, 0, 0
         for offset, length in ranges:
-            stop = (offset + length - 1) // unit + 1
-            for index in range(max(offset // unit, following), stop):
-                self._tables.load(index)
-            following = stop
+            at, end = offset >> bits, (offset + length) >> bits
+            while at < end:
+                if at >> l2_bits != index:
+                    if index >= 0:
+                        self._require_table(index, first, stop, spaces, missing)
+                    index, first = at >> l2_bits, at
+                at = stop = min(end, (index + 1) << l2_bits)
+        if index >= 0:
+            self._require_table(index, first, stop, spaces, missing)
+        return missing
+
+    def _require_table(self, index: int, first: int, stop: int, spaces: list[HostSpace], missing: list[int]) -> None:
+        """Do so for one table, in which clusters ``[first, stop)`` of the disk change."""
+        table = self._tables.load(index)
+        if table is None:
+            missing.append(index)
+        else:
+            base = index << self._header.l2_bits
+            spaces += blank_entries(self._l1[index], table, first - base, stop - base)
+
+    def keep_tables(self, missing: Sequence[int]) -> Iterator[HostSpace]:
+        """Keep places for tables that a commit will make; what the host may have no space for."""
+        for index in missing:
+            if index not in self._kept:
+                self._kept[index] = self._allocation.tail(self._header.l2_length)
+            yield from self.new_table_space(index, self._kept[index])
+
+    def new_table_space(self, index: int, place: int) -> Iterator[HostSpace]:
+        """What of a new table at `place`, and of its L1 entry, the host may have no space for."""
+        yield HostSpace(place, self._header.l2_length, unused=True)
+        at = ENTRY_LENGTH * index
+        yield from blank_bytes(self._header.l1_table_offset, self._l1.raw, at, at + ENTRY_LENGTH)
 
     def link(self, placements: Sequence[Placement]) -> None:
         """Enter clusters in the map: those of placements that ascend, but for what is in place."""
@@ -97,7 +134,8 @@ class Links:
     def changed_table(self, index: int) -> ChangedTable:
         """The L2 table of L1 entry `index`, to be changed; allocated if there is none."""
         if self._l1[index] == 0:
-            table_offset = self._allocation.tail(self._header.l2_length)
+            kept = self._kept.pop(index, None)
+            table_offset = self._allocation.tail(self._header.l2_length) if kept is None else kept
             return self.enter_table(index, table_offset, new_table(self._header.l2_entries))
         return self._tables.change(index)
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tapfs.driver import BackingReference, Driver, HostFile, OpenRequest, Operation, Placement, Reservation
+from tapfs.driver import BackingReference, Driver, HostFile, HostSpace, OpenRequest, Operation, Placement, Reservation
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Kind, Range
 from tapfs.formats.allocation import Allocation
@@ -96,14 +96,16 @@ class WritableQcowDriver(QcowDriver):
         """
         self._prepare()
         extents: list[int] = []
+        spaces: list[HostSpace] = []
         try:
-            placements = self._place(ranges, operation, extents)
+            placements = self._place(ranges, operation, extents, spaces)
         except BaseException:
             self._release_extents(extents)
             raise
         self.tables.file_size = max(self.tables.file_size, self.allocation.end)
         exact = operation is Operation.WRITE and not self._whole_extents
-        reservation = Reservation(self._with_extents(ranges, extents), operation, tuple(placements), exact)
+        wide = self._with_extents(ranges, extents)
+        reservation = Reservation(wide, operation, tuple(placements), exact, tuple(spaces))
         self._open[reservation] = extents
         return reservation
 
@@ -290,15 +292,29 @@ class WritableQcowDriver(QcowDriver):
 
     # -- placing --------------------------------------------------------------------------------
 
-    def _place(self, ranges: Sequence[Range], operation: Operation, extents: list[int]) -> list[Placement]:
-        """Places for the ranges; the indexes of extents that are reserved for them are added to `extents`."""
+    def _place(
+        self, ranges: Sequence[Range], operation: Operation, extents: list[int], spaces: list[HostSpace]
+    ) -> list[Placement]:
+        """Places for the ranges.
+
+        To `extents` the indexes of extents are added that are reserved for them, to `spaces` what of tables the host
+        may have no space for.
+        """
         if operation is Operation.WRITE:
             if not self._whole_extents:
-                self._links.require_tables(ranges)
-                return self.allocation.places(ranges)
-            return [place for each in ranges for place in self._place_in_extents(each, extents)]
+                missing = self._links.require_tables(ranges, spaces)
+                placements = self.allocation.places(ranges)
+                spaces += self._links.keep_tables(missing)
+                return placements
+            placements = [place for each in ranges for place in self._place_in_extents(each, extents)]
+            for index in extents:
+                spaces += self._links.new_table_space(index, self._extents[index])
+            return placements
         if operation is not Operation.UNCOVER and (self._whole_extents or self.backing is not None):
-            return [place for each in ranges for place in self._place_zeros(each, operation)]
+            placements = [place for each in ranges for place in self._place_zeros(each, operation)]
+            linked = [Range(place.offset, place.length) for place in placements if not place.in_place]
+            spaces += self._links.keep_tables(self._links.require_tables(linked, spaces))
+            return placements
         for each in ranges:
             for index, first, stop in self._links.used_pieces(*each):
                 self._checked_runs(index, first, stop)

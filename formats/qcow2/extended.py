@@ -50,6 +50,7 @@ class ExtendedQcow2Driver(WritableQcow2Driver):
         if operation is not Operation.WRITE:
             return super().reserve(ranges, operation)
         size = self.header.cluster_size
+        self.take_metadata()  # of a reservation that failed
         wishes: list[_Wish] = []
         wide: list[Range] = []
         for number, (offset, length) in enumerate(ranges):
@@ -77,7 +78,7 @@ class ExtendedQcow2Driver(WritableQcow2Driver):
             placements.append(placement)
             last_number = wish.number
         self.note_growth()
-        reservation = Reservation(tuple(wide), operation, tuple(placements))
+        reservation = Reservation(tuple(wide), operation, tuple(placements), metadata=self.take_metadata())
         self._open.add(reservation)
         self._taken[reservation] = taken
         return reservation

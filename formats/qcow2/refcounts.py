@@ -14,8 +14,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from tapfs.driver import HostFile
+from tapfs.driver import HostFile, HostSpace
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.formats.blank_pages import blank_entries
 from tapfs.formats.changed_table import ChangedTable, decode, encode
 from tapfs.formats.qcow2.counts import Counting
 from tapfs.formats.qcow2.entries import BYTE_ORDER, TYPECODE
@@ -61,6 +62,10 @@ class Refcounts:
         self._freed: list[ClusterRun] = []
         #: The end of the last cluster whose count was raised, in bytes.
         self.end = 0
+        #: Places that are kept for blocks, by their index, and for a larger table with its clusters: they are made
+        #: when a count is raised that needs them, so that a reservation that fails leaves nothing to be written.
+        self._kept_blocks: dict[int, int] = {}
+        self._kept_table: tuple[int, int] | None = None
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -123,12 +128,39 @@ class Refcounts:
     # -- changing -------------------------------------------------------------------------------
 
     def ensure(self, first: int, count: int, allocate: Callable[[int], int]) -> None:
-        """Have a block for each of `count` clusters; `allocate` gives the offset of so many new clusters in a row.
+        """Have a place for a block for each of `count` clusters; `allocate` gives the offset of so many in a row.
 
         Raises ImageError(no_space) where the table cannot grow further.
         """
         for index in range(first // self.per_block, (first + count - 1) // self.per_block + 1):
             self._ensure_block(index, allocate)
+
+    def metadata(self, first: int, count: int) -> list[HostSpace]:
+        """What the host may have no space for when the counts of these clusters are raised; `ensure` was called."""
+        bits = self._header.cluster_bits
+        found: list[HostSpace] = []
+        waiting = [ClusterRun(first, count)]
+        made: set[int] = set()
+        while waiting:
+            for index, inside, part in self._parts([waiting.pop()]):
+                block = self.block(index)
+                if block is not None:
+                    place = self._table.entries[index] & _PLACE
+                    found += blank_entries(place, block, *self.counting.byte_range(inside, part))
+                elif index not in made:
+                    # A block and a larger table are counted themselves, perhaps in a block that is to be made, too.
+                    if index < len(self._table.entries):
+                        found += blank_entries(self.place, self._table.entries, index, index + 1)
+                    elif self._kept_table is not None:
+                        place, clusters = self._kept_table
+                        if not any(each >= len(self._table.entries) for each in made):
+                            found.append(HostSpace(place, clusters << bits))
+                            waiting.append(ClusterRun(place >> bits, clusters))
+                    made.add(index)
+                    place = self._kept_blocks[index]
+                    found.append(HostSpace(place, 1 << bits, unused=True))
+                    waiting.append(ClusterRun(place >> bits, 1))
+        return found
 
     def raise_counts(self, first: int, count: int) -> None:
         """Raise the counts of `count` clusters by one; their blocks exist (`ensure`), and no count is the largest."""
@@ -301,39 +333,58 @@ class Refcounts:
         return freed
 
     def _ensure_block(self, index: int, allocate: Callable[[int], int]) -> None:
-        while index >= len(self._table.entries):
-            self._grow_table(index + 1, allocate)
-        if self._table.entries[index]:
+        """Keep a place for a block that is not there, and for a table that has an entry for it."""
+        entries = len(self._table.entries)
+        if self._kept_table is not None:
+            entries = self._kept_table[1] * self._header.cluster_size // WORD
+        if index >= entries:
+            self._keep_table(index + 1, entries, allocate)
+        if index < len(self._table.entries) and self._table.entries[index]:
             self._block_place(index)
-            return
-        place = allocate(1)
-        # A block may count itself. Where it lies in another one, that one may have to be made, and so on.
-        self._table.entries[index] = place
-        self._table.mark(index, index + 1)
-        block = self._changed[index] = ChangedTable(array("B", bytes(self._header.cluster_size)), BYTE_ORDER)
-        block.mark(0, len(block.entries))
-        cluster = place >> self._header.cluster_bits
-        self.ensure(cluster, 1, allocate)
-        self.raise_counts(cluster, 1)
+        elif index not in self._kept_blocks:
+            place = self._kept_blocks[index] = allocate(1)
+            # A block may count itself. Where it lies in another one, that one may have to be made, and so on.
+            self.ensure(place >> self._header.cluster_bits, 1, allocate)
 
-    def _grow_table(self, least: int, allocate: Callable[[int], int]) -> None:
-        """Move the table to a new place, half as large again."""
+    def _keep_table(self, least: int, entries: int, allocate: Callable[[int], int]) -> None:
+        """Keep a place for a larger table, half as large again. A smaller one that was kept is not made."""
         header = self._header
         per_cluster = header.cluster_size // WORD
-        clusters = -(-max(least, len(self._table.entries) * 3 // 2) // per_cluster)
+        clusters = -(-max(least, entries * 3 // 2) // per_cluster)
         if clusters << header.cluster_bits > MAX_REFTABLE_BYTES:
             clusters = -(-least // per_cluster)
         if clusters << header.cluster_bits > MAX_REFTABLE_BYTES:
             message = f"the refcount table cannot grow beyond {MAX_REFTABLE_BYTES} bytes"
             raise ImageError(ErrorKind.NO_SPACE, message, path=self._file.path, op="allocate")
-        old_first, old_count = self.place >> header.cluster_bits, self.table_length >> header.cluster_bits
-        self.place = allocate(clusters)
+        place = allocate(clusters)
+        self._kept_table = place, clusters
+        self.ensure(place >> header.cluster_bits, clusters, allocate)
+
+    def _make_block(self, index: int) -> None:
+        """Make the block for which a place is kept, and the larger table first where it has no entry for the block."""
+        if index >= len(self._table.entries):
+            self._make_table()
+        place = self._kept_blocks.pop(index, 0)
+        if place == 0:  # the larger table is counted in this block, and so was made after it
+            return
+        self._table.entries[index] = place
+        self._table.mark(index, index + 1)
+        block = self._changed[index] = ChangedTable(array("B", bytes(self._header.cluster_size)), BYTE_ORDER)
+        block.mark(0, len(block.entries))
+        self.raise_counts(place >> self._header.cluster_bits, 1)
+
+    def _make_table(self) -> None:
+        """Move the table to the larger place that is kept."""
+        if self._kept_table is None:
+            raise AssertionError("no place is kept for a larger refcount table")
+        (place, clusters), self._kept_table = self._kept_table, None
+        bits = self._header.cluster_bits
+        old_first, old_count = self.place >> bits, self.table_length >> bits
         entries = self._table.entries[:]
-        entries.frombytes(bytes(WORD * (clusters * per_cluster - len(entries))))
+        entries.frombytes(bytes((clusters << bits) - WORD * len(entries)))
         self._table = ChangedTable(entries, BYTE_ORDER)
-        first = self.place >> header.cluster_bits
-        self.ensure(first, clusters, allocate)
-        self.raise_counts(first, clusters)
+        self.place = place
+        self.raise_counts(place >> bits, clusters)
         if old_count:
             self.lower_counts(old_first, old_count)
 
@@ -357,6 +408,9 @@ class Refcounts:
 
     def _change(self, index: int) -> ChangedTable:
         changed = self._changed.get(index)
+        if changed is None and index in self._kept_blocks:
+            self._make_block(index)
+            return self._changed[index]
         if changed is None:
             block = self.block(index)
             if block is None:

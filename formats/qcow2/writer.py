@@ -22,9 +22,10 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 
-from tapfs.driver import HostFile, OpenRequest, Operation, Placement, Reservation
+from tapfs.driver import HostFile, HostSpace, OpenRequest, Operation, Placement, Reservation
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Kind, Range
+from tapfs.formats.blank_pages import blank_bytes, blank_entries
 from tapfs.formats.changed_table import ChangedTable
 from tapfs.formats.qcow2.bitmaps import clusters_of_bitmaps, directory_of, read_bitmaps
 from tapfs.formats.qcow2.driver import Qcow2Driver
@@ -53,6 +54,8 @@ class WritableQcow2Driver(Qcow2Driver):
         #: Places that are kept for L2 tables which a commit may need, by L1 index.
         self._tables: dict[int, int] = {}
         self._open: set[Reservation] = set()
+        #: What of tables and counts the host may have no space for, of the reservation that is being made.
+        self._metadata: list[HostSpace] = []
         #: Bytes of the file that are known to be durable, and that the plan makes so.
         self._durable_end = self._end_in_plan = file.size()
         self._has_zeros = self.header.version > VERSIONS[0]
@@ -69,6 +72,7 @@ class WritableQcow2Driver(Qcow2Driver):
         Raises ImageError(corrupt) for an impossible entry or place, (no_space) where qcow2 cannot address more.
         """
         placements: list[Placement] = []
+        self._metadata = []
         for offset, length in ranges:
             if operation is Operation.WRITE:
                 self.require_runs(offset, length, used=False)
@@ -78,9 +82,15 @@ class WritableQcow2Driver(Qcow2Driver):
                 self.require_runs(offset, length, used=True)
                 placements += self._place_zeros(offset, length, operation)
         self.note_growth()
-        reservation = Reservation(tuple(ranges), operation, tuple(placements), exact=operation is Operation.WRITE)
+        exact = operation is Operation.WRITE
+        reservation = Reservation(tuple(ranges), operation, tuple(placements), exact, self.take_metadata())
         self._open.add(reservation)
         return reservation
+
+    def take_metadata(self) -> tuple[HostSpace, ...]:
+        """What the reservation that is being made needs and the host may have no space for."""
+        found, self._metadata = tuple(self._metadata), []
+        return found
 
     def commit(self, reservation: Reservation) -> None:
         """Publish the new map; durable after the next flush."""
@@ -220,11 +230,16 @@ class WritableQcow2Driver(Qcow2Driver):
         self.slices.file_size = self.decoder.file_size = max(self.slices.file_size, self.space.end)
 
     def require_runs(self, offset: int, length: int, *, used: bool) -> None:
-        """Raise ImageError(corrupt) if an entry of the range cannot be true, or leads to metadata."""
+        """Raise ImageError(corrupt) if an entry of the range cannot be true, or leads to metadata.
+
+        What of the tables that are changed in place the host may have no space for is noted.
+        """
+        each = self.header.l2_entry_bytes // WORD
         for unit, first, stop in self.pieces(offset, length, used=used):
             words = self.slices.load(unit)
             if words is None:
                 continue
+            self._metadata += blank_entries(self.slices.table_offset(unit), words, first * each, stop * each)
             for run in self.runs(unit, words, first, stop):
                 if run.kind is Kind.ZERO and run.host_offset % self.header.granule:
                     raise self.entry_error(unit, run.first, f"cluster at {run.host_offset:#x} not aligned to a cluster")
@@ -241,15 +256,19 @@ class WritableQcow2Driver(Qcow2Driver):
     def keep_tables(self, offset: int, length: int, *, used: bool) -> None:
         """Keep a place for every L2 table that a commit of the range may have to make, so that it cannot fail."""
         for index in sorted({unit // self.header.slices for unit, _, _ in self.pieces(offset, length, used=used)}):
-            if not self.owns_table(index) and index not in self._tables:
-                place = self.space.take_whole(1)
-                self._tables[index] = place
+            if not self.owns_table(index):
+                place = self._tables.get(index, 0)
+                if place == 0:
+                    place = self._tables[index] = self.space.take_whole(1)
                 self.ensure_counts(place, self.header.cluster_size)
+                self._metadata.append(HostSpace(place, self.header.cluster_size, unused=True))
+                self._metadata += blank_bytes(self.l1_offset, self.l1.raw, WORD * index, WORD * (index + 1))
 
     def ensure_counts(self, start: int, length: int) -> None:
-        """Have refcount blocks for clusters that were taken."""
+        """Have places for the refcounts of clusters that were taken."""
         bits = self.header.cluster_bits
         self.refcounts.ensure(start >> bits, length >> bits, self.take_for_refcounts)
+        self._metadata += self.refcounts.metadata(start >> bits, length >> bits)
 
     def take_for_refcounts(self, clusters: int) -> int:
         """The offset of clusters in a row for refcount blocks or their table."""

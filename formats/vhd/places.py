@@ -44,6 +44,8 @@ class Places:
         self.end = end
         #: The places that were handed out at the end, ascending, as far as an old footer may lie among them.
         self._at_the_end: list[int] = []
+        #: The end before each of them was handed out.
+        self._ends_before: dict[int, int] = {}
         self._free: list[int] = []
         self._noted: list[int] = []
         self._in_plan: list[int] = []
@@ -53,14 +55,27 @@ class Places:
         if self._free:
             # A host that could not punch it has left what was there.
             return self._looked_at(self._free.pop())
-        place = self._at_end()
+        before, place = self.end, self._at_end()
         if place.offset < self._footer_place < self._end_of(place.offset) and not place.fresh:
             # The old footer would be among the data; behind it all is untouched.
             self.end = self._footer_place
             place = self._at_end()
         self.end = self._end_of(place.offset)
         self._at_the_end.append(place.offset)
+        self._ends_before[place.offset] = before
         return place
+
+    def take_back(self, offset: int) -> bool:
+        """Take a place that was not used back, where it is the last one and nothing was written into it.
+
+        Then the last footer need not move behind it: a full host may have no space there.
+        """
+        last = self._at_the_end[-1:] == [offset] and self._end_of(offset) == self.end
+        if not last or self._file.size() > offset + self._bitmap_bytes:
+            return False
+        self._at_the_end.pop()
+        self.end = self._ends_before.pop(offset)
+        return True
 
     def covers(self, footer_place: int) -> bool:
         """Whether a block that was handed out since a footer was written there lies over it."""
@@ -71,6 +86,7 @@ class Places:
         """The last footer is durable at another place."""
         self._footer_place = place
         self._at_the_end = [offset for offset in self._at_the_end if self._end_of(offset) > place]
+        self._ends_before = {offset: self._ends_before[offset] for offset in self._at_the_end}
 
     def give_up(self, offset: int) -> None:
         """A place is not needed any more."""

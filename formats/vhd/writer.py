@@ -20,9 +20,20 @@ from array import array
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
-from tapfs.driver import BackingReference, CheckReport, Driver, HostFile, OpenRequest, Operation, Placement, Reservation
+from tapfs.driver import (
+    BackingReference,
+    CheckReport,
+    Driver,
+    HostFile,
+    HostSpace,
+    OpenRequest,
+    Operation,
+    Placement,
+    Reservation,
+)
 from tapfs.errors import ImageError
 from tapfs.extent import Range
+from tapfs.formats.blank_pages import blank_bytes
 from tapfs.formats.rounding import round_up
 from tapfs.formats.vhd.bitmap import is_full, sector_runs, set_bits
 from tapfs.formats.vhd.changed_bitmaps import ChangedBitmaps
@@ -81,6 +92,7 @@ class WritableDynamicDriver(DynamicDriver):
         """
         used: set[int] = set()
         placements: list[Placement] = []
+        end = self.places.end
         try:
             for offset, length in ranges:
                 for index, first, stop in self._pieces(offset, length):
@@ -94,7 +106,9 @@ class WritableDynamicDriver(DynamicDriver):
         self.file_size = max(self.file_size, self.places.end)
         whole = [index for index in sorted(used) if self._maps_whole(self._new[index])]
         exact = operation is Operation.WRITE and not whole
-        reservation = Reservation(self._with_blocks(ranges, whole), operation, tuple(placements), exact)
+        wide = self._with_blocks(ranges, whole)
+        metadata = tuple(self._metadata_of(used, placements, end))
+        reservation = Reservation(wide, operation, tuple(placements), exact, metadata)
         self._open[reservation] = used
         return reservation
 
@@ -202,6 +216,30 @@ class WritableDynamicDriver(DynamicDriver):
         start = index * self.header.block_size
         host_offset = place + self.header.bitmap_bytes + first * SECTOR
         return Placement(start + first * SECTOR, (stop - first) * SECTOR, host_offset, fresh=fresh)
+
+    def _metadata_of(self, used: set[int], placements: Sequence[Placement], end: int) -> Iterator[HostSpace]:
+        """What the commit needs that the host may have no space for; `end` was that of the data before.
+
+        These are bitmaps of new blocks, bitmaps without a bit, a batmap that will not call a block full any more, and
+        the last footer, which a new block makes move. Entries of the table that are free are not zeros.
+        """
+        for index in used:
+            new = self._new[index].place.offset
+            if self.table.place(index) != new:  # else another reservation has named it, and was committed
+                yield HostSpace(new, self.header.bitmap_bytes, unused=True)
+        if self.places.end > max(end, self.footers.place):
+            yield HostSpace(self.places.end, LENGTH, unused=True)
+        elif self._footer_at is None:
+            yield HostSpace(max(self.places.end, self.footers.place), LENGTH)
+        for placement in placements:
+            if placement.in_place:
+                continue
+            for index, first, stop in self._pieces(placement.offset, placement.length):
+                place = self.table.place(index)
+                if place is not None:
+                    yield from blank_bytes(place, self._known_bitmap(index, place), first // 8, stop // 8 + 1)
+        if self.batmap is not None and any(self.batmap.is_full(index) for index in used):
+            yield from blank_bytes(self.batmap.map_offset, self.batmap.bits, 0, len(self.batmap.bits))
 
     def _place_for(self, index: int, used: set[int]) -> Place:
         """The place of a block, allocated if there is none."""
@@ -312,12 +350,16 @@ class WritableDynamicDriver(DynamicDriver):
 
     def _let_go(self, used: set[int]) -> None:
         """A reservation does not fill these new blocks any more; one that nobody has committed is given up."""
-        for index in used:
+        footer = max(self._footer_at or 0, self._footer_in_plan or 0)
+        # The last ones first: what nobody has written to at the end of the file is not needed at all.
+        for index in sorted(used, key=lambda index: self._new[index].place.offset, reverse=True):
             new = self._new[index]
             new.users -= 1
             if new.users == 0:
                 del self._new[index]
-                if self.table.place(index) != new.place.offset:
+                if self.table.place(index) == new.place.offset:
+                    continue
+                if footer >= self.places.end or not self.places.take_back(new.place.offset):
                     self.places.give_up(new.place.offset)
 
     # -- bitmaps and walking --------------------------------------------------------------------

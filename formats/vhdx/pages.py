@@ -7,8 +7,9 @@ the plan that is being executed. Such a page stays in memory until it is durable
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 
-from tapfs.driver import HostFile
+from tapfs.driver import HostFile, HostSpace
 from tapfs.formats.rounding import round_down
 from tapfs.formats.vhdx.units import PAGE
 
@@ -58,6 +59,13 @@ class Pages:
             self._clean.pop(offset, None)
         self._pending.add(offset)
         return page
+
+    def blank(self, offset: int, length: int) -> Iterator[HostSpace]:
+        """The pages of a range that are zeros, for which a full host may have no space."""
+        for at in range(round_down(offset, PAGE), offset + length, PAGE):
+            page = self._page(at)
+            if page.count(0) == len(page):
+                yield HostSpace(at, PAGE)
 
     def differs(self, offset: int, length: int) -> bool:
         """Whether a page of the range differs from the disk."""

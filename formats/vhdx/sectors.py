@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from tapfs.driver import Operation, Placement, Reservation
+from tapfs.driver import HostSpace, Operation, Placement, Reservation
 from tapfs.extent import Range
 from tapfs.formats.vhdx.bitmaps import clear_bits, sector_runs, set_bits
 from tapfs.formats.vhdx.blocks import PLACE_MASK, STATE_MASK, ZEROS, State
@@ -66,7 +66,8 @@ class Sectors:
             raise
         taken = changes.taken.values()
         exact = operation is Operation.WRITE and all(each.state == State.PARTIAL for each in taken)
-        reservation = Reservation(self._widened(ranges, changes), operation, tuple(placements), exact)
+        metadata = tuple(self._metadata(changes, placements))
+        reservation = Reservation(self._widened(ranges, changes), operation, tuple(placements), exact, metadata)
         self._open[reservation] = changes
         return reservation
 
@@ -93,6 +94,19 @@ class Sectors:
     def abort(self, reservation: Reservation) -> None:
         """Give the places back."""
         self._give_back(self._open.pop(reservation))
+
+    def _metadata(self, changes: _Changes, placements: Sequence[Placement]) -> Iterator[HostSpace]:
+        """What the commit changes and the host may have no space for."""
+        image = self._image
+        yield from self._space.metadata(sorted([*changes.taken, *changes.unlinked, *changes.uncovered]))
+        for block, taken in changes.taken.items():
+            if taken.state == State.PARTIAL:
+                yield from self._space.bitmap_metadata(block)
+        for placement in placements:
+            block, within = divmod(placement.offset, self._block_size)
+            if not placement.in_place and image.entry(block) & STATE_MASK == State.PARTIAL:
+                bits = within // self._sector, (within + placement.length) // self._sector
+                yield from image.pages.blank(image.bitmap_place(block) + bits[0] // 8, bits[1] // 8 - bits[0] // 8 + 1)
 
     def _give_back(self, changes: _Changes) -> None:
         for each in changes.taken.values():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from tapfs.driver import HostSpace
+from tapfs.extent import Range
 from tapfs.formats.allocation import Allocation
 from tapfs.formats.rounding import round_down, round_up
 from tapfs.formats.vhdx.blocks import (
     ANCHORED,
     BITMAP_BYTES,
+    ENTRY_BYTES,
     PLACE_MASK,
     STATE_MASK,
     State,
@@ -16,7 +19,7 @@ from tapfs.formats.vhdx.blocks import (
     place_fault,
 )
 from tapfs.formats.vhdx.reader import VhdxReader
-from tapfs.formats.vhdx.units import MAX_FILE_BYTES, MIB
+from tapfs.formats.vhdx.units import MAX_FILE_BYTES, MIB, PAGE
 
 _PLACED = frozenset({State.PRESENT, State.PARTIAL}) | ANCHORED
 
@@ -33,6 +36,42 @@ class Space:
             max_size=MAX_FILE_BYTES,
             alignment=MIB,
         )
+        #: The log, until a reservation that named it was committed: a flush may write anywhere in it.
+        self._log: tuple[HostSpace, ...] = ()
+        #: Places that are kept for sector bitmaps which a commit makes, by chunk.
+        self._kept: dict[int, int] = {}
+
+    def use_log(self, place: Range) -> None:
+        """The log lies there, and the host may have no space for it."""
+        self._log = (HostSpace(place.offset, place.length),)
+
+    def log_has_space(self) -> None:
+        """A reservation that named the log was committed."""
+        self._log = ()
+
+    def metadata(self, entries: Iterable[int]) -> Iterator[HostSpace]:
+        """The log and pages of the table that a host may have no space for, if the entries of these blocks change."""
+        yield from self._log
+        place = -1
+        for block in entries:
+            at = self._image.table.entry_offset(self._image.table.index(block))
+            if not place <= at < place + PAGE:
+                place = round_down(at, PAGE)
+                yield from self._image.pages.blank(at, ENTRY_BYTES)
+
+    def bitmap_metadata(self, block: int) -> Iterator[HostSpace]:
+        """The same for a block that becomes one with a sector bitmap; the bitmap gets a place if there is none."""
+        image, table = self._image, self._image.table
+        chunk = table.chunk_of(block)
+        at = table.entry_offset(table.bitmap_index(chunk))
+        entry = image.pages.word(at)
+        place = entry & PLACE_MASK
+        if entry & STATE_MASK != State.PRESENT:
+            yield from image.pages.blank(at, ENTRY_BYTES)
+            if chunk not in self._kept:
+                self._kept[chunk] = self.allocation.tail(MIB)
+            place = self._kept[chunk]
+        yield from image.pages.blank(place + table.bitmap_offset(block), table.bitmap_bytes)
 
     def link(self, block: int, state: State, host_offset: int) -> None:
         """The block has its bytes at that place from now on."""
@@ -66,7 +105,8 @@ class Space:
         table = self._image.table
         index = table.bitmap_index(table.chunk_of(block))
         if self._image.pages.word(table.entry_offset(index)) & STATE_MASK != State.PRESENT:
-            place = self.allocation.tail(MIB)
+            kept = self._kept.pop(table.chunk_of(block), None)
+            place = self.allocation.tail(MIB) if kept is None else kept
             self._set(index, make_entry(State.PRESENT, place))
             self.allocation.commit(place, MIB)
 

@@ -36,7 +36,10 @@ class WholeBlocks:
                     Placement(block * self._block_size, self._block_size, place, in_place=True)
                     for block, place in present
                 ]
-        return Reservation(tuple(ranges), operation, tuple(placements), exact=operation is Operation.WRITE)
+        blocks = (block for each in ranges for block in self._blocks(each))
+        metadata = tuple(self._space.metadata(blocks))
+        exact = operation is Operation.WRITE
+        return Reservation(tuple(ranges), operation, tuple(placements), exact, metadata)
 
     def commit(self, reservation: Reservation) -> None:
         """Publish the new map in memory."""
@@ -62,6 +65,9 @@ class WholeBlocks:
         return [
             (block, entry & PLACE_MASK) for block, entry in self._entries(each) if entry & STATE_MASK == State.PRESENT
         ]
+
+    def _blocks(self, each: Range) -> range:
+        return range(each.offset // self._block_size, min(self._image.table.blocks, -(-each.end // self._block_size)))
 
     def _entries(self, each: Range) -> Iterator[tuple[int, int]]:
         table = self._image.table

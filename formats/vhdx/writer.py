@@ -58,6 +58,7 @@ class WritableVhdxDriver(VhdxDriver):
             self.space.allocation.commit(place, MIB)
             self.header = self.header._replace(log_offset=place, log_length=MIB)
             self.add_reserved(Range(place, MIB))
+        self.space.use_log(Range(self.header.log_offset, self.header.log_length))
         self._ring = LogRing(file, self.header)
         self._ways = Sectors(self, self.space) if self.metadata.has_parent else WholeBlocks(self, self.space)
         #: The plan that `begin` has returned, until `end`.
@@ -118,6 +119,7 @@ class WritableVhdxDriver(VhdxDriver):
     def commit(self, reservation: Reservation) -> None:
         """Publish the new map; durable after the next flush."""
         self._ways.commit(reservation)
+        self.space.log_has_space()
         self.note_end(self.space.allocation.end)
 
     def abort(self, reservation: Reservation) -> None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 
-from tapfs.driver import Operation, Placement
+from tapfs.driver import HostSpace, Operation, Placement
 from tapfs.extent import Kind
 from tapfs.formats.allocation import Allocation
+from tapfs.formats.blank_pages import blank_entries
 from tapfs.formats.changed_table import ChangedTable, encode
 from tapfs.formats.rounding import round_up
 from tapfs.formats.vmdk import cowd_header
@@ -45,6 +46,12 @@ class ExtentWriter:
         #: Directory entries that changed since the last flush, and those that are in the plan.
         self._pending: set[int] = set()
         self._in_plan: set[int] = set()
+        #: Places that are kept for tables which a commit makes: directory index, whether it is the redundant one.
+        self._kept: dict[tuple[int, bool], int] = {}
+        #: The directories: whether it is the redundant one, its host offset, its entries.
+        self._directories = [(False, tables.layout.directory_at, tables.directory)]
+        if tables.redundant is not None:
+            self._directories.append((True, tables.layout.redundant_at, tables.redundant))
 
     @property
     def tables(self) -> GrainTables:
@@ -98,6 +105,32 @@ class ExtentWriter:
                     yield Placement(at, run.grains * self._grain, run.host_offset, self.part.number, in_place=True)
                 elif operation is Operation.ZERO:
                     yield from self._places(at, run.grains * self._grain)
+
+    def metadata(self, offset: int, length: int, operation: Operation) -> Iterator[HostSpace]:
+        """What of tables and directories a commit changes and the host may have no space for.
+
+        Tables that are missing get places. An entry that says less than before was no zeros.
+        """
+        hides = operation is Operation.ZERO and (self._zeroed or self.zeros_take_places)
+        if operation is not Operation.WRITE and not hides:
+            return
+        for index, first, stop in self._pieces(offset, length):
+            table = self._tables.load(index)
+            places = [self._tables.table_at(index, redundant=redundant) for redundant, _, _ in self._directories]
+            if table is not None and all(places):
+                for place in places:
+                    yield from blank_entries(place, table, first, stop, self.part.number)
+                continue
+            for (redundant, at, directory), there in zip(self._directories, places, strict=True):
+                if there and table is not None:  # a new twin has the whole table written
+                    yield from blank_entries(there, table, 0, len(table), self.part.number)
+                    continue
+                if (index, redundant) not in self._kept:
+                    self._kept[index, redundant] = self._take_table()
+                yield HostSpace(
+                    self._kept[index, redundant], self._tables.layout.table_bytes, self.part.number, unused=True
+                )
+                yield from blank_entries(at, directory, index, index + 1, self.part.number)
 
     def note_growth(self) -> None:
         """What was handed out may be pointed at."""
@@ -224,20 +257,23 @@ class ExtentWriter:
         if self._tables.table_at(index):
             changed = self._tables.change(index)
         else:
-            changed = self._tables.enter(index, self._new_table())
+            changed = self._tables.enter(index, self._new_table(index, redundant=False))
             self._pending.add(index)
         redundant = self._tables.redundant
         if redundant is not None and redundant[index] == 0:
-            redundant[index] = self._new_table() // SECTOR
+            redundant[index] = self._new_table(index, redundant=True) // SECTOR
             changed.mark(0, len(changed.entries))
             self._pending.add(index)
         return changed
 
-    def _new_table(self) -> int:
-        length = self._tables.layout.table_bytes
-        place = self.allocation.tail(length, alignment=SECTOR)
-        self.allocation.commit(place, length)
+    def _new_table(self, index: int, *, redundant: bool) -> int:
+        kept = self._kept.pop((index, redundant), None)
+        place = self._take_table() if kept is None else kept
+        self.allocation.commit(place, self._tables.layout.table_bytes)
         return place
+
+    def _take_table(self) -> int:
+        return self.allocation.tail(self._tables.layout.table_bytes, alignment=SECTOR)
 
     def _checked_runs(self, index: int, first: int, stop: int) -> list[Run]:
         table = self._tables.load(index)

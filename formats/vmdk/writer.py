@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from tapfs.driver import BackingReference, Driver, HostFile, OpenRequest, Operation, Placement, Reservation
+from tapfs.driver import BackingReference, Driver, HostFile, HostSpace, OpenRequest, Operation, Placement, Reservation
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
 from tapfs.formats.apart import require_apart
@@ -113,12 +113,17 @@ class WritableVmdkDriver(VmdkDriver):
         (read_only) for an extent that may not be written.
         """
         placements: list[Placement] = []
+        metadata: list[HostSpace] = []
         for offset, length in ranges:
             for part, start, end in self._pieces(offset, offset + length):
                 placements += self._place(part, start, end, operation)
+                writer = self._writer_of(part)
+                if writer is not None:
+                    metadata += writer.metadata(start, end - start, operation)
         for writer in self._writers.values():
             writer.note_growth()
-        return Reservation(tuple(ranges), operation, tuple(placements), exact=operation is Operation.WRITE)
+        exact = operation is Operation.WRITE
+        return Reservation(tuple(ranges), operation, tuple(placements), exact, tuple(metadata))
 
     def commit(self, reservation: Reservation) -> None:
         """Publish the new map; durable after the next flush."""

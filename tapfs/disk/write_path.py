@@ -284,9 +284,21 @@ class WritePath:
             if self._claims.wait_until_free(ranges):
                 return None
             claim.reservation = reservation = self._driver.reserve(ranges, operation)
+            try:
+                self._take_space(reservation)
+            except BaseException:
+                # Under the same lock: no flush may meet what the host has no space for.
+                claim.reservation = None
+                self._driver.abort(reservation)
+                raise
             claim.ranges = reservation.ranges
             self._claims.hold(claim)
             return reservation
+
+    def _take_space(self, reservation: Reservation) -> None:
+        """Take space for the tables that the commit changes. A host that is full fails the write, and no flush."""
+        if reservation.metadata:
+            self._chain.engine.take_space(reservation.metadata)
 
     def _settle(self, claim: Claim, *, written: bool) -> None:
         """Commit or abort what was reserved, publish the map that holds then, and let go of the range."""

@@ -16,6 +16,7 @@ from tapfs.driver import (
     Begun,
     Driver,
     HostFile,
+    HostSpace,
     NumberedFile,
     Operation,
     Placement,
@@ -79,6 +80,11 @@ def torn(step: Step) -> Iterator[Step]:
             yield step
 
 
+def _blocks(host_offset: int, length: int) -> range:
+    """The blocks of the host that a range touches."""
+    return range(host_offset // _BLOCK, -(-(host_offset + length) // _BLOCK))
+
+
 class MemoryFile(HostFile):
     """A host file in memory: a :class:`tapfs.driver.HostFile` that can be written and crashed.
 
@@ -94,6 +100,8 @@ class MemoryFile(HostFile):
         self.data = bytearray(data)
         self.further = dict(further or {})
         self.epochs: list[list[Step]] = [[]]
+        #: The blocks that have space on the host: those that hold anything, at first.
+        self.spaced = {at // _BLOCK for at in range(0, len(data), _BLOCK) if not is_zero(data[at : at + _BLOCK])}
 
     @property
     def path(self) -> str:
@@ -134,7 +142,32 @@ class MemoryFile(HostFile):
     def do(self, step: Step) -> None:
         """One step, not durable yet."""
         self.epochs[-1].append(step)
-        apply_step(self.numbered(step.file).data, step)
+        file = self.numbered(step.file)
+        apply_step(file.data, step)
+        match step:
+            case Write(_, host_offset, written):
+                file.spaced.update(_blocks(host_offset, len(written)))
+            case Copy(_, host_offset, _, length) | Allocate(_, host_offset, length):
+                file.spaced.update(_blocks(host_offset, length))
+            case Discard(_, host_offset, length):
+                file.spaced.difference_update(range(-(-host_offset // _BLOCK), (host_offset + length) // _BLOCK))
+            case Shorten(_, size):
+                file.spaced = {block for block in file.spaced if block * _BLOCK < size}
+            case Grow():
+                pass
+
+    def take_space(self, spaces: Sequence[HostSpace]) -> None:
+        """Set space of the host aside for ranges that may be holes."""
+        for host_offset, length, number, _ in spaces:
+            self.numbered(number).spaced.update(_blocks(host_offset, length))
+
+    def without_space(self, plan: Plan) -> list[tuple[int, int]]:
+        """The blocks ``(file, host offset)`` that a plan would write to and that have no space on the host."""
+        found: list[tuple[int, int]] = []
+        for step in (step for stage in plan.stages for step in stage if isinstance(step, Write)):
+            blocks = set(_blocks(step.host_offset, len(step.data))) - self.numbered(step.file).spaced
+            found += [(step.file, block * _BLOCK) for block in sorted(blocks)]
+        return found
 
     def barrier(self) -> None:
         """Everything so far is durable."""
@@ -155,7 +188,9 @@ class MemoryFile(HostFile):
 
     def copy(self) -> MemoryFile:
         """The same files as they are now, with everything durable."""
-        return type(self)(bytes(self.data), self._path, {name: file.copy() for name, file in self.further.items()})
+        copied = type(self)(bytes(self.data), self._path, {name: file.copy() for name, file in self.further.items()})
+        copied.spaced = set(self.spaced)
+        return copied
 
     def crashed(self, epoch: int, choice: random.Random) -> bytes:
         """File 0 after a crash; see `crashed_files`."""
@@ -260,11 +295,22 @@ class ModelDisk:
         """Reserve and write, but do not commit."""
         return self.start_writes([(offset, data)])
 
+    def reserve(self, ranges: Sequence[Range], operation: Operation) -> Reservation:
+        """Reserve, and take the space that the reservation names."""
+        reservation = self.driver.reserve(ranges, operation)
+        self.file.take_space(reservation.metadata)
+        return reservation
+
+    def refuse(self, offset: int, length: int, operation: Operation) -> None:
+        """Reserve whole granules on a host that is full, which has no space for what the reservation names."""
+        self.begin()
+        self.driver.abort(self.driver.reserve([Range(offset, length)], operation))
+
     def start_writes(self, pieces: Sequence[tuple[int, bytes]]) -> Reservation:
         """Reserve and write several pieces at once, which ascend and share no granule; do not commit."""
         self.begin()
         ranges = [self._aligned_out(offset, len(data)) for offset, data in pieces]
-        reservation = self.driver.reserve([Range(start, end - start) for start, end in ranges], Operation.WRITE)
+        reservation = self.reserve([Range(start, end - start) for start, end in ranges], Operation.WRITE)
         placements = list(reservation.placements)
         for (offset, data), (start, end) in zip(pieces, ranges, strict=True):
             count = sum(placement.offset < end for placement in placements)
@@ -299,7 +345,7 @@ class ModelDisk:
     def zero(self, offset: int, length: int, operation: Operation = Operation.ZERO) -> None:
         """Zero or discard whole granules."""
         self.begin()
-        reservation = self.driver.reserve([Range(offset, length)], operation)
+        reservation = self.reserve([Range(offset, length)], operation)
         at = offset
         for placement in reservation.placements:
             assert placement.offset >= at
@@ -312,8 +358,10 @@ class ModelDisk:
         self.driver.commit(reservation)
 
     def flush(self) -> None:
-        """All that is committed becomes durable."""
+        """All that is committed becomes durable. The plan takes no space that was not taken for it before."""
         plan = self.driver.flush()
+        missing = self.file.without_space(plan)
+        assert not missing, f"a full host has no space for what the plan writes at {missing[:4]}"
         self.file.apply(plan)
         self.driver.flushed(plan)
 

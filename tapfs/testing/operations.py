@@ -34,6 +34,7 @@ class _Run:
             (self._zero, 4),
             (self._reserve, 3),
             (self._settle, 3),
+            (self._meet_a_full_host, 2),
             (self._flush, 2),
             (self._fail_a_flush, 1),
             (self._reopen, 1),
@@ -108,6 +109,17 @@ class _Run:
                 pieces.append((offset, self._choice.randbytes(min(end, self._size) - offset)))
         if pieces:
             self._open.append((pieces, self._disk.start_writes(pieces)))
+
+    def _meet_a_full_host(self) -> None:
+        """A request for which the host has no space: the flushes after it need none that they do not have."""
+        operation = self._choice.choice([Operation.WRITE, Operation.ZERO])
+        offset, end = self._granules(300_000, self._zero_granule)
+        mapped = self._disk.driver.map(offset, end - offset)
+        places = [each for each in mapped if not each.in_place and each.offset < end and offset < each.end]
+        if operation is Operation.WRITE and places:  # only such granules are reserved
+            offset, end = max(offset, places[0].offset), min(end, places[0].end)
+        if (operation is Operation.ZERO or places) and not self._busy(offset, end):
+            self._disk.refuse(offset, end - offset, operation)
 
     def _settle(self) -> None:
         """End an open reservation: committed, or aborted as after a failed write."""

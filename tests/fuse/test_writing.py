@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import random
+import resource
 import signal
 import subprocess
-from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -118,56 +119,53 @@ def test_writer_is_alone(mounts: Mounts, tmp_path: Path) -> None:
     mounts.umount(directory)
 
 
-@pytest.fixture
-def small_disk(root: None, tmp_path: Path) -> Iterator[Path]:
-    """A host file system of 4 MiB."""
-    directory = tmp_path / "small"
-    directory.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", directory], check=True)
-    yield directory
-    subprocess.run(["umount", "-l", directory], check=True)
+def limit(pid: int, size: int) -> None:
+    """Have the host refuse a process what lies behind `size` in a file; an image on a full host fails no flush."""
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-def fill(disk: Path) -> tuple[int, int]:
-    """Write one byte to as many clusters as the host has room for; the descriptor, still open, and their number.
+def starve(disk: Path, pid: int, size: int) -> tuple[int, int]:
+    """Write one byte to clusters, until the host refuses the process behind the disk the flush of their tables.
 
-    Each cluster has a table of its own, which has no room any more.
+    The descriptor, still open, and the number of clusters.
     """
     descriptor = os.open(disk, os.O_RDWR)
-    written = 0
-    with refused(errno.ENOSPC):
-        for number in range(4 * MIB // 4096):
-            os.pwrite(descriptor, b"x", number * 2 * MIB)
-            written += 1
-    return descriptor, written
+    for number in count():
+        limit(pid, resource.RLIM_INFINITY)
+        os.pwrite(descriptor, b"x", number * 2 * MIB)
+        limit(pid, size)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return descriptor, number + 1
+    raise AssertionError
 
 
 @pytest.fixture
-def full_image(small_disk: Path, mounts: Mounts) -> Path:
-    """A qcow image on the small disk, of which all but some pages are taken by the file `filler`."""
-    image = small_disk / "image.qcow"
+def sparse_image(tmp_path: Path, mounts: Mounts) -> Path:
+    """A qcow image without a table."""
+    image = tmp_path / "image.qcow"
     assert mounts.run("create", "-f", "qcow", image, "4G").code == 0
-    free = os.statvfs(small_disk)
-    (small_disk / "filler").write_bytes(bytes((free.f_bavail - 8) * free.f_bsize))
     return image
 
 
-def test_flush_error_reaches_umount(mounts: Mounts, full_image: Path) -> None:
-    directory = mounts.mount(full_image, "-f", "qcow", "--rw")
-    descriptor, written = fill(directory / "disk")
-    assert written > 0
-    with refused(errno.ENOSPC):
-        os.fsync(descriptor)
+def test_flush_error_reaches_umount(mounts: Mounts, sparse_image: Path) -> None:
+    size = sparse_image.stat().st_size
+    directory = mounts.mount(sparse_image, "-f", "qcow", "--rw")
+    (pid,) = mounts.processes()
+    descriptor, written = starve(directory / "disk", pid, size)
     failed = mounts.run("umount", directory)
     assert failed.code == 14
     assert failed.err.startswith("tapfs: error: ")
     assert failed.err.count("\n") == 1
     # It stays, so that nothing is lost once there is room again.
-    (full_image.parent / "filler").unlink()
+    limit(pid, resource.RLIM_INFINITY)
     os.close(descriptor)
     mounts.umount(directory)
-    assert mounts.run("check", "-f", "qcow", full_image).code == 0
-    read = mounts.mount(full_image, "-f", "qcow")
+    assert mounts.run("check", "-f", "qcow", sparse_image).code == 0
+    read = mounts.mount(sparse_image, "-f", "qcow")
     with (read / "disk").open("rb") as disk:
         for number in range(written):
             disk.seek(number * 2 * MIB)
@@ -175,22 +173,25 @@ def test_flush_error_reaches_umount(mounts: Mounts, full_image: Path) -> None:
     mounts.umount(read)
 
 
-def test_forced_umount_still_reports(mounts: Mounts, full_image: Path) -> None:
-    directory = mounts.mount(full_image, "-f", "qcow", "--rw")
-    descriptor, _ = fill(directory / "disk")
+def test_forced_umount_still_reports(mounts: Mounts, sparse_image: Path) -> None:
+    size = sparse_image.stat().st_size
+    directory = mounts.mount(sparse_image, "-f", "qcow", "--rw")
+    (pid,) = mounts.processes()
+    descriptor, _ = starve(directory / "disk", pid, size)
     failed = mounts.run("umount", "--force", directory)
     assert failed.code == 14
-    assert mounts.mounted() == [str(full_image.parent)]
+    assert mounts.mounted() == []
     with refused(errno.ENOTCONN):
         os.pread(descriptor, 1, 0)
     with refused():
         os.close(descriptor)
 
 
-def test_signal_reports_by_the_exit_code(mounts: Mounts, full_image: Path) -> None:
+def test_signal_reports_by_the_exit_code(mounts: Mounts, sparse_image: Path) -> None:
+    size = sparse_image.stat().st_size
     directory = mounts.directory()
-    process = mounts.foreground(full_image, directory, "-f", "qcow", "--rw")
-    descriptor, _ = fill(directory / "disk")
+    process = mounts.foreground(sparse_image, directory, "-f", "qcow", "--rw")
+    descriptor, _ = starve(directory / "disk", process.pid, size)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 14

@@ -434,6 +434,19 @@ void tapfs_write_reserved(tapfs_disk *disk, const tapfs_segment *segments, size_
 void tapfs_zero_placements(tapfs_disk *disk, const tapfs_placement *placements, size_t count, int discard,
                            tapfs_outcome *outcome);
 
+/* A range of a host file of layer 0. */
+typedef struct {
+    uint64_t host_offset, length;
+    uint32_t file;
+    uint8_t unused; /* zeros may be written there */
+} tapfs_space;
+
+/*
+ * Take space on the host for ranges of layer 0, up to the first for which there is none. What they read as does not
+ * change, but that zeros may be written to what is unused. A host that cannot set space aside is no error.
+ */
+void tapfs_take_space(tapfs_disk *disk, const tapfs_space *spaces, size_t count, tapfs_outcome *outcome);
+
 /* Write a payload at a host offset of layer 0, as it is: stream writers. Encrypted when `guest_offset`
  * is not UINT64_MAX and the layer has a cipher. */
 void tapfs_write_host(tapfs_disk *disk, uint32_t file, uint64_t host_offset, const void *buffer,

@@ -5,6 +5,9 @@
 
 #include "engine/internal.h"
 
+/* So many bytes of tables take space by zeros that are written. */
+#define ZEROS_MAX (16u << 10)
+
 static int barrier(struct request *request)
 {
     const struct layer *layer = request->disk->layers[0];
@@ -96,6 +99,42 @@ void tapfs_sync(tapfs_disk *disk, tapfs_outcome *outcome)
     struct request request = {.disk = disk, .outcome = outcome};
     if (disk_layer(disk, 0) != NULL) {
         (void)barrier(&request);
+    }
+}
+
+/*
+ * Zeros in the page cache take space like all data that waits there, in a fifth of the time of fallocate on ext4. The
+ * plan writes the same pages again, before they go to the disk.
+ */
+static int take_space(struct host_file *file, const tapfs_space *space)
+{
+    if (space->unused && space->length <= ZEROS_MAX && !file->ranged) {
+        return host_write(file, zero_chunk, space->host_offset, space->length);
+    }
+    return atomic_load(&file->refuses_allocate) ? 0 : host_allocate(file, space->host_offset, space->length);
+}
+
+/* It holds no map, so quiesce does not wait for it. */
+void tapfs_take_space(tapfs_disk *disk, const tapfs_space *spaces, size_t count, tapfs_outcome *outcome)
+{
+    *outcome = (tapfs_outcome){.status = TAPFS_DONE};
+    struct request request = {.disk = disk, .outcome = outcome};
+    const struct layer *layer = writable_layer(&request);
+    int result = layer == NULL ? -1 : 0;
+
+    for (size_t i = 0; i < count && result == 0; i++) {
+        const tapfs_space *space = &spaces[i];
+        if (space->file >= layer->file_count || !in_host_range(space->host_offset, space->length)) {
+            result = request_fail(&request, EINVAL, "take space", 0, 0, space->host_offset);
+            continue;
+        }
+        struct host_file *file = layer->files[space->file];
+        int error = take_space(file, space);
+        if (error == EOPNOTSUPP || error == ENOSYS) {
+            atomic_store(&file->refuses_allocate, true);
+        } else if (error != 0) {
+            result = request_fail(&request, error, "take space", 0, space->file, space->host_offset);
+        }
     }
 }
 

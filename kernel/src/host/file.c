@@ -29,6 +29,7 @@ static void ask_kind(struct host_file *file)
     file->in_memory = known && (status.f_type == TMPFS_MAGIC || status.f_type == RAMFS_MAGIC);
     atomic_init(&file->refuses_nowait[0], refuses_nowait);
     atomic_init(&file->refuses_nowait[1], refuses_nowait);
+    atomic_init(&file->refuses_allocate, false);
 }
 
 static bool is_block_size(uint64_t size)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from os import statvfs
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -37,9 +39,7 @@ def fill_up(disk: tapfs.Image) -> int:
     raise AssertionError("the host has more space than it should")
 
 
-# VHD and VHDX are left out: their large blocks are written in place into holes of the host file, and what a write
-# that fails has taken there may be data.
-@pytest.mark.parametrize("format_name", ["qcow", "qcow2", "vmdk", "vdi"])
+@pytest.mark.parametrize("format_name", ["qcow", "qcow2", "vmdk", "vdi", "vhd", "vhdx"])
 def test_what_was_written_before_the_host_was_full_is_kept(small: Path, format_name: str) -> None:
     path = small / "image"
     tapfs.create_image(path, NewImage(format_name, SIZE))
@@ -53,3 +53,57 @@ def test_what_was_written_before_the_host_was_full_is_kept(small: Path, format_n
         # The write that failed has written a part or nothing.
         assert set(disk.read(written, MIB)) <= {0, written // MIB + 1}
     assert tapfs.check(path, format=format_name).corruptions == 0
+
+
+#: Formats with options under which tables and blocks are small, so that a few MiB have many of them.
+MANY_TABLES = {
+    "qcow": {"cluster_size": "512"},
+    "qcow blktap": {"blktap": "on"},
+    "qcow2": {"cluster_size": "512", "refcount_bits": "64"},
+    "qcow2 subclusters": {"extended_l2": "on", "cluster_size": "16384"},
+    "vmdk": {},
+    "vmdk vmfsSparse": {"subformat": "vmfsSparse"},
+    "vdi": {},
+    "vhd": {"block_size": "65536"},
+    "vhdx": {"block_size": "1M"},
+    "vhdx overlay": {"block_size": "1M"},
+}
+
+
+@pytest.mark.parametrize("kind", MANY_TABLES)
+def test_what_a_full_host_has_accepted_can_be_flushed(small: Path, kind: str) -> None:
+    """For each number of pages that the host has left: a write is refused at once, or a flush has space for it."""
+    format_name = kind.split(maxsplit=1)[0]
+    path, parent, filler = small / "image", small / "parent", small / "filler"
+    if kind.endswith("overlay"):
+        tapfs.create_image(parent, NewImage(format_name, SIZE))
+    backing = str(parent) if parent.exists() else None
+    random = Random(kind)
+    for pages in (0, 1, 2, 3, 5, 8, 13, 21):
+        tapfs.create_image(
+            path, NewImage(format_name, SIZE, backing=backing, options=MANY_TABLES[kind]), overwrite=True
+        )
+        free = statvfs(small)
+        filler.write_bytes(bytes((free.f_bavail - pages) * free.f_bsize))
+        accepted: dict[int, int] = {}
+        refused = 0
+        with tapfs.open(path, format=format_name, writable=True) as disk:
+            while refused < 4:
+                at, byte = random.randrange(SIZE // 4096) * 4096, random.randrange(1, 256)
+                try:
+                    disk.write(at, bytes([byte]) * 4096)
+                except ImageError as error:
+                    if error.kind is not ErrorKind.NO_SPACE:
+                        raise
+                    refused += 1
+                    accepted.pop(at, None)
+                else:
+                    accepted[at] = byte
+                if random.random() < 0.2:
+                    disk.flush()
+            disk.flush()
+            filler.unlink()
+        with tapfs.open(path, format=format_name) as disk:
+            for at, byte in accepted.items():
+                assert disk.read(at, 4096) == bytes([byte]) * 4096
+        assert tapfs.check(path, format=format_name).corruptions == 0
