@@ -13,7 +13,7 @@ from tests.xen.scenarios.guest import Guest
 from tests.xen.scenarios.scenario import scenario
 
 
-def await_process(dom0: Dom0, guest: Guest, vdev: str, dead: int) -> int:
+def _await_process(dom0: Dom0, guest: Guest, vdev: str, dead: int) -> int:
     """Wait for the successor of a dead process."""
 
     def there() -> bool:
@@ -38,7 +38,7 @@ def _killed_disk(dom0: Dom0, kind: str, arguments: str) -> str:
             time.sleep(3)
             say(f"kill -9 {process}")
             os.kill(process, signal.SIGKILL)
-            process = await_process(dom0, guest, "xvda", process)
+            process = _await_process(dom0, guest, "xvda", process)
         writes = guest.finish_load("xvda")
         guest.finish_load("xvdb")
         assert dom0.disk_process(guest.domain, "xvdb") == other, "the other disk's process did not go on"
@@ -68,7 +68,7 @@ def with_persistent_grants(dom0: Dom0) -> str:
         time.sleep(3)
         process = dom0.disk_process(guest.domain, "xvda")
         os.kill(process, signal.SIGKILL)
-        await_process(dom0, guest, "xvda", process)
+        _await_process(dom0, guest, "xvda", process)
         writes = guest.finish_load("xvda")
         guest.power_off()
     tapfs("check", str(image), statuses=(0, 3))
@@ -108,7 +108,7 @@ def daemon(dom0: Dom0) -> str:
         assert disk_processes() == [process], "the successor started a second process"
         # It is the successor's now: what dies is started again.
         os.kill(process, signal.SIGKILL)
-        await_process(dom0, guest, "xvda", process)
+        _await_process(dom0, guest, "xvda", process)
         writes = guest.finish_load("xvda")
         guest.power_off()
     tapfs("check", str(image), statuses=(0, 3))
@@ -127,7 +127,7 @@ def both_at_once(dom0: Dom0) -> str:
         dom0.stop_daemon(signal.SIGKILL)
         os.kill(process, signal.SIGKILL)
         dom0.start_daemon()
-        await_process(dom0, guest, "xvda", process)
+        _await_process(dom0, guest, "xvda", process)
         writes = guest.finish_load("xvda")
         guest.power_off()
     tapfs("check", str(image), statuses=(0, 3))

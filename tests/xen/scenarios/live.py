@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
 import time
 from multiprocessing import get_context
 from pathlib import Path
 
-from tests.xen.scenarios.commands import attempt_tapfs, digest, run, say, tapfs, wait_until
+import trio
+
+from tapfs.errors import ImageError
+from tapfs.xen.device import OUR_KIND, Device, parse_vdev
+from tapfs.xen.toolstack.control_client import ask
+from tests.xen.scenarios.commands import PATIENCE, attempt_tapfs, digest, run, say, tapfs, wait_until
 from tests.xen.scenarios.contents import new_qcow, new_raw
 from tests.xen.scenarios.dom0 import IMAGES, Dom0, xl_disk
 from tests.xen.scenarios.guest import Guest
-from tests.xen.scenarios.kill import await_process
 from tests.xen.scenarios.scenario import scenario
 
 DISK = ("--domain", "live", "--vdev", "xvda")
+OWN = ("--domain", "0", "--vdev", "xvda")
 
 
 @scenario(180)
@@ -56,38 +63,54 @@ def pause_and_snapshot(dom0: Dom0) -> str:
 
 @scenario(60)
 def commit_and_mirror(dom0: Dom0) -> str:
-    """Under load, and a commit is killed in its middle: in the end the disk is the mirror, with every write."""
+    """Under load, and a commit is killed in its middle: in the end the disk is the mirror, with every write.
+
+    The guest is domain 0, which need not boot.
+    """
     disk, kept, copy = new_qcow("back.qcow", 16), IMAGES / "back-kept.qcow", IMAGES / "mirror.qcow2"
     for path in (kept, copy, IMAGES / "back.qcow.mirrored"):
         path.unlink(missing_ok=True)
-    with dom0.guest("live", "pv", (xl_disk(f"tap:qcow:{disk}", "xvda"),)) as guest:
-        guest.wait_for_disk("xvda")
-        guest.start_load("xvda", 4, 14)
-        tapfs("swap", *DISK, str(kept))
-        time.sleep(1)
+    device = dom0.attach(f"tap:qcow:{disk}", "xvda")
+    words = ["disk-load", "write", device, "4", "20", "24"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as load:
+        tapfs("swap", *OWN, str(kept))
         command = get_context("fork").Process(target=_cut_off_commit)
         command.start()
-        time.sleep(2)
-        process = dom0.disk_process(guest.domain, "xvda")
+        wait_until("the commit to begin", lambda: _job() == "commit")
+        process = dom0.disk_process(0, "xvda")
         say(f"kill -9 {process}")
         os.kill(process, signal.SIGKILL)
-        await_process(dom0, guest, "xvda", process)
+        wait_until("the next process", lambda: _job() == "none" and dom0.disk_process(0, "xvda") != process)
         command.join()
         assert command.exitcode == 0, "a commit that was cut off said that it was done"
-        tapfs("commit", *DISK)
+        tapfs("commit", *OWN)
         assert not kept.exists()
-        tapfs("mirror", *DISK, "-O", "qcow2", "--pivot", str(copy))
-        writes = guest.finish_load("xvda")
-        guest.power_off()
+        tapfs("mirror", *OWN, "-O", "qcow2", "--pivot", str(copy))
+        output, _ = load.communicate(timeout=120 * PATIENCE)
+    found = re.search(r"LOAD-OK (\d+) requests", output)
+    assert found, output
+    dom0.detach("xvda")
     assert disk.resolve() == copy
     tapfs("check", str(copy))
     disk.unlink()
-    return f"{writes} writes"
+    return f"{found[1]} writes"
+
+
+def _job() -> str:
+    """The job on the disk of domain 0, "none" or, while nobody serves it, "unknown"."""
+
+    async def work() -> object:
+        return (await ask(Device(OUR_KIND, 0, parse_vdev("xvda")), "job"))["job"]
+
+    try:
+        return str(trio.run(work) or "none")
+    except ImageError:
+        return "unknown"
 
 
 def _cut_off_commit() -> None:
     """A commit that takes far longer than the disk's process has to live."""
-    raise SystemExit(attempt_tapfs("commit", *DISK, "--rate-limit", "16k").returncode == 0)
+    raise SystemExit(attempt_tapfs("commit", *OWN, "--rate-limit", "16k").returncode == 0)
 
 
 @scenario(180)
