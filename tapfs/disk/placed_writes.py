@@ -207,15 +207,21 @@ def execute_without_space(files: Iterable[LocalFile], plan: Plan) -> None:
     """Execute a plan on files in memory, but for the space that it allocates."""
     from tapfs.kernel.engine import HostDescriptor, execute_on_files  # importing this module needs no engine
 
-    stages = tuple(tuple(step for step in stage if not _takes_space(step)) for stage in plan.stages)
+    zeros: set[int] = set()  # the pieces of zeros of a plan are one object, which is looked through once
+    stages = tuple(tuple(step for step in stage if not _takes_space(step, zeros)) for stage in plan.stages)
     execute_on_files([HostDescriptor(file.descriptor, file.path, writable=True) for file in files], Plan(stages))
 
 
-def _takes_space(step: Step) -> bool:
-    """Whether a step only has the host take space inside a file: by allocating it, or by many zeros."""
-    if isinstance(step, Write):
-        return len(step.data) >= _MANY_ZEROS and not any(step.data)
-    return isinstance(step, Allocate)
+def _takes_space(step: Step, zeros: set[int]) -> bool:
+    """Whether a step only has the host take space inside a file: by allocating it, or by many zeros.
+
+    `zeros` has the identities of the contents that were seen to be zeros.
+    """
+    if not isinstance(step, Write):
+        return isinstance(step, Allocate)
+    if id(step.data) not in zeros and len(step.data) >= _MANY_ZEROS and step.data.count(0) == len(step.data):
+        zeros.add(id(step.data))
+    return id(step.data) in zeros
 
 
 def _widened(ranges: Iterable[Range], granule: int) -> Iterable[tuple[int, int]]:
