@@ -34,7 +34,7 @@ static bool take_extent(struct walk *walk, uint32_t index, const tapfs_extent *e
 }
 
 /* How far the host file is data, or a hole, from `offset` on. */
-static bool host_run(const struct host_file *file, uint64_t offset, uint64_t end, uint64_t *stop)
+static bool host_run(struct host_file *file, uint64_t offset, uint64_t end, uint64_t *stop)
 {
     uint64_t data = host_next_data(file, offset, end);
 

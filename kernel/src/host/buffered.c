@@ -81,10 +81,21 @@ uint64_t host_next_data(const struct host_file *file, uint64_t offset, uint64_t 
     return minimum((uint64_t)data, end);
 }
 
-uint64_t host_next_hole(const struct host_file *file, uint64_t offset, uint64_t end)
+uint64_t host_next_hole(struct host_file *file, uint64_t offset, uint64_t end)
 {
+    uint64_t until = atomic_load(&file->solid_until);
+    if (offset < until && offset >= atomic_load(&file->solid_from)) {
+        return minimum(until, end);
+    }
     off_t hole = lseek(file->fd, (off_t)offset, SEEK_HOLE);
-    return hole < 0 ? end : minimum((uint64_t)hole, end);
+    if (hole < 0) {
+        return end;
+    }
+    /* Two of these beside each other may leave a pair that is none. Then a hole is read as data, which it reads as. */
+    atomic_store(&file->solid_until, 0);
+    atomic_store(&file->solid_from, offset);
+    atomic_store(&file->solid_until, (uint64_t)hole);
+    return minimum((uint64_t)hole, end);
 }
 
 int host_look_for_cut(struct host_file *file)

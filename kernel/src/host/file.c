@@ -241,6 +241,7 @@ int host_punch(struct host_file *file, uint64_t offset, uint64_t length)
     if (result < 0) {
         return errno;
     }
+    atomic_store(&file->solid_until, 0);
     atomic_store(&file->dirty, true);
     return 0;
 }
@@ -256,6 +257,7 @@ int host_clone(struct host_file *target, uint64_t offset, const struct host_file
         result = ioctl(target->fd, FICLONERANGE, &range);
     } while (result < 0 && errno == EINTR);
     int error = result < 0 ? errno : 0;
+    atomic_store(&target->solid_until, 0); /* the source may have holes there */
     host_wrote(target);
     return error;
 }
@@ -282,6 +284,7 @@ static int change_length(struct host_file *file, uint64_t size, bool shorter)
         }
         if (error == 0) {
             atomic_store(&file->known_size, size);
+            atomic_store(&file->solid_until, 0);
             atomic_store(&file->dirty, true);
         }
     }

@@ -54,6 +54,8 @@ struct host_file {
     atomic_bool dirty;   /* a write has ended since the last fdatasync began */
     int sync_error;      /* the first failure of fdatasync; under sync_lock */
     _Atomic uint64_t known_size; /* the file has been at least as long, and nothing here shortens it */
+    /* The host found no hole between them. It may have one by now that others made: it is read as data then. */
+    _Atomic uint64_t solid_from, solid_until;
     _Atomic uint64_t cut_at;     /* what is behind this was lost; UINT64_MAX: nothing that we know of */
     /* One byte a block: 0, it is not here. NULL: all of the file is. The owner sets a byte when the block is written. */
     const uint8_t *present;
@@ -103,9 +105,9 @@ TAPFS_INTERNAL int host_size(const struct host_file *file, uint64_t *size);
 /* 0, or an error where the file has become shorter: what it has lost is no hole. */
 TAPFS_INTERNAL int host_look_for_cut(struct host_file *file);
 /* Where the host has data, or a hole, at or behind `offset`, at most `end`. What a host cannot tell is data. A search for
- * a hole may take as long as the file has extents, so it is for places where a hole is near. */
+ * a hole may take as long as the file has extents or pages, so what one has passed over is not searched again. */
 TAPFS_INTERNAL uint64_t host_next_data(const struct host_file *file, uint64_t offset, uint64_t end);
-TAPFS_INTERNAL uint64_t host_next_hole(const struct host_file *file, uint64_t offset, uint64_t end);
+TAPFS_INTERNAL uint64_t host_next_hole(struct host_file *file, uint64_t offset, uint64_t end);
 TAPFS_INTERNAL int buffered_read(const struct host_file *file, uint8_t *buffer, uint64_t offset, uint64_t length,
                                  uint64_t *got);
 TAPFS_INTERNAL int buffered_write(const struct host_file *file, const uint8_t *buffer, uint64_t offset,
