@@ -9,14 +9,11 @@ failures, at most 100.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import tempfile
-import traceback
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from tests.many_runs import Job, failures
 from tests.peer.newest_qemu import newest_qemu
 from tests.peer.qcow2_matrix.run import run
 
@@ -38,22 +35,14 @@ def main(words: list[str]) -> int:
     arguments = parser.parse_args(words)
     programs = None if arguments.system else Path(newest_qemu("qemu-img")).parent
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
-    with ProcessPoolExecutor(arguments.processes) as pool:
-        failed = pool.map(partial(_fails, turns=arguments.turns, programs=programs), seeds)
-        return min(100, sum(failed))
-
-
-def _fails(seed: int, turns: int, programs: Path | None) -> bool:
-    failed = False
-    with tempfile.TemporaryDirectory(prefix="tapfs-matrix-", dir=os.environ.get("TMPDIR")) as folder:
-        try:
-            said = run(str(seed), turns, Path(folder), programs)
-        except Exception:  # noqa: BLE001  whatever it is, the other images go on
-            failed = True
-            said = f"{traceback.format_exc()}FAILED: {PROGRAM} --first-seed {seed} --seeds 1 --turns {turns}"
-    sys.stdout.write(f"{seed}: {said}\n")
-    sys.stdout.flush()
-    return failed
+    again = f"{PROGRAM} --seeds 1 --turns {arguments.turns}"
+    return failures(
+        (
+            Job(str(seed), f"{again} --first-seed {seed}", partial(run, str(seed), arguments.turns, programs))
+            for seed in seeds
+        ),
+        arguments.processes,
+    )
 
 
 if __name__ == "__main__":

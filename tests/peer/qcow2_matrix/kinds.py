@@ -44,7 +44,8 @@ class Kind:
 
     @property
     def can_keep_snapshots(self) -> bool:
-        return not self.outside and int(self.options.get("refcount_bits", "16")) > 2
+        """Whether refcounts are wide enough: many payloads may share a cluster, and each counts."""
+        return not self.outside and int(self.options.get("refcount_bits", "16")) > 4
 
     def __str__(self) -> str:
         words = [f"{name}={value}" for name, value in self.options.items()]

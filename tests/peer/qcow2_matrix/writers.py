@@ -96,8 +96,9 @@ class Qemu:
         """Writes, zeros, discards and compressed clusters."""
         size, cluster = len(expected.bytes) // SECTOR * SECTOR, self._kind.cluster
         commands: list[str] = []
-        # QEMU packs only what has no place yet.
-        free = self._clusters_without_a_place(size) if self._kind.can_pack else []
+        # QEMU packs only what has no place yet; a cluster of which no subcluster is allocated may have one.
+        can_pack = self._kind.can_pack and "extended_l2" not in self._kind.options
+        free = self._clusters_without_a_place(size) if can_pack else []
         for number in choice.sample(free, min(len(free), choice.choice([0, 1, 4]))):
             pattern = 1 + number % 254
             commands.append(f"write -c -P {pattern} {number * cluster} {cluster}")
