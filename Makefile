@@ -63,6 +63,7 @@ sanitize: $(VENV)/.dev
 # Hours of faults between engine and host, races and mutated images. TORTURE='--what operations --only qcow --seeds 500'.
 torture: system-test $(VENV)/.dev
 	$(BIN)/python -m tests.faults --processes $$(nproc) $(TORTURE)
+	$(BIN)/python -m tests.driver_runs --processes $$(nproc) $(DRIVERS)
 	$(BIN)/python -m tests.peer.qcow2_matrix --processes $$(nproc) $(MATRIX)
 
 # Real Xen under emulation. SCENARIO='kill attach/qcow' runs some of it; tests/xen/lab/README.md.

@@ -7,11 +7,16 @@ sectors of 512 bytes.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
 from tapfs.driver import Checkable, Operation
 from tapfs.errors import ImageError
+from tapfs.plan import Plan
 from tapfs.testing.model import SECTOR, MemoryFile, ModelDisk, read_extents
 from tapfs.testing.subject import Subject, ViolationError, require
+
+#: Bytes of a disk that are compared at once.
+_PIECE = 32 << 10
 
 
 class History:
@@ -58,6 +63,16 @@ class History:
         acknowledged, since = self.epochs[epoch]
         return piece == acknowledged[at : at + SECTOR] or piece in since.get(at, ())
 
+    def wrong(self, epoch: int, read: bytes) -> int | None:
+        """The first sector of a disk that may not read so after a crash in `epoch`, or None."""
+        acknowledged = self.epochs[epoch][0]
+        for start in range(0, len(read), _PIECE):
+            if read[start : start + _PIECE] != acknowledged[start : start + _PIECE]:
+                for at in range(start, min(start + _PIECE, len(read)), SECTOR):
+                    if not self.allowed(epoch, at, read[at : at + SECTOR]):
+                        return at
+        return None
+
 
 def write_at_random(disk: ModelDisk, choice: random.Random, requests: int) -> History:
     """Writes, zeros, discards and flushes on a disk, and what may be seen of them after a crash."""
@@ -84,32 +99,85 @@ def write_at_random(disk: ModelDisk, choice: random.Random, requests: int) -> Hi
 def run(subject: Subject, seed: int, crashes: int) -> str:
     """One image, and that many crashes of it. Raises ViolationError; the result says what was done."""
     choice = random.Random(seed)  # noqa: S311  a test repeats itself
-    file = subject.new_file().copy()  # the creation is acknowledged
-    parent = subject.parent(choice)
-    history = write_at_random(subject.disk(file, parent), choice, 24)
-    for _ in range(crashes):
-        epoch = choice.randrange(len(file.epochs))
+    file, parent = subject.begin(choice)
+    snapshots = subject.snapshots(file, parent)
+    disk = subject.disk(file, parent)
+    history = write_at_random(disk, choice, 24)
+    if choice.random() < 0.5:
+        disk.end()
+        history.note()
+    for epoch, left in file.crashes(crashes, choice):
         try:
-            left = file.crashed_files(epoch, choice)
-            _look(subject, left, parent, history, epoch)
+            _look(subject, left, parent, history, epoch, snapshots)
             if len(left.epochs) > 1:  # a journal was replayed: the replay may be cut off, too
                 again = left.crashed_files(choice.randrange(len(left.epochs)), choice)
-                _look(subject, again, parent, history, epoch)
+                _look(subject, again, parent, history, epoch, snapshots)
         except ImageError as error:
             raise ViolationError(f"after a crash in epoch {epoch} the image is damaged: {error}") from error
     return f"{crashes} crashes in {len(file.epochs)} epochs"
 
 
-def _look(subject: Subject, left: MemoryFile, parent: bytes, history: History, epoch: int) -> None:
+def run_repair(subject: Subject, file: MemoryFile, parent: bytes, crashes: int) -> None:
+    """Repair a damaged image, with that many crashes in each epoch of the repair. Raises ViolationError.
+
+    Each crash leaves an image that reads as before, and that a repair makes good.
+    """
+    choice = random.Random(1)  # noqa: S311  as above
+    file = file.copy()
+    whole = subject.whole(file, parent)
+    snapshots = subject.snapshots(file, parent)
+    _repair(subject, file)
+    require(len(file.epochs) > 2, "a damaged image is repaired by nothing")
+    for epoch in range(len(file.epochs)):
+        for _ in range(crashes):
+            left, when = file.crashed_files(epoch, choice), f"after a crash in epoch {epoch} of a repair"
+            require(subject.whole(left, parent) == whole, f"{when} the disk reads otherwise")
+            _repair(subject, left)
+            again = subject.opened(left, writable=True)
+            if isinstance(again, Checkable):
+                report = again.check()
+                require((report.corruptions, report.leaks) == (0, 0), f"{when} and another: {report.findings[:4]}")
+                require(not list(again.repair()), f"{when} and another there is still something to repair")
+            require(subject.leaks(left, parent, snapshots) in {0, None}, f"{when} and another something leaks")
+            require(subject.whole(left, parent) == whole, f"{when} and another the disk reads otherwise")
+
+
+def _repair(subject: Subject, file: MemoryFile) -> None:
+    """Repair until nothing is left: what leaks is given back once the tables are good."""
+    for _ in range(3):
+        driver = subject.opened(file, lenient=True)
+        plans = list(driver.repair()) if isinstance(driver, Checkable) else []
+        file.apply_all(plans)
+        if not plans:
+            return
+
+
+def in_wrong_order(plan: Plan, order: str) -> Plan:
+    """The steps of a plan in an order that no driver should choose: stages "reversed", or all in "one stage"."""
+    stages = list(plan.stages)
+    if order == "reversed":
+        stages.reverse()
+    else:
+        stages = [tuple(step for stage in stages for step in stage)]
+    return Plan(tuple(stages))
+
+
+def _look(
+    subject: Subject, left: MemoryFile, parent: bytes, history: History, epoch: int, snapshots: Mapping[str, bytes]
+) -> None:
     """Open what a crash has left, for reading and for writing, check it and read all of it."""
-    reader, shown = subject.recovered(left)
-    read_only = read_extents(reader, shown, 0, reader.geometry.virtual_size, parent)
+    when = f"after a crash in epoch {epoch}"
+    reads = {"a reader": subject.whole(left, parent)}
     driver = subject.opened(left, writable=True)
+    leaks = subject.leaks(left, parent, snapshots)
     if isinstance(driver, Checkable):
         report = driver.check()
-        require(report.corruptions == 0, f"after a crash in epoch {epoch} a check finds {report.findings[:4]}")
-    read = read_extents(driver, left, 0, driver.geometry.virtual_size, parent)
-    require(read == read_only, f"after a crash in epoch {epoch} a reader sees other bytes than a writer")
-    for at in range(0, len(read), SECTOR):
-        seen = history.allowed(epoch, at, read[at : at + SECTOR])
-        require(seen, f"after a crash in epoch {epoch} the sector at {at:#x} holds what it never held")
+        require(report.corruptions == 0, f"{when} a check finds {report.findings[:4]}")
+        require(leaks in {None, report.leaks}, f"{when} a check finds {report.leaks} leaks, another {leaks}")
+    reads["a writer"] = read_extents(driver, left, 0, driver.geometry.virtual_size, parent)
+    reads |= subject.readers(left, parent, crashed=True)
+    for name, read in reads.items():
+        wrong = history.wrong(epoch, read)
+        require(wrong is None, f"{when} {name} sees what the sector at {wrong or 0:#x} never held")
+    require(reads["a reader"] == reads["a writer"], f"{when} a reader sees other bytes than a writer")
+    require(subject.snapshots(left, parent) == snapshots, f"{when} a snapshot reads otherwise")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tapfs.driver import (
@@ -198,10 +198,25 @@ class MemoryFile(HostFile):
 
     def crashed_files(self, epoch: int, choice: random.Random) -> MemoryFile:
         """The files after a crash in `epoch`: all before it, and any part of what it did, torn."""
+        ((_, left),) = self._crashes([epoch], choice)
+        return left
+
+    def crashes(self, count: int, choice: random.Random) -> Iterator[tuple[int, MemoryFile]]:
+        """So many crashes in any epochs, ascending: the epoch, and the files after it. One pass over the steps."""
+        return self._crashes(sorted(choice.randrange(len(self.epochs)) for _ in range(count)), choice)
+
+    def _crashes(self, epochs: Iterable[int], choice: random.Random) -> Iterator[tuple[int, MemoryFile]]:
         files = [bytearray(self.numbered(number)._start) for number in range(1 + len(self.further))]  # noqa: SLF001
-        for done in self.epochs[:epoch]:
-            for step in done:
-                apply_step(files[step.file], step)
+        reached = 0
+        for epoch in epochs:
+            for done in self.epochs[reached:epoch]:
+                for step in done:
+                    apply_step(files[step.file], step)
+            reached = epoch
+            yield epoch, self._torn([bytearray(data) for data in files], epoch, choice)
+
+    def _torn(self, files: list[bytearray], epoch: int, choice: random.Random) -> MemoryFile:
+        """The files with any part of what an epoch did, torn."""
         pieces = [piece for step in self.epochs[epoch] for piece in torn(step)]
         if pieces and choice.random() < 0.4:
             # The sharpest questions: what if one piece alone is there, or one alone is missing?
@@ -311,36 +326,36 @@ class ModelDisk:
         self.begin()
         ranges = [self._aligned_out(offset, len(data)) for offset, data in pieces]
         reservation = self.reserve([Range(start, end - start) for start, end in ranges], Operation.WRITE)
-        placements = list(reservation.placements)
-        for (offset, data), (start, end) in zip(pieces, ranges, strict=True):
-            count = sum(placement.offset < end for placement in placements)
-            self._fill(offset, data, placements[:count], start, end)
-            del placements[:count]
-        assert not placements
+        at = placed = 0
+        for placement in reservation.placements:
+            assert placement.offset >= at
+            at = placement.offset + placement.length
+            placed += self._fill(placement, pieces)
+        assert placed == sum(len(data) for _, data in pieces), "a part of a write has no place"
         return reservation
 
-    def _fill(self, offset: int, data: bytes, placements: Sequence[Placement], start: int, end: int) -> None:
-        # A place may be wider than what was asked for; the old contents fill the rest of it.
-        assert placements[0].offset <= start
-        start, end = placements[0].offset, max(end, placements[-1].offset + placements[-1].length)
-        old = bytearray(self.read(start, min(end, self.driver.geometry.virtual_size) - start).ljust(end - start, b"\0"))
-        request_end = offset + len(data)
-        at = start
-        for placement in placements:
-            assert placement.offset == at
-            at += placement.length
-            low, high = max(offset, placement.offset), min(request_end, at)
-            wanted = old[placement.offset - start : at - start]
-            wanted[low - placement.offset : high - placement.offset] = data[low - offset : high - offset]
-            fresh = placement.fresh and self.driver.geometry.cipher is None
-            if fresh:
-                self._require_fresh(placement)
-            if placement.in_place:
-                piece = bytes(data[low - offset : high - offset])
-                self._put(placement.file, placement.host_offset + low - placement.offset, piece)
-            else:
-                self._write_fill(placement.file, placement.host_offset, bytes(wanted), fresh=fresh)
-        assert at == end
+    def _fill(self, placement: Placement, pieces: Sequence[tuple[int, bytes]]) -> int:
+        """Write what goes to a place; the bytes of the pieces in it. A place may be wider than what was asked for."""
+        start, end = placement.offset, placement.offset + placement.length
+        inside = [
+            (max(offset, start), data[max(0, start - offset) : end - offset])
+            for offset, data in pieces
+            if offset < end and start < offset + len(data)
+        ]
+        fresh = placement.fresh and self.driver.geometry.cipher is None
+        if fresh:
+            self._require_fresh(placement)
+        if placement.in_place:
+            for offset, data in inside:
+                self._put(placement.file, placement.host_offset + offset - start, data)
+        else:
+            # The old contents fill the rest of it.
+            wanted = bytearray(self.read(start, min(end, self.driver.geometry.virtual_size) - start))
+            wanted.extend(bytes(placement.length - len(wanted)))
+            for offset, data in inside:
+                wanted[offset - start : offset - start + len(data)] = data
+            self._write_fill(placement.file, placement.host_offset, bytes(wanted), fresh=fresh)
+        return sum(len(data) for _, data in inside)
 
     def zero(self, offset: int, length: int, operation: Operation = Operation.ZERO) -> None:
         """Zero or discard whole granules."""

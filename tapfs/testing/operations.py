@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import cast
 
-from tapfs.driver import Checkable, Operation, Reservation
+from tapfs.driver import Checkable, Operation, Reservation, Resizable, SnapshotKeeper
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.plan import Plan
 from tapfs.testing.laws import check_map, check_split
 from tapfs.testing.model import ModelDisk, is_zero
+from tapfs.testing.resize import change_size
 from tapfs.testing.subject import Subject, require
+
+#: Bytes around a request that are compared after it; after every so many requests the whole disk is.
+_AROUND, _WHOLE = 100_000, 8
+#: New sizes are multiples of this many bytes.
+_SIZES = 32 << 10
 
 
 class _Run:
     def __init__(self, subject: Subject, seed: int) -> None:
         self._choice = choice = random.Random(seed)  # noqa: S311  a test repeats itself
         self._subject = subject
-        self._file = subject.new_file()
-        self._parent = subject.parent(choice)
+        self._file, self._parent = subject.begin(choice)
         self._disk: ModelDisk = subject.disk(self._file, self._parent)
         self._size = self._disk.driver.geometry.virtual_size
         self._granule = self._disk.driver.geometry.granule
         #: Zeros and discards come in these.
         self._zero_granule = self._disk.driver.geometry.packed_unit
-        new, below = self._disk.whole(), self._parent[: self._size].ljust(self._size, b"\0")
-        self._model = bytearray(new)
-        require(new == below, "a new image reads otherwise than its parent, or zeros where there is none")
+        self._model = bytearray(self._disk.whole())
+        #: The disks of the snapshots inside the image, by name.
+        self._snapshots = subject.snapshots(self._file, self._parent)
+        #: Where the last request was; the number of requests so far.
+        self._near, self._steps = (0, self._size), 0
         self._open: list[tuple[list[tuple[int, bytes]], Reservation]] = []
 
     def step(self) -> None:
@@ -38,15 +48,18 @@ class _Run:
             (self._flush, 2),
             (self._fail_a_flush, 1),
             (self._reopen, 1),
+            (self._repair, 1),
         ]
+        if self._subject.edited:
+            kinds += [(self._snapshot, 1), (self._resize, 1)]
         (kind,) = self._choice.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])
+        self._steps += 1
         kind()
         if not self._open:
-            self._require_same(f"after {kind.__name__.strip('_')}")
-        offset, end = self._range(self._size)
-        check_map(self._disk.driver, offset, end - offset)
-        if not self._open:
-            check_split(self._disk.driver, offset, end - offset)
+            self._require_same(f"after {kind.__name__.strip('_')}", whole=self._steps % _WHOLE == 0)
+        if self._size:
+            offset, end = self._range(self._size)
+            (check_map if self._open else check_split)(self._disk.driver, offset, end - offset)
 
     def finish(self) -> None:
         """Settle what is open, and look at the image once more."""
@@ -54,12 +67,17 @@ class _Run:
             self._settle()
         self._reopen()
 
-    def _require_same(self, when: str) -> None:
-        require(self._disk.whole() == bytes(self._model), f"{when} the disk reads otherwise")
+    def _require_same(self, when: str, *, whole: bool = True) -> None:
+        """Compare the disk with the model; all of it, or what the last request was near."""
+        start, end = (0, self._size) if whole else (max(0, self._near[0] - _AROUND), self._near[1] + _AROUND)
+        end = min(end, self._size)
+        same = self._disk.read(start, end - start) == bytes(self._model[start:end])
+        require(same, f"{when} the disk reads otherwise")
 
     def _range(self, longest: int) -> tuple[int, int]:
         offset = self._choice.randrange(self._size)
-        return offset, offset + min(self._choice.randrange(1, longest), self._size - offset)
+        self._near = offset, offset + min(self._choice.randrange(1, longest + 1), self._size - offset)
+        return self._near
 
     def _granules(self, longest: int, granule: int | None = None) -> tuple[int, int]:
         """A random range of whole granules; the last may reach past the end of the disk."""
@@ -150,16 +168,91 @@ class _Run:
                 self._file.do(step)
 
     def _reopen(self) -> None:
+        if not self._open:
+            self._close()
+            self._open_again("reopened")
+
+    def _repair(self) -> None:
+        """A repair of an image in good order changes nothing that is read."""
         if self._open:
             return
+        self._close()
+        driver = self._subject.opened(self._file, lenient=True)
+        if isinstance(driver, Checkable):
+            self._file.apply_all(list(driver.repair()))
+        self._open_again("repaired")
+
+    def _snapshot(self) -> None:
+        """Make, apply or delete a snapshot inside the image, where the format keeps such."""
+        keeper = self._disk.driver
+        if self._open or not isinstance(keeper, SnapshotKeeper):
+            return
+        self._close(ended=True)
+        keeper = cast("SnapshotKeeper", self._subject.opened(self._file, writable=True))
+        name = self._choice.choice([*self._snapshots, f"s{self._steps}"])
+        if name not in self._snapshots:
+            if self._edit(keeper.create_snapshot(name, self._steps)):
+                self._snapshots[name] = bytes(self._model)
+        elif self._choice.random() < 0.5:
+            if self._edit(keeper.apply_snapshot(name)):
+                self._model = bytearray(self._snapshots[name])
+        elif self._edit(keeper.delete_snapshot(name)):
+            del self._snapshots[name]
+        self._open_again(f"after an edit of snapshot {name}")
+
+    def _resize(self) -> None:
+        """Another size, where the image can have it."""
+        if self._open or not isinstance(self._disk.driver, Resizable):
+            return
+        self._close(ended=True)
+        size = max(_SIZES, self._size + self._choice.choice([-9, -1, 1, 30]) * _SIZES) // _SIZES * _SIZES
+        if size < 2 * self._subject.size and self._tried(lambda: self._change_size(size)):
+            self._model = self._model[:size].ljust(size, b"\0")
+        self._open_again(f"with {size} bytes")
+
+    def _change_size(self, size: int) -> None:
+        change_size(self._subject, self._file, self._parent, size)
+
+    def _edit(self, plans: Iterator[Plan]) -> bool:
+        """Execute an edit, each plan before the next one is asked for; False if the image cannot have it."""
+
+        def execute() -> None:
+            for plan in plans:
+                self._file.apply(plan)
+
+        return self._tried(execute)
+
+    def _tried(self, edit: Callable[[], None]) -> bool:
+        before = bytes(self._file.data)
+        try:
+            edit()
+        except ImageError as error:
+            refused = error.kind in {ErrorKind.UNSUPPORTED, ErrorKind.OUT_OF_BOUNDS}
+            require(refused and bytes(self._file.data) == before, f"an edit fails or leaves something: {error}")
+            return False
+        return True
+
+    def _close(self, *, ended: bool | None = None) -> None:
         self._disk.flush()
-        if self._choice.random() < 0.8:
+        if ended or (ended is None and self._choice.random() < 0.8):
             self._disk.end()
-        self._disk = self._subject.disk(self._file, self._parent)
-        self._require_same("reopened")
+
+    def _open_again(self, when: str) -> None:
+        """Open the image anew; everybody who can read it reads the same, and nothing is wrong with it."""
+        subject = self._subject
+        self._disk = subject.disk(self._file, self._parent)
+        self._size = self._disk.driver.geometry.virtual_size
+        require(self._size == len(self._model), f"{when} the disk has {self._size} bytes")
+        self._near = 0, self._size
+        self._require_same(when)
+        for name, read in subject.readers(self._file, self._parent, crashed=False).items():
+            require(read == bytes(self._model), f"{when} {name} reads otherwise")
+        require(subject.snapshots(self._file, self._parent) == self._snapshots, f"{when} a snapshot reads otherwise")
+        require(subject.leaks(self._file, self._parent, self._snapshots) in {0, None}, f"{when} something leaks")
         if isinstance(self._disk.driver, Checkable):
             report = self._disk.driver.check()
-            require((report.corruptions, report.leaks) == (0, 0), f"a check finds {report.findings[:4]}")
+            leaks = 0 if subject.may_leak else report.leaks
+            require((report.corruptions, leaks) == (0, 0), f"{when} a check finds {report.findings[:4]}")
 
 
 def run(subject: Subject, seed: int, steps: int) -> str:

@@ -19,12 +19,13 @@ from tapfs.driver import (
     MultiFileFormat,
     OpenRequest,
     Recoverable,
+    Snapshotted,
     Trait,
     WritableDriver,
     has_trait,
 )
 from tapfs.testing.cryptography import PlainCryptography
-from tapfs.testing.model import MemoryFile, ModelDisk
+from tapfs.testing.model import MemoryFile, ModelDisk, read_extents
 
 #: The modification time that overlays are told of their parent.
 _MTIME = 1_234_567_890
@@ -46,7 +47,8 @@ class Subject:
     """A format under test. `size` is that of new disks in bytes, `options` are for creating them.
 
     With `overlay` new images name a parent, whose disk is three quarters as long and full of noise. `images` are
-    contents of files of the format, for one that creates none.
+    contents of files of the format, for one that creates none. `may_leak`: the images of a subclass may hold space that
+    nothing refers to, which their driver gives to nobody. `edited`: snapshots and new sizes are among the requests.
     """
 
     format: Format
@@ -54,6 +56,8 @@ class Subject:
     options: Mapping[str, str] = field(default_factory=dict[str, str])
     overlay: bool = False
     images: Sequence[bytes] = ()
+    may_leak: bool = False
+    edited: bool = False
 
     @property
     def writable(self) -> bool:
@@ -93,10 +97,17 @@ class Subject:
         return self.recovered(file, writable=writable, lenient=lenient, grown_size=grown_size)[0]
 
     def recovered(
-        self, file: MemoryFile, *, writable: bool = False, lenient: bool = False, grown_size: int | None = None
+        self,
+        file: MemoryFile,
+        *,
+        writable: bool = False,
+        lenient: bool = False,
+        grown_size: int | None = None,
+        snapshot: str | None = None,
     ) -> tuple[Driver, MemoryFile]:
         """The same, and the file that the driver reads: for a reader whose image has a journal it is another."""
         request = OpenRequest(writable=writable, lenient=lenient, further=file, grown_size=grown_size)
+        request = replace(request, snapshot=snapshot)
         driver = self.format.open(file, request)
         plan = driver.recovery() if isinstance(driver, Recoverable) else None
         if not plan:
@@ -105,6 +116,44 @@ class Subject:
             file = file.copy()
         file.apply(plan)
         return self.format.open(file, replace(request, further=file)), file
+
+    def begin(self, choice: random.Random) -> tuple[MemoryFile, bytes]:
+        """An image to be changed, all of it durable, and the bytes of the disk below it.
+
+        A subclass may begin with any image. Here it is a new one, which reads as its parent does.
+        """
+        file, parent = self.new_file().copy(), self.parent(choice)
+        read = self.whole(file, parent)
+        below = parent[: len(read)].ljust(len(read), b"\0")
+        require(read == below, "a new image reads otherwise than its parent, or zeros where there is none")
+        return file, parent
+
+    def whole(self, file: MemoryFile, parent: bytes, snapshot: str | None = None) -> bytes:
+        """What a reader makes of the whole disk, or of a snapshot. The file is left as it is."""
+        reader, shown = self.recovered(file, snapshot=snapshot)
+        return read_extents(reader, shown, 0, reader.geometry.virtual_size, parent)
+
+    def snapshots(self, file: MemoryFile, parent: bytes) -> dict[str, bytes]:
+        """The disks of the snapshots inside an image, by name."""
+        driver = self.opened(file)
+        names = driver.snapshots() if isinstance(driver, Snapshotted) else ()
+        return {name: self.whole(file, parent, name) for name in names}
+
+    def readers(self, file: MemoryFile, parent: bytes, *, crashed: bool) -> Mapping[str, bytes]:
+        """What other readers make of the disk, by their names; a subclass may know some.
+
+        `crashed`: the image is what a crash has left.
+        """
+        del file, parent, crashed
+        return {}
+
+    def leaks(self, file: MemoryFile, parent: bytes, snapshots: Mapping[str, bytes]) -> int | None:
+        """How much another checker finds leaked, None without one; it raises where something is wrong.
+
+        A subclass may look at anything else here: `snapshots` are the disks that the image must keep beside its own.
+        """
+        del file, parent, snapshots
+        return None
 
     def parent(self, choice: random.Random) -> bytes:
         """The bytes of the disk below a new image."""
@@ -143,7 +192,6 @@ def subject_named(
     """A subject by the name of an installed format, or by ``module:OBJECT``. Raises ImageError, ImportError."""
     module, colon, attribute = name.partition(":")
     found = cast("Format", getattr(import_module(module), attribute)) if colon else format_named(name)
-    given = {} if size is None else {"size": size}
-    return Subject(
-        found, options=options or {}, overlay=overlay, images=[path.read_bytes() for path in images], **given
-    )
+    contents = [path.read_bytes() for path in images]
+    subject = Subject(found, options=options or {}, overlay=overlay, images=contents)
+    return subject if size is None else replace(subject, size=size)
