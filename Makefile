@@ -8,6 +8,8 @@ ENGINE_TESTS = $(addprefix tests/unit/,engine disk/test_image.py disk/test_overl
 	$(wildcard tests/unit/xen/test_ring*.py) tests/property/test_image_model.py tests/property/test_xen_ring.py tests/property/test_nbd_model.py
 SOURCES = $(wildcard kernel/src/*/*.c kernel/src/*/*.h kernel/src/*.h) kernel/build_engine.py
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Else each of some ten thousand processes of the suite compiles all of tapfs anew, which takes longer than what it does.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: all demo test test-xen check suite sanitize torture bench bench-setup bench-convert bench-qcow2 bench-blocks bench-fragmented bench-mounts bench-fuse bench-ring bench-nbd clean system-build system-test system-bench system-xen
 
