@@ -9,7 +9,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.qcow2 import extensions as ext
 from tapfs.formats.qcow2.backing import format_word
 from tapfs.formats.qcow2.head_change import head_plan
-from tapfs.formats.qcow2.header import MAX_NAME_LENGTH, RAW_DATA_FILE, Header
+from tapfs.formats.qcow2.header import KNOWN_AUTOCLEAR, MAX_NAME_LENGTH, RAW_DATA_FILE, Header
 from tapfs.plan import Plan
 
 
@@ -27,7 +27,9 @@ def rebase_plan(
     kept = [each for each in extensions if each.type != ext.BACKING_FORMAT]
     if backing is not None and backing.format is not None:
         kept.insert(0, ext.Extension(ext.BACKING_FORMAT, format_word(backing.format).encode()))
-    found = head_plan(header, head, extensions, header, kept, name)
+    # The bits of unknown autoclear features are cleared with it, as by every change.
+    wanted = header._replace(autoclear=header.autoclear & KNOWN_AUTOCLEAR)
+    found = head_plan(header, head, extensions, wanted, kept, name)
     if found is None:
         raise _too_long(name, path)
     return found
