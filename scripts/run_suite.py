@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 REPOSITORY = Path(__file__).parent.parent
 LOGS = REPOSITORY / "build/suite"
-ROWS = (("fuse", "crash", "faults", "nbd", "xen"), ("unit", "sanitized"), ("peer", "property"))
+ROWS = (("fuse", "faults", "nbd", "xen"), ("unit", "sanitized"), ("peer", "property", "crash"))
 SANITIZED = "sanitized"
 MEMORY = Path("/dev/shm")  # noqa: S108
 #: What must be free in memory for the file system, and how long its file, which has holes, looks.
@@ -102,8 +102,9 @@ def run_part(name: str, order: Order, disk: Path | None) -> bool:
         words, environment = ["-m", "not native", *order.tests], sanitizing_environment(order.engine)
     else:
         words, environment = [f"tests/{name}"], dict(os.environ)
+    folder = f"pytest-{name}"  # as pytest itself would call it: tests know folders that begin so
     if disk:
-        words += [f"--basetemp={disk / name}", "-o", "tmp_path_retention_policy=failed"]
+        words += [f"--basetemp={disk / folder}", "-o", "tmp_path_retention_policy=failed"]
     log = LOGS / f"{name}.log"
     begin = time.monotonic()
     with log.open("wb") as output:
@@ -112,7 +113,7 @@ def run_part(name: str, order: Order, disk: Path | None) -> bool:
     text = log.read_text(errors="replace")
     passed = done.returncode == 0
     if disk:
-        shutil.rmtree(disk / name, ignore_errors=True)
+        shutil.rmtree(disk / folder, ignore_errors=True)
     last = (text.splitlines() or ["nothing was printed"])[-1].strip("= ")
     said = f"{name}: {last} (by the clock {time.monotonic() - begin:.0f} s)\n"
     sys.stdout.write(said if passed else f"{text}\n{said}")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from tapfs.cli.options import add_image_options, open_image, warn_of_noise
 from tapfs.cli.parser import UsageError
+from tapfs.cli.reporting import print_lines
 
 if TYPE_CHECKING:
     import argparse
@@ -164,7 +166,8 @@ def _warn_of_strangers(listeners: list[socket.socket], *, writable: bool) -> Non
 
 def _print(uris: list[str]) -> None:
     """One address a line, for whoever waits for it."""
-    print(*uris, sep="\n", flush=True)
+    print_lines(uris)
+    sys.stdout.flush()
 
 
 def _listen(arguments: argparse.Namespace, export: str) -> tuple[list[socket.socket], list[str], list[str]]:
