@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -47,6 +48,30 @@ def program(
     command += ["-Wl,--start-group", *chosen, "-Wl,--end-group", *_LIBRARIES]
     subprocess.run(command, check=True)
     return output
+
+
+def require_no_report(folder: Path, *names: str, sanitizer: str, rounds: int) -> None:
+    """Run a program of threads on a disk in `folder`: it ends well, and its sanitizer says nothing."""
+    job = program(folder, *names, sanitizer=sanitizer)
+    done = subprocess.run([job, folder / "disk", str(rounds)], capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
+
+
+def require_race_is_seen(folder: Path, *names: str, source: str, without: Sequence[str]) -> None:
+    """Run the same with these calls taken out of a file of kernel/src: ThreadSanitizer reports a race."""
+    text = (SOURCES / source).read_text()
+    for call in without:
+        assert call in text
+        text = text.replace(call, "")
+    broken = folder / Path(source).name
+    broken.write_text(text)
+    job = program(folder, *names, sanitizer=THREADS, instead=[broken])
+    # At the first report: a program whose data such a race has spoilt may go round in circles.
+    environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1"}
+    command = [job, folder / "disk", "300"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    assert done.returncode != 0
+    assert "ThreadSanitizer: data race" in done.stderr
 
 
 def _sanitized(sanitizer: str) -> list[str]:

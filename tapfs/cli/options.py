@@ -110,6 +110,24 @@ def add_write_base_option(add: _Add) -> None:
     add("--write-base", action="store_true", help="write the image even if overlays lie over it, which that spoils")
 
 
+def add_writing_options(parser: argparse.ArgumentParser, *, ends: str) -> None:
+    """Add the ways to have a disk written that is served: in place, into an overlay, or until `ends` is gone."""
+    access = parser.add_mutually_exclusive_group()
+    access.add_argument("--rw", action="store_true", help="let the disk be written (else it is read-only)")
+    access.add_argument("-r", "--ro", action="store_true", help="read-only: the default")
+    scratch = parser.add_mutually_exclusive_group()
+    scratch.add_argument(
+        "--overlay",
+        metavar="FILE",
+        help="let the disk be written, into FILE: a qcow overlay over IMAGE, made if it is not there, and kept",
+    )
+    scratch.add_argument(
+        "--temp",
+        action="store_true",
+        help=f"let the disk be written, into an unnamed file in $TMPDIR, else /var/tmp, that is gone with {ends}",
+    )
+
+
 def add_sector_size_option(parser: argparse.ArgumentParser) -> None:
     """Add --sector-size, for commands that look at a disk's partition table."""
     parser.add_argument(

@@ -7,7 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tapfs.cli.mount_options import settings_of, wants_writing
-from tapfs.cli.options import add_image_options, add_sector_size_option, open_image, warn_of_noise
+from tapfs.cli.options import (
+    add_image_options,
+    add_sector_size_option,
+    add_writing_options,
+    open_image,
+    warn_of_noise,
+)
 from tapfs.cli.parser import UsageError
 from tapfs.fuse.engine_names import AUTO, ENGINES
 
@@ -44,20 +50,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("mount", help="mount an image on a directory", description=_DESCRIPTION)
     parser.add_argument("image", metavar="IMAGE", help="a file, a block device or ram:NAME")
     parser.add_argument("mountpoint", metavar="DIR", help="the directory to mount on")
-    access = parser.add_mutually_exclusive_group()
-    access.add_argument("--rw", action="store_true", help="let the disk be written (else it is read-only)")
-    access.add_argument("-r", "--ro", action="store_true", help="read-only: the default")
-    scratch = parser.add_mutually_exclusive_group()
-    scratch.add_argument(
-        "--overlay",
-        metavar="FILE",
-        help="let the disk be written, into FILE: a qcow overlay over IMAGE, made if it is not there, and kept",
-    )
-    scratch.add_argument(
-        "--temp",
-        action="store_true",
-        help="let the disk be written, into an unnamed file in $TMPDIR, else /var/tmp, that is gone with the mount",
-    )
+    add_writing_options(parser, ends="the mount")
     parser.add_argument("--files", action="store_true", help="show the files inside instead of the disk")
     parser.add_argument(
         "--partition",

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from tapfs.cli.options import add_image_options, open_image, warn_of_noise
+from tapfs.cli.options import add_image_options, add_writing_options, open_image, warn_of_noise
 from tapfs.cli.parser import UsageError
 from tapfs.cli.reporting import print_lines
 
@@ -42,20 +42,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("serve", help="serve images to NBD clients", description=_DESCRIPTION)
     parser.add_argument("image", metavar="IMAGE", help="a file, a block device or ram:NAME")
     parser.add_argument("more", metavar="IMAGE", nargs="*", help="further images; all options hold for each")
-    access = parser.add_mutually_exclusive_group()
-    access.add_argument("--rw", action="store_true", help="let the disk be written (else it is read-only)")
-    access.add_argument("-r", "--ro", action="store_true", help="read-only: the default")
-    scratch = parser.add_mutually_exclusive_group()
-    scratch.add_argument(
-        "--overlay",
-        metavar="FILE",
-        help="let the disk be written, into FILE: a qcow overlay over IMAGE, made if it is not there, and kept",
-    )
-    scratch.add_argument(
-        "--temp",
-        action="store_true",
-        help="let the disk be written, into an unnamed file in $TMPDIR, else /var/tmp, that is gone with the server",
-    )
+    add_writing_options(parser, ends="the server")
     parser.add_argument("--socket", metavar="PATH", help="the Unix socket; without it one in the runtime directory")
     parser.add_argument(
         "--tcp",

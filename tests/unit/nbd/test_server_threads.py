@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.native_programs import MEMORY, SOURCES, THREADS, program
+from tests.native_programs import MEMORY, THREADS, require_no_report, require_race_is_seen
 
 pytestmark = pytest.mark.native
 NAMES = ("nbd_server_threads", "owned_disk")
@@ -16,22 +14,10 @@ NAMES = ("nbd_server_threads", "owned_disk")
 
 @pytest.mark.parametrize("sanitizer", [THREADS, MEMORY])
 def test_no_report(tmp_path: Path, sanitizer: str) -> None:
-    job = program(tmp_path, *NAMES, sanitizer=sanitizer)
-    done = subprocess.run([job, tmp_path / "disk", "1000"], capture_output=True, text=True, check=False, timeout=300)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
+    require_no_report(tmp_path, *NAMES, sanitizer=sanitizer, rounds=1000)
 
 
 def test_a_race_would_be_reported(tmp_path: Path) -> None:
     """The same with the lock of a loop's lists taken away where pieces are given back: the test can fail."""
-    text = (SOURCES / "nbd/pieces.c").read_text()
-    for call in ("pthread_mutex_lock(&loop->lock);", "pthread_mutex_unlock(&loop->lock);"):
-        assert call in text
-        text = text.replace(call, "")
-    broken = tmp_path / "pieces.c"
-    broken.write_text(text)
-    racing = program(tmp_path, *NAMES, sanitizer=THREADS, instead=[broken])
-    environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1"}
-    job = [racing, tmp_path / "disk", "300"]
-    done = subprocess.run(job, capture_output=True, text=True, check=False, timeout=300, env=environment)
-    assert done.returncode != 0
-    assert "ThreadSanitizer: data race" in done.stderr
+    calls = ("pthread_mutex_lock(&loop->lock);", "pthread_mutex_unlock(&loop->lock);")
+    require_race_is_seen(tmp_path, *NAMES, source="nbd/pieces.c", without=calls)
