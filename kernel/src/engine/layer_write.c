@@ -127,10 +127,13 @@ int layer_write(struct request *request, uint32_t file_index, uint64_t host, uin
                 uint64_t length)
 {
     const struct layer *layer = request->disk->layers[0];
+    if (length == 0) {
+        return 0; /* a direct write would look for the rest of its block, where the file may not have come to yet */
+    }
     if (request->nowait) {
         return write_at_once(request, file_index, host, buffer, length);
     }
-    if (layer->cipher == NULL || length == 0) {
+    if (layer->cipher == NULL) {
         return layer_write_plain(request, file_index, host, buffer, length);
     }
     struct host_file *file = layer->files[file_index];

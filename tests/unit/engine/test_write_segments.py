@@ -151,6 +151,21 @@ def model_before(model: bytearray, runs: list[tuple[int, bytes]], wanted: list[i
     return seen
 
 
+@pytest.mark.parametrize("direct", [False, True])
+def test_an_empty_piece_of_a_write_to_a_new_place_is_nothing(tmp_path: Path, *, direct: bool) -> None:
+    """It lies where the file has not come to yet, so there is no block to look at."""
+    path = host(tmp_path, "top", b"\xee" * GRANULE)
+    with Disk() as disk:
+        disk.layer(path, size=GRANULE, unit=GRANULE, writable=True, direct=direct)
+        disk.install(0, [Extent(0, GRANULE, Kind.ZERO)])
+        kept = Kept([(1, b""), (1, b"xy")])
+        gaps = writes.Gaps(kept.segments, GRANULE)
+        assert not writes.write_in_place(disk, kept.segments, 0, gaps).incomplete
+        places = writes.Places([Placement(0, GRANULE, GRANULE, fresh=True)])
+        assert not writes.write_reserved(disk, kept.segments, gaps, places, 0).incomplete
+    assert path.read_bytes() == b"\xee" * GRANULE + b"\0xy"
+
+
 def test_pieces_that_follow_each_other_are_written_at_once(tmp_path: Path) -> None:
     """More of them than one call of the host takes, and fills between them that do not fit into memory at once."""
     granule, count = 16384, 700
