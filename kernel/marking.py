@@ -1,4 +1,4 @@
-"""The marks of a check, set by the engine: drivers mark by it once a check has called `use_engine`."""
+"""The marks of a check, set by the engine: drivers mark by it once `use_engine` has been called."""
 
 from __future__ import annotations
 

@@ -38,6 +38,7 @@ from tapfs.formats.qcow.extended import (
 )
 from tapfs.formats.qcow.header import ENTRY_LENGTH
 from tapfs.formats.qcow.links import Links
+from tapfs.formats.qcow.owners import require_owners
 from tapfs.formats.qcow.rebase import rebase_plan
 from tapfs.formats.qcow.stream import QcowStreamWriter
 from tapfs.formats.rounding import round_up
@@ -71,6 +72,8 @@ class WritableQcowDriver(QcowDriver):
         self.allocation = Allocation(
             file.path, self.tables.file_size, self.header.cluster_size, max_size=_MAX_HOST_SIZE
         )
+        if not request.lenient:
+            require_owners(self)
         self._links = Links(self.header, self.l1, self.tables, self.allocation)
         #: Whether new space is allocated the way blktap does.
         self._whole_extents = self.fast_path and self._geometry.cipher is None

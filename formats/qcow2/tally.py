@@ -56,6 +56,13 @@ class Tally:
         self.data_bytes, self.shared = data_bytes + references.allocated_bytes, shared
         return window
 
+    def entries(self) -> CountedWindow:
+        """The references of L2 entries alone to the clusters of the first window."""
+        window = CountedWindow(0, WINDOW_BITS, self._file_clusters)
+        for use in self._references.tables:
+            self._count_table(use, window)
+        return window
+
     def wrong_owners(self, use: TableUse, base: int, alone: bytearray) -> list[int]:
         """The entries of a table that say otherwise than `alone` whether they own their cluster.
 

@@ -34,6 +34,7 @@ from tapfs.formats.qcow2.guard import Guard, MetadataRange, guard_of, tables_of_
 from tapfs.formats.qcow2.header import AUTOCLEAR_AT, BITMAPS, KNOWN_AUTOCLEAR, WORD
 from tapfs.formats.qcow2.l1 import l1_steps
 from tapfs.formats.qcow2.openable import require_refcount_table
+from tapfs.formats.qcow2.owners import require_owners
 from tapfs.formats.qcow2.refcounts import Refcounts
 from tapfs.formats.qcow2.signature import VERSIONS
 from tapfs.formats.qcow2.space import Space
@@ -62,6 +63,7 @@ class WritableQcow2Driver(Qcow2Driver):
         if not request.lenient:  # a repair writes by plans alone, into an image that may have anything wrong with it
             require_refcount_table(self.header, file.size(), file.path)
             self.guard = self._make_guard()
+            require_owners(self, self.refcounts)
             self.space = Space(file.path, self.header, self.refcounts, self.guard, file.size())
 
     # -- reservations ---------------------------------------------------------------------------

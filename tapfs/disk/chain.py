@@ -24,6 +24,7 @@ from tapfs.disk.open_options import DEFAULT_CACHE_BYTES, OpenOptions
 from tapfs.disk.parent_search import sought_parent
 from tapfs.disk.parents import is_missing, named_parent, require_identity
 from tapfs.disk.recovery import recover
+from tapfs.disk.table_work import use_engine_for_tables
 from tapfs.driver import (
     MAX_DISK_BYTES,
     BackingReference,
@@ -168,6 +169,8 @@ def layer_of_files(path: str, files: LocalFiles, options: OpenOptions, *, format
 
 def _open_driver(found: Format, files: LocalFiles, options: OpenOptions) -> Driver:
     file = files.image
+    if options.writable and not options.lenient:
+        use_engine_for_tables()  # writers of some formats look at all tables first
     request = OpenRequest(
         writable=options.writable,
         lenient=options.lenient,

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from tapfs.disk.chain import Layer, OpenOptions, open_layer, parent_is_missing
 from tapfs.disk.recovery import JOURNAL, JOURNAL_WAITS
+from tapfs.disk.table_work import use_engine_for_tables
 from tapfs.driver import Checkable, CheckReport, ProgressCallback, Severity
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.files import LocalFiles
@@ -108,10 +109,7 @@ def _note_parent(report: CheckReport, layer: Layer, options: OpenOptions) -> Non
 @contextlib.contextmanager
 def _opened(path: str, options: OpenOptions, *, writable: bool) -> Generator[tuple[LocalFiles, Layer | ImageError]]:
     """The files with the image in them, or with the damage that kept it from opening."""
-    from tapfs.kernel import marking, references  # the functions of a check alone, not all of the engine's wrappers
-
-    marking.use_engine()
-    references.use_engine()
+    use_engine_for_tables()
     lenient = OpenOptions(
         format=options.format, lenient=True, sharing=options.sharing, gate=options.gate, writable=writable
     )

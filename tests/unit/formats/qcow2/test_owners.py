@@ -1,0 +1,162 @@
+"""A qcow2 image in which several entries refer to one cluster, or whose refcounts are too low, is not written."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import tapfs
+from tapfs import ErrorKind, ImageError
+from tapfs.driver import OpenRequest
+from tapfs.formats.qcow2 import FORMAT, owners
+from tapfs.testing.model import MemoryFile
+from tests.qcow2_images import COPIED, Fields
+
+CLUSTER = 4096
+#: Bytes of the disk that an L2 table maps.
+TABLE = CLUSTER // 8 * CLUSTER
+
+
+class Damaged:
+    """The bytes of an image to be damaged: clusters 0 to 3 of the disk have data, and one of its second table."""
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = bytearray(raw)
+        self.l1_at = Fields(raw).l1_at
+        self.table = self.word(self.l1_at) & ~COPIED
+
+    def word(self, at: int) -> int:
+        return int.from_bytes(self.raw[at : at + 8], "big")
+
+    def put(self, at: int, word: int) -> None:
+        self.raw[at : at + 8] = word.to_bytes(8, "big")
+
+    def entry(self, number: int) -> int:
+        return self.word(self.table + 8 * number)
+
+    def count(self, place: int, number: int) -> None:
+        at = Fields(bytes(self.raw))
+        at_count = at.number(at.reftable_at, 8) + 2 * (place // CLUSTER)
+        self.raw[at_count : at_count + 2] = number.to_bytes(2, "big")
+
+
+def same_cluster(image: Damaged) -> None:
+    image.put(image.table + 8, image.entry(0))
+
+
+def same_cluster_with_the_right_count(image: Damaged) -> None:
+    same_cluster(image)
+    image.count(image.entry(0) & ~COPIED, 2)
+
+
+def same_cluster_not_owned(image: Damaged) -> None:
+    """A rewrite of one would free the cluster of the other."""
+    image.put(image.table, image.entry(0) & ~COPIED)
+    same_cluster(image)
+
+
+def one_of_two_owned(image: Damaged) -> None:
+    same_cluster_with_the_right_count(image)
+    image.put(image.table, image.entry(0) & ~COPIED)
+
+
+def same_table(image: Damaged) -> None:
+    image.put(image.l1_at + 8, image.word(image.l1_at))
+
+
+def same_table_with_the_right_count(image: Damaged) -> None:
+    same_table(image)
+    image.count(image.table, 2)
+    for number in range(4):
+        image.count(image.entry(number) & ~COPIED, 2)
+
+
+def free_cluster(image: Damaged) -> None:
+    image.count(image.entry(2) & ~COPIED, 0)
+
+
+DAMAGES = [
+    same_cluster,
+    same_cluster_with_the_right_count,
+    same_cluster_not_owned,
+    one_of_two_owned,
+    same_table,
+    same_table_with_the_right_count,
+    free_cluster,
+]
+
+
+def made(path: Path) -> Damaged:
+    tapfs.create_image(path, tapfs.NewImage("qcow2", 4 * TABLE, options={"cluster_size": str(CLUSTER)}))
+    with tapfs.open(path, writable=True) as disk:
+        for number in range(4):
+            disk.write(number * CLUSTER, bytes([number + 1]) * CLUSTER)
+        disk.write(TABLE, b"\5" * CLUSTER)
+    return Damaged(path.read_bytes())
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_it_is_not_opened_for_writing_until_it_is_repaired(tmp_path: Path, damage: Callable[[Damaged], None]) -> None:
+    path = tmp_path / "a"
+    image = made(path)
+    damage(image)
+    path.write_bytes(image.raw)
+    with tapfs.open(path) as disk:
+        content = disk.read(0, 4 * TABLE)
+    with pytest.raises(ImageError, match="cannot be written as it is") as caught:
+        tapfs.open(path, writable=True)
+    assert (caught.value.kind, caught.value.remedy) == (ErrorKind.CORRUPT, "run tapfs repair")
+    with pytest.raises(ImageError) as in_python:  # without the chain, as plugins and tests open
+        FORMAT.open(MemoryFile(bytes(image.raw)), OpenRequest(writable=True))
+    assert (in_python.value.message, in_python.value.offset) == (caught.value.message, caught.value.offset)
+    assert path.read_bytes() == image.raw
+    tapfs.repair(path)
+    subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", path], check=True)
+    with tapfs.open(path, writable=True) as disk:
+        assert disk.read(0, 4 * TABLE) == content
+        disk.write(CLUSTER, b"x" * 512)
+    with tapfs.open(path) as disk:
+        assert disk.read(0, 4 * TABLE) == content[:CLUSTER] + b"x" * 512 + content[CLUSTER + 512 :]
+
+
+def test_an_entry_owns_what_a_snapshot_refers_to(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    made(path)
+    subprocess.run(["qemu-img", "snapshot", "-c", "s", path], check=True)
+    image = Damaged(path.read_bytes())
+    image.put(image.table, image.entry(0) | COPIED)
+    path.write_bytes(image.raw)
+    with pytest.raises(ImageError, match=r"L2 entry 0: .* another entry refers to it"):
+        tapfs.open(path, writable=True)
+
+
+@pytest.mark.parametrize("others", [0, 1, 130, 300], ids=str)
+def test_what_is_shared_rightly_and_what_has_leaked_may_be_written(tmp_path: Path, others: int) -> None:
+    """Counts of more than 127 and of more than 254 are compared in other ways than small ones."""
+    path = tmp_path / "a"
+    image = made(path)
+    place = image.entry(0) & ~COPIED
+    for number in (0, *range(4, 4 + others)) if others else ():
+        image.put(image.table + 8 * number, place)
+    image.count(place, 1 + others)
+    image.count(image.entry(3) & ~COPIED, 9)  # it has leaked
+    path.write_bytes(image.raw)
+    with tapfs.open(path, writable=True) as disk:
+        disk.write(0, b"x" * CLUSTER)
+        assert disk.read(CLUSTER, 1) == b"\2"
+        assert disk.read((4 if others else 0) * CLUSTER, 1) == (b"\1" if others else b"x")
+
+
+def test_an_image_of_many_tables_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    image = made(path)
+    free_cluster(image)
+    path.write_bytes(image.raw)
+    monkeypatch.setattr(owners, "MAX_TABLE_BYTES", 2 * CLUSTER - 1)
+    tapfs.open(path, writable=True).close()
+    monkeypatch.setattr(owners, "MAX_TABLE_BYTES", 2 * CLUSTER)
+    with pytest.raises(ImageError, match="has refcount 0 and 1 references"):
+        tapfs.open(path, writable=True)
