@@ -82,6 +82,8 @@ def suite_disk() -> Iterator[Path | None]:
         subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", device], check=True)
         subprocess.run(["mount", "-o", "loop,discard", device, folder], check=True)
         try:
+            (folder / "tmp").mkdir()
+            (folder / "tmp").chmod(0o1777)
             yield folder
         finally:
             subprocess.run(["umount", "--lazy", folder], check=True)
@@ -105,6 +107,7 @@ def run_part(name: str, order: Order, disk: Path | None) -> bool:
     folder = f"pytest-{name}"  # as pytest itself would call it: tests know folders that begin so
     if disk:
         words += [f"--basetemp={disk / folder}", "-o", "tmp_path_retention_policy=failed"]
+        environment["TMPDIR"] = str(disk / "tmp")
     log = LOGS / f"{name}.log"
     begin = time.monotonic()
     with log.open("wb") as output:

@@ -20,8 +20,8 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     ("what", "words"),
     [
         ("operations", ["--seeds", "1", "--steps", "150"]),
-        ("stripes", ["--seeds", "1", "--steps", "200"]),
-        ("granules", ["--seeds", "1", "--steps", "200"]),
+        ("stripes", ["--seeds", "1", "--steps", "80"]),
+        ("granules", ["--seeds", "1", "--steps", "50"]),
     ],
 )
 def test_faults_between_engine_and_host_spoil_nothing(what: str, words: list[str]) -> None:
