@@ -17,6 +17,7 @@ import trio.testing
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.xen.device import find_domain, our_devices
 from tapfs.xen.host import Host
+from tapfs.xen.xenstore import connection
 from tapfs.xen.xenstore.client import Store, XenStore, connect
 from tapfs.xen.xenstore.wire import HEADER, Assembler, Message, Operation, ProtocolError, errno_of, join_strings
 from tests.conftest import REPOSITORY
@@ -470,6 +471,58 @@ async def _answer_as_the_kernel(stream: trio.SocketStream) -> None:
                     await stream.send_all(message._replace(payload=b"value").encode())
                 if message.operation == Operation.WATCH:
                     await stream.send_all(Message(Operation.WATCH_EVENT, 0, 0, message.payload).encode())
+
+
+async def test_the_kernel_is_asked_for_a_watch_when_it_has_replied_to_all_else(
+    host: Host, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux would stop for ever: for itself, and for all others that talk to xenstored through it."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    monkeypatch.setattr(connection, "_open", lambda _path: (ours.detach(), True))
+    heard: list[tuple[int, int]] = []
+    nursery.start_soon(_answer_late, trio.SocketStream(trio.socket.from_stdlib_socket(theirs)), heard)
+
+    async def watch(store: XenStore, path: str) -> None:
+        async with store.watch(path) as events:
+            await anext(events)
+
+    async with connect(host) as store:
+        async with trio.open_nursery() as tasks:
+            for name in "abc":
+                tasks.start_soon(store.read, f"/tool/{name}")
+                tasks.start_soon(watch, store, f"/tool/{name}")
+                tasks.start_soon(store.read, f"/tool/{name}/below")
+        await store.read("/tool")  # it is sent after all else
+    asked = [operation for operation, _ in heard]
+    assert asked.count(Operation.WATCH) == asked.count(Operation.UNWATCH) == 3
+    assert asked.count(Operation.READ) == 7
+    assert [unanswered for operation, unanswered in heard if operation != Operation.READ] == [0] * 6
+    assert max(unanswered for _, unanswered in heard) > 0, "nothing was ever waited for"
+
+
+async def _answer_late(stream: trio.SocketStream, heard: list[tuple[int, int]]) -> None:
+    """Note each operation, and how many other requests have no reply then. Replies come when nothing more does."""
+    assembler, waiting = Assembler(), list[Message]()
+    async with stream:
+        while True:
+            piece = b""
+            with trio.move_on_after(0.05):
+                piece = await stream.receive_some(1000)
+                if not piece:
+                    return
+            for message in assembler.feed(piece):
+                heard.append((message.operation, len(waiting)))
+                if message.operation == Operation.READ:
+                    waiting.append(message._replace(payload=b"value"))
+                    continue
+                await stream.send_all(Message(message.operation, 0, 0, b"OK\0").encode())
+                if message.operation == Operation.WATCH:
+                    await stream.send_all(Message(Operation.WATCH_EVENT, 0, 0, message.payload).encode())
+            if not piece:
+                for reply in waiting:
+                    await stream.send_all(reply.encode())
+                waiting.clear()
 
 
 # -- the wire

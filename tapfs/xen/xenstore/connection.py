@@ -2,6 +2,10 @@
 
 A task that asks puts its whole message into a queue and waits for the reply. One task sends the queue, and one reads
 replies and watch events. So a cancelled call leaves no message half sent, and its reply is dropped when it comes.
+
+Linux's device must not be asked for a watch while it still has to reply to something else. It holds a lock of the
+descriptor until xenstored has answered the watch, and its only thread that takes answers waits for that lock to pass
+the other reply on. Then nothing of the host reaches xenstored any more (docs/specs/xen.md, "The kernel's device").
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from tapfs.xen.xenstore.wire import (
 )
 
 _READ_BYTES = 64 << 10
+_WATCHES = (Operation.WATCH, Operation.UNWATCH)
 _REQUESTS = 1 << 32
 _CLOSED = "it has closed the connection"
 
@@ -62,8 +67,11 @@ class Connection:
         self.path = path
         self._descriptor, self._device = _open(path)
         self._questions: dict[int, _Question] = {}
-        self._outgoing: deque[bytes] = deque()
+        self._outgoing: deque[Message] = deque()
         self._more = trio.Event()
+        #: Requests that were sent and have no reply yet.
+        self._sent: set[int] = set()
+        self._none_sent = trio.Event()
         self._last_request = 0
         self._on_event: Callable[[str, str], None] | None = None
         self._on_loss: Callable[[], None] | None = None
@@ -103,8 +111,14 @@ class Connection:
                 self._more = trio.Event()
                 await self._more.wait()
                 continue
+            message = self._outgoing[0]
+            if self._device and message.operation in _WATCHES and self._sent:
+                self._none_sent = trio.Event()
+                await self._none_sent.wait()
+                continue
+            self._sent.add(message.request)
             try:
-                await self._write(self._outgoing[0])
+                await self._write(message.encode())
             except OSError as error:
                 self._lose(_reason(error))
                 return
@@ -145,10 +159,11 @@ class Connection:
     ) -> _Question:
         self.check()
         self._last_request = request = self._last_request % (_REQUESTS - 1) + 1
-        message = Message(operation, request, transaction, payload).encode()
-        if len(message) > MESSAGE_MAXIMUM:
+        message = Message(operation, request, transaction, payload)
+        length = len(message.encode())
+        if length > MESSAGE_MAXIMUM:
             raise ImageError(
-                ErrorKind.OUT_OF_BOUNDS, f"{len(message)} bytes do not fit into a message", op="write to xenstore"
+                ErrorKind.OUT_OF_BOUNDS, f"{length} bytes do not fit into a message", op="write to xenstore"
             )
         self._questions[request] = question = _Question(operation, late)
         self._outgoing.append(message)
@@ -189,7 +204,11 @@ class Connection:
             if len(strings) >= 2 and self._on_event is not None:
                 self._on_event(strings[0], strings[1])
             return
-        question = self._questions.pop(self._request_of(message), None)
+        request = self._request_of(message)
+        self._sent.discard(request)
+        if not self._sent:
+            self._none_sent.set()
+        question = self._questions.pop(request, None)
         if question is None:
             return
         question.reply = message
@@ -217,6 +236,7 @@ class Connection:
         for question in questions:
             question.answered.set()
         self._more.set()
+        self._none_sent.set()
         if self._on_loss is not None:
             self._on_loss()
 
