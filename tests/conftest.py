@@ -17,10 +17,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from hypothesis import settings
 
 from tests.json_documents import require_valid_output
 
 REPOSITORY = Path(__file__).parent.parent
+
+# No test measures time: on a busy machine any example may take long.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 # A job in the background of a script is started with signals ignored, and so would be all that it starts.
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
