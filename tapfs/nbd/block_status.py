@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from tapfs.driver import Bitmapped
+from tapfs.nbd.messages import MAX_STRING
 
 if TYPE_CHECKING:
     from tapfs.disk.image import Image
-    from tapfs.driver import Driver
 
 #: The context that every export has, and what the names of those of bitmaps begin with.
 ALLOCATION, _BITMAP = "base:allocation", "qemu:dirty-bitmap:"
@@ -26,8 +26,8 @@ _MOST_RUNS, _MOST_RANGES = 2048, 4 << 20
 #: A run in the answer to a client that has no longer numbers.
 _SHORT_RUN = (1 << 32) - (1 << 20)
 
-#: Bytes of a name, by the protocol, and contexts that the native server tells apart.
-_MAX_NAME, _MOST_CONTEXTS = 4096, 32
+#: Contexts that the native server tells apart.
+_MOST_CONTEXTS = 32
 
 #: A length and its bits.
 State = tuple[int, int]
@@ -39,13 +39,22 @@ States = Callable[[int, int], Iterator[State]]
 def contexts_of(image: Image) -> dict[str, States]:
     """The metadata contexts of an image by name, in the order of their numbers."""
     found: dict[str, States] = {ALLOCATION: lambda offset, length: _allocation(image, offset, length)}
-    driver = image.layers[0].driver
-    if not image.writable and isinstance(driver, Bitmapped):
-        for bitmap in driver.bitmaps():
+    layer = image.layers[0]
+    # Bitmaps follow the current disk: those of one that can be written change, and a snapshot has none.
+    if not image.writable and layer.snapshot is None and isinstance(layer.driver, Bitmapped):
+        for bitmap in layer.driver.bitmaps():
             name = f"{_BITMAP}{bitmap.name}"
-            if bitmap.consistent and len(name.encode()) <= _MAX_NAME and len(found) < _MOST_CONTEXTS:
-                found[name] = DirtyRanges(driver, bitmap.name)
+            if bitmap.consistent and _can_be_said(name) and len(found) < _MOST_CONTEXTS:
+                found[name] = DirtyRanges(layer.driver, bitmap.name)
     return found
+
+
+def _can_be_said(name: str) -> bool:
+    """Whether the protocol has room for a name, which must be UTF-8 there."""
+    try:
+        return len(name.encode()) <= MAX_STRING
+    except UnicodeEncodeError:
+        return False
 
 
 def first_states(states: Iterable[State], *, single: bool) -> list[State]:
@@ -73,7 +82,7 @@ def _allocation(image: Image, offset: int, length: int) -> Iterator[State]:
 class DirtyRanges:
     """The states of a bitmap that nobody changes meanwhile. It is read when it is first asked for."""
 
-    def __init__(self, driver: Driver, name: str) -> None:
+    def __init__(self, driver: Bitmapped, name: str) -> None:
         self._driver, self._name = driver, name
         #: Where ranges begin and end, in turn, both ascending; None: not read yet.
         self._edges: array[int] | None = None
@@ -91,11 +100,9 @@ class DirtyRanges:
     def _read(self) -> array[int]:
         if self._edges is None:
             edges = array("Q")
-            driver = self._driver
-            if isinstance(driver, Bitmapped):
-                for start, length in driver.bitmap_ranges(self._name):
-                    edges.extend((start, start + length))
-                    if len(edges) > 2 * _MOST_RANGES:
-                        raise MemoryError
+            for start, length in self._driver.bitmap_ranges(self._name):
+                edges.extend((start, start + length))
+                if len(edges) > 2 * _MOST_RANGES:
+                    raise MemoryError
             self._edges = edges
         return self._edges
