@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error, printable
+from tapfs.nbd.messages import MAX_STRING
 from tapfs.nbd.session import Serving, Session
 from tapfs.serving.log import log_to_stderr
 
@@ -97,15 +98,11 @@ def export_names(names: Sequence[str], images: Sequence[str]) -> list[str]:
     if len(images) == 1 and not names:
         return [""]
     for name in found:
-        if len(name.encode(errors="surrogateescape")) > _MAX_NAME or "\0" in name or printable(name) != name:
+        if len(name.encode(errors="surrogateescape")) > MAX_STRING or "\0" in name or printable(name) != name:
             raise _wrong(f"{name[:80]!r} cannot be the name of an export")
         if found.count(name) > 1:
             raise _wrong(f"two exports would have the name {name!r}; give each a name of its own")
     return found
-
-
-#: Of an export's name, in bytes, by the protocol.
-_MAX_NAME = 4096
 
 
 def _wrong(message: str) -> ImageError:
