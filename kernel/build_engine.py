@@ -34,7 +34,10 @@ ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "
 SOURCE_FOLDER = Path("tapfs/kernel/src")
 
 #: The headers that Python sees: in each the declarations between the two cffi marks.
-HEADERS = ["engine/engine.h", "engine/references.h", "serving/serving.h", "fuse/server.h", "nbd/nbd.h", "xen/xen.h"]
+HEADERS = [
+    *("engine/table_layout.h", "engine/engine.h", "engine/bytes.h", "engine/references.h"),
+    *("serving/serving.h", "fuse/server.h", "nbd/nbd.h", "xen/xen.h"),
+]
 
 LIBRARIES = ["deflate", "ssl", "crypto", "z", "zstd", "pthread"]
 FLAGS = ["-D_GNU_SOURCE", "-g", "-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra"]

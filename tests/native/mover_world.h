@@ -19,6 +19,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "engine/bytes.h"
 #include "mover/mover.h"
 
 #define GRANULE 4096u

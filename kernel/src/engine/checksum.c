@@ -1,7 +1,7 @@
 /* CRC-32C by the processor's instruction, for metadata that drivers sum (tapfs/checksums.py has it in Python). */
 #include <string.h>
 
-#include "engine/engine.h"
+#include "engine/bytes.h"
 
 #if defined(__x86_64__)
 

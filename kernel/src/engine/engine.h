@@ -17,6 +17,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "engine/table_layout.h"
+
 /* cffi: begin */
 
 typedef struct tapfs_disk tapfs_disk;
@@ -182,77 +184,6 @@ typedef struct {
     tapfs_cipher cipher;
 } tapfs_layer;
 
-/* An entry whose bits under `mask` are `value` is of this kind, or its owner is asked. tapfs.tables.Rule */
-typedef struct {
-    uint64_t mask;
-    uint64_t value;
-    uint64_t kind; /* or TAPFS_RULE_ASK */
-} tapfs_table_rule;
-
-#define TAPFS_RULE_ASK 4
-
-/* Where the bitmap of an entry is. tapfs.tables.Where */
-enum { TAPFS_BITMAP_NONE = 0, TAPFS_BITMAP_IN_ENTRY = 1, TAPFS_BITMAP_IN_BLOCK = 2, TAPFS_BITMAP_IN_TABLE = 3 };
-
-/* Which granules of a DATA entry are DATA, one bit for each. tapfs.tables.Bitmap */
-typedef struct {
-    uint8_t where;
-    uint8_t most_significant_first; /* of a byte */
-    uint8_t clear_kind;             /* of a granule whose bit is clear: ZERO or UNALLOCATED */
-    uint8_t reserved[5];
-    uint64_t entry_mask; /* an entry has a bitmap if its bits under entry_mask are entry_value */
-    uint64_t entry_value;
-    uint64_t block_bytes; /* IN_BLOCK: the bitmap begins so many bytes before the data */
-    /* IN_TABLE: the bits of `word_units` map units lie together, where a word says; the words lie at a distance. */
-    uint64_t word_place;
-    uint64_t word_stride;
-    uint64_t word_units;
-    uint64_t word_mask; /* the word has a place, as an entry has, if its bits under word_mask are word_value */
-    uint64_t word_value;
-} tapfs_table_bitmap;
-
-/* How the entries of a layer's tables are laid out. tapfs.tables.TableLayout says what each field means. */
-typedef struct {
-    uint32_t entry_bytes; /* of a word: 4 or 8; with a bitmap IN_ENTRY a second word of 8 bytes follows */
-    uint8_t big_endian;
-    uint8_t absent_kind; /* of a unit that has no table: ZERO or UNALLOCATED */
-    uint8_t data_whole;
-    uint8_t tables_reserved;
-    uint8_t flagged_places; /* bit 0 of a table's place: nothing in the table may be in place */
-    uint32_t entry_granules; /* that one entry stands for */
-    uint32_t rule_count;
-    tapfs_table_rule rules[8]; /* the first that fits decides; without one an entry is DATA */
-    tapfs_table_bitmap bitmap;
-    uint32_t table_file;
-    uint32_t data_file;
-    uint64_t host_size; /* no table, payload or beginning of data lies at or past it; see tapfs_disk_set_places */
-    uint64_t data_size; /* the same of data_file, where that is another file */
-    uint64_t least_place;
-    uint64_t table_alignment;
-    uint64_t place_mask;
-    uint64_t place_shift;
-    uint64_t place_low_mask;
-    uint64_t place_low_shift;
-    uint64_t place_multiplier;
-    uint64_t place_add;
-    uint64_t place_alignment;
-    uint64_t in_place_mask;
-    uint64_t in_place_value;
-    uint64_t zero_mask;
-    uint64_t packed_place_mask;
-    uint64_t packed_place_shift;
-    uint64_t packed_length_shift;
-    uint64_t packed_length_mask;
-    uint64_t packed_sector_bytes;
-    uint64_t packed_bound;
-    uint64_t reserved_start[8];
-    uint64_t reserved_end[8];
-} tapfs_table;
-
-/* Places of tables that are none. tapfs.tables */
-#define TAPFS_TABLE_ABSENT 0
-#define TAPFS_TABLE_ASK 18446744073709551615u
-
 typedef struct {
     uint64_t cache_hits;
     uint64_t cache_misses;
@@ -281,18 +212,6 @@ typedef struct {
     const uint8_t *data; /* WRITE */
     uint64_t source;     /* COPY: from where in the same file */
 } tapfs_step;
-
-/*
- * Open the shared library of a codec that the engine is not linked with: BZIP2, LZMA and LZFSE, which no layer can have
- * before. 0, -EINVAL (another codec) or -ENOPKG (no such library, or one without the function).
- */
-int tapfs_codec_library(uint32_t codec, const char *path);
-
-/* Open libnettle, which has the ciphers that libcrypto lacks. Once open it stays. 0 or -ENOPKG. */
-int tapfs_cipher_library(const char *path);
-
-/* Encrypt or decrypt bytes in memory, whole sectors, as if `offset` were their place. 0, -EINVAL or -ENOMEM. */
-int tapfs_cipher_apply(const tapfs_cipher *spec, int encrypt, uint8_t *buffer, uint64_t offset, uint64_t length);
 
 /* NULL when out of memory. */
 tapfs_disk *tapfs_disk_new(uint64_t cache_bytes);
@@ -481,44 +400,6 @@ size_t tapfs_disk_take_written(tapfs_disk *disk, tapfs_range *ranges, size_t cap
 void tapfs_disk_quiesce(tapfs_disk *disk);
 
 void tapfs_disk_statistics(tapfs_disk *disk, tapfs_statistics *statistics);
-
-/* Whether the bytes are all zero. */
-int tapfs_is_zero(const void *buffer, uint64_t length);
-/*
- * The runs of granules that are not all zero, as (offset, length) pairs in `runs`, at most `capacity`
- * pairs; `scanned` is how far it came. The last granule may be short. Returns the number of pairs.
- */
-size_t tapfs_find_data(const void *buffer, uint64_t length, uint64_t granule, uint64_t *runs,
-                       size_t capacity, uint64_t *scanned);
-/*
- * What is to be written of ranges that were read into `content`, one behind the other: the granules, which begin at
- * multiples of `granule` of the disk, that differ from `below` (NULL: all). Those with data become segments into
- * `content`, those of zeros become `zeros` (NULL: they are left out). A range gives at most
- * length / (2 * granule) + 2 of each. The number of segments.
- */
-size_t tapfs_find_segments(const tapfs_range *ranges, size_t count, const void *content, const void *below,
-                           uint64_t granule, tapfs_segment *segments, tapfs_range *zeros, size_t *zero_count);
-/* The offset of the first byte that differs, or `length`. */
-uint64_t tapfs_first_difference(const void *left, const void *right, uint64_t length);
-
-/* Whether the processor has the instruction for CRC-32C; without it the other must not be called. */
-int tapfs_has_crc32c(void);
-uint32_t tapfs_crc32c(const void *buffer, uint64_t length);
-
-/*
- * Set marks[word >> unit_bits] for each of `count` big-endian words that is not zero. How many these are, and the
- * greatest of them; -1 where a word is no multiple of the unit, or names one that has no mark.
- */
-int64_t tapfs_mark_units(const void *words, uint64_t count, unsigned unit_bits, uint8_t *marks, uint64_t units,
-                         uint64_t *greatest);
-
-/*
- * Compress `count` granules, each on its own, into `out` one after the other; sizes[i] is 0 where a
- * granule does not shrink (nothing is put into `out` for it). `out` holds count * granule bytes.
- * 0 or -errno.
- */
-int tapfs_compress(uint32_t codec, const void *buffer, uint64_t granule, size_t count, void *out,
-                   uint64_t *sizes);
 
 /* cffi: end */
 

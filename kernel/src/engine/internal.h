@@ -5,7 +5,7 @@
 #ifndef TAPFS_INTERNAL_H
 #define TAPFS_INTERNAL_H
 
-#include "engine/engine.h"
+#include "engine/bytes.h"
 #include "host/host.h"
 
 /* The unit of a cipher is a sector, of which these are the smallest and the largest. */

@@ -2,7 +2,7 @@
 #include <endian.h>
 #include <string.h>
 
-#include "engine/engine.h"
+#include "engine/bytes.h"
 
 int64_t tapfs_mark_units(const void *words, uint64_t count, unsigned unit_bits, uint8_t *marks, uint64_t units,
                          uint64_t *greatest)

@@ -1,7 +1,7 @@
 /* Look for zeros, data and differences in plain memory. */
 #include <string.h>
 
-#include "engine/engine.h"
+#include "engine/bytes.h"
 
 /* 32 bytes at any address; the compiler picks the registers. */
 typedef uint64_t lanes __attribute__((vector_size(32), aligned(1), may_alias));
