@@ -44,8 +44,7 @@ demo: $(VENV)/.built
 # Lint, strict types, the suite, and what of it runs the engine again under ASan and UBSan.
 test: system-test $(VENV)/.dev
 	$(MAKE) --no-print-directory check
-	$(BIN)/python tapfs/kernel/build_engine.py --sanitize $(SANITIZED)
-	$(BIN)/python scripts/run_suite.py $(BIN)/pytest --sanitized $(SANITIZED) $(ENGINE_TESTS) -- --durations=10
+	$(BIN)/python scripts/run_suite.py --sanitized $(BIN)/pytest --durations=10
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -55,7 +54,7 @@ check: $(VENV)/.dev
 	$(BIN)/python tapfs/kernel/build_engine.py --lint
 
 suite: $(VENV)/.dev
-	$(BIN)/python scripts/run_suite.py $(BIN)/pytest -- --durations=10
+	$(BIN)/python scripts/run_suite.py $(BIN)/pytest --durations=10
 
 sanitize: $(VENV)/.dev
 	$(BIN)/python tapfs/kernel/build_engine.py --sanitize $(SANITIZED)

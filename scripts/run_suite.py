@@ -1,6 +1,6 @@
 """Run the tests in three rows beside each other, for one row leaves a processor idle.
 
-usage: run_suite.py PYTEST [--sanitized ENGINE_FOLDER TEST...] [-- PYTEST_OPTION...]
+usage: run_suite.py [--sanitized] PYTEST [OPTION...]    with --sanitized `make sanitize` is a part, too
 
 Parts of one row, folders of tests/, run one after the other: they mount, attach and kill on the same machine. What a
 part printed is in build/suite, and is shown where the part failed. The exit code is 1 if one did.
@@ -21,50 +21,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 REPOSITORY = Path(__file__).parent.parent
 LOGS = REPOSITORY / "build/suite"
 ROWS = (("fuse", "faults", "nbd", "xen"), ("unit", "sanitized"), ("peer", "property", "crash"))
 SANITIZED = "sanitized"
-MEMORY = Path("/dev/shm")  # noqa: S108
+MEMORY = Path("/dev/shm")  # noqa: S108  the host's memory, not a folder for a name of ours alone
 #: What must be free in memory for the file system, and how long its file, which has holes, looks.
 NEEDED_BYTES = 8 << 30
 DISK_BYTES = 24 << 30
-
-
-class Order(NamedTuple):
-    """What was asked for: the words of the command line."""
-
-    pytest: str
-    options: list[str]
-    engine: str
-    tests: list[str]
-
-
-def read_order(words: list[str]) -> Order:
-    """The order that the words of the command line give."""
-    pytest, *rest = words
-    rest, options = (rest[: rest.index("--")], rest[rest.index("--") + 1 :]) if "--" in rest else (rest, [])
-    match rest:
-        case ["--sanitized", engine, *tests] if tests:
-            return Order(pytest, options, engine, tests)
-        case []:
-            return Order(pytest, options, "", [])
-        case _:
-            sys.exit(__doc__)
-
-
-def sanitizing_environment(engine: str) -> dict[str, str]:
-    """The environment of a Python whose engine is that of a folder, with AddressSanitizer under it."""
-    found = subprocess.run(
-        [os.environ.get("CC", "cc"), "-print-file-name=libasan.so"], stdout=subprocess.PIPE, check=True
-    )
-    return os.environ | {
-        "TAPFS_ENGINE_DIR": str(Path(engine).resolve()),
-        "ASAN_OPTIONS": "detect_leaks=0",
-        "LD_PRELOAD": found.stdout.decode().strip(),
-    }
 
 
 @contextmanager
@@ -81,6 +46,7 @@ def suite_disk() -> Iterator[Path | None]:
     try:
         subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", device], check=True)
         subprocess.run(["mount", "-o", "loop,discard", device, folder], check=True)
+        device.unlink()  # the memory is free when the file system is gone, whatever ends this process
         try:
             (folder / "tmp").mkdir()
             (folder / "tmp").chmod(0o1777)
@@ -88,7 +54,7 @@ def suite_disk() -> Iterator[Path | None]:
         finally:
             subprocess.run(["umount", "--lazy", folder], check=True)
     finally:
-        device.unlink()
+        device.unlink(missing_ok=True)
         folder.rmdir()
 
 
@@ -98,20 +64,18 @@ def available_memory() -> int:
     return int(fields["MemAvailable"].split()[0]) << 10
 
 
-def run_part(name: str, order: Order, disk: Path | None) -> bool:
+def run_part(name: str, pytest: list[str], disk: Path | None) -> bool:
     """Run one part and say what became of it: whether it passed."""
-    if name == SANITIZED:
-        words, environment = ["-m", "not native", *order.tests], sanitizing_environment(order.engine)
-    else:
-        words, environment = [f"tests/{name}"], dict(os.environ)
+    command = ["make", "--no-print-directory", "sanitize"] if name == SANITIZED else [*pytest, "-q", f"tests/{name}"]
+    environment = dict(os.environ)
     folder = f"pytest-{name}"  # as pytest itself would call it: tests know folders that begin so
     if disk:
-        words += [f"--basetemp={disk / folder}", "-o", "tmp_path_retention_policy=failed"]
+        options = f"--basetemp={disk / folder} -o tmp_path_retention_policy=failed"
+        environment["PYTEST_ADDOPTS"] = f"{environment.get('PYTEST_ADDOPTS', '')} {options}"
         environment["TMPDIR"] = str(disk / "tmp")
     log = LOGS / f"{name}.log"
     begin = time.monotonic()
     with log.open("wb") as output:
-        command = [order.pytest, "-q", *order.options, *words]
         done = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=output, check=False)
     text = log.read_text(errors="replace")
     passed = done.returncode == 0
@@ -124,9 +88,12 @@ def run_part(name: str, order: Order, disk: Path | None) -> bool:
     return passed
 
 
-def main() -> int:
+def main(words: list[str]) -> int:
     """Run all rows."""
-    order = read_order(sys.argv[1:])
+    sanitized = words[:1] == ["--sanitized"]
+    pytest = words[sanitized:]
+    if not pytest:
+        sys.exit(__doc__)
     LOGS.mkdir(parents=True, exist_ok=True)
     known = {name for row in ROWS for name in row}
     found = {path.relative_to(REPOSITORY / "tests").parts[0] for path in (REPOSITORY / "tests").rglob("test_*.py")}
@@ -134,7 +101,7 @@ def main() -> int:
         sys.exit(f"run_suite.py: these folders of tests/ are in no row: {', '.join(sorted(found - known))}")
 
     def run_row(row: tuple[str, ...]) -> bool:
-        results = [run_part(name, order, disk) for name in row if name != SANITIZED or order.tests]
+        results = [run_part(name, pytest, disk) for name in row if sanitized or name != SANITIZED]
         return all(results)
 
     with suite_disk() as disk, ThreadPoolExecutor(len(ROWS)) as pool:
@@ -143,4 +110,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
