@@ -202,7 +202,7 @@ class ImageError(OSError):
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle and copy by the arguments, all of them, and what was added (notes)."""
         place = {"path": self.path, "offset": self.offset, "op": self.op, "remedy": self.neutral_remedy}
-        return partial(type(self), self.kind, self.message, **place), (), self.__dict__  # type: ignore[arg-type]
+        return partial(type(self), self.kind, self.message, **place), (), self.__dict__  # type: ignore[arg-type]  # by name
 
     @property
     def exit_code(self) -> int:

@@ -11,7 +11,7 @@ from tapfs.errors import ErrorKind, ImageError, from_os_error
 
 #: The directory of a session by the customs of systemd, and the one without a session. Both are checked to be private.
 _SESSION = "/run/user/{}/tapfs"
-_WITHOUT_SESSION = "/tmp/tapfs-{}"  # noqa: S108
+_WITHOUT_SESSION = "/tmp/tapfs-{}"  # noqa: S108  it is checked
 _OF_ROOT = Path("/run/tapfs")
 
 

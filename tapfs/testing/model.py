@@ -206,7 +206,7 @@ class MemoryFile(HostFile):
         return self._crashes(sorted(choice.randrange(len(self.epochs)) for _ in range(count)), choice)
 
     def _crashes(self, epochs: Iterable[int], choice: random.Random) -> Iterator[tuple[int, MemoryFile]]:
-        files = [bytearray(self.numbered(number)._start) for number in range(1 + len(self.further))]  # noqa: SLF001
+        files = [bytearray(self.numbered(number)._start) for number in range(1 + len(self.further))]  # noqa: SLF001  ours
         reached = 0
         for epoch in epochs:
             for done in self.epochs[reached:epoch]:

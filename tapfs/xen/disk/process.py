@@ -276,7 +276,7 @@ def main(arguments: list[str]) -> int:
         case [kind, domain, number] if domain.isdecimal() and number.isdecimal():
             device = Device(kind, int(domain), int(number))
         case _:
-            print("tapfs: error: usage: disk_process KIND DOMAIN NUMBER", file=sys.stderr)  # noqa: T201
+            print("tapfs: error: usage: disk_process KIND DOMAIN NUMBER", file=sys.stderr)  # noqa: T201  no log yet
             return EXIT_USAGE
     log_to_stderr(str(device))
     try:
