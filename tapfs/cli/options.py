@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
@@ -11,7 +12,6 @@ from tapfs.disk.password import PASSWORD_VARIABLE, given_password, nonempty
 from tapfs.errors import ErrorKind, ImageError, printable
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable
 
     from tapfs.disk.chain import OpenOptions
@@ -43,6 +43,19 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     _add_access(group.add_argument)
     group.add_argument(
         "-U", "--force-share", action="store_true", help="look even while another process writes the image"
+    )
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Add what :func:`add_image_options` does, and qemu-img's letter of --snapshot, for commands that copy a disk."""
+    add_image_options(parser)
+    parser.add_argument(
+        "-l",
+        "--source-snapshot",
+        dest="snapshot",
+        metavar="SNAPSHOT",
+        default=argparse.SUPPRESS,
+        help="as --snapshot; in either snapshot.id=ID and snapshot.name=NAME say which of the two is meant",
     )
 
 

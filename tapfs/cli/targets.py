@@ -1,4 +1,4 @@
-"""The options that say what a new image is like: for create and convert."""
+"""The options that say what a new image is like: for create, convert and measure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tapfs.cli.options import new_password
-from tapfs.cli.parser import UsageError, format_argument, parse_options
+from tapfs.cli.parser import UsageError, format_argument, parse_options, size_argument
 from tapfs.cli.reporting import print_line
 from tapfs.cli.sizes import sizes_in_options
 from tapfs.errors import ErrorKind, ImageError
@@ -96,6 +96,25 @@ def print_options_of(format_name: str, options: Mapping[str, str]) -> int:
     for name, meaning in options.items():
         print_line(f"{name:<{width}}{meaning}")
     return 0
+
+
+def add_sparse_size_option(parser: argparse.ArgumentParser, *, zero: str) -> None:
+    """Add -S for commands that look for zeros; `zero` says what a SIZE of 0 does."""
+    parser.add_argument(
+        "-S",
+        "--sparse-size",
+        metavar="SIZE",
+        type=size_argument,
+        help=f"look for zeros in pieces of SIZE (4K if not given); 0: {zero}",
+    )
+
+
+def check_copied(arguments: argparse.Namespace, sources: list[str], program: str) -> None:
+    """Raise UsageError for options of a copy of `sources` into a new image that do not go together."""
+    if len(sources) > 1 and arguments.target_backing:
+        raise UsageError("-b goes with one SOURCE: several make a disk that no backing file has", program)
+    if arguments.sparse_size is not None and (arguments.compress or arguments.target_backing):
+        raise UsageError("-S goes with neither -c nor -b, which look at whole clusters", program)
 
 
 def default_format(path: str, option: str) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from tapfs.cli.options import add_image_options, cache_bytes_of, open_image, unlocked
+from tapfs.cli.options import add_source_options, cache_bytes_of, open_image, unlocked
 from tapfs.cli.parser import UsageError, format_argument, size_argument
 from tapfs.cli.qemu_words import add_qemu_words, is_direct
 from tapfs.cli.reporting import add_progress_options, progress_of
 from tapfs.cli.targets import (
+    add_sparse_size_option,
     add_target_options,
+    check_copied,
     default_format,
     new_image_of,
     print_options,
@@ -21,6 +22,8 @@ from tapfs.cli.targets import (
 )
 
 if TYPE_CHECKING:
+    import argparse
+
     from tapfs.cli.parser import Subparsers
     from tapfs.disk.image import Image
     from tapfs.jobs.bitmap_copy import CopiedBitmaps
@@ -73,13 +76,7 @@ def add_parser(subparsers: Subparsers) -> None:
         action="store_true",
         help="what cannot be read becomes zeros, is named on stderr, and makes the exit code 1",
     )
-    parser.add_argument(
-        "-S",
-        "--sparse-size",
-        metavar="SIZE",
-        type=size_argument,
-        help="look for zeros in pieces of SIZE (4K if not given); 0: write them all",
-    )
+    add_sparse_size_option(parser, zero="write them all")
     parser.add_argument(
         "-r", "--rate-limit", metavar="RATE", type=size_argument, help="write at most so many bytes a second (10M)"
     )
@@ -92,15 +89,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_progress_options(parser)
     add_target_options(parser, "target-")
-    add_image_options(parser)
-    parser.add_argument(
-        "-l",
-        "--source-snapshot",
-        dest="snapshot",
-        metavar="SNAPSHOT",
-        default=argparse.SUPPRESS,
-        help="as --snapshot; in either snapshot.id=ID and snapshot.name=NAME say which of the two is meant",
-    )
+    add_source_options(parser)
     add_qemu_words(parser, "-T", "-t", target_options=True)
     for letter, name, meaning in (
         ("-W", "--oob-writes", "TARGET is written in the order of the disk, as fast as without"),
@@ -144,10 +133,7 @@ def _check(arguments: argparse.Namespace, sources: list[str]) -> None:
         raise UsageError("--target-key-file goes with --encrypt or -n", _PROGRAM)
     if arguments.target_is_zero and not arguments.no_create:
         raise UsageError("--target-is-zero goes with -n: a new image reads as zeros anyway", _PROGRAM)
-    if len(sources) > 1 and arguments.target_backing:
-        raise UsageError("-b goes with one SOURCE: several make a disk that no backing file has", _PROGRAM)
-    if arguments.sparse_size is not None and (arguments.compress or arguments.target_backing):
-        raise UsageError("-S goes with neither -c nor -b, which look at whole clusters", _PROGRAM)
+    check_copied(arguments, sources, _PROGRAM)
     if arguments.skip_broken_bitmaps and not arguments.bitmaps:
         raise UsageError("--skip-broken-bitmaps goes with --bitmaps", _PROGRAM)
     if arguments.bitmaps and (len(sources) > 1 or arguments.no_create or arguments.snapshot is not None):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from tapfs.cli.options import add_image_options, open_image
+from tapfs.cli.options import add_source_options, open_image
 from tapfs.cli.parser import UsageError, format_argument, size_argument
 from tapfs.cli.qemu_words import add_qemu_words, is_direct
 from tapfs.cli.reporting import add_progress_options, progress_of
@@ -41,15 +41,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "-O", "--target-format", metavar="FMT", type=format_argument, help="format of TARGET (default: raw)"
     )
     add_progress_options(parser)
-    add_image_options(parser)
-    parser.add_argument(
-        "-l",
-        "--source-snapshot",
-        dest="snapshot",
-        metavar="SNAPSHOT",
-        default=argparse.SUPPRESS,
-        help="as --snapshot; in either snapshot.id=ID and snapshot.name=NAME say which of the two is meant",
-    )
+    add_source_options(parser)
     add_qemu_words(parser, "-T")
     parser.set_defaults(run=run)
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tapfs.cli.options import add_image_options, open_image
+from tapfs.cli.options import add_source_options, open_image
 from tapfs.cli.parser import UsageError, format_argument, size_argument
 from tapfs.cli.qemu_words import add_qemu_words, is_direct
 from tapfs.cli.reporting import add_json_option, add_progress_options, print_line, progress_of
 from tapfs.cli.targets import (
+    add_sparse_size_option,
     add_target_options,
+    check_copied,
     plain_new_image_of,
     print_options,
     take_backing_options,
@@ -21,6 +22,8 @@ from tapfs.cli.targets import (
 )
 
 if TYPE_CHECKING:
+    import argparse
+
     from tapfs.cli.parser import Subparsers
     from tapfs.disk.image import Image
     from tapfs.jobs.measure import Measured
@@ -47,13 +50,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "-O", "--target-format", metavar="FMT", type=format_argument, default="raw", help="its format (default: raw)"
     )
     parser.add_argument("-c", "--compress", action="store_true", help="measure a compressed image")
-    parser.add_argument(
-        "-S",
-        "--sparse-size",
-        metavar="SIZE",
-        type=size_argument,
-        help="look for zeros in pieces of SIZE (4K if not given); 0: count them all",
-    )
+    add_sparse_size_option(parser, zero="count them all")
     parser.add_argument(
         "--skip-broken-bitmaps", action="store_true", help="leave inconsistent bitmaps out of what bitmaps take"
     )
@@ -66,15 +63,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add_json_option(parser)
     add_progress_options(parser)
     add_target_options(parser, "target-", secret=False)
-    add_image_options(parser)
-    parser.add_argument(
-        "-l",
-        "--source-snapshot",
-        dest="snapshot",
-        metavar="SNAPSHOT",
-        default=argparse.SUPPRESS,
-        help="as --snapshot; in either snapshot.id=ID and snapshot.name=NAME say which of the two is meant",
-    )
+    add_source_options(parser)
     add_qemu_words(parser, "-T")
     parser.set_defaults(run=run)
 
@@ -95,12 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     if bool(arguments.sources) == (arguments.size is not None):
         raise UsageError("either SOURCE or --size is needed, and not both", _PROGRAM)
-    if len(arguments.sources) > 1 and arguments.target_backing:
-        raise UsageError("-b goes with one SOURCE: several make a disk that no backing file has", _PROGRAM)
     if arguments.size is not None and arguments.sparse_size is not None:
         raise UsageError("-S goes with a SOURCE", _PROGRAM)
-    if arguments.sparse_size is not None and (arguments.compress or arguments.target_backing):
-        raise UsageError("-S goes with neither -c nor -b, which look at whole clusters", _PROGRAM)
+    check_copied(arguments, arguments.sources, _PROGRAM)
 
 
 def _measured(arguments: argparse.Namespace, images: list[Image]) -> Measured:
