@@ -153,7 +153,7 @@ def convert(
     from tapfs.jobs.convert import Baseline, convert_to_new, refuse_own_chain
     from tapfs.jobs.convert import convert as copy_disk
     from tapfs.jobs.create import NewImage
-    from tapfs.jobs.sources import Joined, Part, Salvaged, Source
+    from tapfs.jobs.sources import Part, Salvaged, one_disk
 
     name = os.fsdecode(target)
     if bitmaps and not create:
@@ -165,7 +165,7 @@ def convert(
             refuse_own_chain(image, name)
         if bitmaps and len(images) > 1:
             raise ValueError("bitmaps are those of one disk, not of several")
-        disk: Source = images[0] if len(images) == 1 else Joined(images)
+        disk = one_disk(images)
         if offset or length is not None:
             disk = Part(disk, offset, disk.size - offset if length is None else length)
         salvaged = Salvaged(disk)

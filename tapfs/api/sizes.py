@@ -42,7 +42,7 @@ def measure(
 
     from tapfs.jobs.bitmap_copy import bitmaps_to_copy
     from tapfs.jobs.measure import measure as measured
-    from tapfs.jobs.sources import Joined, Source
+    from tapfs.jobs.sources import one_disk
 
     if source is None:
         return measured(None, new, name=os.fsdecode(name), progress=progress)
@@ -51,7 +51,7 @@ def measure(
         raise ValueError("bitmaps are those of one disk, not of several")
     with ExitStack() as stack:
         images = [stack.enter_context(opened_image(each, format, password)) for each in given]
-        disk: Source = images[0] if len(images) == 1 else Joined(images)
+        disk = one_disk(images)
         return measured(
             disk,
             new if new.size is not None else replace(new, size=disk.size),

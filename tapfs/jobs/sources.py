@@ -101,6 +101,11 @@ class Joined:
                 _read_clipped(source, ranges, view, Range(start, source.size), -start)
 
 
+def one_disk(sources: Sequence[Source]) -> Source:
+    """The only one of the disks, or all of them one behind the other."""
+    return sources[0] if len(sources) == 1 else Joined(sources)
+
+
 class Part:
     """Bytes ``[start, start + size)`` of a disk: a :class:`Source`. The disk stays the caller's."""
 

@@ -146,11 +146,9 @@ def _check(arguments: argparse.Namespace, sources: list[str]) -> None:
 
 def _source_of(images: list[Image], *, salvage: bool) -> tuple[Source, Salvaged | None]:
     """The disk that is copied, and the same one where it notes what could not be read."""
-    if len(images) == 1 and not salvage:
-        return images[0], None
-    from tapfs.jobs.sources import Joined, Salvaged
+    from tapfs.jobs.sources import Salvaged, one_disk
 
-    source: Source = images[0] if len(images) == 1 else Joined(images)
+    source = one_disk(images)
     if not salvage:
         return source, None
     salvaged = Salvaged(source)

@@ -93,11 +93,9 @@ def _measured(arguments: argparse.Namespace, images: list[Image]) -> Measured:
     from tapfs.jobs.bitmap_copy import bitmaps_if_any
     from tapfs.jobs.copying import CopyOptions
     from tapfs.jobs.measure import measure
-    from tapfs.jobs.sources import Joined, Source
+    from tapfs.jobs.sources import one_disk
 
-    source: Source | None = None
-    if images:
-        source = images[0] if len(images) == 1 else Joined(images)
+    source = one_disk(images) if images else None
     size = arguments.size if source is None else source.size
     new = plain_new_image_of(arguments, format_name=arguments.target_format, size=size, program=_PROGRAM)
     encrypted = wants_encryption(arguments, arguments.target_format)
