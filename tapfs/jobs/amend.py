@@ -13,10 +13,8 @@ from tapfs.driver import Amendable, KeySlotted, SlotChange
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Kind, Range
 from tapfs.jobs.editing import edit_image
+from tapfs.jobs.zero_data import write_zero_data
 from tapfs.plan import Plan
-
-#: So many bytes of zeros are written at a time.
-_ZEROS_BYTES = 2 << 20
 
 
 def amend_image(path: str, options: Mapping[str, str], opened: OpenOptions, *, password: bytes | None = None) -> None:
@@ -56,11 +54,10 @@ def _write_zeros(path: str, opened: OpenOptions, password: bytes | None) -> None
     with contextlib.closing(open_image(path, opened, password=password)) as image:
         over_parent = len(image.layers) > 1
         for each in list(_zeros(image)):
-            if not over_parent:
+            if over_parent:
+                write_zero_data(image, each)
+            else:
                 image.uncover(each.offset, each.length)
-                continue
-            for at in range(each.offset, each.end, _ZEROS_BYTES):
-                image.write(at, bytes(min(_ZEROS_BYTES, each.end - at)))
 
 
 def _zeros(image: Image) -> Iterator[Range]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tapfs.extent import Range, without
 from tapfs.jobs.copying import ZERO_GRANULE
 from tapfs.jobs.pipeline import WINDOW_BYTES, BufferPool, in_order, processors
+from tapfs.jobs.zero_data import write_zero_data
 from tapfs.kernel.ranges import MAX_RANGES, Ranges, ranges_of
 from tapfs.kernel.segments import find_segments
 from tapfs.kernel.writes import Segments
@@ -160,7 +161,7 @@ def _written(
         moved = segments.length
         for offset, length in zeros:
             if zeros_as_data:
-                target.write(offset, bytes(length))
+                write_zero_data(target, Range(offset, length))
                 moved += length
             else:
                 target.write_zeroes(offset, length)

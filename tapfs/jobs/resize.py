@@ -20,10 +20,9 @@ from tapfs.driver import MAX_DISK_BYTES, Resizable
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
 from tapfs.jobs.editing import edit_image
+from tapfs.jobs.zero_data import write_zero_data
 from tapfs.plan import Allocate, plan
 
-#: So many bytes of zeros are written at a time.
-_ZEROS_BYTES = 4 << 20
 #: So many extents of the map are looked at before what they say is acted upon.
 _EXTENTS_AT_ONCE = 4096
 
@@ -139,8 +138,7 @@ def _fill_behind(path: str, options: OpenOptions, found: _Wanted, preallocation:
             start = identity.host_offset + found.now
             image.engine_disk.execute(plan([Allocate(identity.file, start, found.size - found.now)]))
             return
-        for start in range(found.now, found.size, _ZEROS_BYTES):
-            image.write(start, bytes(min(_ZEROS_BYTES, found.size - start)))
+        write_zero_data(image, Range(found.now, found.size - found.now))
 
 
 def _zero_behind(path: str, options: OpenOptions, start: int, password: bytes | None) -> None:
