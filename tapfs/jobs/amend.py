@@ -53,7 +53,7 @@ def _write_zeros(path: str, opened: OpenOptions, password: bytes | None) -> None
     opened = replace(opened, write_base=True)  # the disk stays the same
     with contextlib.closing(open_image(path, opened, password=password)) as image:
         over_parent = len(image.layers) > 1
-        for each in list(_zeros(image)):
+        for each in _zeros(image):
             if over_parent:
                 write_zero_data(image, each)
             else:
@@ -61,7 +61,7 @@ def _write_zeros(path: str, opened: OpenOptions, password: bytes | None) -> None
 
 
 def _zeros(image: Image) -> Iterator[Range]:
-    """The ranges of which the top image itself says that they are zeros."""
+    """The ranges of which the top image itself says that they are zeros; each map unit is looked at in its turn."""
     driver = image.layers[0].driver
     unit = driver.geometry.map_unit
     for start in range(0, image.size, unit):
