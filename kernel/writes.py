@@ -6,7 +6,7 @@ The arrays of this module are the engine's own structures, so that a run costs n
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -60,6 +60,13 @@ class Segments:
         """Where they belong."""
         numbers = ffi.unpack(ffi.cast("uint64_t *", self.array), 3 * self.count)
         return [Range(offset, length) for offset, length in zip(numbers[::3], numbers[1::3], strict=True)]
+
+    def pieces(self, size: int) -> Iterator[tuple[int, bytes]]:
+        """Where each piece of a run belongs, and a copy of its bytes: `size` of them, or fewer at the end of a run."""
+        for index, (offset, length) in enumerate(self.ranges()):
+            data = self.array[index].data
+            for at in range(0, length, size):
+                yield offset + at, bytes(ffi.buffer(data + at, min(size, length - at)))
 
 
 @contextmanager

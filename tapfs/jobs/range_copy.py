@@ -6,7 +6,7 @@ Threads read and look for zeros; the caller's thread writes, in the order of the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from tapfs.extent import Range, without
 from tapfs.jobs.copying import ZERO_GRANULE
@@ -28,6 +28,8 @@ _LARGEST_ZERO_GRANULE = 64 << 10
 _ZERO_WINDOW_BYTES = 1 << 30
 #: Windows that wait to be written while each thread prepares another one.
 _WAITING = 2
+
+_Result = TypeVar("_Result")
 
 
 class Run(NamedTuple):
@@ -106,7 +108,7 @@ def overwrite(
         zeros = [*window.zeros, *without(window.ranges, segments.ranges())]
         return Prepared(window.until, buffer, segments, zeros)
 
-    return _written(target, buffers, _in_order(windows(runs), prepare, threads), pace, progress)
+    return _written(target, buffers, each_in_order(windows(runs), prepare, threads), pace, progress, _write_zeros)
 
 
 def write_differences(
@@ -115,35 +117,52 @@ def write_differences(
     """Have `target` hold the bytes of `old` in the runs wherever `new` has others; how many bytes of data were written.
 
     `new` None is a disk of zeros. The runs are aligned to the packed units of the target, which reads as `old`. Zeros
-    are written as data where the target has no parent, because its entries for zeros show a later parent.
+    are written by `write_hiding`.
     """
     unit = target.layers[0].driver.geometry.packed_unit
-    hides = len(target.layers) > 1
     buffers = BufferPool(window_bytes(unit))
-
-    def prepare(window: Window) -> Prepared:
-        buffer = buffers.take()
-        old.read_ranges(window.ranges, buffer)
-        if new is None:
-            segments, _ = find_segments(window.ranges, buffer, unit)
-            return Prepared(window.until, buffer, segments, [])
-        below = buffers.take()
-        try:
-            new.read_ranges(window.ranges, below)
-            segments, zeros = find_segments(window.ranges, buffer, unit, below)
-        finally:
-            buffers.give_back(below)
-        return Prepared(window.until, buffer, segments, zeros)
-
-    return _written(target, buffers, _in_order(windows(runs, unit), prepare), pace, progress, zeros_as_data=not hides)
+    prepared = each_in_order(windows(runs, unit), lambda window: difference(old, new, window, unit, buffers))
+    return _written(target, buffers, prepared, pace, progress, write_hiding)
 
 
-def _in_order(
-    found: Iterable[Window], prepare: Callable[[Window], Prepared], threads: int | None = None
-) -> Iterator[Prepared]:
+def difference(old: Image, new: Image | None, window: Window, unit: int, buffers: BufferPool) -> Prepared:
+    """What of a window `new` has otherwise than `old`; its bytes are those of `old`. None is a disk of zeros."""
+    buffer = buffers.take()
+    old.read_ranges(window.ranges, buffer)
+    if new is None:
+        segments, _ = find_segments(window.ranges, buffer, unit)
+        return Prepared(window.until, buffer, segments, [])
+    below = buffers.take()
+    try:
+        new.read_ranges(window.ranges, below)
+        segments, zeros = find_segments(window.ranges, buffer, unit, below)
+    finally:
+        buffers.give_back(below)
+    return Prepared(window.until, buffer, segments, zeros)
+
+
+def each_in_order(
+    found: Iterable[Window], prepare: Callable[[Window], _Result], threads: int | None = None
+) -> Iterator[_Result]:
     """Each window, prepared by threads, in order."""
     workers = threads or processors()
     return in_order(found, prepare, workers=workers, ahead=workers + _WAITING)
+
+
+def write_hiding(target: Image, zeros: Range) -> int:
+    """Write zeros that stay when the target gets another parent; how many of them are data.
+
+    They are data where the target has no parent, because its entries for zeros show a later one.
+    """
+    if len(target.layers) > 1:
+        return _write_zeros(target, zeros)
+    write_zero_data(target, zeros)
+    return zeros.length
+
+
+def _write_zeros(target: Image, zeros: Range) -> int:
+    target.write_zeroes(zeros.offset, zeros.length)
+    return 0
 
 
 def _written(
@@ -152,19 +171,12 @@ def _written(
     prepared: Iterable[Prepared],
     pace: Pace,
     progress: Callable[[int, int], None],
-    *,
-    zeros_as_data: bool = False,
+    write_zeros: Callable[[Image, Range], int],
 ) -> int:
     count = 0
     for until, buffer, segments, zeros in prepared:
         target.write_segments(segments)
-        moved = segments.length
-        for offset, length in zeros:
-            if zeros_as_data:
-                write_zero_data(target, Range(offset, length))
-                moved += length
-            else:
-                target.write_zeroes(offset, length)
+        moved = segments.length + sum(write_zeros(target, each) for each in zeros)
         buffers.give_back(buffer)
         count += moved
         pace.moved(moved)
