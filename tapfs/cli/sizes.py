@@ -12,6 +12,8 @@ _UNITS = "BKMGTPE"
 _SIZE = re.compile(r"([0-9]+)(?:\.([0-9]*))?(?:([KMGTPE])(iB|B)?|B)?", re.IGNORECASE | re.ASCII)
 #: The largest size that any image format here can name: offsets are signed 64-bit on the host.
 MAXIMUM = (1 << 63) - 1
+#: Python refuses to read a number of some thousands.
+_MOST_DIGITS = 40
 #: The notation of sizes, for errors.
 _NOTATION = "a number of bytes, or with a unit: K, M, G, T, P, E (or KiB, ...) of 1024, KB, MB, ... of 1000"
 
@@ -28,7 +30,7 @@ def parse_size(text: str) -> int:
     if letter is None and fraction is not None:
         raise ValueError(f"not a size: {_shortened(text)!r} is a fraction of a byte; is a unit missing ({text}M)?")
     digits = whole + (fraction or "")
-    if len(digits) > 40:
+    if len(digits) > _MOST_DIGITS:
         raise ValueError(f"size too large: {_shortened(text)}")
     power = _UNITS.index((letter or "B").upper())
     unit: int = 1000**power if suffix is not None and suffix.upper() == "B" else 1024**power
@@ -37,6 +39,13 @@ def parse_size(text: str) -> int:
     if size > MAXIMUM:
         raise ValueError(f"size too large: {text} (at most {MAXIMUM} bytes)")
     return size
+
+
+def whole_number(text: str) -> int:
+    """A number without a unit, from zero on. Raises ValueError with a message for the operator."""
+    if not (text.isascii() and text.isdigit()) or len(text) > _MOST_DIGITS:
+        raise ValueError(f"not a number: {_shortened(text)!r}")
+    return int(text)
 
 
 def human_size(size: int) -> str:

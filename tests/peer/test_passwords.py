@@ -78,5 +78,14 @@ def test_words_that_say_too_little_are_refused(tapfs: Run, tmp_path: Path) -> No
     assert "is --new-key-file FILE here" in tapfs("amend", *key, "-o", "encrypt.new-secret=x", image).err
     both = ("--new-key-file", tmp_path / "key", "-o", "encrypt.state=active,compat=1.1")
     assert "without other options" in tapfs("amend", *key, *both, image).err
+    for words, wrong in (
+        ("keyslot=\u00b2", "numbers"),
+        (f"keyslot={'9' * 5000}", "numbers"),
+        ("iter-time=0", "from 1 to"),
+    ):
+        refused = tapfs(
+            "amend", *key, "--new-key-file", tmp_path / "key", "-o", f"encrypt.state=active,encrypt.{words}", image
+        )
+        assert (refused.code, wrong in refused.err) == (64, True)
     said = tapfs("amend", *key, "--new-key-file", tmp_path / "key", "-o", "encrypt.state=active", image)
     assert "is not encrypted with LUKS" in said.err

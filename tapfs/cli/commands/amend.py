@@ -9,6 +9,7 @@ from tapfs.cli.options import add_changed_image_options, open_options, unlocked
 from tapfs.cli.parser import UsageError
 from tapfs.cli.qemu_words import add_qemu_words, is_direct
 from tapfs.cli.reporting import add_progress_options, print_line
+from tapfs.cli.sizes import whole_number
 from tapfs.cli.targets import format_options, print_options_of, wants_help
 
 if TYPE_CHECKING:
@@ -93,16 +94,19 @@ def _change_passwords(arguments: argparse.Namespace, options: dict[str, str]) ->
     if state not in ("active", "inactive") or (key_file is None and (adds or slot is None)):
         message = "encrypt.state=active needs --new-key-file, inactive --old-key-file or encrypt.keyslot"
         raise UsageError(message, _PROGRAM)
-    if not (slot or "0").isdigit() or not time.isdigit() or not 1 <= int(time[:10]) <= _LONGEST_MILLISECONDS:
-        raise UsageError("encrypt.keyslot and encrypt.iter-time are numbers", _PROGRAM)
+    try:
+        number, milliseconds = None if slot is None else whole_number(slot), whole_number(time)
+    except ValueError as error:
+        raise UsageError(f"encrypt.keyslot and encrypt.iter-time are numbers: {error}", _PROGRAM) from None
+    if not 1 <= milliseconds <= _LONGEST_MILLISECONDS:
+        raise UsageError(f"encrypt.iter-time is a number from 1 to {_LONGEST_MILLISECONDS}", _PROGRAM)
     other = b"" if key_file is None else given_password(key_file) or b""
     opened = open_options(arguments, writable=True)
-    number = None if slot is None else int(slot)
 
     def attempt(password: bytes | None) -> None:
         if password is None:
             raise password_missing(arguments.image)
-        change_passwords(arguments.image, opened, SlotChange(adds, password, other, number, int(time)))
+        change_passwords(arguments.image, opened, SlotChange(adds, password, other, number, milliseconds))
 
     unlocked(arguments.key_file, arguments.image, attempt)
     return 0

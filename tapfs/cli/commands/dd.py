@@ -9,6 +9,7 @@ from tapfs.cli.options import add_source_options, open_image
 from tapfs.cli.parser import UsageError, format_argument, size_argument
 from tapfs.cli.qemu_words import add_qemu_words, is_direct
 from tapfs.cli.reporting import add_progress_options, progress_of
+from tapfs.cli.sizes import whole_number
 from tapfs.cli.targets import default_format
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def _size(word: str, text: str) -> int:
 
 
 def _number(word: str, text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise UsageError(f"{word}={text}: must be a number of blocks", _PROGRAM)
-    return int(text)
+    try:
+        return whole_number(text)
+    except ValueError as error:
+        raise UsageError(f"{word}= must be a number of blocks: {error}", _PROGRAM) from None
