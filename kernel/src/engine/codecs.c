@@ -136,8 +136,9 @@ static int pack_by_libdeflate(const struct packer *packer, const uint8_t *in, ui
     }
     for (size_t i = 0; i < count; i++) {
         const uint8_t *from = in + i * granule;
+        /* libdeflate would take as long as for text to find that out. */
         sizes[i] = does_not_shrink(from, granule)
-                       ? 0 /* libdeflate would take as long as for text to find that out */
+                       ? 0
                        : packer->compress(packer->compressor, from, granule, out, granule - 1);
         out += sizes[i];
     }
@@ -153,7 +154,8 @@ static int pack_windowed(const uint8_t *in, uint64_t granule, size_t count, uint
         return -ENOMEM;
     }
     for (size_t i = 0; i < count; i++) {
-        sizes[i] = deflater_pack(deflater, in + i * granule, granule, out, granule - 1);
+        const uint8_t *from = in + i * granule;
+        sizes[i] = does_not_shrink(from, granule) ? 0 : deflater_pack(deflater, from, granule, out, granule - 1);
         out += sizes[i];
     }
     deflater_free(deflater);

@@ -247,24 +247,6 @@ static int32_t logarithm(uint32_t value)
     return (int32_t)(power * BIT + fraction);
 }
 
-static void count_bytes(const uint8_t *in, size_t length, uint32_t *counts)
-{
-    uint32_t lanes[4][256] = {{0}}; /* four, so that equal neighbours do not wait for each other */
-    size_t i = 0;
-
-    for (; i + 4 <= length; i += 4) {
-        for (unsigned lane = 0; lane < 4; lane++) {
-            lanes[lane][in[i + lane]]++;
-        }
-    }
-    for (; i < length; i++) {
-        lanes[0][in[i]]++;
-    }
-    for (unsigned byte = 0; byte < 256; byte++) {
-        counts[byte] = lanes[0][byte] + lanes[1][byte] + lanes[2][byte] + lanes[3][byte];
-    }
-}
-
 static void estimate_literals(struct deflater *deflater, const uint32_t *counts, size_t length)
 {
     int64_t sum = 0;
@@ -277,51 +259,16 @@ static void estimate_literals(struct deflater *deflater, const uint32_t *counts,
     deflater->short_matches = sum >= (int64_t)length * SHORT_MATCHES_FROM;
 }
 
-/* ---- packed data */
-
-/* Whether all bytes are about equally frequent, as in packed, encrypted or random data. */
-static bool is_flat(const uint32_t *counts, uint64_t length)
-{
-    uint64_t squares = 0;
-    for (unsigned byte = 0; byte < 256; byte++) {
-        squares += (uint64_t)counts[byte] * counts[byte];
-    }
-    /* Random bytes give length / 256 + 1 for each byte. */
-    return squares <= length * (length / 256 + 2);
-}
-
-/* Whether any four bytes are there again within the window: the last time that their hash occurred. */
-static bool has_repeats(struct deflater *deflater, const uint8_t *in, uint32_t end)
-{
-    for (uint32_t at = 0; at + 4 <= end; at++) {
-        uint32_t word = load(in + at);
-        uint16_t *head = &deflater->heads[hash_of(word)];
-        unsigned distance = distance_of(at, *head);
-        *head = (uint16_t)at;
-        if (repeats(in, at, distance, word, UINT32_MAX)) {
-            return true;
-        }
-    }
-    return false;
-}
-
 size_t deflater_pack(struct deflater *deflater, const uint8_t *in, size_t length, uint8_t *out, size_t room)
 {
     struct bit_writer writer = {.at = out, .end = out + room};
 
+    memset(deflater->heads, 0, sizeof deflater->heads);
+    memset(deflater->short_heads, 0, sizeof deflater->short_heads);
     for (size_t at = 0; at < length; at += DEFLATE_BLOCK) {
         size_t end = minimum(at + DEFLATE_BLOCK, length);
         uint32_t counts[256];
         count_bytes(in + at, end - at, counts);
-        if (at == 0) {
-            memset(deflater->heads, 0, sizeof deflater->heads);
-            /* Three bytes that occur again save nothing where a literal takes eight bits. */
-            if (end == length && is_flat(counts, length) && !has_repeats(deflater, in, (uint32_t)length)) {
-                return 0;
-            }
-            memset(deflater->heads, 0, sizeof deflater->heads);
-            memset(deflater->short_heads, 0, sizeof deflater->short_heads);
-        }
         estimate_literals(deflater, counts, end - at);
         fill_block(deflater, in, (uint32_t)at, (uint32_t)end);
         if (!deflate_put_block(&deflater->block, end == length, &writer)) {

@@ -63,6 +63,11 @@ static inline unsigned distance_code(unsigned distance, unsigned *extra)
     return 2 * *extra + (rest >> *extra);
 }
 
+/* How often each of the 256 bytes occurs. flat.c */
+TAPFS_INTERNAL void count_bytes(const uint8_t *in, size_t length, uint32_t *counts);
+/* Whether packing would surely, or as good as surely, not make the bytes fewer. flat.c */
+TAPFS_INTERNAL bool does_not_shrink(const uint8_t *in, uint64_t length);
+
 /* Append a block, packed or stored, whichever is shorter. false: there is no room for it. deflate_block.c */
 TAPFS_INTERNAL bool deflate_put_block(struct deflate_block *block, bool last, struct bit_writer *writer);
 

@@ -1,7 +1,7 @@
 /* A quick look for granules that no packer makes shorter: packed, encrypted or random bytes. */
 #include <string.h>
 
-#include "engine/internal.h"
+#include "engine/deflate.h"
 
 /* A text is known by its first bytes. */
 #define FIRST_BYTES 4096u
@@ -11,20 +11,33 @@
 /* Four bytes that come again save two at most, and the codes of a block take more than all of these. */
 #define MOST_REPEATS 8
 
+void count_bytes(const uint8_t *in, size_t length, uint32_t *counts)
+{
+    uint32_t lanes[4][256] = {{0}}; /* four, so that equal neighbours do not wait for each other */
+    size_t i = 0;
+
+    for (; i + 4 <= length; i += 4) {
+        for (unsigned lane = 0; lane < 4; lane++) {
+            lanes[lane][in[i + lane]]++;
+        }
+    }
+    for (; i < length; i++) {
+        lanes[0][in[i]]++;
+    }
+    for (unsigned byte = 0; byte < 256; byte++) {
+        counts[byte] = lanes[0][byte] + lanes[1][byte] + lanes[2][byte] + lanes[3][byte];
+    }
+}
+
 /* Whether all bytes are about equally frequent: codes for single bytes would save less than they take. */
 static bool equally_frequent(const uint8_t *in, uint64_t length)
 {
-    uint32_t counts[4][256] = {{0}}; /* four, so that equal neighbours do not wait for each other */
+    uint32_t counts[256];
     uint64_t squares = 0;
 
-    for (uint64_t i = 0; i + 4 <= length; i += 4) {
-        for (unsigned lane = 0; lane < 4; lane++) {
-            counts[lane][in[i + lane]]++;
-        }
-    }
+    count_bytes(in, length, counts);
     for (unsigned byte = 0; byte < 256; byte++) {
-        uint64_t sum = (uint64_t)counts[0][byte] + counts[1][byte] + counts[2][byte] + counts[3][byte];
-        squares += sum * sum;
+        squares += (uint64_t)counts[byte] * counts[byte];
     }
     /* Random bytes give length / 256 + 1 for each byte. */
     return squares <= length * (length / 256 + 2);

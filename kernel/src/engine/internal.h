@@ -174,11 +174,6 @@ TAPFS_INTERNAL int codec_read(struct codec *codec, const struct codec_source *so
                               uint64_t inner, uint64_t length);
 TAPFS_INTERNAL void codec_drop_layer(struct codec *codec, uint32_t layer);
 
-/* ---- engine/flat.c */
-
-/* Whether packing would surely, or as good as surely, not make the bytes fewer. */
-TAPFS_INTERNAL bool does_not_shrink(const uint8_t *in, uint64_t length);
-
 /* ---- engine/disk.c */
 
 /* Ranges of a host file, and places of one size in it, both ascending, over which no guest data is written in place. */
