@@ -7,7 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tests.bench.runner import Job, qemu_backports, run_jobs
@@ -72,7 +72,7 @@ def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
         return {name: [program, "info", source] for name, program in {"tapfs": tapfs, **qemus}.items()}
 
     read_huge = f"import tapfs\nwith tapfs.open({huge!r}) as disk: disk.read((1 << 40) + 4096, 4096)"
-    clean: Callable[[], None] = lambda: Path(out).unlink(missing_ok=True)  # noqa: E731
+    clean = partial(Path(out).unlink, missing_ok=True)
     return [
         Job("raw to qcow", convert("raw", "qcow", raw), clean, "5x, < 150 MiB"),
         Job("qcow to raw", convert("qcow", "raw", qcow), clean, "4x, < 150 MiB"),

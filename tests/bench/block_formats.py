@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tests.bench.__main__ import MIB, make_source, peers
@@ -63,7 +63,7 @@ def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
     def same(*words: str | Path) -> dict[str, list[str]]:
         return {who: [program, *map(str, words)] for who, program in (("tapfs", tapfs), (name, newest))}
 
-    clean: Callable[[], None] = lambda: out.unlink(missing_ok=True)  # noqa: E731
+    clean = partial(out.unlink, missing_ok=True)
     rows: list[Job] = []
     for kind, title in FORMATS.items():
         options = OPTIONS.get(kind, ())

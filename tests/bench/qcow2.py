@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tests.bench.__main__ import make_source, peers
@@ -53,7 +53,7 @@ def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
         words = ["convert", "-f", source.suffix.removeprefix("."), "-O", target, *options, str(source), str(out)]
         return {**same(*words), f"{name}, synced": synced([newest, *words], out)}
 
-    clean: Callable[[], None] = lambda: out.unlink(missing_ok=True)  # noqa: E731
+    clean = partial(out.unlink, missing_ok=True)
 
     def convert(title: str, goal: str, source: Path, target: str, *options: str) -> Job:
         return Job(title, converted(source, target, *options), clean, goal, output=out)

@@ -27,7 +27,7 @@ def facts(image: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("over_parent", [True, False])
 @pytest.mark.usefixtures("each_qemu")
-def test_an_image_goes_to_version_2_and_back(over_parent: bool, tapfs: Run, tmp_path: Path) -> None:  # noqa: FBT001
+def test_an_image_goes_to_version_2_and_back(tapfs: Run, tmp_path: Path, *, over_parent: bool) -> None:
     parent, image, wanted = (tmp_path / name for name in ("parent.raw", "a.qcow2", "wanted.raw"))
     parent.write_bytes(random.Random(2).randbytes(300_000) + bytes((3 << 20) - 300_000))
     backing = ["-b", str(parent), "-F", "raw"] if over_parent else []

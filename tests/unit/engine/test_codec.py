@@ -15,6 +15,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind
 from tapfs.kernel.engine import HostDescriptor, Status, compress
 from tests.unit.engine.engine_disks import AES, GRANULE, UNIT, Disk, extents, filled, host, packed, pattern, place
+from tests.unit.engine.small_window import unpacked
 
 DATA, ZERO, UNALLOCATED, COMPRESSED = Kind
 
@@ -23,19 +24,6 @@ def deflate(data: bytes) -> bytes:
     """Raw deflate as zlib writes it with window bits -12."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -12)
     return packer.compress(data) + packer.flush()
-
-
-def inflate(payload: bytes) -> bytes:
-    """Inflate with a window of 4096 bytes only: output in small steps, so that the window is what counts."""
-    unpacker = zlib.decompressobj(-12)
-    out = bytearray()
-    rest = payload
-    while not unpacker.eof:
-        step = unpacker.decompress(rest, 100)
-        assert step or unpacker.eof
-        out += step
-        rest = unpacker.unconsumed_tail
-    return bytes(out)
 
 
 def text(length: int, seed: int) -> bytes:
@@ -142,7 +130,7 @@ def test_what_is_packed_unpacks_with_a_small_window(granule: int) -> None:
     for data, payload in zip(granules, payloads, strict=True):
         if payload is not None:
             assert 0 < len(payload) < granule
-            assert inflate(payload) == data
+            assert unpacked(payload, 100) == data
     assert [payload is None for payload in payloads] == [False, True, False, False]
 
 
@@ -155,7 +143,7 @@ def test_bytes_of_equal_frequency_are_packed_where_strings_repeat() -> None:
     for data, payload in zip(granules[:2], payloads[:2], strict=True):
         assert payload is not None
         assert len(payload) < 4000
-        assert inflate(payload) == data
+        assert unpacked(payload, 100) == data
 
 
 def test_an_unknown_codec_is_refused() -> None:

@@ -11,23 +11,10 @@ from hypothesis import strategies as st
 
 from tapfs.driver import Codec
 from tapfs.kernel.engine import compress
+from tests.unit.engine.small_window import unpacked
 
 WINDOW = 4096
 BLOCK = 64 << 10
-
-
-def unpacked(payload: bytes) -> bytes:
-    """By zlib, which is given so little room at a time that it needs its window for what lies before."""
-    unpacker = zlib.decompressobj(-12)
-    out = bytearray()
-    rest = payload
-    while not unpacker.eof:
-        step = unpacker.decompress(rest, 1000)
-        assert step or unpacker.eof
-        out += step
-        rest = unpacker.unconsumed_tail
-    assert not unpacker.unused_data
-    return bytes(out)
 
 
 def packed(data: bytes, granule: int) -> list[bytes | None]:
@@ -35,7 +22,7 @@ def packed(data: bytes, granule: int) -> list[bytes | None]:
     for index, payload in enumerate(payloads):
         if payload is not None:
             assert len(payload) < granule
-            assert unpacked(payload) == data[index * granule :][:granule]
+            assert unpacked(payload, 1000) == data[index * granule :][:granule]
     return payloads
 
 

@@ -93,9 +93,16 @@ def test_an_overlay_takes_what_differs_from_its_parent(disks: dict[str, Path], t
     changed[2 * MIB : 2 * MIB + 100] = b"x" * 100
     changed[:512] = bytes(512)
     (tmp_path / "changed").write_bytes(changed)
-    parent = {"backing": str(disks["some"]), "backing_format": "raw"}
-    found = api.measure(tmp_path / "changed", NewImage("qcow2", None, **parent), format="raw")  # type: ignore[arg-type]
-    api.convert(tmp_path / "changed", tmp_path / "over", format="raw", target_format="qcow2", **parent)  # type: ignore[arg-type]
+    parent = str(disks["some"])
+    new = NewImage("qcow2", None, backing=parent, backing_format="raw")
+    found = api.measure(tmp_path / "changed", new, format="raw")
+    api.convert(
+        *(tmp_path / "changed", tmp_path / "over"),
+        format="raw",
+        target_format="qcow2",
+        backing=parent,
+        backing_format="raw",
+    )
     assert found.required == (tmp_path / "over").stat().st_size
 
 

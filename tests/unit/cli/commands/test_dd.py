@@ -55,7 +55,7 @@ def test_the_input_may_be_cut_and_the_output_longer(disk: bytes, tapfs: Run, tmp
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_a_part_ends_where_it_ends_in_a_cluster_of_the_target(compressed: bool, disk: bytes, tmp_path: Path) -> None:  # noqa: FBT001
+def test_a_part_ends_where_it_ends_in_a_cluster_of_the_target(disk: bytes, tmp_path: Path, *, compressed: bool) -> None:
     target = tmp_path / "b.qcow2"
     api.convert(
         *(tmp_path / "a.qcow2", target),
