@@ -15,6 +15,7 @@ from tapfs.disk.chain import OpenOptions
 from tapfs.disk.opening import open_image
 from tapfs.kernel.xen_ring import Grants, Protocol
 from tapfs.xen.disk.frontend_keys import FrontendKeys, RingKeys
+from tapfs.xen.disk.held_requests import HeldRequests
 from tapfs.xen.disk.served_disk import RateLimit, ServedDisk
 
 
@@ -22,7 +23,8 @@ def main(machine: str, image: str, image_format: str, grants: str, processor: st
     """Serve until stdin ends."""
     os.sched_setaffinity(0, {int(processor)})
     opened = open_image(image, OpenOptions(format=image_format, writable=True))
-    served = ServedDisk(opened, machine=machine, domain=1, limit=RateLimit(), paused=False)
+    held = HeldRequests("nothing", lambda: None)
+    served = ServedDisk(opened, machine=machine, domain=1, limit=RateLimit(), held=held, paused=False)
     with tempfile.TemporaryFile(dir=machine) as journal:
         *references, port = (int(word) for word in sys.stdin.readline().split())
         keys = FrontendKeys(Protocol.NATIVE, grants == "persistent", (RingKeys(tuple(references), port),))
