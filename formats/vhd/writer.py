@@ -237,7 +237,7 @@ class WritableDynamicDriver(DynamicDriver):
             for index, first, stop in self._pieces(placement.offset, placement.length):
                 place = self.table.place(index)
                 if place is not None:
-                    yield from blank_bytes(place, self._known_bitmap(index, place), first // 8, stop // 8 + 1)
+                    yield from blank_bytes(place, self._known_bitmap(index, place), first // 8, -(-stop // 8))
         if self.batmap is not None and any(self.batmap.is_full(index) for index in used):
             yield from blank_bytes(self.batmap.map_offset, self.batmap.bits, 0, len(self.batmap.bits))
 

@@ -105,8 +105,8 @@ class Sectors:
         for placement in placements:
             block, within = divmod(placement.offset, self._block_size)
             if not placement.in_place and image.entry(block) & STATE_MASK == State.PARTIAL:
-                bits = within // self._sector, (within + placement.length) // self._sector
-                yield from image.pages.blank(image.bitmap_place(block) + bits[0] // 8, bits[1] // 8 - bits[0] // 8 + 1)
+                first, last = within // self._sector // 8, (within + placement.length - 1) // self._sector // 8
+                yield from image.pages.blank(image.bitmap_place(block) + first, last + 1 - first)
 
     def _give_back(self, changes: _Changes) -> None:
         for each in changes.taken.values():

@@ -61,6 +61,15 @@ def test_a_new_block_of_a_differencing_image_has_the_sectors_that_were_written()
     assert disk.whole() == parent[: 3 * BLOCK + 600] + b"x" * 900 + parent[3 * BLOCK + 1500 :]
 
 
+def test_the_last_sectors_of_a_block_name_nothing_behind_its_bitmap() -> None:
+    size = 2 << 20  # 4096 sectors: the bits fill a sector, whose end is that of a page
+    disk = disk_of(differencing(size=size, block_size=size, blocks={}), bytes(size))
+    disk.write(0, b"x" * 512)
+    disk.flush()
+    reservation = disk.reserve([Range(size - 4096, 4096)], Operation.WRITE)
+    assert reservation.metadata == ()
+
+
 def test_the_footer_is_behind_the_data_and_nowhere_else_but_at_the_start() -> None:
     disk = disk_of(EMPTY)
     for index in (5, 0, 7):
