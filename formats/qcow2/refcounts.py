@@ -130,10 +130,16 @@ class Refcounts:
     def ensure(self, first: int, count: int, allocate: Callable[[int], int]) -> None:
         """Have a place for a block for each of `count` clusters; `allocate` gives the offset of so many in a row.
 
-        Raises ImageError(no_space) where the table cannot grow further.
+        Raises ImageError(no_space) where the table cannot grow further. What was kept until then is not: the count of
+        one of these places may be what has none.
         """
-        for index in range(first // self.per_block, (first + count - 1) // self.per_block + 1):
-            self._ensure_block(index, allocate)
+        kept = dict(self._kept_blocks), self._kept_table
+        try:
+            for index in range(first // self.per_block, (first + count - 1) // self.per_block + 1):
+                self._ensure_block(index, allocate)
+        except BaseException:
+            self._kept_blocks, self._kept_table = kept
+            raise
 
     def metadata(self, first: int, count: int) -> list[HostSpace]:
         """What the host may have no space for when the counts of these clusters are raised; `ensure` was called."""
