@@ -37,8 +37,6 @@ from tapfs.formats.qcow2.snapshots import Snapshot, pack_snapshots
 from tapfs.plan import Plan, plan
 
 _VERSION_2, _VERSION_3 = VERSIONS
-#: QEMU writes the names of features only into clusters with room for them.
-_NAMES_NEED = 4096
 _MOST_OLD_STATE_BYTES = (1 << 32) - 1
 
 
@@ -123,7 +121,7 @@ def _extensions(image: AmendedImage, changed: Header, wanted: Wanted) -> list[ex
     if changed.version == _VERSION_2:
         return [each for each in kept if each.type != ext.FEATURE_NAMES]
     named = any(each.type == ext.FEATURE_NAMES for each in kept)
-    if image.header.version == _VERSION_2 and not named and changed.cluster_size >= _NAMES_NEED:
+    if image.header.version == _VERSION_2 and not named and changed.cluster_size >= ext.FEATURE_NAMES_NEED:
         kept.append(ext.qemu_feature_names())
     if wanted.data_file is not None:
         name = ext.Extension(ext.DATA_FILE_NAME, wanted.data_file.encode("utf-8", "surrogateescape"))

@@ -7,13 +7,8 @@ from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.formats.qcow2.header import (
-    COMPRESSION_DEFLATE,
-    COMPRESSION_ZSTD,
-    LAZY_REFCOUNTS,
-    RAW_DATA_FILE,
-    Header,
-)
+from tapfs.formats.qcow2.header import COMPRESSION_DEFLATE, LAZY_REFCOUNTS, RAW_DATA_FILE, Header
+from tapfs.formats.qcow2.option_values import COMPAT, COMPRESSION, SWITCH
 from tapfs.formats.qcow2.signature import VERSIONS
 
 OP = "amend"
@@ -32,9 +27,6 @@ AMEND_OPTIONS: Mapping[str, str] = MappingProxyType(
     }
 )
 
-_VERSIONS = {"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}
-_SWITCH = {"on": True, "off": False}
-_COMPRESSION = {"zlib": COMPRESSION_DEFLATE, "zstd": COMPRESSION_ZSTD}
 _CONVERT = "make a new image: tapfs convert -O qcow2 -o {}=…"
 _FIXED = {
     "cluster_size": _CONVERT.format("cluster_size"),
@@ -65,16 +57,16 @@ def parse_wanted(options: Mapping[str, str], header: Header, path: str) -> Wante
             raise refused(f"{key}: passwords change by themselves, without other options", path)
         if key not in AMEND_OPTIONS:
             raise refused(f"unknown option {key!r} for qcow2", path, f"the options are {', '.join(AMEND_OPTIONS)}")
-    version = _choice(options, "compat", _VERSIONS, header.version, path)
-    lazy = _choice(options, "lazy_refcounts", _SWITCH, header.compatible & LAZY_REFCOUNTS != 0, path)
+    version = _choice(options, "compat", COMPAT, header.version, path)
+    lazy = _choice(options, "lazy_refcounts", SWITCH, header.compatible & LAZY_REFCOUNTS != 0, path)
     if "lazy_refcounts" not in options and version == VERSIONS[0]:
         lazy = False
     wanted = Wanted(
         version,
         lazy,
-        _choice(options, "compression_type", _COMPRESSION, header.compression_type, path),
+        _choice(options, "compression_type", COMPRESSION, header.compression_type, path),
         options.get("data_file"),
-        _choice(options, "data_file_raw", _SWITCH, header.autoclear & RAW_DATA_FILE != 0, path),
+        _choice(options, "data_file_raw", SWITCH, header.autoclear & RAW_DATA_FILE != 0, path),
     )
     if version == VERSIONS[0] and (lazy or wanted.compression != COMPRESSION_DEFLATE):
         raise refused("lazy_refcounts=on and compression_type=zstd need compat=1.1", path)

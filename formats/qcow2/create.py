@@ -23,7 +23,6 @@ from tapfs.formats.qcow2.entries import BYTE_ORDER, COPIED, TYPECODE
 from tapfs.formats.qcow2.header import (
     COMPRESSION_DEFLATE,
     COMPRESSION_TYPE,
-    COMPRESSION_ZSTD,
     CRYPT_LUKS,
     CRYPT_NONE,
     DATA_FILE,
@@ -42,6 +41,7 @@ from tapfs.formats.qcow2.header import (
     Header,
     l1_entries_for,
 )
+from tapfs.formats.qcow2.option_values import COMPAT, COMPRESSION, SWITCH
 from tapfs.formats.rounding import round_up
 from tapfs.plan import Grow, Plan, Step, Write, plan
 
@@ -64,12 +64,8 @@ CREATE_OPTIONS: Mapping[str, str] = MappingProxyType(
 _Value = TypeVar("_Value")
 
 _SECTOR = 512
-_VERSIONS = {"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}
-_COMPRESSION = {"zlib": COMPRESSION_DEFLATE, "zstd": COMPRESSION_ZSTD}
 _DEFAULT_CLUSTER_BITS = 16
 _ENCRYPT = "encrypt."
-#: QEMU writes the names of features only into clusters with room for them.
-_NAMES_NEED = 4096
 #: QEMU takes no longer name of a format.
 _MAX_FORMAT_NAME = 15
 
@@ -122,13 +118,13 @@ def parse_options(request: CreateRequest) -> Options:
     for option in given:
         if option not in CREATE_OPTIONS:
             raise _refused(f"unknown option {option!r} for qcow2", f"the options are {', '.join(CREATE_OPTIONS)}")
-    version = _choice(given, "compat", _VERSIONS, "1.1")
+    version = _choice(given, "compat", COMPAT, "1.1")
     options = Options(
         version=version,
         cluster_bits=_power(given, "cluster_size", MIN_CLUSTER_BITS, MAX_CLUSTER_BITS, _DEFAULT_CLUSTER_BITS),
         refcount_order=_power(given, "refcount_bits", 0, 6, REFCOUNT_ORDER_2),
         lazy_refcounts=_switch(given, "lazy_refcounts"),
-        compression=_choice(given, "compression_type", _COMPRESSION, "zlib"),
+        compression=_choice(given, "compression_type", COMPRESSION, "zlib"),
         extended_l2=_switch(given, "extended_l2"),
         data_file=given.get("data_file"),
         data_file_raw=_switch(given, "data_file_raw"),
@@ -223,7 +219,7 @@ def _extensions(request: CreateRequest, options: Options, crypto_offset: int) ->
     if options.luks is not None:
         place = (crypto_offset, options.luks.payload_offset)
         found.append(ext.Extension(ext.CRYPTO_HEADER, b"".join(each.to_bytes(WORD, "big") for each in place)))
-    if options.version > 2 and 1 << options.cluster_bits >= _NAMES_NEED:
+    if options.version > 2 and 1 << options.cluster_bits >= ext.FEATURE_NAMES_NEED:
         found.append(ext.qemu_feature_names())
     return ext.pack_extensions(found)
 
@@ -340,7 +336,7 @@ def _choice(options: Mapping[str, str], name: str, values: Mapping[str, _Value],
 
 
 def _switch(options: Mapping[str, str], name: str) -> bool:
-    return _choice(options, name, {"on": True, "off": False}, "off")
+    return _choice(options, name, SWITCH, "off")
 
 
 def _power(options: Mapping[str, str], name: str, least: int, most: int, default: int) -> int:

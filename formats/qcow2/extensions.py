@@ -20,6 +20,9 @@ BITMAPS = 0x23852875
 CRYPTO_HEADER = 0x0537BE77
 DATA_FILE_NAME = 0x44415441
 
+#: QEMU writes the names of features only into clusters of at least so many bytes, which have room for them.
+FEATURE_NAMES_NEED = 4096
+
 _PREFIX = struct.Struct(">II")
 _ALIGNMENT = 8
 _FEATURE = struct.Struct(">BB46s")
