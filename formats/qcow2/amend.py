@@ -15,7 +15,7 @@ from tapfs.formats.changed_table import decode
 from tapfs.formats.qcow2 import extensions as ext
 from tapfs.formats.qcow2.amend_options import OP, Wanted, parse_wanted, refused
 from tapfs.formats.qcow2.bitmaps import read_bitmaps
-from tapfs.formats.qcow2.edited_image import EditedImage, durable, release, take
+from tapfs.formats.qcow2.edited_image import EditedImage, durable, l1_of, release, take
 from tapfs.formats.qcow2.entries import BYTE_ORDER, COMPRESSED, OFFSET, TYPECODE, ZERO
 from tapfs.formats.qcow2.head_change import head_plan
 from tapfs.formats.qcow2.header import (
@@ -31,7 +31,6 @@ from tapfs.formats.qcow2.header import (
     REFCOUNT_ORDER_2,
     Header,
 )
-from tapfs.formats.qcow2.l1 import L1Table
 from tapfs.formats.qcow2.signature import VERSIONS
 from tapfs.formats.qcow2.snapshots import Snapshot, pack_snapshots
 from tapfs.plan import Plan, plan
@@ -153,7 +152,8 @@ def _require_old_features(image: AmendedImage) -> None:
 
 def _require_no_flag(image: AmendedImage, snapshots: Sequence[Snapshot], flag: int, wanted: Wanted) -> None:
     """Raise ImageError if an entry of any table has a flag that would mean something else."""
-    disks = [("the disk", image.l1), *((f"snapshot {each.name or each.id}", _l1_of(image, each)) for each in snapshots)]
+    disks = [("the disk", image.l1)]
+    disks += [(f"snapshot {each.name or each.id}", l1_of(image, each, OP)) for each in snapshots]
     step = image.header.l2_entry_bytes // 8
     seen: set[int] = set()
     for whose, l1 in disks:
@@ -177,8 +177,3 @@ def _meant_otherwise(image: AmendedImage, whose: str, place: int, flag: int, wan
         return refused(f"{whose} has zero clusters, which version 2 does not have", path, remedy)
     message = f"an entry of {whose} has bit 0, which says nothing in version 2 and zeros in version 3"
     return ImageError(ErrorKind.CORRUPT, message, path=path, offset=place, op=OP, remedy="run tapfs check")
-
-
-def _l1_of(image: AmendedImage, snapshot: Snapshot) -> L1Table:
-    raw = image.file.read(snapshot.l1_offset, snapshot.l1_length) if snapshot.l1_length else b""
-    return L1Table(bytearray(raw))

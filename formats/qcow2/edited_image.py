@@ -75,6 +75,15 @@ def require_sound(image: EditedImage, op: str) -> None:
         )
 
 
+def l1_of(image: EditedImage, snapshot: Snapshot, op: str) -> L1Table:
+    """The L1 table of a snapshot. Raises ImageError(corrupt) where it cannot be there."""
+    raw = image.file.read(snapshot.l1_offset, snapshot.l1_length) if snapshot.l1_length else b""
+    if len(raw) < snapshot.l1_length or snapshot.l1_offset % image.header.cluster_size:
+        message = f"the L1 table of snapshot {snapshot.name or snapshot.id} cannot be there"
+        raise ImageError(ErrorKind.CORRUPT, message, path=image.file.path, offset=snapshot.offset, op=op)
+    return L1Table(bytearray(raw))
+
+
 def take(image: EditedImage, content: bytes) -> tuple[int, Step]:
     """New clusters in a row for `content`, with their counts raised in memory; the offset, and the step that writes it.
 

@@ -26,6 +26,7 @@ from tapfs.formats.qcow2.edited_image import (
     changed_sectors,
     durable,
     in_plans,
+    l1_of,
     marked,
     refused,
     release,
@@ -41,7 +42,6 @@ from tapfs.formats.qcow2.header import (
     WORD,
     l1_entries_for,
 )
-from tapfs.formats.qcow2.l1 import L1Table
 from tapfs.formats.qcow2.signature import VERSIONS
 from tapfs.formats.qcow2.snapshots import Snapshot, new_id, pack_snapshots, snapshot_to_change
 from tapfs.plan import Plan, Step, Write, plan
@@ -99,7 +99,7 @@ def apply_snapshot(image: EditedImage, name: str) -> Iterator[Plan]:
         message = f"the snapshot has a disk of {wanted.disk_size} bytes, and version 2 cannot change the size"
         raise refused(image, message, op)
     require_sound(image, op)
-    l1 = _l1_of(image, wanted, op)
+    l1 = l1_of(image, wanted, op)
     _require_length(image, wanted, op)
     tables = DiskTables(image, l1)
     for runs in tables.references():
@@ -134,7 +134,7 @@ def delete_snapshot(image: EditedImage, name: str) -> Iterator[Plan]:
     listed = image.read_snapshots()
     unwanted = snapshot_to_change(listed, name, image.file.path)
     require_sound(image, op)
-    left = DiskTables(image, _l1_of(image, unwanted, op))
+    left = DiskTables(image, l1_of(image, unwanted, op))
     kept = [each for each in listed if each is not unwanted]
     table_place, step = take(image, pack_snapshots(kept, image.file.path)) if kept else (0, None)
     yield from marked(image)
@@ -190,14 +190,6 @@ def _require_name(image: EditedImage, name: str, kept: list[Snapshot]) -> None:
     if any(name in (each.name, each.id) for each in kept):
         remedy = "choose another name, or delete that one"
         raise ImageError(ErrorKind.EXISTS, f"has a snapshot {name!r}", path=path, op=op, remedy=remedy)
-
-
-def _l1_of(image: EditedImage, snapshot: Snapshot, op: str) -> L1Table:
-    raw = image.file.read(snapshot.l1_offset, snapshot.l1_length) if snapshot.l1_length else b""
-    if len(raw) < snapshot.l1_length or snapshot.l1_offset % image.header.cluster_size:
-        message = f"the L1 table of snapshot {snapshot.name or snapshot.id} cannot be there"
-        raise ImageError(ErrorKind.CORRUPT, message, path=image.file.path, offset=snapshot.offset, op=op)
-    return L1Table(bytearray(raw))
 
 
 def _require_length(image: EditedImage, snapshot: Snapshot, op: str) -> None:
