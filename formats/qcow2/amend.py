@@ -68,22 +68,15 @@ def amend(image: AmendedImage, options: Mapping[str, str]) -> Iterator[Plan]:
         _require_no_flag(image, snapshots, ZERO, wanted)
     if wanted.compression != header.compression_type:
         _require_no_flag(image, snapshots, COMPRESSED, wanted)
-    changed = _changed(header, wanted)
+    found = _head_plan(image, _changed(header, wanted), wanted)  # before anything is changed: it may have no room
     table_place = old_length = 0
-    if changed.version > header.version and not all(each.has_sizes for each in snapshots):
+    if wanted.version > header.version and not all(each.has_sizes for each in snapshots):
         table_place, step = take(image, pack_snapshots(snapshots, path))
         old_length = sum(each.length for each in snapshots)
         yield from durable(image)
         yield plan([step])
-        changed = changed._replace(snapshots_offset=table_place)
-    kept = _extensions(image, changed, wanted)
-    name = (
-        image.head[header.backing_offset : header.backing_offset + header.backing_size] if header.has_backing else b""
-    )
-    found = head_plan(header, image.head, image.extensions, changed, kept, name)
-    if found is None:
-        message = "has no room for this in its first cluster: the names in it are too long"
-        raise ImageError(ErrorKind.OUT_OF_BOUNDS, message, path=path, op=OP)
+        # The refcount table may have moved with it.
+        found = _head_plan(image, _changed(image.header, wanted)._replace(snapshots_offset=table_place), wanted)
     yield found
     if table_place:
         release(image, header.snapshots_offset, old_length)
@@ -113,6 +106,17 @@ def _changed(header: Header, wanted: Wanted) -> Header:
         header_length=max(header.header_length, LENGTH_3),
         compression_type=wanted.compression,
     )
+
+
+def _head_plan(image: AmendedImage, changed: Header, wanted: Wanted) -> Plan:
+    """The plan of the head with the header `changed`. Raises ImageError(out_of_bounds)."""
+    header, kept = image.header, _extensions(image, changed, wanted)
+    name = image.head[header.backing_offset : header.backing_offset + header.backing_size]
+    found = head_plan(header, image.head, image.extensions, changed, kept, name if header.has_backing else b"")
+    if found is None:
+        message = "has no room for this in its first cluster: the names in it are too long"
+        raise ImageError(ErrorKind.OUT_OF_BOUNDS, message, path=image.file.path, op=OP)
+    return found
 
 
 def _extensions(image: AmendedImage, changed: Header, wanted: Wanted) -> list[ext.Extension]:

@@ -109,7 +109,7 @@ def _roomy(image: WritableQcow2Driver, size: int, entries: int) -> Iterator[Plan
         image.l1.raw.extend(bytes((entries - header.l1_entries) * WORD))
     if header.autoclear & RAW_DATA_FILE and image.data_number:
         # Whoever knows the data file alone must read the same, so every cluster has its place in it.
-        image.header = header._replace(size=round_up(size, _SECTOR), l1_entries=len(image.l1))
+        image.header = image.header._replace(size=round_up(size, _SECTOR), l1_entries=len(image.l1))
         image.size = image.header.size
         yield plan([Grow(image.data_number, image.size)])
         yield from _placed(image, header.size, image.size)

@@ -15,6 +15,7 @@ from tapfs.formats.qcow2 import head_change
 from tapfs.formats.qcow2.editable import EditableQcow2Driver
 from tapfs.plan import Plan
 from tapfs.testing.model import MemoryFile, ModelDisk
+from tests import qcow2_images
 
 SIZE = 3 << 20
 #: Kind: the options of create, then the options of each amendment.
@@ -80,6 +81,45 @@ def test_a_crash_leaves_the_old_choices_or_the_new_ones(kind: str) -> None:
             for _ in range(6):
                 assert seen(file.crashed_files(epoch, choice)) in (before, after), (epoch, amendment)
         file = file.copy()
+
+
+def old_snapshot_and_full_refcounts() -> MemoryFile:
+    """An image of version 2 whose snapshot does not say its sizes, without a free cluster or refcount table entry."""
+    file = qcow2_images.created(64 << 10, {"cluster_size": "512", "compat": "0.10"}, None)
+    disk = qcow2_images.opened(file, b"")
+    disk.write(5000, b"data" * 2000)
+    disk.flush()
+    qcow2_images.take_snapshot(file, "before")
+    fields, data = qcow2_images.Fields(bytes(file.data)), file.data
+    entry = data[fields.snapshots_at : fields.snapshots_at + 56 + len("1before")]
+    shorter = entry[:36] + bytes(4) + entry[56:]
+    data[fields.snapshots_at : fields.snapshots_at + len(entry)] = shorter.ljust(len(entry), b"\0")
+    block = int.from_bytes(data[fields.reftable_at : fields.reftable_at + 8], "big")
+    for at in range(block, block + 512, 2):
+        data[at : at + 2] = data[at : at + 2] if any(data[at : at + 2]) else b"\0\1"
+    for at in range(fields.reftable_at + 8, fields.reftable_at + 512, 8):
+        data[at : at + 8] = len(data).to_bytes(8, "big")
+        data.extend(b"\0\1" * 256)
+    return file.copy()
+
+
+def test_a_refcount_table_that_moves_for_the_sizes_of_snapshots_stays_where_it_went() -> None:
+    choice = random.Random(5)
+    file = old_snapshot_and_full_refcounts()
+    before = int.from_bytes(file.data[48:56], "big")
+    driver = opened(file, writable=True)
+    assert isinstance(driver, Amendable)
+    for plan in driver.amend({"compat": "1.1"}):
+        file.apply(plan)
+    assert int.from_bytes(file.data[48:56], "big") != before
+    versions = set[int]()
+    for epoch in range(len(file.epochs)):
+        for _ in range(2):
+            left = opened(file.crashed_files(epoch, choice), writable=True)
+            assert isinstance(left, EditableQcow2Driver)
+            assert left.check().corruptions == 0
+            versions.add(left.header.version)
+    assert versions == {2, 3}
 
 
 def test_the_test_notices_a_wrong_order(monkeypatch: pytest.MonkeyPatch) -> None:
