@@ -24,6 +24,7 @@ from tapfs.formats.luks.version1 import (
     SlotField,
     parse_header1,
     read_version1,
+    require_own_material,
 )
 from tapfs.formats.luks.volume import SECTOR, Read, Volume, unlock
 from tapfs.formats.rounding import round_up
@@ -37,7 +38,8 @@ _MOST_ITERATIONS = 100_000_000
 def change_slots(file: HostFile, base: int, change: SlotChange, cryptography: Cryptography) -> Iterator[Plan]:
     """The plans of a change to the header that begins at `base` of file 0.
 
-    Raises ImageError: denied if the password opens nothing, unsupported for a slot that is in use or the last one.
+    Raises ImageError: denied if the password opens nothing, unsupported for a slot that is in use or the last one,
+    corrupt for one whose material would be written over something else.
     """
 
     def read(offset: int, length: int) -> bytes:
@@ -52,6 +54,8 @@ def change_slots(file: HostFile, base: int, change: SlotChange, cryptography: Cr
     if change.adds:
         key = unlock(volume, read, change.password, cryptography, file.path)
         number = _free_slot(header, change.slot, file.path)
+        with_stripes = header.with_slot(number, header.slots[number]._replace(stripes=STRIPES))
+        require_own_material(number, with_stripes, file.path, base)
         yield from _filled(head, number, key, change, cryptography)
         return
     wanted = _slots_to_empty(volume, read, change, cryptography, file.path)
@@ -64,6 +68,8 @@ def change_slots(file: HostFile, base: int, change: SlotChange, cryptography: Cr
         if error.kind is ErrorKind.DENIED:
             error.remedy = "give with {password} one that stays"
         raise
+    for number in wanted:
+        require_own_material(number, header, file.path, base)
     for number in wanted:
         yield from _emptied(head, number)
 
@@ -78,9 +84,7 @@ class _Head:
 
     def put(self, number: int, slot: SlotField) -> list[Step]:
         """Writes of the sectors in which the header with that slot differs, in the order of the file."""
-        slots = [*self.header.slots]
-        slots[number] = slot
-        self.header = self.header._replace(slots=tuple(slots))
+        self.header = self.header.with_slot(number, slot)
         new = self.header.pack() + self.raw[HEADER_BYTES:]
         steps: list[Step] = [
             Write(0, self.base + at, new[at : at + SECTOR])

@@ -59,6 +59,10 @@ class Header1(NamedTuple):
     uuid: str
     slots: tuple[SlotField, ...]
 
+    def with_slot(self, number: int, slot: SlotField) -> Header1:
+        """The header with another slot of that number."""
+        return self._replace(slots=(*self.slots[:number], slot, *self.slots[number + 1 :]))
+
     def pack(self) -> bytes:
         """The 592 bytes of the header."""
         head = _HEAD.pack(
@@ -122,13 +126,33 @@ def parse_header1(raw: bytes, path: str, base: int) -> Header1:
     return Header1(name, mode, digest_name, payload, key_bytes, key_digest, salt, iterations, _text(uuid), tuple(slots))
 
 
-def _require_slot(number: int, slot: SlotField, header: Header1, path: str, at: int) -> None:
-    material = round_up(header.key_bytes * slot.stripes, SECTOR)
+def require_own_material(number: int, header: Header1, path: str, base: int) -> None:
+    """Raise ImageError(corrupt) unless a slot's material lies between header and payload, apart from slots in use.
+
+    To be asked before the material is written: nobody looks at the place of a slot that is not in use.
+    """
+    at = base + _HEAD.size + number * _SLOT.size
+    _require_slot(number, header.slots[number], header, path, at)
+    start, stop = _material(header, header.slots[number])
+    for other, slot in enumerate(header.slots):
+        first, last = _material(header, slot)
+        if slot.enabled and other != number and first < stop and start < last:
+            message = f"the stripes of key slots {number} and {other} overlap"
+            raise ImageError(ErrorKind.CORRUPT, message, path=path, offset=at, op="open")
+
+
+def _material(header: Header1, slot: SlotField) -> tuple[int, int]:
+    """Where the stripes of a slot begin and end, in bytes of the container."""
     start = slot.material_sector * SECTOR
+    return start, start + round_up(header.key_bytes * slot.stripes, SECTOR)
+
+
+def _require_slot(number: int, slot: SlotField, header: Header1, path: str, at: int) -> None:
+    start, stop = _material(header, slot)
     message = None
     if not 1 <= slot.stripes <= _MAX_STRIPES:
         message = f"key slot {number} has {slot.stripes} stripes"
-    elif start < HEADER_BYTES or (header.payload_sector and start + material > header.payload_sector * SECTOR):
+    elif start < HEADER_BYTES or (header.payload_sector and stop > header.payload_sector * SECTOR):
         message = f"the stripes of key slot {number} at {start:#x} do not lie between header and payload"
     if message is not None:
         raise ImageError(ErrorKind.CORRUPT, message, path=path, offset=at, op="open")

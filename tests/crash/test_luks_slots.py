@@ -72,6 +72,20 @@ def test_the_password_that_stays_opens_the_image_at_every_moment(kind: str, slot
         file = file.copy()
 
 
+@pytest.mark.parametrize(
+    ("sector", "message"),
+    [(0, "do not lie between"), (4039, "do not lie between"), (10, "of key slots 3 and 0 overlap")],
+)
+def test_a_slot_with_an_impossible_place_is_not_filled(sector: int, message: str) -> None:
+    file = new_image("luks")
+    at = 208 + 48 * 3 + 40  # nobody has looked at the place of a slot that is not in use
+    file.data[at : at + 4] = sector.to_bytes(4, "big")
+    before = bytes(file.data)
+    with pytest.raises(ImageError, match=message) as caught:
+        change("luks", file, SlotChange(True, b"one", b"two", 3, 1))
+    assert (caught.value.kind, bytes(file.data)) == (ErrorKind.CORRUPT, before)
+
+
 def test_the_test_notices_a_state_that_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slot whose state is durable before its fields and its material are."""
     right = slot_changes.plan
