@@ -100,8 +100,7 @@ def create(request: CreateRequest) -> Plan:
     if zeroed and (subformat.kind != "SPARSE" or subformat.packed):
         raise _refused(f"zeroed_grain=on does not go with subformat={_name(request)}")
     mode = preallocation_of(request.options, FALLOC, FULL)
-    flat = not subformat.sparse
-    if mode != OFF and not flat:
+    if mode != OFF and subformat.sparse:
         raise _refused(f"preallocation={mode} goes with flat subformats only: in others data has no place yet")
     extents = _extents(request)
     text = descriptor_text(
@@ -123,7 +122,7 @@ def create(request: CreateRequest) -> Plan:
             case _:
                 steps.append(Grow(number, extent.length))
     space = [stage for at, each in enumerate(extents, 1) for stage in space_stages(mode, at, 0, each.length)]
-    return _staged([*steps, Write(0, 0, text)], space if flat else [])
+    return _staged([*steps, Write(0, 0, text)], space)
 
 
 def _packed(name: str, length: int, text: bytes) -> Plan:
