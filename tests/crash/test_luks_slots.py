@@ -11,7 +11,8 @@ from tapfs.driver import CreatableFormat, CreateRequest, Encrypted, KeySlotted, 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.luks import slot_changes
 from tapfs.kernel.cryptography import EngineCryptography
-from tapfs.plan import Plan
+from tapfs.plan import Plan, Step
+from tapfs.testing.crash import in_wrong_order
 from tapfs.testing.model import MemoryFile
 
 CRYPTOGRAPHY = EngineCryptography("image")
@@ -90,9 +91,8 @@ def test_the_test_notices_a_state_that_comes_first(monkeypatch: pytest.MonkeyPat
     """A slot whose state is durable before its fields and its material are."""
     right = slot_changes.plan
 
-    def backwards(*stages: list[object]) -> Plan:
-        made = right(*stages)  # type: ignore[arg-type]
-        return Plan(tuple(reversed(made.stages)))
+    def backwards(*stages: list[Step]) -> Plan:
+        return in_wrong_order(right(*stages), "reversed")
 
     monkeypatch.setattr(slot_changes, "plan", backwards)
     image = new_image("luks")

@@ -13,7 +13,8 @@ from tapfs.errors import ImageError
 from tapfs.extent import Extent
 from tapfs.formats.qcow2 import head_change
 from tapfs.formats.qcow2.editable import EditableQcow2Driver
-from tapfs.plan import Plan
+from tapfs.plan import Plan, Step
+from tapfs.testing.crash import in_wrong_order
 from tapfs.testing.model import MemoryFile, ModelDisk
 from tests import qcow2_images
 
@@ -125,8 +126,8 @@ def test_a_refcount_table_that_moves_for_the_sizes_of_snapshots_stays_where_it_w
 def test_the_test_notices_a_wrong_order(monkeypatch: pytest.MonkeyPatch) -> None:
     right = head_change.plan
 
-    def one_stage(*stages: list[object]) -> Plan:
-        return Plan((tuple(step for stage in right(*stages).stages for step in stage),))  # type: ignore[arg-type]
+    def one_stage(*stages: list[Step]) -> Plan:
+        return in_wrong_order(right(*stages), "one stage")
 
     monkeypatch.setattr(head_change, "plan", one_stage)
     with pytest.raises((AssertionError, ImageError)):

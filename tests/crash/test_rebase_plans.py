@@ -11,8 +11,8 @@ from tapfs.disk.probe import format_named
 from tapfs.driver import BackingReference, CreatableFormat, CreateRequest, Driver, OpenRequest, Rebasable, Recoverable
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent
-from tapfs.plan import Plan
-from tapfs.testing.crash import write_at_random
+from tapfs.plan import Plan, Step
+from tapfs.testing.crash import in_wrong_order, write_at_random
 from tapfs.testing.model import MemoryFile, ModelDisk
 
 SIZE = 3 << 20
@@ -116,8 +116,8 @@ def test_the_test_notices_a_wrong_order(monkeypatch: pytest.MonkeyPatch) -> None
 
     right = head_change.plan
 
-    def one_stage(*stages: list[object]) -> Plan:
-        return Plan((tuple(step for stage in right(*stages).stages for step in stage),))  # type: ignore[arg-type]
+    def one_stage(*stages: list[Step]) -> Plan:
+        return in_wrong_order(right(*stages), "one stage")
 
     monkeypatch.setattr(head_change, "plan", one_stage)
     with pytest.raises((AssertionError, ImageError)):
