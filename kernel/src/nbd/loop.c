@@ -138,17 +138,17 @@ static void take_given(struct nbd_loop *loop)
     }
 }
 
-/* How long to wait, in milliseconds. */
-static int patience(struct nbd_loop *loop)
+/* How long to wait, in milliseconds: while the loop stops, until it cuts its clients. */
+static int patience(const struct nbd_loop *loop, bool cut)
 {
     if (loop->touched != NULL) {
         return 0;
     }
-    if (loop->stop_at == 0) {
+    if (loop->stop_at == 0 || cut) {
         return -1;
     }
     uint64_t time = now();
-    return time >= loop->stop_at ? -1 : (int)(loop->stop_at - time);
+    return time >= loop->stop_at ? 0 : (int)(loop->stop_at - time);
 }
 
 static bool has_ended(struct nbd_loop *loop)
@@ -170,7 +170,7 @@ static void *serve(void *argument)
     bool cut = false;
 
     while (!has_ended(loop)) {
-        int count = epoll_wait(loop->epoll_fd, events, EVENTS, patience(loop));
+        int count = epoll_wait(loop->epoll_fd, events, EVENTS, patience(loop, cut));
         for (int i = 0; i < count; i++) {
             if (events[i].data.ptr == &loop->wake_fd) {
                 take_given(loop);
