@@ -263,6 +263,9 @@ TAPFS_INTERNAL int nbd_loop_start(struct nbd_loop *loop, tapfs_nbd *server);
 /* Have it serve a connection; false: it stops. */
 TAPFS_INTERNAL bool nbd_loop_add(struct nbd_loop *loop, struct nbd_connection *connection);
 TAPFS_INTERNAL void nbd_loop_stop(struct nbd_loop *loop);
+/* Wait for the end of a loop that was stopped. nbd_loop_add may still be called: it refuses. */
 TAPFS_INTERNAL void nbd_loop_join(struct nbd_loop *loop);
+/* Nobody uses the loop any more. */
+TAPFS_INTERNAL void nbd_loop_free(struct nbd_loop *loop);
 
 #endif

@@ -219,7 +219,6 @@ static void close_parts(struct nbd_loop *loop)
     if (loop->epoll_fd >= 0) {
         close(loop->epoll_fd);
     }
-    pthread_mutex_destroy(&loop->lock);
 }
 
 int nbd_loop_start(struct nbd_loop *loop, tapfs_nbd *server)
@@ -239,6 +238,7 @@ int nbd_loop_start(struct nbd_loop *loop, tapfs_nbd *server)
     loop->started = error == 0;
     if (error != 0) {
         close_parts(loop);
+        nbd_loop_free(loop);
     }
     return error;
 }
@@ -250,4 +250,9 @@ void nbd_loop_join(struct nbd_loop *loop)
         close_parts(loop);
         loop->started = false;
     }
+}
+
+void nbd_loop_free(struct nbd_loop *loop)
+{
+    pthread_mutex_destroy(&loop->lock);
 }

@@ -97,6 +97,9 @@ void tapfs_nbd_stop(tapfs_nbd *server)
 void tapfs_nbd_free(tapfs_nbd *server)
 {
     tapfs_nbd_stop(server);
+    for (uint32_t i = 0; i < server->loop_count; i++) {
+        nbd_loop_free(&server->loops[i]);
+    }
     park_destroy(&server->park);
     close(server->ended_fd);
     free(server);
