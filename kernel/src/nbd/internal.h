@@ -143,7 +143,6 @@ struct nbd_connection {
 struct nbd_loop {
     tapfs_nbd *server;
     pthread_t thread;
-    bool started;
     int epoll_fd, wake_fd;
     struct mover *mover;
     struct nbd_connection *connections, *touched;
@@ -154,7 +153,7 @@ struct nbd_loop {
     pthread_mutex_t lock; /* of the next three */
     struct nbd_piece *returned;
     struct nbd_connection *added; /* by `next` */
-    bool stopping, closed;
+    bool stopping;
     _Atomic uint32_t load; /* connections that it has or will have */
 };
 

@@ -30,7 +30,7 @@ static uint64_t now(void)
 
 static bool add_under_lock(struct nbd_loop *loop, struct nbd_connection *connection)
 {
-    if (loop->closed || loop->stopping) {
+    if (loop->stopping) {
         return false;
     }
     connection->next = loop->added;
@@ -49,12 +49,10 @@ bool nbd_loop_add(struct nbd_loop *loop, struct nbd_connection *connection)
 
 void nbd_loop_stop(struct nbd_loop *loop)
 {
-    if (loop->started) {
-        pthread_mutex_lock(&loop->lock);
-        loop->stopping = true;
-        eventfd_write(loop->wake_fd, 1);
-        pthread_mutex_unlock(&loop->lock);
-    }
+    pthread_mutex_lock(&loop->lock);
+    loop->stopping = true;
+    eventfd_write(loop->wake_fd, 1);
+    pthread_mutex_unlock(&loop->lock);
 }
 
 /* ---- in the thread */
@@ -151,16 +149,10 @@ static int patience(const struct nbd_loop *loop, bool cut)
     return time >= loop->stop_at ? 0 : (int)(loop->stop_at - time);
 }
 
-static bool has_ended(struct nbd_loop *loop)
+/* Nothing is added once it stops, and a piece that is still to be given back keeps its connection. */
+static bool has_ended(const struct nbd_loop *loop)
 {
-    if (loop->stop_at == 0 || loop->connections != NULL) {
-        return false;
-    }
-    pthread_mutex_lock(&loop->lock);
-    bool ended = loop->added == NULL && loop->returned == NULL;
-    loop->closed = ended;
-    pthread_mutex_unlock(&loop->lock);
-    return ended;
+    return loop->stop_at != 0 && loop->connections == NULL;
 }
 
 static void *serve(void *argument)
@@ -235,7 +227,6 @@ int nbd_loop_start(struct nbd_loop *loop, tapfs_nbd *server)
     } else {
         error = start_watching(loop);
     }
-    loop->started = error == 0;
     if (error != 0) {
         close_parts(loop);
         nbd_loop_free(loop);
@@ -245,11 +236,8 @@ int nbd_loop_start(struct nbd_loop *loop, tapfs_nbd *server)
 
 void nbd_loop_join(struct nbd_loop *loop)
 {
-    if (loop->started) {
-        pthread_join(loop->thread, NULL);
-        close_parts(loop);
-        loop->started = false;
-    }
+    pthread_join(loop->thread, NULL);
+    close_parts(loop);
 }
 
 void nbd_loop_free(struct nbd_loop *loop)
