@@ -32,13 +32,18 @@ static void request_free(struct nbd_request *request)
     free(request);
 }
 
-/* Without memory for an answer the client waits forever, unless its connection ends. */
-static void send_or_cut(struct nbd_connection *connection, const void *bytes, size_t length)
+/* A client that cannot be answered would wait forever, unless its connection ends. */
+static void give_up(struct nbd_connection *connection)
+{
+    connection->ended = true;
+    nbd_drop_output(connection);
+    nbd_touch(connection);
+}
+
+static void send_or_give_up(struct nbd_connection *connection, const void *bytes, size_t length)
 {
     if (!nbd_send_copy(connection, bytes, length)) {
-        connection->ended = true;
-        nbd_drop_output(connection);
-        nbd_touch(connection);
+        give_up(connection);
     }
 }
 
@@ -63,11 +68,10 @@ void nbd_request_answer(struct nbd_request *request, int error)
     error = nbd_error(error);
     if (connection->style == TAPFS_NBD_SIMPLE && request->answering) {
         if (error != 0) {
-            connection->ended = true;
-            nbd_drop_output(connection);
+            give_up(connection);
         }
     } else if (connection->style == TAPFS_NBD_SIMPLE) {
-        send_or_cut(connection, bytes, nbd_simple_header(bytes, request->asked.cookie, error));
+        send_or_give_up(connection, bytes, nbd_simple_header(bytes, request->asked.cookie, error));
     } else if (!request->answering || error != 0) {
         size_t header = nbd_chunk_header(bytes, is_extended(connection), &request->asked, CHUNK_DONE,
                                          error != 0 ? CHUNK_ERROR : CHUNK_NONE, error != 0 ? ERROR_PAYLOAD : 0);
@@ -76,7 +80,7 @@ void nbd_request_answer(struct nbd_request *request, int error)
             nbd_put16(bytes + header + 4, 0);
             header += ERROR_PAYLOAD;
         }
-        send_or_cut(connection, bytes, header);
+        send_or_give_up(connection, bytes, header);
     }
     request_free(request);
 }

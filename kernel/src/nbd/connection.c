@@ -46,9 +46,6 @@ static void drop_current(struct nbd_connection *connection)
 void nbd_connection_end(struct nbd_connection *connection)
 {
     connection->ended = true;
-    if (connection->current != NULL && connection->current->asked.command == CMD_WRITE) {
-        drop_current(connection);
-    }
     nbd_touch(connection);
 }
 
@@ -73,7 +70,7 @@ static void watch(struct nbd_connection *connection, uint32_t events)
                                          : EPOLL_CTL_MOD;
     if (epoll_ctl(connection->loop->epoll_fd, what, connection->fd, &event) == 0) {
         connection->events = events;
-    } else if (!connection->ended) {
+    } else if (!connection->deaf) {
         nbd_connection_cut(connection);
     }
 }
@@ -99,6 +96,9 @@ bool nbd_connection_look_after(struct nbd_connection *connection)
         nbd_connection_cut(connection);
     } else if (parsed == PARSED_NO_ROOM && connection->held < held) {
         nbd_touch(connection);
+    }
+    if (connection->ended && connection->current != NULL && connection->current->asked.command == CMD_WRITE) {
+        drop_current(connection); /* its data is not read any more */
     }
     if (connection->ended && connection->current == NULL && connection->requests == 0 && connection->output == NULL) {
         return false;
