@@ -101,8 +101,6 @@ struct nbd_piece {
     struct nbd_connection *connection; /* the same as the request's */
     uint32_t kind;             /* TAPFS_NBD_READ, ... */
     uint64_t offset, length;   /* of the disk */
-    uint64_t done;
-    tapfs_outcome outcome;
     int error;  /* it is given back with this, if it does not go on */
     bool goes_on; /* given back to be moved by the mover */
     size_t held;
@@ -110,7 +108,7 @@ struct nbd_piece {
     struct nbd_states *states, **states_end; /* of a STATUS */
     struct nbd_output output;
     struct iovec whole; /* the data, for `move` */
-    struct move move;
+    struct move move;   /* of a READ or WRITE: how far it is, and what it lacks */
     uint64_t room[HEADER_MAX / 8]; /* for a header, right before the data */
     uint8_t data[];
 };

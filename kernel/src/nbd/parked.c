@@ -17,13 +17,14 @@ static struct nbd_piece *taken(tapfs_nbd *server, uint64_t ticket)
 
 static void describe(const struct nbd_piece *piece, tapfs_parked *parked)
 {
+    uint64_t done = piece->move.outcome.done;
     *parked = (tapfs_parked){
         .ticket = piece->entry.ticket,
-        .offset = piece->offset + piece->done,
-        .length = piece->length - piece->done,
-        .data = piece->kind == TAPFS_NBD_WRITE ? piece->data + piece->done : NULL,
+        .offset = piece->offset + done,
+        .length = piece->length - done,
+        .data = piece->kind == TAPFS_NBD_WRITE ? piece->data + done : NULL,
         .request = piece->kind,
-        .outcome = piece->outcome,
+        .outcome = piece->move.outcome,
     };
 }
 
@@ -40,14 +41,15 @@ size_t tapfs_nbd_next_parked(tapfs_nbd *server, uint32_t queue, tapfs_parked *pa
 /* As far as goes without waiting: the owner's threads are few, and others wait for their maps. */
 static void move(tapfs_nbd *server, struct nbd_piece *piece)
 {
-    uint64_t at = piece->offset + piece->done, left = piece->length - piece->done;
+    tapfs_outcome *outcome = &piece->move.outcome;
+    uint64_t done = outcome->done, at = piece->offset + done, left = piece->length - done;
 
     if (piece->kind == TAPFS_NBD_READ) {
-        tapfs_read(server->disk, piece->data + piece->done, at, left, TAPFS_NOWAIT, &piece->outcome);
+        tapfs_read(server->disk, piece->data + done, at, left, TAPFS_NOWAIT, outcome);
     } else {
-        tapfs_write(server->disk, piece->data + piece->done, at, left, TAPFS_NOWAIT, &piece->outcome);
+        tapfs_write(server->disk, piece->data + done, at, left, TAPFS_NOWAIT, outcome);
     }
-    piece->done += piece->outcome.done;
+    outcome->done += done;
 }
 
 int tapfs_nbd_resume_parked(tapfs_nbd *server, uint64_t ticket, tapfs_parked *parked)
@@ -57,13 +59,14 @@ int tapfs_nbd_resume_parked(tapfs_nbd *server, uint64_t ticket, tapfs_parked *pa
         return 0;
     }
     move(server, piece);
-    if (piece->outcome.status != TAPFS_DONE && piece->outcome.status != TAPFS_AGAIN) {
+    int32_t status = piece->move.outcome.status;
+    if (status != TAPFS_DONE && status != TAPFS_AGAIN) {
         describe(piece, parked);
         return 1;
     }
     park_taken(&server->park, ticket, true);
     piece->error = 0;
-    piece->goes_on = piece->outcome.status == TAPFS_AGAIN;
+    piece->goes_on = status == TAPFS_AGAIN;
     nbd_piece_return(piece);
     return 0;
 }

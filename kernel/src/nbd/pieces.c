@@ -18,21 +18,25 @@ struct nbd_piece *nbd_piece_new(struct nbd_request *request, uint32_t kind, uint
         return NULL;
     }
     /* Not the data, which would cost as much as moving it. */
-    piece->entry = (struct parked_entry){.next = NULL};
-    piece->next = NULL;
-    piece->request = request;
-    piece->connection = request->connection;
-    piece->kind = kind;
-    piece->offset = offset;
-    piece->length = length;
-    piece->done = 0;
-    piece->outcome = (tapfs_outcome){.status = TAPFS_DONE};
-    piece->error = 0;
-    piece->goes_on = false;
-    piece->spare = spare;
-    piece->held = sizeof *piece + data_bytes;
-    piece->states = NULL;
-    piece->states_end = &piece->states;
+    *piece = (struct nbd_piece){
+        .request = request,
+        .connection = request->connection,
+        .kind = kind,
+        .offset = offset,
+        .length = length,
+        .held = sizeof *piece + data_bytes,
+        .spare = spare,
+        .states_end = &piece->states,
+        .whole = {.iov_base = piece->data, .iov_len = length},
+        .move = {
+            .offset = offset,
+            .length = length,
+            .parts = &piece->whole,
+            .part_count = 1,
+            .writing = kind == TAPFS_NBD_WRITE,
+            .context = piece,
+        },
+    };
     request->pieces++;
     nbd_hold(request->connection, piece->held);
     return piece;
@@ -76,7 +80,7 @@ static uint32_t queue_of(const struct nbd_piece *piece)
 {
     switch (piece->kind) {
     case TAPFS_NBD_WRITE:
-        return piece->outcome.status == TAPFS_RESERVE ? TAPFS_WRITES : TAPFS_MOVES;
+        return piece->move.outcome.status == TAPFS_RESERVE ? TAPFS_WRITES : TAPFS_MOVES;
     case TAPFS_NBD_READ:
     case TAPFS_NBD_STATUS:
         return TAPFS_MOVES;
@@ -126,9 +130,7 @@ static void park_or_fail(struct nbd_piece *piece)
 
 static void moved(struct nbd_piece *piece)
 {
-    piece->outcome = piece->move.outcome;
-    piece->done = piece->outcome.done;
-    park_or_fail(piece->outcome.status == TAPFS_DONE ? ended(piece, 0) : piece);
+    park_or_fail(piece->move.outcome.status == TAPFS_DONE ? ended(piece, 0) : piece);
 }
 
 void nbd_piece_begin(struct nbd_piece *piece)
@@ -138,16 +140,6 @@ void nbd_piece_begin(struct nbd_piece *piece)
         return;
     }
     struct nbd_loop *loop = piece->connection->loop;
-    piece->whole = (struct iovec){.iov_base = piece->data, .iov_len = piece->length};
-    piece->move = (struct move){
-        .offset = piece->offset,
-        .length = piece->length,
-        .parts = &piece->whole,
-        .part_count = 1,
-        .writing = piece->kind == TAPFS_NBD_WRITE,
-        .context = piece,
-        .outcome.done = piece->done,
-    };
     if (mover_begin(loop->mover, &piece->move)) {
         moved(piece);
     } else {
