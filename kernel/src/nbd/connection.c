@@ -70,7 +70,7 @@ static void watch(struct nbd_connection *connection, uint32_t events)
                                          : EPOLL_CTL_MOD;
     if (epoll_ctl(connection->loop->epoll_fd, what, connection->fd, &event) == 0) {
         connection->events = events;
-    } else if (!connection->deaf) {
+    } else if (!atomic_load(&connection->gone)) {
         nbd_connection_cut(connection);
     }
 }

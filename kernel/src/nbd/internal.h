@@ -122,8 +122,7 @@ struct nbd_connection {
     uint32_t events;     /* that its socket is watched for */
     bool touched;        /* on the loop's list of those to be looked after */
     bool ended;          /* takes no more requests: DISC, the end of the stream, or the stop */
-    bool deaf;           /* the client is gone: nothing is sent any more */
-    atomic_bool gone;    /* the same, for the owner's threads */
+    atomic_bool gone;    /* the client: nothing is sent any more. The owner's threads ask for it, too */
     uint32_t requests;   /* unanswered */
     size_t held;         /* bytes in memory for it */
 

@@ -38,7 +38,7 @@ static void release(struct nbd_connection *connection, struct nbd_output *output
 void nbd_send(struct nbd_connection *connection, struct nbd_output *output)
 {
     nbd_touch(connection);
-    if (connection->deaf) {
+    if (atomic_load(&connection->gone)) {
         release(connection, output);
         return;
     }
@@ -111,7 +111,6 @@ bool nbd_send_queued(struct nbd_connection *connection)
 
 void nbd_drop_output(struct nbd_connection *connection)
 {
-    connection->deaf = true;
     atomic_store(&connection->gone, true);
     while (connection->output != NULL) {
         pop(connection);
