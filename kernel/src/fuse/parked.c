@@ -8,10 +8,11 @@ static struct fuse_call *call_of(struct parked_entry *entry)
     return (struct fuse_call *)(void *)entry;
 }
 
-static void describe(const struct fuse_call *call, tapfs_parked *parked)
+static void describe(const struct parked_entry *entry, tapfs_parked *parked)
 {
+    const struct fuse_call *call = (const void *)entry;
     *parked = (tapfs_parked){
-        .ticket = call->entry.ticket,
+        .ticket = entry->ticket,
         .offset = call->node->start + call->offset + call->done,
         .length = call->length - call->done,
         .data = call->request == TAPFS_FUSE_WRITE ? call->buffer->memory + BUFFER_DATA_AT + call->done : NULL,
@@ -22,12 +23,7 @@ static void describe(const struct fuse_call *call, tapfs_parked *parked)
 
 size_t tapfs_fuse_next_parked(tapfs_fuse *server, uint32_t queue, tapfs_parked *parked, size_t capacity)
 {
-    struct parked_entry *entries[TAPFS_PARKED_AT_ONCE];
-    size_t count = park_next(&server->park, queue, entries, minimum(capacity, TAPFS_PARKED_AT_ONCE));
-    for (size_t i = 0; i < count; i++) {
-        describe(call_of(entries[i]), &parked[i]);
-    }
-    return count;
+    return park_next_described(&server->park, queue, parked, capacity, describe);
 }
 
 static bool moves_data(const struct fuse_call *call)
@@ -62,7 +58,7 @@ int tapfs_fuse_resume_parked(tapfs_fuse *server, uint64_t ticket, tapfs_parked *
     enum fuse_fate fate = move(server, call);
     switch (fate) {
     case FATE_LACKS:
-        describe(call, parked);
+        describe(&call->entry, parked);
         return 1;
     case FATE_MOVED:
         park_taken(&server->park, ticket, true);

@@ -15,11 +15,12 @@ static struct nbd_piece *taken(tapfs_nbd *server, uint64_t ticket)
     return piece_of(park_taken(&server->park, ticket, false));
 }
 
-static void describe(const struct nbd_piece *piece, tapfs_parked *parked)
+static void describe(const struct parked_entry *entry, tapfs_parked *parked)
 {
+    const struct nbd_piece *piece = (const void *)entry;
     uint64_t done = piece->move.outcome.done;
     *parked = (tapfs_parked){
-        .ticket = piece->entry.ticket,
+        .ticket = entry->ticket,
         .offset = piece->offset + done,
         .length = piece->length - done,
         .data = piece->kind == TAPFS_NBD_WRITE ? piece->data + done : NULL,
@@ -30,12 +31,7 @@ static void describe(const struct nbd_piece *piece, tapfs_parked *parked)
 
 size_t tapfs_nbd_next_parked(tapfs_nbd *server, uint32_t queue, tapfs_parked *parked, size_t capacity)
 {
-    struct parked_entry *entries[TAPFS_PARKED_AT_ONCE];
-    size_t count = park_next(&server->park, queue, entries, minimum(capacity, TAPFS_PARKED_AT_ONCE));
-    for (size_t i = 0; i < count; i++) {
-        describe(piece_of(entries[i]), &parked[i]);
-    }
-    return count;
+    return park_next_described(&server->park, queue, parked, capacity, describe);
 }
 
 /* As far as goes without waiting: the owner's threads are few, and others wait for their maps. */
@@ -61,7 +57,7 @@ int tapfs_nbd_resume_parked(tapfs_nbd *server, uint64_t ticket, tapfs_parked *pa
     move(server, piece);
     int32_t status = piece->move.outcome.status;
     if (status != TAPFS_DONE && status != TAPFS_AGAIN) {
-        describe(piece, parked);
+        describe(&piece->entry, parked);
         return 1;
     }
     park_taken(&server->park, ticket, true);

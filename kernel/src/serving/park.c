@@ -60,6 +60,17 @@ size_t park_next(struct park *park, uint32_t number, struct parked_entry **entri
     return count;
 }
 
+size_t park_next_described(struct park *park, uint32_t number, tapfs_parked *parked, size_t capacity,
+                           void (*describe)(const struct parked_entry *entry, tapfs_parked *parked))
+{
+    struct parked_entry *entries[TAPFS_PARKED_AT_ONCE];
+    size_t count = park_next(park, number, entries, minimum(capacity, TAPFS_PARKED_AT_ONCE));
+    for (size_t i = 0; i < count; i++) {
+        describe(entries[i], &parked[i]);
+    }
+    return count;
+}
+
 struct parked_entry *park_taken(struct park *park, uint64_t ticket, bool remove)
 {
     pthread_mutex_lock(&park->lock);

@@ -42,6 +42,9 @@ TAPFS_INTERNAL bool park_put(struct park *park, uint32_t queue, struct parked_en
 /* Wait for a request of a queue, and take up to `capacity` that wait by then, in their order and each under a new ticket.
  * How many; 0: the park is stopped. An unknown queue is TAPFS_OTHERS. */
 TAPFS_INTERNAL size_t park_next(struct park *park, uint32_t queue, struct parked_entry **entries, size_t capacity);
+/* What a front end's `next_parked` does: take requests as park_next, and `describe` each for Python. */
+TAPFS_INTERNAL size_t park_next_described(struct park *park, uint32_t queue, tapfs_parked *parked, size_t capacity,
+                                          void (*describe)(const struct parked_entry *entry, tapfs_parked *parked));
 /* The request that was taken under a ticket; NULL: there is none. With `remove` it leaves the park. */
 TAPFS_INTERNAL struct parked_entry *park_taken(struct park *park, uint64_t ticket, bool remove);
 /* Call `visit` with every request that waits or was taken. Under the lock: it only looks and marks. */

@@ -52,10 +52,11 @@ void xen_park_stop(struct park *park)
     }
 }
 
-static void describe(const struct xen_transfer *transfer, tapfs_parked *parked)
+static void describe(const struct parked_entry *entry, tapfs_parked *parked)
 {
+    const struct xen_transfer *transfer = (const void *)entry;
     *parked = (tapfs_parked){
-        .ticket = transfer->entry.ticket,
+        .ticket = entry->ticket,
         .offset = transfer->offset,
         .length = transfer->length,
         .request = transfer->kind,
@@ -73,12 +74,7 @@ static void describe(const struct xen_transfer *transfer, tapfs_parked *parked)
 
 size_t tapfs_xen_next_parked(tapfs_xen *device, uint32_t queue, tapfs_parked *parked, size_t capacity)
 {
-    struct parked_entry *entries[TAPFS_PARKED_AT_ONCE];
-    size_t count = park_next(&device->park, queue, entries, minimum(capacity, TAPFS_PARKED_AT_ONCE));
-    for (size_t i = 0; i < count; i++) {
-        describe(transfer_of(entries[i]), &parked[i]);
-    }
-    return count;
+    return park_next_described(&device->park, queue, parked, capacity, describe);
 }
 
 int tapfs_xen_resume_parked(tapfs_xen *device, uint64_t ticket, tapfs_parked *parked)
@@ -90,7 +86,7 @@ int tapfs_xen_resume_parked(tapfs_xen *device, uint64_t ticket, tapfs_parked *pa
     }
     move_now(transfer->disk, &transfer->move);
     if (transfer->move.outcome.status != TAPFS_DONE) {
-        describe(transfer, parked);
+        describe(&transfer->entry, parked);
         return 1;
     }
     park_taken(&device->park, ticket, true);
