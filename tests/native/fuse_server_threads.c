@@ -126,7 +126,7 @@ static void *own_moves(void *argument)
     tapfs_parked parked;
     while (tapfs_fuse_next_parked(server, queue, &parked, 1)) {
         do {
-            give_what_is_missing(&parked);
+            give_what_is_missing(disk, &parked);
         } while (tapfs_fuse_resume_parked(server, parked.ticket, &parked));
     }
     return NULL;

@@ -184,7 +184,7 @@ static void *own_moves(void *argument)
             continue;
         }
         do {
-            give_what_is_missing(&parked);
+            give_what_is_missing(disk, &parked);
         } while (tapfs_nbd_resume_parked(server, parked.ticket, &parked));
     }
     return NULL;

@@ -1,4 +1,4 @@
-/* The disk of owned_disk.h and its owner. */
+/* The disks of owned_disk.h and their owner. */
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -27,7 +27,7 @@ uint8_t byte_at(uint64_t offset)
     return (uint8_t)(offset * 31 / 7 % 251 + 1);
 }
 
-static void supply_map(uint64_t offset)
+static void supply_map(tapfs_disk *of, uint64_t offset)
 {
     uint64_t start = offset - offset % UNIT;
     tapfs_extent extents[UNIT / GRANULE];
@@ -41,45 +41,53 @@ static void supply_map(uint64_t offset)
             .in_place = here,
         };
     }
-    REQUIRE(tapfs_disk_install(disk, 0, extents, UNIT / GRANULE) == 0);
+    REQUIRE(tapfs_disk_install(of, 0, extents, UNIT / GRANULE) == 0);
 }
 
 /* The first granule of what has no place yet. Fills, then commits, all under the lock: a simple owner. */
-static void give_place(const tapfs_parked *parked)
+static void give_place(tapfs_disk *of, const tapfs_parked *parked)
 {
     uint64_t at = parked->outcome.offset;
     uint64_t granule = at - at % GRANULE;
     uint64_t end = parked->offset + parked->length;
     uint64_t length = (granule + GRANULE < end ? granule + GRANULE : end) - at;
     if (allocated[granule / GRANULE]) {
-        return; /* another owner was quicker, and the cache knows */
+        tapfs_disk_forget(of, 0, granule, GRANULE); /* another owner was quicker, maybe by another disk */
+        return;
     }
     tapfs_placement place = {.offset = granule, .length = GRANULE, .host_offset = HOST_START + granule, .fresh = 1};
     tapfs_segment segment = {.offset = at, .length = length, .data = parked->data + (at - parked->offset)};
     tapfs_range range = {.offset = granule, .length = GRANULE};
     tapfs_outcome outcome;
     do {
-        tapfs_write_reserved(disk, &segment, 1, &range, 1, &place, 1, 0, &outcome);
+        tapfs_write_reserved(of, &segment, 1, &range, 1, &place, 1, 0, &outcome);
         if (outcome.status == TAPFS_MISS) {
-            supply_map(outcome.offset);
+            supply_map(of, outcome.offset);
         }
     } while (outcome.status == TAPFS_MISS);
     REQUIRE(outcome.status == TAPFS_DONE);
     allocated[granule / GRANULE] = true;
     tapfs_extent now = {
         .offset = granule, .length = GRANULE, .host_offset = HOST_START + granule, .kind = TAPFS_DATA, .in_place = 1};
-    REQUIRE(tapfs_disk_patch(disk, 0, &now, 1) == 0);
+    REQUIRE(tapfs_disk_patch(of, 0, &now, 1) == 0);
 }
 
-void give_what_is_missing(const tapfs_parked *parked)
+void give_what_is_missing(tapfs_disk *of, const tapfs_parked *parked)
 {
     pthread_mutex_lock(&map_lock);
     if (parked->outcome.status == TAPFS_MISS) {
-        supply_map(parked->outcome.offset);
+        supply_map(of, parked->outcome.offset);
     } else {
         REQUIRE(parked->outcome.status == TAPFS_RESERVE);
-        give_place(parked);
+        give_place(of, parked);
     }
+    pthread_mutex_unlock(&map_lock);
+}
+
+void forget_map(tapfs_disk *of, uint64_t offset, uint64_t length)
+{
+    pthread_mutex_lock(&map_lock);
+    tapfs_disk_forget(of, 0, offset, length);
     pthread_mutex_unlock(&map_lock);
 }
 
@@ -89,24 +97,28 @@ void disturb_disk(unsigned *seed)
     tapfs_outcome outcome;
     tapfs_step step = {.step = TAPFS_STEP_GROW, .host_offset = HOST_START + SIZE};
 
-    pthread_mutex_lock(&map_lock);
-    tapfs_disk_forget(disk, 0, (uint64_t)rand_r(seed) % SIZE, GRANULE);
-    pthread_mutex_unlock(&map_lock);
+    forget_map(disk, (uint64_t)rand_r(seed) % SIZE, GRANULE);
     tapfs_execute(disk, &step, 1, &outcome);
     tapfs_disk_quiesce(disk);
     tapfs_disk_statistics(disk, &counters);
 }
 
-void owned_disk_open(const char *path)
+tapfs_disk *owned_disk_again(void)
 {
     tapfs_layer layer = {.virtual_size = SIZE, .granule = GRANULE, .map_unit = UNIT, .writable = 1};
+    /* Room for fewer units than there are, so that they come and go. */
+    tapfs_disk *made = tapfs_disk_new(1500);
 
+    REQUIRE(made != NULL && tapfs_disk_add_layer(made, &layer) == 0);
+    REQUIRE(tapfs_disk_add_file(made, 0, host_file, TAPFS_FILE_WRITABLE) == 0);
+    return made;
+}
+
+void owned_disk_open(const char *path)
+{
     host_file = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
     REQUIRE(host_file >= 0);
-    /* Room for fewer units than there are, so that they come and go. */
-    disk = tapfs_disk_new(1500);
-    REQUIRE(disk != NULL && tapfs_disk_add_layer(disk, &layer) == 0);
-    REQUIRE(tapfs_disk_add_file(disk, 0, host_file, TAPFS_FILE_WRITABLE) == 0);
+    disk = owned_disk_again();
 }
 
 void owned_disk_close(void)

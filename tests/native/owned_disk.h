@@ -21,10 +21,13 @@ extern tapfs_disk *disk;
 void die(const char *what, const char *file, int line) __attribute__((noreturn));
 uint8_t byte_at(uint64_t offset);
 void owned_disk_open(const char *path);
+/* One more disk of the same file, which the caller frees before the first is closed. */
+tapfs_disk *owned_disk_again(void);
 /* Looks at all bytes of the file first. */
 void owned_disk_close(void);
-/* Supply the map or the place that a READ or WRITE lacks. */
-void give_what_is_missing(const tapfs_parked *parked);
+/* Supply the map or the place that a READ or WRITE of a disk lacks. */
+void give_what_is_missing(tapfs_disk *of, const tapfs_parked *parked);
+void forget_map(tapfs_disk *of, uint64_t offset, uint64_t length);
 /* Forget a part of the map, execute a plan, quiesce. */
 void disturb_disk(unsigned *seed);
 

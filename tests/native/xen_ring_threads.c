@@ -2,8 +2,6 @@
  * Everything that runs beside everything else in a Xen device, for ThreadSanitizer and AddressSanitizer: two guests' rings,
  * their threads and movers, owners that supply maps and places, and somebody who pauses, limits, swaps disks and counts.
  * usage: xen_ring_threads MACHINE FILE GRANTS ROUNDS; 0 and "ok", or a message and 1. MACHINE is an empty directory.
- *
- * Every byte that is ever written depends on its offset alone, so whatever the order, a read finds that byte or zero.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -18,12 +16,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "owned_disk.h"
 #include "xen/xen.h"
 
-#define GRANULE 4096u
-#define UNIT (16 * GRANULE)
-#define SIZE (8 * UNIT)
-#define HOST_START GRANULE
 #define SECTOR 512u
 #define RINGS 2u
 #define ENTRIES 32u
@@ -31,8 +26,6 @@
 #define SEGMENTS 4u
 #define PAGES (RINGS * (1 + ENTRIES * SEGMENTS))
 #define OWNERS 2
-
-#define REQUIRE(condition) ((condition) ? (void)0 : die(#condition, __LINE__))
 
 struct indices {
     _Atomic uint32_t req_prod, req_event, rsp_prod, rsp_event;
@@ -55,20 +48,7 @@ static uint8_t *memory;
 static tapfs_disk *disks[2];
 static tapfs_xen *device;
 static int rounds;
-static pthread_mutex_t map_lock = PTHREAD_MUTEX_INITIALIZER;
-static bool allocated[SIZE / GRANULE];
 static atomic_bool over;
-
-static void die(const char *what, int line)
-{
-    fprintf(stderr, "line %d: %s (errno %d)\n", line, what, errno);
-    exit(1);
-}
-
-static uint8_t byte_at(uint64_t offset)
-{
-    return (uint8_t)(offset * 31 / 7 % 251 + 1);
-}
 
 static char *path_of(const char *suffix)
 {
@@ -216,51 +196,6 @@ static void *be_guest(void *argument)
     return NULL;
 }
 
-static void supply_map(tapfs_disk *disk, uint64_t offset)
-{
-    uint64_t start = offset - offset % UNIT;
-    tapfs_extent extents[UNIT / GRANULE];
-    for (uint64_t i = 0; i < UNIT / GRANULE; i++) {
-        bool here = allocated[start / GRANULE + i];
-        extents[i] = (tapfs_extent){
-            .offset = start + i * GRANULE,
-            .length = GRANULE,
-            .host_offset = here ? HOST_START + start + i * GRANULE : 0,
-            .kind = here ? TAPFS_DATA : TAPFS_UNALLOCATED,
-            .in_place = here,
-        };
-    }
-    REQUIRE(tapfs_disk_install(disk, 0, extents, UNIT / GRANULE) == 0);
-}
-
-/* The first granule of what has no place yet; all under the lock: a simple owner. Both disks are the same file. */
-static void give_place(tapfs_disk *disk, const tapfs_parked *parked)
-{
-    uint64_t at = parked->outcome.offset;
-    uint64_t granule = at - at % GRANULE;
-    uint64_t end = parked->offset + parked->length;
-    uint64_t length = (granule + GRANULE < end ? granule + GRANULE : end) - at;
-    if (allocated[granule / GRANULE]) {
-        tapfs_disk_forget(disk, 0, granule, GRANULE); /* another owner was quicker, or it was the other disk */
-        return;
-    }
-    tapfs_placement place = {.offset = granule, .length = GRANULE, .host_offset = HOST_START + granule, .fresh = 1};
-    tapfs_segment segment = {.offset = at, .length = length, .data = parked->data + (at - parked->offset)};
-    tapfs_range range = {.offset = granule, .length = GRANULE};
-    tapfs_outcome outcome;
-    do {
-        tapfs_write_reserved(disk, &segment, 1, &range, 1, &place, 1, 0, &outcome);
-        if (outcome.status == TAPFS_MISS) {
-            supply_map(disk, outcome.offset);
-        }
-    } while (outcome.status == TAPFS_MISS);
-    REQUIRE(outcome.status == TAPFS_DONE);
-    allocated[granule / GRANULE] = true;
-    tapfs_extent now = {
-        .offset = granule, .length = GRANULE, .host_offset = HOST_START + granule, .kind = TAPFS_DATA, .in_place = 1};
-    REQUIRE(tapfs_disk_patch(disk, 0, &now, 1) == 0);
-}
-
 static _Atomic(tapfs_disk *) served;
 
 static void *own_moves(void *argument)
@@ -268,16 +203,9 @@ static void *own_moves(void *argument)
     uint32_t queue = *(const uint32_t *)argument;
     tapfs_parked parked;
     while (tapfs_xen_next_parked(device, queue, &parked, 1)) {
-        tapfs_disk *disk = atomic_load(&served); /* it does not change while something is parked */
+        tapfs_disk *now = atomic_load(&served); /* it does not change while something is parked */
         do {
-            pthread_mutex_lock(&map_lock);
-            if (parked.outcome.status == TAPFS_MISS) {
-                supply_map(disk, parked.outcome.offset);
-            } else {
-                REQUIRE(parked.outcome.status == TAPFS_RESERVE);
-                give_place(disk, &parked);
-            }
-            pthread_mutex_unlock(&map_lock);
+            give_what_is_missing(now, &parked);
         } while (tapfs_xen_resume_parked(device, parked.ticket, &parked));
     }
     return NULL;
@@ -302,18 +230,14 @@ static void *disturb(void *argument)
     (void)argument;
     while (!atomic_load(&over)) {
         tapfs_xen_statistics counters;
-        pthread_mutex_lock(&map_lock);
-        tapfs_disk_forget(atomic_load(&served), 0, (uint64_t)rand_r(&seed) % SIZE, GRANULE);
-        pthread_mutex_unlock(&map_lock);
+        forget_map(atomic_load(&served), (uint64_t)rand_r(&seed) % SIZE, GRANULE);
         tapfs_disk_quiesce(disks[0]);
         tapfs_xen_counters(device, &counters);
         tapfs_xen_limit(device, rand_r(&seed) % 4 == 0 ? 100u << 20 : 0, rand_r(&seed) % 4 == 0 ? 50000 : 0);
         if (rand_r(&seed) % 4 == 0) {
             tapfs_xen_pause(device);
             tapfs_disk *next = disks[rand_r(&seed) % 2];
-            pthread_mutex_lock(&map_lock);
-            tapfs_disk_forget(next, 0, 0, SIZE);
-            pthread_mutex_unlock(&map_lock);
+            forget_map(next, 0, SIZE);
             atomic_store(&served, next);
             tapfs_xen_set_disk(device, next, 1, 1);
             tapfs_xen_unpause(device);
@@ -322,16 +246,6 @@ static void *disturb(void *argument)
     }
     tapfs_xen_limit(device, 0, 0);
     return NULL;
-}
-
-static void check_file(int file)
-{
-    uint8_t *content = calloc(1, SIZE);
-    REQUIRE(pread(file, content, SIZE, HOST_START) >= 0);
-    for (uint64_t i = 0; i < SIZE; i++) {
-        REQUIRE(content[i] == 0 || content[i] == byte_at(i));
-    }
-    free(content);
 }
 
 static void run_guests(struct guest *guests)
@@ -348,18 +262,15 @@ int main(int count, char **words)
 {
     static struct guest guests[RINGS];
     pthread_t owners[OWNERS], others[2], disturber;
-    tapfs_layer layer = {.virtual_size = SIZE, .granule = GRANULE, .map_unit = UNIT, .writable = 1};
 
     REQUIRE(count == 5);
     machine = words[1];
     rounds = atoi(words[4]);
-    int file = open(words[2], O_RDWR | O_CREAT | O_TRUNC, 0600), journal = memfd_create("journal", MFD_CLOEXEC);
-    REQUIRE(file >= 0 && journal >= 0);
-    for (int i = 0; i < 2; i++) {
-        disks[i] = tapfs_disk_new(1500); /* room for fewer units than there are, so that they come and go */
-        REQUIRE(disks[i] != NULL && tapfs_disk_add_layer(disks[i], &layer) == 0);
-        REQUIRE(tapfs_disk_add_file(disks[i], 0, file, TAPFS_FILE_WRITABLE) == 0);
-    }
+    int journal = memfd_create("journal", MFD_CLOEXEC);
+    REQUIRE(journal >= 0);
+    owned_disk_open(words[2]);
+    disks[0] = disk;
+    disks[1] = owned_disk_again();
     memory = make_file("memory", PAGES * 4096);
     uint32_t *grants = make_file("grants", (PAGES + 8) * 4);
     for (uint32_t page = 0; page < PAGES; page++) {
@@ -416,10 +327,8 @@ int main(int count, char **words)
     pthread_join(others[0], NULL);
     pthread_join(others[1], NULL);
     tapfs_xen_free(device);
-    check_file(file);
-    tapfs_disk_free(disks[0]);
     tapfs_disk_free(disks[1]);
-    close(file);
+    owned_disk_close();
     close(journal);
     puts("ok");
     return 0;

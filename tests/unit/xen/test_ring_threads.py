@@ -15,7 +15,7 @@ pytestmark = pytest.mark.native
 @pytest.mark.parametrize("sanitizer", [THREADS, MEMORY])
 def test_no_report(tmp_path: Path, sanitizer: str) -> None:
     """For each kind of grants, with io_uring (rounds are even) and without."""
-    job = program(tmp_path, "xen_ring_threads", sanitizer=sanitizer)
+    job = program(tmp_path, "xen_ring_threads", "owned_disk", sanitizer=sanitizer)
     for grants, rounds in ((0, 300), (0, 301), (1, 301), (2, 301)):
         machine = tmp_path / f"machine-{grants}-{rounds}"
         machine.mkdir()
