@@ -15,6 +15,7 @@ import trio
 
 import tapfs
 from tapfs.errors import CODES, ErrorKind
+from tapfs.xen.toolstack.control_client import ask
 from tapfs.xen.xenstore.client import XenStore
 from tests.conftest import REPOSITORY, Ran
 from tests.json_documents import require_valid_output
@@ -205,6 +206,9 @@ async def _interrupted_mirror(path: Path) -> None:
         await process.stderr.receive_some()  # it is under way
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 130
+    with trio.fail_after(PATIENCE):
+        while (await ask(disk(), "job"))["job"] is not None:
+            await trio.sleep(0.01)
     assert json.loads(await ok("list", "--json"))["attached"][0]["status"] == "ready"
     assert not path.exists()
 

@@ -40,17 +40,17 @@ def do_live_job(
         answer: dict[str, Any] = {}
 
         async def do() -> None:
-            answer.update(await ask(device, command, **details))
+            try:
+                answer.update(await ask(device, command, **details))
+            except trio.Cancelled:
+                with trio.CancelScope(shield=True):
+                    await ask(device, "cancel")
+                raise
             looking.cancel_scope.cancel()
 
-        try:
-            async with trio.open_nursery() as looking:
-                looking.start_soon(do)
-                looking.start_soon(look)
-        except trio.Cancelled:
-            with trio.CancelScope(shield=True):
-                await ask(device, "cancel")
-            raise
+        async with trio.open_nursery() as looking:
+            looking.start_soon(do)
+            looking.start_soon(look)
         return answer
 
     return with_xenstore(work)
