@@ -197,10 +197,10 @@ class ServedDisk:
 
     def run_job(self) -> None:
         """Have the job copy. Raises what ends it: CopyEndedError, too, if the disk is closed."""
-        job = self.job
-        if job is None:
-            raise CopyEndedError
         with self._copying:
+            job = self.job
+            if job is None:
+                raise CopyEndedError
             job.run()
 
     def statistics(self) -> dict[str, int]:
