@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import trio
+import trio.testing
 
 import tapfs
 from tapfs import ErrorKind, ImageError, NewImage
+from tapfs.disk.plan_log import PlanLog
+from tapfs.xen.disk.backend import Backend
+from tapfs.xen.disk.held_requests import HeldRequests
+from tapfs.xen.disk.live_jobs import LiveJobs
+from tapfs.xen.disk.operations import Operations
+from tapfs.xen.disk.served_disk import RateLimit, ServedDisk
+from tapfs.xen.disk.settings import DiskSettings
+from tapfs.xen.specification import parse_specification
 from tests.xen.disk_device import STOPPED, Devices, DiskDevice
 from tests.xen.machine import PATIENCE
 from tests.xen.test_disk_operations import SIZE, check_written, load_on, refused
@@ -181,3 +192,91 @@ async def test_a_mirror_is_the_disk_of_one_moment_and_may_become_the_disk(device
 async def mirror_that_fails(disk: DiskDevice, path: Path) -> None:
     with pytest.raises(ImageError):
         await disk.ask("mirror", file=str(path), format="raw", rate=1 << 14)
+
+
+class AloneDisk:
+    """A disk without a guest, in this process, and the jobs on it. `changing` is the lock of its operations."""
+
+    def __init__(self, folder: Path) -> None:
+        path, self._target = folder / "disk", folder / "mirror"
+        path.write_bytes(random.Random(1).randbytes(SIZE))
+        self.held = HeldRequests("space", lambda: None)
+        image = tapfs.open(path, format="raw", writable=True)
+        self.disk = ServedDisk(image, machine=None, domain=1, limit=RateLimit(), paused=False, held=self.held)
+        self.changing = trio.Lock()
+        settings = DiskSettings(parse_specification(f"tap:raw:{path}"), "w")
+        plan_log = PlanLog(folder / "plan", "token")
+        backend = cast("Backend", SimpleNamespace(disk=self.disk, changing=self.changing, is_to_take_over=False))
+        self.jobs = LiveJobs(Operations(backend, settings, plan_log), self.disk, settings, plan_log)
+
+    async def mirror(self) -> None:
+        """A mirror that takes far too long."""
+        await self.jobs.mirror(str(self._target), "raw", rate=1 << 10, overwrite=False, pivot=False, keep_names=False)
+
+    async def cancel_until_it_waits_for_the_lock(self) -> None:
+        """End the mirror, which waits then for the lock, that this task has."""
+        with trio.fail_after(PATIENCE):
+            while not self.jobs.status().get("data_bytes"):
+                await trio.sleep(0.01)
+            await self.changing.acquire()
+            self.jobs.cancel()
+            while not self.changing.statistics().tasks_waiting:
+                await trio.sleep(0.01)
+
+    async def have_a_request_wait(self, nursery: trio.Nursery) -> None:
+        """Have a request of the guest wait for space, until `held.give_up`."""
+
+        def attempt() -> None:
+            raise ImageError(ErrorKind.NO_SPACE, "is full")
+
+        def serve() -> None:
+            with pytest.raises(ImageError, match="is full"):
+                self.held.serve(attempt, attempt)
+
+        nursery.start_soon(trio.to_thread.run_sync, serve)
+        with trio.fail_after(PATIENCE):
+            while self.held.reason is None:
+                await trio.sleep(0.01)
+
+
+async def test_a_job_that_ends_while_the_guest_waits_for_space_leaves_the_disk(tmp_path: Path) -> None:
+    """The request waits from the last moment at which it can: what ends the job has looked already."""
+    alone = AloneDisk(tmp_path)
+    errors: list[ImageError] = []
+
+    async def mirror() -> None:
+        with pytest.raises(ImageError) as caught:
+            await alone.mirror()
+        errors.append(caught.value)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mirror)
+        await alone.cancel_until_it_waits_for_the_lock()
+        await alone.have_a_request_wait(nursery)
+        alone.changing.release()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        alone.held.give_up()
+    assert "was ended before it was done" in str(errors[0])
+    assert alone.jobs.status() == {"job": None}
+    alone.disk.close()
+
+
+async def test_a_process_ends_though_a_job_is_being_undone(tmp_path: Path) -> None:
+    """Its end keeps the lock of the operations for good."""
+    alone, conversation, ended = AloneDisk(tmp_path), trio.CancelScope(), trio.Event()
+
+    async def mirror() -> None:
+        with conversation:
+            await alone.mirror()
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mirror)
+        await alone.cancel_until_it_waits_for_the_lock()
+        await trio.to_thread.run_sync(alone.disk.close)
+        conversation.cancel()
+        with trio.move_on_after(PATIENCE):
+            await ended.wait()
+        in_time = ended.is_set()
+        alone.changing.release()
+    assert in_time, "it would wait for ever"

@@ -158,8 +158,8 @@ class LiveJobs:
             async with self._operations.alone(), self._operations.at_rest():
                 await self._complete(job, settle)
         except BaseException as error:
-            with trio.CancelScope(shield=True):
-                await self._undo(job)
+            # Not shielded. Who cancels has closed the disk, and keeps the lock of its operations for good.
+            await self._undo(job)
             if isinstance(error, CopyEndedError):
                 raise ImageError(
                     ErrorKind.IO, "was ended before it was done", path=self._disk.image.path, op=job.kind
@@ -180,28 +180,28 @@ class LiveJobs:
         await in_thread(job.close)
 
     async def _undo(self, job: LiveJob) -> None:
+        """Have the disk as it was. Who closes the disk meanwhile closes the job, too."""
         if self._disk.job is job:
             await in_thread(job.give_up_space)
-            await self._space(job)
-        if self._disk.job is not job:
-            return  # the disk was closed, and the job with it
-        async with self._operations.alone(), self._operations.at_rest():
-            if self._disk.job is not job:
-                return  # the disk was closed meanwhile
+        while self._disk.job is job:
             try:
-                before = await in_thread(job.undo)
-                if before is not None:
-                    self._serve(before)
-            finally:
-                self._disk.job = None
-                await in_thread(job.close)
+                async with self._operations.alone(), self._operations.at_rest():
+                    if self._disk.job is job:
+                        await self._undo_at_rest(job)
+            except ImageError:
+                if self._disk.job is not job:
+                    raise
+                # Requests of the guest wait for space: the disk cannot come to rest before.
+                await trio.sleep(_SPACE_SECONDS)
 
-    async def _space(self, job: LiveJob) -> None:
-        """Wait until no request of the guest waits for space, or the disk is closed: it cannot come to rest before."""
-        while True:
-            if self._disk.held.reason is None or self._disk.job is not job:
-                return
-            await trio.sleep(_SPACE_SECONDS)
+    async def _undo_at_rest(self, job: LiveJob) -> None:
+        try:
+            before = await in_thread(job.undo)
+            if before is not None:
+                self._serve(before)
+        finally:
+            self._disk.job = None
+            await in_thread(job.close)
 
     def _serve(self, image: Image) -> None:
         if image is not self._disk.image:
