@@ -39,6 +39,8 @@ class Qcow2Driver(Qcow2Reader):
         """Compare all metadata with itself and with the file; see :mod:`tapfs.formats.qcow2.check`."""
         from tapfs.formats.qcow2.check import Check
 
+        if self.data_file_error is not None:
+            raise self.data_file_error  # which places of data can be depends on that file
         return Check(self, progress).report
 
     def repair(self) -> Sequence[Plan]:

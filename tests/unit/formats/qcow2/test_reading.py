@@ -347,6 +347,17 @@ def test_info_tells_of_an_image_without_its_data_file(tapfs: Run, tmp_path: Path
     assert "its file outside is missing" in err
 
 
+@pytest.mark.parametrize(("options", "exit_code"), [([], 17), (["--no-backing"], 19)])
+def test_a_check_without_the_data_file_says_so(tapfs: Run, tmp_path: Path, options: list[str], exit_code: int) -> None:
+    image = with_data_file(tmp_path)
+    assert tapfs("check", image).code == 0
+    if not options:
+        (tmp_path / "outside").unlink()
+    code, out, err = tapfs("check", *options, image)
+    assert (code, out) == (exit_code, "")
+    assert "its file outside is" in err
+
+
 def test_an_image_is_not_its_own_data_file(tapfs: Run, tmp_path: Path) -> None:
     image = with_data_file(tmp_path, "image")
     code, _, err = tapfs("map", image)
