@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -19,6 +20,9 @@ from tapfs.serving.local_socket import short_path
 
 #: The port of NBD.
 DEFAULT_PORT = 10809
+
+#: The most bytes of a Unix socket's path (unix(7): 108 with the NUL at the end).
+_LONGEST_ADDRESS = 107
 
 #: Clients that wait to be accepted.
 _BACKLOG = 128
@@ -59,7 +63,7 @@ def tcp_address(text: str) -> Address:
 def listeners_at(address: Address) -> list[socket.socket]:
     """Listen at an address: a Unix socket that only this user may connect to, or each address that a host has.
 
-    Raises ImageError(locked, exists, io, denied, not_found).
+    Raises ImageError(locked, exists, io, denied, not_found, invalid_argument).
     """
     try:
         if address.path is not None:
@@ -70,7 +74,15 @@ def listeners_at(address: Address) -> list[socket.socket]:
             ErrorKind.NOT_FOUND, error.strerror or "no such host", path=str(address), op="listen"
         ) from error
     except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise _taken(str(address)) from error
         raise from_os_error(error, path=str(address), op="listen") from error
+
+
+def _taken(place: str) -> ImageError:
+    return ImageError(
+        ErrorKind.LOCKED, "another process listens there", path=place, op="listen", remedy="end it, or listen elsewhere"
+    )
 
 
 def _listen_locally(path: str) -> socket.socket:
@@ -78,6 +90,7 @@ def _listen_locally(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         with short_path(directory, name) as short:
+            _require_length(path, short)
             _clear_away(path, short)
             os.fchmod(listener.fileno(), 0o600)  # of the file that bind makes
             listener.bind(short)
@@ -86,6 +99,14 @@ def _listen_locally(path: str) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _require_length(path: str, short: str) -> None:
+    """Raise ImageError if a name does not fit into a socket's address even where its directory's is a short one."""
+    over = len(os.fsencode(short)) - _LONGEST_ADDRESS
+    if over > 0:
+        message = f"the last part of the name is too long for a socket, by {over} bytes"
+        raise ImageError(ErrorKind.INVALID_ARGUMENT, message, path=path, op="listen", remedy="choose a shorter one")
 
 
 def _clear_away(path: str, short: str) -> None:
@@ -105,7 +126,7 @@ def _clear_away(path: str, short: str) -> None:
             return
         except BlockingIOError:
             pass  # somebody listens, and many wait
-    raise ImageError(ErrorKind.LOCKED, "another process listens there", path=path, op="listen")
+    raise _taken(path)
 
 
 def _listen_by_tcp(address: Address) -> list[socket.socket]:
@@ -205,7 +226,7 @@ class PlainChannel:
             try:
                 piece = await self._connection.recv(length - len(data))
             except OSError as error:
-                raise Rejected(str(error)) from error
+                raise Rejected(error.strerror or str(error)) from error
             if not piece:
                 raise Rejected("it has gone")
             data += piece
@@ -218,4 +239,4 @@ class PlainChannel:
             try:
                 view = view[await self._connection.send(view) :]
             except OSError as error:
-                raise Rejected(str(error)) from error
+                raise Rejected(error.strerror or str(error)) from error

@@ -57,6 +57,20 @@ def test_a_path_of_any_length_is_listened_on(tmp_path: Path) -> None:
     again.close()
 
 
+def test_a_name_that_no_socket_can_have_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"too long for a socket, by [0-9]+ bytes; choose a shorter one") as raised:
+        listeners_at(Address(str(tmp_path / ("x" * 150))))
+    assert raised.value.kind is ErrorKind.INVALID_ARGUMENT
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_that_is_taken_is_told_as_a_socket_that_is_taken() -> None:
+    (listener,) = listeners_at(Address(host="127.0.0.1", port=0))
+    with listener, pytest.raises(ImageError, match="another process listens there") as raised:
+        listeners_at(Address(host="127.0.0.1", port=listener.getsockname()[1]))
+    assert raised.value.kind is ErrorKind.LOCKED
+
+
 def test_a_host_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
