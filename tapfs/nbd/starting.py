@@ -14,6 +14,9 @@ from tapfs.nbd.messages import MAX_STRING
 from tapfs.nbd.session import Serving, Session
 from tapfs.serving.log import log_to_stderr
 
+#: A file that holds more than this is none that has a process's number in it.
+_MOST_OF_A_NUMBER = 32
+
 
 @dataclass(frozen=True, slots=True)
 class NbdStart:
@@ -32,19 +35,13 @@ class NbdStart:
         """Serve until the end, and call `ready` once clients may come. Raises ImageError."""
         with suppress(OSError):
             os.chdir("/")  # a working directory would keep its file system busy
-        try:
-            Session(self.serving).run(partial(self._ready, ready))
-        finally:
-            if self.pid_file is not None:
-                with suppress(OSError):
-                    os.unlink(self.pid_file)
+        with ExitStack() as ending:
+            Session(self.serving).run(partial(self._ready, ready, ending))
 
-    def _ready(self, ready: Callable[[], None]) -> None:
+    def _ready(self, ready: Callable[[], None], ending: ExitStack) -> None:
         if self.pid_file is not None:
-            try:
-                Path(self.pid_file).write_text(f"{os.getpid()}\n")
-            except OSError as error:
-                raise from_os_error(error, path=self.pid_file, op="write the number of the process") from error
+            _write_number(self.pid_file)
+            ending.callback(_unlink, self.pid_file)
         ready()
 
     def let_go(self) -> None:
@@ -80,6 +77,27 @@ def put_away(serving: Serving) -> None:
             closing.callback(listener.close)
         for path in serving.sockets:
             closing.callback(_unlink, path)
+
+
+def _write_number(path: str) -> None:
+    """Write the number of this process to a file that is new or has held nothing else. Raises ImageError."""
+    op = "write the number of the process"
+    try:
+        taken = os.path.exists(path) and not (os.path.isfile(path) and _holds_number(path))
+        if not taken:
+            Path(path).write_text(f"{os.getpid()}\n")
+    except OSError as error:
+        raise from_os_error(error, path=path, op=op) from error
+    if taken:
+        message, remedy = "is there already, and holds no number of a process", "remove it, or name another file"
+        raise ImageError(ErrorKind.EXISTS, message, path=path, op=op, remedy=remedy)
+
+
+def _holds_number(path: str) -> bool:
+    """Whether a file is empty or has a number in decimal and nothing else."""
+    with open(path, "rb") as file:
+        content = file.read(_MOST_OF_A_NUMBER).strip()
+    return not content or content.isdigit()
 
 
 def _unlink(path: str) -> None:

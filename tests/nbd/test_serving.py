@@ -242,3 +242,14 @@ def test_in_the_background_it_answers_when_the_command_returns(
     wait_for(lambda: not path.exists() and not pid_file.exists())
     assert not path.exists()
     assert not pid_file.exists()
+
+
+def test_a_pid_file_takes_the_place_of_nothing_but_a_pid_file(
+    disk: Path, tmp_path: Path, tapfs_process: Callable[..., object]
+) -> None:
+    """Its contents would be lost at once, and the file itself with the server's end."""
+    precious = tmp_path / "precious"
+    precious.write_text("12 precious bytes")
+    refused = tapfs_process("serve", disk, "-f", "raw", "--background", "--pid-file", precious)
+    assert "holds no number of a process" in str(refused)
+    assert precious.read_text() == "12 precious bytes"
