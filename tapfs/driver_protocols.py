@@ -37,7 +37,9 @@ class Driver(Protocol):
         Ascending, contiguous, merged, covering the request; it may cover more (whole map
         units, which is what the engine asks for). The last extent may reach past
         `virtual_size`, never past the end of its granule. Raises ImageError(corrupt) naming
-        the host offset of the field where the metadata cannot be true.
+        the host offset of the field where the metadata cannot be true. It raises only for
+        what the entries of the range itself say, so that their neighbours can still be read
+        (`tapfs.disk.around_faults`): the whole granules, packed units and blocks that it touches.
         """
         ...
 

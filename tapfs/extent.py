@@ -19,12 +19,17 @@ _Run = TypeVar("_Run")
 
 
 class Kind(IntEnum):
-    """Where the bytes of an extent come from. The engine's C enum has the same values."""
+    """Where the bytes of an extent come from. The engine's C enum has the same values.
+
+    BROKEN stands only between the core and the engine's map cache, and no driver answers with it: an entry there
+    cannot be true. Whoever wants these bytes is told of a map that is missing, and the driver says what is wrong.
+    """
 
     DATA = 0
     ZERO = 1
     UNALLOCATED = 2
     COMPRESSED = 3
+    BROKEN = 4
 
 
 class Range(NamedTuple):

@@ -97,18 +97,23 @@ def places(entries: array[int], base: int) -> tuple[list[int], list[bool]]:
     return [offset + base for offset in offsets], packed
 
 
-def extents_of(table: Table, chunk_bytes: int, virtual_size: int) -> Sequence[Extent]:
-    """The chunks of a table, each an extent. Raises ImageError(corrupt) for a chunk that lies nowhere."""
+def extents_of(table: Table, chunk_bytes: int, virtual_size: int) -> Sequence[Extent | ImageError]:
+    """The chunks of a table, each an extent, or the ImageError(corrupt) of one that lies nowhere.
+
+    Raises ImageError(corrupt) for a table without a whole copy.
+    """
     copy, entries = entries_of(table)
     offsets, packed = places(entries, copy.base)
-    found: list[Extent] = []
+    found: list[Extent | ImageError] = []
     for i, start in enumerate(offsets):
         index = table.first + i
         area_end = next((end for begin, end in table.areas if begin <= start < end), None)
         end = offsets[i + 1] if i + 1 < len(offsets) else area_end
         entry_at = copy.entries_at + ENTRY_BYTES * i
         if area_end is None or end is None or not start < end <= area_end:
-            raise _corrupt(table.file, entry_at, f"chunk {index} at {start:#x} lies in no section of chunks")
+            message = f"chunk {index} at {start:#x} lies in no section of chunks"
+            found.append(_corrupt(table.file, entry_at, message))
+            continue
         offset = index * chunk_bytes
         if packed[i]:
             found.append(Extent(offset, chunk_bytes, Kind.COMPRESSED, table.file_number, start, end - start))
@@ -116,7 +121,8 @@ def extents_of(table: Table, chunk_bytes: int, virtual_size: int) -> Sequence[Ex
         inside = min(chunk_bytes, virtual_size - offset)
         if end - start < inside:
             message = f"chunk {index} at {start:#x} has {end - start} bytes, the disk needs {inside}"
-            raise _corrupt(table.file, entry_at, message)
+            found.append(_corrupt(table.file, entry_at, message))
+            continue
         found.append(Extent(offset, chunk_bytes, Kind.DATA, table.file_number, start))
     return found
 

@@ -45,7 +45,7 @@ class EwfDriver:
         self._file = file
         self._segments: list[tuple[HostFile, list[Section]]] = []
         self._tables: list[Table] = []
-        self._kept: OrderedDict[int, Sequence[Extent]] = OrderedDict()
+        self._kept: OrderedDict[int, Sequence[Extent | ImageError]] = OrderedDict()
         numbers = self._open_segments(request)
         self._volume = volume = _volume(*self._segments[0])
         for number, (segment, found) in zip(numbers, self._segments, strict=True):
@@ -100,9 +100,9 @@ class EwfDriver:
 
     def map(self, offset: int, length: int) -> list[Extent]:
         """See :meth:`tapfs.driver.Driver.map`. Raises ImageError(corrupt) for chunks that the image lacks."""
-        volume, unit = self._volume, self.geometry.map_unit
-        first = offset // unit * _UNIT_CHUNKS
-        stop = min(-(-(offset + length) // unit) * _UNIT_CHUNKS, volume.chunks)
+        volume = self._volume
+        first = offset // volume.chunk_bytes
+        stop = min(-(-(offset + length) // volume.chunk_bytes), volume.chunks)
         found: list[Extent] = []
         while first < stop:
             index = bisect_right(self._firsts, first) - 1
@@ -113,14 +113,17 @@ class EwfDriver:
                     f"has only {self._mapped_chunks} of {volume.chunks} chunks: chunk {first} is missing",
                     path=self._file.path,
                     op="map",
-                    remedy="the acquisition was not finished; the 256 chunks around this one cannot be read",
+                    remedy="the acquisition was not finished; the chunks that are missing cannot be read",
                 )
             end = min(stop, table.first + table.entries)
-            found += self._extents(index)[first - table.first : end - table.first]
+            for chunk in self._extents(index)[first - table.first : end - table.first]:
+                if isinstance(chunk, ImageError):
+                    raise chunk.with_traceback(None)
+                found.append(chunk)
             first = end
         return list(merge(found))
 
-    def _extents(self, index: int) -> Sequence[Extent]:
+    def _extents(self, index: int) -> Sequence[Extent | ImageError]:
         kept = self._kept.pop(index, None)
         if kept is None:
             kept = extents_of(self._tables[index], self._volume.chunk_bytes, self._volume.size)
@@ -190,8 +193,12 @@ class EwfDriver:
             found = extents_of(table, self._volume.chunk_bytes, self._volume.size)
         except ImageError as error:
             report.add(Severity.CORRUPTION, f"{table.file.path}: {error.message}", error.offset)
-        else:
-            report.allocated_bytes += sum(extent.host_length or extent.length for extent in found)
+            return
+        for chunk in found:
+            if isinstance(chunk, ImageError):
+                report.add(Severity.CORRUPTION, f"{table.file.path}: {chunk.message}", chunk.offset)
+            else:
+                report.allocated_bytes += chunk.host_length or chunk.length
 
 
 def _volume(file: HostFile, found: Sequence[Section]) -> Volume:

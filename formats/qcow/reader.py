@@ -88,10 +88,11 @@ class QcowReader:
         return self._geometry
 
     def map(self, offset: int, length: int) -> list[Extent]:
-        """The map of the whole units that the range touches; see :meth:`tapfs.driver.Driver.map`."""
+        """The map of the whole clusters that the range touches; see :meth:`tapfs.driver.Driver.map`."""
         unit = self.header.unit
         first, stop = offset // unit, -(-(offset + length) // unit)
         disk_end = round_up(self.header.size, self.header.cluster_size)
+        bits, entries = self.header.cluster_bits, self.header.l2_entries
         extents: list[Extent] = []
         index = first
         while index < stop:
@@ -102,7 +103,9 @@ class QcowReader:
                 continue
             table = self.tables.load(index)
             if table is not None:
-                extents.extend(self._table_extents(index, table))
+                base = index * entries
+                start, end = max((offset >> bits) - base, 0), min((offset + length - 1 >> bits) + 1 - base, entries)
+                extents.extend(self._table_extents(index, table, start, end))
             index += 1
         last = extents[-1]
         if last.end > disk_end:
@@ -170,15 +173,16 @@ class QcowReader:
         self.tables.formula = self.fast_path
         self.tables.strays_follow_formula = self.follows_formula
 
-    def table_runs(self, index: int, table: array[int]) -> list[Run]:
-        """The runs of a table, clipped to the disk: entries past its end are nobody's."""
+    def table_runs(self, index: int, table: array[int], first: int = 0, stop: int | None = None) -> list[Run]:
+        """The runs of the entries ``[first, stop)`` of a table, clipped to the disk; those past its end count not."""
         clusters = -(-(self.header.size - index * self.header.unit) // self.header.cluster_size)
-        return list(runs(table, self.header.cluster_bits, 0, min(clusters, self.header.l2_entries)))
+        end = min(clusters, self.header.l2_entries if stop is None else stop)
+        return list(runs(table, self.header.cluster_bits, first, end))
 
-    def _table_extents(self, index: int, table: array[int]) -> list[Extent]:
+    def _table_extents(self, index: int, table: array[int], first: int, stop: int) -> list[Extent]:
         header = self.header
         extents: list[Extent] = []
-        for run in self.table_runs(index, table):
+        for run in self.table_runs(index, table, first, stop):
             self.require_possible(index, run)
             extents.append(extent_of(run, index * header.unit, header.cluster_bits, writable=self.writable))
         return extents

@@ -101,11 +101,12 @@ class Qcow2Reader:
     # -- the map --------------------------------------------------------------------------------
 
     def map(self, offset: int, length: int) -> list[Extent]:
-        """The map of the whole slices that the range touches; see :meth:`tapfs.driver.Driver.map`."""
+        """The map of the whole clusters that the range touches; see :meth:`tapfs.driver.Driver.map`."""
         if self.data_file_error is not None:
             raise self.data_file_error
-        unit = self.header.unit
+        unit, per_slice = self.header.unit, self.header.slice_entries
         at, stop = offset // unit, -(-(offset + length) // unit)
+        first_entry, last_entry = offset >> self.header.cluster_bits, offset + length - 1 >> self.header.cluster_bits
         disk_end = round_up(self.size, self.header.granule)
         extents: list[Extent] = []
         while at < stop:
@@ -118,7 +119,9 @@ class Qcow2Reader:
             if words is None:  # an entry of reserved bits alone
                 extents.append(Extent(at * unit, unit, Kind.UNALLOCATED))
             else:
-                extents.extend(self._slice_extents(at, words))
+                base = at * per_slice
+                first, end = max(first_entry - base, 0), min(last_entry + 1 - base, per_slice)
+                extents.extend(self._slice_extents(at, words, first, end))
             at += 1
         while extents[-1].offset >= disk_end:  # subclusters and entries behind the end are nobody's
             extents.pop()
@@ -144,11 +147,11 @@ class Qcow2Reader:
             return stop
         return min(max(unit, used * slices), stop)
 
-    def _slice_extents(self, unit: int, words: array[int]) -> list[Extent]:
+    def _slice_extents(self, unit: int, words: array[int], first: int, stop: int) -> list[Extent]:
         base = unit * self.header.unit
         table_copied = self.l1[unit // self.header.slices] & COPIED != 0
         extents: list[Extent] = []
-        for run in self.runs(unit, words):
+        for run in self.runs(unit, words, first, stop):
             data = run.kind is Kind.DATA
             placed = data or run.kind is Kind.COMPRESSED
             extents.append(

@@ -46,10 +46,11 @@ class QedReader:
         )
 
     def map(self, offset: int, length: int) -> list[Extent]:
-        """The map of the whole units that the range touches; see :meth:`tapfs.driver.Driver.map`."""
-        unit = self.geometry.map_unit
-        first, stop = offset // unit, -(-(offset + length) // unit)
-        return list(merge(extent for index in range(first, stop) for extent in self._unit_extents(index)))
+        """The map of the whole clusters that the range touches; see :meth:`tapfs.driver.Driver.map`."""
+        unit, cluster = self.geometry.map_unit, self.header.cluster_size
+        touched = range(offset // cluster, -(-(offset + length) // cluster))
+        units = range(offset // unit, -(-(offset + length) // unit))
+        return list(merge(extent for index in units for extent in self._unit_extents(index, touched)))
 
     def empty_run(self, offset: int, end: int) -> Extent | None:
         """The tables from that of `offset` on that are not there."""
@@ -136,7 +137,7 @@ class QedReader:
         """The error for an entry at a host offset that cannot be true."""
         return ImageError(ErrorKind.CORRUPT, message, path=self.file.path, offset=offset, op="map")
 
-    def _unit_extents(self, unit: int) -> Iterator[Extent]:
+    def _unit_extents(self, unit: int, touched: range) -> Iterator[Extent]:
         header = self.header
         cluster = header.cluster_size
         start = unit * self.geometry.map_unit
@@ -150,7 +151,8 @@ class QedReader:
         if wrong is not None:
             raise self.corrupt(f"L1 entry {index}: {wrong}", header.l1_offset + index * ENTRY_LENGTH)
         base = unit * self.unit_entries
-        for at, entry in enumerate(self.piece(table, first, count)):
+        skip, count = max(touched.start - base, 0), min(touched.stop - base, count)
+        for at, entry in enumerate(self.piece(table, first + skip, count - skip), skip):
             if entry in {FREE, ZERO}:
                 yield Extent(start + at * cluster, cluster, Kind.ZERO if entry == ZERO else Kind.UNALLOCATED)
                 continue

@@ -83,10 +83,9 @@ class DynamicReader:
         return identities(self.footer)
 
     def map(self, offset: int, length: int) -> list[Extent]:
-        """The map of the whole units that the range touches; see :meth:`tapfs.driver.Driver.map`."""
-        unit, block = self._geometry.map_unit, self.header.block_size
-        index = offset // unit * unit // block
-        stop = min(-(-(offset + length) // unit) * unit // block, len(self.table))
+        """The map of the whole blocks that the range touches; see :meth:`tapfs.driver.Driver.map`."""
+        block = self.header.block_size
+        index, stop = offset // block, min(-(-(offset + length) // block), len(self.table))
         extents: list[Extent] = []
         while index < stop:
             used = self.table.next_used(index, stop)

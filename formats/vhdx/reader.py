@@ -10,7 +10,7 @@ from tapfs.driver import BackingReference, Finding, Geometry, HostFile, OpenRequ
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind, Range, merge
 from tapfs.formats.changed_table import decode
-from tapfs.formats.rounding import round_down, round_up
+from tapfs.formats.rounding import round_up
 from tapfs.formats.vhdx.bitmaps import sector_runs
 from tapfs.formats.vhdx.blocks import (
     ENTRY_BYTES,
@@ -115,9 +115,8 @@ class VhdxReader:
     def map(self, offset: int, length: int) -> list[Extent]:
         """The map of the whole blocks that the range touches; see :meth:`tapfs.driver.Driver.map`."""
         table = self.table
-        unit = self._geometry.map_unit
-        first = round_down(offset, unit) // table.block_size
-        stop = min(table.blocks, round_up(offset + length, unit) // table.block_size)
+        first = offset // table.block_size
+        stop = min(table.blocks, -(-(offset + length) // table.block_size))
         extents = list(merge(self._extents(first, stop)))
         end = round_up(self.metadata.size, self._geometry.granule)
         # The bitmap of the last block goes on behind the end of the disk.

@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from tapfs.disk.around_faults import PASSABLE, unit_around_faults
 from tapfs.disk.chain import Layer, is_encrypted
 from tapfs.disk.chain_map import STRIDE
 from tapfs.disk.password import password_missing
@@ -142,7 +143,12 @@ class EngineChain:
             layer.files[outcome.file].require_present(outcome.offset, outcome.length)
             return
         with self.map_locks[outcome.layer]:
-            extents = _whole_units(layer, outcome.offset, outcome.length)
+            try:
+                extents = _whole_units(layer, outcome.offset, outcome.length)
+            except ImageError as error:
+                if error.kind not in PASSABLE:
+                    raise
+                extents = unit_around_faults(layer.driver, outcome.offset)
             layer.files.require_unpatched(extents)
             engine.install(outcome.layer, extents)
 

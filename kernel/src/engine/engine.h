@@ -23,8 +23,8 @@
 
 typedef struct tapfs_disk tapfs_disk;
 
-/* tapfs.extent.Kind */
-enum { TAPFS_DATA = 0, TAPFS_ZERO = 1, TAPFS_UNALLOCATED = 2, TAPFS_COMPRESSED = 3 };
+/* tapfs.extent.Kind. BROKEN is only installed: a request that comes there ends with MISS, and the owner says why. */
+enum { TAPFS_DATA = 0, TAPFS_ZERO = 1, TAPFS_UNALLOCATED = 2, TAPFS_COMPRESSED = 3, TAPFS_BROKEN = 4 };
 
 /* tapfs.geometry.Codec; tapfs.ciphers: CipherAlgorithm, CipherMode and InitialVector */
 enum {

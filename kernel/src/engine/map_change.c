@@ -23,7 +23,7 @@ static bool extent_valid(const struct layer *layer, const tapfs_extent *extent, 
                extent->host_length <= COMPRESSED_LENGTH_MAX &&
                in_host_range(extent->host_offset, extent->host_length);
     }
-    return extent->kind == TAPFS_ZERO || extent->kind == TAPFS_UNALLOCATED;
+    return extent->kind == TAPFS_ZERO || extent->kind == TAPFS_UNALLOCATED || extent->kind == TAPFS_BROKEN;
 }
 
 int tapfs_disk_install(tapfs_disk *disk, uint32_t index, const tapfs_extent *extents, size_t count)

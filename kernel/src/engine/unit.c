@@ -5,19 +5,28 @@
 
 #define START_MASK (MAP_UNIT_MAX - 1)
 #define IN_PLACE_BIT (UINT64_C(1) << 63)
+/* A BROKEN run is packed as a ZERO one with this detail: two bits have no room for a fifth kind. */
+#define BROKEN_DETAIL 1
 
 static struct packed_run pack(const tapfs_extent *extent, uint64_t start, uint64_t shift)
 {
     uint64_t detail = extent->kind == TAPFS_COMPRESSED ? extent->host_length | (uint64_t)extent->file << 22
                       : extent->kind == TAPFS_DATA     ? extent->file
+                      : extent->kind == TAPFS_BROKEN   ? BROKEN_DETAIL
                                                        : 0;
+    uint64_t kind = extent->kind == TAPFS_BROKEN ? TAPFS_ZERO : extent->kind;
     bool placed = extent->kind == TAPFS_DATA || extent->kind == TAPFS_COMPRESSED;
     uint64_t host = !placed ? 0 : extent->kind == TAPFS_DATA ? extent->host_offset + shift : extent->host_offset;
     bool in_place = extent->kind == TAPFS_DATA && extent->in_place != 0;
     return (struct packed_run){
-        .low = start | (uint64_t)extent->kind << 30 | detail << 32,
+        .low = start | kind << 30 | detail << 32,
         .high = host | (in_place ? IN_PLACE_BIT : 0),
     };
+}
+
+static bool is_broken(const struct packed_run *run)
+{
+    return (run->low >> 30 & 3) == TAPFS_ZERO && run->low >> 32 == BROKEN_DETAIL;
 }
 
 static uint64_t run_start(const struct packed_run *run)
@@ -37,9 +46,9 @@ static void unpack(const struct packed_run *run, uint64_t offset, uint64_t lengt
         .length = length,
         .host_offset = (run->high & ~IN_PLACE_BIT) + (kind == TAPFS_DATA ? shift : 0),
         .host_length = compressed ? detail & COMPRESSED_LENGTH_MAX : 0,
-        .file = (uint32_t)(compressed ? detail >> 22 : detail),
+        .file = (uint32_t)(compressed ? detail >> 22 : kind == TAPFS_DATA ? detail : 0),
         .skip = compressed ? (uint32_t)(skip + shift) : 0,
-        .kind = (uint8_t)kind,
+        .kind = (uint8_t)(is_broken(run) ? TAPFS_BROKEN : kind),
         .in_place = (run->high & IN_PLACE_BIT) != 0,
     };
 }
@@ -150,11 +159,15 @@ static uint32_t search(const struct unit *unit, uint64_t inner)
     return low;
 }
 
-static size_t runs_lookup(const struct unit *unit, uint64_t base, uint64_t inner, uint64_t stop, tapfs_extent *runs,
-                          size_t capacity)
+/* Up to the first BROKEN run, unless these are wanted, too: for a request the map is missing there. */
+static size_t runs_lookup(const struct unit *unit, uint64_t base, uint64_t inner, uint64_t stop, bool broken_too,
+                          tapfs_extent *runs, size_t capacity)
 {
     size_t found = 0;
     for (uint32_t i = search(unit, inner); inner < stop && found < capacity; i++) {
+        if (!broken_too && is_broken(&unit->runs[i])) {
+            break;
+        }
         uint64_t end = minimum(stop, i + 1 < unit->count ? run_start(&unit->runs[i + 1]) : unit->length);
         unpack(&unit->runs[i], base + inner, end - inner, inner - run_start(&unit->runs[i]), i == 0 ? unit->skip : 0,
                &runs[found]);
@@ -170,7 +183,7 @@ size_t unit_lookup(const struct unit *unit, uint64_t base, uint64_t inner, uint6
 {
     return unit->table != NULL ? table_runs(unit->table, (const uint8_t *)unit->runs,
                                             table_entries(unit->table, unit->length), base, inner, stop, runs, capacity)
-                               : runs_lookup(unit, base, inner, stop, runs, capacity);
+                               : runs_lookup(unit, base, inner, stop, false, runs, capacity);
 }
 
 /* ---- changing */
@@ -184,7 +197,11 @@ static size_t all_runs(const struct unit *unit, uint64_t base, tapfs_extent **ru
                            unit->length, NULL, SIZE_MAX);
     }
     *runs = malloc(count * sizeof **runs);
-    return *runs == NULL ? 0 : unit_lookup(unit, base, 0, unit->length, *runs, count);
+    if (*runs == NULL) {
+        return 0;
+    }
+    return unit->table != NULL ? unit_lookup(unit, base, 0, unit->length, *runs, count)
+                               : runs_lookup(unit, base, 0, unit->length, true, *runs, count);
 }
 
 struct unit *unit_compacted(struct unit *unit)

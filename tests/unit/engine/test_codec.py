@@ -17,7 +17,7 @@ from tapfs.kernel.engine import HostDescriptor, Status, compress
 from tests.unit.engine.engine_disks import AES, GRANULE, UNIT, Disk, extents, filled, host, packed, pattern, place
 from tests.unit.engine.small_window import unpacked
 
-DATA, ZERO, UNALLOCATED, COMPRESSED = Kind
+DATA, ZERO, UNALLOCATED, COMPRESSED, _ = Kind
 
 
 def deflate(data: bytes) -> bytes:

@@ -14,7 +14,7 @@ from tapfs.extent import Extent, Kind
 from tapfs.kernel.engine import Status
 from tests.unit.engine.engine_disks import GRANULE, UNIT, Disk, extents, filled, host, pattern
 
-DATA, ZERO, UNALLOCATED, COMPRESSED = Kind
+DATA, ZERO, UNALLOCATED, COMPRESSED, _ = Kind
 
 
 def test_every_kind_comes_from_its_place(tmp_path: Path) -> None:

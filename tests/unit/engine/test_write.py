@@ -15,7 +15,7 @@ from tapfs.kernel.engine import HostDescriptor, Status, execute_on_files
 from tapfs.plan import Copy, Discard, Grow, Plan, Shorten, Write, plan
 from tests.unit.engine.engine_disks import AES, GRANULE, UNIT, Disk, extents, host, pattern, place
 
-DATA, ZERO, UNALLOCATED, COMPRESSED = Kind
+DATA, ZERO, UNALLOCATED, COMPRESSED, _ = Kind
 SENTINEL = b"\xee"
 
 

@@ -145,8 +145,10 @@ def test_what_an_unfinished_acquisition_lacks_is_an_error_and_no_zeros(tmp_path:
     made.add(b"table", table(made.add_chunks(DISK, pack=[True])))
     made.add(b"done", last=True)
     path = written(tmp_path, bytes(made.data))
-    with tapfs.open(path) as disk, pytest.raises(ImageError, match="only 8 of 1000 chunks: chunk 8 is missing"):
-        disk.read(0, 1)
+    with tapfs.open(path) as disk:
+        assert disk.read(0, 7 * CHUNK) == DISK[: 7 * CHUNK]
+        with pytest.raises(ImageError, match="only 8 of 1000 chunks: chunk 8 is missing"):
+            disk.read(8 * CHUNK, 1)
     assert tapfs.check(tmp_path / "disk.E01").corruptions == 1
 
 

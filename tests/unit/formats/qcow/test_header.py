@@ -115,7 +115,7 @@ def test_impossible_entries_are_named_with_their_place() -> None:
     ]:
         file = changed(table + 8, entry, 8, file=MemoryFile(data))
         with pytest.raises(ImageError, match=words) as found:
-            FORMAT.open(file, OpenRequest()).map(0, 1)
+            FORMAT.open(file, OpenRequest()).map(4096, 1)
         assert found.value.kind is ErrorKind.CORRUPT
         assert found.value.offset == table + 8
         assert FORMAT.open(file, OpenRequest(lenient=True)).check().corruptions == 1
