@@ -99,7 +99,13 @@ def _add_parents(add: _Add) -> None:
         default=[],
         help="where a parent may be, too, that the image names by a UUID and not by a file; may be given again",
     )
-    add("--backing-root", metavar="DIR", help="refuse parents, and other files that an image names, outside DIR")
+    add(
+        "--backing-root",
+        metavar="DIR",
+        action="append",
+        help="refuse parents, and other files that an image names, outside DIR; DIR may be an address such as"
+        " https://HOST/DIR, below which alone what an image names elsewhere is opened; may be given again",
+    )
 
 
 def _add_access(add: _Add) -> None:
@@ -176,7 +182,7 @@ def open_options(
             raise ImageError(ErrorKind.INVALID_ARGUMENT, message, op="open")
         gate = Gate.nothing()
     else:
-        gate = Gate() if arguments.backing_root is None else Gate.inside(arguments.backing_root)
+        gate = Gate() if arguments.backing_root is None else Gate.inside(*arguments.backing_root)
     return OpenOptions(
         format=arguments.format,
         writable=writable,

@@ -134,6 +134,7 @@ def _open_located(location: Location, options: OpenOptions, *, gate: Gate | None
         direct=options.direct,
         request_owner=options.request_owner,
         gate=gate,
+        remote=options.remote,
     )
     return layer_of_file(location.name, file, options, format_name=location.format_name)
 
@@ -143,7 +144,7 @@ def layer_of_file(path: str, file: LocalFile, options: OpenOptions, *, format_na
 
     `format_name` is what the file's name says of its format, unless the options say it.
     """
-    files = LocalFiles(file, gate=options.gate, sharing=options.sharing)
+    files = LocalFiles(file, gate=options.gate, sharing=options.sharing, remote=options.remote)
     return layer_of_files(path, files, options, format_name=format_name)
 
 
@@ -290,6 +291,7 @@ def _open_parent(layers: Sequence[Layer], location: Location, options: OpenOptio
         direct=options.direct,
         request_owner=options.request_owner,
         sharing=options.sharing,
+        remote=options.remote,
         say_raw="say {backing_format=raw} (once for each parent, nearest first)",
     )
     try:
@@ -313,8 +315,11 @@ def _explained(error: ImageError, child: Layer, location: Location, options: Ope
     """The error of a parent that could not be opened, so that it says whose parent that is."""
     op = OPENING_PARENT
     if error.op == LEAVING:
-        message = f"its backing file {location.name} {options.gate.refusal()}"
-        return ImageError(ErrorKind.DENIED, message, path=child.path, op=op)
+        message = f"its backing file {location.name} {options.gate.refusal(location.address)}"
+        remedy = None
+        if location.address is not None:
+            remedy = f"if you trust the image with it say {{backing_root={location.address.folder}}}"
+        return ImageError(ErrorKind.DENIED, message, path=child.path, op=op, remedy=remedy)
     if error.kind is not ErrorKind.NOT_FOUND:
         return error
     reference = child.driver.geometry.backing

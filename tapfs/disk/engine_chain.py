@@ -18,6 +18,7 @@ from tapfs.disk.password import password_missing
 from tapfs.driver import Begun, Encrypted, wipe
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, clip
+from tapfs.host.presence import Presence
 from tapfs.tables import Guarded, Tabled
 
 if TYPE_CHECKING:
@@ -112,6 +113,9 @@ class EngineChain:
                 self.check_open()
                 if self._engine is None:
                     self._engine = self._start_engine()
+                    # Only now: who gives up blocks of a file waits here for the lock that is held.
+                    for presence in self._presences():
+                        presence.quiesce.append(self.quiesce_if_open)
         return self._engine
 
     def read_into(self, view: memoryview, offset: int) -> None:
@@ -207,6 +211,8 @@ class EngineChain:
         if self._below is not None:
             self._below.lies_below(self, no_more=True)
         if self._engine is not None:
+            for presence in self._presences():
+                presence.quiesce.remove(self.quiesce_if_open)
             self._engine.quiesce()
             with self._life_lock:
                 self._engine.close()
@@ -244,6 +250,10 @@ class EngineChain:
         # The engine knows a file from now on only. What was lost since the drivers saw it is found here.
         self._require_whole()
         return engine
+
+    def _presences(self) -> list[Presence]:
+        """Of those files of the chain that come block by block."""
+        return [file.presence for layer in self.layers for file in layer.files if file.presence is not None]
 
     def _require_whole(self) -> None:
         """Raise ImageError if a file of the chain has become shorter than it was."""

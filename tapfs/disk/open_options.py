@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tapfs.disk.format_choice import SAY_RAW
 from tapfs.host.gate import ORDINARY, Gate
 from tapfs.host.lock import Sharing
+from tapfs.host.remote.options import USUAL, RemoteOptions
 
 #: The bound of the engine's map cache, in bytes, whatever the size of the image.
 DEFAULT_CACHE_BYTES = 32 << 20
@@ -31,6 +32,7 @@ class OpenOptions:
     `overlay`: a file for scratch writes (`tapfs.disk.overlay`), `temporary`: one without a name; with either the image
     itself is opened read-only, whatever `writable` says. `say_raw`: how the user says that the
     image is raw, for remedies. `cache_bytes`: the bound of the engine's map cache, for all layers together.
+    `remote`: how what lies elsewhere is read.
     """
 
     format: str | None = None
@@ -53,6 +55,7 @@ class OpenOptions:
     temporary: bool = False
     say_raw: str = SAY_RAW
     cache_bytes: int = DEFAULT_CACHE_BYTES
+    remote: RemoteOptions = USUAL
 
     def __post_init__(self) -> None:
         if not 0 <= self.cache_bytes < 1 << 63:

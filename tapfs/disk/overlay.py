@@ -9,7 +9,6 @@ the user has named, and never followed.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
@@ -100,7 +99,7 @@ def _checked(name: str, file: LocalFile, image: Layer) -> Layer:
 
 
 def _creation(layers: Sequence[Layer], size: int | None = None) -> Plan:
-    parent = os.path.abspath(locate(layers[0].path).host_path)
+    parent = locate(layers[0].path).absolute().host_path
     return creation_plan(
         layers, SCRATCH_FORMAT, parent, layers[0].driver.geometry.virtual_size if size is None else size
     )

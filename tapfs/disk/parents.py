@@ -30,7 +30,12 @@ def named_parent(child: str, reference: BackingReference, gate: Gate) -> Locatio
 
 
 def is_missing(location: Location, gate: Gate) -> bool:
-    """Whether a parent is not there, as far as the gate lets anybody know. It is not opened."""
+    """Whether a parent is not there, as far as the gate lets anybody know. It is not opened.
+
+    What lies elsewhere is not looked for.
+    """
+    if location.address is not None:
+        return False
     try:
         os.close(gate.look_up_parent(location.host_path, trusted=location.trusted))
     except ImageError as error:

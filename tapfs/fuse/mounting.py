@@ -104,8 +104,7 @@ def check_mount_point(path: str) -> str:
 
 def real_name(image: str) -> str:
     """The one name of an image, by which a mount of it is known again. Raises ImageError."""
-    location = locate(image)
-    return location.name if location.in_memory else os.path.realpath(location.host_path)
+    return locate(image).resolved
 
 
 def is_mounted_so(

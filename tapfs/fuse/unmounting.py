@@ -62,7 +62,7 @@ def _mount_of_image(path: str) -> tuple[Registry, MountEntry] | None:
         location = locate(path)
     except ImageError:
         return None
-    name = location.name if location.in_memory else os.path.realpath(location.host_path)
+    name = location.resolved
     found = [(registry, entry) for registry, entry in all_mounts() if entry.image == name]
     if len(found) > 1:
         places = ", ".join(entry.mountpoint for _, entry in found)

@@ -8,6 +8,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Self
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error, truncated
@@ -270,16 +271,16 @@ class LocalFile:
         end, known = offset + length, self._known_size
         if length > _LONG_READ:
             length = min(length, self.size() - offset)  # memory is taken for all of it
-        self.require_present(offset, length)
         pieces: list[bytes] = []
         try:
-            while length > 0:
-                piece = os.pread(self.descriptor, length, offset)
-                if not piece:
-                    break
-                pieces.append(piece)
-                offset += len(piece)
-                length -= len(piece)
+            with nullcontext() if self.presence is None else self.presence.kept(offset, length):
+                while length > 0:
+                    piece = os.pread(self.descriptor, length, offset)
+                    if not piece:
+                        break
+                    pieces.append(piece)
+                    offset += len(piece)
+                    length -= len(piece)
         except OSError as error:
             raise from_os_error(error, path=self.path, op="read metadata", offset=offset) from error
         if offset < min(end, known):

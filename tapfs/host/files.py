@@ -13,6 +13,8 @@ from tapfs.host.file import LocalFile
 from tapfs.host.gate import ORDINARY, Gate
 from tapfs.host.lock import Sharing
 from tapfs.host.patched import PatchedFile, patched_files
+from tapfs.host.remote.address import Address
+from tapfs.host.remote.options import USUAL, RemoteOptions
 from tapfs.host_files import HostFile, NumberedFile, Role
 from tapfs.plan import Plan, Write
 
@@ -22,7 +24,7 @@ class LocalFiles:
 
     A further file is opened as the image is: writable if the image is and the role allows it, with the same sharing,
     direct I/O and mark of requests. `gate` judges its name. `given` holds files that are open already, by the names
-    that the image gives them; they are taken over.
+    that the image gives them; they are taken over. `remote` is for the files of an image that lies elsewhere.
     """
 
     def __init__(
@@ -32,11 +34,13 @@ class LocalFiles:
         gate: Gate = ORDINARY,
         sharing: Sharing = Sharing.EXCLUSIVE,
         given: Mapping[str, LocalFile] | None = None,
+        remote: RemoteOptions = USUAL,
     ) -> None:
         self._files = [image]
         self._numbers: dict[str, int] = {}
         self._gate = gate
         self._sharing = sharing
+        self._remote = remote
         self._given = dict(given or {})
         self._patches: dict[int, PatchedFile] = {}
         self._patch = Plan()
@@ -122,7 +126,7 @@ class LocalFiles:
 
     def again(self, names: Mapping[str, LocalFile], image: LocalFile) -> Self:
         """The same image on other descriptors of its files: `image` for file 0, the rest by the names in `names`."""
-        return type(self)(image, gate=self._gate, sharing=self._sharing, given=names)
+        return type(self)(image, gate=self._gate, sharing=self._sharing, given=names, remote=self._remote)
 
     def allocated_size(self) -> int:
         """Bytes that the hosts have allocated for the files."""
@@ -140,6 +144,9 @@ class LocalFiles:
         if given is not None:
             self._files.append(given)
             return len(self._files) - 1
+        own = Address.parse(self.image.path)
+        if own is not None:
+            return self._opened_elsewhere(own.joined(name), name, role)
         folder = os.path.dirname(self.image.path)
         path = os.path.join(folder, name)
         try:
@@ -161,6 +168,25 @@ class LocalFiles:
         finally:
             os.close(found)
         self._files.append(file)
+        return len(self._files) - 1
+
+    def _opened_elsewhere(self, address: Address, name: str, role: Role) -> int:
+        """The number of a file of an image that lies elsewhere, as the file does then."""
+        from tapfs.host.location import locate  # it stands above this module
+
+        if address.identity in self.identities:
+            return self.identities.index(address.identity)
+        try:
+            self._gate.judge_address(address)
+        except ImageError as error:
+            raise ImageError(
+                ErrorKind.DENIED,
+                f"its file {name} {self._gate.refusal(address)}",
+                path=self.image.path,
+                op="open the files of the image",
+                remedy=f"if you trust the image with it say {{backing_root={address.folder}}}",
+            ) from error
+        self._files.append(locate(address.text).open(writable=self._writes(role), remote=self._remote))
         return len(self._files) - 1
 
     def _explained(self, error: ImageError, name: str) -> ImageError:

@@ -1,7 +1,7 @@
-"""Locations: tell what the name of an image means, a file or block device of this host, or a RAM disk.
+"""Locations: tell what the name of an image means, a file or block device of this host, a RAM disk, or an address.
 
-Every command and the Python API ask this module and nothing else. Names of other kinds, such as nbd://host, will be
-told apart here, too. A user writes a file whose name looks like another kind with a slash: ``./ram:x``, ``./-``.
+Every command and the Python API ask this module and nothing else. A user writes a file whose name looks like another
+kind with a slash: ``./ram:x``, ``./-``, ``./nbd://x``.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host import ram
 from tapfs.host.file import LocalFile, look_up
-from tapfs.host.gate import Gate
+from tapfs.host.gate import ORDINARY, Gate
 from tapfs.host.lock import Sharing
-
-#: "nbd://host": an address, and not a file.
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+from tapfs.host.remote.address import SPELLINGS, Address, scheme_of
+from tapfs.host.remote.options import USUAL, RemoteOptions
 
 #: A name with a colon before the first slash, which QEMU takes for an address or for options.
 _PROTOCOL = re.compile(r"[^/:]+:")
@@ -34,7 +33,8 @@ class Location:
     """What a name means. `name` is how messages say it, `host_path` the file behind it.
 
     `in_memory`: it is a RAM disk, which is shared by all who may open it. `trusted` is the folder at the start of
-    `host_path` that does not come from an image. `known_format` is what a search has found the file to be.
+    `host_path` that does not come from an image. `known_format` is what a search has found the file to be. `address`:
+    it lies elsewhere, and `host_path` is no file. `from_image`: nobody has typed the name, an image has it.
     """
 
     name: str
@@ -42,6 +42,8 @@ class Location:
     in_memory: bool = False
     trusted: str = ""
     known_format: str | None = None
+    address: Address | None = None
+    from_image: bool = False
 
     @property
     def format_name(self) -> str | None:
@@ -54,10 +56,20 @@ class Location:
 
     def absolute(self) -> Location:
         """The same from any folder."""
-        return self if self.in_memory else _file(os.path.abspath(self.host_path))
+        return self if self.in_memory or self.address else _file(os.path.abspath(self.host_path))
+
+    @property
+    def resolved(self) -> str:
+        """The name from any folder and without symbolic links."""
+        return self.name if self.in_memory or self.address else os.path.realpath(self.host_path)
 
     def identity(self) -> tuple[int, int] | None:
-        """Device and inode of what is there now; None if nothing is, or if it cannot be looked at."""
+        """Device and inode of what is there now; None if nothing is, or if it cannot be looked at.
+
+        Of an address it is a pair that no file has, and nothing is looked at.
+        """
+        if self.address is not None:
+            return self.address.identity
         try:
             status = os.stat(self.host_path, follow_symlinks=not self.in_memory)
         except (OSError, ValueError):
@@ -72,11 +84,18 @@ class Location:
         direct: bool = False,
         request_owner: int | None = None,
         gate: Gate | None = None,
+        remote: RemoteOptions = USUAL,
     ) -> LocalFile:
-        """Open what is there; `gate` judges it as a parent that an image names.
+        """Open what is there; `gate` judges it as a parent that an image names, `remote` is for addresses.
 
         Raises ImageError(not_found, denied, …) as `LocalFile.open_found` and `Gate.look_up_parent` do.
         """
+        if self.address is not None:
+            if self.from_image:
+                (gate or ORDINARY).judge_address(self.address)
+            from tapfs.host.remote.file import open_remote  # few images lie elsewhere
+
+            return open_remote(self.address, remote, writable=writable)
         if gate is not None and not (self.in_memory and gate.roots is None):
             found = gate.look_up_parent(self.host_path, trusted=self.trusted)
         else:
@@ -99,7 +118,7 @@ class Location:
 def locate(name: str) -> Location:
     """What a name that somebody has typed means; nothing is looked at.
 
-    Raises ImageError(invalid_argument) for what is no name, and (unsupported) for streams and addresses.
+    Raises ImageError(invalid_argument) for what is no name, and (unsupported) for streams and unknown addresses.
     """
     if not name:
         raise ImageError(ErrorKind.INVALID_ARGUMENT, "the name of an image is empty", op="open")
@@ -114,13 +133,15 @@ def locate(name: str) -> Location:
     if ram.is_ram(name):
         path = ram.host_path(name)
         return Location(ram.PREFIX + name[len(ram.PREFIX) :], path, in_memory=True, trusted=os.path.dirname(path))
-    if address := _ADDRESS.match(name):
+    if address := Address.parse(name):
+        return _elsewhere(address)
+    if scheme := scheme_of(name):
         raise ImageError(
             ErrorKind.UNSUPPORTED,
-            f"tapfs does not open {address[1]}:// addresses",
+            f"tapfs does not open {scheme}:// addresses",
             path=name,
             op="open",
-            remedy=f"name a file, a block device or ram:NAME; a file of this name is written ./{name}",
+            remedy=f"it opens {', '.join(SPELLINGS)}; a file of this name is written ./{name}",
         )
     return _file(name)
 
@@ -128,8 +149,15 @@ def locate(name: str) -> Location:
 def locate_parent(child: str, name: str) -> Location:
     """Where the backing file is that the image `child` names. A relative name starts at the child's folder.
 
-    It is always the name of a file, which may be that of a RAM disk.
+    It is the name of a file, which may be that of a RAM disk, or an address. A child that lies elsewhere names no file
+    of this host: what it calls an absolute path is one of its own server.
     """
+    own = Address.parse(child)
+    address = Address.parse(name)
+    if address is None and own is not None:
+        address = own.joined(name.removeprefix(_FILE_PROTOCOL))
+    if address is not None:
+        return replace(_elsewhere(address), from_image=True)
     folder = os.path.dirname(child)
     path = file_name(os.path.join(folder, name.removeprefix(_FILE_PROTOCOL)))
     in_memory = ram.name_of(path)
@@ -142,6 +170,8 @@ def stored_parent(name: str) -> str:
         raise ImageError(ErrorKind.INVALID_ARGUMENT, "the name of the backing file is empty", op="create")
     if ram.is_ram(name):
         return ram.host_path(name)
+    if Address.parse(name) is not None:
+        return name
     return f"./{name}" if is_protocol(name) else name
 
 
@@ -153,9 +183,14 @@ def is_protocol(name: str) -> bool:
 def file_name(path: str) -> str:
     """A file's name so that it means the file: one that would mean something else gets a ./ before it."""
     try:
-        return path if not locate(path).in_memory else f"./{path}"
+        location = locate(path)
     except ImageError:
         return f"./{path}"
+    return f"./{path}" if location.in_memory or location.address else path
+
+
+def _elsewhere(address: Address) -> Location:
+    return Location(address.text, address.text, address=address)
 
 
 def _file(path: str) -> Location:

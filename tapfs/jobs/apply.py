@@ -12,12 +12,12 @@ old nor new, and is taken only with `resume`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.host.location import locate
 from tapfs.jobs.diff_stream import DiffReader, Record, RecordKind, digest_of
 from tapfs.jobs.pipeline import WINDOW_BYTES
 from tapfs.kernel.segments import find_segments
@@ -133,7 +133,7 @@ def apply_to_new(
     new = NewImage(
         target_format,
         reader.header.new_size,
-        backing=os.path.abspath(base.path) if overlay else None,
+        backing=locate(base.path).absolute().host_path if overlay else None,
         backing_format=base.format_name if overlay else None,
         options=dict(options or {}),
     )

@@ -16,7 +16,7 @@ from tapfs.disk.chain import OpenOptions, layer_of_file
 from tapfs.disk.image import Image
 from tapfs.disk.opening import open_image_on
 from tapfs.host.file import LocalFile
-from tapfs.host.presence import Presence
+from tapfs.host.presence import Ended, Presence
 from tapfs.jobs.convert import convert_to_new
 from tapfs.kernel.engine import Status
 from tests.unit.xen.xen_rings import DOMAIN, Served, new_machine
@@ -38,16 +38,34 @@ class Elsewhere:
         with self._copy.open("wb") as copy:
             copy.truncate(len(self.source))
         self._writer = os.open(self._copy, os.O_RDWR)
+        self._begun: list[tuple[int, int]] = []
+        self._over = 0
 
-    def fetch(self, offset: int, length: int) -> None:
-        if self.failing:
-            raise ImageError(ErrorKind.IO, "the line is cut", path="elsewhere", offset=offset, op="fetch")
-        self.fetched.append((offset, length))
-        os.pwrite(self._writer, self.source[offset : offset + length], offset)
+    def begin(self, offset: int, length: int) -> int:
+        self._begun.append((offset, length))
+        return len(self._begun) - 1
 
-    def open(self, image_format: str) -> Image:
+    def ended(self) -> list[Ended]:
+        ended: list[Ended] = []
+        # Not in the order in which they were begun.
+        for number in reversed(range(self._over, len(self._begun))):
+            offset, length = self._begun[number]
+            error = None
+            if self.failing:
+                error = ImageError(ErrorKind.IO, "the line is cut", path="elsewhere", offset=offset, op="fetch")
+            else:
+                self.fetched.append((offset, length))
+                os.pwrite(self._writer, self.source[offset : offset + length], offset)
+            ended.append(Ended(number, error))
+        self._over = len(self._begun)
+        return ended
+
+    def give_up(self, offset: int, length: int) -> None:
+        os.pwrite(self._writer, bytes(length), offset)
+
+    def open(self, image_format: str, *, limit_bytes: int | None = None, ahead: bool = False) -> Image:
         file = LocalFile.open(str(self._copy))
-        file.presence = Presence(BLOCK, len(self.source), self.fetch)
+        file.presence = Presence(BLOCK, len(self.source), self, limit_bytes=limit_bytes, ahead=ahead)
         options = OpenOptions(format=image_format)
         return open_image_on(layer_of_file(file.path, file, options), options, password=None)
 
@@ -161,10 +179,51 @@ def test_a_native_front_end_parks_what_is_to_be_fetched(opened: tuple[Elsewhere,
 def test_a_writable_file_is_never_such_a_copy(tmp_path: Path) -> None:
     source, _ = raw(tmp_path)
     file = LocalFile.open(str(source), writable=True)
-    file.presence = Presence(BLOCK, SIZE, lambda *_: None)
+    file.presence = Presence(BLOCK, SIZE, Elsewhere(tmp_path, source))
     options = OpenOptions(format="raw", writable=True)
     with (
         open_image_on(layer_of_file(file.path, file, options), options, password=None) as disk,
         pytest.raises(ImageError, match="say what of a file is here"),
     ):
         disk.read(0, 1)
+
+
+def test_a_bounded_copy_gives_up_what_came_first_and_no_reader_sees_it_go(kind: str, tmp_path: Path) -> None:
+    """Six readers in a copy that holds a quarter: what is given up is zeros in the file, and nobody reads them."""
+    image_format, make = KINDS[kind]
+    source, content = make(tmp_path)
+    elsewhere = Elsewhere(tmp_path, source)
+    wrong: list[int] = []
+    with elsewhere.open(image_format, limit_bytes=SIZE // 4, ahead=True) as disk:
+
+        def read(seed: int) -> None:
+            choice = random.Random(seed)
+            for _ in range(150):
+                start = choice.randrange(len(content) - 1)
+                length = choice.choice((1, 5000, 60_000))
+                wanted = content[start : start + length]
+                if disk.read(start, len(wanted)) != wanted:
+                    wrong.append(start)
+
+        threads = [threading.Thread(target=read, args=(seed,)) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        presence = disk.layers[0].file.presence
+        assert isinstance(presence, Presence)
+        # Each of the readers may hold what it waits for.
+        assert presence.blocks.count(1) * BLOCK <= SIZE // 4 + 6 * 64_000
+    assert not wrong
+    assert len(content) < elsewhere.bytes_fetched or kind == "compressed"
+
+
+def test_who_reads_on_has_what_follows_fetched_ahead(tmp_path: Path) -> None:
+    source, content = raw(tmp_path)
+    elsewhere = Elsewhere(tmp_path, source)
+    with elsewhere.open("raw", ahead=True) as disk:
+        read = b"".join(disk.read(offset, BLOCK) for offset in range(0, SIZE, BLOCK))
+    assert read == content[:SIZE]
+    places = [place for start, length in elsewhere.fetched for place in range(start, start + length, BLOCK)]
+    assert len(places) == len(set(places))
+    assert len(elsewhere.fetched) < 16

@@ -1,0 +1,145 @@
+"""Objects of web servers and object stores, by the library obstore: HTTP, HTTPS, S3, Google and Azure.
+
+Every answer says which object it is of (ETag, length, time), and that is compared with what the first one said. So a
+file that is replaced while it is read becomes an error and never a mixture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.host.remote.address import Address
+from tapfs.host.remote.source import Facts
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+
+_CONNECT_SECONDS = 10
+
+
+class ObjectSource:
+    """One object of a web server or of a store: a `tapfs.host.remote.source.Source`."""
+
+    def __init__(self, address: Address, *, timeout_seconds: float) -> None:
+        """Ask for the first byte, which says whether the server gives parts of a file. Raises ImageError."""
+        self._name = str(address)
+        try:
+            import obstore
+        except ImportError as error:
+            raise ImageError(
+                ErrorKind.UNSUPPORTED,
+                f"{address.scheme} addresses need the Python package obstore",
+                path=self._name,
+                op="open",
+                remedy="install it: pip install 'tapfs[remote]'",
+            ) from error
+        self._obstore = obstore
+        with self._explained("open"):
+            self._store, self._key = _store_of(address, timeout_seconds)
+        self.facts = self._asked()
+
+    def read(self, offset: int, length: int) -> memoryview:
+        """See `tapfs.host.remote.source.Source.read`."""
+        with self._explained("read", offset):
+            answer = self._obstore.get(self._store, self._key, options={"range": (offset, offset + length)})
+            meta, covered = answer.meta, answer.range
+            data = memoryview(answer.bytes())
+        if _facts(meta) != self.facts:
+            raise ImageError(
+                ErrorKind.CORRUPT,
+                "has changed since it was opened",
+                path=self._name,
+                op="read",
+                remedy="open it again",
+            )
+        if covered != (offset, offset + length) or len(data) != length:
+            message = f"the server sent {len(data)} bytes from {covered[0]}, not {length} from {offset}"
+            raise ImageError(ErrorKind.IO, message, path=self._name, offset=offset, op="read")
+        return data
+
+    def close(self) -> None:
+        """Nothing is held that outlives the process."""
+
+    def _asked(self) -> Facts:
+        try:
+            with self._explained("open"):
+                return _facts(self._obstore.get(self._store, self._key, options={"range": (0, 1)}).meta)
+        except ImageError as error:
+            if error.kind is not ErrorKind.IO:
+                raise
+            # Of an empty file no byte can be had; other troubles tell of themselves again.
+            with self._explained("open"):
+                facts = _facts(self._obstore.head(self._store, self._key))
+            if facts.size:
+                raise
+            return facts
+
+    @contextmanager
+    def _explained(self, op: str, offset: int | None = None) -> Generator[None]:
+        """Make ImageErrors of the library's errors."""
+        from obstore import exceptions
+
+        try:
+            yield
+        except (exceptions.BaseError, OSError, ValueError) as error:
+            if isinstance(error, ImageError):
+                raise
+            kind, message, remedy = _what(error)
+            raise ImageError(kind, message, path=self._name, offset=offset, op=op, remedy=remedy) from error
+
+
+def _store_of(address: Address, timeout_seconds: float) -> tuple[ObjectStore, str]:
+    """The store that an address is in, and the object's key there."""
+    from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
+
+    # Tries again are the fetching process's, so that all protocols have them alike.
+    retry: RetryConfig = {"max_retries": 0}
+    client: ClientConfig = {
+        "timeout": timedelta(seconds=timeout_seconds),
+        "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
+    }
+    if address.scheme in {"http", "https"}:
+        client["allow_http"] = True
+        return HTTPStore.from_url(address.text, client_options=client, retry_config=retry), ""
+    parts = urlsplit(address.text)
+    bucket, key = f"{address.scheme}://{parts.netloc}", unquote(parts.path.lstrip("/"))
+    match address.scheme:
+        case "s3":
+            return S3Store.from_url(bucket, client_options=client, retry_config=retry), key
+        case "gs":
+            return GCSStore.from_url(bucket, client_options=client, retry_config=retry), key
+        case _:
+            return AzureStore.from_url(bucket, client_options=client, retry_config=retry), key
+
+
+def _facts(meta: ObjectMeta) -> Facts:
+    modified = int(meta["last_modified"].timestamp())
+    identity = meta.get("e_tag") or (str(modified) if modified else None)
+    return Facts(meta["size"], identity, modified, writable=False)
+
+
+def _what(error: Exception) -> tuple[ErrorKind, str, str | None]:
+    """What an error of obstore means: its kind, its words, and the remedy."""
+    from obstore import exceptions
+
+    # What follows the first line is the library's own view of its objects.
+    said = str(error).strip().partition("\n")[0].strip()
+    match error:
+        case FileNotFoundError():
+            return ErrorKind.NOT_FOUND, "there is no such object", None
+        case exceptions.PermissionDeniedError() | exceptions.UnauthenticatedError():
+            return ErrorKind.DENIED, f"the server gives it to nobody without leave: {said}", None
+        case exceptions.NotSupportedError():
+            return (
+                ErrorKind.UNSUPPORTED,
+                "the server gives no parts of a file (no range requests)",
+                "download the file, or serve it by a server that has ranges",
+            )
+        case _:
+            return ErrorKind.IO, f"the server or the way to it failed: {said}", None

@@ -1,0 +1,22 @@
+"""The options with which files that lie elsewhere are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteOptions:
+    """How files elsewhere are read: `copy_bytes` bounds the local copy of each, `timeout_seconds` one request.
+
+    A request that fails by the network is tried `tries` times, after a pause that doubles from `pause_seconds`.
+    """
+
+    copy_bytes: int = 8 << 30
+    timeout_seconds: float = 60
+    tries: int = 6
+    pause_seconds: float = 0.2
+
+
+#: The options where nobody gives others.
+USUAL = RemoteOptions()

@@ -1,0 +1,125 @@
+"""Images on a web server: the bytes are right or there is an error, whatever the server does."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tapfs
+from tapfs import ErrorKind, ImageError, NewImage
+from tapfs.disk.chain import OpenOptions
+from tapfs.disk.image import Image
+from tapfs.disk.opening import open_image
+from tapfs.host.gate import Gate
+from tapfs.host.remote.options import RemoteOptions
+from tapfs.jobs.convert import convert_to_new
+from tests.web_server import FAULTS, WebServer, web_server
+
+MIB = 1 << 20
+SIZE = 6 * MIB
+
+
+@pytest.fixture(scope="module")
+def content() -> bytes:
+    return random.Random(1).randbytes(SIZE)
+
+
+@pytest.fixture
+def server(content: bytes) -> Iterator[WebServer]:
+    with web_server(content) as server:
+        yield server
+
+
+def opened(server: WebServer, *, tries: int = 6, copy_bytes: int = 8 << 30) -> Image:
+    remote = RemoteOptions(tries=tries, pause_seconds=0.001, copy_bytes=copy_bytes)
+    return open_image(server.url + "/x", OpenOptions(format="raw", remote=remote))
+
+
+def test_through_every_fault_the_bytes_are_right(server: WebServer, content: bytes) -> None:
+    choice = random.Random(2)
+    plan = [*FAULTS * 3, *[None] * 24]
+    choice.shuffle(plan)
+    server.fault = lambda: plan.pop() if plan else None
+    with opened(server, tries=30) as disk:
+        for _ in range(40):
+            start = choice.randrange(SIZE - 100_000)
+            length = choice.choice((1, 100_000))
+            assert disk.read(start, length) == content[start : start + length]
+        assert disk.read(0, SIZE) == content
+    assert not plan
+
+
+def test_what_fails_for_good_is_an_error_and_works_when_it_is_over(server: WebServer, content: bytes) -> None:
+    with opened(server, tries=1) as disk:
+        for fault in set(FAULTS) - {"late"}:
+            server.fault = lambda fault=fault: fault  # type: ignore[misc]
+            with pytest.raises(ImageError) as raised:
+                disk.read(0, SIZE)
+            assert raised.value.kind is ErrorKind.IO
+            assert raised.value.path == server.url + "/x"
+        server.fault = lambda: None
+        assert disk.read(0, SIZE) == content
+
+
+@pytest.mark.parametrize("change", ["etag", "size"])
+def test_a_file_that_changes_while_it_is_read_is_an_error(server: WebServer, content: bytes, change: str) -> None:
+    with opened(server) as disk:
+        assert disk.read(0, 10) == content[:10]
+        if change == "etag":
+            server.etag = '"two"'
+        else:
+            server.content = content + b"more"
+        with pytest.raises(ImageError, match="has changed since it was opened"):
+            disk.read(SIZE // 2, 10)
+
+
+def test_what_cannot_be_opened_is_told_in_words(server: WebServer) -> None:
+    server.ranges = False
+    with pytest.raises(ImageError, match="no range requests") as raised:
+        opened(server)
+    assert raised.value.kind is ErrorKind.UNSUPPORTED
+    with pytest.raises(ImageError) as raised:
+        tapfs.open(server.url + "/x", format="raw", writable=True)
+    assert raised.value.kind is ErrorKind.READ_ONLY
+    with pytest.raises(ImageError) as raised:
+        tapfs.create_image(server.url + "/x", NewImage("raw", MIB))
+    assert raised.value.kind is ErrorKind.UNSUPPORTED
+    server.ranges, server.content = True, b""
+    with opened(server) as disk:
+        assert disk.size == 0
+
+
+def test_a_bounded_copy_is_read_again_and_takes_no_more_space(server: WebServer, content: bytes) -> None:
+    with opened(server, copy_bytes=MIB) as disk:
+        for _ in range(2):
+            for start in range(0, SIZE, 300_000):
+                assert disk.read(start, 1000) == content[start : start + 1000]
+        file = disk.layers[0].file
+        assert (Path("/proc/self/fd") / str(file.descriptor)).stat().st_blocks * 512 <= 2 * MIB
+
+
+def test_chains_are_followed_only_where_the_user_allows_it(server: WebServer, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "base.raw").write_bytes(content)
+    with tapfs.open(tmp_path / "base.raw", format="raw") as disk:
+        convert_to_new(disk, str(tmp_path / "base.qcow2"), NewImage("qcow2", SIZE))
+    tapfs.create_image(tmp_path / "over.qcow2", NewImage("qcow2", SIZE, backing="base.qcow2", backing_format="qcow2"))
+    with tapfs.open(tmp_path / "over.qcow2", writable=True) as disk:
+        disk.write(MIB, b"over")
+    server.files = {f"/a/{name}": (tmp_path / name).read_bytes() for name in ("base.qcow2", "over.qcow2")}
+    wanted = content[:MIB] + b"over" + content[MIB + 4 :]
+    here = tmp_path / "here.qcow2"
+    base = f"{server.url}/a/over.qcow2"
+    tapfs.create_image(here, NewImage("qcow2", SIZE, backing=f"{server.url}/a/base.qcow2", backing_format="qcow2"))
+    before = len(server.asked)
+    for path, gate in ((str(here), Gate()), (str(here), Gate.inside(tmp_path, f"{server.url}/ab")), (base, Gate())):
+        with pytest.raises(ImageError) as raised:
+            tapfs.open(path, gate=gate)
+        assert raised.value.kind is ErrorKind.DENIED
+        assert f"backing_root={server.url}/a/" in str(raised.value)
+    assert all(stop <= 64 << 10 or start for start, stop in server.asked[before:])
+    with tapfs.open(base, gate=Gate.inside(f"{server.url}/a")) as disk:
+        assert disk.read(0, SIZE) == wanted
+        assert disk.parents == (f"{server.url}/a/base.qcow2",)
