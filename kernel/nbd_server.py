@@ -47,6 +47,17 @@ class Style(IntEnum):
     EXTENDED = 2
 
 
+class Access(IntEnum):
+    """What clients may do with a disk.
+
+    LATER: they may read its first page and flush; other requests wait for `NativeServer.replace_disk`.
+    """
+
+    READ_ONLY = 0
+    WRITABLE = 1
+    LATER = 2
+
+
 class NbdStatistics(NamedTuple):
     """Requests since the start, and what there is now."""
 
@@ -111,9 +122,9 @@ class ParkedRequest(Parked):
 class NativeServer:
     """Serves an engine disk of `size` bytes to clients. The disk stays open until `close`. Raises ImageError(io)."""
 
-    def __init__(self, disk: EngineDisk, size: int, *, writable: bool) -> None:
+    def __init__(self, disk: EngineDisk, size: int, access: Access) -> None:
         self._disk = disk
-        server = lib.tapfs_nbd_new(disk.handle, size, writable)
+        server = lib.tapfs_nbd_new(disk.handle, size, access)
         if server == ffi.NULL:
             raise from_os_error(OSError(ffi.errno, ""), path=None, op=_OP)
         self._server: CData | None = ffi.gc(server, lib.tapfs_nbd_free)
@@ -143,8 +154,26 @@ class NativeServer:
 
     @property
     def ended_descriptor(self) -> int:
-        """An eventfd that becomes readable when a connection has ended."""
+        """An eventfd that becomes readable when a connection has ended, and when a request waits (`Access.LATER`)."""
         return lib.tapfs_nbd_ended_fd(self._handle)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a request waits for the disk, or has waited (`Access.LATER`)."""
+        return bool(lib.tapfs_nbd_waits(self._handle))
+
+    def pause(self) -> None:
+        """Begin nothing more that clients ask for, and wait until nothing is under way. Their connections stay."""
+        lib.tapfs_nbd_pause(self._handle)
+
+    def replace_disk(self, disk: EngineDisk, size: int, access: Access) -> None:
+        """While paused: serve another disk; the old one may be closed then."""
+        lib.tapfs_nbd_set_disk(self._handle, disk.handle, size, access)
+        self._disk = disk
+
+    def resume(self) -> None:
+        """Go on with what clients ask for."""
+        lib.tapfs_nbd_unpause(self._handle)
 
     def next_parked(self, queue: Queue) -> list[ParkedRequest]:
         """Wait for parked requests; none when the server is being stopped. From any thread.

@@ -10,7 +10,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from tapfs.kernel.nbd_server import NativeServer, NbdStatistics, ParkedRequest, Request, Style
+from tapfs.kernel.nbd_server import Access, NativeServer, NbdStatistics, ParkedRequest, Request, Style
 from tapfs.nbd.block_status import contexts_of, first_states
 from tapfs.nbd.messages import Transmission
 from tapfs.serving.parked import ParkedThreads, finish_move, finish_writes
@@ -43,29 +43,42 @@ _WRITES = (
 
 
 class Export:
-    """An open image under a name. The image stays the caller's; `stop` must come before it is closed."""
+    """An open image under a name. The image stays the caller's; `stop` must come before it is closed.
 
-    def __init__(self, image: Image, name: str) -> None:
+    `access`: None for what the image allows. `threads`: native ones, None for one per processor. `pause`, `replace`,
+    `resume` and `stop` are for one thread at a time.
+    """
+
+    def __init__(self, image: Image, name: str, *, access: Access | None = None, threads: int | None = None) -> None:
         self.image = image
         self.name = name
-        self.size = image.size
-        self.description = f"{image.format_name}, {image.size} bytes"
+        self._access = _allowed(image) if access is None else access
+        self._native_threads = _thread_per_processor() if threads is None else threads
         self._states = contexts_of(image)
         self.contexts: Sequence[str] = tuple(self._states)
-        # Zeros under a cipher are bytes that are written like others.
-        self._quick_zeros = image.layers[0].driver.geometry.cipher is None
-        self._server = NativeServer(image.engine_disk, image.size, writable=image.writable)
+        self._server = NativeServer(image.engine_disk, image.size, self._access)
         self._parked = ParkedThreads(
             self._server.next_parked,
-            self._answer,
+            self.answer,
             self._answer_together,
-            path=lambda: image.path,
+            path=lambda: self.image.path,
         )
+
+    @property
+    def size(self) -> int:
+        """Bytes of the disk."""
+        return self.image.size
+
+    @property
+    def description(self) -> str:
+        """A line for people."""
+        return f"{self.image.format_name}, {self.image.size} bytes"
 
     @property
     def flags(self) -> Transmission:
         """What a client may do with it."""
-        return _READS | (_WRITES if self.image.writable else Transmission.READ_ONLY | Transmission.SEND_FLUSH)
+        read_only = Transmission.READ_ONLY | Transmission.SEND_FLUSH
+        return _READS | (read_only if self._access is Access.READ_ONLY else _WRITES)
 
     @property
     def block_sizes(self) -> tuple[int, int, int]:
@@ -77,8 +90,7 @@ class Export:
     def start(self) -> None:
         """Be ready for clients. Raises ImageError(io); only `stop` may follow then."""
         self._parked.start()
-        processors = len(os.sched_getaffinity(0))
-        self._server.start(max(_MIN_THREADS, min(processors, _MAX_THREADS)))
+        self._server.start(self._native_threads)
 
     def add(self, descriptor: int, style: Style, contexts: int) -> None:
         """Serve a client whose negotiation is over. Takes over its socket, unless it raises OSError."""
@@ -86,8 +98,26 @@ class Export:
 
     @property
     def ended_descriptor(self) -> int:
-        """An eventfd that becomes readable when a client has gone."""
+        """An eventfd that becomes readable when a client has gone, and when a request waits (`Access.LATER`)."""
         return self._server.ended_descriptor
+
+    @property
+    def waits(self) -> bool:
+        """Whether a request waits for the image, or has waited (`Access.LATER`)."""
+        return self._server.waits
+
+    def pause(self) -> None:
+        """Begin nothing more that clients ask for, and wait until nothing is under way. Their connections stay."""
+        self._server.pause()
+
+    def replace(self, image: Image, access: Access) -> None:
+        """While paused: serve another image. The old one is not used any more."""
+        self._server.replace_disk(image.engine_disk, image.size, access)
+        self.image, self._access, self._states = image, access, contexts_of(image)
+
+    def resume(self) -> None:
+        """Go on with what clients ask for."""
+        self._server.resume()
 
     def statistics(self) -> NbdStatistics:
         """What was counted."""
@@ -101,7 +131,8 @@ class Export:
 
     # In the threads
 
-    def _answer(self, parked: ParkedRequest) -> None:
+    def answer(self, parked: ParkedRequest) -> None:
+        """Serve and answer a parked request. What it raises becomes the answer."""
         image = self.image
         match parked.request:
             case Request.READ | Request.WRITE:
@@ -112,7 +143,8 @@ class Export:
             case Request.ZERO:
                 self._in_steps(parked, _ZERO_STEP, image.write_zeroes)
             case Request.FAST_ZERO:
-                if self._quick_zeros:
+                # Zeros under a cipher are bytes that are written like others.
+                if image.layers[0].driver.geometry.cipher is None:
                     self._in_steps(parked, _ZERO_STEP, image.write_zeroes)
                 else:
                     parked.fail(errno.EOPNOTSUPP)
@@ -151,6 +183,17 @@ class Export:
     def _answer_status(self, parked: ParkedRequest) -> None:
         wanted, single = parked.wanted()
         for context in wanted:
-            states = self._states[self.contexts[context]](parked.offset, parked.length)
-            parked.add_states(context, first_states(states, single=single))
+            states = self._states.get(self.contexts[context])
+            if states is None:  # a bitmap of another image, which was served before
+                parked.fail(errno.EINVAL)
+                return
+            parked.add_states(context, first_states(states(parked.offset, parked.length), single=single))
         parked.complete()
+
+
+def _allowed(image: Image) -> Access:
+    return Access.WRITABLE if image.writable else Access.READ_ONLY
+
+
+def _thread_per_processor() -> int:
+    return max(_MIN_THREADS, min(len(os.sched_getaffinity(0)), _MAX_THREADS))

@@ -1,7 +1,7 @@
 /*
  * Everything that runs beside everything else in the engine and its NBD server, for ThreadSanitizer: clients that come,
  * ask, and go in the middle, native threads, owners that supply maps and places and flush, and somebody who forgets,
- * flushes and quiesces. usage: nbd_server_threads FILE ROUNDS; 0 and "ok", or a message and 1.
+ * flushes, quiesces, pauses, and sets the disk, which is to be had later at first. usage: nbd_server_threads FILE ROUNDS; 0 and "ok", or a message and 1.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -214,6 +214,16 @@ static void *disturb(void *argument)
         tapfs_nbd_statistics requests;
         disturb_disk(&seed);
         tapfs_nbd_counters(server, &requests);
+        if (rand_r(&seed) % 4 == 0) {
+            tapfs_nbd_pause(server);
+            tapfs_nbd_counters(server, &requests);
+            uint64_t answered = requests.reads + requests.writes;
+            tapfs_nbd_waits(server);
+            tapfs_nbd_set_disk(server, disk, SIZE, TAPFS_NBD_WRITABLE);
+            tapfs_nbd_counters(server, &requests);
+            REQUIRE(requests.reads + requests.writes == answered);
+            tapfs_nbd_unpause(server);
+        }
         usleep(200);
     }
     return NULL;
@@ -228,7 +238,7 @@ int main(int count, char **words)
     REQUIRE(count == 3);
     rounds = atoi(words[2]);
     owned_disk_open(words[1]);
-    server = tapfs_nbd_new(disk, SIZE, 1);
+    server = tapfs_nbd_new(disk, SIZE, TAPFS_NBD_LATER);
     REQUIRE(server != NULL && tapfs_nbd_start(server, 2) == 0);
     for (size_t i = 0; i < 2; i++) {
         pthread_create(&movers[i], NULL, own_moves, (void *)(uintptr_t)&queues[i]);
@@ -244,12 +254,12 @@ int main(int count, char **words)
     } while (requests.reads + requests.writes < (uint64_t)rounds * CLIENTS);
     /* And an end in the middle of everything. */
     atomic_store(&over, true);
+    pthread_join(disturber, NULL);
     tapfs_nbd_stop(server);
     for (size_t i = 0; i < 2; i++) {
         pthread_join(movers[i], NULL);
     }
     pthread_join(syncer, NULL);
-    pthread_join(disturber, NULL);
     for (size_t i = 0; i < CLIENTS; i++) {
         pthread_join(clients[i], NULL);
     }

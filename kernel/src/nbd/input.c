@@ -7,6 +7,7 @@
  */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 
 #include "nbd/internal.h"
@@ -37,6 +38,13 @@ static bool changes(uint16_t command)
     return command == CMD_WRITE || command == CMD_TRIM || command == CMD_WRITE_ZEROES;
 }
 
+/* Whether it may be done while the disk is to be had LATER. */
+static bool is_early(const tapfs_nbd_asked *asked)
+{
+    bool first = asked->length <= FIRST_PAGE && asked->offset <= FIRST_PAGE - asked->length;
+    return asked->command == CMD_FLUSH || asked->command == CMD_DISC || (asked->command == CMD_READ && first);
+}
+
 static uint16_t allowed_flags(uint16_t command)
 {
     switch (command) {
@@ -64,7 +72,7 @@ static int judge(const struct nbd_connection *connection, const tapfs_nbd_asked 
     if (asked->command == CMD_FLUSH) {
         return 0;
     }
-    if (changes(asked->command) && !server->writable) {
+    if (changes(asked->command) && server->access == TAPFS_NBD_READ_ONLY) {
         return EPERM;
     }
     if (asked->offset > server->size || asked->length > server->size - asked->offset) {
@@ -112,7 +120,7 @@ static void begin_parked(struct nbd_request *request)
     const tapfs_nbd_asked *asked = &request->asked;
     bool flush = asked->command == CMD_FLUSH;
 
-    if (flush ? !connection->loop->server->writable : asked->length == 0) {
+    if (flush ? connection->loop->server->access != TAPFS_NBD_WRITABLE : asked->length == 0) {
         nbd_request_answer(request, 0);
         return;
     }
@@ -252,7 +260,12 @@ static size_t take_payload(struct nbd_connection *connection, const uint8_t *byt
 
 enum nbd_parsed nbd_parse(struct nbd_connection *connection)
 {
+    tapfs_nbd *server = connection->loop->server;
+
     for (;;) {
+        if (atomic_load_explicit(&server->paused, memory_order_relaxed)) {
+            return PARSED_NO_ROOM;
+        }
         if (connection->current != NULL && connection->current->asked.command == CMD_READ) {
             go_on_reading(connection);
             if (connection->current != NULL) {
@@ -293,6 +306,11 @@ enum nbd_parsed nbd_parse(struct nbd_connection *connection)
         }
         if (header < 0) {
             return PARSED_NONSENSE;
+        }
+        if (server->access == TAPFS_NBD_LATER && !is_early(&asked)) {
+            atomic_store(&server->waits, true);
+            eventfd_write(server->ended_fd, 1);
+            return PARSED_NO_ROOM;
         }
         connection->input_start += (size_t)header;
         if (!take(connection, &asked)) {

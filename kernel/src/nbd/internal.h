@@ -28,6 +28,8 @@
 #define STATES_MAX 2048u
 #define CONTEXTS_MAX 32u
 #define LOOPS_MAX 16u
+/* What may be read of a disk that is to be had LATER: an emulator guesses a geometry from it before its machine runs. */
+#define FIRST_PAGE 4096u
 
 /* ---- the protocol: docs/specs/nbd.md */
 
@@ -145,6 +147,8 @@ struct nbd_loop {
     struct nbd_connection *connections, *touched;
     struct spare *spares; /* memory for large pieces */
     uint32_t spare_count;
+    uint32_t under_way; /* pieces that were begun and have not ended */
+    bool held;          /* it has seen a pause, and not the end of it */
     uint64_t stop_at; /* in milliseconds of the monotonic clock; 0: it does not stop */
 
     pthread_mutex_t lock; /* of the next three */
@@ -152,14 +156,21 @@ struct nbd_loop {
     struct nbd_connection *added; /* by `next` */
     bool stopping;
     _Atomic uint32_t load; /* connections that it has or will have */
+
+    /* Under the server's lock: paused, and nothing under way; and the disk that the mover has. */
+    bool quiet;
+    uint32_t generation;
 };
 
 struct tapfs_nbd {
     tapfs_disk *disk;
     uint64_t size;
-    bool writable;
+    uint32_t access; /* TAPFS_NBD_READ_ONLY, ... */
     int ended_fd;
-    atomic_bool stopping;
+    atomic_bool stopping, paused, waits;
+    _Atomic uint32_t generation; /* of the disk */
+    pthread_mutex_t lock;        /* of what loops say of a pause */
+    pthread_cond_t settled;
     bool stopped;
     struct park park;
     struct nbd_loop loops[LOOPS_MAX];
@@ -256,6 +267,8 @@ TAPFS_INTERNAL void nbd_connection_free(struct nbd_connection *connection);
 
 /* 0 or an errno; after an error it is as if it had not been called. */
 TAPFS_INTERNAL int nbd_loop_start(struct nbd_loop *loop, tapfs_nbd *server);
+/* Have it look at what has changed. Any thread, as long as the loop has not been joined. */
+TAPFS_INTERNAL void nbd_loop_wake(struct nbd_loop *loop);
 /* Have it serve a connection; false: it stops. */
 TAPFS_INTERNAL bool nbd_loop_add(struct nbd_loop *loop, struct nbd_connection *connection);
 TAPFS_INTERNAL void nbd_loop_stop(struct nbd_loop *loop);

@@ -47,6 +47,11 @@ bool nbd_loop_add(struct nbd_loop *loop, struct nbd_connection *connection)
     return added;
 }
 
+void nbd_loop_wake(struct nbd_loop *loop)
+{
+    eventfd_write(loop->wake_fd, 1);
+}
+
 void nbd_loop_stop(struct nbd_loop *loop)
 {
     pthread_mutex_lock(&loop->lock);
@@ -136,6 +141,37 @@ static void take_given(struct nbd_loop *loop)
     }
 }
 
+/* Take over another disk, and say so if nothing is under way while the server is paused. */
+static void settle(struct nbd_loop *loop)
+{
+    tapfs_nbd *server = loop->server;
+    bool paused = atomic_load(&server->paused);
+
+    if (!paused) {
+        if (loop->held) {
+            loop->held = false;
+            each(loop, nbd_touch);
+        }
+        return;
+    }
+    loop->held = true;
+    if (loop->under_way > 0) {
+        return;
+    }
+    pthread_mutex_lock(&server->lock);
+    if (loop->generation != atomic_load(&server->generation)) {
+        loop->generation = atomic_load(&server->generation);
+        mover_set_disk(loop->mover, server->disk);
+        pthread_cond_broadcast(&server->settled);
+    }
+    /* Not after the end of the pause, which has taken it back. */
+    if (!loop->quiet && atomic_load(&server->paused)) {
+        loop->quiet = true;
+        pthread_cond_broadcast(&server->settled);
+    }
+    pthread_mutex_unlock(&server->lock);
+}
+
 /* How long to wait, in milliseconds: while the loop stops, until it cuts its clients. */
 static int patience(const struct nbd_loop *loop, bool cut)
 {
@@ -178,6 +214,7 @@ static void *serve(void *argument)
         }
         look_after_touched(loop);
         mover_submit(loop->mover);
+        settle(loop);
     }
     return NULL;
 }

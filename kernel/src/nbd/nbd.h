@@ -51,8 +51,14 @@ typedef struct {
     uint64_t held;        /* bytes of requests and replies in memory now */
 } tapfs_nbd_statistics;
 
+/*
+ * What clients may do with a disk: only read it, or write it, too. LATER: they may read its first page and flush. Any
+ * other request waits for tapfs_nbd_set_disk, with all that its client asks after it.
+ */
+enum { TAPFS_NBD_READ_ONLY = 0, TAPFS_NBD_WRITABLE = 1, TAPFS_NBD_LATER = 2 };
+
 /* Serve a disk, which stays the caller's and must outlive the server. NULL with errno set. */
-tapfs_nbd *tapfs_nbd_new(tapfs_disk *disk, uint64_t size, int writable);
+tapfs_nbd *tapfs_nbd_new(tapfs_disk *disk, uint64_t size, uint32_t access);
 
 /* Start `threads` (1 to 16) native threads. 0 or -errno; after an error only free may follow. */
 int tapfs_nbd_start(tapfs_nbd *server, uint32_t threads);
@@ -63,8 +69,20 @@ int tapfs_nbd_start(tapfs_nbd *server, uint32_t threads);
  */
 int tapfs_nbd_add(tapfs_nbd *server, int fd, uint32_t style, uint32_t contexts);
 
-/* A descriptor that becomes readable when a connection has ended. Reading it is the caller's. */
+/* A descriptor that becomes readable when a connection has ended, and when a request waits (LATER). Reading it is the
+ * caller's. */
 int tapfs_nbd_ended_fd(tapfs_nbd *server);
+/* Whether a request waits, or has waited, since the disk was set (LATER). */
+int tapfs_nbd_waits(tapfs_nbd *server);
+
+/*
+ * Begin nothing more that clients ask for, and wait until nothing is under way: a long request may be half done then.
+ * Connections stay. These three and _stop are for one thread at a time, which has no parked request in hand.
+ */
+void tapfs_nbd_pause(tapfs_nbd *server);
+/* While paused: serve another disk, which the caller keeps instead of the old one. */
+void tapfs_nbd_set_disk(tapfs_nbd *server, tapfs_disk *disk, uint64_t size, uint32_t access);
+void tapfs_nbd_unpause(tapfs_nbd *server);
 
 /* Wait for parked requests and take up to `capacity`: how many, or 0 when the server is being stopped. */
 size_t tapfs_nbd_next_parked(tapfs_nbd *server, uint32_t queue, tapfs_parked *parked, size_t capacity);

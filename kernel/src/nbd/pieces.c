@@ -108,13 +108,16 @@ static bool park(struct nbd_piece *piece)
 /* The next piece of its request if this one was the last before a SYNC; NULL: there is nothing to begin. */
 static struct nbd_piece *ended(struct nbd_piece *piece, int error)
 {
+    struct nbd_loop *loop = piece->connection->loop;
     struct nbd_request *request = nbd_piece_ended(piece, error);
     if (request == NULL) {
+        loop->under_way--;
         return NULL;
     }
     request->synced = true;
     struct nbd_piece *sync = nbd_piece_new(request, TAPFS_NBD_SYNC, 0, 0, 0);
     if (sync == NULL) {
+        loop->under_way--;
         nbd_request_answer(request, ENOMEM);
     }
     return sync;
@@ -133,7 +136,7 @@ static void moved(struct nbd_piece *piece)
     park_or_fail(piece->move.outcome.status == TAPFS_DONE ? ended(piece, 0) : piece);
 }
 
-void nbd_piece_begin(struct nbd_piece *piece)
+static void go(struct nbd_piece *piece)
 {
     if (piece->kind != TAPFS_NBD_READ && piece->kind != TAPFS_NBD_WRITE) {
         park_or_fail(piece);
@@ -145,6 +148,12 @@ void nbd_piece_begin(struct nbd_piece *piece)
     } else {
         atomic_fetch_add_explicit(&loop->server->waited, 1, memory_order_relaxed);
     }
+}
+
+void nbd_piece_begin(struct nbd_piece *piece)
+{
+    piece->connection->loop->under_way++;
+    go(piece);
 }
 
 void nbd_pieces_moved(struct nbd_loop *loop)
@@ -161,7 +170,7 @@ void nbd_pieces_returned(struct nbd_piece *returned)
         next = piece->next;
         if (piece->goes_on) {
             piece->goes_on = false;
-            nbd_piece_begin(piece);
+            go(piece);
         } else {
             park_or_fail(ended(piece, piece->error));
         }

@@ -5,7 +5,7 @@
 
 #include "nbd/internal.h"
 
-tapfs_nbd *tapfs_nbd_new(tapfs_disk *disk, uint64_t size, int writable)
+tapfs_nbd *tapfs_nbd_new(tapfs_disk *disk, uint64_t size, uint32_t access)
 {
     tapfs_nbd *server = calloc(1, sizeof *server);
     if (server == NULL) {
@@ -18,7 +18,9 @@ tapfs_nbd *tapfs_nbd_new(tapfs_disk *disk, uint64_t size, int writable)
     }
     server->disk = disk;
     server->size = size;
-    server->writable = writable != 0;
+    server->access = access;
+    pthread_mutex_init(&server->lock, NULL);
+    pthread_cond_init(&server->settled, NULL);
     park_init(&server->park);
     return server;
 }
@@ -78,12 +80,79 @@ int tapfs_nbd_ended_fd(tapfs_nbd *server)
     return server->ended_fd;
 }
 
+int tapfs_nbd_waits(tapfs_nbd *server)
+{
+    return atomic_load(&server->waits);
+}
+
+/* ---- pauses */
+
+static void wake(tapfs_nbd *server)
+{
+    for (uint32_t i = 0; i < server->loop_count; i++) {
+        nbd_loop_wake(&server->loops[i]);
+    }
+}
+
+/* Under the lock. */
+static bool all_settled(const tapfs_nbd *server)
+{
+    for (uint32_t i = 0; i < server->loop_count; i++) {
+        const struct nbd_loop *loop = &server->loops[i];
+        if (!loop->quiet || loop->generation != atomic_load(&server->generation)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void await_settled(tapfs_nbd *server)
+{
+    wake(server);
+    while (!all_settled(server)) {
+        pthread_cond_wait(&server->settled, &server->lock);
+    }
+}
+
+void tapfs_nbd_pause(tapfs_nbd *server)
+{
+    pthread_mutex_lock(&server->lock);
+    atomic_store(&server->paused, true);
+    await_settled(server);
+    pthread_mutex_unlock(&server->lock);
+}
+
+void tapfs_nbd_set_disk(tapfs_nbd *server, tapfs_disk *disk, uint64_t size, uint32_t access)
+{
+    pthread_mutex_lock(&server->lock);
+    server->disk = disk;
+    server->size = size;
+    server->access = access;
+    atomic_store(&server->waits, false);
+    atomic_fetch_add(&server->generation, 1);
+    /* The old disk may be closed as soon as this returns. */
+    await_settled(server);
+    pthread_mutex_unlock(&server->lock);
+}
+
+void tapfs_nbd_unpause(tapfs_nbd *server)
+{
+    pthread_mutex_lock(&server->lock);
+    for (uint32_t i = 0; i < server->loop_count; i++) {
+        server->loops[i].quiet = false;
+    }
+    atomic_store(&server->paused, false);
+    pthread_mutex_unlock(&server->lock);
+    wake(server);
+}
+
 void tapfs_nbd_stop(tapfs_nbd *server)
 {
     if (server->stopped) {
         return;
     }
     server->stopped = true;
+    tapfs_nbd_unpause(server);
     atomic_store(&server->stopping, true);
     for (uint32_t i = 0; i < server->loop_count; i++) {
         nbd_loop_stop(&server->loops[i]);
@@ -101,6 +170,8 @@ void tapfs_nbd_free(tapfs_nbd *server)
         nbd_loop_free(&server->loops[i]);
     }
     park_destroy(&server->park);
+    pthread_cond_destroy(&server->settled);
+    pthread_mutex_destroy(&server->lock);
     close(server->ended_fd);
     free(server);
 }
