@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 #: Below `/local/domain/0/backend`: disks of `tapfs attach`, and those that libxl makes.
 OUR_KIND = "tap"
 LIBXL_KIND = "vbd"
+#: Of Xen 4.19 and newer, with `backendtype=tap`.
+LIBXL_TAP_KIND = "vbd3"
+LIBXL_KINDS = (LIBXL_KIND, LIBXL_TAP_KIND)
 #: The block script by which libxl's disks become ours.
 BLOCK_SCRIPT = "block-tapfs"
 
@@ -56,7 +59,7 @@ def parse_state(text: str | None) -> State:
 
 
 class Device(NamedTuple):
-    """One disk of a domain. `kind` is the directory below `backend/`: "tap" (ours) or "vbd" (made by libxl)."""
+    """One disk of a domain. `kind` is the directory below `backend/`: "tap" (ours), "vbd" or "vbd3" (made by libxl)."""
 
     kind: str
     domain: int
@@ -71,6 +74,11 @@ class Device(NamedTuple):
     def frontend(self) -> str:
         """The frontend's directory."""
         return f"{DOMAINS}/{self.domain}/device/vbd/{self.number}"
+
+    @property
+    def made_by_libxl(self) -> bool:
+        """Whether libxl made its directories, with our block script."""
+        return self.kind in LIBXL_KINDS
 
     @property
     def name(self) -> str:
@@ -153,15 +161,16 @@ async def with_names(store: Store, device: Device) -> str:
 async def our_devices(store: Store) -> list[Device]:
     """All disks that tapfs is to serve: all of `backend/tap`, and those of libxl whose script is ours."""
     found = await _devices_of_kind(store, OUR_KIND)
-    for device in await _devices_of_kind(store, LIBXL_KIND):
-        if await is_ours(store, device):
-            found.append(device)
+    for kind in LIBXL_KINDS:
+        for device in await _devices_of_kind(store, kind):
+            if await is_ours(store, device):
+                found.append(device)
     return found
 
 
 async def is_ours(store: Store, device: Device) -> bool:
     """Whether a device is there and to be served by us: ours by its kind, or libxl's with our script."""
-    if device.kind != LIBXL_KIND:
+    if not device.made_by_libxl:
         return await store.read(f"{device.backend}/state") is not None
     script = await store.read(f"{device.backend}/script")
     return script is not None and script.rpartition("/")[2] == BLOCK_SCRIPT

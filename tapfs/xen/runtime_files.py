@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tapfs.xen.device import Device
 
 #: Ends of the names of a device's files in the runtime directory, after its key.
-_SUFFIXES = (".socket", ".journal", ".plan", ".plan-new", ".left", ".lock")
+_SUFFIXES = (".socket", ".nbd", ".journal", ".plan", ".plan-new", ".left", ".lock")
 
 
 def directory() -> Path:
@@ -30,6 +30,11 @@ def directory() -> Path:
 def socket_name(device: Device) -> str:
     """The control socket of a disk in `directory`."""
     return f"{device.key}.socket"
+
+
+def device_model_socket_name(device: Device) -> str:
+    """The socket in `directory` by which the device model of an HVM guest uses the disk."""
+    return f"{device.key}.nbd"
 
 
 def remove_runtime_files(directory: Path, key: str) -> bool:

@@ -33,6 +33,7 @@ OPTIONS = (
 #: Bytes of memory that a process may take unless `tapfs/memory` says otherwise: far more than a sound image needs.
 DEFAULT_MEMORY = 1 << 30
 _FAMILIES = ("tap", "tap2")
+_LIBXL_TYPES = ("aio", "vhd")
 #: Words that told the toolstack which program was to serve the disk.
 _PROGRAMS = ("tapdisk", "ioemu")
 _RAW = "raw"
@@ -79,6 +80,10 @@ def parse_specification(text: str) -> DiskSpecification:
     if found := _ends_with_device(text):
         rest, vdev, mode = found
     family, after = _take_type(rest)
+    if family in _LIBXL_TYPES and _take_type(after)[0] in _FAMILIES:
+        # libxl puts its format before the target of a disk with `backendtype=tap`.
+        rest = after
+        family, after = _take_type(rest)
     with_family = family in _FAMILIES
     if with_family:
         rest = after

@@ -40,6 +40,9 @@ _CLOSED_SECONDS = 1.0
 _REST_ROUNDS = 3
 _REST_SECONDS = 0.05
 
+#: Seconds between two looks whether there is a xenstored again.
+_LOST_SECONDS = 0.5
+
 #: Characters of an error that go to xenstore, whose messages have 4096 bytes.
 MAX_ERROR = 512
 
@@ -125,6 +128,23 @@ class Backend:
         if self._store is None:
             raise ImageError(ErrorKind.IO, "xenstored does not answer", op="write the key", path=self.device.backend)
         return await write_device_keys(self._store, self.device, values, only_at=only_at, token=self._token)
+
+    async def take_over_now(self) -> None:
+        """Open the image anew for a device model, whose requests wait for that. They fail if it cannot be written."""
+        while True:
+            async with self.changing:
+                if self._take_over is None:
+                    return
+                try:
+                    pause = _LOST_SECONDS if self._store is None else await self._take_over.try_it(self._store)
+                except ImageError as error:
+                    log.error("the device model cannot use the disk: %s", error)
+                    await in_thread(self.disk.settle)
+                    return
+                if pause is None:
+                    self._take_over = None
+                    return
+            await trio.sleep(pause)
 
     @property
     def is_to_take_over(self) -> bool:

@@ -24,7 +24,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.location import locate
 from tapfs.serving.log import log
 from tapfs.serving.threads import in_thread
-from tapfs.xen.device import DOMAINS, LIBXL_KIND, our_devices
+from tapfs.xen.device import DOMAINS, our_devices
 from tapfs.xen.disk.disk_image import look_at_disk
 from tapfs.xen.disk.settings import read_settings
 
@@ -51,7 +51,7 @@ _SUSPEND_SECONDS = 120.0
 
 def is_handed_over(device: Device, settings: DiskSettings) -> bool:
     """Whether two domains of one virtual machine can meet at this disk: libxl made it, and its file is written."""
-    return device.kind == LIBXL_KIND and settings.mode != "r" and not locate(settings.specification.path).in_memory
+    return device.made_by_libxl and settings.mode != "r" and not locate(settings.specification.path).in_memory
 
 
 async def is_incoming(store: Store, device: Device) -> bool:
@@ -88,18 +88,22 @@ class TakeOver:
         Raises the ImageError that keeps the image from being opened. The disk has a view of it then, as before.
         """
         settings = await read_settings(store, self._device)
-        if self._disk.image.writable:
-            # Two open files of one process would lock each other out.
-            view = await in_thread(partial(look_at_disk, settings))
-            await in_thread(self._disk.replace(view).close)
         try:
-            image = await in_thread(partial(self._opened, settings))
+            await in_thread(partial(self._open_anew, settings))
         except ImageError as error:
             if error.kind is not ErrorKind.LOCKED or not await self._is_worth_waiting(store, error):
                 raise
             return _LOCKED_PAUSE
-        await in_thread(self._disk.replace(image).close)
         return None
+
+    def _open_anew(self, settings: DiskSettings) -> None:
+        with self._disk.device_model_at_rest():
+            if self._disk.image.writable:
+                # Two open files of one process would lock each other out. A view is to show what is in the old one.
+                self._disk.image.flush()
+                self._disk.replace(look_at_disk(settings)).close()
+            self._disk.replace(self._opened(settings)).close()
+        self._disk.settle()
 
     async def _is_worth_waiting(self, store: Store, error: ImageError) -> bool:
         now = trio.current_time()

@@ -31,6 +31,7 @@ from tapfs.serving.threads import in_thread
 from tapfs.xen.device import Device, State, parse_state, with_names, write_device_keys
 from tapfs.xen.disk import control
 from tapfs.xen.disk.backend import MAX_ERROR, Backend
+from tapfs.xen.disk.device_model import DeviceModelDoor, device_model_keys
 from tapfs.xen.disk.disk_image import look_at_disk, open_disk
 from tapfs.xen.disk.hand_over import TakeOver, is_handed_over, is_incoming
 from tapfs.xen.disk.held_at_rest import Holding
@@ -121,7 +122,7 @@ class DiskProcess:
             await write_device_keys(store, self._device, _failure(error))
             return EXIT_FAILED
         take_over = None
-        if is_handed_over(self._device, settings):
+        if disk.opened_anew:
             take_over = TakeOver(self._device, disk, lambda settings: self._opened(settings, plan_log))
         self._backend = backend = Backend(
             self._device, disk, settings, directory=self._directory, token=token, take_over=take_over
@@ -161,6 +162,7 @@ class DiskProcess:
             paused=settings.paused,
             held=HeldRequests(settings.wait_on, self._tell_of_waiting),
             discard=settings.discard,
+            opened_anew=is_handed_over(self._device, settings),
         )
         self._service.ending.add("flush and close the image", disk.close)
         if settings.mode == "w!" and not image.layers[0].driver.geometry.identity:
@@ -211,7 +213,10 @@ class DiskProcess:
             "" if image.writable else ", read-only",
             ", paused" if backend.disk.paused else "",
         )
-        await write_device_keys(store, self._device, {"tapfs/status": "ready", "tapfs/waiting": None})
+        if self._device.made_by_libxl:
+            service.start(DeviceModelDoor(backend, self._directory).serve, "serving a device model")
+        where = device_model_keys(self._device, self._directory)
+        await write_device_keys(store, self._device, {**where, "tapfs/status": "ready", "tapfs/waiting": None})
         self._event_loop = trio.lowlevel.current_trio_token()
         service.start(partial(self._note_waiting, backend), "noting what the guest waits for")
         # Not beside a swap: the flush of an image that serves no more would clear the plan of the one that does.

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from tapfs.disk.image import Image
@@ -19,6 +21,7 @@ from tapfs.xen.disk.held_requests import HeldRequests
 
 if TYPE_CHECKING:
     from tapfs.jobs.live_job import LiveJob
+    from tapfs.xen.disk.held_export import HeldExport
 
 #: Counters that say what is now, not what there has been.
 _PRESENT = ("in_flight",)
@@ -36,7 +39,8 @@ class ServedDisk:
 
     Takes over `image`; `close` must come last. `discard`: the guest may discard what it may write. What a guest's write
     was answered for is in the image, durable after a flush (the guest's own or any here). What has been taken from
-    the rings and not answered is in the journal. `held`: the requests that wait for space.
+    the rings and not answered is in the journal. `held`: the requests that wait for space. `opened_anew`: the image
+    will be replaced by `replace` before anybody writes it; until then device models wait.
     """
 
     def __init__(
@@ -49,8 +53,11 @@ class ServedDisk:
         paused: bool,
         held: HeldRequests,
         discard: bool = True,
+        opened_anew: bool = False,
     ) -> None:
         self.image = image
+        self._opened_anew = opened_anew
+        self._export: HeldExport | None = None
         self.held = held
         self._discard = discard
         self._machine = machine
@@ -65,7 +72,14 @@ class ServedDisk:
         #: Bytes a second that the guest may write while a job catches up, None for any; and who may ask the device.
         self._slowed: int | None = None
         self._limiting = threading.Lock()
+        #: Requests that exports which have ended had answered.
+        self._exported = 0
         self._past: Counter[str] = Counter(dict.fromkeys(XenStatistics._fields, 0))
+
+    @property
+    def opened_anew(self) -> bool:
+        """Whether the image will be replaced before anybody writes it."""
+        return self._opened_anew
 
     @property
     def simulated(self) -> bool:
@@ -136,20 +150,60 @@ class ServedDisk:
         self.held.give_up()
         self._device.stop()
         self._parked.join()
+        self.held.begin()  # for a device model that goes on
         self._count(self._device)
         with self._limiting:
             self._device.close()
             self._device = None
 
+    def begin_export(self) -> HeldExport:
+        """The disk for device models, from now until `end_export` or `close`. Raises ImageError."""
+        # Late: few disks have a device model.
+        from tapfs.xen.disk.held_export import HeldExport
+
+        export = HeldExport(self.image, self.held, opened_anew=self._opened_anew)
+        try:
+            export.start()
+            if self.paused:
+                export.pause()
+        except BaseException:
+            export.stop()
+            raise
+        self._export = export
+        return export
+
+    def end_export(self) -> None:
+        """End it, with the connections of its clients."""
+        export, self._export = self._export, None
+        if export is not None:
+            self._exported += export.answered
+            export.stop()
+
     def pause(self) -> None:
         """Take no more requests and wait until none is in flight."""
         if self._device is not None:
             self._device.pause()
+        if self._export is not None:
+            self._export.pause()
 
     def resume(self) -> None:
         """Take requests again."""
         if self._device is not None:
             self._device.resume()
+        if self._export is not None:
+            self._export.resume()
+
+    @contextmanager
+    def device_model_at_rest(self) -> Generator[None]:
+        """A device model waits meanwhile, and nothing of it is under way."""
+        if self._export is None or self.paused:
+            yield
+            return
+        self._export.pause()
+        try:
+            yield
+        finally:
+            self._export.resume()
 
     def rest(self) -> None:
         """Answer all that was taken, have it durable, and have the image say that nobody writes it; then go on."""
@@ -165,15 +219,25 @@ class ServedDisk:
     def answered(self) -> int:
         """How many requests have been answered since the process began, in whatever way."""
         counted = self.statistics()
-        return sum(counted[name] for name in ("reads", "writes", "flushes", "barriers", "discards"))
+        by_export = self._exported + (0 if self._export is None else self._export.answered)
+        return by_export + sum(counted[name] for name in ("reads", "writes", "flushes", "barriers", "discards"))
 
     def replace(self, image: Image) -> Image:
         """Serve another image from now on; only while it is paused. The old one, which is the caller's now."""
         if self._device is not None:
             discard = image.writable and self._discard
             self._device.replace_disk(image.engine_disk, writable=image.writable, discard=discard)
+        if self._export is not None:
+            self._export.serve(image, opened_anew=self._opened_anew)
         old, self.image = self.image, image
         return old
+
+    def settle(self) -> None:
+        """The image is the one to be written, or only read: device models need not wait for another."""
+        self._opened_anew = False
+        with self.device_model_at_rest():
+            if self._export is not None:
+                self._export.serve(self.image, opened_anew=False)
 
     def set_limit(self, limit: RateLimit) -> None:
         """Limit the rate from now on."""
@@ -214,6 +278,7 @@ class ServedDisk:
         """Disconnect and close the image; a job ends. Raises the ImageError that its last flush met."""
         try:
             self.disconnect()
+            self.end_export()
         finally:
             # Who waits for the job's end sees from now on that it is not theirs any more.
             job, self.job = self.job, None

@@ -15,7 +15,7 @@ import trio
 
 from tapfs.serving.log import log
 from tapfs.serving.nursery_errors import error_of
-from tapfs.xen.device import BACKENDS, LIBXL_KIND, OUR_KIND, Device, is_ours, our_devices
+from tapfs.xen.device import BACKENDS, LIBXL_KINDS, OUR_KIND, Device, is_ours, our_devices
 from tapfs.xen.host import Host
 from tapfs.xen.process_handle import EXIT_DONE, EXIT_STOPPED, RunningDisk
 from tapfs.xen.runtime_files import keys_of_runtime_files, remove_runtime_files
@@ -62,7 +62,8 @@ class _Supervisor:
 
     async def _follow(self, store: XenStore, nursery: trio.Nursery) -> None:
         """Attend to the devices that there are and that come."""
-        async with store.watch(f"{BACKENDS}/{OUR_KIND}", f"{BACKENDS}/{LIBXL_KIND}", _RELEASED) as paths:
+        kinds = [f"{BACKENDS}/{kind}" for kind in (OUR_KIND, *LIBXL_KINDS)]
+        async with store.watch(*kinds, _RELEASED) as paths:
             await self._look_at_all(store, nursery)
             self._remove_stale_files()
             log.info("ready")

@@ -30,6 +30,10 @@ from tapfs.xen.specification import DiskSpecification, parse_mode, parse_specifi
         ("tap:/a:b", DiskSpecification("/a:b")),
         ("tap:qcow:/a:b", DiskSpecification("/a:b", "qcow")),
         ("aio:/x", DiskSpecification("/x", "raw", direct=True)),
+        # Of libxl with `backendtype=tap`.
+        ("aio:tap:qcow:/x", DiskSpecification("/x", "qcow")),
+        ("vhd:tap:aio:/x", DiskSpecification("/x", "raw", direct=True)),
+        ("aio:tape:/x", DiskSpecification("tape:/x", "raw", direct=True)),
         ("qcow:/x", DiskSpecification("/x", "qcow")),
         ("ram:scratch", DiskSpecification("ram:scratch")),
         ("/x.img", DiskSpecification("/x.img")),

@@ -15,10 +15,13 @@ from tests.xen.lab.errors import LabError
 
 HYPERVISOR = "xen-hypervisor-4.17-amd64"
 KERNEL = "linux-image-amd64"
-# Xen's tools, Python and the engine's libraries, shells for libxl's scripts, what makes and checks file systems.
+# Xen's tools, the device model and the firmware of HVM guests,
+# Python and the engine's libraries, shells for libxl's scripts, what makes and checks file systems.
 DOM0 = (
     "xen-utils-4.17",
     "xenstore-utils",
+    "qemu-system-xen",
+    "seabios",
     "python3",
     "bash",
     "dash",
