@@ -250,6 +250,20 @@ class FramedStreamWriter(StreamWriter, Protocol):
 
 
 @runtime_checkable
+class ForwardStreamWriter(StreamWriter, Protocol):
+    """A stream writer whose file can be written from its start to its end, into a pipe.
+
+    What creates the image is its start. What `append` leaves for `drain` lies before the place that `append` returned,
+    and `finish` writes behind all of it.
+    """
+
+    @property
+    def goes_forward(self) -> bool:
+        """Whether this file can."""
+        ...
+
+
+@runtime_checkable
 class Streamable(Driver, Protocol):
     """A driver that can be filled as a stream right after creation."""
 

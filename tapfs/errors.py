@@ -118,6 +118,7 @@ OPTIONS: dict[str, Spelling] = {
     "shrink": Spelling("--shrink", "shrink", "shrink=True"),
     "target_format": Spelling("-O {}", "format={}", "format='{}'"),
     "skip_broken_bitmaps": Spelling("--skip-broken-bitmaps", "skip_broken_bitmaps", "skip_broken_bitmaps=True"),
+    "spool_limit": Spelling("--spool-limit", "spool_limit", "spool_limit"),
     "snapshot": Spelling("--snapshot {}", "snapshot={}", "snapshot={}"),
     "unsafe": Spelling("-u", "unsafe", "unsafe=True"),
     "write_base": Spelling("--write-base", "write_base", "write_base=True"),

@@ -26,7 +26,12 @@ _MAX_HOST_SIZE = SECTOR << 32
 
 
 class VmdkStreamWriter:
-    """A :class:`tapfs.driver.FramedStreamWriter` of an empty disk with this header."""
+    """A :class:`tapfs.driver.FramedStreamWriter` of an empty disk with this header.
+
+    It is a :class:`tapfs.driver.ForwardStreamWriter`, too: the footer says what the header cannot know.
+    """
+
+    goes_forward = True
 
     def __init__(self, header: SparseHeader, path: str) -> None:
         self._header = header

@@ -37,14 +37,19 @@ class StreamHost(Protocol):
 class StreamTarget:
     """A new image that is written once, granule by granule, ascending. Not thread-safe.
 
-    Nothing of it is an image before `finish` has returned.
+    Nothing of it is an image before `finish` has returned. `forwards`: what a table takes is written before the
+    granules behind it, so that the file of a :class:`tapfs.driver.ForwardStreamWriter` is written from its start to
+    its end.
     """
 
-    def __init__(self, engine: StreamHost, writer: StreamWriter, *, granule: int, codec: Codec) -> None:
+    def __init__(
+        self, engine: StreamHost, writer: StreamWriter, *, granule: int, codec: Codec, forwards: bool = False
+    ) -> None:
         self.granule = granule
         self.codec = codec
         self._engine = engine
         self._writer = writer
+        self._forwards = forwards
         # Asked for once: looking whether an object has a protocol costs more than packing a granule.
         self._framed = writer if isinstance(writer, FramedStreamWriter) else None
         self._gathered = bytearray()
@@ -91,7 +96,11 @@ class StreamTarget:
         if self._writer.unflushed_bytes > _UNFLUSHED_LIMIT:
             self._put()
             self._execute(self._writer.drain())
-        return self._writer.append(offset, host_length, compressed=compressed)
+        place = self._writer.append(offset, host_length, compressed=compressed)
+        if self._forwards and self._writer.unflushed_bytes:
+            self._put()
+            self._execute(self._writer.drain())
+        return place
 
     def _execute(self, plan: Plan) -> None:
         self._engine.execute(plan)
@@ -147,11 +156,16 @@ class LockedStream:
 
 
 def stream_of(
-    host: StreamHost, driver: Driver, path: str, wrap: Callable[[StreamWriter], StreamWriter] | None = None
+    host: StreamHost,
+    driver: Driver,
+    path: str,
+    wrap: Callable[[StreamWriter], StreamWriter] | None = None,
+    *,
+    forwards: bool = False,
 ) -> StreamTarget:
     """The stream that fills an image by way of `host`; `wrap` may give its writer a lock.
 
-    Raises ImageError(unsupported).
+    `forwards` as for :class:`StreamTarget`. Raises ImageError(unsupported).
     """
     if not isinstance(driver, Streamable):
         message = f"a {driver.format_name} image is not written compressed"
@@ -160,5 +174,9 @@ def stream_of(
     codec = Codec.NONE if packing is None else packing.codec
     writer = driver.stream()
     return StreamTarget(
-        host, writer if wrap is None else wrap(writer), granule=driver.geometry.packed_unit, codec=codec
+        host,
+        writer if wrap is None else wrap(writer),
+        granule=driver.geometry.packed_unit,
+        codec=codec,
+        forwards=forwards,
     )

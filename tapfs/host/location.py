@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, replace
 
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.host import ram
+from tapfs.host import ram, standard_input
 from tapfs.host.file import LocalFile, look_up
 from tapfs.host.gate import ORDINARY, Gate
 from tapfs.host.lock import Sharing
@@ -23,9 +23,6 @@ _PROTOCOL = re.compile(r"[^/:]+:")
 
 #: The one protocol that means a file.
 _FILE_PROTOCOL = "file:"
-
-#: The name that many programs take for standard input and output.
-_STREAM = "-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +115,21 @@ class Location:
 def locate(name: str) -> Location:
     """What a name that somebody has typed means; nothing is looked at.
 
-    Raises ImageError(invalid_argument) for what is no name, and (unsupported) for streams and unknown addresses.
+    Raises ImageError(invalid_argument) for what is no name, and (unsupported) for unknown addresses, and for standard
+    input unless it was made ready (`tapfs.host.standard_input`).
     """
     if not name:
         raise ImageError(ErrorKind.INVALID_ARGUMENT, "the name of an image is empty", op="open")
-    if name == _STREAM:
+    if name == standard_input.NAME:
+        taken = standard_input.taken_path()
+        if taken is not None:
+            return Location(name, taken)
         raise ImageError(
             ErrorKind.UNSUPPORTED,
             "would be standard input or output, and an image is no stream: its bytes are needed in any order",
             path=name,
             op="open",
-            remedy="name a file; one of this name is written ./-",
+            remedy="name a file (one of this name is written ./-); 'tapfs convert - FILE' makes one of standard input",
         )
     if ram.is_ram(name):
         path = ram.host_path(name)

@@ -10,6 +10,11 @@ from tapfs.errors import ErrorKind, from_os_error
 _FOLDERS = ("/var/tmp", "/tmp")  # noqa: S108  the file has no name there
 
 
+def scratch_folder() -> str:
+    """The folder of scratch files: what TMPDIR names, or the first of the usual ones that is there."""
+    return os.environ.get("TMPDIR") or next(filter(os.path.isdir, _FOLDERS), _FOLDERS[0])
+
+
 def unnamed_descriptor(operation: str) -> int:
     """A descriptor of a new, empty file without a name, to be closed by the caller. Raises ImageError.
 
@@ -18,14 +23,13 @@ def unnamed_descriptor(operation: str) -> int:
     """
     import tempfile  # those that need no scratch space need not load it
 
-    chosen = os.environ.get("TMPDIR")
-    folder = chosen or next(filter(os.path.isdir, _FOLDERS), _FOLDERS[0])
+    folder = scratch_folder()
     try:
         with tempfile.TemporaryFile(dir=folder) as unnamed:
             return os.dup(unnamed.fileno())
     except OSError as error:
         failed = from_os_error(error, path=folder, op=operation)
-        if chosen:
+        if os.environ.get("TMPDIR"):
             failed.remedy = "TMPDIR names this folder: make it usable, name another, or unset TMPDIR for /var/tmp"
         raise failed from error
 

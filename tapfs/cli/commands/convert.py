@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tapfs.cli.options import add_source_options, cache_bytes_of, open_image, unlocked
 from tapfs.cli.parser import UsageError, format_argument, size_argument
+from tapfs.cli.pipes import STREAM, add_spool_option, check_piped, standard_input_ready, told_scratch
 from tapfs.cli.qemu_words import add_qemu_words, is_direct
 from tapfs.cli.reporting import add_progress_options, progress_of
 from tapfs.cli.targets import (
@@ -28,11 +31,13 @@ if TYPE_CHECKING:
     from tapfs.disk.image import Image
     from tapfs.jobs.bitmap_copy import CopiedBitmaps
     from tapfs.jobs.convert import CopyOptions
+    from tapfs.jobs.create import NewImage
     from tapfs.jobs.sources import Salvaged, Source
 
 _PROGRAM = "tapfs convert"
 #: The exit code where --salvage has made zeros of what could not be read.
 EXIT_SALVAGED = 1
+_SCRATCH = "the image is made in {} first, because its packed or encrypted data is not written in order"
 #: So many ranges that could not be read are named; more would hide what else there is to see.
 _MOST_NAMED = 50
 
@@ -48,11 +53,15 @@ def add_parser(subparsers: Subparsers) -> None:
         "an interrupted or failed convert changes nothing. A block device is written in place, without a question,\n"
         "and what lies behind the end of the image on it is left as it is. An empty file that cannot be replaced,\n"
         "such as a container's volume, is written in place, too.\n"
+        "- is standard input as SOURCE and standard output as TARGET, which may be pipes: docs/streams.md tells more.\n"
         "With -b only what differs from that parent is written.",
     )
     parser.usage = "tapfs convert [options] SOURCE [SOURCE ...] TARGET"
     parser.add_argument(
-        "names", metavar="SOURCE ... TARGET", nargs="*", help="TARGET: a file name, a block device, or ram:NAME"
+        "names",
+        metavar="SOURCE ... TARGET",
+        nargs="*",
+        help="TARGET: a file name, a block device, ram:NAME, or - for standard output",
     )
     parser.add_argument(
         "-O",
@@ -87,6 +96,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--skip-broken-bitmaps", action="store_true", help="with --bitmaps: leave out those that are inconsistent"
     )
+    add_spool_option(parser)
     add_progress_options(parser)
     add_target_options(parser, "target-")
     add_source_options(parser)
@@ -112,6 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments, sources)
     arguments.direct = arguments.direct or is_direct(arguments.cache_T)
     with ExitStack() as stack:
+        stack.enter_context(standard_input_ready(arguments, sources))
         images = [stack.enter_context(open_image(arguments, path=path)) for path in sources]
         source, salvaged = _source_of(images, salvage=arguments.salvage)
         if arguments.no_create:
@@ -134,6 +145,7 @@ def _check(arguments: argparse.Namespace, sources: list[str]) -> None:
     if arguments.target_is_zero and not arguments.no_create:
         raise UsageError("--target-is-zero goes with -n: a new image reads as zeros anyway", _PROGRAM)
     check_copied(arguments, sources, _PROGRAM)
+    check_piped(arguments, sources, _PROGRAM)
     if arguments.skip_broken_bitmaps and not arguments.bitmaps:
         raise UsageError("--skip-broken-bitmaps goes with --bitmaps", _PROGRAM)
     if arguments.bitmaps and (len(sources) > 1 or arguments.no_create or arguments.snapshot is not None):
@@ -180,7 +192,8 @@ def _into_new(arguments: argparse.Namespace, images: list[Image], source: Source
     from tapfs.jobs.convert import convert_to_new, refuse_own_chain
 
     for image in images:
-        refuse_own_chain(image, arguments.target)
+        if arguments.target != STREAM:
+            refuse_own_chain(image, arguments.target)
     new = new_image_of(
         arguments,
         arguments.target,
@@ -189,6 +202,9 @@ def _into_new(arguments: argparse.Namespace, images: list[Image], source: Source
         key_file=arguments.target_key_file or arguments.key_file,
         program=_PROGRAM,
     )
+    if arguments.target == STREAM:
+        _into_pipe(arguments, source, new)
+        return
     bitmaps = _bitmaps_of(arguments, images[0])
     with progress_of(arguments, "convert") as progress:
         convert_to_new(
@@ -199,6 +215,21 @@ def _into_new(arguments: argparse.Namespace, images: list[Image], source: Source
             options=_copy_options(arguments),
             bitmaps=bitmaps,
             progress=progress,
+        )
+
+
+def _into_pipe(arguments: argparse.Namespace, source: Source, new: NewImage) -> None:
+    from tapfs.jobs.streamed_image import write_image
+
+    with progress_of(arguments, "convert") as progress:
+        write_image(
+            source,
+            replace(new, compressed=arguments.compress),
+            sys.stdout.buffer,
+            name=f"disk.{new.format}",
+            options=_copy_options(arguments),
+            progress=progress,
+            on_scratch=told_scratch(_SCRATCH, arguments),
         )
 
 

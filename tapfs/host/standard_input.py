@@ -1,0 +1,121 @@
+"""Standard input as the file of an image: as it is where it is a file, else copied to one without a name.
+
+An image is read in any order, and a pipe is not. Pieces of zeros become holes of the copy.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+
+from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.host.scratch import scratch_folder, unnamed_descriptor
+
+#: The name that means standard input, and how messages call it.
+NAME = "-"
+
+_DESCRIPTOR = 0
+_OPERATION = "read standard input"
+_READ_BYTES = 1 << 20
+#: Zeros of whole pieces of so many bytes become holes.
+_HOLE_BYTES = 64 << 10
+_ZEROS = bytes(_HOLE_BYTES)
+#: A copy without a limit of its own leaves so many bytes of its file system free.
+_LEFT_FREE = 1 << 30
+
+#: The descriptor of the file that `take` has made ready.
+_taken: int | None = None
+
+
+def take(limit: int | None, on_copy: Callable[[str], None]) -> None:
+    """Make standard input ready to be opened, once; `on_copy` is told the folder where a copy of it will lie.
+
+    `limit` is the most bytes that are copied (None: what is free in that folder, but for 1 GiB). Raises ImageError.
+    """
+    global _taken  # noqa: PLW0603  a process has one standard input
+    if _taken is not None:
+        raise ImageError(ErrorKind.INVALID_ARGUMENT, "standard input can be read once", path=NAME, op="open")
+    if _is_whole_file():
+        _taken = _DESCRIPTOR
+        return
+    folder = scratch_folder()
+    on_copy(folder)
+    copy = unnamed_descriptor(_OPERATION)
+    try:
+        _copy(copy, _free_bytes(copy) if limit is None else limit, folder)
+    except OSError as error:
+        os.close(copy)
+        raise from_os_error(error, path=folder, op=_OPERATION) from error
+    except BaseException:
+        os.close(copy)
+        raise
+    _taken = copy
+
+
+def taken_path() -> str | None:
+    """A path of the file, once `take` has made it ready."""
+    return None if _taken is None else f"/proc/self/fd/{_taken}"
+
+
+def give_back() -> None:
+    """Forget what was taken; the space of a copy is free once nobody has it open."""
+    global _taken  # noqa: PLW0603  see `take`
+    if _taken is not None and _taken != _DESCRIPTOR:
+        os.close(_taken)
+    _taken = None
+
+
+def _is_whole_file() -> bool:
+    """Whether standard input is a file of which nothing was read, or a block device."""
+    try:
+        mode = os.fstat(_DESCRIPTOR).st_mode
+        return (stat.S_ISREG(mode) or stat.S_ISBLK(mode)) and os.lseek(_DESCRIPTOR, 0, os.SEEK_CUR) == 0
+    except OSError as error:
+        raise from_os_error(error, path=NAME, op=_OPERATION) from error
+
+
+def _free_bytes(descriptor: int) -> int:
+    status = os.statvfs(descriptor)
+    return max(0, status.f_bavail * status.f_frsize - _LEFT_FREE)
+
+
+def _copy(target: int, limit: int, folder: str) -> None:
+    length = data = 0
+    piece = bytearray(_READ_BYTES)
+    while count := _fill(piece):
+        with memoryview(piece)[:count] as view:
+            for start in range(0, count, _HOLE_BYTES):
+                stop = min(start + _HOLE_BYTES, count)
+                if not piece.startswith(_ZEROS[: stop - start], start, stop):
+                    data += stop - start
+                    if data > limit:
+                        raise _too_long(limit, folder)
+                    _write(target, view[start:stop], length + start)
+        length += count
+    os.ftruncate(target, length)
+
+
+def _fill(piece: bytearray) -> int:
+    """Read until the piece is full or standard input ends; the bytes read."""
+    done = 0
+    with memoryview(piece) as view:
+        while done < len(piece) and (count := os.readv(_DESCRIPTOR, [view[done:]])):
+            done += count
+    return done
+
+
+def _write(target: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(target, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _too_long(limit: int, folder: str) -> ImageError:
+    return ImageError(
+        ErrorKind.NO_SPACE,
+        f"more than {limit} bytes of data are to be kept in {folder}",
+        path=NAME,
+        op=_OPERATION,
+        remedy="say a larger {spool_limit}, or set TMPDIR to a folder with more space",
+    )
