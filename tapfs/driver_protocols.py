@@ -145,7 +145,8 @@ class WritableDriver(Driver, Protocol):
 class Uncovering(WritableDriver, Protocol):
     """A driver of an image over a parent that can forget what it holds, so that the parent shows (`Operation.UNCOVER`).
 
-    Such a reservation has no placements: a commit unlinks whole packed units, and a plan frees their places.
+    Such a reservation has no placements: a commit unlinks what the range covers, and a plan frees the places. Of a map
+    unit that it covers in part the driver may keep what it cannot unlink.
     """
 
     @property
@@ -180,6 +181,16 @@ class Identified(Driver, Protocol):
     @property
     def identities(self) -> frozenset[str]:
         """What `BackingReference.identity` of an image over this one may be: "cid:…", "uuid:…"; lower case."""
+        ...
+
+
+@runtime_checkable
+class Renewing(Identified, Begun, Protocol):
+    """A driver whose `begin` gives its image another identity, which is known before: images over it can be told."""
+
+    @property
+    def next_identities(self) -> frozenset[str]:
+        """What `identities` will be once the next `begin` is executed; the same until then."""
         ...
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from tapfs.ciphers import Cryptography
-from tapfs.driver_protocols import Driver, Snapshotted, WritableDriver
+from tapfs.driver_protocols import Driver, Renewing, Snapshotted, WritableDriver
 from tapfs.extent import Range
 from tapfs.geometry import BackingReference
 from tapfs.plan import Plan
@@ -54,9 +54,22 @@ class Rebasable(WritableDriver, Protocol):
     def rebase(self, backing: BackingReference | None, parent: Driver | None) -> Iterator[Plan]:
         """Name `backing` as the parent, of which `parent` is the open driver, if it could be opened; None: no parent.
 
-        Only names and identities change, no map. Raises ImageError(unsupported, out_of_bounds) for a parent that the
-        image cannot name.
+        Names and identities change, and what the image itself has stays. Where it gets no parent, what showed one reads
+        as zeros. Raises ImageError(unsupported, out_of_bounds) for a parent that the image cannot name.
         """
+        ...
+
+
+@runtime_checkable
+class Expecting(Rebasable, Protocol):
+    """A driver whose image goes on to match its parent while that gets another identity.
+
+    An image that is not only edited may be told so: its driver, with nothing pending and before `begin` or after `end`,
+    stays of use after `expect`, and after a `rebase` to the name that the parent has.
+    """
+
+    def expect(self, parent: Renewing) -> Iterator[Plan]:
+        """Have the image match `parent` as it is, and as it will be once its next `begin` is executed."""
         ...
 
 

@@ -10,10 +10,8 @@ from tapfs.formats.vhd.fixed import FixedDriver
 from tapfs.formats.vhd.footer import LENGTH
 from tapfs.formats.vhd.resize import footer_of, make_room, resize
 from tapfs.formats.vhd.writer import WritableDynamicDriver
-from tapfs.plan import Plan, Shorten, Step, Write, plan
-
-#: Zeros that one step writes.
-_PIECE_BYTES = 4 << 20
+from tapfs.formats.zero_steps import zero_steps
+from tapfs.plan import Plan, Shorten, Write, plan
 
 
 class EditableDynamicDriver(WritableDynamicDriver):
@@ -52,15 +50,7 @@ class EditableFixedDriver(FixedDriver):
             # Of a footer with 511 bytes the last one is not there.
             yield plan([Write(0, size, self.footers.footer.pack())])
         if size > now:
-            yield plan(self._zeros(now, min(size, behind)))
+            yield plan(list(zero_steps(self._file, now, min(size, behind))))
         yield plan([Write(0, max(size, last), wanted)])
         if size < last:
             yield plan([Write(0, size, wanted)], [Shorten(0, size + LENGTH)])
-
-    def _zeros(self, start: int, stop: int) -> list[Step]:
-        """Zeros over all that a range of the file holds."""
-        return [
-            Write(0, at, bytes(min(_PIECE_BYTES, offset + length - at)))
-            for offset, length in self._file.data_ranges(start, stop - start)
-            for at in range(offset, offset + length, _PIECE_BYTES)
-        ]

@@ -1,66 +1,79 @@
-"""Give a differencing VHD another parent: the names and the UUID in its dynamic header.
+"""Give a VHD that grows another parent, its first one, or none: names and UUID in its dynamic header, and its type.
 
 The header has two sectors, and its checksum is over both. So the new one first goes behind the last footer, and the
 copy of the footer at the start leads there. The file then ends without a footer, as after a crash, and the copy counts.
 Then the header is written in its own place, the copy leads to that again, and the file is cut behind the last footer.
+The type of the image stands in the footers, so it changes by the same write.
+
+What the image holds stays where it is. A sector whose bit is 0 shows the parent, or is zeros where there is none.
+Readers that know no bitmaps take what the file holds there. So before an image loses its parent these sectors of its
+blocks become zeros in the file: nobody has read them until then.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from tapfs.driver import BackingReference, Driver, Identified, Identity
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.vhd import dynamic_header
-from tapfs.formats.vhd.dynamic_header import SECTOR, DynamicHeader
-from tapfs.formats.vhd.footer import LENGTH
+from tapfs.formats.vhd.bitmap import sector_runs
+from tapfs.formats.vhd.dynamic_header import NO_LOCATOR, SECTOR, DynamicHeader
+from tapfs.formats.vhd.footer import DIFFERENCING, DYNAMIC, LENGTH
 from tapfs.formats.vhd.identity import NULL_UUID
-from tapfs.formats.vhd.locators import MAX_HEADER_NAME, new_locators
+from tapfs.formats.vhd.locators import MAX_HEADER_NAME, NewLocators, new_locators
+from tapfs.formats.zero_steps import zero_steps, zeroing_plans
 from tapfs.plan import Grow, Plan, Shorten, Step, Write, plan
 
 if TYPE_CHECKING:
     from tapfs.formats.vhd.reader import DynamicReader
 
 
-def relink_plan(image: DynamicReader, backing: BackingReference | None, parent: Driver | None) -> Plan:
-    """The plan that has the image name another parent.
+def relink_plans(image: DynamicReader, backing: BackingReference | None, parent: Driver | None) -> Iterator[Plan]:
+    """The plans that have the image name another parent, or none.
 
-    Where the parent is not open its UUID stays what it was. Raises ImageError: unsupported for no parent, for one that
-    has no UUID and is not raw, and for an image without a parent; out_of_bounds for a name that is too long.
+    Where the parent is not open its UUID stays what it was. Raises ImageError: unsupported for a parent that has no
+    UUID and is not raw, read_only for a damaged footer, out_of_bounds for a name that is too long.
     """
-    path, footer = image.file.path, image.footer
-    if backing is None or not image.differencing:
-        raise ImageError(
-            ErrorKind.UNSUPPORTED,
-            "the bits of sectors mean something else without a parent: a VHD over one cannot become one without",
-            path=path,
-            op="rebase",
-            remedy="make a new image with tapfs convert",
-        )
+    if backing is None and not image.differencing:
+        return
     if not image.footers.last_good or not image.footers.copy_good:
         message = "one of the footers is damaged"
-        raise ImageError(ErrorKind.READ_ONLY, message, path=path, op="rebase", remedy="run tapfs repair")
+        raise ImageError(ErrorKind.READ_ONLY, message, path=image.file.path, op="rebase", remedy="run tapfs repair")
+    if backing is None:
+        yield from zeroing_plans(_unused_sectors(image))
+        no_name = bytes(len(image.header.parent_name))
+        alone = image.header._replace(parent_uuid=NULL_UUID, parent_timestamp=0, parent_name=no_name)
+        yield _switch(image, alone, None)
+        return
     named = image.header._replace(
         parent_uuid=image.header.parent_uuid if parent is None else parent_uuid(parent, op="rebase"),
         parent_timestamp=0,
         parent_name=header_name(backing.name, op="rebase"),
     )
-    end = image.footers.place
-    text_bytes = len(new_locators(backing.name, 0).data)
-    texts_at = _old_texts(image.header, text_bytes)
-    if texts_at is None:
-        texts_at, end = end, end + text_bytes
+    yield _switch(image, named, backing.name)
+
+
+def _switch(image: DynamicReader, header: DynamicHeader, name: str | None) -> Plan:
+    """The plan that puts a header in the place of the old one; `name` is that of the parent, None for no parent."""
+    footer = image.footer._replace(type=DYNAMIC if name is None else DIFFERENCING).sealed()
+    end = texts_at = image.footers.place
+    length = len(_locators(name, 0).data)
+    # What an image without a parent has in its locators says nothing.
+    old_texts_at = _old_texts(image.header, length) if image.differencing and name is not None else None
+    if old_texts_at is not None:
+        texts_at = old_texts_at
+    else:
+        end += length
     copy_at = end + LENGTH
-    first = new_locators(backing.name, copy_at + dynamic_header.LENGTH)
-    last = new_locators(backing.name, texts_at)
-    first_header = named._replace(locators=first.locators).sealed()
-    last_header = named._replace(locators=last.locators).sealed()
+    first, last = _locators(name, copy_at + dynamic_header.LENGTH), _locators(name, texts_at)
+    behind = header._replace(locators=first.locators).sealed().pack() + first.data
     led = footer._replace(data_offset=copy_at).sealed()
-    behind = first_header.pack() + first.data
-    own: list[Step] = [
-        Write(0, texts_at, last.data),
-        Write(0, footer.data_offset, last_header.pack()),
+    own: list[Step] = [Write(0, texts_at, last.data)] if name is not None else []
+    own += [
+        Write(0, footer.data_offset, header._replace(locators=last.locators).sealed().pack()),
         Write(0, end, footer.pack()),
     ]
     return plan(
@@ -71,6 +84,21 @@ def relink_plan(image: DynamicReader, backing: BackingReference | None, parent: 
         [Write(0, 0, footer.pack())],
         [Shorten(0, end + LENGTH)],
     )
+
+
+def _locators(name: str | None, offset: int) -> NewLocators:
+    return NewLocators((NO_LOCATOR,) * 8, b"") if name is None else new_locators(name, offset)
+
+
+def _unused_sectors(image: DynamicReader) -> Iterator[Write]:
+    """Zeros in the file wherever the bit of a sector is 0 in a block that is there."""
+    for index, place in image.table.used():
+        if image.batmap is not None and image.batmap.is_full(index):
+            continue
+        data = place + image.header.bitmap_bytes
+        for run in sector_runs(image.bitmap(place), 0, image.block_bytes(index) // SECTOR):
+            if not run.present:
+                yield from zero_steps(image.file, data + run.first * SECTOR, data + run.stop * SECTOR)
 
 
 def parent_uuid(parent: Driver, *, op: str) -> bytes:

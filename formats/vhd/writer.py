@@ -42,7 +42,7 @@ from tapfs.formats.vhd.dynamic_header import SECTOR
 from tapfs.formats.vhd.footer import LENGTH
 from tapfs.formats.vhd.footers import Footers
 from tapfs.formats.vhd.places import Place, Places
-from tapfs.formats.vhd.relink import relink_plan
+from tapfs.formats.vhd.relink import relink_plans
 from tapfs.formats.vhd.writability import require_writable
 from tapfs.plan import Discard, Plan, Step, Write, plan
 from tapfs.tables import ASK
@@ -138,7 +138,7 @@ class WritableDynamicDriver(DynamicDriver):
 
     def rebase(self, backing: BackingReference | None, parent: Driver | None) -> Iterator[Plan]:
         """See :mod:`tapfs.formats.vhd.relink`."""
-        yield relink_plan(self, backing, parent)
+        return relink_plans(self, backing, parent)
 
     # -- flush ----------------------------------------------------------------------------------
 

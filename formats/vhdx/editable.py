@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tapfs.driver import BackingReference, Driver, Renewing
+from tapfs.formats.vhdx.relink import expecting_plans, relink_plans
 from tapfs.formats.vhdx.resize import make_room, resize
 from tapfs.formats.vhdx.writer import WritableVhdxDriver
 from tapfs.plan import Plan
@@ -19,3 +21,11 @@ class EditableVhdxDriver(WritableVhdxDriver):
     def resize(self, size: int) -> Iterator[Plan]:
         """See :meth:`tapfs.driver.Resizable.resize`."""
         return resize(self, size)
+
+    def rebase(self, backing: BackingReference | None, parent: Driver | None) -> Iterator[Plan]:
+        """See :meth:`tapfs.driver.Rebasable.rebase` and :mod:`tapfs.formats.vhdx.relink`."""
+        return relink_plans(self, backing, parent)
+
+    def expect(self, parent: Renewing) -> Iterator[Plan]:
+        """See :meth:`tapfs.driver.Expecting.expect`."""
+        return expecting_plans(self, parent)

@@ -19,24 +19,24 @@ SECTOR_SIZES = (512, 4096)
 #: Flags of an item: made by a user, describing the disk and not the file, to be understood.
 USER, VIRTUAL_DISK, REQUIRED = 1, 2, 4
 
-_FILE_PARAMETERS = guid("caa16737-fa36-4d43-b3b6-33f0aa44e76b")
-_SIZE = guid("2fa54224-cd1b-4876-b211-5dbed83bf4b8")
-_DISK_ID = guid("beca12ab-b2e6-4523-93ef-c309e000c746")
+FILE_PARAMETERS = guid("caa16737-fa36-4d43-b3b6-33f0aa44e76b")
+SIZE = guid("2fa54224-cd1b-4876-b211-5dbed83bf4b8")
+DISK_ID = guid("beca12ab-b2e6-4523-93ef-c309e000c746")
 _LOGICAL_SECTOR = guid("8141bf1d-a96f-4709-ba47-f233a8faab5f")
 _PHYSICAL_SECTOR = guid("cda348c7-445d-4471-9cc9-e9885251c556")
-_LOCATOR = guid("a8d35f2d-b30b-454d-abf7-d3d84834ab0c")
+LOCATOR = guid("a8d35f2d-b30b-454d-abf7-d3d84834ab0c")
 _INCOMPLETE = guid("71cc85f0-1b69-4e28-9558-c3bf83ae75d3")
 
 #: Bits of the file parameters.
-_LEAVE_ALLOCATED, _HAS_PARENT = 1, 2
+_LEAVE_ALLOCATED, HAS_PARENT = 1, 2
 
 _SIGNATURE = b"metadata"
-_COUNT_AT, _ENTRIES_AT = 10, 32
-_MAX_ENTRIES = 2047
-_TABLE_BYTES = 64 << 10
+COUNT_AT, ENTRIES_AT = 10, 32
+MAX_ENTRIES = 2047
+TABLE_BYTES = 64 << 10
 _MAX_ITEM_BYTES = 1 << 20
 #: GUID, offset from the start of the region, length, flags.
-_ENTRY = struct.Struct("<16sIII4x")
+ENTRY = struct.Struct("<16sIII4x")
 #: The largest copy that is made of items which tapfs does not know.
 _MAX_COPIED_BYTES = 1 << 20
 
@@ -68,22 +68,22 @@ def pack_metadata(
     metadata: Metadata, *, locator: bytes | None = None, further: Sequence[tuple[bytes, int, bytes]] = ()
 ) -> bytes:
     """The start of a metadata region; `further` are items (name, flags, bytes) that tapfs does not know."""
-    flags = metadata.leave_allocated * _LEAVE_ALLOCATED + metadata.has_parent * _HAS_PARENT
+    flags = metadata.leave_allocated * _LEAVE_ALLOCATED + metadata.has_parent * HAS_PARENT
     items = [
-        (_FILE_PARAMETERS, REQUIRED, struct.pack("<II", metadata.block_size, flags)),
-        (_SIZE, VIRTUAL_DISK | REQUIRED, struct.pack("<Q", metadata.size)),
-        (_DISK_ID, VIRTUAL_DISK | REQUIRED, metadata.disk_id),
+        (FILE_PARAMETERS, REQUIRED, struct.pack("<II", metadata.block_size, flags)),
+        (SIZE, VIRTUAL_DISK | REQUIRED, struct.pack("<Q", metadata.size)),
+        (DISK_ID, VIRTUAL_DISK | REQUIRED, metadata.disk_id),
         (_LOGICAL_SECTOR, VIRTUAL_DISK | REQUIRED, struct.pack("<I", metadata.logical_sector)),
         (_PHYSICAL_SECTOR, VIRTUAL_DISK | REQUIRED, struct.pack("<I", metadata.physical_sector)),
-        *([] if locator is None else [(_LOCATOR, REQUIRED, locator)]),
+        *([] if locator is None else [(LOCATOR, REQUIRED, locator)]),
         *further,
     ]
     table = _SIGNATURE + bytes(2) + len(items).to_bytes(2, "little") + bytes(20)
     content = b""
     for name, item_flags, data in items:
-        table += _ENTRY.pack(name, _TABLE_BYTES + len(content), len(data), item_flags)
+        table += ENTRY.pack(name, TABLE_BYTES + len(content), len(data), item_flags)
         content += data.ljust(-(-len(data) // 8) * 8, b"\0")
-    return table.ljust(_TABLE_BYTES, b"\0") + content
+    return table.ljust(TABLE_BYTES, b"\0") + content
 
 
 def read_metadata(file: HostFile, region: Range) -> Metadata:
@@ -98,7 +98,7 @@ class _Parser:
         self._file = file
         self._items: dict[bytes, Item] = {}
         unknown: list[Item] = []
-        for item in _items(file, region):
+        for item in read_items(file, region):
             known = item.name in _LENGTHS
             if item.name == _INCOMPLETE:
                 raise self._refusal(ErrorKind.CORRUPT, "its creation was never finished", item)
@@ -116,25 +116,25 @@ class _Parser:
 
     def metadata(self) -> Metadata:
         """The known items, each within its limits."""
-        parameters = self._read(_FILE_PARAMETERS, "file parameters")
+        parameters = self._read(FILE_PARAMETERS, "file parameters")
         block_size, flags = struct.unpack("<II", parameters)
         if not MIN_BLOCK_BYTES <= block_size <= MAX_BLOCK_BYTES or block_size & (block_size - 1):
             message = f"block size {block_size}, must be a power of two from 1 MiB to 256 MiB"
-            raise self._refusal(ErrorKind.CORRUPT, message, self._items[_FILE_PARAMETERS])
+            raise self._refusal(ErrorKind.CORRUPT, message, self._items[FILE_PARAMETERS])
         logical = self._sector_size(_LOGICAL_SECTOR, "logical")
         physical = self._sector_size(_PHYSICAL_SECTOR, "physical")
-        size = int.from_bytes(self._read(_SIZE, "disk size"), "little")
+        size = int.from_bytes(self._read(SIZE, "disk size"), "little")
         if not 0 < size <= MAX_DISK_BYTES or size % logical:
             message = f"disk size {size:#x}, must be whole sectors of {logical} bytes and at most 64 TiB"
-            raise self._refusal(ErrorKind.CORRUPT, message, self._items[_SIZE])
-        has_parent = flags & _HAS_PARENT != 0
-        locator = self._items.get(_LOCATOR)
+            raise self._refusal(ErrorKind.CORRUPT, message, self._items[SIZE])
+        has_parent = flags & HAS_PARENT != 0
+        locator = self._items.get(LOCATOR)
         return Metadata(
             block_size,
             flags & _LEAVE_ALLOCATED != 0,
             has_parent,
             size,
-            self._read(_DISK_ID, "identity of the disk"),
+            self._read(DISK_ID, "identity of the disk"),
             logical,
             physical,
             locator.place if has_parent and locator is not None else None,
@@ -163,56 +163,37 @@ class _Parser:
 
 
 #: The known items and their least lengths in bytes.
-_LENGTHS = {_FILE_PARAMETERS: 8, _SIZE: 8, _DISK_ID: 16, _LOGICAL_SECTOR: 4, _PHYSICAL_SECTOR: 4, _LOCATOR: 20}
+_LENGTHS = {FILE_PARAMETERS: 8, SIZE: 8, DISK_ID: 16, _LOGICAL_SECTOR: 4, _PHYSICAL_SECTOR: 4, LOCATOR: 20}
 
 
-def _items(file: HostFile, region: Range) -> list[Item]:
+def read_items(file: HostFile, region: Range) -> list[Item]:
+    """All items, in the order of their table. Raises ImageError(corrupt)."""
+
     def refuse(message: str, field: int) -> ImageError:
         return ImageError(ErrorKind.CORRUPT, message, path=file.path, offset=region.offset + field, op="open")
 
-    head = file.read(region.offset, _ENTRIES_AT)
-    if len(head) < _ENTRIES_AT or not head.startswith(_SIGNATURE):
+    head = file.read(region.offset, ENTRIES_AT)
+    if len(head) < ENTRIES_AT or not head.startswith(_SIGNATURE):
         raise refuse("there is no metadata table", 0)
-    count = int.from_bytes(head[_COUNT_AT : _COUNT_AT + 2], "little")
-    if count > _MAX_ENTRIES:
-        raise refuse(f"{count} items of metadata, the limit is {_MAX_ENTRIES}", _COUNT_AT)
-    raw = file.read(region.offset + _ENTRIES_AT, count * _ENTRY.size).ljust(count * _ENTRY.size, b"\0")
+    count = int.from_bytes(head[COUNT_AT : COUNT_AT + 2], "little")
+    if count > MAX_ENTRIES:
+        raise refuse(f"{count} items of metadata, the limit is {MAX_ENTRIES}", COUNT_AT)
+    raw = file.read(region.offset + ENTRIES_AT, count * ENTRY.size).ljust(count * ENTRY.size, b"\0")
     found: list[Item] = []
-    for index, (name, offset, length, flags) in enumerate(_ENTRY.iter_unpack(raw)):
+    for index, (name, offset, length, flags) in enumerate(ENTRY.iter_unpack(raw)):
         # An item without bytes has no place.
         empty = not offset and not length
-        beyond = offset < _TABLE_BYTES or length > _MAX_ITEM_BYTES or offset + length > region.length
+        beyond = offset < TABLE_BYTES or length > _MAX_ITEM_BYTES or offset + length > region.length
         if beyond and not empty:
             message = f"metadata {guid_text(name)} at [{offset:#x}, {offset + length:#x}) of their region"
-            raise refuse(f"{message}, where none can be", _ENTRIES_AT + index * _ENTRY.size)
+            raise refuse(f"{message}, where none can be", ENTRIES_AT + index * ENTRY.size)
         found.append(Item(name, flags, Range(region.offset + offset, length)))
     return found
 
 
-class LocatorPlace(NamedTuple):
-    """The place of the parent locator: its item, the host offset of the item's field, and the end of all items.
-
-    The field has the offset in the region and the length, each of 4 bytes.
-    """
-
-    item: Range
-    field_at: int
-    items_end: int
-
-
-def locator_place(file: HostFile, region: Range) -> LocatorPlace | None:
-    """Where the parent locator is said to be; None where there is none. Raises ImageError(corrupt)."""
-    items = _items(file, region)
-    end = max((item.place.end for item in items if item.place.length), default=region.offset + _TABLE_BYTES)
-    for index, item in enumerate(items):
-        if item.name == _LOCATOR and not item.flags & USER:
-            return LocatorPlace(item.place, region.offset + _ENTRIES_AT + index * _ENTRY.size + len(_LOCATOR), end)
-    return None
-
-
-def size_place(file: HostFile, region: Range) -> Range:
-    """The place in the file of the size of the disk, in metadata that were read before."""
-    return next(item.place for item in _items(file, region) if item.name == _SIZE and not item.flags & USER)
+def item_place(file: HostFile, region: Range, name: bytes) -> Range:
+    """The place in the file of an item of metadata that were read before."""
+    return next(item.place for item in read_items(file, region) if item.name == name and not item.flags & USER)
 
 
 def copied_items(file: HostFile, metadata: Metadata) -> list[tuple[bytes, int, bytes]]:
@@ -220,7 +201,7 @@ def copied_items(file: HostFile, metadata: Metadata) -> list[tuple[bytes, int, b
     copied: list[tuple[bytes, int, bytes]] = []
     left = _MAX_COPIED_BYTES - MIB // 4
     for item in metadata.unknown_disk_items:
-        left -= item.place.length + _ENTRY.size
+        left -= item.place.length + ENTRY.size
         if left >= 0:
             copied.append((item.name, item.flags, file.read(item.place.offset, item.place.length)))
     return copied

@@ -13,7 +13,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
 from tapfs.formats.rounding import round_down, round_up
 from tapfs.formats.vhdx.blocks import BITMAP_BYTES, ENTRY_BYTES, PLACE_MASK, STATE_MASK, BlockTable, State
-from tapfs.formats.vhdx.metadata import MAX_DISK_BYTES, size_place
+from tapfs.formats.vhdx.metadata import MAX_DISK_BYTES, SIZE, item_place
 from tapfs.formats.vhdx.regions import TABLES, moved_block_table
 from tapfs.formats.vhdx.units import MIB, PAGE
 from tapfs.formats.vhdx.writer import WritableVhdxDriver
@@ -48,19 +48,24 @@ def _roomy(image: WritableVhdxDriver, wanted: BlockTable) -> Iterator[Plan]:
     if wanted.entries == old.entries:
         return
     yield image.begin()
-    if wanted.place.length > image.regions.bat.length:
-        yield from _moved(image, wanted)
-    else:
-        # Entries behind the end of the table may be left of a disk that was longer.
-        yield from _changed(image, _used_words(image, old.place.end, wanted.place.end))
+    yield from longer_table(image, wanted)
     if image.metadata.leave_allocated:
         for block in range(old.blocks, wanted.blocks):
             place = image.space.allocation.tail(old.block_size)
             image.space.link(block, State.PRESENT, place)
             if image.unflushed_bytes > _FLUSH_BYTES:
-                yield from _flushed(image)
-    yield from _flushed(image)
+                yield from flushed(image)
+    yield from flushed(image)
     yield image.end()
+
+
+def longer_table(image: WritableVhdxDriver, wanted: BlockTable) -> Iterator[Plan]:
+    """Have room for the entries of a longer table, and zeros in those that are new. The headers name a log."""
+    if wanted.place.length > image.regions.bat.length:
+        yield from _moved(image, wanted)
+    else:
+        # Entries behind the end of the table may be left of a disk that was longer.
+        yield from _changed(image, _used_words(image, image.table.place.end, wanted.place.end))
 
 
 def _moved(image: WritableVhdxDriver, wanted: BlockTable) -> Iterator[Plan]:
@@ -78,7 +83,7 @@ def _moved(image: WritableVhdxDriver, wanted: BlockTable) -> Iterator[Plan]:
     for at in TABLES:
         page = moved_block_table(image.file, place)
         image.pages.change(at)[:] = page
-    yield from _flushed(image)
+    yield from flushed(image)
     image.block_table_moved(place)
     yield plan([Discard(0, old.offset, old.length)])
 
@@ -97,11 +102,12 @@ def _changed(image: WritableVhdxDriver, words: Iterator[tuple[int, int]]) -> Ite
     for at, word in words:
         image.pages.set_word(at, word)
         if image.unflushed_bytes > _FLUSH_BYTES:
-            yield from _flushed(image)
-    yield from _flushed(image)
+            yield from flushed(image)
+    yield from flushed(image)
 
 
-def _flushed(image: WritableVhdxDriver) -> Iterator[Plan]:
+def flushed(image: WritableVhdxDriver) -> Iterator[Plan]:
+    """The plan of a flush. The headers name a log."""
     made = image.flush()
     yield made
     image.flushed(made)
@@ -112,12 +118,12 @@ def _flushed(image: WritableVhdxDriver) -> Iterator[Plan]:
 
 def _resized(image: WritableVhdxDriver, wanted: BlockTable) -> Iterator[Plan]:
     yield image.begin()
-    field = size_place(image.file, image.regions.metadata)
+    field = item_place(image.file, image.regions.metadata, SIZE)
     data = wanted.disk_bytes.to_bytes(8, "little")
     for at in range(field.offset, field.offset + len(data)):
         page = round_down(at, PAGE)
         image.pages.change(page)[at - page] = data[at - field.offset]
-    yield from _flushed(image)
+    yield from flushed(image)
     shorter = wanted.blocks < image.table.blocks
     if shorter:
         yield from _cut(image, wanted)
@@ -139,8 +145,8 @@ def _cut(image: WritableVhdxDriver, wanted: BlockTable) -> Iterator[Plan]:
         if table.has_parent and chunk > wanted.chunk_of(wanted.blocks - 1):
             image.space.forget_bitmap(chunk)
         if image.unflushed_bytes > _FLUSH_BYTES:
-            yield from _flushed(image)
-    yield from _flushed(image)
+            yield from flushed(image)
+    yield from flushed(image)
 
 
 def _end_of(image: WritableVhdxDriver, wanted: BlockTable) -> int:

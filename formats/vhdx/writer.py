@@ -25,16 +25,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tapfs.driver import BackingReference, Driver, HostFile, OpenRequest, Operation, Reservation
+from tapfs.driver import HostFile, OpenRequest, Operation, Reservation
 from tapfs.extent import Range
 from tapfs.formats.apart import require_apart
 from tapfs.formats.rounding import round_down, round_up
 from tapfs.formats.vhdx.driver import VhdxDriver
 from tapfs.formats.vhdx.guids import NO_GUID, new_guid
 from tapfs.formats.vhdx.header import Header, Headers, header_steps
+from tapfs.formats.vhdx.locator import identity
 from tapfs.formats.vhdx.log_entry import LoggedPage
 from tapfs.formats.vhdx.log_ring import LogRing
-from tapfs.formats.vhdx.relink import changed_pages
 from tapfs.formats.vhdx.sectors import Sectors
 from tapfs.formats.vhdx.space import Space, places
 from tapfs.formats.vhdx.units import MIB, PAGE
@@ -63,33 +63,37 @@ class WritableVhdxDriver(VhdxDriver):
         self._ways = Sectors(self, self.space) if self.metadata.has_parent else WholeBlocks(self, self.space)
         #: The plan that `begin` has returned, until `end`.
         self._beginning: Plan | None = None
+        self._next_data_write: bytes | None = None
 
     # -- the begin and the end of writing -------------------------------------------------------
 
     def begin(self) -> Plan:
         """The plan described at the head of this module; the same one when it is asked for again."""
         if self._beginning is None:
-            self._beginning = self._log_named(data_write=new_guid())
+            self._beginning = self.log_named(self.next_data_write)
+            self._next_data_write = None
         return self._beginning
 
-    def _log_named(self, *, data_write: bytes) -> Plan:
-        """The plan after which the headers name a log: new GUIDs, and the one of the disk's contents that is given."""
+    @property
+    def next_data_write(self) -> bytes:
+        """The GUID that the disk's contents will have once the next `begin` is executed."""
+        if self._next_data_write is None:
+            self._next_data_write = new_guid()
+        return self._next_data_write
+
+    @property
+    def next_identities(self) -> frozenset[str]:
+        """What an image over this one may write down before this one is written."""
+        return frozenset({identity(self.next_data_write)})
+
+    def log_named(self, data_write: bytes | None = None) -> Plan:
+        """The plan after which the headers name a log; None: the disk's contents stay, and so does their GUID."""
+        data_write = self.header.data_write if data_write is None else data_write
         begun = self.header._replace(log=new_guid(), file_write=new_guid(), data_write=data_write)
         self._ring.begin_plan()
         size = self.file.size()
         entry = self._ring.entry(begun.log, [], flushed_bytes=round_down(size, MIB), last_bytes=round_up(size, MIB))
         return plan(self._grow_steps(), entry, *self._header_stages(begun))
-
-    def rebase(self, backing: BackingReference | None, parent: Driver | None) -> Iterator[Plan]:
-        """See :mod:`tapfs.formats.vhdx.relink`: one entry of the log has all that changes."""
-        pages = changed_pages(self, backing, parent)
-        yield self._log_named(data_write=self.header.data_write)
-        for at, data in pages.items():
-            self.pages.change(at)[:] = data
-        logged = self.flush()
-        yield logged
-        self.flushed(logged)
-        yield self.end()
 
     def end(self) -> Plan:
         """Headers without a log: every change is in its place."""
