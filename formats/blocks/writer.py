@@ -6,7 +6,8 @@ What a flush makes durable, in this order, each stage after the one before:
 1. the length of the file: no entry may point past its end;
 2. what the format has to say before its entries are true (`before_table`): bitmaps, footers, counts;
 3. the changed sectors of the table (the data that they point at is durable by the barrier that starts every plan);
-4. holes where slots were given back, which no entry points at any more.
+4. what is only true once they are durable (`after_table`);
+5. holes where slots were given back, which no entry points at any more.
 """
 
 from __future__ import annotations
@@ -113,6 +114,10 @@ class BlockWriter(BlockReader):
         """The stages of a plan between the length of the file and the entries."""
         return []
 
+    def after_table(self) -> list[list[Step]]:
+        """The stages of a plan between the entries and the holes."""
+        return []
+
     def file_bytes(self, blocks_end: int) -> int:
         """The length of a file whose last slot ends at `blocks_end`."""
         return blocks_end
@@ -180,7 +185,7 @@ class BlockWriter(BlockReader):
         if self.allocation.committed_end > self.allocation.durable_end:
             grown.append(Grow(0, self.file_bytes(self.allocation.committed_end)))
         holes: list[Step] = [Discard(0, piece.start, piece.end - piece.start) for piece in released]
-        return plan(grown, *self.before_table(), self.table.steps(), holes)
+        return plan(grown, *self.before_table(), self.table.steps(), *self.after_table(), holes)
 
     def flushed(self, executed: Plan) -> None:
         """What the last plan wrote is durable, what it released may be used again."""
@@ -216,6 +221,8 @@ class BlockWriter(BlockReader):
     def _zeroed(self, wanted: Range, operation: Operation) -> Iterator[Placement]:
         """The placements that make a range read as zeros, or that give its space to the host."""
         layout = self.layout
+        if operation is Operation.UNCOVER:
+            return
         zero_below = operation is Operation.ZERO and self._geometry.backing is not None
         first, stop = wanted.offset // layout.block_bytes, wanted.end // layout.block_bytes
         for run in self.runs(first, stop):
@@ -235,18 +242,25 @@ class BlockWriter(BlockReader):
         self.host_bytes = max(self.host_bytes, self.allocation.committed_end)
         self.table.set(placement.offset // layout.block_bytes, layout.consecutive(layout.entry(slot), blocks))
 
+    def give_up(self, slot: int, blocks: int) -> None:
+        """Have no entry name slots any more that follow one another."""
+        self.release(slot, blocks)
+
     def release(self, slot: int, blocks: int) -> None:
         """Give back slots that follow one another."""
         self.allocation.release(slot, blocks * self.layout.slot_bytes)
 
     def _unlink(self, wanted: Range, operation: Operation) -> None:
-        """Change the entries that a zero or a discard needs changed."""
+        """Change the entries that a zero, a discard or an uncovering needs changed."""
         layout = self.layout
         below = self._geometry.backing is not None
+        uncovers = operation is Operation.UNCOVER
         for run in list(self.runs(wanted.offset // layout.block_bytes, wanted.end // layout.block_bytes)):
-            if run.kind == Kind.DATA and self._unlinks:
+            if run.kind == Kind.DATA and (self._unlinks or uncovers):
                 self.table.set(run.first, layout.same(layout.free, run.blocks))
-                self.release(layout.slot(run.entry), run.blocks)
+                self.give_up(layout.slot(run.entry), run.blocks)
+            elif run.kind == Kind.ZERO and uncovers:
+                self.table.set(run.first, layout.same(layout.free, run.blocks))
             elif run.kind == Kind.UNALLOCATED and below and operation is Operation.ZERO and layout.zero is not None:
                 self.table.set(run.first, layout.same(layout.zero, run.blocks))
 

@@ -14,7 +14,7 @@ from tapfs.extent import Kind, Range
 from tapfs.formats.allocation import Allocation
 from tapfs.formats.blank_pages import blank_bytes, blank_entries
 from tapfs.formats.changed_table import ChangedTable
-from tapfs.formats.qcow.entries import consecutive, fault, new_table, runs
+from tapfs.formats.qcow.entries import Run, consecutive, fault, new_table, runs
 from tapfs.formats.qcow.header import ENTRY_LENGTH, Header
 from tapfs.formats.qcow.l1 import L1Table
 from tapfs.formats.qcow.tables import Tables
@@ -117,19 +117,24 @@ class Links:
                 if table is None or table[first:stop] == nothing:
                     continue
                 changed = self.changed_table(index)
-                self._release(changed.entries, first, stop)
-                changed.entries[first:stop] = nothing
-                changed.mark(first, stop)
+                for used in self._release(changed.entries, first, stop):
+                    # A page of entries that are zeros anyway may be a hole, for which a full host has no space.
+                    after = used.first + used.clusters
+                    changed.entries[used.first : after] = new_table(used.clusters)
+                    changed.mark(used.first, after)
 
-    def _release(self, entries: array[int], first: int, stop: int) -> None:
-        for run in runs(entries, self._header.cluster_bits, first, stop):
+    def _release(self, entries: array[int], first: int, stop: int) -> list[Run]:
+        """Give back the clusters of a part of a table, whose entries stay; the runs that are not nothing."""
+        used = [run for run in runs(entries, self._header.cluster_bits, first, stop) if run.kind != Kind.UNALLOCATED]
+        for run in used:
             # What lies at an impossible place is left alone: it may be the header.
-            if run.kind == Kind.UNALLOCATED or fault(run, self._header, self._tables.file_size) is not None:
+            if fault(run, self._header, self._tables.file_size) is not None:
                 continue
             if run.kind == Kind.COMPRESSED:
                 self._allocation.release(run.host_offset, run.host_length, reusable=False)
             else:
                 self._allocation.release(run.host_offset, run.clusters * self._header.cluster_size)
+        return used
 
     def changed_table(self, index: int) -> ChangedTable:
         """The L2 table of L1 entry `index`, to be changed; allocated if there is none."""

@@ -47,10 +47,7 @@ class VdiReader(BlockReader):
     @property
     def identities(self) -> frozenset[str]:
         """What differencing images over this one say that it is: its UUID, alone and with that of its last change."""
-        header = self.header
-        if header.creation == NULL_UUID:
-            return frozenset()
-        return frozenset({identity(header.creation), identity(header.creation, header.modification)})
+        return identities_of(self.header)
 
     def _parent_of(self, header: Header, file: HostFile, *, lenient: bool) -> BackingReference | None:
         """The parent: the image that has the UUID of the link. No name of a file stands in a VDI image."""
@@ -75,6 +72,13 @@ class VdiReader(BlockReader):
         if not lenient:
             raise ImageError(ErrorKind.CORRUPT, message, path=file.path, offset=at, op="open")
         self.open_findings.append(Finding(Severity.CORRUPTION, message, at))
+
+
+def identities_of(header: Header) -> frozenset[str]:
+    """What images over one with this header say that it is."""
+    if header.creation == NULL_UUID:
+        return frozenset()
+    return frozenset({identity(header.creation), identity(header.creation, header.modification)})
 
 
 def identity(creation: UUID, modification: UUID | None = None) -> str:

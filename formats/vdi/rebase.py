@@ -1,4 +1,8 @@
-"""Give a VDI image another parent: the UUIDs in its header, by which the parent is found."""
+"""Give a VDI image another parent: the UUIDs in its header, by which the parent is found.
+
+One is that of the parent's creation, the other that of its last change. While a commit writes the parent the other is
+null, which says nothing: an image without it matches the parent before and after.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +42,18 @@ def rebase_plan(image: VdiDriver, backing: BackingReference | None, parent: Driv
     kind = header.type if header.has_parent else Type.DIFFERENCING
     above = parent.header
     return _switch(image, header._replace(type=kind, link=above.creation, parent_modification=above.modification))
+
+
+def expecting_plan(image: VdiDriver, parent: Driver) -> Plan:
+    """The plan that has the image know its parent by the UUID of its creation alone, which no writing changes.
+
+    Nothing where the UUID is not that of the parent, and where the image says nothing of the parent's last change.
+    """
+    header = image.header
+    known = isinstance(parent, VdiDriver) and parent.header.creation == header.link
+    if not known or header.parent_modification == NULL_UUID:
+        return Plan()
+    return _switch(image, header._replace(parent_modification=NULL_UUID))
 
 
 def _switch(image: VdiDriver, header: Header) -> Plan:

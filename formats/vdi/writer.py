@@ -2,8 +2,12 @@
 
 Slots have numbers. VirtualBox and QEMU give the next block the number that the header counts, so the slots in use must
 be 0, 1, 2, … without gaps. Zeros are put in place, and no slot is taken from a block that has one. Slots that nothing
-refers to are used before the file grows. The count reaches the disk before the entries do. After a crash the count
-may be ahead, which costs a block; were it behind, another writer would give a slot away twice.
+refers to are used before the file grows. A count that rises reaches the disk before the entries do, and one that falls
+after them. After a crash the count may be ahead, which costs a block; were it behind, another writer would give a slot
+away twice.
+
+Blocks of an image over a parent are given up where the parent is to show again. All of them go when an overlay was
+committed. Until the last one is gone the slots in use may have gaps.
 """
 
 from __future__ import annotations
@@ -11,15 +15,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from uuid import uuid4
 
-from tapfs.driver import BackingReference, Driver, HostFile, OpenRequest, Placement
+from tapfs.driver import BackingReference, Driver, HostFile, OpenRequest, Placement, Renewing
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Kind
 from tapfs.formats.allocation import HostRange
+from tapfs.formats.blocks.layout import Run
 from tapfs.formats.blocks.writer import BlockWriter
 from tapfs.formats.rounding import round_up
 from tapfs.formats.vdi.driver import VdiDriver
 from tapfs.formats.vdi.header import BLOCKS_AT
-from tapfs.formats.vdi.rebase import rebase_plan
+from tapfs.formats.vdi.reader import identities_of
+from tapfs.formats.vdi.rebase import expecting_plan, rebase_plan
 from tapfs.plan import Plan, Step, Write, plan
 
 
@@ -42,8 +48,17 @@ class WritableVdiDriver(VdiDriver, BlockWriter):
             )
         #: The new UUID of the last change, by which children know that this image is not as it was.
         self._modification = uuid4()
-        #: One more than the largest number of a slot in use: in memory, in the plan, and in the file.
-        self._slots = self._slots_in_plan = self._slots_on_disk = self.header.allocated
+        #: One more than the largest number of a slot in use: in memory, and in the plan.
+        self._slots = self._slots_in_plan = self.header.allocated
+        #: The least and the largest count that the file may have: a plan that has failed may have written another one.
+        self._least_on_disk = self._most_on_disk = self.header.allocated
+        #: Whether slots were given up, so that the largest number is to be looked for.
+        self._gave_up = False
+
+    @property
+    def next_identities(self) -> frozenset[str]:
+        """What an image over this one may write down before this one is written."""
+        return identities_of(self.header._replace(modification=self._modification))
 
     def begin(self) -> Plan:
         """The UUID of the last change becomes a new one, which tells children that their parent has changed."""
@@ -58,10 +73,14 @@ class WritableVdiDriver(VdiDriver, BlockWriter):
         """See :mod:`tapfs.formats.vdi.rebase`."""
         yield rebase_plan(self, backing, parent)
 
+    def expect(self, parent: Renewing) -> Iterator[Plan]:
+        """See :func:`tapfs.formats.vdi.rebase.expecting_plan`."""
+        yield expecting_plan(self, parent)
+
     def unused_slots(self) -> Sequence[HostRange]:
         """The gaps between the slots in use, and what the file has behind the last of them."""
         layout = self.layout
-        runs = sorted((run.entry, run.blocks) for run in self.runs(0, layout.blocks) if run.kind == Kind.DATA)
+        runs = sorted((run.entry, run.blocks) for run in self._data_runs())
         gaps: list[HostRange] = []
         used = 0
         for entry, blocks in runs:
@@ -73,6 +92,13 @@ class WritableVdiDriver(VdiDriver, BlockWriter):
             gaps.append(HostRange(layout.slot(used), end))
         self._slots = used
         return gaps
+
+    def _data_runs(self) -> Iterator[Run]:
+        return (run for run in self.runs(0, self.layout.blocks) if run.kind == Kind.DATA)
+
+    def _highest_used(self) -> int:
+        """One more than the largest number of a slot in the map."""
+        return max((run.entry + run.blocks for run in self._data_runs()), default=0)
 
     def used_slots(self) -> int:
         """One more than the largest number of a slot in use."""
@@ -91,16 +117,40 @@ class WritableVdiDriver(VdiDriver, BlockWriter):
         end = placement.host_offset + placement.length // self.layout.block_bytes * self.layout.slot_bytes
         self._slots = max(self._slots, (end - self.layout.payload_at - self.layout.origin) // self.layout.slot_bytes)
 
+    @property
+    def can_uncover(self) -> bool:
+        """Whether blocks can show a parent again: there must be one."""
+        return self.header.has_parent
+
+    def give_up(self, slot: int, blocks: int) -> None:
+        """See :meth:`tapfs.formats.blocks.writer.BlockWriter.give_up`; the slots are counted anew."""
+        super().give_up(slot, blocks)
+        self._gave_up = True
+
     def before_table(self) -> list[list[Step]]:
-        """The count of slots."""
+        """The count of slots, unless it falls."""
+        if self._gave_up:
+            self._slots = self._highest_used()
+            self._gave_up = False
         self._slots_in_plan = self._slots
-        if self._slots_in_plan == self._slots_on_disk:
+        before = max(self._slots, self._most_on_disk)
+        steps = self._count_steps(before) if before != self._least_on_disk else []
+        self._most_on_disk = before
+        return steps
+
+    def after_table(self) -> list[list[Step]]:
+        """The count of slots, if it falls."""
+        if self._slots_in_plan == self._most_on_disk:
             return []
-        return [[Write(0, self.header.places.allocated, self._slots_in_plan.to_bytes(4, "little"))]]
+        self._least_on_disk = min(self._least_on_disk, self._slots_in_plan)
+        return self._count_steps(self._slots_in_plan)
+
+    def _count_steps(self, count: int) -> list[list[Step]]:
+        return [[Write(0, self.header.places.allocated, count.to_bytes(4, "little"))]]
 
     def flushed(self, executed: Plan) -> None:
         """What the last plan wrote is durable, what it released may be used again."""
         super().flushed(executed)
         if executed:
-            self._slots_on_disk = self._slots_in_plan
-            self.header = self.header._replace(allocated=self._slots_on_disk)
+            self._least_on_disk = self._most_on_disk = self._slots_in_plan
+            self.header = self.header._replace(allocated=self._slots_in_plan)

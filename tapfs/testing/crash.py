@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from tapfs.driver import Checkable, Operation
+from tapfs.driver import Checkable, Operation, Uncovering
 from tapfs.errors import ImageError
 from tapfs.plan import Plan
 from tapfs.testing.model import SECTOR, MemoryFile, ModelDisk, read_extents
@@ -75,7 +75,7 @@ class History:
 
 
 def write_at_random(disk: ModelDisk, choice: random.Random, requests: int) -> History:
-    """Writes, zeros, discards and flushes on a disk, and what may be seen of them after a crash."""
+    """Writes, zeros, discards, uncoverings and flushes on a disk, and what may be seen of them after a crash."""
     history = History(disk)
     granule = disk.driver.geometry.packed_unit
     size = disk.driver.geometry.virtual_size
@@ -89,7 +89,11 @@ def write_at_random(disk: ModelDisk, choice: random.Random, requests: int) -> Hi
         elif what < 0.8:
             offset -= offset % granule
             end = min(offset + granule * choice.choice([1, 5, 100]), -(-size // granule) * granule)
-            disk.zero(offset, end - offset, choice.choice([Operation.ZERO, Operation.DISCARD]))
+            operations = [Operation.ZERO, Operation.DISCARD]
+            over_parent = disk.driver.geometry.backing is not None
+            if over_parent and isinstance(disk.driver, Uncovering) and disk.driver.can_uncover:
+                operations.append(Operation.UNCOVER)
+            disk.zero(offset, end - offset, choice.choice(operations))
             history.changed(offset, min(end, size))
         else:
             history.flush()

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import cast
 
-from tapfs.driver import Checkable, Operation, Reservation, Resizable, SnapshotKeeper
+from tapfs.driver import Checkable, Operation, Reservation, Resizable, SnapshotKeeper, Uncovering
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.plan import Plan
 from tapfs.testing.laws import check_map, check_split
@@ -42,6 +42,7 @@ class _Run:
         kinds: list[tuple[Callable[[], None], int]] = [
             (self._write, 8),
             (self._zero, 4),
+            (self._uncover, 1),
             (self._reserve, 3),
             (self._settle, 3),
             (self._meet_a_full_host, 2),
@@ -111,6 +112,30 @@ class _Run:
             now = self._disk.read(start, stop - start)
             kept = now == bytes(self._model[start:stop])
             require(kept or is_zero(now), f"what was discarded at {start} reads neither as before nor as zeros")
+            self._model[start:stop] = now
+
+    def _uncover(self) -> None:
+        """Have a range show the parent again, or all of the disk, as a commit does.
+
+        A driver may keep what it has in a map unit of which the range covers a part.
+        """
+        driver = self._disk.driver
+        if driver.geometry.backing is None or not (isinstance(driver, Uncovering) and driver.can_uncover):
+            return
+        offset, end = self._granules(700_000, self._zero_granule)
+        if self._choice.random() < 0.3:
+            offset, end = 0, -(-self._size // self._zero_granule) * self._zero_granule
+            self._near = 0, self._size
+        if self._busy(offset, end):
+            return
+        self._disk.zero(offset, end - offset, Operation.UNCOVER)
+        end, unit = min(end, self._size), driver.geometry.map_unit
+        for start in range(offset, end, self._granule):
+            stop = min(start + self._granule, end)
+            now, below = self._disk.read(start, stop - start), self._parent[start:stop].ljust(stop - start, b"\0")
+            partly = start // unit * unit < offset or (-(-stop // unit) * unit > end and end < self._size)
+            kept = partly and now == bytes(self._model[start:stop])
+            require(kept or now == below, f"what was uncovered at {start} does not read as the parent does")
             self._model[start:stop] = now
 
     def _reserve(self) -> None:
