@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 
 from tapfs.driver import Driver, Identified
 from tapfs.formats.vmdk.descriptor import NO_CID
@@ -22,7 +23,12 @@ def cid_of(parent: Driver | None) -> int | None:
     """The content ID of a parent; None where it has none."""
     if parent is None or not isinstance(parent, Identified):
         return None
-    found = [each for each in parent.identities if each.startswith(_PREFIX)]
+    return cid_among(parent.identities)
+
+
+def cid_among(identities: Iterable[str]) -> int | None:
+    """The content ID among identities; None where there is none."""
+    found = [each for each in identities if each.startswith(_PREFIX)]
     return int(found[0].removeprefix(_PREFIX), 16) if found else None
 
 

@@ -40,6 +40,9 @@ _KEY = re.compile(
     rb"(?P<key>[a-z][a-z0-9_.]*)[ \t]*=[ \t]*(?:\"(?P<quoted>[^\"]*)\"?|(?P<plain>.*?))[ \t]*$", re.IGNORECASE
 )
 _CID = re.compile(rb"[0-9a-f]{1,8}", re.IGNORECASE)
+#: A comment of tapfs, while the parent is written (`tapfs.formats.vmdk.rebase`).
+SECOND_PARENT = b"#parentCID2="
+_SECOND_PARENT = re.compile(rb"^" + SECOND_PARENT + rb"([0-9a-f]{8})\r?$", re.MULTILINE)
 
 
 class Access(Enum):
@@ -74,6 +77,13 @@ class ExtentLine(NamedTuple):
         return self.sectors * SECTOR
 
 
+class SecondCid(NamedTuple):
+    """A content ID in the comment of a descriptor, None where it says nothing; `at` as in `Value`."""
+
+    at: int
+    cid: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class Descriptor:
     """A parsed descriptor. `values` has the keys in lower case, of a key that stands twice the first value.
@@ -103,6 +113,15 @@ class Descriptor:
         """The content ID that the parent must have; None where there is no parent."""
         number = self._number("parentcid")
         return None if number == NO_CID else number
+
+    @property
+    def second_parent_cid(self) -> SecondCid | None:
+        """The place of another content ID that the parent may have, and that ID; in a comment that tapfs writes."""
+        found = _SECOND_PARENT.search(self.text)
+        if found is None:
+            return None
+        number = int(found[1], 16)
+        return SecondCid(found.start(1), None if number == NO_CID else number)
 
     @property
     def parent_name(self) -> str:

@@ -19,6 +19,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, clip, merge
 from tapfs.formats.rounding import round_up
 from tapfs.formats.vmdk.content_id import content_identity
+from tapfs.formats.vmdk.descriptor import Descriptor
 from tapfs.formats.vmdk.extent_names import parent_names
 from tapfs.formats.vmdk.grain_tables import GrainTables
 from tapfs.formats.vmdk.markers import GRAIN_LENGTH_AT, GRAIN_LENGTH_BYTES
@@ -42,7 +43,7 @@ class VmdkReader:
         #: Makes space for a check to work in.
         self.scratch = request.scratch
         self.disk = open_disk(file, request)
-        self.descriptor = self.disk.descriptor
+        self.descriptor: Descriptor | None = self.disk.descriptor
         self.parts: list[Part] = self.disk.parts
         self._geometry = self._decide_geometry()
 
@@ -153,10 +154,12 @@ class VmdkReader:
                 op="open",
                 remedy='add a line parentFileNameHint="FILE" to the descriptor',
             )
-        return self._reference(names, content_identity(descriptor.parent_cid))
+        second = descriptor.second_parent_cid
+        others = () if second is None or second.cid is None else (content_identity(second.cid),)
+        return self._reference(names, content_identity(descriptor.parent_cid), others)
 
-    def _reference(self, names: Sequence[str], identity: str | None) -> BackingReference:
-        return BackingReference(names[0], self.format_name, tuple(names[1:]), identity)
+    def _reference(self, names: Sequence[str], identity: str | None, others: tuple[str, ...] = ()) -> BackingReference:
+        return BackingReference(names[0], self.format_name, tuple(names[1:]), identity, other_identities=others)
 
     # -- the map --------------------------------------------------------------------------------
 

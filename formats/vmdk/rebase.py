@@ -3,14 +3,17 @@
 The text cannot be written at once without the risk of a torn line. So the new lines go to its end, where they say
 nothing yet, because the first line of a key counts. Then one write of one sector makes comments of the old ones. A
 content ID alone is changed where it stands.
+
+The format has one content ID for the parent. While a commit writes the parent, and so gives it another one, a comment
+of tapfs has that: `#parentCID2=`. Tapfs takes a parent with either, and others read no comments. A rebase ends it.
 """
 
 from __future__ import annotations
 
-from tapfs.driver import BackingReference, Driver
+from tapfs.driver import BackingReference, Driver, Renewing
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.formats.vmdk.content_id import cid_of
-from tapfs.formats.vmdk.descriptor import MAX_BYTES_OF_TEXT, NO_CID, Descriptor
+from tapfs.formats.vmdk.content_id import cid_among, cid_of
+from tapfs.formats.vmdk.descriptor import MAX_BYTES_OF_TEXT, NO_CID, SECOND_PARENT, Descriptor
 from tapfs.formats.vmdk.new_descriptor import require_writable_name
 from tapfs.plan import Grow, Plan, Step, Write, plan
 
@@ -44,10 +47,9 @@ def rebase_plan(
     keeps_name = backing is not None and backing.name == descriptor.parent_name
     if keeps_name and old is not None and len(old.content) == _CID_DIGITS:
         at = descriptor.base + old.at
-        if at // _SECTOR == (at + _CID_DIGITS - 1) // _SECTOR:
-            return plan([Write(0, at, f"{cid:0{_CID_DIGITS}x}".encode("ascii"))])
-    lines = b"" if descriptor.text.endswith(b"\n") else b"\n"
-    lines += f"parentCID={cid:08x}\n".encode("ascii")
+        if _in_one_sector(at):
+            return plan([Write(0, at, _digits(cid))], _second_of_none(descriptor))
+    lines = _line_end(descriptor) + b"parentCID=" + _digits(cid) + b"\n"
     if backing is not None:
         name = require_writable_name(backing.name).encode(descriptor.codec, "surrogateescape")
         lines += b'parentFileNameHint="' + name + b'"\n'
@@ -56,7 +58,47 @@ def rebase_plan(
         message = f"the descriptor has no room for {len(lines)} bytes more"
         raise ImageError(ErrorKind.OUT_OF_BOUNDS, message, path=path, offset=end, op="rebase")
     grown: list[Step] = [Grow(0, end + len(lines))] if room is None else []
-    return plan(grown, [Write(0, end, lines)], _comments(descriptor, path))
+    return plan(grown, [Write(0, end, lines)], _comments(descriptor, path), _second_of_none(descriptor))
+
+
+def expecting_plan(descriptor: Descriptor, room: int | None, parent: Renewing) -> Plan:
+    """The plan that has a disk take its parent with the next content ID, too; nothing where there is no room to say so.
+
+    `room` as above.
+    """
+    cid = cid_among(parent.next_identities)
+    if cid is None:
+        return Plan()
+    second = descriptor.second_parent_cid
+    if second is not None and _in_one_sector(descriptor.base + second.at):
+        return plan([Write(0, descriptor.base + second.at, _digits(cid))])
+    line, end = _line_end(descriptor), descriptor.base + len(descriptor.text)
+    if not _in_one_sector(end + len(line) + len(SECOND_PARENT)):
+        line += b"#" * (-(end + len(line)) % _SECTOR - 1) + b"\n"
+    line += SECOND_PARENT + _digits(cid) + b"\n"
+    if second is not None or len(descriptor.text) + len(line) > (MAX_BYTES_OF_TEXT if room is None else room):
+        return Plan()
+    grown: list[Step] = [Grow(0, end + len(line))] if room is None else []
+    return plan(grown, [Write(0, end, line)])
+
+
+def _second_of_none(descriptor: Descriptor) -> list[Step]:
+    """The write after which the comment of tapfs has no content ID."""
+    second = descriptor.second_parent_cid
+    return [] if second is None or second.cid is None else [Write(0, descriptor.base + second.at, _digits(NO_CID))]
+
+
+def _line_end(descriptor: Descriptor) -> bytes:
+    return b"" if descriptor.text.endswith(b"\n") else b"\n"
+
+
+def _digits(cid: int) -> bytes:
+    return f"{cid:0{_CID_DIGITS}x}".encode("ascii")
+
+
+def _in_one_sector(at: int) -> bool:
+    """Whether no crash tears a content ID at this place of the file."""
+    return at // _SECTOR == (at + _CID_DIGITS - 1) // _SECTOR
 
 
 def _comments(descriptor: Descriptor, path: str) -> list[Step]:

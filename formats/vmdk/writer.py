@@ -18,18 +18,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from tapfs.driver import BackingReference, Driver, HostFile, HostSpace, OpenRequest, Operation, Placement, Reservation
+from tapfs.driver import (
+    BackingReference,
+    Driver,
+    HostFile,
+    HostSpace,
+    OpenRequest,
+    Operation,
+    Placement,
+    Renewing,
+    Reservation,
+)
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
 from tapfs.formats.apart import require_apart
 from tapfs.formats.vmdk import cowd_header, sparse_header
 from tapfs.formats.vmdk.content_id import content_identity
+from tapfs.formats.vmdk.descriptor import Descriptor, parse_descriptor
 from tapfs.formats.vmdk.driver import VmdkDriver
 from tapfs.formats.vmdk.extent_writer import ExtentWriter
 from tapfs.formats.vmdk.host_extents import CowdExtent, HostedExtent, SeSparseExtent
 from tapfs.formats.vmdk.identity_change import IdentityChange, identity_change
 from tapfs.formats.vmdk.parts import ClosedPart, FlatPart, Part, SparsePart
-from tapfs.formats.vmdk.rebase import rebase_plan
+from tapfs.formats.vmdk.rebase import expecting_plan, rebase_plan
 from tapfs.formats.vmdk.sectors import SECTOR
 from tapfs.formats.vmdk.sesparse_header import NOT_WRITTEN
 from tapfs.formats.vmdk.survey import is_plain
@@ -65,23 +76,36 @@ class WritableVmdkDriver(VmdkDriver):
 
     # -- the marks of writing -------------------------------------------------------------------
 
+    @property
+    def next_identities(self) -> frozenset[str]:
+        """The content ID that the disk will have once `begin` is executed."""
+        cid = self._identity_to_be.cid
+        return frozenset() if cid is None else frozenset({content_identity(cid)})
+
     def begin(self) -> Plan:
         """A new content ID, once for each opening, and the marks of extents that are open."""
-        if self._change is None:
-            self._change = self._new_identity()
-            self._cid = self._change.cid
-        return plan(self._change.grow, self._change.writes + self.marks(1))
+        change = self._identity_to_be
+        self._cid = change.cid
+        return plan(change.grow, change.writes + self.marks(1))
 
     def end(self) -> Plan:
         """The extents are closed, unless a crash before this opening has left them open."""
         return plan(self.marks(0))
 
-    def _new_identity(self) -> IdentityChange:
-        if self.descriptor is None:
-            return IdentityChange(None, [], [])
+    @property
+    def _identity_to_be(self) -> IdentityChange:
+        """The change of the descriptor, the same one for each `begin`."""
+        if self._change is None and self.descriptor is None:
+            self._change = IdentityChange(None, [], [])
+        elif self._change is None and self.descriptor is not None:
+            self._change = identity_change(self.descriptor, self.file.path, self._room)
+        return self._change or IdentityChange(None, [], [])
+
+    @property
+    def _room(self) -> int | None:
+        """The bytes that an embedded descriptor may have; None for one in a file of its own."""
         embedded = (each for each in self.disk.sparse if each.number == 0 and isinstance(each, HostedExtent))
-        room = next((each.header.descriptor_sectors * SECTOR for each in embedded), None)
-        return identity_change(self.descriptor, self.file.path, room)
+        return next((each.header.descriptor_sectors * SECTOR for each in embedded), None)
 
     def marks(self, value: int) -> list[Step]:
         """The steps that say whether the sparse extents are open: 1, or 0. A crash has left some open before."""
@@ -97,12 +121,30 @@ class WritableVmdkDriver(VmdkDriver):
 
     def rebase(self, backing: BackingReference | None, parent: Driver | None) -> Iterator[Plan]:
         """See :mod:`tapfs.formats.vmdk.rebase`."""
+        descriptor = self._linking_descriptor()
+        yield rebase_plan(descriptor, self._link_room(descriptor), backing, parent, self.file.path)
+        self._read_descriptor_again(descriptor)
+
+    def expect(self, parent: Renewing) -> Iterator[Plan]:
+        """See :func:`tapfs.formats.vmdk.rebase.expecting_plan`."""
+        descriptor = self._linking_descriptor()
+        yield expecting_plan(descriptor, self._link_room(descriptor), parent)
+        self._read_descriptor_again(descriptor)
+
+    def _linking_descriptor(self) -> Descriptor:
         if self.descriptor is None or not self.disk.sparse:
             raise self._refused("has no descriptor, or no entries that could show a parent", "rebase")
-        own = self.disk.sparse[0]
-        embedded = self.descriptor.base and isinstance(own, HostedExtent)
-        room = own.header.descriptor_sectors * SECTOR if embedded and isinstance(own, HostedExtent) else None
-        yield rebase_plan(self.descriptor, room, backing, parent, self.file.path)
+        return self.descriptor
+
+    def _link_room(self, descriptor: Descriptor) -> int | None:
+        return self._room if descriptor.base else None
+
+    def _read_descriptor_again(self, old: Descriptor) -> None:
+        """The text has changed: a new content ID must not bring the old one back."""
+        room = self._link_room(old)
+        raw = self.file.read(old.base, self.file.size() if room is None else room)
+        self.descriptor = parse_descriptor(raw, self.file.path, old.base)
+        self._change = None
 
     # -- reservations ---------------------------------------------------------------------------
 

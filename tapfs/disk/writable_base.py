@@ -10,8 +10,8 @@ at every moment, and after every end of the process.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,7 +19,7 @@ from tapfs.disk.bases import refuse_written_base
 from tapfs.disk.chain import Layer, OpenOptions, files_below, open_layers
 from tapfs.disk.image import Image
 from tapfs.disk.live import on_the_same_files, once_more
-from tapfs.driver import Begun, Snapshotted
+from tapfs.driver import Snapshotted
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.files import LocalFiles, all_identities
 from tapfs.host.lock import only_read_from_now_on, refuse_writers
@@ -41,9 +41,13 @@ class WithBase(NamedTuple):
         self.base.abandon()
 
 
-def with_writable_base(image: Image, *, password: bytes | None, plan_log: PlanLog | None) -> WithBase:
+def with_writable_base(
+    image: Image, begin: Callable[[Image, Layer], None], *, password: bytes | None, plan_log: PlanLog | None
+) -> WithBase:
     """The Images for a served overlay, which is flushed, and which nobody uses until `served` takes its place.
 
+    `begin` is called with the base and the overlay before the overlay is opened anew: it has the base say that it is
+    written. The old Image must stay of use after what it does to the overlay.
     The old Image stays as it is; it is to be abandoned if the new one serves. Raises ImageError: unsupported, locked
     (another uses the base), read_only (other overlays lie over it, or its format is only read), out_of_bounds.
     """
@@ -51,6 +55,8 @@ def with_writable_base(image: Image, *, password: bytes | None, plan_log: PlanLo
     with _letting_us_write(image.layers[1]), ExitStack() as on_error:
         base = _opened_base(image, password)
         on_error.callback(base.abandon)
+        on_error.callback(_ended, base)
+        begin(base, image.layers[0])
         layers = [once_more(image.layers[0], writable=True, direct=image.layers[0].file.direct)]
         on_error.callback(layers[0].close)
         shared = base.layers[0]
@@ -119,15 +125,6 @@ def _require_fit(image: Image) -> None:
             op="commit",
             remedy="commit it when nobody uses it: tapfs commit FILE",
         )
-    reference = top.driver.geometry.backing
-    if reference is not None and reference.identity is not None and isinstance(base.driver, Begun):
-        raise ImageError(
-            ErrorKind.UNSUPPORTED,
-            "names its parent by an identity, which changes with the first write to that",
-            path=top.path,
-            op="commit",
-            remedy="commit it when nobody uses it: tapfs commit FILE",
-        )
     if isinstance(top.driver, Snapshotted) and top.driver.snapshots():
         raise ImageError(
             ErrorKind.UNSUPPORTED,
@@ -136,6 +133,12 @@ def _require_fit(image: Image) -> None:
             op="commit",
             remedy="delete them first",
         )
+
+
+def _ended(base: Image) -> None:
+    """The base is not written any more, as far as that can be said after an error."""
+    with suppress(ImageError):
+        base.end_writing()
 
 
 def _same_numbers(layer: Layer) -> LocalFiles:

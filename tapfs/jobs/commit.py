@@ -5,8 +5,7 @@ between the two, hides it. All of that is durable before the overlay forgets a b
 overlay reads as before, and the commit can be begun anew.
 
 Some images name their parent by an identity that a write changes (VMDK, VHDX, VDI). The child of the base gets the new
-identity as soon as the base has it, before anything else is written. A crash between the two leaves an overlay that is
-refused until it is opened with `any_parent`; nothing else of the disk has changed then.
+identity before anything else is written (`tapfs.jobs.kept_link`).
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from tapfs.disk.commit_layers import CommitLayers, open_for_commit
 from tapfs.disk.image import Image
 from tapfs.disk.live import once_more
 from tapfs.disk.password import password_missing
-from tapfs.driver import Identified, Rebasable, Resizable, Snapshotted, Uncovering
+from tapfs.driver import Rebasable, Resizable, Snapshotted, Uncovering
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.jobs.editing import execute_edit
+from tapfs.jobs.kept_link import begin_writing
 from tapfs.jobs.pace import Pace
 from tapfs.jobs.progress import silent
 from tapfs.jobs.range_copy import Run, overwrite
@@ -97,8 +96,7 @@ class _Commit:
         if not _hold_anything(self._layers.above):
             return 0
         with self._image(self._layers.below, writable=True) as lower:
-            lower.write_zeroes(0, 0)  # the base says now that it is written, before anything else is
-            above = [*self._layers.above[:-1], self._linked_child(lower.layers[0], writable=empties)]
+            above = [*self._layers.above[:-1], self._linked_child(lower, writable=empties)]
             with self._image(above, writable=empties) as upper:
                 written = overwrite(upper, lower, _runs(upper), self._pace, self._progress)
                 lower.end_writing()
@@ -110,15 +108,11 @@ class _Commit:
     def _image(self, layers: list[Layer], *, writable: bool) -> Image:
         return Image(layers, writable=writable, password=self._password, cache_bytes=self._cache_bytes)
 
-    def _linked_child(self, base: Layer, *, writable: bool) -> Layer:
+    def _linked_child(self, base: Image, *, writable: bool) -> Layer:
         """The child of the base, once it names the identity that the base has now."""
         child = self._layers.child
-        reference = child.driver.geometry.backing
-        if reference is None or reference.identity is None or not isinstance(base.driver, Identified):
+        if not begin_writing(base, child):
             return child
-        if reference.identity in base.driver.identities or not isinstance(child.driver, Rebasable):
-            return child  # what is not Rebasable was refused before
-        execute_edit(child, child.driver.rebase(reference, base.driver))
         return once_more(child, writable=writable, direct=child.file.direct)
 
 

@@ -2,7 +2,8 @@
 
 The front end does the steps, and has the disk at rest (nobody reads or writes, all is flushed) for each that says so:
 
-1. `begin`, at rest: the base is open for writing below the overlay (`tapfs.disk.writable_base`);
+1. `begin`, at rest: the base is open for writing below the overlay (`tapfs.disk.writable_base`), and the overlay names
+   it by the identity that it has then (`tapfs.jobs.kept_link`);
 2. `run`: what the overlay holds is copied to the base, and copied again where the guest has written meanwhile;
 3. `complete`, at rest: the rest is copied, and the base is durable. The base is the whole disk from now on;
 4. the front end has whoever opens the disk's name find the base (`tapfs.disk.leaf.pass_name_down`), then serves it.
@@ -22,6 +23,7 @@ from tapfs.disk.writable_base import WithBase, base_alone, with_writable_base, w
 from tapfs.driver import Uncovering
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.jobs.commit import EMPTYING_BYTES
+from tapfs.jobs.kept_link import begin_matching
 from tapfs.jobs.live_copy import LiveCopy, Progress
 from tapfs.jobs.range_copy import Run
 
@@ -83,7 +85,7 @@ class LiveCommit:
                 op="commit",
             )
         image.end_writing()
-        images = with_writable_base(image, password=self._password, plan_log=self._plan_log)
+        images = with_writable_base(image, begin_matching, password=self._password, plan_log=self._plan_log)
         try:
             self._images = images
             self._copy = LiveCopy(images.served, images.base, self._hidden, rate=self._rate, slow_down=self._slow_down)

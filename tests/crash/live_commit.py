@@ -1,7 +1,7 @@
 """The program that the crash test of live commits runs under strace: it commits an overlay while it writes it.
 
-usage: live_commit.py OVERLAY BASE_FORMAT MARKS SEED. MARKS holds in its first byte how many flushes have returned, and
-255 once the base is the whole disk.
+usage: live_commit.py OVERLAY FORMAT BASE_FORMAT MARKS SEED. MARKS holds in its first byte how many flushes have
+returned, and 255 once the base is the whole disk.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def writes(seed: str) -> Iterator[list[tuple[int, bytes]]]:
 
 
 def main() -> None:
-    path, base_format, marks_path, seed = sys.argv[1:]
+    path, over_format, base_format, marks_path, seed = sys.argv[1:]
     marks = os.open(marks_path, os.O_WRONLY)
 
     def mark(value: int) -> None:
         os.pwrite(marks, bytes([value]), 0)
         os.fdatasync(marks)
 
-    options = OpenOptions(format="qcow2", writable=True, backing_formats=[base_format])
+    options = OpenOptions(format=over_format, writable=True, backing_formats=[base_format])
     image = open_image(path, options)
     commit = LiveCommit()
     served = commit.begin(image)

@@ -19,7 +19,14 @@ from tests.crash.live_commit import COMPLETE, SIZE, writes
 from tests.crash.recorded import crashes_of_files, record_files
 
 SECTOR = 512
-BASES = {"raw": {}, "qcow2": {"cluster_size": "16384"}}
+#: Formats of overlay and base, and the options of both.
+CHAINS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "qcow2 over raw": ("qcow2", "raw", {}),
+    "qcow2 over qcow2": ("qcow2", "qcow2", {"cluster_size": "16384"}),
+    "vmdk over vmdk": ("vmdk", "vmdk", {}),
+    "vhdx over vhdx": ("vhdx", "vhdx", {"block_size": "1M"}),
+    "vdi over vdi": ("vdi", "vdi", {}),
+}
 
 
 def scribble(path: Path, format_name: str, choice: random.Random, model: bytearray) -> None:
@@ -36,19 +43,23 @@ def sectors(content: bytes | bytearray) -> list[bytes]:
     return [data[at : at + SECTOR] for at in range(0, SIZE, SECTOR)]
 
 
-@pytest.mark.parametrize("base_format", BASES)
-def test_a_crash_in_a_live_commit_loses_nothing(tmp_path: Path, base_format: str) -> None:
+@pytest.mark.parametrize("kind", CHAINS)
+def test_a_crash_in_a_live_commit_loses_nothing(tmp_path: Path, kind: str) -> None:
+    over_format, base_format, options = CHAINS[kind]
     base, over, marks = tmp_path / "base.img", tmp_path / "over.img", tmp_path / "marks"
-    choice, model = random.Random(base_format), bytearray(SIZE)
-    tapfs.create_image(base, NewImage(base_format, SIZE, options=BASES[base_format]))
+    choice, model = random.Random(kind), bytearray(SIZE)
+    tapfs.create_image(base, NewImage(base_format, SIZE, options=options))
     scribble(base, base_format, choice, model)
-    tapfs.create_image(over, NewImage("qcow2", SIZE, backing="base.img", backing_format=base_format))
-    scribble(over, "qcow2", choice, model)
+    over_options = options if over_format == base_format else {}
+    tapfs.create_image(
+        over, NewImage(over_format, SIZE, backing="base.img", backing_format=base_format, options=over_options)
+    )
+    scribble(over, over_format, choice, model)
     marks.write_bytes(bytes(SECTOR))
     # What each sector may hold after so many flushes.
     flushed = [sectors(model)]
     written: list[dict[int, set[bytes]]] = []
-    for some in writes(base_format):
+    for some in writes(kind):
         later: dict[int, set[bytes]] = {}
         for offset, data in some:
             model[offset : offset + len(data)] = data
@@ -59,15 +70,15 @@ def test_a_crash_in_a_live_commit_loses_nothing(tmp_path: Path, base_format: str
 
     images = [base, over, marks]
     starts = [path.read_bytes() for path in images]
-    words = [sys.executable, live_commit.__file__, str(over), base_format, str(marks), base_format]
+    words = [sys.executable, live_commit.__file__, str(over), over_format, base_format, str(marks), kind]
     events = record_files(words, images, tmp_path / "strace.log")
     seen: set[int] = set()
-    for number, left in crashes_of_files(starts, events, random.Random(base_format), tries=1):
+    for number, left in crashes_of_files(starts, events, random.Random(kind), tries=1):
         for path, data in zip(images, left, strict=True):
             path.write_bytes(data)
         acknowledged = left[2][0]
         seen.add(acknowledged)
-        with tapfs.open(over, format="qcow2", backing_formats=[base_format]) as disk:
+        with tapfs.open(over, format=over_format, backing_formats=[base_format]) as disk:
             found = sectors(disk.read(0, SIZE))
         if acknowledged == COMPLETE:
             assert found == flushed[-1]

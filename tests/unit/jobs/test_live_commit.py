@@ -119,6 +119,9 @@ CASES = [
     ("vhd", "vhd", False),
     ("vhdx", "qcow2", False),
     ("vmdk", "qcow", True),
+    ("vhdx", "vhdx", True),
+    ("vmdk", "vmdk", False),
+    ("vdi", "vdi", True),
     ("packed qcow2", "qcow", True),
 ]
 
