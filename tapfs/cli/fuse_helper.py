@@ -66,7 +66,9 @@ def _mount(words: list[str]) -> int:
     from tapfs.cli.main import parsed_command
 
     parser = Parser(prog=_PROGRAM, description=_DESCRIPTION)
-    parser.add_argument("image", metavar="IMAGE", help="a file, a block device or ram:NAME")
+    parser.add_argument(
+        "image", metavar="IMAGE", help="a file, a block device, ram:NAME or an address such as https://HOST/FILE"
+    )
     parser.add_argument("mountpoint", metavar="DIR", help="the directory to mount on")
     parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTIONS", help="see above")
     parser.add_argument("-f", dest="fake", action="store_true", help="look at the words, but mount nothing")

@@ -48,7 +48,9 @@ _PROGRAM = "tapfs mount"
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser("mount", help="mount an image on a directory", description=_DESCRIPTION)
-    parser.add_argument("image", metavar="IMAGE", help="a file, a block device or ram:NAME")
+    parser.add_argument(
+        "image", metavar="IMAGE", help="a file, a block device, ram:NAME or an address such as https://HOST/FILE"
+    )
     parser.add_argument("mountpoint", metavar="DIR", help="the directory to mount on")
     add_writing_options(parser, ends="the mount")
     parser.add_argument("--files", action="store_true", help="show the files inside instead of the disk")

@@ -40,7 +40,9 @@ _PROGRAM = "tapfs serve"
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser("serve", help="serve images to NBD clients", description=_DESCRIPTION)
-    parser.add_argument("image", metavar="IMAGE", help="a file, a block device or ram:NAME")
+    parser.add_argument(
+        "image", metavar="IMAGE", help="a file, a block device, ram:NAME or an address such as https://HOST/FILE"
+    )
     parser.add_argument("more", metavar="IMAGE", nargs="*", help="further images; all options hold for each")
     add_writing_options(parser, ends="the server")
     parser.add_argument("--socket", metavar="PATH", help="the Unix socket; without it one in the runtime directory")

@@ -16,6 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,6 +28,9 @@ from tapfs.host.remote.source import Source, open_source
 
 #: Requests that are on their way at once.
 _THREADS = 8
+
+#: A source is tried to be opened at most so many times.
+_OPENING_TRIES = 3
 
 #: Longer messages of servers are cut.
 _MOST_SAID = 1000
@@ -50,12 +54,13 @@ class Fetcher:
         self._connection = connection
         self._copy = copy
         self._options = USUAL
+        self._source: Source | None = None
         self._fetches: queue.SimpleQueue[_Fetch] = queue.SimpleQueue()
         self._punch = ctypes.CDLL(None, use_errno=True).fallocate
         self._punch.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
     def serve(self) -> None:
-        """Take messages until there are no more."""
+        """Take messages until there are no more, and let go of the source."""
         while message := self._connection.recv(MESSAGE_BYTES):
             asked: dict[str, Any] = json.loads(message)
             number: int = asked["number"]
@@ -69,14 +74,20 @@ class Fetcher:
                     self._options = RemoteOptions(**asked["options"])
                     self._open(number, Address.parse(asked["address"]))
 
+        if self._source is not None:
+            self._source.close()
+
     def _open(self, number: int, address: Address | None) -> None:
         if address is None:
             raise AssertionError("what is to be fetched has no address")
         try:
-            source = _retried(lambda: open_source(address, self._options), self._options)
+            # Who has mistaken the address wants to know it soon.
+            options = replace(self._options, tries=min(self._options.tries, _OPENING_TRIES))
+            source = _retried(lambda: open_source(address, options), options)
         except Exception as error:  # noqa: BLE001  whoever waits is told
             self._answer(number, error=_told(error, str(address)))
             return
+        self._source = source
         for _ in range(_THREADS):
             threading.Thread(target=self._work, args=(source, str(address)), daemon=True).start()
         self._answer(number, facts=source.facts._asdict())
@@ -137,7 +148,6 @@ _FULL = (28, 122)
 def main() -> None:
     """Serve the socket and the file that this process was started with."""
     os.closerange(COPY + 1, os.sysconf("SC_OPEN_MAX"))
-    os.chdir("/")
     with socket.socket(fileno=SOCKET) as connection:
         Fetcher(connection, COPY).serve()
     os._exit(0)  # no thread is waited for

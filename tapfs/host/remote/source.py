@@ -47,5 +47,8 @@ def open_source(address: Address, options: RemoteOptions) -> Source:
         from tapfs.host.remote.objects import ObjectSource  # only those who need it load the library
 
         return ObjectSource(address, timeout_seconds=options.timeout_seconds)
-    what = "NBD servers" if address.scheme in NBD_SCHEMES else "Ceph"
-    raise ImageError(ErrorKind.UNSUPPORTED, f"tapfs does not read from {what} yet", path=str(address), op="open")
+    if address.scheme in NBD_SCHEMES:
+        from tapfs.host.remote.nbd import NbdSource
+
+        return NbdSource(address, timeout_seconds=options.timeout_seconds)
+    raise ImageError(ErrorKind.UNSUPPORTED, "tapfs does not read from Ceph yet", path=str(address), op="open")

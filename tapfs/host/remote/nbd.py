@@ -1,0 +1,85 @@
+"""Exports of NBD servers: what their addresses mean, and the connection, which is made again when it breaks."""
+
+from __future__ import annotations
+
+import threading
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.host.remote.address import Address
+from tapfs.host.remote.nbd_connection import Command, Endpoint, Flag, NbdConnection
+from tapfs.host.remote.source import Facts
+
+
+class NbdSource:
+    """One export: a `tapfs.host.remote.source.Source`. It has one connection, which takes many requests at once."""
+
+    def __init__(self, address: Address, *, timeout_seconds: float) -> None:
+        self._name = str(address)
+        self._endpoint = endpoint_of(address)
+        self._timeout = timeout_seconds
+        self._making = threading.Lock()
+        self._connection = self._made()
+        self.facts = self._facts(self._connection)
+
+    def read(self, offset: int, length: int) -> memoryview:
+        """See `tapfs.host.remote.source.Source.read`."""
+        return self._working().request(Command.READ, offset, length)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._connection.close()
+
+    def _working(self) -> NbdConnection:
+        with self._making:
+            if self._connection.broken:
+                made = self._made()
+                if self._facts(made) != self.facts:
+                    made.close()
+                    raise ImageError(
+                        ErrorKind.CORRUPT,
+                        f"has changed since it was opened: it has {made.size} bytes, not {self.facts.size}",
+                        path=self._name,
+                        op="read",
+                        remedy="open it again",
+                    )
+                self._connection = made
+            return self._connection
+
+    def _made(self) -> NbdConnection:
+        return NbdConnection(self._endpoint, self._name, timeout_seconds=self._timeout)
+
+    def _facts(self, connection: NbdConnection) -> Facts:
+        return Facts(connection.size, None, 0, writable=Flag.READ_ONLY not in connection.flags)
+
+
+def endpoint_of(address: Address) -> Endpoint:
+    """What an address says, as https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md has it.
+
+    Raises ImageError(invalid_argument).
+    """
+    parts = urlsplit(address.text)
+    query = parse_qs(parts.query)
+    unix = address.scheme.endswith("+unix")
+    path = query.get("socket", [None])[0]
+    try:
+        port = parts.port or 0
+    except ValueError as error:
+        message = "has no port between 1 and 65535 behind the host"
+        raise ImageError(ErrorKind.INVALID_ARGUMENT, message, path=str(address), op="open") from error
+    if unix != (path is not None) or (not unix and not parts.hostname):
+        raise ImageError(
+            ErrorKind.INVALID_ARGUMENT,
+            "is no NBD address",
+            path=str(address),
+            op="open",
+            remedy="write nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=/PATH",
+        )
+    return Endpoint(
+        host=parts.hostname or "",
+        port=port,
+        path=path,
+        export=unquote(parts.path[1:]),
+        tls=address.scheme.startswith("nbds"),
+        certificates=query.get("tls-certificates", [None])[0],
+    )

@@ -1,0 +1,176 @@
+"""Images on NBD servers: our own server, a line that is cut, and servers that send what nobody asked for."""
+
+from __future__ import annotations
+
+import random
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+import tapfs
+from tapfs import ErrorKind, ImageError
+from tapfs.disk.chain import OpenOptions
+from tapfs.disk.opening import open_image
+from tapfs.host.remote.options import RemoteOptions
+
+SIZE = 4 << 20
+TRYING = OpenOptions(format="raw", remote=RemoteOptions(tries=20, pause_seconds=0.001))
+ONCE = OpenOptions(format="raw", remote=RemoteOptions(tries=1))
+
+
+@pytest.fixture(scope="module")
+def content() -> bytes:
+    return random.Random(1).randbytes(SIZE)
+
+
+@pytest.fixture
+def served(tmp_path: Path, content: bytes) -> Iterator[Path]:
+    """The socket of qemu-nbd, which gives one client at a time the content."""
+    (tmp_path / "disk").write_bytes(content)
+    path = tmp_path / "socket"
+    words = ["qemu-nbd", "-r", "-f", "raw", "-x", "disk", "-t", "-k", path, tmp_path / "disk"]
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not path.exists():
+            threading.Event().wait(0.005)
+        yield path
+        process.terminate()
+
+
+class CutLine:
+    """Passes bytes on to a server, and cuts each connection after so many of the server's."""
+
+    def __init__(self, folder: Path, server: Path, limits: list[int]) -> None:
+        self.path = folder / "line"
+        self._server, self._limits = server, limits
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self.path))
+        self._listener.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(str(self._server))
+                limit = self._limits.pop(0) if self._limits else 1 << 40
+                ways = [(client, server, 1 << 40), (server, client, limit)]
+                threads = [threading.Thread(target=_pass, args=way, daemon=True) for way in ways]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                client.close()
+                server.close()
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def _pass(source: socket.socket, target: socket.socket, limit: int) -> None:
+    with suppress(OSError):
+        while limit > 0 and (data := source.recv(min(limit, 1 << 16))):
+            limit -= len(data)
+            target.sendall(data)
+    for each in (source, target):
+        with suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)
+
+
+def address(path: Path, export: str = "disk") -> str:
+    return f"nbd+unix:///{export}?socket={path}"
+
+
+def test_a_line_that_is_cut_is_made_again_and_the_bytes_are_right(served: Path, tmp_path: Path, content: bytes) -> None:
+    line = CutLine(tmp_path, served, [10, 200, 70_000, 1_500_000, 300, 2_500_000])
+    with open_image(address(line.path), TRYING, password=None) as disk:
+        assert disk.size == SIZE
+        assert disk.read(SIZE - 5, 5) == content[-5:]
+        assert disk.read(0, SIZE) == content
+    line.close()
+
+
+def test_what_is_not_there_is_told(served: Path, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="no export 'other'") as raised:
+        tapfs.open(address(served, "other"))
+    assert raised.value.kind is ErrorKind.NOT_FOUND
+    with pytest.raises(ImageError, match="No such file"):
+        open_image(address(tmp_path / "none"), ONCE)
+    for text in ("nbd:///x", "nbd+unix:///x", "nbd://host:99999/x"):
+        with pytest.raises(ImageError) as raised:
+            tapfs.open(text)
+        assert raised.value.kind is ErrorKind.INVALID_ARGUMENT
+
+
+def _request(connection: socket.socket) -> bytes:
+    """The cookie of the next request."""
+    return connection.recv(28, socket.MSG_WAITALL)[8:16]
+
+
+#: What a server answers to the first request, by its cookie, and what the error says.
+HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "other cookie": (lambda _: struct.pack(">II", 0x67446698, 0) + b"x" * 8, "nobody asked"),
+    "no reply": (lambda _: b"HTTP/1.1 200 OK\r\n\r\n", "no form that is known"),
+    "error": (lambda cookie: struct.pack(">II", 0x67446698, 5) + cookie, "answers with error 5"),
+    "outside": (
+        lambda cookie: struct.pack(">IHH", 0x668E33EF, 1, 1) + cookie + struct.pack(">IQ", 108, SIZE) + bytes(100),
+        "bytes that nobody asked for",
+    ),
+    "twice": (
+        lambda cookie: (
+            (struct.pack(">IHH", 0x668E33EF, 0, 1) + cookie + struct.pack(">IQ", 40008, 0) + bytes(40000)) * 2
+        ),
+        "the same bytes twice",
+    ),
+    "too little": (lambda cookie: struct.pack(">IHH", 0x668E33EF, 1, 0) + cookie + bytes(4), "all but"),
+    "end": (lambda _: b"", "has closed the connection"),
+}
+
+
+@pytest.mark.parametrize("answer", HOSTILE)
+def test_a_hostile_server_gets_an_error_and_no_byte_in(answer: str, tmp_path: Path) -> None:
+    reply, said = HOSTILE[answer]
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "socket"))
+    listener.listen()
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(b"NBDMAGICIHAVEOPT\0\3")
+            connection.recv(4 + 16, socket.MSG_WAITALL)  # flags, STRUCTURED_REPLY
+            connection.sendall(struct.pack(">QIII", 0x0003E889045565A9, 8, 1, 0))
+            connection.recv(16 + 4 + len("disk") + 2, socket.MSG_WAITALL)
+            export = struct.pack(">HQH", 0, SIZE, 3)
+            connection.sendall(struct.pack(">QIII", 0x0003E889045565A9, 7, 3, len(export)) + export)
+            connection.sendall(struct.pack(">QIII", 0x0003E889045565A9, 7, 1, 0))
+            connection.sendall(reply(_request(connection)))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    with (
+        listener,
+        open_image(address(tmp_path / "socket"), ONCE) as disk,
+        pytest.raises(ImageError, match=said) as raised,
+    ):
+        disk.read(0, 1000)
+    assert raised.value.kind is ErrorKind.IO
+    thread.join()
+
+
+def test_an_image_on_our_own_server(tmp_path: Path, content: bytes, tapfs_command: list[str]) -> None:
+    (tmp_path / "disk").write_bytes(content)
+    path = tmp_path / "own"
+    words = [*tapfs_command, "serve", "-f", "raw", "--name", "disk", "--socket", path, tmp_path / "disk"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with open_image(address(path), ONCE) as disk:
+            assert disk.read(0, SIZE) == content
+        process.terminate()
