@@ -1,8 +1,9 @@
-"""Amend a qcow2 image: its version, lazy refcounts, the compression type, and what it says of its data file.
+"""Amend a qcow2 image: version, width and laziness of refcounts, compression type, what it says of its data file.
 
 Each of these stands in the header. An amendment looks whether every entry of every table means the same after it, and
 then replaces the head of the first cluster (`head_change.py`). Nothing else of the image changes but, where version 3
-needs sizes in the snapshot table that the table lacks, that table: a copy is durable before the head leads to it.
+needs sizes in the snapshot table that the table lacks, that table: a copy is durable before the head leads to it. The
+width of refcounts changes with all of them, beside the old ones (`refcount_width.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from tapfs.formats.changed_table import decode
 from tapfs.formats.qcow2 import extensions as ext
 from tapfs.formats.qcow2.amend_options import OP, Wanted, parse_wanted, refused
 from tapfs.formats.qcow2.bitmaps import read_bitmaps
-from tapfs.formats.qcow2.edited_image import EditedImage, durable, l1_of, release, take
+from tapfs.formats.qcow2.edited_image import EditedImage, cluster_run, durable, l1_of, take
 from tapfs.formats.qcow2.entries import BYTE_ORDER, COMPRESSED, OFFSET, TYPECODE, ZERO
 from tapfs.formats.qcow2.head_change import head_plan
 from tapfs.formats.qcow2.header import (
@@ -31,6 +32,8 @@ from tapfs.formats.qcow2.header import (
     REFCOUNT_ORDER_2,
     Header,
 )
+from tapfs.formats.qcow2.refcount_width import freed_plan, require_countable, second_refcounts
+from tapfs.formats.qcow2.refcounts import ClusterRun
 from tapfs.formats.qcow2.signature import VERSIONS
 from tapfs.formats.qcow2.snapshots import Snapshot, pack_snapshots
 from tapfs.plan import Plan, plan
@@ -53,7 +56,7 @@ def drops_zero_clusters(image: AmendedImage, options: Mapping[str, str]) -> bool
     wanted = parse_wanted(options, image.header, image.file.path)
     if (wanted.version, image.header.version) != (_VERSION_2, _VERSION_3):
         return False
-    _require_old_features(image)
+    _require_old_features(image, wanted)
     return True
 
 
@@ -64,23 +67,35 @@ def amend(image: AmendedImage, options: Mapping[str, str]) -> Iterator[Plan]:
     snapshots = image.read_snapshots()
     if wanted.version != header.version:
         if wanted.version == _VERSION_2:
-            _require_old_features(image)
+            _require_old_features(image, wanted)
         _require_no_flag(image, snapshots, ZERO, wanted)
     if wanted.compression != header.compression_type:
         _require_no_flag(image, snapshots, COMPRESSED, wanted)
-    found = _head_plan(image, _changed(header, wanted), wanted)  # before anything is changed: it may have no room
-    table_place = old_length = 0
+    _head_plan(image, _changed(header, wanted), wanted)  # before anything is changed: it may have no room
+    other_width = wanted.refcount_order != header.refcount_order
+    if other_width:
+        require_countable(image, wanted.refcount_order)
+    snapshots_place, old_table = header.snapshots_offset, list[ClusterRun]()
     if wanted.version > header.version and not all(each.has_sizes for each in snapshots):
-        table_place, step = take(image, pack_snapshots(snapshots, path))
+        snapshots_place, step = take(image, pack_snapshots(snapshots, path))
         old_length = sum(each.length for each in snapshots)
+        old_table = [cluster_run(image, header.snapshots_offset, old_length)]
         yield from durable(image)
         yield plan([step])
-        # The refcount table may have moved with it.
-        found = _head_plan(image, _changed(image.header, wanted)._replace(snapshots_offset=table_place), wanted)
-    yield found
-    if table_place:
-        release(image, header.snapshots_offset, old_length)
-        yield from durable(image)
+    second = None
+    if other_width:
+        second = yield from second_refcounts(image, wanted.refcount_order, old_table)
+    # The refcount table may have moved with the table of snapshots.
+    changed = _changed(image.header, wanted)._replace(snapshots_offset=snapshots_place)
+    if second is not None:
+        changed = changed._replace(reftable_offset=second.offset, reftable_clusters=second.clusters)
+    yield _head_plan(image, changed, wanted)
+    if second is not None:
+        yield freed_plan(image, second)
+        return
+    for run in old_table:
+        image.refcounts.lower_counts(*run)
+    yield from durable(image)
 
 
 def _changed(header: Header, wanted: Wanted) -> Header:
@@ -103,6 +118,7 @@ def _changed(header: Header, wanted: Wanted) -> Header:
         incompatible=incompatible,
         compatible=compatible,
         autoclear=autoclear,
+        refcount_order=wanted.refcount_order,
         header_length=max(header.header_length, LENGTH_3),
         compression_type=wanted.compression,
     )
@@ -132,7 +148,7 @@ def _extensions(image: AmendedImage, changed: Header, wanted: Wanted) -> list[ex
     return kept
 
 
-def _require_old_features(image: AmendedImage) -> None:
+def _require_old_features(image: AmendedImage, wanted: Wanted) -> None:
     """Raise ImageError(unsupported) for what version 2 does not have, but for zero clusters."""
     header, path = image.header, image.file.path
     later = {
@@ -140,11 +156,12 @@ def _require_old_features(image: AmendedImage) -> None:
         "subclusters": header.incompatible & EXTENDED_L2,
         "a compression type": header.incompatible & COMPRESSION_TYPE,
         "unknown features": header.compatible & ~LAZY_REFCOUNTS,
-        f"reference counts of {header.refcount_bits} bits": header.refcount_order != REFCOUNT_ORDER_2,
+        f"reference counts of {header.refcount_bits} bits": wanted.refcount_order != REFCOUNT_ORDER_2,
     }
     for what, there in later.items():
         if there:
-            remedy = "make a new image: tapfs convert -O qcow2 -o compat=0.10"
+            also = "amend refcount_bits=16 with it, or " if what.startswith("reference") else ""
+            remedy = f"{also}make a new image: tapfs convert -O qcow2 -o compat=0.10"
             raise refused(f"has {what}, which version 2 does not have", path, remedy)
     if read_bitmaps(image.file, image.extensions):
         raise refused("has bitmaps, which version 2 does not have", path, "remove them first: tapfs bitmap --remove")

@@ -7,8 +7,8 @@ from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.formats.qcow2.header import COMPRESSION_DEFLATE, LAZY_REFCOUNTS, RAW_DATA_FILE, Header
-from tapfs.formats.qcow2.option_values import COMPAT, COMPRESSION, SWITCH
+from tapfs.formats.qcow2.header import COMPRESSION_DEFLATE, LAZY_REFCOUNTS, RAW_DATA_FILE, REFCOUNT_ORDER_2, Header
+from tapfs.formats.qcow2.option_values import COMPAT, COMPRESSION, REFCOUNT_ORDER, SWITCH
 from tapfs.formats.qcow2.signature import VERSIONS
 
 OP = "amend"
@@ -19,6 +19,7 @@ AMEND_OPTIONS: Mapping[str, str] = MappingProxyType(
         "compat": "1.1: version 3; 0.10: version 2, for readers of before 2012, if nothing needs version 3",
         "lazy_refcounts": "on or off: whether a writer may leave reference counts for a repair after a crash",
         "compression_type": "zlib or zstd, as long as nothing in the image is compressed",
+        "refcount_bits": "bits of a reference count, a power of two from 1 to 64: all counts are written anew",
         "data_file": "the name of the data file, which has to be renamed afterwards",
         "encrypt.state": "active: --new-key-file becomes a password; inactive: --old-key-file is none any more",
         "encrypt.keyslot": "the key slot that is filled or emptied, 0 to 7",
@@ -30,7 +31,6 @@ AMEND_OPTIONS: Mapping[str, str] = MappingProxyType(
 _CONVERT = "make a new image: tapfs convert -O qcow2 -o {}=…"
 _FIXED = {
     "cluster_size": _CONVERT.format("cluster_size"),
-    "refcount_bits": _CONVERT.format("refcount_bits"),
     "extended_l2": _CONVERT.format("extended_l2"),
     "preallocation": _CONVERT.format("preallocation"),
     "backing_file": "say tapfs rebase -u -b FILE, which changes the name alone",
@@ -46,6 +46,7 @@ class Wanted(NamedTuple):
     compression: int
     data_file: str | None
     raw: bool
+    refcount_order: int
 
 
 def parse_wanted(options: Mapping[str, str], header: Header, path: str) -> Wanted:
@@ -67,7 +68,10 @@ def parse_wanted(options: Mapping[str, str], header: Header, path: str) -> Wante
         _choice(options, "compression_type", COMPRESSION, header.compression_type, path),
         options.get("data_file"),
         _choice(options, "data_file_raw", SWITCH, header.autoclear & RAW_DATA_FILE != 0, path),
+        _choice(options, "refcount_bits", REFCOUNT_ORDER, header.refcount_order, path),
     )
+    if version == VERSIONS[0] and wanted.refcount_order != REFCOUNT_ORDER_2 and "refcount_bits" in options:
+        raise refused("refcount_bits other than 16 need compat=1.1", path)
     if version == VERSIONS[0] and (lazy or wanted.compression != COMPRESSION_DEFLATE):
         raise refused("lazy_refcounts=on and compression_type=zstd need compat=1.1", path)
     _require_data_file(wanted, header, path)

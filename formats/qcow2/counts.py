@@ -25,6 +25,12 @@ def _spread(order: int) -> tuple[bytes, ...]:
     return tuple(bytes(byte >> (slot << order) & mask for slot in range(per_byte)) for byte in range(256))
 
 
+@cache
+def _shifted(bits: int) -> bytes:
+    """A translation of bytes: each moved up by so many bits."""
+    return bytes(byte << bits & 0xFF for byte in range(256))
+
+
 class Counting:
     """How refcounts of ``2 ** order`` bits stand in a block."""
 
@@ -76,6 +82,17 @@ class Counting:
         if sys.byteorder == "little" and self._width > 1:
             numbers.byteswap()
         return numbers
+
+    def packed(self, numbers: array[int]) -> bytes:
+        """The block of these numbers, none of which is larger than the largest."""
+        if self._order < _BYTE_ORDER:
+            per_byte, narrow = 8 >> self._order, array("B", numbers).tobytes()
+            parts = [narrow[slot::per_byte].translate(_shifted(slot << self._order)) for slot in range(per_byte)]
+            return reduce(_either, parts)
+        found = array(_TYPECODES[self._order], numbers)
+        if sys.byteorder == "little" and self._width > 1:
+            found.byteswap()
+        return found.tobytes()
 
     def capped(self, raw: bytes) -> bytes:
         """The numbers of a block, one byte each: 255 for a larger one."""

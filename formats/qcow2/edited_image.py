@@ -16,7 +16,7 @@ from tapfs.formats.qcow2.entries import Decoder
 from tapfs.formats.qcow2.extensions import Extension
 from tapfs.formats.qcow2.header import AUTOCLEAR_AT, DIRTY, INCOMPATIBLE_AT, KNOWN_AUTOCLEAR, WORD, Header
 from tapfs.formats.qcow2.l1 import L1Table
-from tapfs.formats.qcow2.refcounts import Refcounts
+from tapfs.formats.qcow2.refcounts import ClusterRun, Refcounts
 from tapfs.formats.qcow2.signature import VERSIONS
 from tapfs.formats.qcow2.snapshots import Snapshot
 from tapfs.formats.qcow2.space import Space
@@ -100,8 +100,13 @@ def take(image: EditedImage, content: bytes) -> tuple[int, Step]:
 def release(image: EditedImage, start: int, length: int) -> None:
     """Lower the counts of the clusters of a piece of metadata that nothing refers to any more; `durable` does it."""
     if length:
-        size = image.header.cluster_size
-        image.refcounts.lower_counts(start // size, -(-length // size))
+        image.refcounts.lower_counts(*cluster_run(image, start, length))
+
+
+def cluster_run(image: EditedImage, start: int, length: int) -> ClusterRun:
+    """The clusters of a piece of metadata, which begins with the first of them."""
+    bits = image.header.cluster_bits
+    return ClusterRun(start >> bits, -(-length >> bits))
 
 
 def durable(image: EditedImage) -> Iterator[Plan]:

@@ -10,3 +10,5 @@ from tapfs.formats.qcow2.header import COMPRESSION_DEFLATE, COMPRESSION_ZSTD
 COMPAT: Mapping[str, int] = MappingProxyType({"0.10": 2, "v2": 2, "1.1": 3, "v3": 3})
 COMPRESSION: Mapping[str, int] = MappingProxyType({"zlib": COMPRESSION_DEFLATE, "zstd": COMPRESSION_ZSTD})
 SWITCH: Mapping[str, bool] = MappingProxyType({"on": True, "off": False})
+#: The bits of a reference count, as the header's power of two.
+REFCOUNT_ORDER: Mapping[str, int] = MappingProxyType({str(1 << order): order for order in range(7)})

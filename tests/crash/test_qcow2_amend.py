@@ -25,6 +25,10 @@ KINDS: dict[str, tuple[dict[str, str], list[dict[str, str]]]] = {
     "version 2": ({"compat": "0.10"}, [{"compat": "v3", "compression_type": "zstd"}, {"compression_type": "zlib"}]),
     "512": ({"cluster_size": "512"}, [{"compat": "0.10"}, {"compat": "1.1"}, {"lazy_refcounts": "on"}]),
     "4096": ({"cluster_size": "4096", "lazy_refcounts": "on"}, [{"compat": "v2"}, {"compat": "v3"}]),
+    "refcounts": (
+        {"cluster_size": "512", "refcount_bits": "1"},
+        [{"refcount_bits": "64"}, {"refcount_bits": "2"}, {"refcount_bits": "16", "compat": "0.10"}],
+    ),
     "subclusters": ({"extended_l2": "on"}, [{"compression_type": "zstd"}, {"lazy_refcounts": "on"}]),
 }
 PARENT = BackingReference("/a/parent.raw", "raw")
@@ -46,7 +50,8 @@ def seen(file: MemoryFile) -> Seen:
     driver = opened(file, writable=True)
     assert isinstance(driver, EditableQcow2Driver)
     header = driver.header
-    choices = (header.version, header.compatible, header.incompatible, header.compression_type)
+    choices = (header.version, header.compatible, header.incompatible, header.compression_type, header.refcount_order)
+    assert driver.check().corruptions == 0
     extents = [extent._replace(in_place=False) for extent in driver.map(0, SIZE)]
     return Seen(choices, driver.geometry.backing, extents)
 

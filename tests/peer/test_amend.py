@@ -60,3 +60,24 @@ def test_snapshots_go_along_unless_they_have_zero_clusters(tapfs: Run, tmp_path:
     refused = tapfs("amend", "-o", "compat=0.10", image)
     assert (refused.code, "snapshot two has zero clusters" in refused.err) == (12, True)
     assert facts(image)["compat"] == "1.1"
+
+
+@pytest.mark.usefixtures("each_qemu")
+def test_refcounts_of_every_width(tapfs: Run, tmp_path: Path) -> None:
+    image, wanted = tmp_path / "a.qcow2", tmp_path / "wanted.raw"
+    qemu("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=512,refcount_bits=16", image, "2M")
+    qemu("qemu-io", "-f", "qcow2", "-c", "write -P 7 0 700k", "-c", "write -z 512k 64k", image)
+    qemu("qemu-img", "snapshot", "-c", "one", image)
+    qemu("qemu-io", "-f", "qcow2", "-c", "write -P 8 300k 500k", image)
+    qemu("qemu-img", "convert", "-O", "raw", image, wanted)
+    refused = tapfs("amend", "-o", "refcount_bits=1", image)
+    assert (refused.code, "2 references lead to cluster" in refused.err) == (12, True)
+    for bits in (2, 64, 8, 32, 4, 1, 16):
+        if bits == 1:
+            qemu("qemu-img", "snapshot", "-d", "one", image)
+        assert tapfs("amend", "-o", f"refcount_bits={bits}", image) == (0, "", "")
+        assert facts(image)["refcount-bits"] == bits
+        qemu("qemu-io", "-f", "qcow2", "-c", f"write -P {bits} {bits}k 3k", "-c", f"write -P {bits} 1M {bits}k", image)
+        qemu("qemu-io", "-f", "raw", "-c", f"write -P {bits} {bits}k 3k", "-c", f"write -P {bits} 1M {bits}k", wanted)
+        qemu("qemu-img", "compare", "-F", "qcow2", "-f", "raw", wanted, image)
+    assert image.stat().st_blocks * 512 < 2 << 20  # what is not used any more became holes

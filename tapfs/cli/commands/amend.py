@@ -27,9 +27,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "amend",
         help="change what was chosen when an image was made",
-        description="Change options of the image FILE in place: of qcow2 the version (compat), lazy_refcounts, the\n"
-        "compression type while nothing is compressed, and what it says of a data file; the passwords of LUKS, in\n"
-        "qcow2 or by itself. The disk stays the same.\n"
+        description="Change options of the image FILE in place: of qcow2 the version (compat), lazy_refcounts,\n"
+        "refcount_bits, the compression type while nothing is compressed, and what it says of a data file; the\n"
+        "passwords of LUKS, in qcow2 or by itself. The disk stays the same.\n"
         "What the image cannot be is refused, and nothing is changed; what was interrupted is begun anew.\n"
         "'-o help' lists the options of a format.",
     )

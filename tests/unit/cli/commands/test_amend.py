@@ -15,7 +15,8 @@ Run = Callable[..., Any]
     ("create", "option", "said"),
     [
         ((), "cluster_size=4K", "cluster_size of an image that is there cannot be changed"),
-        ((), "refcount_bits=8", "tapfs convert -O qcow2 -o refcount_bits="),
+        ((), "refcount_bits=3", "must be one of 1, 2, 4, 8, 16, 32, 64"),
+        (("-o", "compat=0.10"), "refcount_bits=8", "need compat=1.1"),
         ((), "backing_file=x", "tapfs rebase -u -b FILE"),
         ((), "compat=0.9", "must be one of 0.10, v2, 1.1, v3"),
         ((), "nonsense=1", "unknown option 'nonsense'"),

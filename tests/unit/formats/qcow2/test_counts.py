@@ -28,6 +28,7 @@ def test_views_of_a_block(order: int) -> None:
     numbers = [min(choice.choice(edges), most) for _ in range(256)]
     raw, counting = block_of(order, numbers), Counting(order)
     assert list(counting.numbers(raw)) == numbers
+    assert counting.packed(counting.numbers(raw)) == raw
     assert list(counting.capped(raw)) == [min(number, 255) for number in numbers]
     assert [byte != 0 for byte in counting.alone(raw)] == [number == 1 for number in numbers]
     assert [byte != 0 for byte in counting.used(raw)] == [number != 0 for number in numbers]
