@@ -48,6 +48,24 @@ class Resizable(WritableDriver, Protocol):
 
 
 @runtime_checkable
+class Preallocating(Resizable, Protocol):
+    """A driver that gives what was added to its disk places, or space, before anything is written there."""
+
+    @property
+    def preallocations(self) -> tuple[str, ...]:
+        """The modes that the image can have: "metadata", "falloc", "full"; only "full": zeros are written as data."""
+        ...
+
+    def preallocate(self, mode: str, start: int, stop: int) -> Iterator[Plan]:
+        """Give ``[start, stop)`` its space: it was just added, reads as zeros, and goes on to read so at every moment.
+
+        "metadata": each cluster has its place; "falloc": the host reserves its space, too; "full": zeros are written.
+        Not asked for where only "full" can be. Raises ImageError(no_space, unsupported, corrupt).
+        """
+        ...
+
+
+@runtime_checkable
 class Rebasable(WritableDriver, Protocol):
     """A driver whose image can name another parent, or none."""
 

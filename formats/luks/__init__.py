@@ -21,7 +21,7 @@ class LuksFormat:
     """LUKS as a :class:`tapfs.driver.CreatableFormat`."""
 
     name = "luks"
-    abilities = frozenset({Ability.WRITE, Ability.ENCRYPT})
+    abilities = frozenset({Ability.WRITE, Ability.ENCRYPT, Ability.RESIZE})
     traits = frozenset({Trait.ALWAYS_ENCRYPTED})
 
     def probe(self, head: bytes, size: int) -> int:
@@ -33,8 +33,7 @@ class LuksFormat:
         """A driver for this file. Raises ImageError(invalid_format, unsupported, corrupt) naming the field."""
         from tapfs.formats.luks.driver import LuksDriver
 
-        del request  # the headers never change
-        return LuksDriver(file)
+        return LuksDriver(file, request.grown_size)
 
     @property
     def create_options(self) -> Mapping[str, str]:

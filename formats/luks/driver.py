@@ -12,17 +12,20 @@ from tapfs.formats.luks.signature import MAGIC, VERSION_1, VERSION_2
 from tapfs.formats.luks.version1 import read_version1
 from tapfs.formats.luks.version2 import read_version2
 from tapfs.formats.luks.volume import SECTOR, Volume, unlock
-from tapfs.formats.raw import IdentityDriver
-from tapfs.plan import Plan
+from tapfs.formats.raw import MAX_SIZE, IdentityDriver
+from tapfs.plan import Grow, Plan, Shorten, plan
 
 
 class LuksDriver(IdentityDriver):
-    """A LUKS container: a :class:`tapfs.driver.WritableDriver` that never changes the headers."""
+    """A LUKS container: a :class:`tapfs.driver.WritableDriver` that never changes the headers.
 
-    def __init__(self, file: HostFile) -> None:
+    Its disk goes on to the end of the file, unless the header of version 2 says where the disk ends.
+    """
+
+    def __init__(self, file: HostFile, grown_size: int | None = None) -> None:
         self._volume = _volume(file)
         start, cipher = self._volume.payload_offset, self._volume.cipher
-        super().__init__(file, "luks", size=_payload_bytes(self._volume, file))
+        super().__init__(file, "luks", size=_payload_bytes(self._volume, file) if grown_size is None else grown_size)
         self.geometry = replace(
             self.geometry,
             granule=cipher.sector_bytes,
@@ -46,6 +49,27 @@ class LuksDriver(IdentityDriver):
         """Every byte has its place already."""
         placements = (Placement(offset, length, self._start + offset, in_place=True) for offset, length in ranges)
         return Reservation(tuple(ranges), operation, tuple(placements))
+
+    def make_room(self, size: int) -> Iterator[Plan]:
+        """Nothing. Raises ImageError(unsupported, out_of_bounds) for a size that the container cannot have."""
+        self._require(size)
+        return iter(())
+
+    def resize(self, size: int) -> Iterator[Plan]:
+        """Give the file the length that the disk of this size has; what it gains is zeroed by who has the key."""
+        self._require(size)
+        end = self._start + size
+        return iter([plan([Grow(0, end) if size > self.geometry.virtual_size else Shorten(0, end)])])
+
+    def _require(self, size: int) -> None:
+        sector = self._volume.cipher.sector_bytes
+        if self._volume.payload_bytes is not None:
+            message = "the header of version 2 says how long the disk is, and tapfs does not change that header"
+            remedy = "cryptsetup resize and cryptsetup reencrypt do"
+            raise ImageError(ErrorKind.UNSUPPORTED, message, path=self._file.path, op="resize", remedy=remedy)
+        if size < 0 or size % sector or self._start + size > MAX_SIZE:
+            message = f"a disk of {size} bytes is none of whole sectors of {sector} bytes"
+            raise ImageError(ErrorKind.OUT_OF_BOUNDS, message, path=self._file.path, op="resize")
 
     @property
     def plain_details(self) -> frozenset[str]:

@@ -28,6 +28,19 @@ class EditableQcow2Driver(SnapshotKeeping, BitmapKeeping, BitmapFollowing):
         """See :meth:`tapfs.driver.Resizable.resize`."""
         return resize(self, size)
 
+    @property
+    def preallocations(self) -> tuple[str, ...]:
+        """See :meth:`tapfs.driver.Preallocating.preallocations`."""
+        from tapfs.formats.qcow2.preallocate import preallocations
+
+        return preallocations(self)
+
+    def preallocate(self, mode: str, start: int, stop: int) -> Iterator[Plan]:
+        """See :meth:`tapfs.driver.Preallocating.preallocate`."""
+        from tapfs.formats.qcow2.preallocate import preallocate
+
+        return preallocate(self, mode, start, stop)
+
     def drops_zeros(self, options: Mapping[str, str]) -> bool:
         """See :meth:`tapfs.driver.Amendable.drops_zeros`."""
         from tapfs.formats.qcow2.amend import drops_zero_clusters

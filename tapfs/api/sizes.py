@@ -78,9 +78,10 @@ def resize(
 
     `size` may be a function of the size that the image has now. What is added reads as zeros. A smaller size needs
     `shrink`: what lies behind it is lost. A raw image needs `format`. `backing` and `backing_formats` say where and
-    what the parents are, `preallocation` how what is added gets its space ("off", "falloc" for raw images, "full").
-    `write_base` resizes an image that overlays lie over. The new size is durable when this returns; a crash before
-    leaves the old one or the new one. Raises ImageError.
+    what the parents are, `preallocation` how what is added gets its space: "off", "full", for qcow2 and raw images
+    "falloc", for qcow2 "metadata". `write_base` resizes an image that overlays lie over. The new size is durable when
+    this returns; a crash before leaves the old one or the new one, or of a bare LUKS container one in between.
+    Raises ImageError.
     """
     from tapfs.jobs.resize import resize_image
 

@@ -4,6 +4,12 @@ A disk grows in three steps: the image gets room, what is behind the old end and
 the size is told (`tapfs.edit_protocols.Resizable`). The second step is a write like any other, by a driver that takes
 the disk for as long as it is to be. So it works for whatever stands there: bytes of a disk that was longer once,
 clusters that are packed, encrypted or shared with a snapshot, and a parent that is longer than the disk.
+
+An encrypted disk that is a part of a file as it stands (LUKS) has no field for its size: the file's length is the size.
+It grows by zeros that are encrypted and appended, so a crash may leave a length in between, which reads as zeros.
+
+After a shrink the end of the last granule, which the disk has no more, is zeroed where the image itself holds it. So
+who grows the image without a look at it shows no bytes of the longer disk.
 """
 
 from __future__ import annotations
@@ -16,12 +22,12 @@ from itertools import islice
 from tapfs.disk.chain import Layer, OpenOptions, open_layer
 from tapfs.disk.image import Image
 from tapfs.disk.opening import open_image
-from tapfs.driver import MAX_DISK_BYTES, Resizable
+from tapfs.driver import MAX_DISK_BYTES, Preallocating, Resizable
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
 from tapfs.jobs.editing import edit_image
 from tapfs.jobs.zero_data import write_zero_data
-from tapfs.plan import Allocate, plan
+from tapfs.plan import Allocate, Plan, plan
 
 #: So many extents of the map are looked at before what they say is acted upon.
 _EXTENTS_AT_ONCE = 4096
@@ -34,6 +40,11 @@ class _Wanted:
     now: int
     size: int
     identity: bool
+    #: The disk is encrypted and as long as its file.
+    appended: bool
+    #: The end of the last granule of the disk that is to be.
+    granule_end: int
+    preallocations: tuple[str, ...]
 
 
 def resize_image(
@@ -50,7 +61,7 @@ def resize_image(
     `options` say how it is opened, and where its parents are: a parent that is longer than the disk must not show in
     what is added. The new size is durable when this returns; a crash before leaves the old one or the new one.
     `preallocation` says how what is added gets its space, after the new size is durable: "falloc" has the host
-    reserve it where the disk lies in a file as it stands, "full" writes zeros.
+    reserve it, "full" writes zeros, "metadata" gives each cluster its place (`tapfs.driver.Preallocating`).
     Raises ImageError: unsupported for what the format cannot do, out_of_bounds for a smaller size without `shrink`.
     """
     options = replace(options, writable=True)
@@ -59,11 +70,18 @@ def resize_image(
         _require_room_for(preallocation, found, path)
     if found.size == found.now:
         return found.size
+    grown = replace(options, grown_size=max(found.size, found.granule_end))
     if found.size > found.now:
         edit_image(path, options, lambda layer: _resizable(layer, found).make_room(found.size))
+        if found.appended:
+            with contextlib.closing(open_image(path, grown, password=password)) as image:
+                write_zero_data(image, Range(found.now, found.size - found.now))
+            return found.size
         if not found.identity:
             _zero_behind(path, replace(options, grown_size=found.size), found.now, password)
     edit_image(path, options, lambda layer: _resizable(layer, found).resize(found.size))
+    if found.size < found.now and not found.identity:
+        _zero_cut(path, grown, found.size, password)
     if preallocation != "off":
         _fill_behind(path, options, found, preallocation, password)
     with contextlib.closing(open_layer(path, replace(options, writable=False))) as layer:
@@ -98,7 +116,17 @@ def _looked_at(path: str, wanted: Callable[[int], int], options: OpenOptions, *,
                 op="resize",
                 remedy="say {shrink} if that is meant",
             )
-        return _Wanted(now, size, layer.driver.geometry.identity is not None)
+        geometry = layer.driver.geometry
+        identity = geometry.identity is not None
+        own = layer.driver.preallocations if isinstance(layer.driver, Preallocating) else ()
+        return _Wanted(
+            now,
+            size,
+            identity,
+            identity and geometry.cipher is not None,
+            min(now, -(-size // geometry.packed_unit) * geometry.packed_unit),
+            ("falloc", "full") if identity else own or ("full",),
+        )
 
 
 def _unsupported(layer: Layer, size: int) -> ImageError:
@@ -121,9 +149,9 @@ def _resizable(layer: Layer, found: _Wanted) -> Resizable:
 
 
 def _require_room_for(preallocation: str, found: _Wanted, path: str) -> None:
-    allowed = ("falloc", "full") if found.identity else ("full",)
-    if preallocation not in allowed:
-        message = f"preallocation={preallocation}: what this image gains can have off or {' or '.join(allowed)}"
+    if preallocation not in found.preallocations:
+        allowed = " or ".join(("off", *found.preallocations))
+        message = f"preallocation={preallocation}: what this image gains can have {allowed}"
         raise ImageError(ErrorKind.UNSUPPORTED, message, path=path, op="resize")
     if found.size < found.now:
         message = f"preallocation={preallocation} goes with a larger size only"
@@ -132,6 +160,9 @@ def _require_room_for(preallocation: str, found: _Wanted, path: str) -> None:
 
 def _fill_behind(path: str, options: OpenOptions, found: _Wanted, preallocation: str, password: bytes | None) -> None:
     """Take the space of what was added; a crash leaves the disk as long as it is to be, and it reads the same."""
+    if len(found.preallocations) > 1 and not found.identity:
+        edit_image(path, options, lambda layer: _preallocation(layer, preallocation, found), keeps_disk=True)
+        return
     with contextlib.closing(open_image(path, options, password=password)) as image:
         identity = image.layers[0].driver.geometry.identity
         if preallocation == "falloc" and identity is not None:
@@ -139,6 +170,28 @@ def _fill_behind(path: str, options: OpenOptions, found: _Wanted, preallocation:
             image.engine_disk.execute(plan([Allocate(identity.file, start, found.size - found.now)]))
             return
         write_zero_data(image, Range(found.now, found.size - found.now))
+
+
+def _preallocation(layer: Layer, mode: str, found: _Wanted) -> Iterator[Plan]:
+    if not isinstance(layer.driver, Preallocating):
+        raise ImageError(ErrorKind.LOCKED, "was changed by another process meanwhile", path=layer.path, op="resize")
+    return layer.driver.preallocate(mode, found.now, layer.driver.geometry.virtual_size)
+
+
+def _zero_cut(path: str, grown: OpenOptions, start: int, password: bytes | None) -> None:
+    """Zero what the top image still holds of its last granule behind `start`, where that can still be reached.
+
+    Without a key it cannot, nor in an image that says in several places how long it is (VMDK), nor in a data file,
+    which was cut with the disk. The size is durable already, so none of these is an error.
+    """
+    try:
+        with contextlib.closing(open_image(path, grown, password=password, metadata_only=True)) as image:
+            left = [each for each in image.extents(start) if each.depth == 0 and not each.zero]
+            for each in [] if image.needs_password else left:
+                image.write_zeroes(each.offset, each.length)
+    except ImageError as error:
+        if error.kind is not ErrorKind.CORRUPT:
+            raise
 
 
 def _zero_behind(path: str, options: OpenOptions, start: int, password: bytes | None) -> None:

@@ -155,3 +155,21 @@ def bitmaps(image: Path) -> list[dict[str, Any]]:
     said = json.loads(qemu("qemu-img", "info", "--output=json", str(image)))
     found: list[dict[str, Any]] = said["format-specific"]["data"]["bitmaps"]
     return found
+
+
+@pytest.mark.parametrize("mode", ["metadata", "falloc", "full"])
+@pytest.mark.usefixtures("each_qemu")
+def test_space_for_what_is_added(tapfs: Run, tmp_path: Path, mode: str) -> None:
+    """Both take the space of what one adds, in turns, and find the image clean."""
+    image = tmp_path / "a.qcow2"
+    qemu("qemu-img", "create", "-f", "qcow2", "-o", "cluster_size=4096", str(image), str(MIB))
+    qemu("qemu-io", "-f", "qcow2", "-c", "write -P 7 0 1M", "-c", "discard 256k 256k", str(image))
+    for size in (2 * MIB, 4 * MIB + 512):
+        assert tapfs("resize", "--preallocation", mode, image, size).code == 0
+        clean(image)
+        qemu("qemu-img", "resize", "-f", "qcow2", "--preallocation", mode, str(image), str(size + MIB))
+        assert tapfs("check", image).code == 0
+        with tapfs_package.open(image) as disk:
+            assert all(each.data for each in disk.extents(MIB))
+            assert disk.read(MIB, disk.size - MIB) == bytes(size)
+    assert by_qemu(image)[MIB:] == bytes(4 * MIB + 512)
