@@ -21,6 +21,7 @@ from tapfs.kernel.nbd_tls import TlsServer
 from tapfs.nbd.clients import MOST_CLIENTS, Clients
 from tapfs.nbd.export import Export
 from tapfs.serving.log import log
+from tapfs.serving.server_start import remove_socket
 from tapfs.serving.service import Service
 
 
@@ -56,7 +57,7 @@ class Session:
         for image, _ in self._serving.images:
             ending.add("flush and close the image", image.close)
         for path in self._serving.sockets:
-            ending.add("remove the socket", partial(_remove, path))
+            ending.add("remove the socket", partial(remove_socket, path))
         for listener in self._serving.listeners:
             ending.add("close a socket", listener.close)
         if self._serving.tls is not None:
@@ -111,11 +112,6 @@ def _allow_descriptors() -> None:
     wanted = hard if hard != resource.RLIM_INFINITY else max(soft, 4 * MOST_CLIENTS)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
-
-
-def _remove(path: str) -> None:
-    with suppress(FileNotFoundError):
-        os.unlink(path)
 
 
 def _same(image: Image) -> Image:

@@ -1,38 +1,26 @@
-"""The sockets of an NBD server: made at a path or an address, or inherited from systemd, and how clients name them."""
+"""The sockets of an NBD server: made at a path or an address, and how clients name them."""
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
-import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
-from pathlib import Path
 from urllib.parse import quote
 
 import trio
 
-from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.errors import ErrorKind, ImageError
 from tapfs.nbd.negotiation import Rejected
-from tapfs.serving.local_socket import short_path
+from tapfs.serving.listening import BACKLOG, failure_to_listen, listen_locally
 
 #: The port of NBD.
 DEFAULT_PORT = 10809
 
-#: The most bytes of a Unix socket's path (unix(7): 108 with the NUL at the end).
-_LONGEST_ADDRESS = 107
-
-#: Clients that wait to be accepted.
-_BACKLOG = 128
-
 #: A client behind a network that says nothing is asked after so many seconds whether it is there, then every so many
 #: seconds, and so many times. Data that nobody acknowledges ends the connection after so many milliseconds.
 _IDLE_SECONDS, _PROBE_SECONDS, _PROBES, _UNANSWERED_MS = 60, 10, 6, 120_000
-
-#: The first descriptor that systemd hands over.
-_FIRST_INHERITED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,66 +55,14 @@ def listeners_at(address: Address) -> list[socket.socket]:
     """
     try:
         if address.path is not None:
-            return [_listen_locally(address.path)]
+            return [listen_locally(address.path)]
         return _listen_by_tcp(address)
     except socket.gaierror as error:
         raise ImageError(
             ErrorKind.NOT_FOUND, error.strerror or "no such host", path=str(address), op="listen"
         ) from error
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise _taken(str(address)) from error
-        raise from_os_error(error, path=str(address), op="listen") from error
-
-
-def _taken(place: str) -> ImageError:
-    return ImageError(
-        ErrorKind.LOCKED, "another process listens there", path=place, op="listen", remedy="end it, or listen elsewhere"
-    )
-
-
-def _listen_locally(path: str) -> socket.socket:
-    directory, name = Path(os.path.abspath(path)).parent, os.path.basename(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        with short_path(directory, name) as short:
-            _require_length(path, short)
-            _clear_away(path, short)
-            os.fchmod(listener.fileno(), 0o600)  # of the file that bind makes
-            listener.bind(short)
-        listener.listen(_BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-def _require_length(path: str, short: str) -> None:
-    """Raise ImageError if a name does not fit into a socket's address even where its directory's is a short one."""
-    over = len(os.fsencode(short)) - _LONGEST_ADDRESS
-    if over > 0:
-        message = f"the last part of the name is too long for a socket, by {over} bytes"
-        raise ImageError(ErrorKind.INVALID_ARGUMENT, message, path=path, op="listen", remedy="choose a shorter one")
-
-
-def _clear_away(path: str, short: str) -> None:
-    """Remove a socket that nobody listens on. Raises ImageError if it is used, or is no socket."""
-    try:
-        found = os.lstat(short)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(found.st_mode):
-        raise ImageError(ErrorKind.EXISTS, "is there already, and no socket", path=path, op="listen")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(short)
-        except ConnectionRefusedError:
-            os.unlink(short)
-            return
-        except BlockingIOError:
-            pass  # somebody listens, and many wait
-    raise _taken(path)
+        raise failure_to_listen(error, str(address)) from error
 
 
 def _listen_by_tcp(address: Address) -> list[socket.socket]:
@@ -141,38 +77,12 @@ def _listen_by_tcp(address: Address) -> list[socket.socket]:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             chosen = listeners[0].getsockname()[1] if port == 0 and len(listeners) > 1 else port
             listener.bind((host, chosen, *scope))
-            listener.listen(_BACKLOG)
+            listener.listen(BACKLOG)
     except BaseException:
         for listener in listeners:
             listener.close()
         raise
     return listeners
-
-
-def inherited_listeners() -> list[socket.socket]:
-    """The sockets that systemd has opened for this process (LISTEN_FDS), none if it has not."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
-        return []
-    count = os.environ.get("LISTEN_FDS", "")
-    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
-        os.environ.pop(name, None)  # not for the programs that we start
-    found: list[socket.socket] = []
-    for descriptor in range(_FIRST_INHERITED, _FIRST_INHERITED + (int(count) if count.isdecimal() else 0)):
-        try:
-            os.set_inheritable(descriptor, False)
-            listener = socket.socket(fileno=descriptor)
-            if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                raise ImageError(
-                    ErrorKind.UNSUPPORTED,
-                    f"descriptor {descriptor} is a connection, not a socket that listens",
-                    op="take the sockets of systemd",
-                    remedy="say Accept=no in the socket unit",
-                )
-        except OSError as error:
-            raise from_os_error(error, path=f"descriptor {descriptor}", op="take the sockets of systemd") from error
-        listener.setblocking(False)
-        found.append(listener)
-    return found
 
 
 def uri_of(listener: socket.socket, export: str, *, path: str | None = None, secure: bool = False) -> str:

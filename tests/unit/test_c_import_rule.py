@@ -26,6 +26,7 @@ MAY_USE = {
     "serving": {"engine"},
     "fuse": {"engine", "host", "mover", "serving"},
     "nbd": {"engine", "host", "mover", "serving"},
+    "vhost": {"engine", "host", "mover", "serving"},
     "xen": {"engine", "host", "mover", "serving"},
 }
 

@@ -125,8 +125,9 @@ static int start_one(struct workers *workers)
 {
     sigset_t all, previous;
 
-    /* The process's signals are for its other threads. */
+    /* The process's signals are for its other threads. A SIGBUS is the thread's own: of a guest's memory that vanished. */
     sigfillset(&all);
+    sigdelset(&all, SIGBUS);
     pthread_sigmask(SIG_SETMASK, &all, &previous);
     int error = pthread_create(&workers->threads[workers->count], NULL, work, workers);
     pthread_sigmask(SIG_SETMASK, &previous, NULL);

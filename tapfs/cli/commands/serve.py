@@ -1,4 +1,4 @@
-"""`tapfs serve`: disks for clients that speak NBD, such as QEMU, the nbd driver of Linux, nbdcopy."""
+"""`tapfs serve`: disks for clients that speak NBD, such as QEMU or nbdcopy, or for a virtual machine."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tapfs.disk.image import Image
     from tapfs.kernel.nbd_tls import TlsServer
     from tapfs.nbd.sockets import Address
+    from tapfs.serving.server_start import ServerStart
 
 _DESCRIPTION = """\
 Serve the disk of IMAGE to clients that speak NBD: QEMU, nbdcopy, nbd-client of Linux and others.
@@ -32,6 +33,12 @@ an export under the name of its file. For example:
   nbdcopy 'nbd+unix:///?socket=/tmp/disk.sock' disk.raw
   qemu-system-x86_64 -drive file='nbd+unix:///?socket=/tmp/disk.sock',format=raw,if=virtio
 
+With --vhost-user PATH the disk is that of a virtual machine, as a vhost-user-blk device: for QEMU,
+cloud-hypervisor and crosvm. The machine needs memory that is shared:
+  tapfs serve disk.vhdx --rw --vhost-user /tmp/disk.sock
+  qemu-system-x86_64 -m 2G -object memory-backend-memfd,id=memory,size=2G -machine memory-backend=memory \\
+      -chardev socket,id=disk,path=/tmp/disk.sock,reconnect=1 -device vhost-user-blk-pci,chardev=disk
+
 With --overlay or --temp the disk can be written, whatever its format, and IMAGE stays as it is."""
 
 _PROGRAM = "tapfs serve"
@@ -39,7 +46,9 @@ _PROGRAM = "tapfs serve"
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("serve", help="serve images to NBD clients", description=_DESCRIPTION)
+    parser = subparsers.add_parser(
+        "serve", help="serve images to NBD clients, or to a virtual machine", description=_DESCRIPTION
+    )
     parser.add_argument(
         "image", metavar="IMAGE", help="a file, a block device, ram:NAME or an address such as https://HOST/FILE"
     )
@@ -68,7 +77,13 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="NAME",
         action="append",
         default=[],
-        help="the name of the export; given again, that of the next image's. Clients that name none get the first",
+        help="the name of the export; given again, that of the next image's. Clients that name none get the first. "
+        "With --vhost-user the serial number of the disk, of which 20 bytes count",
+    )
+    parser.add_argument(
+        "--vhost-user",
+        metavar="PATH",
+        help="serve the disk to a virtual machine instead: the Unix socket to which it connects",
     )
     parser.add_argument("--exit-when-idle", action="store_true", help="end when the last client has gone")
     parser.add_argument("--background", action="store_true", help="return when clients may come; kill ends the server")
@@ -79,13 +94,19 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until the end (with --background: return when clients may come)."""
-    from tapfs.nbd.session import Serving
-    from tapfs.nbd.starting import NbdStart, export_names, put_away, serve_in_foreground
-    from tapfs.serving.background import open_descriptors, start_in_background
+    from tapfs.serving.background import open_descriptors
 
     inherited = open_descriptors()  # before anything of ours is open
     if arguments.ro and (arguments.overlay is not None or arguments.temp):
         raise UsageError("--ro does not go with --overlay and --temp, which let the disk be written", _PROGRAM)
+    return _serve_guest(arguments, inherited) if arguments.vhost_user is not None else _serve_nbd(arguments, inherited)
+
+
+def _serve_nbd(arguments: argparse.Namespace, inherited: frozenset[int]) -> int:
+    from tapfs.nbd.export_names import export_names
+    from tapfs.nbd.session import Serving, Session
+    from tapfs.serving.server_start import ServerStart, put_away
+
     paths = [arguments.image, *arguments.more]
     if arguments.overlay is not None and arguments.more:
         raise UsageError("--overlay is for one image", _PROGRAM)
@@ -94,28 +115,74 @@ def run(arguments: argparse.Namespace) -> int:
     listeners, uris, sockets = _listen(arguments, exports[0])
     if tls is None or not (arguments.tls_psk or arguments.tls_verify_clients):
         _warn_of_strangers(listeners, writable=arguments.rw)
-    images: list[tuple[Image, str]] = []
-    serving = Serving(images, listeners, sockets, exit_when_idle=arguments.exit_when_idle, tls=tls)
-    start = NbdStart(serving, arguments.pid_file and os.path.abspath(arguments.pid_file))
+    images: list[Image] = []
     try:
-        for path, name in zip(paths, exports, strict=True):
-            image = open_image(
-                arguments,
-                path=path,
-                writable=arguments.rw,
-                overlay=arguments.overlay,
-                temporary=arguments.temp,
-            )
-            images.append((image, name))
-            warn_of_noise(image)
+        for path in paths:
+            images.append(_open(arguments, path))
+            warn_of_noise(images[-1])
     except BaseException:
-        put_away(serving)
+        put_away(images, listeners, sockets)
         raise
+    named = list(zip(images, exports, strict=True))
+    session = Session(Serving(named, listeners, sockets, exit_when_idle=arguments.exit_when_idle, tls=tls))
+    return _run(arguments, ServerStart(session.run, images, listeners, sockets, _pid_file(arguments)), inherited, uris)
+
+
+def _serve_guest(arguments: argparse.Namespace, inherited: frozenset[int]) -> int:
+    from tapfs.serving.listening import listen_locally
+    from tapfs.serving.server_start import ServerStart, put_away
+    from tapfs.vhost.session import Session
+
+    if arguments.more or len(arguments.name) > 1:
+        raise UsageError("--vhost-user is for one image; start a server for each disk of the machine", _PROGRAM)
+    if (
+        arguments.socket
+        or arguments.tcp
+        or arguments.tls_certificates
+        or arguments.tls_verify_clients
+        or arguments.tls_psk
+    ):
+        raise UsageError("--socket, --tcp and --tls options are for NBD clients, not for --vhost-user", _PROGRAM)
+    path = os.path.abspath(arguments.vhost_user)
+    name: str = arguments.name[0] if arguments.name else os.path.basename(arguments.image)
+    listener = listen_locally(path)
+    images: list[Image] = []
+    try:
+        images.append(_open(arguments, arguments.image))
+        warn_of_noise(images[0])
+    except BaseException:
+        put_away(images, [listener], [path])
+        raise
+    session = Session(
+        images[0],
+        identifier=os.fsencode(name),
+        listeners=[listener],
+        sockets=[path],
+        exit_when_idle=arguments.exit_when_idle,
+    )
+    return _run(
+        arguments, ServerStart(session.run, images, [listener], [path], _pid_file(arguments)), inherited, [path]
+    )
+
+
+def _open(arguments: argparse.Namespace, path: str) -> Image:
+    return open_image(arguments, path=path, writable=arguments.rw, overlay=arguments.overlay, temporary=arguments.temp)
+
+
+def _pid_file(arguments: argparse.Namespace) -> str | None:
+    return os.path.abspath(arguments.pid_file) if arguments.pid_file else None
+
+
+def _run(arguments: argparse.Namespace, start: ServerStart, inherited: frozenset[int], addresses: list[str]) -> int:
+    """Serve here or in the background; print the addresses once clients may come."""
+    from tapfs.serving.background import start_in_background
+    from tapfs.serving.server_start import serve_in_foreground
+
     if not arguments.background:
-        serve_in_foreground(start, lambda: _print(uris))
+        serve_in_foreground(start, lambda: _print(addresses))
         return 0
-    start_in_background(start, inherited - {listener.fileno() for listener in listeners})
-    _print(uris)
+    start_in_background(start, inherited - {listener.fileno() for listener in start.listeners})
+    _print(addresses)
     return 0
 
 
@@ -161,7 +228,8 @@ def _print(uris: list[str]) -> None:
 
 def _listen(arguments: argparse.Namespace, export: str) -> tuple[list[socket.socket], list[str], list[str]]:
     """Sockets that listen, the addresses of an export there, and the paths of the sockets that are ours to remove."""
-    from tapfs.nbd.sockets import Address, inherited_listeners, listeners_at, uri_of
+    from tapfs.nbd.sockets import Address, listeners_at, uri_of
+    from tapfs.serving.listening import inherited_listeners
     from tapfs.serving.runtime_directory import make_private, runtime_directory
 
     secure = arguments.tls_certificates is not None or arguments.tls_psk is not None

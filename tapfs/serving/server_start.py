@@ -1,42 +1,53 @@
-"""Start an NBD server from the command line: in this process, or in one of its own once clients may come."""
+"""Start a server of clients that connect to sockets: in this process, or in one of its own once clients may come."""
 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tapfs.errors import ErrorKind, ImageError, from_os_error, printable
-from tapfs.nbd.messages import MAX_STRING
-from tapfs.nbd.session import Serving, Session
+from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.serving.log import log_to_stderr
+
+if TYPE_CHECKING:
+    from tapfs.disk.image import Image
+
 
 #: A file that holds more than this is none that has a process's number in it.
 _MOST_OF_A_NUMBER = 32
 
 
 @dataclass(frozen=True, slots=True)
-class NbdStart:
-    """A server that is to be started (`tapfs.serving.background.Start`). Owns what is served."""
+class ServerStart:
+    """A server that is to be started (`tapfs.serving.background.Start`). Owns what is served.
 
-    serving: Serving
+    `run` serves until the end, calls its argument once clients may come, and raises ImageError. It closes the images
+    and the listeners, and removes the `sockets`, which are the paths of Unix sockets.
+    """
+
+    run: Callable[[Callable[[], None]], None]
+    images: Sequence[Image]
+    listeners: Sequence[socket.socket]
+    sockets: Sequence[str]
     #: Where the number of the serving process is written.
     pid_file: str | None = None
 
     @property
     def path(self) -> str:
         """What error messages name."""
-        return self.serving.images[0][0].path
+        return self.images[0].path
 
     def serve(self, ready: Callable[[], None]) -> None:
         """Serve until the end, and call `ready` once clients may come. Raises ImageError."""
         with suppress(OSError):
             os.chdir("/")  # a working directory would keep its file system busy
         with ExitStack() as ending:
-            Session(self.serving).run(partial(self._ready, ready, ending))
+            self.run(partial(self._ready, ready, ending))
 
     def _ready(self, ready: Callable[[], None], ending: ExitStack) -> None:
         if self.pid_file is not None:
@@ -46,9 +57,9 @@ class NbdStart:
 
     def let_go(self) -> None:
         """In the parent, after the fork: let go of what is the child's now."""
-        for listener in self.serving.listeners:
+        for listener in self.listeners:
             listener.close()
-        for image, _ in self.serving.images:
+        for image in self.images:
             image.abandon()
 
     def require_ready(self) -> None:
@@ -57,26 +68,31 @@ class NbdStart:
     def clear_away(self, child: int) -> str | None:
         """In the parent: remove the sockets of a child that was killed."""
         del child
-        for path in self.serving.sockets:
-            _unlink(path)
+        for path in self.sockets:
+            remove_socket(path)
         return None
 
 
-def serve_in_foreground(start: NbdStart, ready: Callable[[], None]) -> None:
+def serve_in_foreground(start: ServerStart, ready: Callable[[], None]) -> None:
     """Serve in this process, with the log on stderr; `ready` is called when clients may come."""
     log_to_stderr()
     start.serve(ready)
 
 
-def put_away(serving: Serving) -> None:
+def put_away(images: Sequence[Image], listeners: Sequence[socket.socket], sockets: Sequence[str]) -> None:
     """Close what a server was to own that could not be started."""
     with ExitStack() as closing:
-        for image, _ in serving.images:
+        for image in images:
             closing.callback(image.close)
-        for listener in serving.listeners:
+        for listener in listeners:
             closing.callback(listener.close)
-        for path in serving.sockets:
-            closing.callback(_unlink, path)
+        for path in sockets:
+            closing.callback(remove_socket, path)
+
+
+def remove_socket(path: str) -> None:
+    """Remove a socket, if it is there."""
+    _unlink(path)
 
 
 def _write_number(path: str) -> None:
@@ -103,25 +119,3 @@ def _holds_number(path: str) -> bool:
 def _unlink(path: str) -> None:
     with suppress(OSError):
         os.unlink(path)
-
-
-def export_names(names: Sequence[str], images: Sequence[str]) -> list[str]:
-    """The names of the exports: those that were given, then that of the image's file; one alone has none.
-
-    Raises ImageError(invalid_argument).
-    """
-    if len(names) > len(images):
-        raise _wrong(f"{len(names)} names were given for {len(images)} disks")
-    found = [*names, *(os.path.basename(image) for image in images[len(names) :])]
-    if len(images) == 1 and not names:
-        return [""]
-    for name in found:
-        if len(name.encode(errors="surrogateescape")) > MAX_STRING or "\0" in name or printable(name) != name:
-            raise _wrong(f"{name[:80]!r} cannot be the name of an export")
-        if found.count(name) > 1:
-            raise _wrong(f"two exports would have the name {name!r}; give each a name of its own")
-    return found
-
-
-def _wrong(message: str) -> ImageError:
-    return ImageError(ErrorKind.INVALID_ARGUMENT, message, op="serve")

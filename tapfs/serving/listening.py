@@ -1,0 +1,116 @@
+"""Sockets of servers that listen: made at a path for this user alone, or inherited from systemd."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from pathlib import Path
+
+from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.serving.local_socket import short_path
+
+#: The most bytes of a Unix socket's path (unix(7): 108 with the NUL at the end).
+_LONGEST_ADDRESS = 107
+
+#: Clients that wait to be accepted.
+BACKLOG = 128
+
+#: The first descriptor that systemd hands over.
+_FIRST_INHERITED = 3
+
+
+def listen_locally(path: str) -> socket.socket:
+    """A Unix socket at `path` that only this user may connect to, in place of one that nobody listens on.
+
+    Raises ImageError(locked, exists, io, denied, not_found, invalid_argument).
+    """
+    try:
+        return _listen_at(path)
+    except OSError as error:
+        raise failure_to_listen(error, path) from error
+
+
+def failure_to_listen(error: OSError, place: str) -> ImageError:
+    """What kept a server from listening at a place."""
+    if error.errno == errno.EADDRINUSE:
+        return taken(place)
+    return from_os_error(error, path=place, op="listen")
+
+
+def taken(place: str) -> ImageError:
+    """Another server has that place."""
+    return ImageError(
+        ErrorKind.LOCKED, "another process listens there", path=place, op="listen", remedy="end it, or listen elsewhere"
+    )
+
+
+def _listen_at(path: str) -> socket.socket:
+    directory, name = Path(os.path.abspath(path)).parent, os.path.basename(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        with short_path(directory, name) as short:
+            _require_length(path, short)
+            _clear_away(path, short)
+            os.fchmod(listener.fileno(), 0o600)  # of the file that bind makes
+            listener.bind(short)
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _require_length(path: str, short: str) -> None:
+    """Raise ImageError if a name does not fit into a socket's address even where its directory's is a short one."""
+    over = len(os.fsencode(short)) - _LONGEST_ADDRESS
+    if over > 0:
+        message = f"the last part of the name is too long for a socket, by {over} bytes"
+        raise ImageError(ErrorKind.INVALID_ARGUMENT, message, path=path, op="listen", remedy="choose a shorter one")
+
+
+def _clear_away(path: str, short: str) -> None:
+    """Remove a socket that nobody listens on. Raises ImageError if it is used, or is no socket."""
+    try:
+        found = os.lstat(short)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise ImageError(ErrorKind.EXISTS, "is there already, and no socket", path=path, op="listen")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(short)
+        except ConnectionRefusedError:
+            os.unlink(short)
+            return
+        except BlockingIOError:
+            pass  # somebody listens, and many wait
+    raise taken(path)
+
+
+def inherited_listeners() -> list[socket.socket]:
+    """The sockets that systemd has opened for this process (LISTEN_FDS), none if it has not."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    count = os.environ.get("LISTEN_FDS", "")
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)  # not for the programs that we start
+    found: list[socket.socket] = []
+    for descriptor in range(_FIRST_INHERITED, _FIRST_INHERITED + (int(count) if count.isdecimal() else 0)):
+        try:
+            os.set_inheritable(descriptor, False)
+            listener = socket.socket(fileno=descriptor)
+            if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                raise ImageError(
+                    ErrorKind.UNSUPPORTED,
+                    f"descriptor {descriptor} is a connection, not a socket that listens",
+                    op="take the sockets of systemd",
+                    remedy="say Accept=no in the socket unit",
+                )
+        except OSError as error:
+            raise from_os_error(error, path=f"descriptor {descriptor}", op="take the sockets of systemd") from error
+        listener.setblocking(False)
+        found.append(listener)
+    return found

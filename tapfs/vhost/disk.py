@@ -1,0 +1,154 @@
+"""The disk of a guest: an image, the native threads that answer its virtqueues, and the threads for what they park."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tapfs.kernel.vhost_device import ParkedRequest, Region, Request, Ring, VhostDevice, VhostStatistics
+from tapfs.serving.parked import ParkedThreads, finish_move, finish_writes
+from tapfs.vhost.configuration import size_of
+
+if TYPE_CHECKING:
+    from tapfs.disk.image import Image
+
+#: Bytes that are zeroed by one write, where zeros are to take space.
+_FILL_STEP = 1 << 20
+
+
+class GuestDisk:
+    """An image that a guest uses through its rings, one front end at a time.
+
+    The image stays the caller's; `stop` must come before it is closed. `identifier` is a name that the guest may ask
+    for. Methods block, and are for one thread at a time. Those that a front end's words lead to raise OSError.
+    """
+
+    def __init__(self, image: Image, identifier: bytes) -> None:
+        self.image = image
+        self._device = VhostDevice(image.engine_disk, size_of(image), writable=image.writable, identifier=identifier)
+        self._rings: dict[int, Ring] = {}
+        self._parked = ParkedThreads(
+            self._device.next_parked, self._answer, self._answer_together, path=lambda: self.image.path
+        )
+
+    def start(self) -> None:
+        """Be ready for a guest. Raises ImageError(io); only `stop` may follow then."""
+        self._parked.start()
+
+    @property
+    def problem_descriptor(self) -> int:
+        """An eventfd that becomes readable when a ring has met a problem."""
+        return self._device.problem_descriptor
+
+    def problems(self) -> list[tuple[int, str]]:
+        """The rings that take no more requests, and how the guest broke the protocol."""
+        found = [(index, self._device.problem(index)) for index in list(self._rings)]
+        return [(index, problem) for index, problem in found if problem is not None]
+
+    def statistics(self) -> VhostStatistics:
+        """What was counted."""
+        return self._device.statistics()
+
+    def is_started(self, index: int) -> bool:
+        """Whether a ring is served."""
+        return index in self._rings
+
+    def start_ring(self, index: int, ring: Ring) -> None:
+        """Serve a ring. Raises OSError."""
+        self._device.start_ring(index, ring)
+        self._rings[index] = ring
+
+    def set_call(self, index: int, descriptor: int) -> None:
+        """Signal another eventfd of a ring, whether it is started or not. Raises OSError."""
+        self._device.set_call(index, descriptor)
+        if index in self._rings:
+            self._rings[index] = self._rings[index]._replace(call=descriptor)
+
+    def stop_ring(self, index: int) -> int:
+        """Answer what was taken from a ring. The index from which requests are to be taken again."""
+        del self._rings[index]
+        return self._device.stop_ring(index)
+
+    def add_regions(self, regions: Sequence[tuple[Region, int]], *, instead: bool) -> None:
+        """Map memory of the guest, with its descriptors, `instead` of what there is. Raises OSError."""
+        with self._at_rest():
+            if instead:
+                self._device.remove_regions()
+            for region, descriptor in regions:
+                self._device.add_region(region, descriptor)
+
+    def remove_region(self, region: Region) -> None:
+        """Unmap a region. Raises OSError."""
+        with self._at_rest():
+            self._device.remove_region(region)
+
+    def track_in(self, descriptor: int, offset: int, size: int, rings: int, entries: int) -> None:
+        """Note in a part of a file which requests are taken. Raises OSError."""
+        with self._at_rest():
+            self._device.track_in(descriptor, offset, size, rings, entries)
+
+    def replace(self, reopen: Callable[[Image], Image]) -> Image:
+        """Serve another image from now on, which `reopen` makes of this one while nothing is in flight. The old one."""
+        with self._at_rest():
+            old, new = self.image, reopen(self.image)
+            self._device.replace_disk(new.engine_disk, size_of(new), writable=new.writable)
+            self.image = new
+        return old
+
+    def forget_guest(self) -> None:
+        """Answer what was taken, then let go of rings and memory."""
+        for index in list(self._rings):
+            self.stop_ring(index)
+        self._device.track_nowhere()
+        self._device.remove_regions()
+
+    def stop(self) -> None:
+        """Let go of the guest, and end all threads."""
+        self.forget_guest()
+        self._device.stop()
+        self._parked.join()
+        self._device.close()
+
+    @contextmanager
+    def _at_rest(self) -> Generator[None]:
+        """Nothing is in flight meanwhile; afterwards each ring goes on. Raises OSError if one cannot."""
+        rings = dict(self._rings)
+        bases = {index: self.stop_ring(index) for index in rings}
+        try:
+            yield
+        finally:
+            for index, ring in rings.items():
+                self.start_ring(index, ring._replace(base=bases[index]))
+
+    # In the threads
+
+    def _answer(self, parked: ParkedRequest) -> None:
+        image = self.image
+        match parked.request:
+            case Request.READ | Request.WRITE:
+                finish_move(image, parked)
+                return
+            case Request.SYNC:
+                image.flush()
+            case Request.ZERO:
+                image.write_zeroes(parked.offset, parked.length)
+            case Request.FILL:
+                end = parked.offset + parked.length
+                for offset in range(parked.offset, end, _FILL_STEP):
+                    image.write(offset, bytes(min(_FILL_STEP, end - offset)))
+            case Request.DISCARD:
+                image.discard(parked.offset, parked.length)
+        parked.complete()
+
+    def _answer_together(self, several: Sequence[ParkedRequest]) -> Sequence[ParkedRequest]:
+        """Answer several writes by one, or several flushes; those that must be tried alone, in their order."""
+        if several[0].request is not Request.SYNC:
+            return finish_writes(self.image, several)
+        try:
+            self.image.flush()
+        except Exception:  # noqa: BLE001  each meets its own error when it is tried alone
+            return several
+        for parked in several:
+            parked.complete()
+        return ()

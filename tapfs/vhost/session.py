@@ -1,0 +1,142 @@
+"""The life of a vhost-user server: front ends one after the other, and the end by a signal or with the last of them.
+
+A front end that goes leaves its guest's requests answered or noted in the in-flight region, so another connection of it
+finds nothing lost. The parts that every front end of ours needs are in `tapfs.serving.service`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import trio
+
+from tapfs.disk.image import Image
+from tapfs.errors import printable
+from tapfs.serving.failures import failure_of
+from tapfs.serving.log import log
+from tapfs.serving.server_start import remove_socket
+from tapfs.serving.service import Service
+from tapfs.serving.threads import in_thread
+from tapfs.vhost.channel import Channel
+from tapfs.vhost.conversation import Conversation, RefusedError
+from tapfs.vhost.disk import GuestDisk
+from tapfs.vhost.messages import MalformedError
+
+
+class Session:
+    """One server from its first to its last front end. Owns the image, the listeners and the socket files."""
+
+    def __init__(
+        self,
+        image: Image,
+        *,
+        identifier: bytes,
+        listeners: Sequence[socket.socket],
+        sockets: Sequence[str] = (),
+        exit_when_idle: bool = False,
+    ) -> None:
+        self._image = image
+        self._identifier = identifier
+        self._listeners = listeners
+        self._sockets = sockets
+        self._exit_when_idle = exit_when_idle
+        self._service = Service(image.path)
+        self._disk: GuestDisk | None = None
+        self._ready: Callable[[], None] = lambda: None
+        #: One front end at a time: the next one waits in its socket.
+        self._turn = trio.Lock()
+
+    def run(self, ready: Callable[[], None]) -> None:
+        """Serve, and call `ready` once front ends may come. Raises the first ImageError, when all is put away."""
+        self._ready = ready
+        ending = self._service.ending
+        ending.add("flush and close the image", self._image.close)
+        for path in self._sockets:
+            ending.add("remove the socket", partial(remove_socket, path))
+        for listener in self._listeners:
+            ending.add("close a socket", listener.close)
+        self._service.run(self)
+
+    # What the service asks for
+
+    def prepare(self) -> None:
+        """Start the threads."""
+        disk = GuestDisk(self._image, self._identifier)
+        self._service.ending.add("end the native threads", disk.stop)
+        disk.start()
+        self._disk = disk
+
+    async def serve(self) -> None:
+        """Let front ends in until the end."""
+        disk = self._guest_disk
+        if disk.image.writable:
+            self._service.flush_periodically(lambda: disk.image)
+        self._service.start(self._watch_problems, "watch the rings")
+        async with trio.open_nursery() as nursery:
+            for listener in self._listeners:
+                nursery.start_soon(self._accept, trio.socket.from_stdlib_socket(listener.dup()))
+            self._ready()
+
+    async def end(self) -> None:
+        """End for a signal."""
+        self._service.stop_serving()
+
+    # The tasks
+
+    @property
+    def _guest_disk(self) -> GuestDisk:
+        if self._disk is None:
+            raise AssertionError("the disk is used before `prepare`")
+        return self._disk
+
+    async def _accept(self, listener: trio.socket.SocketType) -> None:
+        with listener:
+            while True:
+                await trio.lowlevel.wait_readable(listener)
+                async with self._turn:
+                    try:
+                        connection, _ = await listener.accept()
+                    except OSError as error:  # no descriptor, no memory, or a front end that has gone already
+                        log.error("no connection: %s", failure_of(error, op="accept", path=self._service.path))
+                        continue
+                    with connection:
+                        await self._converse(connection)
+                if self._exit_when_idle:
+                    log.info("the front end has gone")
+                    self._service.stop_serving()
+
+    async def _converse(self, connection: trio.socket.SocketType) -> None:
+        """Do what a front end says until it goes. No fault of it is one of the server."""
+        conversation = Conversation(self._guest_disk)
+        channel = Channel(connection)
+        try:
+            while (received := await channel.receive()) is not None:
+                header, payload, descriptors = received
+                obey = partial(conversation.answer, header.kind, payload, descriptors, need_reply=header.need_reply)
+                message, attached = await in_thread(obey)
+                try:
+                    await channel.send(message, attached)
+                finally:
+                    for descriptor in attached:
+                        os.close(descriptor)
+        except (MalformedError, RefusedError) as error:
+            log.warning("the connection to a front end ends: %s", printable(str(error)))
+        except OSError as error:
+            log.info("the connection to a front end is broken: %s", error.strerror)
+        except Exception as error:  # noqa: BLE001  the next one is served
+            log.error("a front end could not be served: %s", failure_of(error, op="serve", path=self._service.path))
+        finally:
+            with trio.CancelScope(shield=True):
+                await in_thread(conversation.close)
+
+    async def _watch_problems(self) -> None:
+        """Say in the log how a guest has broken the protocol."""
+        descriptor = self._guest_disk.problem_descriptor
+        while True:
+            await trio.lowlevel.wait_readable(descriptor)
+            os.eventfd_read(descriptor)
+            for index, problem in self._guest_disk.problems():
+                log.warning("ring %d takes no more requests until it is set up anew: the guest %s", index, problem)

@@ -1,0 +1,1 @@
+"""Tests of the vhost-user front end in this process."""
