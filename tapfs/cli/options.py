@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from tapfs.disk.chain import OpenOptions
     from tapfs.disk.image import Image
+    from tapfs.disk.plan_log import PlanLog
     from tapfs.driver import Driver
 
 #: So much of the start of a disk tells whether it was ever written.
@@ -218,11 +219,12 @@ def open_image(
     metadata_only: bool = False,
     overlay: str | None = None,
     temporary: bool = False,
+    plan_log: PlanLog | None = None,
 ) -> Image:
     """The image that the arguments name (`path`, or else `arguments.image`), opened as they say.
 
-    `overlay` and `temporary` as in :class:`tapfs.disk.chain.OpenOptions`. Asks for a password only if
-    the image is encrypted, and not for `metadata_only`. Raises ImageError.
+    `overlay` and `temporary` as in :class:`tapfs.disk.chain.OpenOptions`, `plan_log` as for Image. Asks for a
+    password only if the image is encrypted, and not for `metadata_only`. Raises ImageError.
     """
     from tapfs.disk import opening
 
@@ -231,7 +233,9 @@ def open_image(
     return unlocked(
         arguments.key_file,
         name,
-        lambda password: opening.open_image(name, options, password=password, metadata_only=metadata_only),
+        lambda password: opening.open_image(
+            name, options, password=password, metadata_only=metadata_only, plan_log=plan_log
+        ),
     )
 
 

@@ -24,6 +24,7 @@ from tapfs.vhost.channel import Channel
 from tapfs.vhost.conversation import Conversation, RefusedError
 from tapfs.vhost.disk import GuestDisk
 from tapfs.vhost.messages import MalformedError
+from tapfs.vhost.recovery import BEAT_SECONDS, KeptPlanOf
 
 
 class Session:
@@ -37,12 +38,15 @@ class Session:
         listeners: Sequence[socket.socket],
         sockets: Sequence[str] = (),
         exit_when_idle: bool = False,
+        kept: KeptPlanOf | None = None,
     ) -> None:
+        """`kept` is the plan log that the image was opened with."""
         self._image = image
         self._identifier = identifier
         self._listeners = listeners
         self._sockets = sockets
         self._exit_when_idle = exit_when_idle
+        self._kept = kept
         self._service = Service(image.path)
         self._disk: GuestDisk | None = None
         self._ready: Callable[[], None] = lambda: None
@@ -53,6 +57,8 @@ class Session:
         """Serve, and call `ready` once front ends may come. Raises the first ImageError, when all is put away."""
         self._ready = ready
         ending = self._service.ending
+        if self._kept is not None:
+            ending.add("let go of the plan log", self._kept.close)
         ending.add("flush and close the image", self._image.close)
         for path in self._sockets:
             ending.add("remove the socket", partial(remove_socket, path))
@@ -75,6 +81,8 @@ class Session:
         if disk.image.writable:
             self._service.flush_periodically(lambda: disk.image)
         self._service.start(self._watch_problems, "watch the rings")
+        if self._kept is not None:
+            self._service.start(partial(self._beat, self._kept), "say that the server lives")
         async with trio.open_nursery() as nursery:
             for listener in self._listeners:
                 nursery.start_soon(self._accept, trio.socket.from_stdlib_socket(listener.dup()))
@@ -131,6 +139,11 @@ class Session:
         finally:
             with trio.CancelScope(shield=True):
                 await in_thread(conversation.close)
+
+    async def _beat(self, kept: KeptPlanOf) -> None:
+        while True:
+            kept.beat()
+            await trio.sleep(BEAT_SECONDS)
 
     async def _watch_problems(self) -> None:
         """Say in the log how a guest has broken the protocol."""

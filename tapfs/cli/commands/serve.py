@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from tapfs.cli.options import add_image_options, add_writing_options, open_image, warn_of_noise
+from tapfs.cli.options import add_image_options, add_writing_options, open_image, open_options, warn_of_noise
 from tapfs.cli.parser import UsageError
 from tapfs.cli.reporting import print_lines
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from tapfs.cli.parser import Subparsers
     from tapfs.disk.image import Image
+    from tapfs.disk.plan_log import PlanLog
     from tapfs.kernel.nbd_tls import TlsServer
     from tapfs.nbd.sockets import Address
     from tapfs.serving.server_start import ServerStart
@@ -131,6 +132,7 @@ def _serve_nbd(arguments: argparse.Namespace, inherited: frozenset[int]) -> int:
 def _serve_guest(arguments: argparse.Namespace, inherited: frozenset[int]) -> int:
     from tapfs.serving.listening import listen_locally
     from tapfs.serving.server_start import ServerStart, put_away
+    from tapfs.vhost.recovery import KeptPlanOf
     from tapfs.vhost.session import Session
 
     if arguments.more or len(arguments.name) > 1:
@@ -148,7 +150,11 @@ def _serve_guest(arguments: argparse.Namespace, inherited: frozenset[int]) -> in
     listener = listen_locally(path)
     images: list[Image] = []
     try:
-        images.append(_open(arguments, arguments.image))
+        written: str | None = arguments.overlay or (arguments.image if arguments.rw and not arguments.temp else None)
+        kept = KeptPlanOf(written) if written is not None and "://" not in written else None
+        if kept is not None:
+            kept.complete(open_options(arguments))
+        images.append(_open(arguments, arguments.image, plan_log=None if kept is None else kept.log))
         warn_of_noise(images[0])
     except BaseException:
         put_away(images, [listener], [path])
@@ -159,14 +165,22 @@ def _serve_guest(arguments: argparse.Namespace, inherited: frozenset[int]) -> in
         listeners=[listener],
         sockets=[path],
         exit_when_idle=arguments.exit_when_idle,
+        kept=kept,
     )
     return _run(
         arguments, ServerStart(session.run, images, [listener], [path], _pid_file(arguments)), inherited, [path]
     )
 
 
-def _open(arguments: argparse.Namespace, path: str) -> Image:
-    return open_image(arguments, path=path, writable=arguments.rw, overlay=arguments.overlay, temporary=arguments.temp)
+def _open(arguments: argparse.Namespace, path: str, plan_log: PlanLog | None = None) -> Image:
+    return open_image(
+        arguments,
+        path=path,
+        writable=arguments.rw,
+        overlay=arguments.overlay,
+        temporary=arguments.temp,
+        plan_log=plan_log,
+    )
 
 
 def _pid_file(arguments: argparse.Namespace) -> str | None:

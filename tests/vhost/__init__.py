@@ -1,0 +1,1 @@
+"""Tests of `tapfs serve --vhost-user` as processes."""
