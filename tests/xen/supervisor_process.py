@@ -77,7 +77,10 @@ class SupervisorProcess:
         """The processes of this machine's disks that run: "tap 3 51712" -> pid."""
         found = {}
         for pid in self._processes():
-            words = [word for word in Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0") if word]
+            try:
+                words = [word for word in Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0") if word]
+            except OSError:
+                continue  # ended meanwhile
             if "tapfs.xen.disk.process" in words:
                 found[" ".join(words[-3:])] = pid
         return found
