@@ -169,6 +169,10 @@ class LocalFile:
                 raise
         return cls(path, descriptor, writable=writable, sharing=sharing, direct=direct, request_owner=request_owner)
 
+    def duplicate(self, *, direct: bool = False) -> LocalFile:
+        """Another descriptor of the open file, for writing; it is the caller's. Raises ImageError."""
+        return LocalFile(self.path, os.dup(self.descriptor), writable=True, direct=direct)
+
     def require_present(self, offset: int, length: int) -> None:
         """Have the bytes of the range here, if the file is a copy that comes block by block."""
         if self.presence is not None:

@@ -90,6 +90,15 @@ class Location:
         if self.address is not None:
             if self.from_image:
                 (gate or ORDINARY).judge_address(self.address)
+            if writable and request_owner is not None:
+                # What such a process has under way when it is killed goes on, and its successor cannot wait for it.
+                raise ImageError(
+                    ErrorKind.UNSUPPORTED,
+                    "a disk that outlives its process is not written elsewhere",
+                    path=str(self.address),
+                    op="open",
+                    remedy="write to an overlay on this host",
+                )
             from tapfs.host.remote.file import open_remote  # few images lie elsewhere
 
             return open_remote(self.address, remote, writable=writable)

@@ -228,7 +228,7 @@ class InPlaceFile:
 
     def open(self, *, direct: bool = False) -> LocalFile:
         """See `NewFile.open`."""
-        return LocalFile(self._path, os.dup(self._held.descriptor), writable=True, direct=direct)
+        return self._held.duplicate(direct=direct)
 
     def publish(self, *, overwrite: bool) -> None:
         """Keep what was written, whatever `overwrite` says: the file has its name already."""

@@ -33,14 +33,6 @@ class Target:
 
     def __init__(self, location: Location, *, base: str = ".") -> None:
         """`base` is the folder in which a relative name starts."""
-        if location.address is not None:
-            raise ImageError(
-                ErrorKind.UNSUPPORTED,
-                f"tapfs makes no images at {location.address.scheme} addresses",
-                path=str(location.address),
-                op=_CREATE,
-                remedy="make a file of this host, and upload it by the tool of that place",
-            )
         self.location = location
         self._base = base
         self._place = self._walked()

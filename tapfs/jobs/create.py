@@ -34,6 +34,7 @@ from tapfs.host.file import LocalFile
 from tapfs.host.files import LocalFiles
 from tapfs.host.location import locate, locate_parent, stored_parent
 from tapfs.host.new_files import NewFiles
+from tapfs.host.remote_target import target_at
 from tapfs.host.target import Target
 from tapfs.plan import Plan
 
@@ -146,7 +147,7 @@ def _begun(path: str, new: NewImage, *, overwrite: bool) -> Generator[_Begun]:
     if not isinstance(found, CreatableFormat):
         raise ImageError(ErrorKind.UNSUPPORTED, f"tapfs does not make {new.format} images", path=path, op="create")
     with contextlib.ExitStack() as stack:
-        target = stack.enter_context(Target(location))
+        target = stack.enter_context(target_at(location))
         request, parent = stack.enter_context(create_request(path, new))
         plan = found.create(request)
         further = tuple(found.further_names(request)) if isinstance(found, MultiFileFormat) else ()

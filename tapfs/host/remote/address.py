@@ -49,6 +49,14 @@ class Address:
         known = scheme == "rbd" or scheme in OBJECT_SCHEMES or scheme in NBD_SCHEMES
         return cls(name, scheme) if scheme is not None and known else None
 
+    @classmethod
+    def known(cls, name: str) -> Self:
+        """The address that a name is, which was told to be one before."""
+        found = cls.parse(name)
+        if found is None:
+            raise AssertionError(f"{name} is no address")
+        return found
+
     @property
     def folder(self) -> str:
         """The address up to the last slash of its path; what follows the path is left out."""

@@ -7,47 +7,20 @@ that file and a socket, which a fork passes on. When nobody has the socket any m
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 import socket
-import sys
 import threading
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.presence import Ended
+from tapfs.host.remote import messages
 from tapfs.host.remote.address import Address
 from tapfs.host.remote.options import RemoteOptions
 from tapfs.host.remote.source import Facts
 
-#: No message between the two is longer.
-MESSAGE_BYTES = 16 << 10
-
-#: The descriptors that the fetching process has the socket and the file under.
-SOCKET, COPY = 3, 4
-
-#: Fetching processes that have not been seen to end.
-_left: set[int] = set()
-
-
-def error_words(error: ImageError) -> dict[str, Any]:
-    """An error as the fields of a message."""
-    return {
-        "kind": error.kind.value,
-        "message": error.message,
-        "path": error.path,
-        "offset": error.offset,
-        "op": error.op,
-        "remedy": error.neutral_remedy,
-    }
-
-
-def _error(fields: dict[str, Any]) -> ImageError:
-    kind, message = ErrorKind(fields.pop("kind")), fields.pop("message")
-    return ImageError(kind, message, **fields)
+#: Answers that are taken at once.
+_MOST_ANSWERS = 256
 
 
 class Fetching:
@@ -67,10 +40,14 @@ class Fetching:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
             with theirs:
-                self._process = _started(theirs.fileno(), copy, self._name)
+                messages.start("tapfs.host.remote.fetcher", theirs, self._name, copy=copy)
             self._send({"op": "open", "address": address.text, "options": asdict(options)})
+            answer = self._received()
+            error = messages.error_of(answer)
+            if error is not None:
+                raise error
             #: What the source says of itself.
-            self.facts = Facts(**self._received()["facts"])
+            self.facts = Facts(**answer["facts"])
         except BaseException:
             self.close()
             raise
@@ -81,11 +58,11 @@ class Fetching:
 
     def ended(self) -> list[Ended]:
         """See `tapfs.host.presence.Carrier.ended`."""
-        answers = [self._received(raising=False)]
+        answers = [self._received()]
         # What else has come is taken along, as long as nothing has to be waited for.
-        while (more := self._received(raising=False, wait=False)) and len(answers) < 256:
+        while len(answers) < _MOST_ANSWERS and (more := self._received(wait=False)):
             answers.append(more)
-        return [Ended(each["number"], _error(each["error"]) if "error" in each else None) for each in answers]
+        return [Ended(each["number"], messages.error_of(each)) for each in answers]
 
     def give_up(self, offset: int, length: int) -> None:
         """See `tapfs.host.presence.Carrier.give_up`."""
@@ -95,61 +72,27 @@ class Fetching:
     def close(self) -> None:
         """Let go of the socket. The process ends once nobody has it. Closing twice is allowed."""
         self._socket.close()
-        for each in tuple(_left):
-            with suppress(ChildProcessError):
-                if os.waitpid(each, os.WNOHANG)[0] == 0:
-                    continue
-            _left.discard(each)
+        messages.reap()
 
     def _send(self, message: dict[str, Any]) -> int:
         with self._sending:
             self._number += 1
             try:
-                self._socket.send(json.dumps({"number": self._number, **message}).encode())
+                messages.send(self._socket, {"number": self._number, **message})
             except OSError as error:
                 raise self._gone() from error
             return self._number
 
-    def _received(self, *, raising: bool = True, wait: bool = True) -> dict[str, Any]:
+    def _received(self, *, wait: bool = True) -> dict[str, Any]:
         """One answer; empty if there is none and it is not to be waited for."""
         try:
-            message = self._socket.recv(MESSAGE_BYTES, 0 if wait else socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return {}
+            answer = messages.receive(self._socket, wait=wait)
         except OSError as error:
             raise self._gone() from error
-        if not message:
-            if not wait:
-                return {}
+        if wait and not answer:
             raise self._gone()
-        answer: dict[str, Any] = json.loads(message)
-        if raising and "error" in answer:
-            raise _error(answer["error"])
         return answer
 
     def _gone(self) -> ImageError:
         message = "the process that fetches it has ended"
         return ImageError(ErrorKind.IO, message, path=self._name, op="fetch", remedy="open the image again")
-
-
-def _started(theirs: int, copy: int, name: str) -> int:
-    """Start the process that fetches, apart from the terminal's signals; its number."""
-    from tapfs.host.remote import fetcher
-
-    # Above the numbers that they are to have, so that neither is in the way of the other.
-    high = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, 10) for each in (theirs, copy)]
-    words = [sys.executable, "-P", "-m", fetcher.__name__]
-    # Whoever waits for the end of our output is not to wait for this process.
-    actions = [
-        *((os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_RDWR, 0) for stream in range(3)),
-        *((os.POSIX_SPAWN_DUP2, found, wanted) for found, wanted in zip(high, (SOCKET, COPY), strict=True)),
-    ]
-    try:
-        process = os.posix_spawn(sys.executable, words, os.environ, file_actions=actions, setsid=True, setsigmask=())
-    except OSError as error:
-        raise from_os_error(error, path=name, op="start the process that fetches") from error
-    finally:
-        for each in high:
-            os.close(each)
-    _left.add(process)
-    return process

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 
-from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.errors import from_os_error
 from tapfs.host.file import LocalFile
 from tapfs.host.lock import Sharing
 from tapfs.host.presence import Presence
 from tapfs.host.remote.address import Address
 from tapfs.host.remote.fetching import Fetching
 from tapfs.host.remote.options import USUAL, RemoteOptions
+from tapfs.host.remote.source import refuse_writing
 from tapfs.host.scratch import unnamed_descriptor
 
 #: The copy is kept in blocks of so many bytes, or in larger ones where they would be more than the other number.
@@ -56,16 +57,13 @@ class RemoteFile(LocalFile):
         self._fetching.close()
 
 
-def open_remote(address: Address, options: RemoteOptions = USUAL, *, writable: bool = False) -> RemoteFile:
+def open_remote(address: Address, options: RemoteOptions = USUAL, *, writable: bool = False) -> LocalFile:
     """Open what lies at an address. Raises ImageError."""
     if writable:
-        raise ImageError(
-            ErrorKind.READ_ONLY,
-            f"tapfs does not write to {address.scheme} addresses",
-            path=str(address),
-            op="open",
-            remedy="write to an overlay: {overlay=FILE} or {temp}",
-        )
+        refuse_writing(address)
+        from tapfs.host.remote.written_file import open_written  # few images are written elsewhere
+
+        return open_written(address, options)
     descriptor = unnamed_descriptor("make a local copy of a file that lies elsewhere")
     try:
         fetching = Fetching(address, descriptor, options)

@@ -19,12 +19,38 @@ class NbdSource:
         self._endpoint = endpoint_of(address)
         self._timeout = timeout_seconds
         self._making = threading.Lock()
+        #: Whether a connection was lost that had acknowledged writes which no flush covered.
+        self._lost = False
         self._connection = self._made()
         self.facts = self._facts(self._connection)
 
     def read(self, offset: int, length: int) -> memoryview:
         """See `tapfs.host.remote.source.Source.read`."""
         return self._working().request(Command.READ, offset, length)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """See `tapfs.host.remote.source.WritableSource.write`. Zeros are written as such, where the server can."""
+        connection = self._working()
+        if Flag.WRITE_ZEROES in connection.flags and data.count(0) == len(data):
+            connection.request(Command.WRITE_ZEROES, offset, len(data))
+        else:
+            connection.request(Command.WRITE, offset, len(data), memoryview(data))
+
+    def flush(self) -> None:
+        """See `tapfs.host.remote.source.WritableSource.flush`.
+
+        A server that went away may have lost what it had not flushed, so no flush succeeds after that.
+        """
+        connection = self._working()
+        if self._lost:
+            raise ImageError(
+                ErrorKind.IO,
+                "the connection was lost before what was written had been flushed, so some of it may be lost",
+                path=self._name,
+                op="flush",
+                remedy="check the image and write it again",
+            )
+        connection.flush()
 
     def close(self) -> None:
         """End the connection."""
@@ -43,6 +69,7 @@ class NbdSource:
                         op="read",
                         remedy="open it again",
                     )
+                self._lost = self._lost or self._connection.unflushed
                 self._connection = made
             return self._connection
 

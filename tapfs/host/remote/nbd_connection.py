@@ -90,8 +90,8 @@ class Endpoint(NamedTuple):
 class _Waiting:
     """A request on its way: where its bytes go, and whether it is over."""
 
-    def __init__(self, offset: int, buffer: memoryview | None) -> None:
-        self.offset, self.buffer = offset, buffer
+    def __init__(self, command: Command, offset: int, buffer: memoryview | None) -> None:
+        self.command, self.offset, self.buffer = command, offset, buffer
         self.left = 0 if buffer is None else len(buffer)
         self.placed: list[tuple[int, int]] = []
         self.error: ImageError | None = None
@@ -101,13 +101,17 @@ class _Waiting:
 class NbdConnection:
     """One export of a server. Raises ImageError: io where the network or the server failed.
 
-    After an error of the network it is `broken`, and every request fails.
+    After an error of the network it is `broken`, and every request fails. `unflushed`: whether it has acknowledged
+    writes that no flush covers; that stays as it is once the connection is broken.
     """
 
     def __init__(self, endpoint: Endpoint, name: str, *, timeout_seconds: float) -> None:
         self._name = name
         self._timeout = timeout_seconds
         self._sending = threading.Lock()
+        #: Held where a request ends, so that none is acknowledged by a connection that counts as broken.
+        self._settling = threading.Lock()
+        self._acknowledged = self._flushed = 0
         self._waiting: dict[int, _Waiting] = {}
         self._cookie = 0
         self.broken = False
@@ -128,13 +132,14 @@ class NbdConnection:
     def request(self, command: Command, offset: int = 0, length: int = 0, data: memoryview | None = None) -> memoryview:
         """Send a request and wait for its reply; the bytes of a READ."""
         buffer = memoryview(bytearray(length)) if command is Command.READ else None
-        waiting = _Waiting(offset, buffer)
+        waiting = _Waiting(command, offset, buffer)
         with self._sending:
-            if self.broken:
-                raise self._error("the connection was lost")
             self._cookie += 1
             cookie = self._cookie
-            self._waiting[cookie] = waiting
+            with self._settling:
+                if self.broken:
+                    raise self._error("the connection was lost")
+                self._waiting[cookie] = waiting
             try:
                 self._socket.sendall(struct.pack(">IHHQQI", _REQUEST, 0, command, cookie, offset, length))
                 if data is not None:
@@ -147,6 +152,18 @@ class NbdConnection:
             waiting.error.offset = offset
             raise waiting.error
         return memoryview(b"") if buffer is None else buffer
+
+    @property
+    def unflushed(self) -> bool:
+        """Whether a crash of the server may take writes that it has acknowledged."""
+        return self._acknowledged != self._flushed
+
+    def flush(self) -> None:
+        """Have every write that was acknowledged be durable, where the server can."""
+        acknowledged = self._acknowledged
+        if Flag.FLUSH in self.flags:
+            self.request(Command.FLUSH)
+        self._flushed = max(self._flushed, acknowledged)
 
     def close(self) -> None:
         """Tell the server, and close the connection."""
@@ -272,10 +289,15 @@ class NbdConnection:
         return waiting
 
     def _over(self, cookie: int) -> None:
-        waiting = self._waiting.pop(cookie)
-        if waiting.left and waiting.error is None and waiting.buffer is not None:
-            waiting.error = self._error(f"the server sent all but {waiting.left} of the bytes that were asked for")
-        waiting.over.set()
+        with self._settling:
+            waiting = self._waiting.pop(cookie, None)
+            if waiting is None:
+                return  # it has failed with the connection
+            if waiting.left and waiting.error is None and waiting.buffer is not None:
+                waiting.error = self._error(f"the server sent all but {waiting.left} of the bytes that were asked for")
+            if waiting.command in {Command.WRITE, Command.WRITE_ZEROES} and waiting.error is None:
+                self._acknowledged += 1
+            waiting.over.set()
 
     def _receive(self, length: int) -> bytes:
         data = bytearray(length)
@@ -289,16 +311,17 @@ class NbdConnection:
 
     def _break(self, error: ImageError) -> None:
         """Have every request fail that waits or comes, and the socket closed."""
-        self.broken = True
+        with self._settling:
+            self.broken = True
+            failed = tuple(self._waiting.values())
+            self._waiting.clear()
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         with suppress(OSError):
             self._socket.close()
-        for cookie in tuple(self._waiting):
-            waiting = self._waiting.pop(cookie, None)
-            if waiting is not None:
-                waiting.error = ImageError(error.kind, error.message, path=error.path, op=error.op)
-                waiting.over.set()
+        for waiting in failed:
+            waiting.error = ImageError(error.kind, error.message, path=error.path, op=error.op)
+            waiting.over.set()
 
     def _told(self, number: int, said: str) -> ImageError:
         kind = ErrorKind.NO_SPACE if number == 28 else ErrorKind.READ_ONLY if number == 1 else ErrorKind.IO

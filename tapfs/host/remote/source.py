@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.remote.address import NBD_SCHEMES, OBJECT_SCHEMES, Address
 from tapfs.host.remote.options import RemoteOptions
+from tapfs.host.remote.retries import retried
+
+#: A source is tried to be opened at most so many times.
+_OPENING_TRIES = 3
 
 
 class Facts(NamedTuple):
@@ -41,14 +46,62 @@ class Source(Protocol):
         ...
 
 
+class WritableSource(Source, Protocol):
+    """A source that takes writes."""
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write all of the data, which has got there when it returns. Raises ImageError."""
+        ...
+
+    def flush(self) -> None:
+        """Have every write that has returned be durable. Raises ImageError, also for writes that may be lost."""
+        ...
+
+
+def refuse_writing(address: Address) -> None:
+    """Raise ImageError(read_only) for an address that takes no writes, whatever lies there."""
+    if address.scheme in OBJECT_SCHEMES:
+        raise ImageError(
+            ErrorKind.READ_ONLY,
+            f"tapfs does not write to {address.scheme} addresses",
+            path=str(address),
+            op="open",
+            remedy="write to an overlay: {overlay=FILE} or {temp}",
+        )
+
+
+def open_writable(address: Address, options: RemoteOptions) -> WritableSource:
+    """Open what lies at an address for writing. Raises ImageError(read_only) where it takes no writes."""
+    source = retried(lambda: _served(address, options, writable=True), _opening(options))
+    if not source.facts.writable:
+        source.close()
+        raise ImageError(ErrorKind.READ_ONLY, "what is there may only be read", path=str(address), op="open")
+    return source
+
+
 def open_source(address: Address, options: RemoteOptions) -> Source:
     """Open what lies at an address. Raises ImageError."""
+    return retried(lambda: _opened(address, options), _opening(options))
+
+
+def _opening(options: RemoteOptions) -> RemoteOptions:
+    """Who has mistaken an address wants to know it soon."""
+    return replace(options, tries=min(options.tries, _OPENING_TRIES))
+
+
+def _opened(address: Address, options: RemoteOptions) -> Source:
     if address.scheme in OBJECT_SCHEMES:
         from tapfs.host.remote.objects import ObjectSource  # only those who need it load the library
 
         return ObjectSource(address, timeout_seconds=options.timeout_seconds)
+    return _served(address, options, writable=False)
+
+
+def _served(address: Address, options: RemoteOptions, *, writable: bool) -> WritableSource:
     if address.scheme in NBD_SCHEMES:
         from tapfs.host.remote.nbd import NbdSource
 
         return NbdSource(address, timeout_seconds=options.timeout_seconds)
-    raise ImageError(ErrorKind.UNSUPPORTED, "tapfs does not read from Ceph yet", path=str(address), op="open")
+    from tapfs.host.remote.rbd import RbdSource
+
+    return RbdSource(address, timeout_seconds=options.timeout_seconds, writable=writable)

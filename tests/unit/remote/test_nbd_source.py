@@ -8,7 +8,6 @@ import struct
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from tapfs import ErrorKind, ImageError
 from tapfs.disk.chain import OpenOptions
 from tapfs.disk.opening import open_image
 from tapfs.host.remote.options import RemoteOptions
+from tests.unit.remote.cut_line import CutLine, nbd_served
 
 SIZE = 4 << 20
 TRYING = OpenOptions(format="raw", remote=RemoteOptions(tries=20, pause_seconds=0.001))
@@ -33,54 +33,8 @@ def content() -> bytes:
 def served(tmp_path: Path, content: bytes) -> Iterator[Path]:
     """The socket of qemu-nbd, which gives one client at a time the content."""
     (tmp_path / "disk").write_bytes(content)
-    path = tmp_path / "socket"
-    words = ["qemu-nbd", "-r", "-f", "raw", "-x", "disk", "-t", "-k", path, tmp_path / "disk"]
-    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not path.exists():
-            threading.Event().wait(0.005)
+    with nbd_served(tmp_path / "disk", "-r") as path:
         yield path
-        process.terminate()
-
-
-class CutLine:
-    """Passes bytes on to a server, and cuts each connection after so many of the server's."""
-
-    def __init__(self, folder: Path, server: Path, limits: list[int]) -> None:
-        self.path = folder / "line"
-        self._server, self._limits = server, limits
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(self.path))
-        self._listener.listen()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                server = socket.socket(socket.AF_UNIX)
-                server.connect(str(self._server))
-                limit = self._limits.pop(0) if self._limits else 1 << 40
-                ways = [(client, server, 1 << 40), (server, client, limit)]
-                threads = [threading.Thread(target=_pass, args=way, daemon=True) for way in ways]
-                for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    thread.join()
-                client.close()
-                server.close()
-
-    def close(self) -> None:
-        self._listener.close()
-
-
-def _pass(source: socket.socket, target: socket.socket, limit: int) -> None:
-    with suppress(OSError):
-        while limit > 0 and (data := source.recv(min(limit, 1 << 16))):
-            limit -= len(data)
-            target.sendall(data)
-    for each in (source, target):
-        with suppress(OSError):
-            each.shutdown(socket.SHUT_RDWR)
 
 
 def address(path: Path, export: str = "disk") -> str:
@@ -171,6 +125,8 @@ def test_an_image_on_our_own_server(tmp_path: Path, content: bytes, tapfs_comman
     with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        with open_image(address(path), ONCE) as disk:
-            assert disk.read(0, SIZE) == content
-        process.terminate()
+        try:
+            with open_image(address(path), ONCE) as disk:
+                assert disk.read(0, SIZE) == content
+        finally:
+            process.terminate()

@@ -86,7 +86,7 @@ def test_what_cannot_be_opened_is_told_in_words(server: WebServer) -> None:
     assert raised.value.kind is ErrorKind.READ_ONLY
     with pytest.raises(ImageError) as raised:
         tapfs.create_image(server.url + "/x", NewImage("raw", MIB))
-    assert raised.value.kind is ErrorKind.UNSUPPORTED
+    assert raised.value.kind is ErrorKind.READ_ONLY
     server.ranges, server.content = True, b""
     with opened(server) as disk:
         assert disk.size == 0

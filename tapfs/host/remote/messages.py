@@ -1,0 +1,116 @@
+"""Messages between the process that serves an image and those that fetch or write what lies elsewhere.
+
+A message is one JSON object in one packet of a socket. Every message has a number, and its answer has the same.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from tapfs.errors import ErrorKind, ImageError, from_os_error
+
+#: No message is longer.
+MESSAGE_BYTES = 16 << 10
+
+#: The descriptors that a process has its socket and the local copy under.
+SOCKET, COPY = 3, 4
+
+#: Longer messages of servers are cut.
+_MOST_SAID = 1000
+
+#: Processes that have not been seen to end.
+_left: set[int] = set()
+
+_Result = TypeVar("_Result")
+
+
+def send(connection: socket.socket, message: dict[str, Any]) -> None:
+    """Send a message. Raises OSError where nobody is there any more."""
+    connection.send(json.dumps(message).encode())
+
+
+def receive(connection: socket.socket, *, wait: bool = True) -> dict[str, Any]:
+    """The next message; empty at the end, or if there is none and it is not to be waited for. Raises OSError."""
+    try:
+        message = connection.recv(MESSAGE_BYTES, 0 if wait else socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return {}
+    except ConnectionResetError:
+        return {}
+    answer: dict[str, Any] = json.loads(message) if message else {}
+    return answer
+
+
+def answer_of(asked: dict[str, Any], work: Callable[[], _Result]) -> tuple[dict[str, Any], _Result | None]:
+    """The answer to a message, and what the work gave; whatever it raises is in the answer."""
+    try:
+        return {"number": asked["number"]}, work()
+    except Exception as error:  # noqa: BLE001  whoever waits is told
+        return {"number": asked["number"], "error": _words(error)}, None
+
+
+def error_of(answer: dict[str, Any]) -> ImageError | None:
+    """The error that an answer tells of."""
+    fields: dict[str, Any] | None = answer.get("error")
+    if fields is None:
+        return None
+    return ImageError(ErrorKind(fields.pop("kind")), fields.pop("message"), **fields)
+
+
+def _words(error: Exception) -> dict[str, Any]:
+    """An error, whatever its class, as the fields of a message."""
+    if isinstance(error, ImageError):
+        told = error
+    elif isinstance(error, OSError):
+        told = from_os_error(error, path=error.filename, op="keep what was fetched")
+    else:
+        told = ImageError(ErrorKind.IO, f"cannot be fetched: {error or type(error).__name__}", op="fetch")
+    return {
+        "kind": told.kind.value,
+        "message": told.message[:_MOST_SAID],
+        "path": told.path,
+        "offset": told.offset,
+        "op": told.op,
+        "remedy": told.neutral_remedy,
+    }
+
+
+def start(module: str, theirs: socket.socket, name: str, *, copy: int | None = None) -> None:
+    """Start the process of a module, apart from the terminal's signals, with the socket and maybe the local copy.
+
+    Raises ImageError.
+    """
+    reap()
+    given = [theirs.fileno(), *([] if copy is None else [copy])]
+    # Above the numbers that they are to have, so that neither is in the way of the other.
+    high = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, 10) for each in given]
+    # Whoever waits for the end of our output is not to wait for this process.
+    actions = [
+        *((os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_RDWR, 0) for stream in range(3)),
+        *((os.POSIX_SPAWN_DUP2, found, wanted) for found, wanted in zip(high, (SOCKET, COPY), strict=False)),
+    ]
+    words = [sys.executable, "-P", "-m", module]
+    try:
+        process = os.posix_spawn(sys.executable, words, os.environ, file_actions=actions, setsid=True, setsigmask=())
+    except OSError as error:
+        raise from_os_error(error, path=name, op="start the process that reaches it") from error
+    finally:
+        for each in high:
+            os.close(each)
+    _left.add(process)
+
+
+def reap() -> None:
+    """Take leave of processes that have ended."""
+    for each in tuple(_left):
+        with suppress(ChildProcessError):
+            if os.waitpid(each, os.WNOHANG)[0] == 0:
+                continue
+        _left.discard(each)

@@ -1,0 +1,74 @@
+"""Files elsewhere that are written: to drivers and to the engine a file of this host, by a process that shows it so."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import asdict
+
+from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.host.file import LocalFile
+from tapfs.host.lock import Sharing
+from tapfs.host.remote import messages
+from tapfs.host.remote.address import Address
+from tapfs.host.remote.options import RemoteOptions
+
+
+class WrittenFile(LocalFile):
+    """An open file elsewhere that takes writes. It has its length for good, as a block device has.
+
+    A write that has returned has reached the other side, and a sync reaches what keeps the bytes there.
+    """
+
+    def __init__(self, address: Address, descriptor: int) -> None:
+        """Take over a descriptor of what the writing process shows."""
+        super().__init__(address.text, descriptor, writable=True, sharing=Sharing.UNCHECKED)
+        self._address = address
+        self.identity = address.identity
+        self.is_block_device = True
+
+    def duplicate(self, *, direct: bool = False) -> WrittenFile:
+        """See `LocalFile.duplicate`; there is no page cache to go past."""
+        del direct
+        return WrittenFile(self._address, os.dup(self.descriptor))
+
+    def modified_seconds(self) -> int:
+        """Nobody says when the file was changed."""
+        return 0
+
+    def real_path(self) -> str:
+        """The address."""
+        return self.path
+
+
+def open_written(address: Address, options: RemoteOptions) -> WrittenFile:
+    """Open what lies at an address for writing. Raises ImageError."""
+    name = str(address)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    with ours:
+        with theirs:
+            messages.start("tapfs.host.remote.writer", theirs, name)
+        asked = {"number": 1, "address": address.text, "options": asdict(options)}
+        try:
+            messages.send(ours, asked)
+            answer = messages.receive(ours)
+            error = messages.error_of(answer)
+            if error is not None:
+                raise error
+            if not answer:
+                raise ImageError(
+                    ErrorKind.UNSUPPORTED,
+                    "the process that writes elsewhere could not start",
+                    path=name,
+                    op="open",
+                    remedy="it needs FUSE: pip install 'tapfs[fuse]'",
+                )
+            descriptor = os.open(answer["path"], os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise from_os_error(error, path=name, op="open what is written elsewhere") from error
+        try:
+            messages.send(ours, {"number": 2})
+            messages.receive(ours)
+        except OSError:
+            pass  # its next request tells
+        return WrittenFile(address, descriptor)
