@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tapfs.disk.description import ImageInfo
     from tapfs.disk.disk_file import DiskFile
     from tapfs.disk.image import Image
+    from tapfs.disk.password import LayerPasswords
     from tapfs.edit_protocols import Bitmap, SnapshotRecord
     from tapfs.errors import ErrorKind, ImageError
     from tapfs.findings import CheckReport
@@ -74,6 +75,7 @@ __all__ = [
     "Image",
     "ImageError",
     "ImageInfo",
+    "LayerPasswords",
     "MappedExtent",
     "Measured",
     "MountPoint",
@@ -148,6 +150,7 @@ _LAZY = {
     "Image": "tapfs.disk.image",
     "ImageError": "tapfs.errors",
     "ImageInfo": "tapfs.disk.description",
+    "LayerPasswords": "tapfs.disk.password",
     "MappedExtent": "tapfs.disk.chain_map",
     "MountPoint": "tapfs.api.mounts",
     "NewImage": "tapfs.jobs.create",

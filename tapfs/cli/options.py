@@ -12,7 +12,7 @@ from tapfs.disk.password import PASSWORD_VARIABLE, given_password, nonempty
 from tapfs.errors import ErrorKind, ImageError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tapfs.disk.chain import OpenOptions
     from tapfs.disk.image import Image
@@ -112,8 +112,10 @@ def _add_parents(add: _Add) -> None:
 def _add_access(add: _Add) -> None:
     add(
         "--key-file",
-        metavar="FILE",
-        help=f"the first line of FILE is the password of an encrypted image (else ${PASSWORD_VARIABLE}, else a prompt)",
+        metavar="[IMAGE=]FILE",
+        action="append",
+        help=f"the first line of FILE is the password of an encrypted image (else ${PASSWORD_VARIABLE}, else a prompt);"
+        " IMAGE=FILE gives one image of the chain its own; may be given again",
     )
     add(
         "--cache",
@@ -239,7 +241,7 @@ def open_image(
     )
 
 
-def unlocked(key_file: str | None, path: str, attempt: Callable[[bytes | None], _Result]) -> _Result:
+def unlocked(key_file: str | Sequence[str] | None, path: str, attempt: Callable[[bytes | None], _Result]) -> _Result:
     """The result of `attempt` with the password from the key file or the environment, if any.
 
     Should it say that one is needed, it is tried again with one from the terminal.
@@ -253,7 +255,7 @@ def unlocked(key_file: str | None, path: str, attempt: Callable[[bytes | None], 
     return attempt(prompt_for_password(f"Password of {printable(path)}: "))
 
 
-def new_password(key_file: str | None, path: str) -> bytes:
+def new_password(key_file: str | Sequence[str] | None, path: str) -> bytes:
     """The password for an image about to be made; asked for twice on a terminal."""
     password = given_password(key_file)
     if password is not None:

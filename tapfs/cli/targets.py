@@ -13,7 +13,7 @@ from tapfs.errors import ErrorKind, ImageError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tapfs.jobs.create import NewImage
 
@@ -135,7 +135,13 @@ def default_format(path: str, option: str) -> str:
 
 
 def new_image_of(
-    arguments: argparse.Namespace, path: str, *, format_name: str, size: int | None, key_file: str | None, program: str
+    arguments: argparse.Namespace,
+    path: str,
+    *,
+    format_name: str,
+    size: int | None,
+    key_file: str | Sequence[str] | None,
+    program: str,
 ) -> NewImage:
     """What the options ask for; asks for a password if it is to be encrypted and none is given."""
     new = plain_new_image_of(arguments, format_name=format_name, size=size, program=program)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tapfs.disk.around_faults import PASSABLE, unit_around_faults
 from tapfs.disk.chain import Layer, is_encrypted
 from tapfs.disk.chain_map import STRIDE
-from tapfs.disk.password import password_missing
+from tapfs.disk.password import password_missing, password_of
 from tapfs.driver import Begun, Encrypted, wipe
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, clip
@@ -227,7 +227,7 @@ class EngineChain:
         engine = EngineDisk(self._cache_bytes)
         for depth, layer in enumerate(self.layers):
             writable = self.writable and depth == 0
-            with _key(layer, self._password) as key:
+            with _key(self.layers[depth:], self._password) as key:
                 engine.add_layer(
                     layer.driver.geometry,
                     key=key,
@@ -294,15 +294,17 @@ class EngineChain:
 
 
 @contextmanager
-def _key(layer: Layer, password: bytes | None) -> Generator[bytearray | None]:
-    """The key of an encrypted layer, wiped in the end. Raises ImageError(denied) for a wrong password."""
+def _key(layers: Sequence[Layer], password: bytes | None) -> Generator[bytearray | None]:
+    """The key of the first layer, None for a plain one; wiped in the end. Raises ImageError(denied)."""
+    layer = layers[0]
     driver = layer.driver
     if driver.geometry.cipher is None or not isinstance(driver, Encrypted):
         yield None
         return
     from tapfs.kernel.cryptography import EngineCryptography  # few images are encrypted
 
-    key = driver.unlock(password or b"", EngineCryptography(layer.path))
+    chosen = password_of(password, [each.path for each in layers])
+    key = driver.unlock(chosen, EngineCryptography(layer.path))
     try:
         yield key
     finally:

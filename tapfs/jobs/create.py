@@ -17,7 +17,7 @@ from tapfs.disk.bases import note_parent, refuse_written_base
 from tapfs.disk.chain import OpenOptions, files_below, layer_of_files, open_layer
 from tapfs.disk.image import Image
 from tapfs.disk.opening import open_kind_on
-from tapfs.disk.password import require_bytes
+from tapfs.disk.password import password_of, require_bytes
 from tapfs.disk.probe import format_named
 from tapfs.driver import (
     MAX_DISK_BYTES,
@@ -265,7 +265,7 @@ def create_request(path: str, new: NewImage) -> Generator[tuple[CreateRequest, L
             backing_mtime=0 if parent is None else parent.file.modified_seconds(),
             options=new.options,
             encrypted=new.password is not None,
-            password=new.password or b"",
+            password=password_of(new.password, [path]),
             cryptography=None if new.password is None else _cryptography(path),
             name=os.path.basename(path),
             parent=None if parent is None else parent.driver,

@@ -199,7 +199,7 @@ def _into_new(arguments: argparse.Namespace, images: list[Image], source: Source
         arguments.target,
         format_name=arguments.target_format,
         size=source.size,
-        key_file=arguments.target_key_file or arguments.key_file,
+        key_file=_target_keys(arguments),
         program=_PROGRAM,
     )
     if arguments.target == STREAM:
@@ -216,6 +216,13 @@ def _into_new(arguments: argparse.Namespace, images: list[Image], source: Source
             bitmaps=bitmaps,
             progress=progress,
         )
+
+
+def _target_keys(arguments: argparse.Namespace) -> list[str] | None:
+    """The key files for the target and its parents: --target-key-file is the target's, and theirs where no other is."""
+    key_files: list[str] | None = arguments.key_file
+    own: str | None = arguments.target_key_file
+    return key_files if own is None else [own, *(key_files or []), f"{arguments.target}={own}"]
 
 
 def _into_pipe(arguments: argparse.Namespace, source: Source, new: NewImage) -> None:
@@ -264,7 +271,7 @@ def _into_existing(arguments: argparse.Namespace, images: list[Image], source: S
     )
     with (
         unlocked(
-            arguments.target_key_file or arguments.key_file,
+            _target_keys(arguments),
             arguments.target,
             lambda password: opening.open_image(arguments.target, options, password=password),
         ) as target,

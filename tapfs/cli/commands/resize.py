@@ -60,7 +60,10 @@ def add_parser(subparsers: Subparsers) -> None:
         help="format of the parent",
     )
     parser.add_argument(
-        "--key-file", metavar="FILE", help="the first line of FILE is the password of an encrypted image"
+        "--key-file",
+        metavar="[IMAGE=]FILE",
+        action="append",
+        help="the first line of FILE is the password of an encrypted image, or of IMAGE in its chain",
     )
     add_write_base_option(parser.add_argument)
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
