@@ -5,6 +5,7 @@
 #ifndef TAPFS_MOVER_INTERNAL_H
 #define TAPFS_MOVER_INTERNAL_H
 
+#include "host/io_rings.h"
 #include "mover/mover.h"
 
 /* ---- mover/locate.c: where a range of the disk lies on the host */
@@ -33,34 +34,10 @@ struct route {
 /* The caller runs a request on the disk until its runs are moved. */
 TAPFS_INTERNAL void locate(tapfs_disk *disk, bool writing, uint64_t offset, uint64_t length, struct route *route);
 
-/* ---- mover/uring.c: the rings of io_uring, for reads and writes. Of one thread. */
+/* ---- mover/uring.c: reads and writes of files by io_uring (host/io_rings.h) */
 
-struct io_uring_sqe;
-struct io_uring_cqe;
-
-struct uring {
-    int fd; /* -1: there is none */
-    uint32_t in_flight; /* queued, or with the kernel */
-
-    /* the queue of submissions: we move its tail, the kernel its head */
-    uint32_t *submit_head, *submit_tail, *submit_flags;
-    uint32_t submit_mask, submit_entries;
-    uint32_t queued_tail; /* up to here entries are filled */
-    struct io_uring_sqe *entries;
-
-    /* the queue of completions: the kernel moves its tail, we its head */
-    uint32_t *complete_head, *complete_tail;
-    uint32_t complete_mask, complete_entries;
-    struct io_uring_cqe *completions;
-
-    void *rings;
-    size_t rings_bytes, entries_bytes;
-};
-
-/* False: the kernel has none for us, and none of the other functions does anything. */
-TAPFS_INTERNAL bool uring_open(struct uring *uring, uint32_t entries);
-/* Nothing may be with the kernel. */
-TAPFS_INTERNAL void uring_close(struct uring *uring);
+/* False: the kernel has none for us, and no function of its rings does anything. */
+TAPFS_INTERNAL bool uring_open(struct io_rings *rings, uint32_t entries);
 /* One read or write of a file. */
 struct uring_transfer {
     int fd;
@@ -72,15 +49,9 @@ struct uring_transfer {
 };
 
 /* False: no room. */
-TAPFS_INTERNAL bool uring_queue(struct uring *uring, const struct uring_transfer *transfer, uint64_t tag);
-/* Whether uring_queue has no room before a submission. */
-TAPFS_INTERNAL bool uring_is_full(const struct uring *uring);
-/* Hand the kernel what is queued. False: it has not taken all. */
-TAPFS_INTERNAL bool uring_submit(struct uring *uring);
+TAPFS_INTERNAL bool uring_queue(struct io_rings *rings, const struct uring_transfer *transfer, uint64_t tag);
 /* Take the last entry back that the kernel has not taken. False: there is none. */
-TAPFS_INTERNAL bool uring_take_back(struct uring *uring, uint64_t *tag);
-/* The next completion: bytes or a negated errno. False: none is there now. */
-TAPFS_INTERNAL bool uring_next(struct uring *uring, uint64_t *tag, int32_t *result);
+TAPFS_INTERNAL bool uring_take_back(struct io_rings *rings, uint64_t *tag);
 
 /* ---- mover/workers.c: threads that call move_now */
 
@@ -154,9 +125,9 @@ TAPFS_INTERNAL void run_io_prepare(struct flight *flight, uint32_t index);
 /* Move of a prepared run what the host gives or takes without waiting. The state then: MOVED, FAILED, or WAITING. */
 TAPFS_INTERNAL int run_io_at_once(struct flight *flight, uint32_t index);
 /* Give what is left of a run to the ring. False: not possible. */
-TAPFS_INTERNAL bool run_io_queue(struct flight *flight, uint32_t index, struct uring *uring, uint64_t tag);
+TAPFS_INTERNAL bool run_io_queue(struct flight *flight, uint32_t index, struct io_rings *rings, uint64_t tag);
 /* What the ring made of it; true: the run is over, false: it goes on in the ring. */
-TAPFS_INTERNAL bool run_io_complete(struct flight *flight, uint32_t index, int32_t result, struct uring *uring,
+TAPFS_INTERNAL bool run_io_complete(struct flight *flight, uint32_t index, int32_t result, struct io_rings *rings,
                                     uint64_t tag);
 /* The run is not with the host any more. */
 TAPFS_INTERNAL void run_io_end(struct flight *flight, uint32_t index, int state);

@@ -15,7 +15,7 @@ struct mover {
     struct flight *flights, *idle;
     struct move *ended; /* by the owner's thread, the last one first */
     enum mover_ring ring;
-    struct uring uring;
+    struct io_rings rings;
     struct workers workers;
 };
 
@@ -104,10 +104,10 @@ static void submit(struct mover *mover)
     uint64_t tag;
     uint32_t index;
 
-    if (uring_submit(&mover->uring)) {
+    if (io_rings_submit(&mover->rings)) {
         return;
     }
-    while (uring_take_back(&mover->uring, &tag)) {
+    while (uring_take_back(&mover->rings, &tag)) {
         struct flight *flight = flight_of(mover, tag, &index);
         run_io_end(flight, index, RUN_IO_REFUSED);
         land(mover, flight);
@@ -116,12 +116,12 @@ static void submit(struct mover *mover)
 
 static bool queue(struct mover *mover, struct flight *flight, uint32_t index)
 {
-    if (uring_is_full(&mover->uring)) {
+    if (io_rings_full(&mover->rings)) {
         submit(mover);
     }
     uint64_t tag = (uint64_t)flight->index * ROUTE_RUNS + index;
     bool outlives = flight->move->writing && flight->route.runs[index].file->ranged;
-    if ((outlives && mover->ring == RING_MORTAL) || !run_io_queue(flight, index, &mover->uring, tag)) {
+    if ((outlives && mover->ring == RING_MORTAL) || !run_io_queue(flight, index, &mover->rings, tag)) {
         run_io_end(flight, index, RUN_IO_REFUSED);
         return false;
     }
@@ -219,9 +219,9 @@ struct move *mover_ended(struct mover *mover)
     uint32_t index;
     int32_t result;
 
-    while (uring_next(&mover->uring, &tag, &result)) {
+    while (io_rings_next(&mover->rings, &tag, &result)) {
         struct flight *flight = flight_of(mover, tag, &index);
-        if (run_io_complete(flight, index, result, &mover->uring, tag)) {
+        if (run_io_complete(flight, index, result, &mover->rings, tag)) {
             land(mover, flight);
         }
     }
@@ -250,7 +250,7 @@ uint32_t mover_in_flight(const struct mover *mover)
 
 bool mover_has_io_uring(const struct mover *mover)
 {
-    return mover->uring.fd >= 0;
+    return mover->rings.fd >= 0;
 }
 
 void mover_set_disk(struct mover *mover, tapfs_disk *disk)
@@ -279,8 +279,8 @@ static int open_parts(struct mover *mover, uint32_t depth, uint32_t workers)
         flight->next = mover->idle;
         mover->idle = flight;
     }
-    if (mover->ring != RING_NONE && uring_open(&mover->uring, depth)) {
-        int error = watch(mover, mover->uring.fd);
+    if (mover->ring != RING_NONE && uring_open(&mover->rings, depth)) {
+        int error = watch(mover, mover->rings.fd);
         if (error != 0) {
             return error;
         }
@@ -297,7 +297,7 @@ static int open_parts(struct mover *mover, uint32_t depth, uint32_t workers)
 
 static void close_parts(struct mover *mover)
 {
-    uring_close(&mover->uring);
+    io_rings_close(&mover->rings);
     close(mover->poll_fd);
     free(mover->flights);
     free(mover);
@@ -315,7 +315,7 @@ struct mover *mover_new(tapfs_disk *disk, uint32_t depth, uint32_t workers, enum
     }
     mover->disk = disk;
     mover->ring = ring;
-    mover->uring.fd = -1;
+    mover->rings.fd = -1;
     mover->poll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (mover->poll_fd < 0) {
         free(mover);

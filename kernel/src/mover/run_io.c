@@ -189,7 +189,7 @@ static bool is_aligned(const struct run_io *io, const struct run *run)
     return addresses % run->file->memory_alignment == 0 && lengths % run->file->offset_alignment == 0;
 }
 
-bool run_io_queue(struct flight *flight, uint32_t index, struct uring *uring, uint64_t tag)
+bool run_io_queue(struct flight *flight, uint32_t index, struct io_rings *rings, uint64_t tag)
 {
     const struct run_io *io = &flight->ios[index];
     const struct run *run = &flight->route.runs[index];
@@ -207,10 +207,10 @@ bool run_io_queue(struct flight *flight, uint32_t index, struct uring *uring, ui
         .count = io->slice_count,
         .offset = run->host_offset + io->moved,
     };
-    return uring_queue(uring, &transfer, tag);
+    return uring_queue(rings, &transfer, tag);
 }
 
-bool run_io_complete(struct flight *flight, uint32_t index, int32_t result, struct uring *uring, uint64_t tag)
+bool run_io_complete(struct flight *flight, uint32_t index, int32_t result, struct io_rings *rings, uint64_t tag)
 {
     if (flight->move->writing) {
         host_wrote(flight->route.runs[index].file);
@@ -222,7 +222,7 @@ bool run_io_complete(struct flight *flight, uint32_t index, int32_t result, stru
             return true;
         }
         /* Under O_DIRECT a file that ends inside a block leaves nothing that is aligned. */
-        if (run_io_queue(flight, index, uring, tag)) {
+        if (run_io_queue(flight, index, rings, tag)) {
             return false;
         }
         run_io_end(flight, index, RUN_IO_REFUSED);

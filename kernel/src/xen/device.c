@@ -54,7 +54,7 @@ tapfs_xen *tapfs_xen_new(tapfs_disk *disk, const tapfs_xen_options *options)
         errno = error;
         return NULL;
     }
-    xen_limit_init(&device->limit);
+    rate_limit_init(&device->limit);
     park_init(&device->park);
     pthread_mutex_init(&device->lock, NULL);
     pthread_cond_init(&device->settled, NULL);
@@ -197,7 +197,7 @@ void tapfs_xen_unpause(tapfs_xen *device)
 
 void tapfs_xen_limit(tapfs_xen *device, uint64_t bytes, uint64_t requests)
 {
-    xen_limit_set(&device->limit, bytes, requests);
+    rate_limit_set(&device->limit, bytes, requests);
     wake_rings(device);
 }
 
@@ -229,7 +229,7 @@ void tapfs_xen_free(tapfs_xen *device)
     pthread_cond_destroy(&device->settled);
     pthread_mutex_destroy(&device->lock);
     park_destroy(&device->park);
-    xen_limit_destroy(&device->limit);
+    rate_limit_destroy(&device->limit);
     free(device);
 }
 

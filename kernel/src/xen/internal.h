@@ -8,6 +8,7 @@
 
 #include "mover/mover.h"
 #include "serving/park.h"
+#include "serving/rate_limit.h"
 #include "xen/transport.h"
 #include "xen/xen.h"
 
@@ -121,24 +122,6 @@ TAPFS_INTERNAL void xen_journal_free(struct xen_ring *ring, const struct xen_req
  * False: ring and journal contradict each other.
  */
 TAPFS_INTERNAL bool xen_journal_recover(struct xen_ring *ring);
-
-/* ---- xen/limit.c: bytes and requests per second, for all rings of a device */
-
-struct xen_limit {
-    pthread_mutex_t mutex;
-    atomic_bool limited;
-    uint64_t bytes_per_second, requests_per_second;
-    uint64_t bytes_due, requests_due; /* when what was taken is paid for, in ns of the monotonic clock */
-};
-
-TAPFS_INTERNAL uint64_t xen_now(void);
-TAPFS_INTERNAL void xen_limit_init(struct xen_limit *limit);
-TAPFS_INTERNAL void xen_limit_destroy(struct xen_limit *limit);
-TAPFS_INTERNAL void xen_limit_set(struct xen_limit *limit, uint64_t bytes, uint64_t requests);
-/* Nanoseconds until a request may be taken; 0: now. */
-TAPFS_INTERNAL uint64_t xen_limit_delay(struct xen_limit *limit);
-/* A request of so many bytes has been taken. */
-TAPFS_INTERNAL void xen_limit_charge(struct xen_limit *limit, uint64_t bytes);
 
 /* ---- xen/buffer.c: memory of ours in pages, of one ring's thread */
 
@@ -379,7 +362,7 @@ struct tapfs_xen {
     struct xen_ring *rings[RINGS_MAX];
     uint32_t ring_count;
     struct xen_journal journal;
-    struct xen_limit limit;
+    struct rate_limit limit;
     struct park park;
     bool started, stopped;
     int ended_fd;

@@ -53,7 +53,7 @@ static void take(struct xen_ring *ring, uint64_t *delay)
         return;
     }
     while (available-- > 0 && bytes < BATCH_BYTES && ring->batch_count < BATCH_REQUESTS && !barrier) {
-        *delay = xen_limit_delay(&ring->device->limit);
+        *delay = rate_limit_delay(&ring->device->limit);
         if (*delay > 0) {
             break;
         }
@@ -68,7 +68,7 @@ static void take(struct xen_ring *ring, uint64_t *delay)
         ring->batch[ring->batch_count++] = request;
         barrier = decode(ring, request);
         bytes += weight(request);
-        xen_limit_charge(&ring->device->limit, weight(request));
+        rate_limit_charge(&ring->device->limit, weight(request));
     }
     xen_journal_consumed(ring, ring->requests_taken);
 }
@@ -200,12 +200,12 @@ static void rest(struct xen_ring *ring, bool open, uint64_t delay)
         {.fd = mover_fd(ring->mover), .events = POLLIN},
         {.fd = xen_channel_fd(ring->channel), .events = POLLIN},
     };
-    uint64_t count, since = delay > 0 ? xen_now() : 0;
+    uint64_t count, since = delay > 0 ? rate_limit_now() : 0;
 
     /* While nothing is taken the channel may stay readable. */
     int ready = ppoll(waits, open && delay == 0 ? 3 : 2, delay > 0 ? &timeout : NULL, NULL);
     if (delay > 0) {
-        xen_count(&ring->counters.throttled_ns, xen_now() - since);
+        xen_count(&ring->counters.throttled_ns, rate_limit_now() - since);
     }
     if (ready <= 0) {
         return;

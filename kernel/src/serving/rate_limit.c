@@ -4,20 +4,20 @@
  */
 #include <time.h>
 
-#include "xen/internal.h"
+#include "serving/rate_limit.h"
 
 #define SECOND_NS 1000000000u
 /* Time that was not used counts for so long. */
 #define BURST_NS 50000000u
 
-uint64_t xen_now(void)
+uint64_t rate_limit_now(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * SECOND_NS + (uint64_t)now.tv_nsec;
 }
 
-void xen_limit_init(struct xen_limit *limit)
+void rate_limit_init(struct rate_limit *limit)
 {
     pthread_mutex_init(&limit->mutex, NULL);
     atomic_init(&limit->limited, false);
@@ -25,12 +25,12 @@ void xen_limit_init(struct xen_limit *limit)
     limit->bytes_due = limit->requests_due = 0;
 }
 
-void xen_limit_destroy(struct xen_limit *limit)
+void rate_limit_destroy(struct rate_limit *limit)
 {
     pthread_mutex_destroy(&limit->mutex);
 }
 
-void xen_limit_set(struct xen_limit *limit, uint64_t bytes, uint64_t requests)
+void rate_limit_set(struct rate_limit *limit, uint64_t bytes, uint64_t requests)
 {
     pthread_mutex_lock(&limit->mutex);
     limit->bytes_per_second = bytes;
@@ -40,7 +40,7 @@ void xen_limit_set(struct xen_limit *limit, uint64_t bytes, uint64_t requests)
     pthread_mutex_unlock(&limit->mutex);
 }
 
-uint64_t xen_limit_delay(struct xen_limit *limit)
+uint64_t rate_limit_delay(struct rate_limit *limit)
 {
     if (!atomic_load_explicit(&limit->limited, memory_order_relaxed)) {
         return 0;
@@ -48,7 +48,7 @@ uint64_t xen_limit_delay(struct xen_limit *limit)
     pthread_mutex_lock(&limit->mutex);
     uint64_t due = maximum(limit->bytes_due, limit->requests_due);
     pthread_mutex_unlock(&limit->mutex);
-    uint64_t now = xen_now();
+    uint64_t now = rate_limit_now();
     return due > now ? due - now : 0;
 }
 
@@ -60,12 +60,12 @@ static void pay(uint64_t *due, uint64_t now, uint64_t amount, uint64_t per_secon
     }
 }
 
-void xen_limit_charge(struct xen_limit *limit, uint64_t bytes)
+void rate_limit_charge(struct rate_limit *limit, uint64_t bytes)
 {
     if (!atomic_load_explicit(&limit->limited, memory_order_relaxed)) {
         return;
     }
-    uint64_t now = xen_now();
+    uint64_t now = rate_limit_now();
     pthread_mutex_lock(&limit->mutex);
     pay(&limit->bytes_due, now, bytes, limit->bytes_per_second);
     pay(&limit->requests_due, now, 1, limit->requests_per_second);
