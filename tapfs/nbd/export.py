@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tapfs.kernel.nbd_server import Access, NativeServer, NbdStatistics, ParkedRequest, Request, Style
 from tapfs.nbd.block_status import contexts_of, first_states
 from tapfs.nbd.messages import Transmission
-from tapfs.serving.parked import ParkedThreads, finish_move, finish_writes
+from tapfs.serving.parked import ParkedThreads, finish_flushes, finish_move, finish_writes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -160,15 +160,8 @@ class Export:
 
     def _answer_together(self, several: Sequence[ParkedRequest]) -> Sequence[ParkedRequest]:
         """Answer several writes by one, or several flushes; those that must be tried alone, in their order."""
-        if several[0].request is not Request.SYNC:
-            return finish_writes(self.image, several)
-        try:
-            self.image.flush()
-        except Exception:  # noqa: BLE001  each meets its own error when it is tried alone
-            return several
-        for parked in several:
-            parked.complete()
-        return ()
+        finish = finish_flushes if several[0].request is Request.SYNC else finish_writes
+        return finish(self.image, several)
 
     def _in_steps(self, parked: ParkedRequest, step: int, work: Callable[[int, int], None]) -> None:
         """Do a long request piece by piece, as long as somebody waits for it."""

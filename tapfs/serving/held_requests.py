@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.serving.log import log
-from tapfs.xen.process_handle import EXIT_STOPPED
+from tapfs.serving.processes import EXIT_STOPPED
 
 #: The errors that a disk may wait for: a full host, errors of the host's disk as well, or none.
 WAIT_ON = ("space", "errors", "nothing")

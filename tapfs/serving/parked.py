@@ -192,6 +192,28 @@ def finish_writes(image: Image, writes: Sequence[_Write]) -> Sequence[_Write]:
     return ()
 
 
+class ParkedFlush(Protocol):
+    """A flush that somebody waits for."""
+
+    def complete(self) -> None:
+        """Answer with success."""
+        ...
+
+
+_Flush = TypeVar("_Flush", bound=ParkedFlush)
+
+
+def finish_flushes(image: Image, flushes: Sequence[_Flush]) -> Sequence[_Flush]:
+    """Answer several flushes by one; those that must be tried alone, in their order."""
+    try:
+        image.flush()
+    except Exception:  # noqa: BLE001  each meets its own error when it is tried alone
+        return flushes
+    for flush in flushes:
+        flush.complete()
+    return ()
+
+
 def _offset(segment: tuple[int, int, CData]) -> int:
     return segment[0]
 

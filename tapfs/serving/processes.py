@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+#: Exit codes of a process that serves a disk, beside those of an error: the disk is done; the process was asked to end
+#: with the disk still there, and a successor goes on.
+EXIT_DONE, EXIT_STOPPED = 0, 75
+
 
 def process_start(pid: int) -> int | None:
     """When a process started, in clock ticks since boot; None if it does not run (any more)."""

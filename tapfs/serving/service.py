@@ -21,6 +21,7 @@ from tapfs.errors import ImageError
 from tapfs.serving.control import Answer, ControlSocket
 from tapfs.serving.ending import Ending
 from tapfs.serving.failures import failure_of, log_failure, reported
+from tapfs.serving.io_flusher import become_io_flusher
 from tapfs.serving.log import log
 from tapfs.serving.periodic_flush import flush_periodically
 from tapfs.serving.signals import ENDING, signals_held
@@ -79,6 +80,7 @@ class Service:
     def run(self, front_end: FrontEnd) -> None:
         """Prepare, serve, and end. Blocks. Raises the first ImageError, when everything is done."""
         self._front_end = front_end
+        become_io_flusher()  # before the first thread of ours, which takes it over
         with signals_held():
             try:
                 self.worker.start(path=self.path)

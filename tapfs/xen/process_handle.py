@@ -12,9 +12,8 @@ import trio
 
 from tapfs.serving.processes import process_start
 
-#: Exit codes of a disk process that say more than "it crashed": the device is done; the image cannot be served, and
-#: xenstore says why; it was asked to end with the device still there.
-EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 3, 75
+#: The exit code of a disk process whose image cannot be served; xenstore says why.
+EXIT_FAILED = 3
 
 #: The answer of the process that is forked for each disk: the number of the new process, and 0 or an errno.
 ANSWER = struct.Struct("=ii")

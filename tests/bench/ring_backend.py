@@ -14,9 +14,10 @@ import tempfile
 from tapfs.disk.chain import OpenOptions
 from tapfs.disk.opening import open_image
 from tapfs.kernel.xen_ring import Grants, Protocol
+from tapfs.serving.disk_operations import RateLimit
+from tapfs.serving.held_requests import HeldRequests
 from tapfs.xen.disk.frontend_keys import FrontendKeys, RingKeys
-from tapfs.xen.disk.held_requests import HeldRequests
-from tapfs.xen.disk.served_disk import RateLimit, ServedDisk
+from tapfs.xen.disk.served_disk import ServedDisk
 
 
 def main(machine: str, image: str, image_format: str, grants: str, processor: str) -> None:

@@ -1,27 +1,14 @@
-"""Operations on a disk while a guest uses it: pause, resume, snapshot, resize, limit.
-
-A change that is to outlive this process is written into xenstore before it takes effect here. So after a crash at any
-moment the next process serves the disk either as it was or as it was to be.
-"""
+"""Operations on a guest's disk while the guest uses it, as xenstore and other domains concern them."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
-from tapfs.disk.leaf import exchange, overlay_for_name
-from tapfs.disk.live import Overlaid, image_over, let_others_read, overlay_on, require_room_in_chain, resized
-from tapfs.disk.password import given_password
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.serving.log import log
-from tapfs.serving.threads import in_thread
+from tapfs.serving.disk_operations import DiskOperations
 from tapfs.xen.disk.disk_image import specification_of, swap_note
-from tapfs.xen.disk.served_disk import RateLimit
 from tapfs.xen.host import find_host
 from tapfs.xen.xenstore.client import connect
 
@@ -36,116 +23,22 @@ _UNSURE_SECONDS = 5.0
 _UNSURE_PAUSE = 0.1
 
 
-class Operations:
+class Operations(DiskOperations):
     """The operations on one backend's disk; each is done whole or not at all. All raise ImageError."""
 
     def __init__(self, backend: Backend, settings: DiskSettings, plan_log: PlanLog) -> None:
+        super().__init__(backend.disk, plan_log, backend.changing, mode=settings.mode, key_file=settings.key_file)
         self._backend = backend
-        self._plan_log = plan_log
-        self._disk = backend.disk
+        self._served = backend.disk
         self._settings = settings
-        #: Whether the disk is paused only for as long as somebody holds it (`tapfs.xen.disk.held_at_rest`).
-        self.held_at_rest = False
-
-    def status(self) -> dict[str, object]:
-        """What is served, and how it stands."""
-        image = self._disk.image
-        return {
-            "pid": os.getpid(),
-            "connected": self._disk.connected,
-            "paused": self._disk.paused,
-            "waiting": None if self._disk.held.reason is None else str(self._disk.held.reason),
-            "mode": self._settings.mode,
-            "path": image.path,
-            "format": image.format_name,
-            "size": image.size,
-            "parents": list(image.parents),
-            "limit_bytes": self._disk.limit.bytes,
-            "limit_requests": self._disk.limit.requests,
-        }
-
-    def statistics(self) -> dict[str, object]:
-        """The rings' counters and the engine's since this process began (a swap begins the engine's anew)."""
-        return {**self._disk.image.statistics()._asdict(), **self._disk.statistics()}
-
-    async def pause(self) -> None:
-        """Take no more requests, and have the image durable and at rest. It lasts until `resume`, whatever crashes."""
-        async with self.alone():
-            if self._disk.paused:
-                if self.held_at_rest:  # it lasts now
-                    await self.note({"tapfs/paused": 1})
-                    self.held_at_rest = False
-                return
-            async with self.at_rest():
-                await in_thread(self._disk.image.flush)
-                await self.note({"tapfs/paused": 1})
-                self._disk.paused = True
-            log.info("paused")
 
     def look_again(self) -> None:
         """Have what the disk is to do next be looked at: it may be possible by now."""
         self._backend.look_again()
 
-    async def resume(self) -> None:
-        """Take requests again, and try again what waits for space."""
-        # Without waiting for another operation, which may wait for these very requests.
-        self._disk.held.retry()
-        async with self.alone():
-            if not self._disk.paused:
-                return
-            await self.note({"tapfs/paused": None})
-            self._disk.paused = self.held_at_rest = False
-            self._disk.resume()
-            self._backend.look_again()
-            log.info("resumed")
-
-    async def limit(self, *, limit_bytes: int | None, limit_requests: int | None) -> None:
-        """Limit the rate per second; None leaves a limit as it is, 0 ends it."""
-        async with self.alone():
-            old = self._disk.limit
-            new = RateLimit(
-                old.bytes if limit_bytes is None else limit_bytes,
-                old.requests if limit_requests is None else limit_requests,
-            )
-            await self.note({"tapfs/limit-bytes": new.bytes, "tapfs/limit-requests": new.requests})
-            self._disk.set_limit(new)
-
-    async def swap(self, file: str, size: int | None, *, keep_names: bool) -> int:
-        """A live snapshot: from now on an overlay takes the writes, and what was served stays as it is.
-
-        What was served has the name `file` afterwards, and the overlay the name that the disk has had, by which the
-        toolstack opens it again (`tapfs.disk.leaf`). With `keep_names` the overlay is `file` instead; it is made unless
-        it is there, empty, with the served image as its parent. `size`: bytes of a new overlay; None: as the disk has.
-        When this returns the old image is durable and may be copied away. Returns how many images the chain has now.
-        """
-        async with self.alone():
-            self.require_no_job()
-            image = self._disk.image
-            if not image.writable:
-                raise ImageError(ErrorKind.READ_ONLY, "was attached read-only", path=image.path, op="swap")
-            if not os.path.isabs(file):
-                raise ImageError(ErrorKind.INVALID_FORMAT, "is no absolute path", path=file, op="swap")
-            require_room_in_chain(image)
-            # What takes long comes before the guest has to wait.
-            await in_thread(image.flush)
-            if keep_names:
-                overlaid = await in_thread(partial(overlay_on, image, file, size))
-            else:
-                overlaid = await in_thread(partial(overlay_for_name, image, file, size, told=self.told(image)))
-            try:
-                settle = self.note_image if keep_names else partial(self._exchange, overlaid)
-                await self._put_on_top(overlaid, settle, exchanged=not keep_names)
-            finally:
-                overlaid.layer.close()
-            now = self._disk.image
-            if now.size != image.size:
-                await self._backend.announce_size()
-            log.info("swapped: %s now lies over %s", now.path, now.layers[1].path)
-            return len(now.layers)
-
     def require_no_job(self) -> None:
         """Raise ImageError(locked) while the disk is being committed or mirrored."""
-        job = self._disk.job
+        job = self._served.job
         if job is not None:
             raise ImageError(
                 ErrorKind.LOCKED,
@@ -171,88 +64,18 @@ class Operations:
         specification = self._settings.specification
         return specification.format if specification.path == image.path else None
 
-    async def resize(self, size: int | None, *, force: bool) -> None:
-        """Give a raw image or RAM disk `size` bytes, or (None) see what length it has now; the guest is told.
+    async def announce_size(self) -> None:
+        """Tell the guest what size its disk has now."""
+        await self._backend.announce_size()
 
-        Fewer than before only with `force`. The new length is durable.
-        """
-        async with self.alone():
-            self.require_no_job()
-            before = self._disk.image.size
-            async with self.at_rest():
-                await in_thread(self._disk.image.flush)
-                image = await in_thread(partial(resized, self._disk.image, size, force=force))
-                self._disk.replace(image).abandon()
-            if image.size != before:
-                log.info("resized from %d to %d bytes", before, image.size)
-            await self._backend.announce_size()
+    async def note_setting(self, **settings: int | None) -> None:
+        """Note in xenstore what a successor is to find."""
+        await self.note({f"tapfs/{name.replace('_', '-')}": value for name, value in settings.items()})
 
-    async def _put_on_top(
-        self, overlaid: Overlaid, settle: Callable[[Image], Awaitable[None]], *, exchanged: bool
-    ) -> None:
-        """Serve the overlay, once `settle` has it found by a successor; else it goes, and the disk is as it was.
-
-        Where its names were to be `exchanged`, `settle` has either done that or failed. Otherwise a successor may have
-        been told of the overlay as soon as `settle` has begun: then the overlay, empty as it is, must not go any more.
-        """
-        needed = False
-        try:
-            async with self.at_rest():
-                image = await in_thread(partial(self._opened_over, overlaid, exchanged=exchanged))
-                try:
-                    needed = not exchanged
-                    await settle(image)
-                    needed = True
-                except BaseException:
-                    image.abandon()
-                    raise
-                self._disk.replace(image).abandon()
-                let_others_read(image)
-        except BaseException:
-            if not needed:
-                overlaid.discard()
-            raise
-
-    async def _exchange(self, overlaid: Overlaid, image: Image) -> None:
-        """Exchange the names. Which file has the name decides which formats hold, so that half of it is nothing."""
-        served = self._disk.image
+    async def note_exchange(self, served: Image, over: Image) -> None:
+        """Which file has the name decides which formats hold, so that half of an exchange is nothing."""
         formats = specification_of(served)[1]
-        await self.note({"tapfs/backing-formats": formats, "tapfs/swap": swap_note(image)})
-        await in_thread(partial(exchange, served, overlaid))
-
-    def _opened_over(self, overlaid: Overlaid, *, exchanged: bool) -> Image:
-        self._disk.image.end_writing()  # it is a parent from now on
-        password = given_password(self._settings.key_file)
-        return image_over(overlaid, self._disk.image, password=password, plan_log=self._plan_log, exchanged=exchanged)
-
-    @asynccontextmanager
-    async def alone(self) -> AsyncGenerator[None]:
-        """One operation at a time, and never half of one: a process that is to end waits for it."""
-        async with self._backend.changing:
-            with trio.CancelScope(shield=True):
-                yield
-
-    @asynccontextmanager
-    async def at_rest(self) -> AsyncGenerator[None]:
-        """The rings without anything in flight; afterwards the disk resumes, unless an operator has paused it.
-
-        Raises the ImageError that requests wait for: they stay in flight until that is mended.
-        """
-        if (reason := self._disk.held.reason) is not None:
-            raise ImageError(
-                reason.kind,
-                f"the guest waits: {reason}",
-                path=self._disk.image.path,
-                op="change",
-                remedy="mend that, then say tapfs resume",
-            )
-        if not self._disk.paused:
-            await in_thread(self._disk.pause)
-        try:
-            yield
-        finally:
-            if not self._disk.paused:
-                self._disk.resume()
+        await self.note({"tapfs/backing-formats": formats, "tapfs/swap": swap_note(over)})
 
     async def note_image(self, image: Image) -> None:
         """Note what is served from now on. If xenstored goes before it has answered, see what it holds afterwards.

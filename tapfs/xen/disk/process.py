@@ -23,8 +23,11 @@ from tapfs.disk.live import written_by_others
 from tapfs.disk.plan_log import PlanLog
 from tapfs.errors import EXIT_BUG, EXIT_USAGE, ErrorKind, ImageError
 from tapfs.serving.control import Answer
+from tapfs.serving.disk_operations import RateLimit
 from tapfs.serving.failures import InternalError, out_of_memory
+from tapfs.serving.held_requests import HeldRequests
 from tapfs.serving.log import log, log_to_stderr
+from tapfs.serving.processes import EXIT_DONE, EXIT_STOPPED
 from tapfs.serving.runtime_directory import make_private, runtime_directory
 from tapfs.serving.service import Service
 from tapfs.serving.threads import in_thread
@@ -35,15 +38,14 @@ from tapfs.xen.disk.device_model import DeviceModelDoor, device_model_keys
 from tapfs.xen.disk.disk_image import look_at_disk, open_disk
 from tapfs.xen.disk.hand_over import TakeOver, is_handed_over, is_incoming
 from tapfs.xen.disk.held_at_rest import Holding
-from tapfs.xen.disk.held_requests import HeldRequests
 from tapfs.xen.disk.live_jobs import LiveJobs
 from tapfs.xen.disk.operations import Operations
 from tapfs.xen.disk.process_limits import apply_limits
-from tapfs.xen.disk.served_disk import RateLimit, ServedDisk
+from tapfs.xen.disk.served_disk import ServedDisk
 from tapfs.xen.disk.settings import DiskSettings, read_settings
 from tapfs.xen.host import Host, find_host
 from tapfs.xen.image_stamp import NEVER_OPENED, GivenUp
-from tapfs.xen.process_handle import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, process_name
+from tapfs.xen.process_handle import EXIT_FAILED, process_name
 from tapfs.xen.runtime_files import directory, socket_name
 from tapfs.xen.xenstore.client import XenStore, connect
 

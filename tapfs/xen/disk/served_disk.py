@@ -10,14 +10,15 @@ import threading
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tapfs.disk.image import Image
 from tapfs.jobs.live_copy import CopyEndedError
 from tapfs.kernel.xen_ring import Grants, ParkedRequest, Request, XenDevice, XenStatistics
+from tapfs.serving.disk_operations import RateLimit
+from tapfs.serving.held_requests import HeldRequests
 from tapfs.serving.parked import ParkedThreads, finish_move, finish_writes
 from tapfs.xen.disk.frontend_keys import FrontendKeys
-from tapfs.xen.disk.held_requests import HeldRequests
 
 if TYPE_CHECKING:
     from tapfs.jobs.live_job import LiveJob
@@ -25,13 +26,6 @@ if TYPE_CHECKING:
 
 #: Counters that say what is now, not what there has been.
 _PRESENT = ("in_flight",)
-
-
-class RateLimit(NamedTuple):
-    """Per second; 0: none."""
-
-    bytes: int = 0
-    requests: int = 0
 
 
 class ServedDisk:

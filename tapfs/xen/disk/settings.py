@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.location import locate
-from tapfs.xen.disk.held_requests import WAIT_ON
+from tapfs.serving.held_requests import WAIT_ON
 from tapfs.xen.specification import DEFAULT_MEMORY, DiskSpecification, parse_mode, parse_specification
 
 if TYPE_CHECKING:

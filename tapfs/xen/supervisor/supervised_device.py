@@ -13,16 +13,11 @@ import trio
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.location import locate
 from tapfs.serving.log import log
+from tapfs.serving.processes import EXIT_DONE, EXIT_STOPPED
 from tapfs.serving.threads import in_thread
 from tapfs.xen.device import DOMAINS, OUR_KIND, Device, State, is_ours, parse_state, with_names, write_device_keys
 from tapfs.xen.image_stamp import NEVER_OPENED, GivenUp, how_it_stands
-from tapfs.xen.process_handle import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    EXIT_STOPPED,
-    RunningDisk,
-    adopt,
-)
+from tapfs.xen.process_handle import EXIT_FAILED, RunningDisk, adopt
 from tapfs.xen.runtime_files import remove_runtime_files
 from tapfs.xen.specification import parse_specification
 from tapfs.xen.supervisor.claim import claim

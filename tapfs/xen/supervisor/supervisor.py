@@ -15,9 +15,10 @@ import trio
 
 from tapfs.serving.log import log
 from tapfs.serving.nursery_errors import error_of
+from tapfs.serving.processes import EXIT_DONE, EXIT_STOPPED
 from tapfs.xen.device import BACKENDS, LIBXL_KINDS, OUR_KIND, Device, is_ours, our_devices
 from tapfs.xen.host import Host
-from tapfs.xen.process_handle import EXIT_DONE, EXIT_STOPPED, RunningDisk
+from tapfs.xen.process_handle import RunningDisk
 from tapfs.xen.runtime_files import keys_of_runtime_files, remove_runtime_files
 from tapfs.xen.supervisor.disk_starter import DiskStarter
 from tapfs.xen.supervisor.service_manager import notify

@@ -38,6 +38,11 @@ class AttachedDisk:
     statistics: dict[str, int] | None
 
     @property
+    def place(self) -> tuple[str, str]:
+        """The domain and the device there, as a table shows them."""
+        return str(self.domain), self.vdev
+
+    @property
     def summary(self) -> str:
         """How it is: "failed", "paused", "waiting: …", "used" by the guest, "ready" for it, "stopped" (no process)."""
         if self.status != "ready":
