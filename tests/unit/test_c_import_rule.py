@@ -27,6 +27,7 @@ MAY_USE = {
     "fuse": {"engine", "host", "mover", "serving"},
     "nbd": {"engine", "host", "mover", "serving"},
     "vhost": {"engine", "host", "mover", "serving"},
+    "ublk": {"engine", "host", "mover", "serving"},
     "xen": {"engine", "host", "mover", "serving"},
 }
 

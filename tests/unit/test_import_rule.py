@@ -69,6 +69,7 @@ MAY_IMPORT = {
     "fuse": {"host", "disk", "jobs", "serving", "partitions", "kernel"},
     "nbd": {"host", "disk", "serving", "kernel"},
     "vhost": {"disk", "serving", "kernel"},
+    "ublk": {"host", "disk", "serving", "kernel"},
     "xen": {"host", "disk", "jobs", "serving", "kernel"},
 }
 #: Where a front end knows another: the device model of an HVM guest is a client of the NBD server.

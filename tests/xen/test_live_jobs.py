@@ -14,11 +14,12 @@ import trio.testing
 import tapfs
 from tapfs import ErrorKind, ImageError, NewImage
 from tapfs.disk.plan_log import PlanLog
+from tapfs.serving.disk_operations import RateLimit
+from tapfs.serving.held_requests import HeldRequests
 from tapfs.xen.disk.backend import Backend
-from tapfs.xen.disk.held_requests import HeldRequests
 from tapfs.xen.disk.live_jobs import LiveJobs
 from tapfs.xen.disk.operations import Operations
-from tapfs.xen.disk.served_disk import RateLimit, ServedDisk
+from tapfs.xen.disk.served_disk import ServedDisk
 from tapfs.xen.disk.settings import DiskSettings
 from tapfs.xen.specification import parse_specification
 from tests.xen.disk_device import STOPPED, Devices, DiskDevice

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from tapfs.cli.parser import Subparsers
     from tapfs.fuse.registry import MountEntry, Registry
     from tapfs.host.ram import RamDisk
+    from tapfs.ublk.attaching import AttachedDevice
     from tapfs.xen.toolstack.attached_disks import AttachedDisk
 
 _DESCRIPTION = """\
 List your mounts with what was read and written through them (not counted where the kernel serves
-the disk by itself), on a Xen host the disks of its guests, and the RAM disks of this host with what
-they take. A mount whose process died is marked (dead); 'tapfs umount' cleans it up. For scripts:
---json, with sizes in bytes."""
+the disk by itself), the block devices of 'tapfs attach --ublk', on a Xen host the disks of its guests,
+and the RAM disks of this host with what they take. A mount whose process died is marked (dead);
+'tapfs umount' cleans it up. For scripts: --json, with sizes in bytes."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -34,22 +35,45 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print what there is, or with --json an object with `mounts`, `ram_disks` and, on a Xen host, `attached`."""
+    """Print what there is; with --json an object of `mounts`, `ram_disks`, and, if any, `block_devices`, `attached`."""
     from tapfs.fuse.registry import all_mounts
     from tapfs.host.ram import ram_disks
 
     mounts = [(entry, _counted(registry, entry)) for registry, entry in all_mounts()]
     attached = _attached()
+    devices = _block_devices()
     disks = ram_disks()
     if arguments.json:
-        data = {"mounts": [_as_data(entry, counted) for entry, counted in mounts]}
+        data: dict[str, object] = {"mounts": [_as_data(entry, counted) for entry, counted in mounts]}
         guests = {} if attached is None else {"attached": [asdict(disk) for disk in attached]}
+        if devices:
+            data["block_devices"] = [asdict(device) for device in devices]
         print_json({**data, **guests, "ram_disks": [disk._asdict() for disk in disks]})
         return 0
     print_records("mounted", [_mount_record(entry, counted) for entry, counted in mounts])
     print_records("attached", list(map(_attached_record, attached or [])))
+    print_records("block devices", list(map(_block_device_record, devices)))
     print_records("RAM disks", list(map(_ram_record, disks)))
     return 0
+
+
+def _block_devices() -> list[AttachedDevice]:
+    """What `tapfs attach --ublk` has made."""
+    from tapfs.ublk.record import records
+
+    if not records():
+        return []
+    from tapfs.ublk.attaching import attached_devices
+
+    return attached_devices()
+
+
+def _block_device_record(device: AttachedDevice) -> Record:
+    counted = device.statistics or {}
+    process = [] if device.pid is None else [f"process {device.pid}"]
+    transfers = _transfers(counted.get("read_bytes"), counted.get("written_bytes"))
+    facts = [device.mode, device.format or "format unknown", device.summary, *transfers, *process]
+    return Record(device.device, device.path, facts)
 
 
 def _attached() -> list[AttachedDisk] | None:

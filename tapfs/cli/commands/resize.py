@@ -1,11 +1,11 @@
-"""`tapfs resize`: change the size of an image, or of a guest's disk while the guest runs."""
+"""`tapfs resize`: change the size of an image, or of a disk in use."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
-from tapfs.cli.guests.device import add_device_options, ask_disk
+from tapfs.cli.guests.device import add_disk_options, ask_disk, names_device
 from tapfs.cli.options import add_write_base_option, unlocked
 from tapfs.cli.parser import UsageError, format_argument, size_argument
 from tapfs.cli.reporting import print_line
@@ -22,15 +22,19 @@ as they are; with --shrink those behind the new end are lost. 'tapfs formats' sa
 be resized; of another one make an overlay of the new size ('tapfs create -b FILE NEW SIZE').
 
 With --domain and --vdev instead of FILE it is the disk of a running Xen guest: the guest is told.
-Without SIZE the guest then learns the size that the image has now."""
+Without SIZE the guest then learns the size that the image has now. With --ublk it is a block device
+of this host, if its kernel can tell users of another size (Linux 6.16)."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
-        "resize", help="change the size of an image or a guest's disk", description=_DESCRIPTION
+        "resize", help="change the size of an image or of a disk in use", description=_DESCRIPTION
     )
-    parser.usage = "tapfs resize [options] FILE SIZE\n       tapfs resize [options] --domain D --vdev V [SIZE]"
+    parser.usage = (
+        "tapfs resize [options] FILE SIZE\n       tapfs resize [options] --domain D --vdev V [SIZE]\n"
+        "       tapfs resize [options] --ublk DEV [SIZE]"
+    )
     parser.add_argument("first", metavar="FILE", nargs="?", help="the image")
     parser.add_argument("second", metavar="SIZE", nargs="?", help="the new size: bytes, 10G and the like, +1G or -1G")
     parser.add_argument(
@@ -67,27 +71,25 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_write_base_option(parser.add_argument)
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
-    add_device_options(parser, required=False)
+    add_disk_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Resize it, and say what size it has."""
-    if (arguments.domain is None) != (arguments.vdev is None):
-        raise UsageError("--domain and --vdev name a guest's disk together", _PROGRAM)
-    size = _of_guest(arguments) if arguments.domain is not None else _of_image(arguments)
+    size = _of_disk_in_use(arguments) if names_device(arguments, _PROGRAM) else _of_image(arguments)
     if not arguments.quiet:
         print_line(f"{size} bytes ({human_size(size)})")
     return 0
 
 
-def _of_guest(arguments: argparse.Namespace) -> int:
+def _of_disk_in_use(arguments: argparse.Namespace) -> int:
     if arguments.second is not None:
-        raise UsageError("say either FILE or --domain and --vdev, not both", _PROGRAM)
+        raise UsageError("say either FILE or a disk in use, not both", _PROGRAM)
     if arguments.format is not None:
-        raise UsageError("-f is for an image; a guest's disk is open already", _PROGRAM)
+        raise UsageError("-f is for an image; a disk in use is open already", _PROGRAM)
     if arguments.preallocation != "off":
-        raise UsageError("--preallocation is for an image that no guest uses", _PROGRAM)
+        raise UsageError("--preallocation is for an image that nobody uses", _PROGRAM)
     size = None if arguments.first is None else _size(arguments.first)
     ask_disk(arguments, "resize", size=size, force=arguments.force)
     found: int = ask_disk(arguments, "status")["size"]
@@ -96,7 +98,7 @@ def _of_guest(arguments: argparse.Namespace) -> int:
 
 def _of_image(arguments: argparse.Namespace) -> int:
     if arguments.first is None or arguments.second is None:
-        raise UsageError("FILE and SIZE are needed (or --domain and --vdev of a guest's disk)", _PROGRAM)
+        raise UsageError("FILE and SIZE are needed (or --domain and --vdev, or --ublk, of a disk in use)", _PROGRAM)
     from tapfs.disk.chain import OpenOptions
     from tapfs.jobs.resize import resize_image
 

@@ -1,4 +1,4 @@
-"""`tapfs attach`: an image as a disk of a Xen guest, or as a block device of domain 0."""
+"""`tapfs attach`: an image as a disk of a Xen guest, as a block device of domain 0, or as one of any Linux."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from tapfs.xen.xenstore.client import XenStore
 
 _DESCRIPTION = """\
-Attach an image to a running Xen guest as its disk DEV, served by a process of its own. Returns
+Attach an image as a block device of this host, by ublk of Linux 6.1 and later. Prints its name when it
+can be used; 'tapfs detach --ublk DEV' takes it away. If the process that serves it is killed, another
+one goes on, and the device's users see a pause:
+  tapfs attach --ublk disk.qcow2 && mount /dev/ublkb0 /mnt
+
+Or attach an image to a running Xen guest as its disk DEV, served by a process of its own. Returns
 when the guest can use it. For domain 0 itself it waits for the block device and prints its name:
   tapfs attach disk.qcow --domain 0 --vdev xvdh && mount /dev/xvdh /mnt
 
@@ -32,9 +37,13 @@ _PROGRAM = "tapfs attach"
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("attach", help="attach an image to a Xen guest", description=_DESCRIPTION)
+    parser = subparsers.add_parser(
+        "attach", help="attach an image as a block device, or to a Xen guest", description=_DESCRIPTION
+    )
     parser.add_argument("spec", metavar="SPEC", help="what to attach")
-    parser.add_argument("--domain", metavar="D", required=True, help="the guest, by number or name")
+    parser.add_argument("--ublk", action="store_true", help="as a block device /dev/ublkbN of this host")
+    parser.add_argument("--queues", metavar="N", type=int, help="with --ublk: its queues (one a processor, up to 4)")
+    parser.add_argument("--domain", metavar="D", help="the guest, by number or name")
     parser.add_argument("--vdev", metavar="V", help="the disk it becomes there: xvda, sda, hda, ... or a number")
     parser.add_argument(
         "--mode",
@@ -93,9 +102,11 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Attach it."""
+    _check(arguments)
+    if arguments.ublk:
+        return _block_device(arguments)
     from tapfs.xen.host import find_host
 
-    _check(arguments)
     find_host()  # without Xen nothing else of the command line matters
     from tapfs.xen.toolstack.xl_syntax import parse_disk
 
@@ -128,6 +139,36 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _block_device(arguments: argparse.Namespace) -> int:
+    """Attach a block device of this host, and print its name."""
+    for name in ("domain", "vdev", "grants", "nice", "memory", "open_files", "no_wait"):
+        if getattr(arguments, name) not in (None, False):
+            raise UsageError(f"--{name.replace('_', '-')} is for the disk of a Xen guest", _PROGRAM)
+    from tapfs.ublk.driver import require_ublk
+
+    require_ublk()
+    from tapfs.ublk.attaching import attach
+    from tapfs.ublk.record import DiskRecord
+
+    disk = DiskRecord(
+        number=-1,
+        path=arguments.spec,
+        token="",
+        format=arguments.format,
+        mode=arguments.mode or "w",
+        backing_formats=tuple(arguments.backing_format),
+        write_base=arguments.write_base,
+        key_file=None if arguments.key_file is None else os.path.abspath(arguments.key_file),
+        direct=arguments.direct,
+        cache_bytes=arguments.cache,
+        wait_on=arguments.wait_on or "space",
+        limit_bytes=arguments.limit_bytes or 0,
+        limit_requests=arguments.limit_requests or 0,
+    )
+    print_line(attach(disk, queues=arguments.queues))
+    return 0
+
+
 def _number(arguments: argparse.Namespace, specification: DiskSpecification) -> int:
     from tapfs.xen.device import parse_vdev
 
@@ -139,8 +180,12 @@ def _number(arguments: argparse.Namespace, specification: DiskSpecification) -> 
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """See that the numbers are possible ones."""
-    ranges = {"nice": (-20, 19), "open_files": (64, 1 << 20), "limit_requests": (0, 1 << 32)}
+    """See that the numbers are possible ones, and that it is said what the disk is for."""
+    if not arguments.ublk and arguments.domain is None:
+        raise UsageError("say --ublk for a block device of this host, or --domain and --vdev for a Xen guest", _PROGRAM)
+    if not arguments.ublk and arguments.queues is not None:
+        raise UsageError("--queues goes with --ublk", _PROGRAM)
+    ranges = {"queues": (1, 64), "nice": (-20, 19), "open_files": (64, 1 << 20), "limit_requests": (0, 1 << 32)}
     for name, (least, most) in ranges.items():
         value = getattr(arguments, name)
         if value is not None and not least <= value <= most:

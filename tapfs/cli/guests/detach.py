@@ -1,10 +1,10 @@
-"""`tapfs detach`: take a disk from a Xen guest."""
+"""`tapfs detach`: take a disk from a Xen guest, or a block device from this host."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tapfs.cli.guests.device import add_device_options, find_named_device, with_xenstore
+from tapfs.cli.guests.device import add_disk_options, find_named_device, require_device, with_xenstore
 
 if TYPE_CHECKING:
     import argparse
@@ -17,7 +17,10 @@ _DESCRIPTION = """\
 Detach a disk from a Xen guest: the guest is asked to let go of it; when this returns all that it has
 written is in the image, and the image is closed. A guest that uses the disk (has it mounted) keeps
 it, and is told to let go as soon as it can; --force takes it away all the same. Disks that xl
-attached are detached with 'xl block-detach'."""
+attached are detached with 'xl block-detach'.
+
+With --ublk it is a block device of this host, which nothing may have mounted: with --force its users
+get errors instead."""
 
 #: Seconds that a guest has to let go.
 _PATIENCE, _FORCED_PATIENCE = 20.0, 2.0
@@ -25,8 +28,10 @@ _PATIENCE, _FORCED_PATIENCE = 20.0, 2.0
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("detach", help="detach a disk from a Xen guest", description=_DESCRIPTION)
-    add_device_options(parser)
+    parser = subparsers.add_parser(
+        "detach", help="detach a disk from a Xen guest, or a block device", description=_DESCRIPTION
+    )
+    add_disk_options(parser)
     parser.add_argument(
         "--force", action="store_true", help="even if the guest uses it: it loses what it has not written"
     )
@@ -35,6 +40,13 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Detach it."""
+    require_device(arguments, "tapfs detach")
+    if arguments.ublk is not None:
+        from tapfs.ublk.attaching import detach as detach_block_device
+        from tapfs.ublk.attaching import device_number
+
+        detach_block_device(device_number(arguments.ublk), force=arguments.force)
+        return 0
 
     async def work(store: XenStore, _host: Host) -> None:
         from tapfs.xen.toolstack.attach import detach

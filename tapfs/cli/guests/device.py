@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tapfs.cli.parser import UsageError
 from tapfs.errors import ErrorKind, ImageError
 
 if TYPE_CHECKING:
@@ -24,6 +25,27 @@ def add_device_options(parser: argparse.ArgumentParser, *, required: bool = True
     parser.add_argument(
         "--vdev", metavar="V", required=required, help="its disk: xvda, sda, hda, ... or a number such as 51712"
     )
+
+
+def add_disk_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name a disk in use: --domain and --vdev, or --ublk."""
+    add_device_options(parser, required=False)
+    parser.add_argument("--ublk", metavar="DEV", help="a block device of 'tapfs attach --ublk' instead: /dev/ublkbN")
+
+
+def names_device(arguments: argparse.Namespace, program: str) -> bool:
+    """Whether the options name one disk; none at all do not. Raises UsageError where they name half of one, or two."""
+    if (arguments.domain is None) != (arguments.vdev is None):
+        raise UsageError("--domain and --vdev name a disk together", program)
+    if arguments.ublk is not None and arguments.domain is not None:
+        raise UsageError("say either --domain and --vdev or --ublk", program)
+    return arguments.ublk is not None or arguments.domain is not None
+
+
+def require_device(arguments: argparse.Namespace, program: str) -> None:
+    """Raise UsageError unless the options name one disk."""
+    if not names_device(arguments, program):
+        raise UsageError("say which disk: --domain and --vdev, or --ublk", program)
 
 
 def with_xenstore(work: Callable[[XenStore, Host], Awaitable[_Result]]) -> _Result:
@@ -87,6 +109,10 @@ async def find_named_device(store: Store, arguments: argparse.Namespace) -> Devi
 
 def ask_disk(arguments: argparse.Namespace, command: str, **details: object) -> dict[str, Any]:
     """Have the process of the named disk do a command (tapfs/xen/disk/control.py); its answer. Raises ImageError."""
+    if arguments.ublk is not None:
+        from tapfs.ublk import attaching
+
+        return attaching.ask(attaching.device_number(arguments.ublk), command, details)
 
     async def work(store: XenStore, _host: Host) -> dict[str, Any]:
         from tapfs.xen.toolstack.control_client import ask

@@ -1,10 +1,10 @@
-"""`tapfs limit`: how much a guest may ask of its disk."""
+"""`tapfs limit`: how much may be asked of a disk in use."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tapfs.cli.guests.device import add_device_options, ask_disk
+from tapfs.cli.guests.device import add_disk_options, ask_disk, require_device
 from tapfs.cli.parser import UsageError, size_argument
 
 if TYPE_CHECKING:
@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 _MAX_REQUESTS = 1 << 32
 
 _DESCRIPTION = """\
-Limit the rate at which a guest uses its disk, at once and until it is detached. 0 takes a limit away;
-what is not named stays as it is."""
+Limit the rate at which a guest's disk or a block device is used, at once and until it is detached.
+0 takes a limit away; what is not named stays as it is."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("limit", help="limit the rate of a guest's disk", description=_DESCRIPTION)
-    add_device_options(parser)
+    parser = subparsers.add_parser(
+        "limit", help="limit the rate of a guest's disk or a block device", description=_DESCRIPTION
+    )
+    add_disk_options(parser)
     parser.add_argument("--bytes", metavar="N", type=size_argument, help="bytes a second, read and written together")
     parser.add_argument("--requests", metavar="N", type=int, help="requests a second")
     parser.set_defaults(run=run)
@@ -34,5 +36,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("say --bytes, --requests or both", "tapfs limit")
     if arguments.requests is not None and not 0 <= arguments.requests <= _MAX_REQUESTS:
         raise UsageError(f"--requests must be from 0 to {_MAX_REQUESTS}", "tapfs limit")
+    require_device(arguments, "tapfs limit")
     ask_disk(arguments, "limit", bytes=arguments.bytes, requests=arguments.requests)
     return 0

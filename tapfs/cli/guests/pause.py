@@ -1,10 +1,10 @@
-"""`tapfs pause`: have a guest's disk stand still."""
+"""`tapfs pause`: have a disk in use stand still."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tapfs.cli.guests.device import add_device_options, ask_disk
+from tapfs.cli.guests.device import add_disk_options, ask_disk, require_device
 
 if TYPE_CHECKING:
     import argparse
@@ -12,18 +12,21 @@ if TYPE_CHECKING:
     from tapfs.cli.parser import Subparsers
 
 _DESCRIPTION = """\
-Pause a guest's disk: what is under way is finished and flushed, and when this returns nothing reads
-or writes the image until 'tapfs resume'. The guest waits; it sees no error."""
+Pause a guest's disk or a block device: what is under way is finished and flushed, and when this returns nothing reads
+or writes the image until 'tapfs resume'. Whoever uses the disk waits, and sees no error."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("pause", help="pause the disk of a Xen guest", description=_DESCRIPTION)
-    add_device_options(parser)
+    parser = subparsers.add_parser(
+        "pause", help="pause the disk of a Xen guest or a block device", description=_DESCRIPTION
+    )
+    add_disk_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Pause it."""
+    require_device(arguments, "tapfs pause")
     ask_disk(arguments, "pause")
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tapfs.cli.guests.device import add_device_options, ask_disk
+from tapfs.cli.guests.device import add_disk_options, ask_disk, require_device
 
 if TYPE_CHECKING:
     import argparse
@@ -17,14 +17,21 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "resume",
         help="resume a disk that is paused or waits",
-        description="Have the disk of a guest go on after 'tapfs pause', or try again at once what waits for space "
-        "on a full host ('tapfs list' says that it waits).",
+        description="Have the disk of a guest or a block device go on after 'tapfs pause', or try again at once what "
+        "waits for space on a full host ('tapfs list' says that it waits). A block device that no process serves any "
+        "more gets one.",
     )
-    add_device_options(parser)
+    add_disk_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Resume it."""
+    require_device(arguments, "tapfs resume")
+    if arguments.ublk is not None:
+        from tapfs.ublk.attaching import device_number, resume
+
+        resume(device_number(arguments.ublk))
+        return 0
     ask_disk(arguments, "resume")
     return 0

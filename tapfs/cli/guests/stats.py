@@ -1,4 +1,4 @@
-"""`tapfs stats`: what guests ask of their disks."""
+"""`tapfs stats`: what is asked of disks in use."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from tapfs.cli.guests.device import add_device_options, find_named_device, with_xenstore
+from tapfs.cli.guests.device import add_disk_options, find_named_device, names_device, with_xenstore
 from tapfs.cli.json_output import print_json
 from tapfs.cli.parser import UsageError
 from tapfs.cli.reporting import add_json_option, print_columns
+from tapfs.errors import ImageError
 
 if TYPE_CHECKING:
     import argparse
 
     from tapfs.cli.parser import Subparsers
+    from tapfs.ublk.attaching import AttachedDevice
     from tapfs.xen.host import Host
     from tapfs.xen.toolstack.attached_disks import AttachedDisk
     from tapfs.xen.xenstore.client import XenStore
@@ -33,15 +35,16 @@ _COUNTERS = {
 }
 
 _DESCRIPTION = """\
-Show what guests have asked of their disks since the process of each was started: requests, bytes READ
+Show what was asked of the disks of guests and of block devices since the process of each was started:
+requests, bytes READ
 and WRITTEN, requests answered with ERRORS, requests MERGED with the one before, and those IN FLIGHT
 now. '-': the process does not answer. With --json all its counters."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("stats", help="count what Xen guests ask of their disks", description=_DESCRIPTION)
-    add_device_options(parser, required=False)
+    parser = subparsers.add_parser("stats", help="count what is asked of disks in use", description=_DESCRIPTION)
+    add_disk_options(parser)
     parser.add_argument("--interval", metavar="S", type=float, help="look again every S seconds, until interrupted")
     add_json_option(parser)
     parser.set_defaults(run=run)
@@ -49,18 +52,11 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print a table, or with --json a list of objects; once, or again and again."""
-    if (arguments.domain is None) != (arguments.vdev is None):
-        raise UsageError("--domain and --vdev name a disk together; without both all are shown", "tapfs stats")
+    names_device(arguments, "tapfs stats")
     if arguments.interval is not None and not 0 < arguments.interval < 1 << 20:
         raise UsageError("--interval must be a number of seconds", "tapfs stats")
-
-    async def work(store: XenStore, _host: Host) -> list[AttachedDisk]:
-        from tapfs.xen.toolstack.attached_disks import attached_disks
-
-        return await attached_disks(store, await find_named_device(store, arguments) if arguments.domain else None)
-
     while True:
-        disks = with_xenstore(work)
+        disks: list[AttachedDisk | AttachedDevice] = [*_of_guests(arguments), *_of_host(arguments)]
         if arguments.json:
             print_json([asdict(disk) for disk in disks])
         else:
@@ -71,6 +67,38 @@ def run(arguments: argparse.Namespace) -> int:
         time.sleep(arguments.interval)
 
 
-def _row(disk: AttachedDisk) -> tuple[str, ...]:
+def _of_guests(arguments: argparse.Namespace) -> list[AttachedDisk]:
+    """The disks of guests that are asked for; without Xen there are none beside block devices."""
+    from tapfs.ublk.record import records
+    from tapfs.xen.host import find_host
+
+    if arguments.ublk is not None:
+        return []
+    if arguments.domain is None and records():
+        try:
+            find_host()
+        except ImageError:
+            return []
+
+    async def work(store: XenStore, _host: Host) -> list[AttachedDisk]:
+        from tapfs.xen.toolstack.attached_disks import attached_disks
+
+        return await attached_disks(store, await find_named_device(store, arguments) if arguments.domain else None)
+
+    return with_xenstore(work)
+
+
+def _of_host(arguments: argparse.Namespace) -> list[AttachedDevice]:
+    """The block devices that are asked for."""
+    from tapfs.ublk.record import records
+
+    if arguments.domain is not None or (arguments.ublk is None and not records()):
+        return []
+    from tapfs.ublk.attaching import attached_devices, device_number, look_at
+
+    return attached_devices() if arguments.ublk is None else [look_at(device_number(arguments.ublk))]
+
+
+def _row(disk: AttachedDisk | AttachedDevice) -> tuple[str, ...]:
     counted = disk.statistics or {}
-    return (str(disk.domain), disk.vdev, *(str(counted.get(name, "-")) for name in _COUNTERS.values()))
+    return (*disk.place, *(str(counted.get(name, "-")) for name in _COUNTERS.values()))

@@ -1,11 +1,11 @@
-"""`tapfs swap`: a live snapshot of a guest's disk, after which the disk keeps its name."""
+"""`tapfs swap`: a live snapshot of a disk in use, after which the disk keeps its name."""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
 
-from tapfs.cli.guests.device import add_device_options, ask_disk, with_xenstore
+from tapfs.cli.guests.device import add_disk_options, ask_disk, with_xenstore
 from tapfs.cli.parser import UsageError, size_argument
 from tapfs.cli.reporting import print_line
 
@@ -22,7 +22,7 @@ _PROGRAM = "tapfs swap"
 _LONG_CHAIN = 16
 
 _DESCRIPTION = """\
-Take a live snapshot of a guest's disk: it is paused, what it has written is flushed, and the image
+Take a live snapshot of a guest's disk or a block device: it is paused, what it has written is flushed, and the image
 gets the name FILE, under which it stays as it was at that moment: copy it, or keep it. From then on
 all writes go to an overlay over FILE, which has the name that the image had. So whoever starts the
 guest again, restores or moves it opens the newest state. The guest sees a short pause. A disk that
@@ -41,9 +41,9 @@ until it does, the image below is not opened for writing."""
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
-        "swap", help="live snapshot: keep what a guest's disk holds under another name", description=_DESCRIPTION
+        "swap", help="live snapshot: keep what a disk in use holds under another name", description=_DESCRIPTION
     )
-    add_device_options(parser, required=False)
+    add_disk_options(parser)
     parser.add_argument("file", metavar="FILE", help="the new name of what the disk holds now")
     parser.add_argument("--all", action="store_true", help="all disks of the guest at one moment; FILE is a suffix")
     parser.add_argument("--freeze", metavar="COMMAND", help="with --all: brings the guest to rest, and ends that")
@@ -58,8 +58,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Do it."""
     if not arguments.file:
         raise UsageError("FILE must be the name of a file", _PROGRAM)
-    if arguments.domain is None or (arguments.vdev is None) != arguments.all:
-        raise UsageError("say --domain, and either --vdev or --all", _PROGRAM)
+    if arguments.ublk is not None and (arguments.domain, arguments.vdev, arguments.all) != (None, None, False):
+        raise UsageError("--ublk names a disk by itself", _PROGRAM)
+    if arguments.ublk is None and (arguments.domain is None or (arguments.vdev is None) != arguments.all):
+        raise UsageError("say --domain, and either --vdev or --all; or --ublk", _PROGRAM)
     if arguments.all:
         _swap_all(arguments)
         return 0

@@ -9,7 +9,7 @@ from tapfs.nbd.export import Export
 
 if TYPE_CHECKING:
     from tapfs.disk.image import Image
-    from tapfs.xen.disk.held_requests import HeldRequests
+    from tapfs.serving.held_requests import HeldRequests
 
 #: A device model asks one thing after the other.
 _THREADS = 1

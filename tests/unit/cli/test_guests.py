@@ -67,6 +67,27 @@ def test_without_xen_nothing_heavy_is_loaded(words: tuple[str, ...]) -> None:
     assert (done.returncode, done.stderr) == (12, "tapfs: error: no Xen\n")
 
 
+def test_without_ublk_it_names_what_needs_none(tapfs: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tapfs.ublk.driver.CONTROL", tmp_path / "ublk-control")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, out, err = tapfs("attach", "--ublk", "disk.qcow2")
+    assert (code, out) == (CODES[ErrorKind.UNSUPPORTED].exit_code, "")
+    assert err.count("\n") == 1
+    assert "'tapfs mount'" in err
+    assert "'tapfs serve'" in err
+
+
+@pytest.mark.parametrize("command", ["detach", "pause", "resume", "stats"])
+def test_a_block_device_that_is_not_there_is_named(
+    tapfs: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+) -> None:
+    monkeypatch.setenv("TAPFS_RUNTIME_DIR", str(tmp_path))
+    code, _, err = tapfs(command, "--ublk", "/dev/ublkb77")
+    assert code == CODES[ErrorKind.NOT_FOUND].exit_code
+    assert "/dev/ublkb77" in err
+    assert tapfs(command, "--ublk", "/dev/sda")[0] == CODES[ErrorKind.INVALID_ARGUMENT].exit_code
+
+
 @pytest.mark.usefixtures("no_xen")
 def test_list_without_xen_is_what_it_was(tapfs: Run) -> None:
     code, out, err = tapfs("list", "--json")
@@ -84,6 +105,13 @@ def test_list_without_xen_is_what_it_was(tapfs: Run) -> None:
         ("attach", "disk.qcow", *NAMED, "--open-files", "0"),
         ("attach", "disk.qcow", *NAMED, "--memory", "much"),
         ("attach", "disk.qcow", *NAMED, "--limit-requests", "-1"),
+        ("attach", "disk.qcow", "--ublk", *NAMED),
+        ("attach", "disk.qcow", *NAMED, "--queues", "2"),
+        ("attach", "disk.qcow", "--ublk", "--queues", "0"),
+        ("attach", "disk.qcow", "--ublk", "--grants", "map"),
+        ("detach",),
+        ("detach", "--ublk", "0", *NAMED),
+        ("swap", "--ublk", "0", "--all", "snapshot"),
         ("detach", "--vdev", "xvda"),
         ("detach", "--domain", "3"),
         ("stats", "--domain", "3"),

@@ -1,0 +1,228 @@
+"""Attach an image as a block device, detach it, and find those that are attached: what the commands do."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.host.location import locate
+from tapfs.kernel.ublk_server import Shape
+from tapfs.serving.asking import ask_and_block
+from tapfs.serving.background import open_descriptors, start_in_background
+from tapfs.serving.runtime_directory import make_private, runtime_directory
+from tapfs.ublk.driver import Driver, block_device
+from tapfs.ublk.keeper import Keeper
+from tapfs.ublk.record import (
+    DiskRecord,
+    directory,
+    records,
+    remove_files,
+    require_record,
+    socket_name,
+    write_record,
+)
+
+#: Requests of a queue at once, and bytes of the longest. A request takes so much memory when it was that long once.
+_DEPTH, _MAX_BYTES = 64, 512 << 10
+_MOST_QUEUES = 4
+#: Seconds that a device may take to go when it was stopped.
+_GO_SECONDS = 60.0
+_PAUSE_SECONDS = 0.02
+_STATUS_SECONDS = 5.0
+
+_NAME = re.compile(r"(?:/dev/)?(?:ublkb)?([0-9]{1,6})")
+
+
+def device_number(text: str) -> int:
+    """The number in `/dev/ublkb3`, `ublkb3` or `3`. Raises ImageError(invalid_argument)."""
+    found = _NAME.fullmatch(text)
+    if found is None:
+        raise ImageError(
+            ErrorKind.INVALID_ARGUMENT, f"{text!r} is no ublk device", op="parse", remedy="say /dev/ublkbN"
+        )
+    return int(found[1])
+
+
+def attach(disk: DiskRecord, *, queues: int | None) -> str:
+    """Attach what a record without number, token and processes says; the block device. Raises ImageError.
+
+    `queues`: None for one a processor, up to four.
+    """
+    inherited = open_descriptors()
+    make_private(runtime_directory())
+    make_private(directory())
+    shape = Shape(queues or min(len(os.sched_getaffinity(0)), _MOST_QUEUES), _DEPTH, _MAX_BYTES)
+    with Driver() as driver:
+        number = driver.add(shape).number
+        try:
+            remove_files(number)  # of a device of that number that others have removed
+            path = locate(disk.path).absolute().name
+            write_record(replace(disk, number=number, path=path, token=secrets.token_hex(16)))
+        except BaseException:
+            driver.delete(number)
+            raise
+    start_in_background(Keeper(number, path, fresh=True), inherited)
+    return block_device(number)
+
+
+def resume(number: int) -> None:
+    """Have a device go on that is paused or waits; one without a process gets one. Raises ImageError."""
+    record = require_record(number)
+    if record.pid is None and record.keeper_pid is None:
+        start_in_background(Keeper(number, record.path, fresh=False), open_descriptors())
+    ask(number, "resume")
+
+
+def detach(number: int, *, force: bool) -> None:
+    """Take the block device away: all that was written is in the image, and that is closed, when this returns.
+
+    Raises ImageError: locked while it is mounted or otherwise used by the kernel. With `force` its users get errors
+    instead. If the image cannot be flushed, the device stays, too.
+    """
+    # By this process, and not by the one that serves: who waits for a disk must not be the one that others wait for.
+    record = require_record(number)
+    if record.pid is None and record.keeper_pid is None and not force:
+        raise ImageError(
+            ErrorKind.LOCKED,
+            "nobody serves it, and what its users have written is not all in the image yet",
+            path=block_device(number),
+            op="detach",
+            remedy=f"say tapfs resume --ublk {number} first",
+        )
+    with Driver() as driver:
+        held = _hold(number, force=force)
+        try:
+            if record.pid is not None or record.keeper_pid is not None:
+                if ask(number, "status")["paused"]:
+                    ask(number, "resume")
+                if held is not None:
+                    os.fsync(held)
+                ask(number, "flush")
+            driver.stop(number)
+        except OSError as error:
+            raise from_os_error(error, path=block_device(number), op="detach") from error
+        finally:
+            if held is not None:
+                os.close(held)
+        _await_end(driver, number)
+
+
+def _hold(number: int, *, force: bool) -> int | None:
+    """The block device, which nobody can mount from now on."""
+    try:
+        return os.open(block_device(number), os.O_RDONLY | os.O_CLOEXEC | (0 if force else os.O_EXCL))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        failure = from_os_error(error, path=block_device(number), op="detach")
+        if error.errno == 16:
+            failure = ImageError(
+                ErrorKind.LOCKED,
+                "is in use: it is mounted, or a part of something else",
+                path=block_device(number),
+                op="detach",
+                remedy="unmount it first, or say --force, which loses what is not written yet",
+            )
+        raise failure from error
+
+
+def _await_end(driver: Driver, number: int) -> None:
+    """Wait until the keeper has put the device away; without one do it here."""
+    give_up = time.monotonic() + _GO_SECONDS
+    while time.monotonic() < give_up:
+        found = next((each for each in records() if each.number == number), None)
+        if found is None:
+            return
+        if found.pid is None and found.keeper_pid is None:
+            if driver.info(number) is not None:
+                driver.delete(number)
+            remove_files(number)
+            return
+        time.sleep(_PAUSE_SECONDS)
+    raise ImageError(ErrorKind.IO, "was stopped and does not go", path=block_device(number), op="detach")
+
+
+def ask(
+    number: int, command: str, details: Mapping[str, object] | None = None, *, seconds: float | None = None
+) -> dict[str, Any]:
+    """Have the process of a device do a command (`tapfs.ublk.control`); its answer. Raises ImageError."""
+    require_record(number)
+    try:
+        answer = ask_and_block(directory(), socket_name(number), command, seconds=seconds, **(details or {}))
+    except ImageError:
+        raise
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        raise ImageError(
+            ErrorKind.NOT_FOUND,
+            "no process serves it now",
+            path=block_device(number),
+            op="ask",
+            remedy=f"tapfs resume --ublk {number} starts one",
+        ) from error
+    except OSError as error:
+        raise from_os_error(error, path=block_device(number), op="ask its process") from error
+    if answer is None:
+        raise ImageError(ErrorKind.IO, "its process ended before it had answered", path=block_device(number), op="ask")
+    return answer
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedDevice:
+    """An attached block device as `tapfs list` and `stats` show it."""
+
+    device: str
+    path: str
+    format: str | None
+    mode: str
+    #: In words: "ready", "paused", "waits: …", "has no process".
+    summary: str
+    pid: int | None
+    size: int | None = None
+    #: None: its process does not answer.
+    statistics: dict[str, Any] | None = None
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Where it is, as a table shows it beside the disks of guests: no domain, and the device."""
+        return "-", self.device.removeprefix("/dev/")
+
+
+def attached_devices() -> list[AttachedDevice]:
+    """All that this user has attached. Raises ImageError(denied, io)."""
+    return [_look_at(record) for record in records()]
+
+
+def look_at(number: int) -> AttachedDevice:
+    """One of them. Raises ImageError(not_found)."""
+    return _look_at(require_record(number))
+
+
+def _look_at(record: DiskRecord) -> AttachedDevice:
+    status: dict[str, Any] = {}
+    statistics = None
+    with suppress(ImageError):
+        status = ask(record.number, "status", seconds=_STATUS_SECONDS)
+        statistics = ask(record.number, "statistics", seconds=_STATUS_SECONDS)
+    if not status:
+        summary = "has no process: tapfs resume" if record.keeper_pid is None else "its process is starting"
+    elif status["waiting"]:
+        summary = f"waits: {status['waiting']}"
+    else:
+        summary = "paused" if status["paused"] else "ready"
+    return AttachedDevice(
+        block_device(record.number),
+        record.path,
+        status.get("format", record.format),
+        record.mode,
+        summary,
+        status.get("pid"),
+        status.get("size"),
+        statistics,
+    )
