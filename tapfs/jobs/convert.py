@@ -34,7 +34,7 @@ def convert(
 
     What lies past the source's end reads as zeros, but is left as it is on a block device, where zeroing it may take
     as long as the device is large. `compressed` packs every granule that
-    shrinks; the target must be new (baseline ZEROS) and of a format that can. Everything is
+    shrinks; the target must be new, without a parent or over one, and of a format that can. Everything is
     flushed when it returns; after an exception the target holds a part of the copy. Raises
     ImageError; out_of_bounds if the target is smaller, unsupported if it cannot compress.
     """
@@ -47,13 +47,15 @@ def convert(
         )
     report = progress if progress is not None else silent
     if compressed:
-        if baseline is not Baseline.ZEROS:
-            raise ImageError(
-                ErrorKind.UNSUPPORTED,
-                "only a new image without a parent can be compressed",
-                path=target.path,
-                op="convert",
-            )
+        if baseline is Baseline.ANYTHING:
+            message = "only a new image can be compressed"
+            raise ImageError(ErrorKind.UNSUPPORTED, message, path=target.path, op="convert")
+        if baseline is Baseline.PARENT:
+            from tapfs.jobs.packed_differences import pack_over_parent  # few copies pack over a parent
+
+            pack_over_parent(source, target, report, options)
+            target.flush()
+            return
         copy_packed(source, target, report, options)
         return
     Copy(source, target, baseline, options).run(report)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from tapfs.disk.image import Image
     from tapfs.jobs.pace import Pace
+    from tapfs.jobs.sources import Source
 
 #: Zeros are looked for in pieces of at most so many bytes.
 _LARGEST_ZERO_GRANULE = 64 << 10
@@ -125,7 +126,7 @@ def write_differences(
     return _written(target, buffers, prepared, pace, progress, write_hiding)
 
 
-def difference(old: Image, new: Image | None, window: Window, unit: int, buffers: BufferPool) -> Prepared:
+def difference(old: Source, new: Source | None, window: Window, unit: int, buffers: BufferPool) -> Prepared:
     """What of a window `new` has otherwise than `old`; its bytes are those of `old`. None is a disk of zeros."""
     buffer = buffers.take()
     old.read_ranges(window.ranges, buffer)

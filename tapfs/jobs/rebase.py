@@ -84,7 +84,7 @@ def rebase_image(
             if compressed:
                 from tapfs.jobs.packed_differences import append_differences  # few rebases pack
 
-                written = append_differences(old, new, runs, progress or silent)
+                written = append_differences(old, new, old, runs, Pace(None), progress or silent)
             else:
                 written = write_differences(old, new, old, runs, Pace(None), progress or silent)
             old.end_writing()

@@ -52,6 +52,27 @@ def test_what_is_written_is_packed_and_the_disk_is_the_same(backing: str, overla
     assert tapfs("compare", "-f", "raw", wanted, overlay, "--second-backing-format", "raw").code == 0
 
 
+@pytest.mark.usefixtures("each_qemu")
+def test_a_copy_over_a_parent_is_packed(overlay: Path, tapfs: Run) -> None:
+    """What the parent has alike is left to it, zeros hide it, and the source may end before it does."""
+    wanted, packed, plain = (overlay.with_name(name) for name in ("wanted.raw", "packed.qcow2", "plain.qcow2"))
+    qemu("qemu-img", "convert", "-O", "raw", overlay, wanted)
+    over = ("-f", "qcow2", "-O", "qcow2", "-B", "new.raw", "-F", "raw")
+    assert tapfs("convert", "-c", *over, "-r", "1G", "-m", "3", overlay, packed) == (0, "", "")
+    assert tapfs("convert", *over, overlay, plain) == (0, "", "")
+    found = json.loads(qemu("qemu-img", "check", "--output=json", packed))
+    assert found["compressed-clusters"] > 10
+    assert found.get("leaks", 0) == found.get("corruptions", 0) == 0
+    assert packed.stat().st_size < plain.stat().st_size // 2
+    for image in (packed, plain):
+        qemu("qemu-img", "compare", "-f", "raw", "-F", "qcow2", wanted, image)
+        assert tapfs("check", image).code == 0
+    shorter = overlay.with_name("shorter.raw")
+    shorter.write_bytes(wanted.read_bytes()[: 4 * MIB + 512])
+    assert tapfs("convert", "-c", "-f", "raw", *over[2:], shorter, packed) == (0, "", "")
+    qemu("qemu-img", "compare", "-f", "raw", "-F", "qcow2", shorter, packed)
+
+
 def test_an_image_that_takes_no_packed_data_stays_as_it_is(tapfs: Run, tmp_path: Path) -> None:
     for name in ("old", "new"):
         (tmp_path / name).write_bytes(name.encode() * 30_000)
