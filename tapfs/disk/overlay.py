@@ -69,6 +69,7 @@ def open_over(
     Raises ImageError: exists if the overlay that is there belongs to another image.
     """
     location = locate(path)
+    path = location.name
     if location.in_memory:
         raise ImageError(ErrorKind.UNSUPPORTED, "an overlay grows, which a RAM disk cannot", path=path, op="open")
     with Target(location) as target:

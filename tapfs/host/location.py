@@ -122,7 +122,7 @@ class Location:
 
 
 def locate(name: str) -> Location:
-    """What a name that somebody has typed means; nothing is looked at.
+    """What a name that somebody has typed means; nothing is looked at. As for QEMU, "file:" may stand before a path.
 
     Raises ImageError(invalid_argument) for what is no name, and (unsupported) for unknown addresses, and for standard
     input unless it was made ready (`tapfs.host.standard_input`).
@@ -140,6 +140,8 @@ def locate(name: str) -> Location:
             op="open",
             remedy="name a file (one of this name is written ./-); 'tapfs convert - FILE' makes one of standard input",
         )
+    if name.startswith(_FILE_PROTOCOL):
+        return _file(file_name(name.removeprefix(_FILE_PROTOCOL)))
     if ram.is_ram(name):
         path = ram.host_path(name)
         return Location(ram.PREFIX + name[len(ram.PREFIX) :], path, in_memory=True, trusted=os.path.dirname(path))
@@ -196,7 +198,7 @@ def file_name(path: str) -> str:
         location = locate(path)
     except ImageError:
         return f"./{path}"
-    return f"./{path}" if location.in_memory or location.address else path
+    return path if location.name == path and not location.in_memory and location.address is None else f"./{path}"
 
 
 def _elsewhere(address: Address) -> Location:

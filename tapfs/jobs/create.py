@@ -68,6 +68,7 @@ class NewImage:
 
 def create_image(path: str, new: NewImage, *, overwrite: bool = False) -> None:
     """Create an empty image; raises ImageError(exists) if there is something already, unless `overwrite`."""
+    path = locate(path).name
     with _begun(path, new, overwrite=overwrite) as begun:
         if begun.on_device:
             with _open_filled(path, new, begun) as image:
@@ -89,6 +90,7 @@ def new_image(path: str, new: NewImage, *, overwrite: bool = False, zeroed: bool
     has been written to it, up to the size that was asked for. A block device keeps what it holds behind that. Unless
     `zeroed` it keeps what it holds before that, too; a disk that starts as noise (`starts_as_noise`) stays so.
     """
+    path = locate(path).name
     with _begun(path, new, overwrite=overwrite) as begun:
         image = _open_filled(path, new, begun)
         try:

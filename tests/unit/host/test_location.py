@@ -90,3 +90,26 @@ def test_who_has_it_open_is_this_process(tmp_path: Path) -> None:
     tapfs.create_image(str(image), NewImage("qcow", MIB))
     with tapfs.open(image, writable=True), pytest.raises(ImageError, match=r"\(this one, which has it open already\)"):
         tapfs.open(image)
+
+
+def test_file_before_a_path_means_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for QEMU, which has no other way to say that a name with a colon is a file's; here ./ says so, too."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    tapfs.create_image("file:sub/base:1", NewImage("qcow2", MIB))
+    tapfs.create_image("file:sub/over", NewImage("qcow2", None, "file:base:1", "qcow2"))
+    assert {each.name for each in (tmp_path / "sub").iterdir()} == {"base:1", "over"}
+    with tapfs.open("file:sub/over", writable=True) as disk:
+        disk.write(0, b"data")
+        assert [layer.path for layer in disk.layers] == ["sub/over", "sub/base:1"]
+    with tapfs.open("sub/base:1", overlay="file:scratch") as disk:
+        disk.write(0, b"scratch")
+    assert (tmp_path / "scratch").exists()
+    tapfs.convert(f"file://{tmp_path}/sub/over", "file:copy", target_format="raw")
+    assert (tmp_path / "copy").read_bytes()[:4] == b"data"
+    (tmp_path / "file:odd").write_bytes(b"odd!" * 128)
+    with tapfs.open("./file:odd", format="raw") as disk:
+        assert disk.read(0, 4) == b"odd!"
+    assert (file_name("file:odd"), file_name("file:file:odd")) == ("./file:odd", "./file:file:odd")
+    assert locate("file:file:odd").host_path == "./file:odd"
+    assert locate("file:ram:x").host_path == "./ram:x"
