@@ -212,4 +212,6 @@ class Check:
 def _bit_message(entry: int) -> str:
     if entry & COPIED:
         return f"{entry:#x} says that the cluster is owned alone, and its refcount is not 1"
-    return f"{entry:#x} does not say that the cluster is owned alone, and its refcount is 1"
+    # So it is after a repair counted two owners and a write gave one of them a copy.
+    owner = "does not say that the cluster is owned alone, and its refcount is 1"
+    return f"{entry:#x} {owner}: no data is at risk, a write copies the cluster first, and a repair mends it"
