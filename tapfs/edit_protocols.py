@@ -86,8 +86,11 @@ class Expecting(Rebasable, Protocol):
     stays of use after `expect`, and after a `rebase` to the name that the parent has.
     """
 
-    def expect(self, parent: Renewing) -> Iterator[Plan]:
-        """Have the image match `parent` as it is, and as it will be once its next `begin` is executed."""
+    def expect(self, parent: Renewing | None) -> Iterator[Plan]:
+        """Have the image match `parent` as it is, and as it will be once its next `begin` is executed.
+
+        None: have the image match its parent whatever identity that gets.
+        """
         ...
 
 

@@ -44,13 +44,13 @@ def rebase_plan(image: VdiDriver, backing: BackingReference | None, parent: Driv
     return _switch(image, header._replace(type=kind, link=above.creation, parent_modification=above.modification))
 
 
-def expecting_plan(image: VdiDriver, parent: Driver) -> Plan:
+def expecting_plan(image: VdiDriver, parent: Driver | None) -> Plan:
     """The plan that has the image know its parent by the UUID of its creation alone, which no writing changes.
 
     Nothing where the UUID is not that of the parent, and where the image says nothing of the parent's last change.
     """
     header = image.header
-    known = isinstance(parent, VdiDriver) and parent.header.creation == header.link
+    known = parent is None or (isinstance(parent, VdiDriver) and parent.header.creation == header.link)
     if not known or header.parent_modification == NULL_UUID:
         return Plan()
     return _switch(image, header._replace(parent_modification=NULL_UUID))

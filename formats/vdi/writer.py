@@ -73,7 +73,7 @@ class WritableVdiDriver(VdiDriver, BlockWriter):
         """See :mod:`tapfs.formats.vdi.rebase`."""
         yield rebase_plan(self, backing, parent)
 
-    def expect(self, parent: Renewing) -> Iterator[Plan]:
+    def expect(self, parent: Renewing | None) -> Iterator[Plan]:
         """See :func:`tapfs.formats.vdi.rebase.expecting_plan`."""
         yield expecting_plan(self, parent)
 

@@ -26,6 +26,6 @@ class EditableVhdxDriver(WritableVhdxDriver):
         """See :meth:`tapfs.driver.Rebasable.rebase` and :mod:`tapfs.formats.vhdx.relink`."""
         return relink_plans(self, backing, parent)
 
-    def expect(self, parent: Renewing) -> Iterator[Plan]:
+    def expect(self, parent: Renewing | None) -> Iterator[Plan]:
         """See :meth:`tapfs.driver.Expecting.expect`."""
         return expecting_plans(self, parent)

@@ -63,12 +63,15 @@ def relink_plans(image: WritableVhdxDriver, backing: BackingReference | None, pa
     yield from _logged(image, changes)
 
 
-def expecting_plans(image: WritableVhdxDriver, parent: Renewing) -> Iterator[Plan]:
-    """The plans that have the image name two identities of its parent: that of now, and the next one."""
-    entries = {**image.locator_entries, LINKAGE: _braced(_linkage(image, parent))}
-    for linkage in (linkage_of(name) for name in parent.next_identities):
-        if linkage is not None:
-            entries[SECOND_LINKAGE] = _braced(linkage)
+def expecting_plans(image: WritableVhdxDriver, parent: Renewing | None) -> Iterator[Plan]:
+    """The plans that have the image name two identities of its parent: that of now, and the next one; None: none."""
+    entries = {key: value for key, value in image.locator_entries.items() if key not in {LINKAGE, SECOND_LINKAGE}}
+    if parent is not None:
+        entries[LINKAGE] = _braced(_linkage(image, parent))
+        following = (linkage_of(name) for name in parent.next_identities)
+        second = next((linkage for linkage in following if linkage is not None), None)
+        if second is not None:
+            entries[SECOND_LINKAGE] = _braced(second)
     changes = with_locator(image.file, image.regions.metadata, _packed(image, entries), image.metadata.disk_id)
     yield image.log_named()
     yield from _logged(image, changes)

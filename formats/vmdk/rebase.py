@@ -61,11 +61,14 @@ def rebase_plan(
     return plan(grown, [Write(0, end, lines)], _comments(descriptor, path), _second_of_none(descriptor))
 
 
-def expecting_plan(descriptor: Descriptor, room: int | None, parent: Renewing) -> Plan:
+def expecting_plan(descriptor: Descriptor, room: int | None, parent: Renewing | None) -> Plan:
     """The plan that has a disk take its parent with the next content ID, too; nothing where there is no room to say so.
 
-    `room` as above.
+    `room` as above. Without `parent` a comment is made of the content ID: one that is not there says nothing.
     """
+    if parent is None:
+        start = _line_start(descriptor, _CID_KEY)
+        return Plan() if start is None else plan([Write(0, descriptor.base + start, b"#")])
     cid = cid_among(parent.next_identities)
     if cid is None:
         return Plan()
@@ -103,12 +106,8 @@ def _in_one_sector(at: int) -> bool:
 
 def _comments(descriptor: Descriptor, path: str) -> list[Step]:
     """The write that makes comments of the lines that name the parent now."""
-    text, starts = descriptor.text, list[int]()
-    for key in (_CID_KEY, _NAME_KEY):
-        found = descriptor.values.get(key)
-        if found is not None:
-            line = text.rfind(b"\n", 0, found.at) + 1
-            starts.append(line + len(text[line : found.at]) - len(text[line : found.at].lstrip()))
+    text = descriptor.text
+    starts = [start for key in (_CID_KEY, _NAME_KEY) if (start := _line_start(descriptor, key)) is not None]
     if not starts:
         return []
     first, last = min(starts), max(starts)
@@ -119,3 +118,13 @@ def _comments(descriptor: Descriptor, path: str) -> list[Step]:
     for start in starts:
         changed[start - first] = ord("#")
     return [Write(0, descriptor.base + first, bytes(changed))]
+
+
+def _line_start(descriptor: Descriptor, key: str) -> int | None:
+    """Where in the text the line of a key begins, behind blanks; None where there is none."""
+    found = descriptor.values.get(key)
+    if found is None:
+        return None
+    line = descriptor.text.rfind(b"\n", 0, found.at) + 1
+    before = descriptor.text[line : found.at]
+    return line + len(before) - len(before.lstrip())

@@ -125,7 +125,7 @@ class WritableVmdkDriver(VmdkDriver):
         yield rebase_plan(descriptor, self._link_room(descriptor), backing, parent, self.file.path)
         self._read_descriptor_again(descriptor)
 
-    def expect(self, parent: Renewing) -> Iterator[Plan]:
+    def expect(self, parent: Renewing | None) -> Iterator[Plan]:
         """See :func:`tapfs.formats.vmdk.rebase.expecting_plan`."""
         descriptor = self._linking_descriptor()
         yield expecting_plan(descriptor, self._link_room(descriptor), parent)

@@ -29,12 +29,14 @@ class CommitLayers(NamedTuple):
             layer.close()
 
 
-def open_for_commit(path: str, options: OpenOptions, base: str | None, *, empties: bool) -> CommitLayers:
+def open_for_commit(
+    path: str, options: OpenOptions, base: str | None, *, empties: bool, links: bool = False
+) -> CommitLayers:
     """Open the overlay `path` and its chain with the base writable: `base`, or else the overlay's own parent.
 
     With `empties` the overlay is writable, too. So is the child of the base where that names the base by an identity,
-    which may change when the base is written. Raises ImageError: unsupported (no parent), invalid_argument (the base is
-    not in the chain), read_only.
+    which may change when the base is written, and with `links` in any case. Raises ImageError: unsupported (no parent),
+    invalid_argument (the base is not in the chain), read_only.
     """
     with contextlib.ExitStack() as stack:
         looked = open_layers(path, replace(options, writable=False))
@@ -44,7 +46,7 @@ def open_for_commit(path: str, options: OpenOptions, base: str | None, *, emptie
         reference = looked[depth - 1].driver.geometry.backing
         named_by_identity = reference is not None and reference.identity is not None
     writable = {depth}
-    if named_by_identity:
+    if named_by_identity or links:
         writable.add(depth - 1)
     if empties:
         writable.add(0)

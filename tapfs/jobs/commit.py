@@ -23,7 +23,7 @@ from tapfs.disk.live import once_more
 from tapfs.disk.password import password_missing
 from tapfs.driver import Rebasable, Resizable, Snapshotted, Uncovering
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.jobs.kept_link import begin_writing
+from tapfs.jobs.kept_link import begin_writing, bind, unbound
 from tapfs.jobs.pace import Pace
 from tapfs.jobs.progress import silent
 from tapfs.jobs.range_copy import Run, overwrite
@@ -66,8 +66,14 @@ def commit_image(
     with closing(open_for_commit(path, options, base, empties=empties)) as layers:
         _check(layers, empties=empties, password=password)
         too_small = layers.below if _is_too_small(layers) else None
+        binds = too_small is not None and unbound(layers.child)
     if too_small is not None:
-        _grow(too_small, layers.above[0].driver.geometry.virtual_size, options, password)
+        try:
+            _grow(too_small, layers.above[0].driver.geometry.virtual_size, options, password)
+        finally:
+            if binds:
+                with closing(open_for_commit(path, options, base, empties=empties, links=True)) as layers:
+                    bind(layers.child, layers.below[0])
     with closing(open_for_commit(path, options, base, empties=empties)) as layers:
         _check(layers, empties=empties, password=password)
         written = _Commit(layers, options, password, Pace(rate), progress or silent).run(empties=empties)

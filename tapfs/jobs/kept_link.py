@@ -8,6 +8,8 @@ A base of some formats (VMDK, VHDX, VDI) gets another identity when it is writte
 
 So the overlay matches its base at every moment. Where the format of the overlay has no room for a second identity 1 is
 left out. A crash between 2 and 3 then leaves an overlay that is refused until it is opened with `any_parent`.
+
+A base that grows first gets several identities. The overlay names none meanwhile (`unbound`, `bind`).
 """
 
 from __future__ import annotations
@@ -31,6 +33,21 @@ def is_renamed(child: Driver, base: Driver) -> bool:
     if reference is None or reference.identity is None or not isinstance(base, Identified):
         return False
     return reference.identity not in (base.next_identities if isinstance(base, Renewing) else base.identities)
+
+
+def unbound(child: Layer) -> bool:
+    """Have the child match its base whatever identity that gets; whether it named one, and is to be bound again."""
+    reference = child.driver.geometry.backing
+    if reference is None or reference.identity is None or not isinstance(child.driver, Expecting):
+        return False
+    execute_edit(child, child.driver.expect(None))
+    return True
+
+
+def bind(child: Layer, base: Layer) -> None:
+    """Have the child name the base by the identity that it has now. Raises ImageError."""
+    if isinstance(child.driver, Rebasable):
+        execute_edit(child, child.driver.rebase(child.driver.geometry.backing, base.driver))
 
 
 def begin_writing(base: Image, child: Layer) -> bool:
@@ -77,5 +94,5 @@ def _begin(base: Image, child: Layer, *, renamed: bool) -> bool:
     base.write_zeroes(0, 0)  # it says now that it is written, before anything else is
     if not renamed or not isinstance(child.driver, Rebasable):
         return False
-    execute_edit(child, child.driver.rebase(child.driver.geometry.backing, base.layers[0].driver))
+    bind(child, base.layers[0])
     return True

@@ -23,9 +23,7 @@ SECTOR = 512
 CHAINS: dict[str, tuple[str, str, dict[str, str]]] = {
     "qcow2 over raw": ("qcow2", "raw", {}),
     "qcow2 over qcow2": ("qcow2", "qcow2", {"cluster_size": "16384"}),
-    "vmdk over vmdk": ("vmdk", "vmdk", {}),
     "vhdx over vhdx": ("vhdx", "vhdx", {"block_size": "1M"}),
-    "vdi over vdi": ("vdi", "vdi", {}),
 }
 
 

@@ -45,12 +45,14 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
     "vhdx": ("vhdx", {"block_size": "1M"}),
     "vhdx, no parent": ("vhdx", {"block_size": "1M"}),
 }
+#: Formats whose rebase writes into the blocks of the disk.
+TOUCHING = frozenset({"vhd", "vhdx"})
 #: Names that take more room than the ones before them, and less.
 NAMES = ["b", "/a/rather/long/name" + "/of-a-parent" * 25 + ".img", "short.img"]
 
 
 class Seen(NamedTuple):
-    """What an image says of its parent, its map, and the bytes that it has over zeros."""
+    """What an image says of its parent, its map, and the bytes that it has over zeros if a rebase writes into blocks."""
 
     backing: BackingReference | None
     extents: list[Extent]
@@ -80,7 +82,8 @@ def seen(name: str, file: MemoryFile) -> Seen:
     driver = opened(name, file)
     reference = driver.geometry.backing
     extents = [extent._replace(in_place=False) for extent in driver.map(0, SIZE)]
-    return Seen(reference, extents, read_extents(driver, file, 0, SIZE))
+    content = read_extents(driver, file, 0, SIZE) if name in TOUCHING else b""
+    return Seen(reference, extents, content)
 
 
 def execute(file: MemoryFile, driver: Driver, backing: BackingReference | None, parent: Driver | None) -> None:
@@ -119,13 +122,13 @@ def test_a_crash_leaves_the_old_parent_or_the_new_one(kind: str) -> None:
         fills = name == "vhdx" and backing is None
         assert fills or after.extents == before.extents
         for epoch in range(len(file.epochs)):
-            for _ in range(2 if name == "vhdx" else 6):
+            for number in range(2 if name in TOUCHING else 6):
                 left = file.crashed_files(epoch, choice)
                 found = seen(name, left)
                 assert found.backing in (before.backing, after.backing), (epoch, backing)
                 assert found.content == before.content, (epoch, backing)
                 assert fills or found in (before, after), (epoch, backing)
-                checked = opened(name, left)
+                checked = opened(name, left) if name in TOUCHING and number == 0 else None
                 assert not isinstance(checked, Checkable) or not checked.check().corruptions, (epoch, backing)
         file = file.copy()
 
