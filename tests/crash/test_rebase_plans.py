@@ -52,7 +52,7 @@ NAMES = ["b", "/a/rather/long/name" + "/of-a-parent" * 25 + ".img", "short.img"]
 
 
 class Seen(NamedTuple):
-    """What an image says of its parent, its map, and the bytes that it has over zeros if a rebase writes into blocks."""
+    """What an image says of its parent, its map, and its bytes over zeros if a rebase writes into blocks."""
 
     backing: BackingReference | None
     extents: list[Extent]
