@@ -127,7 +127,10 @@ def test_a_base_that_cannot_grow_is_left_as_it_is(tapfs: Run, tmp_path: Path, mo
     assert (base.read_bytes(), over.read_bytes()) == contents
 
 
-def test_what_commit_refuses_it_refuses_before_it_changes_anything(tapfs: Run, tmp_path: Path) -> None:
+def test_what_commit_refuses_it_refuses_before_it_changes_anything(
+    tapfs: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tapfs.formats.vdi.writer.WritableVdiDriver.can_uncover", False)
     base, over = chain(tmp_path, "vdi", "vdi")
     contents = [path.read_bytes() for path in (base, over)]
     ran = tapfs("commit", over)
