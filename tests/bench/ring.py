@@ -16,9 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.bench.runner import ROOT, qemu_backports
@@ -188,13 +189,12 @@ class Ring(Backend):
         print(f"    {shown}", file=sys.stderr)
 
 
-class StorageDaemon(Backend):
-    """qemu-storage-daemon's vhost-user-blk export."""
+class VhostUser(Backend):
+    """A program that serves a disk by vhost-user: `command` gives its words for a disk and a socket."""
 
-    def __init__(self, program: str, way: str, frontend: Path) -> None:
-        version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.split()[2]
-        super().__init__(f"qsd {version} {way}")
-        self._program, self._way, self._frontend = program, way, frontend
+    def __init__(self, name: str, frontend: Path, command: Callable[[Disk, str], Sequence[str]]) -> None:
+        super().__init__(name)
+        self._frontend, self._command = frontend, command
 
     def run(self, job: Job, disk: Disk, seconds: int) -> Result:
         with tempfile.TemporaryDirectory(prefix="tapfs-bench-") as folder:
@@ -206,15 +206,8 @@ class StorageDaemon(Backend):
 
     @contextmanager
     def _serve(self, disk: Disk, socket: str) -> Iterator[int]:
-        """The daemon's process id while it serves."""
-        command = _on(
-            BACKEND_CPU,
-            self._program,
-            *("--blockdev", f"driver=file,node-name=file,filename={disk.image},aio={self._way}"),
-            *("--blockdev", f"driver={disk.format_name},node-name=disk,file=file"),
-            *("--export", f"type=vhost-user-blk,id=x,node-name=disk,addr.type=unix,addr.path={socket},writable=on"),
-        )
-        with subprocess.Popen(command) as daemon:
+        """The program's process id while it serves."""
+        with subprocess.Popen(_on(BACKEND_CPU, *self._command(disk, socket)), stdout=subprocess.DEVNULL) as daemon:
             try:
                 deadline = time.monotonic() + _PATIENCE_SECONDS
                 while not Path(socket).exists():
@@ -224,6 +217,26 @@ class StorageDaemon(Backend):
                 yield daemon.pid
             finally:
                 daemon.terminate()
+
+
+def storage_daemons(frontend: Path) -> list[VhostUser]:
+    """The newest qemu-storage-daemon that there is, with either way to do I/O."""
+    newer = qemu_backports()
+    program = None if newer is None else shutil.which("qemu-storage-daemon", path=str(newer))
+    program = program or shutil.which("qemu-storage-daemon")
+    if program is None:
+        return []
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.split()[2]
+
+    def command(way: str, disk: Disk, socket: str) -> Sequence[str]:
+        return [
+            str(program),
+            *("--blockdev", f"driver=file,node-name=file,filename={disk.image},aio={way}"),
+            *("--blockdev", f"driver={disk.format_name},node-name=disk,file=file"),
+            *("--export", f"type=vhost-user-blk,id=x,node-name=disk,addr.type=unix,addr.path={socket},writable=on"),
+        ]
+
+    return [VhostUser(f"qsd {version} {way}", frontend, partial(command, way)) for way in ("threads", "io_uring")]
 
 
 class BareFile(Backend):
@@ -262,12 +275,7 @@ def backends(work: Path, size_mib: int) -> list[Backend]:
     """Those that this machine has."""
     ring_frontend = build(work, "ring_frontend")
     found: list[Backend] = [Ring(grants, ring_frontend) for grants in ("copy", "map", "persistent")]
-    newer = qemu_backports()
-    daemon = None if newer is None else shutil.which("qemu-storage-daemon", path=str(newer))
-    daemon = daemon or shutil.which("qemu-storage-daemon")
-    if daemon is not None:
-        vhost_frontend = build(work, "vhost_frontend")
-        found += [StorageDaemon(daemon, way, vhost_frontend) for way in ("threads", "io_uring")]
+    found += storage_daemons(build(work, "vhost_frontend"))
     return [*found, BareFile(make_raw(work / "file", size_mib))]
 
 
@@ -323,7 +331,12 @@ def table(rows: Sequence[dict[str, object]]) -> str:
 
 def main() -> int:
     """Run, print, save."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.ring", description=__doc__)
+    return run("python -m tests.bench.ring", __doc__, backends)
+
+
+def run(program: str, description: str | None, field: Callable[[Path, int], list[Backend]]) -> int:
+    """The command line of a benchmark of the backends that `field` makes in a folder, with a size in MiB."""
+    parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=2, help="of each run")
     parser.add_argument("--size", type=int, default=512, metavar="MIB")
@@ -332,11 +345,11 @@ def main() -> int:
     parser.add_argument("--work", type=Path, metavar="DIR", help="where to put the images")
     arguments = parser.parse_args()
     if BACKEND_CPU == GUEST_CPU:
-        raise SystemExit("bench: the ring needs two processors, one for the backend and one for the guest")
+        raise SystemExit("bench: a ring needs two processors, one for the backend and one for the guest")
     with tempfile.TemporaryDirectory(prefix="tapfs-bench-", dir=arguments.work) as folder:
         work = Path(folder)
         disks = make_disks(work, arguments.size)
-        rows = measure(backends(work, arguments.size), disks, arguments.only, arguments.rounds, arguments.seconds)
+        rows = measure(field(work, arguments.size), disks, arguments.only, arguments.rounds, arguments.seconds)
     print(table(rows))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n")

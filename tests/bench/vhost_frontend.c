@@ -27,6 +27,8 @@ enum {
 #define MESSAGE_VERSION 1u
 #define MESSAGE_NEEDS_REPLY 8u
 
+/* A guest that knows no flush has each write durable when it is answered. */
+#define FEATURE_FLUSH (1ull << 9)
 #define FEATURE_INDIRECT (1ull << 28)
 #define FEATURE_EVENT_INDEX (1ull << 29)
 #define FEATURE_PROTOCOL (1ull << 30)
@@ -165,7 +167,8 @@ static void connect_backend(const char *path)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     size_t pages = sizeof *shared / BLOCK + 1 + (size_t)work.depth * work.request_blocks;
-    uint64_t wanted = FEATURE_INDIRECT | FEATURE_EVENT_INDEX | FEATURE_PROTOCOL | FEATURE_VERSION_1;
+    uint64_t wanted =
+        FEATURE_FLUSH | FEATURE_INDIRECT | FEATURE_EVENT_INDEX | FEATURE_PROTOCOL | FEATURE_VERSION_1;
     int fd = memfd_create("guest", MFD_CLOEXEC);
 
     REQUIRE(fd >= 0 && ftruncate(fd, (off_t)(pages * BLOCK)) == 0);
