@@ -91,6 +91,7 @@ class GuestDisk:
     def replace(self, reopen: Callable[[Image], Image]) -> Image:
         """Serve another image from now on, which `reopen` makes of this one while nothing is in flight. The old one."""
         with self._at_rest():
+            self.image.flush()
             old, new = self.image, reopen(self.image)
             self._device.replace_disk(new.engine_disk, size_of(new), writable=new.writable)
             self.image = new

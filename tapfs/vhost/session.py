@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import trio
 
 from tapfs.disk.image import Image
+from tapfs.disk.live import resized
 from tapfs.errors import printable
+from tapfs.serving.asking import unknown_command
 from tapfs.serving.failures import failure_of
 from tapfs.serving.log import log
+from tapfs.serving.runtime_directory import make_private, runtime_directory
 from tapfs.serving.server_start import remove_socket
 from tapfs.serving.service import Service
 from tapfs.serving.threads import in_thread
 from tapfs.vhost.channel import Channel
+from tapfs.vhost.control import control_name
 from tapfs.vhost.conversation import Conversation, RefusedError
 from tapfs.vhost.disk import GuestDisk
 from tapfs.vhost.messages import MalformedError
@@ -52,6 +57,9 @@ class Session:
         self._ready: Callable[[], None] = lambda: None
         #: One front end at a time: the next one waits in its socket.
         self._turn = trio.Lock()
+        self._conversation: Conversation | None = None
+        #: Whoever changes the disk or its rings, or flushes.
+        self._alone = trio.Lock()
 
     def run(self, ready: Callable[[], None]) -> None:
         """Serve, and call `ready` once front ends may come. Raises the first ImageError, when all is put away."""
@@ -59,7 +67,7 @@ class Session:
         ending = self._service.ending
         if self._kept is not None:
             ending.add("let go of the plan log", self._kept.close)
-        ending.add("flush and close the image", self._image.close)
+        ending.add("flush and close the image", self._close_image)
         for path in self._sockets:
             ending.add("remove the socket", partial(remove_socket, path))
         for listener in self._listeners:
@@ -79,10 +87,16 @@ class Session:
         """Let front ends in until the end."""
         disk = self._guest_disk
         if disk.image.writable:
-            self._service.flush_periodically(lambda: disk.image)
+            self._service.flush_periodically(lambda: disk.image, alone=self._alone)
         self._service.start(self._watch_problems, "watch the rings")
         if self._kept is not None:
             self._service.start(partial(self._beat, self._kept), "say that the server lives")
+        if self._sockets:
+            directory = runtime_directory()
+            make_private(directory)
+            name = control_name(self._sockets[0])
+            self._service.listen(directory, name, self._answer)
+            self._service.ending.add("remove the control socket", partial(remove_socket, str(directory / name)))
         async with trio.open_nursery() as nursery:
             for listener in self._listeners:
                 nursery.start_soon(self._accept, trio.socket.from_stdlib_socket(listener.dup()))
@@ -118,13 +132,14 @@ class Session:
 
     async def _converse(self, connection: trio.socket.SocketType) -> None:
         """Do what a front end says until it goes. No fault of it is one of the server."""
-        conversation = Conversation(self._guest_disk)
+        conversation = self._conversation = Conversation(self._guest_disk)
         channel = Channel(connection)
         try:
             while (received := await channel.receive()) is not None:
                 header, payload, descriptors = received
                 obey = partial(conversation.answer, header.kind, payload, descriptors, need_reply=header.need_reply)
-                message, attached = await in_thread(obey)
+                async with self._alone:
+                    message, attached = await in_thread(obey)
                 try:
                     await channel.send(message, attached)
                 finally:
@@ -137,8 +152,31 @@ class Session:
         except Exception as error:  # noqa: BLE001  the next one is served
             log.error("a front end could not be served: %s", failure_of(error, op="serve", path=self._service.path))
         finally:
+            self._conversation = None
             with trio.CancelScope(shield=True):
-                await in_thread(conversation.close)
+                async with self._alone:
+                    await in_thread(conversation.close)
+
+    async def _answer(self, request: Mapping[str, Any]) -> Mapping[str, object]:
+        """Carry out a command of the control socket."""
+        match request.get("command"):
+            case "status":
+                return {"size": self._guest_disk.image.size, **self._guest_disk.statistics()._asdict()}
+            case "resize":
+                async with self._alone:
+                    await in_thread(partial(self._resize, request.get("size"), force=bool(request.get("force"))))
+                    if self._conversation is not None:
+                        self._conversation.tell_of_change()
+                return {"size": self._guest_disk.image.size}
+            case _:
+                raise unknown_command(request)
+
+    def _resize(self, size: int | None, *, force: bool) -> None:
+        """Give a raw image another length, or (None) learn the length that its file has now. Raises ImageError."""
+        self._guest_disk.replace(partial(resized, size=size, force=force)).abandon()
+
+    def _close_image(self) -> None:
+        (self._image if self._disk is None else self._disk.image).close()
 
     async def _beat(self, kept: KeptPlanOf) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""`tapfs serve --vhost-user` is killed in the middle of writes, and the next server loses nothing that was answered."""
+"""`tapfs serve --vhost-user` as a process: killed in the middle of writes, told another size."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Generator, Sequence
@@ -134,3 +135,36 @@ def test_a_plan_that_may_not_fit_any_more_is_not_executed(tapfs_command: list[st
         assert server.stderr is not None
         assert f"remove {plan}" in server.stderr.read()
         assert server.wait(30) != 0
+
+
+def test_a_guest_is_told_another_size(tapfs_command: list[str], tmp_path: Path) -> None:
+    image, path = tmp_path / "disk.raw", tmp_path / "disk.sock"
+    image.write_bytes(bytes(1 << 20))
+    resize = [*tapfs_command, "resize", "-q", "--vhost-user", path]
+    with serving(tapfs_command, "-f", "raw", image, "--rw", "--vhost-user", path) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        front_end = connected(path)
+        ours, theirs = socket.socketpair()
+        ours.settimeout(30)
+        assert front_end.tell(21, descriptors=[theirs.fileno()]) == 0
+        ring = Ring(front_end)
+        ring.set_up()
+        assert ring.do(virtio.OUT, 2048, b"n" * 512)[0] == virtio.IOERR
+        subprocess.run([*resize, "2M"], check=True)
+        # The configuration has changed, and this ring goes on.
+        assert ours.recv(64) == struct.pack("=III", 2, 1, 0)
+        assert struct.unpack_from("<Q", front_end.configuration()) == (4096,)
+        ring.write(2048, b"n" * 512)
+        assert ring.do(virtio.OUT, 4096, b"n" * 512)[0] == virtio.IOERR
+        refused = subprocess.run([*resize, "1M"], capture_output=True, text=True, check=False)
+        assert refused.returncode != 0
+        assert "would be lost" in refused.stderr
+        for one in (ours, theirs):
+            one.close()
+        front_end.close()
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0
+    assert image.read_bytes() == bytes(1 << 20) + b"n" * 512 + bytes((1 << 20) - 512)
+    gone = subprocess.run([*resize, "3M"], capture_output=True, text=True, check=False)
+    assert "no server of yours listens there" in gone.stderr
