@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SANITIZED = build/sanitized
 # The tests that run the engine in their own process.
-ENGINE_TESTS = $(addprefix tests/unit/,engine disk/test_image.py disk/test_overlay.py disk/test_stream_target.py host/test_ram.py jobs fuse nbd) \
+ENGINE_TESTS = $(addprefix tests/unit/,engine disk/test_image.py disk/test_overlay.py disk/test_stream_target.py host/test_ram.py jobs fuse nbd vhost) \
 	$(wildcard tests/unit/xen/test_ring*.py) tests/property/test_image_model.py tests/property/test_xen_ring.py tests/property/test_nbd_model.py
 SOURCES = $(wildcard kernel/src/*/*.c kernel/src/*/*.h kernel/src/*.h) kernel/build_engine.py
 export PIP_DISABLE_PIP_VERSION_CHECK = 1

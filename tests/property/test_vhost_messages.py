@@ -47,7 +47,7 @@ def test_any_messages_leave_the_next_front_end_served() -> None:
         tapfs.create_image(path, NewImage("qcow2", 1 << 20))
         with Served(tapfs.open(path, format="qcow2", writable=True)) as served:
 
-            @settings(max_examples=30, deadline=None, suppress_health_check=_ALLOWED_CHECKS)
+            @settings(max_examples=15, deadline=None, suppress_health_check=_ALLOWED_CHECKS)
             @given(said)
             def check(messages: list[tuple[Kind, bytes, int, bool]]) -> None:
                 converse(served, messages)
