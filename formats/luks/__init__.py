@@ -38,7 +38,7 @@ class LuksFormat:
     @property
     def create_options(self) -> Mapping[str, str]:
         """The `-o` options with a line of help each."""
-        from tapfs.formats.luks.create import LUKS_OPTIONS
+        from tapfs.formats.luks.options import LUKS_OPTIONS
 
         return {**LUKS_OPTIONS, "preallocation": "off (default); falloc: the host reserves the space; or full"}
 

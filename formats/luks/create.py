@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import uuid
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import NamedTuple
 
 from tapfs.driver import CipherMode, Cryptography, wipe
@@ -16,18 +15,6 @@ from tapfs.formats.luks.splitter import split
 from tapfs.formats.luks.version1 import DIGEST_BYTES, SALT_BYTES, SLOTS, STRIPES, Header1, SlotField
 from tapfs.formats.luks.volume import SECTOR
 from tapfs.formats.rounding import round_up
-
-#: Of each the name after qemu-img; in front of it stands "encrypt." where the container lies inside another image.
-LUKS_OPTIONS: Mapping[str, str] = MappingProxyType(
-    {
-        "cipher-alg": "aes-256 (default), aes-128, aes-192, serpent-N, twofish-N (N: 128, 192, 256), cast5-128",
-        "cipher-mode": "xts (default), cbc, ctr or ecb",
-        "ivgen-alg": "plain64 (default), plain or essiv",
-        "ivgen-hash-alg": "the digest of essiv (default sha256)",
-        "hash-alg": "the digest of key derivation: sha256 (default), sha1, sha512, ripemd160, …",
-        "iter-time": "milliseconds that a password takes to be tried (default 2000)",
-    }
-)
 
 _ALIGNMENT = 4096
 _FIRST_MATERIAL = 4096

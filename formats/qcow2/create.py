@@ -9,12 +9,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from tapfs.driver import CreateRequest
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.changed_table import encode
-from tapfs.formats.luks.create import LUKS_OPTIONS, LuksOptions, make_header, parse_luks_options
+from tapfs.formats.luks.options import LUKS_OPTIONS
 from tapfs.formats.preallocation import FALLOC, FULL, METADATA, preallocation_of, space_stages
 from tapfs.formats.qcow2 import extensions as ext
 from tapfs.formats.qcow2.backing import format_word
@@ -44,6 +44,9 @@ from tapfs.formats.qcow2.header import (
 from tapfs.formats.qcow2.option_values import COMPAT, COMPRESSION, SWITCH
 from tapfs.formats.rounding import round_up
 from tapfs.plan import Grow, Plan, Step, Write, plan
+
+if TYPE_CHECKING:
+    from tapfs.formats.luks.create import LuksOptions
 
 CREATE_OPTIONS: Mapping[str, str] = MappingProxyType(
     {
@@ -108,7 +111,11 @@ def create(request: CreateRequest) -> Plan:
         layout.name_backing(header.header_length + len(tail), len(name))
     if header.header_length + len(tail) + len(name) > header.cluster_size:
         raise _out_of_bounds(f"header and names do not fit into a cluster of {header.cluster_size} bytes")
-    luks = b"" if options.luks is None else make_header(options.luks, *request.secret())
+    luks = b""
+    if options.luks is not None:
+        from tapfs.formats.luks.create import make_header
+
+        luks = make_header(options.luks, *request.secret())
     return layout.plan(tail + name, luks)
 
 
@@ -145,6 +152,8 @@ def _luks(given: Mapping[str, str], *, encrypted: bool) -> LuksOptions | None:
         raise _refused(
             f"encrypt.format={given['encrypt.format']}: must be luks; of the old encryption tapfs reads images"
         )
+    from tapfs.formats.luks.create import parse_luks_options  # and digests, which few images need
+
     return parse_luks_options(given, _ENCRYPT)
 
 

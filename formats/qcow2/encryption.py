@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tapfs.driver import Cipher, CipherAlgorithm, CipherMode, Cryptography, HostFile
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.formats.luks.version1 import read_version1
-from tapfs.formats.luks.volume import Volume, unlock
 from tapfs.formats.qcow2 import extensions as ext
 from tapfs.formats.qcow2.header import CRYPT_AES, CRYPT_METHOD_AT, CRYPT_NONE, WORD, Header
+
+if TYPE_CHECKING:
+    from tapfs.formats.luks.volume import Volume
 
 #: AES-128 in CBC mode, the IV is the number of the guest's sector.
 _KEY_BYTES = 16
@@ -51,6 +52,8 @@ class LuksEncryption:
     proves_password = True
 
     def __init__(self, file: HostFile, place: Place) -> None:
+        from tapfs.formats.luks.version1 import read_version1  # and digests, which few images need
+
         self.place: Place | None = place
         self._file = file
         self._start, self._stop = place
@@ -62,6 +65,8 @@ class LuksEncryption:
 
     def unlock(self, password: bytes, cryptography: Cryptography) -> bytearray:
         """The key of the image; see :func:`tapfs.formats.luks.volume.unlock`."""
+        from tapfs.formats.luks.volume import unlock
+
         return unlock(self._volume, self._read, password, cryptography, self._file.path)
 
     def _read(self, offset: int, length: int) -> bytes:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -87,6 +85,8 @@ class Progress:
             self._stream.flush()
 
     def _draw_json(self) -> None:
+        import json  # most conversions show nothing
+
         line = {"version": VERSION, "operation": self._operation, "done": self._done, "total": self._total}
         self._stream.write(json.dumps(line) + "\n")
         self._stream.flush()
@@ -101,6 +101,8 @@ class Progress:
         else:
             time_text = ""
         tail = f" {share:4.0%} {self._done / elapsed / (1 << 20):.0f} MiB/s {time_text}"
+        import shutil
+
         columns = shutil.get_terminal_size().columns
         width = min(40, columns - len(self._operation) - len(tail) - 4)
         bar = ""

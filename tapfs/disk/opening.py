@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tapfs.disk.chain import Layer, OpenOptions, open_layers, open_parents
 from tapfs.disk.image import Image
 from tapfs.disk.password import password_missing, require_bytes
-from tapfs.disk.plan_log import KeptPlan, PlanLog
 from tapfs.host.file import LocalFile
 from tapfs.host.location import Location, locate
+
+if TYPE_CHECKING:
+    from tapfs.disk.plan_log import KeptPlan, PlanLog
 
 _Image = TypeVar("_Image", bound=Image)
 

@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING, cast
 from tapfs.disk.chain_map import STRIDE
 from tapfs.disk.engine_chain import EngineChain
 from tapfs.disk.in_place import zero_in_place
-from tapfs.disk.plan_log import PlanLog, PlannedFile
 from tapfs.disk.write_claims import Claim, Claims
 from tapfs.driver import Begun, Operation, PackedAppending, Placement, Reservation, Sparse, WritableDriver
 from tapfs.errors import ErrorKind, ImageError
@@ -41,6 +40,7 @@ from tapfs.kernel import writes
 from tapfs.plan import Plan
 
 if TYPE_CHECKING:
+    from tapfs.disk.plan_log import PlanLog, PlannedFile
     from tapfs.disk.stream_target import StreamTarget
     from tapfs.kernel.engine import EngineDisk
 
@@ -62,9 +62,11 @@ class WritePath:
         self._driver = cast("WritableDriver", chain.top.driver)
         # Without metadata there is nothing to plan.
         self._plan_log = None if chain.top.driver.geometry.identity else plan_log
-        self._planned_files = (
-            [] if plan_log is None else [PlannedFile(file.real_path(), file.identity) for file in chain.top.files]
-        )
+        self._planned_files: list[PlannedFile] = []
+        if plan_log is not None:
+            from tapfs.disk.plan_log import PlannedFile
+
+            self._planned_files = [PlannedFile(file.real_path(), file.identity) for file in chain.top.files]
         #: Seconds that keeping the plan has taken since the last flush, and that the last flush took.
         self._keeping_seconds = self._flush_seconds = 0.0
         self._granule = self._driver.geometry.granule

@@ -11,9 +11,9 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from contextlib import suppress
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 #: Bytes of a disk that one job works on: large enough for the engine to run at full
 #: speed, small enough to stay in the processor's cache from the reader to the writer.
@@ -24,6 +24,21 @@ _MOST_WORKERS = 8
 
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
+
+
+# Not a concurrent.futures.Future, whose module takes longer to load than a small image to convert.
+class _Done(NamedTuple, Generic[_Result]):
+    """How a job ended: its one result, or an error."""
+
+    results: tuple[_Result, ...]
+    error: BaseException | None = None
+
+
+class _Task(NamedTuple, Generic[_Job, _Result]):
+    """A job, and where its end is awaited."""
+
+    job: _Job
+    done: SimpleQueue[_Done[_Result]]
 
 
 def processors() -> int:
@@ -38,24 +53,24 @@ def in_order(jobs: Iterable[_Job], work: Callable[[_Job], _Result], *, workers: 
     exception ends it; what runs then, or when the caller stops early, is waited for. Where the host
     gives fewer threads those do the work, and where it gives none the caller's thread.
     """
-    waiting: SimpleQueue[tuple[_Job, Future[_Result]] | None] = SimpleQueue()
-    threads = _started(lambda: _serve(waiting, work), workers)
+    waiting: SimpleQueue[_Task[_Job, _Result] | None] = SimpleQueue()
+    ended = threading.Event()
+    threads = _started(lambda: _serve(waiting, work, ended), workers)
     if not threads:
         yield from map(work, jobs)
         return
-    pending: deque[Future[_Result]] = deque()
+    pending: deque[SimpleQueue[_Done[_Result]]] = deque()
     try:
         for job in jobs:
-            future: Future[_Result] = Future()
-            pending.append(future)
-            waiting.put((job, future))
+            done: SimpleQueue[_Done[_Result]] = SimpleQueue()
+            pending.append(done)
+            waiting.put(_Task(job, done))
             if len(pending) >= ahead:
-                yield pending.popleft().result()
+                yield _result(pending.popleft())
         while pending:
-            yield pending.popleft().result()
+            yield _result(pending.popleft())
     finally:
-        for future in pending:
-            future.cancel()
+        ended.set()
         for _ in threads:
             waiting.put(None)
         for thread in threads:
@@ -75,14 +90,25 @@ def _started(work: Callable[[], None], count: int) -> list[threading.Thread]:
     return threads
 
 
-def _serve(waiting: SimpleQueue[tuple[_Job, Future[_Result]] | None], work: Callable[[_Job], _Result]) -> None:
-    while (item := waiting.get()) is not None:
-        job, future = item
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(work(job))
-            except BaseException as error:  # noqa: BLE001  raised again where the result is awaited
-                future.set_exception(error)
+def _result(done: SimpleQueue[_Done[_Result]]) -> _Result:
+    """Wait for a job. Raises what it raised."""
+    outcome = done.get()
+    if outcome.error is not None:
+        raise outcome.error
+    (result,) = outcome.results
+    return result
+
+
+def _serve(
+    waiting: SimpleQueue[_Task[_Job, _Result] | None], work: Callable[[_Job], _Result], ended: threading.Event
+) -> None:
+    while (task := waiting.get()) is not None:
+        if ended.is_set():
+            continue
+        try:
+            task.done.put(_Done((work(task.job),)))
+        except BaseException as error:  # noqa: BLE001  raised again where the result is awaited
+            task.done.put(_Done((), error))
 
 
 class BufferPool:
@@ -97,7 +123,10 @@ class BufferPool:
         try:
             return self._free.pop()
         except IndexError:
-            return mmap.mmap(-1, self._size)
+            buffer = mmap.mmap(-1, self._size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            with suppress(OSError):  # a host without large pages
+                buffer.madvise(mmap.MADV_HUGEPAGE)
+            return buffer
 
     def give_back(self, buffer: mmap.mmap) -> None:
         """The buffer is not used any more."""
