@@ -58,6 +58,10 @@ class ChangedTable:
             return
         self.pending.update(range(start // self._per_sector, -(-stop // self._per_sector)))
 
+    def mark_sectors(self, sectors: bytearray) -> None:
+        """Note that the sectors have changed of which the byte is not 0."""
+        self.pending.update(at for at, changed in enumerate(sectors) if changed)
+
     def begin_plan(self) -> None:
         """What is pending is in the plan that is being made."""
         if self.pending:

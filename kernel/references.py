@@ -1,15 +1,19 @@
-"""References counted by the engine: drivers count by it from the moment on that this module is told to."""
+"""References counted, and counters changed, by the engine: drivers do both by it once this module is told to."""
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from tapfs.kernel._engine import ffi, lib
-from tapfs.references import CountedWindow, EntryLayout, use_counter
+from tapfs.references import CountedBlock, CountedWindow, EntryLayout, use_counter
 
 if TYPE_CHECKING:
     from tapfs.kernel._engine import CData
+
+#: Bytes of a sector, which has one mark in an array of sectors.
+SECTOR = 512
 
 
 class EngineCounter:
@@ -47,7 +51,16 @@ class EngineCounter:
         with ffi.from_buffer(entries) as source, ffi.from_buffer("uint8_t[]", alone) as bits:
             return int(lib.tapfs_find_ownership(self._layout, source, first, stop, base, len(alone), bits))
 
-    def _require(self, entries: bytes, stop: int) -> None:
+    def mark_owned(self, entries: bytearray, base: int, alone: bytearray) -> int:
+        """See :meth:`tapfs.references.EntryCounter.mark_owned`."""
+        stop = len(entries) // (8 * self._words)
+        with (
+            ffi.from_buffer(entries, require_writable=True) as target,
+            ffi.from_buffer("uint8_t[]", alone) as bits,
+        ):
+            return int(lib.tapfs_mark_owned(self._layout, target, 0, stop, base, len(alone), bits))
+
+    def _require(self, entries: bytes | bytearray, stop: int) -> None:
         if len(entries) < 8 * self._words * stop:
             raise ValueError(f"{len(entries)} bytes hold no {stop} entries")
 
@@ -59,6 +72,41 @@ class EngineCounter:
             return int(lib.tapfs_count_references(self._layout, source, first, stop, times, counted))
 
 
+class EngineChanger:
+    """A :class:`tapfs.references.CountChanger`."""
+
+    def raise_counts(self, counters: array[int], order: int, block: CountedBlock, sectors: bytearray) -> int:
+        """See :meth:`tapfs.references.CountChanger.raise_counts`."""
+        _require_counters(counters, order, block, sectors)
+        with (
+            ffi.from_buffer(counters, require_writable=True) as target,
+            ffi.from_buffer(block.counts) as times,
+            ffi.from_buffer("uint8_t[]", sectors, require_writable=True) as marks,
+        ):
+            return int(lib.tapfs_raise_counts(target, order, times, block.width, block.clusters, marks))
+
+    def lower_counts(
+        self, counters: array[int], order: int, block: CountedBlock, sectors: bytearray, freed: bytearray
+    ) -> None:
+        """See :meth:`tapfs.references.CountChanger.lower_counts`."""
+        _require_counters(counters, order, block, sectors)
+        if len(freed) < block.clusters:
+            raise ValueError("too few marks for what becomes free")
+        with (
+            ffi.from_buffer(counters, require_writable=True) as target,
+            ffi.from_buffer(block.counts) as times,
+            ffi.from_buffer("uint8_t[]", sectors, require_writable=True) as marks,
+            ffi.from_buffer("uint8_t[]", freed, require_writable=True) as free,
+        ):
+            lib.tapfs_lower_counts(target, order, times, block.width, block.clusters, marks, free)
+
+
+def _require_counters(counters: array[int], order: int, block: CountedBlock, sectors: bytearray) -> None:
+    length = len(counters) * counters.itemsize
+    if length << 3 < block.clusters << order or len(sectors) * SECTOR < length:
+        raise ValueError(f"{length} bytes hold no {block.clusters} counters, or have more sectors than marks")
+
+
 def use_engine() -> None:
-    """Have drivers count by the engine."""
-    use_counter(EngineCounter)
+    """Have drivers count, and change counts, by the engine."""
+    use_counter(EngineCounter, EngineChanger())

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 #: More windows of a file than this are not noted one by one by the engine.
 MAX_NOTED = 1 << 16
@@ -47,6 +47,27 @@ class EntryLayout:
     bitmaps: bool = False
     least_place: int = 0
     reserved: tuple[tuple[int, int], ...] = ()
+
+
+class CountedBlock(NamedTuple):
+    """How often each of a row of clusters was counted: numbers of `width` (1 or 2) bytes of the machine.
+
+    The row has a `number`: a row of `n` clusters begins with cluster ``number * n``.
+    """
+
+    number: int
+    counts: bytes
+    width: int
+
+    @property
+    def clusters(self) -> int:
+        """How many clusters there are."""
+        return len(self.counts) // self.width
+
+    def counted(self) -> Iterator[tuple[int, int]]:
+        """``(number in the row, count)`` of each cluster that was counted at all."""
+        numbers = memoryview(self.counts).cast("B" if self.width == 1 else "H")
+        return ((at, times) for at, times in enumerate(numbers) if times)
 
 
 class CountedWindow:
@@ -106,6 +127,17 @@ class CountedWindow:
             wide[0 if sys.byteorder == "little" else 1 :: 2] = self.counts
             self.counts, self.width = wide, 2
 
+    def blocks(self, clusters: int) -> Iterator[CountedBlock]:
+        """The counts in rows of so many clusters, of which the window has whole ones; those that are all 0 left out.
+
+        The last row may be shorter.
+        """
+        step = clusters * self.width
+        for at in range(0, len(self.counts), step):
+            counts = bytes(self.counts[at : at + step])
+            if counts.count(0) != len(counts):
+                yield CountedBlock(self.base // clusters + at // step, counts, self.width)
+
     def references(self, first: int, stop: int) -> array[int]:
         """The counts of the clusters with these numbers, which are in the window."""
         low, high = (first - self.base) * self.width, (stop - self.base) * self.width
@@ -129,8 +161,36 @@ class EntryCounter(Protocol):
         """
         ...
 
+    def mark_owned(self, entries: bytearray, base: int, alone: bytearray) -> int:
+        """Have each entry say that it owns its cluster where `alone` says so; how many were changed.
+
+        Entries that are impossible, and those to clusters elsewhere, stay as they are.
+        """
+        ...
+
+
+class CountChanger(Protocol):
+    """Changes counters as they stand on a disk, of ``2 ** order`` bits each, big-endian or from a byte's lowest bit on.
+
+    Counter 0 is that of the first cluster of the block. `sectors` gets a 1 for each 512 bytes in which one changed.
+    """
+
+    def raise_counts(self, counters: array[int], order: int, block: CountedBlock, sectors: bytearray) -> int:
+        """Add the counts of the block; how many clusters are done.
+
+        It ends at the first one with a counter of 0, or one that would get too large: that and those behind stay.
+        """
+        ...
+
+    def lower_counts(
+        self, counters: array[int], order: int, block: CountedBlock, sectors: bytearray, freed: bytearray
+    ) -> None:
+        """Take the counts of the block away, down to 0. `freed` gets a 1 for each cluster whose counter became 0."""
+        ...
+
 
 _maker: Callable[[EntryLayout], EntryCounter] | None = None
+_changer: CountChanger | None = None
 
 
 def entry_counter(layout: EntryLayout) -> EntryCounter | None:
@@ -138,7 +198,12 @@ def entry_counter(layout: EntryLayout) -> EntryCounter | None:
     return None if _maker is None else _maker(layout)
 
 
-def use_counter(maker: Callable[[EntryLayout], EntryCounter] | None) -> None:
-    """Count by the counters that this makes, from now on."""
-    global _maker  # noqa: PLW0603  one function of the process, which only becomes faster
-    _maker = maker
+def count_changer() -> CountChanger | None:
+    """What changes counters, None where the engine is not loaded."""
+    return _changer
+
+
+def use_counter(maker: Callable[[EntryLayout], EntryCounter] | None, changer: CountChanger | None = None) -> None:
+    """Count by the counters that this makes, and change counters by `changer`, from now on."""
+    global _maker, _changer  # functions of the process, which only become faster
+    _maker, _changer = maker, changer

@@ -13,13 +13,14 @@ from itertools import chain, groupby
 from typing import NamedTuple
 
 from tapfs.driver import CheckReport, ProgressCallback, Severity
+from tapfs.formats.qcow2.counted_entries import WINDOW_BITS
 from tapfs.formats.qcow2.counts import Counting
 from tapfs.formats.qcow2.entries import COPIED, OFFSET
 from tapfs.formats.qcow2.header import CORRUPT, DIRTY, INCOMPATIBLE_AT, SIZE_AT, WORD
 from tapfs.formats.qcow2.reader import Qcow2Reader
 from tapfs.formats.qcow2.references import References
 from tapfs.formats.qcow2.signature import VERSIONS
-from tapfs.formats.qcow2.tally import WINDOW_BITS, Tally
+from tapfs.formats.qcow2.tally import Tally
 from tapfs.references import CountedWindow
 
 #: The largest count of references that is told from a larger one.

@@ -35,7 +35,8 @@ class Counting:
     """How refcounts of ``2 ** order`` bits stand in a block."""
 
     def __init__(self, order: int) -> None:
-        self._order = order
+        #: A count has ``2 ** order`` bits.
+        self.order = order
         self.largest = (1 << (1 << order)) - 1
         #: Bytes of one number; 0 where several share a byte.
         self._width = (1 << order) // 8
@@ -72,31 +73,31 @@ class Counting:
         """The bytes of the block that hold these numbers, ``[start, stop)``."""
         if self._width:
             return index * self._width, (index + count) * self._width
-        return index << self._order >> 3, ((index + count - 1) << self._order >> 3) + 1
+        return index << self.order >> 3, ((index + count - 1) << self.order >> 3) + 1
 
     def numbers(self, raw: bytes) -> array[int]:
         """All numbers of a block."""
-        if self._order < _BYTE_ORDER:
+        if self.order < _BYTE_ORDER:
             return array("B", self._spread_out(raw))
-        numbers = array(_TYPECODES[self._order], raw)
+        numbers = array(_TYPECODES[self.order], raw)
         if sys.byteorder == "little" and self._width > 1:
             numbers.byteswap()
         return numbers
 
     def packed(self, numbers: array[int]) -> bytes:
         """The block of these numbers, none of which is larger than the largest."""
-        if self._order < _BYTE_ORDER:
-            per_byte, narrow = 8 >> self._order, array("B", numbers).tobytes()
-            parts = [narrow[slot::per_byte].translate(_shifted(slot << self._order)) for slot in range(per_byte)]
+        if self.order < _BYTE_ORDER:
+            per_byte, narrow = 8 >> self.order, array("B", numbers).tobytes()
+            parts = [narrow[slot::per_byte].translate(_shifted(slot << self.order)) for slot in range(per_byte)]
             return reduce(_either, parts)
-        found = array(_TYPECODES[self._order], numbers)
+        found = array(_TYPECODES[self.order], numbers)
         if sys.byteorder == "little" and self._width > 1:
             found.byteswap()
         return found.tobytes()
 
     def capped(self, raw: bytes) -> bytes:
         """The numbers of a block, one byte each: 255 for a larger one."""
-        if self._order < _BYTE_ORDER:
+        if self.order < _BYTE_ORDER:
             return self._spread_out(raw)
         low = raw[self._width - 1 :: self._width]
         high = self._high(raw)
@@ -104,7 +105,7 @@ class Counting:
 
     def alone(self, raw: bytes) -> bytes:
         """One byte for each number of a block, not 0 only where the number is 1."""
-        if self._order < _BYTE_ORDER:
+        if self.order < _BYTE_ORDER:
             return self._spread_out(raw).translate(_ONLY_ONE)
         low = raw[self._width - 1 :: self._width].translate(_ONLY_ONE)
         high = self._high(raw)
@@ -112,14 +113,14 @@ class Counting:
 
     def used(self, raw: bytes) -> bytes:
         """One byte for each number of a block, 0 where the number is 0 and only there."""
-        if self._order < _BYTE_ORDER:
+        if self.order < _BYTE_ORDER:
             return self._spread_out(raw)
         low = raw[self._width - 1 :: self._width]
         high = self._high(raw)
         return low if high is None else _either(low, high)
 
     def _spread_out(self, raw: bytes) -> bytes:
-        spread = _spread(self._order)
+        spread = _spread(self.order)
         return b"".join([spread[byte] for byte in raw])
 
     def _high(self, raw: bytes) -> bytes | None:
@@ -129,8 +130,8 @@ class Counting:
         return reduce(_either, parts) if parts else None
 
     def _place(self, index: int) -> tuple[int, int]:
-        per_byte_bits = 3 - self._order
-        return index >> per_byte_bits, (index & ((1 << per_byte_bits) - 1)) << self._order
+        per_byte_bits = 3 - self.order
+        return index >> per_byte_bits, (index & ((1 << per_byte_bits) - 1)) << self.order
 
 
 def _either(left: bytes, right: bytes) -> bytes:

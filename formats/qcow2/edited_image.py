@@ -39,6 +39,10 @@ class EditedImage(Protocol):
     refcounts: Refcounts
     space: Space
 
+    def reserved(self) -> tuple[tuple[str, int, int], ...]:
+        """The name, start and end of each table in which no data can lie."""
+        ...
+
     def read_snapshots(self) -> list[Snapshot]:
         """The snapshot table."""
         ...

@@ -22,6 +22,8 @@ COPIED = 1 << 63
 COMPRESSED = 1 << 62
 #: Bits 9 to 55.
 OFFSET = (1 << 56) - (1 << 9)
+#: Bits 1 to 8 and 56 to 61 of an entry that is not compressed are reserved.
+RESERVED = 0x3F000000000001FE
 ZERO = 1
 #: Of a compressed entry's length: sectors of 512 bytes.
 SECTOR = 512

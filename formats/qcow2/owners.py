@@ -13,12 +13,13 @@ from itertools import islice
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.apart import REMEDY
+from tapfs.formats.qcow2.counted_entries import WINDOW_BITS
 from tapfs.formats.qcow2.entries import COPIED, OFFSET
 from tapfs.formats.qcow2.header import WORD
 from tapfs.formats.qcow2.reader import Qcow2Reader
 from tapfs.formats.qcow2.refcounts import Refcounts
 from tapfs.formats.qcow2.references import References
-from tapfs.formats.qcow2.tally import WINDOW_BITS, Tally
+from tapfs.formats.qcow2.tally import Tally
 from tapfs.references import CountedWindow
 
 #: Bytes of the L2 tables of an image that is looked at: two million entries.

@@ -18,10 +18,12 @@ from tapfs.driver import HostFile, HostSpace
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.blank_pages import blank_entries
 from tapfs.formats.changed_table import ChangedTable, decode, encode
+from tapfs.formats.qcow2.counted_changes import lower_block, raise_block, sectors_of
 from tapfs.formats.qcow2.counts import Counting
 from tapfs.formats.qcow2.entries import BYTE_ORDER, TYPECODE
 from tapfs.formats.qcow2.header import MAX_REFTABLE_BYTES, REFTABLE_OFFSET_AT, WORD, Header
 from tapfs.plan import Step, Write
+from tapfs.references import CountedBlock
 
 #: Bytes of unchanged blocks that are kept.
 _CACHE_BYTES = 4 << 20
@@ -57,6 +59,9 @@ class Refcounts:
         #: The clusters whose counts are to be lowered by one: since the last plan, and by it. One may be there twice.
         self._to_lower: list[ClusterRun] = []
         self._lowering: list[ClusterRun] = []
+        #: The same as whole blocks, of edits that let go of a disk.
+        self._blocks_to_lower: list[CountedBlock] = []
+        self._blocks_lowering: list[CountedBlock] = []
         #: Of the plan: each block with its counts lowered, and what is free then.
         self._lowered: dict[int, ChangedTable] = {}
         self._freed: list[ClusterRun] = []
@@ -118,7 +123,7 @@ class Refcounts:
 
     def counted_end(self) -> int:
         """The number behind the last cluster that has a count."""
-        for index in range(self.block_count - 1, -1, -1):
+        for index, _ in reversed(list(self.blocks())):
             block = self.block(index)
             used = b"" if block is None else self.counting.used(block.tobytes()).rstrip(b"\0")
             if used:
@@ -203,6 +208,18 @@ class Refcounts:
                 counting.put(block, slot, number + 1)
             changed.mark(*counting.byte_range(inside, part))
 
+    def share_counted(self, block: CountedBlock) -> None:
+        """Raise the counts of a block, row `number`, as `share` does: each as often as its cluster was counted."""
+        first = block.number * self.per_block
+        if self.block(block.number) is None:
+            raise self._cannot_share(first + next(at for at, _ in block.counted()), 0)
+        changed = self._change(block.number)
+        sectors = sectors_of(changed.entries)
+        at = raise_block(self.counting, changed.entries, block, sectors)
+        if at < block.clusters:
+            raise self._cannot_share(first + at, self.counting.get(changed.entries, at))
+        changed.mark_sectors(sectors)
+
     def _cannot_share(self, cluster: int, number: int) -> ImageError:
         if number == 0:
             kind, message = ErrorKind.CORRUPT, f"cluster {cluster} is in use and has the refcount 0"
@@ -231,6 +248,12 @@ class Refcounts:
             first, count = self._to_lower[-1].first, self._to_lower.pop().clusters + count
         self._to_lower.append(ClusterRun(first, count))
 
+    def lower_counted(self, block: CountedBlock) -> None:
+        """Lower the counts of a block, row `number`, each as often as its cluster was counted; as `lower_counts`."""
+        if self.block(block.number) is not None:
+            self._change(block.number)
+            self._blocks_to_lower.append(block)
+
     @property
     def changed_bytes(self) -> int:
         """Memory held by changes."""
@@ -252,16 +275,15 @@ class Refcounts:
             changed.begin_plan()
         self._place_in_plan, self._clusters_in_plan = self.place, self.table_length >> self._header.cluster_bits
         self._lowering += self._to_lower
-        self._to_lower = []
+        self._blocks_lowering += self._blocks_to_lower
+        self._to_lower, self._blocks_to_lower = [], []
         self._lowered, self._freed = {}, []
         for index, inside, part in self._parts(self._lowering):
-            block = self.block(index)
-            if block is None:
-                continue
-            copy = self._lowered.get(index)
-            if copy is None:
-                copy = self._lowered[index] = ChangedTable(block[:], BYTE_ORDER)
-            self._freed += self._lower(copy, index, inside, part)
+            if (copy := self._lowered_copy(index)) is not None:
+                self._freed += self._lower(copy, index, inside, part)
+        for counted in self._blocks_lowering:
+            if (copy := self._lowered_copy(counted.number)) is not None:
+                self._freed += self._lower_counted(copy, counted)
         for copy in self._lowered.values():
             copy.begin_plan()
 
@@ -302,10 +324,15 @@ class Refcounts:
             if changed is not None:
                 # Counts that were raised meanwhile stay: the same clusters are lowered, not the same bytes written.
                 self._lower(ChangedTable(changed.entries, BYTE_ORDER), index, inside, part)
-        self._lowering, self._lowered, self._freed = [], {}, []
+        for counted in self._blocks_lowering:
+            changed = self._changed.get(counted.number)
+            if changed is not None:
+                self._lower_counted(ChangedTable(changed.entries, BYTE_ORDER), counted)
+        self._lowering, self._blocks_lowering, self._lowered, self._freed = [], [], {}, []
         self._durable_place, self._durable_clusters = self._place_in_plan, self._clusters_in_plan
         self._table.plan_done()
         waiting = {index for index, _, _ in self._parts(self._to_lower)}
+        waiting |= {counted.number for counted in self._blocks_to_lower}
         for index, changed in list(self._changed.items()):
             changed.plan_done()
             if not changed.pending and index not in waiting:
@@ -336,6 +363,27 @@ class Refcounts:
                 self.counting.put(block.entries, slot, number - 1)
             if number == 1:
                 freed.append(ClusterRun(base + slot, 1))
+        return freed
+
+    def _lowered_copy(self, index: int) -> ChangedTable | None:
+        """The copy of a block that the plan lowers; None where there is no such block."""
+        copy = self._lowered.get(index)
+        block = self.block(index) if copy is None else None
+        if block is not None:
+            copy = self._lowered[index] = ChangedTable(block[:], BYTE_ORDER)
+        return copy
+
+    def _lower_counted(self, copy: ChangedTable, counted: CountedBlock) -> list[ClusterRun]:
+        """Lower the counts of a block as it was counted. The result is what became free."""
+        sectors = sectors_of(copy.entries)
+        marks = lower_block(self.counting, copy.entries, counted, sectors)
+        copy.mark_sectors(sectors)
+        freed: list[ClusterRun] = []
+        at = marks.find(1)
+        while at >= 0:
+            stop = marks.find(0, at) if marks.find(0, at) >= 0 else len(marks)
+            freed.append(ClusterRun(counted.number * self.per_block + at, stop - at))
+            at = marks.find(1, stop)
         return freed
 
     def _ensure_block(self, index: int, allocate: Callable[[int], int]) -> None:

@@ -16,7 +16,7 @@ from tapfs.errors import ImageError
 from tapfs.extent import Kind
 from tapfs.formats.changed_table import decode
 from tapfs.formats.qcow2.bitmaps import directory_of, read_bitmaps
-from tapfs.formats.qcow2.entries import BYTE_ORDER, OFFSET, TYPECODE, EntryFault, Run, compressed_place
+from tapfs.formats.qcow2.entries import BYTE_ORDER, OFFSET, RESERVED, TYPECODE, EntryFault, Run, compressed_place
 from tapfs.formats.qcow2.extensions import CRYPTO_HEADER, data_of
 from tapfs.formats.qcow2.header import WORD
 from tapfs.formats.qcow2.l1 import L1Table
@@ -27,8 +27,6 @@ from tapfs.formats.qcow2.snapshots import Snapshot
 FaultCallback = Callable[[str, int | None], None]
 #: A damaged entry that refers to a place so many bytes behind the end of the file keeps nobody from using the end.
 _FAR_BYTES = 1 << 30
-#: Bits 1 to 8 and 56 to 61 of an L2 entry that is not compressed are reserved.
-RESERVED = 0x3F000000000001FE
 #: Of the L1 tables of snapshots so many bytes are looked at: those of a thousand snapshots of a disk of 64 TiB.
 _MOST_L1_BYTES = 1 << 30
 #: Bits 0 to 8 of a refcount table's entry are reserved.

@@ -46,6 +46,8 @@ from tapfs.formats.qcow2.signature import VERSIONS
 from tapfs.formats.qcow2.snapshots import Snapshot, new_id, pack_snapshots, snapshot_to_change
 from tapfs.plan import Plan, Step, Write, plan
 
+#: Of refcount blocks so many bytes are lowered by one plan.
+_LOWERED_BYTES = 8 << 20
 #: QEMU cuts a longer name when it lists the snapshots.
 MAX_NAME_BYTES = 255
 
@@ -61,11 +63,8 @@ def create_snapshot(image: EditedImage, name: str, seconds: int) -> Iterator[Pla
     _require_name(image, name, kept)
     require_sound(image, op)
     current = DiskTables(image, image.l1)
-    shared = False
-    for runs in current.references():
-        shared = True
-        for run in runs:
-            image.refcounts.share(run.first, run.clusters)
+    shared = bool(current.places())
+    _share(image, current)
     l1 = current.l1_without_bits()
     place, l1_step = take(image, bytes(l1.raw)) if len(l1) else (0, None)
     header = image.header
@@ -102,9 +101,7 @@ def apply_snapshot(image: EditedImage, name: str) -> Iterator[Plan]:
     l1 = l1_of(image, wanted, op)
     _require_length(image, wanted, op)
     tables = DiskTables(image, l1)
-    for runs in tables.references():
-        for run in runs:
-            image.refcounts.share(run.first, run.clusters)
+    _share(image, tables)
     left = DiskTables(image, image.l1)
     left_place, left_length = image.l1_offset, image.header.l1_length
     place, l1_step = take(image, bytes(tables.l1_without_bits().raw)) if len(l1) else (0, None)
@@ -146,17 +143,34 @@ def delete_snapshot(image: EditedImage, name: str) -> Iterator[Plan]:
     _release_table(image, listed)
     yield from _let_go(image, left)
     current = DiskTables(image, image.l1)
-    yield from in_plans(current.set_bits())
+    for number in current.window_numbers():
+        yield from in_plans(current.set_bits(number))
     yield from in_plans(changed_sectors(image.l1_offset, bytes(image.l1.raw), current.l1_with_bits().raw))
     yield from marked(image)
 
 
+def _share(image: EditedImage, tables: DiskTables) -> None:
+    """Raise the counts of the tables, and of all that they refer to."""
+    for window in tables.windows():
+        for block in window.blocks(image.refcounts.per_block):
+            image.refcounts.share_counted(block)
+    for place in tables.places():
+        image.refcounts.share(place >> image.header.cluster_bits, 1)
+
+
 def _let_go(image: EditedImage, tables: DiskTables) -> Iterator[Plan]:
-    """Lower the counts of all that tables refer to which nothing leads to any more."""
-    for runs in tables.references():
-        for run in runs:
-            image.refcounts.lower_counts(run.first, run.clusters)
-        yield from durable(image)
+    """Lower the counts of all that tables refer to which nothing leads to any more.
+
+    The tables themselves come last: their clusters may be used again, or punched, as soon as that is durable.
+    """
+    at_once = max(1, _LOWERED_BYTES // image.header.cluster_size)
+    for window in tables.windows():
+        for number, block in enumerate(window.blocks(image.refcounts.per_block), 1):
+            image.refcounts.lower_counted(block)
+            if number % at_once == 0:
+                yield from durable(image)
+    for place in tables.places():
+        image.refcounts.lower_counts(place >> image.header.cluster_bits, 1)
     yield from durable(image)
 
 

@@ -9,15 +9,12 @@ from __future__ import annotations
 from array import array
 
 from tapfs.driver import ProgressCallback
-from tapfs.formats.qcow2.entries import COMPRESSED, COPIED, OFFSET, ZERO, packed_bits
-from tapfs.formats.qcow2.header import MAX_HOST_SIZE, Header
+from tapfs.formats.qcow2.counted_entries import WINDOW_BITS, counter_of
+from tapfs.formats.qcow2.entries import OFFSET
 from tapfs.formats.qcow2.reader import Qcow2Reader
-from tapfs.formats.qcow2.references import RESERVED, References, TableUse
-from tapfs.formats.qcow2.signature import VERSIONS
-from tapfs.references import CountedWindow, EntryCounter, EntryLayout, entry_counter
+from tapfs.formats.qcow2.references import References, TableUse
+from tapfs.references import CountedWindow
 
-#: The clusters of a window, as a power of two: 32 MiB of counters, or 64 MiB where some are large.
-WINDOW_BITS = 25
 _PROGRESS_TABLES = 64
 
 
@@ -29,7 +26,7 @@ class Tally:
         self._references = references
         self._entries = image.header.l2_entries
         self._file_clusters = -(-image.file.size() >> image.header.cluster_bits)
-        self._counter = _counter(image)
+        self._counter = counter_of(image)
         #: Bytes of guest data of the current disk, and how many of its entries do not own their cluster.
         self.data_bytes = self.shared = 0
 
@@ -115,30 +112,3 @@ class Tally:
                 if 0 <= cluster < len(alone) and run.copied != bool(alone[cluster]):
                     found.append(at)
         return found
-
-
-def _counter(image: Qcow2Reader) -> EntryCounter | None:
-    """None also where entries refer to clusters of another file, which have no counts."""
-    return None if image.header.has_data_file else entry_counter(_layout(image.header, image))
-
-
-def _layout(header: Header, image: Qcow2Reader) -> EntryLayout:
-    bits = packed_bits(header.cluster_bits)
-    has_zeros = header.version > VERSIONS[0] and not header.extended_l2
-    return EntryLayout(
-        cluster_bits=header.cluster_bits,
-        file_size=image.file.size(),
-        place_mask=OFFSET,
-        owned_mask=COPIED,
-        packed_mask=COMPRESSED,
-        packed_place_mask=(1 << bits) - 1,
-        packed_length_shift=bits,
-        packed_length_mask=(1 << header.cluster_bits - 8) - 1,
-        zero_mask=ZERO if has_zeros else 0,
-        impossible_mask=RESERVED | (0 if has_zeros else ZERO),
-        packed_impossible_mask=COPIED,
-        bitmaps=header.extended_l2,
-        least_place=header.cluster_size,
-        # A damaged header may say a table lies behind everything that can be addressed.
-        reserved=tuple((min(start, MAX_HOST_SIZE), min(stop, MAX_HOST_SIZE)) for _, start, stop in image.reserved()),
-    )

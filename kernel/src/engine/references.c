@@ -170,3 +170,24 @@ size_t tapfs_find_ownership(const tapfs_references *layout, const void *entries,
     }
     return stop;
 }
+
+size_t tapfs_mark_owned(const tapfs_references *layout, void *entries, size_t first, size_t stop, uint64_t base,
+                        uint64_t clusters, const uint8_t *alone)
+{
+    const uint64_t mask = htobe64(layout->owned_mask);
+    size_t changed = 0;
+
+    for (size_t index = first; index < stop; index++) {
+        struct reference found = reference_of(layout, entries, index);
+        uint64_t at = found.first - base;
+        if (found.kind == REFERS_TO_CLUSTER && !found.owned && at < clusters && alone[at] != 0) {
+            uint8_t *entry = (uint8_t *)entries + (layout->bitmaps != 0 ? 2 * index : index) * sizeof mask;
+            uint64_t word;
+            memcpy(&word, entry, sizeof word);
+            word |= mask;
+            memcpy(entry, &word, sizeof word);
+            changed++;
+        }
+    }
+    return changed;
+}

@@ -58,6 +58,26 @@ size_t tapfs_count_references(const tapfs_references *layout, const void *entrie
  */
 size_t tapfs_find_ownership(const tapfs_references *layout, const void *entries, size_t first, size_t stop,
                             uint64_t base, uint64_t clusters, const uint8_t *alone);
+/*
+ * Have each entry of [first, stop) say that it owns its cluster, where that is a cluster of the window whose byte in
+ * `alone` is not 0. Entries that cannot be true stay. How many were changed.
+ */
+size_t tapfs_mark_owned(const tapfs_references *layout, void *entries, size_t first, size_t stop, uint64_t base,
+                        uint64_t clusters, const uint8_t *alone);
+
+/*
+ * Counters that stand on the disk, of 2^`order` bits (0 to 6): big-endian, or several in a byte from its lowest bit on.
+ * `times` has a number of `width` (1, 2) bytes for each: so much is added, or taken away. Where one has changed,
+ * `sectors` gets a 1 for its sector of 512 bytes.
+ *
+ * Raise `count` counters. The index of one that is 0 or would get too large, which stays as it is like those behind it;
+ * or `count`.
+ */
+size_t tapfs_raise_counts(void *counters, uint32_t order, const void *times, uint32_t width, size_t count,
+                          uint8_t *sectors);
+/* Lower `count` counters, none below 0. `freed` gets a 1 for each that has become 0. How many these are. */
+size_t tapfs_lower_counts(void *counters, uint32_t order, const void *times, uint32_t width, size_t count,
+                          uint8_t *sectors, uint8_t *freed);
 
 /* cffi: end */
 
