@@ -121,7 +121,8 @@ def _add_access(add: _Add) -> None:
         "--cache",
         metavar="SIZE",
         type=size_argument,
-        help="the most memory for the maps of the image and its parents (32M if not given)",
+        help="the most memory for the maps of the image and its parents (32M if not given); half as much again for "
+        "clusters that it has unpacked",
     )
     add_write_base_option(add)
     add("--direct", action="store_true", help="bypass the page cache of the host (O_DIRECT)")

@@ -1,4 +1,4 @@
-/* Packed units: payloads unpacked, and the few unpacked units that partial reads keep at hand. codecs.c does the work. */
+/* Packed units: payloads read and unpacked (codecs.c), and kept where a part of one is read (unpacked.c). */
 #include <endian.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -22,9 +22,10 @@ bool packing_valid(const tapfs_packing *packing)
     return codec_known(packing->codec) && header;
 }
 
-void codec_init(struct codec *codec)
+void codec_init(struct codec *codec, uint64_t kept_bytes)
 {
-    *codec = (struct codec){.clock = 0};
+    *codec = (struct codec){.context_count = 0};
+    unpacked_init(&codec->units, kept_bytes);
     pthread_mutex_init(&codec->mutex, NULL);
 }
 
@@ -39,9 +40,7 @@ static void context_free(struct codec_context *context)
 
 void codec_destroy(struct codec *codec)
 {
-    for (size_t i = 0; i < CODEC_CLUSTERS; i++) {
-        free(codec->clusters[i].data);
-    }
+    unpacked_destroy(&codec->units);
     while (codec->context_count > 0) {
         context_free(codec->contexts[--codec->context_count]);
     }
@@ -130,51 +129,6 @@ static int unpack(struct codec *codec, const struct codec_source *source, uint8_
     return error;
 }
 
-static bool copy_kept(struct codec *codec, const struct codec_source *source, uint8_t *buffer, uint64_t inner,
-                      uint64_t length)
-{
-    bool found = false;
-    pthread_mutex_lock(&codec->mutex);
-    for (size_t i = 0; i < CODEC_CLUSTERS && !found; i++) {
-        struct codec_cluster *cluster = &codec->clusters[i];
-        if (cluster->data != NULL && cluster->host_offset == source->host_offset &&
-            cluster->host_length == source->host_length && cluster->layer == source->layer_index &&
-            cluster->file == source->file_index && inner + length <= cluster->end) {
-            memcpy(buffer, cluster->data + inner, length);
-            cluster->used = ++codec->clock;
-            found = true;
-        }
-    }
-    pthread_mutex_unlock(&codec->mutex);
-    return found;
-}
-
-/* Keep an unpacked unit in the place of the one that was wanted least recently. */
-static void keep(struct codec *codec, const struct codec_source *source, uint8_t *data, uint64_t produced)
-{
-    pthread_mutex_lock(&codec->mutex);
-    struct codec_cluster *place = &codec->clusters[0];
-    for (size_t i = 1; i < CODEC_CLUSTERS && place->data != NULL; i++) {
-        struct codec_cluster *cluster = &codec->clusters[i];
-        if (cluster->data == NULL || cluster->used < place->used) {
-            place = cluster;
-        }
-    }
-    uint8_t *old = place->data;
-    *place = (struct codec_cluster){
-        .data = data,
-        .host_offset = source->host_offset,
-        .host_length = source->host_length,
-        /* What a unit of its own length lacks is no zeros. */
-        .end = source->packing->own_units ? produced : source->unit,
-        .used = ++codec->clock,
-        .layer = source->layer_index,
-        .file = source->file_index,
-    };
-    pthread_mutex_unlock(&codec->mutex);
-    free(old);
-}
-
 int codec_read(struct codec *codec, const struct codec_source *source, uint8_t *buffer, uint64_t inner,
                uint64_t length)
 {
@@ -183,7 +137,7 @@ int codec_read(struct codec *codec, const struct codec_source *source, uint8_t *
     if (length == source->unit) {
         return unpack(codec, source, buffer, &produced);
     }
-    if (copy_kept(codec, source, buffer, inner, length)) {
+    if (unpacked_copy(&codec->units, source, buffer, inner, length)) {
         return 0;
     }
     uint8_t *data = malloc(source->unit);
@@ -196,18 +150,12 @@ int codec_read(struct codec *codec, const struct codec_source *source, uint8_t *
         return error;
     }
     memcpy(buffer, data + inner, length);
-    keep(codec, source, data, produced);
+    /* What a unit of its own length lacks is no zeros. */
+    unpacked_keep(&codec->units, source, data, source->packing->own_units ? produced : source->unit);
     return 0;
 }
 
 void codec_drop_layer(struct codec *codec, uint32_t layer)
 {
-    pthread_mutex_lock(&codec->mutex);
-    for (size_t i = 0; i < CODEC_CLUSTERS; i++) {
-        if (codec->clusters[i].layer == layer) {
-            free(codec->clusters[i].data);
-            codec->clusters[i] = (struct codec_cluster){.data = NULL};
-        }
-    }
-    pthread_mutex_unlock(&codec->mutex);
+    unpacked_drop_layer(&codec->units, layer);
 }

@@ -134,23 +134,37 @@ TAPFS_INTERNAL int unpack_lzfse(struct unpackers *unpackers, const uint8_t *payl
 TAPFS_INTERNAL int unpack_adc(struct unpackers *unpackers, const uint8_t *payload, uint64_t length, uint8_t *out,
                               uint64_t unit, size_t *produced);
 
+/* ---- engine/unpacked.c */
+
+#define UNPACKED_BUCKET_BITS 10
+
+struct codec_source;
+
+/* The newest unit stays, however large it is. There are no buckets before the first one. */
+struct unpacked_units {
+    pthread_mutex_t mutex; /* of all below; a leaf */
+    struct unpacked **buckets;
+    struct unpacked *newest, *oldest;
+    uint64_t bytes, limit;
+};
+
+TAPFS_INTERNAL void unpacked_init(struct unpacked_units *units, uint64_t limit);
+TAPFS_INTERNAL void unpacked_destroy(struct unpacked_units *units);
+/* Copy bytes [inner, inner + length) of a unit, if it is kept. */
+TAPFS_INTERNAL bool unpacked_copy(struct unpacked_units *units, const struct codec_source *source, uint8_t *buffer,
+                                  uint64_t inner, uint64_t length);
+/* Keep a unit, of which the first `end` bytes may be taken. `data` is the keeper's from then on. */
+TAPFS_INTERNAL void unpacked_keep(struct unpacked_units *units, const struct codec_source *source, uint8_t *data,
+                                  uint64_t end);
+TAPFS_INTERNAL void unpacked_drop_layer(struct unpacked_units *units, uint32_t layer);
+
 /* ---- engine/codec.c */
 
-#define CODEC_CLUSTERS 16
 #define CODEC_CONTEXTS 8
-
-struct codec_cluster {
-    uint8_t *data; /* NULL: free */
-    uint64_t host_offset, host_length;
-    uint64_t end;  /* bytes that may be taken from it */
-    uint64_t used; /* the clock when it was last wanted */
-    uint32_t layer, file;
-};
 
 struct codec {
     pthread_mutex_t mutex;
-    uint64_t clock;
-    struct codec_cluster clusters[CODEC_CLUSTERS];
+    struct unpacked_units units;
     struct codec_context *contexts[CODEC_CONTEXTS];
     size_t context_count;
 };
@@ -167,7 +181,8 @@ struct codec_source {
 
 /* Whether the codec is known and a header holds its length field. */
 TAPFS_INTERNAL bool packing_valid(const tapfs_packing *packing);
-TAPFS_INTERNAL void codec_init(struct codec *codec);
+/* At most about `kept_bytes` of unpacked units are kept. */
+TAPFS_INTERNAL void codec_init(struct codec *codec, uint64_t kept_bytes);
 TAPFS_INTERNAL void codec_destroy(struct codec *codec);
 /* Bytes [inner, inner + length) of an unpacked unit. 0 or an errno, EUCLEAN: no valid stream. */
 TAPFS_INTERNAL int codec_read(struct codec *codec, const struct codec_source *source, uint8_t *buffer,

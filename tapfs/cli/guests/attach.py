@@ -86,7 +86,10 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--no-wait", action="store_true", help="return at once; 'tapfs list' shows how it went")
     group = parser.add_argument_group("what its process may take")
     group.add_argument(
-        "--cache", metavar="SIZE", type=size_argument, help="the most memory for the maps of the image (32M)"
+        "--cache",
+        metavar="SIZE",
+        type=size_argument,
+        help="the most memory for the maps of the image (32M), and half as much for unpacked clusters",
     )
     group.add_argument("--nice", metavar="N", type=int, help="its niceness, -20 to 19")
     group.add_argument("--memory", metavar="BYTES", type=size_argument, help="the most memory it may use")

@@ -50,6 +50,23 @@ def test_reading_what_zlib_packed(tmp_path: Path, granule: int) -> None:
         assert disk.read(5 * granule + 1, 3) == whole[5 * granule + 1 : 5 * granule + 4]
 
 
+def test_units_are_kept_unpacked_up_to_a_bound(tmp_path: Path) -> None:
+    """Half of the cache's bytes; those go that were wanted longest ago. The payloads are spoiled once they are read."""
+    granules = [text(GRANULE, seed) for seed in range(9)]
+    payloads = [deflate(data) for data in granules]
+    file = host(tmp_path, "top", b"".join(payloads))
+    with Disk(cache_bytes=16 * GRANULE) as disk:
+        disk.layer(file, size=len(granules) * GRANULE)
+        disk.install(0, packed(payloads, 0, GRANULE))
+        for index in (*range(8), 0, 8):
+            assert disk.read(index * GRANULE + 1, 5) == granules[index][1:6]
+        file.write_bytes(b"\xff" * sum(map(len, payloads)))
+        for index in (0, *range(2, 9)):
+            assert disk.read(index * GRANULE + 7, 5) == granules[index][7:12]
+        with pytest.raises(ImageError, match="unpack"):
+            disk.read(GRANULE + 7, 5)
+
+
 def test_slack_after_the_stream_is_no_harm(tmp_path: Path) -> None:
     payload = deflate(text(GRANULE, 1))
     content = payload + b"\xff" * 300
