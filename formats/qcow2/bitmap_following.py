@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from tapfs.driver import HostFile, OpenRequest, Placement, Reservation
-from tapfs.extent import Extent, Kind
+from tapfs.extent import Extent, Kind, Range
 from tapfs.formats.qcow2.bitmaps import read_bitmaps
 from tapfs.formats.qcow2.edited_image import release, take
 from tapfs.formats.qcow2.followed_bitmaps import FollowedBitmaps
@@ -31,18 +31,18 @@ class BitmapFollowing(WritableQcow2Driver):
         """None while bitmaps follow: what may be written in place is not to be seen in the tables alone."""
         return None if self.followed else super().table_layout()
 
-    def place(self, offset: int, length: int) -> list[Placement]:
-        """Places for a range; a cluster that is this disk's alone stays where it is, and its write marks it."""
+    def places(self, ranges: Sequence[Range]) -> list[Placement]:
+        """Places for ranges; a cluster that is this disk's alone stays where it is, and its write marks it."""
         if not self.followed or self.data_number:
-            return super().place(offset, length)
-        return list(self._places(offset, length))
+            return super().places(ranges)
+        return [placement for offset, length in ranges for placement in self._places(offset, length)]
 
     def _places(self, offset: int, length: int) -> Iterator[Placement]:
         for unit, first, stop in self.pieces(offset, length, used=False):
             words = self.slices.load(unit)
             if words is None:
                 at = unit * self.header.unit + (first << self.header.cluster_bits)
-                yield from super().place(at, (stop - first) << self.header.cluster_bits)
+                yield from super().places([Range(at, (stop - first) << self.header.cluster_bits)])
                 continue
             owned = self.owns_table(unit // self.header.slices)
             for run in self.runs(unit, words, first, stop):
@@ -50,7 +50,7 @@ class BitmapFollowing(WritableQcow2Driver):
                 if run.kind is Kind.DATA and run.copied and owned:
                     yield Placement(at, run.length, run.host_offset, in_place=True)
                 else:
-                    yield from super().place(at, run.length)
+                    yield from super().places([Range(at, run.length)])
 
     def commit(self, reservation: Reservation) -> None:
         """Publish the new map, and mark what has changed."""

@@ -55,8 +55,9 @@ class ExtendedQcow2Driver(WritableQcow2Driver):
         wide: list[Range] = []
         for number, (offset, length) in enumerate(ranges):
             start, stop = round_down(offset, size), round_up(offset + length, size)
-            self.require_runs(start, stop - start, used=False)
-            self.keep_tables(start, stop - start, used=False)
+            pieces = list(self.pieces(start, stop - start, used=False))
+            self.require_runs(pieces)
+            self.keep_tables(pieces)
             at = max(offset, wishes[-1].stop) if wishes else offset
             while at < offset + length:
                 wish = self._wish(number, at, offset + length)
@@ -131,8 +132,12 @@ class ExtendedQcow2Driver(WritableQcow2Driver):
 
     # -- publishing -----------------------------------------------------------------------------
 
-    def link(self, placement: Placement) -> None:
-        """Have the entries of a placement point at it."""
+    def link(self, placements: Sequence[Placement]) -> None:
+        """Have the entries of the placements point at them."""
+        for placement in placements:
+            self._link(placement)
+
+    def _link(self, placement: Placement) -> None:
         header = self.header
         for cluster, start, stop in self._clusters(placement.offset, placement.length):
             unit, entry = divmod(cluster >> header.cluster_bits, header.slice_entries)

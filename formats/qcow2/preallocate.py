@@ -56,8 +56,9 @@ def preallocate(image: WritableQcow2Driver, mode: str, start: int, stop: int) ->
 
 
 def _placed(image: WritableQcow2Driver, mode: str, wanted: Range) -> Iterator[Plan]:
-    image.require_runs(wanted.offset, wanted.length, used=False)
-    image.keep_tables(wanted.offset, wanted.length, used=False)
+    pieces = list(image.pieces(wanted.offset, wanted.length, used=False))
+    image.require_runs(pieces)
+    image.keep_tables(pieces)
     place = image.space.take_tail(wanted.length, alignment=image.header.cluster_size)
     image.ensure_counts(place, wanted.length)
     # What lies inside the file as it is may hold anything.
@@ -66,6 +67,6 @@ def _placed(image: WritableQcow2Driver, mode: str, wanted: Range) -> Iterator[Pl
     yield plan(
         grown, *space_stages(FULL, 0, place, stale), *space_stages(mode, 0, place + stale, wanted.length - stale)
     )
-    image.link(Placement(wanted.offset, wanted.length, place, fresh=True))
+    image.link([Placement(wanted.offset, wanted.length, place, fresh=True)])
     image.note_growth()
     image.take_metadata()

@@ -155,7 +155,7 @@ def _cut(image: WritableQcow2Driver, size: int) -> Iterator[Plan]:
     if size % span:
         start = round_up(size, header.cluster_size)
         if start < (index + 1) * span and image.l1.table(index):
-            image.keep_tables(start, (index + 1) * span - start, used=True)
+            image.keep_tables(list(image.pieces(start, (index + 1) * span - start, used=True)))
             _clear(image, start, (index + 1) * span - start)
         index += 1
     while (index := image.l1.next_used(index, len(image.l1))) < len(image.l1):

@@ -29,6 +29,7 @@ class Slices:
     def __init__(self, file: HostFile, header: Header, l1: L1Table, l1_offset: int) -> None:
         self._file = file
         self._header = header
+        self._slices, self._slice_bytes = header.slices, header.slice_bytes
         self._l1 = l1
         self._l1_offset = l1_offset
         self.file_size = file.size()
@@ -40,7 +41,7 @@ class Slices:
 
         Raises ImageError(corrupt) where the L1 entry cannot be true.
         """
-        index, part = divmod(unit, self._header.slices)
+        index, part = divmod(unit, self._slices)
         table = self._l1.table(index)
         if table == 0:
             return 0
@@ -53,7 +54,7 @@ class Slices:
                 offset=self._l1_offset + WORD * index,
                 op="map",
             )
-        return table + part * self._header.slice_bytes
+        return table + part * self._slice_bytes
 
     def load(self, unit: int) -> array[int] | None:
         """The words of a slice, None where there is no table; not to be changed. Raises as `place` does."""
@@ -84,14 +85,14 @@ class Slices:
 
     def move_table(self, index: int) -> None:
         """Have every slice of L1 entry `index` be written anew, because its table gets another place."""
-        for unit in range(index * self._header.slices, (index + 1) * self._header.slices):
+        for unit in range(index * self._slices, (index + 1) * self._slices):
             changed = self.change(unit)
             changed.mark(0, len(changed.entries))
 
     def new_table(self, index: int) -> None:
         """The slices of an L1 entry that had no table: all of them are empty, and all are written."""
-        words = self._header.slice_bytes // WORD
-        for unit in range(index * self._header.slices, (index + 1) * self._header.slices):
+        words = self._slice_bytes // WORD
+        for unit in range(index * self._slices, (index + 1) * self._slices):
             changed = self.changed[unit] = ChangedTable(new_words(words), BYTE_ORDER)
             changed.mark(0, words)
 
@@ -103,7 +104,7 @@ class Slices:
 
     def changed_bytes(self) -> int:
         """Memory that the changed slices take."""
-        return len(self.changed) * self._header.slice_bytes
+        return len(self.changed) * self._slice_bytes
 
     def begin_plan(self) -> None:
         """All that is pending is in the plan that is being made."""
@@ -130,15 +131,15 @@ class Slices:
 
     def read_from_disk(self, place: int) -> array[int]:
         """The words of a slice as they stand on the disk."""
-        length = self._header.slice_bytes
+        length = self._slice_bytes
         return decode(self._file.read(place, length).ljust(length, b"\0"), TYPECODE, BYTE_ORDER)
 
     def table_offset(self, unit: int) -> int:
         """The host offset of a slice whose table is known to be right."""
-        index, part = divmod(unit, self._header.slices)
-        return (self._l1[index] & OFFSET) + part * self._header.slice_bytes
+        index, part = divmod(unit, self._slices)
+        return (self._l1[index] & OFFSET) + part * self._slice_bytes
 
     def _keep(self, unit: int, words: array[int]) -> None:
-        while self._clean and len(self._clean) * self._header.slice_bytes >= CACHE_BYTES:
+        while self._clean and len(self._clean) * self._slice_bytes >= CACHE_BYTES:
             self._clean.popitem(last=False)
         self._clean[unit] = words

@@ -42,12 +42,21 @@ from tapfs.formats.qcow2.stream import Qcow2StreamWriter
 from tapfs.plan import Discard, Grow, Plan, Step, Write, plan
 from tapfs.tables import GuardedPlaces
 
+#: A slice of an L2 table by its map unit, and entries ``[first, stop)`` of it.
+SlicePiece = tuple[int, int, int]
+
 
 class WritableQcow2Driver(Qcow2Driver):
     """An open image, read-write: a :class:`tapfs.driver.WritableDriver`."""
 
     def __init__(self, file: HostFile, request: OpenRequest) -> None:
         super().__init__(file, request)
+        #: Of the header, which computes them anew each time: every cluster that is written asks for them.
+        self._bits, self._per_slice, self._slices = (
+            self.header.cluster_bits,
+            self.header.slice_entries,
+            self.header.slices,
+        )
         self.refcounts = Refcounts(file, self.header)
         self.guard = Guard(self.header.cluster_size, [], [])
         self.l1_pending: set[int] = set()
@@ -75,13 +84,14 @@ class WritableQcow2Driver(Qcow2Driver):
         """
         placements: list[Placement] = []
         self._metadata = []
-        for offset, length in ranges:
-            if operation is Operation.WRITE:
-                self.require_runs(offset, length, used=False)
-                self.keep_tables(offset, length, used=False)
-                placements += self.place(offset, length)
-            else:
-                self.require_runs(offset, length, used=True)
+        if operation is Operation.WRITE:
+            pieces = [piece for offset, length in ranges for piece in self.pieces(offset, length, used=False)]
+            self.require_runs(pieces)
+            self.keep_tables(pieces)
+            placements += self.places(ranges)
+        else:
+            for offset, length in ranges:
+                self.require_runs(list(self.pieces(offset, length, used=True)))
                 placements += self._place_zeros(offset, length, operation)
         self.note_growth()
         exact = operation is Operation.WRITE
@@ -100,9 +110,7 @@ class WritableQcow2Driver(Qcow2Driver):
         if reservation.operation is not Operation.WRITE and not self.data_number:
             for offset, length in reservation.ranges:
                 self.unlink(offset, length, reservation.operation)
-        for placement in reservation.placements:
-            if not placement.in_place:
-                self.link(placement)
+        self.link([placement for placement in reservation.placements if not placement.in_place])
         if reservation.operation is Operation.ZERO and self.data_number and self.backing is not None:
             for offset, length in reservation.ranges:
                 self.hide_parent(offset, length)
@@ -231,17 +239,20 @@ class WritableQcow2Driver(Qcow2Driver):
         """Places up to the end of what was handed out are places in the file from now on."""
         self.slices.file_size = self.decoder.file_size = max(self.slices.file_size, self.space.end)
 
-    def require_runs(self, offset: int, length: int, *, used: bool) -> None:
-        """Raise ImageError(corrupt) if an entry of the range cannot be true, or leads to metadata.
+    def require_runs(self, pieces: Sequence[SlicePiece]) -> None:
+        """Raise ImageError(corrupt) if an entry of these pieces cannot be true, or leads to metadata.
 
         What of the tables that are changed in place the host may have no space for is noted.
         """
         each = self.header.l2_entry_bytes // WORD
-        for unit, first, stop in self.pieces(offset, length, used=used):
-            words = self.slices.load(unit)
-            if words is None:
+        last_unit, words = -1, None
+        for unit, first, stop in pieces:
+            if unit != last_unit:
+                last_unit, words = unit, self.slices.load(unit)
+                if words is not None:  # a slice is not longer than a page, so any entry of it stands for all
+                    self._metadata += blank_entries(self.slices.table_offset(unit), words, first * each, stop * each)
+            if words is None or not any(words[first * each : stop * each]):
                 continue
-            self._metadata += blank_entries(self.slices.table_offset(unit), words, first * each, stop * each)
             for run in self.runs(unit, words, first, stop):
                 if run.kind is Kind.ZERO and run.host_offset % self.header.granule:
                     raise self.entry_error(unit, run.first, f"cluster at {run.host_offset:#x} not aligned to a cluster")
@@ -255,9 +266,9 @@ class WritableQcow2Driver(Qcow2Driver):
         clusters = range(run.host_offset >> bits, (run.host_offset + run.length - 1 >> bits) + 1)
         return all(self.refcounts.get(cluster) > 1 for cluster in clusters)
 
-    def keep_tables(self, offset: int, length: int, *, used: bool) -> None:
-        """Keep a place for every L2 table that a commit of the range may have to make, so that it cannot fail."""
-        for index in sorted({unit // self.header.slices for unit, _, _ in self.pieces(offset, length, used=used)}):
+    def keep_tables(self, pieces: Sequence[SlicePiece]) -> None:
+        """Keep a place for every L2 table that a commit of these pieces may have to make, so that it cannot fail."""
+        for index in sorted({unit // self._slices for unit, _, _ in pieces}):
             if not self.owns_table(index):
                 place = self._tables.get(index, 0)
                 if place == 0:
@@ -281,24 +292,34 @@ class WritableQcow2Driver(Qcow2Driver):
 
     # -- placing --------------------------------------------------------------------------------
 
-    def place(self, offset: int, length: int) -> list[Placement]:
-        """Places for a range of whole clusters."""
+    def places(self, ranges: Sequence[Range]) -> list[Placement]:
+        """Places for ascending ranges of whole clusters, one after the other in the file wherever it has room."""
         if self.data_number:
-            return [Placement(offset, length, offset, file=self.data_number)]
-        placements: list[Placement] = []
-        for piece in self.space.take(length):
+            return [Placement(offset, length, offset, file=self.data_number) for offset, length in ranges]
+        pieces = self.space.take(sum(length for _, length in ranges))
+        for piece in pieces:
             self.ensure_counts(piece.host_offset, piece.length)
-            placements.append(Placement(offset, piece.length, piece.host_offset, fresh=piece.fresh))
-            offset += piece.length
+        placements: list[Placement] = []
+        waiting = iter(pieces)
+        host = left = 0
+        fresh = False
+        for offset, length in ranges:
+            at, end = offset, offset + length
+            while at < end:
+                if not left:
+                    host, left, fresh = next(waiting)
+                part = min(left, end - at)
+                placements.append(Placement(at, part, host, fresh=fresh))
+                at, host, left = at + part, host + part, left - part
         return placements
 
     def _place_zeros(self, offset: int, length: int, operation: Operation) -> list[Placement]:
         """Zero in place where an entry cannot say it: in a data file, and over a parent in version 2."""
         below = self.backing is not None and operation is not Operation.UNCOVER
         if below and operation is Operation.ZERO:
-            self.keep_tables(offset, length, used=False)
+            self.keep_tables(list(self.pieces(offset, length, used=False)))
         elif not self.data_number:
-            self.keep_tables(offset, length, used=True)
+            self.keep_tables(list(self.pieces(offset, length, used=True)))
         if not self.data_number and (self._has_zeros or not below):
             return []
         must_place = operation is Operation.ZERO and below and not self._has_zeros
@@ -313,23 +334,32 @@ class WritableQcow2Driver(Qcow2Driver):
                 if run.kind is Kind.DATA and (run.copied and owned):
                     placements.append(Placement(at, run.length, run.host_offset, self.data_number, in_place=True))
                 elif must_place:
-                    placements += self.place(at, run.length)
+                    placements += self.places([Range(at, run.length)])
         return placements
 
     # -- publishing -----------------------------------------------------------------------------
 
-    def link(self, placement: Placement) -> None:
-        """Have the entries of a placement point at it."""
-        bits = self.header.cluster_bits
-        host_offset = placement.host_offset
+    def link(self, placements: Sequence[Placement]) -> None:
+        """Have the entries of the placements point at them."""
+        bits, size = self.header.cluster_bits, self.header.cluster_size
         if not self.data_number:
-            self.refcounts.raise_counts(host_offset >> bits, placement.length >> bits)
-        for unit, first, stop in self.pieces(placement.offset, placement.length, used=False):
-            changed = self.owned_slice(unit)
-            self.release(changed.entries, first, stop)
-            changed.entries[first:stop] = consecutive(host_offset, stop - first, self.header.cluster_size)
-            changed.mark(first, stop)
-            host_offset += (stop - first) << bits
+            for start, length in _host_runs(placements):
+                self.refcounts.raise_counts(start >> bits, length >> bits)
+        last_unit, changed = -1, None
+        for offset, length, start, *_ in placements:
+            host = start
+            for unit, first, stop in self.pieces(offset, length, used=False):
+                if unit != last_unit or changed is None:
+                    last_unit, changed = unit, self.owned_slice(unit)
+                entries = changed.entries
+                if any(entries[first:stop]):
+                    self.release(entries, first, stop)
+                if stop == first + 1:
+                    entries[first] = host | COPIED
+                else:
+                    entries[first:stop] = consecutive(host, stop - first, size)
+                changed.mark(first, stop)
+                host += (stop - first) << bits
 
     def unlink(self, offset: int, length: int, operation: Operation) -> None:
         """Let go of clusters: nothing is there any more, or zeros where a parent would show through."""
@@ -379,7 +409,7 @@ class WritableQcow2Driver(Qcow2Driver):
 
     def owned_slice(self, unit: int) -> ChangedTable:
         """A slice of a table that belongs to this disk alone, to be changed."""
-        self.own_table(unit // self.header.slices)
+        self.own_table(unit // self._slices)
         return self.slices.change(unit)
 
     def owns_table(self, index: int) -> bool:
@@ -408,14 +438,13 @@ class WritableQcow2Driver(Qcow2Driver):
 
     # -- walking --------------------------------------------------------------------------------
 
-    def pieces(self, offset: int, length: int, *, used: bool) -> Iterator[tuple[int, int, int]]:
+    def pieces(self, offset: int, length: int, *, used: bool) -> Iterator[SlicePiece]:
         """The slices that a granule-aligned range touches, each with its entries ``[first, stop)``.
 
         `used`: without the slices that have no table.
         """
-        header = self.header
-        per_slice = header.slice_entries
-        at, end = offset >> header.cluster_bits, (offset + length) >> header.cluster_bits
+        per_slice = self._per_slice
+        at, end = offset >> self._bits, (offset + length) >> self._bits
         while at < end:
             unit, first = divmod(at, per_slice)
             if used:
@@ -426,3 +455,16 @@ class WritableQcow2Driver(Qcow2Driver):
             stop = min(per_slice, first + end - at)
             yield unit, first, stop
             at += stop - first
+
+
+def _host_runs(placements: Sequence[Placement]) -> Iterator[tuple[int, int]]:
+    """The offset and length of each run of placements that follow one another in the file."""
+    start = end = -1
+    for placement in placements:
+        if placement.host_offset != end:
+            if end > start:
+                yield start, end - start
+            start = placement.host_offset
+        end = placement.host_offset + placement.length
+    if end > start:
+        yield start, end - start
