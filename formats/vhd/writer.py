@@ -94,11 +94,11 @@ class WritableDynamicDriver(DynamicDriver):
         placements: list[Placement] = []
         end = self.places.end
         try:
-            for offset, length in ranges:
-                for index, first, stop in self._pieces(offset, length):
-                    if operation is Operation.WRITE:
-                        placements.append(self._placement(index, first, stop, used))
-                    else:
+            if operation is Operation.WRITE:
+                placements.extend(self._placements(ranges, used))
+            else:
+                for offset, length in ranges:
+                    for index, first, stop in self._pieces(offset, length):
                         placements.extend(self._zero_placements(index, first, stop, operation, used))
         except ImageError:
             self._let_go(used)
@@ -210,6 +210,19 @@ class WritableDynamicDriver(DynamicDriver):
 
     # -- placing --------------------------------------------------------------------------------
 
+    def _placements(self, ranges: Sequence[Range], used: set[int]) -> Iterator[Placement]:
+        """The placements of what is to be written."""
+        known: dict[int, Place] = {}  # of blocks that have given a placement: a fragmented disk has many in each
+        for offset, length in ranges:
+            for index, first, stop in self._pieces(offset, length):
+                if (place := known.get(index)) is None:
+                    yield self._placement(index, first, stop, used)
+                    known[index] = self._place_for(index, used)
+                    continue
+                host_offset = place.offset + self.header.bitmap_bytes + first * SECTOR
+                at = (index * self.block_sectors + first) * SECTOR
+                yield Placement(at, (stop - first) * SECTOR, host_offset, fresh=place.fresh)
+
     def _placement(self, index: int, first: int, stop: int, used: set[int]) -> Placement:
         """The placement of sectors that are to be written."""
         place, fresh = self._place_for(index, used)
@@ -231,11 +244,13 @@ class WritableDynamicDriver(DynamicDriver):
             yield HostSpace(self.places.end, LENGTH, unused=True)
         elif self._footer_at is None:
             yield HostSpace(max(self.places.end, self.footers.place), LENGTH)
+        last_index, place = -1, None
         for placement in placements:
             if placement.in_place:
                 continue
             for index, first, stop in self._pieces(placement.offset, placement.length):
-                place = self.table.place(index)
+                if index != last_index:
+                    last_index, place = index, self.table.place(index)
                 if place is not None:
                     yield from blank_bytes(place, self._known_bitmap(index, place), first // 8, -(-stop // 8))
         if self.batmap is not None and any(self.batmap.is_full(index) for index in used):
