@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+from array import array
+from collections.abc import Iterator
 
 import pytest
 
+from tapfs.formats.qcow2.counted_changes import lower_block, raise_block, sectors_of
 from tapfs.formats.qcow2.counts import Counting
-from tapfs.references import CountedWindow
+from tapfs.kernel import references
+from tapfs.references import CountedBlock, CountedWindow, use_counter
 
 
 def block_of(order: int, numbers: list[int]) -> bytes:
@@ -53,3 +57,42 @@ def test_a_window_knows_where_else_references_lead() -> None:
     window.add(40, 1, 1)
     assert window.others == {0, 2}
     assert list(window.references(16, 19)) == [1, 1, 0]
+
+
+@pytest.fixture(params=["Python", "the engine"])
+def _changed_by(request: pytest.FixtureRequest) -> Iterator[None]:
+    use_counter(None)
+    if request.param == "the engine":
+        references.use_engine()
+    yield
+    references.use_engine()
+
+
+@pytest.mark.usefixtures("_changed_by")
+@pytest.mark.parametrize("width", [1, 2])
+@pytest.mark.parametrize("order", range(7))
+def test_counts_of_a_block_are_raised_and_lowered(order: int, width: int) -> None:
+    choice = random.Random(10 * order + width)
+    most, many = (1 << (1 << order)) - 1, 16384 >> order
+    numbers = [choice.choice([0, 1, 2, 5, 300, most]) % (most + 1) for _ in range(many)]
+    times = [choice.choice([0, 0, 0, 1, 2, 254 if width == 1 else 1000]) for _ in range(many)]
+    block = CountedBlock(3, array("B" if width == 1 else "H", times).tobytes(), width)
+    counting, raw = Counting(order), array("B", block_of(order, numbers))
+    sectors = sectors_of(raw)
+    freed = lower_block(counting, raw, block, sectors)
+    lowered = [max(0, number - less) for number, less in zip(numbers, times, strict=True)]
+    assert list(counting.numbers(raw.tobytes())) == lowered
+    gone = [bool(number and not left) for number, left in zip(numbers, lowered, strict=True)]
+    assert list(map(bool, freed)) == gone
+    per_sector = 4096 >> order
+    changed = {at // per_sector for at in range(many) if numbers[at] != lowered[at]}
+    assert {at for at, mark in enumerate(sectors) if mark} == changed
+
+    raw = array("B", block_of(order, numbers))
+    wrong = (at for at in range(many) if times[at] and not 0 < numbers[at] <= most - times[at])
+    first = next(wrong, many)
+    assert raise_block(counting, raw, block, sectors_of(raw)) == first
+    expected = [number + more for number, more in zip(numbers[:first], times, strict=False)] + numbers[first:]
+    assert list(counting.numbers(raw.tobytes())) == expected
+    sound = CountedBlock(0, array("B", [int(0 < number < most) for number in expected]).tobytes(), 1)
+    assert raise_block(counting, raw, sound, sectors_of(raw)) == many

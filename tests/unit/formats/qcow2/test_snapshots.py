@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from collections.abc import Iterator
 
 import pytest
 
@@ -11,6 +12,9 @@ from tapfs import ErrorKind, ImageError
 from tapfs.driver import CreateRequest, Driver, OpenRequest, SnapshotRecord
 from tapfs.formats.qcow2 import FORMAT
 from tapfs.formats.qcow2.editable import EditableQcow2Driver
+from tapfs.kernel.references import use_engine
+from tapfs.plan import Plan
+from tapfs.references import use_counter
 from tapfs.testing.model import MemoryFile, read_extents
 from tests.qcow2_edits import Edit, done, driver_of, refused
 from tests.qcow2_images import Fields, audit, by_hand, created, make, opened
@@ -262,3 +266,32 @@ def test_a_damaged_table_of_snapshots_gives_errors_and_no_damage(seed: int) -> N
         assert audit(bytes(left.data)).corruptions == []
         if edit is not edits[1]:
             assert by_hand(bytes(left.data), backing) == current
+
+
+@pytest.mark.parametrize("kind", ["snapshot", "compressed", "subclusters over a parent", "refcounts of 64 bits"])
+def test_the_engine_edits_as_python_does(kind: str) -> None:
+    contents: list[list[bytes]] = []
+    try:
+        for begin in (lambda: use_counter(None), use_engine):
+            begin()
+            file, _ = make(kind, SIZE, 4)
+            contents.append([])
+            for edit in (create_two, apply_two, delete_two):
+                done(file, edit)
+                contents[-1].append(bytes(file.data))
+    finally:
+        use_engine()
+    assert contents[0] == contents[1]
+    assert audit(contents[0][-1]).corruptions == []
+
+
+def create_two(driver: EditableQcow2Driver) -> Iterator[Plan]:
+    yield from driver.create_snapshot("two", 5)
+
+
+def apply_two(driver: EditableQcow2Driver) -> Iterator[Plan]:
+    yield from driver.apply_snapshot("two")
+
+
+def delete_two(driver: EditableQcow2Driver) -> Iterator[Plan]:
+    yield from driver.delete_snapshot("two")
