@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from functools import cache
 
 from tapfs.errors import ErrorKind, ImageError
 
@@ -20,6 +21,7 @@ _MEASURED_SECONDS = 0.05
 _FIRST_ITERATIONS = 10_000
 
 
+@cache  # a key slot is spread over thousands of digests
 def libcrypto_name(name: str) -> str:
     """A digest's name as hashlib and libcrypto know it. Raises ImageError(unsupported) for one that is not here."""
     found = _NAMES.get(name.lower())

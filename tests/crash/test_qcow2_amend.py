@@ -11,7 +11,7 @@ from tapfs.disk.probe import format_named
 from tapfs.driver import Amendable, BackingReference, CreatableFormat, CreateRequest, Driver, OpenRequest
 from tapfs.errors import ImageError
 from tapfs.extent import Extent
-from tapfs.formats.qcow2 import head_change
+from tapfs.formats.qcow2 import head_change, refcount_width
 from tapfs.formats.qcow2.editable import EditableQcow2Driver
 from tapfs.plan import Plan, Step
 from tapfs.testing.crash import in_wrong_order
@@ -126,6 +126,12 @@ def test_a_refcount_table_that_moves_for_the_sizes_of_snapshots_stays_where_it_w
             assert left.check().corruptions == 0
             versions.add(left.header.version)
     assert versions == {2, 3}
+
+
+def test_the_test_notices_a_head_that_comes_before_the_refcounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refcount_width, "in_plans", lambda *_: [Plan()])
+    with pytest.raises((AssertionError, ImageError)):
+        test_a_crash_leaves_the_old_choices_or_the_new_ones("refcounts")
 
 
 def test_the_test_notices_a_wrong_order(monkeypatch: pytest.MonkeyPatch) -> None:

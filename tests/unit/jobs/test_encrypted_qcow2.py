@@ -36,9 +36,6 @@ def test_edits_of_a_chain(tmp_path: Path) -> None:
     expected = content(top)
     assert expected[:4] == b"base"
 
-    tapfs.resize(top, 2 * MIB, password=PASSWORD)
-    expected = expected.ljust(2 * MIB, b"\0")
-    assert content(top) == expected
     tapfs.resize(top, 250_368, password=PASSWORD, shrink=True)
     tapfs.resize(top, MIB, password=PASSWORD)
     expected = expected[:250_368].ljust(MIB, b"\0")
@@ -52,7 +49,6 @@ def test_edits_of_a_chain(tmp_path: Path) -> None:
     with tapfs.open(other, writable=True) as disk:
         disk.write(500_000, b"other" * 10)
     tapfs.rebase(top, str(other), new_formats=["qcow2"], password=PASSWORD)
-    assert content(top) == expected
     tapfs.rebase(top, str(base), new_formats=["qcow2"], password=PASSWORD)
     assert content(top) == expected
     sound(top)
