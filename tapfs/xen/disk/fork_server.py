@@ -17,6 +17,7 @@ import sys
 from tapfs.disk.probe import load_all
 from tapfs.serving.process_title import title_over
 from tapfs.xen.disk import process
+from tapfs.xen.disk.equal_pages import offer_pages
 from tapfs.xen.process_handle import ANSWER
 
 #: Modules that the process of a disk loads when it first needs them, which is nearly always.
@@ -56,6 +57,7 @@ def _load() -> None:
     # A collection in a forked process would write to all that is shared.
     gc.collect()
     gc.freeze()
+    offer_pages()
 
 
 def _fork() -> tuple[int, int] | None:
