@@ -1,9 +1,8 @@
-"""The process that serves one disk, as its supervisor sees it: its number, its end, its name in xenstore."""
+"""The process that serves one disk, as its supervisor sees it: its number and its end."""
 
 from __future__ import annotations
 
 import os
-import re
 import signal
 import struct
 from contextlib import suppress
@@ -11,15 +10,13 @@ from contextlib import suppress
 import trio
 
 from tapfs.serving.processes import process_start
+from tapfs.xen.process_name import parse_process_name, process_name
 
 #: The exit code of a disk process whose image cannot be served; xenstore says why.
 EXIT_FAILED = 3
 
 #: The answer of the process that is forked for each disk: the number of the new process, and 0 or an errno.
 ANSWER = struct.Struct("=ii")
-
-#: The value of `tapfs/process`: a pid and when that process started, because a pid is used again.
-_PROCESS_NAME = re.compile(r"([0-9]{1,10}):([0-9]{1,20})")
 
 
 class RunningDisk:
@@ -71,14 +68,3 @@ def adopt(name: str | None) -> RunningDisk | None:
         os.close(descriptor)
         return None
     return RunningDisk(pid, descriptor, child=False)
-
-
-def process_name(pid: int) -> str:
-    """What `tapfs/process` says of a process: the pid and when it started, "0" if it does not run."""
-    return f"{pid}:{process_start(pid) or 0}"
-
-
-def parse_process_name(name: str | None) -> tuple[int, int] | None:
-    """The pid and the start (`processes.process_start`) in a `process_name`; None if the text is none."""
-    match = _PROCESS_NAME.fullmatch(name or "")
-    return (int(match[1]), int(match[2])) if match else None

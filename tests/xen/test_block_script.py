@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -120,6 +121,16 @@ async def test_a_disk_that_does_not_go(
     code, _, complaint = await script("remove", backend)
     assert code == 1
     assert "still in use" in complaint
+
+
+async def test_a_disk_that_nobody_serves_any_more_can_go(script: Script, xenstored: Xenstored, backend: str) -> None:
+    """Neither a supervisor nor a process says that it is closed; the guest has closed."""
+    xenstored.write(f"{backend}/tapfs/process", f"{os.getpid()}:1")  # another process has that number by now
+    xenstored.write(f"{backend}/frontend", DISK.frontend)
+    xenstored.write(f"{DISK.frontend}/state", "6")
+    xenstored.write(f"{backend}/state", "5")
+    xenstored.write(f"{backend}/online", "0")
+    assert await script("remove", backend) == (0, "", "")
 
 
 async def test_without_xenstored(script: Script, machine: object) -> None:

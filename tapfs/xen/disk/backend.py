@@ -25,6 +25,7 @@ from tapfs.xen.device import LIBXL_KIND, Device, State, parse_state, state_of, w
 from tapfs.xen.disk.backend_states import Ours, Seen, Step, next_step
 from tapfs.xen.disk.frontend_keys import MAX_QUEUES, MAX_RING_PAGE_ORDER, FrontendKeys, read_frontend
 from tapfs.xen.disk.hand_over import follow_suspends
+from tapfs.xen.disk.step_rate import PER_SECOND, StepRate
 from tapfs.xen.kernel_backend import take_from_kernel
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from tapfs.xen.xenstore.client import XenStore
 
 #: Seconds in state 6 before the backend awaits a frontend that has not said that it begins anew.
-_CLOSED_SECONDS = 1.0
+_CLOSED_SECONDS = 3.0
 
 #: A suspended guest leaves requests in its rings. So often, after so many seconds, it is seen whether it was at work.
 _REST_ROUNDS = 3
@@ -86,6 +87,8 @@ class Backend:
         self._lost: ImageError | None = None
         self._news = trio.Event()
         self._closed_at = -_CLOSED_SECONDS
+        self._step_rate = StepRate()
+        self._slowed_down = False
         self._done = False
         #: The image is closed for good; only the word for it, state 6, may be missing.
         self._image_closed = False
@@ -183,9 +186,19 @@ class Backend:
                 return error
             if self._done:
                 return None
+            if pause == 0:
+                await self._slow_down()
             with trio.move_on_after(pause):
                 await self._news.wait()
         return self._lost
+
+    async def _slow_down(self) -> None:
+        """After a step: wait if the guest has taken too many of late."""
+        seconds = self._step_rate.after_step(trio.current_time())
+        if seconds > 0 and not self._slowed_down:
+            log.warning("the guest connects or closes again and again; it is answered every %g s", 1 / PER_SECOND)
+        self._slowed_down = seconds > 0
+        await trio.sleep(seconds)
 
     async def _look(self, store: XenStore, tasks: trio.Nursery) -> float:
         """Take the step for what is there now; the seconds after which to look without news."""

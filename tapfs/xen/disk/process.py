@@ -45,7 +45,8 @@ from tapfs.xen.disk.served_disk import ServedDisk
 from tapfs.xen.disk.settings import DiskSettings, read_settings
 from tapfs.xen.host import Host, find_host
 from tapfs.xen.image_stamp import NEVER_OPENED, GivenUp
-from tapfs.xen.process_handle import EXIT_FAILED, process_name
+from tapfs.xen.process_handle import EXIT_FAILED
+from tapfs.xen.process_name import process_name
 from tapfs.xen.runtime_files import directory, socket_name
 from tapfs.xen.xenstore.client import XenStore, connect
 

@@ -13,9 +13,8 @@ from collections.abc import Mapping
 import trio
 
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.serving.processes import process_start
 from tapfs.xen.device import BACKENDS, DOMAINS, OUR_KIND, Device, State, parse_state
-from tapfs.xen.process_handle import parse_process_name
+from tapfs.xen.process_name import is_alive, parse_process_name
 from tapfs.xen.xenstore.client import Store, XenStore
 
 #: A supervisor claims a new disk at once; nobody does if none has in that many seconds.
@@ -241,7 +240,7 @@ async def _closed(store: XenStore, device: Device, seconds: float) -> bool:
                 if backend is None or parse_state(backend) is State.CLOSED:
                     return True
                 frontend = parse_state(await store.read(f"{device.frontend}/state"))
-                if frontend in _UNUSED and not _alive(await read_process(store, device)):
+                if frontend in _UNUSED and not is_alive(await read_process(store, device)):
                     return True  # nobody is there to say that it is closed
                 with trio.move_on_after(_LOOK_SECONDS):
                     await anext(events)
@@ -253,10 +252,6 @@ async def read_process(store: Store, device: Device) -> tuple[int, int] | None:
     return parse_process_name(await store.read(f"{device.backend}/tapfs/process"))
 
 
-def _alive(process: tuple[int, int] | None) -> bool:
-    return process is not None and process_start(process[0]) == process[1]
-
-
 async def _ended(process: tuple[int, int] | None) -> None:
     """Wait until a process runs no more."""
     if process is None:
@@ -266,7 +261,7 @@ async def _ended(process: tuple[int, int] | None) -> None:
     except OSError:
         return
     try:
-        if _alive(process):
+        if is_alive(process):
             await trio.lowlevel.wait_readable(descriptor)
     finally:
         os.close(descriptor)

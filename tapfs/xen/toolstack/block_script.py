@@ -14,6 +14,7 @@ import time
 
 from tapfs.errors import EXIT_USAGE, ErrorKind, ImageError, from_os_error, printable
 from tapfs.xen.host import find_host
+from tapfs.xen.process_name import is_alive, parse_process_name
 from tapfs.xen.xenstore.wire import Assembler, Message, Operation, errno_of, join_strings, to_bytes, to_text
 
 #: xl itself gives a script 40 seconds.
@@ -24,6 +25,8 @@ _GONE_SECONDS = 30.0
 _PAUSE_SECONDS = 0.05
 
 _CLOSED = "6"
+#: The states of a frontend that has nothing to lose: there is none, it has not begun, it has closed.
+_UNUSED = (None, "1", _CLOSED)
 
 
 def main() -> int:
@@ -78,9 +81,9 @@ def _wait_until_ready(store: _BlockingStore, path: str) -> None:
 
 
 def _remove(store: _BlockingStore, path: str) -> int:
-    """Wait until the disk's process has let go of the image."""
+    """Wait until the disk's process has let go of the image, or is seen to be gone with nobody to start another."""
     started = time.monotonic()
-    while store.read(f"{path}/state") not in (None, _CLOSED):
+    while store.read(f"{path}/state") not in (None, _CLOSED) and not _is_left_alone(store, path):
         if time.monotonic() - started > _GONE_SECONDS:
             raise ImageError(
                 ErrorKind.LOCKED,
@@ -89,6 +92,14 @@ def _remove(store: _BlockingStore, path: str) -> int:
             )
         time.sleep(_PAUSE_SECONDS)
     return 0
+
+
+def _is_left_alone(store: _BlockingStore, path: str) -> bool:
+    """Whether nobody will ever say that the disk is closed: it is to go, and neither process nor guest has it."""
+    if store.read(f"{path}/online") != "0" or is_alive(parse_process_name(store.read(f"{path}/tapfs/process"))):
+        return False
+    frontend = store.read(f"{path}/frontend")
+    return frontend is None or store.read(f"{frontend}/state") in _UNUSED
 
 
 def _complain(text: str) -> None:
