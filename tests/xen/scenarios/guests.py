@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tapfs as library
 from tests.xen.boot_sector import COPY_SECTOR, SECTOR, TEXT_SECTOR, bootable
-from tests.xen.scenarios.commands import PATIENCE, run, tapfs, wait_until
+from tests.xen.scenarios.commands import PATIENCE, attempt_tapfs, run, tapfs, wait_until
 from tests.xen.scenarios.contents import mounted, new_qcow, new_raw
 from tests.xen.scenarios.dom0 import Dom0, read_store, xl_disk
 from tests.xen.scenarios.guest import Guest
@@ -96,7 +96,8 @@ def hot_plug(dom0: Dom0) -> None:
 def hvm_by_seabios(dom0: Dom0) -> None:
     """SeaBIOS boots from the disk that libxl gives to QEMU; the boot sector reads and writes it."""
     # The first disk of a supervisor waits until all is loaded, which on a busy machine takes longer than libxl waits.
-    dom0.attach("tap:ram:first", "xvdh")
+    first = ("tap:ram:first", "--domain", "0", "--vdev", "xvdh")
+    wait_until("the supervisor", lambda: attempt_tapfs("attach", *first).returncode == 0)
     dom0.detach("xvdh")
     words, mebibytes = "booted from tapfs", 8
     qcow = new_qcow("hvm.qcow", mebibytes)
