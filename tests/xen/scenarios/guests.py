@@ -96,7 +96,7 @@ def hot_plug(dom0: Dom0) -> None:
 def hvm_by_seabios(dom0: Dom0) -> None:
     """SeaBIOS boots from the disk that libxl gives to QEMU; the boot sector reads and writes it."""
     # The first disk of a supervisor waits until all is loaded, which on a busy machine takes longer than libxl waits.
-    first = ("tap:ram:first", "--domain", "0", "--vdev", "xvdh")
+    first = (f"tap:sync:{new_raw('first.img', 1)}", "--domain", "0", "--vdev", "xvdh")
     wait_until("the supervisor", lambda: attempt_tapfs("attach", *first).returncode == 0)
     dom0.detach("xvdh")
     words, mebibytes = "booted from tapfs", 8
