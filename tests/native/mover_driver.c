@@ -58,7 +58,8 @@ void choose(struct slot *slot, bool writing)
     uint64_t offset = chance(&seed, SIZE / step) * (uint64_t)step;
     uint64_t length = minimum((1 + chance(&seed, (uint32_t)most / step)) * (uint64_t)step, SIZE - offset);
 
-    slot->move = (struct move){.offset = offset, .length = length, .writing = writing, .context = slot};
+    slot->move = (struct move){.offset = offset, .length = length, .writing = writing, .context = slot,
+                               .among_others = chance(&seed, 3) == 0};
     cut(slot, length, step);
     for (uint32_t i = 0; i < slot->move.part_count; i++) {
         fill(&seed, slot->parts[i].iov_base, slot->parts[i].iov_len);

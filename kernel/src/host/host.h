@@ -49,6 +49,7 @@ struct host_file {
     uint32_t memory_alignment, offset_alignment; /* what the host demands of O_DIRECT; powers of two */
     uint32_t direct_block; /* what direct.c transfers, and the range lock holds: at least as much as both */
     atomic_bool refuses_nowait[2]; /* RWF_NOWAIT in reads and in writes */
+    atomic_bool takes_nowait;      /* a read with RWF_NOWAIT has brought something */
     atomic_bool refuses_allocate; /* the host cannot set space aside */
     atomic_bool direct;  /* O_DIRECT is on, as far as we are concerned */
     atomic_bool dirty;   /* a write has ended since the last fdatasync began */

@@ -156,7 +156,8 @@ static enum step advance(struct mover *mover, struct flight *flight)
         for (uint32_t i = 0; i < route->count; i++) {
             run_io_prepare(flight, i);
             flight->begun = i + 1;
-            int state = run_io_at_once(flight, i);
+            int state = run_io_may_be_queued_first(flight, i, &mover->rings) ? RUN_IO_WAITING
+                                                                            : run_io_at_once(flight, i);
             if (state != RUN_IO_MOVED) {
                 return state == RUN_IO_WAITING ? fly(mover, flight, i) : settle(mover, flight);
             }

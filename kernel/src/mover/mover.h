@@ -22,6 +22,7 @@ struct move {
     const struct iovec *parts; /* `length` bytes in all */
     uint32_t part_count;       /* 1 to MOVE_PARTS_MAX */
     bool writing;
+    bool among_others; /* more moves are begun before mover_submit: io_uring does them all in one system call */
     void *context; /* the caller's */
 
     /* How it ended: DONE, MISS, RESERVE or FAILED. `outcome.done` counts finished bytes from the start of the move;

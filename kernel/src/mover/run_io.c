@@ -144,6 +144,9 @@ static void ask_host(struct flight *flight, uint32_t index)
             return; /* Linux 5.9 and 5.10 may say so for "not now" (preadv2(2), BUGS): who waits finds out */
         }
         if (count >= 0) {
+            if (!writing && flags != 0 && !atomic_load(&run->file->takes_nowait)) {
+                atomic_store(&run->file->takes_nowait, true);
+            }
             if (count_moved(flight, index, (uint64_t)count)) {
                 return;
             }
@@ -157,9 +160,18 @@ static void ask_host(struct flight *flight, uint32_t index)
 }
 
 /* Whether a transfer without waiting makes sense. */
-static bool may_try(struct host_file *file, bool writing)
+static bool may_try(const struct host_file *file, bool writing)
 {
     return file->in_memory || !(atomic_load(&file->direct) || atomic_load(&file->refuses_nowait[writing]));
+}
+
+bool run_io_may_be_queued_first(const struct flight *flight, uint32_t index, const struct io_rings *rings)
+{
+    const struct host_file *file = flight->route.runs[index].file;
+
+    /* Only reads, and only of files that the kernel is known to read without waiting: a submission may wait for others. */
+    return flight->move->among_others && !flight->move->writing && rings->fd >= 0 && file != NULL &&
+           atomic_load(&file->takes_nowait) && may_try(file, false);
 }
 
 int run_io_at_once(struct flight *flight, uint32_t index)

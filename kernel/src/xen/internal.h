@@ -217,6 +217,8 @@ TAPFS_INTERNAL void xen_move_add(struct xen_ring *ring, struct xen_request *requ
 TAPFS_INTERNAL void xen_move_seal(struct xen_ring *ring);
 /* The mover has ended this, at once or later. */
 TAPFS_INTERNAL void xen_move_ended(struct move *move);
+/* Take over what the mover has ended since. */
+TAPFS_INTERNAL void xen_move_take_over(struct xen_ring *ring);
 /* A parked transfer has come back. */
 TAPFS_INTERNAL void xen_move_returned(struct xen_transfer *transfer);
 /* Do what can be done now; what ends is answered or parked. */
@@ -259,6 +261,8 @@ struct xen_ring {
     uint64_t generation; /* of `served`; under the device's lock */
     bool quiet;          /* paused, and nothing in flight; under the device's lock */
     bool ended;          /* the frontend has broken the protocol: nothing is taken any more */
+    bool notified;       /* the channel has been readable and was not cleared since */
+    uint64_t watch_ns;   /* how long to look for a request before a sleep; 0: not at all */
 
     /* Indices of the shared pages, which run freely over 32 bits. The ring's thread owns them. */
     uint32_t requests_taken;      /* the next request to take */
@@ -282,6 +286,7 @@ struct xen_ring {
     struct xen_transfer *idle_transfers;
     struct xen_transfer *open[2];   /* a READ, a WRITE that can be added to */
     struct xen_transfers waiting;   /* for memory, in their order */
+    bool begins_many;               /* of `waiting`, in this pass */
     struct xen_transfers gathering; /* to be parked, for memory */
     struct xen_transfers ended_moves;
     struct xen_transfers unsynced;  /* wait for a SYNC that has not begun */

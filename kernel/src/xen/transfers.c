@@ -126,6 +126,7 @@ static void begin(struct xen_transfer *transfer)
 {
     struct xen_ring *ring = transfer->ring;
 
+    transfer->move.among_others = ring->begins_many;
     if (mover_begin(ring->mover, &transfer->move)) {
         if (transfer->move.outcome.status == TAPFS_DONE) {
             xen_count(&ring->counters.at_once, transfer->request_count);
@@ -153,8 +154,9 @@ static void fetch_and_begin(struct xen_ring *ring, struct xen_transfers *fetchin
 static void begin_waiting(struct xen_ring *ring)
 {
     struct xen_transfers fetching = {NULL, NULL};
-    struct xen_transfer *transfer;
+    struct xen_transfer *transfer = ring->waiting.first;
 
+    ring->begins_many = transfer != NULL && transfer->next != NULL;
     while ((transfer = ring->waiting.first) != NULL && xen_pages_acquire(transfer)) {
         xen_pop(&ring->waiting);
         if (transfer->memory != MEMORY_BUFFER || transfer->kind == TAPFS_XEN_READ) {
@@ -169,6 +171,7 @@ static void begin_waiting(struct xen_ring *ring)
     }
     fetch_and_begin(ring, &fetching);
     mover_submit(ring->mover);
+    xen_move_take_over(ring);
 }
 
 /* ---- ended */
@@ -177,6 +180,17 @@ void xen_move_ended(struct move *move)
 {
     struct xen_transfer *transfer = move->context;
     xen_append(&transfer->ring->ended_moves, transfer);
+}
+
+void xen_move_take_over(struct xen_ring *ring)
+{
+    if (mover_in_flight(ring->mover) == 0) {
+        return;
+    }
+    for (struct move *move = mover_ended(ring->mover), *next; move != NULL; move = next) {
+        next = move->next;
+        xen_move_ended(move);
+    }
 }
 
 void xen_move_sync(struct xen_transfer *transfer, enum xen_stage stage)
