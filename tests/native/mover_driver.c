@@ -17,17 +17,19 @@ unsigned seed;
 
 void slots_open(void)
 {
+    uint8_t *memory;
+
+    REQUIRE(posix_memalign((void **)&memory, 4096, SLOT_COUNT * SLOT_BYTES) == 0);
     for (size_t i = 0; i < SLOT_COUNT; i++) {
-        slots[i] = (struct slot){.busy = false};
-        REQUIRE(posix_memalign((void **)&slots[i].memory, 4096, 4 * MOVE_MAX) == 0);
+        slots[i] = (struct slot){.memory = memory + i * SLOT_BYTES};
     }
+    /* It begins and ends within a slot: some moves lie inside of it, some outside, some in both. */
+    mover_offer_memory(world.mover, memory + SLOT_BYTES / 2, SLOT_COUNT / 2 * SLOT_BYTES);
 }
 
 void slots_close(void)
 {
-    for (size_t i = 0; i < SLOT_COUNT; i++) {
-        free(slots[i].memory);
-    }
+    free(slots[0].memory);
 }
 
 void cut(struct slot *slot, uint64_t length, uint32_t step)

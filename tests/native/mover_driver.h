@@ -8,6 +8,7 @@
 #define MOVE_MAX (96u << 10)
 /* A few more than the mover has places for. */
 #define SLOT_COUNT (DEPTH + 8)
+#define SLOT_BYTES (4 * (size_t)MOVE_MAX)
 
 struct slot {
     struct move move;

@@ -38,18 +38,30 @@ TAPFS_INTERNAL void locate(tapfs_disk *disk, bool writing, uint64_t offset, uint
 
 /* False: the kernel has none for us, and no function of its rings does anything. */
 TAPFS_INTERNAL bool uring_open(struct io_rings *rings, uint32_t entries);
+/* Memory that the kernel keeps at hand for direct transfers: found and pinned once, not for each of them. */
+struct uring_memory {
+    uint8_t *start;
+    size_t bytes;
+    enum { MEMORY_OFFERED, MEMORY_REGISTERED, MEMORY_REFUSED } state;
+};
+
 /* One read or write of a file. */
 struct uring_transfer {
     int fd;
     bool writing;
     bool by_thread; /* a thread of the kernel does it: the submission itself would wait for this host */
+    bool direct;    /* the host's device reads or writes the memory itself */
     const struct iovec *vector; /* stays untouched until the completion */
     uint32_t count;
     uint64_t offset;
 };
 
-/* False: no room. */
-TAPFS_INTERNAL bool uring_queue(struct io_rings *rings, const struct uring_transfer *transfer, uint64_t tag);
+/* Whether a transfer may name its memory by the registration, which its first such transfer makes. */
+TAPFS_INTERNAL bool uring_registered(const struct io_rings *rings, struct uring_memory *memory,
+                                     const struct uring_transfer *transfer);
+/* `registered`: the vector has one part, in registered memory. False: no room. */
+TAPFS_INTERNAL bool uring_queue(struct io_rings *rings, const struct uring_transfer *transfer, bool registered,
+                                uint64_t tag);
 /* Take the last entry back that the kernel has not taken. False: there is none. */
 TAPFS_INTERNAL bool uring_take_back(struct io_rings *rings, uint64_t *tag);
 
@@ -127,10 +139,11 @@ TAPFS_INTERNAL bool run_io_may_be_queued_first(const struct flight *flight, uint
 /* Move of a prepared run what the host gives or takes without waiting. The state then: MOVED, FAILED, or WAITING. */
 TAPFS_INTERNAL int run_io_at_once(struct flight *flight, uint32_t index);
 /* Give what is left of a run to the ring. False: not possible. */
-TAPFS_INTERNAL bool run_io_queue(struct flight *flight, uint32_t index, struct io_rings *rings, uint64_t tag);
+TAPFS_INTERNAL bool run_io_queue(struct flight *flight, uint32_t index, struct io_rings *rings,
+                                 struct uring_memory *memory, uint64_t tag);
 /* What the ring made of it; true: the run is over, false: it goes on in the ring. */
 TAPFS_INTERNAL bool run_io_complete(struct flight *flight, uint32_t index, int32_t result, struct io_rings *rings,
-                                    uint64_t tag);
+                                    struct uring_memory *memory, uint64_t tag);
 /* The run is not with the host any more. */
 TAPFS_INTERNAL void run_io_end(struct flight *flight, uint32_t index, int state);
 

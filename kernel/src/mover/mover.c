@@ -16,6 +16,7 @@ struct mover {
     struct move *ended; /* by the owner's thread, the last one first */
     enum mover_ring ring;
     struct io_rings rings;
+    struct uring_memory memory;
     struct workers workers;
 };
 
@@ -121,7 +122,8 @@ static bool queue(struct mover *mover, struct flight *flight, uint32_t index)
     }
     uint64_t tag = (uint64_t)flight->index * ROUTE_RUNS + index;
     bool outlives = flight->move->writing && flight->route.runs[index].file->ranged;
-    if ((outlives && mover->ring == RING_MORTAL) || !run_io_queue(flight, index, &mover->rings, tag)) {
+    if ((outlives && mover->ring == RING_MORTAL) ||
+        !run_io_queue(flight, index, &mover->rings, &mover->memory, tag)) {
         run_io_end(flight, index, RUN_IO_REFUSED);
         return false;
     }
@@ -222,7 +224,7 @@ struct move *mover_ended(struct mover *mover)
 
     while (io_rings_next(&mover->rings, &tag, &result)) {
         struct flight *flight = flight_of(mover, tag, &index);
-        if (run_io_complete(flight, index, result, &mover->rings, tag)) {
+        if (run_io_complete(flight, index, result, &mover->rings, &mover->memory, tag)) {
             land(mover, flight);
         }
     }
@@ -247,6 +249,11 @@ int mover_fd(const struct mover *mover)
 uint32_t mover_in_flight(const struct mover *mover)
 {
     return mover->in_flight;
+}
+
+void mover_offer_memory(struct mover *mover, uint8_t *memory, size_t bytes)
+{
+    mover->memory = (struct uring_memory){.start = memory, .bytes = bytes};
 }
 
 bool mover_has_io_uring(const struct mover *mover)

@@ -49,6 +49,8 @@ TAPFS_INTERNAL struct mover *mover_new(tapfs_disk *disk, uint32_t depth, uint32_
 TAPFS_INTERNAL void mover_free(struct mover *mover);
 /* Serve another disk from now on. Nothing may be in flight. */
 TAPFS_INTERNAL void mover_set_disk(struct mover *mover, tapfs_disk *disk);
+/* Memory that moves lie in: direct ones cost less there. It is pinned by the first of them, until mover_free. */
+TAPFS_INTERNAL void mover_offer_memory(struct mover *mover, uint8_t *memory, size_t bytes);
 /* Whether io_uring works here. */
 TAPFS_INTERNAL bool mover_has_io_uring(const struct mover *mover);
 

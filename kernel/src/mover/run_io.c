@@ -201,7 +201,8 @@ static bool is_aligned(const struct run_io *io, const struct run *run)
     return addresses % run->file->memory_alignment == 0 && lengths % run->file->offset_alignment == 0;
 }
 
-bool run_io_queue(struct flight *flight, uint32_t index, struct io_rings *rings, uint64_t tag)
+bool run_io_queue(struct flight *flight, uint32_t index, struct io_rings *rings, struct uring_memory *memory,
+                  uint64_t tag)
 {
     const struct run_io *io = &flight->ios[index];
     const struct run *run = &flight->route.runs[index];
@@ -214,15 +215,17 @@ bool run_io_queue(struct flight *flight, uint32_t index, struct io_rings *rings,
         .fd = run->file->fd,
         .writing = flight->move->writing,
         /* io_uring takes a file that can be polled, like one of FUSE, for one that does not wait. */
+        .direct = atomic_load(&run->file->direct),
         .by_thread = atomic_load(&run->file->refuses_nowait[flight->move->writing]),
         .vector = io->slices,
         .count = io->slice_count,
         .offset = run->host_offset + io->moved,
     };
-    return uring_queue(rings, &transfer, tag);
+    return uring_queue(rings, &transfer, uring_registered(rings, memory, &transfer), tag);
 }
 
-bool run_io_complete(struct flight *flight, uint32_t index, int32_t result, struct io_rings *rings, uint64_t tag)
+bool run_io_complete(struct flight *flight, uint32_t index, int32_t result, struct io_rings *rings,
+                     struct uring_memory *memory, uint64_t tag)
 {
     if (flight->move->writing) {
         host_wrote(flight->route.runs[index].file);
@@ -234,7 +237,7 @@ bool run_io_complete(struct flight *flight, uint32_t index, int32_t result, stru
             return true;
         }
         /* Under O_DIRECT a file that ends inside a block leaves nothing that is aligned. */
-        if (run_io_queue(flight, index, rings, tag)) {
+        if (run_io_queue(flight, index, rings, memory, tag)) {
             return false;
         }
         run_io_end(flight, index, RUN_IO_REFUSED);

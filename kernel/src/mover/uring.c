@@ -36,7 +36,27 @@ bool uring_open(struct io_rings *rings, uint32_t entries)
     return true;
 }
 
-bool uring_queue(struct io_rings *rings, const struct uring_transfer *transfer, uint64_t tag)
+bool uring_registered(const struct io_rings *rings, struct uring_memory *memory,
+                      const struct uring_transfer *transfer)
+{
+    const struct iovec *part = transfer->vector;
+    uintptr_t inner = (uintptr_t)part->iov_base - (uintptr_t)memory->start;
+
+    if (rings->fd < 0 || !transfer->direct || transfer->count != 1 || inner >= memory->bytes ||
+        part->iov_len > memory->bytes - inner) {
+        return false;
+    }
+    /* Linux before 5.13 waits in the registration for all that is in flight. */
+    if (memory->state == MEMORY_OFFERED && rings->in_flight == 0) {
+        const struct iovec all = {.iov_base = memory->start, .iov_len = memory->bytes};
+        /* Refused where the limit of locked memory (RLIMIT_MEMLOCK) is too low. */
+        bool done = syscall(SYS_io_uring_register, rings->fd, IORING_REGISTER_BUFFERS, &all, 1) == 0;
+        memory->state = done ? MEMORY_REGISTERED : MEMORY_REFUSED;
+    }
+    return memory->state == MEMORY_REGISTERED;
+}
+
+bool uring_queue(struct io_rings *rings, const struct uring_transfer *transfer, bool registered, uint64_t tag)
 {
     struct io_uring_sqe *entry = io_rings_entry(rings);
     if (entry == NULL) {
@@ -51,6 +71,12 @@ bool uring_queue(struct io_rings *rings, const struct uring_transfer *transfer, 
         .len = transfer->count,
         .user_data = tag,
     };
+    if (registered) {
+        entry->opcode = transfer->writing ? IORING_OP_WRITE_FIXED : IORING_OP_READ_FIXED;
+        entry->addr = (uintptr_t)transfer->vector->iov_base;
+        entry->len = (uint32_t)transfer->vector->iov_len;
+        entry->buf_index = 0;
+    }
     return true;
 }
 

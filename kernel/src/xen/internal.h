@@ -40,6 +40,8 @@
 #define BATCH_REQUESTS 16u
 /* Memory of ours that requests of a ring pass through; a move that finds none waits. */
 #define BUFFER_PAGES_MAX 2048u
+/* How many of these pages may be pinned for direct transfers. */
+#define REGISTERED_PAGES_MAX 512u
 /* Pieces of one grant copy. */
 #define PIECES_MAX 2048u
 /* Pages that stay mapped for a ring. */

@@ -96,7 +96,13 @@ int xen_ring_prepare(struct xen_ring *ring)
     ring->generation = atomic_load(&ring->device->generation);
     ring->mover = mover_new(ring->served.disk, ring->entries, options->workers,
                             options->io_uring != 0 ? RING_ALL : RING_NONE);
-    return ring->mover == NULL ? errno : 0;
+    if (ring->mover == NULL) {
+        return errno;
+    }
+    /* The first buffers are the ones in use; the rest of them is for bursts, and need not be pinned. */
+    mover_offer_memory(ring->mover, ring->buffers.memory,
+                       (size_t)minimum(ring->buffers.pages, REGISTERED_PAGES_MAX) * XEN_PAGE);
+    return 0;
 }
 
 int xen_ring_start(struct xen_ring *ring)
