@@ -26,7 +26,7 @@ from tests.xen.scenarios.commands import PATIENCE
 SCENARIOS = HERE.parent / "scenarios"
 AT_ONCE = 2
 # A measurement proves nothing: it runs when it is asked for.
-MEASUREMENTS = {"processor_time"}
+ONLY_BY_NAME = {"processor_time", "hvm"}
 # Boot and power off. Like the limits of the scenarios, those of an idle machine.
 BOOT_SECONDS = 30
 SCRIPT_SECONDS = 1200
@@ -89,7 +89,7 @@ def _chosen(words: list[str]) -> dict[str, dict[str, int]]:
     """The scenarios of each group that is to be booted, with their seconds. LabError if there is no such scenario."""
     groups = {name: _seconds(text) for name, text in _groups().items()}
     chosen: dict[str, dict[str, int]] = {}
-    for word in words or groups.keys() - MEASUREMENTS:
+    for word in words or groups.keys() - ONLY_BY_NAME:
         group, _, only = word.partition("/")
         names = [only] if only else list(groups.get(group, ()))
         if not names or group not in groups or only not in {"", *groups[group]}:
