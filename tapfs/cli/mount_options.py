@@ -38,6 +38,8 @@ _LONG = {
     "key_file": True,
     "overlay": True,
     "partition": True,
+    "remote_cache": True,
+    "remote_cache_size": True,
     "sector_size": True,
     "snapshot": True,
     "temp": False,

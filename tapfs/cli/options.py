@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from tapfs.cli.parser import format_argument, size_argument
@@ -18,9 +19,13 @@ if TYPE_CHECKING:
     from tapfs.disk.image import Image
     from tapfs.disk.plan_log import PlanLog
     from tapfs.driver import Driver
+    from tapfs.host.remote.options import RemoteOptions
 
 #: So much of the start of a disk tells whether it was ever written.
 _NOISE_BYTES = 64 << 10
+
+#: The bound of a local copy of what lies elsewhere is not less.
+_LEAST_COPY_BYTES = 64 << 20
 
 #: The sizes that sectors of a disk have.
 SECTOR_SIZES = (512, 1024, 2048, 4096)
@@ -124,6 +129,17 @@ def _add_access(add: _Add) -> None:
         help="the most memory for the maps of the image and its parents (32M if not given); half as much again for "
         "clusters that it has unpacked",
     )
+    add(
+        "--remote-cache",
+        metavar="DIR",
+        help="keep what was fetched of images elsewhere in DIR, and take from there what is still the same",
+    )
+    add(
+        "--remote-cache-size",
+        metavar="SIZE",
+        type=size_argument,
+        help="the most bytes that are kept here of one image elsewhere (8G if not given, at least 64M)",
+    )
     add_write_base_option(add)
     add("--direct", action="store_true", help="bypass the page cache of the host (O_DIRECT)")
 
@@ -203,7 +219,20 @@ def open_options(
         temporary=temporary,
         say_raw=getattr(arguments, "say_raw", SAY_RAW),
         cache_bytes=cache_bytes_of(arguments),
+        remote=remote_options_of(arguments),
     )
+
+
+def remote_options_of(arguments: argparse.Namespace) -> RemoteOptions:
+    """How what lies elsewhere is read."""
+    from tapfs.host.remote.options import USUAL
+
+    size: int | None = arguments.remote_cache_size
+    if size is not None and size < _LEAST_COPY_BYTES:
+        # Readers beside each other would take away from one another what they are about to read.
+        message = f"--remote-cache-size is at least {_LEAST_COPY_BYTES >> 20}M"
+        raise ImageError(ErrorKind.INVALID_ARGUMENT, message, op="open")
+    return replace(USUAL, kept_in=arguments.remote_cache, copy_bytes=USUAL.copy_bytes if size is None else size)
 
 
 def cache_bytes_of(arguments: argparse.Namespace) -> int:

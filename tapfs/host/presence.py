@@ -160,8 +160,8 @@ class Presence:
                 return
             self._await(own)
 
-    def _begin(self, first: int, stop: int, *, early: bool) -> set[_Request]:
-        """Request what of the blocks is absent and not on its way."""
+    def _begin(self, first: int, stop: int, *, early: bool, needed: tuple[int, int] | None = None) -> set[_Request]:
+        """Request what of the blocks is absent and not on its way, without giving up a block of them or of `needed`."""
         found: set[_Request] = set()
         block = first
         while block < stop:
@@ -174,7 +174,7 @@ class Presence:
                 limit = min(stop, block + self._request_blocks)
                 while end < limit and not (self.blocks[end] or end in self._early or end in self._coming):
                     end += 1
-                request = self._sent(block, end, (first, stop), early=early)
+                request = self._sent(block, end, needed or (first, stop), early=early)
                 found.add(request)
             block = request.stop
         return found
@@ -257,7 +257,7 @@ class Presence:
         stream.end = stop
         end = min(stop + stream.window, len(self.blocks))
         if end > stream.ahead:
-            self._begin(max(stream.ahead, stop), end, early=True)
+            self._begin(max(stream.ahead, stop), end, early=True, needed=(first, end))
             stream.ahead = end
         self._streams.remove(stream)
         self._streams.append(stream)

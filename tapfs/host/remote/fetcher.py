@@ -12,11 +12,13 @@ import os
 import queue
 import socket
 import threading
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from tapfs.host.remote import messages
 from tapfs.host.remote.address import Address
+from tapfs.host.remote.kept_copy import KeptList
 from tapfs.host.remote.messages import COPY, SOCKET
 from tapfs.host.remote.options import USUAL, RemoteOptions
 from tapfs.host.remote.retries import retried
@@ -28,6 +30,40 @@ _THREADS = 8
 _PUNCH_HOLE_KEEP_SIZE = 3
 
 
+class _Keeping:
+    """The list of what is in a copy that is kept, as this process changes the copy."""
+
+    def __init__(self, asked: dict[str, Any]) -> None:
+        self._list = KeptList(asked["path"], asked["head"].encode())
+        self._block_bytes: int = asked["block_bytes"]
+        self._lock = threading.Lock()
+        loaded = self._list.load(asked["count"])
+        #: Whether there is a list that names blocks.
+        self._listed = loaded is not None
+        self._blocks = bytearray(asked["count"]) if loaded is None else loaded
+
+    def come(self, offset: int, length: int) -> None:
+        """A range of whole blocks is in the copy."""
+        self._mark(offset, length, b"\1")
+
+    def gone(self, offset: int, length: int) -> None:
+        """A range of whole blocks is about to be given up, and no list may name it then. Raises OSError."""
+        if self._listed:
+            self._list.remove()
+            self._listed = False
+        self._mark(offset, length, b"\0")
+
+    def save(self, copy: int) -> None:
+        """Keep the list. Where that fails there is an older one, or none, and the bytes are fetched again."""
+        with suppress(OSError), self._lock:
+            self._list.save(copy, bytes(self._blocks))
+
+    def _mark(self, offset: int, length: int, state: bytes) -> None:
+        first, stop = offset // self._block_bytes, -(-(offset + length) // self._block_bytes)
+        with self._lock:
+            self._blocks[first:stop] = state * (stop - first)
+
+
 class Fetcher:
     """Serves the messages of one socket until its other end is closed."""
 
@@ -36,6 +72,7 @@ class Fetcher:
         self._copy = copy
         self._options = USUAL
         self._source: Source | None = None
+        self._keeping: _Keeping | None = None
         self._fetches: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._punch = ctypes.CDLL(None, use_errno=True).fallocate
         self._punch.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -46,11 +83,17 @@ class Fetcher:
             match asked["op"]:
                 case "fetch":
                     self._fetches.put(asked)
+                case "keep":
+                    self._keeping = _Keeping(asked)
                 case "give_up":
+                    if self._keeping is not None:
+                        self._keeping.gone(asked["offset"], asked["length"])
                     # Where the host frees nothing the bytes stay, and they are right.
                     self._punch(self._copy, _PUNCH_HOLE_KEEP_SIZE, asked["offset"], asked["length"])
                 case _:
                     self._open(asked)
+        if self._keeping is not None:
+            self._keeping.save(self._copy)
         if self._source is not None:
             self._source.close()
 
@@ -73,9 +116,12 @@ class Fetcher:
 
     def _fetch(self, source: Source, offset: int, length: int) -> None:
         data = retried(partial(source.read, offset, length), self._options)
+        start = offset
         while data:
             written = os.pwrite(self._copy, data, offset)
             data, offset = data[written:], offset + written
+        if self._keeping is not None:
+            self._keeping.come(start, length)
 
     def _answer(self, answer: dict[str, Any]) -> None:
         try:

@@ -16,6 +16,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.presence import Ended
 from tapfs.host.remote import messages
 from tapfs.host.remote.address import Address
+from tapfs.host.remote.kept_copy import KeptList
 from tapfs.host.remote.options import RemoteOptions
 from tapfs.host.remote.source import Facts
 
@@ -36,11 +37,13 @@ class Fetching:
         """
         self._name = str(address)
         self._number = 0
+        self._kept = False
+        self._process: messages.Started | None = None
         self._sending = threading.Lock()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
             with theirs:
-                messages.start("tapfs.host.remote.fetcher", theirs, self._name, copy=copy)
+                self._process = messages.start("tapfs.host.remote.fetcher", theirs, self._name, copy=copy)
             self._send({"op": "open", "address": address.text, "options": asdict(options)})
             answer = self._received()
             error = messages.error_of(answer)
@@ -69,10 +72,19 @@ class Fetching:
         # Messages are taken in order, so what is fetched again later is not freed by this.
         self._send({"op": "give_up", "offset": offset, "length": length})
 
+    def keep(self, kept: KeptList, block_bytes: int) -> None:
+        """Have the copy, and its list of blocks, kept when the process ends. Nothing was fetched yet."""
+        words = {"path": kept.path, "head": kept.head.decode(), "block_bytes": block_bytes}
+        self._send({"op": "keep", **words, "count": -(-self.facts.size // block_bytes)})
+        self._kept = True
+
     def close(self) -> None:
-        """Let go of the socket. The process ends once nobody has it. Closing twice is allowed."""
+        """Let go of the socket. The process ends once nobody has it. Closing twice is allowed.
+
+        One that keeps its copy is waited for, unless another process may have the socket, too.
+        """
         self._socket.close()
-        messages.reap()
+        messages.reap(self._process if self._kept else None)
 
     def _send(self, message: dict[str, Any]) -> int:
         with self._sending:

@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 
@@ -82,7 +82,14 @@ def _words(error: Exception) -> dict[str, Any]:
     }
 
 
-def start(module: str, theirs: socket.socket, name: str, *, copy: int | None = None) -> None:
+class Started(NamedTuple):
+    """A process that was started, and how often this process had been forked by then."""
+
+    number: int
+    forks: int
+
+
+def start(module: str, theirs: socket.socket, name: str, *, copy: int | None = None) -> Started:
     """Start the process of a module, apart from the terminal's signals, with the socket and maybe the local copy.
 
     Raises ImageError.
@@ -105,12 +112,28 @@ def start(module: str, theirs: socket.socket, name: str, *, copy: int | None = N
         for each in high:
             os.close(each)
     _left.add(process)
+    return Started(process, _forks.count)
 
 
-def reap() -> None:
-    """Take leave of processes that have ended."""
+def reap(awaited: Started | None = None) -> None:
+    """Take leave of processes that have ended; one may be waited for, unless a fork of this process may need it."""
     for each in tuple(_left):
+        waits = awaited is not None and each == awaited.number and awaited.forks == _forks.count
         with suppress(ChildProcessError):
-            if os.waitpid(each, os.WNOHANG)[0] == 0:
+            if os.waitpid(each, 0 if waits else os.WNOHANG)[0] == 0:
                 continue
         _left.discard(each)
+
+
+class _Forks:
+    """How often this process, or one that it was forked from, has been forked."""
+
+    count = 0
+
+    def one_more(self) -> None:
+        """Count one."""
+        self.count += 1
+
+
+_forks = _Forks()
+os.register_at_fork(after_in_parent=_forks.one_more, after_in_child=_forks.one_more)

@@ -73,9 +73,11 @@ class ObjectSource:
         except ImageError as error:
             if error.kind is not ErrorKind.IO:
                 raise
-            # Of an empty file no byte can be had; other troubles tell of themselves again.
-            with self._explained("open"):
+            # Of an empty file no byte can be had; of other troubles the first error tells most.
+            try:
                 facts = _facts(self._obstore.head(self._store, self._key))
+            except Exception:  # noqa: BLE001
+                raise error from None
             if facts.size:
                 raise
             return facts
@@ -103,9 +105,10 @@ def _store_of(address: Address, timeout_seconds: float) -> tuple[ObjectStore, st
     client: ClientConfig = {
         "timeout": timedelta(seconds=timeout_seconds),
         "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
+        # Only who has written http:// in the address, or as the endpoint of a store, gets it.
+        "allow_http": True,
     }
     if address.scheme in {"http", "https"}:
-        client["allow_http"] = True
         return HTTPStore.from_url(address.text, client_options=client, retry_config=retry), ""
     parts = urlsplit(address.text)
     bucket, key = f"{address.scheme}://{parts.netloc}", unquote(parts.path.lstrip("/"))

@@ -47,8 +47,9 @@ class Elsewhere:
 
     def ended(self) -> list[Ended]:
         ended: list[Ended] = []
+        stop = len(self._begun)  # others may begin some meanwhile
         # Not in the order in which they were begun.
-        for number in reversed(range(self._over, len(self._begun))):
+        for number in reversed(range(self._over, stop)):
             offset, length = self._begun[number]
             error = None
             if self.failing:
@@ -57,7 +58,7 @@ class Elsewhere:
                 self.fetched.append((offset, length))
                 os.pwrite(self._writer, self.source[offset : offset + length], offset)
             ended.append(Ended(number, error))
-        self._over = len(self._begun)
+        self._over = stop
         return ended
 
     def give_up(self, offset: int, length: int) -> None:
@@ -189,7 +190,7 @@ def test_a_writable_file_is_never_such_a_copy(tmp_path: Path) -> None:
 
 
 def test_a_bounded_copy_gives_up_what_came_first_and_no_reader_sees_it_go(kind: str, tmp_path: Path) -> None:
-    """Six readers in a copy that holds a quarter: what is given up is zeros in the file, and nobody reads them."""
+    """Three readers in a copy that holds a quarter: what is given up is zeros in the file, and nobody reads them."""
     image_format, make = KINDS[kind]
     source, content = make(tmp_path)
     elsewhere = Elsewhere(tmp_path, source)
@@ -205,7 +206,7 @@ def test_a_bounded_copy_gives_up_what_came_first_and_no_reader_sees_it_go(kind: 
                 if disk.read(start, len(wanted)) != wanted:
                     wrong.append(start)
 
-        threads = [threading.Thread(target=read, args=(seed,)) for seed in range(6)]
+        threads = [threading.Thread(target=read, args=(seed,)) for seed in range(3)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -213,7 +214,7 @@ def test_a_bounded_copy_gives_up_what_came_first_and_no_reader_sees_it_go(kind: 
         presence = disk.layers[0].file.presence
         assert isinstance(presence, Presence)
         # Each of the readers may hold what it waits for.
-        assert presence.blocks.count(1) * BLOCK <= SIZE // 4 + 6 * 64_000
+        assert presence.blocks.count(1) * BLOCK <= SIZE // 4 + 3 * 64_000
     assert not wrong
     assert len(content) < elsewhere.bytes_fetched or kind == "compressed"
 

@@ -123,3 +123,17 @@ def test_chains_are_followed_only_where_the_user_allows_it(server: WebServer, tm
     with tapfs.open(base, gate=Gate.inside(f"{server.url}/a")) as disk:
         assert disk.read(0, SIZE) == wanted
         assert disk.parents == (f"{server.url}/a/base.qcow2",)
+
+
+def test_an_object_of_a_store(server: WebServer, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As S3 is asked where its endpoint is given: by a path, in which the key is escaped."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": server.url,
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    server.files["/bucket/dir/a%20disk.raw"], server.content = content, b"another"
+    with tapfs.open("s3://bucket/dir/a%20disk.raw", format="raw") as disk:
+        assert disk.read(MIB, 10) == content[MIB : MIB + 10]
