@@ -21,6 +21,7 @@ from typing import NamedTuple
 from tapfs.disk.bases import refuse_written_base
 from tapfs.disk.format_choice import driver_of, guessed_format, named_format
 from tapfs.disk.open_options import DEFAULT_CACHE_BYTES, OpenOptions
+from tapfs.disk.packed import contents_of
 from tapfs.disk.parent_search import sought_parent
 from tapfs.disk.parents import is_missing, named_parent, require_identity
 from tapfs.disk.recovery import recover
@@ -144,6 +145,7 @@ def layer_of_file(path: str, file: LocalFile, options: OpenOptions, *, format_na
 
     `format_name` is what the file's name says of its format, unless the options say it.
     """
+    file = contents_of(file, options.format or format_name, writable=options.writable and not options.created)
     files = LocalFiles(file, gate=options.gate, sharing=options.sharing, remote=options.remote)
     return layer_of_files(path, files, options, format_name=format_name)
 

@@ -29,7 +29,8 @@ class ForeignFormat(NamedTuple):
     """A format that tapfs recognises and does not read.
 
     `what` names a file of it, with the article. `remedy` says what reads it. `archive`: it is no image format, but
-    images are kept in it. `test` takes the first and the last bytes of a file.
+    images are kept in it. `packed`: it is one file packed as a whole, which `tapfs.host.packed` unpacks. `test` takes
+    the first and the last bytes of a file.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ForeignFormat(NamedTuple):
     remedy: str
     test: _Test
     archive: bool = False
+    packed: bool = False
 
     def error(self, path: str, say_raw: str) -> ImageError:
         """The refusal to take `path` for a raw disk; `say_raw` is how the user would say that it is one."""
@@ -56,6 +58,11 @@ def recognise(head: bytes, tail: bytes) -> ForeignFormat | None:
     `head` holds at least `HEAD_BYTES` and `tail` at least `TAIL_BYTES`, or the whole of a shorter file.
     """
     return next((found for found in TABLE if found.test(head, tail)), None)
+
+
+def may_be_packed(head: bytes) -> bool:
+    """Whether a file with this start may be one that is packed as a whole."""
+    return any(found.packed and found.test(head, b"") for found in TABLE)
 
 
 # -- tests -----------------------------------------------------------------------------------------
@@ -205,10 +212,10 @@ TABLE: tuple[ForeignFormat, ...] = (
     ForeignFormat("ntfsclone", "an ntfsclone image", "restore it with ntfsclone -r", _starts(b"\0ntfsclone-image")),
     ForeignFormat("ffu", "a Full Flash Update of Windows", "apply it with DISM", _starts(b"SignedImage ", at=4)),
     ForeignFormat("wim", "a WIM archive", "unpack it with wimlib-imagex", _starts(b"MSWIM\0\0\0"), archive=True),
-    ForeignFormat("gzip", "a gzip file", "unpack it with gunzip", _gzip, archive=True),
-    ForeignFormat("xz", "an xz file", "unpack it with unxz", _starts(b"\xfd7zXZ\0"), archive=True),
-    ForeignFormat("zstd", "a Zstandard file", "unpack it with unzstd", _zstd, archive=True),
-    ForeignFormat("bzip2", "a bzip2 file", "unpack it with bunzip2", _bzip2, archive=True),
+    ForeignFormat("gzip", "a gzip file", "unpack it with gunzip", _gzip, archive=True, packed=True),
+    ForeignFormat("xz", "an xz file", "unpack it with unxz", _starts(b"\xfd7zXZ\0"), archive=True, packed=True),
+    ForeignFormat("zstd", "a Zstandard file", "unpack it with unzstd", _zstd, archive=True, packed=True),
+    ForeignFormat("bzip2", "a bzip2 file", "unpack it with bunzip2", _bzip2, archive=True, packed=True),
     ForeignFormat(
         "lz4", "an LZ4 file", "unpack it with lz4 -d", _starts(b"\x04\x22\x4d\x18", b"\x02\x21\x4c\x18"), archive=True
     ),

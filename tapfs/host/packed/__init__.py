@@ -1,0 +1,1 @@
+"""Files that are packed as a whole: gzip, bzip2, xz and Zstandard in front of an image."""
