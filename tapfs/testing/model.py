@@ -255,6 +255,8 @@ def read_extents(driver: Driver, file: MemoryFile, offset: int, length: int, bac
                 out[at] = below[at].ljust(end - start, b"\0")
             case Kind.ZERO:
                 pass
+            case Kind.BROKEN:
+                raise AssertionError(f"no driver answers with BROKEN, as of [{start}, {end})")
     return bytes(out)
 
 

@@ -47,7 +47,7 @@ class _Ring:
     addresses: Addresses | None = None
     enabled: bool = False
     #: The eventfds: kick, call, error.
-    descriptors: dict[Kind, int] = field(default_factory=dict)
+    descriptors: dict[Kind, int] = field(default_factory=dict[Kind, int])
 
     def descriptor(self, kind: Kind) -> int:
         return self.descriptors.get(kind, -1)
