@@ -20,6 +20,7 @@ from tapfs.disk.probe import format_named, format_names
 from tapfs.errors import ErrorKind
 from tapfs.fuse.registry import MountEntry
 from tapfs.kernel.engine import Statistics
+from tapfs.kernel.ublk_server import UblkStatistics
 from tapfs.kernel.xen_ring import XenStatistics
 from tapfs.partitions import table
 from tapfs.xen.toolstack.attached_disks import AttachedDisk
@@ -60,11 +61,12 @@ def test_every_key_is_described_and_no_other_is_allowed(name: str) -> None:
 def test_every_document_but_that_of_qemu_has_a_version(name: str) -> None:
     document = schema(name)
     described = document.get("items", document)
-    if name == "map":
-        assert "version" not in described["properties"]
-    else:
-        assert described["properties"]["version"]["const"] == json_text.VERSION
-        assert "version" in described["required"]
+    for each in described.get("oneOf", [described]):
+        if name == "map":
+            assert "version" not in each["properties"]
+        else:
+            assert each["properties"]["version"]["const"] == json_text.VERSION
+            assert "version" in each["required"]
 
 
 def test_every_command_that_prints_json_has_a_schema() -> None:
@@ -81,8 +83,8 @@ def source_of(module: str) -> str:
     return spec.origin
 
 
-def keys(*path: str) -> set[str]:
-    found: Any = schema(path[0])
+def keys(*path: str | int) -> set[str]:
+    found: Any = schema(str(path[0]))
     for step in path[1:]:
         found = found[step]
     return set(found["properties"]) - {"version"}
@@ -95,8 +97,8 @@ def test_the_typed_results_have_the_keys_of_the_schemas() -> None:
     assert set(table.FileSystemInfo.__annotations__) == keys("info", "$defs", "file_system")
     assert set(table.PartitionTableInfo.__annotations__) == keys("info", "properties", "partitions")
     attached = {field.name for field in fields(AttachedDisk)}
-    assert attached == keys("stats", "items") == keys("list", "properties", "attached", "items")
-    counters = {*Statistics._fields, *XenStatistics._fields}
+    assert attached == keys("stats", "items", "oneOf", 0) == keys("list", "properties", "attached", "items")
+    counters = {*Statistics._fields, *XenStatistics._fields, *UblkStatistics._fields}
     assert counters == keys("stats", "$defs", "statistics") == keys("list", "$defs", "statistics")
     mount = {field.name for field in fields(MountEntry)} - {"process_start", "device"}
     assert mount | {"alive", "bytes_read", "bytes_written"} == keys("list", "properties", "mounts", "items")

@@ -92,7 +92,7 @@ def test_a_device_that_is_too_small(tapfs: Run, sample: Path, tmp_path: Path) ->
 
 def test_streams_are_refused_in_words(tapfs_command: list[str], sample: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    for target in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "fifo", "/dev/null"):
+    for target in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "fifo", "/dev/null"):
         for words in (
             ["convert", "-f", "raw", "-O", "raw", str(sample), target],
             ["create", "-f", "raw", "--force", target, "1M"],
