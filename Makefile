@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SANITIZED = build/sanitized
 # The tests that run the engine in their own process.
-ENGINE_TESTS = $(addprefix tests/unit/,engine disk/test_image.py disk/test_overlay.py disk/test_stream_target.py host/test_ram.py jobs fuse nbd vhost) \
+ENGINE_TESTS = $(addprefix tests/unit/,engine disk/test_image.py disk/test_overlay.py disk/test_stream_target.py host/test_ram.py jobs fuse nbd ublk vhost) \
 	$(wildcard tests/unit/xen/test_ring*.py) tests/property/test_image_model.py tests/property/test_xen_ring.py tests/property/test_nbd_model.py
 SOURCES = $(wildcard kernel/src/*/*.c kernel/src/*/*.h kernel/src/*.h) kernel/build_engine.py
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -67,9 +67,9 @@ torture: system-test $(VENV)/.dev
 	$(BIN)/python -m tests.driver_runs --processes $$(nproc) $(DRIVERS)
 	$(BIN)/python -m tests.peer.qcow2_matrix --processes $$(nproc) $(MATRIX)
 
-# Real Xen under emulation. SCENARIO='kill attach/qcow' runs some of it; tests/xen/lab/README.md.
+# Real Xen, and block devices of a newer Linux, under emulation. SCENARIO='kill attach/qcow ublk' runs some of it; tests/laboratory/README.md.
 test-xen: system-xen $(VENV)/.dev
-	$(BIN)/python -m tests.xen.lab.run $(SCENARIO)
+	$(BIN)/python -m tests.laboratory.run $(SCENARIO)
 
 # BENCH passes options on, e.g. BENCH='--only qcow --rounds 1'; the results lie in build/bench, too.
 bench: bench-convert bench-qcow2 bench-blocks bench-fragmented bench-mounts bench-fuse bench-ring bench-nbd bench-vhost

@@ -1,76 +1,11 @@
-"""Run the scenarios that /share/order.json names; one JSON line for each in /share/results."""
+"""Run scenarios in dom0: what its init starts."""
 
 from __future__ import annotations
 
-import importlib
-import json
-import signal
 import sys
-import time
-import traceback
-from pathlib import Path
 
-from tests.xen.scenarios.commands import PATIENCE, say
+from tests.laboratory.scenario_runner import run_scenarios
 from tests.xen.scenarios.dom0 import Dom0
-from tests.xen.scenarios.scenario import Scenario, scenarios_of
-
-SHARE = Path("/share")
-
-
-def main() -> int:
-    """Run one group's scenarios in turn."""
-    order = json.loads((SHARE / "order.json").read_text(encoding="utf-8"))
-    module = importlib.import_module(f"tests.xen.scenarios.{order['group']}")
-    chosen = [each for each in scenarios_of(module) if each.name in order["scenarios"]]
-    with (SHARE / "results").open("w", encoding="utf-8") as results:
-
-        def tell(**line: object) -> None:
-            results.write(json.dumps(line) + "\n")
-            results.flush()
-
-        dom0 = Dom0()
-        dom0.start_daemon()
-        for each in chosen:
-            say(f"=== {each.name}")
-            begin = time.monotonic()
-            outcome, detail, usable = _run(each, dom0)
-            tell(name=each.name, outcome=outcome, seconds=time.monotonic() - begin, detail=detail)
-            say(f"=== {each.name}: {outcome} {detail}")
-            if not usable:
-                break
-        dom0.stop_daemon()
-    return 0
-
-
-def _run(each: Scenario, dom0: Dom0) -> tuple[str, str, bool]:
-    """Run one: how it ended, what to show, and whether this dom0 can go on."""
-
-    def expire(*_: object) -> None:
-        raise TimeoutError(f"not done after {each.seconds * PATIENCE} s")
-
-    signal.signal(signal.SIGALRM, expire)
-    # Again and again: what cleans up after the first may hang on the same disk.
-    signal.setitimer(signal.ITIMER_REAL, each.seconds * PATIENCE, 10)
-    try:
-        shown = each.run(dom0) or ""
-        left = dom0.leftovers()
-        assert not left, f"left behind: {', '.join(left)}"
-    except Exception as error:  # noqa: BLE001 - a scenario may fail by anything
-        traceback.print_exc(file=sys.stdout)
-        detail = f"{type(error).__name__}: {error}"
-        try:
-            dom0.force_clean()
-            dom0.start_daemon()
-            usable = not isinstance(error, TimeoutError)
-        except Exception:  # noqa: BLE001 - then this dom0 is of no more use
-            traceback.print_exc(file=sys.stdout)
-            usable = False
-        return "failed", detail, usable
-    else:
-        return "passed", shown, True
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_scenarios(Dom0))

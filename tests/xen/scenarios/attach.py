@@ -5,7 +5,8 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-from tests.xen.scenarios.commands import attempt, attempt_tapfs, digest, run, tapfs
+from tests.laboratory.commands import attempt, attempt_tapfs, digest, run, tapfs
+from tests.laboratory.scenario import scenario
 from tests.xen.scenarios.contents import (
     FIXTURES,
     check_tree,
@@ -18,7 +19,6 @@ from tests.xen.scenarios.contents import (
     write_tree,
 )
 from tests.xen.scenarios.dom0 import IMAGES, Dom0
-from tests.xen.scenarios.scenario import scenario
 
 
 @scenario(60)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.xen.scenarios.commands import digest, run, tapfs
+from tests.laboratory.commands import digest, run, tapfs
 from tests.xen.scenarios.dom0 import IMAGES
 
 FIXTURES = Path("/payload/fixtures")

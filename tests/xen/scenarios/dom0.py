@@ -16,7 +16,7 @@ from tapfs.xen.device import OUR_KIND, Device
 from tapfs.xen.host import find_host
 from tapfs.xen.toolstack.attach import attach_and_wait
 from tapfs.xen.xenstore.client import connect
-from tests.xen.scenarios.commands import PATIENCE, attempt, attempt_tapfs, run, say, tapfs, wait_until
+from tests.laboratory.commands import PATIENCE, attempt, attempt_tapfs, run, say, tapfs, wait_until
 from tests.xen.scenarios.guest import Guest
 
 IMAGES = Path("/images")
@@ -134,7 +134,15 @@ class Dom0:
                 return left
             time.sleep(0.2)
 
-    def force_clean(self) -> None:
+    def start(self) -> None:
+        """Begin with the daemon."""
+        self.start_daemon()
+
+    def stop(self) -> None:
+        """End with it."""
+        self.stop_daemon()
+
+    def clean(self) -> None:
         """After a scenario that failed: begin afresh as far as that is possible."""
         for domain in list_store("/local/domain"):
             if domain != "0":
@@ -148,6 +156,7 @@ class Dom0:
             os.kill(process, signal.SIGKILL)
         for path in ("/local/domain/0/backend/tap", "/local/domain/0/backend/vbd", "/local/domain/0/device/vbd"):
             attempt("xenstore-rm", path)
+        self.start_daemon()
 
 
 def xl_disk(target: str, vdev: str, access: str = "rw") -> str:

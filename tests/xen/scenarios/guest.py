@@ -10,8 +10,8 @@ import time
 import tty
 from pathlib import Path
 
-from tests.xen.lab.initramfs import Archive
-from tests.xen.scenarios.commands import PATIENCE, attempt, run, say, wait_until
+from tests.laboratory.commands import PATIENCE, attempt, run, say, wait_until
+from tests.laboratory.initramfs import Archive
 
 PROGRAMS = Path("/payload/programs")
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tests.xen.scenarios.commands import run, tapfs
+from tests.laboratory.commands import run, tapfs
+from tests.laboratory.scenario import scenario
 from tests.xen.scenarios.contents import mounted, new_qcow, new_raw
 from tests.xen.scenarios.dom0 import Dom0, xl_disk
 from tests.xen.scenarios.guest import Guest
-from tests.xen.scenarios.scenario import scenario
 
 # Four pages of ring, as an administrator would ask for; without it Linux takes one.
 LARGE_RING = "xen-blkfront.max_ring_page_order=2"

@@ -11,13 +11,13 @@ import trio
 from tapfs.xen.device import OUR_KIND, Device, State
 from tapfs.xen.host import find_host
 from tapfs.xen.xenstore.client import connect
+from tests.laboratory.commands import attempt_tapfs, run, say, tapfs, wait_until
+from tests.laboratory.scenario import scenario
 from tests.xen.blkif import OKAY, PAGE, SECTOR, Discard, Indirect, Message, Operation, Request, Segment
 from tests.xen.frontend import Frontend
-from tests.xen.scenarios.commands import attempt_tapfs, run, say, tapfs, wait_until
 from tests.xen.scenarios.contents import new_raw
 from tests.xen.scenarios.dom0 import Dom0, disk_processes, read_store, vdev_number, xl_disk
 from tests.xen.scenarios.granting_domain import GrantingDomain
-from tests.xen.scenarios.scenario import scenario
 from tests.xen.xenbus_frontend import XenbusFrontend
 
 SECTORS = 2048

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import tapfs as library
+from tests.laboratory.commands import PATIENCE, attempt_tapfs, run, tapfs, wait_until
+from tests.laboratory.scenario import scenario
 from tests.xen.boot_sector import COPY_SECTOR, SECTOR, TEXT_SECTOR, bootable
-from tests.xen.scenarios.commands import PATIENCE, attempt_tapfs, run, tapfs, wait_until
 from tests.xen.scenarios.contents import new_qcow, new_raw
 from tests.xen.scenarios.dom0 import Dom0, read_store, xl_disk
-from tests.xen.scenarios.scenario import scenario
 
 
 @scenario(120)

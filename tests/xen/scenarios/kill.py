@@ -6,11 +6,11 @@ import os
 import signal
 import time
 
-from tests.xen.scenarios.commands import say, tapfs, wait_until
+from tests.laboratory.commands import say, tapfs, wait_until
+from tests.laboratory.scenario import scenario
 from tests.xen.scenarios.contents import new_qcow, new_raw
 from tests.xen.scenarios.dom0 import Dom0, disk_processes, read_store, xl_disk
 from tests.xen.scenarios.guest import Guest
-from tests.xen.scenarios.scenario import scenario
 
 
 def _await_process(dom0: Dom0, guest: Guest, vdev: str, dead: int) -> int:

@@ -15,11 +15,11 @@ import trio
 from tapfs.errors import ImageError
 from tapfs.xen.device import OUR_KIND, Device, parse_vdev
 from tapfs.xen.toolstack.control_client import ask
-from tests.xen.scenarios.commands import PATIENCE, attempt_tapfs, digest, run, say, tapfs, wait_until
+from tests.laboratory.commands import PATIENCE, attempt_tapfs, digest, run, say, tapfs, wait_until
+from tests.laboratory.scenario import scenario
 from tests.xen.scenarios.contents import new_qcow, new_raw
 from tests.xen.scenarios.dom0 import IMAGES, Dom0, xl_disk
 from tests.xen.scenarios.guest import Guest
-from tests.xen.scenarios.scenario import scenario
 
 DISK = ("--domain", "live", "--vdev", "xvda")
 OWN = ("--domain", "0", "--vdev", "xvda")

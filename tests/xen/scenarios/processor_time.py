@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 import struct
 
-from tests.xen.scenarios.commands import run
+from tests.laboratory.commands import run
+from tests.laboratory.scenario import scenario
 from tests.xen.scenarios.contents import new_raw
 from tests.xen.scenarios.dom0 import Dom0
 from tests.xen.scenarios.guest import Guest
-from tests.xen.scenarios.scenario import scenario
 
 DISK_MEBIBYTES = 64
 REQUESTS = {4096: 1600, 131072: 320}

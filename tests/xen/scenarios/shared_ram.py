@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.xen.scenarios.commands import run, tapfs
+from tests.laboratory.commands import run, tapfs
+from tests.laboratory.scenario import scenario
 from tests.xen.scenarios.dom0 import Dom0, xl_disk
 from tests.xen.scenarios.guest import Guest
-from tests.xen.scenarios.scenario import scenario
 
 
 def _write(guest: Guest, block: int) -> str:

@@ -1,4 +1,4 @@
-"""The part of dom0 that changes from run to run: tapfs as it is in the working tree, the scenarios, the fixtures.
+"""The part of a machine that changes from run to run: tapfs as it is in the working tree, the scenarios, the fixtures.
 
 It is a small read-only file system of its own, so that the root file system need not be built again.
 """
@@ -17,17 +17,16 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.xen.lab.build import CACHE, HERE, Lab
-from tests.xen.lab.errors import LabError
+from tests.laboratory.build import CACHE, HERE, TREE, Lab
+from tests.laboratory.errors import LabError
 
-TREE = HERE.parents[2]
 SOURCES = ("pyproject.toml", "setup.py", "README.md", "tapfs", "formats", "kernel")
 BUILT = {"__pycache__", "_engine.c"}
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
 def make_payload(lab: Lab, image: Path) -> None:
-    """Write the file system that dom0 finds at /payload."""
+    """Write the file system that a machine finds at /payload."""
     version = _python_of(lab)
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="payload-") as temporary:
         folder = Path(temporary)
@@ -38,12 +37,15 @@ def make_payload(lab: Lab, image: Path) -> None:
             _, _, body = program.read_text(encoding="utf-8").partition("\n")
             program.write_text(f"#!/usr/bin/python3\n{body}", encoding="utf-8")
         programs.rename(folder / "bin")
-        shutil.copytree(TREE / "tests/xen", folder / "tests/xen", ignore=shutil.ignore_patterns("__pycache__"))
+        for tests in ("laboratory", "ublk", "xen"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(TREE / "tests" / tests, folder / "tests" / tests, ignore=ignored)
         shutil.copy(TREE / "tests/__init__.py", folder / "tests")
         (folder / "programs").mkdir()
-        _compile(TREE / "tests/xen/scenarios/disk_load.c", folder / "programs/disk-load")
+        _compile(HERE / "disk_load.c", folder / "programs/disk-load")
         shutil.copytree(TREE / "fixtures", folder / "fixtures")
         shutil.copy(HERE / "dom0/init", folder / "init")
+        shutil.copy(HERE / "host/init", folder / "init-host")
         if version == sys.version_info[:2]:
             unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
             compileall.compile_dir(

@@ -11,10 +11,12 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.xen.lab.errors import LabError
+from tests.laboratory.errors import LabError
 
 HYPERVISOR = "xen-hypervisor-4.17-amd64"
 KERNEL = "linux-image-amd64"
+#: A newer kernel, of security updates: Debian's 6.1 has no ublk.
+NEWER_KERNEL = "linux-image-6.12-amd64"
 # Xen's tools, the device model and the firmware of HVM guests,
 # Python and the engine's libraries, shells for libxl's scripts, what makes and checks file systems.
 DOM0 = (
@@ -38,7 +40,7 @@ DOM0 = (
     "libzstd1",
     "libgcc-s1",
 )
-PACKAGES = (HYPERVISOR, KERNEL, *DOM0)
+PACKAGES = (HYPERVISOR, KERNEL, NEWER_KERNEL, *DOM0)
 # They come by dependency and are of no use to a system that never installs a package.
 NOT_UNPACKED = ("initramfs-tools", "debconf", "dpkg_", "adduser", "ucf", "linux-base", "klibc-utils", "udev_")
 LEFT_OUT = ("./usr/share/doc", "./usr/share/man", "./usr/share/locale", "./usr/share/info", "./usr/share/lintian")

@@ -1,4 +1,4 @@
-"""One boot of Xen and dom0 under QEMU's emulation."""
+"""One boot under QEMU's emulation: of Xen and dom0, or of a newer Linux alone."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.xen.lab.build import Lab
+from tests.laboratory.build import Lab
 
 DOM0_MEMORY = "640M"
+LINUX = "rdinit=/init panic=-1 mitigations=off nokaslr loglevel=4"
 # With SMAP dom0 dies early under emulation, with RDTSCP PVH guests do. With XSAVE, and so AVX, a program in a guest
 # that uses vector registers crashes once in a few dozen runs (QEMU 7.2, no block device needed). With ERMS and FSRM the
 # kernel and the C library copy by `rep movsb`, and the emulation does that byte by byte: a copy then costs eight times
@@ -25,7 +26,7 @@ class Machine:
     payload: Path
     share: Path
     serial: Path
-    processors: int = 1
+    with_xen: bool = True
     memory_mebibytes: int = 1280
 
     def run(self, time_limit: float) -> str | None:
@@ -46,23 +47,32 @@ class Machine:
         return None
 
     def _command(self) -> list[str]:
-        lab = self.lab
-        xen = (
-            f"console=com1 com1=115200,8n1 dom0=pv dom0_max_vcpus=1 dom0_mem={DOM0_MEMORY},max:{DOM0_MEMORY} "
-            "loglvl=warning guest_loglvl=warning"
-        )
-        linux = "console=hvc0 rdinit=/init panic=-1 mitigations=off nokaslr loglevel=4"
         # fmt: off
         return [
             "setpriv", "--pdeathsig", "KILL",  # whoever ends this process ends its machines
             "qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", PROCESSOR,
-            "-smp", str(self.processors), "-m", str(self.memory_mebibytes), "-no-reboot",
+            "-m", str(self.memory_mebibytes), "-no-reboot",
             "-net", "none", "-display", "none", "-monitor", "none", "-serial", f"file:{self.serial}",
-            "-kernel", str(lab.hypervisor), "-append", xen, "-initrd", f"{lab.kernel} {linux},{lab.initramfs}",
-            "-drive", f"file={lab.root},if=none,id=root,format=raw,cache=unsafe,snapshot=on",
+            *(self._xen() if self.with_xen else self._linux()),
+            "-drive", f"file={self.lab.root},if=none,id=root,format=raw,cache=unsafe,snapshot=on",
             "-device", "virtio-blk-pci,drive=root",
             "-drive", f"file={self.payload},if=none,id=payload,format=raw,cache=unsafe,readonly=on",
             "-device", "virtio-blk-pci,drive=payload",
             "-virtfs", f"local,path={self.share},mount_tag=share,security_model=none",
         ]
         # fmt: on
+
+    def _linux(self) -> list[str]:
+        """Two processors, so that a block device has two queues."""
+        linux = f"console=ttyS0 {LINUX} lab_init=init-host"
+        lab = self.lab
+        return ["-smp", "2", "-kernel", str(lab.newer_kernel), "-append", linux, "-initrd", str(lab.newer_initramfs)]
+
+    def _xen(self) -> list[str]:
+        lab = self.lab
+        xen = (
+            f"console=com1 com1=115200,8n1 dom0=pv dom0_max_vcpus=1 dom0_mem={DOM0_MEMORY},max:{DOM0_MEMORY} "
+            "loglvl=warning guest_loglvl=warning"
+        )
+        initrd = f"{lab.kernel} console=hvc0 {LINUX},{lab.initramfs}"
+        return ["-smp", "1", "-kernel", str(lab.hypervisor), "-append", xen, "-initrd", initrd]

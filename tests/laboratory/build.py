@@ -5,6 +5,8 @@ A finished folder holds
   linux         the kernel of dom0 and of the guests
   dom0.cpio     the initramfs that mounts dom0's file systems
   dom0.img      dom0's root file system; /guest holds the guests' kernel and initramfs
+  newer-linux   a newer kernel, packed, which is booted without Xen
+  newer.cpio    the initramfs that mounts dom0's file systems under it
   packages.txt  what it is made of
 """
 
@@ -20,13 +22,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.xen.lab import debian
-from tests.xen.lab.errors import LabError
-from tests.xen.lab.initramfs import Archive
-from tests.xen.lab.kernel_image import Modules, unpack_kernel
+from tests.laboratory import debian
+from tests.laboratory.errors import LabError
+from tests.laboratory.initramfs import Archive
+from tests.laboratory.kernel_image import Modules, unpack_kernel
 
 HERE = Path(__file__).parent
-CACHE = HERE.parents[2] / "build/xenlab"
+TREE = HERE.parents[1]
+CACHE = TREE / "build/xenlab"
 ROOT_FILE_SYSTEM_BYTES = 2 << 30
 FOLDERS = ("usr/bin", "usr/sbin", "usr/lib", "usr/lib64")
 # For dom0's initramfs, for dom0 itself, and for the initramfs of the guests.
@@ -36,6 +39,8 @@ BOOT_MODULES = ("virtio_pci", "virtio_blk", *EXT4)
 XEN_MODULES = ("xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-privcmd", "xenfs", "xen-blkback", "xen-blkfront")
 DOM0_MODULES = (*XEN_MODULES, "loop", "9p", "9pnet_virtio", *EXT4)
 GUEST_MODULES = ("xen-blkfront", *EXT4)
+# For the newer kernel, all from its initramfs: dom0's file system has the modules of the other one.
+NEWER_MODULES = ("virtio_pci", "virtio_blk", "9p", "9pnet_virtio", "loop", "ublk_drv", *EXT4)
 BUILDERS = ("build.py", "debian.py", "kernel_image.py", "initramfs.py", "dom0/initramfs-init", "guest/init")
 
 
@@ -56,6 +61,14 @@ class Lab:
     @property
     def initramfs(self) -> Path:
         return self.folder / "dom0.cpio"
+
+    @property
+    def newer_kernel(self) -> Path:
+        return self.folder / "newer-linux"
+
+    @property
+    def newer_initramfs(self) -> Path:
+        return self.folder / "newer.cpio"
 
     @property
     def root(self) -> Path:
@@ -95,11 +108,12 @@ class _Builder:
     def __init__(self, temporary: Path, made: Path) -> None:
         self.root = temporary / "root"
         self.linux = temporary / "linux"
+        self.newer = temporary / "newer"
         self.xen = temporary / "xen"
         self.made = made
 
     def build(self, packages: Sequence[Path]) -> None:
-        for folder in (self.root, self.linux, self.xen):
+        for folder in (self.root, self.linux, self.newer, self.xen):
             for path in FOLDERS:
                 (folder / path).mkdir(parents=True)
                 (folder / Path(path).name).symlink_to(path)
@@ -116,6 +130,7 @@ class _Builder:
         guest.mkdir()
         self._initramfs(guest / "initramfs", HERE / "guest/init", modules, GUEST_MODULES)
         shutil.copy(self.made / "linux", guest / "linux")
+        self._newer_kernel()
         self._complete_root()
         with (self.made / "dom0.img").open("wb") as image:
             image.truncate(ROOT_FILE_SYSTEM_BYTES)
@@ -123,7 +138,15 @@ class _Builder:
         subprocess.run([*make, str(self.made / "dom0.img")], check=True)
         (self.made / "packages.txt").write_text("".join(f"{package.name}\n" for package in packages), encoding="utf-8")
 
+    def _newer_kernel(self) -> None:
+        release = _only(self.newer / "boot", "vmlinuz-*").name.removeprefix("vmlinuz-")
+        shutil.copy(self.newer / "boot" / f"vmlinuz-{release}", self.made / "newer-linux")
+        modules = Modules(self.newer, release, self._program("usr/bin/kmod", "depmod"))
+        self._initramfs(self.made / "newer.cpio", HERE / "dom0/initramfs-init", modules, NEWER_MODULES)
+
     def _place(self, package: str) -> Path:
+        if package.startswith(debian.NEWER_KERNEL.removesuffix("-amd64")):
+            return self.newer
         if package.startswith("linux-image"):
             return self.linux
         if package.startswith((debian.HYPERVISOR, *debian.NOT_UNPACKED)):
@@ -153,8 +176,9 @@ class _Builder:
             archive.link(f"bin/{applet}", "busybox")
         order = modules.closure(names)
         for module in order:
-            archive.file(f"modules/{Path(module).name}", (modules.folder / module).read_bytes(), 0o644)
-        archive.file("modules/order", "".join(f"{Path(module).name}\n" for module in order).encode(), 0o644)
+            archive.file(f"modules/{Path(module).name.removesuffix('.xz')}", modules.content(module), 0o644)
+        names = "".join(f"{Path(module).name.removesuffix('.xz')}\n" for module in order)
+        archive.file("modules/order", names.encode(), 0o644)
         archive.file("init", init.read_bytes())
         path.write_bytes(archive.content())
 

@@ -21,6 +21,7 @@ PATIENCE = 5
 LOADED = (
     "tapfs.cli.main",
     "tapfs.cli.guests.attach",
+    "tapfs.ublk.attaching",
     "tapfs.xen.toolstack.attach",
     "tapfs.xen.toolstack.block_device",
     "tapfs.xen.xenstore.client",

@@ -1,7 +1,9 @@
 """`make test-xen`: build the laboratory, boot it once for each group of scenarios, say what became of each scenario.
 
-usage: python -m tests.xen.lab.run [GROUP | GROUP/SCENARIO]...
-       python -m tests.xen.lab.run --script FILE [OTHER...]   a shell script in dom0 instead; all are in /share
+The groups are the modules of tests/xen/scenarios, in dom0 of Xen, and of tests/ublk/scenarios, on a newer Linux.
+
+usage: python -m tests.laboratory.run [GROUP | GROUP/SCENARIO]...
+       python -m tests.laboratory.run --script FILE [OTHER...]   a shell script in dom0 instead; all are in /share
 """
 
 from __future__ import annotations
@@ -17,13 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.xen.lab.build import CACHE, HERE, Lab, build
-from tests.xen.lab.errors import LabError
-from tests.xen.lab.machine import Machine
-from tests.xen.lab.payload import make_payload
-from tests.xen.scenarios.commands import PATIENCE
+from tests.laboratory.build import CACHE, TREE, Lab, build
+from tests.laboratory.commands import PATIENCE
+from tests.laboratory.errors import LabError
+from tests.laboratory.machine import Machine
+from tests.laboratory.payload import make_payload
 
-SCENARIOS = HERE.parent / "scenarios"
+XEN, HOST = "tests.xen.scenarios", "tests.ublk.scenarios"
+#: Groups of scenarios, by the package that they are in. Those of HOST run without Xen, on a newer kernel.
+PACKAGES = (XEN, HOST)
 AT_ONCE = 2
 # A measurement proves nothing: it runs when it is asked for.
 ONLY_BY_NAME = {"processor_time", "hvm"}
@@ -60,7 +64,7 @@ class Report:
         for problem in self.problems:
             say(f"  failed: {problem}")
         if not self.passed:
-            for name in ("serial.log", "share/output", "share/blktapctrl.log", "share/dmesg"):
+            for name in ("serial.log", "share/output", "share/blktapctrl.log", "share/tapfs.log", "share/dmesg"):
                 _show_tail(self.work / name)
             say(f"--- all of it lies in {self.work}")
 
@@ -75,8 +79,16 @@ def _show_tail(path: Path) -> None:
 
 def _groups() -> dict[str, str]:
     """The modules that declare scenarios, with their text."""
-    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(SCENARIOS.glob("*.py"))}
-    return {name: text for name, text in texts.items() if "\n@scenario(" in text}
+    return {name: path.read_text(encoding="utf-8") for name, path in _modules().items()}
+
+
+def _modules() -> dict[str, Path]:
+    found = {path.stem: path for package in PACKAGES for path in sorted(_folder_of(package).glob("*.py"))}
+    return {name: path for name, path in found.items() if "\n@scenario(" in path.read_text(encoding="utf-8")}
+
+
+def _folder_of(package: str) -> Path:
+    return TREE / package.replace(".", "/")
 
 
 def _seconds(text: str) -> dict[str, int]:
@@ -109,9 +121,12 @@ def _folder(name: str) -> Path:
 def _run(lab: Lab, payload: Path, group: str, scenarios: dict[str, int]) -> Report:
     work = _folder(group)
     share = work / "share"
-    (share / "order.json").write_text(json.dumps({"group": group, "scenarios": list(scenarios)}), encoding="utf-8")
+    package = ".".join(_modules()[group].relative_to(TREE).parts[:-1])
+    order = {"package": package, "group": group, "scenarios": list(scenarios)}
+    (share / "order.json").write_text(json.dumps(order), encoding="utf-8")
     begin = time.monotonic()
-    problem = Machine(lab, payload, share, work / "serial.log").run((BOOT_SECONDS + sum(scenarios.values())) * PATIENCE)
+    machine = Machine(lab, payload, share, work / "serial.log", with_xen=package == XEN)
+    problem = machine.run((BOOT_SECONDS + sum(scenarios.values())) * PATIENCE)
     report = Report(group, work, time.monotonic() - begin)
     results = share / "results"
     if results.is_file():
@@ -120,7 +135,7 @@ def _run(lab: Lab, payload: Path, group: str, scenarios: dict[str, int]) -> Repo
         report.problems.append(problem)
     status = (share / "status").read_text().strip() if (share / "status").is_file() else None
     if status is None:
-        report.problems.append("dom0 did not come to an end of its scenarios")
+        report.problems.append("the machine did not come to an end of its scenarios")
     elif status != "0":
         report.problems.append(f"the scenarios ended with status {status}")
     told = {result["name"] for result in report.results}

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.xen.lab.errors import LabError
+from tests.laboratory.errors import LabError
 
 
 def unpack_kernel(packed: Path, kernel: Path) -> None:
@@ -46,6 +46,11 @@ class Modules:
         self._path = {Path(path).name.split(".")[0].replace("-", "_"): path for path in self._needs}
         built_in = (self.folder / "modules.builtin").read_text(encoding="utf-8").split()
         self._built_in = {Path(path).name.split(".")[0].replace("-", "_") for path in built_in}
+
+    def content(self, path: str) -> bytes:
+        """A module, unpacked."""
+        content = (self.folder / path).read_bytes()
+        return lzma.decompress(content) if path.endswith(".xz") else content
 
     def closure(self, names: Iterable[str]) -> list[str]:
         """Paths, relative to `folder`, of the named modules and all that they need, in the order to load them."""
