@@ -168,6 +168,8 @@ class Driver:
             try:
                 self._control(_START_RECOVERY, number, bytearray())
             except OSError as error:
+                if error.errno == errno.EINVAL:
+                    return  # a predecessor was killed behind this very step
                 if error.errno != errno.EBUSY or time.monotonic() > give_up:
                     raise from_os_error(error, path=block_device(number), op="take over the device") from error
             else:

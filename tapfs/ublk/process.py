@@ -42,8 +42,8 @@ from tapfs.ublk.record import DiskRecord, change_record, directory, process_name
 from tapfs.ublk.served_disk import ServedDisk
 from tapfs.ublk.settings import open_options
 
-#: Seconds that a dying predecessor may keep the image or the device. Before Linux 6.15 the kernel takes a device whose
-#: queue was full from a killed process only after its time limit for requests, 30 s.
+#: Seconds that a dying predecessor may keep the image or the device. Linux 6.12 takes a device whose queue was full
+#: from a killed process only after its time limit for requests, 30 s.
 _PREDECESSOR_SECONDS = 90.0
 _PAUSE_SECONDS = 0.05
 #: Seconds between two tries to open an image whose unflushed metadata finds no space.

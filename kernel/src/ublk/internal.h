@@ -123,6 +123,7 @@ struct ublk_queue {
     struct ublk_request *requests; /* one for each tag */
 
     /* Under the server's lock. */
+    bool opened;          /* it can fetch, or `error` says why not */
     bool ready;           /* its tags are the driver's, or `error` says why not */
     int error;
     bool quiet;           /* paused, and nothing in flight */
@@ -154,6 +155,7 @@ struct tapfs_ublk {
     struct rate_limit limit;
     struct park park;
     bool started, stopped;
+    bool fetching; /* all queues may fetch, under the lock */
     int ended_fd;
     atomic_int problem;
     pthread_mutex_t lock;

@@ -97,14 +97,30 @@ static void serve(struct ublk_queue *queue)
     }
 }
 
+/*
+ * Wait until every queue can fetch; false: one cannot. Linux 6.12 does not survive the recovery of a device of which only
+ * some queues had been fetched (docs/specs/ublk.md), so all queues fetch in the same moment.
+ */
+static bool await_others(tapfs_ublk *server)
+{
+    pthread_mutex_lock(&server->lock);
+    while (!server->fetching && !atomic_load(&server->stopping)) {
+        pthread_cond_wait(&server->settled, &server->lock);
+    }
+    bool all = server->fetching;
+    pthread_mutex_unlock(&server->lock);
+    return all;
+}
+
 void *ublk_queue_serve(void *argument)
 {
     struct ublk_queue *queue = argument;
     const struct ublk_channel *channel = queue->server->channel;
 
     queue->error = channel->open(queue);
+    settle(queue, &queue->opened);
     if (queue->error == 0) {
-        queue->error = channel->fetch(queue);
+        queue->error = await_others(queue->server) ? channel->fetch(queue) : ECANCELED;
     }
     bool works = queue->error == 0;
     settle(queue, &queue->ready);

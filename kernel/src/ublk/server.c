@@ -103,7 +103,10 @@ static void wake_all(const tapfs_ublk *server)
 
 static void join_all(tapfs_ublk *server)
 {
+    pthread_mutex_lock(&server->lock);
     atomic_store(&server->stopping, true);
+    pthread_cond_broadcast(&server->settled);
+    pthread_mutex_unlock(&server->lock);
     wake_all(server);
     for (uint32_t i = 0; i < server->options.queues; i++) {
         if (server->queues[i].started) {
@@ -122,6 +125,14 @@ static int start_queues(tapfs_ublk *server)
         server->queues[i].started = error == 0;
     }
     pthread_mutex_lock(&server->lock);
+    for (uint32_t i = 0; i < server->options.queues && error == 0; i++) {
+        while (!server->queues[i].opened) {
+            pthread_cond_wait(&server->settled, &server->lock);
+        }
+        error = server->queues[i].error;
+    }
+    server->fetching = error == 0;
+    pthread_cond_broadcast(&server->settled);
     for (uint32_t i = 0; i < server->options.queues && error == 0; i++) {
         while (!server->queues[i].ready) {
             pthread_cond_wait(&server->settled, &server->lock);

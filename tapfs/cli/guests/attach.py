@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tapfs.xen.xenstore.client import XenStore
 
 _DESCRIPTION = """\
-Attach an image as a block device of this host, by ublk of Linux 6.1 and later. Prints its name when it
+Attach an image as a block device of this host, by ublk of Linux 6.4 and later. Prints its name when it
 can be used; 'tapfs detach --ublk DEV' takes it away. If the process that serves it is killed, another
 one goes on, and the device's users see a pause:
   tapfs attach --ublk disk.qcow2 && mount /dev/ublkb0 /mnt
