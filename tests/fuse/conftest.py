@@ -118,7 +118,25 @@ class Mounts:
             os.kill(pid, signal.SIGKILL)
 
 
-@pytest.fixture(params=["native", "pyfuse3"])
+#: Modules whose tests see nothing of the engine: names, choices, formats. They run with one unless all are asked for.
+ONE_ENGINE = frozenset(
+    f"test_{name}.py"
+    for name in (
+        *("choosing", "files", "foreign", "list", "mount_helper", "partitions", "surroundings", "unclean"),
+        *("vdi", "vhd", "vmdk"),
+    )
+)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what mounts with each engine, if it does not say with which; TAPFS_ALL_ENGINES=1 leaves out nothing."""
+    chosen = any("mounts" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "mounts" in metafunc.fixturenames and not chosen:
+        one = metafunc.definition.path.name in ONE_ENGINE and not os.environ.get("TAPFS_ALL_ENGINES")
+        metafunc.parametrize("mounts", ["native"] if one else ["native", "pyfuse3"], indirect=True)
+
+
+@pytest.fixture
 def mounts(request: pytest.FixtureRequest, tmp_path: Path, tapfs_command: list[str]) -> Iterator[Mounts]:
     """Mounts of one test, which runs once for each engine.
 

@@ -20,7 +20,9 @@ UNIT = PER_UNIT * GRANULE
 
 #: What each granule of a layer is.
 LAYER = st.tuples(
-    st.lists(st.sampled_from([*Kind, Kind.DATA]), min_size=1, max_size=14),
+    st.lists(
+        st.sampled_from([*(kind for kind in Kind if kind is not Kind.BROKEN), Kind.DATA]), min_size=1, max_size=14
+    ),
     st.integers(0, GRANULE - 1),
     st.randoms(use_true_random=False),
 )
