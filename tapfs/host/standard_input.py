@@ -93,6 +93,15 @@ def _copy(target: int, limit: int, folder: str) -> None:
                         raise _too_long(limit, folder)
                     _write(target, view[start:stop], length + start)
         length += count
+    if not length:
+        # The program that should have written has failed, most likely; a disk of no bytes would hide that.
+        raise ImageError(
+            ErrorKind.INVALID_FORMAT,
+            "standard input ended before its first byte",
+            path=NAME,
+            op=_OPERATION,
+            remedy="look at what the program before the pipe has said",
+        )
     os.ftruncate(target, length)
 
 
@@ -114,7 +123,7 @@ def _write(target: int, data: memoryview, offset: int) -> None:
 def _too_long(limit: int, folder: str) -> ImageError:
     return ImageError(
         ErrorKind.NO_SPACE,
-        f"more than {limit} bytes of data are to be kept in {folder}",
+        f"more than {limit} bytes of data would be kept in {folder} (without a limit 1 GiB stays free there)",
         path=NAME,
         op=_OPERATION,
         remedy="say a larger {spool_limit}, or set TMPDIR to a folder with more space",

@@ -147,6 +147,16 @@ def test_standard_input_that_is_a_file_is_read_as_it_is(disk: Path, tapfs_comman
     assert (tmp_path / "copy").read_bytes() == disk.read_bytes()
 
 
+def test_a_pipe_that_nothing_came_from_is_no_disk(tapfs_command: list[str], tmp_path: Path) -> None:
+    target = tmp_path / "copy"
+    target.write_bytes(b"kept")
+    words = [*tapfs_command, "convert", "-f", "raw", "-", target]
+    done = subprocess.run(words, input=b"", capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (11, b"")
+    assert b"ended before its first byte" in done.stderr
+    assert target.read_bytes() == b"kept"
+
+
 def test_a_copy_of_standard_input_has_a_limit(disk: Path, tapfs_command: list[str], tmp_path: Path) -> None:
     words = [*tapfs_command, "convert", "--spool-limit", "64K", "-f", "raw", "-", tmp_path / "copy"]
     done = subprocess.run(words, input=disk.read_bytes(), capture_output=True, check=False)
