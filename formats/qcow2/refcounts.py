@@ -228,7 +228,7 @@ class Refcounts:
             width = "1 bit" if number == 1 else f"{self._header.refcount_bits} bits"
             kind = ErrorKind.OUT_OF_BOUNDS
             message = f"refcounts of {width} cannot count another reference to cluster {cluster}"
-            remedy = "convert it into an image with a larger refcount_bits"
+            remedy = "give it wider ones: tapfs amend -o refcount_bits=16, or more"
         offset = cluster << self._header.cluster_bits
         return ImageError(kind, message, path=self._file.path, offset=offset, op="count", remedy=remedy)
 

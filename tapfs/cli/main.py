@@ -24,7 +24,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "mounts and RAM disks": ("tapfs.cli.commands", ("mount", "umount", "serve", "list", "remove")),
-    "disks of Xen guests": (
+    "disks of Xen guests, block devices": (
         "tapfs.cli.guests",
         ("attach", "detach", "stats", "pause", "resume", "swap", "mirror", "limit", "blktapctrl"),
     ),
@@ -82,7 +82,8 @@ def _dispatch(words: list[str]) -> int:
         prog="tapfs",
         usage="tapfs COMMAND ...",
         description="Disk images served from userspace. 'tapfs help COMMAND' explains a command.\n"
-        "An image is a file, a block device, or ram:NAME for a disk in shared memory (a file called so: ./ram:NAME).",
+        "An image is a file, a block device, an address such as https://HOST/FILE or nbd://HOST/EXPORT, or\n"
+        "ram:NAME for a disk in shared memory (a file called so: ./ram:NAME).",
     )
     if wanted in ("-h", "--help"):
         parser.epilog = f"{_command_list()}\n\n{exit_code_table()}"

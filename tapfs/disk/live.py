@@ -168,7 +168,7 @@ def resized(image: Image, size: int | None, *, force: bool) -> Image:
             f"a {top.driver.format_name} image cannot be resized while it is served",
             path=top.path,
             op="resize",
-            remedy="put a larger overlay on it: tapfs swap --size",
+            remedy="put a larger overlay on it (tapfs swap --size), or resize it while nobody serves it",
         )
     wanted = top.file.size() if size is None else size
     if wanted < image.size and not force:

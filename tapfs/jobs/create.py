@@ -287,7 +287,11 @@ def _check_device(device: LocalFile, new: NewImage, size: int, *, overwrite: boo
     path = device.path
     if not has_trait(format_named(new.format), Trait.ON_DEVICE):
         raise ImageError(
-            ErrorKind.UNSUPPORTED, f"a block device cannot hold a growing {new.format} image", path=path, op="create"
+            ErrorKind.UNSUPPORTED,
+            f"a block device cannot hold a growing {new.format} image",
+            path=path,
+            op="create",
+            remedy="choose raw, whose length is that of the disk, or a file as the target",
         )
     capacity = device.size()
     if size > capacity:

@@ -61,7 +61,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "names",
         metavar="SOURCE ... TARGET",
         nargs="*",
-        help="TARGET: a file name, a block device, ram:NAME, or - for standard output",
+        help="TARGET: a file name, a block device, ram:NAME, an address (nbd://, rbd:), or - for standard output",
     )
     parser.add_argument(
         "-O",

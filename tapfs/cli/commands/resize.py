@@ -53,7 +53,7 @@ def add_parser(subparsers: Subparsers) -> None:
         choices=["off", "metadata", "falloc", "full"],
         default="off",
         help="space for what is added: metadata gives each cluster its place (qcow2), falloc has the host reserve its"
-        " space (qcow2, raw), full writes zeros (every format; default: off)",
+        " space (qcow2, raw, luks), full writes zeros (every format; default: off)",
     )
     parser.add_argument("--backing", metavar="PARENT", help="the parent of FILE, if it is not where FILE says")
     parser.add_argument(
