@@ -13,14 +13,15 @@ import io
 import lzma
 import os
 import zlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.host.file import LocalFile
 from tapfs.host.lock import Sharing
-from tapfs.host.packed.units import Index, Unit, unpack_xz_unit, xz_index, zstd_index
+from tapfs.host.packed.units import Index, Unit, unpack_xz_unit, unpack_zstd_unit, xz_index, zstd_index
 from tapfs.host.presence import Ended, Presence
 from tapfs.host.scratch import unnamed_descriptor
 
@@ -108,10 +109,11 @@ def _filled(packed: LocalFile, kind: str, scratch: int) -> Presence | None:
             if unit_bytes is not None:
                 carrier = _Units(packed, target, index, unit_bytes, _unpacker(kind))
                 return Presence(unit_bytes, index.size, carrier, ahead=False)
-        stream = _stream(packed, kind, index)
         if index is not None:
             block = max(_BLOCK_BYTES, -(-index.size // _MOST_BLOCKS // _BLOCK_BYTES) * _BLOCK_BYTES)
-            return Presence(block, index.size, _Pass(packed.path, stream, target), ahead=False)
+            contents = _Pass(packed.path, partial(_stream, packed, kind, index), target, index.size)
+            return Presence(block, index.size, contents, ahead=False)
+        stream = _stream(packed, kind, index)
         length = 0
         while piece := stream.read(_PIECE_BYTES):
             target.put(piece, length)
@@ -129,14 +131,13 @@ def _index_of(packed: LocalFile, kind: str) -> Index | None:
 def _unpacker(kind: str) -> Callable[[Unit, bytes], bytes]:
     if kind == "xz":
         return unpack_xz_unit
-    decompressor = _zstandard()
-    return lambda unit, content: decompressor.decompress(content, max_output_size=unit.unpacked)
+    return partial(unpack_zstd_unit, _zstandard())
 
 
 def _stream(packed: LocalFile, kind: str, index: Index | None) -> _Stream:
     """The contents from their start."""
     if kind == "xz" and index is not None:
-        return _Streams([_Reader(packed, start, end) for start, end in index.streams])
+        return _Streams(packed, index.streams)
     source = io.BufferedReader(_Reader(packed, 0, packed.size()), _PIECE_BYTES)
     if kind == "gzip":
         return gzip.GzipFile(fileobj=source)
@@ -188,17 +189,24 @@ class _Reader(io.RawIOBase):
 class _Streams:
     """What several xz streams hold, one behind the other."""
 
-    def __init__(self, streams: list[_Reader]) -> None:
-        buffered = [io.BufferedReader(stream, _PIECE_BYTES) for stream in streams]
-        self._left = list(map(lzma.LZMAFile, buffered))
+    def __init__(self, packed: LocalFile, streams: Sequence[tuple[int, int]]) -> None:
+        self._packed = packed
+        self._left = iter(streams)
+        self._stream: lzma.LZMAFile | None = None
 
     def read(self, size: int, /) -> bytes:
         """See :class:`_Stream`."""
-        while self._left:
-            if piece := self._left[0].read(size):
+        while True:
+            if self._stream is None:
+                # One at a time: a file may have many, and each has its memory.
+                place = next(self._left, None)
+                if place is None:
+                    return b""
+                packed = io.BufferedReader(_Reader(self._packed, *place), _PIECE_BYTES)
+                self._stream = lzma.LZMAFile(packed)  # noqa: SIM115  it closes nothing
+            if piece := self._stream.read(size):
                 return piece
-            self._left.pop(0)
-        return b""
+            self._stream = None
 
 
 class _Frames:
@@ -288,20 +296,46 @@ class _Units(_Queue):
 
 
 class _Pass(_Queue):
-    """Brings everything up to a place, in one pass."""
+    """Brings everything up to a place, in one pass, which starts anew after a failure that may be over."""
 
-    def __init__(self, path: str, stream: _Stream, scratch: _Scratch) -> None:
+    def __init__(self, path: str, start: Callable[[], _Stream], scratch: _Scratch, size: int) -> None:
         super().__init__(path, scratch)
-        self._stream = stream
-        self._at = 0
+        self._start = start
+        self._stream: _Stream | None = None
+        self._size = size
+        self._at = self._put = 0
+        self._failed: Exception | None = None
 
     def _bring(self, offset: int, length: int) -> None:
-        while self._at < offset + length:
+        if self._failed is not None:
+            raise self._failed.with_traceback(None)
+        try:
+            self._pass(offset + length)
+        except ImageError:
+            # The packed file could not be read. What the libraries had read before that may be lost in them.
+            self._stream, self._at = None, 0
+            raise
+        except Exception as error:
+            # The stream may be further than the scratch file, so what follows has no known place any more.
+            self._failed = error
+            raise
+
+    def _pass(self, stop: int) -> None:
+        if self._stream is None:
+            self._stream = self._start()
+        while self._at < stop:
             piece = self._stream.read(_PIECE_BYTES)
             if not piece:
                 raise EOFError("the contents are shorter than the index says")
-            self._scratch.put(piece, self._at)
+            if self._at + len(piece) > self._size:
+                raise ValueError("the contents are longer than the index says")
+            if self._at + len(piece) > self._put:
+                self._scratch.put(piece, self._at)
+                self._put = self._at + len(piece)
             self._at += len(piece)
+        # The checksum of the contents may lie behind their last byte.
+        if self._at == self._size and self._stream.read(1):
+            raise ValueError("the contents are longer than the index says")
 
 
 class _Scratch:

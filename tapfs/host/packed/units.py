@@ -11,9 +11,12 @@ import struct
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError
+
+if TYPE_CHECKING:
+    import zstandard
 
 #: Reads the packed file: an offset and a length in bytes.
 Read = Callable[[int, int], bytes]
@@ -21,6 +24,9 @@ Read = Callable[[int, int], bytes]
 #: Larger units are not held in memory whole.
 _MOST_UNIT_BYTES = 256 << 20
 _MOST_INDEX_BYTES = 64 << 20
+#: More units are not held in memory, and no more zeros are looked through behind an xz stream.
+_MOST_UNITS = 4 << 20
+_MOST_PADDING_BYTES = 1 << 20
 
 _XZ_MAGIC = b"\xfd7zXZ\0"
 _XZ_END = b"YZ"
@@ -68,18 +74,37 @@ class Index:
 
 
 def xz_index(read: Read, size: int, path: str) -> Index:
-    """The index of an xz file, found from its end on. Raises ImageError(corrupt)."""
+    """The index of an xz file, found from its end on. Raises ImageError: corrupt, unsupported."""
     units: list[list[Unit]] = []
     streams: list[tuple[int, int]] = []
-    end = size
+    end, count = size, 0
     while end > 0:
-        while end >= 4 and read(end - 4, 4) == bytes(4):  # stream padding
-            end -= 4
+        end = _before_padding(read, end, path)
         found, start = _xz_stream(read, end, path)
         units.append(found)
+        count += len(found) + 1
+        _bounded(count, path)
         streams.append((start, end))
         end = start
     return Index([unit for found in reversed(units) for unit in found], streams[::-1])
+
+
+def _before_padding(read: Read, end: int, path: str) -> int:
+    """The end of the stream before `end`: zeros may stand behind it, four by four."""
+    if end < 4 or any(read(end - 4, 4)):
+        return end
+    behind = read(max(end - _MOST_PADDING_BYTES, 0), min(end, _MOST_PADDING_BYTES))
+    zeros = len(behind) - len(behind.rstrip(b"\0"))
+    if zeros == len(behind):
+        raise _damaged(path, f"{zeros} zeros or more stand behind an xz stream", end - zeros)
+    return end - zeros // 4 * 4
+
+
+def _bounded(count: int, path: str) -> None:
+    """Refuse a file of so many units. Raises ImageError(unsupported)."""
+    if count > _MOST_UNITS:
+        message = f"has {count} blocks, frames or streams, and no more than {_MOST_UNITS} are read"
+        raise ImageError(ErrorKind.UNSUPPORTED, message, path=path, op="unpack", remedy="unpack it first")
 
 
 def _xz_stream(read: Read, end: int, path: str) -> tuple[list[Unit], int]:
@@ -97,6 +122,7 @@ def _xz_stream(read: Read, end: int, path: str) -> tuple[list[Unit], int]:
     lengths: list[tuple[int, int]] = []
     try:
         count, at = _variable(content, 1)
+        _bounded(count, path)
         while len(lengths) < count:
             unpadded, at = _variable(content, at)
             unpacked, at = _variable(content, at)
@@ -120,7 +146,7 @@ def _padded(length: int) -> int:
 
 
 def unpack_xz_unit(unit: Unit, packed: bytes) -> bytes:
-    """What a block of an xz file holds, its checksum compared. Raises lzma.LZMAError."""
+    """What a block of an xz file holds, its checksum compared. Raises lzma.LZMAError, EOFError."""
     records = _number(1) + _number(unit.unpadded) + _number(unit.unpacked)
     own = b"\0" + records
     own += bytes(-len(own) % 4)
@@ -128,17 +154,33 @@ def unpack_xz_unit(unit: Unit, packed: bytes) -> bytes:
     backward = (len(own) // 4 - 1).to_bytes(4, "little") + unit.head[6:8]
     footer = zlib.crc32(backward).to_bytes(4, "little") + backward + _XZ_END
     stream = unit.head + packed + own + footer
-    return lzma.decompress(stream, lzma.FORMAT_XZ)
+    decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+    # A byte of room behind the contents: the library goes on to the checksums, and a block that holds more is told.
+    content = decompressor.decompress(stream, unit.unpacked + 1)
+    if not decompressor.eof:
+        raise EOFError("a block holds other lengths than the index says")
+    return content
+
+
+def unpack_zstd_unit(decompressor: zstandard.ZstdDecompressor, unit: Unit, packed: bytes) -> bytes:
+    """What a frame of a Zstandard file holds. Raises the library's error, ValueError."""
+    from zstandard import frame_content_size  # whoever has the decompressor has the library
+
+    # The library would take as much memory as the frame says, whatever is allowed.
+    if frame_content_size(packed) > unit.unpacked:
+        raise ValueError("a frame holds more than the seek table says")
+    return decompressor.decompress(packed, max_output_size=unit.unpacked)
 
 
 def zstd_index(read: Read, size: int, path: str) -> Index | None:
-    """The seek table of a Zstandard file; None if it has none. Raises ImageError(corrupt)."""
+    """The seek table of a Zstandard file; None if it has none. Raises ImageError: corrupt, unsupported."""
     if size < _SKIPPABLE.size + _SEEK_FOOTER.size:
         return None
     count, descriptor, magic = _SEEK_FOOTER.unpack(read(size - _SEEK_FOOTER.size, _SEEK_FOOTER.size))
     if magic != _SEEKABLE_MAGIC:
         return None
     entry = struct.Struct("<III" if descriptor & 0x80 else "<II")
+    _bounded(count, path)
     length = entry.size * count + _SEEK_FOOTER.size
     start = size - length - _SKIPPABLE.size
     if start < 0 or length > _MOST_INDEX_BYTES:
