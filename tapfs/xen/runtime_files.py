@@ -27,6 +27,25 @@ def directory() -> Path:
     return runtime_directory() / "xen"
 
 
+def supervisor_lock_path() -> Path:
+    """The lock of the one supervisor of this host, in which its number stands."""
+    return directory() / "blktapctrl.lock"
+
+
+def supervisor_lives() -> bool:
+    """Whether the process lives that took the supervisor's lock last; one that was just started may not have yet.
+
+    The lock is not tried: a supervisor that starts at that moment would not get it.
+    """
+    try:
+        os.kill(int(supervisor_lock_path().read_text(encoding="ascii")), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
+
+
 def socket_name(device: Device) -> str:
     """The control socket of a disk in `directory`."""
     return f"{device.key}.socket"

@@ -61,4 +61,6 @@ def test_a_file_that_was_cut_is_corrupt(tmp_path: Path, kind: str, version: str)
     with tapfs.open(image) as disk, pytest.raises(ImageError) as raised:
         disk.read(last.end - 512, 512)
     assert raised.value.kind is ErrorKind.CORRUPT
-    assert report.findings[0].host_offset == raised.value.offset
+    # A check names the first entry of the run that the place lies in, a read the entry itself.
+    said, met = (text.partition(": ")[2] for text in (report.findings[0].message, raised.value.message))
+    assert said == met

@@ -134,11 +134,7 @@ def test_a_parent_of_qemus_making(tapfs: Run, image: tuple[Path, str], monkeypat
 
 
 ARCHIVERS: dict[str, tuple[list[str], str]] = {
-    "gzip": (["gzip", "-c", "disk.raw"], "a gzip file"),
-    "xz": (["xz", "-c", "disk.raw"], "an xz file"),
     "lzma": (["xz", "-c", "--format=lzma", "disk.raw"], "an LZMA file"),
-    "bzip2": (["bzip2", "-c", "disk.raw"], "a bzip2 file"),
-    "zstd": (["zstd", "-q", "-c", "disk.raw"], "a Zstandard file"),
     "lz4": (["lz4", "-q", "-c", "disk.raw"], "an LZ4 file"),
     "old lz4": (["lz4", "-q", "-l", "-c", "disk.raw"], "an LZ4 file"),
     "zip": (["zip", "-q", "-", "disk.raw"], "a ZIP archive"),
@@ -163,6 +159,16 @@ def test_files_that_hold_an_image(tapfs: Run, tmp_path: Path, disk: Path, name: 
         code, out, err = tapfs(command, tmp_path / "archive")
         assert (code, out) == (12, "")
         assert f"is {what}, " in err
+
+
+@pytest.mark.parametrize(
+    "words", [["gzip", "-c"], ["bzip2", "-c"], ["xz", "-c"], ["xz", "-c", "-T2"], ["zstd", "-q", "-c"]]
+)
+def test_files_that_are_an_image_packed(tapfs: Run, tmp_path: Path, disk: Path, words: list[str]) -> None:
+    qemu("qemu-img", "convert", "-f", "raw", "-O", "qcow2", disk, tmp_path / "disk.qcow2")
+    with (tmp_path / "packed").open("wb") as packed:
+        subprocess.run([*words, tmp_path / "disk.qcow2"], check=True, stdout=packed)
+    assert tapfs("compare", "-f", "raw", disk, tmp_path / "packed").code == 0
 
 
 def make(path: Path, size_mib: int, command: list[str], script: bytes = b"") -> None:

@@ -7,9 +7,8 @@ import os
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.serving.runtime_directory import make_private
-from tapfs.xen.runtime_files import directory, open_lock
+from tapfs.xen.runtime_files import directory, open_lock, supervisor_lock_path
 
-_NAME = "blktapctrl.lock"
 _TAKING = "take the supervisor's lock"
 
 
@@ -21,7 +20,7 @@ def take_supervisor_lock() -> int:
     place = directory()
     make_private(place.parent)
     make_private(place)
-    path = place / _NAME
+    path = supervisor_lock_path()
     descriptor = open_lock(path, op=_TAKING)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

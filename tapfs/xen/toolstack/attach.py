@@ -8,16 +8,18 @@ whichever program wrote the directories.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 
 import trio
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.xen.device import BACKENDS, DOMAINS, OUR_KIND, Device, State, parse_state
 from tapfs.xen.process_name import is_alive, parse_process_name
+from tapfs.xen.runtime_files import supervisor_lives
 from tapfs.xen.xenstore.client import Store, XenStore
 
-#: A supervisor claims a new disk at once; nobody does if none has in that many seconds.
+#: A supervisor claims a new disk at once; nobody does if none has in that many seconds. One that lives may still be
+#: loading what the processes of disks are forked from, and gets as long as the opening of an image.
 _CLAIM_SECONDS = 5.0
 #: Opening an image may wait for the lock of a process that is ending (30 s).
 _READY_SECONDS = 60.0
@@ -78,12 +80,8 @@ async def wait_ready(store: XenStore, device: Device) -> None:
     directory goes, ImageError(io) if it takes more than a minute.
     """
     async with store.watch(device.backend) as events:
-        with trio.move_on_after(_CLAIM_SECONDS) as claiming:
-            async for _ in events:
-                status = await _status(store, device)
-                if status is not None:
-                    break
-        if claiming.cancelled_caught:
+        claimed = await _claimed(store, device, events, _CLAIM_SECONDS)
+        if not claimed and not (supervisor_lives() and await _claimed(store, device, events, _READY_SECONDS)):
             raise ImageError(
                 ErrorKind.NOT_FOUND,
                 f"nobody serves {device}",
@@ -99,6 +97,15 @@ async def wait_ready(store: XenStore, device: Device) -> None:
                     raise await _stored_error(store, device)
                 await anext(events)
     raise ImageError(ErrorKind.IO, f"{device} is not ready after {_READY_SECONDS:.0f} seconds", op="attach")
+
+
+async def _claimed(store: XenStore, device: Device, events: AsyncIterator[str], seconds: float) -> bool:
+    """Whether somebody takes the disk up in that many seconds."""
+    with trio.move_on_after(seconds):
+        while await _status(store, device) is None:
+            await anext(events)
+        return True
+    return False
 
 
 async def wait_connected(store: XenStore, device: Device, *, seconds: float) -> None:
