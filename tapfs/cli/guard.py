@@ -52,6 +52,7 @@ def guarded(
 
 def _guarded(program: str, body: Callable[[], int], *, ends_process: bool, json: bool) -> int:
     _fill_standard_descriptors()
+    _write_output_whole()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -121,6 +122,20 @@ def _fill_standard_descriptors() -> None:
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:  # what Python makes of a stream that was closed when it started
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
+def _write_output_whole() -> None:
+    """Put a buffer before standard output where Python was told to have none (``PYTHONUNBUFFERED``).
+
+    Without one a write that the host takes in part loses the rest without an error: on a disk that gets full, say.
+    """
+    stream = sys.__stdout__
+    if sys.stdout is not stream or not isinstance(stream, io.TextIOWrapper):
+        return  # one that somebody else has put there
+    if isinstance(stream.buffer, io.RawIOBase):
+        encoding, number = stream.encoding, stream.fileno()
+        stream.detach()
+        sys.stdout = os.fdopen(number, "w", buffering=1, encoding=encoding, closefd=False)
 
 
 def complain(program: str, text: str) -> None:

@@ -189,6 +189,23 @@ def test_a_full_disk_behind_standard_output_is_an_error(tapfs_command: list[str]
     assert done.stderr == b"tapfs: error: cannot write to standard output: No space left on device\n"
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_a_file_takes_in_part_is_an_error(
+    tapfs_command: list[str], tmp_path: Path, unbuffered: str
+) -> None:
+    """Without a buffer Python itself takes the part for the whole."""
+    with (tmp_path / "short").open("wb") as short:
+        done = subprocess.run(
+            ["sh", "-c", 'ulimit -f 1; exec "$@"', "sh", *tapfs_command, "--help"],
+            stdout=short,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            check=False,
+        )
+    assert done.stderr == b"tapfs: error: cannot write to standard output: File too large\n"
+    assert done.returncode == CODES[ErrorKind.NO_SPACE].exit_code
+
+
 def test_closed_standard_streams_do_no_harm(tapfs_command: list[str]) -> None:
     done = subprocess.run(["sh", "-c", '"$@" >&- 2>&-', "sh", *tapfs_command, "--help"], check=False)
     assert done.returncode in (0, CODES[ErrorKind.IO].exit_code)
