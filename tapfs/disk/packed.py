@@ -40,9 +40,9 @@ def contents_of(file: LocalFile, named: str | None, *, writable: bool) -> LocalF
 
 
 def _kind_of(file: LocalFile, named: str | None) -> ForeignFormat | None:
-    if not may_be_packed(file.read(0, HEAD_BYTES)):
-        return None
     if named is not None and has_trait(format_named(named), Trait.GUESSED):
+        return None
+    if not may_be_packed(file.read(0, HEAD_BYTES)):
         return None
     found = detect(file)  # an Apple image may begin with packed data, and says at its end what it is
     return found if isinstance(found, ForeignFormat) and found.packed else None
