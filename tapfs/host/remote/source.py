@@ -13,6 +13,9 @@ from tapfs.host.remote.retries import retried
 #: A source is tried to be opened at most so many times.
 _OPENING_TRIES = 3
 
+#: Lengths of files are below this (`loff_t`).
+_SIZES_END = 1 << 63
+
 
 class Facts(NamedTuple):
     """What a source says of itself. `identity` changes with the bytes; None: the source has nothing of the kind.
@@ -73,6 +76,7 @@ def refuse_writing(address: Address) -> None:
 def open_writable(address: Address, options: RemoteOptions) -> WritableSource:
     """Open what lies at an address for writing. Raises ImageError(read_only) where it takes no writes."""
     source = retried(lambda: _served(address, options, writable=True), _opening(options))
+    _require_length(source, address)
     if not source.facts.writable:
         source.close()
         raise ImageError(ErrorKind.READ_ONLY, "what is there may only be read", path=str(address), op="open")
@@ -81,7 +85,17 @@ def open_writable(address: Address, options: RemoteOptions) -> WritableSource:
 
 def open_source(address: Address, options: RemoteOptions) -> Source:
     """Open what lies at an address. Raises ImageError."""
-    return retried(lambda: _opened(address, options), _opening(options))
+    source = retried(lambda: _opened(address, options), _opening(options))
+    _require_length(source, address)
+    return source
+
+
+def _require_length(source: Source, address: Address) -> None:
+    """Close a source and raise ImageError(corrupt) if no file can be as long as it says that it is."""
+    if not 0 <= source.facts.size < _SIZES_END:
+        source.close()
+        message = f"says that it has {source.facts.size} bytes, and no file has as many"
+        raise ImageError(ErrorKind.CORRUPT, message, path=str(address), op="open")
 
 
 def _opening(options: RemoteOptions) -> RemoteOptions:
