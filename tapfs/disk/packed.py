@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tapfs.disk.foreign import HEAD_BYTES, ForeignFormat, may_be_packed
-from tapfs.disk.probe import detect, format_named
+from tapfs.disk.format_choice import named_format
+from tapfs.disk.probe import detect
 from tapfs.driver import Trait, has_trait
 from tapfs.errors import ErrorKind, ImageError
 
@@ -40,7 +41,7 @@ def contents_of(file: LocalFile, named: str | None, *, writable: bool) -> LocalF
 
 
 def _kind_of(file: LocalFile, named: str | None) -> ForeignFormat | None:
-    if named is not None and has_trait(format_named(named), Trait.GUESSED):
+    if named is not None and has_trait(named_format(named, file.path), Trait.GUESSED):
         return None
     if not may_be_packed(file.read(0, HEAD_BYTES)):
         return None
