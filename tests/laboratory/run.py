@@ -29,7 +29,7 @@ XEN, HOST = "tests.xen.scenarios", "tests.ublk.scenarios"
 #: Groups of scenarios, by the package that they are in. Those of HOST run without Xen, on a newer kernel.
 PACKAGES = (XEN, HOST)
 AT_ONCE = 2
-# A measurement proves nothing: it runs when it is asked for.
+# A measurement proves nothing, and an HVM guest boots for two minutes: they run when they are asked for.
 ONLY_BY_NAME = {"processor_time", "hvm"}
 # Boot and power off. Like the limits of the scenarios, those of an idle machine.
 BOOT_SECONDS = 30
