@@ -52,10 +52,6 @@ class ParkedRequest(Parked):
         super().__init__(disk, server, parked)
         self.request = Request(parked.request)
 
-    def complete(self, found: int = 0) -> None:
-        """Answer with success; `found` is the offset in the disk that a SEEK has found."""
-        self._answer_once(0, found)
-
     @property
     def given_up(self) -> bool:
         """Whether nobody waits for it any more: its user was sent a signal, or the server stops."""

@@ -91,10 +91,6 @@ class ParkedRequest(Parked):
         super().__init__(disk, server, parked)
         self.request = Request(parked.request)
 
-    def complete(self) -> None:
-        """Answer with success."""
-        self._answer_once(0)
-
     @property
     def given_up(self) -> bool:
         """Whether nobody waits for it any more: its client is gone, or the server stops."""
@@ -115,7 +111,8 @@ class ParkedRequest(Parked):
     def _resume(self) -> int:
         return lib.tapfs_nbd_resume_parked(self._front_end, self._parked.ticket, self._parked)
 
-    def _answer(self, number: int, found: int) -> None:  # noqa: ARG002 - nothing is sought
+    def _answer(self, number: int, found: int) -> None:
+        del found  # no request of this protocol seeks
         lib.tapfs_nbd_complete(self._front_end, self._parked.ticket, number)
 
 

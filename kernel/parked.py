@@ -95,6 +95,10 @@ class Parked:
         self._answered = self._resume() == 0
         return self._answered
 
+    def complete(self, found: int = 0) -> None:
+        """Answer with success; of a WRITE every byte is written. `found` is the offset that a SEEK has found."""
+        self._answer_once(0, found)
+
     def fail(self, number: int) -> None:
         """Answer with an errno, unless it has been answered."""
         self._answer_once(number or errno.EIO)

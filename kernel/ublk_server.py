@@ -65,10 +65,6 @@ class ParkedRequest(Parked):
         super().__init__(disk, server, parked)
         self.request = Request(parked.request)
 
-    def complete(self) -> None:
-        """It is done; of a WRITE every byte."""
-        self._answer_once(0)
-
     def _resume(self) -> int:
         return lib.tapfs_ublk_resume_parked(self._front_end, self._parked.ticket, self._parked)
 

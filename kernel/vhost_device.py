@@ -97,14 +97,11 @@ class ParkedRequest(Parked):
         super().__init__(disk, device, parked)
         self.request = Request(parked.request)
 
-    def complete(self) -> None:
-        """Answer with success."""
-        self._answer_once(0)
-
     def _resume(self) -> int:
         return lib.tapfs_vhost_resume_parked(self._front_end, self._parked.ticket, self._parked)
 
-    def _answer(self, number: int, found: int) -> None:  # noqa: ARG002 - nothing is sought
+    def _answer(self, number: int, found: int) -> None:
+        del found  # no request of this protocol seeks
         lib.tapfs_vhost_complete(self._front_end, self._parked.ticket, number)
 
 

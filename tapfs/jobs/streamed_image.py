@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
@@ -124,8 +123,7 @@ def _made_in(
     """The image as a file that has no name any more."""
     with tempfile.TemporaryDirectory(dir=folder, prefix="tapfs-") as own:
         path = Path(own, name)
-        plain = replace(new, compressed=False)
-        convert_to_new(source, str(path), plain, compressed=new.compressed, options=options, progress=progress)
+        convert_to_new(source, str(path), new, compressed=new.compressed, options=options, progress=progress)
         return path.open("rb")
 
 
