@@ -279,7 +279,7 @@ def test_hostile_addresses_of_rings_and_regions_are_refused(tmp_path: Path) -> N
         assert front_end.tell(8, struct.pack("=II", 64, 128)) == 1
         assert region(front_end) == 0
         ring = Ring(front_end)
-        ring.kick = ring.call = front_end.event()
+        ring.kick, ring.call = front_end.event(), front_end.event()
         front_end.send(13, struct.pack("=Q", 0), [ring.call])
         front_end.send(12, struct.pack("=Q", 0), [ring.kick])
         front_end.send(18, struct.pack("=II", 0, 1))
