@@ -191,3 +191,15 @@ class MultiFileFormat(CreatableFormat, Protocol):
         Empty for a request that makes a single file. Raises ImageError as `create` does.
         """
         ...
+
+
+@runtime_checkable
+class KeepingFormat(MultiFileFormat, Protocol):
+    """A format whose new image may take up a file that is there already."""
+
+    def kept_names(self, request: CreateRequest) -> Sequence[str]:
+        """Those of the further names whose files are there and stay, contents and all.
+
+        The plan of `create` makes such a file no shorter, and writes nothing to it.
+        """
+        ...

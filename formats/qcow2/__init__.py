@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Qcow2Format:
-    """qcow2 as a :class:`tapfs.driver.MultiFileFormat`."""
+    """qcow2 as a :class:`tapfs.driver.KeepingFormat`."""
 
     name = "qcow2"
     abilities = frozenset(Ability)
@@ -69,6 +69,12 @@ class Qcow2Format:
 
         name = parse_options(request).data_file
         return () if name is None else (name,)
+
+    def kept_names(self, request: CreateRequest) -> Sequence[str]:
+        """The name of the data file, if it is there already and becomes the disk."""
+        from tapfs.formats.qcow2.create import parse_options
+
+        return self.further_names(request) if parse_options(request).keep_data_file else ()
 
 
 FORMAT = Qcow2Format()

@@ -58,6 +58,7 @@ CREATE_OPTIONS: Mapping[str, str] = MappingProxyType(
         "extended_l2": "on: clusters have 32 subclusters (default off)",
         "data_file": "the file that takes the guest's data; made beside the image",
         "data_file_raw": "on: with data_file, that file alone reads as the disk (default off)",
+        "keep_data_file": "on: the data file is there already and stays; what it holds is the disk (default off)",
         "preallocation": "off (default); metadata: every cluster has its place; falloc or full: it has its space, too",
         "encrypt.format": "luks: encrypt the image, as --encrypt does",
         **{f"encrypt.{name}": meaning for name, meaning in LUKS_OPTIONS.items()},
@@ -84,6 +85,7 @@ class Options(NamedTuple):
     extended_l2: bool
     data_file: str | None
     data_file_raw: bool
+    keep_data_file: bool
     preallocation: str
     luks: LuksOptions | None
 
@@ -135,6 +137,7 @@ def parse_options(request: CreateRequest) -> Options:
         extended_l2=_switch(given, "extended_l2"),
         data_file=given.get("data_file"),
         data_file_raw=_switch(given, "data_file_raw"),
+        keep_data_file=_switch(given, "keep_data_file"),
         preallocation=preallocation_of(given, METADATA, FALLOC, FULL),
         luks=_luks(given, encrypted=request.encrypted),
     )
@@ -180,6 +183,8 @@ def _require_consistent(options: Options, *, overlay: bool) -> None:
         raise _refused(
             f"data_file={options.data_file}: the data file lies beside the image", "give a name without a slash"
         )
+    if options.keep_data_file:
+        _require_keepable(options)
     if options.luks is not None and options.data_file_raw:
         raise _refused("data_file_raw=on does not go with encryption: the data file alone would read as noise")
     if options.luks is not None and options.preallocation != "off":
@@ -188,6 +193,21 @@ def _require_consistent(options: Options, *, overlay: bool) -> None:
         )
     if options.preallocation != "off" and overlay:
         raise _refused(f"preallocation={options.preallocation} would hide the backing file")
+
+
+def _require_keepable(options: Options) -> None:
+    """Raise ImageError(unsupported) if the data file that is there would be overwritten, or would not be seen."""
+    if options.data_file is None:
+        raise _refused("keep_data_file=on needs data_file")
+    if options.luks is not None:
+        raise _refused("keep_data_file=on does not go with encryption: what the file holds is not encrypted")
+    if options.preallocation not in ("off", METADATA):
+        raise _refused(f"preallocation={options.preallocation} would write to the file that is to be kept")
+    if not options.data_file_raw and options.preallocation != METADATA:
+        raise _refused(
+            "keep_data_file=on alone would make an empty disk over the file that is kept",
+            "say data_file_raw=on or preallocation=metadata, too",
+        )
 
 
 def _header(options: Options, size: int) -> Header:
@@ -327,8 +347,9 @@ class _Layout:
 
     @property
     def _subclusters(self) -> int:
-        """The second word of a preallocated entry: none is allocated where only metadata is, so a parent shows."""
-        return 0 if self._options.preallocation == "metadata" and not self._options.data_file_raw else (1 << 32) - 1
+        """The second word of a preallocated entry: none is allocated where only metadata is new, so zeros show."""
+        shown = self._options.data_file_raw or self._options.keep_data_file
+        return 0 if self._options.preallocation == METADATA and not shown else (1 << 32) - 1
 
     def _space_stages(self, data_at: int) -> Iterator[list[Step]]:
         mode = self._options.preallocation

@@ -1,7 +1,8 @@
 """New files for images: complete and durable when they get their name, or not at all.
 
 `UnnamedFile` has no name until it is published, so whatever ends the work leaves nothing half made. `InPlaceFile` is
-for what cannot be replaced: a block device, or an empty file whose name cannot be given to another file.
+for what cannot be replaced: a block device, or an empty file whose name cannot be given to another file. `KeptFile` is
+for what is not to be replaced.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import secrets
 import stat
 from typing import Protocol, Self
 
-from tapfs.errors import from_os_error
+from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.host import ram
 from tapfs.host.file import LocalFile
 from tapfs.host.target import Target
@@ -238,6 +239,34 @@ class InPlaceFile:
     def withdraw(self) -> None:
         """Have it emptied at the end."""
         self._published = False
+
+
+class KeptFile:
+    """A file that has its name and its contents already, and becomes a part of a new image with both."""
+
+    def __init__(self, target: Target, held: LocalFile) -> None:
+        self._target = target
+        self._held = held
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing: whatever becomes of the image, the file stays."""
+
+    def open(self, *, direct: bool = False) -> LocalFile:
+        """See `NewFile.open`."""
+        return self._held.duplicate(direct=direct)
+
+    def publish(self, *, overwrite: bool) -> None:
+        """Raise ImageError(exists) if another file has the name by now."""
+        del overwrite
+        if self._target.identity_now() != self._held.identity:
+            message = "another file has the name by now: this one was to be kept as a part of the image"
+            raise ImageError(ErrorKind.EXISTS, message, path=self._target.path, op="create", remedy="try it again")
+
+    def withdraw(self) -> None:
+        """Nothing: the name was there before."""
 
 
 def _copy_access_list(source: int, target: int) -> None:

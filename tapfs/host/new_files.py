@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Self
 
 from tapfs.errors import from_os_error
 from tapfs.host.file import LocalFile
-from tapfs.host.new_file import NewFile, UnnamedFile, new_file
+from tapfs.host.new_file import KeptFile, NewFile, UnnamedFile, new_file
 from tapfs.host.target import Target
 
 
@@ -23,14 +23,20 @@ class NewFiles:
 
     `held` has for each target what has the name now, open and locked until the new file has it, or None. An image of
     one file may be written in place (`tapfs.host.new_file`). Raises ImageError if a name cannot be given to a new file.
+    What is held under one of the names `kept` stays, contents and all.
     """
 
-    def __init__(self, targets: Sequence[Target], held: Sequence[LocalFile | None]) -> None:
+    def __init__(self, targets: Sequence[Target], held: Sequence[LocalFile | None], kept: Collection[str] = ()) -> None:
         self._target = targets[0]
         if len(targets) == 1:
             self._files: list[NewFile] = [new_file(targets[0], held[0])]
         else:
-            self._files = [UnnamedFile.replaceable(*pair) for pair in zip(targets, held, strict=True)]
+            self._files = [
+                KeptFile(target, file)
+                if file is not None and target.name in kept
+                else UnnamedFile.replaceable(target, file)
+                for target, file in zip(targets, held, strict=True)
+            ]
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:

@@ -25,6 +25,7 @@ from tapfs.driver import (
     CreatableFormat,
     CreateRequest,
     Cryptography,
+    KeepingFormat,
     MultiFileFormat,
     Trait,
     has_trait,
@@ -69,7 +70,7 @@ class NewImage:
 def create_image(path: str, new: NewImage, *, overwrite: bool = False) -> None:
     """Create an empty image; raises ImageError(exists) if there is something already, unless `overwrite`."""
     path = locate(path).name
-    with _begun(path, new, overwrite=overwrite) as begun:
+    with _begun(path, new, overwrite=overwrite, keeps=True) as begun:
         if begun.on_device:
             with _open_filled(path, new, begun) as image:
                 image.write_zeroes(0, begun.size)
@@ -132,10 +133,11 @@ class _Begun(NamedTuple):
 
 
 @contextlib.contextmanager
-def _begun(path: str, new: NewImage, *, overwrite: bool) -> Generator[_Begun]:
+def _begun(path: str, new: NewImage, *, overwrite: bool, keeps: bool = False) -> Generator[_Begun]:
     """What is to be made, once nothing speaks against it.
 
     What has one of the names already stays open and locked until the end, so that nobody begins to use it meanwhile.
+    `keeps`: the disk stays as it is made, so its file may be one that is there and is kept.
     """
     location = locate(path)
     found = format_named(new.format)
@@ -165,8 +167,17 @@ def _begun(path: str, new: NewImage, *, overwrite: bool) -> Generator[_Begun]:
         targets = [target, *(stack.enter_context(target.beside(name)) for name in further)]
         if new.backing is not None and any(each.is_there for each in targets):
             _refuse_own_chain(path, new.backing, new.backing_format, targets)
-        held = [_held(each, new, request.virtual_size, stack, overwrite=overwrite) for each in targets]
-        files = stack.enter_context(NewFiles(targets, held))
+        kept = frozenset(found.kept_names(request)) if isinstance(found, KeepingFormat) else frozenset[str]()
+        if kept and not keeps:
+            message = f"{', '.join(kept)} is to be kept, and would be overwritten"
+            raise ImageError(ErrorKind.UNSUPPORTED, message, path=path, op="create", remedy="let tapfs create make it")
+        held = [
+            _kept(each, stack)
+            if each.name in kept
+            else _held(each, new, request.virtual_size, stack, overwrite=overwrite)
+            for each in targets
+        ]
+        files = stack.enter_context(NewFiles(targets, held, kept))
         on_device = held[0] is not None and held[0].is_block_device
         yield _Begun(files, further, plan, request.virtual_size, on_device, parent)
 
@@ -196,12 +207,27 @@ def _held(
         _check_device(held, new, size, overwrite=overwrite)
     elif held.size() > 0 and not overwrite:
         raise _exists(target.path, "exists and is not empty")
+    _refuse_base(held)
+    return held
+
+
+def _kept(target: Target, stack: contextlib.ExitStack) -> LocalFile:
+    """The file that stays as it is and becomes a part of the image, open and locked."""
+    if not target.is_there:
+        raise ImageError(ErrorKind.NOT_FOUND, "is to be kept, and does not exist", path=target.path, op="create")
+    target.refuse_another_s()
+    held = stack.enter_context(contextlib.closing(target.open()))
+    _refuse_base(held)
+    return held
+
+
+def _refuse_base(held: LocalFile) -> None:
+    """Raise ImageError if an image lies over the file."""
     try:
         refuse_written_base(held, lambda overlay: files_below(overlay, OpenOptions()))
     except ImageError as error:
         error.remedy = "choose another name, or remove it first"
         raise
-    return held
 
 
 def _open_filled(path: str, new: NewImage, begun: _Begun) -> Image:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import tapfs
 from tapfs import ErrorKind, ImageError
 from tapfs.driver import BackingReference, CreateRequest, OpenRequest
 from tapfs.formats.qcow2 import FORMAT
+from tapfs.host.file import LocalFile
 from tests.conftest import Ran
 from tests.qcow2_images import Fields, audit, by_hand, created
 
@@ -108,6 +111,59 @@ def test_a_data_file_is_made_beside_the_image(tapfs: Run, tmp_path: Path) -> Non
         disk.write(2 * MIB, b"there")
     assert (tmp_path / "data").read_bytes()[2 * MIB : 2 * MIB + 5] == b"there", "the data file alone is the disk"
     assert tapfs("check", image).code == 0
+
+
+KEPT = [("data_file_raw=on",), ("preallocation=metadata",), ("preallocation=metadata", "extended_l2=on")]
+
+
+@pytest.mark.parametrize("how", KEPT, ids=", ".join)
+def test_a_data_file_that_is_kept_is_the_disk(tapfs: Run, tmp_path: Path, how: tuple[str, ...]) -> None:
+    data, image = tmp_path / "data", tmp_path / "image"
+    content = random.Random(7).randbytes(MIB)
+    data.write_bytes(content)
+    before = data.stat().st_ino
+    options = ",".join(("data_file=data,keep_data_file=on", *how))
+    assert tapfs("create", "-f", "qcow2", "-o", options, image, "2M").code == 0
+    assert data.stat().st_ino == before
+    with tapfs_open(image) as disk:
+        assert disk.read(0, 2 * MIB) == content + bytes(MIB)
+        disk.write(MIB, b"more")
+    assert data.read_bytes() == content + b"more" + bytes(MIB - 4)
+    assert tapfs("check", image).code == 0
+    # Made again over the image that is there: the data file stays.
+    assert tapfs("create", "--force", "-f", "qcow2", "-o", options, image, "512K").code == 0
+    with tapfs_open(image) as disk:
+        assert disk.read(0, 512 << 10) == content[: 512 << 10]
+    assert data.read_bytes() == content + b"more" + bytes(MIB - 4)
+
+
+def test_a_data_file_is_kept_only_where_it_shows_and_stays(tapfs: Run, tmp_path: Path) -> None:
+    data, image = tmp_path / "data", tmp_path / "image"
+
+    def refused(options: str, message: str) -> None:
+        ran = tapfs("create", "-f", "qcow2", "-o", f"keep_data_file=on{options}", image, "1M")
+        assert ran.code != 0
+        assert message in ran.err
+        assert not image.exists()
+
+    refused("", "needs data_file")
+    refused(",data_file=data,data_file_raw=on", "data: is to be kept, and does not exist")
+    data.write_bytes(b"kept")
+    refused(",data_file=data", "would make an empty disk over the file that is kept")
+    refused(",data_file=data,preallocation=full", "would write to the file")
+    source = tmp_path / "source"
+    source.write_bytes(bytes(MIB))
+    options = "data_file=data,data_file_raw=on,keep_data_file=on"
+    ran = tapfs("convert", "-f", "raw", "-O", "qcow2", "-o", options, source, image)
+    assert ran.code != 0
+    assert "data is to be kept, and would be overwritten" in ran.err
+    assert data.read_bytes() == b"kept"
+    with contextlib.closing(LocalFile.open(str(data), writable=True)):
+        ran = tapfs("create", "-f", "qcow2", "-o", options, image, "1M")
+    assert ran.code != 0
+    assert "data: is being used by process" in ran.err
+    assert not image.exists()
+    assert data.read_bytes() == b"kept"
 
 
 def tapfs_open(path: Path) -> tapfs.Image:
