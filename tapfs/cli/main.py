@@ -21,6 +21,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             *("info", "map", "check", "compare", "diff", "changes", "create", "convert", "dd", "measure", "apply"),
             *("commit", "rebase", "compact", "repair", "resize", "amend", "snapshot", "bitmap", "formats"),
+            *("hash", "verify"),
         ),
     ),
     "mounts and RAM disks": ("tapfs.cli.commands", ("mount", "umount", "serve", "list", "remove")),
@@ -60,8 +61,8 @@ def main(argv: list[str] | None = None) -> int:
 def exit_code_table() -> str:
     """The exit codes, one a line, from the table in tapfs/errors.py."""
     rows = [
-        (0, "done; check: clean; compare: same"),
-        (1, "compare: different; convert --salvage: a part became zeros"),
+        (0, "done; check: clean; compare, verify: same"),
+        (1, "compare: different; verify: changed since; convert --salvage: a part became zeros"),
         (3, "check: leaked space, no corruption"),
         (EXIT_NOT_CHECKED, "check, repair: there is nothing that tapfs could check"),
         (EXIT_BUG, "a bug in tapfs"),

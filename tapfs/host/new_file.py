@@ -107,6 +107,10 @@ class UnnamedFile:
             os.unlink(self._hidden, dir_fd=self._target.folder)
         os.close(self._descriptor)
 
+    def restrict(self, mode: int) -> None:
+        """Have it named with none of the permissions that are not in `mode`."""
+        self._mode &= mode
+
     def open(self, *, direct: bool = False) -> LocalFile:
         """See `NewFile.open`."""
         return LocalFile(self._target.path, os.dup(self._descriptor), writable=True, direct=direct)

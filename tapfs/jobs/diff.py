@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
-from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.extent import merge_runs
-from tapfs.host.location import locate
-from tapfs.host.new_file import UnnamedFile
-from tapfs.host.target import Target
 from tapfs.jobs.diff_stream import DiffWriter, RecordKind, StreamHeader
 from tapfs.jobs.differences import GRANULE, Proof, differences
+from tapfs.jobs.output_file import output_file
 
 if TYPE_CHECKING:
     from tapfs.disk.image import Image
-    from tapfs.host.file import LocalFile
     from tapfs.jobs.diff_stream import Writable
     from tapfs.kernel.engine import Buffer
 
@@ -93,54 +88,14 @@ def write_diff_file(
 
     Raises ImageError; exists if there is such a file, unless `overwrite`, or if it is one of the images.
     """
-    with Target(locate(path)) as target:
-        held = None
-        if target.is_there:
-            _refuse_images(path, target, old, new)
-            if not overwrite:
-                raise ImageError(
-                    ErrorKind.EXISTS,
-                    "exists already",
-                    path=path,
-                    op="write the difference",
-                    remedy="remove it, or say {force}",
-                )
-            held = _held(target)
-        try:
-            with UnnamedFile.replaceable(target, held) as unnamed, closing(unnamed.open()) as file:
-                report = write_diff(old, new, _Descriptor(file.descriptor), proof=proof, progress=progress)
-                try:
-                    os.fsync(file.descriptor)
-                except OSError as error:
-                    raise from_os_error(error, path=path, op="write the difference") from error
-                unnamed.publish(overwrite=overwrite)
-        finally:
-            if held is not None:
-                held.close()
-    return report
-
-
-def _held(target: Target) -> LocalFile:
-    """The file that is to be replaced, open and locked. Raises ImageError for what is no file."""
-    try:
-        held = target.open()
-    except ImageError as error:
-        if error.kind is ErrorKind.INVALID_FORMAT:
-            error.message, error.remedy = "is no regular file", "write to standard output, and redirect that"
-        raise
-    if not held.is_block_device:
-        return held
-    held.close()
-    raise ImageError(
-        ErrorKind.UNSUPPORTED, "is a block device", path=target.path, op="write the difference", remedy="name a file"
-    )
-
-
-def _refuse_images(path: str, target: Target, *images: Image) -> None:
-    if target.identity() in {file.identity for image in images for layer in image.layers for file in layer.files}:
-        raise ImageError(
-            ErrorKind.EXISTS, "is one of the images, or a parent of one", path=path, op="write the difference"
-        )
+    with output_file(
+        path,
+        (old, new),
+        overwrite=overwrite,
+        op="write the difference",
+        instead="write to standard output, and redirect",
+    ) as file:
+        return write_diff(old, new, _Descriptor(file.descriptor), proof=proof, progress=progress)
 
 
 class _Descriptor:
