@@ -132,6 +132,7 @@ def convert(
     salvage: bool = False,
     bitmaps: bool = False,
     skip_broken_bitmaps: bool = False,
+    verify: bool = False,
     copying: CopyOptions | None = None,
     progress: Progress | None = None,
 ) -> list[Range]:
@@ -147,10 +148,11 @@ def convert(
     that it reads as zeros before. `copying` bounds the rate and the threads, and says how zeros are looked for
     (`CopyOptions`). With `salvage` what cannot be read
     becomes zeros: the result is a list of these ranges. `bitmaps` copies those of the one source into the new image,
-    without the inconsistent ones if `skip_broken_bitmaps`. Raises ImageError.
+    without the inconsistent ones if `skip_broken_bitmaps`. `verify` reads the target back from the host's disk and
+    compares it, before a new one has its name. Raises ImageError.
     """
     from tapfs.jobs.bitmap_copy import bitmaps_to_copy
-    from tapfs.jobs.convert import Baseline, convert_to_new, refuse_own_chain
+    from tapfs.jobs.convert import Baseline, convert_to_new, refuse_own_chain, require_copied
     from tapfs.jobs.convert import convert as copy_disk
     from tapfs.jobs.create import NewImage
     from tapfs.jobs.sources import Part, Salvaged, one_disk
@@ -180,7 +182,16 @@ def convert(
                 password=target_password,
             )
             copied = bitmaps_to_copy(images[0], skip_broken=skip_broken_bitmaps) if bitmaps else None
-            convert_to_new(disk, name, new, compressed=compressed, options=copying, bitmaps=copied, progress=progress)
+            convert_to_new(
+                disk,
+                name,
+                new,
+                compressed=compressed,
+                options=copying,
+                bitmaps=copied,
+                verified=verify,
+                progress=progress,
+            )
         elif compressed or backing is not None or backing_format is not None or options:
             raise ValueError(
                 "without create the target stays as it is: compressed, backing and options are for new ones"
@@ -191,6 +202,9 @@ def convert(
                 name, format=target_format, writable=True, password=target_password, write_base=write_base
             ) as existing:
                 copy_disk(disk, existing, baseline=baseline, options=copying, progress=progress)
+            if verify:
+                with opening.open(name, format=target_format, password=target_password) as written:
+                    require_copied(disk, written)
     return [lost for lost, _ in salvaged.lost]
 
 

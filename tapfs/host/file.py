@@ -255,6 +255,14 @@ class LocalFile:
         if now < known:
             raise truncated(self.path, offset=now)
 
+    def forget_cached(self) -> None:
+        """Make the file durable, and have the host drop what it has of it in memory, where it heeds that."""
+        try:
+            os.fsync(self.descriptor)
+            os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        except OSError as error:
+            raise from_os_error(error, path=self.path, op="drop the cache of the file") from error
+
     def allocated_size(self) -> int:
         """Bytes that the host has allocated for the file."""
         if self.is_block_device:

@@ -10,7 +10,6 @@ from tapfs.kernel.engine import first_difference
 from tapfs.kernel.ranges import Ranges, nothing, union
 
 if TYPE_CHECKING:
-    from tapfs.disk.image import Image
     from tapfs.jobs.sources import Source
 
 
@@ -21,7 +20,7 @@ class Difference(NamedTuple):
 
 
 def compare(
-    left: Image, right: Image, *, strict: bool = False, progress: Callable[[int, int], None] | None = None
+    left: Source, right: Source, *, strict: bool = False, progress: Callable[[int, int], None] | None = None
 ) -> Difference | None:
     """The first difference between two disks, or None if a guest reads the same from both.
 
@@ -74,7 +73,7 @@ def _data_in(image: Source, offset: int, end: int) -> Ranges:
     return ranges
 
 
-def _difference_in(left: Image, right: Image, ranges: Ranges, buffers: BufferPool) -> int | None:
+def _difference_in(left: Source, right: Source, ranges: Ranges, buffers: BufferPool) -> int | None:
     a, b = buffers.take(), buffers.take()
     try:
         left.read_ranges(ranges, a)

@@ -70,13 +70,15 @@ def convert_to_new(
     compressed: bool = False,
     options: CopyOptions | None = None,
     bitmaps: CopiedBitmaps | None = None,
+    verified: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Copy `source` into a new image `path`, which replaces what has that name.
 
     It appears under its name only when it is complete and durable; whatever ends the copy
     before leaves nothing of it, and an existing file as it was (a block device excepted). `bitmaps` go into it, too.
-    Raises ImageError; exists if `path` is `source` or one of its parents.
+    `verified`: it is read back from the host's disk and compared before it has its name. Raises ImageError; exists if
+    `path` is `source` or one of its parents; io if it does not read back as the source.
     """
     from tapfs.jobs.create import new_image
 
@@ -84,7 +86,8 @@ def convert_to_new(
     _refuse_packed_and_encrypted(new, path)
     if isinstance(source, Image):
         refuse_own_chain(source, path)
-    with new_image(path, new, overwrite=True, zeroed=False) as target:
+    proved = (lambda finished: require_copied(source, finished)) if verified else None
+    with new_image(path, new, overwrite=True, zeroed=False, proved=proved) as target:
         if bitmaps is not None:
             bitmaps.require_kept(target)
         fill_new(source, target, new, options=options, progress=progress)
@@ -110,6 +113,29 @@ def fill_new(
         baseline = Baseline.ANYTHING
     packed = new.compressed or target.only_streamed
     convert(source, target, baseline=baseline, compressed=packed, options=options, progress=progress)
+
+
+def require_copied(source: Source, target: Image, progress: Callable[[int, int], None] | None = None) -> None:
+    """Read back what was copied into `target`, which was opened anew since, and compare it with the source.
+
+    What the host has in memory of the target's files is given up first, so the bytes come from the disk below, as far
+    as the host heeds that. What lies behind the end of the source does not count. Raises ImageError(io).
+    """
+    from tapfs.jobs.compare import compare
+    from tapfs.jobs.sources import Part
+
+    for file in target.layers[0].files:
+        file.forget_cached()
+    difference = compare(source, Part(target, 0, source.size), progress=progress)
+    if difference is not None:
+        raise ImageError(
+            ErrorKind.IO,
+            "what was written does not read back as the source",
+            path=target.path,
+            offset=difference.offset,
+            op="verify the copy",
+            remedy="do not trust this storage, or the memory of this host, before you have tested it",
+        )
 
 
 def _refuse_packed_and_encrypted(new: NewImage, path: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
@@ -83,13 +83,21 @@ def create_image(path: str, new: NewImage, *, overwrite: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def new_image(path: str, new: NewImage, *, overwrite: bool = False, zeroed: bool = True) -> Generator[Image]:
+def new_image(
+    path: str,
+    new: NewImage,
+    *,
+    overwrite: bool = False,
+    zeroed: bool = True,
+    proved: Callable[[Image], None] | None = None,
+) -> Generator[Image]:
     """A new image, open for writing; when the block ends well it is complete, durable and named.
 
     If the block raises, or the process ends in it, nothing is left and what was there stays. What is written in place
     (`tapfs.host.new_file`) keeps what was written. The new image reads as zeros (or as its parent) wherever nothing
     has been written to it, up to the size that was asked for. A block device keeps what it holds behind that. Unless
-    `zeroed` it keeps what it holds before that, too; a disk that starts as noise (`starts_as_noise`) stays so.
+    `zeroed` it keeps what it holds before that, too; a disk that starts as noise (`starts_as_noise`) stays so. `proved`
+    is given the finished image, opened anew for reading, before that has its name; what it raises ends the work.
     """
     path = locate(path).name
     with _begun(path, new, overwrite=overwrite) as begun:
@@ -102,6 +110,9 @@ def new_image(path: str, new: NewImage, *, overwrite: bool = False, zeroed: bool
             image.abandon()
             raise
         image.close()
+        if proved is not None:
+            with contextlib.closing(_open_finished(path, new, begun)) as finished:
+                proved(finished)
         begun.files.publish(overwrite=overwrite)
         begun.note_parent(path)
 
@@ -243,16 +254,24 @@ def _open_filled(path: str, new: NewImage, begun: _Begun) -> Image:
     return open_created(path, new, files, Image)
 
 
+def _open_finished(path: str, new: NewImage, begun: _Begun) -> Image:
+    """The image in the files that were filled, as any reader opens it."""
+    return open_created(path, new, files_of_image(begun.files.open(), begun.further), Image, finished=True)
+
+
 def files_of_image(opened: Sequence[LocalFile], further: Sequence[str]) -> LocalFiles:
     """The files of a new image, of which those after the first have these names."""
     image, *others = opened
     return LocalFiles(image, given=dict(zip(further, others, strict=True)))
 
 
-def open_created(path: str, new: NewImage, files: LocalFiles, kind: type[_Image]) -> _Image:
-    """The new, empty image in files on which its plan was executed, open for writing; they are taken over."""
+def open_created(path: str, new: NewImage, files: LocalFiles, kind: type[_Image], *, finished: bool = False) -> _Image:
+    """The new, empty image in files on which its plan was executed, open for writing; they are taken over.
+
+    One that is `finished` is filled, and opened for reading.
+    """
     formats = () if new.backing_format is None else (new.backing_format,)
-    options = OpenOptions(format=new.format, writable=True, backing_formats=formats, created=True)
+    options = OpenOptions(format=new.format, writable=not finished, backing_formats=formats, created=not finished)
     layer = layer_of_files(path, files, options)
     reference = layer.driver.geometry.backing
     if new.backing is not None and reference is not None and reference.search is not None:

@@ -85,6 +85,11 @@ def add_parser(subparsers: Subparsers) -> None:
         action="store_true",
         help="what cannot be read becomes zeros, is named on stderr, and makes the exit code 1",
     )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read TARGET back from the host's disk and compare it with SOURCE, before a new TARGET has its name",
+    )
     add_sparse_size_option(parser, zero="write them all")
     parser.add_argument(
         "-r", "--rate-limit", metavar="RATE", type=size_argument, help="write at most so many bytes a second (10M)"
@@ -150,6 +155,8 @@ def _check(arguments: argparse.Namespace, sources: list[str]) -> None:
         raise UsageError("--skip-broken-bitmaps goes with --bitmaps", _PROGRAM)
     if arguments.bitmaps and (len(sources) > 1 or arguments.no_create or arguments.snapshot is not None):
         raise UsageError("--bitmaps goes with one SOURCE, its current disk and a new TARGET", _PROGRAM)
+    if arguments.verify and arguments.target == STREAM:
+        raise UsageError("--verify reads TARGET back, which a pipe does not allow", _PROGRAM)
     if arguments.rate_limit == 0:
         raise UsageError("-r 0 would never end", _PROGRAM)
     if arguments.parallel is not None and arguments.parallel < 1:
@@ -214,6 +221,7 @@ def _into_new(arguments: argparse.Namespace, images: list[Image], source: Source
             compressed=arguments.compress,
             options=_copy_options(arguments),
             bitmaps=bitmaps,
+            verified=arguments.verify,
             progress=progress,
         )
 
@@ -257,7 +265,7 @@ def _bitmaps_of(arguments: argparse.Namespace, source: Image) -> CopiedBitmaps |
 def _into_existing(arguments: argparse.Namespace, images: list[Image], source: Source) -> None:
     from tapfs.disk import opening
     from tapfs.disk.chain import OpenOptions
-    from tapfs.jobs.convert import Baseline, convert, refuse_own_chain
+    from tapfs.jobs.convert import Baseline, convert, refuse_own_chain, require_copied
 
     for image in images:
         refuse_own_chain(image, arguments.target)
@@ -269,13 +277,21 @@ def _into_existing(arguments: argparse.Namespace, images: list[Image], source: S
         cache_bytes=cache_bytes_of(arguments),
         say_raw="say {target_format=raw}",
     )
-    with (
-        unlocked(
+
+    def opened(options: OpenOptions) -> Image:
+        return unlocked(
             _target_keys(arguments),
             arguments.target,
             lambda password: opening.open_image(arguments.target, options, password=password),
-        ) as target,
-        progress_of(arguments, "convert") as progress,
-    ):
+        )
+
+    with opened(options) as target, progress_of(arguments, "convert") as progress:
         baseline = Baseline.ZEROS if arguments.target_is_zero else Baseline.ANYTHING
         convert(source, target, baseline=baseline, options=_copy_options(arguments), progress=progress)
+        format_name = target.format_name
+    if arguments.verify:
+        with (
+            opened(replace(options, format=format_name, writable=False)) as written,
+            progress_of(arguments, "verify") as progress,
+        ):
+            require_copied(source, written, progress)
