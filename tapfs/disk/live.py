@@ -106,7 +106,7 @@ def size_of_overlay(image: Image, path: str, size: int | None) -> int:
 
 
 def image_over(
-    overlaid: Overlaid, image: Image, *, password: bytes | None, plan_log: PlanLog, exchanged: bool = False
+    overlaid: Overlaid, image: Image, *, password: bytes | None, plan_log: PlanLog | None, exchanged: bool = False
 ) -> Image:
     """The overlay with all of a served image below it, which is flushed and will not be written any more.
 
@@ -174,7 +174,7 @@ def resized(image: Image, size: int | None, *, force: bool) -> Image:
     if wanted < image.size and not force:
         raise ImageError(
             ErrorKind.OUT_OF_BOUNDS,
-            f"{wanted} bytes are fewer than the {image.size} that the guest has: what lies behind them would be lost",
+            f"{wanted} bytes are fewer than the {image.size} that the disk has: what lies behind them would be lost",
             path=top.path,
             op="resize",
             remedy="say {force} if that is meant",

@@ -57,6 +57,7 @@ class Export:
         self._states = contexts_of(image)
         self.contexts: Sequence[str] = tuple(self._states)
         self._server = NativeServer(image.engine_disk, image.size, self._access)
+        self._last_counted: NbdStatistics | None = None
         self._parked = ParkedThreads(
             self._server.next_parked,
             self.answer,
@@ -120,13 +121,14 @@ class Export:
         self._server.resume()
 
     def statistics(self) -> NbdStatistics:
-        """What was counted."""
-        return self._server.statistics()
+        """What was counted; also after `stop`."""
+        return self._last_counted or self._server.statistics()
 
     def stop(self) -> None:
         """Answer what clients have asked for, then end their connections and all threads."""
         self._server.stop()
         self._parked.join()
+        self._last_counted = self._server.statistics()
         self._server.close()
 
     # In the threads

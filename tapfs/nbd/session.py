@@ -20,7 +20,10 @@ from tapfs.disk.image import Image
 from tapfs.kernel.nbd_tls import TlsServer
 from tapfs.nbd.clients import MOST_CLIENTS, Clients
 from tapfs.nbd.export import Export
+from tapfs.nbd.export_in_use import ExportInUse
 from tapfs.serving.log import log
+from tapfs.serving.served_control import ServedControl
+from tapfs.serving.served_operations import OpenedBy
 from tapfs.serving.server_start import remove_socket
 from tapfs.serving.service import Service
 
@@ -29,12 +32,14 @@ from tapfs.serving.service import Service
 class Serving:
     """What is to be served where: images with the names of their exports, and sockets that listen.
 
-    The session owns them. `sockets` are the paths of Unix sockets that are removed at the end. With `tls` no client is
-    told anything without it.
+    The session owns them. `addresses`: what clients call each export. `sockets` are the paths of Unix sockets that are
+    removed at the end. With `tls` no client is told anything without it.
     """
 
     images: Sequence[tuple[Image, str]]
     listeners: Sequence[socket.socket]
+    addresses: Sequence[Sequence[str]]
+    opened: OpenedBy
     sockets: Sequence[str] = ()
     exit_when_idle: bool = False
     tls: TlsServer | None = None
@@ -54,8 +59,8 @@ class Session:
         """Serve, and call `ready` once clients may come. Raises the first ImageError, when everything is put away."""
         self._ready = ready
         ending = self._service.ending
-        for image, _ in self._serving.images:
-            ending.add("flush and close the image", image.close)
+        for number in range(len(self._serving.images)):
+            ending.add("flush and close the image", partial(self._close_image, number))
         for path in self._serving.sockets:
             ending.add("remove the socket", partial(remove_socket, path))
         for listener in self._serving.listeners:
@@ -77,10 +82,20 @@ class Session:
 
     async def serve(self) -> None:
         """Let clients in until the end."""
-        for image, _ in self._serving.images:
-            if image.writable:
-                self._service.flush_periodically(partial(_same, image))
-        for export in self._exports:
+        control = ServedControl(self._service, "nbd")
+        for export, addresses in zip(self._exports, self._serving.addresses, strict=True):
+            changing = trio.Lock()
+            # Not beside a swap: the old image must not be flushed once it is a parent.
+            if export.image.writable:
+                self._service.flush_periodically(partial(_image_of, export), alone=changing)
+            control.add(
+                ExportInUse(export),
+                changing,
+                name=export.name,
+                addresses=addresses,
+                opened=self._serving.opened,
+                announce=trio.lowlevel.checkpoint,  # a client learns the size when it connects
+            )
             self._service.start(partial(self._watch, export), "watch the clients")
         async with trio.open_nursery() as clients:
             for listener in self._serving.listeners:
@@ -90,6 +105,11 @@ class Session:
     async def end(self) -> None:
         """End for a signal: clients that have asked for something get their answers first."""
         self._service.stop_serving()
+
+    def _close_image(self, number: int) -> None:
+        """Close what an export serves at the end, which may be another image than at the start."""
+        started = number < len(self._exports)
+        (self._exports[number].image if started else self._serving.images[number][0]).close()
 
     # The tasks
 
@@ -114,5 +134,5 @@ def _allow_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
-def _same(image: Image) -> Image:
-    return image
+def _image_of(export: Export) -> Image:
+    return export.image

@@ -7,7 +7,7 @@ moment the next process serves the disk either as it was or as it was to be.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -37,9 +37,13 @@ class RateLimit(NamedTuple):
 class DiskInUse(Protocol):
     """The disk of a front end: an image, and what serves it. Methods block; one at a time."""
 
-    image: Image
     paused: bool
     limit: RateLimit
+
+    @property
+    def image(self) -> Image:
+        """What is served."""
+        ...
 
     @property
     def held(self) -> HeldRequests:
@@ -76,11 +80,18 @@ class DiskOperations:
     """The operations on one disk; each is done whole or not at all. All raise ImageError.
 
     A front end says in a subclass how what is to last is noted, and how its users are told of another size. `changing`
-    keeps operations apart. `mode`: "r", "w" or "w!". `key_file` has the password of an encrypted image.
+    keeps operations apart. `mode`: "r", "w" or "w!". `key_file` has the password of an encrypted image. `plan_log`:
+    None where nobody outlives this process who was told that a write is done.
     """
 
     def __init__(
-        self, disk: DiskInUse, plan_log: PlanLog, changing: trio.Lock, *, mode: str, key_file: str | None
+        self,
+        disk: DiskInUse,
+        plan_log: PlanLog | None,
+        changing: trio.Lock,
+        *,
+        mode: str,
+        key_file: str | Sequence[str] | None,
     ) -> None:
         self._disk = disk
         self._plan_log = plan_log

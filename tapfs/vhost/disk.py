@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tapfs.kernel.vhost_device import ParkedRequest, Region, Request, Ring, VhostDevice, VhostStatistics
+from tapfs.kernel.vhost_device import ParkedRequest, Region, Request, Ring, VhostDevice
+from tapfs.serving.disk_operations import RateLimit
+from tapfs.serving.held_requests import HeldRequests
 from tapfs.serving.parked import ParkedThreads, finish_move, finish_writes
 from tapfs.vhost.configuration import size_of
 
@@ -27,7 +29,15 @@ class GuestDisk:
     def __init__(self, image: Image, identifier: bytes) -> None:
         self.image = image
         self._device = VhostDevice(image.engine_disk, size_of(image), writable=image.writable, identifier=identifier)
+        #: Rings that are served, or (while nothing is begun) are to be: `base` is where they go on then.
         self._rings: dict[int, Ring] = {}
+        self._resting = False
+        #: Whether an operator has paused it.
+        self.paused = False
+        self.limit = RateLimit()
+        #: None of its requests waits for space: the guest gets the error.
+        self.held = HeldRequests("nothing", lambda: None)
+        self._last_counted: dict[str, int] = {}
         self._parked = ParkedThreads(
             self._device.next_parked, self._answer, self._answer_together, path=lambda: self.image.path
         )
@@ -46,17 +56,28 @@ class GuestDisk:
         found = [(index, self._device.problem(index)) for index in list(self._rings)]
         return [(index, problem) for index, problem in found if problem is not None]
 
-    def statistics(self) -> VhostStatistics:
-        """What was counted."""
-        return self._device.statistics()
+    def statistics(self) -> dict[str, int]:
+        """What was counted, by the names in VhostStatistics; also after `stop`."""
+        return self._last_counted or self._device.statistics()._asdict()
+
+    @property
+    def connected(self) -> bool:
+        """Whether a guest has rings that are served."""
+        return bool(self._rings)
+
+    @property
+    def clients(self) -> int:
+        """How many guests that is."""
+        return int(self.connected)
 
     def is_started(self, index: int) -> bool:
         """Whether a ring is served."""
         return index in self._rings
 
     def start_ring(self, index: int, ring: Ring) -> None:
-        """Serve a ring. Raises OSError."""
-        self._device.start_ring(index, ring)
+        """Serve a ring, once nothing keeps the disk at rest. Raises OSError."""
+        if not self._resting:
+            self._device.start_ring(index, ring)
         self._rings[index] = ring
 
     def set_call(self, index: int, descriptor: int) -> None:
@@ -67,8 +88,8 @@ class GuestDisk:
 
     def stop_ring(self, index: int) -> int:
         """Answer what was taken from a ring. The index from which requests are to be taken again."""
-        del self._rings[index]
-        return self._device.stop_ring(index)
+        ring = self._rings.pop(index)
+        return ring.base if self._resting else self._device.stop_ring(index)
 
     def add_regions(self, regions: Sequence[tuple[Region, int]], *, instead: bool) -> None:
         """Map memory of the guest, with its descriptors, `instead` of what there is. Raises OSError."""
@@ -88,14 +109,27 @@ class GuestDisk:
         with self._at_rest():
             self._device.track_in(descriptor, offset, size, rings, entries)
 
-    def replace(self, reopen: Callable[[Image], Image]) -> Image:
-        """Serve another image from now on, which `reopen` makes of this one while nothing is in flight. The old one."""
-        with self._at_rest():
-            self.image.flush()
-            old, new = self.image, reopen(self.image)
-            self._device.replace_disk(new.engine_disk, size_of(new), writable=new.writable)
-            self.image = new
+    def pause(self) -> None:
+        """Begin no more requests and wait until none is in flight. Rings that are started now wait."""
+        for index, ring in self._rings.items():
+            self._rings[index] = ring._replace(base=self._device.stop_ring(index))
+        self._resting = True
+
+    def resume(self) -> None:
+        """Take requests again. Raises OSError if a ring cannot go on."""
+        self._resting = False
+        for index, ring in self._rings.items():
+            self._device.start_ring(index, ring)
+
+    def replace(self, image: Image) -> Image:
+        """Serve another image from now on; only between `pause` and `resume`. The old one, the caller's now."""
+        self._device.replace_disk(image.engine_disk, size_of(image), writable=image.writable)
+        old, self.image = self.image, image
         return old
+
+    def set_limit(self, limit: RateLimit) -> None:
+        """Note a limit, which nothing of a guest's disk heeds."""
+        self.limit = limit
 
     def forget_guest(self) -> None:
         """Answer what was taken, then let go of rings and memory."""
@@ -109,18 +143,20 @@ class GuestDisk:
         self.forget_guest()
         self._device.stop()
         self._parked.join()
+        self._last_counted = self.statistics()
         self._device.close()
 
     @contextmanager
     def _at_rest(self) -> Generator[None]:
         """Nothing is in flight meanwhile; afterwards each ring goes on. Raises OSError if one cannot."""
-        rings = dict(self._rings)
-        bases = {index: self.stop_ring(index) for index in rings}
+        if self._resting:
+            yield
+            return
+        self.pause()
         try:
             yield
         finally:
-            for index, ring in rings.items():
-                self.start_ring(index, ring._replace(base=bases[index]))
+            self.resume()
 
     # In the threads
 

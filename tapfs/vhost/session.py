@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import trio
 
 from tapfs.disk.image import Image
-from tapfs.disk.live import resized
 from tapfs.errors import printable
-from tapfs.serving.asking import unknown_command
 from tapfs.serving.failures import failure_of
 from tapfs.serving.log import log
-from tapfs.serving.runtime_directory import make_private, runtime_directory
+from tapfs.serving.served_control import ServedControl
+from tapfs.serving.served_operations import OpenedBy
 from tapfs.serving.server_start import remove_socket
 from tapfs.serving.service import Service
 from tapfs.serving.threads import in_thread
 from tapfs.vhost.channel import Channel
-from tapfs.vhost.control import control_name
 from tapfs.vhost.conversation import Conversation, RefusedError
 from tapfs.vhost.disk import GuestDisk
 from tapfs.vhost.messages import MalformedError
@@ -44,8 +41,10 @@ class Session:
         sockets: Sequence[str] = (),
         exit_when_idle: bool = False,
         kept: KeptPlanOf | None = None,
+        opened: OpenedBy,
     ) -> None:
         """`kept` is the plan log that the image was opened with."""
+        self._opened = opened
         self._image = image
         self._identifier = identifier
         self._listeners = listeners
@@ -91,12 +90,15 @@ class Session:
         self._service.start(self._watch_problems, "watch the rings")
         if self._kept is not None:
             self._service.start(partial(self._beat, self._kept), "say that the server lives")
-        if self._sockets:
-            directory = runtime_directory()
-            make_private(directory)
-            name = control_name(self._sockets[0])
-            self._service.listen(directory, name, self._answer)
-            self._service.ending.add("remove the control socket", partial(remove_socket, str(directory / name)))
+        ServedControl(self._service, "vhost-user").add(
+            disk,
+            self._alone,
+            name=os.fsdecode(self._identifier),
+            addresses=self._sockets,
+            opened=self._opened,
+            announce=self._tell_of_size,
+            plan_log=None if self._kept is None else self._kept.log,
+        )
         async with trio.open_nursery() as nursery:
             for listener in self._listeners:
                 nursery.start_soon(self._accept, trio.socket.from_stdlib_socket(listener.dup()))
@@ -157,23 +159,11 @@ class Session:
                 async with self._alone:
                     await in_thread(conversation.close)
 
-    async def _answer(self, request: Mapping[str, Any]) -> Mapping[str, object]:
-        """Carry out a command of the control socket."""
-        match request.get("command"):
-            case "status":
-                return {"size": self._guest_disk.image.size, **self._guest_disk.statistics()._asdict()}
-            case "resize":
-                async with self._alone:
-                    await in_thread(partial(self._resize, request.get("size"), force=bool(request.get("force"))))
-                    if self._conversation is not None:
-                        self._conversation.tell_of_change()
-                return {"size": self._guest_disk.image.size}
-            case _:
-                raise unknown_command(request)
-
-    def _resize(self, size: int | None, *, force: bool) -> None:
-        """Give a raw image another length, or (None) learn the length that its file has now. Raises ImageError."""
-        self._guest_disk.replace(partial(resized, size=size, force=force)).abandon()
+    async def _tell_of_size(self) -> None:
+        """Have the guest hear, if there is one, that its disk has another size."""
+        if self._conversation is not None:
+            self._conversation.tell_of_change()
+        await trio.lowlevel.checkpoint()
 
     def _close_image(self) -> None:
         (self._image if self._disk is None else self._disk.image).close()

@@ -16,6 +16,7 @@ import pytest
 
 import tapfs
 from tapfs import NewImage
+from tapfs.errors import CODES, ErrorKind
 from tests import nbd_client as nbd
 from tests.fuse.conftest import wait_for
 from tests.nbd_client import Client
@@ -253,3 +254,86 @@ def test_a_pid_file_takes_the_place_of_nothing_but_a_pid_file(
     refused = tapfs_process("serve", disk, "-f", "raw", "--background", "--pid-file", precious)
     assert "holds no number of a process" in str(refused)
     assert precious.read_text() == "12 precious bytes"
+
+
+def asked(command: list[str], *words: object, error: ErrorKind | None = None) -> str:
+    """What a command of an operator prints, or its error."""
+    done = subprocess.run([*command, *map(str, words)], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == (0 if error is None else CODES[error].exit_code), done.stderr
+    return done.stdout if error is None else done.stderr
+
+
+def test_a_served_disk_is_seen_and_controlled(
+    start: Start, tapfs_command: list[str], tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAPFS_RUNTIME_DIR", str(tmp_path / "runtime"))
+    server = start(disk, "-f", "raw", "--rw")
+    client = server.connect()
+    assert client.ask(nbd.WRITE, 0, data=b"1" * 4096).error == 0
+    (told,) = json.loads(asked(tapfs_command, "list", "--json"))["served"]
+    assert (told["address"], told["path"], told["clients"], told["size"]) == (server.uri, str(disk), 1, 8 * MIB)
+    assert "1 client," in asked(tapfs_command, "list")
+    (told,) = json.loads(asked(tapfs_command, "stats", "--json", "--served", server.path))
+    assert told["statistics"]["writes"] == 1
+    # Paused, it takes requests and answers none.
+    asked(tapfs_command, "pause", "--served", server.path)
+    waits = client.send(nbd.WRITE, 4096, data=b"2" * 4096)
+    (told,) = json.loads(asked(tapfs_command, "list", "--json"))["served"]
+    assert told["summary"] == "paused"
+    assert told["statistics"]["writes"] == 1
+    with disk.open("rb") as file:
+        assert file.read(8192)[4096:] != b"2" * 4096
+    asked(tapfs_command, "resume", "--served", disk)
+    assert client.answer(waits).error == 0
+    # It grows beneath the client, and a new one is told.
+    assert asked(tapfs_command, "resize", "--served", server.uri, "12M").startswith(f"{12 * MIB} bytes")
+    assert client.ask(nbd.WRITE, 11 * MIB, data=b"3" * 4096).error == 0
+    assert json.loads(run("nbdinfo", "--json", server.uri))["exports"][0]["export-size"] == 12 * MIB
+    assert "would be lost" in asked(
+        tapfs_command, "resize", "--served", server.uri, "1M", error=ErrorKind.OUT_OF_BOUNDS
+    )
+    # A live snapshot: what was written stays under the other name.
+    snapshot = tmp_path / "monday.raw"
+    asked(tapfs_command, "swap", "--served", server.path, snapshot)
+    assert client.ask(nbd.WRITE, 0, data=b"4" * 4096).error == 0
+    assert "cannot be limited" in asked(
+        tapfs_command, "limit", "--served", server.path, "--bytes", "1M", error=ErrorKind.UNSUPPORTED
+    )
+    (told,) = json.loads(asked(tapfs_command, "list", "--json"))["served"]
+    assert (told["path"], told["format"]) == (str(disk), "qcow2")
+    assert "is in use by 1 client" in asked(tapfs_command, "detach", "--served", server.path, error=ErrorKind.LOCKED)
+    asked(tapfs_command, "detach", "--force", "--served", server.path)
+    assert server.process.wait(30) == 0
+    assert snapshot.read_bytes()[:4096] == b"1" * 4096
+    assert snapshot.read_bytes()[11 * MIB :][:4096] == b"3" * 4096
+    with tapfs.open(disk) as after:
+        assert after.format_name == "qcow2"
+        assert after.read(0, 8192) == b"4" * 4096 + b"2" * 4096
+    assert "served" not in json.loads(asked(tapfs_command, "list", "--json"))
+    assert "no server of yours" in asked(tapfs_command, "pause", "--served", server.path, error=ErrorKind.NOT_FOUND)
+
+
+def test_each_of_several_exports_is_one_disk_and_a_killed_server_is_none(
+    start: Start, tapfs_command: list[str], tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = tmp_path / "runtime"
+    monkeypatch.setenv("TAPFS_RUNTIME_DIR", str(runtime))
+    other = tmp_path / "other.qcow2"
+    tapfs.create_image(other, NewImage("qcow2", MIB))
+    server = start(disk, other, "--temp", "--tcp", "127.0.0.1:0")
+    found = json.loads(asked(tapfs_command, "list", "--json"))["served"]
+    assert [(each["path"], each["name"], len(each["addresses"])) for each in found] == [
+        (str(disk), "disk.raw", 2),
+        (str(other), "other.qcow2", 2),
+    ]
+    assert "may be several" in asked(tapfs_command, "pause", "--served", server.path, error=ErrorKind.INVALID_ARGUMENT)
+    assert "no name" in asked(
+        tapfs_command, "swap", "--served", other, tmp_path / "snapshot", error=ErrorKind.UNSUPPORTED
+    )
+    asked(tapfs_command, "pause", "--served", found[1]["addresses"][1])
+    client, waits = server.connect("disk.raw"), server.connect("other.qcow2")
+    waits.send(nbd.READ, 0, 512)
+    assert client.ask(nbd.READ, 0, 512).error == 0
+    server.end(signal.SIGKILL)
+    assert "served" not in json.loads(asked(tapfs_command, "list", "--json"))
+    assert list((runtime / "served").iterdir()) == []

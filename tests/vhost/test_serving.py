@@ -167,4 +167,50 @@ def test_a_guest_is_told_another_size(tapfs_command: list[str], tmp_path: Path) 
         assert server.wait(30) == 0
     assert image.read_bytes() == bytes(1 << 20) + b"n" * 512 + bytes((1 << 20) - 512)
     gone = subprocess.run([*resize, "3M"], capture_output=True, text=True, check=False)
-    assert "no server of yours listens there" in gone.stderr
+    assert "no server of yours serves it" in gone.stderr
+
+
+def test_a_guest_waits_while_paused_and_a_kill_after_a_swap_loses_nothing(
+    tapfs_command: list[str], tmp_path: Path
+) -> None:
+    image, path, snapshot = tmp_path / "disk.qcow2", tmp_path / "disk.sock", tmp_path / "monday.qcow2"
+    tapfs.create_image(image, NewImage("qcow2", SIZE))
+
+    def ask(*words: object) -> str:
+        done = [*tapfs_command, words[0], "--served", str(path), *map(str, words[1:])]
+        return subprocess.run(done, capture_output=True, text=True, check=True).stdout
+
+    words = (image, "--rw", "--vhost-user", path)
+    with serving(tapfs_command, *words) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        front_end = connected(path)
+        ring = Ring(front_end)
+        ring.set_up()
+        ring.write(0, b"1" * 4096)
+        ask("pause")
+        ring.request(virtio.OUT, 8, b"2" * 4096)
+        ring.kick_it()
+        # A ring that is set up anew meanwhile waits, too.
+        assert ask("stats", "--json").count('"writes": 1') == 1
+        ask("resume")
+        ring.wait(1)
+        ask("swap", snapshot)
+        ring.write(16, b"3" * 4096)
+        ring.write(0, b"4" * 4096)
+        server.send_signal(signal.SIGKILL)
+        server.wait()
+        front_end.close()
+    with serving(tapfs_command, *words) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        after = connected(path, front_end)
+        ring.front_end = after
+        ring.set_up(base=ring.seen)
+        assert ring.read(0, 12288) == b"4" * 4096 + b"2" * 4096 + b"3" * 4096
+        assert '"clients": 1' in ask("stats", "--json")
+        ask("detach", "--force")
+        assert server.wait(30) == 0
+        after.close()
+    with tapfs.open(snapshot) as disk:
+        assert disk.read(0, 12288) == b"1" * 4096 + b"2" * 4096 + bytes(4096)

@@ -1,4 +1,4 @@
-"""`tapfs list`: what this user has mounted, the disks of Xen guests, and the RAM disks of the host."""
+"""`tapfs list`: what this user has mounted and serves, the disks of Xen guests, and the RAM disks of the host."""
 
 from __future__ import annotations
 
@@ -15,42 +15,47 @@ if TYPE_CHECKING:
     from tapfs.cli.parser import Subparsers
     from tapfs.fuse.registry import MountEntry, Registry
     from tapfs.host.ram import RamDisk
+    from tapfs.serving.served_disks import ServedDisk
     from tapfs.ublk.attaching import AttachedDevice
     from tapfs.xen.toolstack.attached_disks import AttachedDisk
 
 _DESCRIPTION = """\
 List your mounts with what was read and written through them (not counted where the kernel serves
-the disk by itself), the block devices of 'tapfs attach --ublk', on a Xen host the disks of its guests,
-and the RAM disks of this host with what they take. A mount whose process died is marked (dead);
-'tapfs umount' cleans it up. For scripts: --json, with sizes in bytes."""
+the disk by itself), the disks of 'tapfs serve' and the block devices of 'tapfs attach --ublk', on a
+Xen host the disks of its guests, and the RAM disks of this host with what they take. A mount whose
+process died is marked (dead); 'tapfs umount' cleans it up. For scripts: --json, with sizes in bytes."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
-        "list", help="list mounted images, attached disks and RAM disks", description=_DESCRIPTION
+        "list", help="list mounted images, served and attached disks, and RAM disks", description=_DESCRIPTION
     )
     add_json_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print what there is; with --json an object of `mounts`, `ram_disks`, and, if any, `block_devices`, `attached`."""
+    """Print what there is; with --json an object of `mounts`, `ram_disks`, and, if any, of the others."""
     from tapfs.fuse.registry import all_mounts
     from tapfs.host.ram import ram_disks
 
     mounts = [(entry, _counted(registry, entry)) for registry, entry in all_mounts()]
     attached = _attached()
     devices = _block_devices()
+    served = _served()
     disks = ram_disks()
     if arguments.json:
         data: dict[str, object] = {"mounts": [_as_data(entry, counted) for entry, counted in mounts]}
         guests = {} if attached is None else {"attached": [asdict(disk) for disk in attached]}
         if devices:
             data["block_devices"] = [asdict(device) for device in devices]
+        if served:
+            data["served"] = [asdict(disk) for disk in served]
         print_json({**data, **guests, "ram_disks": [disk._asdict() for disk in disks]})
         return 0
     print_records("mounted", [_mount_record(entry, counted) for entry, counted in mounts])
+    print_records("served", list(map(_served_record, served)))
     print_records("attached", list(map(_attached_record, attached or [])))
     print_records("block devices", list(map(_block_device_record, devices)))
     print_records("RAM disks", list(map(_ram_record, disks)))
@@ -66,6 +71,22 @@ def _block_devices() -> list[AttachedDevice]:
     from tapfs.ublk.attaching import attached_devices
 
     return attached_devices()
+
+
+def _served() -> list[ServedDisk]:
+    """What `tapfs serve` serves."""
+    from tapfs.serving.served_disks import served_disks
+
+    return served_disks()
+
+
+def _served_record(disk: ServedDisk) -> Record:
+    counted = disk.statistics or {}
+    clients = [] if disk.clients is None else [f"{disk.clients} client{'' if disk.clients == 1 else 's'}"]
+    mode = "rw" if disk.mode == "w" else "ro"
+    transfers = _transfers(counted.get("bytes_read"), counted.get("bytes_written"))
+    facts = [disk.door, mode, disk.format, disk.summary, *clients, *transfers, f"process {disk.pid}"]
+    return Record(disk.address, disk.path, facts)
 
 
 def _block_device_record(device: AttachedDevice) -> Record:

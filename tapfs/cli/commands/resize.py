@@ -23,8 +23,8 @@ be resized; of another one make an overlay of the new size ('tapfs create -b FIL
 
 With --domain and --vdev instead of FILE it is the disk of a running Xen guest: the guest is told.
 Without SIZE the guest then learns the size that the image has now. With --ublk it is a block device
-of this host, if its kernel can tell users of another size (Linux 6.16). With --vhost-user it is the
-disk of the virtual machine at that socket ('tapfs serve --vhost-user PATH')."""
+of this host, if its kernel can tell users of another size (Linux 6.16). With --served it is a disk of
+'tapfs serve': a virtual machine is told, an NBD client learns the size when it connects again."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -34,7 +34,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.usage = (
         "tapfs resize [options] FILE SIZE\n       tapfs resize [options] --domain D --vdev V [SIZE]\n"
-        "       tapfs resize [options] --ublk DEV [SIZE]\n       tapfs resize [options] --vhost-user PATH [SIZE]"
+        "       tapfs resize [options] --ublk DEV [SIZE]\n       tapfs resize [options] --served ADDRESS [SIZE]"
     )
     parser.add_argument("first", metavar="FILE", nargs="?", help="the image")
     parser.add_argument("second", metavar="SIZE", nargs="?", help="the new size: bytes, 10G and the like, +1G or -1G")
@@ -73,17 +73,17 @@ def add_parser(subparsers: Subparsers) -> None:
     add_write_base_option(parser.add_argument)
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     add_disk_options(parser)
-    parser.add_argument("--vhost-user", metavar="PATH", help="the disk of the virtual machine at this socket instead")
+    parser.add_argument("--vhost-user", metavar="PATH", help="the same as --served PATH")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Resize it, and say what size it has."""
-    device = names_device(arguments, _PROGRAM)
-    if device and arguments.vhost_user is not None:
-        raise UsageError("--vhost-user names another disk than --domain and --vdev, or --ublk", _PROGRAM)
-    in_use = device or arguments.vhost_user is not None
-    size = _of_disk_in_use(arguments) if in_use else _of_image(arguments)
+    if arguments.vhost_user is not None:
+        if arguments.served is not None:
+            raise UsageError("--vhost-user and --served name the same disk", _PROGRAM)
+        arguments.served = arguments.vhost_user
+    size = _of_disk_in_use(arguments) if names_device(arguments, _PROGRAM) else _of_image(arguments)
     if not arguments.quiet:
         print_line(f"{size} bytes ({human_size(size)})")
     return 0
@@ -97,11 +97,6 @@ def _of_disk_in_use(arguments: argparse.Namespace) -> int:
     if arguments.preallocation != "off":
         raise UsageError("--preallocation is for an image that nobody uses", _PROGRAM)
     size = None if arguments.first is None else _size(arguments.first)
-    if arguments.vhost_user is not None:
-        from tapfs.vhost.control import ask_server
-
-        told: int = ask_server(arguments.vhost_user, "resize", size=size, force=arguments.force)["size"]
-        return told
     ask_disk(arguments, "resize", size=size, force=arguments.force)
     found: int = ask_disk(arguments, "status")["size"]
     return found
@@ -110,7 +105,7 @@ def _of_disk_in_use(arguments: argparse.Namespace) -> int:
 def _of_image(arguments: argparse.Namespace) -> int:
     if arguments.first is None or arguments.second is None:
         raise UsageError(
-            "FILE and SIZE are needed (or --domain and --vdev, --ublk or --vhost-user of a disk in use)", _PROGRAM
+            "FILE and SIZE are needed (or --domain and --vdev, --ublk or --served of a disk in use)", _PROGRAM
         )
     from tapfs.disk.chain import OpenOptions
     from tapfs.jobs.resize import resize_image

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tapfs.disk.plan_log import PlanLog
     from tapfs.kernel.nbd_tls import TlsServer
     from tapfs.nbd.sockets import Address
+    from tapfs.serving.served_operations import OpenedBy
     from tapfs.serving.server_start import ServerStart
 
 _DESCRIPTION = """\
@@ -113,7 +114,9 @@ def _serve_nbd(arguments: argparse.Namespace, inherited: frozenset[int]) -> int:
         raise UsageError("--overlay is for one image", _PROGRAM)
     exports = export_names(arguments.name, paths)
     tls = _tls(arguments)
-    listeners, uris, sockets = _listen(arguments, exports[0])
+    listeners, paths_of_sockets = _listen(arguments)
+    sockets = [path for path in paths_of_sockets if path is not None]
+    addresses = [_addresses(arguments, export, listeners, paths_of_sockets) for export in exports]
     if tls is None or not (arguments.tls_psk or arguments.tls_verify_clients):
         _warn_of_strangers(listeners, writable=arguments.rw)
     images: list[Image] = []
@@ -125,8 +128,19 @@ def _serve_nbd(arguments: argparse.Namespace, inherited: frozenset[int]) -> int:
         put_away(images, listeners, sockets)
         raise
     named = list(zip(images, exports, strict=True))
-    session = Session(Serving(named, listeners, sockets, exit_when_idle=arguments.exit_when_idle, tls=tls))
-    return _run(arguments, ServerStart(session.run, images, listeners, sockets, _pid_file(arguments)), inherited, uris)
+    session = Session(
+        Serving(
+            named,
+            listeners,
+            addresses,
+            _opened_by(arguments),
+            sockets,
+            exit_when_idle=arguments.exit_when_idle,
+            tls=tls,
+        )
+    )
+    start = ServerStart(session.run, images, listeners, sockets, _pid_file(arguments))
+    return _run(arguments, start, inherited, addresses[0])
 
 
 def _serve_guest(arguments: argparse.Namespace, inherited: frozenset[int]) -> int:
@@ -166,6 +180,7 @@ def _serve_guest(arguments: argparse.Namespace, inherited: frozenset[int]) -> in
         sockets=[path],
         exit_when_idle=arguments.exit_when_idle,
         kept=kept,
+        opened=_opened_by(arguments),
     )
     return _run(
         arguments, ServerStart(session.run, images, [listener], [path], _pid_file(arguments)), inherited, [path]
@@ -173,14 +188,23 @@ def _serve_guest(arguments: argparse.Namespace, inherited: frozenset[int]) -> in
 
 
 def _open(arguments: argparse.Namespace, path: str, plan_log: PlanLog | None = None) -> Image:
+    from tapfs.host.location import locate
+
+    # The server leaves the folder in which it was started.
     return open_image(
         arguments,
-        path=path,
+        path=locate(path).absolute().name,
         writable=arguments.rw,
-        overlay=arguments.overlay,
+        overlay=None if arguments.overlay is None else os.path.abspath(arguments.overlay),
         temporary=arguments.temp,
         plan_log=plan_log,
     )
+
+
+def _opened_by(arguments: argparse.Namespace) -> OpenedBy:
+    from tapfs.serving.served_operations import OpenedBy
+
+    return OpenedBy(arguments.format, arguments.key_file or ())
 
 
 def _pid_file(arguments: argparse.Namespace) -> str | None:
@@ -240,32 +264,41 @@ def _print(uris: list[str]) -> None:
     sys.stdout.flush()
 
 
-def _listen(arguments: argparse.Namespace, export: str) -> tuple[list[socket.socket], list[str], list[str]]:
-    """Sockets that listen, the addresses of an export there, and the paths of the sockets that are ours to remove."""
-    from tapfs.nbd.sockets import Address, listeners_at, uri_of
+def _listen(arguments: argparse.Namespace) -> tuple[list[socket.socket], list[str | None]]:
+    """Sockets that listen, and for each the path of a Unix socket that is ours to remove."""
+    from tapfs.nbd.sockets import Address, listeners_at
     from tapfs.serving.listening import inherited_listeners
     from tapfs.serving.runtime_directory import make_private, runtime_directory
 
-    secure = arguments.tls_certificates is not None or arguments.tls_psk is not None
     listeners = inherited_listeners()
     if listeners:
         if arguments.socket is not None or arguments.tcp:
             raise UsageError("--socket and --tcp do not go with a socket that systemd has opened", _PROGRAM)
-        return listeners, [uri_of(listener, export, secure=secure) for listener in listeners], []
+        return listeners, [None] * len(listeners)
     path = arguments.socket
     if path is None and not arguments.tcp:
         directory = runtime_directory()
         make_private(directory)
         path = str(directory / f"nbd-{os.getpid()}.socket")
     addresses = [*arguments.tcp, *([] if path is None else [Address(os.path.abspath(path))])]
-    uris: list[str] = []
+    paths: list[str | None] = []
     try:
         for address in addresses:
             opened = listeners_at(address)
             listeners += opened
-            uris += [uri_of(listener, export, path=address.path, secure=secure) for listener in opened]
+            paths += [address.path] * len(opened)
     except BaseException:
         for listener in listeners:
             listener.close()
         raise
-    return listeners, uris, [address.path for address in addresses if address.path is not None]
+    return listeners, paths
+
+
+def _addresses(
+    arguments: argparse.Namespace, export: str, listeners: list[socket.socket], paths: list[str | None]
+) -> list[str]:
+    """What clients call an export, at each socket."""
+    from tapfs.nbd.sockets import uri_of
+
+    secure = arguments.tls_certificates is not None or arguments.tls_psk is not None
+    return [uri_of(each, export, path=path, secure=secure) for each, path in zip(listeners, paths, strict=True)]

@@ -1,4 +1,4 @@
-"""`tapfs detach`: take a disk from a Xen guest, or a block device from this host."""
+"""`tapfs detach`: take a disk from a Xen guest, a block device from this host, or end a server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ it, and is told to let go as soon as it can; --force takes it away all the same.
 attached are detached with 'xl block-detach'.
 
 With --ublk it is a block device of this host, which nothing may have mounted: with --force its users
-get errors instead."""
+get errors instead. With --served it is a server of 'tapfs serve', with all of its images: it ends unless
+clients are connected; with --force their connections end, once they have the answers that they wait for."""
 
 #: Seconds that a guest has to let go.
 _PATIENCE, _FORCED_PATIENCE = 20.0, 2.0
@@ -29,7 +30,7 @@ _PATIENCE, _FORCED_PATIENCE = 20.0, 2.0
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
-        "detach", help="detach a disk from a Xen guest, or a block device", description=_DESCRIPTION
+        "detach", help="detach a disk from a Xen guest, or a block device; end a server", description=_DESCRIPTION
     )
     add_disk_options(parser)
     parser.add_argument(
@@ -46,6 +47,11 @@ def run(arguments: argparse.Namespace) -> int:
         from tapfs.ublk.attaching import device_number
 
         detach_block_device(device_number(arguments.ublk), force=arguments.force)
+        return 0
+    if arguments.served is not None:
+        from tapfs.serving.served_disks import stop
+
+        stop(arguments.served, force=arguments.force)
         return 0
 
     async def work(store: XenStore, _host: Host) -> None:

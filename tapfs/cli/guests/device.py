@@ -28,24 +28,30 @@ def add_device_options(parser: argparse.ArgumentParser, *, required: bool = True
 
 
 def add_disk_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name a disk in use: --domain and --vdev, or --ublk."""
+    """Add the options that name a disk in use: --domain and --vdev, --ublk, or --served."""
     add_device_options(parser, required=False)
     parser.add_argument("--ublk", metavar="DEV", help="a block device of 'tapfs attach --ublk' instead: /dev/ublkbN")
+    parser.add_argument(
+        "--served",
+        metavar="ADDRESS",
+        help="a disk of 'tapfs serve' instead: the address that it printed, its socket, or its image",
+    )
 
 
 def names_device(arguments: argparse.Namespace, program: str) -> bool:
     """Whether the options name one disk; none at all do not. Raises UsageError where they name half of one, or two."""
     if (arguments.domain is None) != (arguments.vdev is None):
         raise UsageError("--domain and --vdev name a disk together", program)
-    if arguments.ublk is not None and arguments.domain is not None:
-        raise UsageError("say either --domain and --vdev or --ublk", program)
-    return arguments.ublk is not None or arguments.domain is not None
+    named = [each for each in (arguments.ublk, arguments.served, arguments.domain) if each is not None]
+    if len(named) > 1:
+        raise UsageError("say either --domain and --vdev, --ublk or --served", program)
+    return bool(named)
 
 
 def require_device(arguments: argparse.Namespace, program: str) -> None:
     """Raise UsageError unless the options name one disk."""
     if not names_device(arguments, program):
-        raise UsageError("say which disk: --domain and --vdev, or --ublk", program)
+        raise UsageError("say which disk: --domain and --vdev, --ublk or --served", program)
 
 
 def with_xenstore(work: Callable[[XenStore, Host], Awaitable[_Result]]) -> _Result:
@@ -113,6 +119,10 @@ def ask_disk(arguments: argparse.Namespace, command: str, **details: object) -> 
         from tapfs.ublk import attaching
 
         return attaching.ask(attaching.device_number(arguments.ublk), command, details)
+    if arguments.served is not None:
+        from tapfs.serving import served_disks
+
+        return served_disks.ask(arguments.served, command, **details)
 
     async def work(store: XenStore, _host: Host) -> dict[str, Any]:
         from tapfs.xen.toolstack.control_client import ask

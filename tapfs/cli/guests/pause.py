@@ -12,15 +12,14 @@ if TYPE_CHECKING:
     from tapfs.cli.parser import Subparsers
 
 _DESCRIPTION = """\
-Pause a guest's disk or a block device: what is under way is finished and flushed, and when this returns nothing reads
-or writes the image until 'tapfs resume'. Whoever uses the disk waits, and sees no error."""
+Pause a guest's disk, a block device or a served disk: what is under way is finished and flushed, and when this
+returns nothing reads or writes the image until 'tapfs resume'. Whoever uses the disk waits, and sees no error. The
+pause of a served disk ends with its server."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
-    parser = subparsers.add_parser(
-        "pause", help="pause the disk of a Xen guest or a block device", description=_DESCRIPTION
-    )
+    parser = subparsers.add_parser("pause", help="pause a disk in use", description=_DESCRIPTION)
     add_disk_options(parser)
     parser.set_defaults(run=run)
 

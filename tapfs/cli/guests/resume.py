@@ -17,7 +17,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "resume",
         help="resume a disk that is paused or waits",
-        description="Have the disk of a guest or a block device go on after 'tapfs pause', or try again at once what "
+        description="Have a disk in use go on after 'tapfs pause', or try again at once what "
         "waits for space on a full host ('tapfs list' says that it waits). A block device that no process serves any "
         "more gets one.",
     )

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     import argparse
 
     from tapfs.cli.parser import Subparsers
+    from tapfs.serving.served_disks import ServedDisk
     from tapfs.ublk.attaching import AttachedDevice
     from tapfs.xen.host import Host
     from tapfs.xen.toolstack.attached_disks import AttachedDisk
     from tapfs.xen.xenstore.client import XenStore
+
+    _Disk = AttachedDisk | AttachedDevice | ServedDisk
 
 #: Column, and the counter of the disk's process that it shows.
 _COUNTERS = {
@@ -35,10 +38,10 @@ _COUNTERS = {
 }
 
 _DESCRIPTION = """\
-Show what was asked of the disks of guests and of block devices since the process of each was started:
-requests, bytes READ
-and WRITTEN, requests answered with ERRORS, requests MERGED with the one before, and those IN FLIGHT
-now. '-': the process does not answer. With --json all its counters."""
+Show what was asked of the disks of guests, of block devices and of served disks since the process of
+each was started: requests, bytes READ and WRITTEN, requests answered with ERRORS, requests MERGED with
+the one before, and those IN FLIGHT now. '-': the process does not answer, or does not count it. With
+--json all its counters."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -56,11 +59,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.interval is not None and not 0 < arguments.interval < 1 << 20:
         raise UsageError("--interval must be a number of seconds", "tapfs stats")
     while True:
-        disks: list[AttachedDisk | AttachedDevice] = [*_of_guests(arguments), *_of_host(arguments)]
+        disks: list[_Disk] = [*_of_guests(arguments), *_of_host(arguments), *_of_servers(arguments)]
         if arguments.json:
             print_json([asdict(disk) for disk in disks])
         else:
-            print_columns([("DOMAIN", "VDEV", *_COUNTERS), *map(_row, disks)])
+            print_columns([("DOMAIN", "DISK", *_COUNTERS), *map(_row, disks)])
         if arguments.interval is None:
             return 0
         print(flush=True)
@@ -68,13 +71,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _of_guests(arguments: argparse.Namespace) -> list[AttachedDisk]:
-    """The disks of guests that are asked for; without Xen there are none beside block devices."""
-    from tapfs.ublk.record import records
+    """The disks of guests that are asked for; without Xen there are none."""
     from tapfs.xen.host import find_host
 
-    if arguments.ublk is not None:
+    if arguments.ublk is not None or arguments.served is not None:
         return []
-    if arguments.domain is None and records():
+    if arguments.domain is None:
         try:
             find_host()
         except ImageError:
@@ -92,13 +94,24 @@ def _of_host(arguments: argparse.Namespace) -> list[AttachedDevice]:
     """The block devices that are asked for."""
     from tapfs.ublk.record import records
 
-    if arguments.domain is not None or (arguments.ublk is None and not records()):
+    if arguments.domain is not None or arguments.served is not None:
+        return []
+    if arguments.ublk is None and not records():
         return []
     from tapfs.ublk.attaching import attached_devices, device_number, look_at
 
     return attached_devices() if arguments.ublk is None else [look_at(device_number(arguments.ublk))]
 
 
-def _row(disk: AttachedDisk | AttachedDevice) -> tuple[str, ...]:
+def _of_servers(arguments: argparse.Namespace) -> list[ServedDisk]:
+    """The served disks that are asked for."""
+    from tapfs.serving.served_disks import look_at, served_disks
+
+    if arguments.served is not None:
+        return [look_at(arguments.served)]
+    return [] if names_device(arguments, "tapfs stats") else served_disks()
+
+
+def _row(disk: _Disk) -> tuple[str, ...]:
     counted = disk.statistics or {}
     return (*disk.place, *(str(counted.get(name, "-")) for name in _COUNTERS.values()))

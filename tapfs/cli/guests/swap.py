@@ -22,8 +22,8 @@ _PROGRAM = "tapfs swap"
 _LONG_CHAIN = 16
 
 _DESCRIPTION = """\
-Take a live snapshot of a guest's disk or a block device: it is paused, what it has written is flushed, and the image
-gets the name FILE, under which it stays as it was at that moment: copy it, or keep it. From then on
+Take a live snapshot of a guest's disk, a block device or a served disk: it is paused, what it has written is flushed,
+and the image gets the name FILE, under which it stays as it was at that moment: copy it, or keep it. From then on
 all writes go to an overlay over FILE, which has the name that the image had. So whoever starts the
 guest again, restores or moves it opens the newest state. The guest sees a short pause. A disk that
 was paused before stays paused.
@@ -58,10 +58,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Do it."""
     if not arguments.file:
         raise UsageError("FILE must be the name of a file", _PROGRAM)
-    if arguments.ublk is not None and (arguments.domain, arguments.vdev, arguments.all) != (None, None, False):
-        raise UsageError("--ublk names a disk by itself", _PROGRAM)
-    if arguments.ublk is None and (arguments.domain is None or (arguments.vdev is None) != arguments.all):
-        raise UsageError("say --domain, and either --vdev or --all; or --ublk", _PROGRAM)
+    alone = [word for word in (arguments.ublk, arguments.served) if word is not None]
+    if alone and (len(alone), arguments.domain, arguments.vdev, arguments.all) != (1, None, None, False):
+        raise UsageError("--ublk or --served names a disk by itself", _PROGRAM)
+    if not alone and (arguments.domain is None or (arguments.vdev is None) != arguments.all):
+        raise UsageError("say --domain, and either --vdev or --all; --ublk; or --served", _PROGRAM)
     if arguments.all:
         _swap_all(arguments)
         return 0

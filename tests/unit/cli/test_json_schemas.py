@@ -20,9 +20,12 @@ from tapfs.disk.probe import format_named, format_names
 from tapfs.errors import ErrorKind
 from tapfs.fuse.registry import MountEntry
 from tapfs.kernel.engine import Statistics
+from tapfs.kernel.nbd_server import NbdStatistics
 from tapfs.kernel.ublk_server import UblkStatistics
+from tapfs.kernel.vhost_device import VhostStatistics
 from tapfs.kernel.xen_ring import XenStatistics
 from tapfs.partitions import table
+from tapfs.serving.served_disks import ServedDisk
 from tapfs.xen.toolstack.attached_disks import AttachedDisk
 from tests.json_documents import SCHEMAS, require_valid, require_valid_output, schema_named
 
@@ -98,7 +101,10 @@ def test_the_typed_results_have_the_keys_of_the_schemas() -> None:
     assert set(table.PartitionTableInfo.__annotations__) == keys("info", "properties", "partitions")
     attached = {field.name for field in fields(AttachedDisk)}
     assert attached == keys("stats", "items", "oneOf", 0) == keys("list", "properties", "attached", "items")
-    counters = {*Statistics._fields, *XenStatistics._fields, *UblkStatistics._fields}
+    served = {field.name for field in fields(ServedDisk)}
+    assert served == keys("stats", "items", "oneOf", 2) == keys("list", "properties", "served", "items")
+    doors = (XenStatistics, UblkStatistics, NbdStatistics, VhostStatistics)
+    counters = {*Statistics._fields, *(name for door in doors for name in door._fields)}
     assert counters == keys("stats", "$defs", "statistics") == keys("list", "$defs", "statistics")
     mount = {field.name for field in fields(MountEntry)} - {"process_start", "device"}
     assert mount | {"alive", "bytes_read", "bytes_written"} == keys("list", "properties", "mounts", "items")
