@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Else each of some ten thousand processes of the suite compiles all of tapfs anew, which takes longer than what it does.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: all demo test test-xen check suite sanitize torture bench bench-setup bench-convert bench-qcow2 bench-blocks bench-fragmented bench-mounts bench-fuse bench-ring bench-nbd bench-vhost clean system-build system-test system-bench system-xen
+.PHONY: all manual demo test test-xen check suite sanitize torture bench bench-setup bench-convert bench-qcow2 bench-blocks bench-fragmented bench-mounts bench-fuse bench-ring bench-nbd bench-vhost clean system-build system-test system-bench system-xen
 
 all: $(VENV)/.built
 
@@ -37,6 +37,10 @@ $(VENV)/.built: $(VENV)/.venv setup.py $(SOURCES)
 $(VENV)/.dev: pyproject.toml $(VENV)/.built
 	$(BIN)/python scripts/install_requirements.py pyproject.toml dev
 	touch $@
+
+# The manual pages and the completions, as below /usr/share.
+manual: $(VENV)/.built
+	$(BIN)/python -m tapfs.cli.manual build/share
 
 demo: $(VENV)/.built
 	@PATH="$(abspath $(BIN)):$$PATH" scripts/demo

@@ -16,7 +16,6 @@ from tapfs.disk.password import PASSWORD_VARIABLE
 from tapfs.errors import ErrorKind, ImageError
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable
 
     from tapfs.disk.image import Image
@@ -59,7 +58,8 @@ def _words(argv: list[str] | None) -> list[str]:
     return sys.argv[1:] if argv is None else argv
 
 
-def _qcow_create(words: list[str]) -> int:
+def qcow_create_parser() -> Parser:
+    """The parser of `qcow-create`."""
     parser = Parser(
         prog="qcow-create",
         description="Make the empty qcow image FILE of SIZE_MB MiB in blktap's layout. With BACKING it is an overlay:\n"
@@ -73,6 +73,36 @@ def _qcow_create(words: list[str]) -> int:
     parser.add_argument("size", metavar="SIZE_MB")
     parser.add_argument("image", metavar="FILE")
     parser.add_argument("backing", metavar="BACKING", nargs="?", help="parent of the new image")
+    return parser
+
+
+def img2qcow_parser() -> Parser:
+    """The parser of `img2qcow`."""
+    return _copy_parser(
+        "img2qcow",
+        "Copy the raw disk SRC into the new qcow image DEST in blktap's layout. Zeros take no space.\n"
+        f"{_DESTINATION_FIRST} A partial last sector is kept: the disk is rounded up.",
+    )
+
+
+def qcow2raw_parser() -> Parser:
+    """The parser of `qcow2raw`."""
+    return _copy_parser(
+        "qcow2raw",
+        "Copy the disk in the qcow image SRC (and its parents) into the new raw file or block device DEST.\n"
+        f"{_DESTINATION_FIRST} What was never written reads as zeros.",
+    )
+
+
+def _copy_parser(program: str, description: str) -> Parser:
+    parser = Parser(prog=program, description=description)
+    parser.add_argument("destination", metavar="DEST", help="what is written: replaced when the copy is complete")
+    parser.add_argument("source", metavar="SRC", help="what is read")
+    return parser
+
+
+def _qcow_create(words: list[str]) -> int:
+    parser = qcow_create_parser()
     arguments = parser.parse(words)
     if not (arguments.size.isascii() and arguments.size.isdigit() and 0 < int(arguments.size[:20]) < 1 << 43):
         raise UsageError(f"SIZE_MB is a number of MiB, not {arguments.size!r}", parser.prog)
@@ -94,12 +124,7 @@ def _qcow_create(words: list[str]) -> int:
 
 
 def _img2qcow(words: list[str]) -> int:
-    arguments = _copy_arguments(
-        words,
-        "img2qcow",
-        "Copy the raw disk SRC into the new qcow image DEST in blktap's layout. Zeros take no space.\n"
-        f"{_DESTINATION_FIRST} A partial last sector is kept: the disk is rounded up.",
-    )
+    arguments = img2qcow_parser().parse(words)
     from tapfs.disk.chain import OpenOptions
     from tapfs.disk.format_choice import require_raw
     from tapfs.disk.opening import open_image
@@ -113,12 +138,7 @@ def _img2qcow(words: list[str]) -> int:
 
 
 def _qcow2raw(words: list[str]) -> int:
-    arguments = _copy_arguments(
-        words,
-        "qcow2raw",
-        "Copy the disk in the qcow image SRC (and its parents) into the new raw file or block device DEST.\n"
-        f"{_DESTINATION_FIRST} What was never written reads as zeros.",
-    )
+    arguments = qcow2raw_parser().parse(words)
     from tapfs.cli.options import unlocked
     from tapfs.disk.chain import OpenOptions
     from tapfs.disk.opening import open_image
@@ -130,13 +150,6 @@ def _qcow2raw(words: list[str]) -> int:
     with unlocked(None, arguments.source, attempt) as source:
         _copy(source, arguments.destination, NewImage(format="raw", size=source.size), "qcow2raw")
     return 0
-
-
-def _copy_arguments(words: list[str], program: str, description: str) -> argparse.Namespace:
-    parser = Parser(prog=program, description=description)
-    parser.add_argument("destination", metavar="DEST", help="what is written: replaced when the copy is complete")
-    parser.add_argument("source", metavar="SRC", help="what is read")
-    return parser.parse(words)
 
 
 def _copy(source: Image, destination: str, new: NewImage, program: str) -> None:

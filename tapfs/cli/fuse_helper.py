@@ -56,15 +56,8 @@ def mount_for_mount_fuse(words: list[str]) -> int:
     return _exit_code(guarded("tapfs", lambda: _mount([*words[:3], options]), options_way="mount_option"))
 
 
-def _exit_code(code: int) -> int:
-    if code == EXIT_USAGE:
-        return _WRONG_CALL
-    return _FAILED if code else 0
-
-
-def _mount(words: list[str]) -> int:
-    from tapfs.cli.main import parsed_command
-
+def parser_of_helper() -> Parser:
+    """The parser of the words that mount(8) gives."""
     parser = Parser(prog=_PROGRAM, description=_DESCRIPTION)
     parser.add_argument(
         "image", metavar="IMAGE", help="a file, a block device, ram:NAME or an address such as https://HOST/FILE"
@@ -76,6 +69,19 @@ def _mount(words: list[str]) -> int:
         parser.add_argument(f"-{letter}", action="store_true", help="accepted, without effect")
     for letter in "Nt":
         parser.add_argument(f"-{letter}", help="accepted, without effect")
+    return parser
+
+
+def _exit_code(code: int) -> int:
+    if code == EXIT_USAGE:
+        return _WRONG_CALL
+    return _FAILED if code else 0
+
+
+def _mount(words: list[str]) -> int:
+    from tapfs.cli.main import parsed_command
+
+    parser = parser_of_helper()
     arguments = parser.parse(words)
     options = ",".join(arguments.options)
     if wants_remount(options):

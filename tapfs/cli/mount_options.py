@@ -59,6 +59,11 @@ _GENERIC = {
 _REMOUNT = "remount"
 
 
+def options_of_mounts() -> dict[str, bool]:
+    """The options that `tapfs mount -o` takes, each with whether it takes a value."""
+    return dict.fromkeys((*_ACCESS, *_FLAGS), False) | dict.fromkeys(_NUMBERS, True) | _INNER
+
+
 def settings_of(texts: list[str], program: str, *, files: bool) -> MountSettings:
     """What `-o` options say of a mount of the disk or of the files in there. Raises UsageError."""
     from tapfs.fuse.settings import MountSettings

@@ -77,6 +77,18 @@ def own_format_names() -> tuple[str, ...]:
     return tuple(_MODULES)
 
 
+def aliases_of(name: str) -> tuple[str, ...]:
+    """The other names of a format of tapfs itself."""
+    return tuple(alias for alias, meant in _ALIASES.items() if meant == name)
+
+
+def summary_of(name: str) -> str:
+    """A sentence or two about a format of tapfs itself: the first paragraph of its module."""
+    import inspect  # the manual alone asks
+
+    return (inspect.getdoc(importlib.import_module(_MODULES[name])) or "").partition("\n\n")[0]
+
+
 def format_names() -> tuple[str, ...]:
     """The names that `-f` takes."""
     return (*_MODULES, *_others())

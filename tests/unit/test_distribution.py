@@ -92,6 +92,13 @@ def test_the_wheel_says_under_which_license_it_is(installed: Path) -> None:
     assert (about / "licenses/LICENSE").read_bytes() == (REPOSITORY / "LICENSE").read_bytes()
 
 
+def test_the_wheel_has_the_manual_and_the_completions(installed: Path) -> None:
+    (data,) = installed.glob("*.data/data/share")
+    assert len(list((data / "man/man1").iterdir())) > 35
+    assert (data / "man/man5/tapfs-formats.5").is_file()
+    assert "_tapfs()" in (data / "bash-completion/completions/tapfs").read_text()
+
+
 def test_the_kit_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     program = "import tapfs.testing.__main__ as kit, sys; print(kit.__file__); sys.exit(kit.main(sys.argv[1:]))"
     environment = os.environ | {"PYTHONPATH": str(installed)}
