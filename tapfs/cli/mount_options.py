@@ -41,8 +41,10 @@ _LONG = {
     "remote_cache": True,
     "remote_cache_size": True,
     "sector_size": True,
+    "sidecar": True,
     "snapshot": True,
     "temp": False,
+    "verify_reads": False,
     "write_base": False,
 }
 

@@ -27,6 +27,7 @@ from tapfs.fuse.native import NativeEngine
 from tapfs.fuse.operations import ImageOperations
 from tapfs.fuse.settings import MountSettings
 from tapfs.fuse.tree import Tree
+from tapfs.fuse.verified_reads import VerifiedReads
 from tapfs.serving.log import log
 
 
@@ -57,13 +58,24 @@ class Attachment:
 
 
 def attach(
-    image: Image, tree: Tree, mountpoint: str, *, choice: str, source: str, modified_ns: int, settings: MountSettings
+    image: Image,
+    tree: Tree,
+    mountpoint: str,
+    *,
+    choice: str,
+    source: str,
+    modified_ns: int,
+    settings: MountSettings,
+    verified: VerifiedReads | None = None,
 ) -> Attachment:
-    """Mount and make the pyfuse3 session. Raises ImageError; nothing is mounted then."""
+    """Mount and make the pyfuse3 session; `verified` reads go through pyfuse3 alone.
+
+    Raises ImageError; nothing is mounted then.
+    """
     # An image that cannot be served is refused here: no engine serves it any better.
     _ = image.engine_disk
     options = MountOptions(_source_name(source), not image.writable, settings.fuse_options)
-    if choice != PYFUSE3:
+    if choice != PYFUSE3 and verified is None:
         connection = connect(mountpoint, options)
         try:
             return _attach_native(
@@ -76,7 +88,9 @@ def attach(
     connection = connect(mountpoint, options)
     with _unmounted_on_failure(mountpoint):
         plain = PlainConnection(connection, mountpoint)
-        operations = ImageOperations(image, tree, modified_ns=modified_ns, on_init=plain.accepted, settings=settings)
+        operations = ImageOperations(
+            image, tree, modified_ns=modified_ns, on_init=plain.accepted, settings=settings, verified=verified
+        )
         try:
             _start_session(operations, plain.session_path(), mountpoint)
         except BaseException:

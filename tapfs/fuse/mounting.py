@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tapfs.disk.image import Image
+    from tapfs.fuse.verified_reads import VerifiedReads
     from tapfs.partitions.table import DiskContents
 
 _DEVICE = "/dev/fuse"
@@ -108,7 +109,14 @@ def real_name(image: str) -> str:
 
 
 def is_mounted_so(
-    registry: Registry, mountpoint: str, settings: MountSettings, *, files: bool, partition: int | None, writable: bool
+    registry: Registry,
+    mountpoint: str,
+    settings: MountSettings,
+    *,
+    files: bool,
+    partition: int | None,
+    writable: bool,
+    verified: bool = False,
 ) -> bool:
     """Whether the image is seen at the mount point already, and shows what it would show."""
     real = os.path.realpath(mountpoint)
@@ -122,19 +130,24 @@ def is_mounted_so(
         and shown == top_mount(real)
         and entry.shows == ("files" if files else "disk")
         and entry.mode == ("rw" if writable else "ro")
+        and (entry.sidecar is not None) == verified
         and same_place
     )
 
 
 @dataclass(frozen=True, slots=True)
 class ImageMount:
-    """An open image that is to be mounted on `path`, by an engine (see `tapfs.fuse.engines`). Owns the image."""
+    """An open image that is to be mounted on `path`, by an engine (see `tapfs.fuse.engines`). Owns the image.
+
+    Where its reads are `verified` its snapshots are not shown, for no sidecar is about them.
+    """
 
     image: Image
     path: str
     registry: Registry
     engine: str
     settings: MountSettings
+    verified: VerifiedReads | None = None
 
     def serve(self, ready: Callable[[], None]) -> None:
         """Mount and serve here until the mount ends; `ready` is called once it answers. Closes the image.
@@ -151,11 +164,12 @@ class ImageMount:
                 writable=image.writable,
                 information=lambda: information(image, contents),
                 partitions=contents.table.partitions,
-                snapshots=kept_disks(image, depth=0 if self.settings.overlay is None else 1),
+                snapshots=() if self.verified else kept_disks(image, depth=0 if self.settings.overlay is None else 1),
             )
             os.chdir("/")  # a working directory would keep its file system, or this mount, busy
             modified_ns = os.fstat(image.layers[0].file.descriptor).st_mtime_ns
-            Session(Mount(image, tree, entry, modified_ns, self.engine, self.settings), self.registry).run(ready)
+            mount = Mount(image, tree, entry, modified_ns, self.engine, self.settings, self.verified)
+            Session(mount, self.registry).run(ready)
 
     def _entry(self) -> MountEntry:
         image, files = self.image, self.settings.files
@@ -173,6 +187,7 @@ class ImageMount:
             shows="disk" if files is None else "files",
             source=self.settings.source,
             overlay=self.settings.overlay,
+            sidecar=None if self.verified is None else os.path.realpath(self.verified.sidecar_path),
         )
 
     def let_go(self) -> None:

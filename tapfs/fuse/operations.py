@@ -24,6 +24,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 from tapfs.disk.image import Image
 from tapfs.fuse.settings import PLAIN, MountSettings
 from tapfs.fuse.tree import Document, KeptDisk, Node, Tree, Window
+from tapfs.fuse.verified_reads import VerifiedReads
 from tapfs.serving.failures import ErrorLog
 from tapfs.serving.threads import in_thread
 
@@ -69,7 +70,7 @@ class ImageOperations(pyfuse3.Operations):
 
     `modified_ns` is the modification time that the files show until one is written. Writes that
     do not come here are asked for: `last_write_ns` is the time of the last of them, or 0. `on_init` is called when
-    libfuse has read INIT, before it answers.
+    libfuse has read INIT, before it answers. `verified` reads in the image's place.
     """
 
     supports_dot_lookup = True
@@ -84,6 +85,7 @@ class ImageOperations(pyfuse3.Operations):
         last_write_ns: Callable[[], int] = lambda: 0,
         on_init: Callable[[], None] = lambda: None,
         settings: MountSettings = PLAIN,
+        verified: VerifiedReads | None = None,
     ) -> None:
         super().__init__()
         self._image = image
@@ -92,6 +94,7 @@ class ImageOperations(pyfuse3.Operations):
         self._last_write_ns = last_write_ns
         self._on_init = on_init
         self._settings = settings
+        self._verified = verified
         self._owner = settings.owner
         self._handles: dict[int, _Handle] = {}
         self._next_handle = 1
@@ -229,6 +232,10 @@ class ImageOperations(pyfuse3.Operations):
                 return b""
             image = handle.kept or self._image
             start = off + (content.start if isinstance(content, Window) else 0)
+            verified = self._verified
+            if verified is not None:
+                data = verified.try_read(start, length)
+                return await self._in_thread(lambda: verified.read(start, length)) if data is None else data
             data = image.try_read(start, length)
             return await self._in_thread(lambda: image.read(start, length)) if data is None else data
 

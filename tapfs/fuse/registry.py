@@ -25,7 +25,7 @@ class MountEntry:
     `shows` is "disk" or "files". In the second case `file_system` is their type, `partition` where
     they lie (None: the whole disk), and `device` (MAJOR:MINOR) tells their mount from others; None
     while they are being mounted. `source` is the real name of the image that the user named, `overlay` that of
-    the file that takes the writes, empty if it has none.
+    the file that takes the writes, empty if it has none. `sidecar` proves each read, None: none does.
     """
 
     image: str
@@ -42,6 +42,7 @@ class MountEntry:
     device: str | None = None
     source: str = ""
     overlay: str | None = None
+    sidecar: str | None = None
 
     @property
     def alive(self) -> bool:

@@ -29,6 +29,7 @@ from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE, require_uncovered, top_moun
 from tapfs.fuse.registry import MountEntry, Registry
 from tapfs.fuse.settings import PLAIN, MountSettings, for_hidden_mount
 from tapfs.fuse.tree import KeptDisk, Tree
+from tapfs.fuse.verified_reads import VerifiedReads
 from tapfs.serving.failures import failure_of
 from tapfs.serving.log import log
 from tapfs.serving.service import Service
@@ -49,7 +50,7 @@ _READ_AHEAD_KIB = 1024
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """What is to be mounted where; the session owns `image` and closes it."""
+    """What is to be mounted where; the session owns `image` and `verified`, and closes them."""
 
     image: Image
     tree: Tree
@@ -57,6 +58,7 @@ class Mount:
     modified_ns: int
     engine: str = AUTO
     settings: MountSettings = PLAIN
+    verified: VerifiedReads | None = None
 
 
 class Session:
@@ -91,6 +93,8 @@ class Session:
         """
         self._ready = ready
         self._service.ending.add("remove the entry of the mount", partial(self._registry.remove, self._entry.pid))
+        if self._mount.verified is not None:
+            self._service.ending.add("close the sidecar", self._mount.verified.close)
         self._service.ending.add("flush and close the image", self._image.close)
         for node in self._mount.tree.nodes():
             if isinstance(node.content, KeptDisk):
@@ -122,6 +126,7 @@ class Session:
             source=self._entry.source or self._entry.image,
             modified_ns=self._mount.modified_ns,
             settings=settings if self._files is None else for_hidden_mount(),
+            verified=self._mount.verified,
         )
         ending = self._service.ending
         # Nobody answers any more then: an unmount that could not be done before does not wait for us now.

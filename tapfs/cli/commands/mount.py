@@ -15,7 +15,7 @@ from tapfs.cli.options import (
     warn_of_noise,
 )
 from tapfs.cli.parser import UsageError
-from tapfs.fuse.engine_names import AUTO, ENGINES
+from tapfs.fuse.engine_names import AUTO, ENGINES, PYFUSE3
 
 if TYPE_CHECKING:
     import argparse
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tapfs.cli.parser import Subparsers
     from tapfs.disk.image import Image
     from tapfs.fuse.files.choice import FileSystemPlace
+    from tapfs.fuse.verified_reads import VerifiedReads
 
 _DESCRIPTION = """\
 Mount IMAGE on the directory DIR: DIR/disk is the flat disk, DIR/part1, part2, ... the
@@ -71,6 +72,15 @@ def add_parser(subparsers: Subparsers) -> None:
         " uid=N, gid=N, umask=NNN: owner and mode of the files; noexec; with --files also suid, dev,"
         " nonempty (for a FUSE program), and discard and errors=WHAT for the kernel's file system",
     )
+    parser.add_argument(
+        "--verify-reads",
+        action="store_true",
+        help="prove each read by the sidecar that 'tapfs hash' has made: what is not as it was hashed is an error (EIO)"
+        " and is logged; read-only, by the engine pyfuse3",
+    )
+    parser.add_argument(
+        "--sidecar", metavar="FILE", help="with --verify-reads: the sidecar (IMAGE.tapfs-hash if not given)"
+    )
     parser.add_argument("--foreground", action="store_true", help="stay until the mount ends; Ctrl-C unmounts")
     parser.add_argument(
         "--engine",
@@ -108,6 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     scratch = arguments.temp or arguments.overlay is not None
     writable = wants_writing(arguments.options, _PROGRAM, ro=arguments.ro, rw=arguments.rw, scratch=scratch)
+    _check_verified(arguments, writable=writable or scratch)
     settings.require_permission()
     mounting.require_fuse()
     registry = Registry()
@@ -118,6 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
         files=arguments.files,
         partition=arguments.partition,
         writable=writable or scratch,
+        verified=arguments.verify_reads,
     ):
         return 0
     mountpoint = mounting.check_mount_point(arguments.mountpoint)
@@ -126,15 +138,47 @@ def run(arguments: argparse.Namespace) -> int:
         warn_of_noise(image)
         if arguments.files:
             settings = replace(settings, files=_chosen(image, arguments))
+        verified = _verified(image, arguments) if arguments.verify_reads else None
     except BaseException:
         image.close()
         raise
-    mount = mounting.ImageMount(image, mountpoint, registry, arguments.engine, settings)
+    mount = mounting.ImageMount(image, mountpoint, registry, arguments.engine, settings, verified)
     if arguments.foreground:
         mounting.serve_in_foreground(mount)
     else:
         start_in_background(mount, inherited)
     return 0
+
+
+def _check_verified(arguments: argparse.Namespace, *, writable: bool) -> None:
+    if arguments.sidecar is not None and not arguments.verify_reads:
+        raise UsageError("--sidecar goes with --verify-reads", _PROGRAM)
+    if arguments.verify_reads and (writable or arguments.engine not in (AUTO, PYFUSE3)):
+        raise UsageError("--verify-reads is for read-only mounts by the engine pyfuse3", _PROGRAM)
+
+
+def _verified(image: Image, arguments: argparse.Namespace) -> VerifiedReads:
+    """What proves the reads; says so if the image is not known to be the one that was hashed."""
+    from tapfs.cli.commands.hash import sidecar_of
+    from tapfs.cli.guard import complain
+    from tapfs.disk.sidecar import Sidecar
+    from tapfs.errors import printable
+    from tapfs.fuse.verified_reads import VerifiedReads
+
+    sidecar = Sidecar(sidecar_of(arguments))
+    try:
+        verified = VerifiedReads(image, sidecar)
+        untouched = verified.untouched
+    except BaseException:
+        sidecar.close()
+        raise
+    if not untouched:
+        complain(
+            "tapfs",
+            f"{printable(image.path)}: its files are not those that were hashed, or were written since:"
+            " reads of what differs will fail",
+        )
+    return verified
 
 
 def _chosen(image: Image, arguments: argparse.Namespace) -> FileSystemPlace:
