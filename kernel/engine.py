@@ -84,6 +84,8 @@ class HostDescriptor(NamedTuple):
     direct: bool = False
     writable: bool = False
     presence: Presence | None = None
+    #: Where the file begins in what the descriptor names, and its length; None: it is all of that.
+    window: tuple[int, int] | None = None
 
 
 class Statistics(NamedTuple):
@@ -161,6 +163,8 @@ class EngineDisk:
             number = self._checked(lib.tapfs_disk_add_file(self.handle, index, file.descriptor, flags), "add a file")
             if file.presence is not None:
                 self._set_presence(index, number, file.presence)
+            if file.window is not None:
+                self._checked(lib.tapfs_disk_set_window(self.handle, index, number, *file.window), "add a window")
             paths.append(file.path)
         self._paths.append(paths)
         return index

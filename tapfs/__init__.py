@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tapfs.api.differences import apply, diff, write_diff
     from tapfs.api.jobs import amend, check, compact, compare, convert, create_image, repair
     from tapfs.api.mounts import MountPoint, mount, unmount
-    from tapfs.api.opening import info, open, open_file  # noqa: A004 - `tapfs.open` is the name one expects
+    from tapfs.api.opening import info, open, open_file, package_info  # noqa: A004 - `tapfs.open` is the name one expects
     from tapfs.api.passwords import add_password, remove_password
     from tapfs.api.servers import DiskServer, serve
     from tapfs.api.sizes import measure, resize
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tapfs.disk.description import ImageInfo
     from tapfs.disk.disk_file import DiskFile
     from tapfs.disk.image import Image
+    from tapfs.disk.package import DiskInPackage, PackageInfo
     from tapfs.disk.password import LayerPasswords
     from tapfs.edit_protocols import Bitmap, SnapshotRecord
     from tapfs.errors import ErrorKind, ImageError
@@ -68,6 +69,7 @@ __all__ = [
     "DiffReport",
     "Difference",
     "DiskFile",
+    "DiskInPackage",
     "DiskServer",
     "ErrorKind",
     "FileSystemSpace",
@@ -80,6 +82,7 @@ __all__ = [
     "Measured",
     "MountPoint",
     "NewImage",
+    "PackageInfo",
     "ReadBitmap",
     "Rebased",
     "SnapshotRecord",
@@ -109,6 +112,7 @@ __all__ = [
     "open",
     "open_async",
     "open_file",
+    "package_info",
     "read_bitmap",
     "rebase",
     "remove_bitmap",
@@ -143,6 +147,7 @@ _LAZY = {
     "CopyOptions": "tapfs.jobs.copying",
     "Difference": "tapfs.jobs.compare",
     "DiskFile": "tapfs.disk.disk_file",
+    "DiskInPackage": "tapfs.disk.package",
     "DiskServer": "tapfs.api.servers",
     "ErrorKind": "tapfs.errors",
     "FileSystemSpace": "tapfs.jobs.free_space",
@@ -154,6 +159,7 @@ _LAZY = {
     "MappedExtent": "tapfs.disk.chain_map",
     "MountPoint": "tapfs.api.mounts",
     "NewImage": "tapfs.jobs.create",
+    "PackageInfo": "tapfs.disk.package",
     "Rebased": "tapfs.jobs.rebase",
     "ReadBitmap": "tapfs.jobs.bitmaps",
     "SnapshotRecord": "tapfs.edit_protocols",
@@ -178,6 +184,7 @@ _LAZY = {
     "open": "tapfs.api.opening",
     "open_async": "tapfs.api.async_image",
     "open_file": "tapfs.api.opening",
+    "package_info": "tapfs.api.opening",
     "rebase": "tapfs.api.chains",
     "read_bitmap": "tapfs.api.bitmaps",
     "remove_bitmap": "tapfs.api.bitmaps",

@@ -101,6 +101,7 @@ OPTIONS: dict[str, Spelling] = {
     "backing": Spelling("--backing {}", "backing={}", "backing={}"),
     "backing_format": Spelling("--backing-format {}", "backing_format={}", "backing_formats=['{}']"),
     "backing_root": Spelling("--backing-root {}", "backing_root={}", "backing_root={}"),
+    "disk": Spelling("--disk {}", "disk={}", "disk={}"),
     "files": Spelling("--files", "files", "files=True"),
     "force": Spelling("--force", "force", "force=True"),
     "force_share": Spelling("--force-share", "force_share", "shared=True"),

@@ -33,6 +33,7 @@ def opening_words(
     overlay: str | os.PathLike[str] | None,
     temporary: bool,
     format: str | None,  # noqa: A002 - the word of the field
+    disk: int | None,
     backing: str | None,
     backing_formats: Sequence[str],
     any_parent: bool,
@@ -50,6 +51,7 @@ def opening_words(
     words = [*flag("--rw", writable), *flag("--temp", temporary)]
     words += [*flag("--direct", direct), *flag("--force-share", shared)]
     words += [*flag("--any-parent", any_parent), *flag("--write-base", write_base)]
+    words += option("--disk", None if disk is None else str(disk))
     words += option("--snapshot", snapshot)
     words += option("--cache", None if cache_bytes is None else str(cache_bytes))
     for folder in parent_folders:

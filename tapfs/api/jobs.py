@@ -34,12 +34,18 @@ def check(
     path: str | os.PathLike[str],
     *,
     format: str | None = None,  # noqa: A002 - the word of the field
+    disk: int | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Check an image's metadata; changes nothing. Raises ImageError for what cannot be checked."""
-    from tapfs.jobs.check import check_image
+    """Check an image's metadata; changes nothing. Raises ImageError for what cannot be checked.
 
-    return check_image(os.fsdecode(path), OpenOptions(format=format), progress=progress)
+    Of a package all disks are checked, or the one with the number `disk`, and the digests that it has of its files.
+    """
+    from tapfs.jobs.check import check_image
+    from tapfs.jobs.check_package import check_package
+
+    name, options = os.fsdecode(path), OpenOptions(format=format, disk=disk)
+    return check_package(name, options, progress=progress) or check_image(name, options, progress=progress)
 
 
 def repair(

@@ -15,6 +15,7 @@ class OpenKeywords(TypedDict, total=False):
     """The keywords of `tapfs.open`."""
 
     format: str | None
+    disk: int | None
     writable: bool
     password: bytes | None
     backing: str | None

@@ -65,6 +65,7 @@ def mount(
     options: Sequence[str] = (),
     engine: str = AUTO,
     format: str | None = None,  # noqa: A002 - the word of the field
+    disk: int | None = None,
     password: bytes | None = None,
     backing: str | None = None,
     backing_formats: Sequence[str] = (),
@@ -102,6 +103,7 @@ def mount(
         overlay=overlay,
         temporary=temporary,
         format=format,
+        disk=disk,
         backing=backing,
         backing_formats=backing_formats,
         any_parent=any_parent,

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from tapfs.disk.description import ImageInfo
     from tapfs.disk.disk_file import DiskFile
     from tapfs.disk.image import Image
+    from tapfs.disk.package import PackageInfo
 
 
 def open(  # noqa: A001 - `tapfs.open` is the name one expects
     path: str | os.PathLike[str],
     *,
     format: str | None = None,  # noqa: A002 - the word of the field
+    disk: int | None = None,
     writable: bool = False,
     password: bytes | None = None,
     backing: str | None = None,
@@ -41,7 +43,8 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
 ) -> Image:
     """Open an image and its backing chain.
 
-    `format` is probed if None; a raw image must be named to be writable. `password` unlocks
+    `format` is probed if None; a raw image must be named to be writable. `disk` is the number of the disk in a package
+    (.ova, .ovf, .vmx, .vbox, .xva, .box), which one with a single disk need not be told. `password` unlocks
     encrypted images. `backing` replaces the parent that the image names, `backing_formats` say
     what the parents are (nearest first), and `any_parent` takes one that is not the one that the image
     was made over. `write_base` writes an image that overlays lie over, which spoils them.
@@ -59,6 +62,7 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
     """
     options = OpenOptions(
         format=format,
+        disk=disk,
         writable=writable,
         backing=backing,
         backing_formats=backing_formats,
@@ -109,6 +113,18 @@ def open_file(
         raise
 
 
+def package_info(path: str | os.PathLike[str]) -> PackageInfo | None:
+    """What ``tapfs info`` shows of a package (.ova, .ovf, .vmx, .vbox, .xva, .box): its disks, by their numbers.
+
+    None for a file that is no package. Raises ImageError.
+    """
+    from tapfs.disk.package import describe_package, package_of
+
+    options = OpenOptions()
+    with package_of(os.fsdecode(path), options) as opened:
+        return None if opened is None else describe_package(opened, options)
+
+
 def info(path: str | os.PathLike[str], *, sector_size: int | None = None, **options: Unpack[OpenKeywords]) -> ImageInfo:
     """What ``tapfs info`` shows of an image: format, sizes, parents, partitions and file systems.
 
@@ -125,6 +141,7 @@ def info(path: str | os.PathLike[str], *, sector_size: int | None = None, **opti
 
     read_only = OpenOptions(
         format=options.get("format"),
+        disk=options.get("disk"),
         backing=options.get("backing"),
         backing_formats=options.get("backing_formats", ()),
         any_parent=options.get("any_parent", False),

@@ -86,6 +86,7 @@ def serve(
     overlay: str | os.PathLike[str] | None = None,
     temporary: bool = False,
     format: str | None = None,  # noqa: A002 - the word of the field
+    disk: int | None = None,
     password: bytes | None = None,
     backing: str | None = None,
     backing_formats: Sequence[str] = (),
@@ -117,6 +118,7 @@ def serve(
         overlay=overlay,
         temporary=temporary,
         format=format,
+        disk=disk,
         backing=backing,
         backing_formats=backing_formats,
         any_parent=any_parent,

@@ -41,6 +41,12 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     """Add what :func:`open_image` reads. The positional that names the image is the caller's, as `image`."""
     group = parser.add_argument_group("how to open the image")
     _add_format(group.add_argument)
+    group.add_argument(
+        "--disk",
+        metavar="N",
+        type=disk_number,
+        help="the disk with this number in a package (.ova, .ovf, .vmx, .vbox, .xva, .box), as 'tapfs info' lists them",
+    )
     group.add_argument("--backing", metavar="FILE", help="use FILE as the parent instead of the one the image names")
     _add_parents(group.add_argument)
     group.add_argument(
@@ -71,7 +77,7 @@ def add_changed_image_options(parser: argparse.ArgumentParser) -> None:
     _add_format(group.add_argument)
     _add_parents(group.add_argument)
     _add_access(group.add_argument)
-    parser.set_defaults(backing=None, snapshot=None, force_share=False)
+    parser.set_defaults(disk=None, backing=None, snapshot=None, force_share=False)
 
 
 def _add_format(add: _Add) -> None:
@@ -82,6 +88,13 @@ def _add_format(add: _Add) -> None:
         type=format_argument,
         help="format of the image; without it the contents decide (never writable raw)",
     )
+
+
+def disk_number(text: str) -> int:
+    """The number of a disk in a package, from 1 on."""
+    if not text.isascii() or not text.isdigit() or not 0 < int(text[:9]) == int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of a disk; they count from 1")
+    return int(text)
 
 
 def _add_parents(add: _Add) -> None:
@@ -205,6 +218,7 @@ def open_options(
         gate = Gate() if arguments.backing_root is None else Gate.inside(*arguments.backing_root)
     return OpenOptions(
         format=arguments.format,
+        disk=arguments.disk,
         writable=writable,
         backing=arguments.backing,
         backing_formats=tuple(arguments.backing_format),

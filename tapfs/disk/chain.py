@@ -44,6 +44,7 @@ from tapfs.host.gate import Gate
 from tapfs.host.location import Location, is_protocol, locate
 from tapfs.host.lock import Sharing
 from tapfs.host.scratch import ScratchFile
+from tapfs.packages.signs import HEAD_BYTES, may_be_package
 
 #: The options are of another module, and those who open chains find them here, too.
 __all__ = [
@@ -124,12 +125,39 @@ def open_layers(path: str, options: OpenOptions) -> list[Layer]:
 
 
 def open_layer(path: str, options: OpenOptions) -> Layer:
-    """Open the one image `path` without its parents."""
-    return _open_located(locate(path), options)
+    """Open the one image `path` without its parents. It may be a package, of which a disk is opened."""
+    location = locate(path)
+    file = _open_file(location, options)
+    # Who says a format takes the file as it is, unless a disk of a package is chosen.
+    may_hold_disks = options.disk is not None or (options.format is None and not options.created)
+    if may_hold_disks and not location.in_memory:
+        file = contents_of(file, None, writable=options.writable)
+        try:
+            head = file.read(0, HEAD_BYTES)
+        except BaseException:
+            file.close()
+            raise
+        if may_be_package(head):
+            from tapfs.disk.package import layer_of_package  # few images are in packages
+
+            layer = layer_of_package(file, options, location)
+            if layer is not None:
+                return layer
+        if options.disk is not None:
+            file.close()
+            message = f"is no package of disks, so there is no disk {options.disk}"
+            raise ImageError(ErrorKind.INVALID_ARGUMENT, message, path=location.name, op="open")
+        return layer_of_file(location.name, file, options, unpack=False)
+    return layer_of_file(location.name, file, options, format_name=location.format_name)
 
 
 def _open_located(location: Location, options: OpenOptions, *, gate: Gate | None = None) -> Layer:
-    file = location.open(
+    file = _open_file(location, options, gate=gate)
+    return layer_of_file(location.name, file, options, format_name=location.format_name)
+
+
+def _open_file(location: Location, options: OpenOptions, *, gate: Gate | None = None) -> LocalFile:
+    return location.open(
         writable=options.writable,
         sharing=options.sharing,
         direct=options.direct,
@@ -137,15 +165,17 @@ def _open_located(location: Location, options: OpenOptions, *, gate: Gate | None
         gate=gate,
         remote=options.remote,
     )
-    return layer_of_file(location.name, file, options, format_name=location.format_name)
 
 
-def layer_of_file(path: str, file: LocalFile, options: OpenOptions, *, format_name: str | None = None) -> Layer:
+def layer_of_file(
+    path: str, file: LocalFile, options: OpenOptions, *, format_name: str | None = None, unpack: bool = True
+) -> Layer:
     """The layer that an open file and the files that it names hold; closes them on an error.
 
-    `format_name` is what the file's name says of its format, unless the options say it.
+    `format_name` is what the file's name says of its format, unless the options say it. `unpack`: it may be packed.
     """
-    file = contents_of(file, options.format or format_name, writable=options.writable and not options.created)
+    if unpack:
+        file = contents_of(file, options.format or format_name, writable=options.writable and not options.created)
     files = LocalFiles(file, gate=options.gate, sharing=options.sharing, remote=options.remote)
     return layer_of_files(path, files, options, format_name=format_name)
 

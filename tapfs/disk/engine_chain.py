@@ -234,7 +234,12 @@ class EngineChain:
                     writable=writable,
                     files=[
                         HostDescriptor(
-                            file.data_descriptor, file.path, file.direct, writable and file.writable, file.presence
+                            file.data_descriptor,
+                            file.path,
+                            file.direct,
+                            writable and file.writable,
+                            file.presence,
+                            file.window,
                         )
                         for file in layer.files
                     ],

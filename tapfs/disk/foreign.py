@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.packages.signs import descriptor_kind
 
 #: Bytes that `recognise` needs of the start and of the end of a file.
 HEAD_BYTES = 512
@@ -145,6 +146,10 @@ def _bzip2(head: bytes, _: bytes) -> bool:
     return head.startswith(b"BZh") and head[3:4] in b"123456789" and head[4:10] in blocks
 
 
+def _machine(head: bytes, _: bytes) -> bool:
+    return descriptor_kind(head) is not None
+
+
 def _tar(head: bytes, _: bytes) -> bool:
     """POSIX and GNU archives by their magic, older ones by the sum over the header, which counts itself as blanks."""
     if head[257:262] == b"ustar":
@@ -230,5 +235,12 @@ TABLE: tuple[ForeignFormat, ...] = (
     ),
     ForeignFormat("7z", "a 7z archive", "unpack it with 7z x", _starts(b"7z\xbc\xaf\x27\x1c"), archive=True),
     ForeignFormat("rar", "a RAR archive", "unpack it with unrar x", _starts(b"Rar!\x1a\x07"), archive=True),
-    ForeignFormat("tar", "a tar archive (OVA and XVA are such)", "unpack it with tar -x", _tar, archive=True),
+    ForeignFormat(
+        "machine",
+        "the description of a virtual machine (.ovf, .vmx, .vbox) without a disk of its own",
+        "name a disk",
+        _machine,
+        archive=True,
+    ),
+    ForeignFormat("tar", "a tar archive", "unpack it with tar -x", _tar, archive=True),
 )

@@ -22,6 +22,7 @@ from tapfs.extent import Kind
 from tapfs.host.file import LocalFile
 from tapfs.host.files import LocalFiles
 from tapfs.host.lock import Sharing, only_read_from_now_on, refuse_other_writers
+from tapfs.host.window import WindowFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -244,8 +245,13 @@ def on_the_same_files(
     with ExitStack() as on_error:
         opened: list[LocalFile] = []
         for number, file in enumerate(layer.files):
+            called = path if number == 0 else file.path
+            if isinstance(file, WindowFile):
+                opened.append(file.again())
+                on_error.callback(opened[-1].close)
+                continue
             twin = LocalFile(
-                path if number == 0 else file.path,
+                called,
                 os.dup(file.descriptor),
                 writable=writable and file.writable,
                 sharing=sharing,

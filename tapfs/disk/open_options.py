@@ -18,7 +18,8 @@ DEFAULT_CACHE_BYTES = 32 << 20
 class OpenOptions:
     """How to open a chain.
 
-    `format`: of the image itself (probed if None). `snapshot`: a disk inside it instead of the current one.
+    `format`: of the image itself (probed if None). `disk`: its number in the package (`tapfs.disk.package`) that the
+    name is one of, from 1 on; `format` is that disk's then. `snapshot`: a disk inside it instead of the current one.
     `backing`: the parent to use instead of the one that the image names. `backing_formats`: of the parents, nearest
     first.
     `any_parent`: a parent is taken even if it is not the one that the image was made over.
@@ -38,6 +39,7 @@ class OpenOptions:
     format: str | None = None
     writable: bool = False
     lenient: bool = False
+    disk: int | None = None
     snapshot: str | None = None
     backing: str | None = None
     backing_formats: Sequence[str] = ()

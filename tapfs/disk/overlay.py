@@ -155,10 +155,19 @@ def _check_parent(overlay: Layer, image: Layer) -> None:
     reference = overlay.driver.geometry.backing
     if reference is None:
         raise ImageError(ErrorKind.EXISTS, "is an image without a backing file, not an overlay", path=overlay.path)
-    if locate_parent(overlay.path, reference.name).identity() != image.file.identity:
+    if not _names(overlay.path, reference.name, image.file):
         raise ImageError(
             ErrorKind.EXISTS,
             f"is an overlay over {reference.name!r}, not over {image.path}",
             path=overlay.path,
             remedy="name another file for the overlay",
         )
+
+
+def _names(overlay: str, parent: str, file: LocalFile) -> bool:
+    """Whether `parent`, which an overlay names, is the open file: a file, or PACKAGE/MEMBER."""
+    if file.member is not None:
+        if not parent.endswith(f"/{file.member}"):
+            return False
+        parent = parent.removesuffix(f"/{file.member}")
+    return locate_parent(overlay, parent).identity() == file.identity

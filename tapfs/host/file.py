@@ -98,6 +98,10 @@ class LocalFile:
         self._data_descriptor: int | None = None
         #: The blocks of the file that are here; None: all.
         self.presence: Presence | None = None
+        #: Where the file begins in what `descriptor` names, and its length in bytes; None: it is all of that.
+        self.window: tuple[int, int] | None = None
+        #: How the file is called in the package that it is a member of; None: it is a file of its own.
+        self.member: str | None = None
         #: The greatest length that was seen: no file of an open image becomes shorter.
         self._known_size = 0
         try:

@@ -15,6 +15,7 @@ from tapfs.host.lock import Sharing
 from tapfs.host.patched import PatchedFile, patched_files
 from tapfs.host.remote.address import Address
 from tapfs.host.remote.options import USUAL, RemoteOptions
+from tapfs.host.window import WindowFile
 from tapfs.host_files import HostFile, NumberedFile, Role
 from tapfs.plan import Plan, Write
 
@@ -143,6 +144,9 @@ class LocalFiles:
         given = self._given.pop(name, None)
         if given is not None:
             self._files.append(given)
+            return len(self._files) - 1
+        if isinstance(self.image, WindowFile):
+            self._files.append(self.image.open_beside(name))
             return len(self._files) - 1
         own = Address.parse(self.image.path)
         if own is not None:

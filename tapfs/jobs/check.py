@@ -111,7 +111,12 @@ def _opened(path: str, options: OpenOptions, *, writable: bool) -> Generator[tup
     """The files with the image in them, or with the damage that kept it from opening."""
     use_engine_for_tables()
     lenient = OpenOptions(
-        format=options.format, lenient=True, sharing=options.sharing, gate=options.gate, writable=writable
+        format=options.format,
+        disk=options.disk,
+        lenient=True,
+        sharing=options.sharing,
+        gate=options.gate,
+        writable=writable,
     )
     try:
         layer = open_layer(path, lenient)

@@ -138,9 +138,9 @@ ARCHIVERS: dict[str, tuple[list[str], str]] = {
     "lz4": (["lz4", "-q", "-c", "disk.raw"], "an LZ4 file"),
     "old lz4": (["lz4", "-q", "-l", "-c", "disk.raw"], "an LZ4 file"),
     "zip": (["zip", "-q", "-", "disk.raw"], "a ZIP archive"),
-    "GNU tar": (["tar", "-c", "disk.raw"], "a tar archive (OVA and XVA are such)"),
-    "old tar": (["tar", "-c", "--format=v7", "disk.raw"], "a tar archive (OVA and XVA are such)"),
-    "pax": (["tar", "-c", "--format=pax", "disk.raw"], "a tar archive (OVA and XVA are such)"),
+    "GNU tar": (["tar", "-c", "disk.raw"], "a tar archive"),
+    "old tar": (["tar", "-c", "--format=v7", "disk.raw"], "a tar archive"),
+    "pax": (["tar", "-c", "--format=pax", "disk.raw"], "a tar archive"),
     "ntfsclone": (["ntfsclone", "-q", "-s", "-O", "-", "ntfs.raw"], "an ntfsclone image"),
     "partly qcow": (["head", "-c", "7", "disk.qcow2"], "a qcow image of an unknown version"),
 }

@@ -60,9 +60,10 @@ CONTRACT = {
 }
 MAY_IMPORT = {
     "host": set[str](),
+    "packages": set[str](),
     "partitions": set[str](),
-    "disk": {"host", "kernel", "partitions"},
-    "jobs": {"host", "disk", "kernel", "partitions"},
+    "disk": {"host", "kernel", "packages", "partitions"},
+    "jobs": {"host", "disk", "kernel", "packages", "partitions"},
     "serving": {"host", "disk", "kernel"},
     "api": {"host", "disk", "jobs", "serving", "fuse"},
     "testing": {"disk"},
@@ -154,10 +155,11 @@ def test_the_core_compares_no_names_of_formats(folder: str) -> None:
         assert named & {"raw", "qcow", "ram"} <= allowed, path
 
 
-def test_partitions_are_pure() -> None:
-    for path in python_files("tapfs/partitions"):
+@pytest.mark.parametrize("folder", ["packages", "partitions"])
+def test_what_reads_by_a_function_is_pure(folder: str) -> None:
+    for path in python_files(f"tapfs/{folder}"):
         found = imports(path)
-        ours = {name for name in found if name.split(".")[0] == "tapfs" and not name.startswith("tapfs.partitions")}
+        ours = {name for name in found if name.split(".")[0] == "tapfs" and not name.startswith(f"tapfs.{folder}")}
         assert ours <= {"tapfs.checksums", "tapfs.errors", "tapfs.extent"}, path
         assert not {name.split(".")[0] for name in found} & BANNED_IN_DRIVERS, path
 

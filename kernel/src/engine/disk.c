@@ -159,6 +159,15 @@ int tapfs_disk_set_presence(tapfs_disk *disk, uint32_t index, uint32_t file_inde
     return 0;
 }
 
+int tapfs_disk_set_window(tapfs_disk *disk, uint32_t index, uint32_t file_index, uint64_t start, uint64_t length)
+{
+    const struct layer *layer = disk_layer(disk, index);
+    if (layer == NULL || file_index >= layer->file_count) {
+        return -EINVAL;
+    }
+    return -host_file_set_window(layer->files[file_index], start, length);
+}
+
 void tapfs_disk_seal(tapfs_disk *disk, int sealed)
 {
     atomic_store(&disk->sealed, sealed != 0);

@@ -269,6 +269,13 @@ int tapfs_disk_set_presence(tapfs_disk *disk, uint32_t layer, uint32_t file, uin
                             const uint8_t *present, uint64_t blocks);
 
 /*
+ * A file that is only read, without O_DIRECT, is `length` bytes from `start` on of what its descriptor names, as a member of
+ * an archive is. All offsets in the file count from there, but for the blocks of tapfs_disk_set_presence. 0 or -errno.
+ * Not while requests run.
+ */
+int tapfs_disk_set_window(tapfs_disk *disk, uint32_t layer, uint32_t file, uint64_t start, uint64_t length);
+
+/*
  * Answer every write in place with RESERVE until it is unsealed: something must become true of the image before its
  * first change, and the owner has to see to that.
  */

@@ -13,12 +13,15 @@ int host_size(const struct host_file *file, uint64_t *size)
     struct stat status;
 
     if (file->block_device) {
-        return ioctl(file->fd, BLKGETSIZE64, size) < 0 ? errno : 0;
-    }
-    if (fstat(file->fd, &status) < 0) {
+        if (ioctl(file->fd, BLKGETSIZE64, size) < 0) {
+            return errno;
+        }
+    } else if (fstat(file->fd, &status) < 0) {
         return errno;
+    } else {
+        *size = (uint64_t)status.st_size;
     }
-    *size = (uint64_t)status.st_size;
+    *size = *size < file->start ? 0 : minimum(*size - file->start, file->window);
     return 0;
 }
 
@@ -39,6 +42,7 @@ bool host_absent(const struct host_file *file, uint64_t offset, uint64_t length)
     if (file->present == NULL || length == 0) {
         return false;
     }
+    offset += file->start;
     uint64_t last = (offset + length - 1) / file->present_block_bytes;
     for (uint64_t block = offset / file->present_block_bytes; block <= last && block < file->present_blocks; block++) {
         /* Acquire: what the owner wrote before it set the byte. */
@@ -52,7 +56,7 @@ bool host_absent(const struct host_file *file, uint64_t offset, uint64_t length)
 int buffered_read(const struct host_file *file, uint8_t *buffer, uint64_t offset, uint64_t length, uint64_t *got)
 {
     for (*got = 0; *got < length;) {
-        ssize_t count = pread(file->fd, buffer + *got, length - *got, (off_t)(offset + *got));
+        ssize_t count = pread(file->fd, buffer + *got, length - *got, (off_t)(file->start + offset + *got));
         if (count == 0) {
             break;
         }
@@ -68,17 +72,17 @@ int buffered_read(const struct host_file *file, uint8_t *buffer, uint64_t offset
 void host_expect(const struct host_file *file, uint64_t offset, uint64_t length)
 {
     if (!atomic_load(&file->direct) && !file->in_memory && !host_absent(file, offset, length)) {
-        posix_fadvise(file->fd, (off_t)offset, (off_t)length, POSIX_FADV_WILLNEED);
+        posix_fadvise(file->fd, (off_t)(file->start + offset), (off_t)length, POSIX_FADV_WILLNEED);
     }
 }
 
 uint64_t host_next_data(const struct host_file *file, uint64_t offset, uint64_t end)
 {
-    off_t data = lseek(file->fd, (off_t)offset, SEEK_DATA);
+    off_t data = lseek(file->fd, (off_t)(file->start + offset), SEEK_DATA);
     if (data < 0) {
         return errno == ENXIO ? end : offset; /* what a host cannot tell is data */
     }
-    return minimum((uint64_t)data, end);
+    return minimum((uint64_t)data - file->start, end);
 }
 
 uint64_t host_next_hole(struct host_file *file, uint64_t offset, uint64_t end)
@@ -87,15 +91,15 @@ uint64_t host_next_hole(struct host_file *file, uint64_t offset, uint64_t end)
     if (offset < until && offset >= atomic_load(&file->solid_from)) {
         return minimum(until, end);
     }
-    off_t hole = lseek(file->fd, (off_t)offset, SEEK_HOLE);
+    off_t hole = lseek(file->fd, (off_t)(file->start + offset), SEEK_HOLE);
     if (hole < 0) {
         return end;
     }
     /* Two of these beside each other may leave a pair that is none. Then a hole is read as data, which it reads as. */
     atomic_store(&file->solid_until, 0);
     atomic_store(&file->solid_from, offset);
-    atomic_store(&file->solid_until, (uint64_t)hole);
-    return minimum((uint64_t)hole, end);
+    atomic_store(&file->solid_until, (uint64_t)hole - file->start);
+    return minimum((uint64_t)hole - file->start, end);
 }
 
 int host_look_for_cut(struct host_file *file)
@@ -146,7 +150,7 @@ int nowait_read(struct host_file *file, uint8_t *buffer, uint64_t offset, uint64
     }
     while (*got < length) {
         struct iovec vector = {.iov_base = buffer + *got, .iov_len = length - *got};
-        ssize_t count = preadv2(file->fd, &vector, 1, (off_t)(offset + *got), RWF_NOWAIT);
+        ssize_t count = preadv2(file->fd, &vector, 1, (off_t)(file->start + offset + *got), RWF_NOWAIT);
         if (count > 0) {
             *got += (uint64_t)count;
         } else if (count == 0) {

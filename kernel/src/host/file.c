@@ -74,6 +74,7 @@ int host_file_new(int fd, bool direct, bool writable, struct host_file **result)
         return ENOMEM;
     }
     file->fd = fd;
+    file->window = UINT64_MAX;
     file->writable = writable;
     file->block_device = S_ISBLK(status.st_mode);
     file->ranged = direct;
@@ -106,13 +107,32 @@ void host_file_free(struct host_file *file)
     free(file);
 }
 
+int host_file_set_window(struct host_file *file, uint64_t start, uint64_t length)
+{
+    if (file->writable || file->ranged || start > INT64_MAX || length > INT64_MAX - start) {
+        return EINVAL;
+    }
+    file->start = start;
+    file->window = length;
+    /* What is behind the window is no end that a cut would move. */
+    atomic_store(&file->known_size, length);
+    return 0;
+}
+
+bool host_leaves_window(const struct host_file *file, uint64_t offset, uint64_t length)
+{
+    return offset > file->window || length > file->window - offset;
+}
+
 int host_read(struct host_file *file, void *buffer, uint64_t offset, uint64_t length, bool nowait, uint64_t *got)
 {
     uint64_t known = atomic_load(&file->known_size), cut = atomic_load(&file->cut_at);
-    uint64_t wanted = offset < cut ? minimum(length, cut - offset) : 0;
+    uint64_t there = offset < file->window ? minimum(length, file->window - offset) : 0;
+    uint64_t wanted = offset < cut ? minimum(there, cut - offset) : 0;
     int error;
 
     *got = 0;
+    length = there; /* behind the window is the end of the file, whatever the descriptor has there */
     if (host_absent(file, offset, length)) {
         return ENODATA;
     }
@@ -250,7 +270,7 @@ int host_clone(struct host_file *target, uint64_t offset, const struct host_file
                uint64_t length)
 {
     struct file_clone_range range = {
-        .src_fd = source->fd, .src_offset = source_offset, .src_length = length, .dest_offset = offset};
+        .src_fd = source->fd, .src_offset = source->start + source_offset, .src_length = length, .dest_offset = offset};
     int result;
 
     do {

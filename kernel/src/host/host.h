@@ -61,6 +61,9 @@ struct host_file {
     /* One byte a block: 0, it is not here. NULL: all of the file is. The owner sets a byte when the block is written. */
     const uint8_t *present;
     uint64_t present_block_bytes, present_blocks;
+    /* The file is bytes [start, start + window) of what the descriptor names; blocks that are present count from its start.
+     * UINT64_MAX: all of it. Only of a file that is read, without O_DIRECT. */
+    uint64_t start, window;
     pthread_rwlock_t extend_lock;
     pthread_mutex_t sync_lock;
     pthread_mutex_t direct_lock;
@@ -69,6 +72,10 @@ struct host_file {
 /* `direct`: the descriptor was opened with O_DIRECT. The descriptor stays the caller's. */
 TAPFS_INTERNAL int host_file_new(int fd, bool direct, bool writable, struct host_file **file);
 TAPFS_INTERNAL void host_file_free(struct host_file *file);
+/* From now on the file is a range of what the descriptor names. Before any transfer. 0, or EINVAL: the range is impossible. */
+TAPFS_INTERNAL int host_file_set_window(struct host_file *file, uint64_t start, uint64_t length);
+/* Whether a transfer by the descriptor might go past the end of the file's window, where other bytes are. */
+TAPFS_INTERNAL bool host_leaves_window(const struct host_file *file, uint64_t offset, uint64_t length);
 /* `got` is less than `length` only at the end of the file or with an error; HOST_CUT where the file has had bytes of the
  * range that it has no more. With `nowait` also EAGAIN: the host says that it would have to be waited for; and
  * EOPNOTSUPP: it cannot be asked. */

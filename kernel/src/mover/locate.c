@@ -72,7 +72,8 @@ static bool use_extent(const tapfs_disk *disk, uint32_t index, const tapfs_exten
         return true;
     }
     if (route->by_engine || extent->kind == TAPFS_COMPRESSED || layer->cipher != NULL ||
-        host_absent(layer->files[extent->file], extent->host_offset, extent->length)) {
+        host_absent(layer->files[extent->file], extent->host_offset, extent->length) ||
+        host_leaves_window(layer->files[extent->file], extent->host_offset, extent->length)) {
         route->by_engine = true;
         return false;
     }

@@ -136,7 +136,7 @@ static void ask_host(struct flight *flight, uint32_t index)
     int flags = run->file->in_memory ? 0 : RWF_NOWAIT;
 
     for (;;) {
-        off_t at = (off_t)(run->host_offset + io->moved);
+        off_t at = (off_t)(run->file->start + run->host_offset + io->moved);
         int slices = (int)io->slice_count;
         ssize_t count = writing ? pwritev2(run->file->fd, io->slices, slices, at, flags)
                                 : preadv2(run->file->fd, io->slices, slices, at, flags);
@@ -219,7 +219,7 @@ bool run_io_queue(struct flight *flight, uint32_t index, struct io_rings *rings,
         .by_thread = atomic_load(&run->file->refuses_nowait[flight->move->writing]),
         .vector = io->slices,
         .count = io->slice_count,
-        .offset = run->host_offset + io->moved,
+        .offset = run->file->start + run->host_offset + io->moved,
     };
     return uring_queue(rings, &transfer, uring_registered(rings, memory, &transfer), tag);
 }

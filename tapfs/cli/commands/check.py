@@ -26,6 +26,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "check",
         help="check the metadata of an image",
         description="Read all metadata of IMAGE and say what is wrong with it. Without -r nothing is changed.\n"
+        "Of a package (.ova and the like) all disks are checked, and the digests that it has of its files.\n"
         "The backing file is not part of it: check it by itself. Exit code: 0 clean, 2 corrupt, 3 leaked space only,\n"
         "63 nothing was checked (raw images have no metadata); others: 'tapfs --help'.",
     )
@@ -53,12 +54,15 @@ def run(arguments: argparse.Namespace) -> int:
 def checked(arguments: argparse.Namespace, *, repair: str | None) -> CheckReport:
     """The report of a check, of one after a repair if `repair` is "all", or "leaks" and there are no errors."""
     from tapfs.jobs.check import check_image, repair_image
+    from tapfs.jobs.check_package import check_package
 
     options = open_options(arguments)
     with progress_of(arguments, "repair" if repair else "check") as progress:
         if repair == "all":
             return repair_image(arguments.image, options, progress=progress)
-        report = check_image(arguments.image, options, progress=progress)
+        report = None if repair else check_package(arguments.image, options, progress=progress)
+        if report is None:
+            report = check_image(arguments.image, options, progress=progress)
         if repair == "leaks" and report.leaks and not report.corruptions:
             return repair_image(arguments.image, options, progress=progress)
     return report

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from tapfs.cli.json_output import print_json
-from tapfs.cli.options import add_image_options, open_image
+from tapfs.cli.options import add_image_options, disk_number, open_image
 from tapfs.cli.parser import format_argument
 from tapfs.cli.reporting import add_json_option, add_progress_options, print_line, progress_of
 
@@ -62,6 +62,7 @@ def add_second_image_options(parser: argparse.ArgumentParser, name: str, first: 
         f"how to open {name} (the options above are for {first}, but the password is for both)"
     )
     group.add_argument("-F", "--second-format", metavar="FMT", type=format_argument, help=f"format of {name}")
+    group.add_argument("--second-disk", metavar="N", type=disk_number, help=f"the disk of the package {name}")
     group.add_argument("--second-backing", metavar="FILE", help=f"use FILE as the parent of {name}")
     group.add_argument(
         "--second-backing-format",
@@ -78,6 +79,7 @@ def second_image(arguments: argparse.Namespace) -> argparse.Namespace:
     """What the options say of the second image, as those of the first one are named."""
     second = argparse.Namespace(**vars(arguments))
     second.format = arguments.second_format
+    second.disk = arguments.second_disk
     second.backing = arguments.second_backing
     second.backing_format = arguments.second_backing_format
     second.snapshot = arguments.second_snapshot

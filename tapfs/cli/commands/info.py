@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from tapfs.cli.parser import Subparsers
+    from tapfs.disk.package import PackageInfo
     from tapfs.driver import Driver
 
 _SIZES = {"virtual_size", "file_size", "allocated_size", "granule", "cluster_size", "granularity"}
@@ -33,6 +34,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="show format, sizes, parents and partitions of an image",
         description="Show format, sizes, parents, partitions and file systems of IMAGE.\n"
         "Of an encrypted image without its password, and of one whose parent is missing, all but what is on the disk.\n"
+        "Of a package (.ova, .ovf, .vmx, .vbox, .xva, .box) its disks; --disk N shows one of them.\n"
         "Use --no-backing for an image from a stranger: its header can name any file as its parent.",
     )
     parser.add_argument("image", metavar="IMAGE")
@@ -54,6 +56,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     password = given_password(arguments.key_file)
     options = open_options(arguments)
+    if options.disk is None and not options.overlaid:
+        from tapfs.disk.package import describe_package, package_of
+
+        with package_of(arguments.image, options) as opened:
+            if opened is not None:
+                return _show_package(describe_package(opened, options), as_json=arguments.json)
     with inspect(arguments.image, options, password=password) as found:
         if found.unopened is None:
             warn_of_noise(found.image)
@@ -71,6 +79,30 @@ def run(arguments: argparse.Namespace) -> int:
             print_table(_rows(info, None if arguments.verbose else details))
     found.raise_refusal()
     return 0
+
+
+def _show_package(package: PackageInfo, *, as_json: bool) -> int:
+    """Print the disks of a package."""
+    if as_json:
+        print_json(package)
+        return 0
+    print_table(_package_rows(package))
+    return 0
+
+
+def _package_rows(package: PackageInfo) -> Iterator[tuple[str, str]]:
+    yield "path", package["path"]
+    yield "package", package["package"]
+    label = "disks"
+    for disk in package["disks"]:
+        size = disk["virtual_size"]
+        facts = [disk["name"], disk["format"] or "", "" if size is None else human_size(size)]
+        yield label, f"{disk['number']}: {', '.join(fact for fact in facts if fact)}"
+        if disk["error"] is not None:
+            yield "", f"   cannot be opened: {disk['error']}"
+        label = ""
+    for note in package["notes"]:
+        yield "note", note
 
 
 def _plain_details(driver: Driver) -> frozenset[str]:

@@ -97,8 +97,8 @@ def unpacked(packed: LocalFile, kind: str) -> PackedFile:
 
 def _filled(packed: LocalFile, kind: str, scratch: int) -> Presence | None:
     """Have the scratch file as long as the contents, and what brings these into it; None: they are all there."""
-    with _told(packed.path):
-        target = _Scratch(scratch)
+    with told(packed.path):
+        target = Scratch(scratch)
         index = _index_of(packed, kind)
         if index is not None:
             if index.size > _MOST_BYTES:
@@ -236,12 +236,11 @@ class _Frames:
         return b""
 
 
-class _Queue:
+class Queue:
     """A :class:`tapfs.host.presence.Carrier` that brings one range after the other, in the thread that waits."""
 
-    def __init__(self, path: str, scratch: _Scratch) -> None:
+    def __init__(self, path: str) -> None:
         self._path = path
-        self._scratch = scratch
         self._waiting: list[tuple[int, int, int]] = []
         self._count = 0
 
@@ -255,7 +254,7 @@ class _Queue:
         """See :class:`tapfs.host.presence.Carrier`."""
         number, offset, length = self._waiting.pop(0)
         try:
-            with _told(self._path):
+            with told(self._path):
                 self._bring(offset, length)
         except ImageError as error:
             return [Ended(number, error)]
@@ -268,18 +267,19 @@ class _Queue:
         raise NotImplementedError
 
 
-class _Units(_Queue):
+class _Units(Queue):
     """Brings whole units."""
 
     def __init__(
         self,
         packed: LocalFile,
-        scratch: _Scratch,
+        scratch: Scratch,
         index: Index,
         unit_bytes: int,
         unpack: Callable[[Unit, bytes], bytes],
     ) -> None:
-        super().__init__(packed.path, scratch)
+        super().__init__(packed.path)
+        self._scratch = scratch
         self._packed = packed
         self._index = index
         self._unit_bytes = unit_bytes
@@ -295,11 +295,12 @@ class _Units(_Queue):
             self._scratch.put(content, number * self._unit_bytes)
 
 
-class _Pass(_Queue):
+class _Pass(Queue):
     """Brings everything up to a place, in one pass, which starts anew after a failure that may be over."""
 
-    def __init__(self, path: str, start: Callable[[], _Stream], scratch: _Scratch, size: int) -> None:
-        super().__init__(path, scratch)
+    def __init__(self, path: str, start: Callable[[], _Stream], scratch: Scratch, size: int) -> None:
+        super().__init__(path)
+        self._scratch = scratch
         self._start = start
         self._stream: _Stream | None = None
         self._size = size
@@ -338,7 +339,7 @@ class _Pass(_Queue):
             raise ValueError("the contents are longer than the index says")
 
 
-class _Scratch:
+class Scratch:
     """The scratch file, which leaves some of its file system free: a small file may hold more than any disk."""
 
     def __init__(self, descriptor: int) -> None:
@@ -363,7 +364,7 @@ class _Scratch:
 
 
 @contextmanager
-def _told(path: str) -> Generator[None]:
+def told(path: str) -> Generator[None]:
     """Have what a library or the host raises be an ImageError of the packed file."""
     try:
         yield

@@ -113,6 +113,12 @@ SAMPLES: dict[str, list[bytes]] = {
     "zip": [zipped(), b"PK\5\6" + bytes(18), b"PK\7\x08" + bytes(40)],
     "7z": [b"7z\xbc\xaf\x27\x1c\0\4" + bytes(40)],
     "rar": [b"Rar!\x1a\x07\0" + bytes(40), b"Rar!\x1a\x07\1\0" + bytes(40)],
+    # A machine without a disk.
+    "machine": [
+        b'.encoding = "UTF-8"\nconfig.version = "8"\nvirtualHW.version = "19"\n',
+        b'<?xml version="1.0"?><Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1"/>',
+        b'<?xml version="1.0"?><VirtualBox version="1.16-linux"><Machine/></VirtualBox>',
+    ],
     "tar": [
         tar(format=tarfile.USTAR_FORMAT),
         tar(format=tarfile.GNU_FORMAT),

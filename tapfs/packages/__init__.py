@@ -1,0 +1,1 @@
+"""Packages of virtual machines: the disks that a descriptor or an archive lists, from a function that reads."""

@@ -1,0 +1,356 @@
+"""A disk in a package is opened in its place: archives, descriptors, chunks."""
+
+from __future__ import annotations
+
+import gzip
+import random
+import subprocess
+import tarfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+import tapfs as api
+from tapfs import ErrorKind, ImageError
+from tests import package_files
+
+Run = Callable[..., Any]
+MIB = 1 << 20
+SIZE = 4 * MIB
+
+#: How qemu-img makes the image of a disk.
+FORMATS = {
+    "a.vmdk": ["-O", "vmdk", "-o", "subformat=streamOptimized"],
+    "b.qcow2": ["-O", "qcow2"],
+    "c.vhdx": ["-O", "vhdx"],
+    "d.vhd": ["-O", "vpc", "-o", "force_size=on"],
+    "e.vdi": ["-O", "vdi"],
+}
+
+
+@pytest.fixture(scope="module")
+def disk() -> bytes:
+    """Data, zeros, and data at the end."""
+    noise = random.Random(1)
+    return noise.randbytes(MIB + 512) + bytes(2 * MIB) + b"text " * 1000 + bytes(MIB - 512 - 5000)
+
+
+@pytest.fixture(scope="module")
+def images(disk: bytes, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The disk in images of several formats."""
+    folder = tmp_path_factory.mktemp("images")
+    (folder / "raw").write_bytes(disk)
+    for name, options in FORMATS.items():
+        subprocess.run(["qemu-img", "convert", "-f", "raw", *options, folder / "raw", folder / name], check=True)
+    return {name: (folder / name).read_bytes() for name in FORMATS} | {"f.img": disk}
+
+
+def read(path: Path, **options: Any) -> bytes:
+    with api.open(path, **options) as image:
+        return image.read(0, image.size)
+
+
+def refusal(path: Path, **options: Any) -> ImageError:
+    with pytest.raises(ImageError) as caught, api.open(path, **options):
+        pass
+    return caught.value
+
+
+def test_each_disk_of_an_ova_is_read_in_its_place(images: dict[str, bytes], disk: bytes, tmp_path: Path) -> None:
+    path = package_files.ova(tmp_path / "x.ova", images)
+    for number in range(1, len(images) + 1):
+        assert read(path, disk=number) == disk
+    listed = api.package_info(path)
+    assert listed is not None
+    assert [each["format"] for each in listed["disks"]] == ["vmdk", "qcow2", "vhdx", "vhd", "vdi", "raw"]
+    assert {each["virtual_size"] for each in listed["disks"]} == {SIZE}
+    assert not [each["error"] for each in listed["disks"] if each["error"]]
+
+
+def test_the_engine_reads_the_window_and_nothing_behind_it(tmp_path: Path) -> None:
+    """A raw member ends where the next one's header begins, and holes are those of its own bytes."""
+    first, second = random.Random(2).randbytes(3 * 512), b"\xff" * 4096
+    path = package_files.archive(tmp_path / "x.ova", {"x.ovf": package_files.ovf(["a", "b"]), "a": first, "b": second})
+    with api.open(path, disk=1) as image:
+        assert image.size == len(first)
+        assert image.read(512, 1024) == first[512:]
+        assert [(each.offset, each.length, each.host_offset) for each in image.extents()] == [(0, len(first), 0)]
+        assert image.whole_file() is None
+    assert read(path, disk=2) == second
+
+
+def test_several_disks_need_a_choice_and_one_does_not(tapfs: Run, images: dict[str, bytes], tmp_path: Path) -> None:
+    two = {name: images[name] for name in ("a.vmdk", "b.qcow2")}
+    path = package_files.ova(tmp_path / "x.ova", two)
+    ran = tapfs("map", path)
+    assert ran.code == 64
+    assert "holds 2 disks: 1 a.vmdk, 2 b.qcow2" in ran.err
+    assert "--disk N" in ran.err
+    assert "has no disk 3" in tapfs("map", "--disk", 3, path).err
+    one = package_files.ova(tmp_path / "y.ova", {"b.qcow2": images["b.qcow2"]})
+    assert tapfs("compare", "--second-disk", 2, one, path).out == "Images are identical.\n"
+    assert "2: b.qcow2, qcow2, 4 MiB" in tapfs("info", path).out
+    assert tapfs("info", "--json", path).code == 0
+    assert "virtual size" in tapfs("info", "--disk", 1, path).out
+
+
+def test_a_disk_is_chosen_in_a_package_only(tapfs: Run, images: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "b.qcow2").write_bytes(images["b.qcow2"])
+    assert "is no package of disks" in tapfs("info", "--disk", 1, tmp_path / "b.qcow2").err
+    assert tapfs("info", "--disk", 0, tmp_path / "b.qcow2").code == 64
+    path = package_files.ova(tmp_path / "x.ova", {"b.qcow2": images["b.qcow2"]})
+    assert '"format": "raw"' in tapfs("info", "--json", "-f", "raw", path).out
+    assert read(path, format="raw") == path.read_bytes()
+    assert read(path, disk=1, format="raw") == images["b.qcow2"]
+
+
+def test_an_archive_is_not_written_but_an_overlay_over_it_is(
+    images: dict[str, bytes], disk: bytes, tmp_path: Path
+) -> None:
+    path = package_files.ova(tmp_path / "x.ova", {name: images[name] for name in ("a.vmdk", "b.qcow2")})
+    before = path.read_bytes()
+    error = refusal(path, disk=1, writable=True)
+    assert error.kind is ErrorKind.READ_ONLY
+    assert "overlay=FILE" in str(error)
+    with api.open(path, disk=2, overlay=tmp_path / "o.qcow") as image:
+        image.write(0, b"new")
+    assert read(path, disk=2, overlay=tmp_path / "o.qcow") == b"new" + disk[3:]
+    # The overlay is one over the second disk, not over the package.
+    assert refusal(path, disk=1, overlay=tmp_path / "o.qcow").kind is ErrorKind.EXISTS
+    assert path.read_bytes() == before
+
+
+def test_files_beside_an_ovf_a_vmx_and_a_vbox_are_opened_and_written(
+    images: dict[str, bytes], disk: bytes, tmp_path: Path
+) -> None:
+    for name in ("b.qcow2", "e.vdi"):
+        (tmp_path / name).write_bytes(images[name])
+    subprocess.run(["qemu-img", "convert", "-O", "vmdk", tmp_path / "b.qcow2", tmp_path / "x y.vmdk"], check=True)
+    (tmp_path / "x.ovf").write_bytes(package_files.ovf(["b.qcow2"]))
+    devices = {"scsi0:1.fileName": "x y.vmdk", "ide1:0.fileName": "cd.iso", "scsi0:0.fileName": "no.vmdk"}
+    (tmp_path / "x.vmx").write_bytes(package_files.vmx(devices | {"scsi0:0.present": "FALSE"}))
+    (tmp_path / "x.vbox").write_bytes(
+        package_files.vbox('<HardDisk uuid="{A}" location="e.vdi" format="VDI"/>', ["{a}"])
+    )
+    for name in ("x.ovf", "x.vmx", "x.vbox"):
+        assert read(tmp_path / name) == disk
+        with api.open(tmp_path / name, writable=True) as image:
+            image.write(SIZE - 4, b"tail")
+        assert read(tmp_path / name) == disk[:-4] + b"tail"
+
+
+def test_the_newest_of_differencing_images_is_the_disk_of_a_vbox(tapfs: Run, disk: bytes, tmp_path: Path) -> None:
+    """Its parent has no name: it is found in the folder where the registry has it."""
+    (tmp_path / "raw").write_bytes(disk)
+    (tmp_path / "Snapshots").mkdir()
+    base, leaf = tmp_path / "base.vdi", tmp_path / "Snapshots/{leaf}.vdi"
+    assert tapfs("convert", "-f", "raw", "-O", "vdi", tmp_path / "raw", base).code == 0
+    assert tapfs("create", "-f", "vdi", "-b", base, "-F", "vdi", leaf).code == 0
+    with api.open(leaf, writable=True, parent_folders=[tmp_path]) as image:
+        image.write(0, b"leaf")
+    registry = (
+        '<HardDisk uuid="{B}" location="base.vdi" format="VDI">'
+        '<HardDisk uuid="{L}" location="Snapshots/{leaf}.vdi" format="VDI"/></HardDisk>'
+    )
+    (tmp_path / "x.vbox").write_bytes(package_files.vbox(registry, ["{l}"]))
+    assert read(tmp_path / "x.vbox") == b"leaf" + disk[4:]
+
+
+@pytest.mark.parametrize("checksum", ["xxhash", "checksum"])
+def test_the_disks_of_an_xva_are_read_from_their_chunks(tapfs: Run, disk: bytes, tmp_path: Path, checksum: str) -> None:
+    small = b"x" * MIB + b"y" * 512
+    path = package_files.xva(tmp_path / "x.xva", {"Ref:7": disk, "Ref:12": small}, checksum=checksum)
+    assert read(path, disk=1) == disk
+    assert read(path, disk=2) == small
+    with api.open(path, disk=1) as image:
+        assert image.read(MIB + 100, 1000) == disk[MIB + 100 : MIB + 1100]
+        data = [each for each in image.extents() if each.host_offset is not None]
+        assert sum(each.length for each in data) < SIZE
+    assert tapfs("convert", "--disk", 2, path, tmp_path / "out").code == 0
+    assert (tmp_path / "out").read_bytes() == small
+    assert tapfs("check", path).code == 0
+
+
+def test_an_xva_is_ordered_by_device_and_short_chunks_end_in_zeros(tmp_path: Path) -> None:
+    sizes = {"Ref:1": 2 * MIB, "Ref:2": MIB}
+    members = {
+        "ova.xml": package_files.ova_xml(sizes, device={"Ref:1": "10", "Ref:2": "9"}),
+        "Ref:1/00000001": b"a" * 1024,
+        "Ref:1/00000000": b"",
+        "Ref:2/00000000": b"b" * MIB,
+    }
+    path = package_files.archive(tmp_path / "x.xva", members)
+    assert read(path, disk=1) == b"b" * MIB
+    assert read(path, disk=2) == bytes(MIB) + b"a" * 1024 + bytes(MIB - 1024)
+
+
+def test_boxes_of_vagrant(images: dict[str, bytes], disk: bytes, tmp_path: Path) -> None:
+    libvirt = b'{"provider": "libvirt", "format": "qcow2", "virtual_size": 1}'
+    listed = b'{"provider": "libvirt", "disks": [{"path": "one.img", "format": "qcow2"}, {"path": "two.img"}]}'
+    plain = {"./metadata.json": libvirt, "./Vagrantfile": b"", "./box.img": images["b.qcow2"]}
+    several = {"metadata.json": listed, "one.img": images["b.qcow2"], "two.img": images["f.img"]}
+    virtualbox = {"box.ovf": package_files.ovf(["a.vmdk"]), "a.vmdk": images["a.vmdk"], "metadata.json": b"{}"}
+    hyper_v = {"metadata.json": b'{"provider": "hyperv"}', "Virtual Hard Disks/c.vhdx": images["c.vhdx"]}
+    for number, files in enumerate((plain, several, virtualbox, hyper_v)):
+        for mode in ("w", "w:gz"):
+            path = package_files.archive(tmp_path / f"{number}{mode[2:]}.box", files, mode=mode)
+            assert read(path, disk=1) == disk
+            assert api.package_info(path)["package"] == "box"  # type: ignore[index]
+    assert read(tmp_path / "1.box", disk=2) == disk
+
+
+def test_a_split_vmdk_in_a_box_finds_its_extents_there(disk: bytes, tmp_path: Path) -> None:
+    (tmp_path / "raw").write_bytes(disk)
+    split = ["-O", "vmdk", "-o", "subformat=twoGbMaxExtentSparse"]
+    subprocess.run(["qemu-img", "convert", "-f", "raw", *split, tmp_path / "raw", tmp_path / "d.vmdk"], check=True)
+    files = {name: (tmp_path / name).read_bytes() for name in ("d.vmdk", "d-s001.vmdk")}
+    for name in files:
+        (tmp_path / name).unlink()
+    machine = package_files.vmx({"scsi0:0.fileName": "d.vmdk"})
+    path = package_files.archive(tmp_path / "x.box", {"metadata.json": b"{}", "x.vmx": machine, **files})
+    assert read(path) == disk
+
+
+def test_a_packed_package_and_packed_files(images: dict[str, bytes], disk: bytes, tmp_path: Path) -> None:
+    path = package_files.xva(tmp_path / "x.xva", {"Ref:7": disk})
+    (tmp_path / "x.xva.zst").write_bytes(zstandard.ZstdCompressor().compress(path.read_bytes()))
+    assert read(tmp_path / "x.xva.zst") == disk
+    packed = gzip.compress(images["b.qcow2"])
+    descriptor = package_files.ovf(["d"], attributes={"compression": "gzip"})
+    assert read(package_files.archive(tmp_path / "g.ova", {"g.ovf": descriptor, "d": packed})) == disk
+    for content, more in ((images["b.qcow2"], {}), (packed, {"compression": "gzip"})):
+        piece = len(content) // 3 + 1
+        attributes = {"chunkSize": str(piece), "size": str(len(content)), **more}
+        pieces = {f"d.{number:09}": content[number * piece : (number + 1) * piece] for number in range(3)}
+        files = {"c.ovf": package_files.ovf(["d"], attributes=attributes), **pieces}
+        assert read(package_files.archive(tmp_path / "c.ova", files)) == disk
+
+
+def test_a_check_compares_the_digests_of_the_manifest(tapfs: Run, images: dict[str, bytes], tmp_path: Path) -> None:
+    files = {name: images[name] for name in ("b.qcow2", "f.img")}
+    path = package_files.ova(tmp_path / "x.ova", files)
+    assert tapfs("check", "--json", path).code == 0
+    content = bytearray(path.read_bytes())
+    at = content.index(images["f.img"][:512]) + SIZE // 2
+    content[at] ^= 1
+    path.write_bytes(content)
+    ran = tapfs("check", path)
+    assert ran.code == 2
+    assert "f.img does not have the SHA256 that x.mf says" in ran.out
+    assert "b.qcow2" not in ran.out
+    report = api.check(path, disk=1)
+    assert not report.corruptions
+    without = package_files.archive(tmp_path / "y.ova", {"y.ovf": package_files.ovf(["f.img"]), **files})
+    assert tapfs("check", without).code == 63
+
+
+def test_a_check_finds_a_changed_chunk(tapfs: Run, disk: bytes, tmp_path: Path) -> None:
+    path = package_files.xva(tmp_path / "x.xva", {"Ref:7": disk})
+    content = bytearray(path.read_bytes())
+    content[content.index(disk[:512]) + 1000] ^= 1
+    path.write_bytes(content)
+    ran = tapfs("check", path)
+    assert ran.code == 2
+    assert "chunk 0 does not have its checksum" in ran.out
+    members = package_files.xva_members("Ref:7", disk)
+    del members["Ref:7/00000001"]
+    gone = {"ova.xml": package_files.ova_xml({"Ref:7": SIZE}), **members}
+    assert "chunk 1 has a checksum, and is missing" in tapfs("check", package_files.archive(path, gone)).out
+
+
+def test_what_a_descriptor_names_is_confined(images: dict[str, bytes], tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (tmp_path / "b.vmdk").write_bytes(images["a.vmdk"])
+    for name in ("../b.vmdk", str(tmp_path / "b.vmdk")):
+        (inner / "x.ovf").write_bytes(package_files.ovf([name]))
+        assert refusal(inner / "x.ovf").kind is ErrorKind.DENIED
+        (inner / "x.vmx").write_bytes(package_files.vmx({"scsi0:0.fileName": name}))
+        (inner / "x.vbox").write_bytes(package_files.vbox(f'<HardDisk uuid="a" location="{name}"/>', ["a"]))
+        for package in ("x.vmx", "x.vbox"):
+            assert refusal(inner / package).kind is ErrorKind.DENIED
+            assert read(inner / package, backing_root=str(tmp_path))
+    (inner / "x.vmx").write_bytes(package_files.vmx({"scsi0:0.fileName": "none.vmdk"}))
+    assert "none.vmdk is missing" in str(refusal(inner / "x.vmx"))
+
+
+def test_packages_of_strangers_are_refused(images: dict[str, bytes], tmp_path: Path) -> None:
+    path = tmp_path / "x.ova"
+    descriptor, content = package_files.ovf(["d"]), images["b.qcow2"]
+
+    def said(*members: tuple[str, bytes] | tuple[str, bytes, bytes, str]) -> str:
+        with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+            package_files.add(tar, "x.ovf", descriptor)
+            for member in members:
+                package_files.add(tar, *member)
+        return str(refusal(path))
+
+    assert "leads out" in said(("../d", content))
+    assert "leads out" in said(("/d", content))
+    assert "two members of one name" in said(("d", content), ("d", content))
+    assert "link or sparse" in said(("d", b"", tarfile.SYMTYPE, "/etc/passwd"))
+    assert "link or sparse" in said(("d", b"", tarfile.LNKTYPE, "x.ovf"))
+    assert "does not hold" in said(("other", content))
+    bomb = b'<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]>'
+    descriptor = descriptor.replace(b"?>", b"?>" + bomb, 1)
+    assert "document type or entities" in said(("d", content))
+    descriptor = b'<Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1">' + b"<a>" * 1000
+    assert "too many elements" in said(("d", content))
+
+
+def test_a_sparse_member_is_refused(images: dict[str, bytes], tmp_path: Path) -> None:
+    """GNU tar writes holes as a map, so the bytes are not there as they are read."""
+    (tmp_path / "x.ovf").write_bytes(package_files.ovf(["d.img"]))
+    with (tmp_path / "d.img").open("wb") as file:
+        file.truncate(SIZE)
+        file.seek(MIB)
+        file.write(b"data")
+    for kind in ("gnu", "posix"):
+        subprocess.run(["tar", "-S", f"--format={kind}", "-cf", "x.ova", "x.ovf", "d.img"], cwd=tmp_path, check=True)
+        assert "sparse" in str(refusal(tmp_path / "x.ova"))
+
+
+def test_a_package_that_was_cut_is_refused(disk: bytes, images: dict[str, bytes], tmp_path: Path) -> None:
+    for path in (
+        package_files.ova(tmp_path / "x.ova", {"b.qcow2": images["b.qcow2"]}),
+        package_files.xva(tmp_path / "x.xva", {"Ref:1": disk}),
+    ):
+        path.write_bytes(path.read_bytes()[: MIB // 2])
+        error = refusal(path)
+        assert error.kind is ErrorKind.CORRUPT
+        assert error.path == str(path)
+
+
+def test_a_package_cut_while_it_is_open_is_an_error_and_no_zeros(disk: bytes, tmp_path: Path) -> None:
+    path = package_files.archive(tmp_path / "x.ova", {"x.ovf": package_files.ovf(["f.img"]), "f.img": disk})
+    with api.open(path) as image, path.open("r+b") as file:
+        image.read(0, 512)
+        file.truncate(MIB)
+        with pytest.raises(ImageError):
+            image.read(MIB, 4096)
+
+
+def test_any_damage_gives_an_error_or_an_image(disk: bytes, images: dict[str, bytes], tmp_path: Path) -> None:
+    noise = random.Random(3)
+    small = {"b": images["b.qcow2"][: 4 << 10]}
+    for path in (
+        package_files.ova(tmp_path / "x.ova", small, format=tarfile.PAX_FORMAT),
+        package_files.xva(tmp_path / "x.xva", {"Ref:1": disk[:4096]}),
+    ):
+        content = path.read_bytes()
+        for _ in range(150):
+            damaged = bytearray(content)
+            for _ in range(noise.randrange(1, 4)):
+                damaged[noise.randrange(min(len(damaged), 6000))] = noise.randrange(256)
+            path.write_bytes(damaged)
+            with suppress(ImageError):
+                api.package_info(path)
+
+
+def test_an_ordinary_archive_is_still_no_disk(tmp_path: Path) -> None:
+    path = package_files.archive(tmp_path / "x.tar", {"a": b"a", "../b": b"b"})
+    assert "is a tar archive, not a disk image" in str(refusal(path))
