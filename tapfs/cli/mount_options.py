@@ -31,6 +31,7 @@ _LONG = {
     "backing_root": True,
     "cache": True,
     "direct": False,
+    "disk": True,
     "engine": True,
     "files": False,
     "force_share": False,
