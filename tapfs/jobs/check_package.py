@@ -211,4 +211,5 @@ def _hash_named(algorithm: str) -> Callable[[], _Hash] | None:
         from xxhash import xxh64
     except ImportError:
         return None
-    return xxh64
+    made: Callable[[], _Hash] = xxh64  # without the library its type is not known
+    return made
