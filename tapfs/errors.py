@@ -107,6 +107,7 @@ OPTIONS: dict[str, Spelling] = {
     "force_share": Spelling("--force-share", "force_share", "shared=True"),
     "format": Spelling("-f {}", "format={}", "format='{}'"),
     "keep": Spelling("-d", "keep", "keep=True"),
+    "no_sandbox": Spelling("--no-sandbox", "no_sandbox", "TAPFS_SANDBOX=off in the environment"),
     "keep_names": Spelling("--keep-names", "keep_names", "keep_names=True"),
     "overlay": Spelling("--overlay {}", "overlay={}", "overlay={}"),
     "parent_format": Spelling("-F {}", "backing_format={}", "backing_format='{}'"),

@@ -10,6 +10,7 @@ from tapfs.cli.fuse_helper import is_call_of_mount_fuse, mount_for_mount_fuse
 from tapfs.cli.guard import EXIT_BROKEN_PIPE, guarded
 from tapfs.cli.json_output import wants_json
 from tapfs.cli.parser import CommandParsers, Parser, UsageError, did_you_mean
+from tapfs.cli.sandboxed import add_sandbox_option, enter_for
 from tapfs.errors import CODES, EXIT_BUG, EXIT_INTERRUPTED, EXIT_NOT_CHECKED, ErrorKind
 from tapfs.serving.signals import signals_held
 
@@ -55,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if words and words[0] not in COMMANDS and is_call_of_mount_fuse(words):
         return mount_for_mount_fuse(words)
-    return guarded("tapfs", lambda: _dispatch(words), ends_process=argv is None, json=wants_json(words))
+    owned = argv is None
+    return guarded("tapfs", lambda: _dispatch(words, owned=owned), ends_process=owned, json=wants_json(words))
 
 
 def exit_code_table() -> str:
@@ -73,10 +75,10 @@ def exit_code_table() -> str:
     return "exit codes:\n" + "\n".join(f"  {code:<4} {meaning}" for code, meaning in sorted(rows))
 
 
-def _dispatch(words: list[str]) -> int:
+def _dispatch(words: list[str], *, owned: bool = False) -> int:
     wanted = words[0] if words else ""
     if wanted in COMMANDS:
-        return run_command(wanted, words[1:])
+        return run_command(wanted, words[1:], owned=owned)
     if wanted == "help":
         return _help(words[1:])
     parser = Parser(
@@ -97,9 +99,14 @@ def _dispatch(words: list[str]) -> int:
     raise _no_such_command(wanted)
 
 
-def run_command(name: str, words: list[str]) -> int:
-    """Run the command `name` with the words after it; errors are the caller's. Returns its exit code."""
+def run_command(name: str, words: list[str], *, owned: bool = False) -> int:
+    """Run the command `name` with the words after it; errors are the caller's. Returns its exit code.
+
+    `owned`: this process is the command's own, and can be put into a sandbox (`tapfs.cli.sandboxed`).
+    """
     arguments = parsed_command(name, words)
+    if owned:
+        enter_for(name, arguments)
     code: int = arguments.run(arguments)
     return code
 
@@ -109,6 +116,7 @@ def parsed_command(name: str, words: list[str]) -> argparse.Namespace:
     with signals_held():
         commands = CommandParsers()
         import_module(COMMANDS[name]).add_parser(commands)
+        add_sandbox_option(name, commands.parsers[name])
         return commands.parsers[name].parse(words)
 
 

@@ -276,12 +276,28 @@ def open_image(
 
     name: str = arguments.image if path is None else path
     options = open_options(arguments, writable=writable, overlay=overlay, temporary=temporary)
-    return unlocked(
+    image = unlocked(
         arguments.key_file,
         name,
         lambda password: opening.open_image(
             name, options, password=password, metadata_only=metadata_only, plan_log=plan_log
         ),
+    )
+    chain_was_opened(image)
+    return image
+
+
+def chain_was_opened(image: Image) -> None:
+    """Tell the sandbox which files the chain has: nothing else of the host is for this process from now on."""
+    from tapfs.host.sandbox.confinement import chain_is_open, is_entered
+
+    if not is_entered():
+        return
+    chain_is_open(
+        (file.real_path(), file.writable)
+        for layer in image.layers
+        for file in layer.files
+        if os.fstat(file.descriptor).st_nlink > 0  # scratch space has no name, and is open
     )
 
 

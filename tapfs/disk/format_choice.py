@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from tapfs.disk.foreign import ForeignFormat
-from tapfs.disk.probe import detect, format_named, plugin_of
+from tapfs.disk.probe import detect, format_named, is_own, plugin_of
 from tapfs.driver import Driver, Format, HostFile, OpenRequest, Trait, has_trait
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.file import LocalFile
@@ -64,6 +64,10 @@ def require_raw(path: str) -> None:
 
 def driver_of(found: Format, file: HostFile, request: OpenRequest) -> Driver:
     """The driver for an open file; what that of another package raises is an ImageError that names the package."""
+    if not is_own(found):
+        from tapfs.host.sandbox.confinement import before_code_of_others
+
+        before_code_of_others(file.path)
     try:
         return found.open(file, request)
     except ImageError:

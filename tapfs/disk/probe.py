@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from functools import cache
 from typing import TYPE_CHECKING, cast
 
@@ -101,7 +102,8 @@ def detect(file: HostFile) -> Format | foreign.ForeignFormat:
     """
     head, size = file.read(0, HEAD_BYTES), file.size()
     own = [format_named(name) for name in _MODULES]
-    claimed = _most_confident([(each.probe(head, size), each) for each in own]) or _claimed_by_others(head, size)
+    claimed = _most_confident([(each.probe(head, size), each) for each in own])
+    claimed = claimed or _claimed_by_others(file.path, head, size)
     if claimed is not None:
         return claimed
     tail = file.read(max(0, size - TAIL_BYTES), TAIL_BYTES)
@@ -111,10 +113,18 @@ def detect(file: HostFile) -> Format | foreign.ForeignFormat:
     return foreign.recognise(head, tail) or next(each for each in own if has_trait(each, Trait.GUESSED))
 
 
-def _claimed_by_others(head: bytes, size: int) -> Format | None:
+def is_own(found: Format) -> bool:
+    """Whether a format is one of tapfs's own. No other package is looked for."""
+    return any(getattr(sys.modules.get(module), "FORMAT", None) is found for module in _MODULES.values())
+
+
+def _claimed_by_others(path: str, head: bytes, size: int) -> Format | None:
     if not _others():
         return None
     from tapfs.disk.plugins import confidence
+    from tapfs.host.sandbox.confinement import before_code_of_others
+
+    before_code_of_others(path)
 
     return _most_confident([(confidence(each, head, size), each.format) for each in _others().values()])
 

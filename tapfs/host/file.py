@@ -164,7 +164,9 @@ class LocalFile:
                 flags |= os.O_EXCL
             descriptor = os.open(f"/proc/self/fd/{found}", flags)
         except OSError as error:
-            raise from_os_error(error, path=path, op="open the image") from error
+            from tapfs.host.sandbox.confinement import explained  # most files can be opened
+
+            raise explained(from_os_error(error, path=path, op="open the image"), path) from error
         if writable and stat.S_ISREG(status.st_mode) and sharing is not Sharing.UNCHECKED:
             try:
                 _refuse_loop_device(status, path)

@@ -206,7 +206,12 @@ def _held_by_another(descriptor: int, byte: int) -> bool:
 def _name_holders(descriptor: int, byte: int) -> str:
     """Who holds a lock on `byte`: the kernel does not say it for such locks, /proc does."""
     names = [_name_holder(pid) for pid in lock_holders(descriptor, byte)]
-    return ", ".join(names) if names else "another process (of another user or machine)"
+    if names:
+        return ", ".join(names)
+    from tapfs.host.sandbox.confinement import is_entered  # most files are not held
+
+    # Which files another process has open is not for a process in the sandbox to know.
+    return "another process" if is_entered() else "another process (of another user or machine)"
 
 
 def lock_holders(descriptor: int, byte: int) -> Iterator[int]:

@@ -10,6 +10,7 @@ from tapfs.cli.options import (
     add_image_options,
     add_no_backing_option,
     add_sector_size_option,
+    chain_was_opened,
     open_options,
     warn_of_noise,
 )
@@ -63,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
             if opened is not None:
                 return _show_package(describe_package(opened, options), as_json=arguments.json)
     with inspect(arguments.image, options, password=password) as found:
+        chain_was_opened(found.image)
         if found.unopened is None:
             warn_of_noise(found.image)
         described = found.infos(sector_size=arguments.sector_size)

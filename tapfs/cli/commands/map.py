@@ -8,7 +8,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from tapfs.cli.json_output import begin_document
-from tapfs.cli.options import add_image_options, add_no_backing_option, open_image, open_options
+from tapfs.cli.options import (
+    add_image_options,
+    add_no_backing_option,
+    chain_was_opened,
+    open_image,
+    open_options,
+)
 from tapfs.cli.parser import UsageError, size_argument
 from tapfs.cli.reporting import add_json_option, print_line
 from tapfs.cli.sizes import human_size
@@ -114,7 +120,9 @@ def _opened(arguments: argparse.Namespace) -> Image:
     if arguments.no_backing:
         from tapfs.disk.inspection import inspect
 
-        return inspect(arguments.image, open_options(arguments)).image
+        image = inspect(arguments.image, open_options(arguments)).image
+        chain_was_opened(image)
+        return image
     try:
         return open_image(arguments, metadata_only=True)
     except ImageError as error:

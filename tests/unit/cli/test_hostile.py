@@ -312,12 +312,16 @@ def test_an_image_in_use_names_the_process(refused: Run, tapfs_process: Run, ima
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "open\n"
-        line = refused("convert", "-O", "raw", image, tmp_path / "b", kinds={ErrorKind.LOCKED})
+        line = refused("convert", "--no-sandbox", "-O", "raw", image, tmp_path / "b", kinds={ErrorKind.LOCKED})
         assert str(holder.pid) in line
-        line = refused("convert", "-f", "qcow", "-O", "qcow", _copy_of(image), image, kinds={ErrorKind.LOCKED})
+        line = refused(
+            "convert", "--no-sandbox", "-f", "qcow", "-O", "qcow", _copy_of(image), image, kinds={ErrorKind.LOCKED}
+        )
         assert str(holder.pid) in line
-        line = refused("repair", image, kinds={ErrorKind.LOCKED})
+        line = refused("repair", "--no-sandbox", image, kinds={ErrorKind.LOCKED})
         assert str(holder.pid) in line
+        # A process in the sandbox may not look at others.
+        assert "by another process;" in refused("repair", image, kinds={ErrorKind.LOCKED})
         assert tapfs_process("info", "--force-share", image).code == 0
     finally:
         holder.communicate()
