@@ -22,7 +22,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             *("info", "map", "check", "compare", "diff", "changes", "create", "convert", "dd", "measure", "apply"),
             *("commit", "rebase", "compact", "repair", "resize", "amend", "snapshot", "bitmap", "formats"),
-            *("hash", "verify"),
+            *("hash", "verify", "scrub"),
         ),
     ),
     "mounts and RAM disks": ("tapfs.cli.commands", ("mount", "umount", "serve", "list", "remove")),

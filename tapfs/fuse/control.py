@@ -2,6 +2,7 @@
 
 `umount` (with `force`) is answered when the image is closed. An error that did not keep the mount is in `error` then.
 If the mount stays, the answer is the error. The answer to `status` has the counters `bytes_read` and `bytes_written`.
+`scrub` (with `offset`) is a step of `tapfs.serving.scrubbing`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tapfs.errors import ImageError
 from tapfs.serving.asking import ask_and_block, unknown_command
+from tapfs.serving.disk_requests import number
 from tapfs.serving.messages import error_from_data, error_to_data
 
 #: For how long a listing waits for a process that may be stopped or stuck.
@@ -30,6 +32,10 @@ class Mounted(Protocol):
         """What is counted."""
         ...
 
+    async def scrub(self, offset: int) -> Mapping[str, object]:
+        """Read a part of the disk and compare it with the sidecar (`tapfs.serving.scrubbing`)."""
+        ...
+
 
 class Unmounted(NamedTuple):
     """The mount is gone; `error` is what its flush or its end has met."""
@@ -45,6 +51,8 @@ async def answer(mount: Mounted, request: Mapping[str, Any]) -> Mapping[str, obj
         case "umount":
             error = await mount.unmount(force=bool(request.get("force")))
             return {"error": None if error is None else error_to_data(error)}
+        case "scrub":
+            return await mount.scrub(number(request, "offset") or 0)
         case _:
             raise unknown_command(request)
 

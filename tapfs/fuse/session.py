@@ -33,6 +33,7 @@ from tapfs.fuse.verified_reads import VerifiedReads
 from tapfs.serving.failures import failure_of
 from tapfs.serving.log import log
 from tapfs.serving.service import Service
+from tapfs.serving.threads import in_thread
 
 #: A small program that looks at the paths it is given; no PATH is needed to find it.
 _LOOK = (sys.executable, "-I", "-S", "-c", "import os, sys\nfor node in sys.argv[1:]: os.stat(node)")
@@ -191,6 +192,15 @@ class Session:
             return {}
         counted = self._image.statistics()
         return {"bytes_read": counted.bytes_read, "bytes_written": counted.bytes_written}
+
+    async def scrub(self, offset: int) -> Mapping[str, object]:
+        """Read a part of the disk and compare it with the sidecar. The mount does not end meanwhile."""
+        from tapfs.serving.scrubbing import scrub_step  # few disks are scrubbed
+
+        async with self._ending:
+            if not self._serving:
+                raise ImageError(ErrorKind.LOCKED, "is ending", path=self._mountpoint, op="scrub")
+            return await in_thread(partial(scrub_step, self._image, offset, self._entry.sidecar))
 
     # The tasks
 

@@ -7,7 +7,7 @@ moment the next process serves the disk either as it was or as it was to be.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -238,6 +238,16 @@ class DiskOperations:
             if image.size != before:
                 log.info("resized from %d to %d bytes", before, image.size)
             await self.announce_size()
+
+    async def scrub(self, offset: int) -> Mapping[str, object]:
+        """Read a part of the disk from `offset` on and compare it with the image's sidecar; see `scrub_step`.
+
+        Others may use the disk meanwhile; no other operation begins.
+        """
+        from tapfs.serving.scrubbing import scrub_step  # few disks are scrubbed
+
+        async with self.alone():
+            return await in_thread(partial(scrub_step, self._disk.image, offset, None))
 
     async def _put_on_top(
         self, overlaid: Overlaid, settle: Callable[[Image], Awaitable[None]], *, exchanged: bool

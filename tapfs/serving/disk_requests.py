@@ -34,6 +34,8 @@ async def answer(operations: DiskOperations, request: Mapping[str, Any]) -> Mapp
             await operations.resize(number(request, "size"), force=said(request, "force"))
         case "limit":
             await operations.limit(limit_bytes=number(request, "bytes"), limit_requests=number(request, "requests"))
+        case "scrub":
+            return await operations.scrub(number(request, "offset") or 0)
         case _:
             raise unknown_command(request)
     return {}
