@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from tapfs.errors import ImageError
 from tapfs.kernel._engine import ffi, lib
 from tapfs.kernel.engine import EngineDisk, Outcome
 
@@ -49,7 +50,10 @@ def runs_of(rows: Sequence[tuple[int, int, int, int, int, int, int]]) -> Runs:
 
 
 def map_runs(disk: EngineDisk, offset: int, end: int, supply: Callable[[Outcome], None]) -> Iterator[Runs]:
-    """The map of ``[offset, end)``, merged. `supply` is called for a map that the engine lacks. Raises ImageError."""
+    """The map of ``[offset, end)``, merged. `supply` is called for a map that the engine lacks.
+
+    Raises ImageError where there is no map, after what lies before that place.
+    """
     runs = ffi.new("tapfs_mapped[]", _BLOCK_RUNS)
     outcome = ffi.new("tapfs_outcome *")
     count = 0
@@ -62,7 +66,12 @@ def map_runs(disk: EngineDisk, offset: int, end: int, supply: Callable[[Outcome]
             runs[0] = runs[count - 1]  # the next call may go on with it
             count = 1
         if offset < end and ended.needs_map:
-            supply(ended)
+            try:
+                supply(ended)
+            except ImageError:
+                if count:
+                    yield Runs(runs, count)  # what lies before the fault is known
+                raise
     if count:
         yield Runs(runs, count)
 

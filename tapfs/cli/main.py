@@ -20,7 +20,20 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "images": (
         "tapfs.cli.commands",
         (
-            *("info", "map", "check", "compare", "diff", "changes", "create", "convert", "dd", "measure", "apply"),
+            *(
+                "info",
+                "map",
+                "report",
+                "check",
+                "compare",
+                "diff",
+                "changes",
+                "create",
+                "convert",
+                "dd",
+                "measure",
+                "apply",
+            ),
             *("commit", "rebase", "compact", "repair", "resize", "amend", "snapshot", "bitmap", "formats"),
             *("hash", "verify", "scrub"),
         ),

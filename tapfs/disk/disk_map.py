@@ -15,6 +15,7 @@ from tapfs.extent import Range
 
 if TYPE_CHECKING:
     from tapfs.disk.engine_chain import EngineChain
+    from tapfs.kernel.chain_map import MappedRun, Runs
     from tapfs.kernel.engine import Outcome
     from tapfs.kernel.map_lines import Words
     from tapfs.kernel.ranges import Ranges
@@ -48,18 +49,29 @@ class DiskMap:
         self, offset: int, end: int, words: Callable[[MappedExtent], Words | None], *, json: bool
     ) -> Iterator[str]:
         """The same map as text, with the words that `words` has for each kind of extent, or none."""
-        from tapfs.kernel.chain_map import map_runs, runs_of
         from tapfs.kernel.map_lines import MapLines
 
+        like, blocks = self.runs(offset, end)
+        lines = MapLines(lambda run: words(like(run)), json=json)
+        for runs in blocks:
+            yield from lines.of(runs)
+
+    def runs(self, offset: int, end: int) -> tuple[Callable[[MappedRun], MappedExtent], Iterator[Runs]]:
+        """The same map as arrays, and what tells of a run of them an extent that is like it."""
         if self._chain.engine_maps:
-            lines = MapLines(lambda run: words(mapped_extents([run], self._paths)[0]), json=json)
-            for runs in map_runs(self._chain.engine, offset, end, self._chain.supply_map):
-                yield from lines.of(runs)
-            return
+            from tapfs.kernel.chain_map import map_runs
+
+            paths = self._paths
+            runs = map_runs(self._chain.engine, offset, end, self._chain.supply_map)
+            return lambda run: mapped_extents([run], paths)[0], runs
         rows = MappedRows()
-        lines = MapLines(lambda run: words(rows.extent_of(run.layer)), json=json)
+        return lambda run: rows.extent_of(run.layer), self._rows(rows, offset, end)
+
+    def _rows(self, rows: MappedRows, offset: int, end: int) -> Iterator[Runs]:
+        from tapfs.kernel.chain_map import runs_of
+
         for block in self.blocks(offset, end):
-            yield from lines.of(runs_of(rows.rows(block)))
+            yield runs_of(rows.rows(block))
 
     @property
     def _paths(self) -> list[list[str]]:

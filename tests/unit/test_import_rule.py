@@ -64,6 +64,7 @@ MAY_IMPORT = {
     "partitions": set[str](),
     "disk": {"host", "kernel", "packages", "partitions"},
     "jobs": {"host", "disk", "kernel", "packages", "partitions"},
+    "report": {"host", "disk", "jobs", "kernel", "partitions"},
     "serving": {"host", "disk", "kernel"},
     "api": {"host", "disk", "jobs", "serving", "fuse"},
     "testing": {"disk"},

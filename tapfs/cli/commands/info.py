@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
                 break
             if number:
                 print()
-            print_table(_rows(info, None if arguments.verbose else details))
+            print_table(info_rows(info, None if arguments.verbose else details))
     found.raise_refusal()
     return 0
 
@@ -114,7 +114,7 @@ def _plain_details(driver: Driver) -> frozenset[str]:
     return plain | {"notes"}
 
 
-def _rows(info: Mapping[str, object], details: frozenset[str] | None) -> Iterator[tuple[str, str]]:
+def info_rows(info: Mapping[str, object], details: frozenset[str] | None) -> Iterator[tuple[str, str]]:
     """The rows of one image, with these of the format's details; None: with all that there is."""
     for key, value in info.items():
         if key == "granule" and details is not None:

@@ -55,6 +55,11 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="NAME",
         help="instead of the map the ranges that this bitmap of IMAGE marks, with --json all others, too",
     )
+    parser.add_argument(
+        "--html",
+        metavar="FILE",
+        help="draw the map in a page instead, as 'tapfs report' does; - is standard output",
+    )
     add_no_backing_option(parser)
     add_json_option(parser)
     add_image_options(parser)
@@ -63,6 +68,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print it, block by block; needs no password."""
+    if arguments.html is not None:
+        return _draw(arguments)
     if arguments.bitmap is not None:
         return _print_bitmap(arguments)
     with _opened(arguments) as image:
@@ -74,6 +81,18 @@ def run(arguments: argparse.Namespace) -> int:
             _print_json(image, start, length)
         else:
             _print_table(image, start, length)
+    return 0
+
+
+def _draw(arguments: argparse.Namespace) -> int:
+    from tapfs.cli.commands.report import write_report
+
+    if arguments.bitmap is not None or arguments.json or arguments.start_offset or arguments.max_length is not None:
+        message = "--html draws the whole disk: it does not go with --bitmap, --json, --start-offset and --max-length"
+        raise UsageError(message, "tapfs map")
+    arguments.sector_size = None
+    arguments.quiet, arguments.progress, arguments.p = False, "auto", False
+    write_report(arguments, [arguments.image], check=True)
     return 0
 
 
