@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tapfs.errors import from_os_error, limit_reached
 from tapfs.kernel._engine import ffi, lib
 from tapfs.kernel.engine import EngineDisk
+from tapfs.kernel.metrics import Metrics, read_metrics
 from tapfs.kernel.parked import Parked, Queue, take
 
 if TYPE_CHECKING:
@@ -126,6 +127,10 @@ class FuseServer:
         counters = ffi.new("tapfs_fuse_statistics *")
         lib.tapfs_fuse_counters(self._handle, counters)
         return ServerStatistics._make(getattr(counters, name) for name in ServerStatistics._fields)
+
+    def metrics(self) -> Metrics:
+        """What was asked for, by kind, and how long it took."""
+        return read_metrics(lib.tapfs_fuse_metrics(self._handle))
 
     def stop(self) -> None:
         """End the native threads; requests that nobody has taken fail with EIO."""

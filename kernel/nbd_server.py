@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tapfs.errors import from_os_error, limit_reached
 from tapfs.kernel._engine import ffi, lib
 from tapfs.kernel.engine import EngineDisk
+from tapfs.kernel.metrics import Metrics, read_metrics
 from tapfs.kernel.parked import Parked, Queue, take
 
 if TYPE_CHECKING:
@@ -185,6 +186,10 @@ class NativeServer:
         counters = ffi.new("tapfs_nbd_statistics *")
         lib.tapfs_nbd_counters(self._handle, counters)
         return NbdStatistics._make(getattr(counters, name) for name in NbdStatistics._fields)
+
+    def metrics(self) -> Metrics:
+        """What was asked for, by kind, and how long it took."""
+        return read_metrics(lib.tapfs_nbd_metrics(self._handle))
 
     def stop(self) -> None:
         """Answer what clients have asked for, and end their connections and the native threads."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tapfs.errors import from_os_error, limit_reached
 from tapfs.kernel._engine import ffi, lib
 from tapfs.kernel.engine import EngineDisk
+from tapfs.kernel.metrics import Metrics, read_metrics
 from tapfs.kernel.parked import Parked, Queue, take
 
 if TYPE_CHECKING:
@@ -171,6 +172,10 @@ class UblkServer:
         counters = ffi.new("tapfs_ublk_statistics *")
         lib.tapfs_ublk_counters(self._handle, counters)
         return UblkStatistics._make(getattr(counters, name) for name in UblkStatistics._fields)
+
+    def metrics(self) -> Metrics:
+        """What was asked for, by kind, and how long it took."""
+        return read_metrics(lib.tapfs_ublk_metrics(self._handle))
 
     def stop(self) -> None:
         """Finish what is in flight and end the threads; what was not begun is the kernel's again, for a successor."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tapfs.errors import from_os_error
 from tapfs.kernel._engine import ffi, lib
 from tapfs.kernel.engine import EngineDisk
+from tapfs.kernel.metrics import Metrics, read_metrics
 from tapfs.kernel.parked import Parked, Queue, take
 
 if TYPE_CHECKING:
@@ -195,6 +196,10 @@ class VhostDevice:
         counters = ffi.new("tapfs_vhost_statistics *")
         lib.tapfs_vhost_counters(self._handle, counters)
         return VhostStatistics._make(getattr(counters, name) for name in VhostStatistics._fields)
+
+    def metrics(self) -> Metrics:
+        """What was asked for, by kind, and how long it took."""
+        return read_metrics(lib.tapfs_vhost_metrics(self._handle))
 
     def stop(self) -> None:
         """Have `next_parked` give nothing any more. No ring is started."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tapfs.errors import from_os_error, limit_reached
 from tapfs.kernel._engine import ffi, lib
 from tapfs.kernel.engine import EngineDisk
+from tapfs.kernel.metrics import Metrics, read_metrics
 from tapfs.kernel.parked import Parked, Queue, take
 
 if TYPE_CHECKING:
@@ -201,6 +202,10 @@ class XenDevice:
         counters = ffi.new("tapfs_xen_statistics *")
         lib.tapfs_xen_counters(self._handle, counters)
         return XenStatistics._make(getattr(counters, name) for name in XenStatistics._fields)
+
+    def metrics(self) -> Metrics:
+        """What was asked for, by kind, and how long it took."""
+        return read_metrics(lib.tapfs_xen_metrics(self._handle))
 
     def stop(self) -> None:
         """Pause for good and end the threads; `next_parked` gives None. What was not taken stays in the rings."""

@@ -75,16 +75,19 @@ def print_lines(lines: Sequence[str]) -> None:
         print_line(line)
 
 
-def add_json_option(parser: argparse.ArgumentParser) -> None:
-    """Add --json, and qemu-img's way to say it."""
+def add_json_option(parser: argparse.ArgumentParser, *, file: str | None = None) -> None:
+    """Add --json, and qemu-img's way to say it. `file`: --output may name a file, too, and this is the help of that."""
     parser.add_argument("--json", action="store_true", help="print JSON")
+    if file is not None:
+        parser.add_argument("--output", metavar="FILE", action=_Output, help=f"{file}; --output=json is --json")
+        return
     parser.add_argument(
         "--output", choices=["human", "json"], action=_Output, default=argparse.SUPPRESS, help="--output=json is --json"
     )
 
 
 class _Output(argparse.Action):
-    """`--output=json` sets what `--json` sets."""
+    """`--output=json` sets what `--json` sets; a name that is no form of output is that of a file."""
 
     def __call__(
         self,
@@ -95,6 +98,8 @@ class _Output(argparse.Action):
     ) -> None:
         del parser, option_string
         namespace.json = values == "json"
+        if values not in {"json", "human"}:
+            namespace.output = values
 
 
 def add_progress_options(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,8 @@
 
 `umount` (with `force`) is answered when the image is closed. An error that did not keep the mount is in `error` then.
 If the mount stays, the answer is the error. The answer to `status` has the counters `bytes_read` and `bytes_written`.
-`scrub` (with `offset`) is a step of `tapfs.serving.scrubbing`.
+That to `metrics` has the requests by kind, where native threads answer them (`tapfs.kernel.metrics`), the disk's size
+and the engine's `statistics`. `scrub` (with `offset`) is a step of `tapfs.serving.scrubbing`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ class Mounted(Protocol):
         """Read a part of the disk and compare it with the sidecar (`tapfs.serving.scrubbing`)."""
         ...
 
+    def metrics(self) -> Mapping[str, object]:
+        """What was asked for by kind, with histograms, and the size of the disk."""
+        ...
+
 
 class Unmounted(NamedTuple):
     """The mount is gone; `error` is what its flush or its end has met."""
@@ -48,6 +53,8 @@ async def answer(mount: Mounted, request: Mapping[str, Any]) -> Mapping[str, obj
     match request.get("command"):
         case "status":
             return mount.status()
+        case "metrics":
+            return mount.metrics()
         case "umount":
             error = await mount.unmount(force=bool(request.get("force")))
             return {"error": None if error is None else error_to_data(error)}
@@ -67,6 +74,13 @@ def ask_to_unmount(directory: Path, name: str, *, force: bool) -> Unmounted | No
         return None
     error = said.get("error")
     return Unmounted(None if error is None else error_from_data(error))
+
+
+def ask_for_metrics(directory: Path, name: str) -> dict[str, Any]:
+    """What the process behind a socket has measured; empty if it does not say."""
+    with suppress(OSError):
+        return ask_and_block(directory, name, "metrics", seconds=_STATUS_SECONDS) or {}
+    return {}
 
 
 def ask_for_status(directory: Path, name: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from tapfs.disk.image import Image
 from tapfs.fuse import long_requests
 from tapfs.fuse.tree import Tree, Window
 from tapfs.kernel.fuse_server import FuseServer, ParkedRequest, Request, ServerStatistics
+from tapfs.kernel.metrics import Metrics
 from tapfs.serving.parked import ParkedThreads, finish_move, finish_writes
 
 #: One engine thread per processor, within these bounds.
@@ -36,6 +37,7 @@ class NativeEngine:
 
     def __init__(self, image: Image, tree: Tree, connection: int, *, passthrough: bool) -> None:
         self._image = image
+        self._last_counted: Metrics | None = None
         with ExitStack() as on_error:
             closing_connection = on_error.enter_context(ExitStack())
             closing_connection.callback(os.close, connection)
@@ -101,10 +103,15 @@ class NativeEngine:
         """Requests since the start."""
         return self._server.statistics()
 
+    def metrics(self) -> Metrics:
+        """What was asked for, by kind, and how long it took; also after `stop`."""
+        return self._server.metrics() if self._last_counted is None else self._last_counted
+
     def stop(self) -> None:
         """End all threads and the connection; what was not answered fails."""
         self._server.stop()
         self._parked.join()
+        self._last_counted = self._server.metrics()
         self._theirs.close()
         self._server.close()
         self._close_backing()

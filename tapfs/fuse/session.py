@@ -30,8 +30,9 @@ from tapfs.fuse.registry import MountEntry, Registry
 from tapfs.fuse.settings import PLAIN, MountSettings, for_hidden_mount
 from tapfs.fuse.tree import KeptDisk, Tree
 from tapfs.fuse.verified_reads import VerifiedReads
+from tapfs.kernel.metrics import as_data
 from tapfs.serving.failures import failure_of
-from tapfs.serving.log import log
+from tapfs.serving.log import log, tell_served
 from tapfs.serving.service import Service
 from tapfs.serving.threads import in_thread
 
@@ -142,6 +143,7 @@ class Session:
     async def serve(self) -> None:
         """Start what belongs to a mount, and answer the kernel until the mount ends."""
         service = self._service
+        tell_served(image=self._entry.image, disk=self._entry.mountpoint)
         self._registry.add(self._entry)
         service.listen(
             self._registry.directory, self._registry.socket_name(self._entry.pid), partial(control.answer, self)
@@ -201,6 +203,12 @@ class Session:
             if not self._serving:
                 raise ImageError(ErrorKind.LOCKED, "is ending", path=self._mountpoint, op="scrub")
             return await in_thread(partial(scrub_step, self._image, offset, self._entry.sidecar))
+
+    def metrics(self) -> Mapping[str, object]:
+        """What was asked for by kind, where native threads answer, and what the engine has counted."""
+        native = self._attachment.native
+        asked = {} if native is None else as_data(native.metrics())
+        return {**asked, "size": self._image.size, "statistics": self._image.statistics()._asdict()}
 
     # The tasks
 

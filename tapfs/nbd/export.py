@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tapfs.disk.image import Image
+    from tapfs.kernel.metrics import Metrics
 
 #: One native thread per processor, within these bounds.
 _MIN_THREADS, _MAX_THREADS = 1, 4
@@ -57,7 +58,7 @@ class Export:
         self._states = contexts_of(image)
         self.contexts: Sequence[str] = tuple(self._states)
         self._server = NativeServer(image.engine_disk, image.size, self._access)
-        self._last_counted: NbdStatistics | None = None
+        self._last_counted: tuple[NbdStatistics, Metrics] | None = None
         self._parked = ParkedThreads(
             self._server.next_parked,
             self.answer,
@@ -122,13 +123,17 @@ class Export:
 
     def statistics(self) -> NbdStatistics:
         """What was counted; also after `stop`."""
-        return self._last_counted or self._server.statistics()
+        return self._server.statistics() if self._last_counted is None else self._last_counted[0]
+
+    def metrics(self) -> Metrics:
+        """What was asked for, by kind, and how long it took; also after `stop`."""
+        return self._server.metrics() if self._last_counted is None else self._last_counted[1]
 
     def stop(self) -> None:
         """Answer what clients have asked for, then end their connections and all threads."""
         self._server.stop()
         self._parked.join()
-        self._last_counted = self._server.statistics()
+        self._last_counted = self._server.statistics(), self._server.metrics()
         self._server.close()
 
     # In the threads

@@ -10,6 +10,7 @@ from tapfs.serving.held_requests import HeldRequests
 
 if TYPE_CHECKING:
     from tapfs.disk.image import Image
+    from tapfs.kernel.metrics import Metrics
     from tapfs.nbd.export import Export
 
 
@@ -59,3 +60,7 @@ class ExportInUse:
     def statistics(self) -> dict[str, int]:
         """The counters since the server began."""
         return self._export.statistics()._asdict()
+
+    def metrics(self) -> Metrics:
+        """What was asked for, by kind, and how long it took."""
+        return self._export.metrics()

@@ -24,6 +24,7 @@ from tapfs.serving.threads import in_thread
 if TYPE_CHECKING:
     from tapfs.disk.image import Image
     from tapfs.disk.plan_log import PlanLog
+    from tapfs.kernel.metrics import Metrics
     from tapfs.serving.held_requests import HeldRequests
 
 
@@ -73,6 +74,10 @@ class DiskInUse(Protocol):
 
     def statistics(self) -> dict[str, int]:
         """The counters since the process began."""
+        ...
+
+    def metrics(self) -> Metrics:
+        """What was asked for since the process began, by kind, and how long it took."""
         ...
 
 
@@ -151,6 +156,12 @@ class DiskOperations:
     def statistics(self) -> dict[str, object]:
         """The rings' counters and the engine's since this process began (a swap begins the engine's anew)."""
         return {**self._disk.image.statistics()._asdict(), **self._disk.statistics()}
+
+    def metrics(self) -> dict[str, object]:
+        """What was asked for, by kind of request, with histograms of the latencies."""
+        from tapfs.kernel.metrics import as_data
+
+        return as_data(self._disk.metrics())
 
     async def pause(self) -> None:
         """Take no more requests, and have the image durable and at rest. It lasts until `resume`, whatever crashes."""

@@ -22,6 +22,8 @@ async def answer(operations: DiskOperations, request: Mapping[str, Any]) -> Mapp
             return operations.status()
         case "statistics":
             return operations.statistics()
+        case "metrics":
+            return operations.metrics()
         case "pause":
             await operations.pause()
         case "resume":

@@ -1,9 +1,10 @@
-"""Logging of server processes: to syslog in the background, to stderr in the foreground."""
+"""Logging of server processes: to syslog in the background, to stderr in the foreground, or to systemd's journal."""
 
 from __future__ import annotations
 
 import copy
 import logging
+import os
 import sys
 import syslog
 import warnings
@@ -11,6 +12,14 @@ import warnings
 from tapfs.errors import printable
 
 log = logging.getLogger("tapfs")
+
+#: Fields of the journal that tell what this process serves.
+served: dict[str, str] = {}
+
+
+def tell_served(*, image: str, disk: str) -> None:
+    """Have the records of the journal say which image is served, and as what: a mount point, an address."""
+    served.update(TAPFS_IMAGE=image, TAPFS_DISK=disk)
 
 
 class SyslogHandler(logging.Handler):
@@ -46,7 +55,17 @@ def log_to_syslog() -> None:
 
 
 def log_to_stderr(subject: str | None = None) -> None:
-    """Send the log to stderr, in the form of the command line's own messages; each line names the subject."""
+    """Send the log to stderr, in the form of the command line's own messages; each line names the subject.
+
+    Where stderr is systemd's journal the log goes there as records with fields (`tapfs.serving.journal`).
+    """
+    if "JOURNAL_STREAM" in os.environ:
+        from tapfs.serving.journal import JournalHandler, stderr_is_the_journal
+
+        if stderr_is_the_journal():
+            served.update({} if subject is None else {"TAPFS_DISK": subject})
+            _use(JournalHandler(served), "%(message)s")
+            return
     named = "" if subject is None else printable(subject).replace("%", "%%") + ": "
     _use(logging.StreamHandler(sys.stderr), f"tapfs: {named}%(message)s")
 

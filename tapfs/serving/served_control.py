@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.serving import disk_requests
-from tapfs.serving.log import log
+from tapfs.serving.log import log, tell_served
 from tapfs.serving.messages import error_to_data
 from tapfs.serving.processes import process_start
 from tapfs.serving.served_operations import OpenedBy, ServedDisk, ServedOperations
@@ -68,6 +68,8 @@ class ServedControl:
             shown.driver.format_name,
             "w" if image.writable else "r",
         )
+        if not self._all:
+            tell_served(image=record.path, disk=record.address)
         operations = ServedOperations(
             self._service,
             disk,

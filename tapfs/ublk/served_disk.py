@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tapfs.disk.image import Image
+from tapfs.kernel.metrics import NONE, Metrics, together
 from tapfs.kernel.ublk_server import ParkedRequest, Request, Shape, UblkServer, UblkStatistics
 from tapfs.serving.disk_operations import RateLimit
 from tapfs.serving.held_requests import HeldRequests
@@ -34,6 +35,7 @@ class ServedDisk:
         self.paused = paused
         self._server: UblkServer | None = None
         self._parked: ParkedThreads[ParkedRequest] | None = None
+        self._past_metrics: Metrics = NONE
         self._past: Counter[str] = Counter(dict.fromkeys(UblkStatistics._fields, 0))
 
     @property
@@ -82,6 +84,7 @@ class ServedDisk:
         self.held.give_up()
         self._server.stop()
         self._parked.join()
+        self._past_metrics = self.metrics()
         self._past.update({**self._server.statistics()._asdict(), "in_flight": 0})
         self._server.close()
         self._server = None
@@ -115,6 +118,11 @@ class ServedDisk:
         if self._server is not None:
             counted.update(self._server.statistics()._asdict())
         return dict(counted)
+
+    def metrics(self) -> Metrics:
+        """What was asked for since the process began, by kind, and how long it took."""
+        past = self._past_metrics
+        return past if self._server is None else together(past, self._server.metrics())
 
     def close(self) -> None:
         """Disconnect and close the image. Raises the ImageError that its last flush met."""

@@ -14,6 +14,7 @@ from tapfs.vhost.configuration import size_of
 
 if TYPE_CHECKING:
     from tapfs.disk.image import Image
+    from tapfs.kernel.metrics import Metrics
 
 #: Bytes that are zeroed by one write, where zeros are to take space.
 _FILL_STEP = 1 << 20
@@ -37,7 +38,7 @@ class GuestDisk:
         self.limit = RateLimit()
         #: None of its requests waits for space: the guest gets the error.
         self.held = HeldRequests("nothing", lambda: None)
-        self._last_counted: dict[str, int] = {}
+        self._last_counted: tuple[dict[str, int], Metrics] | None = None
         self._parked = ParkedThreads(
             self._device.next_parked, self._answer, self._answer_together, path=lambda: self.image.path
         )
@@ -58,7 +59,11 @@ class GuestDisk:
 
     def statistics(self) -> dict[str, int]:
         """What was counted, by the names in VhostStatistics; also after `stop`."""
-        return self._last_counted or self._device.statistics()._asdict()
+        return self._device.statistics()._asdict() if self._last_counted is None else self._last_counted[0]
+
+    def metrics(self) -> Metrics:
+        """What was asked for, by kind, and how long it took; also after `stop`."""
+        return self._device.metrics() if self._last_counted is None else self._last_counted[1]
 
     @property
     def connected(self) -> bool:
@@ -143,7 +148,7 @@ class GuestDisk:
         self.forget_guest()
         self._device.stop()
         self._parked.join()
-        self._last_counted = self.statistics()
+        self._last_counted = self.statistics(), self.metrics()
         self._device.close()
 
     @contextmanager

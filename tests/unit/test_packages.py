@@ -17,13 +17,15 @@ from tests.conftest import REPOSITORY
 #: What pip compiles pyfuse3 with, and what a mount needs when it runs.
 OF_MOUNTING = {"gcc", "python3-dev", "pkg-config", "libfuse3-dev", "fuse3"}
 OF_THE_ENGINE = {"gcc", "python3-dev", "libdeflate-dev", "libssl-dev", "zlib1g-dev", "libzstd-dev"}
+#: Without it the engine is built, and has no probes.
+OF_PROBES = {"systemtap-sdt-dev"}
 
 
 def test_the_script_installs_all_of_it() -> None:
     script = (REPOSITORY / "scripts/system-packages").read_text()
     found = re.search(r'^build="(.*)"$', script, re.MULTILINE)
     assert found is not None
-    assert set(found[1].split()) == OF_MOUNTING | OF_THE_ENGINE | {"make", "python3-venv"}
+    assert set(found[1].split()) == OF_MOUNTING | OF_THE_ENGINE | OF_PROBES | {"make", "python3-venv"}
 
 
 def test_the_readme_names_all_of_it() -> None:

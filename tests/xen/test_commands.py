@@ -74,6 +74,10 @@ async def test_attach_use_and_detach(
         assert (counted["writes"], counted["written_bytes"]) == (1, 4096)
         assert (counted["reads"], counted["read_bytes"]) == (1, 8192)
         assert (counted["errors"], counted["in_flight"]) == (0, 0)
+        asked = entry["operations"]["operations"]
+        assert (asked["write"]["requests"], asked["write"]["bytes"]) == (1, 4096)
+        assert (asked["read"]["requests"], asked["read"]["bytes"], asked["read"]["errors"]) == (1, 8192, 0)
+        assert f'door="xen",disk="3/xvda",image="{image}",format="raw"' in await ok("stats", "--prometheus")
         header, line = (await ok("stats")).splitlines()
         assert dict(zip(header.split(), line.split(), strict=False))["WRITES"] == "1"
         shown = await ok("list")

@@ -258,6 +258,7 @@ int request_host_error(struct request *request, int error, const char *operation
 int request_stop(struct request *request, int32_t status, uint32_t layer, uint64_t offset, uint64_t length)
 {
     *request->outcome = (tapfs_outcome){.status = status, .layer = layer, .offset = offset, .length = length};
+    probe_stop(status, layer, offset, length);
     return -1;
 }
 

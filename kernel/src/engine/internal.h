@@ -6,6 +6,7 @@
 #define TAPFS_INTERNAL_H
 
 #include "engine/bytes.h"
+#include "engine/probes.h"
 #include "host/host.h"
 
 /* The unit of a cipher is a sector, of which these are the smallest and the largest. */
@@ -253,6 +254,15 @@ TAPFS_INTERNAL int request_host_error(struct request *request, int error, const 
                                       uint32_t file, uint64_t offset, uint64_t length);
 TAPFS_INTERNAL int request_stop(struct request *request, int32_t status, uint32_t layer, uint64_t offset,
                                 uint64_t length);
+/* Have who watches the probes see that a request lacks a map or places. */
+static inline void probe_stop(int32_t status, uint32_t layer, uint64_t offset, uint64_t length)
+{
+    if (status == TAPFS_MISS) {
+        TAPFS_PROBE3(map__miss, layer, offset, length);
+    } else if (status == TAPFS_RESERVE) {
+        TAPFS_PROBE2(reserve, offset, length);
+    }
+}
 static inline struct layer *disk_layer(const tapfs_disk *disk, uint32_t index)
 {
     return index < disk->layer_count ? disk->layers[index] : NULL;

@@ -11,6 +11,7 @@
 static int barrier(struct request *request)
 {
     const struct layer *layer = request->disk->layers[0];
+    TAPFS_PROBE2(flush__begin, request->disk, layer->file_count);
     /* Every file, also after a failure: what can be made durable is. */
     int result = 0;
     for (uint32_t i = 0; i < layer->file_count; i++) {
@@ -19,6 +20,7 @@ static int barrier(struct request *request)
             result = request_fail(request, error, "sync", 0, i, 0);
         }
     }
+    TAPFS_PROBE2(flush__end, request->disk, result != 0);
     return result;
 }
 

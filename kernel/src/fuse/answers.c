@@ -40,8 +40,27 @@ static void note_write(tapfs_fuse *server)
     atomic_fetch_add_explicit(&server->writes, 1, memory_order_relaxed);
 }
 
+uint32_t fuse_metric_of(uint32_t request)
+{
+    switch (request) {
+    case TAPFS_FUSE_READ:
+        return TAPFS_METRIC_READ;
+    case TAPFS_FUSE_WRITE:
+        return TAPFS_METRIC_WRITE;
+    case TAPFS_FUSE_SYNC:
+        return TAPFS_METRIC_FLUSH;
+    case TAPFS_FUSE_ZERO:
+        return TAPFS_METRIC_ZERO;
+    default:
+        return TAPFS_METRIC_OTHER;
+    }
+}
+
 void fuse_answer(tapfs_fuse *server, const struct fuse_call *call, int error, uint64_t found)
 {
+    bool moves = call->request == TAPFS_FUSE_READ || call->request == TAPFS_FUSE_WRITE;
+
+    metrics_end(&server->metrics, fuse_metric_of(call->request), call->since, moves ? call->length : 0, error != 0);
     if (error != 0) {
         fuse_reply(call->fd, call->unique, error, NULL, 0);
     } else if (call->request == TAPFS_FUSE_READ) {

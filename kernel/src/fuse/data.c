@@ -63,6 +63,7 @@ static struct fuse_call call_of(const struct data_request *request, uint32_t kin
     return (struct fuse_call){
         .node = request->node,
         .unique = request->header.unique,
+        .since = metrics_begin(fuse_metric_of(kind), offset, length),
         .fd = request->thread->fd,
         .request = kind,
         .offset = offset,

@@ -9,6 +9,7 @@
 
 #include "fuse/server.h"
 #include "mover/mover.h"
+#include "serving/metrics.h"
 #include "serving/park.h"
 
 /* The largest read or write, and what the kernel is told: 256 pages. */
@@ -52,6 +53,7 @@ struct fuse_call {
     const struct fuse_node *node;
     struct fuse_buffer *buffer; /* of a WRITE; of a READ while it has bytes */
     uint64_t unique;
+    uint64_t since;          /* when it was read, as metrics_begin has it */
     uint64_t offset, length; /* of the node */
     uint64_t done;
     int fd; /* where the answer goes */
@@ -131,6 +133,7 @@ struct tapfs_fuse {
     _Atomic uint32_t passthrough_nodes;
 
     _Atomic uint64_t reads, writes, parked, waited, forwarded, last_write;
+    tapfs_metrics metrics;
 };
 
 /* ---- fuse/buffers.c */
@@ -151,6 +154,8 @@ TAPFS_INTERNAL void fuse_buffers_free(tapfs_fuse *server);
 /* Answer a request: an errno, or success with a payload. The kernel may have given it up: that is no error. */
 TAPFS_INTERNAL void fuse_reply(int fd, uint64_t unique, int error, const void *payload, size_t length);
 TAPFS_INTERNAL void fuse_signal_ended(tapfs_fuse *server);
+/* The kind of a call in the words of metrics. */
+TAPFS_INTERNAL uint32_t fuse_metric_of(uint32_t request);
 /* Answer a call of any kind. `found`: what a SEEK has found, an offset of the disk. */
 TAPFS_INTERNAL void fuse_answer(tapfs_fuse *server, const struct fuse_call *call, int error, uint64_t found);
 /* Answer a call that fuse_call_keep made, give back its buffer and free it. */

@@ -273,6 +273,11 @@ uint32_t tapfs_fuse_passthrough_nodes(tapfs_fuse *server)
     return atomic_load(&server->passthrough_nodes);
 }
 
+const tapfs_metrics *tapfs_fuse_metrics(const tapfs_fuse *server)
+{
+    return &server->metrics;
+}
+
 void tapfs_fuse_counters(tapfs_fuse *server, tapfs_fuse_statistics *statistics)
 {
     statistics->reads = atomic_load(&server->reads);

@@ -12,6 +12,7 @@
 #ifndef TAPFS_FUSE_SERVER_H
 #define TAPFS_FUSE_SERVER_H
 
+#include "serving/metrics.h"
 #include "serving/serving.h"
 
 /* cffi: begin */
@@ -80,6 +81,8 @@ void tapfs_fuse_stop(tapfs_fuse *server);
 void tapfs_fuse_free(tapfs_fuse *server);
 
 void tapfs_fuse_counters(tapfs_fuse *server, tapfs_fuse_statistics *statistics);
+/* What was asked for since the start; valid as long as the server is. */
+const tapfs_metrics *tapfs_fuse_metrics(const tapfs_fuse *server);
 /* When the last write through the engine ended, in nanoseconds since 1970; 0: there was none. */
 uint64_t tapfs_fuse_last_write(tapfs_fuse *server);
 

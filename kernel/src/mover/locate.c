@@ -5,6 +5,7 @@
 
 static void stop_at(struct route *route, int32_t status, uint32_t layer, uint64_t offset, uint64_t length)
 {
+    probe_stop(status, layer, offset, length);
     route->stop = status;
     route->stop_layer = layer;
     route->stop_offset = offset;

@@ -47,9 +47,34 @@ static void send_or_give_up(struct nbd_connection *connection, const void *bytes
     }
 }
 
-static void count(struct nbd_request *request)
+uint32_t nbd_metric_of(uint32_t command)
+{
+    switch (command) {
+    case CMD_READ:
+        return TAPFS_METRIC_READ;
+    case CMD_WRITE:
+        return TAPFS_METRIC_WRITE;
+    case CMD_FLUSH:
+        return TAPFS_METRIC_FLUSH;
+    case CMD_TRIM:
+        return TAPFS_METRIC_DISCARD;
+    case CMD_WRITE_ZEROES:
+        return TAPFS_METRIC_ZERO;
+    default:
+        return TAPFS_METRIC_OTHER;
+    }
+}
+
+static void count(struct nbd_request *request, bool failed)
 {
     tapfs_nbd *server = request->connection->loop->server;
+    uint32_t kind = nbd_metric_of(request->asked.command);
+    bool moves = kind == TAPFS_METRIC_READ || kind == TAPFS_METRIC_WRITE;
+
+    metrics_end(&server->metrics, kind, request->since, moves ? request->asked.length : 0, failed);
+    if (failed) {
+        return;
+    }
     if (request->asked.command == CMD_READ) {
         atomic_fetch_add_explicit(&server->reads, 1, memory_order_relaxed);
     } else if (request->asked.command == CMD_WRITE) {
@@ -62,9 +87,7 @@ void nbd_request_answer(struct nbd_request *request, int error)
     struct nbd_connection *connection = request->connection;
     uint8_t bytes[HEADER_MAX + ERROR_PAYLOAD];
 
-    if (error == 0) {
-        count(request);
-    }
+    count(request, error != 0);
     error = nbd_error(error);
     if (connection->style == TAPFS_NBD_SIMPLE && request->answering) {
         if (error != 0) {

@@ -24,7 +24,11 @@ static struct nbd_request *request_new(struct nbd_connection *connection, const 
 {
     struct nbd_request *request = malloc(sizeof *request);
     if (request != NULL) {
-        *request = (struct nbd_request){.connection = connection, .asked = *asked};
+        *request = (struct nbd_request){
+            .connection = connection,
+            .asked = *asked,
+            .since = metrics_begin(nbd_metric_of(asked->command), asked->offset, asked->length),
+        };
         connection->requests++;
         nbd_hold(connection, REQUEST_BYTES);
     }

@@ -10,6 +10,7 @@
 
 #include "mover/mover.h"
 #include "nbd/nbd.h"
+#include "serving/metrics.h"
 #include "serving/park.h"
 
 /* ---- bounds. A client can make the server hold CONNECTION_BYTES and one piece more, whatever it does. */
@@ -80,6 +81,7 @@ struct nbd_output {
 struct nbd_request {
     struct nbd_connection *connection;
     tapfs_nbd_asked asked;
+    uint64_t since;  /* when it was taken, as metrics_begin has it */
     uint64_t begun;  /* bytes of it that pieces have been begun for */
     uint32_t pieces; /* under way */
     int error;       /* the first */
@@ -176,6 +178,7 @@ struct tapfs_nbd {
     struct nbd_loop loops[LOOPS_MAX];
     uint32_t loop_count;
     _Atomic uint64_t reads, writes, parked, waited, connections, held;
+    tapfs_metrics metrics;
 };
 
 /* ---- nbd/wire.c: numbers in the order of the network, headers of replies */
@@ -220,6 +223,8 @@ TAPFS_INTERNAL void nbd_drop_output(struct nbd_connection *connection);
 TAPFS_INTERNAL struct nbd_request *nbd_piece_ended(struct nbd_piece *piece, int error);
 /* Answer a request that has no piece under way, and free it. */
 TAPFS_INTERNAL void nbd_request_answer(struct nbd_request *request, int error);
+/* The kind of a request in the words of metrics. */
+TAPFS_INTERNAL uint32_t nbd_metric_of(uint32_t command);
 /* Whether no piece of it is under way or to come. */
 TAPFS_INTERNAL bool nbd_request_is_done(const struct nbd_request *request);
 

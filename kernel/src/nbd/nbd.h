@@ -11,6 +11,7 @@
 #ifndef TAPFS_NBD_H
 #define TAPFS_NBD_H
 
+#include "serving/metrics.h"
 #include "serving/serving.h"
 
 /* cffi: begin */
@@ -108,6 +109,8 @@ void tapfs_nbd_stop(tapfs_nbd *server);
 void tapfs_nbd_free(tapfs_nbd *server);
 
 void tapfs_nbd_counters(tapfs_nbd *server, tapfs_nbd_statistics *statistics);
+/* What was asked for since the start; valid as long as the server is. */
+const tapfs_metrics *tapfs_nbd_metrics(const tapfs_nbd *server);
 
 typedef struct tapfs_tls tapfs_tls;
 

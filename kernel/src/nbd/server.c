@@ -176,6 +176,11 @@ void tapfs_nbd_free(tapfs_nbd *server)
     free(server);
 }
 
+const tapfs_metrics *tapfs_nbd_metrics(const tapfs_nbd *server)
+{
+    return &server->metrics;
+}
+
 void tapfs_nbd_counters(tapfs_nbd *server, tapfs_nbd_statistics *statistics)
 {
     statistics->reads = atomic_load(&server->reads);

@@ -10,6 +10,7 @@
 
 #include "host/io_rings.h"
 #include "mover/mover.h"
+#include "serving/metrics.h"
 #include "serving/park.h"
 #include "serving/rate_limit.h"
 #include "ublk/ublk.h"
@@ -50,6 +51,7 @@ struct ublk_request {
     bool durable, synced; /* FUA; the SYNC for it has begun */
     bool goes_on;        /* given back to be moved by the mover */
     int error;           /* given back with this, if it does not go on */
+    uint64_t since; /* when it was begun, as metrics_begin has it */
     uint64_t offset, length, done;
     tapfs_disk *disk;
     uint8_t *data;
@@ -163,6 +165,7 @@ struct tapfs_ublk {
     struct ublk_served served;
     _Atomic uint64_t generation; /* of `served` */
     atomic_bool paused, stopping;
+    tapfs_metrics metrics;
 };
 
 static inline void ublk_count(_Atomic uint64_t *counter, uint64_t amount)

@@ -4,12 +4,31 @@
  */
 #include "ublk/internal.h"
 
+static uint32_t metric_of(const struct ublk_request *request)
+{
+    switch (request->operation) {
+    case OPERATION_READ:
+        return TAPFS_METRIC_READ;
+    case OPERATION_WRITE:
+        return TAPFS_METRIC_WRITE;
+    case OPERATION_FLUSH:
+        return TAPFS_METRIC_FLUSH;
+    case OPERATION_DISCARD:
+        return TAPFS_METRIC_DISCARD;
+    case OPERATION_WRITE_ZEROES:
+        return TAPFS_METRIC_ZERO;
+    default:
+        return TAPFS_METRIC_OTHER;
+    }
+}
+
 static void answer(struct ublk_request *request, int error)
 {
     struct ublk_queue *queue = request->queue;
     struct ublk_counters *counters = &queue->counters;
     bool moves = request->operation == OPERATION_READ || request->operation == OPERATION_WRITE;
 
+    metrics_end(&queue->server->metrics, metric_of(request), request->since, moves ? request->length : 0, error != 0);
     queue->in_flight--;
     atomic_store_explicit(&counters->in_flight, queue->in_flight, memory_order_relaxed);
     if (request->operation <= OPERATION_WRITE_ZEROES) {
@@ -135,6 +154,7 @@ void ublk_begin(struct ublk_request *request)
     queue->in_flight++;
     atomic_store_explicit(&queue->counters.in_flight, queue->in_flight, memory_order_relaxed);
     int error = decode(request);
+    request->since = metrics_begin(metric_of(request), request->offset, request->length);
     bool moves = request->kind == TAPFS_UBLK_READ || request->kind == TAPFS_UBLK_WRITE;
     if (error == 0) {
         rate_limit_charge(&queue->server->limit, moves ? request->length : 0);

@@ -275,6 +275,11 @@ static uint64_t value(const _Atomic uint64_t *counter)
     return atomic_load_explicit(counter, memory_order_relaxed);
 }
 
+const tapfs_metrics *tapfs_ublk_metrics(const tapfs_ublk *server)
+{
+    return &server->metrics;
+}
+
 void tapfs_ublk_counters(tapfs_ublk *server, tapfs_ublk_statistics *statistics)
 {
     *statistics = (tapfs_ublk_statistics){.reads = 0};

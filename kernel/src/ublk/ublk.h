@@ -10,6 +10,7 @@
 #ifndef TAPFS_UBLK_H
 #define TAPFS_UBLK_H
 
+#include "serving/metrics.h"
 #include "serving/serving.h"
 
 /* cffi: begin */
@@ -86,6 +87,8 @@ void tapfs_ublk_stop(tapfs_ublk *server);
 void tapfs_ublk_free(tapfs_ublk *server);
 
 void tapfs_ublk_counters(tapfs_ublk *server, tapfs_ublk_statistics *statistics);
+/* What was asked for since the start; valid as long as the server is. */
+const tapfs_metrics *tapfs_ublk_metrics(const tapfs_ublk *server);
 
 /* One command for the driver's control device, which is open as `control`: its encoded number, the device, a buffer and
  * a number that it may need. Waits for the answer: 0 or more, or -errno. */

@@ -4,9 +4,31 @@
 
 #include "vhost/internal.h"
 
+uint32_t vhost_metric_of(uint32_t type)
+{
+    switch (type) {
+    case TYPE_IN:
+        return TAPFS_METRIC_READ;
+    case TYPE_OUT:
+        return TAPFS_METRIC_WRITE;
+    case TYPE_FLUSH:
+        return TAPFS_METRIC_FLUSH;
+    case TYPE_DISCARD:
+        return TAPFS_METRIC_DISCARD;
+    case TYPE_WRITE_ZEROES:
+        return TAPFS_METRIC_ZERO;
+    default:
+        return TAPFS_METRIC_OTHER;
+    }
+}
+
 static void count_answer(const struct vhost_request *request)
 {
-    struct vhost_counters *counters = &request->queue->device->counters;
+    tapfs_vhost *device = request->queue->device;
+    struct vhost_counters *counters = &device->counters;
+
+    metrics_end(&device->metrics, vhost_metric_of(request->type), request->since, request->done,
+                request->status != STATUS_OK);
 
     if (request->status != STATUS_OK) {
         vhost_count(&counters->errors, 1);

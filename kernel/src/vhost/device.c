@@ -103,6 +103,11 @@ static uint64_t value(const _Atomic uint64_t *counter)
     return atomic_load_explicit(counter, memory_order_relaxed);
 }
 
+const tapfs_metrics *tapfs_vhost_metrics(const tapfs_vhost *device)
+{
+    return &device->metrics;
+}
+
 void tapfs_vhost_counters(tapfs_vhost *device, tapfs_vhost_statistics *statistics)
 {
     const struct vhost_counters *counters = &device->counters;

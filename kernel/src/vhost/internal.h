@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 
 #include "mover/mover.h"
+#include "serving/metrics.h"
 #include "serving/park.h"
 #include "vhost/vhost.h"
 
@@ -165,6 +166,7 @@ struct vhost_request {
     uint32_t written; /* bytes in the guest's memory */
     uint8_t *status_at;
 
+    uint64_t since;          /* when it was begun, as metrics_begin has it */
     uint64_t offset, length; /* READ, WRITE: bytes of the disk */
     uint64_t done;           /* of them, in pieces that have ended */
     struct iovec *parts;     /* of the guest's memory: what is left, from `part` on */
@@ -248,6 +250,7 @@ struct tapfs_vhost {
     struct vhost_queue *queues[TAPFS_VHOST_RINGS_MAX]; /* those that are started */
     _Atomic(const char *) problems[TAPFS_VHOST_RINGS_MAX];
     struct vhost_counters counters;
+    tapfs_metrics metrics;
 };
 
 static inline void vhost_count(_Atomic uint64_t *counter, uint64_t amount)
@@ -259,6 +262,8 @@ static inline void vhost_count(_Atomic uint64_t *counter, uint64_t amount)
 
 /* Answer a request, which is free for the next one then. */
 TAPFS_INTERNAL void vhost_queue_answer(struct vhost_request *request);
+/* The kind of a request in the words of metrics. */
+TAPFS_INTERNAL uint32_t vhost_metric_of(uint32_t type);
 /* Free a request that has no answer. */
 TAPFS_INTERNAL void vhost_queue_forget(struct vhost_request *request);
 /* Show the guest what was answered. */

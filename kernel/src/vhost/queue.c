@@ -36,6 +36,7 @@ static void begin(struct vhost_queue *queue, uint16_t head)
         vhost_request_begin(request);
         break;
     case DECODED_NO_MEMORY:
+        request->since = metrics_begin(vhost_metric_of(request->type), 0, 0);
         request->status = STATUS_IOERR;
         vhost_queue_answer(request);
         break;

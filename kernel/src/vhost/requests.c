@@ -259,6 +259,7 @@ static void begin_range(struct vhost_request *request)
 
 void vhost_request_begin(struct vhost_request *request)
 {
+    request->since = metrics_begin(vhost_metric_of(request->type), request->offset, request->length);
     if (request->status != STATUS_OK) {
         vhost_queue_answer(request);
         return;

@@ -15,6 +15,7 @@
 #ifndef TAPFS_VHOST_H
 #define TAPFS_VHOST_H
 
+#include "serving/metrics.h"
 #include "serving/serving.h"
 
 /* cffi: begin */
@@ -126,6 +127,8 @@ void tapfs_vhost_stop(tapfs_vhost *device);
 void tapfs_vhost_free(tapfs_vhost *device);
 
 void tapfs_vhost_counters(tapfs_vhost *device, tapfs_vhost_statistics *statistics);
+/* What was asked for since the start; valid as long as the device is. */
+const tapfs_metrics *tapfs_vhost_metrics(const tapfs_vhost *device);
 
 /* cffi: end */
 

@@ -238,6 +238,11 @@ static uint64_t value(const _Atomic uint64_t *counter)
     return atomic_load_explicit(counter, memory_order_relaxed);
 }
 
+const tapfs_metrics *tapfs_xen_metrics(const tapfs_xen *device)
+{
+    return &device->metrics;
+}
+
 void tapfs_xen_counters(tapfs_xen *device, tapfs_xen_statistics *statistics)
 {
     *statistics = (tapfs_xen_statistics){.reads = 0};

@@ -7,6 +7,7 @@
 #define TAPFS_XEN_INTERNAL_H
 
 #include "mover/mover.h"
+#include "serving/metrics.h"
 #include "serving/park.h"
 #include "serving/rate_limit.h"
 #include "xen/transport.h"
@@ -77,6 +78,7 @@ struct xen_segment {
 struct xen_request {
     struct xen_request *next;
     uint64_t id, offset, length; /* bytes of the disk */
+    uint64_t since; /* when it was taken, as metrics_begin has it */
     struct xen_segment *segments; /* room for the most that there may be */
     uint32_t segment_count;
     uint32_t reference; /* `indirect`: the page that has the segments */
@@ -331,6 +333,8 @@ TAPFS_INTERNAL uint32_t xen_ring_responses(const struct xen_ring *ring);
 
 /* Put a response into the ring. The frontend sees it when the batch is published. */
 TAPFS_INTERNAL void xen_ring_answer(struct xen_ring *ring, struct xen_request *request);
+/* The kind of a request in the words of metrics. */
+TAPFS_INTERNAL uint32_t xen_metric_of(const struct xen_request *request);
 /* Let the frontend see the responses; true if there were any. */
 TAPFS_INTERNAL bool xen_ring_publish(struct xen_ring *ring);
 TAPFS_INTERNAL void xen_ring_count_in_flight(struct xen_ring *ring);
@@ -379,6 +383,7 @@ struct tapfs_xen {
     struct xen_served served;
     _Atomic uint64_t generation; /* of `served` */
     atomic_bool paused, stopping;
+    tapfs_metrics metrics;
 };
 
 #endif

@@ -11,6 +11,23 @@ struct response {
 };
 #define RESPONSE_BYTES 12u
 
+uint32_t xen_metric_of(const struct xen_request *request)
+{
+    switch (request->operation) {
+    case OPERATION_READ:
+        return TAPFS_METRIC_READ;
+    case OPERATION_WRITE:
+    case OPERATION_BARRIER:
+        return TAPFS_METRIC_WRITE;
+    case OPERATION_FLUSH:
+        return TAPFS_METRIC_FLUSH;
+    case OPERATION_DISCARD:
+        return TAPFS_METRIC_DISCARD;
+    default:
+        return TAPFS_METRIC_OTHER;
+    }
+}
+
 void xen_ring_answer(struct xen_ring *ring, struct xen_request *request)
 {
     struct response response = {.id = request->id, .operation = request->operation, .status = request->status};
@@ -23,6 +40,8 @@ void xen_ring_answer(struct xen_ring *ring, struct xen_request *request)
     request->next = ring->answered;
     ring->answered = request;
 
+    metrics_end(&ring->device->metrics, xen_metric_of(request), request->since,
+                request->operation == OPERATION_DISCARD ? 0 : request->length, request->status != STATUS_OKAY);
     if (request->operation <= OPERATION_DISCARD) {
         xen_count(&counters->operations[request->operation], 1);
     }

@@ -45,6 +45,7 @@ static bool decode(struct xen_ring *ring, struct xen_request *request)
 {
     request->status = xen_decode(ring->device->layout, &ring->served, ring->device->options.indirect_segments,
                                  xen_journal_bytes(ring, request), request);
+    request->since = metrics_begin(xen_metric_of(request), request->offset, request->length);
     return request->status == STATUS_OKAY && is_barrier(request);
 }
 

@@ -11,6 +11,7 @@
 #ifndef TAPFS_XEN_H
 #define TAPFS_XEN_H
 
+#include "serving/metrics.h"
 #include "serving/serving.h"
 
 /* cffi: begin */
@@ -89,6 +90,8 @@ void tapfs_xen_stop(tapfs_xen *device);
 void tapfs_xen_free(tapfs_xen *device);
 
 void tapfs_xen_counters(tapfs_xen *device, tapfs_xen_statistics *statistics);
+/* What was asked for since the start; valid as long as the device is. */
+const tapfs_metrics *tapfs_xen_metrics(const tapfs_xen *device);
 
 /* cffi: end */
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tapfs.disk.image import Image
 from tapfs.jobs.live_copy import CopyEndedError
+from tapfs.kernel.metrics import NONE, Metrics, together
 from tapfs.kernel.xen_ring import Grants, ParkedRequest, Request, XenDevice, XenStatistics
 from tapfs.serving.disk_operations import RateLimit
 from tapfs.serving.held_requests import HeldRequests
@@ -68,6 +69,7 @@ class ServedDisk:
         self._limiting = threading.Lock()
         #: Requests that exports which have ended had answered.
         self._exported = 0
+        self._past_metrics: Metrics = NONE
         self._past: Counter[str] = Counter(dict.fromkeys(XenStatistics._fields, 0))
 
     @property
@@ -268,6 +270,11 @@ class ServedDisk:
             counted.update(self._device.statistics()._asdict())
         return dict(counted)
 
+    def metrics(self) -> Metrics:
+        """What was asked for since the process began, by kind, and how long it took."""
+        past = self._past_metrics
+        return past if self._device is None else together(past, self._device.metrics())
+
     def close(self) -> None:
         """Disconnect and close the image; a job ends. Raises the ImageError that its last flush met."""
         try:
@@ -290,6 +297,7 @@ class ServedDisk:
                 job.close()
 
     def _count(self, device: XenDevice) -> None:
+        self._past_metrics = together(self._past_metrics, device.metrics())
         counted = device.statistics()._asdict()
         self._past.update({name: 0 if name in _PRESENT else value for name, value in counted.items()})
 
