@@ -42,6 +42,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "map",
         help="show where each run of the virtual disk comes from",
         description="Show where each run of the virtual disk comes from: the file of the chain and the offset in it.\n"
+        "On a terminal a bar of the disk stands above the table (NO_COLOR: without colours).\n"
         "Zeros are left out, and with --no-backing what only a parent knows. --json prints the whole map as\n"
         "'qemu-img map --output=json' of QEMU 10 does.",
     )
@@ -178,6 +179,10 @@ def _keys(extent: MappedExtent) -> str:
 
 
 def _print_table(image: Image, offset: int, length: int) -> None:
+    if sys.stdout.isatty():
+        from tapfs.cli.disk_bar import print_bar
+
+        print_bar(image, offset, length)
     print_line(_COLUMNS.format("Offset", "Length", "Mapped to", "File"))
     for text in image.disk_map.lines(offset, offset + length, _words, json=False):
         sys.stdout.write(text)
