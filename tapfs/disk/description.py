@@ -38,14 +38,15 @@ class ChainLink(TypedDict):
 class ImageInfo(TypedDict):
     """What `tapfs info` knows of an image; docs/json/info.schema.json describes each key. Sizes are bytes.
 
-    `virtual_size` is the guest's disk, `file_size` the length of the image file. `allocated_size` is what the image's
-    `files`, the image file first, take on the host. `chain` lists every image, the top one first. `details` depend on
-    the format. `file_system` and `partitions` are there when the disk could be read, so not for an encrypted image
-    without its password.
+    `packed` is how the file is packed as a whole: `file_size` is then the length of its contents. `virtual_size` is the
+    guest's disk, `file_size` the length of the image file. `allocated_size` is what the image's `files`, the image file
+    first, take on the host. `chain` lists every image, the top one first. `details` depend on the format. `file_system`
+    and `partitions` are there when the disk could be read, so not for an encrypted image without its password.
     """
 
     path: str
     format: str
+    packed: str | None
     virtual_size: int
     file_size: int
     allocated_size: int
@@ -76,6 +77,7 @@ def describe(layers: Sequence[Layer], unopened: UnopenedParent | None = None) ->
     return {
         "path": top.path,
         "format": top.driver.format_name,
+        "packed": top.file.packing,
         "virtual_size": geometry.virtual_size,
         "file_size": top.file.size(),
         "allocated_size": top.files.allocated_size(),

@@ -73,6 +73,9 @@ class LocalFile:
     `path` is only a name for messages once the file is open.
     """
 
+    #: How the file is packed whose contents these are, None: it is read as it is.
+    packing: str | None = None
+
     def __init__(
         self,
         path: str,

@@ -91,6 +91,7 @@ def unpacked(packed: LocalFile, kind: str) -> PackedFile:
         packed.close()
         raise
     file = PackedFile(packed, scratch)
+    file.packing = kind
     file.presence = presence
     return file
 

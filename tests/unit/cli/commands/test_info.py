@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -72,3 +74,14 @@ def test_a_wrong_password_is_suspected(tapfs: Run, tmp_path: Path, monkeypatch: 
     assert tapfs("info", empty).err == ""
     monkeypatch.delenv("TAPFS_PASSWORD")
     assert tapfs("info", image).err == ""
+
+
+def test_a_packed_image_says_so(tapfs: Run, tmp_path: Path) -> None:
+    image = tmp_path / "disk.qcow2"
+    assert tapfs("create", "-f", "qcow2", image, "1M").code == 0
+    assert "packed:" not in tapfs("info", image).out
+    assert json.loads(tapfs("info", "--json", image).out)["packed"] is None
+    packed = tmp_path / "disk.qcow2.gz"
+    packed.write_bytes(gzip.compress(image.read_bytes()))
+    assert re.search(r"^packed: +gzip$", tapfs("info", packed).out, re.MULTILINE)
+    assert json.loads(tapfs("info", "--json", packed).out)["packed"] == "gzip"
