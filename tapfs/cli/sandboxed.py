@@ -64,7 +64,7 @@ _FOLDERS = ("backing_root", "parent_folder")
 _KEYS = ("key_file", "target_key_file", "new_key_file", "old_key_file")
 
 #: Words by which a command asks another process, and looks at no image.
-_OF_DISKS_IN_USE = ("domain", "vdev", "ublk", "vhost_user")
+_OF_DISKS_IN_USE = ("domain", "vdev", "ublk", "vhost_user", "served")
 
 
 def add_sandbox_option(name: str, parser: argparse.ArgumentParser) -> None:
