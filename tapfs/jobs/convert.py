@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tapfs.disk.image import Image
@@ -86,7 +87,7 @@ def convert_to_new(
     _refuse_packed_and_encrypted(new, path)
     if isinstance(source, Image):
         refuse_own_chain(source, path)
-    proved = (lambda finished: require_copied(source, finished)) if verified else None
+    proved = partial(require_copied, source) if verified else None
     with new_image(path, new, overwrite=True, zeroed=False, proved=proved) as target:
         if bitmaps is not None:
             bitmaps.require_kept(target)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tapfs.cli.damaged_files import add_files_options, files_as_json, print_files
 from tapfs.cli.json_output import print_json
-from tapfs.cli.options import add_image_options, add_no_backing_option, open_options
+from tapfs.cli.options import add_image_options, add_no_backing_option, open_image, open_options
+from tapfs.cli.parser import UsageError
 from tapfs.cli.reporting import add_json_option, add_progress_options, count_of, print_line, progress_of
 from tapfs.cli.sizes import human_size
 from tapfs.errors import CODES, EXIT_NOT_CHECKED, ErrorKind
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
     from tapfs.cli.parser import Subparsers
     from tapfs.driver import CheckReport
+    from tapfs.jobs.damaged_files import DamagedPart
 
 #: Leaked space and nothing worse, as in qemu-img.
 EXIT_LEAKS = 3
@@ -28,7 +31,8 @@ def add_parser(subparsers: Subparsers) -> None:
         description="Read all metadata of IMAGE and say what is wrong with it. Without -r nothing is changed.\n"
         "Of a package (.ova and the like) all disks are checked, and the digests that it has of its files.\n"
         "The backing file is not part of it: check it by itself. Exit code: 0 clean, 2 corrupt, 3 leaked space only,\n"
-        "63 nothing was checked (raw images have no metadata); others: 'tapfs --help'.",
+        "63 nothing was checked (raw images have no metadata); others: 'tapfs --help'.\n"
+        "With --files say which files of ext, XFS, NTFS, FAT and exFAT lie in what is damaged: docs/verify.md.",
     )
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument(
@@ -38,6 +42,7 @@ def add_parser(subparsers: Subparsers) -> None:
         choices=["leaks", "all"],
         help="all: repair it as 'tapfs repair' does; leaks: only if it has leaked space and no errors",
     )
+    add_files_options(parser)
     add_no_backing_option(parser)
     add_json_option(parser)
     add_progress_options(parser)
@@ -47,8 +52,23 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check and report."""
+    if arguments.ranges and not arguments.files:
+        raise UsageError("--range goes with --files", "tapfs check")
+    if arguments.files and arguments.no_backing:
+        raise UsageError("--files reads the disk, for which the parents are needed", "tapfs check")
     report = checked(arguments, repair=arguments.repair)
-    return show(arguments, report)
+    parts = _damaged_parts(arguments, report) if arguments.files else None
+    return show(arguments, report, parts)
+
+
+def _damaged_parts(arguments: argparse.Namespace, report: CheckReport) -> list[DamagedPart]:
+    """The owners of what the check has found, of what cannot be mapped, and of the ranges that were named."""
+    from tapfs.jobs.damaged_files import files_in, ranges_of_findings, unreadable_ranges
+
+    with open_image(arguments) as image:
+        unreadable = unreadable_ranges(image)
+        found = ranges_of_findings(image, report, unreadable)
+        return files_in(image, [*arguments.ranges, *unreadable, *found], sector_size=arguments.sector_size)
 
 
 def checked(arguments: argparse.Namespace, *, repair: str | None) -> CheckReport:
@@ -68,12 +88,14 @@ def checked(arguments: argparse.Namespace, *, repair: str | None) -> CheckReport
     return report
 
 
-def show(arguments: argparse.Namespace, report: CheckReport) -> int:
-    """Print a report as the options ask; the exit code."""
+def show(arguments: argparse.Namespace, report: CheckReport, parts: list[DamagedPart] | None = None) -> int:
+    """Print a report as the options ask, and whose the damage is if that was asked; the exit code."""
     if arguments.json:
-        print_json(report_as_json(arguments.image, report))
+        files = {} if parts is None else {"files": files_as_json(parts)}
+        print_json({**report_as_json(arguments.image, report), **files})
     elif not arguments.quiet:
         print_report(arguments.image, report)
+        print_files(parts or [])
     return exit_code(report)
 
 

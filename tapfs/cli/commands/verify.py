@@ -6,8 +6,9 @@ import argparse
 from typing import TYPE_CHECKING
 
 from tapfs.cli.commands.hash import add_rate_option, sidecar_of
+from tapfs.cli.damaged_files import files_as_json, print_files
 from tapfs.cli.json_output import print_json
-from tapfs.cli.options import add_image_options, open_image
+from tapfs.cli.options import add_image_options, add_sector_size_option, open_image
 from tapfs.cli.reporting import add_json_option, add_progress_options, count_of, print_line, progress_of
 from tapfs.cli.sizes import human_size
 from tapfs.errors import CODES, ErrorKind
@@ -15,6 +16,7 @@ from tapfs.errors import CODES, ErrorKind
 if TYPE_CHECKING:
     from tapfs.cli.parser import Subparsers
     from tapfs.disk.sidecar import Hashed
+    from tapfs.jobs.damaged_files import DamagedPart
     from tapfs.jobs.verify import Verification
 
 #: The disk differs, and its files were written since.
@@ -41,6 +43,8 @@ def add_parser(subparsers: Subparsers) -> None:
         type=_root_argument,
         help="the root that 'tapfs hash' has printed: SIDECAR must have it",
     )
+    parser.add_argument("--files", action="store_true", help="say which files lie in what differs")
+    add_sector_size_option(parser)
     add_rate_option(parser)
     add_json_option(parser)
     add_progress_options(parser)
@@ -59,10 +63,17 @@ def run(arguments: argparse.Namespace) -> int:
             sidecar.require_root(arguments.root)
         with open_image(arguments) as image, progress_of(arguments, "verify") as progress:
             found = verify(image, sidecar, rate=arguments.rate_limit, progress=progress)
+            parts: list[DamagedPart] = []
+            if arguments.files:
+                from tapfs.jobs.damaged_files import files_in
+
+                parts = files_in(image, found.differing, sector_size=arguments.sector_size)
     if arguments.json:
-        print_json(verification_as_json(arguments.image, path, sidecar.hashed, found))
+        files = {"files": files_as_json(parts)} if arguments.files else {}
+        print_json({**verification_as_json(arguments.image, path, sidecar.hashed, found), **files})
     elif not arguments.quiet:
         print_verification(arguments.image, sidecar.hashed, found)
+        print_files(parts)
     return exit_code(found)
 
 

@@ -161,6 +161,18 @@ def read_superblock(disk: Reader) -> Superblock:
     return found
 
 
+def parse_superblock(raw: bytes, size: int) -> Superblock:
+    """The superblock of a file system that may be in use or damaged, in a partition of `size` bytes.
+
+    Its checksum is not looked at. Raises ImageError where it cannot be one, or where its sizes make no sense.
+    """
+    if len(raw) < _SUPERBLOCK_BYTES or int.from_bytes(raw[56:58], "little") != _MAGIC:
+        raise damaged("it has no superblock of ext")
+    found = _parsed(raw, struct.unpack_from("<III", raw, 92))
+    _require_possible(found, size)
+    return found
+
+
 def _parsed(raw: bytes, features: tuple[int, int, int]) -> Superblock:
     compatible, incompatible, read_only = features
     (blocks,) = struct.unpack_from("<I", raw, 4)
@@ -265,6 +277,11 @@ def read_groups(disk: Reader, found: Superblock) -> Iterator[Group]:
 def _group(found: Superblock, number: int, raw: bytes) -> Group:
     if found.has_group_sums and _descriptor_sum(found, number, raw) != int.from_bytes(raw[30:32], "little"):
         raise damaged(f"the checksum of the descriptor of group {number} is wrong")
+    return parse_group(found, raw)
+
+
+def parse_group(found: Superblock, raw: bytes) -> Group:
+    """What a descriptor says, whether its checksum is right or not."""
     bitmap, inode_bitmap, inode_table, free, _, _, flags = struct.unpack_from("<IIIHHHH", raw)
     bitmap_sum = int.from_bytes(raw[24:26], "little")
     if len(raw) > 32:

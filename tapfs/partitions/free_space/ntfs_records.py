@@ -110,7 +110,7 @@ class MasterFileTable:
             raise damaged(f"record {number} of the master file table is not there")
         if not int.from_bytes(raw[22:24], "little") & _IN_USE:
             raise damaged(f"record {number} of the master file table is not in use")
-        record = _restored(raw, f"record {number} of the master file table")
+        record = restored(raw, f"record {number} of the master file table")
         start = int.from_bytes(raw[4:6], "little")
         # Older versions have no number there: their update sequence begins in its place.
         if start >= 48 and int.from_bytes(raw[44:48], "little") != number & 0xFFFFFFFF:
@@ -213,40 +213,41 @@ class MasterFileTable:
                 if raw[:4] != b"FILE" or not raw[22] & _IN_USE:
                     continue  # never used, or of a file that was deleted
                 number = (start + at) // size
-                for each in attributes(_restored(raw, f"record {number} of the master file table")):
+                for each in attributes(restored(raw, f"record {number} of the master file table")):
                     if not each.resident:
-                        yield from ((number, run) for run in self._runs(each))
+                        yield from ((number, run) for run in runs_in(each, self._volume.clusters))
 
     def _runs_of(self, part: Attribute) -> list[Range]:
         """The runs that one attribute of a system file maps, none of them sparse."""
         if part.resident or int.from_bytes(part.raw[12:14], "little") & _SPECIAL_FLAGS:
             raise damaged("a system file is compressed, encrypted or sparse")
         first, last = struct.unpack_from("<QQ", part.raw, 16)
-        runs = list(self._runs(part))
+        runs = list(runs_in(part, self._volume.clusters))
         if sum(run.length for run in runs) != last + 1 - first:
             raise damaged("a system file has runs for other clusters than it says")
         return runs
 
-    def _runs(self, part: Attribute) -> Iterator[Range]:
-        """The runs that one attribute maps, but for holes."""
-        first, last, at = struct.unpack_from("<QQH", part.raw, 16)
-        place = mapped = 0
-        raw = part.raw
-        for _ in range(_MAX_RUNS):
-            if at >= len(raw) or not raw[at]:
-                break
-            of_length, of_place = raw[at] & 15, raw[at] >> 4
-            length = int.from_bytes(raw[at + 1 : at + 1 + of_length], "little", signed=True)
-            moved = int.from_bytes(raw[at + 1 + of_length : at + 1 + of_length + of_place], "little", signed=True)
-            at += 1 + of_length + of_place
-            place += moved
-            if at > len(raw) or length <= 0 or not 0 <= place <= self._volume.clusters - length * bool(of_place):
-                raise damaged("a file has an impossible run")
-            mapped += length
-            if of_place:
-                yield Range(place, length)
-        if mapped != last + 1 - first:
-            raise damaged("a file has runs for other clusters than it says")
+
+def runs_in(part: Attribute, clusters: int) -> Iterator[Range]:
+    """The runs that one attribute maps, but for holes."""
+    first, last, at = struct.unpack_from("<QQH", part.raw, 16)
+    place = mapped = 0
+    raw = part.raw
+    for _ in range(_MAX_RUNS):
+        if at >= len(raw) or not raw[at]:
+            break
+        of_length, of_place = raw[at] & 15, raw[at] >> 4
+        length = int.from_bytes(raw[at + 1 : at + 1 + of_length], "little", signed=True)
+        moved = int.from_bytes(raw[at + 1 + of_length : at + 1 + of_length + of_place], "little", signed=True)
+        at += 1 + of_length + of_place
+        place += moved
+        if at > len(raw) or length <= 0 or not 0 <= place <= clusters - length * bool(of_place):
+            raise damaged("a file has an impossible run")
+        mapped += length
+        if of_place:
+            yield Range(place, length)
+    if mapped != last + 1 - first:
+        raise damaged("a file has runs for other clusters than it says")
 
 
 def attributes(record: bytes) -> Iterator[Attribute]:
@@ -267,7 +268,7 @@ def attributes(record: bytes) -> Iterator[Attribute]:
     raise damaged("a record of the master file table has no end")
 
 
-def _restored(raw: bytes, name: str) -> bytes:
+def restored(raw: bytes, name: str) -> bytes:
     """A record with the last two bytes of each 512 put back, each proved to belong to the same write."""
     start, count = struct.unpack_from("<HH", raw, 4)
     blocks = len(raw) // _BLOCK
