@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Else each of some ten thousand processes of the suite compiles all of tapfs anew, which takes longer than what it does.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: all manual demo test test-xen check suite sanitize torture bench bench-setup bench-convert bench-qcow2 bench-blocks bench-fragmented bench-mounts bench-fuse bench-ring bench-nbd bench-vhost bench-verify clean system-build system-test system-bench system-xen
+.PHONY: all manual demo test test-xen check suite sanitize torture bench bench-setup bench-convert bench-qcow2 bench-blocks bench-fragmented bench-mounts bench-fuse bench-ring bench-nbd bench-vhost bench-verify bench-survey clean system-build system-test system-bench system-xen
 
 all: $(VENV)/.built
 
@@ -76,7 +76,7 @@ test-xen: system-xen $(VENV)/.dev
 	$(BIN)/python -m tests.laboratory.run $(SCENARIO)
 
 # BENCH passes options on, e.g. BENCH='--only qcow --rounds 1'; the results lie in build/bench, too.
-bench: bench-convert bench-qcow2 bench-blocks bench-fragmented bench-mounts bench-fuse bench-ring bench-nbd bench-vhost bench-verify
+bench: bench-convert bench-qcow2 bench-blocks bench-fragmented bench-mounts bench-fuse bench-ring bench-nbd bench-vhost bench-verify bench-survey
 
 bench-setup: system-bench $(VENV)/.dev
 	@mkdir -p build/bench
@@ -103,6 +103,9 @@ bench-fuse: bench-setup
 
 bench-nbd: bench-setup
 	$(BIN)/python -m tests.bench.nbd --json build/bench/nbd.json $(BENCH)
+
+bench-survey: bench-setup
+	$(BIN)/python -m tests.bench.survey --json build/bench/survey.json $(BENCH)
 
 bench-vhost: bench-setup
 	$(BIN)/python -m tests.bench.vhost --json build/bench/vhost.json $(BENCH)

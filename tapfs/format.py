@@ -178,7 +178,9 @@ class SpecialFormat(Format, Protocol):
 
 def has_trait(found: Format, trait: Trait) -> bool:
     """Whether a format has a trait."""
-    return isinstance(found, SpecialFormat) and trait in found.traits
+    # A survey asks it for each image, and isinstance of a protocol takes a tenth of what opening one does.
+    traits: frozenset[Trait] = getattr(found, "traits", frozenset())
+    return trait in traits
 
 
 @runtime_checkable

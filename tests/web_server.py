@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.sax.saxutils import escape
 
 #: What a request meets instead of its bytes.
 FAULTS = ("500", "503", "cut", "short", "wrong length", "other place", "closed", "late")
@@ -47,7 +49,27 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
+    def _list(self) -> None:
+        """A bucket's answer to ListObjectsV2: the files of the server whose paths begin with bucket and prefix."""
+        place = urlsplit(self.path)
+        bucket = place.path.rstrip("/") + "/"
+        prefix = bucket + parse_qs(place.query).get("prefix", [""])[0]
+        contents = "".join(
+            f"<Contents><Key>{escape(unquote(path.removeprefix(bucket)))}</Key><Size>{len(content)}</Size>"
+            f"<LastModified>2020-01-01T00:00:00.000Z</LastModified><ETag>{escape(self.server.etag)}</ETag></Contents>"
+            for path, content in sorted(self.server.files.items())
+            if path.startswith(prefix)
+        )
+        answer = f"<ListBucketResult><IsTruncated>false</IsTruncated>{contents}</ListBucketResult>".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
     def do_GET(self) -> None:
+        if "list-type=2" in self.path:
+            self._list()
+            return
         content = self.server.files.get(self.path, self.server.content)
         found = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         start, stop = (int(found[1]), min(int(found[2]) + 1, len(content))) if found else (0, len(content))

@@ -21,7 +21,7 @@ class ProgressMode(StrEnum):
 
 
 class Progress:
-    """A callback ``(done, total)`` in bytes, as convert, compare and check take it, and a context.
+    """A callback ``(done, total)`` in bytes, or another `unit`, as convert and check take it, and a context.
 
     A bar appears after one second, with `early` at once, and then at the end in any case. It is wiped away when the
     context ends with an exception, so that the error line stands alone. JSON lines come at most four times a second,
@@ -38,10 +38,12 @@ class Progress:
         mode: ProgressMode = ProgressMode.AUTO,
         *,
         early: bool = False,
+        unit: str = "bytes",
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._operation = operation
+        self._unit = unit
         self._early = early
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
@@ -88,6 +90,7 @@ class Progress:
         import json  # most conversions show nothing
 
         line = {"version": VERSION, "operation": self._operation, "done": self._done, "total": self._total}
+        line["unit"] = self._unit
         self._stream.write(json.dumps(line) + "\n")
         self._stream.flush()
 
@@ -100,7 +103,9 @@ class Progress:
             time_text = f"{_duration(elapsed / share - elapsed)} left"
         else:
             time_text = ""
-        tail = f" {share:4.0%} {self._done / elapsed / (1 << 20):.0f} MiB/s {time_text}"
+        speed = self._done / elapsed
+        rate = f"{speed / (1 << 20):.0f} MiB/s" if self._unit == "bytes" else f"{speed:.0f} {self._unit}/s"
+        tail = f" {share:4.0%} {rate} {time_text}"
         import shutil
 
         columns = shutil.get_terminal_size().columns

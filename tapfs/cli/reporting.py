@@ -114,9 +114,9 @@ def add_progress_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def progress_of(arguments: argparse.Namespace, operation: str) -> Progress:
+def progress_of(arguments: argparse.Namespace, operation: str, *, unit: str = "bytes") -> Progress:
     """The progress that the options ask for."""
     from tapfs.cli.progress import Progress, ProgressMode
 
     mode = ProgressMode.NONE if arguments.quiet else ProgressMode(arguments.progress)
-    return Progress(operation, mode, early=arguments.p)
+    return Progress(operation, mode, early=arguments.p, unit=unit)

@@ -39,7 +39,7 @@ def identify(read: Read, size: int) -> list[FileSystem]:
     head = read(0, min(size, _EDGE_BYTES))
     tail_at = max(len(head), size - _EDGE_BYTES)
     tail = read(tail_at, size - tail_at) if tail_at < size else b""
-    if not (any(head) or any(tail)):
+    if head == bytes(len(head)) and tail == bytes(len(tail)):  # any() takes 10 ms for it
         return []
     try:
         descriptor = os.memfd_create("tapfs-blkid", os.MFD_CLOEXEC)

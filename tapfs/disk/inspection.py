@@ -65,13 +65,18 @@ def inspect(path: str, options: OpenOptions, *, password: bytes | None = None) -
     of what is on the disk. Raises ImageError if the image itself cannot be opened.
     """
     require_bytes(password)
-    layers = [open_layer(path, options)]
+    return inspect_layer(open_layer(path, options), options, password=password)
+
+
+def inspect_layer(layer: Layer, options: OpenOptions, *, password: bytes | None = None) -> Inspection:
+    """The same of an image whose file is open already; it is closed on an error."""
+    layers = [layer]
     try:
         unopened = _open_parents(layers, options)
         return Inspection(Image(layers, writable=False, password=password, cache_bytes=options.cache_bytes), unopened)
     except BaseException:
-        for layer in layers:
-            layer.close()
+        for each in layers:
+            each.close()
         raise
 
 

@@ -25,21 +25,22 @@ def json_text(value: Mapping[str, object] | Sequence[Mapping[str, object]]) -> s
 
 
 def _versioned(value: Mapping[str, object]) -> object:
-    return _unicode({"version": VERSION, **value})
+    return unicode_value({"version": VERSION, **value})
 
 
-def _unicode(value: object) -> object:
+def unicode_value(value: object) -> object:
+    """A value whose strings all are valid Unicode; what they were stands beside them, where an object has them."""
     if isinstance(value, str):
         return _replaced(value)
     if isinstance(value, Mapping):
         members: dict[str, object] = {}
         for key, member in cast("Mapping[str, object]", value).items():
-            members[key] = _unicode(member)
+            members[key] = unicode_value(member)
             if isinstance(member, str) and members[key] != member:
                 members[f"{key}_base64"] = _base64(member)
         return members
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
-        return [_unicode(item) for item in cast("Sequence[object]", value)]
+        return [unicode_value(item) for item in cast("Sequence[object]", value)]
     return value
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from tapfs.driver import Driver, Recoverable
+from typing import TYPE_CHECKING, cast
+
+from tapfs.driver import Driver
 from tapfs.host.files import LocalFiles
+
+if TYPE_CHECKING:
+    from tapfs.driver import Recoverable
 
 #: A note about an image that is read as if its journal had been replayed.
 JOURNAL_WAITS = "its journal waits, because its writer was killed: it is read as if that were replayed"
@@ -18,7 +23,8 @@ def recover(driver: Driver, files: LocalFiles, *, writable: bool) -> bool:
     For writing the plan is executed and durable. For reading it is laid over the files, which stay as they are.
     Raises ImageError.
     """
-    plan = driver.recovery() if isinstance(driver, Recoverable) else None
+    # What is Recoverable has this method; to ask by isinstance takes a tenth of what opening an image does.
+    plan = cast("Recoverable", driver).recovery() if hasattr(driver, "recovery") else None
     if not plan:
         return False
     if not writable:

@@ -179,6 +179,14 @@ def refuse_other_writers(descriptor: int, path: str) -> None:
         )
 
 
+def is_written(descriptor: int) -> bool:
+    """Whether another has the file open for writing, as far as the host tells: who reads without a lock asks so."""
+    try:
+        return _held_by_another(descriptor, _HAS_BASE + Permission.WRITE)
+    except OSError:
+        return False
+
+
 def only_read_from_now_on(descriptor: int) -> None:
     """Let others read (and back up) what this open file, locked by a writer, will not write any more."""
     for permission in _CHANGES:

@@ -65,6 +65,7 @@ MAY_IMPORT = {
     "disk": {"host", "kernel", "packages", "partitions"},
     "jobs": {"host", "disk", "kernel", "packages", "partitions"},
     "report": {"host", "disk", "jobs", "kernel", "partitions"},
+    "many": {"host", "disk", "jobs", "partitions"},
     "serving": {"host", "disk", "kernel"},
     "api": {"host", "disk", "jobs", "serving", "fuse"},
     "testing": {"disk"},

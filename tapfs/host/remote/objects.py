@@ -7,10 +7,11 @@ file that is replaced while it is read becomes an error and never a mixture.
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote, unquote, urlsplit
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.remote.address import Address
@@ -21,6 +22,51 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 _CONNECT_SECONDS = 10
+_LISTING_SECONDS = 60
+
+
+class ListedObject(NamedTuple):
+    """An object of a store: its address, bytes, and what changes with its bytes."""
+
+    address: str
+    size: int
+    identity: str | None
+
+
+def objects_below(address: Address) -> list[ListedObject] | None:
+    """The objects below an address of a store, by their names; None if the address is that of one object.
+
+    Raises ImageError.
+    """
+    obstore = _library(address)
+    bucket = f"{address.scheme}://{urlsplit(address.text).netloc}"
+    with _explained(str(address), "list"):
+        store, key = _store_of(address, _LISTING_SECONDS)
+        if key and not key.endswith("/"):
+            with suppress(FileNotFoundError):
+                obstore.head(store, key)
+                return None
+        found: list[ListedObject] = []
+        for some in obstore.list(store, prefix=key or None):
+            for meta in some:
+                facts = _facts(meta)
+                found.append(ListedObject(f"{bucket}/{quote(meta['path'])}", facts.size, facts.identity))
+    return sorted(found)
+
+
+def _library(address: Address) -> ModuleType:
+    """The library. Raises ImageError(unsupported) where it is not installed."""
+    try:
+        import obstore
+    except ImportError as error:
+        raise ImageError(
+            ErrorKind.UNSUPPORTED,
+            f"{address.scheme} addresses need the Python package obstore",
+            path=str(address),
+            op="open",
+            remedy="install it: pip install 'tapfs[remote]'",
+        ) from error
+    return obstore
 
 
 class ObjectSource:
@@ -29,17 +75,7 @@ class ObjectSource:
     def __init__(self, address: Address, *, timeout_seconds: float) -> None:
         """Ask for the first byte, which says whether the server gives parts of a file. Raises ImageError."""
         self._name = str(address)
-        try:
-            import obstore
-        except ImportError as error:
-            raise ImageError(
-                ErrorKind.UNSUPPORTED,
-                f"{address.scheme} addresses need the Python package obstore",
-                path=self._name,
-                op="open",
-                remedy="install it: pip install 'tapfs[remote]'",
-            ) from error
-        self._obstore = obstore
+        self._obstore = _library(address)
         with self._explained("open"):
             self._store, self._key = _store_of(address, timeout_seconds)
         self.facts = self._asked()
@@ -82,18 +118,22 @@ class ObjectSource:
                 raise
             return facts
 
-    @contextmanager
-    def _explained(self, op: str, offset: int | None = None) -> Generator[None]:
-        """Make ImageErrors of the library's errors."""
-        from obstore import exceptions
+    def _explained(self, op: str, offset: int | None = None) -> AbstractContextManager[None]:
+        return _explained(self._name, op, offset)
 
-        try:
-            yield
-        except (exceptions.BaseError, OSError, ValueError) as error:
-            if isinstance(error, ImageError):
-                raise
-            kind, message, remedy = _what(error)
-            raise ImageError(kind, message, path=self._name, offset=offset, op=op, remedy=remedy) from error
+
+@contextmanager
+def _explained(name: str, op: str, offset: int | None = None) -> Generator[None]:
+    """Make ImageErrors of the library's errors."""
+    from obstore import exceptions
+
+    try:
+        yield
+    except (exceptions.BaseError, OSError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        kind, message, remedy = _what(error)
+        raise ImageError(kind, message, path=name, offset=offset, op=op, remedy=remedy) from error
 
 
 def _store_of(address: Address, timeout_seconds: float) -> tuple[ObjectStore, str]:

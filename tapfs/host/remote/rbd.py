@@ -18,6 +18,10 @@ from tapfs.host.remote.source import Facts
 #: The file that tells librados of the cluster, unless the address names another.
 _CONFIGURATION = "/etc/ceph/ceph.conf"
 
+#: The signs between the parts of an address; behind a backslash they mean themselves.
+_COLON = re.compile(r"(?<!\\):")
+_SLASH = re.compile(r"(?<!\\)/")
+
 
 class RbdName(NamedTuple):
     """What an address says: a pool, maybe a namespace in it, an image, maybe a snapshot, and options of librados."""
@@ -31,8 +35,8 @@ class RbdName(NamedTuple):
 
 def name_of(address: Address) -> RbdName:
     """The parts of an address; a backslash stands before a sign that means itself. Raises ImageError."""
-    place, *pairs = (part.replace("\\:", ":") for part in re.split(r"(?<!\\):", address.text[len("rbd:") :]))
-    steps = [re.sub(r"\\(.)", r"\1", step) for step in re.split(r"(?<!\\)/", place)]
+    place, *pairs = (part.replace("\\:", ":") for part in _COLON.split(address.text[len("rbd:") :]))
+    steps = [re.sub(r"\\(.)", r"\1", step) for step in _SLASH.split(place)]
     options = {key: value for key, _, value in (pair.partition("=") for pair in pairs)}
     image, _, snapshot = steps[-1].partition("@")
     if len(steps) not in (2, 3) or not image or not steps[0]:
@@ -46,14 +50,35 @@ def name_of(address: Address) -> RbdName:
     return RbdName(steps[0], steps[1] if len(steps) == 3 else "", image, snapshot or None, options)
 
 
-class RbdSource:
-    """One image of a cluster: a `tapfs.host.remote.source.WritableSource`. librbd takes many requests at once."""
+def is_pool(address: Address) -> bool:
+    """Whether an address names a pool, or with a slash at its end a pool or a namespace in one, and no image."""
+    place = _COLON.split(address.text[len("rbd:") :])[0]
+    steps = _SLASH.split(place)
+    return bool(steps[0]) and (len(steps) == 1 or not steps[-1])
 
-    def __init__(self, address: Address, *, timeout_seconds: float, writable: bool = False) -> None:
+
+def images_of_pool(address: Address, *, timeout_seconds: float = 60) -> list[str]:
+    """The addresses of the images of a pool, by their names. Raises ImageError."""
+    place, *options = _COLON.split(address.text[len("rbd:") :])
+    place = place.removesuffix("/")
+    cluster = _Cluster(address, name_of(Address.known(":".join((f"rbd:{place}/*", *options)))), timeout_seconds)
+    try:
+        with cluster.explained("list"):
+            names = sorted(cluster.rbd.RBD().list(cluster.pool))
+    finally:
+        cluster.close()
+    escaped = [name.replace("\\", "\\\\").replace(":", "\\:") for name in names]
+    return [":".join((f"rbd:{place}/{name}", *options)) for name in escaped]
+
+
+class _Cluster:
+    """A connection to a cluster, and an open pool of it."""
+
+    def __init__(self, address: Address, name: RbdName, timeout_seconds: float) -> None:
+        """Connect. Raises ImageError."""
         self._name = str(address)
-        name = name_of(address)
         try:
-            rados, self._rbd = importlib.import_module("rados"), importlib.import_module("rbd")
+            rados, self.rbd = importlib.import_module("rados"), importlib.import_module("rbd")
         except ImportError as error:
             raise ImageError(
                 ErrorKind.UNSUPPORTED,
@@ -63,24 +88,55 @@ class RbdSource:
                 remedy="install the system's package (python3-rbd of Debian), and use an environment that sees it"
                 " (python3 -m venv --system-site-packages)",
             ) from error
-        self._errors: tuple[type[Exception], ...] = (rados.Error, self._rbd.Error)
-        self._missing: tuple[type[Exception], ...] = (rados.ObjectNotFound, self._rbd.ImageNotFound)
+        self._errors: tuple[type[Exception], ...] = (rados.Error, self.rbd.Error)
+        self._missing: tuple[type[Exception], ...] = (rados.ObjectNotFound, self.rbd.ImageNotFound)
         others = {key: value for key, value in name.options.items() if key not in {"conf", "id"}}
         others.setdefault("rados_osd_op_timeout", f"{timeout_seconds:g}")
         others.setdefault("rados_mon_op_timeout", f"{timeout_seconds:g}")
-        self._undo: list[Callable[[], Any]] = []
+        #: What takes back what was opened, in order.
+        self.undo: list[Callable[[], Any]] = []
         try:
-            with self._explained("open"):
+            with self.explained("open"):
                 configuration = name.options.get("conf", _CONFIGURATION)
                 cluster = rados.Rados(conffile=configuration, rados_id=name.options.get("id"), conf=others)
                 cluster.connect(timeout=int(timeout_seconds))
-                self._undo.append(cluster.shutdown)
-                pool = cluster.open_ioctx(name.pool)
-                self._undo.append(pool.close)
-                pool.set_namespace(name.namespace)
+                self.undo.append(cluster.shutdown)
+                self.pool = cluster.open_ioctx(name.pool)
+                self.undo.append(self.pool.close)
+                self.pool.set_namespace(name.namespace)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of all that was opened."""
+        while self.undo:
+            self.undo.pop()()
+
+    @contextmanager
+    def explained(self, op: str, offset: int | None = None) -> Generator[None]:
+        """Make ImageErrors of the library's errors."""
+        try:
+            yield
+        except self._missing as error:
+            raise ImageError(ErrorKind.NOT_FOUND, f"is not there: {error}", path=self._name, op=op) from error
+        except self._errors as error:
+            message = f"the cluster or the way to it failed: {error}"
+            raise ImageError(ErrorKind.IO, message, path=self._name, offset=offset, op=op) from error
+
+
+class RbdSource:
+    """One image of a cluster: a `tapfs.host.remote.source.WritableSource`. librbd takes many requests at once."""
+
+    def __init__(self, address: Address, *, timeout_seconds: float, writable: bool = False) -> None:
+        self._name = str(address)
+        name = name_of(address)
+        self._cluster = cluster = _Cluster(address, name, timeout_seconds)
+        try:
+            with cluster.explained("open"):
                 read_only = not writable or name.snapshot is not None
-                self._image = self._rbd.Image(pool, name.image, snapshot=name.snapshot, read_only=read_only)
-                self._undo.append(self._image.close)
+                self._image = cluster.rbd.Image(cluster.pool, name.image, snapshot=name.snapshot, read_only=read_only)
+                cluster.undo.append(self._image.close)
                 # A snapshot stays as it is for good, so its number is the identity of its bytes.
                 identity = None if name.snapshot is None else f"{self._image.id()}@{name.snapshot}"
                 self.facts = Facts(self._image.size(), identity, 0, writable=not read_only)
@@ -90,7 +146,7 @@ class RbdSource:
 
     def read(self, offset: int, length: int) -> memoryview:
         """See `tapfs.host.remote.source.Source.read`."""
-        with self._explained("read", offset):
+        with self._cluster.explained("read", offset):
             data = memoryview(self._image.read(offset, length))
         if len(data) != length:
             message = f"the cluster gave {len(data)} bytes, not {length}"
@@ -99,7 +155,7 @@ class RbdSource:
 
     def write(self, offset: int, data: bytes) -> None:
         """See `tapfs.host.remote.source.WritableSource.write`."""
-        with self._explained("write", offset):
+        with self._cluster.explained("write", offset):
             if data.count(0) == len(data):
                 self._image.write_zeroes(offset, len(data))
             else:
@@ -107,21 +163,9 @@ class RbdSource:
 
     def flush(self) -> None:
         """See `tapfs.host.remote.source.WritableSource.flush`."""
-        with self._explained("flush"):
+        with self._cluster.explained("flush"):
             self._image.flush()
 
     def close(self) -> None:
         """Let go of the image and of the cluster."""
-        while self._undo:
-            self._undo.pop()()
-
-    @contextmanager
-    def _explained(self, op: str, offset: int | None = None) -> Generator[None]:
-        """Make ImageErrors of the library's errors."""
-        try:
-            yield
-        except self._missing as error:
-            raise ImageError(ErrorKind.NOT_FOUND, f"is not there: {error}", path=self._name, op=op) from error
-        except self._errors as error:
-            message = f"the cluster or the way to it failed: {error}"
-            raise ImageError(ErrorKind.IO, message, path=self._name, offset=offset, op=op) from error
+        self._cluster.close()

@@ -93,10 +93,11 @@ def test_json_lines_are_few_and_the_last_says_all() -> None:
     stream = io.StringIO()
     lines = [json.loads(line) for line in _run(stream, ProgressMode.JSON, seconds=10).splitlines()]
     assert 20 < len(lines) <= 42
-    assert all(line.keys() == {"version", "operation", "done", "total"} for line in lines)
+    assert all(line.keys() == {"version", "operation", "done", "total", "unit"} for line in lines)
     done = [line["done"] for line in lines]
     assert done == sorted(set(done))
-    assert lines[-1] == {"version": 1, "operation": "convert", "done": 1000 << 20, "total": 1000 << 20}
+    whole = 1000 << 20
+    assert lines[-1] == {"version": 1, "operation": "convert", "done": whole, "total": whole, "unit": "bytes"}
 
 
 def test_json_of_a_failed_operation_never_says_all() -> None:

@@ -1,0 +1,1 @@
+"""Work over many images: surveys and batches, in processes of this machine or on the workers of a Dask cluster."""

@@ -1,0 +1,23 @@
+"""The tasks of a survey, as a worker process does them: list a folder, look at an image."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from tapfs.many.image_row import FileState, row_of, unchanged
+from tapfs.many.tasks import Task
+
+#: The answer about an image whose files are as they were at the last survey.
+SAME = "same"
+
+
+def answer(task: Task) -> object:
+    """Do one task: a listing, a row, None for what is no image, or `SAME`."""
+    if task["do"] == "list":
+        from tapfs.many.listing import listing_of
+
+        return listing_of(cast("str", task["path"]), named=bool(task["named"]))
+    known = cast("list[FileState] | None", task.get("known"))
+    if known is not None and unchanged(known):
+        return SAME
+    return row_of(task)
