@@ -33,12 +33,14 @@ if TYPE_CHECKING:
     from tapfs.api.servers import DiskServer, serve
     from tapfs.api.sizes import measure, resize
     from tapfs.api.snapshots import apply_snapshot, create_snapshot, delete_snapshot, snapshots
+    from tapfs.api.verification import damaged_files, verify, write_sidecar
     from tapfs.disk.chain_map import MappedExtent
     from tapfs.disk.description import ImageInfo
     from tapfs.disk.disk_file import DiskFile
     from tapfs.disk.image import Image
     from tapfs.disk.package import DiskInPackage, PackageInfo
     from tapfs.disk.password import LayerPasswords
+    from tapfs.disk.sidecar import Hashed
     from tapfs.edit_protocols import Bitmap, SnapshotRecord
     from tapfs.errors import ErrorKind, ImageError
     from tapfs.findings import CheckReport
@@ -50,10 +52,12 @@ if TYPE_CHECKING:
     from tapfs.jobs.compare import Difference
     from tapfs.jobs.copying import CopyOptions
     from tapfs.jobs.create import NewImage
+    from tapfs.jobs.damaged_files import DamagedPart
     from tapfs.jobs.diff import ChangedExtent, DiffReport
     from tapfs.jobs.free_space import FileSystemSpace
     from tapfs.jobs.measure import Measured
     from tapfs.jobs.rebase import Rebased
+    from tapfs.jobs.verify import Verdict, Verification
 
     __version__: str
 
@@ -66,6 +70,7 @@ __all__ = [
     "Committed",
     "CompactReport",
     "CopyOptions",
+    "DamagedPart",
     "DiffReport",
     "Difference",
     "DiskFile",
@@ -74,6 +79,7 @@ __all__ = [
     "ErrorKind",
     "FileSystemSpace",
     "Gate",
+    "Hashed",
     "Image",
     "ImageError",
     "ImageInfo",
@@ -86,6 +92,8 @@ __all__ = [
     "ReadBitmap",
     "Rebased",
     "SnapshotRecord",
+    "Verdict",
+    "Verification",
     "__version__",
     "add_bitmap",
     "add_password",
@@ -101,6 +109,7 @@ __all__ = [
     "convert",
     "create_image",
     "create_snapshot",
+    "damaged_files",
     "delete_snapshot",
     "diff",
     "disable_bitmap",
@@ -123,7 +132,9 @@ __all__ = [
     "snapshots",
     "store_bitmap",
     "unmount",
+    "verify",
     "write_diff",
+    "write_sidecar",
 ]
 
 #: Names that are loaded when they are first asked for: importing tapfs costs next to nothing.
@@ -139,6 +150,13 @@ _LAZY = {
     "apply": "tapfs.api.differences",
     "diff": "tapfs.api.differences",
     "write_diff": "tapfs.api.differences",
+    "damaged_files": "tapfs.api.verification",
+    "verify": "tapfs.api.verification",
+    "write_sidecar": "tapfs.api.verification",
+    "DamagedPart": "tapfs.jobs.damaged_files",
+    "Hashed": "tapfs.disk.sidecar",
+    "Verdict": "tapfs.jobs.verify",
+    "Verification": "tapfs.jobs.verify",
     "AsyncImage": "tapfs.api.async_image",
     "Bitmap": "tapfs.edit_protocols",
     "CheckReport": "tapfs.findings",
