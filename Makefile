@@ -94,6 +94,11 @@ bench-blocks: bench-setup
 bench-mounts: bench-setup
 	$(BIN)/python -m tests.bench.mount_reads --json build/bench/mount_reads.json $(BENCH)
 
+.PHONY: bench-faces
+bench: bench-faces
+bench-faces: bench-setup
+	$(BIN)/python -m tests.bench.faces --json build/bench/faces.json $(BENCH)
+
 bench-fragmented: bench-setup
 	$(BIN)/python -m tests.bench.fragmented --json build/bench/fragmented.json $(BENCH)
 	$(BIN)/python -m tests.bench.large_maps --json build/bench/large_maps.json $(BENCH)

@@ -47,6 +47,10 @@ class MountPoint:
         """The path of a partition, whether it is there or not."""
         return os.path.join(os.path.dirname(self.disk), f"part{number}")
 
+    def face(self, format_name: str) -> str:
+        """The path of the disk as an image of a format, whether it is there or not."""
+        return os.path.join(os.path.dirname(self.disk), f"disk.{format_name}")
+
     def unmount(self, *, force: bool = False) -> str | None:
         """As `tapfs.unmount`."""
         return unmount(self.path, force=force)
@@ -63,6 +67,7 @@ def mount(
     partition: int | None = None,
     sector_size: int | None = None,
     options: Sequence[str] = (),
+    faces: Sequence[str] = (),
     engine: str = AUTO,
     format: str | None = None,  # noqa: A002 - the word of the field
     disk: int | None = None,
@@ -83,14 +88,15 @@ def mount(
     The directory shows `disk`, `part1` and so on, and `info.json`; with `files` the files inside instead, those of
     `partition` if the disk has several file systems (0: of the whole disk). `sector_size` is that of the disk which the
     partition table was made on, in bytes, where the table does not say it. `options` are those of ``tapfs mount -o``,
-    such as "allow_other" or "uid=1000"; `engine` is that of ``tapfs mount --engine``. The other keywords
-    are those of `tapfs.open`; a password holds no line feed.
+    such as "allow_other" or "uid=1000"; `faces` are formats, as images of which the disk is shown,
+    too; `engine` is that of ``tapfs mount --engine``. The other keywords are those of `tapfs.open`; a password holds no
+    line feed.
 
     The mount outlives this program unless `unmount` is called, also at the end of a ``with`` block. It needs pyfuse3
     (``pip install tapfs[fuse]``). Raises ImageError, and ValueError for words that the command does not know.
     """
-    if isinstance(options, str):
-        raise TypeError("options is a sequence, not one str")
+    if isinstance(options, str) or isinstance(faces, str):
+        raise TypeError("options and faces are sequences, not one str")
     require_bytes(password)
     where = os.fsdecode(mountpoint)
     words = ["mount", *flag("--files", files), "--engine", engine]
@@ -98,6 +104,8 @@ def mount(
     words += option("--sector-size", None if sector_size is None else str(sector_size))
     for each in options:
         words += option("-o", each)
+    for each in faces:
+        words += option("--as", each)
     words += opening_words(
         writable=writable,
         overlay=overlay,

@@ -24,7 +24,7 @@ in /etc/fstab. mount(8) looks for it in /sbin only; install it there once:
 mount(8) asks for a writable mount unless ro is among the OPTIONS.
 OPTIONS: rw, ro, allow_other, uid=, gid=, umask=, and as the options of 'tapfs mount' of these names: files,
 partition=, sector_size=, format=, snapshot=, overlay=, temp, engine=, key_file=, backing=, backing_format=,
-backing_root=, any_parent, parent_folder=, cache=, remote_cache=, remote_cache_size=, direct, force_share,
+backing_root=, any_parent, as=, disk=, parent_folder=, cache=, remote_cache=, remote_cache_size=, direct, force_share,
 write_base. With files also noexec, nonempty, discard and errors= for the kernel's file system (suid and dev stay
 off: mount(8) does not pass them on). nofail: an IMAGE that is missing is no error. remount,ro and remount,rw change
 a mount that is there. Generic ones (noauto, x-...) are left to mount(8), those of FUSE (default_permissions,

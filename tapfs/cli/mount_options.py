@@ -25,6 +25,7 @@ _ACCESS = ("ro", "rw")
 #: Options of `tapfs mount` that an fstab line may have, by their names there. True: they take a value.
 _LONG = {
     "any_parent": False,
+    "as": True,
     "parent_folder": True,
     "backing": True,
     "backing_format": True,

@@ -13,6 +13,7 @@ import stat
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from tapfs.fuse.kept_disks import kept_disks
 from tapfs.fuse.mount_table import is_abandoned, top_mount
 from tapfs.fuse.registry import MountEntry, Registry
 from tapfs.fuse.settings import MountSettings
-from tapfs.fuse.tree import image_tree
+from tapfs.fuse.tree import MadeFile, image_tree
 from tapfs.host.location import locate
 from tapfs.serving.log import log_to_stderr
 from tapfs.serving.processes import process_start
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from tapfs.disk.image import Image
     from tapfs.fuse.verified_reads import VerifiedReads
+    from tapfs.jobs.face import Face
     from tapfs.partitions.table import DiskContents
 
 _DEVICE = "/dev/fuse"
@@ -131,6 +133,7 @@ def is_mounted_so(
         and entry.shows == ("files" if files else "disk")
         and entry.mode == ("rw" if writable else "ro")
         and (entry.sidecar is not None) == verified
+        and entry.faces == ",".join(settings.faces)
         and same_place
     )
 
@@ -164,12 +167,18 @@ class ImageMount:
                 writable=image.writable,
                 information=lambda: information(image, contents),
                 partitions=contents.table.partitions,
+                faces=[(f"disk.{name}".encode(), MadeFile(partial(self._face, name))) for name in self.settings.faces],
                 snapshots=() if self.verified else kept_disks(image, depth=0 if self.settings.overlay is None else 1),
             )
             os.chdir("/")  # a working directory would keep its file system, or this mount, busy
             modified_ns = os.fstat(image.layers[0].file.descriptor).st_mtime_ns
             mount = Mount(image, tree, entry, modified_ns, self.engine, self.settings, self.verified)
             Session(mount, self.registry).run(ready)
+
+    def _face(self, name: str) -> Face:
+        from tapfs.jobs.face import made_face  # few mounts have faces
+
+        return made_face(self.image, name, self.verified or self.image)
 
     def _entry(self) -> MountEntry:
         image, files = self.image, self.settings.files
@@ -187,6 +196,7 @@ class ImageMount:
             shows="disk" if files is None else "files",
             source=self.settings.source,
             overlay=self.settings.overlay,
+            faces=",".join(self.settings.faces),
             sidecar=None if self.verified is None else os.path.realpath(self.verified.sidecar_path),
         )
 

@@ -22,10 +22,12 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from tapfs.disk.image import Image
+from tapfs.errors import ImageError
 from tapfs.fuse.settings import PLAIN, MountSettings
-from tapfs.fuse.tree import Document, KeptDisk, Node, Tree, Window
+from tapfs.fuse.tree import Document, KeptDisk, MadeFile, Node, ServedFile, Tree, Window
 from tapfs.fuse.verified_reads import VerifiedReads
 from tapfs.serving.failures import ErrorLog
+from tapfs.serving.log import log
 from tapfs.serving.threads import in_thread
 
 _Result = TypeVar("_Result")
@@ -40,12 +42,16 @@ _BLOCK = 4096
 
 
 class _Handle(NamedTuple):
-    """An open file; `text` is what a Document said when it was opened, `kept` the disk of a KeptDisk."""
+    """An open file.
+
+    `text` is what a Document said when it was opened, `kept` the disk of a KeptDisk, `made` the file of a MadeFile.
+    """
 
     node: Node
     writing: bool
     text: bytes = b""
     kept: Image | None = None
+    made: ServedFile | None = None
 
 
 class _Answering:
@@ -172,7 +178,7 @@ class ImageOperations(pyfuse3.Operations):
             for number, node in enumerate(self._tree.children(fh), 1):
                 if number <= start_id:
                     continue
-                if not pyfuse3.readdir_reply(token, node.name, await self._attributes(node), number):
+                if not pyfuse3.readdir_reply(token, node.name, await self._listed(node), number):
                     break
 
     async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
@@ -213,6 +219,9 @@ class ImageOperations(pyfuse3.Operations):
             if isinstance(node.content, KeptDisk):
                 kept = await self._in_thread(node.content.image)
                 return FileInfo(fh=self._add(_Handle(node, writing, kept=kept)), keep_cache=True)
+            if isinstance(node.content, MadeFile):
+                made = await self._in_thread(node.content.file)
+                return FileInfo(fh=self._add(_Handle(node, writing, made=made)), keep_cache=True)
             handle = self._add(_Handle(node, writing))
             return FileInfo(fh=handle, keep_cache=not self._image.writable)
 
@@ -224,7 +233,10 @@ class ImageOperations(pyfuse3.Operations):
         """Bytes of a file, fewer only at its end."""
         with self._answering:
             handle = self._handle(fh)
-            content = handle.node.content
+            content, made = handle.node.content, handle.made
+            if made is not None:
+                data = made.try_read(off, size)
+                return await self._in_thread(lambda: made.read(off, size)) if data is None else data
             if not isinstance(content, Window | KeptDisk):
                 return handle.text[off : off + size]
             length = min(size, content.size - off)
@@ -288,6 +300,17 @@ class ImageOperations(pyfuse3.Operations):
         self._handles[number] = handle
         return number
 
+    async def _listed(self, node: Node) -> EntryAttributes:
+        """The attributes of an entry of a directory. One that cannot be made is listed, and is an error by itself."""
+        try:
+            return await self._attributes(node)
+        except ImageError as error:
+            log.error("%s: %s", node.name.decode(errors="replace"), error)
+            entry = EntryAttributes()
+            entry.st_ino, entry.st_mode = node.inode, self._settings.mode(node.mode)
+            entry.entry_timeout = entry.attr_timeout = 0
+            return entry
+
     async def _attributes(self, node: Node) -> EntryAttributes:
         entry = EntryAttributes()
         entry.st_ino = node.inode
@@ -299,12 +322,14 @@ class ImageOperations(pyfuse3.Operations):
             modified_ns = node.content.modified_ns
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = modified_ns
         entry.entry_timeout = entry.attr_timeout = _STABLE_SECONDS
-        if isinstance(node.content, Window | KeptDisk):
+        if isinstance(node.content, MadeFile):
+            entry.st_size = (await self._in_thread(node.content.file)).size
+        elif isinstance(node.content, Window | KeptDisk):
             entry.st_size = node.content.size
         elif isinstance(node.content, Document):
             entry.st_size = len(await self._in_thread(node.content.text))
             entry.attr_timeout = 0
-        disk = isinstance(node.content, Window | KeptDisk)
+        disk = isinstance(node.content, Window | KeptDisk | MadeFile)
         taken = min(entry.st_size, self._image.allocated_bytes) if disk else entry.st_size
         entry.st_blocks = -(-taken // 512)
         return entry

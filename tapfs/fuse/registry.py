@@ -25,7 +25,8 @@ class MountEntry:
     `shows` is "disk" or "files". In the second case `file_system` is their type, `partition` where
     they lie (None: the whole disk), and `device` (MAJOR:MINOR) tells their mount from others; None
     while they are being mounted. `source` is the real name of the image that the user named, `overlay` that of
-    the file that takes the writes, empty if it has none. `sidecar` proves each read, None: none does.
+    the file that takes the writes, empty if it has none. `sidecar` proves each read, None: none does. `faces` are
+    the formats, with commas between, as images of which the disk is shown, too.
     """
 
     image: str
@@ -43,6 +44,7 @@ class MountEntry:
     source: str = ""
     overlay: str | None = None
     sidecar: str | None = None
+    faces: str = ""
 
     @property
     def alive(self) -> bool:

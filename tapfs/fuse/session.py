@@ -28,7 +28,7 @@ from tapfs.fuse.files.layer import FilesLayer
 from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE, require_uncovered, top_mount, unmount
 from tapfs.fuse.registry import MountEntry, Registry
 from tapfs.fuse.settings import PLAIN, MountSettings, for_hidden_mount
-from tapfs.fuse.tree import KeptDisk, Tree
+from tapfs.fuse.tree import KeptDisk, MadeFile, Tree
 from tapfs.fuse.verified_reads import VerifiedReads
 from tapfs.kernel.metrics import as_data
 from tapfs.serving.failures import failure_of
@@ -101,6 +101,8 @@ class Session:
         for node in self._mount.tree.nodes():
             if isinstance(node.content, KeptDisk):
                 self._service.ending.add("close a snapshot", node.content.close)
+            if isinstance(node.content, MadeFile):
+                self._service.ending.add("close a face", node.content.close)
         self._service.run(self)
 
     # What the service asks for

@@ -23,7 +23,8 @@ class MountSettings:
     `flags` are generic mount flags (suid, dev, noexec) for a file system whose files are shown. `sector_size`:
     bytes in a sector of the disk that the partition table was made on, where the user said it. `source` is the
     real name of the image, `overlay` that of the file that takes the writes, empty if that has none. `inner` are
-    options for the kernel's file system whose files are shown.
+    options for the kernel's file system whose files are shown. `faces` are formats, as images of which the disk is
+    shown, too.
     """
 
     allow_other: bool = False
@@ -36,6 +37,7 @@ class MountSettings:
     source: str = ""
     overlay: str | None = None
     inner: tuple[str, ...] = ()
+    faces: tuple[str, ...] = ()
 
     @property
     def fuse_options(self) -> tuple[str, ...]:

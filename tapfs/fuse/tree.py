@@ -10,7 +10,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tapfs.partitions.table import Partition
 
@@ -55,6 +55,49 @@ class KeptDisk:
                 self._image.close()
 
 
+class ServedFile(Protocol):
+    """The bytes of a file that does not change."""
+
+    @property
+    def size(self) -> int:
+        """Its length."""
+        ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes, fewer only at the end; for any thread, and it may block. Raises ImageError."""
+        ...
+
+    def try_read(self, offset: int, length: int) -> bytes | None:
+        """The same, or None if it would have to wait."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it; closing twice is allowed."""
+        ...
+
+
+class MadeFile:
+    """A file that is made when somebody first looks at it: the disk as an image of another format."""
+
+    def __init__(self, make: Callable[[], ServedFile]) -> None:
+        self._make = make
+        self._made: ServedFile | None = None
+        self._lock = threading.Lock()
+
+    def file(self) -> ServedFile:
+        """The file, for any thread; it may block. Raises ImageError, and is made anew at the next look then."""
+        with self._lock:
+            if self._made is None:
+                self._made = self._make()
+            return self._made
+
+    def close(self) -> None:
+        """Let go of it if it was made."""
+        with self._lock:
+            if self._made is not None:
+                self._made.close()
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """Text made when it is asked for; `text` may block."""
@@ -69,7 +112,7 @@ class Directory:
     children: dict[bytes, int] = field(default_factory=dict[bytes, int])
 
 
-Content = Window | KeptDisk | Document | Directory
+Content = Window | KeptDisk | MadeFile | Document | Directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,16 +185,19 @@ def image_tree(
     information: Callable[[], bytes],
     partitions: Iterable[Partition] = (),
     snapshots: Iterable[tuple[bytes, KeptDisk]] = (),
+    faces: Iterable[tuple[bytes, MadeFile]] = (),
 ) -> Tree:
     """The tree of an image: `disk`, its flat contents of `size` bytes, `part1` and so on, and `info.json`.
 
     The partitions are those of the start: what a guest makes of its table later shows in the next
     mount. An extended partition has no node, the logical ones in it have. The directory `snapshots` is there if the
-    image has any.
+    image has any. `faces` stand beside the disk.
     """
     tree = Tree()
     permissions = 0o600 if writable else 0o400
     tree.add(ROOT_INODE, b"disk", permissions, Window(0, size))
+    for name, face in faces:
+        tree.add(ROOT_INODE, name, 0o400, face)
     for partition in partitions:
         if not partition.container:
             tree.add(ROOT_INODE, b"part%d" % partition.number, permissions, Window(partition.start, partition.size))

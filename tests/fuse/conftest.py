@@ -123,7 +123,7 @@ ONE_ENGINE = frozenset(
     f"test_{name}.py"
     for name in (
         *("choosing", "files", "foreign", "list", "mount_helper", "partitions", "surroundings", "unclean"),
-        *("vdi", "vhd", "vmdk"),
+        *("faces", "vdi", "vhd", "vmdk"),
     )
 )
 

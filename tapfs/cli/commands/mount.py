@@ -15,6 +15,7 @@ from tapfs.cli.options import (
     warn_of_noise,
 )
 from tapfs.cli.parser import UsageError
+from tapfs.errors import ImageError
 from tapfs.fuse.engine_names import AUTO, ENGINES, PYFUSE3
 
 if TYPE_CHECKING:
@@ -81,6 +82,15 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--sidecar", metavar="FILE", help="with --verify-reads: the sidecar (IMAGE.tapfs-hash if not given)"
     )
+    parser.add_argument(
+        "--as",
+        dest="faces",
+        metavar="FORMAT[,FORMAT...]",
+        action="append",
+        default=[],
+        help="show the disk as an image of each FORMAT, too: DIR/disk.qcow2, disk.vhdx, disk.vmdk, disk.vdi, disk.vhd;"
+        " its metadata is made when it is first looked at, its data is the disk's; read-only",
+    )
     parser.add_argument("--foreground", action="store_true", help="stay until the mount ends; Ctrl-C unmounts")
     parser.add_argument(
         "--engine",
@@ -119,6 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
     scratch = arguments.temp or arguments.overlay is not None
     writable = wants_writing(arguments.options, _PROGRAM, ro=arguments.ro, rw=arguments.rw, scratch=scratch)
     _check_verified(arguments, writable=writable or scratch)
+    settings = replace(settings, faces=_faces(arguments, writable=writable or scratch))
     settings.require_permission()
     mounting.require_fuse()
     registry = Registry()
@@ -136,6 +147,8 @@ def run(arguments: argparse.Namespace) -> int:
     image = open_image(arguments, writable=writable, overlay=arguments.overlay, temporary=arguments.temp)
     try:
         warn_of_noise(image)
+        for name in settings.faces:
+            _require_face(name, image)
         if arguments.files:
             settings = replace(settings, files=_chosen(image, arguments))
         verified = _verified(image, arguments) if arguments.verify_reads else None
@@ -148,6 +161,29 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         start_in_background(mount, inherited)
     return 0
+
+
+def _faces(arguments: argparse.Namespace, *, writable: bool) -> tuple[str, ...]:
+    """The formats that --as names, each once."""
+    names = tuple(dict.fromkeys(name for text in arguments.faces for name in text.split(",")))
+    if "" in names:
+        raise UsageError("--as takes names of formats with commas between", _PROGRAM)
+    if names and writable:
+        message = "--as is for read-only mounts: the metadata of an image is made for a disk that does not change"
+        raise UsageError(message, _PROGRAM)
+    if names and arguments.files:
+        raise UsageError("--as goes with DIR/disk, not with --files", _PROGRAM)
+    return names
+
+
+def _require_face(name: str, image: Image) -> None:
+    from tapfs.jobs.face import require_face
+
+    try:
+        require_face(name, image.size)
+    except ImageError as error:
+        error.path = image.path
+        raise
 
 
 def _check_verified(arguments: argparse.Namespace, *, writable: bool) -> None:
