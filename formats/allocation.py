@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from tapfs.driver import Placement
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
 from tapfs.formats.rounding import round_up
+from tapfs.records import NamedTuple
 
 
 class HostRange(NamedTuple):

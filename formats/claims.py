@@ -10,9 +10,9 @@ import heapq
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from typing import NamedTuple
 
 from tapfs.driver import Scratch
+from tapfs.records import NamedTuple
 
 #: Claims held at a time, each packed into a bytes object of about 60 bytes.
 MAX_HELD = 1 << 18

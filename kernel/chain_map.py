@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tapfs.errors import ImageError
 from tapfs.kernel._engine import ffi, lib
 from tapfs.kernel.engine import EngineDisk, Outcome
+from tapfs.records import NamedTuple
 
 if TYPE_CHECKING:
     from tapfs.kernel._engine import CData

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from tapfs.driver import Codec
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.kernel._engine import lib
+from tapfs.records import NamedTuple
 
 
 class _Library(NamedTuple):

@@ -11,7 +11,7 @@ import errno
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from mmap import mmap
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tapfs.driver import Codec, Geometry, HostSpace, Identity, Placement
 from tapfs.errors import ErrorKind, ImageError, from_os_error, truncated
@@ -22,6 +22,7 @@ from tapfs.kernel.cipher_keys import fill_cipher, wipe_cipher
 from tapfs.kernel.codec_libraries import CODECS_OF_LIBRARIES, load_codec
 from tapfs.kernel.crc32c import use_instruction
 from tapfs.plan import Allocate, Copy, Discard, Grow, Plan, Shorten, Write
+from tapfs.records import NamedTuple
 
 if TYPE_CHECKING:
     from tapfs.kernel._engine import CData

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tapfs.kernel._engine import ffi, lib
 from tapfs.kernel.chain_map import MappedRun, Runs
+from tapfs.records import NamedTuple
 
 if TYPE_CHECKING:
     from tapfs.kernel._engine import CData

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from tapfs.kernel._engine import ffi, lib
@@ -21,9 +20,9 @@ class EngineCounter:
 
     def __init__(self, layout: EntryLayout) -> None:
         self._layout = ffi.new("tapfs_references *")
-        for field in fields(layout):
-            if field.name != "reserved":
-                setattr(self._layout, field.name, getattr(layout, field.name))
+        for name in layout.__match_args__:
+            if name != "reserved":
+                setattr(self._layout, name, getattr(layout, name))
         for number, (start, stop) in enumerate(layout.reserved):
             self._layout.reserved[2 * number], self._layout.reserved[2 * number + 1] = start, stop
         self._words = 2 if layout.bitmaps else 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from array import array
-from dataclasses import fields
 
 from tapfs.errors import from_os_error
 from tapfs.kernel._engine import ffi, lib
@@ -21,16 +20,16 @@ def set_tables(disk: EngineDisk, layer: int, layout: TableLayout, places: array[
     Before any request. Raises ImageError(io) for a layout that the engine cannot read.
     """
     table = ffi.new("tapfs_table *")
-    for field in fields(layout):
-        if field.name not in _OF_THEIR_OWN:
-            setattr(table, field.name, getattr(layout, field.name))
+    for name in layout.__match_args__:
+        if name not in _OF_THEIR_OWN:
+            setattr(table, name, getattr(layout, name))
     table.rule_count = len(layout.rules)
     for index, rule in enumerate(layout.rules):
         kind = lib.TAPFS_RULE_ASK if rule.kind is None else rule.kind
         table.rules[index].mask, table.rules[index].value, table.rules[index].kind = rule.mask, rule.value, kind
     if layout.bitmap is not None:
-        for field in fields(layout.bitmap):
-            setattr(table.bitmap, field.name, getattr(layout.bitmap, field.name))
+        for part in layout.bitmap.__match_args__:
+            setattr(table.bitmap, part, getattr(layout.bitmap, part))
     for index, (start, end) in enumerate(layout.reserved):
         table.reserved_start[index], table.reserved_end[index] = start, end
     words = ffi.from_buffer("uint64_t[]", places)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import NamedTuple, Protocol
+from typing import Protocol
+
+from tapfs.records import NamedTuple, dataclass
 
 
 class CipherAlgorithm(IntEnum):

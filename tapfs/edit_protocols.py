@@ -11,13 +11,14 @@ An edit raises ImageError before its first plan wherever that is possible.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from tapfs.ciphers import Cryptography
 from tapfs.driver_protocols import Driver, Renewing, Snapshotted, WritableDriver
 from tapfs.extent import Range
 from tapfs.geometry import BackingReference
 from tapfs.plan import Plan
+from tapfs.records import NamedTuple
 
 
 @runtime_checkable

@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import StrEnum
 from functools import partial
-from typing import NamedTuple, Self, cast
+from typing import Self, cast
+
+from tapfs.records import NamedTuple
 
 
 class ErrorKind(StrEnum):

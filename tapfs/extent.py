@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
+
+from tapfs.records import NamedTuple
 
 _Run = TypeVar("_Run")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+
+from tapfs.records import NamedTuple, dataclass, field
 
 
 class Severity(StrEnum):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
@@ -13,6 +12,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.geometry import BackingReference
 from tapfs.host_files import FurtherFiles, HostFile, NoFurtherFiles
 from tapfs.plan import Plan
+from tapfs.records import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)

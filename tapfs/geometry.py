@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
 
 from tapfs.ciphers import Cipher
+from tapfs.records import NamedTuple, dataclass
 
 
 class Codec(IntEnum):

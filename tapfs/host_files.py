@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.records import NamedTuple
 
 
 class HostFile(Protocol):

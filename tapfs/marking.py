@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Callable
-from typing import NamedTuple
+
+from tapfs.records import NamedTuple
 
 _WORD_BYTES = 8
 

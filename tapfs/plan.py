@@ -17,7 +17,7 @@ and every subset inside a stage.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from tapfs.records import NamedTuple
 
 
 class Write(NamedTuple):

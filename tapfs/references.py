@@ -10,8 +10,9 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
+
+from tapfs.records import NamedTuple, dataclass
 
 #: More windows of a file than this are not noted one by one by the engine.
 MAX_NOTED = 1 << 16

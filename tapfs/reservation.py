@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
 
 from tapfs.extent import Range
+from tapfs.records import NamedTuple, dataclass
 
 
 class Operation(Enum):

@@ -9,12 +9,12 @@ to `map` altogether.
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from tapfs.driver import Driver
 from tapfs.extent import Kind
+from tapfs.records import NamedTuple, dataclass
 
 #: The place of a table that does not exist: all of its unit is of `TableLayout.absent_kind`.
 ABSENT = 0

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from tapfs.extent import Kind
 from tapfs.formats.changed_table import ByteOrder
+from tapfs.records import NamedTuple, dataclass
 
 #: Bytes of the table that are read and kept together.
 PAGE_BYTES = 4096

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
 from tapfs.driver import Cryptography, HostFile, Identity, Operation, Placement, Reservation, SlotChange
 from tapfs.errors import ErrorKind, ImageError
@@ -14,6 +13,7 @@ from tapfs.formats.luks.version2 import read_version2
 from tapfs.formats.luks.volume import SECTOR, Volume, unlock
 from tapfs.formats.raw import MAX_SIZE, IdentityDriver
 from tapfs.plan import Grow, Plan, Shorten, plan
+from tapfs.records import replace
 
 
 class LuksDriver(IdentityDriver):

@@ -6,7 +6,6 @@ LUKS2 specification, sections 3.2 "Keyslots Object", 3.3 "Segments Object", 3.4 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from tapfs.driver import Argon2, Argon2Cost, Cipher
 from tapfs.errors import ErrorKind, ImageError
@@ -25,6 +24,7 @@ from tapfs.formats.luks.volume import (
     slot_details,
 )
 from tapfs.formats.rounding import round_up
+from tapfs.records import replace
 
 #: Of the JSON object; a hostile header could name slots without end.
 _MAX_SLOTS = 32

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import struct
 from array import array
-from dataclasses import dataclass, field
 
 from tapfs.driver import HostFile
 from tapfs.formats.changed_table import decode
 from tapfs.formats.parallels.header import SECTOR, Header
+from tapfs.records import dataclass, field
 
 _MAGIC = 0xAB234CEF23DCEA87
 _DIRTY_BITMAP = 0x20385FAE252CB34A

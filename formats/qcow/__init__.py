@@ -1,17 +1,20 @@
 """qcow version 1: QEMU's first copy-on-write format, and the dialects of it that blktap wrote.
 
-:data:`FORMAT` is the object that the registry loads. docs/specs/blktap-qcow.md has the facts of the format. Modules
-that only a writer, a check or a creation needs are imported late, because most openings only read.
+:data:`FORMAT` is the object that the registry loads. docs/specs/blktap-qcow.md has the facts of the format. The driver
+is imported late, because a probe does not need it. So is what only a writer, a check or a creation needs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from tapfs.driver import Ability, CreateRequest, HostFile, OpenRequest
-from tapfs.formats.qcow.driver import QcowDriver
-from tapfs.formats.qcow.header import MAGIC, VERSION
+from tapfs.formats.qcow.signature import MAGIC, VERSION
 from tapfs.plan import Plan
+
+if TYPE_CHECKING:
+    from tapfs.formats.qcow.driver import QcowDriver
 
 
 class QcowFormat:
@@ -37,6 +40,8 @@ class QcowFormat:
 
         Raises ImageError(invalid_format, unsupported, out_of_bounds, corrupt) naming the field.
         """
+        from tapfs.formats.qcow.driver import QcowDriver
+
         if not request.writable:
             return QcowDriver(file, request)
         from tapfs.formats.qcow.editable import EditableQcowDriver

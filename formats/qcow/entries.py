@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from tapfs.extent import Extent, Kind
 from tapfs.formats.changed_table import ByteOrder, decode, encode
 from tapfs.formats.qcow.header import ENTRY_LENGTH, LENGTH, Header
+from tapfs.records import NamedTuple
 
 #: L2 tables are big-endian always.
 BYTE_ORDER: ByteOrder = "big"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from tapfs.formats.qcow.header import Header
+from tapfs.records import NamedTuple
 
 MAGIC = b"XEN\xfb"
 OFFSET = 48

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from tapfs.driver import HostFile
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.formats.qcow.signature import MAGIC, VERSION
+from tapfs.records import NamedTuple
 
-MAGIC = b"QFI\xfb"
-VERSION = 1
 LENGTH = 48
 
 MIN_CLUSTER_BITS, MAX_CLUSTER_BITS = 9, 16

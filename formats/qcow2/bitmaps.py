@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from tapfs.driver import HostFile
 from tapfs.errors import ErrorKind, ImageError
@@ -16,6 +15,7 @@ from tapfs.formats.qcow2.extensions import BITMAPS, Extension, data_of
 from tapfs.formats.qcow2.header import WORD
 from tapfs.formats.rounding import round_up
 from tapfs.plan import Step, Write
+from tapfs.records import NamedTuple
 
 _EXTENSION = struct.Struct(">IIQQ")
 _ENTRY = struct.Struct(">QIIBBHI")

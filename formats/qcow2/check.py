@@ -10,7 +10,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from itertools import chain, groupby
-from typing import NamedTuple
 
 from tapfs.driver import CheckReport, ProgressCallback, Severity
 from tapfs.formats.qcow2.counted_entries import WINDOW_BITS
@@ -21,6 +20,7 @@ from tapfs.formats.qcow2.reader import Qcow2Reader
 from tapfs.formats.qcow2.references import References
 from tapfs.formats.qcow2.signature import VERSIONS
 from tapfs.formats.qcow2.tally import Tally
+from tapfs.records import NamedTuple
 from tapfs.references import CountedWindow
 
 #: The largest count of references that is told from a larger one.

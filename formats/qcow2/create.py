@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tapfs.driver import CreateRequest
 from tapfs.errors import ErrorKind, ImageError
@@ -44,6 +44,7 @@ from tapfs.formats.qcow2.header import (
 from tapfs.formats.qcow2.option_values import COMPAT, COMPRESSION, SWITCH
 from tapfs.formats.rounding import round_up
 from tapfs.plan import Grow, Plan, Step, Write, plan
+from tapfs.records import NamedTuple
 
 if TYPE_CHECKING:
     from tapfs.formats.luks.create import LuksOptions

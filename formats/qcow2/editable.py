@@ -12,7 +12,6 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.qcow2.bitmap_following import BitmapFollowing
 from tapfs.formats.qcow2.bitmap_keeper import BitmapKeeping
 from tapfs.formats.qcow2.extended import ExtendedQcow2Driver
-from tapfs.formats.qcow2.resize import make_room, resize
 from tapfs.formats.qcow2.snapshot_keeper import SnapshotKeeping
 from tapfs.plan import Plan
 
@@ -22,10 +21,14 @@ class EditableQcow2Driver(SnapshotKeeping, BitmapKeeping, BitmapFollowing):
 
     def make_room(self, size: int) -> Iterator[Plan]:
         """See :meth:`tapfs.driver.Resizable.make_room`."""
+        from tapfs.formats.qcow2.resize import make_room
+
         return make_room(self, size)
 
     def resize(self, size: int) -> Iterator[Plan]:
         """See :meth:`tapfs.driver.Resizable.resize`."""
+        from tapfs.formats.qcow2.resize import resize
+
         return resize(self, size)
 
     @property

@@ -7,13 +7,13 @@ IVs count the sectors of the host file (docs/specs/qcow2.md, "Encryption").
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tapfs.driver import Cipher, CipherAlgorithm, CipherMode, Cryptography, HostFile
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.qcow2 import extensions as ext
 from tapfs.formats.qcow2.header import CRYPT_AES, CRYPT_METHOD_AT, CRYPT_NONE, WORD, Header
+from tapfs.records import NamedTuple, replace
 
 if TYPE_CHECKING:
     from tapfs.formats.luks.volume import Volume

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from tapfs.extent import Kind
 from tapfs.formats.changed_table import ByteOrder
 from tapfs.formats.qcow2.header import SUBCLUSTERS, Header
 from tapfs.formats.qcow2.signature import VERSIONS
+from tapfs.records import NamedTuple
 
 BYTE_ORDER: ByteOrder = "big"
 TYPECODE = "Q"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from tapfs.driver import HostFile, OpenRequest, Operation, Placement, Reservation
 from tapfs.extent import Kind, Range
@@ -17,6 +16,7 @@ from tapfs.formats.qcow2.entries import ALL_ZERO, COMPRESSED, COPIED, OFFSET, co
 from tapfs.formats.qcow2.header import SUBCLUSTERS
 from tapfs.formats.qcow2.writer import WritableQcow2Driver
 from tapfs.formats.rounding import round_down, round_up
+from tapfs.records import NamedTuple
 
 
 class _Wish(NamedTuple):

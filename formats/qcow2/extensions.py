@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.qcow2.header import LENGTH_2, Header
 from tapfs.formats.rounding import round_up
+from tapfs.records import NamedTuple
 
 END = 0
 BACKING_FORMAT = 0xE2792ACA

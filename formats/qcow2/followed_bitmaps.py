@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 from tapfs.driver import HostFile
 from tapfs.errors import ImageError
@@ -24,6 +23,7 @@ from tapfs.formats.qcow2.extensions import Extension
 from tapfs.formats.qcow2.header import BITMAPS, WORD, Header
 from tapfs.formats.rounding import round_down, round_up
 from tapfs.plan import Step, Write
+from tapfs.records import NamedTuple
 
 #: Bits of larger bitmaps are not held: such a bitmap is marked as inconsistent by the first write.
 _MOST_BYTES = 128 << 20

@@ -9,7 +9,6 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from tapfs.driver import HostFile
 from tapfs.formats.changed_table import decode
@@ -17,6 +16,7 @@ from tapfs.formats.qcow2.bitmaps import Directory
 from tapfs.formats.qcow2.entries import BYTE_ORDER, OFFSET, TYPECODE
 from tapfs.formats.qcow2.header import MAX_HOST_SIZE, WORD, Header
 from tapfs.formats.qcow2.snapshots import Snapshot
+from tapfs.records import NamedTuple
 from tapfs.tables import GuardedPlaces
 
 #: So many bytes of an L1 table of a snapshot are read at once.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from tapfs.driver import HostFile
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.qcow2.signature import MAGIC, VERSIONS
+from tapfs.records import NamedTuple
 
 #: Bytes of the header of version 2, the least of version 3, and what QEMU writes for version 3.
 LENGTH_2, LEAST_LENGTH_3, LENGTH_3 = 72, 104, 112

@@ -12,7 +12,6 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from tapfs.driver import HostFile, HostSpace
 from tapfs.errors import ErrorKind, ImageError
@@ -23,6 +22,7 @@ from tapfs.formats.qcow2.counts import Counting
 from tapfs.formats.qcow2.entries import BYTE_ORDER, TYPECODE
 from tapfs.formats.qcow2.header import MAX_REFTABLE_BYTES, REFTABLE_OFFSET_AT, WORD, Header
 from tapfs.plan import Step, Write
+from tapfs.records import NamedTuple
 from tapfs.references import CountedBlock
 
 #: Bytes of unchanged blocks that are kept.

@@ -9,7 +9,6 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 from tapfs.driver import HostFile
 from tapfs.errors import ImageError
@@ -22,6 +21,7 @@ from tapfs.formats.qcow2.header import WORD
 from tapfs.formats.qcow2.l1 import L1Table
 from tapfs.formats.qcow2.reader import Qcow2Reader
 from tapfs.formats.qcow2.snapshots import Snapshot
+from tapfs.records import NamedTuple
 
 #: Told of what cannot be true: a message and the offset of the field in the file.
 FaultCallback = Callable[[str, int | None], None]

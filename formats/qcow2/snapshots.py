@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from tapfs.driver import HostFile, SnapshotRecord
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.qcow2.header import MAX_L1_BYTES, MAX_SNAPSHOTS, SNAPSHOTS_OFFSET_AT, WORD, Header
 from tapfs.formats.rounding import round_up
+from tapfs.records import NamedTuple
 
 _ENTRY = struct.Struct(">QIHHIIQII")
 _ALIGNMENT = 8

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import NamedTuple
 from uuid import UUID
 
 from tapfs.driver import HostFile
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.vdi.signature import SIGNATURE, SIGNATURE_AT
+from tapfs.records import NamedTuple
 
 SECTOR = 512
 

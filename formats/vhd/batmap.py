@@ -7,13 +7,13 @@ batmap as it is. QEMU fills bitmaps only, so what is full stays full.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 from tapfs.driver import HostFile
 from tapfs.formats.rounding import round_up
 from tapfs.formats.vhd.checksum import complement_sum, signed_complement_sum
 from tapfs.formats.vhd.dynamic_header import SECTOR, DynamicHeader
 from tapfs.formats.vhd.footer import Footer
+from tapfs.records import dataclass
 
 COOKIE = b"tdbatmap"
 TAPDISK = b"tap\0"

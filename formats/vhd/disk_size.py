@@ -5,9 +5,8 @@ Microsoft's tools take the current size. Old Virtual PC and old QEMU made a disk
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from tapfs.formats.vhd.footer import Footer
+from tapfs.records import NamedTuple
 
 _SECTOR = 512
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from tapfs.driver import HostFile
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.rounding import round_up
 from tapfs.formats.vhd.checksum import checksum_without
 from tapfs.formats.vhd.footer import DATA_OFFSET_AT, NO_OFFSET, Footer
+from tapfs.records import NamedTuple
 
 COOKIE = b"cxsparse"
 LENGTH = 1024

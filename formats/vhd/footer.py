@@ -7,9 +7,9 @@ wrote 511 bytes; the last byte of the footer is reserved.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from tapfs.formats.vhd.checksum import checksum_without
+from tapfs.records import NamedTuple
 
 COOKIE = b"conectix"
 #: The cookie of an image that blktap's owner has disabled.

@@ -6,12 +6,11 @@ from dynamic", has the order. What is wrong with the others is said in notes; no
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from tapfs.driver import Finding, HostFile, Severity
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.rounding import round_down
 from tapfs.formats.vhd.footer import FIXED, LENGTH, POISON, SHORT_LENGTH, SUBFORMATS, TYPE_AT, Footer, parse_footer
+from tapfs.records import dataclass, field
 
 _SECTOR = 512
 

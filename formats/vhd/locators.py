@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 from tapfs.driver import HostFile
 from tapfs.formats.vhd.dynamic_header import SECTOR, DynamicHeader, Locator
+from tapfs.records import NamedTuple
 
 RELATIVE, ABSOLUTE, FILE_URL = b"W2ru", b"W2ku", b"MacX"
 _OLD_RELATIVE, _OLD_ABSOLUTE = b"Wi2r", b"Wi2k"

@@ -8,13 +8,13 @@ bitmaps, and would show what stood there before.
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import NamedTuple
 
 from tapfs.driver import HostFile
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.rounding import round_up
 from tapfs.formats.vhd.dynamic_header import SECTOR, UNUSED, DynamicHeader
 from tapfs.formats.vhd.footer import LENGTH
+from tapfs.records import NamedTuple
 
 _ALIGNMENT = 4096
 

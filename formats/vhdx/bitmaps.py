@@ -6,10 +6,10 @@ A bit is a sector, and the lowest bit of a byte is the first (docs/specs/vhdx.md
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from tapfs.formats.vhdx.pages import Pages
 from tapfs.formats.vhdx.units import PAGE
+from tapfs.records import NamedTuple
 
 
 class SectorRun(NamedTuple):

@@ -5,12 +5,12 @@ After the entries of each chunk of blocks stands one for the chunk's sector bitm
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 
 from tapfs.extent import Range
 from tapfs.formats.vhdx.metadata import Metadata
 from tapfs.formats.vhdx.units import MAX_FILE_BYTES, MIB
+from tapfs.records import dataclass
 
 ENTRY_BYTES = 8
 #: The bits of an entry that give its state, and those that give its place: a multiple of 1 MiB.

@@ -6,7 +6,6 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
 
 from tapfs.driver import CreateRequest, Identified
 from tapfs.errors import ErrorKind, ImageError
@@ -32,6 +31,7 @@ from tapfs.formats.vhdx.regions import BAT, METADATA, TABLES, pack_table
 from tapfs.formats.vhdx.signature import IDENTIFIER
 from tapfs.formats.vhdx.units import MIB
 from tapfs.plan import Grow, Plan, Step, Write, plan
+from tapfs.records import NamedTuple
 
 CREATE_OPTIONS: Mapping[str, str] = MappingProxyType(
     {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from tapfs.driver import Finding, HostFile, Severity
 from tapfs.errors import ErrorKind, ImageError
@@ -12,6 +11,7 @@ from tapfs.formats.vhdx.guids import NO_GUID
 from tapfs.formats.vhdx.signature import IDENTIFIER
 from tapfs.formats.vhdx.units import MAX_FILE_BYTES, MIB, PAGE
 from tapfs.plan import Step, Write
+from tapfs.records import NamedTuple
 
 #: The identifier's own structure, with the name of the program that made the file.
 IDENTIFIER_BYTES = 64 << 10

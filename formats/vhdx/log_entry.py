@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 from tapfs.formats.rounding import round_up
 from tapfs.formats.vhdx.crc32c import crc32c_without
 from tapfs.formats.vhdx.units import MAX_FILE_BYTES, PAGE
+from tapfs.records import NamedTuple
 
 _SIGNATURE, _ZERO, _DATA, _SECTOR = b"loge", b"zero", b"desc", b"data"
 CRC_AT = 4

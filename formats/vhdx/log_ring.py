@@ -11,7 +11,6 @@ The log is a ring of sectors of 4 KiB. Three rules keep a crash from leaving a l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from tapfs.driver import HostFile
 from tapfs.errors import ErrorKind, ImageError
@@ -19,6 +18,7 @@ from tapfs.formats.vhdx.header import Header
 from tapfs.formats.vhdx.log_entry import HEADER_BYTES, EntryHeader, LoggedPage, entry_bytes, pack_entry
 from tapfs.formats.vhdx.units import PAGE
 from tapfs.plan import Step, Write
+from tapfs.records import NamedTuple
 
 #: An entry takes at most one of so many parts of the ring: so it fits beside those that are kept.
 _PARTS = 4

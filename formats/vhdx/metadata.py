@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from tapfs.driver import HostFile
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
 from tapfs.formats.vhdx.guids import guid, guid_text
 from tapfs.formats.vhdx.units import MIB
+from tapfs.records import NamedTuple
 
 MAX_DISK_BYTES = 64 << 40
 MIN_BLOCK_BYTES, MAX_BLOCK_BYTES = 1 << 20, 256 << 20

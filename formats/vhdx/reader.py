@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from dataclasses import replace
 
 from tapfs.driver import BackingReference, Finding, Geometry, HostFile, OpenRequest, Severity
 from tapfs.errors import ErrorKind, ImageError
@@ -27,6 +26,7 @@ from tapfs.formats.vhdx.locator import identity, parent_reference, parse_locator
 from tapfs.formats.vhdx.metadata import read_metadata
 from tapfs.formats.vhdx.pages import Pages
 from tapfs.formats.vhdx.regions import read_regions
+from tapfs.records import replace
 
 #: The map unit of an image without parent, and the least one of an image over a parent, whose bitmaps are read whole.
 #: A chunk is a multiple of either, so the entries of a unit follow one another.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from tapfs.driver import Finding, HostFile, Severity
 from tapfs.errors import ErrorKind, ImageError
@@ -12,6 +11,7 @@ from tapfs.extent import Range
 from tapfs.formats.vhdx.crc32c import crc32c_without
 from tapfs.formats.vhdx.guids import guid, guid_text
 from tapfs.formats.vhdx.units import HEADER_SECTION, MAX_FILE_BYTES, MIB, PAGE
+from tapfs.records import NamedTuple
 
 #: The places of the two tables, and their length.
 TABLES = (192 << 10, 256 << 10)

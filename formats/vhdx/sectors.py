@@ -8,7 +8,6 @@ as the block, so nobody else takes it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from tapfs.driver import HostSpace, Operation, Placement, Reservation
 from tapfs.extent import Range
@@ -16,6 +15,7 @@ from tapfs.formats.vhdx.bitmaps import clear_bits, sector_runs, set_bits
 from tapfs.formats.vhdx.blocks import PLACE_MASK, STATE_MASK, ZEROS, State
 from tapfs.formats.vhdx.reader import VhdxReader
 from tapfs.formats.vhdx.space import Space
+from tapfs.records import NamedTuple
 
 
 class _Piece(NamedTuple):

@@ -7,11 +7,11 @@ entries and are there once.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.vmdk.sectors import SECTOR, is_power_of_two
 from tapfs.formats.vmdk.signature import COWD
+from tapfs.records import NamedTuple
 
 MAGIC = COWD
 VERSION = 1

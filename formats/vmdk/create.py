@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Final
 
 from tapfs.driver import CreateRequest
 from tapfs.errors import ErrorKind, ImageError
@@ -17,6 +17,7 @@ from tapfs.formats.vmdk.sectors import SECTOR
 from tapfs.formats.vmdk.sesparse_header import NOT_WRITTEN
 from tapfs.formats.vmdk.stream import VmdkStreamWriter
 from tapfs.plan import Grow, Plan, Step, Write, plan
+from tapfs.records import NamedTuple
 
 CREATE_OPTIONS: Mapping[str, str] = MappingProxyType(
     {

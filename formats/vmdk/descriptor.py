@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.vmdk.sectors import MAX_BYTES, SECTOR
 from tapfs.formats.vmdk.signature import BYTE_ORDER_MARK, is_descriptor
 from tapfs.formats.vmdk.text_encoding import codec_named, decoded
+from tapfs.records import NamedTuple, dataclass
 
 #: Longest descriptor that is read, in bytes, and the most extents of one disk.
 MAX_BYTES_OF_TEXT = 1 << 20

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from tapfs.extent import Kind
 from tapfs.formats.vmdk.sectors import SECTOR
+from tapfs.records import NamedTuple
 
 #: The entries that are no place.
 NO_GRAIN, ZERO_GRAIN = 0, 1

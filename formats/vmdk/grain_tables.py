@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from array import array
 from collections import OrderedDict
-from typing import NamedTuple
 
 from tapfs.driver import HostFile
 from tapfs.errors import ErrorKind, ImageError
@@ -19,6 +18,7 @@ from tapfs.formats.changed_table import ChangedTable
 from tapfs.formats.rounding import round_up
 from tapfs.formats.vmdk.grain_runs import NO_GRAIN, ZERO_GRAIN, EntryRules, Run, packed_bound, runs
 from tapfs.formats.vmdk.sectors import SECTOR
+from tapfs.records import NamedTuple
 from tapfs.tables import ASK, Rule, TableLayout
 
 #: Bytes of tables that are kept, of each extent.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tapfs.driver import HostFile
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.rounding import round_up
@@ -24,6 +22,7 @@ from tapfs.formats.vmdk.sparse_header import (
     SparseHeader,
     parse_sparse_header,
 )
+from tapfs.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

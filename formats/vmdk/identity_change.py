@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from typing import NamedTuple
 
 from tapfs.formats.vmdk.content_id import new_cid
 from tapfs.formats.vmdk.descriptor import Descriptor, parse_descriptor
 from tapfs.formats.vmdk.sectors import SECTOR
 from tapfs.plan import Grow, Step, Write
+from tapfs.records import NamedTuple
 
 _CHANGE_TRACKING = "changetrackpath"
 _LONG_CID = "ddb.longcontentid"

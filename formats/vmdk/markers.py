@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import NamedTuple
 
 from tapfs.driver import HostFile
 from tapfs.errors import ErrorKind, ImageError
@@ -21,6 +20,7 @@ from tapfs.formats.vmdk.sparse_header import (
     SparseHeader,
     parse_sparse_header,
 )
+from tapfs.records import NamedTuple
 
 #: The header of a packed grain: its first sector on the disk, and the bytes that follow.
 GRAIN_HEADER = struct.Struct("<QI")

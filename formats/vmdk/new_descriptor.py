@@ -6,11 +6,10 @@ an extent twice that follows an empty line. An embedded descriptor has room for 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.vmdk.descriptor import NO_CID
 from tapfs.formats.vmdk.sectors import SECTOR
+from tapfs.records import NamedTuple
 
 _IDE_HEADS, _OTHER_HEADS, _TRACK_SECTORS = 16, 255, 63
 _MAX_IDE_CYLINDERS = 16383

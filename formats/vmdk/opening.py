@@ -7,7 +7,6 @@ of a disk is refused with the name of its descriptor.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from tapfs.driver import Finding, HostFile, OpenRequest, Role, Severity
 from tapfs.errors import ErrorKind, ImageError
@@ -25,6 +24,7 @@ from tapfs.formats.vmdk.parts import ClosedPart, FlatPart, Part, SparsePart, Zer
 from tapfs.formats.vmdk.sectors import SECTOR
 from tapfs.formats.vmdk.signature import is_descriptor
 from tapfs.formats.vmdk.sparse_header import CAPACITY_AT, MAGIC, UNFINISHED_MAGIC
+from tapfs.records import dataclass, field
 
 #: The types of extents whose bytes stand in their file as they are, and of those that have tables.
 FLAT_KINDS = frozenset({"FLAT", "VMFS", "VMFSTHIN"})

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 from tapfs.driver import HostFile
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind
 from tapfs.formats.vmdk.grain_runs import EntryRules, Run, runs
+from tapfs.records import dataclass
 
 
 class Part(Protocol):

@@ -7,12 +7,12 @@ second, volatile one says whether a journal waits to be replayed.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from tapfs.driver import HostFile
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.vmdk.sectors import MAX_BYTES, SECTOR
 from tapfs.formats.vmdk.signature import SESPARSE
+from tapfs.records import NamedTuple
 
 MAGIC_BYTES = SESPARSE
 VOLATILE_MAGIC = 0xCAFECAFE

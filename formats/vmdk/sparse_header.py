@@ -6,12 +6,12 @@ docs/specs/vmdk.md, "Sparse extent header (KDMV), 512 bytes". The footer of a st
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.rounding import round_up
 from tapfs.formats.vmdk.sectors import MAX_BYTES, SECTOR, is_power_of_two
 from tapfs.formats.vmdk.signature import SPARSE, UNFINISHED_SPARSE
+from tapfs.records import NamedTuple
 
 MAGIC = SPARSE
 #: The magic that open-vmdk writes until the file is complete.

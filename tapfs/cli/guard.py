@@ -11,13 +11,13 @@ import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NamedTuple
 
 from tapfs.cli import json_output
 from tapfs.cli.json_output import print_json
 from tapfs.cli.parser import UsageError
 from tapfs.cli.signals import Terminated, interruption_in, release_signals
 from tapfs.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, ImageError, from_os_error, options_as, printable
+from tapfs.records import NamedTuple
 from tapfs.serving.signals import ENDING
 
 #: The exit code that a shell reports after SIGPIPE. tapfs ends so when its reader goes away.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tapfs.cli.guard import complain
 from tapfs.cli.guests.device import find_named_device, names_device, with_xenstore
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.records import dataclass
 
 if TYPE_CHECKING:
     import argparse

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from tapfs.cli.parser import format_argument, size_argument
 from tapfs.disk.password import PASSWORD_VARIABLE, given_password, nonempty
 from tapfs.errors import ErrorKind, ImageError, printable
+from tapfs.records import replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tapfs.errors import printable
+from tapfs.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tapfs.cli.options import new_password
@@ -10,6 +9,7 @@ from tapfs.cli.parser import UsageError, format_argument, parse_options, size_ar
 from tapfs.cli.reporting import print_line
 from tapfs.cli.sizes import sizes_in_options
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.records import replace
 
 if TYPE_CHECKING:
     import argparse

@@ -7,14 +7,17 @@ so nearly every host has it; without it nothing more is named. It is loaded when
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
+from typing import TYPE_CHECKING
 
 from tapfs.partitions.reader import Read
 from tapfs.partitions.table import FileSystem
+
+if TYPE_CHECKING:
+    import ctypes  # where it is used: most disks are known or empty, and it takes 2 ms
 
 _LIBRARY = "libblkid.so.1"
 
@@ -78,6 +81,8 @@ def identify_file(descriptor: int) -> list[FileSystem]:
 
 @contextmanager
 def _probe(library: ctypes.CDLL) -> Generator[ctypes.c_void_p | None]:
+    import ctypes
+
     pointer = library.blkid_new_probe()
     try:
         yield ctypes.c_void_p(pointer) if pointer else None
@@ -93,6 +98,8 @@ def _named(library: ctypes.CDLL, probe: ctypes.c_void_p) -> list[FileSystem]:
 
 
 def _value(library: ctypes.CDLL, probe: ctypes.c_void_p, name: bytes) -> str | None:
+    import ctypes
+
     data, length = ctypes.c_char_p(), ctypes.c_size_t()
     if library.blkid_probe_lookup_value(probe, name, ctypes.byref(data), ctypes.byref(length)) != 0:
         return None
@@ -102,6 +109,8 @@ def _value(library: ctypes.CDLL, probe: ctypes.c_void_p, name: bytes) -> str | N
 @cache
 def _loaded() -> ctypes.CDLL | None:
     """The library with the types of its functions; None where there is none that has them."""
+    import ctypes
+
     try:
         library = ctypes.CDLL(_LIBRARY)
         library.blkid_new_probe.restype = ctypes.c_void_p

@@ -14,9 +14,7 @@ An image is hostile input, and the name of its parent most of all. The rules:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from enum import StrEnum
-from typing import NamedTuple
 
 from tapfs.disk.bases import refuse_written_base
 from tapfs.disk.format_choice import driver_of, guessed_format, named_format
@@ -45,6 +43,7 @@ from tapfs.host.location import Location, is_protocol, locate
 from tapfs.host.lock import Sharing
 from tapfs.host.scratch import ScratchFile
 from tapfs.packages.signs import HEAD_BYTES, may_be_package
+from tapfs.records import NamedTuple, replace
 
 #: The options are of another module, and those who open chains find them here, too.
 __all__ = [

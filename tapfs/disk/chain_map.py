@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
 
 from tapfs.disk.chain import Layer
 from tapfs.driver import Driver, Sparse
 from tapfs.extent import Extent, Kind, clip, merge_runs
+from tapfs.records import NamedTuple
 
 #: A driver is asked for the map of at most this many bytes at a time, unless there is nothing in them.
 STRIDE = 64 << 20

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import NamedTuple
 
 from tapfs.disk.chain import Layer, OpenOptions, open_layers
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.location import locate, locate_parent
+from tapfs.records import NamedTuple, replace
 
 
 class CommitLayers(NamedTuple):

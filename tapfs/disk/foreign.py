@@ -13,10 +13,10 @@ A tar archive written straight to a disk, as to a tape, is named as a tar archiv
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.packages.signs import descriptor_kind
+from tapfs.records import NamedTuple
 
 #: Bytes that `recognise` needs of the start and of the end of a file.
 HEAD_BYTES = 512

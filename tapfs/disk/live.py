@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tapfs.disk.chain import MAX_DEPTH, Layer, OpenOptions, layer_of_files
 from tapfs.disk.image import Image
@@ -23,6 +23,7 @@ from tapfs.host.file import LocalFile
 from tapfs.host.files import LocalFiles
 from tapfs.host.lock import Sharing, only_read_from_now_on, refuse_other_writers
 from tapfs.host.window import WindowFile
+from tapfs.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tapfs.disk.format_choice import SAY_RAW
 from tapfs.host.gate import ORDINARY, Gate
 from tapfs.host.lock import Sharing
 from tapfs.host.remote.options import USUAL, RemoteOptions
+from tapfs.records import dataclass
 
 #: The bound of the engine's map cache, in bytes, whatever the size of the image.
 DEFAULT_CACHE_BYTES = 32 << 20

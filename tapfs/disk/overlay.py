@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import cast
 
 from tapfs.disk.bases import note_parent
@@ -26,6 +25,7 @@ from tapfs.host.new_file import UnnamedFile
 from tapfs.host.scratch import unnamed_descriptor
 from tapfs.host.target import Target
 from tapfs.plan import Plan
+from tapfs.records import replace
 
 #: The format of scratch overlays.
 SCRATCH_FORMAT = "qcow"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
 from typing import TypedDict
 
 from tapfs.disk.chain import Layer, layer_of_file
@@ -27,6 +26,7 @@ from tapfs.host.window import SharedFile, WindowFile
 from tapfs.packages.contents import OPERATION, Package, PackagedDisk
 from tapfs.packages.reading import read_package
 from tapfs.packages.signs import HEAD_BYTES, may_be_package
+from tapfs.records import replace
 
 #: The ends of names of packages.
 _SUFFIXES = (".ova", ".ovf", ".vmx", ".vbox", ".xva", ".box")

@@ -10,10 +10,11 @@ import warnings
 from collections.abc import Collection
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import NamedTuple, cast
+from typing import cast
 
 from tapfs.driver import Format
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.records import NamedTuple
 
 ENTRY_POINT_GROUP = "tapfs.formats"
 

@@ -7,7 +7,6 @@ of tapfs's own fits.
 from __future__ import annotations
 
 import importlib
-import pkgutil
 import sys
 from functools import cache
 from typing import TYPE_CHECKING, cast
@@ -63,6 +62,8 @@ def format_named(name: str) -> Format:
 
 def load_all() -> None:
     """Load every module of tapfs's own formats, for a process that is forked and then opens any of them."""
+    import pkgutil  # few processes do
+
     folder = importlib.import_module("tapfs.formats").__path__
     for module in pkgutil.walk_packages(folder, "tapfs.formats."):
         importlib.import_module(module.name)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 import pyfuse3
 
@@ -28,6 +27,7 @@ from tapfs.fuse.operations import ImageOperations
 from tapfs.fuse.settings import MountSettings
 from tapfs.fuse.tree import Tree
 from tapfs.fuse.verified_reads import VerifiedReads
+from tapfs.records import dataclass
 from tapfs.serving.log import log
 
 

@@ -11,9 +11,9 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.records import NamedTuple
 
 #: The type of our file systems in the mount table: `fuse` and the subtype that we mount with.
 FILE_SYSTEM_TYPE = "fuse.tapfs"

@@ -11,7 +11,6 @@ import os
 import shutil
 import stat
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib import import_module
@@ -25,6 +24,7 @@ from tapfs.fuse.registry import MountEntry, Registry
 from tapfs.fuse.settings import MountSettings
 from tapfs.fuse.tree import MadeFile, image_tree
 from tapfs.host.location import locate
+from tapfs.records import dataclass
 from tapfs.serving.log import log_to_stderr
 from tapfs.serving.processes import process_start
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from tapfs.errors import ImageError, from_os_error
 from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE, MountedFileSystem, mounts_at, top_mount, unmount
+from tapfs.records import dataclass
 from tapfs.serving.processes import process_start
 from tapfs.serving.runtime_directory import make_private, runtime_directories, runtime_directory
 

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from tapfs.fuse.settings import PLAIN, MountSettings, for_hidden_mount
 from tapfs.fuse.tree import KeptDisk, MadeFile, Tree
 from tapfs.fuse.verified_reads import VerifiedReads
 from tapfs.kernel.metrics import as_data
+from tapfs.records import dataclass, replace
 from tapfs.serving.failures import failure_of
 from tapfs.serving.log import log, tell_served
 from tapfs.serving.service import Service

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.fuse.files.choice import FileSystemPlace
+from tapfs.records import dataclass
 
 #: The file in which the administrator says what users of FUSE may do.
 FUSE_CONFIGURATION = "/etc/fuse.conf"

@@ -9,10 +9,10 @@ from __future__ import annotations
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from tapfs.partitions.table import Partition
+from tapfs.records import dataclass, field
 
 if TYPE_CHECKING:
     from tapfs.disk.image import Image

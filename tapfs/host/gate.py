@@ -7,13 +7,13 @@ file that it refuses is not opened, and nothing is told of it, not even whether 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Self
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.confine import LEAVING, look_up_below
 from tapfs.host.file import look_up
 from tapfs.host.remote.address import Address
+from tapfs.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

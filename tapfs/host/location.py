@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, replace
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host import ram, standard_input
@@ -17,6 +16,7 @@ from tapfs.host.gate import ORDINARY, Gate
 from tapfs.host.lock import Sharing
 from tapfs.host.remote.address import SPELLINGS, Address, scheme_of
 from tapfs.host.remote.options import USUAL, RemoteOptions
+from tapfs.records import dataclass, replace
 
 #: A name with a colon before the first slash, which QEMU takes for an address or for options.
 _PROTOCOL = re.compile(r"[^/:]+:")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from typing import Protocol, Self
 
@@ -191,7 +190,7 @@ class UnnamedFile:
 
     def _hidden_name(self) -> str:
         start = os.fsdecode(os.fsencode(self._target.name)[:100])
-        return f".{start}.{secrets.token_hex(4)}.partial"
+        return f".{start}.{os.urandom(4).hex()}.partial"
 
     def _set_permissions(self, replaced: LocalFile | None) -> None:
         """Leave a file of our own that is replaced to those who could use it before. Another's becomes ours.

@@ -18,9 +18,10 @@ from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from threading import Condition
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from tapfs.errors import ImageError
+from tapfs.records import NamedTuple
 
 #: At least and at most so many bytes are fetched ahead.
 _FIRST_AHEAD_BYTES = 256 << 10

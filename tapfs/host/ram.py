@@ -12,9 +12,9 @@ from __future__ import annotations
 import os
 import re
 import stat
-from typing import NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.records import NamedTuple
 
 PREFIX = "ram:"
 

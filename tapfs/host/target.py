@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from pathlib import Path
 from typing import Self
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
@@ -187,12 +186,12 @@ def _is_for_everybody(folder: os.stat_result) -> bool:
 
 def _mount_of(descriptor: int) -> str | None:
     """The number of the mount through which a descriptor was opened."""
-    lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
-    return next((line for line in lines if line.startswith("mnt_id:")), None)
+    with open(f"/proc/self/fdinfo/{descriptor}") as lines:
+        return next((line for line in lines if line.startswith("mnt_id:")), None)
 
 
 def _has_capability(number: int) -> bool:
     """Whether this process has a capability in effect."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    held = next((int(line.split()[1], 16) for line in lines if line.startswith("CapEff:")), 0)
+    with open("/proc/self/status") as lines:
+        held = next((int(line.split()[1], 16) for line in lines if line.startswith("CapEff:")), 0)
     return bool(held >> number & 1)

@@ -10,9 +10,9 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from typing import NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.records import NamedTuple
 
 #: Linux follows at most so many symbolic links in one name.
 _LINKS_MAX = 40

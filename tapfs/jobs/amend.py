@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 from tapfs.disk.chain import Layer, OpenOptions, open_layer
 from tapfs.disk.image import Image
@@ -15,6 +14,7 @@ from tapfs.extent import Kind, Range
 from tapfs.jobs.editing import edit_image
 from tapfs.jobs.zero_data import write_zero_data
 from tapfs.plan import Plan
+from tapfs.records import replace
 
 
 def amend_image(path: str, options: Mapping[str, str], opened: OpenOptions, *, password: bytes | None = None) -> None:

@@ -13,14 +13,14 @@ old nor new, and is taken only with `resume`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.location import locate
 from tapfs.jobs.diff_stream import DiffReader, Record, RecordKind, digest_of
 from tapfs.jobs.pipeline import WINDOW_BYTES
 from tapfs.kernel.segments import find_segments
+from tapfs.records import NamedTuple, dataclass, field
 
 if TYPE_CHECKING:
     from tapfs.disk.image import Image

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
 
 from tapfs.disk.image import Image
 from tapfs.disk.live import once_more
@@ -14,6 +13,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
 from tapfs.jobs.bitmaps import keeper
 from tapfs.plan import Plan
+from tapfs.records import NamedTuple
 
 _OP = "copy the bitmaps"
 

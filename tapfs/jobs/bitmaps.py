@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 from tapfs.disk.chain import Layer, OpenOptions, open_layer
 from tapfs.driver import Bitmap, BitmapKeeper, Bitmapped
@@ -15,6 +14,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
 from tapfs.jobs.editing import edit_image
 from tapfs.plan import Plan
+from tapfs.records import NamedTuple
 
 
 def list_bitmaps(path: str, options: OpenOptions) -> Sequence[Bitmap]:

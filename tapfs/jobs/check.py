@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
-from typing import NamedTuple
 
 from tapfs.disk.chain import Layer, OpenOptions, open_layer, parent_is_missing
 from tapfs.disk.recovery import JOURNAL, JOURNAL_WAITS
@@ -18,6 +17,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.files import LocalFiles
 from tapfs.host.location import locate
 from tapfs.plan import Plan
+from tapfs.records import NamedTuple
 
 
 def check_image(path: str, options: OpenOptions, *, progress: ProgressCallback | None = None) -> CheckReport:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from tapfs.disk.package import OpenPackage, package_of
@@ -15,6 +14,7 @@ from tapfs.jobs.check import check_image
 from tapfs.packages.contents import MOST_DESCRIPTOR_BYTES, Chunks, Digest, PackagedDisk
 from tapfs.packages.ovf import read_manifest
 from tapfs.packages.xva import checksum_of
+from tapfs.records import replace
 
 if TYPE_CHECKING:
     from tapfs.disk.open_options import OpenOptions

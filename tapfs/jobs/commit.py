@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
-from typing import NamedTuple
 
 from tapfs.disk.chain import Layer, OpenOptions, is_encrypted
 from tapfs.disk.chain_map import map_chain
@@ -28,6 +26,7 @@ from tapfs.jobs.pace import Pace
 from tapfs.jobs.progress import silent
 from tapfs.jobs.range_copy import Run, overwrite
 from tapfs.jobs.resize import resize_image
+from tapfs.records import NamedTuple, replace
 
 #: An overlay is emptied in pieces of so many bytes of its disk, so that it can be ended.
 EMPTYING_BYTES = 16 << 30

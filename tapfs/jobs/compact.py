@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tapfs.jobs.free_space import DiskSpace, FileSystemSpace, free_space
 from tapfs.jobs.giving_back import GivingBack
 from tapfs.jobs.progress import silent
+from tapfs.records import dataclass, field
 
 if TYPE_CHECKING:
     from tapfs.disk.image import Image

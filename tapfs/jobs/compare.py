@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tapfs.jobs.pipeline import WINDOW_BYTES, BufferPool, in_order
 from tapfs.kernel.engine import first_difference
 from tapfs.kernel.ranges import Ranges, nothing, union
+from tapfs.records import NamedTuple
 
 if TYPE_CHECKING:
     from tapfs.jobs.sources import Source

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from tapfs.host.location import locate
 from tapfs.jobs.copying import Baseline, Copy, CopyOptions
 from tapfs.jobs.packing import copy_packed
 from tapfs.jobs.progress import silent
+from tapfs.records import replace
 
 if TYPE_CHECKING:
     from tapfs.jobs.bitmap_copy import CopiedBitmaps

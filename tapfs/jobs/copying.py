@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tapfs.disk.image import Image
 from tapfs.extent import Range
@@ -20,6 +20,7 @@ from tapfs.jobs.pipeline import WINDOW_BYTES, BufferPool, in_order, processors
 from tapfs.kernel.ranges import clone_ranges, ranges_of
 from tapfs.kernel.segments import find_segments
 from tapfs.kernel.writes import Segments, window_segments
+from tapfs.records import NamedTuple
 
 if TYPE_CHECKING:
     import mmap

@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from tapfs.disk.bases import note_parent, refuse_written_base
 from tapfs.disk.chain import OpenOptions, files_below, layer_of_files, open_layer
@@ -38,6 +37,7 @@ from tapfs.host.new_files import NewFiles
 from tapfs.host.remote_target import target_at
 from tapfs.host.target import Target
 from tapfs.plan import Plan
+from tapfs.records import NamedTuple, dataclass, field, replace
 
 _Image = TypeVar("_Image", bound=Image)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 from tapfs.disk.chain import Layer, OpenOptions, open_layer
 from tapfs.plan import Plan
+from tapfs.records import replace
 
 
 def edit_image(

@@ -8,14 +8,14 @@ that the partition is the file system's alone, it is left alone, and the reason 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
 from tapfs.partitions.free_space.by_type import SWAP, free_ranges
 from tapfs.partitions.free_space.refusal import is_refusal
 from tapfs.partitions.reader import Reader
+from tapfs.records import NamedTuple, dataclass
 
 if TYPE_CHECKING:
     from tapfs.disk.image import Image

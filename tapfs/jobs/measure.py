@@ -7,12 +7,13 @@ It is filled by the same copy that `tapfs.jobs.convert` makes, so the lengths ar
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tapfs.disk.placed_writes import PlacedImage
 from tapfs.jobs.convert import fill_new
 from tapfs.jobs.pipeline import WINDOW_BYTES
 from tapfs.jobs.placed_image import placed_image
+from tapfs.records import NamedTuple
 
 if TYPE_CHECKING:
     from tapfs.jobs.bitmap_copy import CopiedBitmaps

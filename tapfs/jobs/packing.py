@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tapfs.jobs.copying import CopyOptions, data_windows
 from tapfs.jobs.early_writeback import EarlyWriteback
 from tapfs.jobs.pace import Pace
 from tapfs.jobs.pipeline import WINDOW_BYTES, BufferPool, in_order, processors
 from tapfs.kernel.engine import compress, find_data
+from tapfs.records import NamedTuple
 
 if TYPE_CHECKING:
     import mmap

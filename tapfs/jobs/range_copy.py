@@ -6,7 +6,7 @@ Threads read and look for zeros; the caller's thread writes, in the order of the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tapfs.extent import Range, without
 from tapfs.jobs.copying import ZERO_GRANULE
@@ -15,6 +15,7 @@ from tapfs.jobs.zero_data import write_zero_data
 from tapfs.kernel.ranges import MAX_RANGES, Ranges, ranges_of
 from tapfs.kernel.segments import find_segments
 from tapfs.kernel.writes import Segments
+from tapfs.records import NamedTuple
 
 if TYPE_CHECKING:
     import mmap

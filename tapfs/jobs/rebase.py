@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
-from typing import NamedTuple
 
 from tapfs.disk.bases import note_parent
 from tapfs.disk.chain import Layer, OpenOptions, files_below, is_encrypted, open_layer, open_layers
@@ -29,6 +27,7 @@ from tapfs.jobs.pipeline import WINDOW_BYTES
 from tapfs.jobs.progress import silent
 from tapfs.jobs.range_copy import Run, write_differences
 from tapfs.plan import Plan
+from tapfs.records import NamedTuple, replace
 
 _SAY_RAW = "say {parent_format=raw}"
 

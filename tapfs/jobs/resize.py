@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from itertools import islice
 
 from tapfs.disk.chain import Layer, OpenOptions, open_layer
@@ -28,6 +27,7 @@ from tapfs.extent import Range
 from tapfs.jobs.editing import edit_image
 from tapfs.jobs.zero_data import write_zero_data
 from tapfs.plan import Allocate, Plan, plan
+from tapfs.records import dataclass, replace
 
 #: So many extents of the map are looked at before what they say is acted upon.
 _EXTENTS_AT_ONCE = 4096

@@ -11,7 +11,6 @@ import resource
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 
 import trio
@@ -21,6 +20,7 @@ from tapfs.kernel.nbd_tls import TlsServer
 from tapfs.nbd.clients import MOST_CLIENTS, Clients
 from tapfs.nbd.export import Export
 from tapfs.nbd.export_in_use import ExportInUse
+from tapfs.records import dataclass
 from tapfs.serving.log import log
 from tapfs.serving.served_control import ServedControl
 from tapfs.serving.served_operations import OpenedBy

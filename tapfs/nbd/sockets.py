@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
 from ipaddress import ip_address
 from urllib.parse import quote
 
@@ -13,6 +12,7 @@ import trio
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.nbd.negotiation import Rejected
+from tapfs.records import dataclass
 from tapfs.serving.listening import BACKLOG, failure_to_listen, listen_locally
 
 #: The port of NBD.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.records import NamedTuple, dataclass, field
 
 #: Reads up to so many bytes at an offset of the package's file.
 Read = Callable[[int, int], bytes]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
 
 from tapfs.errors import ImageError
 from tapfs.packages import box, xva
@@ -22,6 +21,7 @@ from tapfs.packages.signs import HEAD_BYTES, descriptor_kind, is_archive
 from tapfs.packages.tar import Member, members
 from tapfs.packages.vbox import read_vbox
 from tapfs.packages.vmx import read_vmx
+from tapfs.records import replace
 
 #: A package but an .xva has no more members.
 _MOST_MEMBERS = 1 << 16

@@ -7,9 +7,9 @@ in the file, and nothing is unpacked. Links, devices and sparse members have no 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from tapfs.packages.contents import Place, Read, damaged
+from tapfs.records import NamedTuple
 
 BLOCK = 512
 

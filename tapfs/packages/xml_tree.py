@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import NoReturn
 from xml.parsers import expat
 
 from tapfs.packages.contents import damaged
+from tapfs.records import dataclass, field
 
 _MOST_DEPTH = 200
 _MOST_ELEMENTS = 1 << 20

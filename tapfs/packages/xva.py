@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from tapfs.packages.contents import (
     Chunks,
@@ -23,6 +22,7 @@ from tapfs.packages.contents import (
 )
 from tapfs.packages.tar import Member
 from tapfs.packages.xml_tree import Element, parsed
+from tapfs.records import NamedTuple
 
 DESCRIPTOR = "ova.xml"
 

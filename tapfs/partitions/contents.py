@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 from tapfs.errors import ImageError, spelled
 from tapfs.partitions.fat import looks_like_boot_sector
@@ -14,6 +13,7 @@ from tapfs.partitions.mbr import SECTOR, is_protective, read_entries, read_mbr
 from tapfs.partitions.other_labels import other_label
 from tapfs.partitions.reader import Read, Reader
 from tapfs.partitions.table import DiskContents, FileSystem, PartitionTable
+from tapfs.records import replace
 
 #: The other size of sectors that disks have.
 _LARGER_SECTOR = 4096

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from tapfs.partitions.reader import Reader
 from tapfs.partitions.table import FileSystem
+from tapfs.records import NamedTuple
 
 _SIGNATURE = b"\x55\xaa"
 #: Bytes per sector, sectors per cluster, reserved sectors, FATs, root entries, sectors, media,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tapfs.partitions.reader import Reader
 from tapfs.partitions.table import Partition, PartitionTable, uuid_text
 from tapfs.partitions.type_names import GPT_TYPES
+from tapfs.records import dataclass
 
 #: Logical sector sizes there are; the header stands in the second sector, so it tells.
 SECTOR_SIZES = (512, 4096)

@@ -7,11 +7,11 @@ of the disk that it was made on, and nothing on the disk says how large these we
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from tapfs.partitions.reader import Reader
 from tapfs.partitions.table import MAX_PARTITIONS, Partition, PartitionTable
 from tapfs.partitions.type_names import MBR_TYPES
+from tapfs.records import NamedTuple
 
 SECTOR = 512
 

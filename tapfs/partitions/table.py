@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple, TypedDict
+from typing import TypedDict
+
+from tapfs.records import NamedTuple, dataclass, field, replace
 
 #: So many partitions of one disk are looked at, as in the Linux kernel.
 MAX_PARTITIONS = 256

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.records import dataclass
 from tapfs.serving.asking import ask_and_block
 from tapfs.serving.messages import error_from_data
 from tapfs.serving.served_record import ServedRecord, find_record, records

@@ -6,11 +6,11 @@ Nothing of a pause outlives the server, so nothing is noted for a successor but 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.records import dataclass, replace
 from tapfs.serving.disk_operations import DiskInUse, DiskOperations
 from tapfs.serving.served_record import ServedRecord, write_record
 from tapfs.serving.service import Service

@@ -10,11 +10,12 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.records import dataclass
 from tapfs.serving.processes import process_start
 from tapfs.serving.runtime_directory import make_private, runtime_directories, runtime_directory
 

@@ -6,12 +6,12 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.records import dataclass
 from tapfs.serving.log import log_to_stderr
 
 if TYPE_CHECKING:

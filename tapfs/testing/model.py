@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from tapfs.driver import (
     Begun,
@@ -27,6 +26,7 @@ from tapfs.driver import (
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Kind, Range
 from tapfs.plan import Allocate, Copy, Discard, Grow, Plan, Shorten, Step, Write
+from tapfs.records import dataclass, field
 
 SECTOR = 512
 _BLOCK = 4096

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import cast
@@ -24,6 +23,7 @@ from tapfs.driver import (
     WritableDriver,
     has_trait,
 )
+from tapfs.records import dataclass, field, replace
 from tapfs.testing.cryptography import PlainCryptography
 from tapfs.testing.model import MemoryFile, ModelDisk, read_extents
 

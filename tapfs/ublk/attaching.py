@@ -8,12 +8,12 @@ import secrets
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import Any
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.host.location import locate
 from tapfs.kernel.ublk_server import Shape
+from tapfs.records import dataclass, replace
 from tapfs.serving.asking import ask_and_block
 from tapfs.serving.background import open_descriptors, start_in_background
 from tapfs.serving.runtime_directory import make_private, runtime_directory

@@ -15,7 +15,6 @@ import os
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 
 import trio
@@ -26,6 +25,7 @@ from tapfs.disk.opening import complete_left, open_image
 from tapfs.disk.password import given_password
 from tapfs.disk.plan_log import PlanLog
 from tapfs.errors import EXIT_BUG, EXIT_USAGE, ErrorKind, ImageError, from_os_error
+from tapfs.records import replace
 from tapfs.serving.disk_operations import RateLimit
 from tapfs.serving.failures import InternalError, reported
 from tapfs.serving.held_requests import HeldRequests

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.records import dataclass, replace
 from tapfs.serving.processes import process_start
 from tapfs.serving.runtime_directory import runtime_directory
 

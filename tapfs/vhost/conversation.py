@@ -12,10 +12,10 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, fcntl
 
 from tapfs.kernel.vhost_device import ENTRIES_MAX, REGIONS_MAX, RINGS_MAX, Region, Ring, inflight_size
+from tapfs.records import dataclass, field
 from tapfs.vhost import messages
 from tapfs.vhost.configuration import CONFIGURATION_BYTES, Feature, features_of, space_of
 from tapfs.vhost.disk import GuestDisk

@@ -14,13 +14,13 @@ from __future__ import annotations
 import hashlib
 import os
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tapfs.disk.opening import complete_left
 from tapfs.disk.plan_log import PlanLog
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.records import replace
 from tapfs.serving.log import log
 from tapfs.serving.runtime_directory import make_private, runtime_directory
 

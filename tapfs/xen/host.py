@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.records import dataclass
 
 #: A directory that stands in for Xen: its xenstore, guests' memory, grants and event channels (tests/xen/machine.py).
 MACHINE_VARIABLE = "TAPFS_XEN_MACHINE"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tapfs.cli.guests.device import add_device_options
@@ -10,6 +9,7 @@ from tapfs.cli.options import add_changed_image_options, open_options, unlocked
 from tapfs.cli.parser import UsageError, size_argument
 from tapfs.cli.qemu_words import add_qemu_words, is_direct
 from tapfs.cli.reporting import add_json_option, add_progress_options, print_line, progress_of
+from tapfs.records import replace
 
 if TYPE_CHECKING:
     import argparse

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tapfs.cli.options import add_source_options, cache_bytes_of, open_image, unlocked
@@ -23,6 +22,7 @@ from tapfs.cli.targets import (
     wants_encryption,
     wants_help,
 )
+from tapfs.records import replace
 
 if TYPE_CHECKING:
     import argparse

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tapfs.cli.options import add_source_options, open_image
@@ -20,6 +19,7 @@ from tapfs.cli.targets import (
     wants_encryption,
     wants_help,
 )
+from tapfs.records import replace
 
 if TYPE_CHECKING:
     import argparse

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tapfs.cli.mount_options import settings_of, wants_writing
@@ -17,6 +16,7 @@ from tapfs.cli.options import (
 from tapfs.cli.parser import UsageError
 from tapfs.errors import ImageError
 from tapfs.fuse.engine_names import AUTO, ENGINES, PYFUSE3
+from tapfs.records import replace
 
 if TYPE_CHECKING:
     import argparse

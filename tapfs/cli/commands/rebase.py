@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tapfs.cli.options import add_changed_image_options, open_options, unlocked
 from tapfs.cli.parser import format_argument
 from tapfs.cli.qemu_words import add_qemu_words, is_direct
 from tapfs.cli.reporting import add_json_option, add_progress_options, print_line, progress_of
+from tapfs.records import replace
 
 if TYPE_CHECKING:
     import argparse

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from tapfs.disk.image import Image
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.partitions.cleanliness import Unclean, unclean
 from tapfs.partitions.reader import Reader
 from tapfs.partitions.table import DiskContents, FileSystem, Partition
+from tapfs.records import dataclass, replace
 
 #: blkid's names of contents that hold no files by themselves, and a description of each.
 _NO_FILES = {

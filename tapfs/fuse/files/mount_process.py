@@ -13,7 +13,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from tapfs.disk import blkid
@@ -21,6 +21,7 @@ from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.fuse.files.file_systems import kernel_type
 from tapfs.fuse.files.loop_device import loop_device
 from tapfs.fuse.mount_table import unmount
+from tapfs.records import dataclass
 from tapfs.serving.failures import reported
 from tapfs.serving.messages import MESSAGE_LIMIT, decode, encode, failed, succeeded
 

@@ -10,10 +10,10 @@ import lzma
 import struct
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.records import NamedTuple, dataclass
 
 if TYPE_CHECKING:
     import zstandard

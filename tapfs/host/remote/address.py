@@ -1,16 +1,16 @@
 """Addresses: tell which names of images are places elsewhere, join them, and compare them with what is allowed.
 
-An address is ``SCHEME://…``, or ``rbd:POOL/IMAGE`` as QEMU writes it. Nothing here opens anything.
+An address is ``SCHEME://…``, or ``rbd:POOL/IMAGE`` as QEMU writes it. Nothing here opens anything. `urllib` and
+`hashlib` are loaded for addresses only, for every command loads this module.
 """
 
 from __future__ import annotations
 
-import hashlib
 import posixpath
 import re
-from dataclasses import dataclass
 from typing import Self
-from urllib.parse import quote, unquote, urlsplit
+
+from tapfs.records import dataclass
 
 #: The words of QEMU before the name of a Ceph image.
 _RBD = "rbd:"
@@ -65,6 +65,8 @@ class Address:
     @property
     def identity(self) -> tuple[int, int]:
         """A pair that no file of this host has as device and inode; equal addresses have equal ones."""
+        import hashlib
+
         return -1, int.from_bytes(hashlib.sha256(self._canonical().encode()).digest()[:8], "big")
 
     def joined(self, name: str) -> Self:
@@ -72,6 +74,8 @@ class Address:
 
         The query of an NBD address says where its server is, so it stays; of others it may be a signature, and goes.
         """
+        from urllib.parse import quote
+
         path = self._path_part()
         head = path[: self._head_length()]
         folder = posixpath.dirname(path[len(head) :])
@@ -88,6 +92,8 @@ class Address:
             return True
         if self.scheme != root.scheme or self.scheme in NBD_SCHEMES or self.scheme == "rbd":
             return False
+        from urllib.parse import unquote
+
         own, start = self._canonical_path(), root._canonical_path()
         # A server may take an escaped dot or slash for a plain one.
         steps = unquote(own).replace("\\", "/").split("/")
@@ -119,5 +125,7 @@ class Address:
         """The address for people: without a password."""
         if self.scheme == "rbd":
             return self.text
+        from urllib.parse import urlsplit
+
         password = urlsplit(self.text).password
         return self.text if not password else self.text.replace(f":{password}@", ":***@", 1)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.remote.address import NBD_SCHEMES, OBJECT_SCHEMES, Address
 from tapfs.host.remote.options import RemoteOptions
 from tapfs.host.remote.retries import retried
+from tapfs.records import NamedTuple, replace
 
 #: A source is tried to be opened at most so many times.
 _OPENING_TRIES = 3

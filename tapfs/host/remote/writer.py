@@ -18,7 +18,6 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -31,6 +30,7 @@ from tapfs.host.remote.messages import SOCKET, answer_of, receive, send
 from tapfs.host.remote.options import RemoteOptions
 from tapfs.host.remote.retries import retried
 from tapfs.host.remote.source import WritableSource, open_writable
+from tapfs.records import replace
 
 #: The one file, and its number.
 NAME = b"disk"

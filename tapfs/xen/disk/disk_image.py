@@ -6,7 +6,6 @@ Mode r refuses only exclusive writers, w is an exclusive writer, w! lets everybo
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tapfs.disk.chain import DEFAULT_CACHE_BYTES, OpenOptions
@@ -15,6 +14,7 @@ from tapfs.disk.opening import complete_left, open_image
 from tapfs.disk.password import given_password
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.lock import Sharing
+from tapfs.records import replace
 from tapfs.serving.log import log
 from tapfs.xen.specification import DiskSpecification
 

@@ -13,7 +13,6 @@ import secrets
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 
 import trio
@@ -22,6 +21,7 @@ from tapfs.disk.image import Image
 from tapfs.disk.live import written_by_others
 from tapfs.disk.plan_log import PlanLog
 from tapfs.errors import EXIT_BUG, EXIT_USAGE, ErrorKind, ImageError
+from tapfs.records import replace
 from tapfs.serving.control import Answer
 from tapfs.serving.disk_operations import RateLimit
 from tapfs.serving.failures import InternalError, out_of_memory

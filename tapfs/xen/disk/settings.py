@@ -5,11 +5,11 @@ The toolstack and our own commands write these keys. So a key that makes no sens
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.location import locate
+from tapfs.records import dataclass
 from tapfs.serving.held_requests import WAIT_ON
 from tapfs.xen.specification import DEFAULT_MEMORY, DiskSpecification, parse_mode, parse_specification
 

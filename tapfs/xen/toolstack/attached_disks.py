@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import trio
 
 from tapfs.errors import ImageError
+from tapfs.records import dataclass
 from tapfs.xen.device import DOMAINS, Device, State, our_devices, parse_state
 from tapfs.xen.process_handle import adopt
 from tapfs.xen.toolstack.control_client import ask
