@@ -183,7 +183,7 @@ class _OfStandard:
 
         annotations: dict[str, Any] = {}
         for each in reversed(cls.__mro__):
-            annotations |= each.__dict__.get("__annotations__", {})
+            annotations |= vars(each).get("__annotations__", {})
         options: list[tuple[str, Any, Any]] = []
         for each in cls._record_fields:
             standard: Any = {"init": each.init, "repr": each.repr}

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 #: Bytes of a disk that one job works on: large enough for the engine to run at full
 #: speed, small enough to stay in the processor's cache from the reader to the writer.
@@ -27,18 +27,44 @@ _Result = TypeVar("_Result")
 
 
 # Not a concurrent.futures.Future, whose module takes longer to load than a small image to convert.
-class _Done(NamedTuple, Generic[_Result]):
-    """How a job ended: its one result, or an error."""
+class _Task(Generic[_Job, _Result]):
+    """A job. Whoever claims it does it, and its end is noted here."""
 
-    results: tuple[_Result, ...]
-    error: BaseException | None = None
+    __slots__ = ("_claim", "_done", "_job", "error", "results")
 
+    def __init__(self, job: _Job) -> None:
+        self._job = job
+        self._claim = threading.Lock()
+        self._done = threading.Lock()
+        self._done.acquire()
+        #: The one result once there is one, and the error if there was one.
+        self.results: list[_Result] = []
+        self.error: BaseException | None = None
 
-class _Task(NamedTuple, Generic[_Job, _Result]):
-    """A job, and where its end is awaited."""
+    def claim(self) -> bool:
+        """Whether the job is the caller's to do: the first who asks gets it."""
+        return self._claim.acquire(blocking=False)
 
-    job: _Job
-    done: SimpleQueue[_Done[_Result]]
+    def run(self, work: Callable[[_Job], _Result]) -> None:
+        """Do the job, which the caller has claimed."""
+        try:
+            self.results.append(work(self._job))
+        except BaseException as error:  # noqa: BLE001  raised again where the result is awaited
+            self.error = error
+        self._done.release()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job is done, or has failed."""
+        return not self._done.locked()
+
+    def result(self) -> _Result:
+        """Wait for the end of a job that somebody has claimed. Raises what the job raised."""
+        with self._done:
+            if self.error is not None:
+                raise self.error
+            (result,) = self.results
+            return result
 
 
 def processors() -> int:
@@ -49,26 +75,28 @@ def processors() -> int:
 def in_order(jobs: Iterable[_Job], work: Callable[[_Job], _Result], *, workers: int, ahead: int) -> Iterator[_Result]:
     """``work(job)`` for each job, by `workers` threads, at most `ahead` of them not yet consumed.
 
+    The caller's thread is one of them: it never waits for a job that nobody has begun, and while another does the job
+    that is next, it does a later one. So nothing is delayed by a machine that is busy elsewhere.
     Results come in the order of the jobs; `jobs` is iterated by the caller's thread. The first
     exception ends it; what runs then, or when the caller stops early, is waited for. Where the host
     gives fewer threads those do the work, and where it gives none the caller's thread.
     """
     waiting: SimpleQueue[_Task[_Job, _Result] | None] = SimpleQueue()
     ended = threading.Event()
-    threads = _started(lambda: _serve(waiting, work, ended), workers)
+    threads = _started(lambda: _serve(waiting, work, ended), workers - 1)
     if not threads:
         yield from map(work, jobs)
         return
-    pending: deque[SimpleQueue[_Done[_Result]]] = deque()
+    pending: deque[_Task[_Job, _Result]] = deque()
     try:
         for job in jobs:
-            done: SimpleQueue[_Done[_Result]] = SimpleQueue()
-            pending.append(done)
-            waiting.put(_Task(job, done))
+            task: _Task[_Job, _Result] = _Task(job)
+            pending.append(task)
+            waiting.put(task)
             if len(pending) >= ahead:
-                yield _result(pending.popleft())
+                yield _next_result(pending, work)
         while pending:
-            yield _result(pending.popleft())
+            yield _next_result(pending, work)
     finally:
         ended.set()
         for _ in threads:
@@ -90,25 +118,25 @@ def _started(work: Callable[[], None], count: int) -> list[threading.Thread]:
     return threads
 
 
-def _result(done: SimpleQueue[_Done[_Result]]) -> _Result:
-    """Wait for a job. Raises what it raised."""
-    outcome = done.get()
-    if outcome.error is not None:
-        raise outcome.error
-    (result,) = outcome.results
-    return result
+def _next_result(pending: deque[_Task[_Job, _Result]], work: Callable[[_Job], _Result]) -> _Result:
+    """The result of the first job, which leaves the list. Until it is there this thread does others of the list."""
+    first = pending.popleft()
+    if first.claim():
+        first.run(work)
+    for task in pending:
+        if first.ended:
+            break
+        if task.claim():
+            task.run(work)
+    return first.result()
 
 
 def _serve(
     waiting: SimpleQueue[_Task[_Job, _Result] | None], work: Callable[[_Job], _Result], ended: threading.Event
 ) -> None:
     while (task := waiting.get()) is not None:
-        if ended.is_set():
-            continue
-        try:
-            task.done.put(_Done((work(task.job),)))
-        except BaseException as error:  # noqa: BLE001  raised again where the result is awaited
-            task.done.put(_Done((), error))
+        if not ended.is_set() and task.claim():
+            task.run(work)
 
 
 class BufferPool:
