@@ -9,6 +9,11 @@ from tapfs.kernel.ranges import Ranges
 from tapfs.kernel.writes import Segments
 
 
+def most_segments(ranges: Ranges, granule: int) -> int:
+    """So many segments are found in the ranges at most."""
+    return ranges.packed // (2 * granule) + 2 * ranges.count
+
+
 def find_segments(
     ranges: Ranges, content: Buffer, granule: int, below: Buffer | None = None
 ) -> tuple[Segments, list[Range]]:
@@ -18,7 +23,7 @@ def find_segments(
     equal to it is left out, and zeros in the place of other bytes are to be written, too. The segments point into
     `content`.
     """
-    most = ranges.packed // (2 * granule) + 2 * ranges.count
+    most = most_segments(ranges, granule)
     segments = ffi.new("tapfs_segment[]", most)
     zeros = ffi.NULL if below is None else ffi.new("tapfs_range[]", most)
     zero_count = ffi.new("size_t *")

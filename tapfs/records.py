@@ -183,7 +183,8 @@ class _OfStandard:
 
         annotations: dict[str, Any] = {}
         for each in reversed(cls.__mro__):
-            annotations |= vars(each).get("__annotations__", {})
+            own: Any = vars(each)
+            annotations |= own.get("__annotations__", {})
         options: list[tuple[str, Any, Any]] = []
         for each in cls._record_fields:
             standard: Any = {"init": each.init, "repr": each.repr}

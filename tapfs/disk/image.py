@@ -201,6 +201,11 @@ class Image:
         return self._chain.engine
 
     @property
+    def is_fetched(self) -> bool:
+        """Whether a file of the chain comes block by block, so that reads of the engine may end with FETCH."""
+        return any(file.presence is not None for layer in self._chain.layers for file in layer.files)
+
+    @property
     def engine_chain(self) -> EngineChain:
         """The drivers and the engine's disk together, for an Image that lies over this one."""
         return self._chain

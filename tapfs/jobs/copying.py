@@ -1,7 +1,9 @@
 """Copy what differs from what a target reads as already, through the target's ordinary writes.
 
-Threads read and look for zeros; the caller's thread writes, in the order of the disk. A list of ranges is an array of
-the engine all the way, so a thousand small pieces of data cost as many calls as one large piece.
+Threads read and look for zeros; the caller's thread writes, in the order of the disk. Where the engine can read by
+itself, the threads are the engine's (`kernel/src/copying`): those of Python give each other the interpreter's lock.
+A list of ranges is an array of the engine all the way, so a thousand small pieces of data cost as many calls as one
+large piece.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from tapfs.jobs.pace import Pace
 from tapfs.jobs.pipeline import WINDOW_BYTES, BufferPool, in_order, processors
 from tapfs.kernel.ranges import clone_ranges, ranges_of
 from tapfs.kernel.segments import find_segments
+from tapfs.kernel.window_reader import WindowReader
 from tapfs.kernel.writes import Segments, window_segments
 from tapfs.records import NamedTuple
 
@@ -109,9 +112,8 @@ class Copy:
 
     def _copy(self, writeback: EarlyWriteback, progress: Callable[[int, int], None]) -> int:
         """Copy the data; the offset behind the last of it."""
-        workers = self._workers
         done = 0
-        for prepared in in_order(self._ranges(), self._prepare, workers=workers, ahead=workers + _WAITING):
+        for prepared in self._prepared():
             self._target.write_segments(prepared.segments)
             self._pace.moved(prepared.segments.length)
             writeback.wrote(prepared.ranges.packed)
@@ -124,6 +126,31 @@ class Copy:
             done = prepared.ranges.until
             progress(done, self._end)
         return done
+
+    def _prepared(self) -> Iterator[_Prepared]:
+        """The windows of the source in order, read and searched."""
+        windows, ahead = self._ranges(), self._workers + _WAITING
+        source = self._source
+        if not isinstance(source, Image) or source.is_fetched or self._full or self._baseline is Baseline.PARENT:
+            yield from in_order(windows, self._prepare, workers=self._workers, ahead=ahead)
+            return
+        while self._shares and (ranges := next(windows, None)) is not None:
+            yield self._prepare(ranges)
+        with WindowReader(source.engine_disk, self._granule, threads=self._workers - 1, capacity=ahead) as reader:
+            for ranges in windows:
+                reader.add(ranges, self._buffers.take())
+                if len(reader) == ahead:
+                    yield self._taken(reader)
+            while reader:
+                yield self._taken(reader)
+
+    def _taken(self, reader: WindowReader) -> _Prepared:
+        """The next window; what the engine could not read by itself is read with the help of the driver."""
+        ranges, buffer, segments = reader.take()
+        if segments is None:
+            self._source.read_ranges(ranges, buffer)
+            segments, _ = find_segments(ranges, buffer, self._granule)
+        return _Prepared(ranges, buffer, segments, [])
 
     def _ranges(self) -> Iterator[Ranges]:
         if self._full:

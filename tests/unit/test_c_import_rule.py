@@ -22,6 +22,7 @@ SOURCES = REPOSITORY / "kernel/src"
 MAY_USE = {
     "host": set[str](),
     "engine": {"host"},
+    "copying": {"engine"},
     "mover": {"engine", "host"},
     "serving": {"engine"},
     "fuse": {"engine", "host", "mover", "serving"},

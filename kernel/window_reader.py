@@ -1,0 +1,85 @@
+"""Windows of a disk that threads of the engine read ahead: no thread of Python is changed to for any of them."""
+
+from __future__ import annotations
+
+from collections import deque
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from tapfs.kernel._engine import ffi, lib
+from tapfs.kernel.segments import most_segments
+from tapfs.kernel.writes import Segments
+from tapfs.records import NamedTuple
+
+if TYPE_CHECKING:
+    import mmap
+
+    from tapfs.kernel._engine import CData
+    from tapfs.kernel.engine import EngineDisk
+    from tapfs.kernel.ranges import Ranges
+
+
+class ReadWindow(NamedTuple):
+    """Ranges, the buffer that they were read into, and the data in it; None: a read by the engine alone did not do."""
+
+    ranges: Ranges
+    buffer: mmap.mmap
+    segments: Segments | None
+
+
+class _Added(NamedTuple):
+    """A window of the engine, and the memory that it points to."""
+
+    ranges: Ranges
+    buffer: mmap.mmap
+    window: CData
+    memory: tuple[CData, CData]
+
+
+class WindowReader:
+    """Reads windows of at most `capacity` at a time, in order, by at most `threads` threads besides the caller's.
+
+    Zeros are looked for in pieces of `granule` bytes. One thread uses it, in a `with`; the disk outlives it.
+    """
+
+    def __init__(self, disk: EngineDisk, granule: int, *, threads: int, capacity: int) -> None:
+        self._granule = granule
+        self._added: deque[_Added] = deque()
+        self._reader = lib.tapfs_window_reader_new(disk.handle, threads, capacity)
+        if self._reader == ffi.NULL:
+            raise MemoryError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        lib.tapfs_window_reader_free(self._reader)
+        self._reader = ffi.NULL
+        while self._added:
+            ffi.release(self._added.popleft().memory[0])
+
+    def __len__(self) -> int:
+        return len(self._added)
+
+    def add(self, ranges: Ranges, buffer: mmap.mmap) -> None:
+        """Have the ranges read into the buffer, which holds them."""
+        if len(buffer) < ranges.packed:
+            raise ValueError(f"a buffer of {len(buffer)} bytes is too small for {ranges.packed}")
+        data = ffi.from_buffer(buffer, require_writable=True)
+        segments = ffi.new("tapfs_segment[]", most_segments(ranges, self._granule))
+        window = ffi.new("tapfs_window *", (ranges.array, ranges.count, data, self._granule, segments))
+        if lib.tapfs_window_reader_add(self._reader, window) != 0:
+            ffi.release(data)
+            raise ValueError("one window too many")
+        self._added.append(_Added(ranges, buffer, window, (data, segments)))
+
+    def take(self) -> ReadWindow:
+        """The window that was added first, once it is read."""
+        lib.tapfs_window_reader_take(self._reader)
+        ranges, buffer, window, (data, segments) = self._added.popleft()
+        ffi.release(data)
+        if window.outcome.status != lib.TAPFS_DONE:
+            return ReadWindow(ranges, buffer, None)
+        return ReadWindow(ranges, buffer, Segments.of_array(segments, window.segment_count))

@@ -1,0 +1,107 @@
+"""Windows of a disk that threads of the engine read ahead: in order, with the data in them."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import pytest
+
+from tapfs.errors import ImageError
+from tapfs.extent import Extent, Kind, Range
+from tapfs.kernel.ranges import Ranges, ranges_of, read_ranges
+from tapfs.kernel.window_reader import WindowReader
+from tests.unit.engine.engine_disks import GRANULE, UNIT, Disk, pattern
+
+WINDOW = 8 * GRANULE
+WINDOWS = 12
+#: Data and zeros in turns, so that each window has several segments.
+CONTENT = b"".join(
+    pattern(GRANULE, seed=1 + number) if number % 3 else bytes(GRANULE) for number in range(WINDOWS * WINDOW // GRANULE)
+)
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Disk:
+    path = tmp_path / "host"
+    path.write_bytes(CONTENT)
+    disk = Disk()
+    disk.layer(path, size=len(CONTENT), identity=True)
+    return disk
+
+
+def buffer() -> mmap.mmap:
+    return mmap.mmap(-1, WINDOW)
+
+
+def window(number: int) -> Ranges:
+    """Two ranges with a gap between them."""
+    start = number * WINDOW
+    return ranges_of([Range(start, 3 * GRANULE), Range(start + 4 * GRANULE, 4 * GRANULE)], start + WINDOW)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_windows_come_in_order_with_their_data(plain: Disk, threads: int) -> None:
+    copied = bytearray(len(CONTENT))
+    with plain, WindowReader(plain, GRANULE, threads=threads, capacity=4) as reader:
+        places = list(range(WINDOWS))
+        taken: list[int] = []
+        while places or len(reader):
+            while places and len(reader) < 4:
+                reader.add(window(places.pop(0)), buffer())
+            ranges, _, segments = reader.take()
+            taken.append(ranges.until)
+            assert segments is not None
+            for offset, data in segments.pieces(GRANULE):
+                assert any(data)
+                copied[offset : offset + len(data)] = data
+    assert taken == [(number + 1) * WINDOW for number in range(WINDOWS)]
+    for number in range(WINDOWS):
+        for offset, length in window(number):
+            assert copied[offset : offset + length] == CONTENT[offset : offset + length]
+
+
+def test_what_the_engine_cannot_read_alone_is_for_the_caller(tmp_path: Path) -> None:
+    path = tmp_path / "host"
+    path.write_bytes(CONTENT)
+    with Disk() as disk:
+        disk.layer(path, size=len(CONTENT))
+        disk.install(0, [Extent(0, UNIT, Kind.DATA, host_offset=0)])
+        with WindowReader(disk, GRANULE, threads=1, capacity=2) as reader:
+            reader.add(ranges_of([Range(0, UNIT)], UNIT), buffer())
+            reader.add(ranges_of([Range(UNIT, UNIT)], 2 * UNIT), buffer())
+            assert reader.take().segments is not None
+            missed = reader.take()
+            assert missed.segments is None
+            assert read_ranges(disk, missed.ranges, missed.buffer, 0).incomplete
+
+
+def test_a_host_that_cannot_be_read_is_for_the_caller(plain: Disk, tmp_path: Path) -> None:
+    (tmp_path / "host").write_bytes(CONTENT[:WINDOW])
+    with plain, WindowReader(plain, GRANULE, threads=1, capacity=2) as reader:
+        reader.add(window(1), buffer())
+        failed = reader.take()
+        assert failed.segments is None
+        with pytest.raises(ImageError):
+            read_ranges(plain, failed.ranges, failed.buffer, 0)
+
+
+def test_an_end_leaves_windows_that_nobody_has_begun(plain: Disk) -> None:
+    """Their buffers can be closed then: nothing points at them any more."""
+    buffers = [buffer() for _ in range(4)]
+    with plain:
+        with WindowReader(plain, GRANULE, threads=2, capacity=4) as reader:
+            for number, each in enumerate(buffers):
+                reader.add(window(number), each)
+        for each in buffers:
+            each.close()
+
+
+def test_one_window_too_many_and_a_buffer_too_small_are_refused(plain: Disk) -> None:
+    with plain, WindowReader(plain, GRANULE, threads=0, capacity=1) as reader:
+        with pytest.raises(ValueError, match=r"too small"):
+            reader.add(window(0), mmap.mmap(-1, GRANULE))
+        reader.add(window(0), buffer())
+        with pytest.raises(ValueError, match=r"too many"):
+            reader.add(window(1), buffer())
+        assert len(reader) == 1
