@@ -1,7 +1,8 @@
 """Open the disks that a package lists, each in its place: a member of an archive, or a file that a descriptor names.
 
 Nothing is unpacked: a member is a window of the archive's file, and the engine reads that file. The names in a
-descriptor are those of a stranger, and the gate judges them as it judges the further files of an image.
+descriptor are those of a stranger, and the gate judges them as it judges the further files of an image. `tapfs info`
+loads this module for every image, so what reads a package is imported late.
 """
 
 from __future__ import annotations
@@ -12,19 +13,16 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import TypedDict
 
 from tapfs.disk.chain import Layer, layer_of_file
-from tapfs.disk.chunked_disk import ChunkedDisk
 from tapfs.disk.open_options import OpenOptions
 from tapfs.disk.packed import contents_of
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.confine import LEAVING
 from tapfs.host.file import LocalFile
 from tapfs.host.files import LocalFiles
-from tapfs.host.joined import JoinedFile
 from tapfs.host.location import Location, locate
 from tapfs.host.remote.address import Address
 from tapfs.host.window import SharedFile, WindowFile
 from tapfs.packages.contents import OPERATION, Package, PackagedDisk
-from tapfs.packages.reading import read_package
 from tapfs.packages.signs import HEAD_BYTES, may_be_package
 from tapfs.records import replace
 
@@ -90,6 +88,8 @@ class OpenPackage:
             # The archive is the image's file, and the chunks are places in it.
             whole = WindowFile(self._shared.taken(), 0, self.file.size(), member=disk.name)
             files = LocalFiles(whole, gate=options.gate, sharing=options.sharing)
+            from tapfs.disk.chunked_disk import ChunkedDisk
+
             return Layer(whole.path, files, ChunkedDisk(disk.chunks, self.package.kind), probed=False)
         file = self._disk_file(disk, options)
         folders = (os.path.join(os.path.dirname(self.path) or ".", each) for each in disk.folders)
@@ -143,6 +143,8 @@ class OpenPackage:
             on_error.pop_all()
         file = pieces[0]
         if len(pieces) > 1:
+            from tapfs.host.joined import JoinedFile
+
             file = JoinedFile(pieces, os.path.join(os.path.dirname(self.path), disk.name))
         if disk.gzip:
             from tapfs.host.packed.file import unpacked  # few packages have packed files
@@ -208,6 +210,8 @@ def _named(descriptor: str, name: str, options: OpenOptions) -> LocalFile:
 
 def package_in(file: LocalFile) -> Package | None:
     """The package that an open file is; None if it is none, or has no disk. Raises ImageError; the file stays open."""
+    from tapfs.packages.reading import read_package
+
     try:
         package = read_package(file.read, file.size(), name=os.path.basename(file.path))
     except ImageError as error:

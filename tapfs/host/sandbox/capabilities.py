@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection
-from pathlib import Path
 
 from tapfs.host.sandbox import calls
 
@@ -17,7 +16,7 @@ SYS_ADMIN, SYS_RESOURCE = 21, 24
 FILES_OF_OTHERS = frozenset({CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SYS_ADMIN})
 
 _HEADER = struct.pack("Ii", 0x20080522, 0)
-_LAST_PATH = Path("/proc/sys/kernel/cap_last_cap")
+_LAST_PATH = "/proc/sys/kernel/cap_last_cap"
 _USUAL_LAST = 40
 
 
@@ -44,14 +43,16 @@ def keep_only(kept: Collection[int]) -> bool:
 
 
 def _held() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapPrm:"):
-            return int(line.split()[1], 16)
+    with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            if line.startswith("CapPrm:"):
+                return int(line.split()[1], 16)
     return 0
 
 
 def _last() -> int:
     try:
-        return int(_LAST_PATH.read_text())
+        with open(_LAST_PATH, encoding="ascii") as number:
+            return int(number.read())
     except (OSError, ValueError):
         return _USUAL_LAST
