@@ -16,11 +16,15 @@ _DONE = 1
 
 @dataclass
 class Answer:
-    """What a server has said to one request. `data` holds the bytes of a READ, `states` runs by context."""
+    """What a server has said to one request. `data` holds the bytes of a READ, `states` runs by context.
+
+    `holes` are those of the bytes that were told as holes: offsets and lengths.
+    """
 
     error: int = 0
     data: dict[int, bytes] = field(default_factory=dict[int, bytes])
     states: dict[int, list[tuple[int, int]]] = field(default_factory=dict[int, list[tuple[int, int]]])
+    holes: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
 
     def whole(self) -> bytes:
         """The bytes of a READ, which leave no gap and do not overlap."""
@@ -152,6 +156,11 @@ class Client:
             offset = int.from_bytes(payload[:8], "big")
             assert offset not in answer.data
             answer.data[offset] = payload[8:]
+        elif kind == 2:
+            offset, hole = struct.unpack(">QI", payload)
+            assert offset not in answer.data
+            answer.data[offset] = bytes(hole)
+            answer.holes.append((offset, hole))
         elif kind in {5, 6}:
             head, size, form = (4, 8, ">II") if kind == 5 else (8, 16, ">QQ")
             context = int.from_bytes(payload[:4], "big")

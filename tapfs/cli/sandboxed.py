@@ -103,7 +103,9 @@ def needs_of(name: str, arguments: argparse.Namespace) -> Needs | None:
     made = [folder_of(path) for path in _paths(arguments, command.makes) if not _is_device(path)]
     if kept := getattr(arguments, "remote_cache", None):
         made.append(os.path.realpath(kept))
-    chains = _chains(name, command, arguments)
+    # What is written elsewhere is shown by a process that is started when it is opened, after the chains.
+    shown = any(map(_is_elsewhere, _words(arguments, (*command.makes, *command.writes))))
+    chains = 0 if shown else _chains(name, command, arguments)
     free = chains == 0 or written or _names_parents_freely(arguments)
     anything = rules.READING if free and not command.alone else 0
     if command.writes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.file import LocalFile
 from tapfs.host.location import Location
-from tapfs.host.remote.address import Address
+from tapfs.host.remote.address import OBJECT_SCHEMES, Address
 from tapfs.host.target import Target
 
 
@@ -13,12 +13,25 @@ class RemoteTarget(Target):
     """An address that is to be an image; it is opened when it is asked for."""
 
     def __init__(self, location: Location, address: Address) -> None:
-        """Nothing is looked at yet."""
+        """Nothing is looked at yet. Raises ImageError(read_only) for a scheme by which nothing is written."""
+        if address.scheme in OBJECT_SCHEMES:
+            raise ImageError(
+                ErrorKind.READ_ONLY,
+                f"tapfs makes no images at {address.scheme} addresses",
+                path=str(address),
+                op="create",
+                remedy="make it on this host, then upload it",
+            )
         self.location = location
         self._address = address
 
     def __exit__(self, *_: object) -> None:
         """Nothing is held."""
+
+    @property
+    def name(self) -> str:
+        """The address."""
+        return self.path
 
     @property
     def is_there(self) -> bool:

@@ -7,8 +7,9 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,52 @@ def test_certificates_prove_the_server_and_the_client(
             assert refused == verified
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize("peer", ["tapfs", "qemu-nbd"])
+def test_images_behind_tls_are_read_and_written(
+    tapfs_command: list[str], disk: Path, tmp_path: Path, certificates: Path, peer: str
+) -> None:
+    """Our client, to our server and to another; the server wants a certificate of its clients."""
+    if peer == "tapfs":
+        words = ["--rw", "--name", "disk", "--tls-certificates", certificates, "--tls-verify-clients"]
+        running = serving(tapfs_command, disk, *words)
+    else:
+        running = serving_by_qemu(disk, certificates)
+    with running as (uri, _):
+        named = f"{uri}?tls-certificates={certificates}"
+        # What is there keeps its length, and the bytes go there and back.
+        (tmp_path / "new.raw").write_bytes(CONTENT[::-1])
+        for words in (("info", "-f", "raw", named), ("convert", "-f", "raw", "-O", "raw", tmp_path / "new.raw", named)):
+            done = subprocess.run([*tapfs_command, *words], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+        copy = ["convert", "-f", "raw", "-O", "raw", named, tmp_path / "copy"]
+        subprocess.run([*tapfs_command, *copy], check=True, capture_output=True)
+        assert (tmp_path / "copy").read_bytes() == CONTENT[::-1]
+        for wrong, said in ((uri, "certificate"), (uri.replace("nbds:", "nbd:"), "wants TLS")):
+            refused = subprocess.run(
+                [*tapfs_command, "info", "-f", "raw", wrong], capture_output=True, text=True, check=False
+            )
+            assert refused.returncode != 0
+            assert said in refused.stderr
+
+
+@contextmanager
+def serving_by_qemu(disk: Path, certificates: Path) -> Generator[tuple[str, subprocess.Popen[bytes]]]:
+    """A qemu-nbd on TCP, at a port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    tls = f"tls-creds-x509,id=tls,endpoint=server,dir={certificates},verify-peer=on"
+    words = ["qemu-nbd", "-f", "raw", "-x", "disk", "-t", "-b", "127.0.0.1", "-p", str(port), "-e", "4"]
+    with subprocess.Popen([*words, "--object", tls, "--tls-creds", "tls", disk]) as process:
+        try:
+            for _ in range(3000):
+                with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), timeout=30):
+                    break
+                time.sleep(0.01)
+            yield f"nbds://127.0.0.1:{port}/disk", process
+        finally:
+            process.terminate()
 
 
 def test_a_socket_of_systemd_is_taken(tapfs_command: list[str], disk: Path, tmp_path: Path) -> None:

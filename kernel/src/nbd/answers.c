@@ -11,6 +11,7 @@
 #include "nbd/internal.h"
 
 #define ERROR_PAYLOAD 6u
+#define HOLE_PAYLOAD 12u
 
 static bool is_extended(const struct nbd_connection *connection)
 {
@@ -106,6 +107,31 @@ void nbd_request_answer(struct nbd_request *request, int error)
         send_or_give_up(connection, bytes, header);
     }
     request_free(request);
+}
+
+static bool is_zero(const uint8_t *bytes, uint64_t length)
+{
+    return bytes[0] == 0 && memcmp(bytes, bytes + 1, (size_t)length - 1) == 0;
+}
+
+/* Whether a piece of a READ can be told in few bytes: it is zeros, and its client takes chunks of any kind. */
+static bool is_hole(const struct nbd_piece *piece)
+{
+    return piece->connection->style != TAPFS_NBD_SIMPLE && (piece->request->asked.flags & FLAG_DF) == 0 &&
+           is_zero(piece->data, piece->length);
+}
+
+static void send_hole(const struct nbd_piece *piece, bool last)
+{
+    struct nbd_connection *connection = piece->connection;
+    uint8_t bytes[HEADER_MAX + HOLE_PAYLOAD];
+    size_t length = nbd_chunk_header(bytes, is_extended(connection), &piece->request->asked, last ? CHUNK_DONE : 0,
+                                     CHUNK_OFFSET_HOLE, HOLE_PAYLOAD);
+
+    nbd_put64(bytes + length, piece->offset);
+    nbd_put32(bytes + length + 8, (uint32_t)piece->length);
+    piece->request->answering = true;
+    send_or_give_up(connection, bytes, length + HOLE_PAYLOAD);
 }
 
 /* The data of a piece of a READ, with its header right before the data. The piece is its own memory. */
@@ -218,9 +244,12 @@ struct nbd_request *nbd_piece_ended(struct nbd_piece *piece, int error)
     if (piece->kind == TAPFS_NBD_STATUS && request->error == 0 && !send_states(piece)) {
         request->error = ENOMEM;
     }
-    if (piece->kind == TAPFS_NBD_READ && request->error == 0) {
+    if (piece->kind == TAPFS_NBD_READ && request->error == 0 && !is_hole(piece)) {
         send_data(piece, done);
     } else {
+        if (piece->kind == TAPFS_NBD_READ && request->error == 0) {
+            send_hole(piece, done);
+        }
         piece_free(piece);
     }
     if (!done) {

@@ -10,6 +10,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from contextlib import suppress
 from enum import IntEnum, IntFlag
 from pathlib import Path
@@ -31,6 +32,9 @@ _HANDSHAKE = 3
 _MOST_SAID = 64 << 10
 
 _DEFAULT_PORT = 10809
+
+#: No wait for a server is shorter, where there is any time left.
+_SOON_SECONDS = 0.001
 
 
 class _Option(IntEnum):
@@ -108,6 +112,8 @@ class NbdConnection:
     def __init__(self, endpoint: Endpoint, name: str, *, timeout_seconds: float) -> None:
         self._name = name
         self._timeout = timeout_seconds
+        #: When a negotiation that is under way has taken too long, by the monotonic clock.
+        self._give_up: float | None = time.monotonic() + timeout_seconds
         self._sending = threading.Lock()
         #: Held where a request ends, so that none is acknowledged by a connection that counts as broken.
         self._settling = threading.Lock()
@@ -121,10 +127,14 @@ class NbdConnection:
             self._socket = _connected(endpoint, timeout_seconds)
             try:
                 self._negotiate(endpoint)
+                self._give_up = None
                 self._socket.settimeout(None)
             except BaseException:
                 self._socket.close()
                 raise
+        except TimeoutError as error:
+            message = f"the server has given no export within {timeout_seconds:g} s"
+            raise self._error(message) from error
         except (OSError, struct.error) as error:
             raise error if isinstance(error, ImageError) else self._failed(error) from error
         threading.Thread(target=self._read_replies, daemon=True).start()
@@ -182,6 +192,7 @@ class NbdConnection:
         self._socket.sendall(struct.pack(">I", flags & _HANDSHAKE))
         if endpoint.tls:
             self._option(_Option.STARTTLS, b"")
+            self._have_patience()
             self._socket = _secured(self._socket, endpoint)
         with suppress(_RefusedOptionError):
             self._option(_Option.STRUCTURED_REPLY, b"")
@@ -303,11 +314,20 @@ class NbdConnection:
         data = bytearray(length)
         view = memoryview(data)
         while view:
+            self._have_patience()
             got = self._socket.recv_into(view)
             if not got:
                 raise self._error("the server has closed the connection")
             view = view[got:]
         return bytes(data)
+
+    def _have_patience(self) -> None:
+        """Wait for the server no longer than what is left for the whole negotiation, while that is under way."""
+        if self._give_up is not None:
+            left = self._give_up - time.monotonic()
+            self._socket.settimeout(max(left, _SOON_SECONDS))
+            if left <= 0:
+                raise TimeoutError
 
     def _break(self, error: ImageError) -> None:
         """Have every request fail that waits or comes, and the socket closed."""

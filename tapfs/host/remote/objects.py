@@ -132,7 +132,7 @@ def _explained(name: str, op: str, offset: int | None = None) -> Generator[None]
     except (exceptions.BaseError, OSError, ValueError) as error:
         if isinstance(error, ImageError):
             raise
-        kind, message, remedy = _what(error)
+        kind, message, remedy = _what(error, name.partition(":")[0])
         raise ImageError(kind, message, path=name, offset=offset, op=op, remedy=remedy) from error
 
 
@@ -167,7 +167,18 @@ def _facts(meta: ObjectMeta) -> Facts:
     return Facts(meta["size"], identity, modified, writable=False)
 
 
-def _what(error: Exception) -> tuple[ErrorKind, str, str | None]:
+#: The address at which a machine of a cloud asks who it is, which the stores do where the environment has no keys.
+_METADATA_SERVICE = "://169.254.169.254/"
+
+#: Variables of the environment by which each store knows who asks.
+_KEYS = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true if it is public",
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS to the file of an account, or GOOGLE_SKIP_SIGNATURE=true if it is public",
+    "az": "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_SKIP_SIGNATURE=true if it is public",
+}
+
+
+def _what(error: Exception, scheme: str) -> tuple[ErrorKind, str, str | None]:
     """What an error of obstore means: its kind, its words, and the remedy."""
     from obstore import exceptions
 
@@ -178,6 +189,14 @@ def _what(error: Exception) -> tuple[ErrorKind, str, str | None]:
             return ErrorKind.NOT_FOUND, "there is no such object", None
         case exceptions.PermissionDeniedError() | exceptions.UnauthenticatedError():
             return ErrorKind.DENIED, f"the server gives it to nobody without leave: {said}", None
+        case _ if _METADATA_SERVICE in said:
+            return (
+                ErrorKind.DENIED,
+                "the environment has no keys for it, and this is no machine of a cloud",
+                _KEYS[scheme],
+            )
+        case _ if scheme == "az" and "Account must be specified" in said:
+            return ErrorKind.DENIED, "the environment does not say which storage account it is in", _KEYS[scheme]
         case exceptions.NotSupportedError():
             return (
                 ErrorKind.UNSUPPORTED,

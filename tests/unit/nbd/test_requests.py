@@ -196,3 +196,24 @@ def test_flushes_that_wait_at_once_are_one_and_a_failure_is_each_ones_own(
         assert client.ask(nbd.FLUSH).error == errno.EIO
         monkeypatch.undo()
         assert client.ask(nbd.FLUSH).error == 0
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_zeros_of_a_read_are_told_as_holes(tmp_path: Path, style: int) -> None:
+    path = tmp_path / "disk.qcow2"
+    tapfs.create_image(path, NewImage("qcow2", 8 * MIB))
+    with tapfs.open(path, writable=True) as disk:
+        disk.write(2 * MIB, b"d" * 512)
+        disk.write(4 * MIB - 1, b"e")
+        disk.write(5 * MIB, bytes(MIB))  # zeros that the image holds as data
+    with Served(tapfs.open(path)) as server:
+        client = server.connect(style)
+        found = client.ask(nbd.READ, 0, 6 * MIB)
+        assert found.whole() == bytes(2 * MIB) + b"d" * 512 + bytes(2 * MIB - 513) + b"e" + bytes(2 * MIB)
+        told = [] if style == nbd.SIMPLE else [(0, MIB), (MIB, MIB), (4 * MIB, MIB), (5 * MIB, MIB)]
+        assert sorted(found.holes) == told
+        assert client.ask(nbd.READ, 100, 1).holes == ([] if style == nbd.SIMPLE else [(100, 1)])
+        # Who wants no fragments gets bytes.
+        if style != nbd.SIMPLE:
+            found = client.ask(nbd.READ, 0, 4096, flags=nbd.DF)
+            assert (found.whole(), found.holes) == (bytes(4096), [])

@@ -7,7 +7,9 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -130,3 +132,26 @@ def test_an_image_on_our_own_server(tmp_path: Path, content: bytes, tapfs_comman
                 assert disk.read(0, SIZE) == content
         finally:
             process.terminate()
+
+
+def test_a_negotiation_is_bounded_as_a_whole(tmp_path: Path) -> None:
+    """A server that says a byte now and then says one in time, again and again."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "socket"))
+    listener.listen()
+
+    def drip() -> None:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            connection.sendall(b"NBDMAGICIHAVEOPT\0\3")
+            connection.sendall(struct.pack(">QIII", 0x0003E889045565A9, 8, 1, 1000))
+            for _ in range(1000):
+                connection.sendall(b"x")
+                time.sleep(0.01)
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    options = OpenOptions(format="raw", remote=RemoteOptions(tries=1, timeout_seconds=0.2))
+    with listener, pytest.raises(ImageError, match=r"no export within 0\.2 s"):
+        open_image(address(tmp_path / "socket"), options)
+    thread.join()

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from obstore import exceptions
 
 import tapfs
 from tapfs import ErrorKind, ImageError, NewImage
 from tapfs.disk.chain import OpenOptions
 from tapfs.disk.image import Image
 from tapfs.disk.opening import open_image
+from tapfs.errors import CODES
 from tapfs.host.gate import Gate
+from tapfs.host.remote.objects import _what
 from tapfs.host.remote.options import RemoteOptions
 from tapfs.jobs.convert import convert_to_new
 from tests.web_server import FAULTS, WebServer, web_server
@@ -137,3 +141,27 @@ def test_an_object_of_a_store(server: WebServer, content: bytes, monkeypatch: py
     server.files["/bucket/dir/a%20disk.raw"], server.content = content, b"another"
     with tapfs.open("s3://bucket/dir/a%20disk.raw", format="raw") as disk:
         assert disk.read(MIB, 10) == content[MIB : MIB + 10]
+
+
+def test_no_image_is_made_at_a_web_server(tapfs: Callable[..., Any], sample: Path) -> None:
+    for words in (
+        ("create", "-f", "raw", "https://host/new", "1M"),
+        ("convert", "-O", "raw", sample, "s3://bucket/new"),
+    ):
+        ran = tapfs(*words)
+        assert ran.code == CODES[ErrorKind.READ_ONLY].exit_code
+        assert "make it on this host, then upload it" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("scheme", "variable"),
+    [("s3", "AWS_ACCESS_KEY_ID"), ("gs", "GOOGLE_APPLICATION_CREDENTIALS"), ("az", "AZURE_STORAGE_ACCOUNT_NAME")],
+)
+def test_a_store_without_keys_names_them(scheme: str, variable: str) -> None:
+    """The library asks the cloud whose machine it is on, at an address that is no other's."""
+    asked = "Generic error: Error performing PUT http://169.254.169.254/latest/api/token in 8 ms - refused"
+    kind, message, remedy = _what(exceptions.GenericError(asked), scheme)
+    assert (kind, variable in (remedy or "")) == (ErrorKind.DENIED, True)
+    assert "no keys" in message
+    account = exceptions.GenericError("Generic MicrosoftAzure error: Account must be specified")
+    assert _what(account, scheme)[0] is (ErrorKind.DENIED if scheme == "az" else ErrorKind.IO)
