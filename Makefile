@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Else each of some ten thousand processes of the suite compiles all of tapfs anew, which takes longer than what it does.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: all manual demo test test-xen check suite sanitize torture bench bench-setup bench-convert bench-qcow2 bench-blocks bench-fragmented bench-mounts bench-fuse bench-ring bench-nbd bench-vhost bench-verify bench-survey clean system-build system-test system-bench system-xen
+.PHONY: all manual demo test test-xen check suite sanitize torture fuzz bench bench-setup bench-convert bench-qcow2 bench-blocks bench-fragmented bench-mounts bench-fuse bench-ring bench-nbd bench-vhost bench-verify bench-survey clean system-build system-test system-bench system-xen
 
 all: $(VENV)/.built
 
@@ -64,6 +64,11 @@ sanitize: $(VENV)/.dev
 	$(BIN)/python tapfs/kernel/build_engine.py --sanitize $(SANITIZED)
 	TAPFS_ENGINE_DIR=$(abspath $(SANITIZED)) ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) $(BIN)/pytest -q -m 'not native' $(ENGINE_TESTS)
+
+# FUZZ passes options on, e.g. FUZZ='--only qcow2 --runs 100000'. Inputs are kept in build/fuzz.
+fuzz: system-test $(VENV)/.dev
+	@mkdir -p build/fuzz
+	$(BIN)/python -m tests.fuzz --seconds 600 --corpus build/fuzz $(FUZZ)
 
 # Hours of faults between engine and host, races and mutated images. TORTURE='--what operations --only qcow --seeds 500'.
 torture: system-test $(VENV)/.dev

@@ -43,8 +43,11 @@ def damage(image: bytearray, choice: random.Random) -> None:
         del image[choice.randrange(5000, len(image)) :]
 
 
-def _use(subject: Subject, image: MemoryFile, choice: random.Random) -> None:
-    """Everything that a driver is asked for, in each way of opening."""
+def use(subject: Subject, image: MemoryFile, choice: random.Random) -> None:
+    """Everything that a driver is asked for, in each way of opening.
+
+    Raises what is no ImageError, and ViolationError where an answer breaks the contract.
+    """
     for writable, lenient in ((False, False), (True, False), (False, True)):
         file = image.copy()
         try:
@@ -110,7 +113,7 @@ def run(subject: Subject, seed: int, images: int) -> str:
         for _ in range(choice.choice([1, 1, 2, 4, 10])):
             damage(image.numbered(choice.randrange(1 + len(image.further))).data, choice)
         try:
-            _use(subject, image, choice)
+            use(subject, image, choice)
         except (ImageError, ViolationError):
             raise
         except Exception as error:

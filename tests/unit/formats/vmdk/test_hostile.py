@@ -54,4 +54,4 @@ def test_damaged_images(kind: str) -> None:
         image = BUILT[kind](choice)
         for _ in range(choice.choice([1, 1, 2, 4, 10])):
             hostile.damage(image.numbered(choice.randrange(1 + len(image.further))).data, choice)
-        hostile._use(subject, image, choice)
+        hostile.use(subject, image, choice)
