@@ -182,8 +182,9 @@ class _OfStandard:
         import dataclasses
 
         annotations: dict[str, Any] = {}
-        for each in reversed(cls.__mro__):
-            own: Any = vars(each)
+        bases: tuple[type, ...] = cls.__mro__
+        for base in reversed(bases):
+            own: dict[str, Any] = dict(vars(base))
             annotations |= own.get("__annotations__", {})
         options: list[tuple[str, Any, Any]] = []
         for each in cls._record_fields:

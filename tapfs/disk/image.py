@@ -41,7 +41,15 @@ _INTERNAL = frozenset(
     {
         *("engine_disk", "layers", "supply_map", "try_read", "whole_file", "stream_writer"),
         *("statistics", "description", "is_device", "end_writing", "cache_bytes", "disk_map", "read_ranges"),
-        *("write_segments", "only_streamed", "zero_in_place", "uncover", "engine_chain", "packed_appender"),
+        *(
+            "write_segments",
+            "only_streamed",
+            "zero_in_place",
+            "uncover",
+            "engine_chain",
+            "packed_appender",
+            "is_fetched",
+        ),
     }
 )
 
