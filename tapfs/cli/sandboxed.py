@@ -33,7 +33,8 @@ class _Sandboxed(NamedTuple):
 #: The commands that look at images here. Of a chain that is written only its files are writable once it is open.
 SANDBOXED: dict[str, _Sandboxed] = {
     "info": _Sandboxed(chains=1),
-    "map": _Sandboxed(chains=1),
+    "map": _Sandboxed(makes=("html",), chains=1),
+    "report": _Sandboxed(makes=("html",), keeps_scratch=True),
     "check": _Sandboxed(keeps_scratch=True, alone=True),
     "compare": _Sandboxed(chains=2),
     "diff": _Sandboxed(makes=("stream",), chains=2),
@@ -55,7 +56,19 @@ SANDBOXED: dict[str, _Sandboxed] = {
 
 #: Options that name images, and of `convert` and `measure` all words.
 _IMAGES = (
-    *("image", "first", "second", "more", "names", "sources", "backing", "second_backing", "target_backing", "base"),
+    *(
+        "image",
+        "images",
+        "first",
+        "second",
+        "more",
+        "names",
+        "sources",
+        "backing",
+        "second_backing",
+        "target_backing",
+        "base",
+    ),
     *("new_backing", "source_file", "stream", "target"),
 )
 #: Options that name folders, in which a parent may lie.

@@ -131,3 +131,19 @@ def test_markup_is_what_says_so_and_nothing_else() -> None:
         '<p class="&quot;x&quot;" hidden>&lt;&amp;&gt;<br>ab</p>'
     )
     assert data_script({"a": "</script>"}) == '<script type="application/json">{"a":"\\u003c/script\\u003e"}</script>'
+
+
+def test_in_a_process_of_its_own_a_page_is_written_from_the_sandbox(
+    tapfs_process: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    overlay_with_faults(Path("overlay.qcow2"), Path("base.raw"))
+    Path("pages").mkdir()
+    for words in (
+        ["map", "--html", "pages/map.html", "overlay.qcow2"],
+        ["map", "--html", "pages/alone.html", "--no-backing", "overlay.qcow2"],
+        ["report", "overlay.qcow2", "base.raw", "--html", "pages/report.html"],
+    ):
+        ran = tapfs_process(*words)
+        assert (ran.code, ran.err) == (0, ""), words
+    assert len(list(Path("pages").iterdir())) == 3
