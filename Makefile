@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Else each of some ten thousand processes of the suite compiles all of tapfs anew, which takes longer than what it does.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: all manual demo test test-xen check suite sanitize torture fuzz bench bench-setup bench-convert bench-qcow2 bench-blocks bench-fragmented bench-mounts bench-fuse bench-ring bench-nbd bench-vhost bench-verify bench-survey clean system-build system-test system-bench system-xen
+.PHONY: all manual demo test test-xen check suite sanitize torture fuzz bench bench-setup bench-convert bench-qcow2 bench-blocks bench-fragmented bench-mounts bench-fuse bench-ring bench-nbd bench-vhost bench-verify bench-survey site clean system-build system-test system-bench system-xen
 
 all: $(VENV)/.built
 
@@ -69,6 +69,10 @@ sanitize: $(VENV)/.dev
 fuzz: system-test $(VENV)/.dev
 	@mkdir -p build/fuzz
 	$(BIN)/python -m tests.fuzz --seconds 600 --corpus build/fuzz $(FUZZ)
+# The guides as HTML that needs no network, with the Python API and the formats, in build/site.
+site: $(VENV)/.dev
+	$(BIN)/python scripts/install_requirements.py pyproject.toml site
+	$(BIN)/python -m scripts.build_site build/site
 
 # Hours of faults between engine and host, races and mutated images. TORTURE='--what operations --only qcow --seeds 500'.
 torture: system-test $(VENV)/.dev

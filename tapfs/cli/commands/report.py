@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -66,6 +67,7 @@ def write_report(arguments: argparse.Namespace, paths: Sequence[str], *, check: 
     password = given_password(arguments.key_file)
     options = open_options(arguments)
     entries: list[Gathered] = []
+    sizes = [_bytes_of(path) for path in paths]
     with progress_of(arguments, "report") as progress:
         for path in paths:
             entry = gather(
@@ -78,7 +80,7 @@ def write_report(arguments: argparse.Namespace, paths: Sequence[str], *, check: 
                 sector_size=arguments.sector_size,
             )
             entries.append(entry)
-            progress(len(entries), len(paths))
+            progress(sum(sizes[: len(entries)]), sum(sizes))
     made = f"tapfs {version('tapfs')}, {time.strftime('%Y-%m-%d %H:%M %z')}"
     text = page(paths[0] if len(paths) == 1 else count_of(len(paths), "image"), made, entries)
     if arguments.html == "-":
@@ -90,6 +92,14 @@ def write_report(arguments: argparse.Namespace, paths: Sequence[str], *, check: 
     for entry in entries:
         if entry.error is not None:
             raise entry.error
+
+
+def _bytes_of(path: str) -> int:
+    """The length of a file, for the progress; of what is no file 1."""
+    try:
+        return os.path.getsize(path) or 1
+    except OSError:
+        return 1
 
 
 def facts(info: ImageInfo) -> list[tuple[str, str]]:
