@@ -114,10 +114,14 @@ def _print_warnings(program: str) -> None:
     warnings.showwarning = show
 
 
+#: The standard streams that were closed when the program started, by their descriptors.
+closed_streams: set[int] = set()
+
+
 def _fill_standard_descriptors() -> None:
     """Have 0, 1 and 2 open: an image must not get the number of a closed standard stream."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
+        closed_streams.add(descriptor)
     os.close(descriptor)
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:  # what Python makes of a stream that was closed when it started

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from tapfs.cli.guard import closed_streams
 from tapfs.cli.parser import UsageError, size_argument
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+
+    from tapfs.jobs.streamed_image import Pipe
+    from tapfs.kernel.engine import Buffer
 
 #: The name that means standard input or output.
 STREAM = "-"
@@ -33,6 +39,10 @@ def check_piped(arguments: argparse.Namespace, sources: Sequence[str], program: 
         raise UsageError("--spool-limit goes with - as SOURCE", program)
     if sources.count(STREAM) > 1:
         raise UsageError("standard input is one SOURCE at most", program)
+    for number, named, role in ((0, STREAM in sources, "SOURCE"), (1, arguments.target == STREAM, "TARGET")):
+        if named and number in closed_streams:
+            stream = "output" if number else "input"
+            raise UsageError(f"- as {role} is standard {stream}, which is closed: send it somewhere", program)
     if STREAM in sources and sys.stdin.isatty():
         raise UsageError("- as SOURCE is standard input, which is a terminal: send an image to it", program)
     if arguments.target != STREAM:
@@ -41,6 +51,33 @@ def check_piped(arguments: argparse.Namespace, sources: Sequence[str], program: 
         raise UsageError("- as TARGET is standard output, which is a terminal: send it to a file or a program", program)
     if arguments.no_create or arguments.bitmaps:
         raise UsageError("-n and --bitmaps write into a file, not to standard output", program)
+
+
+class PatientOutput:
+    """Standard output where the program that reads it has made it non-blocking: a write waits until there is room.
+
+    The flag is not changed, because it belongs to all who have the pipe.
+    """
+
+    def write(self, data: Buffer, /) -> object:
+        """Write all of it. Raises OSError, and BrokenPipeError if nobody reads any more."""
+        descriptor = sys.stdout.fileno()
+        room = select.poll()
+        room.register(descriptor, select.POLLOUT)
+        with memoryview(data).cast("B") as view:
+            done = 0
+            while done < len(view):
+                try:
+                    done += os.write(descriptor, view[done:])
+                except BlockingIOError:
+                    room.poll()
+        return None
+
+
+def standard_output() -> Pipe:
+    """What takes the bytes of an image that is written to standard output."""
+    sys.stdout.flush()
+    return sys.stdout.buffer if os.get_blocking(sys.stdout.fileno()) else PatientOutput()
 
 
 @contextmanager

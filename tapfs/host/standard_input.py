@@ -6,6 +6,7 @@ An image is read in any order, and a pipe is not. Pieces of zeros become holes o
 from __future__ import annotations
 
 import os
+import select
 import stat
 from collections.abc import Callable
 
@@ -109,7 +110,15 @@ def _fill(piece: bytearray) -> int:
     """Read until the piece is full or standard input ends; the bytes read."""
     done = 0
     with memoryview(piece) as view:
-        while done < len(piece) and (count := os.readv(_DESCRIPTOR, [view[done:]])):
+        while done < len(piece):
+            try:
+                count = os.readv(_DESCRIPTOR, [view[done:]])
+            except BlockingIOError:
+                # The program before the pipe has made it non-blocking, for all who have it.
+                select.select([_DESCRIPTOR], [], [])
+                continue
+            if not count:
+                break
             done += count
     return done
 

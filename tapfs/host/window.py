@@ -62,6 +62,7 @@ class WindowFile(LocalFile):
         self.identity = self._outer.identity
         self.is_block_device = False
         self.presence = self._outer.presence
+        self.packing = self._outer.packing
         self.window = start, length
         self.member = member
         self._beside = beside

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from tapfs.cli.options import add_source_options, cache_bytes_of, open_image, unlocked
 from tapfs.cli.parser import UsageError, format_argument, size_argument
-from tapfs.cli.pipes import STREAM, add_spool_option, check_piped, standard_input_ready, told_scratch
+from tapfs.cli.pipes import STREAM, add_spool_option, check_piped, standard_input_ready, standard_output, told_scratch
 from tapfs.cli.qemu_words import add_qemu_words, is_direct
 from tapfs.cli.reporting import add_progress_options, progress_of
 from tapfs.cli.targets import (
@@ -240,7 +239,7 @@ def _into_pipe(arguments: argparse.Namespace, source: Source, new: NewImage) -> 
         write_image(
             source,
             replace(new, compressed=arguments.compress),
-            sys.stdout.buffer,
+            standard_output(),
             name=f"disk.{new.format}",
             options=_copy_options(arguments),
             progress=progress,
