@@ -75,7 +75,9 @@ def read_xva(descriptor: bytes, members: Iterable[Member]) -> Package:
     for member in members:
         match = _NAME.fullmatch(member.name)
         if match is not None:
-            found.setdefault(match[1], _Found()).add(match, member)
+            if match[1] not in found:
+                found[match[1]] = _Found()
+            found[match[1]].add(match, member)
     disks: list[PackagedDisk] = []
     for each in sorted(_disks(parsed(descriptor))):
         chunks = found.get(each.reference, _Found()).finish(each.reference)

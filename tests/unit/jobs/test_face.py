@@ -118,6 +118,18 @@ def test_what_has_no_face_is_refused_before_anything_is_made(disk: Path) -> None
     require_face("vhdx", 3 << 40)
 
 
+def test_a_disk_that_is_no_whole_number_of_sectors_ends_in_zeros(tmp_path: Path) -> None:
+    path = tmp_path / "odd.raw"
+    path.write_bytes(b"\1" * 100_100)
+    for name in FORMATS:
+        with api.open(path, format="raw") as image:
+            face = made_face(image, name, image)
+            (tmp_path / name).write_bytes(whole(face, MIB))
+            face.close()
+        with api.open(tmp_path / name) as image:
+            assert image.read(0, image.size) == (b"\1" * 100_100).ljust(image.size, b"\0")
+
+
 def test_a_closed_face_is_an_error(disk: Path) -> None:
     with api.open(disk, format="raw") as image:
         face = made_face(image, "vdi", image)
