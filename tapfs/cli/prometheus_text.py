@@ -7,7 +7,7 @@ buckets count what took so long or less, by kind of request.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tapfs.errors import printable
 
@@ -81,16 +81,13 @@ def _by_kind(disks: Sequence[Measured]) -> Iterator[str]:
         yield from _histogram(labels, metric, bounds)
 
 
-def _histogram(labels: str, metric: Mapping[str, object], bounds: Sequence[int]) -> Iterator[str]:
-    counts = metric["buckets"]
-    if not isinstance(counts, (list, tuple)):
-        return
+def _histogram(labels: str, metric: Mapping[str, Any], bounds: Sequence[int]) -> Iterator[str]:
+    counts: Sequence[int] = metric["buckets"]
     name, below = "tapfs_request_duration_seconds", 0
     for count, bound in zip(counts, [*(str(each / _SECOND_NS) for each in bounds), "+Inf"], strict=True):
         below += count
         yield f'{name}_bucket{{{labels},le="{bound}"}} {below}'
-    nanoseconds = metric["nanoseconds"]
-    yield f"{name}_sum{{{labels}}} {nanoseconds / _SECOND_NS if isinstance(nanoseconds, int) else 0}"
+    yield f"{name}_sum{{{labels}}} {metric['nanoseconds'] / _SECOND_NS}"
     yield f"{name}_count{{{labels}}} {below}"
 
 

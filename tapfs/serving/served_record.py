@@ -138,7 +138,8 @@ def _read_all(directory: Path) -> Iterator[ServedRecord]:
     for path in directory.glob("*.json"):
         try:
             data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            known = {name: value for name, value in data.items() if name in names}
-            yield ServedRecord(**known | {"addresses": tuple(data["addresses"])})
+            known: dict[str, Any] = {name: value for name, value in data.items() if name in names}
+            known["addresses"] = tuple(data["addresses"])
+            yield ServedRecord(**known)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             continue  # just removed, or not ours

@@ -132,7 +132,7 @@ def _explained(name: str, op: str, offset: int | None = None) -> Generator[None]
     except (exceptions.BaseError, OSError, ValueError) as error:
         if isinstance(error, ImageError):
             raise
-        kind, message, remedy = _what(error, name.partition(":")[0])
+        kind, message, remedy = what_failed(error, name.partition(":")[0])
         raise ImageError(kind, message, path=name, offset=offset, op=op, remedy=remedy) from error
 
 
@@ -178,7 +178,7 @@ _KEYS = {
 }
 
 
-def _what(error: Exception, scheme: str) -> tuple[ErrorKind, str, str | None]:
+def what_failed(error: Exception, scheme: str) -> tuple[ErrorKind, str, str | None]:
     """What an error of obstore means: its kind, its words, and the remedy."""
     from obstore import exceptions
 

@@ -6,7 +6,7 @@ import http.client
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 def parsed(text: str) -> dict[str, tuple[str, Samples]]:
     """Type and samples of each family, by the parser of Prometheus' client."""
-    found = {}
+    found: dict[str, tuple[str, Samples]] = {}
     for family in text_string_to_metric_families(text):
         samples = {(each.name, frozenset(each.labels.items())): each.value for each in family.samples}
         assert len(samples) == len(family.samples)
@@ -116,7 +116,7 @@ def test_the_file_of_a_collector_is_replaced_whole(tapfs: Run, tmp_path: Path) -
 
 
 @contextmanager
-def listening(command: list[str], where: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def listening(command: list[str], where: str) -> Generator[tuple[subprocess.Popen[str], str]]:
     words = [*command, "stats", "--prometheus", "--listen", where]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

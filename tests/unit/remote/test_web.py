@@ -17,7 +17,7 @@ from tapfs.disk.image import Image
 from tapfs.disk.opening import open_image
 from tapfs.errors import CODES
 from tapfs.host.gate import Gate
-from tapfs.host.remote.objects import _what
+from tapfs.host.remote.objects import what_failed
 from tapfs.host.remote.options import RemoteOptions
 from tapfs.jobs.convert import convert_to_new
 from tests.web_server import FAULTS, WebServer, web_server
@@ -160,8 +160,8 @@ def test_no_image_is_made_at_a_web_server(tapfs: Callable[..., Any], sample: Pat
 def test_a_store_without_keys_names_them(scheme: str, variable: str) -> None:
     """The library asks the cloud whose machine it is on, at an address that is no other's."""
     asked = "Generic error: Error performing PUT http://169.254.169.254/latest/api/token in 8 ms - refused"
-    kind, message, remedy = _what(exceptions.GenericError(asked), scheme)
+    kind, message, remedy = what_failed(exceptions.GenericError(asked), scheme)
     assert (kind, variable in (remedy or "")) == (ErrorKind.DENIED, True)
     assert "no keys" in message
     account = exceptions.GenericError("Generic MicrosoftAzure error: Account must be specified")
-    assert _what(account, scheme)[0] is (ErrorKind.DENIED if scheme == "az" else ErrorKind.IO)
+    assert what_failed(account, scheme)[0] is (ErrorKind.DENIED if scheme == "az" else ErrorKind.IO)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import re
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +118,7 @@ def test_a_block_device(path: Path) -> None:
 def test_two_connections_of_a_disk_are_counted_together() -> None:
     one = {**NONE, "read": Metric(1, 2, 3, (4, *NONE["read"].buckets[1:]))}
     assert together(one, one)["read"] == Metric(2, 4, 6, (8, *NONE["read"].buckets[1:]))
-    told: Mapping[str, Any] = as_data(together(one, NONE))
+    told: dict[str, Any] = as_data(together(one, NONE))
     assert told["operations"]["read"]["requests"] == 4
     assert told["bounds_ns"] == BOUNDS_NS
 
