@@ -85,9 +85,9 @@ ATTEMPTS = {
 }
 
 def attempt(moment):
-    if moment in done:
+    if (moment, os.getpid()) in done:
         return
-    done.add(moment)
+    done.add((moment, os.getpid()))
     results = {}
     # An unshared mount namespace would be another place than that which is looked at: last.
     for name in sorted(ATTEMPTS, key=lambda name: name in ("mount", "new namespace")):
@@ -99,7 +99,7 @@ def attempt(moment):
         except Exception as error:
             results[name] = type(error).__name__
     libc.umount2(TARGET["folder"].encode(), 2)
-    line = json.dumps([moment, results]).encode() + b"\\n"
+    line = json.dumps([moment, os.getpid(), results]).encode() + b"\\n"
     report = sitecustomize.EVIL_REPORT
     report.seek(bytes(report).find(b"\\0"))
     report.write(line)
@@ -183,12 +183,12 @@ class EvilDriver:
         self._prey.wait()
         self._listener.close()
 
-    def results(self) -> dict[str, dict[str, str]]:
-        """What came of each attempt, "done" or the error, by the moment at which it was made."""
-        lines = self._report.read_bytes().rstrip(b"\0").splitlines()
-        return dict(json.loads(line) for line in lines)
+    def results(self, pid: int | None = None) -> dict[str, dict[str, str]]:
+        """What came of each attempt (of the process `pid`), "done" or the error, by the moment at which it was made."""
+        lines = map(json.loads, self._report.read_bytes().rstrip(b"\0").splitlines())
+        return {moment: results for moment, process, results in lines if pid in (None, process)}
 
-    def done(self) -> dict[str, set[str]]:
+    def done(self, pid: int | None = None) -> dict[str, set[str]]:
         """The attempts that succeeded, by the moment."""
-        found = self.results().items()
+        found = self.results(pid).items()
         return {moment: {name for name, how in each.items() if how == "done"} for moment, each in found}

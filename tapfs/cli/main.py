@@ -106,6 +106,7 @@ def run_command(name: str, words: list[str], *, owned: bool = False) -> int:
     `owned`: this process is the command's own, and can be put into a sandbox (`tapfs.cli.sandboxed`).
     """
     arguments = parsed_command(name, words)
+    arguments.owned = owned
     if owned:
         enter_for(name, arguments)
     code: int = arguments.run(arguments)

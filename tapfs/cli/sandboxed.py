@@ -52,6 +52,8 @@ SANDBOXED: dict[str, _Sandboxed] = {
     "amend": _Sandboxed(writes=("image",)),
     "snapshot": _Sandboxed(writes=("image",)),
     "bitmap": _Sandboxed(writes=("image",)),
+    "hash": _Sandboxed(makes=("image", "sidecar"), chains=1),
+    "verify": _Sandboxed(chains=1),
 }
 
 #: Options that name images, and of `convert` and `measure` all words.
@@ -79,10 +81,16 @@ _KEYS = ("key_file", "target_key_file", "new_key_file", "old_key_file")
 #: Words by which a command asks another process, and looks at no image.
 _OF_DISKS_IN_USE = ("domain", "vdev", "ublk", "vhost_user", "served")
 
+#: Commands that serve images, and enter their sandboxes themselves.
+SERVERS = ("mount", "serve")
+
+#: Options that name files beside an image.
+_BESIDE = ("overlay", "sidecar")
+
 
 def add_sandbox_option(name: str, parser: argparse.ArgumentParser) -> None:
     """Add --no-sandbox to the parser of a command that has a sandbox."""
-    if name in SANDBOXED:
+    if name in (*SANDBOXED, *SERVERS):
         parser.add_argument(
             "--no-sandbox", action="store_true", help="look at the image with all rights of the user (docs/sandbox.md)"
         )
@@ -100,44 +108,103 @@ def needs_of(name: str, arguments: argparse.Namespace) -> Needs | None:
     """What a command needs; None: it is not in a sandbox."""
     if name not in SANDBOXED or arguments.no_sandbox or any(_words(arguments, _OF_DISKS_IN_USE)):
         return None
-    from tapfs.host.sandbox import rules
-    from tapfs.host.sandbox.confinement import Needs, folder_of, read_with
-    from tapfs.host.sandbox.filter import Calls
-
     command = SANDBOXED[name]
     if name == "dd":
         arguments.image, arguments.target = _operand(arguments, "if"), _operand(arguments, "of")
     if name == "convert":
         arguments.target = arguments.names[-1] if arguments.names else None
-    images = [text for text in _words(arguments, _IMAGES) if text != "-"]
-    folders = list(_words(arguments, _FOLDERS))
-    elsewhere = any(map(_is_elsewhere, (*images, *folders)))
-    written = [*_paths(arguments, command.writes)]
-    made = [folder_of(path) for path in _paths(arguments, command.makes) if not _is_device(path)]
-    if kept := getattr(arguments, "remote_cache", None):
-        made.append(os.path.realpath(kept))
+    from tapfs.host.sandbox import rules
+
+    needs = _reading(arguments)
+    written = tuple(_paths(arguments, command.writes))
+    made = tuple(_folders_of(_paths(arguments, command.makes)))
     # What is written elsewhere is shown by a process that is started when it is opened, after the chains.
     shown = any(map(_is_elsewhere, _words(arguments, (*command.makes, *command.writes))))
     chains = 0 if shown else _chains(name, command, arguments)
-    free = chains == 0 or written or _names_parents_freely(arguments)
-    anything = rules.READING if free and not command.alone else 0
+    anything = rules.READING if chains == 0 or written else needs.anything
+    if command.alone:
+        anything = 0
     if command.writes:
         anything |= rules.WRITE_FILE | rules.TRUNCATE
-    return Needs(
-        read=tuple(
-            place
-            for path in (*_paths(arguments, (*_IMAGES, *_KEYS)), *folders)
-            for place in (read_with(path) if path not in folders else (path,))
-        ),
-        write=tuple(written),
-        make=tuple(made),
+    calls = needs.calls._replace(mounts=needs.calls.network and bool(command.writes or command.makes))
+    return needs._replace(
+        write=written,
+        make=(*needs.make, *made),
         anything=anything,
         chains=chains,
-        scratch=True,
         keeps_scratch=command.keeps_scratch,
-        calls=Calls(network=elsewhere, programs=elsewhere, mounts=elsewhere and bool(command.writes or command.makes)),
+        calls=calls,
+    )
+
+
+def enter_server(
+    arguments: argparse.Namespace,
+    *,
+    makes: tuple[str, ...] = (),
+    writes: tuple[str, ...] = (),
+    removes: tuple[str, ...] = (),
+) -> None:
+    """Enter the sandbox of a process that serves the images of the words, when it has opened what it listens on.
+
+    It needs besides what a command needs: folders in which it `makes` and `removes` files, files that it `writes`,
+    io_uring, and Unix sockets that others connect to. It is still to be forked (`confinement.end_start`).
+    """
+    from tapfs.host.sandbox import rules
+    from tapfs.host.sandbox.confinement import enter
+    from tapfs.serving.io_flusher import become_io_flusher
+    from tapfs.serving.log import open_syslog
+
+    if arguments.no_sandbox or not arguments.owned:
+        return
+    open_syslog()
+    become_io_flusher()  # it takes a capability
+    needs = _reading(arguments)
+    written = tuple(_paths(arguments, ("image", "more"))) if arguments.rw and not arguments.temp else ()
+    anything = needs.anything
+    if written or arguments.overlay is not None:
+        # A writer looks at the overlays that lie over its image.
+        anything |= rules.READING | rules.WRITE_FILE | rules.TRUNCATE
+    elsewhere = needs.calls.network
+    enter(
+        needs._replace(
+            write=writes,
+            make=(*needs.make, *makes),
+            opening_makes=tuple(_folders_of(_paths(arguments, ("overlay",)))),
+            remove=removes,
+            anything=anything,
+            chains=1 + len(getattr(arguments, "more", ())),
+            keeps_scratch=arguments.temp,
+            calls=needs.calls._replace(forks=True, listens=True, rings=True, mounts=elsewhere and bool(written)),
+        )
+    )
+
+
+def _reading(arguments: argparse.Namespace) -> Needs:
+    """What is read for the words of a command."""
+    from tapfs.host.sandbox import rules
+    from tapfs.host.sandbox.confinement import Needs, read_with
+    from tapfs.host.sandbox.filter import Calls
+
+    images = [text for text in _words(arguments, (*_IMAGES, *_BESIDE)) if text != "-"]
+    folders = tuple(_words(arguments, _FOLDERS))
+    elsewhere = any(map(_is_elsewhere, (*images, *folders)))
+    kept: str | None = getattr(arguments, "remote_cache", None)
+    named = (place for path in _paths(arguments, (*_IMAGES, *_BESIDE)) for place in read_with(path))
+    return Needs(
+        read=(*named, *_paths(arguments, _KEYS), *folders),
+        make=() if kept is None else (os.path.realpath(kept),),
+        anything=rules.READING if _names_parents_freely(arguments) else 0,
+        scratch=True,
+        calls=Calls(network=elsewhere, programs=elsewhere),
         cache_bytes=getattr(arguments, "cache", None) or 0,
     )
+
+
+def _folders_of(paths: Iterator[str]) -> Iterator[str]:
+    """The folders in which files of these names are made; a device is written where it is."""
+    from tapfs.host.sandbox.confinement import folder_of
+
+    return (folder_of(path) for path in paths if not _is_device(path))
 
 
 def _chains(name: str, command: _Sandboxed, arguments: argparse.Namespace) -> int:

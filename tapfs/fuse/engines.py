@@ -18,12 +18,12 @@ import pyfuse3
 
 from tapfs.disk.image import Image
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.fuse.connection import MountOptions, connect, kind_of_failure
+from tapfs.fuse.connection import kind_of_failure
 from tapfs.fuse.engine_names import AUTO, NATIVE, PASSTHROUGH, PYFUSE3
 from tapfs.fuse.init_request import PlainConnection
-from tapfs.fuse.mount_table import unmount
 from tapfs.fuse.native import NativeEngine
 from tapfs.fuse.operations import ImageOperations
+from tapfs.fuse.outside import Outside
 from tapfs.fuse.settings import MountSettings
 from tapfs.fuse.tree import Tree
 from tapfs.fuse.verified_reads import VerifiedReads
@@ -63,7 +63,7 @@ def attach(
     mountpoint: str,
     *,
     choice: str,
-    source: str,
+    outside: Outside,
     modified_ns: int,
     settings: MountSettings,
     verified: VerifiedReads | None = None,
@@ -74,19 +74,25 @@ def attach(
     """
     # An image that cannot be served is refused here: no engine serves it any better.
     _ = image.engine_disk
-    options = MountOptions(_source_name(source), not image.writable, settings.fuse_options)
     if choice != PYFUSE3 and verified is None:
-        connection = connect(mountpoint, options)
+        connection = outside.connect()
         try:
             return _attach_native(
-                image, tree, mountpoint, connection, choice=choice, modified_ns=modified_ns, settings=settings
+                image,
+                tree,
+                mountpoint,
+                connection,
+                choice=choice,
+                outside=outside,
+                modified_ns=modified_ns,
+                settings=settings,
             )
         except ImageError as error:
             if choice != AUTO:
                 raise
             log.warning("%s: served by pyfuse3 alone: %s", mountpoint, error)
-    connection = connect(mountpoint, options)
-    with _unmounted_on_failure(mountpoint):
+    connection = outside.connect()
+    with _unmounted_on_failure(outside):
         plain = PlainConnection(connection, mountpoint)
         operations = ImageOperations(
             image, tree, modified_ns=modified_ns, on_init=plain.accepted, settings=settings, verified=verified
@@ -106,11 +112,12 @@ def _attach_native(
     connection: int,
     *,
     choice: str,
+    outside: Outside,
     modified_ns: int,
     settings: MountSettings,
 ) -> Attachment:
     """Native threads on a mounted connection. Raises ImageError; nothing is mounted then."""
-    with _unmounted_on_failure(mountpoint):
+    with _unmounted_on_failure(outside):
         passthrough = choice == PASSTHROUGH or (choice == AUTO and not image.writable)
         native = NativeEngine(image, tree, connection, passthrough=passthrough)
         try:
@@ -126,13 +133,13 @@ def _attach_native(
 
 
 @contextmanager
-def _unmounted_on_failure(mountpoint: str) -> Generator[None]:
+def _unmounted_on_failure(outside: Outside) -> Generator[None]:
     """Unmount what `connect` has mounted if it cannot be served."""
     try:
         yield
     except BaseException:
         with suppress(ImageError):
-            unmount(mountpoint, lazy=True)
+            outside.unmount(lazy=True)
         raise
 
 
@@ -167,8 +174,3 @@ def _captured_stderr() -> Generator[Callable[[], str]]:
                 os.dup2(saved, 2)
         finally:
             os.close(saved)
-
-
-def _source_name(image: str) -> str:
-    """The image's name for the mount table, which people look at in terminals: what is not printable shows as "?"."""
-    return "".join(c if c.isprintable() else "?" for c in image)

@@ -24,6 +24,7 @@ from tapfs.fuse.registry import MountEntry, Registry
 from tapfs.fuse.settings import MountSettings
 from tapfs.fuse.tree import MadeFile, image_tree
 from tapfs.host.location import locate
+from tapfs.host.sandbox import confinement
 from tapfs.records import dataclass
 from tapfs.serving.log import log_to_stderr
 from tapfs.serving.processes import process_start
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tapfs.disk.image import Image
+    from tapfs.fuse.outside import Outside
     from tapfs.fuse.verified_reads import VerifiedReads
     from tapfs.jobs.face import Face
     from tapfs.partitions.table import DiskContents
@@ -151,6 +153,7 @@ class ImageMount:
     engine: str
     settings: MountSettings
     verified: VerifiedReads | None = None
+    outside: Outside | None = None
 
     def serve(self, ready: Callable[[], None]) -> None:
         """Mount and serve here until the mount ends; `ready` is called once it answers. Closes the image.
@@ -159,6 +162,7 @@ class ImageMount:
         """
         from tapfs.fuse.session import Mount, Session
 
+        confinement.end_start()
         with closing(self.image) as image:
             entry = self._entry()
             contents = image.contents(sector_size=self.settings.sector_size)
@@ -172,7 +176,7 @@ class ImageMount:
             )
             os.chdir("/")  # a working directory would keep its file system, or this mount, busy
             modified_ns = os.fstat(image.layers[0].file.descriptor).st_mtime_ns
-            mount = Mount(image, tree, entry, modified_ns, self.engine, self.settings, self.verified)
+            mount = Mount(image, tree, entry, modified_ns, self.engine, self.settings, self.verified, self.outside)
             Session(mount, self.registry).run(ready)
 
     def _face(self, name: str) -> Face:
@@ -195,6 +199,7 @@ class ImageMount:
             partition=None if files is None else files.partition,
             shows="disk" if files is None else "files",
             source=self.settings.source,
+            sandbox=confinement.description(),
             overlay=self.settings.overlay,
             faces=",".join(self.settings.faces),
             sidecar=None if self.verified is None else os.path.realpath(self.verified.sidecar_path),

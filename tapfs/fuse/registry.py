@@ -28,6 +28,7 @@ class MountEntry:
     while they are being mounted. `source` is the real name of the image that the user named, `overlay` that of
     the file that takes the writes, empty if it has none. `sidecar` proves each read, None: none does. `faces` are
     the formats, with commas between, as images of which the disk is shown, too.
+    `sandbox`: "on", "off", or "on, without" what the kernel does not have.
     """
 
     image: str
@@ -46,6 +47,7 @@ class MountEntry:
     overlay: str | None = None
     sidecar: str | None = None
     faces: str = ""
+    sandbox: str = "off"
 
     @property
     def alive(self) -> bool:

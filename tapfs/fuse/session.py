@@ -9,12 +9,9 @@ that every front end needs are in `tapfs.serving.service`.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 import pyfuse3
 import trio
@@ -24,7 +21,8 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.fuse import control, engines
 from tapfs.fuse.engine_names import AUTO, PASSTHROUGH
 from tapfs.fuse.files.layer import FilesLayer
-from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE, require_uncovered, top_mount, unmount
+from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE, require_uncovered, top_mount
+from tapfs.fuse.outside import Outside, options_of
 from tapfs.fuse.registry import MountEntry, Registry
 from tapfs.fuse.settings import PLAIN, MountSettings, for_hidden_mount
 from tapfs.fuse.tree import KeptDisk, MadeFile, Tree
@@ -36,18 +34,12 @@ from tapfs.serving.log import log, tell_served
 from tapfs.serving.service import Service
 from tapfs.serving.threads import in_thread
 
-#: A small program that looks at the paths it is given; no PATH is needed to find it.
-_LOOK = (sys.executable, "-I", "-S", "-c", "import os, sys\nfor node in sys.argv[1:]: os.stat(node)")
-
 #: Tasks that read requests: those that stay, and the most there are at once.
 _IDLE_TASKS, _MAX_TASKS = 4, 64
 
 #: After a file system is unmounted Linux may keep its loop device busy for a moment, for example because udev reads it.
 #: The unmount waits for the end of our own mount for this long, in seconds.
 _RELEASE_SECONDS = 5
-
-#: The kernel reads so many KiB ahead, its largest request, where we may set this.
-_READ_AHEAD_KIB = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +53,8 @@ class Mount:
     engine: str = AUTO
     settings: MountSettings = PLAIN
     verified: VerifiedReads | None = None
+    #: Who mounts, where this process may not; None: this process does.
+    outside: Outside | None = None
 
 
 class Session:
@@ -77,8 +71,13 @@ class Session:
         self._registry = registry
         files = mount.settings.files
         self._mountpoint = mount.entry.mountpoint
+        self._settings = mount.settings
         if files is not None:
             self._mountpoint = str(registry.hidden_directory(mount.entry.pid))
+            self._settings = for_hidden_mount()
+        source = self._entry.source or self._entry.image
+        options = options_of(source, self._settings, writable=self._image.writable)
+        self._outside = mount.outside or Outside(self._mountpoint, options)
         self._service = Service(self._mountpoint)
         self._files: FilesLayer | None = None
         self._attachment = engines.Attachment(None)
@@ -127,9 +126,9 @@ class Session:
             self._mount.tree,
             self._mountpoint,
             choice=self._mount.engine,
-            source=self._entry.source or self._entry.image,
+            outside=self._outside,
             modified_ns=self._mount.modified_ns,
-            settings=settings if self._files is None else for_hidden_mount(),
+            settings=self._settings,
             verified=self._mount.verified,
         )
         ending = self._service.ending
@@ -216,15 +215,8 @@ class Session:
 
     async def _announce(self) -> None:
         """See that the mount answers, tune it, and say so."""
-        # In a process of its own: a thread of ours that waits for us would outlive a kill of us.
-        nodes = [os.path.join(self._mountpoint, node) for node in ("disk", "info.json")]
-        try:
-            await trio.run_process([*_LOOK, *nodes], capture_stdout=True, capture_stderr=True)
-        except subprocess.CalledProcessError as error:
-            raise ImageError(
-                ErrorKind.IO, "the new mount does not answer", path=self._mountpoint, op="mount"
-            ) from error
-        await self._service.worker.run(partial(_set_read_ahead, self._device))
+        await trio.to_thread.run_sync(self._outside.look, abandon_on_cancel=True)
+        await self._service.worker.run(partial(self._outside.read_ahead, self._device))
         self._attachment.require(self._mount.engine, self._mountpoint)
         # What there is to know of the engine is known only now.
         self._entry = replace(self._entry, engine=self._attachment.name)
@@ -235,7 +227,7 @@ class Session:
         if self._files is not None:
             # Only the file system above keeps our mount from now on; with it goes ours. Before its
             # device was noted, ours at its place is what the one above is known by after a kill.
-            await self._service.worker.run(partial(unmount, self._mountpoint, lazy=True))
+            await self._service.worker.run(partial(self._outside.unmount, lazy=True))
             os.rmdir(self._mountpoint)
         self._ready()
 
@@ -262,7 +254,7 @@ class Session:
                     await self._service.ended.wait()
         if self._is_mounted():
             try:
-                await self._service.worker.run(partial(unmount, self._mountpoint))
+                await self._service.worker.run(self._outside.unmount)
             except ImageError as error:
                 if not force or error.kind is not ErrorKind.LOCKED:
                     raise
@@ -284,7 +276,7 @@ class Session:
 
     def _unmount_lazily(self) -> None:
         if self._is_mounted():
-            unmount(self._mountpoint, lazy=True)
+            self._outside.unmount(lazy=True)
 
     def _is_mounted(self) -> bool:
         """Whether our file system, not another above it, is at the mount point."""
@@ -292,9 +284,3 @@ class Session:
         if mount is None or not self._device:  # we could not look at once: nothing but ours is to be there
             return mount is not None and mount.type == FILE_SYSTEM_TYPE
         return mount.device == self._device
-
-
-def _set_read_ahead(device: str) -> None:
-    """Have the kernel read ahead in large requests; it keeps its default where we may not say so."""
-    with suppress(OSError):
-        Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(str(_READ_AHEAD_KIB))

@@ -94,7 +94,10 @@ class UnnamedFile:
             self._mode = stat.S_IMODE(os.fstat(self._descriptor).st_mode)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
-                raise from_os_error(error, path=self._target.path, op="create the image") from error
+                from tapfs.host.sandbox.confinement import explained  # most files can be made
+
+                failed = from_os_error(error, path=self._target.path, op="create the image")
+                raise explained(failed, os.path.dirname(self._target.path) or ".") from error
             try:
                 self._make_hidden()
             except OSError as second:

@@ -48,6 +48,11 @@ class PrintableFormatter(logging.Formatter):
         return "\n".join(map(printable, super().format(safe).split("\n")))
 
 
+def open_syslog() -> None:
+    """Connect to syslog now: a process in its sandbox cannot any more."""
+    syslog.openlog("tapfs", syslog.LOG_PID | syslog.LOG_NDELAY, syslog.LOG_DAEMON)
+
+
 def log_to_syslog() -> None:
     """Send the log to syslog as `tapfs[PID]`."""
     syslog.openlog("tapfs", syslog.LOG_PID, syslog.LOG_DAEMON)

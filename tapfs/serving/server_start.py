@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.host.sandbox import confinement
 from tapfs.records import dataclass
 from tapfs.serving.log import log_to_stderr
 
@@ -46,6 +47,7 @@ class ServerStart:
         """Serve until the end, and call `ready` once clients may come. Raises ImageError."""
         with suppress(OSError):
             os.chdir("/")  # a working directory would keep its file system busy
+        confinement.end_start()
         with ExitStack() as ending:
             self.run(partial(self._ready, ready, ending))
 

@@ -91,6 +91,10 @@ class Mounts:
         return process
 
     def processes(self) -> list[int]:
+        """The processes that run with this test's runtime directory, but for those outside of a sandbox."""
+        return [pid for pid in self.all_processes() if b"tapfs.fuse.outside" not in _words_of(pid)]
+
+    def all_processes(self) -> list[int]:
         """The processes that run with this test's runtime directory."""
         mark = f"TAPFS_RUNTIME_DIR={self.runtime}".encode()
         marked = [int(process.name) for process in Path("/proc").glob("[0-9]*") if mark in _environment(process)]
@@ -108,7 +112,7 @@ class Mounts:
     def left_behind(self) -> list[str]:
         """Everything that a test must have cleared away."""
         files = [str(path) for path in self.runtime.glob("*")]
-        return [*self.mounted(), *(f"process {pid}" for pid in self.processes()), *files]
+        return [*self.mounted(), *(f"process {pid}" for pid in self.all_processes()), *files]
 
     def force_away(self) -> None:
         """Clear away what can be, whatever the state."""
@@ -239,6 +243,13 @@ def wait_for(condition: Callable[[], object], patience: float = 60, step: float 
     deadline = time.monotonic() + patience
     while not condition() and time.monotonic() < deadline:
         time.sleep(step)
+
+
+def _words_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def _environment(process: Path) -> bytes:

@@ -130,8 +130,10 @@ def _counted(registry: Registry, entry: MountEntry) -> tuple[int | None, int | N
 def _mount_record(entry: MountEntry, counted: tuple[int | None, int | None]) -> Record:
     shows = entry.shows if entry.partition is None else f"{entry.shows} of partition {entry.partition}"
     process = f"process {entry.pid}" + ("" if entry.alive else " (dead)")
+    confined = {"on": [], "off": ["no sandbox"]}.get(entry.sandbox, [f"sandbox {entry.sandbox}"])
     proved = [] if entry.sidecar is None else ["reads verified"]
-    facts = [shows, entry.mode, entry.format, f"engine {entry.engine}", *proved, *_transfers(*counted), process]
+    how = [f"engine {entry.engine}", *proved, *confined]
+    facts = [shows, entry.mode, entry.format, *how, *_transfers(*counted), process]
     return Record(entry.mountpoint, entry.image, facts)
 
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from tapfs.cli.parser import Subparsers
     from tapfs.disk.image import Image
     from tapfs.fuse.files.choice import FileSystemPlace
+    from tapfs.fuse.outside import Outside
+    from tapfs.fuse.registry import Registry
+    from tapfs.fuse.settings import MountSettings
     from tapfs.fuse.verified_reads import VerifiedReads
 
 _DESCRIPTION = """\
@@ -144,6 +147,7 @@ def run(arguments: argparse.Namespace) -> int:
     ):
         return 0
     mountpoint = mounting.check_mount_point(arguments.mountpoint)
+    outside = _entered(arguments, mountpoint, settings, registry, writable=writable or scratch)
     image = open_image(arguments, writable=writable, overlay=arguments.overlay, temporary=arguments.temp)
     try:
         warn_of_noise(image)
@@ -155,7 +159,7 @@ def run(arguments: argparse.Namespace) -> int:
     except BaseException:
         image.close()
         raise
-    mount = mounting.ImageMount(image, mountpoint, registry, arguments.engine, settings, verified)
+    mount = mounting.ImageMount(image, mountpoint, registry, arguments.engine, settings, verified, outside)
     if arguments.foreground:
         mounting.serve_in_foreground(mount)
     else:
@@ -184,6 +188,29 @@ def _require_face(name: str, image: Image) -> None:
     except ImageError as error:
         error.path = image.path
         raise
+
+
+def _entered(
+    arguments: argparse.Namespace, mountpoint: str, settings: MountSettings, registry: Registry, *, writable: bool
+) -> Outside | None:
+    """Enter the sandbox; who mounts from outside of it. None: there is no sandbox.
+
+    The files inside are shown by loop devices and programs, which a sandbox has not.
+    """
+    from tapfs.cli.sandboxed import enter_server
+
+    if arguments.files or not arguments.owned:
+        return None
+    from tapfs.fuse.outside import Outside, options_of
+    from tapfs.host.sandbox.confinement import is_switched_off
+
+    if arguments.no_sandbox or is_switched_off():
+        return None
+    outside = Outside(mountpoint, options_of(settings.source, settings, writable=writable))
+    outside.start()
+    # A password is asked for by the terminal's own name.
+    enter_server(arguments, makes=(str(registry.directory),), writes=("/dev/fuse",))
+    return outside
 
 
 def _check_verified(arguments: argparse.Namespace, *, writable: bool) -> None:

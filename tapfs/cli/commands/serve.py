@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from tapfs.cli.options import add_image_options, add_writing_options, open_image, open_options, warn_of_noise
@@ -119,6 +120,8 @@ def _serve_nbd(arguments: argparse.Namespace, inherited: frozenset[int]) -> int:
     addresses = [_addresses(arguments, export, listeners, paths_of_sockets) for export in exports]
     if tls is None or not (arguments.tls_psk or arguments.tls_verify_clients):
         _warn_of_strangers(listeners, writable=arguments.rw)
+    pid_file = _pid_file(arguments)
+    _enter(arguments, sockets, pid_file)
     images: list[Image] = []
     try:
         for path in paths:
@@ -162,6 +165,7 @@ def _serve_guest(arguments: argparse.Namespace, inherited: frozenset[int]) -> in
     path = os.path.abspath(arguments.vhost_user)
     name: str = arguments.name[0] if arguments.name else os.path.basename(arguments.image)
     listener = listen_locally(path)
+    _enter(arguments, [path], _pid_file(arguments))
     images: list[Image] = []
     try:
         written: str | None = arguments.overlay or (arguments.image if arguments.rw and not arguments.temp else None)
@@ -184,6 +188,29 @@ def _serve_guest(arguments: argparse.Namespace, inherited: frozenset[int]) -> in
     )
     return _run(
         arguments, ServerStart(session.run, images, [listener], [path], _pid_file(arguments)), inherited, [path]
+    )
+
+
+def _enter(arguments: argparse.Namespace, sockets: list[str], pid_file: str | None) -> None:
+    """Enter the sandbox of a server, once it listens."""
+    from tapfs.cli.sandboxed import enter_server
+    from tapfs.host.sandbox.confinement import folder_of
+    from tapfs.serving.disk_sandbox import folders_of_disks
+    from tapfs.serving.runtime_directory import make_private, runtime_directory
+
+    make_private(runtime_directory())
+    # A snapshot of a disk in use makes its file beside the image.
+    written = [*arguments.more, arguments.image] if arguments.rw and not arguments.temp else []
+    named = [*sockets, *([] if pid_file is None else [pid_file])]
+    # What the server leaves for its end is made now, so that it may change the file and no other beside it.
+    if pid_file is not None:
+        with suppress(OSError), open(pid_file, "a"):
+            pass
+    enter_server(
+        arguments,
+        makes=(str(runtime_directory()), *folders_of_disks(written)),
+        writes=() if pid_file is None else (pid_file,),
+        removes=tuple(map(folder_of, named)),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from tapfs.host.sandbox import calls
 
 CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID = 0, 1, 2, 3, 4
-SYS_ADMIN, SYS_RESOURCE = 21, 24
+SYS_ADMIN, SYS_NICE = 21, 23
 
 #: Those by which root uses files of others: it opens them, and a replaced file keeps its owner and mode. The marks on
 #: bases (`tapfs.host.base_marks`) are attributes that only SYS_ADMIN may look at. What else SYS_ADMIN allows is refused

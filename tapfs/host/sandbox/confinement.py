@@ -55,7 +55,8 @@ class Needs(NamedTuple):
     """What a process needs of its host. Paths that do not exist are left out.
 
     `read`: files, and folders with all that is below. `write`: files and devices that are written in place. `make`:
-    folders in which files are made, exchanged and removed. `anything`: rights (`rules`) that are not limited yet,
+    folders in which files are made, exchanged and removed; `opening_makes`: until the chain is open. `remove`: folders
+    in which files are removed. `anything`: rights (`rules`) that are not limited yet,
     because the chain says where its files lie. `chains`: so many are opened, and the last one ends that; 0: nothing
     does. `scratch`: unnamed files in $TMPDIR or /var/tmp, after the opening only with `keeps_scratch`. `cache_bytes`:
     caches, which come on top of the limit of memory; None: no limit is set. `capabilities`: of root, what it keeps.
@@ -64,6 +65,8 @@ class Needs(NamedTuple):
     read: tuple[str, ...] = ()
     write: tuple[str, ...] = ()
     make: tuple[str, ...] = ()
+    opening_makes: tuple[str, ...] = ()
+    remove: tuple[str, ...] = ()
     anything: int = 0
     chains: int = 0
     scratch: bool = False
@@ -157,9 +160,17 @@ def chain_is_open(files: Iterable[tuple[str, bool]]) -> None:
     if needs.chains == 0:
         # What lies elsewhere is fetched by a process that is there by now, and that this does not reach.
         calls_left = needs.calls._replace(network=False, programs=False, mounts=False)
-        narrow(needs._replace(anything=0, scratch=needs.scratch and needs.keeps_scratch, calls=calls_left))
+        left = needs._replace(anything=0, opening_makes=(), calls=calls_left)
+        narrow(left._replace(scratch=needs.scratch and needs.keeps_scratch))
     else:
         _state.needs = needs
+
+
+def end_start() -> None:
+    """A process that serves has been started; it makes none itself, and reads what lies beside its image no more."""
+    needs = _state.needs
+    if needs is not None:
+        narrow(needs._replace(anything=0, calls=needs.calls._replace(forks=False)))
 
 
 def before_code_of_others(path: str) -> None:
@@ -182,11 +193,14 @@ def read_with(path: str) -> tuple[str, ...]:
 
 
 def explained(error: ImageError, path: str) -> ImageError:
-    """The error of a file that could not be opened, so that it says if the sandbox is the reason."""
+    """The error of a file that could not be opened, or be made in the folder `path`, if the sandbox is the reason."""
     # access(2) asks for what the user may do, and knows nothing of the sandbox.
     if error.kind is ErrorKind.DENIED and is_entered() and os.access(path, os.R_OK):
-        error.message = "lies outside of what this process may open since it looks at the image"
-        error.remedy = "allow its folder with {backing_root=DIR} if you trust the image with it, or say {no_sandbox}"
+        error.message = "lies outside of what the sandbox of this process allows it"
+        error.remedy = (
+            "if you trust the image with it, allow its folder by {backing_root=DIR}, and for a"
+            " disk in use by TAPFS_SANDBOX_FOLDERS=DIR in the environment of its process, or say {no_sandbox}"
+        )
     return error
 
 
@@ -203,7 +217,9 @@ def _rules(needs: Needs) -> Iterable[rules.Rule]:
         yield rules.Rule(path, rules.READING | rules.IOCTL_DEV)
     for path in needs.write:
         yield rules.Rule(path, rules.WRITING)
-    for path in needs.make:
+    for path in needs.remove:
+        yield rules.Rule(path, rules.REMOVE_FILE)
+    for path in (*needs.make, *needs.opening_makes):
         yield rules.Rule(path, rules.MAKING)
     if needs.scratch:
         from tapfs.host.scratch import scratch_folder
@@ -228,7 +244,8 @@ def _limit(needs: Needs) -> None:
         # The address space is no measure: maps of files count there. Processes are counted for the whole user, so their
         # limit is none of ours: the filter refuses to make any.
         _lower(resource.RLIMIT_DATA, _DATA_BYTES + 2 * needs.cache_bytes)
-        _lower(resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        if not needs.calls.listens:  # a server takes what its clients need
+            _lower(resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 def _lower(what: int, value: int) -> None:

@@ -7,7 +7,7 @@ import struct
 from typing import NamedTuple
 
 from tapfs.host.sandbox import calls
-from tapfs.host.sandbox.system_calls import LAST_KNOWN, MOUNTS, NEVER, PROGRAMS, SOCKETS, number_of, numbers_of
+from tapfs.host.sandbox.system_calls import FORKS, LAST_KNOWN, MOUNTS, NEVER, PROGRAMS, SOCKETS, number_of, numbers_of
 
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_NOT_LESS, _JUMP_BITS, _RETURN = 0x20, 0x15, 0x25, 0x35, 0x45, 0x06
 _KILL, _REFUSE, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
@@ -29,11 +29,12 @@ _SET_MODE_FILTER, _ALL_THREADS = 1, 1
 class Calls(NamedTuple):
     """Groups of system calls that a door needs.
 
-    `programs`: start some. `network`: sockets of every kind. `listens`: Unix sockets that others connect to.
-    `connects`: connections to Unix sockets. `rings`: io_uring. `mounts`: mount and unmount.
+    `programs`: start some. `forks`: make processes. `network`: sockets of every kind. `listens`: Unix sockets that
+    others connect to. `connects`: connections to Unix sockets. `rings`: io_uring. `mounts`: mount and unmount.
     """
 
     programs: bool = False
+    forks: bool = False
     network: bool = False
     listens: bool = False
     connects: bool = False
@@ -68,6 +69,8 @@ def program_for(wanted: Calls, machine: calls.Architecture) -> bytes:
     refused = [*NEVER]
     if not wanted.programs:
         refused += PROGRAMS
+    if not (wanted.programs or wanted.forks):
+        refused += FORKS
     if not (wanted.network or wanted.listens):
         refused += SOCKETS
     if not (wanted.network or wanted.connects):
@@ -82,7 +85,7 @@ def program_for(wanted: Calls, machine: calls.Architecture) -> bytes:
         refused += MOUNTS
     for number in sorted(set(numbers_of(refused, machine.name))):
         made.if_equal(number, _REFUSE | errno.EPERM)
-    if not wanted.programs:
+    if not (wanted.programs or wanted.forks):
         # Its flags lie in memory, which a filter cannot see. The C library takes clone instead.
         made.if_equal(_required("clone3", machine), _REFUSE | errno.ENOSYS)
         clone = made.argument_of(_required("clone", machine), 0)

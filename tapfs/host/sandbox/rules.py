@@ -23,8 +23,8 @@ _OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 READING = READ_FILE | READ_DIR
 #: In place: the file itself, a block device as well.
 WRITING = READ_FILE | WRITE_FILE | TRUNCATE | IOCTL_DEV
-#: New files and sockets in a folder, and the exchange of names.
-MAKING = READING | WRITE_FILE | TRUNCATE | REMOVE_FILE | MAKE_REG | MAKE_SOCK | REFER
+#: New files, folders and sockets in a folder, and the exchange of names.
+MAKING = READING | WRITE_FILE | TRUNCATE | REMOVE_FILE | MAKE_REG | MAKE_DIR | MAKE_SYM | MAKE_SOCK | REFER
 
 _EVERYTHING = (1 << 16) - 1
 _BIND_TCP, _CONNECT_TCP = 1, 2

@@ -113,7 +113,8 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
 
 _COLUMNS = {"x86_64": 0, "aarch64": 1}
 
-PROGRAMS = ("execve", "execveat", "fork", "vfork")
+PROGRAMS = ("execve", "execveat")
+FORKS = ("fork", "vfork")
 SOCKETS = ("bind", "listen", "accept", "accept4")
 MOUNTS = ("mount", "umount2")
 
@@ -121,7 +122,7 @@ MOUNTS = ("mount", "umount2")
 NEVER = tuple(
     name
     for name in _NUMBERS
-    if name not in (*PROGRAMS, *SOCKETS, *MOUNTS, "clone", "clone3", "socket", "connect", "io_uring_setup")
+    if name not in (*PROGRAMS, *FORKS, *SOCKETS, *MOUNTS, "clone", "clone3", "socket", "connect", "io_uring_setup")
     if name not in ("ioctl", "prlimit64")
 )
 

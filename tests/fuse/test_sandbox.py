@@ -1,0 +1,56 @@
+"""A mount looks at its image in a sandbox: a driver that is evil on purpose gets nowhere in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.evil_driver import ATTEMPTS, EvilDriver
+from tests.fuse.conftest import Mounts, wait_for
+
+
+@pytest.fixture
+def evil(tmp_path: Path) -> Iterator[EvilDriver]:
+    made = EvilDriver(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("options", [[], ["--rw"], ["--temp"]], ids=["ro", "rw", "temp"])
+def test_an_evil_driver_gets_nowhere(mounts: Mounts, evil: EvilDriver, options: list[str]) -> None:
+    mounts.environment |= evil.environment
+    directory = mounts.mount(evil.image, *options)
+    assert (directory / "disk").read_bytes() == evil.image.read_bytes()
+    listed = json.loads(mounts.run("list", "--json").out)["mounts"]
+    assert [each["sandbox"] for each in listed] == ["on"]
+    mounts.umount(directory)
+    # The process that is to serve is forked after the image was opened, and makes none any more.
+    assert evil.done(listed[0]["pid"]) == {"map": set()}, evil.results()
+    assert set(evil.results(listed[0]["pid"])["map"]) == ATTEMPTS
+    assert all(each <= {"fork"} for each in evil.done().values()), evil.results()
+
+
+def test_without_a_sandbox_it_gets_everywhere(mounts: Mounts, evil: EvilDriver) -> None:
+    mounts.environment |= evil.environment
+    directory = mounts.mount(evil.image, "--no-sandbox")
+    assert (directory / "disk").read_bytes() == evil.image.read_bytes()
+    listed = mounts.run("list").out
+    assert "no sandbox" in listed
+    pid = json.loads(mounts.run("list", "--json").out)["mounts"][0]["pid"]
+    mounts.umount(directory)
+    assert evil.done(pid) == {"map": ATTEMPTS}, evil.results()
+
+
+def test_the_process_outside_ends_with_the_one_that_serves(mounts: Mounts, evil: EvilDriver) -> None:
+    directory = mounts.mount(evil.image, "-f", "raw")
+    pid = json.loads(mounts.run("list", "--json").out)["mounts"][0]["pid"]
+    assert len(mounts.all_processes()) == 2
+    assert mounts.processes() == [pid]
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not mounts.all_processes())
+    assert mounts.run("umount", directory).code == 0
