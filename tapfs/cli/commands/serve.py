@@ -204,8 +204,9 @@ def _enter(arguments: argparse.Namespace, sockets: list[str], pid_file: str | No
     named = [*sockets, *([] if pid_file is None else [pid_file])]
     # What the server leaves for its end is made now, so that it may change the file and no other beside it.
     if pid_file is not None:
-        with suppress(OSError), open(pid_file, "a"):
-            pass
+        # Whoever writes it chooses which process is ended by it: it is its owner's alone to write, whatever the umask.
+        with suppress(OSError):
+            os.close(os.open(pid_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644))
     enter_server(
         arguments,
         makes=(str(runtime_directory()), *folders_of_disks(written)),
