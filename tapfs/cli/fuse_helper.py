@@ -25,10 +25,11 @@ mount(8) asks for a writable mount unless ro is among the OPTIONS.
 OPTIONS: rw, ro, allow_other, uid=, gid=, umask=, and as the options of 'tapfs mount' of these names: files,
 partition=, sector_size=, format=, snapshot=, overlay=, temp, engine=, key_file=, backing=, backing_format=,
 backing_root=, any_parent, as=, disk=, parent_folder=, cache=, remote_cache=, remote_cache_size=, direct, force_share,
-write_base. With files also noexec, nonempty, discard and errors= for the kernel's file system (suid and dev stay
-off: mount(8) does not pass them on). nofail: an IMAGE that is missing is no error. remount,ro and remount,rw change
-a mount that is there. Generic ones (noauto, x-...) are left to mount(8), those of FUSE (default_permissions,
-big_writes, max_read=) have no effect. An image that is mounted on DIR already, and shows the same, is no error."""
+no_sandbox, write_base. With files also noexec, nonempty, discard and errors= for the kernel's file system (suid and
+dev stay off: mount(8) does not pass them on). nofail: an IMAGE that is missing is no error. remount,ro and
+remount,rw change a mount that is there. Generic ones (noauto, x-...) are left to mount(8), those of FUSE
+(default_permissions, big_writes, max_read=) have no effect. An image that is mounted on DIR already, and shows the
+same, is no error."""
 
 #: Exit codes of mount(8).
 _WRONG_CALL = 1
@@ -38,7 +39,7 @@ _FAILED = 32
 def main(argv: list[str] | None = None) -> int:
     """Mount as the words of mount(8) say."""
     words = sys.argv[1:] if argv is None else argv
-    return _exit_code(guarded(_PROGRAM, lambda: _mount(words), options_way="mount_option"))
+    return _exit_code(guarded(_PROGRAM, lambda: _mount(words, owned=argv is None), options_way="mount_option"))
 
 
 def is_call_of_mount_fuse(words: list[str]) -> bool:
@@ -47,13 +48,13 @@ def is_call_of_mount_fuse(words: list[str]) -> bool:
     return is_call and (words[1].startswith("/") or os.path.isdir(words[1]))
 
 
-def mount_for_mount_fuse(words: list[str]) -> int:
+def mount_for_mount_fuse(words: list[str], *, owned: bool = False) -> int:
     """Mount as mount.fuse asks, which mount(8) runs for fuse.tapfs where our helper is not in /sbin.
 
-    For root it adds the options dev and suid by itself, so these say nothing here.
+    For root it adds the options dev and suid by itself, so these say nothing here. `owned` as for `run_command`.
     """
     options = ",".join(option for option in words[3].split(",") if option not in {"dev", "suid"})
-    return _exit_code(guarded("tapfs", lambda: _mount([*words[:3], options]), options_way="mount_option"))
+    return _exit_code(guarded("tapfs", lambda: _mount([*words[:3], options], owned=owned), options_way="mount_option"))
 
 
 def parser_of_helper() -> Parser:
@@ -78,7 +79,7 @@ def _exit_code(code: int) -> int:
     return _FAILED if code else 0
 
 
-def _mount(words: list[str]) -> int:
+def _mount(words: list[str], *, owned: bool) -> int:
     from tapfs.cli.main import parsed_command
 
     parser = parser_of_helper()
@@ -92,7 +93,7 @@ def _mount(words: list[str]) -> int:
         return 0
     try:
         command = parsed_command("mount", [*words_for(options, _PROGRAM), "--", arguments.image, arguments.mountpoint])
-        command.again = True
+        command.again, command.owned = True, owned
         if arguments.fake or ("nofail" in options.split(",") and _is_missing(arguments.image)):
             return 0
         code: int = command.run(command)

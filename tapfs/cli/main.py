@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code; the table is at the end of `tapfs --help`."""
     words = sys.argv[1:] if argv is None else argv
     if words and words[0] not in COMMANDS and is_call_of_mount_fuse(words):
-        return mount_for_mount_fuse(words)
+        return mount_for_mount_fuse(words, owned=argv is None)
     owned = argv is None
     return guarded("tapfs", lambda: _dispatch(words, owned=owned), ends_process=owned, json=wants_json(words))
 

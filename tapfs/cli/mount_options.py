@@ -38,6 +38,7 @@ _LONG = {
     "force_share": False,
     "format": True,
     "key_file": True,
+    "no_sandbox": False,
     "overlay": True,
     "partition": True,
     "remote_cache": True,
