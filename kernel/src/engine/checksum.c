@@ -10,7 +10,7 @@ int tapfs_has_crc32c(void)
     return __builtin_cpu_supports("sse4.2") != 0;
 }
 
-__attribute__((target("sse4.2"))) uint32_t tapfs_crc32c(const void *buffer, uint64_t length)
+__attribute__((target("sse4.2,crc32"))) uint32_t tapfs_crc32c(const void *buffer, uint64_t length)
 {
     const unsigned char *bytes = buffer;
     uint64_t value = UINT32_MAX;

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <stddef.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -14,6 +15,10 @@
 #ifndef FOPEN_PASSTHROUGH
 #define FOPEN_PASSTHROUGH (1u << 7)
 #endif
+
+/* Headers of Linux before 6.9 call this field padding, later ones backing_id. */
+#define BACKING_ID_OFFSET (offsetof(struct fuse_open_out, open_flags) + sizeof(uint32_t))
+_Static_assert(BACKING_ID_OFFSET + sizeof(int32_t) == sizeof(struct fuse_open_out), "the last field of the answer");
 
 struct data_request {
     const struct fuse_thread *thread;
@@ -162,7 +167,7 @@ static void serve_open(const struct data_request *request)
     if (backing_id != 0) {
         /* The kernel allows no other flag beside this one. */
         out.open_flags = FOPEN_PASSTHROUGH;
-        memcpy(&out.padding, &backing_id, sizeof backing_id);
+        memcpy((char *)&out + BACKING_ID_OFFSET, &backing_id, sizeof backing_id);
     } else {
         /* Windows of a writable disk may overlap, and their page caches know nothing of each other. */
         out.open_flags = server->writable ? 0 : FOPEN_KEEP_CACHE;
