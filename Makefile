@@ -6,7 +6,7 @@ SANITIZED = build/sanitized
 # The tests that run the engine in their own process.
 ENGINE_TESTS = $(addprefix tests/unit/,engine disk/test_image.py disk/test_overlay.py disk/test_stream_target.py host/test_ram.py jobs fuse nbd ublk vhost) \
 	$(wildcard tests/unit/xen/test_ring*.py) tests/property/test_image_model.py tests/property/test_xen_ring.py tests/property/test_nbd_model.py
-SOURCES = $(wildcard kernel/src/*/*.c kernel/src/*/*.h kernel/src/*.h) kernel/build_engine.py
+SOURCES = $(wildcard tapfs/kernel/src/*/*.c tapfs/kernel/src/*/*.h tapfs/kernel/src/*.h) tapfs/kernel/build_engine.py
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Else each of some ten thousand processes of the suite compiles all of tapfs anew, which takes longer than what it does.
 unexport PYTHONDONTWRITEBYTECODE
@@ -132,3 +132,19 @@ bench-ring: bench-setup
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis kernel/*.so kernel/_engine.c kernel/*.o
+
+.PHONY: dist test-dist system-dist
+system-dist:
+	@scripts/system-packages dist
+
+# The sdist, wheels for both machines, and the package of Debian: into dist/.
+dist: system-dist $(VENV)/.dev
+	$(BIN)/python scripts/install_requirements.py pyproject.toml dist
+	rm -rf dist
+	$(BIN)/python scripts/build_wheels.py dist
+	scripts/build_deb $(BIN)/python dist
+	lintian --fail-on error,warning dist/*.deb
+
+# Each of them in a bare Debian 12 and 13 of its own. ROOTS names some: tests/distribution/bare_roots.py.
+test-dist: system-dist $(VENV)/.dev
+	$(BIN)/python -m tests.distribution.bare_roots dist $(ROOTS)

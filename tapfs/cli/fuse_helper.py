@@ -18,7 +18,8 @@ _PROGRAM = "mount.fuse.tapfs"
 _DESCRIPTION = """\
 The helper that mount(8) runs for 'mount -t fuse.tapfs IMAGE DIR -o OPTIONS' and for lines like
   /srv/disk.qcow  /mnt/disk  fuse.tapfs  ro,allow_other,nofail  0 0
-in /etc/fstab. mount(8) looks for it in /sbin only; install it there once:
+in /etc/fstab. mount(8) looks for it in /sbin only, where the package of Debian has it, also as mount.tapfs for the
+type tapfs. After pip install it there once:
   ln -s "$(command -v mount.fuse.tapfs)" /sbin/
 
 mount(8) asks for a writable mount unless ro is among the OPTIONS.

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from inspect import signature
+from typing import Any, TypeVar
 
 import trio
 
 _Result = TypeVar("_Result")
+
+#: The name in trio of the choice of not waiting for a thread's end: Debian 12 has 0.22, which has the older name alone.
+_ABANDONING = (
+    "abandon_on_cancel" if "abandon_on_cancel" in signature(trio.to_thread.run_sync).parameters else "cancellable"
+)
 
 
 async def in_thread(
@@ -19,6 +25,7 @@ async def in_thread(
     work. So `work` must not wait for the event loop itself.
     """
     begun = False
+    choice: dict[str, Any] = {_ABANDONING: abandoned}
 
     def begin() -> _Result:
         nonlocal begun
@@ -26,7 +33,7 @@ async def in_thread(
         return work()
 
     try:
-        return await trio.to_thread.run_sync(begin, limiter=limiter, abandon_on_cancel=abandoned)
+        return await trio.to_thread.run_sync(begin, limiter=limiter, **choice)
     except (RuntimeError, MemoryError):
         if begun:
             raise

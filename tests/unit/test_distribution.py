@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,12 +38,26 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def installed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The contents of the wheel that the sdist makes."""
-    folder = tmp_path_factory.mktemp("wheel")
-    with zipfile.ZipFile(built("wheel", source, folder)) as archive:
-        archive.extractall(folder / "site")  # noqa: S202  our own
-    return folder / "site"
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that the sdist makes."""
+    return built("wheel", source, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path) -> Path:
+    """The contents of the wheel."""
+    site = wheel.parent / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)  # noqa: S202  our own
+    return site
+
+
+@pytest.fixture(scope="module")
+def debian(source: Path, wheel: Path) -> Path:
+    """The wheel laid out as the package of Debian has it."""
+    root = wheel.parent / "debian"
+    subprocess.run([sys.executable, source / "scripts/debian_tree.py", root, wheel], check=True)
+    return root
 
 
 def modules(folder: Path) -> set[str]:
@@ -64,6 +79,11 @@ def test_the_sdist_has_the_guides_and_every_module(source: Path) -> None:
         "CONTRIBUTING.md",
         "SECURITY.md",
         "LICENSE",
+        "NOTICE",
+        "Makefile",
+        "scripts/demo",
+        "debian/control",
+        "packaging/tapfs.xml",
     ):
         assert (source / name).read_bytes() == (REPOSITORY / name).read_bytes()
     docs = {path.relative_to(REPOSITORY) for path in (REPOSITORY / "docs").rglob("*") if path.is_file()}
@@ -89,7 +109,12 @@ def test_the_wheel_has_every_module_the_driver_guide_and_the_kit(installed: Path
 def test_the_wheel_says_under_which_license_it_is(installed: Path) -> None:
     (about,) = installed.glob("*.dist-info")
     assert "\nLicense-Expression: Apache-2.0\n" in (about / "METADATA").read_text()
-    assert (about / "licenses/LICENSE").read_bytes() == (REPOSITORY / "LICENSE").read_bytes()
+    for name in ("LICENSE", "NOTICE"):
+        assert (about / "licenses" / name).read_bytes() == (REPOSITORY / name).read_bytes()
+    named = {word for word in (REPOSITORY / "NOTICE").read_text().split() if word.startswith("licenses/")}
+    there = {f"licenses/{path.name}" for path in (about / "licenses/licenses").iterdir()}
+    assert named == there
+    assert len(there) == 5
 
 
 def test_the_wheel_has_the_manual_and_the_completions(installed: Path) -> None:
@@ -109,3 +134,36 @@ def test_the_kit_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     create = f"import tapfs; tapfs.create_image({str(tmp_path / 'a')!r}, tapfs.NewImage('qcow', 1 << 20))"
     create += f"; tapfs.open({str(tmp_path / 'a')!r}, writable=True).close()"
     subprocess.run([sys.executable, "-c", create], cwd=tmp_path, env=environment, check=True)
+
+
+def test_the_package_of_debian_has_programs_helpers_and_units(debian: Path) -> None:
+    packages = debian / "usr/lib/python3/dist-packages"
+    for program, words in {"usr/bin/tapfs": ["--version"], "usr/sbin/mount.tapfs": ["--help"]}.items():
+        done = subprocess.run(
+            [sys.executable, "-P", debian / program, *words],
+            env=os.environ | {"PYTHONPATH": str(packages)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "tapfs" in done.stdout
+    assert {path.name for path in (debian / "usr/bin").iterdir()} == {"tapfs", "qcow-create", "img2qcow", "qcow2raw"}
+    assert (debian / "etc/xen/scripts/block-tapfs").readlink() == Path("/usr/lib/tapfs/block-tapfs")
+    assert (debian / "usr/lib/tapfs/block-tapfs").stat().st_mode & 0o111
+    assert (
+        "ExecStart=/usr/bin/tapfs blktapctrl\n"
+        in (debian / "usr/lib/systemd/system/tapfs-blktapctrl.service").read_text()
+    )
+    assert (debian / "usr/share/zsh/vendor-completions/_tapfs").is_file()
+    assert not list(packages.glob("*.data"))
+    handler = re.search(
+        r"^Exec=(\S+)", (debian / "usr/share/applications/tapfs-mount-files.desktop").read_text(), re.MULTILINE
+    )
+    assert handler is not None
+    assert os.access(debian / handler[1].removeprefix("/"), os.X_OK)
+
+
+def test_the_versions_agree(installed: Path) -> None:
+    (about,) = installed.glob("*.dist-info")
+    changelog = (REPOSITORY / "debian/changelog").read_text()
+    assert about.name == f"tapfs-{changelog.partition('(')[2].partition(')')[0]}.dist-info"

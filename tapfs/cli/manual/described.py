@@ -9,6 +9,7 @@ from typing import NamedTuple, cast
 
 from tapfs.cli.main import GROUPS
 from tapfs.cli.parser import CommandParsers, Parser
+from tapfs.cli.sandboxed import add_sandbox_option
 
 
 class Kind(StrEnum):
@@ -93,6 +94,7 @@ def command_groups() -> list[tuple[str, list[Command]]]:
     for title, (package, names) in GROUPS.items():
         for name in names:
             import_module(f"{package}.{name}").add_parser(parsers)
+            add_sandbox_option(name, parsers.parsers[name])
         groups.append((title, [described(parsers.parsers[name], name, parsers.summaries[name]) for name in names]))
     return groups
 

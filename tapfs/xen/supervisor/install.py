@@ -58,6 +58,11 @@ WantedBy=multi-user.target
 """
 
 
+def unit_of(command: str) -> str:
+    """The text of the unit, where `command` is tapfs as a shell would start it."""
+    return _UNIT.format(command=command.replace("%", "%%"), another_runs=CODES[ErrorKind.LOCKED].exit_code)
+
+
 def install(root: str) -> list[str]:
     """Install the unit and the link to the block script below `root`; "/" is this host.
 
@@ -68,7 +73,7 @@ def install(root: str) -> list[str]:
     link = Path(root, _SCRIPTS, _SCRIPT_NAME)
     # -P: what lies in the working directory is no part of tapfs.
     command = shlex.join([sys.executable, "-P", "-m", "tapfs.cli"])
-    text = _UNIT.format(command=command.replace("%", "%%"), another_runs=CODES[ErrorKind.LOCKED].exit_code)
+    text = unit_of(command)
     try:
         unit.parent.mkdir(parents=True, exist_ok=True)
         unit.write_text(text)
