@@ -69,6 +69,7 @@ sanitize: $(VENV)/.dev
 fuzz: system-test $(VENV)/.dev
 	@mkdir -p build/fuzz
 	$(BIN)/python -m tests.fuzz --seconds 600 --corpus build/fuzz $(FUZZ)
+
 # The guides as HTML that needs no network, with the Python API and the formats, in build/site.
 site: $(VENV)/.dev
 	$(BIN)/python scripts/install_requirements.py pyproject.toml site
