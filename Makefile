@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Else each of some ten thousand processes of the suite compiles all of tapfs anew, which takes longer than what it does.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: all manual demo test test-xen check suite sanitize torture fuzz bench bench-setup bench-convert bench-qcow2 bench-blocks bench-fragmented bench-mounts bench-fuse bench-ring bench-nbd bench-vhost bench-verify bench-survey site clean system-build system-test system-bench system-xen
+.PHONY: all manual demo test test-xen check suite sanitize torture fuzz bench bench-setup bench-convert bench-qcow2 bench-blocks bench-fragmented bench-mounts bench-fuse bench-ring bench-nbd bench-vhost bench-verify bench-survey bench-cluster site clean system-build system-test system-bench system-xen
 
 all: $(VENV)/.built
 
@@ -118,6 +118,9 @@ bench-fuse: bench-setup
 
 bench-nbd: bench-setup
 	$(BIN)/python -m tests.bench.nbd --json build/bench/nbd.json $(BENCH)
+
+bench-cluster: bench-setup
+	$(BIN)/python -m tests.bench.cluster --json build/bench/cluster.json
 
 bench-survey: bench-setup
 	$(BIN)/python -m tests.bench.survey --json build/bench/survey.json $(BENCH)

@@ -43,6 +43,8 @@ def require_valid_output(words: Sequence[str], out: str) -> None:
         name = "repair-plan" if {"-n", "--dry-run"} & set(options) else "check"
     elif name == "info" and isinstance(document, dict) and "package" in document:
         name = "package"
+    elif "--batch" in options:
+        name = "batch"
     elif name == "map" and "--bitmap" in options:
         name = "map-bitmap"
     documents = document if name == "info" and isinstance(document, list) else [document]

@@ -119,7 +119,9 @@ def parsed_command(name: str, words: list[str]) -> argparse.Namespace:
         commands = CommandParsers()
         import_module(COMMANDS[name]).add_parser(commands)
         add_sandbox_option(name, commands.parsers[name])
-        return commands.parsers[name].parse(words)
+        arguments = commands.parsers[name].parse(words)
+    arguments.command_words = words
+    return arguments
 
 
 def _help(words: list[str]) -> int:

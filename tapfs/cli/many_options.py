@@ -19,7 +19,7 @@ _MEMORY_BYTES = 2 << 30
 
 
 def add_many_options(group: argparse._ArgumentGroup, *, timeout: str) -> None:
-    """Add --jobs, --timeout and --memory; `timeout` says how long an image may take if nobody says it."""
+    """Add --jobs, --timeout, --memory and --scheduler; `timeout` says how long an image may take if nobody says it."""
     group.add_argument(
         "--jobs", metavar="N", type=int, help="worker processes at a time (one for each processor if not given)"
     )
@@ -34,6 +34,11 @@ def add_many_options(group: argparse._ArgumentGroup, *, timeout: str) -> None:
         metavar="SIZE",
         type=size_argument,
         help="the most memory of a worker process (2G if not given; 0: no bound)",
+    )
+    group.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="have the workers of the Dask scheduler at ADDRESS do it: tcp://HOST:8786; docs/cluster.md",
     )
 
 
@@ -51,6 +56,14 @@ def runner_of(
         raise UsageError("--timeout needs seconds above 0", program)
     memory = _MEMORY_BYTES if arguments.memory is None else arguments.memory
     limits = Limits(timeout, memory or None, together)
+    if arguments.scheduler is not None:
+        if arguments.jobs is not None:
+            raise UsageError("--jobs is of this machine: the workers of the --scheduler say how many they do", program)
+        from tapfs.many.cluster import Cluster
+
+        with Cluster(arguments.scheduler, handler, limits) as cluster:
+            yield cluster
+        return
     from tapfs.many.pool import Pool
 
     with Pool(handler, limits, jobs=arguments.jobs or len(os.sched_getaffinity(0))) as pool:

@@ -78,7 +78,7 @@ _FOLDERS = ("backing_root", "parent_folder")
 #: Options that name files with a password.
 _KEYS = ("key_file", "target_key_file", "new_key_file", "old_key_file")
 
-#: Words by which a command asks another process, and looks at no image.
+#: Words by which a command asks another process, and looks at no image. So does --batch.
 _OF_DISKS_IN_USE = ("domain", "vdev", "ublk", "vhost_user", "served")
 
 #: Commands that serve images, and enter their sandboxes themselves.
@@ -106,7 +106,7 @@ def enter_for(name: str, arguments: argparse.Namespace) -> None:
 
 def needs_of(name: str, arguments: argparse.Namespace) -> Needs | None:
     """What a command needs; None: it is not in a sandbox."""
-    if name not in SANDBOXED or arguments.no_sandbox or any(_words(arguments, _OF_DISKS_IN_USE)):
+    if name not in SANDBOXED or arguments.no_sandbox or any(_words(arguments, (*_OF_DISKS_IN_USE, "batch"))):
         return None
     command = SANDBOXED[name]
     if name == "dd":

@@ -23,11 +23,13 @@ class Wanted(NamedTuple):
     """What a survey is to tell. `asked`: of `image_row.PARTS`. `whatever`: what is no image is a raw one.
 
     `roots`: folders that files named by images must lie in, none: no such file is opened; None: as `Gate()`.
+    `sandboxed`: who looks at the images gives up its other rights first, which all of them being local needs.
     """
 
     asked: tuple[str, ...] = ()
     whatever: bool = False
     roots: tuple[str, ...] | None = None
+    sandboxed: bool = False
 
 
 class Unlisted(NamedTuple):
@@ -65,7 +67,7 @@ def make_survey(
     `known` has rows of an earlier survey by their paths: those whose files are as they were are taken over. `note` gets
     each row as soon as it is made, without `used_by`. `progress` gets the numbers of files done and in all.
     """
-    entries, unlisted = _listed(paths, runner)
+    entries, unlisted = _listed(paths, runner, sandboxed=wanted.sandboxed)
     rows: list[Row] = []
     tasks: list[Task] = []
     reused = 0
@@ -82,6 +84,7 @@ def make_survey(
             "identity": entry["identity"],
             "asked": list(wanted.asked),
             "all": wanted.whatever,
+            "sandboxed": wanted.sandboxed,
             "roots": None if wanted.roots is None else list(wanted.roots),
         }
         if usable and row is not None:
@@ -118,7 +121,7 @@ def make_survey(
     return Survey(whole, not_images, len(rows) - len(whole) + len(no_images) - not_images, reused, unlisted)
 
 
-def _listed(paths: Iterable[str], runner: Runner) -> tuple[list[Entry], list[Unlisted]]:
+def _listed(paths: Iterable[str], runner: Runner, *, sandboxed: bool) -> tuple[list[Entry], list[Unlisted]]:
     """Every file under the paths once, by the first of its names."""
     found: dict[object, Entry] = {}
     unlisted: list[Unlisted] = []
@@ -126,7 +129,7 @@ def _listed(paths: Iterable[str], runner: Runner) -> tuple[list[Entry], list[Unl
     named = True
     seen = set(places)
     while places:
-        tasks: list[Task] = [{"do": "list", "path": place, "named": named} for place in places]
+        tasks: list[Task] = [{"do": "list", "path": place, "named": named, "sandboxed": sandboxed} for place in places]
         listings: list[tuple[int, Listing]] = []
         for number, answer in runner.answers(tasks):
             error = cast("Mapping[str, object] | None", answer.get("error"))

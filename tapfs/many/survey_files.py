@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from tapfs.disk.json_text import VERSION, unicode_value
 from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.many.journals import open_journal, whole_lines
 
 if TYPE_CHECKING:
     from tapfs.many.image_row import Row
@@ -79,10 +80,9 @@ def known_rows(path: str, kind: str) -> dict[str, Row]:
         with _explained(path, "read the survey"):
             for text in read(path):
                 _take(rows, text, path)
-    with suppress(FileNotFoundError), open(journal_of(path), encoding="utf-8") as journal:
-        for line in journal:
-            if line.endswith("\n"):  # the last one may have been cut off
-                _take(rows, line, journal_of(path))
+    with suppress(FileNotFoundError), open(journal_of(path), "r+b") as journal:
+        for line in whole_lines(journal):
+            _take(rows, line, journal_of(path))
     return rows
 
 
@@ -98,9 +98,7 @@ class Journal:
         """Begin the journal of the survey file, or with `resume` go on with it. Raises ImageError."""
         self._path = journal_of(path)
         with _explained(self._path, "write the journal"):
-            self._file = open(self._path, "a" if resume else "w", encoding="utf-8", buffering=1)  # noqa: SIM115
-            if resume and self._file.tell():
-                self._file.write("\n")  # the last line may have been cut off
+            self._file = open_journal(self._path, empty=not resume)
 
     def __enter__(self) -> Self:
         return self
@@ -117,12 +115,11 @@ class Journal:
     def note(self, row: Row) -> None:
         """Keep a row. Raises ImageError."""
         with _explained(self._path, "write the journal"):
-            self._file.write(json_line(row) + "\n")
+            self._file.write(json_line(row).encode() + b"\n")
+            self._file.flush()
 
 
-def _take(rows: dict[str, Row], text: str, path: str) -> None:
-    if not text.strip():
-        return
+def _take(rows: dict[str, Row], text: str | bytes, path: str) -> None:
     try:
         row = cast("dict[str, object]", json.loads(text))
         name, version = cast("str", row["path"]), row.pop("version")
@@ -136,7 +133,7 @@ def _take(rows: dict[str, Row], text: str, path: str) -> None:
             op="read the survey",
             remedy="name another file, or leave out --resume to replace it",
         ) from error
-    if '_base64"' not in text:
+    if "_base64" not in repr(row.keys() | {key for part in cast("Row", row)["chain"] for key in part}):
         rows[name] = cast("Row", row)
 
 

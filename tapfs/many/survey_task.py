@@ -13,6 +13,8 @@ SAME = "same"
 
 def answer(task: Task) -> object:
     """Do one task: a listing, a row, None for what is no image, or `SAME`."""
+    if task.get("sandboxed"):
+        _confine()
     if task["do"] == "list":
         from tapfs.many.listing import listing_of
 
@@ -21,3 +23,13 @@ def answer(task: Task) -> object:
     if known is not None and unchanged(known):
         return SAME
     return row_of(task)
+
+
+def _confine() -> None:
+    """Give up all that looking at local images does not need: this process reads, and writes scratch files only."""
+    from tapfs.host.sandbox import rules
+    from tapfs.host.sandbox.confinement import Needs, enter, is_entered
+
+    if not is_entered():
+        # The bound of memory is the pool's.
+        enter(Needs(anything=rules.READING, scratch=True, keeps_scratch=True, cache_bytes=None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tapfs.cli.batch_options import add_batch_options, refuse_batch_options
 from tapfs.cli.damaged_files import add_files_options, files_as_json, print_files
 from tapfs.cli.json_output import print_json
 from tapfs.cli.options import add_image_options, add_no_backing_option, open_image, open_options
@@ -14,6 +15,7 @@ from tapfs.errors import CODES, EXIT_NOT_CHECKED, ErrorKind
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterable
 
     from tapfs.cli.parser import Subparsers
     from tapfs.driver import CheckReport
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
 
 #: Leaked space and nothing worse, as in qemu-img.
 EXIT_LEAKS = 3
+
+_PROGRAM = "tapfs check"
+
+#: The exit codes of an image that was looked at.
+_RESULTS = (0, CODES[ErrorKind.CORRUPT].exit_code, EXIT_LEAKS, EXIT_NOT_CHECKED)
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -31,10 +38,10 @@ def add_parser(subparsers: Subparsers) -> None:
         description="Read all metadata of IMAGE and say what is wrong with it. Without -r nothing is changed.\n"
         "Of a package (.ova and the like) all disks are checked, and the digests that it has of its files.\n"
         "The backing file is not part of it: check it by itself. Exit code: 0 clean, 2 corrupt, 3 leaked space only,\n"
-        "63 nothing was checked (raw images have no metadata); others: 'tapfs --help'.\n"
+        "63 nothing was checked (raw images have no metadata); others: 'tapfs --help'. --batch: that of the worst.\n"
         "With --files say which files of ext, XFS, NTFS, FAT and exFAT lie in what is damaged: docs/verify.md.",
     )
-    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("image", metavar="IMAGE", nargs="?")
     parser.add_argument(
         "-r",
         "--repair",
@@ -44,6 +51,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_files_options(parser)
     add_no_backing_option(parser)
+    add_batch_options(parser, line="IMAGE with options of its own")
     add_json_option(parser)
     add_progress_options(parser)
     add_image_options(parser)
@@ -52,6 +60,15 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check and report."""
+    if arguments.batch is not None:
+        if arguments.image is not None:
+            raise UsageError("--batch has each IMAGE in its list", _PROGRAM)
+        from tapfs.cli.batch import Kind, run_batch
+
+        return run_batch(arguments, Kind("check", frozenset(_RESULTS), worst_of), add_parser)
+    refuse_batch_options(arguments, _PROGRAM)
+    if arguments.image is None:
+        raise UsageError("IMAGE is missing", _PROGRAM)
     if arguments.ranges and not arguments.files:
         raise UsageError("--range goes with --files", "tapfs check")
     if arguments.files and arguments.no_backing:
@@ -106,6 +123,17 @@ def exit_code(report: CheckReport) -> int:
     if report.corruptions:
         return CODES[ErrorKind.CORRUPT].exit_code
     return EXIT_LEAKS if report.leaks else 0
+
+
+def worst_of(codes: Iterable[int]) -> int:
+    """The exit code of many checks: corrupt, else the first failure, else leaks, else 0; 63 if none was checked."""
+    found = list(codes)
+    if CODES[ErrorKind.CORRUPT].exit_code in found:
+        return CODES[ErrorKind.CORRUPT].exit_code
+    failed = next((code for code in found if code not in _RESULTS), 0)
+    if failed or EXIT_LEAKS in found:
+        return failed or EXIT_LEAKS
+    return EXIT_NOT_CHECKED if found and set(found) == {EXIT_NOT_CHECKED} else 0
 
 
 def report_as_json(path: str, report: CheckReport) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from tapfs.cli.batch_options import add_batch_options, refuse_batch_options
 from tapfs.cli.options import add_source_options, cache_bytes_of, open_image, unlocked
 from tapfs.cli.parser import UsageError, format_argument, size_argument
 from tapfs.cli.pipes import STREAM, add_spool_option, check_piped, standard_input_ready, standard_output, told_scratch
@@ -101,6 +102,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "--skip-broken-bitmaps", action="store_true", help="with --bitmaps: leave out those that are inconsistent"
     )
     add_spool_option(parser)
+    add_batch_options(parser, line="SOURCE TARGET with options of their own")
+    parser.add_argument("--json", action="store_true", help="with --batch: print JSON")
     add_progress_options(parser)
     add_target_options(parser, "target-")
     add_source_options(parser)
@@ -116,6 +119,15 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Copy it."""
     names: list[str] = arguments.names
+    if arguments.batch is not None:
+        if names:
+            raise UsageError("--batch has SOURCE and TARGET in its list", _PROGRAM)
+        from tapfs.cli.batch import Kind, first_failure, run_batch
+
+        return run_batch(arguments, Kind("convert", frozenset({0}), first_failure), add_parser)
+    refuse_batch_options(arguments, _PROGRAM)
+    if arguments.json:
+        raise UsageError("--json goes with --batch", _PROGRAM)
     sources, target = names[:-1], names[-1] if names else None
     arguments.image, arguments.target = sources[0] if sources else None, target
     if not arguments.no_create or wants_help(arguments):  # what is there already is what its contents show

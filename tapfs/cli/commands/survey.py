@@ -74,6 +74,9 @@ def add_parser(subparsers: Subparsers) -> None:
         action="append",
         help="refuse parents, and other files that an image names, outside DIR; may be given again",
     )
+    parser.add_argument(
+        "--no-sandbox", action="store_true", help="look at the images with all rights of the user (docs/sandbox.md)"
+    )
     add_json_option(parser)
     add_progress_options(parser)
     parser.set_defaults(run=run)
@@ -137,12 +140,16 @@ def _kind_of(arguments: argparse.Namespace) -> str:
 
 
 def _wanted(arguments: argparse.Namespace) -> Wanted:
+    from tapfs.host.remote.address import Address
     from tapfs.many.image_row import PARTS
     from tapfs.many.survey import Wanted
 
     asked = tuple(part for part in PARTS if getattr(arguments, part))
     roots = () if arguments.no_backing else arguments.backing_root
-    return Wanted(asked, arguments.all, None if roots is None else tuple(roots))
+    # What lies elsewhere is fetched by processes that are started for it.
+    elsewhere = any(Address.parse(place) is not None for place in (*arguments.paths, *(roots or ())))
+    sandboxed = not (arguments.no_sandbox or elsewhere)
+    return Wanted(asked, arguments.all, None if roots is None else tuple(roots), sandboxed)
 
 
 def _show(arguments: argparse.Namespace, kind: str, survey: Survey) -> None:
