@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
 from tapfs.api.keywords import OpenKeywords
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
     from tapfs.disk.disk_file import DiskFile
     from tapfs.disk.image import Image
     from tapfs.disk.package import PackageInfo
+    from tapfs.host.file_object import LaterFile, PositionedFile, ReadableFile
 
 
 def open(  # noqa: A001 - `tapfs.open` is the name one expects
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | ReadableFile | PositionedFile | LaterFile,
     *,
     format: str | None = None,  # noqa: A002 - the word of the field
     disk: int | None = None,
@@ -43,6 +45,9 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
 ) -> Image:
     """Open an image and its backing chain.
 
+    `path` is a name, or a binary file object with read and seek, or with pread(size, offset) and a size: an open file,
+    a member of an archive, what fsspec gives. Such an image is only read, and names no other file unless `backing`,
+    `backing_root` or `gate` allow it. What is read of the object is kept in a scratch file. The object stays yours.
     `format` is probed if None; a raw image must be named to be writable. `disk` is the number of the disk in a package
     (.ova, .ovf, .vmx, .vbox, .xva, .box), which one with a single disk need not be told. `password` unlocks
     encrypted images. `backing` replaces the parent that the image names, `backing_formats` say
@@ -77,7 +82,13 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
         temporary=temporary,
         cache_bytes=cache_bytes,
     )
-    return open_image(os.fsdecode(path), options, password=password, metadata_only=metadata_only)
+    if isinstance(path, str | os.PathLike):
+        return open_image(os.fsdecode(path), options, password=password, metadata_only=metadata_only)
+    from tapfs.api.file_objects import open_object
+
+    if gate is None and backing_root is None and backing is None:
+        options = replace(options, gate=Gate.nothing())
+    return open_object(path, options, password=password, metadata_only=metadata_only)
 
 
 def _names(folders: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
@@ -91,7 +102,7 @@ def _gate(gate: Gate | None, backing_root: str | None) -> Gate:
 
 
 def open_file(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | ReadableFile | PositionedFile | LaterFile,
     *,
     partition: int | None = None,
     sector_size: int | None = None,

@@ -1,0 +1,199 @@
+"""File objects as host files: an object of Python that reads, as a sparse local copy that has what was read of it."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import threading
+from collections import deque
+from contextlib import suppress
+from typing import Protocol, cast, runtime_checkable
+
+from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.host.file import LocalFile
+from tapfs.host.lock import Sharing
+from tapfs.host.presence import Ended, Presence
+from tapfs.host.scratch import unnamed_descriptor
+
+#: The copy is kept in blocks of so many bytes, or in larger ones where they would be more than the other number.
+_BLOCK_BYTES = 64 << 10
+_MOST_BLOCKS = 4 << 20
+
+_numbers = itertools.count(1)
+
+
+@runtime_checkable
+class ReadableFile(Protocol):
+    """A binary file that reads at a position: what `open(path, "rb")`, io, zipfile and fsspec give."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Up to `size` bytes at the position, which moves on; none at the end only."""
+        ...
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Move the position."""
+        ...
+
+
+@runtime_checkable
+class PositionedFile(Protocol):
+    """A binary file that reads anywhere, from several threads at once."""
+
+    def pread(self, size: int, offset: int, /) -> bytes:
+        """Up to `size` bytes at the offset; none at the end only."""
+        ...
+
+
+@runtime_checkable
+class LaterFile(Protocol):
+    """A file that is still to be opened, as `fsspec.open` gives it."""
+
+    def open(self) -> object:
+        """Open it."""
+        ...
+
+
+class ObjectFile(LocalFile):
+    """An open file object, to the engine and to drivers a local file of which not everything is here.
+
+    The object stays the caller's, and must neither change nor be used by others. One that had to be opened is closed.
+    """
+
+    def __init__(self, source: object) -> None:
+        """Make an empty copy of the object. Raises ImageError, TypeError for what is no binary file."""
+        self._opened: object | None = None
+        if not isinstance(source, ReadableFile | PositionedFile) and isinstance(source, LaterFile):
+            source = self._opened = source.open()
+        try:
+            carrier = _Carrier(source)
+            descriptor = unnamed_descriptor("make a local copy of a file object")
+        except BaseException:
+            self._close_opened()
+            raise
+        try:
+            super().__init__(carrier.name, descriptor, writable=False, sharing=Sharing.UNCHECKED)
+            self.identity = (-2, next(_numbers))
+            block = _BLOCK_BYTES
+            while carrier.size > block * _MOST_BLOCKS:
+                block *= 2
+            # What is read ahead would keep who reads waiting: nothing is fetched in another thread.
+            self.presence = Presence(block, carrier.size, carrier, ahead=False)
+            carrier.copy = descriptor
+            os.ftruncate(descriptor, carrier.size)
+        except OSError as error:
+            self.close()
+            if isinstance(error, ImageError):
+                raise
+            raise from_os_error(error, path=carrier.name, op="make a local copy") from error
+
+    def allocated_size(self) -> int:
+        """The length: nobody says how much of it is held where it lies."""
+        return self.size()
+
+    def modified_seconds(self) -> int:
+        """Unknown, so 0."""
+        return 0
+
+    def real_path(self) -> str:
+        """The name of the object."""
+        return self.path
+
+    def close(self) -> None:
+        """Let go of the copy, and close the object if it was opened here."""
+        super().close()
+        self._close_opened()
+
+    def _close_opened(self) -> None:
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            with suppress(Exception):
+                cast("io.IOBase", opened).close()
+
+
+class _Carrier:
+    """Brings bytes of a file object into the copy when it is waited for: a `tapfs.host.presence.Carrier`."""
+
+    def __init__(self, source: object) -> None:
+        name: object = getattr(source, "name", None) or getattr(source, "path", None)
+        self.name = name if isinstance(name, str) else f"<{type(source).__name__}>"
+        self.copy = -1
+        self._source = source
+        self._lock = threading.Lock()
+        self._begun: deque[tuple[int, int, int]] = deque()
+        self._number = 0
+        if not isinstance(source, ReadableFile | PositionedFile):
+            message = f"{type(source).__name__} is no name and no binary file: it has neither read and seek nor pread"
+            raise TypeError(message)
+        self.size = self._length()
+
+    def begin(self, offset: int, length: int) -> int:
+        """See `tapfs.host.presence.Carrier.begin`."""
+        self._number += 1
+        self._begun.append((self._number, offset, length))
+        return self._number
+
+    def ended(self) -> list[Ended]:
+        """See `tapfs.host.presence.Carrier.ended`."""
+        number, offset, length = self._begun.popleft()
+        error: ImageError | None = None
+        try:
+            self._bring(offset, length)
+        except ImageError as failed:
+            error = failed
+        return [Ended(number, error)]
+
+    def give_up(self, offset: int, length: int) -> None:
+        """Nothing is given up: the copy has no bound."""
+        raise AssertionError((offset, length))
+
+    def _bring(self, offset: int, length: int) -> None:
+        end = offset + length
+        while offset < end:
+            data = self._read(offset, end - offset)
+            if not data:
+                message = f"ends at byte {offset}, and was {self.size} bytes long when it was opened"
+                raise ImageError(ErrorKind.IO, message, path=self.name, offset=offset, op="read")
+            view = memoryview(data)[: end - offset]
+            while view:
+                try:
+                    written = os.pwrite(self.copy, view, offset)
+                except OSError as error:
+                    raise from_os_error(error, path=self.name, op="write to the local copy") from error
+                view = view[written:]
+                offset += written
+
+    def _read(self, offset: int, length: int) -> bytes:
+        try:
+            if isinstance(self._source, PositionedFile):
+                data: object = self._source.pread(length, offset)
+            else:
+                source = cast("ReadableFile", self._source)
+                with self._lock:
+                    source.seek(offset)
+                    data = source.read(length)
+        except Exception as error:
+            raise self._failed(error, offset) from error
+        if not isinstance(data, bytes | bytearray | memoryview):
+            message = "gives text and no bytes: open it as binary" if isinstance(data, str) else "gives no bytes"
+            raise ImageError(ErrorKind.INVALID_ARGUMENT, message, path=self.name, op="read")
+        return bytes(data)
+
+    def _length(self) -> int:
+        size: object = getattr(self._source, "size", None)
+        size = size() if callable(size) else size
+        if isinstance(size, int) and size >= 0:
+            return size
+        if not isinstance(self._source, ReadableFile):
+            raise TypeError(f"{type(self._source).__name__} has neither a size nor seek, which would tell it")
+        try:
+            found: object = self._source.seek(0, os.SEEK_END)
+            return found if isinstance(found, int) else int(cast("io.IOBase", self._source).tell())
+        except Exception as error:
+            raise self._failed(error, None) from error
+
+    def _failed(self, error: Exception, offset: int | None) -> ImageError:
+        if isinstance(error, ImageError):
+            return error
+        message = f"cannot be read: {str(error) or type(error).__name__}"
+        return ImageError(ErrorKind.IO, message, path=self.name, offset=offset, op="read")
