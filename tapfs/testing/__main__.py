@@ -56,10 +56,13 @@ def main(words: list[str] | None = None) -> int:
             overlay=arguments.overlay,
             images=arguments.image,
         )
+        unfinished = subject.unfinished()
         writable = subject.writable
     except (ImageError, ImportError, AttributeError, OSError, ValueError) as error:
         parser.error(str(error))
-    failed = False
+    failed = unfinished is not None
+    if unfinished is not None:
+        sys.stdout.write(f"contract: FAILED: {unfinished}\n")
     for name in arguments.suite or _SUITES:
         run, amount = _SUITES[name]
         if name != "hostile" and not writable:

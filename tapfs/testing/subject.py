@@ -32,6 +32,18 @@ _MTIME = 1_234_567_890
 _PARENT = "/images/parent"
 
 
+#: The members of Driver and of WritableDriver.
+_DRIVER = ("format_name", "geometry", "map", "details")
+_WRITING = ("reserve", "commit", "abort", "unflushed_bytes", "flush", "flushed")
+
+
+def _partly(thing: object, what: str, members: Sequence[str]) -> str | None:
+    """The members that a thing lacks, if it has others of them."""
+    there = [name for name in members if hasattr(thing, name)]
+    missing = [name for name in members if name not in there]
+    return f"{what} has {', '.join(there)} and lacks {', '.join(missing)}" if there and missing else None
+
+
 class ViolationError(AssertionError):
     """A driver breaks the contract of `tapfs.driver`. The message says how."""
 
@@ -65,6 +77,23 @@ class Subject:
         if not isinstance(self.format, CreatableFormat):
             return False
         return isinstance(self.opened(self.new_file(), writable=True), WritableDriver)
+
+    def unfinished(self) -> str | None:
+        """The members that the format or its driver lacks, where it has others of the same protocol; else None.
+
+        A protocol with a part missing counts as one that is not there, so its suites would be left out without a word.
+        """
+        creates = _partly(self.format, "the format", ("create", "create_options"))
+        if creates is not None:
+            return creates
+        if isinstance(self.format, CreatableFormat):
+            file = self.new_file()
+        elif self.images:
+            file = MemoryFile(self.images[0])
+        else:
+            return None
+        driver = self.format.open(file, OpenRequest(writable=isinstance(self.format, CreatableFormat), further=file))
+        return _partly(driver, "the driver", _DRIVER) or _partly(driver, "the driver", _WRITING)
 
     def new_file(self) -> MemoryFile:
         """A host file with a new, empty image."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import subprocess
@@ -230,11 +231,67 @@ def test_the_laws_of_maps(extents: list[Extent], message: str) -> None:
         check_map(Maps(*extents), 0, 16384)  # type: ignore[arg-type]
 
 
+def write_guide(folder: Path) -> None:
+    """The modules that formats/README.md shows, and what pip would leave of a package that registers the second."""
+    guide = (REPOSITORY / "formats/README.md").read_text(encoding="utf-8")
+    codes = [block for block in re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL) if "FORMAT = " in block]
+    for name, code in zip(("tapfs_toy", "tapfs_toy_writer"), codes, strict=True):
+        (folder / f"{name}.py").write_text(code)
+    package = folder / "tapfs_toy-0.1.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: tapfs-toy\nVersion: 0.1\n")
+    (package / "entry_points.txt").write_text("[tapfs.formats]\ntoy = tapfs_toy_writer:FORMAT\n")
+
+
+def test_the_written_driver_of_the_guide_passes_by_its_entry_point(tmp_path: Path) -> None:
+    """A stranger's package outside the repository: the kit, and the commands, know its format by its name."""
+    write_guide(tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+        return done.stdout
+
+    said = run("tapfs.testing", "toy", "--seeds", "2")
+    for line in ("operations 1: 60 requests", "crash 1: 30 crashes", "hostile 1: 200 images"):
+        assert line in said
+    (tmp_path / "disk.raw").write_bytes(b"guest" * 40_000)
+    run("tapfs.cli", "convert", "-q", "--no-sandbox", "-f", "raw", "-O", "toy", "disk.raw", "disk.toy")
+    assert "toy" in run("tapfs.cli", "info", "--no-sandbox", "disk.toy")
+    run("tapfs.cli", "compare", "--no-sandbox", "-f", "toy", "-F", "raw", "disk.toy", "disk.raw")
+
+
+@pytest.mark.parametrize(
+    ("line", "broken", "said"),
+    [
+        ("create_options = {}", "options = {}", "the format has create and lacks create_options"),
+        (
+            "def abort(",
+            "def aborted(",
+            "the driver has reserve, commit, unflushed_bytes, flush, flushed and lacks abort",
+        ),
+        ("def details(", "def detail(", "the driver has format_name, geometry, map and lacks details"),
+    ],
+)
+def test_what_a_driver_lacks_is_named(line: str, broken: str, said: str, tmp_path: Path) -> None:
+    """A protocol with a part missing would count as one that is not there, and its suites would be left out."""
+    write_guide(tmp_path)
+    for name in ("tapfs_toy", "tapfs_toy_writer"):
+        path = tmp_path / f"{name}.py"
+        path.write_text(path.read_text().replace(line, broken))
+    command = [sys.executable, "-m", "tapfs.testing", "tapfs_toy_writer:FORMAT", "--seeds", "1", "--suite", "resize"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "contract: FAILED: the " in done.stdout
+    assert said in done.stdout
+
+
 def test_the_driver_of_the_guide_passes(tmp_path: Path) -> None:
     """The whole format that formats/README.md shows, by its module, with an image made by hand."""
-    guide = (REPOSITORY / "formats/README.md").read_text(encoding="utf-8")
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL) if "FORMAT = " in block]
-    (tmp_path / "tapfs_toy.py").write_text(code)
+    write_guide(tmp_path)
     image = tmp_path / "disk.toy"
     image.write_bytes(struct.pack(">4sQ", b"TOY1", 3 * 65536) + struct.pack(">3Q", 65536, 0, 131072) + bytes(196608))
     command = [sys.executable, "-m", "tapfs.testing", "tapfs_toy:FORMAT", "--image", image, "--seeds", "2"]
