@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self, cast
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Self
 
-from fsspec import AbstractFileSystem, filesystem  # pyright: ignore[reportMissingTypeStubs]
+from fsspec import AbstractFileSystem  # pyright: ignore[reportMissingTypeStubs]
 
 from tapfs.api import opening
 from tapfs.disk.disk_file import DiskFile
@@ -47,13 +48,13 @@ class TapfsFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
         `fo`, `target_protocol` and `target_options` are what fsspec gives for ``tapfs://part1::s3://bucket/disk.qcow2``.
         Raises ImageError.
         """
-        super().__init__()
+        super().__init__()  # pyright: ignore[reportUnknownMemberType]  fsspec has no types
         source = fo if image is None else image
         if source is None:
             raise ValueError("the image is missing: fsspec.filesystem('tapfs', image=...)")
         self._source: Any = None
         if target_protocol is not None and isinstance(source, str):
-            inner = filesystem(target_protocol, **(target_options or {}))
+            inner = import_module("fsspec").filesystem(target_protocol, **(target_options or {}))
             source = self._source = inner.open(source, "rb")
         self._lock = threading.Lock()
         self._kept: dict[str, Image] = {}
@@ -103,7 +104,7 @@ class TapfsFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:  # noqa: FBT001, FBT002  fsspec's words
         """What is at a path: entries with name, size and type, or without `detail` their names."""
-        path = cast("str", self._strip_protocol(path)).strip("/")
+        path = _inner(path)
         entries = self._entries(path)
         return entries if detail else [each["name"] for each in entries]
 
@@ -122,10 +123,12 @@ class TapfsFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
             raise FileNotFoundError(path)
         return found
 
-    def _open(self, path: str, mode: str = "rb", **_: Any) -> io.BufferedIOBase:
+    def _open(  # pyright: ignore[reportIncompatibleMethodOverride]  of its words only these are used
+        self, path: str, mode: str = "rb", **_: Any
+    ) -> io.BufferedIOBase:
         if mode != "rb":
             raise NotImplementedError("what is in an image is only read")
-        path = cast("str", self._strip_protocol(path)).strip("/")
+        path = _inner(path)
         if path == "info.json":
             return io.BytesIO(self._info)
         if path in self._windows:
@@ -147,6 +150,11 @@ class _File(DiskFile):
     def __init__(self, files: TapfsFileSystem, image: Image, start: int, size: int) -> None:
         super().__init__(image, start, size)
         self._files = files
+
+
+def _inner(path: str) -> str:
+    """A path without the protocol and the slashes at its ends."""
+    return path.removeprefix("tapfs://").strip("/")
 
 
 def _entry(name: str, size: int) -> dict[str, Any]:

@@ -75,29 +75,31 @@ def _lines_of(name: str) -> list[str]:
 def _words_of(line: str) -> list[str]:
     if not line.lstrip().startswith("{"):
         return shlex.split(line)
-    found = json.loads(line)
+    found = cast("dict[str, object]", json.loads(line))
     source, target, options = found.pop("source", None), found.pop("target", None), found.pop("options", [])
     if found:
         raise ValueError(f"no such key: {next(iter(found))} (there are source, target and options)")
-    names = [*(source if isinstance(source, list) else [source]), *([] if target is None else [target])]
-    words = [*names, *options] if isinstance(options, list) else [None]
-    if not all(isinstance(word, str) for word in words):
+    sources = cast("list[object]", source) if isinstance(source, list) else [source]
+    names = [*sources, *([] if target is None else [target])]
+    own = cast("list[object]", options) if isinstance(options, list) else [None]
+    if not all(isinstance(word, str) for word in (*names, *own)):
         raise ValueError("source and target are names, options is a list of words")
-    return cast("list[str]", [*options, "--", *names])
+    return cast("list[str]", [*own, "--", *names])
 
 
 def _entry(number: int, words: list[str], parser: Parser) -> Entry:
     arguments = parser.parse(words)
     if getattr(arguments, "batch", None) is not None:
         raise ValueError("--batch goes with no line of a list")
-    names: list[str] = list(arguments.names) if hasattr(arguments, "names") else [arguments.image]
+    named: list[str | None] = list(arguments.names) if hasattr(arguments, "names") else [arguments.image]
+    names = [name for name in named if name is not None]
     if "-" in names:
         raise ValueError("standard input and output are of the whole batch: name files")
     if hasattr(arguments, "names"):
         if len(names) < 2:
             raise ValueError("SOURCE and TARGET are needed")
         return Entry(number, tuple(words), tuple(names[:-1]), names[-1])
-    if names[0] is None:
+    if not names:
         raise ValueError("IMAGE is needed")
     return Entry(number, tuple(words), tuple(names), None)
 

@@ -21,7 +21,7 @@ def add_batch_options(parser: argparse.ArgumentParser, *, line: str) -> None:
         metavar="FILE",
         help="with --batch: note in FILE what is done, and leave that out when it is said again (default: LIST.done)",
     )
-    add_many_options(group, timeout="24 hours")
+    add_many_options(group.add_argument, timeout="24 hours")
 
 
 def refuse_batch_options(arguments: argparse.Namespace, program: str) -> None:

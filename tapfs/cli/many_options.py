@@ -10,32 +10,33 @@ from typing import TYPE_CHECKING
 from tapfs.cli.parser import UsageError, size_argument
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Generator
 
     from tapfs.many.tasks import Runner
+
+    #: How an option is added to a group of options.
+    Add = Callable[..., argparse.Action]
 
 #: The most memory of a worker process where nobody says it.
 _MEMORY_BYTES = 2 << 30
 
 
-def add_many_options(group: argparse._ArgumentGroup, *, timeout: str) -> None:
+def add_many_options(add: Add, *, timeout: str) -> None:
     """Add --jobs, --timeout, --memory and --scheduler; `timeout` says how long an image may take if nobody says it."""
-    group.add_argument(
-        "--jobs", metavar="N", type=int, help="worker processes at a time (one for each processor if not given)"
-    )
-    group.add_argument(
+    add("--jobs", metavar="N", type=int, help="worker processes at a time (one for each processor if not given)")
+    add(
         "--timeout",
         metavar="SECONDS",
         type=float,
         help=f"give up an image after so many seconds ({timeout} if not given)",
     )
-    group.add_argument(
+    add(
         "--memory",
         metavar="SIZE",
         type=size_argument,
         help="the most memory of a worker process (2G if not given; 0: no bound)",
     )
-    group.add_argument(
+    add(
         "--scheduler",
         metavar="ADDRESS",
         help="have the workers of the Dask scheduler at ADDRESS do it: tcp://HOST:8786; docs/cluster.md",
@@ -45,7 +46,7 @@ def add_many_options(group: argparse._ArgumentGroup, *, timeout: str) -> None:
 @contextmanager
 def runner_of(
     arguments: argparse.Namespace, handler: str, *, timeout_seconds: float, together: int, program: str
-) -> Iterator[Runner]:
+) -> Generator[Runner]:
     """What does the tasks, as the options ask; `timeout_seconds` is used where nobody says another."""
     from tapfs.many.tasks import Limits
 

@@ -165,19 +165,22 @@ class _Carrier:
 
     def _read(self, offset: int, length: int) -> bytes:
         try:
-            if isinstance(self._source, PositionedFile):
-                data: object = self._source.pread(length, offset)
-            else:
-                source = cast("ReadableFile", self._source)
-                with self._lock:
-                    source.seek(offset)
-                    data = source.read(length)
+            data = self._answer(offset, length)
         except Exception as error:
             raise self._failed(error, offset) from error
         if not isinstance(data, bytes | bytearray | memoryview):
             message = "gives text and no bytes: open it as binary" if isinstance(data, str) else "gives no bytes"
             raise ImageError(ErrorKind.INVALID_ARGUMENT, message, path=self.name, op="read")
-        return bytes(data)
+        return bytes(cast("bytes", data))
+
+    def _answer(self, offset: int, length: int) -> object:
+        """What the object gives, whatever that is."""
+        if isinstance(self._source, PositionedFile):
+            return self._source.pread(length, offset)
+        source = cast("ReadableFile", self._source)
+        with self._lock:
+            source.seek(offset)
+            return source.read(length)
 
     def _length(self) -> int:
         size: object = getattr(self._source, "size", None)
@@ -187,7 +190,7 @@ class _Carrier:
         if not isinstance(self._source, ReadableFile):
             raise TypeError(f"{type(self._source).__name__} has neither a size nor seek, which would tell it")
         try:
-            found: object = self._source.seek(0, os.SEEK_END)
+            found = cast("object", self._source.seek(0, os.SEEK_END))  # some give nothing
             return found if isinstance(found, int) else int(cast("io.IOBase", self._source).tell())
         except Exception as error:
             raise self._failed(error, None) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tapfs.jobs.pipeline import WINDOW_BYTES
 
@@ -22,6 +22,14 @@ BLOCK_BYTES = 64 << 10
 _ZEROS_TOGETHER = 4096
 
 _ZEROS = bytes(BLOCK_BYTES)
+
+
+class _Digest(Protocol):
+    """A message digest that grows."""
+
+    def update(self, data: bytes, /) -> None:
+        """Add bytes."""
+        ...
 
 
 def block_hash(source: Source, *, algorithm: str = "sha256", progress: Callable[[int, int], None] | None = None) -> str:
@@ -57,7 +65,7 @@ def block_hash(source: Source, *, algorithm: str = "sha256", progress: Callable[
     return outer.hexdigest()
 
 
-def _skip(outer: hashlib._Hash, zero: bytes, count: int) -> None:
+def _skip(outer: _Digest, zero: bytes, count: int) -> None:
     """Have `count` blocks of zeros in the outer hash."""
     many = zero * min(count, _ZEROS_TOGETHER)
     for _ in range(count // _ZEROS_TOGETHER):

@@ -137,7 +137,7 @@ def _listed(paths: Iterable[str], runner: Runner, *, sandboxed: bool) -> tuple[l
                 unlisted.append(Unlisted(places[number], str(error["message"])))
             else:
                 listings.append((number, cast("Listing", answer["result"])))
-        places, named = [], False
+        places, named = list[str](), False
         for _, listing in sorted(listings, key=lambda each: each[0]):
             for file in listing["files"]:
                 state = file["identity"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from types import TracebackType
@@ -251,7 +251,7 @@ def _arrow() -> tuple[Any, Any]:
 
 
 @contextmanager
-def _explained(path: str, op: str) -> Iterator[None]:
+def _explained(path: str, op: str) -> Generator[None]:
     """Make ImageErrors of what the host, SQLite and pyarrow raise."""
     try:
         yield

@@ -64,7 +64,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="take over from FILE, and from a survey that was interrupted, what has not changed since",
     )
     group = parser.add_argument_group("what an image may cost")
-    add_many_options(group, timeout=f"{_LOOK_SECONDS}, with --hash or --check {_READ_SECONDS}")
+    add_many_options(group.add_argument, timeout=f"{_LOOK_SECONDS}, with --hash or --check {_READ_SECONDS}")
     parser.add_argument(
         "--no-backing", action="store_true", help="open no file because an image names it, so no parents either"
     )
