@@ -65,14 +65,9 @@ def inspect(path: str, options: OpenOptions, *, password: bytes | None = None) -
     of what is on the disk. Raises ImageError if the image itself cannot be opened.
     """
     require_bytes(password)
-    return inspect_layer(open_layer(path, options), options, password=password)
-
-
-def inspect_layer(layer: Layer, options: OpenOptions, *, password: bytes | None = None) -> Inspection:
-    """The same of an image whose file is open already; it is closed on an error."""
-    layers = [layer]
+    layers = [open_layer(path, options)]
     try:
-        unopened = _open_parents(layers, options)
+        unopened = open_what_is_there(layers, options)
         return Inspection(Image(layers, writable=False, password=password, cache_bytes=options.cache_bytes), unopened)
     except BaseException:
         for each in layers:
@@ -80,7 +75,8 @@ def inspect_layer(layer: Layer, options: OpenOptions, *, password: bytes | None 
         raise
 
 
-def _open_parents(layers: list[Layer], options: OpenOptions) -> UnopenedParent | None:
+def open_what_is_there(layers: list[Layer], options: OpenOptions) -> UnopenedParent | None:
+    """Open the parents of the last layer, and append those that could be; the one at which it ends early."""
     error: ImageError | None = None
     if options.gate != Gate.nothing():
         try:

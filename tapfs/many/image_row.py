@@ -10,9 +10,18 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import TypedDict, cast
 
-from tapfs.disk.chain import Layer, OpenOptions, ParentState, layer_of_file, layer_of_files
+from tapfs.disk.chain import (
+    Layer,
+    OpenOptions,
+    ParentState,
+    UnopenedParent,
+    is_encrypted,
+    layer_of_file,
+    layer_of_files,
+)
 from tapfs.disk.foreign import ForeignFormat
-from tapfs.disk.inspection import Inspection, inspect_layer
+from tapfs.disk.image import Image
+from tapfs.disk.inspection import open_what_is_there
 from tapfs.disk.probe import detect
 from tapfs.driver import Format, Trait, has_trait
 from tapfs.errors import ImageError
@@ -229,32 +238,42 @@ def _note(row: Row, path: str, file: LocalFile, task: Task) -> None:
 
 def _fill(row: Row, layer: Layer, options: OpenOptions, task: Task) -> None:
     asked = row["asked"]
-    with inspect_layer(layer, options) as found:
-        image = found.image
-        row["virtual_size"] = image.size
+    layers = [layer]
+    try:
+        unopened = open_what_is_there(layers, options)
+        row["virtual_size"] = layer.driver.geometry.virtual_size
         row["encrypted"] = layer.driver.geometry.cipher is not None
         row["allocated_size"] = layer.files.allocated_size()
         row["files"] = [file.path for file in layer.files]
-        row["chain"] = _chain(found)
-        for each in image.layers:
+        row["chain"] = _chain(layers, unopened)
+        for each in layers:
             for file in each.files:
                 if row["packed"] is None:
                     _note(row, file.path, file, task)
-        row["in_use"] = row["in_use"] or any(is_written(each.file.descriptor) for each in image.layers[1:])
-        if found.unopened is not None and found.unopened.state is not ParentState.NOT_LOOKED_AT:
+        row["in_use"] = row["in_use"] or any(is_written(each.file.descriptor) for each in layers[1:])
+        if unopened is not None and unopened.state is not ParentState.NOT_LOOKED_AT:
             row["health"] = "broken chain"
-        readable = found.unopened is None and not image.needs_password
-        if "content" in asked and readable:
-            row["contents"] = image.contents().description()
         if "check" in asked:
             _check(row, options)
-        if "hash" in asked and readable:
+        if unopened is None and not is_encrypted(layers) and {"content", "hash"} & set(asked):
+            _read(row, layers, options)
+    finally:
+        for each in layers:
+            each.close()
+
+
+def _read(row: Row, layers: list[Layer], options: OpenOptions) -> None:
+    """What the bytes of the disk say; the layers are closed then."""
+    with Image(layers, writable=False, password=None, cache_bytes=options.cache_bytes) as image:
+        if "content" in row["asked"]:
+            row["contents"] = image.contents().description()
+        if "hash" in row["asked"]:
             from tapfs.jobs.block_hash import block_hash
 
             row["hash"] = block_hash(image)
 
 
-def _chain(found: Inspection) -> list[ChainPart]:
+def _chain(layers: list[Layer], missing: UnopenedParent | None) -> list[ChainPart]:
     parts: list[ChainPart] = [
         {
             "path": layer.path,
@@ -263,9 +282,8 @@ def _chain(found: Inspection) -> list[ChainPart]:
             "state": ParentState.OPEN.value,
             "message": None,
         }
-        for layer in found.image.layers
+        for layer in layers
     ]
-    missing = found.unopened
     if missing is not None:
         parts.append(
             {
