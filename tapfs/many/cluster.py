@@ -38,11 +38,10 @@ class Done(NamedTuple):
 
 def run_tasks(version: str, handler: str, limits: Limits, tasks: Sequence[Task]) -> Done:
     """Do a batch: the function that a worker of the cluster runs. Raises RuntimeError for another version of tapfs."""
-    import tapfs
     from tapfs.many.pool import Pool
 
-    if tapfs.__version__ != version:
-        raise RuntimeError(f"the worker has tapfs {tapfs.__version__}, the command is {version}")
+    if (own := _version()) != version:
+        raise RuntimeError(f"the worker has tapfs {own}, the command is {version}")
     started = time.monotonic()
     pools: dict[object, Pool] = _here.__dict__.setdefault("pools", {})
     kind = handler, limits, tasks[0].get("sandboxed")  # a process that has given up rights does not get them back
@@ -55,6 +54,13 @@ def run_tasks(version: str, handler: str, limits: Limits, tasks: Sequence[Task])
 
 #: The pools of each thread of a worker: their processes go on from batch to batch.
 _here = threading.local()
+
+
+def _version() -> str:
+    """The version of tapfs here."""
+    from importlib.metadata import version
+
+    return version("tapfs")
 
 
 class Batches:
@@ -140,9 +146,7 @@ class Cluster:
             yield from zip(numbers, done.answers, strict=True)
 
     def _submit(self, tasks: list[Task]) -> Any:
-        from tapfs import __version__
-
-        words = (__version__, self._handler, self._limits, tasks)
+        words = (_version(), self._handler, self._limits, tasks)
         return self._client.submit(run_tasks, *words, pure=False, retries=0)
 
     def _done(self, future: Any, numbers: Sequence[int]) -> Done | None:
