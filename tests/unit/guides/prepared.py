@@ -139,6 +139,13 @@ def surveyed() -> None:
     program("sqlite3", f'exec "{sys.executable}" -c "{ask}" "$@"')
 
 
+def batches() -> None:
+    disk("a.raw", "raw")
+    disk("srv/b.qcow2", "qcow2")
+    Path("list.txt").write_text("a.raw a.qcow2 -f raw\nsrv/b.qcow2 b.qcow2\n")
+    Path("images.txt").write_text("srv/b.qcow2\n")
+
+
 def of_xen() -> None:
     for name in ("srv/monday.qcow2", "srv/tuesday.qcow2"):
         disk(name, name.rpartition(".")[2], backing=None if "monday" in name else f"{os.getcwd()}/srv/monday.qcow2")
@@ -146,6 +153,7 @@ def of_xen() -> None:
 
 #: For each guide that has command lines what makes its images.
 PREPARE: dict[str, Callable[[], None]] = {
+    "docs/batch.md": batches,
     "README.md": readme,
     "docs/bitmaps.md": bitmaps,
     "docs/compact.md": one("disk.qcow2", "qcow2"),
