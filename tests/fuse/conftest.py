@@ -110,7 +110,8 @@ class Mounts:
         return [mount.mount_point for mount in mounted_file_systems() if mount.mount_point.startswith(below)]
 
     def left_behind(self) -> list[str]:
-        """Everything that a test must have cleared away."""
+        """Everything that a test must have cleared away. Who mounted from outside of a sandbox ends just after it."""
+        wait_for(lambda: self.all_processes() == self.processes())
         files = [str(path) for path in self.runtime.glob("*")]
         return [*self.mounted(), *(f"process {pid}" for pid in self.all_processes()), *files]
 

@@ -56,7 +56,7 @@ import sys
 from tapfs.fuse import session
 def unmount(*_, **__):
     raise RuntimeError("can't start new thread")
-session.unmount = unmount
+session.Outside.unmount = unmount
 from tapfs.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """

@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import cache
 from typing import NamedTuple
 
-from tapfs.errors import ErrorKind, ImageError
+from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.host.sandbox import calls, capabilities, rules
 from tapfs.host.sandbox.filter import Calls, install
 
@@ -120,7 +120,7 @@ def enter(needs: Needs) -> None:
     if needs.calls.mounts:
         missing.append("files")
     else:
-        rules.restrict(_rules(needs), unlimited=needs.anything, network=needs.calls.network, signals=needs.signals)
+        _restrict(needs)
         missing += rules.missing()
     if not install(needs.calls):
         missing.append("system calls")
@@ -132,7 +132,7 @@ def narrow(needs: Needs) -> None:
     """Give up more, once it is known what is needed. Nothing that was given up comes back. In the thread of `enter`."""
     if not is_entered() or needs == _state.needs:
         return
-    rules.restrict(_rules(needs), unlimited=needs.anything, network=needs.calls.network, signals=needs.signals)
+    _restrict(needs)
     before = _state.needs
     if before is not None and before.calls != needs.calls:
         install(needs.calls)  # the kernel asks both filters
@@ -202,6 +202,14 @@ def explained(error: ImageError, path: str) -> ImageError:
             " disk in use by TAPFS_SANDBOX_FOLDERS=DIR in the environment of its process, or say {no_sandbox}"
         )
     return error
+
+
+def _restrict(needs: Needs) -> None:
+    """Have the kernel hold the rules. Raises ImageError where it has them and something is lacking, as descriptors."""
+    try:
+        rules.restrict(_rules(needs), unlimited=needs.anything, network=needs.calls.network, signals=needs.signals)
+    except OSError as error:
+        raise from_os_error(error, path=None, op="enter the sandbox") from error
 
 
 def _rules(needs: Needs) -> Iterable[rules.Rule]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -35,6 +36,10 @@ _PATH_BENEATH = 1
 
 #: The first version of Landlock that knows what is given here, and what it is called where the kernel lacks that.
 _MISSING_BELOW = ((1, "files"), (3, "truncation"), (4, "TCP"), (5, "devices"), (6, "signals"))
+
+
+#: Errors of opening that say nothing of the place.
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class Rule(NamedTuple):
@@ -84,7 +89,11 @@ def restrict(rules: Iterable[Rule], *, unlimited: int = 0, network: bool = False
 def _add(ruleset: int, rule: Rule, handled: int) -> None:
     try:
         place = os.open(rule.path, os.O_PATH | os.O_CLOEXEC)
-    except (OSError, ValueError):
+    except ValueError:
+        return
+    except OSError as error:
+        if error.errno in _NO_DESCRIPTOR:  # without the rule the process would be refused what it needs
+            raise
         return
     try:
         access = rule.access & handled
