@@ -18,7 +18,13 @@ from tapfs.kernel.metrics import Metrics, read_metrics
 from tapfs.kernel.parked import Parked, Queue, take
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tapfs.kernel._engine import CData
+
+
+#: The kernel's INIT request has 104 bytes, and may grow.
+_MAX_INIT_BYTES = 256
 
 
 class Request(IntEnum):
@@ -94,6 +100,30 @@ class FuseServer:
         """
         result = lib.tapfs_fuse_add_node(self._handle, inode, start, size, writable, -1 if backing is None else backing)
         self._check(result, "serve a node")
+
+    def add_connection(self, connection: int) -> None:
+        """One more descriptor of the connection, for one more thread; taken over. Before `start`."""
+        self._check(lib.tapfs_fuse_add_connection(self._handle, connection), "serve the mount")
+
+    def take_over(self, init: bytes, backing: Mapping[int, int]) -> None:
+        """Go on where another process has served: `init` and `backing` are its `init_request` and `backing`.
+
+        The kernel gives the requests again that the other one had not answered. After the nodes were added, before
+        `start`. Raises ImageError(io, unsupported).
+        """
+        for inode, number in backing.items():
+            self._check(lib.tapfs_fuse_set_backing(self._handle, inode, number), "go on with a mount")
+        self._check(lib.tapfs_fuse_take_over(self._handle, init, len(init)), "go on with a mount")
+
+    def init_request(self) -> bytes | None:
+        """What a successor needs (`take_over`); None where the kernel could not give it the unanswered requests."""
+        room = ffi.new("uint8_t[]", _MAX_INIT_BYTES)
+        length = lib.tapfs_fuse_init_request(self._handle, room, _MAX_INIT_BYTES)
+        return bytes(ffi.buffer(room, length)) if length else None
+
+    def backing(self, inode: int) -> int:
+        """By what the kernel knows the file that it reads for a node by itself; 0 if it does not."""
+        return lib.tapfs_fuse_backing(self._handle, inode)
 
     def start(self, threads: int) -> None:
         """Start answering. Raises ImageError(io); only `stop` and `close` may follow then."""

@@ -18,8 +18,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from tapfs.errors import from_os_error
+from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.plan import Allocate, Copy, Discard, Grow, Plan, Shorten, Step, Write
+
+#: Seconds from one sign of life to the next, and those after the last one in which a change was the process's own.
+BEAT_SECONDS = 2
+_GRACE_SECONDS = 10
 
 #: The file: a page whose first byte says which record holds (0: none, 1, 2), then two records of equal room. One is
 #: written while the other holds. A record: token, digest of the files' identities, bytes of the names and of the plan,
@@ -117,6 +121,30 @@ class PlanLog:
         names = content[start : start + name_bytes].split(b"\0")[:-1]
         body = content[start + name_bytes : start + name_bytes + length]
         return KeptPlan(_unpacked(body), tuple(os.fsdecode(name) for name in names), digest)
+
+    def beat(self) -> None:
+        """Say that the process lives; to be called every BEAT_SECONDS. Without a plan there is nothing to say."""
+        with suppress(OSError):
+            os.utime(self._path)
+
+    def require_unchanged(self, image: str) -> None:
+        """Raise ImageError(exists) if `image` was changed long after the last beat, and so by somebody else."""
+        try:
+            changed, lived = os.stat(image).st_mtime, self._path.stat().st_mtime
+        except OSError:
+            return
+        if changed > lived + _GRACE_SECONDS:
+            raise ImageError(
+                ErrorKind.EXISTS,
+                "was changed after a server of it was killed, and what that server left may not fit any more",
+                path=image,
+                op="open",
+                remedy=f"check the image, then remove {self._path}",
+            )
+
+    def move(self, path: Path) -> None:
+        """Have the file at another place. Before the first plan is kept."""
+        self._path = path
 
     def remove(self) -> None:
         """Remove the file, if there is one, with what is in it."""

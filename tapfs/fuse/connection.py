@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import shutil
 import socket
+import struct
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE
 
 _DEVICE = "/dev/fuse"
+
+#: FUSE_DEV_IOC_CLONE, with the number of a descriptor.
+_CLONE = 0x8004E500
+_NUMBER = struct.Struct("=I")
 
 _MS_RDONLY = 1
 _MS_NOSUID = 2
@@ -43,6 +50,23 @@ def connect(mountpoint: str, options: MountOptions) -> int:
         if descriptor is not None:
             return descriptor
     return _mount_by_helper(mountpoint, options)
+
+
+def further_connections(connection: int, count: int) -> list[int]:
+    """So many further descriptors of the connection, each of which a thread can read and answer.
+
+    There are fewer where the kernel gives no more. They are to be closed by the caller.
+    """
+    further: list[int] = []
+    with suppress(OSError):
+        while len(further) < count:
+            further.append(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+            try:
+                fcntl.ioctl(further[-1], _CLONE, _NUMBER.pack(connection))
+            except OSError:
+                os.close(further.pop())
+                raise
+    return further
 
 
 def _mount_directly(mountpoint: str, options: MountOptions) -> int | None:

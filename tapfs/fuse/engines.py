@@ -11,17 +11,18 @@ image.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 
 import pyfuse3
 
 from tapfs.disk.image import Image
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.fuse.connection import kind_of_failure
+from tapfs.fuse.connection import further_connections, kind_of_failure
 from tapfs.fuse.engine_names import AUTO, NATIVE, PASSTHROUGH, PYFUSE3
+from tapfs.fuse.handover import Handover
 from tapfs.fuse.init_request import PlainConnection
-from tapfs.fuse.native import NativeEngine
+from tapfs.fuse.native import NativeEngine, native_threads
 from tapfs.fuse.operations import ImageOperations
 from tapfs.fuse.outside import Outside
 from tapfs.fuse.settings import MountSettings
@@ -119,16 +120,35 @@ def _attach_native(
     """Native threads on a mounted connection. Raises ImageError; nothing is mounted then."""
     with _unmounted_on_failure(outside):
         passthrough = choice == PASSTHROUGH or (choice == AUTO and not image.writable)
-        native = NativeEngine(image, tree, connection, passthrough=passthrough)
-        try:
-            native.start()
-            operations = ImageOperations(
-                image, tree, modified_ns=modified_ns, last_write_ns=native.last_write_ns, settings=settings
-            )
-            _start_session(operations, native.session_path(), mountpoint)
-        except BaseException:
-            native.stop()
-            raise
+        connections = [connection, *further_connections(connection, native_threads() - 1)]
+        native = NativeEngine(image, tree, connections, passthrough=passthrough)
+        return _started(native, image, tree, mountpoint, modified_ns=modified_ns, settings=settings)
+
+
+def take_over(
+    image: Image, tree: Tree, mountpoint: str, connections: Sequence[int], handover: Handover, settings: MountSettings
+) -> Attachment:
+    """Go on with a mount whose server was killed, by native threads. Raises ImageError; it stays mounted then.
+
+    The connections are taken over, and closed on an error.
+    """
+    passthrough = bool(handover.backing)
+    native = NativeEngine(image, tree, connections, passthrough=passthrough, handover=handover)
+    return _started(native, image, tree, mountpoint, modified_ns=handover.modified_ns, settings=settings)
+
+
+def _started(
+    native: NativeEngine, image: Image, tree: Tree, mountpoint: str, *, modified_ns: int, settings: MountSettings
+) -> Attachment:
+    try:
+        native.start()
+        operations = ImageOperations(
+            image, tree, modified_ns=modified_ns, last_write_ns=native.last_write_ns, settings=settings
+        )
+        _start_session(operations, native.session_path(), mountpoint)
+    except BaseException:
+        native.stop()
+        raise
     return Attachment(native)
 
 

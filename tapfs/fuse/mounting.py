@@ -22,7 +22,7 @@ from tapfs.fuse.kept_disks import kept_disks
 from tapfs.fuse.mount_table import is_abandoned, top_mount
 from tapfs.fuse.registry import MountEntry, Registry
 from tapfs.fuse.settings import MountSettings
-from tapfs.fuse.tree import MadeFile, image_tree
+from tapfs.fuse.tree import MadeFile, image_tree, partition_windows
 from tapfs.host.location import locate
 from tapfs.host.sandbox import confinement
 from tapfs.records import dataclass
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tapfs.disk.image import Image
+    from tapfs.fuse.handover import Kept, ServerEnd
     from tapfs.fuse.outside import Outside
+    from tapfs.fuse.reopening import Reopening
+    from tapfs.fuse.session import Left
     from tapfs.fuse.verified_reads import VerifiedReads
     from tapfs.jobs.face import Face
     from tapfs.partitions.table import DiskContents
@@ -154,44 +157,93 @@ class ImageMount:
     settings: MountSettings
     verified: VerifiedReads | None = None
     outside: Outside | None = None
+    #: How a server that follows a killed one opens the image; None: there is to be none.
+    reopening: Reopening | None = None
 
     def serve(self, ready: Callable[[], None]) -> None:
-        """Mount and serve here until the mount ends; `ready` is called once it answers. Closes the image.
+        """Mount and serve until the mount ends; `ready` is called once it answers. Closes the image.
 
-        Raises the ImageError that mounting, flushing or unmounting met.
+        With a keeper, if the mount can have one: then this returns in the process of a server, and the keeper's own
+        process ends in here. Raises the ImageError that mounting, flushing or unmounting met.
         """
+        if self.reopening is None:
+            self.serve_here(ready)
+            return
+        from tapfs.fuse.keeper import Keeper
+
+        self.reopening.begin(self.registry.plan_file(os.getpid()))
+        Keeper(self).run(ready)
+
+    def serve_kept(self, ready: Callable[[], None], end: ServerEnd) -> None:
+        """See `tapfs.fuse.keeper.Servable`."""
+        self.serve_here(ready, end)
+
+    def serve_here(self, ready: Callable[[], None], end: ServerEnd | None = None) -> None:
+        """Mount and serve in this process. Raises as `serve` does."""
+        with closing(self.image) as image:
+            self._serve(image, ready, end, None)
+
+    def go_on(self, kept: Kept, ready: Callable[[], None], end: ServerEnd) -> None:
+        """See `tapfs.fuse.keeper.Servable`."""
+        from tapfs.fuse.handover import Handover
+        from tapfs.fuse.session import Left
+
+        if self.reopening is None:
+            raise AssertionError("what cannot be opened again has no keeper")
+        try:
+            handover = Handover.unpacked(kept.message)
+            image = self.reopening.again()
+        except BaseException:
+            kept.close()
+            raise
+        with closing(image):
+            self._serve(image, ready, end, Left(kept.connections, handover))
+
+    def _serve(self, image: Image, ready: Callable[[], None], end: ServerEnd | None, left: Left | None) -> None:
         from tapfs.fuse.session import Mount, Session
 
         confinement.end_start()
-        with closing(self.image) as image:
-            entry = self._entry()
-            contents = image.contents(sector_size=self.settings.sector_size)
-            tree = image_tree(
-                image.size,
-                writable=image.writable,
-                information=lambda: information(image, contents),
-                partitions=contents.table.partitions,
-                faces=[(f"disk.{name}".encode(), MadeFile(partial(self._face, name))) for name in self.settings.faces],
-                snapshots=() if self.verified else kept_disks(image, depth=0 if self.settings.overlay is None else 1),
-            )
-            os.chdir("/")  # a working directory would keep its file system, or this mount, busy
-            modified_ns = os.fstat(image.layers[0].file.descriptor).st_mtime_ns
-            mount = Mount(image, tree, entry, modified_ns, self.engine, self.settings, self.verified, self.outside)
-            Session(mount, self.registry).run(ready)
+        contents = image.contents(sector_size=self.settings.sector_size)
+        tree = image_tree(
+            image.size,
+            writable=image.writable,
+            information=lambda: information(image, contents),
+            partitions=partition_windows(contents.table.partitions) if left is None else left.handover.partitions,
+            faces=[(f"disk.{name}".encode(), MadeFile(partial(self._face, name))) for name in self.settings.faces],
+            snapshots=() if self.verified else kept_disks(image, depth=0 if self.settings.overlay is None else 1),
+        )
+        mount = Mount(
+            image,
+            tree,
+            self._entry(image, end),
+            os.fstat(image.layers[0].file.descriptor).st_mtime_ns if left is None else left.handover.modified_ns,
+            self.engine,
+            self.settings,
+            self.verified,
+            self.outside,
+            keeper=end,
+            plan_log=None if self.reopening is None or end is None else self.reopening.plan_log,
+            left=left,
+        )
+        os.chdir("/")  # a working directory would keep its file system, or this mount, busy
+        Session(mount, self.registry).run(ready)
 
     def _face(self, name: str) -> Face:
         from tapfs.jobs.face import made_face  # few mounts have faces
 
         return made_face(self.image, name, self.verified or self.image)
 
-    def _entry(self) -> MountEntry:
-        image, files = self.image, self.settings.files
+    def _entry(self, image: Image, end: ServerEnd | None) -> MountEntry:
+        files = self.settings.files
+        process = os.getpid() if end is None else end.keeper
         return MountEntry(
             image=real_name(image.path),
             format=image.format_name,
             mountpoint=self.path,
-            pid=os.getpid(),
-            process_start=process_start(os.getpid()) or 0,
+            pid=process,
+            process_start=process_start(process) or 0,
+            server=None if end is None else os.getpid(),
+            server_start=0 if end is None else process_start(os.getpid()) or 0,
             mode="rw" if image.writable else "ro",
             engine=self.engine,
             started=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -233,9 +285,9 @@ class ImageMount:
 
 
 def serve_in_foreground(mount: ImageMount) -> None:
-    """Mount and serve in this process until the mount ends, with the log on stderr. As `ImageMount.serve`."""
+    """Mount and serve in this process until the mount ends, with the log on stderr. As `ImageMount.serve_here`."""
     log_to_stderr()
-    mount.serve(lambda: None)
+    mount.serve_here(lambda: None)
 
 
 def information(image: Image, contents: DiskContents) -> bytes:

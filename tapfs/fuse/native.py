@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import trio
 
 from tapfs.disk.image import Image
 from tapfs.fuse import long_requests
-from tapfs.fuse.tree import Tree, Window
+from tapfs.fuse.handover import Handover
+from tapfs.fuse.tree import PartitionWindow, Tree, Window
 from tapfs.kernel.fuse_server import FuseServer, ParkedRequest, Request, ServerStatistics
 from tapfs.kernel.metrics import Metrics
 from tapfs.serving.parked import ParkedThreads, finish_move, finish_writes
@@ -31,27 +33,42 @@ _SOCKET_BYTES = 4 << 20
 class NativeEngine:
     """Native threads on a mounted FUSE connection, for the windows of a tree.
 
-    Takes over `connection`; it is closed if the engine cannot serve it. `stop` must come before
-    the image is closed.
+    Takes over `connections`, descriptors of one connection; they are closed if the engine cannot serve it. With
+    `handover` it goes on where another process has served. `stop` must come before the image is closed.
     """
 
-    def __init__(self, image: Image, tree: Tree, connection: int, *, passthrough: bool) -> None:
+    def __init__(
+        self,
+        image: Image,
+        tree: Tree,
+        connections: Sequence[int],
+        *,
+        passthrough: bool,
+        handover: Handover | None = None,
+    ) -> None:
         self._image = image
         self._last_counted: Metrics | None = None
+        self._tree = tree
+        self._connections = tuple(connections)
         with ExitStack() as on_error:
             closing_connection = on_error.enter_context(ExitStack())
-            closing_connection.callback(os.close, connection)
+            for connection in connections:
+                closing_connection.callback(os.close, connection)
             self._backing = _backing_file(image) if passthrough else None
             on_error.callback(self._close_backing)
             ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             on_error.callback(self._theirs.close)
             with ours:
                 self._theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
-                self._server = FuseServer(connection, ours.fileno(), image.engine_disk)
+                self._server = FuseServer(connections[0], ours.fileno(), image.engine_disk)
                 ours.detach()
             closing_connection.pop_all()
             on_error.callback(self._server.close)
+            for connection in connections[1:]:
+                self._server.add_connection(connection)
             self._add_nodes(tree)
+            if handover is not None:
+                self._server.take_over(handover.init, handover.backing)
             self._parked = ParkedThreads(
                 self._server.next_parked,
                 self._answer,
@@ -81,8 +98,21 @@ class NativeEngine:
         """Begin to answer. Raises ImageError(io); only `stop` may follow then."""
         # First the threads that the host may refuse without harm: nothing has been taken from the kernel yet.
         self._parked.start()
-        processors = len(os.sched_getaffinity(0))
-        self._server.start(max(_MIN_THREADS, min(processors, _MAX_THREADS)))
+        self._server.start(max(native_threads(), len(self._connections)))
+
+    def handover(self, partitions: Sequence[PartitionWindow], modified_ns: int) -> Handover | None:
+        """What a successor needs, once the mount has answered; None if there can be none."""
+        init = self._server.init_request()
+        if init is None:
+            return None
+        numbers = {node.inode: self._server.backing(node.inode) for node in self._tree.nodes()}
+        backing = {inode: number for inode, number in numbers.items() if number}
+        return Handover(init, backing, partitions, max(modified_ns, self.last_write_ns()))
+
+    @property
+    def connections(self) -> Sequence[int]:
+        """The descriptors of the connection; they are the engine's."""
+        return self._connections
 
     async def wait_ended(self) -> None:
         """Return when the kernel has ended the connection: the mount is gone."""
@@ -134,6 +164,11 @@ class NativeEngine:
                 long_requests.zero(self._image, parked)
             case Request.SEEK_DATA | Request.SEEK_HOLE:
                 long_requests.seek(self._image, parked, data=parked.request is Request.SEEK_DATA)
+
+
+def native_threads() -> int:
+    """How many threads read a connection."""
+    return max(_MIN_THREADS, min(len(os.sched_getaffinity(0)), _MAX_THREADS))
 
 
 def _backing_file(image: Image) -> int | None:

@@ -40,6 +40,11 @@ _STABLE_SECONDS = 3600.0
 
 _BLOCK = 4096
 
+#: A handle has the inode and whether it was opened for writing in its low bits, so that a successor of this process
+#: knows what handles of the predecessor were. The rest is a count.
+_HANDLE_SHIFT = 32
+_LOW_HANDLE = (1 << _HANDLE_SHIFT) - 1
+
 
 class _Handle(NamedTuple):
     """An open file.
@@ -103,7 +108,8 @@ class ImageOperations(pyfuse3.Operations):
         self._verified = verified
         self._owner = settings.owner
         self._handles: dict[int, _Handle] = {}
-        self._next_handle = 1
+        # Another start than that of a predecessor, whose handles may still be open.
+        self._next_handle = (os.getpid() & 0x7FF) << 20 | 1
         self._limit = trio.CapacityLimiter(_THREADS)
         self._answering = _Answering(image)
 
@@ -212,17 +218,12 @@ class ImageOperations(pyfuse3.Operations):
             writing = flags & os.O_ACCMODE != os.O_RDONLY
             if writing and (not self._image.writable or not isinstance(node.content, Window)):
                 raise FUSEError(errno.EROFS)
+            handle = self._add(await self._opened(node, writing=writing))
             if isinstance(node.content, Document):
                 # Read around the page cache, for the size seen earlier need not be that of this text.
-                handle = self._add(_Handle(node, writing, await self._in_thread(node.content.text)))
                 return FileInfo(fh=handle, direct_io=True, keep_cache=False)
-            if isinstance(node.content, KeptDisk):
-                kept = await self._in_thread(node.content.image)
-                return FileInfo(fh=self._add(_Handle(node, writing, kept=kept)), keep_cache=True)
-            if isinstance(node.content, MadeFile):
-                made = await self._in_thread(node.content.file)
-                return FileInfo(fh=self._add(_Handle(node, writing, made=made)), keep_cache=True)
-            handle = self._add(_Handle(node, writing))
+            if isinstance(node.content, KeptDisk | MadeFile):
+                return FileInfo(fh=handle, keep_cache=True)
             return FileInfo(fh=handle, keep_cache=not self._image.writable)
 
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
@@ -232,7 +233,7 @@ class ImageOperations(pyfuse3.Operations):
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         """Bytes of a file, fewer only at its end."""
         with self._answering:
-            handle = self._handle(fh)
+            handle = await self._handle(fh)
             content, made = handle.node.content, handle.made
             if made is not None:
                 data = made.try_read(off, size)
@@ -254,7 +255,7 @@ class ImageOperations(pyfuse3.Operations):
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
         """Write to the disk; like a block device it takes nothing past its end."""
         with self._answering:
-            window = self._handle(fh).node.content
+            window = (await self._handle(fh)).node.content
             if not isinstance(window, Window):
                 raise FUSEError(errno.EBADF)
             length = min(len(buf), window.size - off)
@@ -268,7 +269,7 @@ class ImageOperations(pyfuse3.Operations):
     async def flush(self, fh: pyfuse3.FileHandleT) -> None:
         """A descriptor is being closed: make what was written through it durable."""
         with self._answering:
-            if self._handle(fh).writing:
+            if (await self._handle(fh)).writing:
                 await self._in_thread(self._image.flush)
 
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
@@ -288,14 +289,29 @@ class ImageOperations(pyfuse3.Operations):
             raise FUSEError(errno.ENOENT)
         return node
 
-    def _handle(self, number: int) -> _Handle:
+    async def _opened(self, node: Node, *, writing: bool) -> _Handle:
+        if isinstance(node.content, Document):
+            return _Handle(node, writing, await self._in_thread(node.content.text))
+        if isinstance(node.content, KeptDisk):
+            return _Handle(node, writing, kept=await self._in_thread(node.content.image))
+        if isinstance(node.content, MadeFile):
+            return _Handle(node, writing, made=await self._in_thread(node.content.file))
+        return _Handle(node, writing)
+
+    async def _handle(self, number: int) -> _Handle:
+        """The open file; one that a predecessor of this process has opened is opened anew."""
         handle = self._handles.get(number)
         if handle is None:
-            raise FUSEError(errno.EBADF)
+            node = self._tree.node((number & _LOW_HANDLE) >> 1)
+            if node is None:
+                raise FUSEError(errno.EBADF)
+            handle = self._handles.setdefault(number, await self._opened(node, writing=bool(number & 1)))
         return handle
 
     def _add(self, handle: _Handle) -> int:
-        number = self._next_handle
+        low = handle.node.inode << 1 | handle.writing
+        while (number := self._next_handle << _HANDLE_SHIFT | low) in self._handles:
+            self._next_handle += 1
         self._next_handle += 1
         self._handles[number] = handle
         return number

@@ -23,6 +23,9 @@ from tapfs.serving.runtime_directory import make_private, runtime_directories, r
 class MountEntry:
     """One mount. `process_start` is in clock ticks since boot, `started` an ISO 8601 time.
 
+    `pid` is the process that lives as long as the mount, which names the entry. If that is a keeper
+    (`tapfs.fuse.keeper`), `server` is the process that answers now, and `server_start` says when it started.
+
     `shows` is "disk" or "files". In the second case `file_system` is their type, `partition` where
     they lie (None: the whole disk), and `device` (MAJOR:MINOR) tells their mount from others; None
     while they are being mounted. `source` is the real name of the image that the user named, `overlay` that of
@@ -48,11 +51,23 @@ class MountEntry:
     sidecar: str | None = None
     faces: str = ""
     sandbox: str = "off"
+    server: int | None = None
+    server_start: int = 0
 
     @property
     def alive(self) -> bool:
-        """Whether the process that serves the mount still runs."""
-        return process_start(self.pid) == self.process_start
+        """Whether the process that serves the mount still runs, or its keeper, which starts another one."""
+        return process_start(self.pid) == self.process_start or (self.server is not None and self.answers)
+
+    @property
+    def answers(self) -> bool:
+        """Whether the process that serves the mount runs."""
+        return process_start(self.serving) == (self.process_start if self.server is None else self.server_start)
+
+    @property
+    def serving(self) -> int:
+        """The process that serves the mount."""
+        return self.pid if self.server is None else self.server
 
 
 class Registry:
@@ -111,7 +126,12 @@ class Registry:
         except (ImageError, OSError):
             if not lazy:
                 return False
-        for path in (self._file(pid), self._file(pid).with_suffix(".new"), self.directory / self.socket_name(pid)):
+        file = self._file(pid)
+        plan = self.plan_file(pid)
+        for path in (
+            *(file, file.with_suffix(".new"), self.directory / self.socket_name(pid)),
+            *(plan, plan.with_suffix(".plan-new")),
+        ):
             with suppress(OSError):
                 path.unlink()
         return True
@@ -136,6 +156,10 @@ class Registry:
     def socket_name(pid: int) -> str:
         """The control socket of a process, relative to the directory."""
         return f"{pid}.socket"
+
+    def plan_file(self, pid: int) -> Path:
+        """Where a mount keeps the plan of its next flush."""
+        return self.directory / f"{pid}.plan"
 
     def hidden_directory(self, pid: int) -> Path:
         """Where a process mounts the disk that it shows only the files of."""

@@ -9,18 +9,21 @@ that every front end needs are in `tapfs.serving.service`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import NamedTuple
 
 import pyfuse3
 import trio
 
 from tapfs.disk.image import Image
+from tapfs.disk.plan_log import BEAT_SECONDS, PlanLog
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.fuse import control, engines
 from tapfs.fuse.engine_names import AUTO, PASSTHROUGH
 from tapfs.fuse.files.layer import FilesLayer
+from tapfs.fuse.handover import Handover, ServerEnd
 from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE, require_uncovered, top_mount
 from tapfs.fuse.outside import Outside, options_of
 from tapfs.fuse.registry import MountEntry, Registry
@@ -42,9 +45,16 @@ _IDLE_TASKS, _MAX_TASKS = 4, 64
 _RELEASE_SECONDS = 5
 
 
+class Left(NamedTuple):
+    """What a server that was killed has left: descriptors of the connection, and what it knew."""
+
+    connections: Sequence[int]
+    handover: Handover
+
+
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """What is to be mounted where; the session owns `image` and `verified`, and closes them."""
+    """What is to be mounted where; the session owns `image`, `verified`, `plan_log`, what is left, and closes them."""
 
     image: Image
     tree: Tree
@@ -55,6 +65,11 @@ class Mount:
     verified: VerifiedReads | None = None
     #: Who mounts, where this process may not; None: this process does.
     outside: Outside | None = None
+    #: The keeper of the mount, if it has one, and the plan log that a successor needs.
+    keeper: ServerEnd | None = None
+    plan_log: PlanLog | None = None
+    #: The mount of a server that was killed: what it has left.
+    left: Left | None = None
 
 
 class Session:
@@ -96,6 +111,8 @@ class Session:
         self._service.ending.add("remove the entry of the mount", partial(self._registry.remove, self._entry.pid))
         if self._mount.verified is not None:
             self._service.ending.add("close the sidecar", self._mount.verified.close)
+        if self._mount.plan_log is not None:
+            self._service.ending.add("close the plan log", self._mount.plan_log.close)
         self._service.ending.add("flush and close the image", self._image.close)
         for node in self._mount.tree.nodes():
             if isinstance(node.content, KeptDisk):
@@ -121,16 +138,7 @@ class Session:
                 kept=not self._image.temporary,
             )
             self._service.ending.add_async("unmount the files", self._files.put_away)
-        self._attachment = engines.attach(
-            self._image,
-            self._mount.tree,
-            self._mountpoint,
-            choice=self._mount.engine,
-            outside=self._outside,
-            modified_ns=self._mount.modified_ns,
-            settings=self._settings,
-            verified=self._mount.verified,
-        )
+        self._attachment = self._attached()
         ending = self._service.ending
         # Nobody answers any more then: an unmount that could not be done before does not wait for us now.
         ending.add("unmount", self._unmount_lazily)
@@ -138,8 +146,26 @@ class Session:
             ending.add("end the native threads", self._attachment.native.stop)
         ending.add_quick("end the session", partial(pyfuse3.close, unmount=False))
         ending.add("unmount", self._unmount_lazily)
+        if self._mount.keeper is not None:
+            ending.add_quick("have the keeper let go", self._mount.keeper.let_go)
         mount = top_mount(self._mountpoint)
         self._device = "" if mount is None else mount.device
+
+    def _attached(self) -> engines.Attachment:
+        """The mount, new or another server's."""
+        mount = self._mount
+        if mount.left is not None:
+            return engines.take_over(self._image, mount.tree, self._mountpoint, *mount.left, self._settings)
+        return engines.attach(
+            self._image,
+            mount.tree,
+            self._mountpoint,
+            choice=mount.engine,
+            outside=self._outside,
+            modified_ns=mount.modified_ns,
+            settings=self._settings,
+            verified=mount.verified,
+        )
 
     async def serve(self) -> None:
         """Start what belongs to a mount, and answer the kernel until the mount ends."""
@@ -153,6 +179,8 @@ class Session:
         service.start(self._announce, "reach the new mount")
         if self._attachment.native is not None:
             service.start(self._watch_engine, "watch the native threads")
+        if self._mount.plan_log is not None:
+            service.start(partial(_beat, self._mount.plan_log), "say that the mount is served")
         self._serving = True
         try:
             await pyfuse3.main(min_tasks=_IDLE_TASKS, max_tasks=_MAX_TASKS)
@@ -217,7 +245,9 @@ class Session:
         """See that the mount answers, tune it, and say so."""
         await trio.to_thread.run_sync(self._outside.look, abandon_on_cancel=True)
         await self._service.worker.run(partial(self._outside.read_ahead, self._device))
-        self._attachment.require(self._mount.engine, self._mountpoint)
+        if self._mount.left is None:
+            self._attachment.require(self._mount.engine, self._mountpoint)
+        self._give_to_keeper()
         # What there is to know of the engine is known only now.
         self._entry = replace(self._entry, engine=self._attachment.name)
         if self._files is not None:
@@ -230,6 +260,15 @@ class Session:
             await self._service.worker.run(partial(self._outside.unmount, lazy=True))
             os.rmdir(self._mountpoint)
         self._ready()
+
+    def _give_to_keeper(self) -> None:
+        """From now on a kill of this process is a pause, if the mount has a keeper and the kernel can go on."""
+        keeper, native = self._mount.keeper, self._attachment.native
+        if keeper is None or native is None:
+            return
+        handover = native.handover(self._mount.tree.partitions, self._mount.modified_ns)
+        if handover is not None:
+            keeper.keep(handover, native.connections)
 
     async def _watch_engine(self) -> None:
         """With native threads it is they who learn of the unmounting."""
@@ -284,3 +323,9 @@ class Session:
         if mount is None or not self._device:  # we could not look at once: nothing but ours is to be there
             return mount is not None and mount.type == FILE_SYSTEM_TYPE
         return mount.device == self._device
+
+
+async def _beat(plan_log: PlanLog) -> None:
+    while True:
+        plan_log.beat()
+        await trio.sleep(BEAT_SECONDS)

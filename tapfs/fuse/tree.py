@@ -9,15 +9,26 @@ from __future__ import annotations
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from tapfs.partitions.table import Partition
 from tapfs.records import dataclass, field
 
 if TYPE_CHECKING:
     from tapfs.disk.image import Image
+    from tapfs.partitions.table import Partition
 
 ROOT_INODE = 1
+
+#: The name of a partition's node is this and its number.
+PARTITION = b"part"
+
+
+class PartitionWindow(NamedTuple):
+    """A partition of the tree: its number, and its bytes of the disk."""
+
+    number: int
+    start: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +155,16 @@ class Tree:
         directory.children[name] = node.inode
         return node
 
+    @property
+    def partitions(self) -> list[PartitionWindow]:
+        """The partitions that have nodes."""
+        windows = ((node.name, node.content) for node in self.nodes())
+        return [
+            PartitionWindow(int(name.removeprefix(PARTITION)), window.start, window.size)
+            for name, window in windows
+            if isinstance(window, Window) and name.startswith(PARTITION)
+        ]
+
     def node(self, inode: int) -> Node | None:
         """The node with this inode."""
         return self._nodes.get(inode)
@@ -178,20 +199,24 @@ class Tree:
         return len(self._nodes)
 
 
+def partition_windows(partitions: Iterable[Partition]) -> list[PartitionWindow]:
+    """The partitions that get nodes: an extended one gets none, the logical ones in it do."""
+    return [PartitionWindow(each.number, each.start, each.size) for each in partitions if not each.container]
+
+
 def image_tree(
     size: int,
     *,
     writable: bool,
     information: Callable[[], bytes],
-    partitions: Iterable[Partition] = (),
+    partitions: Iterable[PartitionWindow] = (),
     snapshots: Iterable[tuple[bytes, KeptDisk]] = (),
     faces: Iterable[tuple[bytes, MadeFile]] = (),
 ) -> Tree:
     """The tree of an image: `disk`, its flat contents of `size` bytes, `part1` and so on, and `info.json`.
 
     The partitions are those of the start: what a guest makes of its table later shows in the next
-    mount. An extended partition has no node, the logical ones in it have. The directory `snapshots` is there if the
-    image has any. `faces` stand beside the disk.
+    mount. The directory `snapshots` is there if the image has any. `faces` stand beside the disk.
     """
     tree = Tree()
     permissions = 0o600 if writable else 0o400
@@ -199,8 +224,8 @@ def image_tree(
     for name, face in faces:
         tree.add(ROOT_INODE, name, 0o400, face)
     for partition in partitions:
-        if not partition.container:
-            tree.add(ROOT_INODE, b"part%d" % partition.number, permissions, Window(partition.start, partition.size))
+        name = PARTITION + b"%d" % partition.number
+        tree.add(ROOT_INODE, name, permissions, Window(partition.start, partition.size))
     tree.add(ROOT_INODE, b"info.json", 0o444, Document(information))
     folder: Node | None = None
     for name, disk in snapshots:

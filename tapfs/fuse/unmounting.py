@@ -19,6 +19,7 @@ from tapfs.fuse.mount_table import (
 )
 from tapfs.fuse.registry import MountEntry, Registry, all_mounts, find_mount
 from tapfs.host.location import locate
+from tapfs.serving.processes import process_start
 
 #: For how long what a dead process has begun to mount may take to fail, or to be mounted after all; between looks.
 _PATIENCE_SECONDS, _LOOK_SECONDS = 10, 0.05
@@ -77,9 +78,26 @@ def _mount_of_image(path: str) -> tuple[Registry, MountEntry] | None:
 
 
 def _ask(registry: Registry, entry: MountEntry, *, force: bool) -> bool:
-    """Have the process unmount and wait for its end; False if it died before it answered."""
+    """Have the process unmount and wait for its end; False if it died before it answered, and nobody follows it.
+
+    Where the mount has a keeper the next server is asked then.
+    """
+    give_up = time.monotonic() + _PATIENCE_SECONDS
+    while entry.alive:
+        answered = _ask_process(registry, entry, force=force)
+        if answered is not None:
+            return answered
+        if time.monotonic() > give_up:
+            raise _silent(entry)
+        time.sleep(_LOOK_SECONDS)
+        entry = registry.find(entry.mountpoint) or entry
+    return False
+
+
+def _ask_process(registry: Registry, entry: MountEntry, *, force: bool) -> bool | None:
+    """Have one process unmount, and wait for the end of all: False if it died; None: another one comes in its place."""
     try:
-        process = os.pidfd_open(entry.pid)
+        process = os.pidfd_open(entry.pid if process_start(entry.pid) == entry.process_start else entry.serving)
     except ProcessLookupError:
         return False
     try:
@@ -88,14 +106,12 @@ def _ask(registry: Registry, entry: MountEntry, *, force: bool) -> bool:
         except ImageError:
             raise  # the mount stays
         except OSError as error:
-            if entry.alive:
-                raise ImageError(
-                    ErrorKind.LOCKED,
-                    f"process {entry.pid}, which serves the mount, does not answer",
-                    path=entry.mountpoint,
-                    op="unmount",
-                    remedy="try again; if it stays so, end it with kill",
-                ) from error
+            if entry.answers:
+                raise _silent(entry) from error
+            answer = None
+        if answer is None and entry.alive and entry.server is not None:
+            return None
+        if answer is None and not entry.alive:
             return False
         _wait_for_end(process)
         if answer is None:
@@ -105,6 +121,16 @@ def _ask(registry: Registry, entry: MountEntry, *, force: bool) -> bool:
         return True
     finally:
         os.close(process)
+
+
+def _silent(entry: MountEntry) -> ImageError:
+    return ImageError(
+        ErrorKind.LOCKED,
+        f"process {entry.serving}, which serves the mount, does not answer",
+        path=entry.mountpoint,
+        op="unmount",
+        remedy="try again; if it stays so, end it with kill",
+    )
 
 
 def _wait_for_end(process: int) -> None:
@@ -134,7 +160,7 @@ def clean_up(registry: Registry, entry: MountEntry) -> str:
         time.sleep(_LOOK_SECONDS)
     registry.entries()  # drops what others left before
     lost = "" if entry.mode == "ro" else "; what was not flushed is lost, check the image"
-    return f"{entry.mountpoint}: process {entry.pid}, which served it, had died; cleaned up{lost}"
+    return f"{entry.mountpoint}: process {entry.serving}, which served it, had died; cleaned up{lost}"
 
 
 def _taken_away(registry: Registry, entry: MountEntry) -> bool:

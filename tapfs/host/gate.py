@@ -36,6 +36,12 @@ class Gate:
         """No file is opened because an image names it."""
         return cls(())
 
+    def absolute(self) -> Gate:
+        """The same from any folder."""
+        if self.roots is None:
+            return self
+        return Gate(tuple(root if Address.parse(root) is not None else os.path.abspath(root) for root in self.roots))
+
     def look_up_parent(self, path: str, *, trusted: str) -> int:
         """An O_PATH descriptor of a parent; `trusted` is the folder at the start of `path` that no image named.
 

@@ -13,23 +13,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tapfs.disk.opening import complete_left
 from tapfs.disk.plan_log import PlanLog
-from tapfs.errors import ErrorKind, ImageError
 from tapfs.records import replace
 from tapfs.serving.log import log
 from tapfs.serving.runtime_directory import make_private, runtime_directory
 
 if TYPE_CHECKING:
     from tapfs.disk.chain import OpenOptions
-
-#: Seconds from one sign of life to the next, and those after the last one in which a change was the server's.
-BEAT_SECONDS = 2
-_GRACE_SECONDS = 10
 
 #: Changes with each boot of the host, whose crash takes the plan and the data together.
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -43,37 +37,23 @@ class KeptPlanOf:
         make_private(directory)
         self._image = path
         name = hashlib.blake2b(os.fsencode(os.path.realpath(path)), digest_size=12).hexdigest()
-        self._file = directory / f"vhost-{name}.plan"
         boot = _BOOT.read_bytes() if _BOOT.exists() else b""
-        self.log = PlanLog(self._file, hashlib.blake2b(boot + name.encode(), digest_size=16).hexdigest())
+        self.log = PlanLog(
+            directory / f"vhost-{name}.plan", hashlib.blake2b(boot + name.encode(), digest_size=16).hexdigest()
+        )
 
     def complete(self, options: OpenOptions) -> None:
         """Execute what a killed server has left. `options` are those of the image. Raises ImageError."""
         if not self.log.exists:
             return
-        self._require_unchanged()
+        self.log.require_unchanged(self._image)
         if complete_left(self._image, replace(options, writable=True, overlay=None, temporary=False), self.log):
             log.info("completed what the last server had acknowledged")
 
     def beat(self) -> None:
         """Say that the server lives."""
-        with suppress(OSError):
-            os.utime(self._file)
+        self.log.beat()
 
     def close(self) -> None:
         """Let go of the file, which goes if it holds no plan."""
         self.log.close()
-
-    def _require_unchanged(self) -> None:
-        try:
-            changed, lived = os.stat(self._image).st_mtime, self._file.stat().st_mtime
-        except OSError:
-            return
-        if changed > lived + _GRACE_SECONDS:
-            raise ImageError(
-                ErrorKind.EXISTS,
-                "was changed after a server of it was killed, and what that server left may not fit any more",
-                path=self._image,
-                op="open",
-                remedy=f"check the image, then remove {self._file}",
-            )

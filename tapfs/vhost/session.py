@@ -14,6 +14,7 @@ from functools import partial
 import trio
 
 from tapfs.disk.image import Image
+from tapfs.disk.plan_log import BEAT_SECONDS
 from tapfs.errors import printable
 from tapfs.serving.failures import failure_of
 from tapfs.serving.log import log
@@ -26,7 +27,7 @@ from tapfs.vhost.channel import Channel
 from tapfs.vhost.conversation import Conversation, RefusedError
 from tapfs.vhost.disk import GuestDisk
 from tapfs.vhost.messages import MalformedError
-from tapfs.vhost.recovery import BEAT_SECONDS, KeptPlanOf
+from tapfs.vhost.recovery import KeptPlanOf
 
 
 class Session:

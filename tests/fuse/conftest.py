@@ -91,8 +91,19 @@ class Mounts:
         return process
 
     def processes(self) -> list[int]:
-        """The processes that run with this test's runtime directory, but for those outside of a sandbox."""
-        return [pid for pid in self.all_processes() if b"tapfs.fuse.outside" not in _words_of(pid)]
+        """The processes of this test's runtime directory, but for those outside of a sandbox and for keepers.
+
+        A keeper that is alone counts.
+        """
+        running = [pid for pid in self.all_processes() if b"tapfs.fuse.outside" not in _words_of(pid)]
+        return [pid for pid in running if not is_keeper(pid)] or running
+
+    def kill(self, *servers: int) -> None:
+        """Kill servers so that none follows them: their keepers first, if they have any."""
+        for server in servers:
+            keeper = parent_of(server)
+            for pid in (keeper, server) if is_keeper(keeper) else (server,):
+                os.kill(pid, signal.SIGKILL)
 
     def all_processes(self) -> list[int]:
         """The processes that run with this test's runtime directory."""
@@ -110,8 +121,10 @@ class Mounts:
         return [mount.mount_point for mount in mounted_file_systems() if mount.mount_point.startswith(below)]
 
     def left_behind(self) -> list[str]:
-        """Everything that a test must have cleared away. Who mounted from outside of a sandbox ends just after it."""
-        wait_for(lambda: self.all_processes() == self.processes())
+        """Everything that a test must have cleared away."""
+        if not self.processes():
+            # The process outside of a sandbox ends by itself when nobody is left who could ask it.
+            wait_for(lambda: not self.all_processes(), patience=10)
         files = [str(path) for path in self.runtime.glob("*")]
         return [*self.mounted(), *(f"process {pid}" for pid in self.all_processes()), *files]
 
@@ -119,8 +132,21 @@ class Mounts:
         """Clear away what can be, whatever the state."""
         for mount in reversed(self.mounted()):
             unmount(mount, lazy=True)
-        for pid in self.processes():
+        for pid in sorted(self.all_processes(), key=is_keeper, reverse=True):
             os.kill(pid, signal.SIGKILL)
+
+
+def parent_of(pid: int) -> int:
+    """The parent of a process."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def is_keeper(pid: int) -> bool:
+    """Whether a process is the keeper of a mount."""
+    try:
+        return b"\0tapfs.fuse.keeper\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 #: Modules whose tests see nothing of the engine: names, choices, formats. They run with one unless all are asked for.

@@ -372,7 +372,7 @@ def test_killed_while_writing(mounts: Mounts, tmp_path: Path, turn: int) -> None
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
         said = [writer.stdout.readline() for _ in range(5 + 7 * turn)]
-        os.kill(pid, signal.SIGKILL)
+        mounts.kill(pid)
         said += writer.stdout.readlines()
         assert writer.wait(60) != 0  # the rest of its writes failed
     acknowledged = int(said[-1])

@@ -227,7 +227,7 @@ def test_killed_and_covered(mounts: Mounts, flat: Path, options: list[str]) -> N
     """Another's mount over that of a dead process is not touched, nor is what lies below it forgotten."""
     directory = mounts.mount(flat, *options)
     subprocess.run(["mount", "-t", "tmpfs", "above", directory], check=True)
-    kill(*mounts.processes())
+    mounts.kill(*mounts.processes())
     wait_for(lambda: not mounts.processes())
     for command in (["umount", directory], ["umount", "--all"]):
         failed = mounts.run(*command)

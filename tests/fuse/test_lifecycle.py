@@ -130,7 +130,7 @@ def test_unmounted_from_outside(mounts: Mounts, tmp_path: Path, command: list[st
 def test_killed(mounts: Mounts, sample: Path) -> None:
     directory = mounts.mount(sample)
     (pid,) = mounts.processes()
-    os.kill(pid, signal.SIGKILL)
+    mounts.kill(pid)
     wait_for(lambda: not mounts.processes())
     (entry,) = json.loads(mounts.run("list", "--json").out)["mounts"]
     assert not entry["alive"]
@@ -148,7 +148,7 @@ def test_killed(mounts: Mounts, sample: Path) -> None:
 def test_killed_and_unmounted_by_hand(mounts: Mounts, sample: Path) -> None:
     directory = mounts.mount(sample)
     (pid,) = mounts.processes()
-    os.kill(pid, signal.SIGKILL)
+    mounts.kill(pid)
     wait_for(lambda: not mounts.processes())
     subprocess.run(["fusermount3", "-u", "-z", directory], check=True)
     assert json.loads(mounts.run("list", "--json").out)["mounts"] == []

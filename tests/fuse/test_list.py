@@ -111,7 +111,7 @@ def test_umount_of_several(mounts: Mounts, sample: Path) -> None:
 
 def test_umount_all(mounts: Mounts, sample: Path) -> None:
     first, second = mounts.mount(sample), mounts.mount(sample)
-    os.kill(mounts.processes()[0], signal.SIGKILL)
+    mounts.kill(mounts.processes()[0])
     wait_for(lambda: len(mounts.processes()) == 1)
     done = mounts.run("umount", "--all")
     assert (done.code, done.err.count("had died")) == (0, 1)

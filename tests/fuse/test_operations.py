@@ -108,7 +108,10 @@ async def test_handles() -> None:
     assert await operations.read(handle, 0, 100) == b"{}\n"
     assert await operations.read(handle, 1, 1) == b"}"
     await operations.release(handle)
-    for number in (handle, 0, 999):
+    # A handle of a server that was killed: it says what it is.
+    later = operations_of(FakeImage())
+    assert await later.read(handle, 0, 100) == b"{}\n"
+    for number in (0, 999):
         with pytest.raises(pyfuse3.FUSEError) as caught:
             await operations.read(number, 0, 1)
         assert caught.value.errno == errno.EBADF

@@ -209,7 +209,7 @@ def test_kept_after_a_kill(mounts: Mounts, tmp_path: Path, sample: Path) -> None
     os.pwrite(descriptor, b"acknowledged", 777_777)
     os.fsync(descriptor)
     [server] = mounts.processes()
-    os.kill(server, signal.SIGKILL)
+    mounts.kill(server)
     with refused():
         os.close(descriptor)
     wait_for(lambda: not mounts.processes())

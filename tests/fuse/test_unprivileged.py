@@ -39,6 +39,7 @@ tapfs umount dir
 cmp -n 7 image.raw <(printf changed)
 test -z "$(ls dir)"
 tapfs mount --engine {engine} image.raw dir
+pkill -9 -f tapfs.fuse.keeper || true
 kill -9 $(tapfs list | sed -n 's/.*process //p')
 until tapfs list | grep -q dead; do :; done
 tapfs umount dir 2>&1 | grep -q 'had died; cleaned up'

@@ -210,7 +210,7 @@ def test_background_flush(mounts: Mounts, tmp_path: Path) -> None:
         disk.write(b"precious")
         (pid,) = mounts.processes()
         wait_for(lambda: _flat(image).startswith(b"precious"))
-        os.kill(pid, signal.SIGKILL)
+        mounts.kill(pid)
         wait_for(lambda: not mounts.processes())
         assert mounts.run("umount", directory).code == 0
         assert _flat(image).startswith(b"precious")

@@ -11,6 +11,7 @@ static struct fuse_buffer *buffer_new(void)
         return NULL;
     }
     buffer->next = NULL;
+    buffer->present = false;
     buffer->memory = aligned_alloc(DIRECT_ALIGNMENT, BUFFER_BYTES);
     if (buffer->memory == NULL) {
         free(buffer);
@@ -47,6 +48,19 @@ static bool has_any(const tapfs_fuse *server)
     return false;
 }
 
+/*
+ * Have all pages of a buffer present, before the kernel copies a request there. The kernel has taken the request from its
+ * queue then. If it had to wait for a page, a kill of this process would make it fail the request (EIO) instead of
+ * keeping it for a successor.
+ */
+static void make_present(struct fuse_buffer *buffer)
+{
+    for (size_t at = 0; at < BUFFER_BYTES; at += 4096) {
+        *(volatile uint8_t *)(buffer->memory + at) = 0;
+    }
+    buffer->present = true;
+}
+
 struct fuse_buffer *fuse_buffer_take(tapfs_fuse *server)
 {
     const uint32_t *count = server->buffer_count;
@@ -63,6 +77,9 @@ struct fuse_buffer *fuse_buffer_take(tapfs_fuse *server)
         pthread_cond_wait(&server->buffer_returned, &server->buffer_lock);
     }
     pthread_mutex_unlock(&server->buffer_lock);
+    if (buffer != NULL && !buffer->present) {
+        make_present(buffer);
+    }
     return buffer;
 }
 

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <unistd.h>
 
 #include "fuse/internal.h"
 
@@ -16,6 +17,10 @@
 #define INIT_EXT (UINT64_C(1) << 30)
 #define INIT_DIRECT_IO_ALLOW_MMAP (UINT64_C(1) << 36)
 #define INIT_PASSTHROUGH (UINT64_C(1) << 37)
+#define INIT_HAS_RESEND (UINT64_C(1) << 39)
+
+/* Has the kernel give every request again that was read and not answered (Linux 6.9). */
+#define NOTIFY_RESEND 7
 
 /* Requests of the kernel's own (readahead, asynchronous I/O) that may be under way; its default is 12. */
 #define BACKGROUND_REQUESTS 64
@@ -59,6 +64,67 @@ void fuse_init_asked(tapfs_fuse *server, const uint8_t *message, size_t length)
     }
     atomic_store(&server->offered, flags);
     atomic_store(&server->init_unique, header.unique);
+    if (!server->taken_over && length <= sizeof server->init) {
+        pthread_mutex_lock(&server->forward_lock);
+        memcpy(server->init, message, length);
+        server->init_length = length;
+        pthread_mutex_unlock(&server->forward_lock);
+    }
+}
+
+size_t tapfs_fuse_init_request(tapfs_fuse *server, void *init, size_t capacity)
+{
+    pthread_mutex_lock(&server->forward_lock);
+    size_t length = server->init_length;
+    if (length > capacity || (atomic_load(&server->offered) & INIT_HAS_RESEND) == 0) {
+        length = 0;
+    }
+    memcpy(init, server->init, length);
+    pthread_mutex_unlock(&server->forward_lock);
+    return length;
+}
+
+int tapfs_fuse_take_over(tapfs_fuse *server, const void *init, size_t length)
+{
+    if (length < sizeof(struct fuse_in_header) || length > sizeof server->init || server->thread_count != 0) {
+        return -EINVAL;
+    }
+    memcpy(server->init, init, length);
+    server->init_length = length;
+    /* Before any thread reads: what is given again now was read by the predecessor, and by nobody else. */
+    struct fuse_out_header again = {.len = sizeof again, .error = NOTIFY_RESEND, .unique = 0};
+    if (write(server->fuse_fd, &again, sizeof again) < 0) {
+        return -errno;
+    }
+    server->taken_over = true;
+    return 0;
+}
+
+static struct fuse_node *node_of(tapfs_fuse *server, uint64_t inode)
+{
+    for (size_t i = 0; i < server->node_count; i++) {
+        if (server->nodes[i].inode == inode) {
+            return &server->nodes[i];
+        }
+    }
+    return NULL;
+}
+
+int tapfs_fuse_set_backing(tapfs_fuse *server, uint64_t inode, int32_t backing_id)
+{
+    struct fuse_node *node = node_of(server, inode);
+    if (node == NULL || backing_id <= 0 || server->thread_count != 0) {
+        return -EINVAL;
+    }
+    atomic_store(&node->backing_id, backing_id);
+    atomic_fetch_add(&server->passthrough_nodes, 1);
+    return 0;
+}
+
+int32_t tapfs_fuse_backing(tapfs_fuse *server, uint64_t inode)
+{
+    struct fuse_node *node = node_of(server, inode);
+    return node == NULL ? 0 : atomic_load(&node->backing_id);
 }
 
 static bool has_backing(const tapfs_fuse *server)
@@ -123,8 +189,8 @@ size_t fuse_init_amend(tapfs_fuse *server, uint8_t *message, size_t length, size
 
 void fuse_init_answered(tapfs_fuse *server)
 {
-    if ((atomic_load(&server->offered) & INIT_PASSTHROUGH) == 0) {
-        return;
+    if (server->taken_over || (atomic_load(&server->offered) & INIT_PASSTHROUGH) == 0) {
+        return; /* a predecessor has registered what there is */
     }
     for (size_t i = 0; i < server->node_count; i++) {
         struct fuse_node *node = &server->nodes[i];

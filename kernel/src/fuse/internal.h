@@ -44,6 +44,7 @@ struct fuse_buffer {
     struct fuse_buffer *next;
     uint8_t *memory;
     enum fuse_share share;
+    bool present; /* its pages */
 };
 
 /* A request of a data node, on the stack of its thread until it is parked or waits for the host. */
@@ -81,6 +82,9 @@ struct fuse_moves {
     bool started;
 };
 
+/* The kernel's INIT request has 104 bytes, and may grow. */
+#define INIT_REQUEST_MAX 256
+
 /* A message on its way to the session. */
 struct fuse_message {
     struct fuse_message *next;
@@ -101,6 +105,8 @@ struct fuse_thread {
 struct tapfs_fuse {
     tapfs_disk *disk;
     int fuse_fd, session_fd, ended_fd;
+    int connections[THREADS_MAX]; /* the first is fuse_fd */
+    uint32_t connection_count;
     struct fuse_node *nodes;
     size_t node_count;
     bool writable;
@@ -128,6 +134,9 @@ struct tapfs_fuse {
     pthread_t forwarder, replier;
     bool forwarder_started, replier_started;
     _Atomic uint64_t init_unique;
+    uint8_t init[INIT_REQUEST_MAX]; /* the kernel's request. Under `forward_lock`. */
+    size_t init_length;
+    bool taken_over; /* a predecessor has answered it */
     _Atomic uint64_t offered;  /* the flags that the kernel knows, both words */
     _Atomic uint32_t direct_opens; /* FOPEN flags for O_DIRECT */
     _Atomic uint32_t passthrough_nodes;
@@ -200,6 +209,8 @@ TAPFS_INTERNAL bool fuse_data_request(const struct fuse_thread *thread, struct f
 TAPFS_INTERNAL int fuse_session_start(tapfs_fuse *server);
 TAPFS_INTERNAL void fuse_session_stop(tapfs_fuse *server);
 TAPFS_INTERNAL void fuse_forward(const struct fuse_thread *thread, const uint8_t *message, size_t length);
+/* Show the session the INIT that a predecessor was sent. */
+TAPFS_INTERNAL void fuse_forward_again(tapfs_fuse *server);
 
 /* ---- fuse/init.c: what is agreed with the kernel */
 

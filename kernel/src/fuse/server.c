@@ -1,12 +1,10 @@
 /* The server: its threads, from start to stop. */
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -40,6 +38,8 @@ tapfs_fuse *tapfs_fuse_new(int fuse_fd, int session_fd, tapfs_disk *disk)
     }
     server->disk = disk;
     server->fuse_fd = fuse_fd;
+    server->connections[0] = fuse_fd;
+    server->connection_count = 1;
     server->session_fd = session_fd;
     pthread_mutex_init(&server->buffer_lock, NULL);
     pthread_cond_init(&server->buffer_returned, NULL);
@@ -147,27 +147,29 @@ static void woken(int number)
     (void)number;
 }
 
-/* A descriptor of its own for a thread; shared where the kernel does not give one. */
-static int clone_device(int fuse_fd)
+int tapfs_fuse_add_connection(tapfs_fuse *server, int fuse_fd)
 {
-    int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
-    uint32_t source = (uint32_t)fuse_fd;
-    if (fd >= 0 && ioctl(fd, FUSE_DEV_IOC_CLONE, &source) != 0) {
-        close(fd);
-        fd = -1;
+    if (server->connection_count == THREADS_MAX || server->thread_count != 0) {
+        return -EINVAL;
     }
-    return fd >= 0 ? fd : fuse_fd;
+    server->connections[server->connection_count++] = fuse_fd;
+    return 0;
 }
 
-static int start_threads(tapfs_fuse *server, uint32_t count)
+static void set_up_threads(tapfs_fuse *server, uint32_t count)
 {
     server->thread_count = count;
     atomic_store(&server->threads_running, count);
     for (uint32_t i = 0; i < count; i++) {
         server->threads[i].server = server;
         server->threads[i].index = i;
-        server->threads[i].fd = i == 0 ? server->fuse_fd : clone_device(server->fuse_fd);
+        server->threads[i].fd = i < server->connection_count ? server->connections[i] : server->fuse_fd;
     }
+}
+
+static int start_threads(tapfs_fuse *server)
+{
+    uint32_t count = server->thread_count;
     for (uint32_t i = 0; i < count; i++) {
         int error = pthread_create(&server->threads[i].thread, NULL, serve, &server->threads[i]);
         if (error != 0) {
@@ -198,8 +200,12 @@ int tapfs_fuse_start(tapfs_fuse *server, uint32_t threads)
     if (error == 0) {
         error = fuse_moves_start(server);
     }
+    set_up_threads(server, threads);
+    if (error == 0 && server->taken_over) {
+        fuse_forward_again(server);
+    }
     if (error == 0) {
-        error = start_threads(server, threads);
+        error = start_threads(server);
     }
     pthread_sigmask(SIG_SETMASK, &previous, NULL);
     return -error;
@@ -243,12 +249,9 @@ void tapfs_fuse_free(tapfs_fuse *server)
     }
     tapfs_fuse_stop(server);
     fuse_backing_close(server);
-    for (uint32_t i = 1; i < server->thread_count; i++) {
-        if (server->threads[i].fd != server->fuse_fd) {
-            close(server->threads[i].fd);
-        }
+    for (uint32_t i = 0; i < server->connection_count; i++) {
+        close(server->connections[i]);
     }
-    close(server->fuse_fd);
     close(server->session_fd);
     close(server->ended_fd);
     close(server->moves.wake_fd);

@@ -52,6 +52,25 @@ tapfs_fuse *tapfs_fuse_new(int fuse_fd, int session_fd, tapfs_disk *disk);
 int tapfs_fuse_add_node(tapfs_fuse *server, uint64_t inode, uint64_t start, uint64_t size, int writable,
                         int backing_fd);
 
+/*
+ * One more descriptor of the connection (FUSE_DEV_IOC_CLONE), for one more thread; taken over. 0 or -errno. Before start. A
+ * thread has each that is there, and further threads share the first.
+ */
+int tapfs_fuse_add_connection(tapfs_fuse *server, int fuse_fd);
+
+/*
+ * Go on where another process has served the connection: `init` is the kernel's INIT to it (tapfs_fuse_init_request). The
+ * session is shown that request again, and its answer is not passed on. The kernel gives the requests again that were not
+ * answered. 0 or -errno: -EINVAL where the kernel cannot. After the nodes were added, before start.
+ */
+int tapfs_fuse_take_over(tapfs_fuse *server, const void *init, size_t length);
+/* What the kernel knows the backing file of a node by, registered by a predecessor. Before start. 0 or -errno. */
+int tapfs_fuse_set_backing(tapfs_fuse *server, uint64_t inode, int32_t backing_id);
+/* The same of this server; 0: the kernel does not serve the node. Known once the mount has answered a request. */
+int32_t tapfs_fuse_backing(tapfs_fuse *server, uint64_t inode);
+/* The kernel's INIT request: its length, at most `capacity`; 0 if a successor could not go on with this connection. */
+size_t tapfs_fuse_init_request(tapfs_fuse *server, void *init, size_t capacity);
+
 /* Start `threads` (1 to 16) native threads. 0 or -errno; after an error only free may follow. */
 int tapfs_fuse_start(tapfs_fuse *server, uint32_t threads);
 

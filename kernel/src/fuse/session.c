@@ -9,7 +9,8 @@
  * threads that move data never wait for the session.
  *
  * An answer must go to the descriptor that its request came from. The top byte of `unique` has the number of that
- * descriptor's thread. The kernel counts `unique` up by twos from zero and never comes near that byte.
+ * descriptor's thread, below a bit that is the kernel's: it tells a request that was given again. The kernel counts
+ * `unique` up by twos from zero and never comes near that byte.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -23,7 +24,8 @@
 /* A stream socket cuts what is longer into pieces. Nothing that the tree needs is nearly as long. */
 #define FORWARDED_MAX (32u << 10)
 #define THREAD_SHIFT 56
-#define UNIQUE_MASK ((UINT64_C(1) << THREAD_SHIFT) - 1)
+#define GIVEN_AGAIN (UINT64_C(1) << 63)
+#define UNIQUE_MASK (((UINT64_C(1) << THREAD_SHIFT) - 1) | GIVEN_AGAIN)
 #define ANSWER_BYTES_MAX (MESSAGE_DATA_MAX + 4096u)
 #define SOCKET_BYTES (4 << 20)
 
@@ -73,6 +75,12 @@ void fuse_forward(const struct fuse_thread *thread, const uint8_t *bytes, size_t
     } else {
         atomic_fetch_add(&server->forwarded, 1);
     }
+}
+
+void fuse_forward_again(tapfs_fuse *server)
+{
+    fuse_init_asked(server, server->init, server->init_length);
+    fuse_forward(&server->threads[0], server->init, server->init_length);
 }
 
 /* Nobody reads any more: everything that waits fails, and so does all that comes. */
@@ -154,7 +162,7 @@ static size_t pass_back(tapfs_fuse *server, uint8_t *bytes, size_t length, size_
 {
     struct fuse_out_header header;
     memcpy(&header, bytes, sizeof header);
-    uint32_t index = (uint32_t)(header.unique >> THREAD_SHIFT);
+    uint32_t index = (uint32_t)((header.unique & ~GIVEN_AGAIN) >> THREAD_SHIFT);
     int fd = index < server->thread_count ? server->threads[index].fd : server->fuse_fd;
     header.unique &= UNIQUE_MASK;
     memcpy(bytes, &header, sizeof header);
@@ -164,8 +172,12 @@ static size_t pass_back(tapfs_fuse *server, uint8_t *bytes, size_t length, size_
     if (is_init) {
         length = fuse_init_amend(server, bytes, length, capacity);
     }
-    ssize_t written;
+    /* Of a predecessor's INIT only what it means is wanted: the kernel has its answer. */
+    ssize_t written = -1;
     do {
+        if (server->taken_over && init != 0 && header.unique == init) {
+            break;
+        }
         written = write(fd, bytes, length);
     } while (written < 0 && errno == EINTR);
     if (is_init) {

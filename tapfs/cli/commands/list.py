@@ -129,7 +129,7 @@ def _counted(registry: Registry, entry: MountEntry) -> tuple[int | None, int | N
 
 def _mount_record(entry: MountEntry, counted: tuple[int | None, int | None]) -> Record:
     shows = entry.shows if entry.partition is None else f"{entry.shows} of partition {entry.partition}"
-    process = f"process {entry.pid}" + ("" if entry.alive else " (dead)")
+    process = f"process {entry.serving}" + ("" if entry.alive else " (dead)")
     confined = {"on": [], "off": ["no sandbox"]}.get(entry.sandbox, [f"sandbox {entry.sandbox}"])
     proved = [] if entry.sidecar is None else ["reads verified"]
     how = [f"engine {entry.engine}", *proved, *confined]
@@ -145,8 +145,10 @@ def _transfers(read: int | None, written: int | None) -> list[str]:
 
 def _as_data(entry: MountEntry, counted: tuple[int | None, int | None]) -> dict[str, object]:
     data: dict[str, object] = asdict(entry)
-    for internal in ("process_start", "device"):
+    for internal in ("process_start", "device", "server", "server_start"):
         del data[internal]
+    data["pid"] = entry.serving
+    data["keeper"] = None if entry.server is None else entry.pid
     data.update(alive=entry.alive, bytes_read=counted[0], bytes_written=counted[1])
     return data
 

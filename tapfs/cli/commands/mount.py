@@ -10,12 +10,14 @@ from tapfs.cli.options import (
     add_image_options,
     add_sector_size_option,
     add_writing_options,
-    open_image,
+    open_options,
+    unlocked,
     warn_of_noise,
 )
 from tapfs.cli.parser import UsageError
 from tapfs.errors import ImageError
 from tapfs.fuse.engine_names import AUTO, ENGINES, PYFUSE3
+from tapfs.host import standard_input
 from tapfs.records import replace
 
 if TYPE_CHECKING:
@@ -114,6 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tapfs.errors import spelled
     from tapfs.fuse import mounting
     from tapfs.fuse.registry import Registry
+    from tapfs.fuse.reopening import Reopening
     from tapfs.serving.background import open_descriptors, start_in_background
 
     inherited = open_descriptors()  # before anything of ours is open
@@ -148,7 +151,9 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     mountpoint = mounting.check_mount_point(arguments.mountpoint)
     outside = _entered(arguments, mountpoint, settings, registry, writable=writable or scratch)
-    image = open_image(arguments, writable=writable, overlay=arguments.overlay, temporary=arguments.temp)
+    options = open_options(arguments, writable=writable, overlay=arguments.overlay, temporary=arguments.temp)
+    opening = Reopening(arguments.image, options, keeps_plan=_can_be_kept(arguments))
+    image = unlocked(arguments.key_file, arguments.image, opening.open)
     try:
         warn_of_noise(image)
         for name in settings.faces:
@@ -159,7 +164,8 @@ def run(arguments: argparse.Namespace) -> int:
     except BaseException:
         image.close()
         raise
-    mount = mounting.ImageMount(image, mountpoint, registry, arguments.engine, settings, verified, outside)
+    reopening = opening if _can_be_kept(arguments) else None
+    mount = mounting.ImageMount(image, mountpoint, registry, arguments.engine, settings, verified, outside, reopening)
     if arguments.foreground:
         mounting.serve_in_foreground(mount)
     else:
@@ -242,6 +248,18 @@ def _verified(image: Image, arguments: argparse.Namespace) -> VerifiedReads:
             " reads of what differs will fail",
         )
     return verified
+
+
+def _can_be_kept(arguments: argparse.Namespace) -> bool:
+    """Whether the mount can go on with another server when its server was killed (`tapfs.fuse.keeper`).
+
+    What a temporary file holds has no name and is gone with its process, and so is what came from standard input. The
+    file system in a disk (--files) is mounted by processes of the server's. The identifiers in an image of another
+    format (--as) are made anew by each server.
+    """
+    once = arguments.temp or arguments.image == standard_input.NAME
+    other = arguments.files or arguments.foreground or arguments.verify_reads or arguments.engine == PYFUSE3
+    return not (once or other or arguments.faces)
 
 
 def _chosen(image: Image, arguments: argparse.Namespace) -> FileSystemPlace:

@@ -1,0 +1,232 @@
+"""Mounts whose server is killed while programs use them: the programs wait, and find what they had written."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import tapfs
+from tapfs.serving.processes import process_start
+from tests.fuse.conftest import MIB, Mounts, is_keeper, wait_for
+
+native = pytest.mark.parametrize("mounts", ["native"], indirect=True)
+
+#: Writes blocks all over the file that it is given, by four threads, and compares what it reads.
+_LOAD = """
+import os, random, sys, threading
+path, seed, blocks, turns = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+fd = os.open(path, os.O_RDWR)
+def work(part):
+    choice, model = random.Random(seed + part), {}
+    for turn in range(turns):
+        block = choice.randrange(blocks // 4) * 4 + part
+        if block in model and choice.random() < 0.4:
+            assert os.pread(fd, 4096, block * 4096) == model[block], (part, turn, block)
+            continue
+        data = choice.randbytes(4096)
+        assert os.pwrite(fd, data, block * 4096) == 4096
+        model[block] = data
+        if turn % 40 == 39:
+            os.fsync(fd)
+    for block, data in model.items():
+        assert os.pread(fd, 4096, block * 4096) == data, (part, block)
+    done.append(part)
+done = []
+threads = [threading.Thread(target=work, args=(part,)) for part in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert sorted(done) == [0, 1, 2, 3]
+os.close(fd)
+"""
+
+
+def write(directory: Path, data: bytes) -> None:
+    """Write to the start of a mounted disk."""
+    with (directory / "disk").open("r+b", buffering=0) as disk:
+        assert disk.write(data) == len(data)
+
+
+def entry(mounts: Mounts) -> dict[str, int]:
+    """What the one mount has noted of itself."""
+    (path,) = mounts.runtime.glob("*.json")
+    found: dict[str, int] = json.loads(path.read_text())
+    return found
+
+
+def kill_server(mounts: Mounts, *, before: int = 0) -> int:
+    """Kill the server, another one than `before`, once it answers and its keeper could go on; its number."""
+    wait_for(lambda: entry(mounts)["server"] != before)
+    pid = entry(mounts)["server"]
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: process_start(pid) is None)
+    return pid
+
+
+@native
+@pytest.mark.parametrize(("format_name", "overlay"), [("qcow2", False), ("vhdx", False), ("raw", True)])
+def test_programs_only_wait(mounts: Mounts, tmp_path: Path, format_name: str, overlay: bool) -> None:  # noqa: FBT001
+    image, over = tmp_path / "image", tmp_path / "over"
+    assert mounts.run("create", "-f", format_name, image, "16M").code == 0
+    writing = ["--overlay", over] if overlay else ["--rw"]
+    directory = mounts.mount(image, "-f", format_name, *writing)
+    words = [sys.executable, "-c", _LOAD, str(directory / "disk"), "7", "4096", "600"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as load:
+        killed = 0
+        for _ in range(3):
+            killed = kill_server(mounts, before=killed)
+            time.sleep(0.1)
+        _, said = load.communicate(timeout=60)
+    assert (load.returncode, said) == (0, "")
+    expected = (directory / "disk").read_bytes()
+    mounts.umount(directory)
+    assert mounts.left_behind() == []
+    written = over if overlay else image
+    assert mounts.run("check", written).code in (0, 63)
+    flat = tmp_path / "flat"
+    assert mounts.run("convert", "-O", "raw", written, flat).code == 0
+    assert flat.read_bytes() == expected
+
+
+@native
+def test_what_was_answered_is_there_without_a_flush(mounts: Mounts, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    assert mounts.run("create", "-f", "qcow2", image, "16M").code == 0
+    directory = mounts.mount(image, "--rw")
+    descriptor = os.open(directory / "disk", os.O_RDWR)
+    data = random.Random(3).randbytes(MIB)
+    for offset in (0, 5 * MIB, 9 * MIB):
+        assert os.pwrite(descriptor, data, offset) == MIB
+    kill_server(mounts)
+    assert [os.pread(descriptor, MIB, offset) == data for offset in (0, 5 * MIB, 9 * MIB)] == [True] * 3
+    os.close(descriptor)
+    assert sorted(os.listdir(directory)) == ["disk", "info.json"]
+    assert json.loads((directory / "info.json").read_text())["format"] == "qcow2"
+    mounts.umount(directory)
+
+
+@native
+def test_files_that_are_open_stay_open(mounts: Mounts, tmp_path: Path) -> None:
+    """Also what pyfuse3 serves: documents and snapshots; and what the kernel reads by itself."""
+    image = tmp_path / "image"
+    assert mounts.run("create", "-f", "qcow2", image, "4M").code == 0
+    with tapfs.open(image, writable=True) as disk:
+        disk.write(0, b"before")
+    assert mounts.run("snapshot", "-c", "kept", image).code == 0
+    with tapfs.open(image, writable=True) as disk:
+        disk.write(0, b"after")
+    directory = mounts.mount(image)
+    names = ["disk", "info.json", "snapshots/kept"]
+    opened = [os.open(directory / name, os.O_RDONLY) for name in names]
+    before = [os.pread(descriptor, 1 << 16, 0) for descriptor in opened]
+    listing = os.open(directory / "snapshots", os.O_RDONLY)
+    kill_server(mounts)
+    assert os.listdir(listing) == ["kept"]
+    again = [os.pread(descriptor, 1 << 16, 0) for descriptor in opened]
+    assert [again[0], again[2]] == [before[0], before[2]]
+    assert json.loads(again[1])["virtual_size"] == json.loads(before[1])["virtual_size"]
+    for descriptor in (*opened, listing):
+        os.close(descriptor)
+    mounts.umount(directory)
+
+
+@pytest.mark.usefixtures("root")
+@native
+def test_what_the_kernel_reads_by_itself(mounts: Mounts, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(random.Random(5).randbytes(2 * MIB))
+    directory = mounts.directory()
+    assert mounts.run("mount", "-f", "raw", "--engine", "passthrough", image, directory).code == 0
+    first = os.open(directory / "disk", os.O_RDONLY)
+    kill_server(mounts)
+    second = os.open(directory / "disk", os.O_RDONLY)
+    assert os.pread(first, MIB, MIB) == os.pread(second, MIB, MIB) == image.read_bytes()[MIB:]
+    assert json.loads(mounts.run("list", "--json").out)["mounts"][0]["engine"] == "passthrough"
+    os.close(first)
+    os.close(second)
+    mounts.umount(directory)
+
+
+@native
+def test_an_encrypted_image_needs_no_password_again(mounts: Mounts, tmp_path: Path) -> None:
+    image, key = tmp_path / "image", tmp_path / "key"
+    key.write_text("secret\n")
+    assert mounts.run("create", "-f", "qcow2", "--encrypt", "--key-file", key, image, "4M").code == 0
+    directory = mounts.mount(image, "--rw", "--key-file", key)
+    write(directory, b"hidden")
+    key.unlink()
+    kill_server(mounts)
+    assert (directory / "disk").read_bytes()[:6] == b"hidden"
+    mounts.umount(directory)
+
+
+@native
+def test_partitions_are_those_of_the_start(mounts: Mounts, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(8 * MIB))
+    subprocess.run(["sfdisk", "-q", image], input="2048,2048\n4096,2048\n", text=True, check=True)
+    directory = mounts.mount(image, "-f", "raw", "--rw")
+    second = os.open(directory / "part2", os.O_RDWR)
+    os.pwrite(second, b"second", 0)
+    with (directory / "disk").open("r+b") as disk:
+        disk.write(bytes(512))
+    kill_server(mounts)
+    assert os.pread(second, 6, 0) == b"second"
+    assert sorted(os.listdir(directory)) == ["disk", "info.json", "part1", "part2"]
+    os.close(second)
+    mounts.umount(directory)
+
+
+@native
+def test_without_its_keeper_a_server_goes_on(mounts: Mounts, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    assert mounts.run("create", "-f", "qcow2", image, "4M").code == 0
+    directory = mounts.mount(image, "--rw")
+    (listed,) = json.loads(mounts.run("list", "--json").out)["mounts"]
+    keeper = listed["keeper"]
+    assert is_keeper(keeper)
+    os.kill(keeper, signal.SIGKILL)
+    wait_for(lambda: process_start(keeper) is None)
+    write(directory, b"on and on")
+    (listed,) = json.loads(mounts.run("list", "--json").out)["mounts"]
+    assert listed["alive"]
+    mounts.umount(directory)
+    assert mounts.left_behind() == []
+
+
+@native
+def test_a_server_that_is_killed_again_and_again_is_given_up(mounts: Mounts, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    assert mounts.run("create", "-f", "qcow2", image, "4M").code == 0
+    directory = mounts.mount(image, "--rw")
+
+    def is_given_up() -> bool:
+        for pid in mounts.all_processes():
+            if not is_keeper(pid):
+                os.kill(pid, signal.SIGKILL)
+        return not mounts.all_processes()
+
+    wait_for(is_given_up)
+    with pytest.raises(OSError, match="not connected"):
+        os.listdir(directory)
+    assert mounts.run("umount", directory).code == 0
+    assert mounts.left_behind() == []
+
+
+@native
+def test_signals_to_the_keeper_end_the_mount_in_order(mounts: Mounts, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    assert mounts.run("create", "-f", "qcow2", image, "4M").code == 0
+    directory = mounts.mount(image, "--rw")
+    write(directory, b"kept")
+    kill_server(mounts)
+    os.kill(entry(mounts)["pid"], signal.SIGTERM)
+    wait_for(lambda: mounts.left_behind() == [])
+    assert mounts.run("check", image).code == 0
