@@ -7,6 +7,7 @@ the process that serves, and ends with it. Each request is done by a child of it
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -32,6 +33,9 @@ _LOOK = (sys.executable, "-I", "-S", "-c", "import os, sys\nfor node in sys.argv
 #: The kernel reads so many KiB ahead, its largest request, where we may set this.
 _READ_AHEAD_KIB = 1024
 
+#: Descriptors that asking takes.
+_TO_ASK = 2
+
 _DEVICE = re.compile(r"\d+:\d+")
 
 
@@ -45,6 +49,9 @@ class Outside:
         self._mountpoint = mountpoint
         self._options = options
         self._channel: socket.socket | None = None
+        self._child = 0
+        #: Descriptors that are free again when it is to be unmounted, whatever else has taken the last one.
+        self._reserve: list[int] = []
 
     def start(self) -> None:
         """Fork the process; no thread may have been started before. Raises ImageError."""
@@ -60,7 +67,25 @@ class Outside:
         if child == 0:
             self._serve(theirs)
         theirs.close()
-        self._channel = ours
+        self._channel, self._child = ours, child
+        try:
+            self._reserve += (os.dup(ours.fileno()) for _ in range(_TO_ASK))
+        except OSError as error:
+            self.end()
+            raise from_os_error(error, path=self._mountpoint, op="start the process that mounts") from error
+
+    def end(self) -> None:
+        """Have the process end that this one has started, and wait for that: nothing was mounted."""
+        if self._channel is not None:
+            self._free_reserve()
+            self._channel.close()
+            self._channel = None
+            os.waitpid(self._child, 0)
+
+    def _free_reserve(self) -> None:
+        for descriptor in self._reserve:
+            os.close(descriptor)
+        self._reserve.clear()
 
     def connect(self) -> int:
         """Mount; the descriptor of the connection (`tapfs.fuse.connection`)."""
@@ -68,7 +93,10 @@ class Outside:
             return connect(self._mountpoint, self._options)
         found = self._ask("connect")
         if found is None:
-            raise self._gone()
+            # It is mounted, and the descriptor found no place here.
+            with suppress(ImageError):
+                self.unmount(lazy=True)
+            raise from_os_error(OSError(errno.EMFILE, ""), path=self._mountpoint, op="mount")
         return found
 
     def unmount(self, *, lazy: bool = False) -> None:
@@ -76,6 +104,7 @@ class Outside:
         if self._channel is None:
             unmount(self._mountpoint, lazy=lazy)
         else:
+            self._free_reserve()
             self._ask("unmount lazily" if lazy else "unmount")
 
     def look(self) -> None:

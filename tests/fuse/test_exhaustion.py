@@ -162,7 +162,7 @@ def test_auto_mounts_with_fewer_threads(mounts: Mounts, sample: Path) -> None:
     mounts.umount(directory)
 
 
-@pytest.mark.parametrize("limit", range(6, 18))
+@pytest.mark.parametrize("limit", range(6, 17))
 def test_too_few_descriptors_to_mount(mounts: Mounts, sample: Path, limit: int) -> None:
     directory = mounts.directory()
     done = subprocess.run(

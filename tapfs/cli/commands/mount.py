@@ -153,7 +153,11 @@ def run(arguments: argparse.Namespace) -> int:
     outside = _entered(arguments, mountpoint, settings, registry, writable=writable or scratch)
     options = open_options(arguments, writable=writable, overlay=arguments.overlay, temporary=arguments.temp)
     opening = Reopening(arguments.image, options, keeps_plan=_can_be_kept(arguments))
-    image = unlocked(arguments.key_file, arguments.image, opening.open)
+    try:
+        image = unlocked(arguments.key_file, arguments.image, opening.open)
+    except BaseException:
+        _end(outside)
+        raise
     try:
         warn_of_noise(image)
         for name in settings.faces:
@@ -163,6 +167,7 @@ def run(arguments: argparse.Namespace) -> int:
         verified = _verified(image, arguments) if arguments.verify_reads else None
     except BaseException:
         image.close()
+        _end(outside)
         raise
     reopening = opening if _can_be_kept(arguments) else None
     mount = mounting.ImageMount(image, mountpoint, registry, arguments.engine, settings, verified, outside, reopening)
@@ -171,6 +176,11 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         start_in_background(mount, inherited)
     return 0
+
+
+def _end(outside: Outside | None) -> None:
+    if outside is not None:
+        outside.end()
 
 
 def _faces(arguments: argparse.Namespace, *, writable: bool) -> tuple[str, ...]:
@@ -215,7 +225,11 @@ def _entered(
     outside = Outside(mountpoint, options_of(settings.source, settings, writable=writable))
     outside.start()
     # A password is asked for by the terminal's own name.
-    enter_server(arguments, makes=(str(registry.directory),), writes=("/dev/fuse",))
+    try:
+        enter_server(arguments, makes=(str(registry.directory),), writes=("/dev/fuse",))
+    except BaseException:
+        outside.end()
+        raise
     return outside
 
 
