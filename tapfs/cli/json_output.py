@@ -18,6 +18,11 @@ def print_json(value: Mapping[str, object] | Sequence[Mapping[str, object]]) -> 
     print(json_text(value))
 
 
+def print_json_line(line: str) -> None:
+    """One line of JSON lines, which `json.dumps` has made."""
+    print(line)
+
+
 def begin_document() -> None:
     """A document comes piece by piece. Should an error cut it short, no second document follows."""
     global begun  # noqa: PLW0603 - standard output is one for the process

@@ -161,7 +161,7 @@ class Cluster:
             return Done([{"error": failure_data("worker_lost", message, "look at the logs of the workers")}], 0.0)
         if error is None:
             raise self._failed("was lost", "start it, and say the command again: what is done is not done again")
-        raise self._failed(f"has a worker that failed: {error}", "install this tapfs on every worker") from error
+        raise self._failed(f"has a worker that failed: {error}", "have the same version on every worker") from error
 
     def _failed(self, what: str, remedy: str) -> ImageError:
         message = f"the scheduler {self._address} {what}"

@@ -127,7 +127,7 @@ def unsupported(message: str, remedy: str | None = None) -> ImageError:
 def numbered(disks: list[PackagedDisk]) -> tuple[PackagedDisk, ...]:
     """The disks, if they are not too many."""
     if len(disks) > MOST_DISKS:
-        raise damaged(f"lists {len(disks)} disks, and tapfs takes at most {MOST_DISKS}")
+        raise damaged(f"lists {len(disks)} disks, and at most {MOST_DISKS} are read")
     return tuple(disks)
 
 

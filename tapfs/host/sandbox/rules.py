@@ -101,6 +101,9 @@ def _add(ruleset: int, rule: Rule, handled: int) -> None:
             access &= _OF_FILES
         if access:
             calls.call(calls.LANDLOCK_ADD_RULE, ruleset, _PATH_BENEATH, struct.pack("=Qi", access, place), 0)
+    except OSError as error:
+        if error.errno != errno.EBADFD:  # a pipe or a socket, which has no place in a file system and so no rule
+            raise
     finally:
         os.close(place)
 

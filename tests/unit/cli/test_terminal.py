@@ -169,10 +169,10 @@ def test_commands_print_by_the_mechanism() -> None:
 
 
 def test_there_is_one_mechanism() -> None:
-    """FUSE's own names are shorter than a line: engines.py replaces what is not printable."""
+    """FUSE's own names are shorter than a line: outside.py replaces what is not printable."""
     users = {
         path.name
         for path in Path(REPOSITORY, "tapfs").rglob("*.py")
         if any(name.endswith(".isprintable") for name in calls(ast.parse(path.read_text())))
     }
-    assert users == {"errors.py", "engines.py"}
+    assert users == {"errors.py", "outside.py"}

@@ -236,7 +236,7 @@ def test_a_mount_point_is_written_in_place(make: Maker, mount_point: Path, sampl
 _AS_USER = """
 import os, sys
 sys.path[:] = {path!r}
-import tapfs, tapfs.jobs.create, tapfs.disk.probe, tapfs.formats.raw, tapfs.kernel.engine, encodings.idna
+import tapfs, tapfs.jobs.create, tapfs.disk.probe, tapfs.formats.raw, tapfs.kernel.engine, encodings.idna, dataclasses
 os.setgroups([]); os.setgid({user}); os.setuid({user})
 try:
     tapfs.create_image(sys.argv[1], tapfs.NewImage("raw", 1 << 20), overwrite=True)
