@@ -62,6 +62,8 @@ class Keeper:
         self._mount = mount
         self._kept: Kept | None = None
         self._server = 0
+        #: The last signal to end the mount, which a server that was just killed may not have heard.
+        self._told: int | None = None
 
     def run(self, ready: Callable[[], None]) -> None:
         """Fork servers until there is no more to serve.
@@ -93,6 +95,8 @@ class Keeper:
                     os.chdir("/")  # a working directory would keep its file system busy
                 title_over(["-m", __name__, self._mount.path])
             self._obey()
+            if self._told is not None:
+                self._pass_on(self._told, None)
             code = self._watch(ours)
             if code >= 0 or self._kept is None:
                 self._end(code)
@@ -125,6 +129,7 @@ class Keeper:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
     def _pass_on(self, number: int, _frame: object) -> None:
+        self._told = number
         with suppress(ProcessLookupError):
             os.kill(self._server, number)
 

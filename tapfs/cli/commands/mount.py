@@ -10,6 +10,7 @@ from tapfs.cli.options import (
     add_image_options,
     add_sector_size_option,
     add_writing_options,
+    chain_was_opened,
     open_options,
     unlocked,
     warn_of_noise,
@@ -155,6 +156,7 @@ def run(arguments: argparse.Namespace) -> int:
     opening = Reopening(arguments.image, options, keeps_plan=_can_be_kept(arguments))
     try:
         image = unlocked(arguments.key_file, arguments.image, opening.open)
+        chain_was_opened(image)
     except BaseException:
         _end(outside)
         raise
