@@ -64,7 +64,7 @@ def _mount_of_image(path: str) -> tuple[Registry, MountEntry] | None:
     except ImageError:
         return None
     name = location.resolved
-    found = [(registry, entry) for registry, entry in all_mounts() if entry.image == name]
+    found = [(registry, entry) for registry, entry in all_mounts() if name in (entry.image, entry.source)]
     if len(found) > 1:
         places = ", ".join(entry.mountpoint for _, entry in found)
         raise ImageError(

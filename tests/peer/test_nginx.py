@@ -79,4 +79,4 @@ def test_images_on_nginx(nginx: tuple[str, Path], tapfs_process: Callable[..., R
         assert (mountpoint / "disk").read_bytes() == b"over" + content[4:]
         assert f"{url}/disk.qcow2" in tapfs_process("list").out
     finally:
-        tapfs_process("umount", f"{url}/disk.qcow2")
+        assert tapfs_process("umount", f"{url}/disk.qcow2").code == 0
