@@ -202,7 +202,8 @@ def test_a_status_request_at_the_end(mounts: Mounts, sample: Path) -> None:
     """The image is closed when an unmount is answered. Whoever asks then is answered, and ends nothing."""
     directory = mounts.directory()
     process = mounts.foreground(sample, directory)
-    wait_for(lambda: mounts.processes() == [process.pid])  # it looks at its mount by a process that ends
+    # The mount is looked at by a process that ends, of the one outside of the sandbox.
+    wait_for(lambda: mounts.processes() == [process.pid] and len(mounts.all_processes()) == 2)
     with connected(mounts) as early, connected(mounts) as unmounting:
         before = asked(early, command="status")
         assert before["ok"] is True
