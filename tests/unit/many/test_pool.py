@@ -50,7 +50,8 @@ def test_errors_bugs_and_chatter_are_answers() -> None:
 
 
 def test_memory_is_bounded() -> None:
-    answers = run(["eat", "a"], memory=64 << 20, bytes=256 << 20)
+    # More than the heap of a process that has run the whole suite may have free: that needs no leave of the host.
+    answers = run(["eat", "a"], memory=64 << 20, bytes=2 << 30)
     assert [kind(each) for each in answers] == ["no_memory", "a"]
     assert [kind(each) for each in run(["eat"], bytes=256 << 20)] == [256 << 20]
 
