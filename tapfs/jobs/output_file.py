@@ -41,20 +41,29 @@ def output_file(
                     ErrorKind.EXISTS, "exists already", path=path, op=op, remedy="remove it, or say {force}"
                 )
             held = _held(target, op, instead)
-        try:
-            with UnnamedFile.replaceable(target, held) as unnamed:
-                if at_most is not None:
-                    unnamed.restrict(at_most)
-                with closing(unnamed.open()) as file:
-                    yield file
-                    try:
-                        os.fsync(file.descriptor)
-                    except OSError as error:
-                        raise from_os_error(error, path=path, op=op) from error
-                    unnamed.publish(overwrite=overwrite)
-        finally:
-            if held is not None:
-                held.close()
+        with file_in_place_of(held, target, overwrite=overwrite, op=op, at_most=at_most) as file:
+            yield file
+
+
+@contextmanager
+def file_in_place_of(
+    held: LocalFile | None, target: Target, *, overwrite: bool, op: str, at_most: int | None = None
+) -> Generator[LocalFile]:
+    """The new file of a target, as `output_file` gives it, in place of what is held open and locked; that is closed."""
+    try:
+        with UnnamedFile.replaceable(target, held) as unnamed:
+            if at_most is not None:
+                unnamed.restrict(at_most)
+            with closing(unnamed.open()) as file:
+                yield file
+                try:
+                    os.fsync(file.descriptor)
+                except OSError as error:
+                    raise from_os_error(error, path=target.path, op=op) from error
+                unnamed.publish(overwrite=overwrite)
+    finally:
+        if held is not None:
+            held.close()
 
 
 def _held(target: Target, op: str, instead: str) -> LocalFile:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.host.file import LocalFile
 from tapfs.host.location import locate
-from tapfs.host.new_file import UnnamedFile
 from tapfs.host.target import Target
+from tapfs.jobs.output_file import file_in_place_of
 from tapfs.report.page import BEGINNING
 
 _OPERATION = "write the page"
@@ -20,19 +19,13 @@ def write_page(path: str, text: str) -> None:
     page = text.encode("utf-8", "backslashreplace")
     with Target(locate(path)) as target:
         held = _replaced(target) if target.is_there else None
-        try:
-            with UnnamedFile.replaceable(target, held) as unnamed, closing(unnamed.open()) as file:
-                try:
-                    done = 0
-                    while done < len(page):
-                        done += os.write(file.descriptor, page[done:])
-                    os.fsync(file.descriptor)
-                except OSError as error:
-                    raise from_os_error(error, path=path, op=_OPERATION) from error
-                unnamed.publish(overwrite=False)
-        finally:
-            if held is not None:
-                held.close()
+        with file_in_place_of(held, target, overwrite=False, op=_OPERATION) as file:
+            try:
+                done = 0
+                while done < len(page):
+                    done += os.write(file.descriptor, page[done:])
+            except OSError as error:
+                raise from_os_error(error, path=path, op=_OPERATION) from error
 
 
 def require_writable(path: str) -> None:
