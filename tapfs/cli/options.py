@@ -276,13 +276,18 @@ def open_image(
 
     name: str = arguments.image if path is None else path
     options = open_options(arguments, writable=writable, overlay=overlay, temporary=temporary)
-    image = unlocked(
-        arguments.key_file,
+    return opened(
+        arguments,
         name,
         lambda password: opening.open_image(
             name, options, password=password, metadata_only=metadata_only, plan_log=plan_log
         ),
     )
+
+
+def opened(arguments: argparse.Namespace, name: str, attempt: Callable[[bytes | None], Image]) -> Image:
+    """What `attempt` opens with the password of the arguments, and the sandbox knows of. Raises ImageError."""
+    image = unlocked(arguments.key_file, name, attempt)
     chain_was_opened(image)
     return image
 

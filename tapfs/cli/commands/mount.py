@@ -10,9 +10,8 @@ from tapfs.cli.options import (
     add_image_options,
     add_sector_size_option,
     add_writing_options,
-    chain_was_opened,
     open_options,
-    unlocked,
+    opened,
     warn_of_noise,
 )
 from tapfs.cli.parser import UsageError
@@ -155,8 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = open_options(arguments, writable=writable, overlay=arguments.overlay, temporary=arguments.temp)
     opening = Reopening(arguments.image, options, keeps_plan=_can_be_kept(arguments))
     try:
-        image = unlocked(arguments.key_file, arguments.image, opening.open)
-        chain_was_opened(image)
+        image = opened(arguments, arguments.image, opening.open)
     except BaseException:
         _end(outside)
         raise
