@@ -21,11 +21,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn, Protocol
 
-from tapfs.errors import from_os_error
+from tapfs.errors import ImageError, from_os_error
 from tapfs.fuse.handover import KeeperEnd, Kept, ServerEnd, ends
+from tapfs.serving.failures import log_failure
 from tapfs.serving.log import log
 from tapfs.serving.process_title import title_over
-from tapfs.serving.signals import ENDING
+from tapfs.serving.signals import ENDING, do_nothing, handle_ending
 
 #: A server that was killed so soon after its start, in seconds, was a bad start; the keeper bears so many in a row.
 _SOUND_SECONDS = 10.0
@@ -46,8 +47,8 @@ class Servable(Protocol):
         """Let go of the image, which is the server's."""
         ...
 
-    def serve_kept(self, ready: Callable[[], None], end: ServerEnd) -> None:
-        """Mount and serve until the end. Raises ImageError."""
+    def serve_here(self, ready: Callable[[], None], end: ServerEnd | None = None) -> None:
+        """Mount and serve in this process until the end. Raises ImageError."""
         ...
 
     def go_on(self, kept: Kept, ready: Callable[[], None], end: ServerEnd) -> None:
@@ -111,21 +112,22 @@ class Keeper:
 
     def _serve(self, ready: Callable[[], None], end: ServerEnd) -> None:
         """In the server."""
-        for number in ENDING:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, _nothing)
+        handle_ending(do_nothing)
         kept, self._kept = self._kept, None
         if kept is None:
-            self._mount.serve_kept(ready, end)
-        else:
-            title_over(sys.orig_argv[1:])
+            self._mount.serve_here(ready, end)
+            return
+        title_over(sys.orig_argv[1:])
+        try:
             self._mount.go_on(kept, ready, end)
+        except ImageError as error:
+            # Nobody waits for this server's first word, so nobody else would tell.
+            log_failure(error, f"{self._mount.path}: cannot go on where the last server was killed")
+            raise
 
     def _obey(self) -> None:
         """Have the signals that end a mount reach the server, which ends in order."""
-        for number in ENDING:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._pass_on)
+        handle_ending(self._pass_on)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
     def _pass_on(self, number: int, _frame: object) -> None:
@@ -155,7 +157,3 @@ class Keeper:
                 signal.signal(-code, signal.SIG_DFL)
             os.kill(os.getpid(), -code)
         os._exit(code if code >= 0 else 128 - code)
-
-
-def _nothing(_number: int, _frame: object) -> None:
-    """The handler of an ending signal until the service obeys it; the signals are blocked until then."""

@@ -174,10 +174,6 @@ class ImageMount:
         self.reopening.begin(self.registry.plan_file(os.getpid()))
         Keeper(self).run(ready)
 
-    def serve_kept(self, ready: Callable[[], None], end: ServerEnd) -> None:
-        """See `tapfs.fuse.keeper.Servable`."""
-        self.serve_here(ready, end)
-
     def serve_here(self, ready: Callable[[], None], end: ServerEnd | None = None) -> None:
         """Mount and serve in this process. Raises as `serve` does."""
         with closing(self.image) as image:

@@ -11,17 +11,14 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 from tapfs.errors import EXIT_BUG, ErrorKind, ImageError
 from tapfs.serving.failures import failure_of, log_failure, reported
 from tapfs.serving.log import log_to_syslog
 from tapfs.serving.messages import MESSAGE_LIMIT, encode, failed, result_of, succeeded
 from tapfs.serving.processes import process_start
-from tapfs.serving.signals import ENDING, signals_held
-
-if TYPE_CHECKING:
-    from types import FrameType
+from tapfs.serving.signals import ENDING, do_nothing, handle_ending, signals_held
 
 
 class Start(Protocol):
@@ -121,9 +118,7 @@ def _serve(start: Start, foreign: set[int], writer: int) -> NoReturn:
         _tell(writer, succeeded({}))
 
     try:
-        for number in ENDING:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, _nothing)
+        handle_ending(do_nothing)
         for descriptor in foreign:
             os.close(descriptor)
         os.setsid()
@@ -152,7 +147,3 @@ def _tell(writer: int, message: dict[str, object]) -> None:
     with suppress(OSError):  # the parent is gone
         os.write(writer, encode(message))
         os.close(writer)
-
-
-def _nothing(_number: int, _frame: FrameType | None) -> None:
-    """The handler of an ending signal while no service obeys it: everything is done by then, or it is held back."""

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from types import FrameType
 
 #: Ctrl-C, kill(1) and a closed terminal.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def handle_ending(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Have a handler for the ending signals. One that the process was started to ignore stays ignored."""
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def do_nothing(_number: int, _frame: FrameType | None) -> None:
+    """The handler while no service obeys the signal: everything is done by then, or it is held back."""
 
 
 @contextmanager

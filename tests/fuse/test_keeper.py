@@ -221,6 +221,20 @@ def test_a_server_that_is_killed_again_and_again_is_given_up(mounts: Mounts, tmp
 
 
 @native
+def test_an_image_that_is_gone_ends_the_mount(mounts: Mounts, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    assert mounts.run("create", "-f", "qcow2", image, "4M").code == 0
+    directory = mounts.mount(image, "--rw")
+    image.rename(tmp_path / "elsewhere")
+    kill_server(mounts)
+    wait_for(lambda: not mounts.all_processes())
+    with pytest.raises(OSError, match="not connected"):
+        os.listdir(directory)
+    assert mounts.run("umount", directory).code == 0
+    assert mounts.left_behind() == []
+
+
+@native
 def test_signals_to_the_keeper_end_the_mount_in_order(mounts: Mounts, tmp_path: Path) -> None:
     image = tmp_path / "image"
     assert mounts.run("create", "-f", "qcow2", image, "4M").code == 0
