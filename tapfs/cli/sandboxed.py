@@ -84,6 +84,25 @@ _OF_DISKS_IN_USE = ("domain", "vdev", "ublk", "vhost_user", "served")
 #: Commands that serve images, and enter their sandboxes themselves.
 SERVERS = ("mount", "serve")
 
+#: Commands without a sandbox of their own, and what takes its place. A new command is in one of the three tables.
+EXEMPT: dict[str, str] = {
+    "survey": "its worker processes look at the images, each in a sandbox (`tapfs.many.survey_task`)",
+    "formats": "looks at no image",
+    "list": "looks at no image: it asks the processes that serve, and reads their records",
+    "umount": "looks at no image: the process that serves closes it",
+    "scrub": "looks at no image: the processes that serve read their own",
+    "remove": "unlinks a RAM disk, whatever is in it",
+    "attach": "looks at no image: the disk process that is started does",
+    "detach": "looks at no image: it asks the disk process",
+    "stats": "looks at no image: it asks the processes that serve",
+    "pause": "looks at no image: it asks the process that serves",
+    "resume": "looks at no image: it asks the process that serves",
+    "swap": "looks at no image: it asks the process that serves",
+    "mirror": "looks at no image: it asks the disk process",
+    "limit": "looks at no image: it asks the process that serves",
+    "blktapctrl": "looks at no image: it starts the disk processes",
+}
+
 #: Options that name files beside an image.
 _BESIDE = ("overlay", "sidecar")
 
