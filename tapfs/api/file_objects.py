@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tapfs.disk.chain import layer_of_file
 from tapfs.disk.opening import open_image_on
 from tapfs.disk.password import password_missing, require_bytes
-from tapfs.host.file_object import LaterFile, ObjectFile, PositionedFile, ReadableFile
+from tapfs.host.file_object import LaterFile, PositionedFile, ReadableFile, object_file
 
 if TYPE_CHECKING:
     from tapfs.disk.chain import OpenOptions
@@ -25,7 +25,7 @@ def open_object(
     if options.writable or options.overlaid or options.direct:
         raise ValueError("an image in a file object is only read: writable, overlay, temporary, direct need a name")
     require_bytes(password)
-    file = ObjectFile(source)
+    file = object_file(source)
     layer = layer_of_file(file.path, file, options)
     image = open_image_on(layer, options, password=password)
     if image.needs_password and not metadata_only:

@@ -401,7 +401,7 @@ def files_below(path: str, options: OpenOptions) -> set[tuple[int, int]]:
 
 
 def _check_parent(layers: Sequence[Layer], parent: Layer) -> None:
-    if all_identities([layer.files for layer in layers]) & set(parent.files.identities):
+    if any(layer.files.places & parent.files.places for layer in layers):
         raise ImageError(ErrorKind.CORRUPT, "the backing chain comes back to this file", path=parent.path, op="open")
     if parent.probed and (parent.driver.geometry.backing is not None or len(parent.files) > 1):
         name = parent.driver.format_name

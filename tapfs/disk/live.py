@@ -22,7 +22,6 @@ from tapfs.extent import Kind
 from tapfs.host.file import LocalFile
 from tapfs.host.files import LocalFiles
 from tapfs.host.lock import Sharing, only_read_from_now_on, refuse_other_writers
-from tapfs.host.window import WindowFile
 from tapfs.records import NamedTuple
 
 if TYPE_CHECKING:
@@ -247,19 +246,7 @@ def on_the_same_files(
         opened: list[LocalFile] = []
         for number, file in enumerate(layer.files):
             called = path if number == 0 else file.path
-            if isinstance(file, WindowFile):
-                opened.append(file.again())
-                on_error.callback(opened[-1].close)
-                continue
-            twin = LocalFile(
-                called,
-                os.dup(file.descriptor),
-                writable=writable and file.writable,
-                sharing=sharing,
-                direct=direct,
-                request_owner=file.request_owner,
-                already_open=True,
-            )
+            twin = file.again(called, writable=writable, direct=direct, sharing=sharing)
             on_error.callback(twin.close)
             opened.append(twin)
         given = {name: opened[number] for name, number in layer.files.names.items()}

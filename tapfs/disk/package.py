@@ -17,11 +17,12 @@ from tapfs.disk.open_options import OpenOptions
 from tapfs.disk.packed import contents_of
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.confine import LEAVING
+from tapfs.host.copied import Shared
 from tapfs.host.file import LocalFile
 from tapfs.host.files import LocalFiles
 from tapfs.host.location import Location, locate
 from tapfs.host.remote.address import Address
-from tapfs.host.window import SharedFile, WindowFile
+from tapfs.host.window import WindowFile
 from tapfs.packages.contents import OPERATION, Package, PackagedDisk
 from tapfs.packages.signs import HEAD_BYTES, may_be_package
 from tapfs.records import replace
@@ -58,16 +59,16 @@ class PackageInfo(TypedDict):
 class OpenPackage:
     """A package and its file, which is open until it is closed."""
 
-    def __init__(self, shared: SharedFile, package: Package) -> None:
+    def __init__(self, shared: Shared[LocalFile], package: Package) -> None:
         """Take over this use of the file."""
         self.package = package
-        self.path = shared.file.path
+        self.path = shared.held.path
         self._shared = shared
 
     @property
     def file(self) -> LocalFile:
         """The file of the package itself."""
-        return self._shared.file
+        return self._shared.held
 
     def close(self) -> None:
         """Let go of the package's file; disks that were opened keep it open."""
@@ -143,9 +144,9 @@ class OpenPackage:
             on_error.pop_all()
         file = pieces[0]
         if len(pieces) > 1:
-            from tapfs.host.joined import JoinedFile
+            from tapfs.host.joined import joined
 
-            file = JoinedFile(pieces, os.path.join(os.path.dirname(self.path), disk.name))
+            file = joined(pieces, os.path.join(os.path.dirname(self.path), disk.name))
         if disk.gzip:
             from tapfs.host.packed.file import unpacked  # few packages have packed files
 
@@ -235,7 +236,7 @@ def package_of(path: str, options: OpenOptions) -> Generator[OpenPackage | None]
     file = location.open(sharing=options.sharing, remote=options.remote)
     with closing(contents_of(file, None, writable=False)) as file:
         package = package_in(file) if may_be_package(file.read(0, HEAD_BYTES)) else None
-        yield None if package is None else OpenPackage(SharedFile(file), package)
+        yield None if package is None else OpenPackage(Shared(file), package)
 
 
 def layer_of_package(file: LocalFile, options: OpenOptions, location: Location) -> Layer | None:
@@ -251,7 +252,7 @@ def layer_of_package(file: LocalFile, options: OpenOptions, location: Location) 
         # A descriptor is not written, only the disks that it names. Nothing may write it meanwhile.
         file.close()
         file = location.open(sharing=options.sharing, remote=options.remote)
-    with closing(OpenPackage(SharedFile(file), package)) as opened:
+    with closing(OpenPackage(Shared(file), package)) as opened:
         return opened.layer(options)
 
 

@@ -182,6 +182,33 @@ class LocalFile:
         """Another descriptor of the open file, for writing; it is the caller's. Raises ImageError."""
         return LocalFile(self.path, os.dup(self.descriptor), writable=True, direct=direct)
 
+    def again(
+        self,
+        path: str | None = None,
+        *,
+        writable: bool = False,
+        direct: bool = False,
+        sharing: Sharing = Sharing.UNCHECKED,
+    ) -> LocalFile:
+        """The same open file and its locks on a descriptor of its own, which may be closed before or after this one.
+
+        `path` is the name that it has then, None for the one that it has. It is `writable` if this one is, too.
+        """
+        return LocalFile(
+            self.path if path is None else path,
+            os.dup(self.descriptor),
+            writable=writable and self.writable,
+            sharing=sharing,
+            direct=direct,
+            request_owner=self.request_owner,
+            already_open=True,
+        )
+
+    @property
+    def place(self) -> tuple[tuple[int, int], int]:
+        """Where the bytes lie: `identity`, and the start of the window. Members of one archive have one identity."""
+        return self.identity, 0 if self.window is None else self.window[0]
+
     def require_present(self, offset: int, length: int) -> None:
         """Have the bytes of the range here, if the file is a copy that comes block by block."""
         if self.presence is not None:

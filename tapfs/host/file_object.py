@@ -7,12 +7,11 @@ import itertools
 import os
 import threading
 from collections import deque
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Protocol, cast, runtime_checkable
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
-from tapfs.host.file import LocalFile
-from tapfs.host.lock import Sharing
+from tapfs.host.copied import CopiedFile, Copy, Shared
 from tapfs.host.presence import Ended, Presence
 from tapfs.host.scratch import unnamed_descriptor
 
@@ -54,42 +53,50 @@ class LaterFile(Protocol):
         ...
 
 
-class ObjectFile(LocalFile):
-    """An open file object, to the engine and to drivers a local file of which not everything is here.
+def object_file(source: object) -> CopiedFile:
+    """An open file object as a host file of which not everything is here.
 
-    The object stays the caller's, and must neither change nor be used by others. One that had to be opened is closed.
+    The object stays the caller's, and must neither change nor be used by others. One that has to be opened is closed.
+    Raises ImageError, TypeError for what is no binary file.
     """
-
-    def __init__(self, source: object) -> None:
-        """Make an empty copy of the object. Raises ImageError, TypeError for what is no binary file."""
-        self._opened: object | None = None
-        if not isinstance(source, ReadableFile | PositionedFile) and isinstance(source, LaterFile):
-            source = self._opened = source.open()
+    opened: object | None = None
+    if not isinstance(source, ReadableFile | PositionedFile) and isinstance(source, LaterFile):
+        source = opened = source.open()
+    with ExitStack() as on_error:
+        on_error.callback(_close, opened)
+        carrier = _Carrier(source)
+        carrier.copy = unnamed_descriptor("make a local copy of a file object")
+        on_error.callback(os.close, carrier.copy)
         try:
-            carrier = _Carrier(source)
-            descriptor = unnamed_descriptor("make a local copy of a file object")
-        except BaseException:
-            self._close_opened()
-            raise
-        try:
-            super().__init__(carrier.name, descriptor, writable=False, sharing=Sharing.UNCHECKED)
-            self.identity = (-2, next(_numbers))
-            block = _BLOCK_BYTES
-            while carrier.size > block * _MOST_BLOCKS:
-                block *= 2
-            # What is read ahead would keep who reads waiting: nothing is fetched in another thread.
-            self.presence = Presence(block, carrier.size, carrier, ahead=False)
-            carrier.copy = descriptor
-            os.ftruncate(descriptor, carrier.size)
+            os.ftruncate(carrier.copy, carrier.size)
         except OSError as error:
-            self.close()
-            if isinstance(error, ImageError):
-                raise
             raise from_os_error(error, path=carrier.name, op="make a local copy") from error
+        on_error.pop_all()
+    block = _BLOCK_BYTES
+    while carrier.size > block * _MOST_BLOCKS:
+        block *= 2
+    # What is read ahead would keep who reads waiting: nothing is fetched in another thread.
+    presence = Presence(block, carrier.size, carrier, ahead=False)
+    copy = Copy(carrier.copy, _Object(carrier, opened), place=((-2, next(_numbers)), 0), presence=presence)
+    return CopiedFile(carrier.name, Shared(copy))
+
+
+def _close(opened: object | None) -> None:
+    if opened is not None:
+        with suppress(Exception):
+            cast("io.IOBase", opened).close()
+
+
+class _Object:
+    """A file object: a `tapfs.host.copied.Origin`. `opened` was opened here, and is closed."""
+
+    def __init__(self, carrier: _Carrier, opened: object | None) -> None:
+        self._carrier = carrier
+        self._opened = opened
 
     def allocated_size(self) -> int:
         """The length: nobody says how much of it is held where it lies."""
-        return self.size()
+        return self._carrier.size
 
     def modified_seconds(self) -> int:
         """Unknown, so 0."""
@@ -97,18 +104,12 @@ class ObjectFile(LocalFile):
 
     def real_path(self) -> str:
         """The name of the object."""
-        return self.path
+        return self._carrier.name
 
     def close(self) -> None:
-        """Let go of the copy, and close the object if it was opened here."""
-        super().close()
-        self._close_opened()
-
-    def _close_opened(self) -> None:
+        """Close what was opened here."""
         opened, self._opened = self._opened, None
-        if opened is not None:
-            with suppress(Exception):
-                cast("io.IOBase", opened).close()
+        _close(opened)
 
 
 class _Carrier:

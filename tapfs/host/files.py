@@ -59,6 +59,11 @@ class LocalFiles:
         return tuple(file.identity for file in self._files)
 
     @property
+    def places(self) -> set[tuple[tuple[int, int], int]]:
+        """Where the bytes of each file lie (`LocalFile.place`)."""
+        return {file.place for file in self._files}
+
+    @property
     def names(self) -> Mapping[str, int]:
         """The numbers of the further files by the names that the image gives them."""
         return self._numbers

@@ -1,7 +1,6 @@
 """Several files as one, each behind the other: the pieces of an image that was split.
 
-Who reads metadata is given the bytes of the pieces. To the engine it is a sparse scratch file, into which a piece comes
-as far as it is read.
+It is a sparse scratch file, into which a piece comes as far as it is read.
 """
 
 from __future__ import annotations
@@ -11,38 +10,47 @@ import os
 from collections.abc import Sequence
 from itertools import accumulate
 
+from tapfs.errors import from_os_error
+from tapfs.host.copied import CopiedFile, Copy, Shared
 from tapfs.host.file import LocalFile
-from tapfs.host.lock import Sharing
-from tapfs.host.packed.file import Queue, Scratch, told
+from tapfs.host.packed.file import Queue, Scratch
 from tapfs.host.presence import Presence
 from tapfs.host.scratch import unnamed_descriptor
 
 _BLOCK_BYTES = 1 << 20
 
 
-class JoinedFile(LocalFile):
-    """The pieces as one file, read-only. They are open as long."""
+def joined(pieces: Sequence[LocalFile], path: str) -> CopiedFile:
+    """The pieces, at least one, as one file, read-only; they are taken over. Raises ImageError."""
+    origin = _Pieces(pieces)
+    try:
+        scratch = unnamed_descriptor("join the pieces")
+    except BaseException:
+        origin.close()
+        raise
+    copy = Copy(scratch, origin, place=pieces[0].place)
+    copy.presence = Presence(_BLOCK_BYTES, origin.size, _Copier(path, origin, Scratch(scratch)), ahead=False)
+    copy.member = pieces[0].member
+    try:
+        os.ftruncate(scratch, origin.size)
+    except OSError as error:
+        copy.close()
+        raise from_os_error(error, path=path, op="join the pieces") from error
+    return CopiedFile(path, Shared(copy))
 
-    def __init__(self, pieces: Sequence[LocalFile], path: str) -> None:
-        """Take over the pieces, at least one; they are closed on an error, too. Raises ImageError."""
+
+class _Pieces:
+    """Open files, each behind the other: a `tapfs.host.copied.Origin`."""
+
+    def __init__(self, pieces: Sequence[LocalFile]) -> None:
         self._pieces = tuple(pieces)
         self._ends = list(accumulate(piece.size() for piece in pieces))
-        try:
-            scratch = unnamed_descriptor("join the pieces")
-            os.ftruncate(scratch, self._ends[-1])
-        except BaseException:
-            for piece in pieces:
-                piece.close()
-            raise
-        super().__init__(path, scratch, writable=False, sharing=Sharing.UNCHECKED)
-        self.identity = pieces[0].identity
-        self.member = pieces[0].member
-        self.presence = Presence(_BLOCK_BYTES, self._ends[-1], _Copier(self, Scratch(scratch)), ahead=False)
+        self.size = self._ends[-1]
 
     def read(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes at `offset`; shorter only at the end of the last piece."""
         found: list[bytes] = []
-        end = min(offset + length, self._ends[-1])
+        end = min(offset + length, self.size)
         while offset < end:
             number = bisect.bisect_right(self._ends, offset)
             start = self._ends[number - 1] if number else 0
@@ -66,8 +74,7 @@ class JoinedFile(LocalFile):
         return self._pieces[0].real_path()
 
     def close(self) -> None:
-        """Close all of it."""
-        super().close()
+        """Close all of them."""
         for piece in self._pieces:
             piece.close()
 
@@ -75,11 +82,10 @@ class JoinedFile(LocalFile):
 class _Copier(Queue):
     """Brings blocks of the pieces into the scratch file."""
 
-    def __init__(self, joined: JoinedFile, scratch: Scratch) -> None:
-        super().__init__(joined.path)
-        self._joined = joined
+    def __init__(self, path: str, pieces: _Pieces, scratch: Scratch) -> None:
+        super().__init__(path)
+        self._pieces = pieces
         self._scratch = scratch
 
     def _bring(self, offset: int, length: int) -> None:
-        with told(self._joined.path):
-            self._scratch.put(self._joined.read(offset, length), offset)
+        self._scratch.put(self._pieces.read(offset, length), offset)

@@ -3,36 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
 
 from tapfs.errors import ErrorKind, ImageError, truncated
+from tapfs.host.copied import Shared
 from tapfs.host.file import LocalFile
 from tapfs.host.lock import Sharing
-
-
-class SharedFile:
-    """An open file that several windows show; the last of its users closes it."""
-
-    def __init__(self, file: LocalFile) -> None:
-        """Take over the file for a first user."""
-        self.file = file
-        self._users = 1
-        self._lock = threading.Lock()
-
-    def taken(self) -> SharedFile:
-        """The same for a user more."""
-        with self._lock:
-            self._users += 1
-        return self
-
-    def close(self) -> None:
-        """Let go of it, once for each user."""
-        with self._lock:
-            self._users -= 1
-            last = self._users == 0
-        if last:
-            self.file.close()
 
 
 class WindowFile(LocalFile):
@@ -43,7 +19,7 @@ class WindowFile(LocalFile):
 
     def __init__(
         self,
-        outer: SharedFile,
+        outer: Shared[LocalFile],
         start: int,
         length: int,
         *,
@@ -51,8 +27,8 @@ class WindowFile(LocalFile):
         beside: Callable[[str], LocalFile] | None = None,
     ) -> None:
         """Take over `outer`, in which the range lies, for this user; it is let go on an error, too."""
-        self._shared: SharedFile | None = outer
-        self._outer = outer.file
+        self._shared: Shared[LocalFile] | None = outer
+        self._outer = outer.held
         try:
             descriptor = os.dup(self._outer.descriptor)
         except BaseException:
@@ -115,9 +91,17 @@ class WindowFile(LocalFile):
         for start, count in self._outer.data_ranges(self._start + offset, length):
             yield start - self._start, count
 
-    def again(self) -> WindowFile:
-        """The same range on a descriptor of its own. Not of a file that is closed."""
-        shared = SharedFile(self._outer) if self._shared is None else self._shared.taken()
+    def again(
+        self,
+        path: str | None = None,
+        *,
+        writable: bool = False,
+        direct: bool = False,
+        sharing: Sharing = Sharing.UNCHECKED,
+    ) -> WindowFile:
+        """See `LocalFile.again`. Not of a file that is closed."""
+        del path, writable, direct, sharing  # a window is called after its outer file, and knows none of the others
+        shared = Shared(self._outer) if self._shared is None else self._shared.taken()
         return WindowFile(shared, self._start, self._length, member=self.member or "", beside=self._beside)
 
     def close(self) -> None:

@@ -77,8 +77,8 @@ class _SamePlaces:
             for other, found in enumerate(new)
             if _are_one_disk(layer, found)
         )
-        self._files_of_old = [_identities(layer) for layer in old]
-        self._files_of_new = [_identities(layer) for layer in new]
+        self._files_of_old = [_places(layer) for layer in old]
+        self._files_of_new = [_places(layer) for layer in new]
 
     def have(self, old: MappedExtent, new: MappedExtent) -> bool:
         """Whether they do; extents of data."""
@@ -94,8 +94,8 @@ class _SamePlaces:
 def _are_one_disk(left: Layer, right: Layer) -> bool:
     """Whether two layers are one disk of one image: a snapshot inside an image is another than its current disk."""
     same = left.driver.format_name == right.driver.format_name and left.snapshot == right.snapshot
-    return same and left.file.identity == right.file.identity
+    return same and left.file.place == right.file.place
 
 
-def _identities(layer: Layer) -> dict[str, tuple[int, int]]:
-    return {file.path: file.identity for file in layer.files}
+def _places(layer: Layer) -> dict[str, tuple[tuple[int, int], int]]:
+    return {file.path: file.place for file in layer.files}

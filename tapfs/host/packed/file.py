@@ -19,8 +19,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.host.copied import CopiedFile, Copy, Shared
 from tapfs.host.file import LocalFile
-from tapfs.host.lock import Sharing
 from tapfs.host.packed.units import Index, Unit, unpack_xz_unit, unpack_zstd_unit, xz_index, zstd_index
 from tapfs.host.presence import Ended, Presence
 from tapfs.host.scratch import unnamed_descriptor
@@ -47,35 +47,8 @@ _MOST_BLOCKS = 1 << 20
 _DAMAGE = (lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError, ValueError)
 
 
-class PackedFile(LocalFile):
-    """What a packed file holds, read-only. The packed file is open as long."""
-
-    def __init__(self, packed: LocalFile, descriptor: int) -> None:
-        """Take both over. The scratch file behind `descriptor` has the length of the contents already."""
-        self._packed = packed
-        super().__init__(packed.path, descriptor, writable=False, sharing=Sharing.UNCHECKED)
-        self.identity = packed.identity
-
-    def allocated_size(self) -> int:
-        """Bytes that the packed file takes on the host."""
-        return self._packed.allocated_size()
-
-    def modified_seconds(self) -> int:
-        """When the packed file was changed, in whole seconds since 1970."""
-        return self._packed.modified_seconds()
-
-    def real_path(self) -> str:
-        """The name of the packed file without symbolic links."""
-        return self._packed.real_path()
-
-    def close(self) -> None:
-        """Close both."""
-        super().close()
-        self._packed.close()
-
-
-def unpacked(packed: LocalFile, kind: str) -> PackedFile:
-    """What a file holds that is packed as `kind`: gzip, bzip2, xz or zstd; it is taken over.
+def unpacked(packed: LocalFile, kind: str) -> CopiedFile:
+    """What a file holds that is packed as `kind`: gzip, bzip2, xz or zstd; read-only. The file is taken over.
 
     Raises ImageError: corrupt, unsupported, no_space.
     """
@@ -90,10 +63,9 @@ def unpacked(packed: LocalFile, kind: str) -> PackedFile:
         os.close(scratch)
         packed.close()
         raise
-    file = PackedFile(packed, scratch)
-    file.packing = kind
-    file.presence = presence
-    return file
+    copy = Copy(scratch, packed, place=packed.place, presence=presence)
+    copy.packing = kind
+    return CopiedFile(packed.path, Shared(copy))
 
 
 def _filled(packed: LocalFile, kind: str, scratch: int) -> Presence | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 
 from tapfs.errors import from_os_error
+from tapfs.host.copied import CopiedFile, Copy, Shared
 from tapfs.host.file import LocalFile
-from tapfs.host.lock import Sharing
 from tapfs.host.presence import Presence
 from tapfs.host.remote.address import Address
 from tapfs.host.remote.fetching import Fetching
@@ -20,61 +21,59 @@ _BLOCK_BYTES = 64 << 10
 _MOST_BLOCKS = 4 << 20
 
 
-class RemoteFile(LocalFile):
-    """An open file that lies elsewhere, to the engine and to drivers a local file of which not everything is here."""
+def _copy_of(
+    address: Address, descriptor: int, fetching: Fetching, options: RemoteOptions, kept: KeptCopy | None
+) -> Copy:
+    """The copy of what a process fetches, with what a kept one has of it. Raises OSError."""
+    facts = fetching.facts
+    block = _BLOCK_BYTES
+    while facts.size > block * _MOST_BLOCKS:
+        block *= 2
+    presence = Presence(block, facts.size, fetching, limit_bytes=options.copy_bytes)
+    if kept is not None:
+        _take_up(kept, address, block, fetching, presence)
+    os.ftruncate(descriptor, facts.size)
+    return Copy(descriptor, _Elsewhere(address, fetching), place=(address.identity, 0), presence=presence)
 
-    def __init__(
-        self, address: Address, descriptor: int, fetching: Fetching, options: RemoteOptions, kept: KeptCopy | None
-    ) -> None:
-        """Take over the descriptor of the copy, which is empty unless it is `kept`, and the process that fetches."""
+
+def _take_up(kept: KeptCopy, address: Address, block_bytes: int, fetching: Fetching, presence: Presence) -> None:
+    """Use what a kept copy has of the same object, and keep what comes."""
+    facts = fetching.facts
+    if facts.identity is None:
+        # Nobody could tell whether the bytes are still the same.
+        kept.drop()
+        return
+    found = KeptList.of(kept.list_path, address, facts, block_bytes, kept.descriptor)
+    blocks = found.load(len(presence.blocks)) if os.fstat(kept.descriptor).st_size == facts.size else None
+    if blocks is None:
+        found.remove()
+        os.ftruncate(kept.descriptor, 0)
+    else:
+        presence.here_already(bytes(blocks))
+    fetching.keep(found, block_bytes)
+
+
+class _Elsewhere:
+    """What is fetched: a `tapfs.host.copied.Origin`."""
+
+    def __init__(self, address: Address, fetching: Fetching) -> None:
+        self._address = address
         self._fetching = fetching
-        super().__init__(address.text, descriptor, writable=False, sharing=Sharing.UNCHECKED)
-        facts = fetching.facts
-        self._modified = facts.modified
-        self.identity = address.identity
-        block = _BLOCK_BYTES
-        while facts.size > block * _MOST_BLOCKS:
-            block *= 2
-        self.presence = Presence(block, facts.size, fetching, limit_bytes=options.copy_bytes)
-        try:
-            if kept is not None:
-                self._take_up(kept, address, block)
-            os.ftruncate(descriptor, facts.size)
-        except OSError as error:
-            self.close()
-            raise from_os_error(error, path=self.path, op="make a local copy") from error
-
-    def _take_up(self, kept: KeptCopy, address: Address, block_bytes: int) -> None:
-        """Use what a kept copy has of the same object, and keep what comes."""
-        facts = self._fetching.facts
-        if facts.identity is None or self.presence is None:
-            # Nobody could tell whether the bytes are still the same.
-            kept.drop()
-            return
-        found = KeptList.of(kept.list_path, address, facts, block_bytes, self.descriptor)
-        blocks = found.load(len(self.presence.blocks)) if os.fstat(self.descriptor).st_size == facts.size else None
-        if blocks is None:
-            found.remove()
-            os.ftruncate(self.descriptor, 0)
-        else:
-            self.presence.here_already(bytes(blocks))
-        self._fetching.keep(found, block_bytes)
 
     def allocated_size(self) -> int:
-        """Bytes that the file takes where it lies, as far as its length says that."""
-        return self.size()
+        """Its length: nobody says what it takes where it lies."""
+        return self._fetching.facts.size
 
     def modified_seconds(self) -> int:
         """The modification time in whole seconds since 1970, 0 if nobody has said it."""
-        return self._modified
+        return self._fetching.facts.modified
 
     def real_path(self) -> str:
         """The address."""
-        return self.path
+        return self._address.text
 
     def close(self) -> None:
-        """Let go of the copy and of the process that fetches."""
-        super().close()
+        """Let go of the process that fetches."""
         self._fetching.close()
 
 
@@ -90,9 +89,13 @@ def open_remote(address: Address, options: RemoteOptions = USUAL, *, writable: b
         descriptor = unnamed_descriptor("make a local copy of a file that lies elsewhere")
     else:
         descriptor = kept.descriptor
-    try:
+    with ExitStack() as on_error:
+        on_error.callback(os.close, descriptor)
         fetching = Fetching(address, descriptor, options)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return RemoteFile(address, descriptor, fetching, options, kept)
+        on_error.callback(fetching.close)
+        try:
+            copy = _copy_of(address, descriptor, fetching, options, kept)
+        except OSError as error:
+            raise from_os_error(error, path=address.text, op="make a local copy") from error
+        on_error.pop_all()
+    return CopiedFile(address.text, Shared(copy))

@@ -32,6 +32,18 @@ class WrittenFile(LocalFile):
         del direct
         return WrittenFile(self._address, os.dup(self.descriptor))
 
+    def again(
+        self,
+        path: str | None = None,
+        *,
+        writable: bool = False,
+        direct: bool = False,
+        sharing: Sharing = Sharing.UNCHECKED,
+    ) -> LocalFile:
+        """See `LocalFile.again`; it is called by its address, and takes writes as this one does."""
+        del path, writable, sharing
+        return self.duplicate(direct=direct)
+
     def modified_seconds(self) -> int:
         """Nobody says when the file was changed."""
         return 0

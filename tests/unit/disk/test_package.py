@@ -98,6 +98,23 @@ def test_several_disks_need_a_choice_and_one_does_not(tapfs: Run, images: dict[s
     assert "virtual size" in tapfs("info", "--disk", 1, path).out
 
 
+def test_two_disks_of_one_archive_are_not_taken_for_one(tmp_path: Path) -> None:
+    """Both lie in one file of the host, and are mapped alike, also where they are packed there."""
+    for number in (1, 2):
+        (tmp_path / "raw").write_bytes(random.Random(number).randbytes(MIB))
+        words = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", tmp_path / "raw", tmp_path / f"{number}.qcow2"]
+        subprocess.run(words, check=True)
+    path = package_files.ova(tmp_path / "x.ova", {f"{n}.qcow2": (tmp_path / f"{n}.qcow2").read_bytes() for n in (1, 2)})
+    with api.open(path, disk=1) as first, api.open(path, disk=2) as second, api.open(path, disk=1) as again:
+        assert [(each.offset, each.length) for each in api.diff(first, second)] == [(0, MIB)]
+        assert not [*api.diff(first, again)]
+    packed = {f"{n}.gz": gzip.compress((tmp_path / f"{n}.qcow2").read_bytes(), 1) for n in (1, 2)}
+    descriptor = package_files.ovf(packed, attributes={"compression": "gzip"})
+    path = package_files.archive(tmp_path / "y.ova", {"y.ovf": descriptor, **packed})
+    with api.open(path, disk=1) as first, api.open(path, disk=2) as second:
+        assert [(each.offset, each.length) for each in api.diff(first, second)] == [(0, MIB)]
+
+
 def test_a_disk_is_chosen_in_a_package_only(tapfs: Run, images: dict[str, bytes], tmp_path: Path) -> None:
     (tmp_path / "b.qcow2").write_bytes(images["b.qcow2"])
     assert "is no package of disks" in tapfs("info", "--disk", 1, tmp_path / "b.qcow2").err

@@ -12,15 +12,16 @@ import pytest
 import zstandard
 
 from tapfs import ErrorKind, ImageError
+from tapfs.host.copied import CopiedFile
 from tapfs.host.file import LocalFile
 from tapfs.host.packed import file as packed_file
-from tapfs.host.packed.file import PackedFile, unpacked
+from tapfs.host.packed.file import unpacked
 
 MIB = 1 << 20
 PIECE = 64 << 10
 
 
-def opened(folder: Path, content: bytes, kind: str) -> PackedFile:
+def opened(folder: Path, content: bytes, kind: str) -> CopiedFile:
     (folder / "packed").write_bytes(content)
     return unpacked(LocalFile.open(str(folder / "packed"), writable=False), kind)
 
@@ -47,7 +48,7 @@ def test_a_read_that_failed_is_tried_again_by_the_next(tmp_path: Path, monkeypat
     content = random.Random(6).randbytes(3 * PIECE)
     monkeypatch.setattr(packed_file, "_PIECE_BYTES", PIECE)
     with closing(opened(tmp_path, lzma.compress(content, preset=0), "xz")) as file:
-        packed, read, times = file._packed, LocalFile.read, [0]
+        packed, read, times = file._copy.held.origin, LocalFile.read, [0]
 
         def failing(self: LocalFile, offset: int, length: int) -> bytes:
             times[0] += self is packed
