@@ -75,11 +75,9 @@ site: $(VENV)/.dev
 	$(BIN)/python scripts/install_requirements.py pyproject.toml site
 	$(BIN)/python -m scripts.build_site build/site
 
-# Hours of faults between engine and host, races and mutated images. TORTURE='--what operations --only qcow --seeds 500'.
+# Every kind of fault for an hour, or TORTURE_SECONDS, counted in build/torture/numbers.json. TORTURE='--only crash fuzz' runs a part of it.
 torture: system-test $(VENV)/.dev
-	$(BIN)/python -m tests.faults --processes $$(nproc) $(TORTURE)
-	$(BIN)/python -m tests.driver_runs --processes $$(nproc) $(DRIVERS)
-	$(BIN)/python -m tests.peer.qcow2_matrix --processes $$(nproc) $(MATRIX)
+	$(BIN)/python -m tests.torture $(TORTURE)
 
 # Real Xen, and block devices of a newer Linux, under emulation. SCENARIO='kill attach/qcow ublk' runs some of it; tests/laboratory/README.md.
 test-xen: system-xen $(VENV)/.dev

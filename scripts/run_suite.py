@@ -24,7 +24,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
 LOGS = REPOSITORY / "build/suite"
-ROWS = (("fuse", "faults", "nbd", "vhost", "xen"), ("unit", "sanitized"), ("peer", "property", "crash"))
+ROWS = (("fuse", "faults", "nbd", "vhost", "xen"), ("unit", "sanitized"), ("peer", "property", "crash", "torture"))
 SANITIZED = "sanitized"
 MEMORY = Path("/dev/shm")  # noqa: S108  the host's memory, not a folder for a name of ours alone
 #: What must be free in memory for the file system, and how long its file, which has holes, looks.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from tapfs.driver import Checkable, Operation, Uncovering
 from tapfs.errors import ImageError
@@ -100,8 +101,21 @@ def write_at_random(disk: ModelDisk, choice: random.Random, requests: int) -> Hi
     return history
 
 
+class Outcome(NamedTuple):
+    """How many crashes of an image were looked at, cut-off replays of journals among them, and its epochs."""
+
+    crashes: int
+    epochs: int
+
+
 def run(subject: Subject, seed: int, crashes: int) -> str:
     """One image, and that many crashes of it. Raises ViolationError; the result says what was done."""
+    outcome = crash_often(subject, seed, crashes)
+    return f"{outcome.crashes} crashes in {outcome.epochs} epochs"
+
+
+def crash_often(subject: Subject, seed: int, crashes: int) -> Outcome:
+    """The same as `run`, with the result in numbers."""
     choice = random.Random(seed)  # noqa: S311  a test repeats itself
     file, parent = subject.begin(choice)
     snapshots = subject.snapshots(file, parent)
@@ -110,15 +124,18 @@ def run(subject: Subject, seed: int, crashes: int) -> str:
     if choice.random() < 0.5:
         disk.end()
         history.note()
+    looked_at = 0
     for epoch, left in file.crashes(crashes, choice):
         try:
             _look(subject, left, parent, history, epoch, snapshots)
+            looked_at += 1
             if len(left.epochs) > 1:  # a journal was replayed: the replay may be cut off, too
                 again = left.crashed_files(choice.randrange(len(left.epochs)), choice)
                 _look(subject, again, parent, history, epoch, snapshots)
+                looked_at += 1
         except ImageError as error:
             raise ViolationError(f"after a crash in epoch {epoch} the image is damaged: {error}") from error
-    return f"{crashes} crashes in {len(file.epochs)} epochs"
+    return Outcome(looked_at, len(file.epochs))
 
 
 def run_repair(subject: Subject, file: MemoryFile, parent: bytes, crashes: int) -> None:

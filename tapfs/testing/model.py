@@ -34,7 +34,7 @@ _BLOCK = 4096
 
 def is_zero(data: bytes | bytearray) -> bool:
     """Whether all bytes are zero."""
-    return data.count(0) == len(data)
+    return data == bytes(len(data))
 
 
 def apply_step(data: bytearray, step: Step) -> None:
@@ -100,8 +100,15 @@ class MemoryFile(HostFile):
         self.data = bytearray(data)
         self.further = dict(further or {})
         self.epochs: list[list[Step]] = [[]]
-        #: The blocks that have space on the host: those that hold anything, at first.
-        self.spaced = {at // _BLOCK for at in range(0, len(data), _BLOCK) if not is_zero(data[at : at + _BLOCK])}
+        self._spaced: set[int] | None = None
+
+    @property
+    def spaced(self) -> set[int]:
+        """The blocks that have space on the host: those that hold anything, at first. Counted when first needed."""
+        if self._spaced is None:
+            data = self._start
+            self._spaced = {at // _BLOCK for at in range(0, len(data), _BLOCK) if not is_zero(data[at : at + _BLOCK])}
+        return self._spaced
 
     @property
     def path(self) -> str:
@@ -152,7 +159,7 @@ class MemoryFile(HostFile):
             case Discard(_, host_offset, length):
                 file.spaced.difference_update(range(-(-host_offset // _BLOCK), (host_offset + length) // _BLOCK))
             case Shorten(_, size):
-                file.spaced = {block for block in file.spaced if block * _BLOCK < size}
+                file.spaced.difference_update([block for block in file.spaced if block * _BLOCK >= size])
             case Grow():
                 pass
 
@@ -189,7 +196,7 @@ class MemoryFile(HostFile):
     def copy(self) -> MemoryFile:
         """The same files as they are now, with everything durable."""
         copied = type(self)(bytes(self.data), self._path, {name: file.copy() for name, file in self.further.items()})
-        copied.spaced = set(self.spaced)
+        copied._spaced = set(self.spaced)  # noqa: SLF001  ours
         return copied
 
     def crashed(self, epoch: int, choice: random.Random) -> bytes:

@@ -8,13 +8,17 @@ A failure names what is wrong and the words that repeat it. The exit status is t
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import os
 import resource
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -58,24 +62,31 @@ def main(words: list[str]) -> int:
     parser.add_argument("--break", dest="broken", choices=BREAKS, help="put a fault into tapfs first: runs must fail")
     parser.add_argument("--until-failure", action="store_true", help="stop at the first run that fails")
     parser.add_argument("--processes", metavar="N", type=int, default=1)
+    parser.add_argument("--seconds", metavar="S", type=float, help="begin runs for so long, whatever --seeds says")
+    parser.add_argument("--counts", metavar="FILE", type=Path, help="write there as JSON what was done")
     parser.add_argument("--part", metavar="N", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
     if not interposer.is_loaded():
-        return _with_interposer(arguments.processes, words)
+        return _with_interposer(arguments.processes, words, arguments.counts)
     if arguments.broken is not None:
         BREAKS[arguments.broken]()
-    jobs = list(_jobs(arguments))[arguments.part :: arguments.processes]
+    end = None if arguments.seconds is None else time.monotonic() + arguments.seconds
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-    failures = 0
-    for job in jobs:
+    failures, runs = 0, 0
+    for job in itertools.islice(_jobs(arguments), arguments.part, None, arguments.processes):
+        if end is not None and time.monotonic() > end:
+            break
         interposer.folder().joinpath(f"job-{arguments.part}").write_text(job.command, encoding="utf-8")
         failures += not _succeeds(job)
+        runs += 1
         if failures and arguments.until_failure:
             break
+    counts = {"runs": runs, **interposer.loaded().counts()}
+    interposer.folder().joinpath(f"counts-{arguments.part}").write_text(json.dumps(counts), encoding="utf-8")
     return min(failures, 100)
 
 
-def _with_interposer(processes: int, words: list[str]) -> int:
+def _with_interposer(processes: int, words: list[str], counts: Path | None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         environment = interposer.environment(interposer.build(Path(folder)))
         command = [sys.executable, "-m", "tests.faults", *words]
@@ -90,14 +101,20 @@ def _with_interposer(processes: int, words: list[str]) -> int:
                 job = Path(folder, f"job-{part}").read_text(encoding="utf-8")
                 sys.stdout.write(f"FAILED by {signal.Signals(-code).name}: {job}\n")
             failures += abs(code)
+        if counts is not None:
+            found = [json.loads(each.read_text(encoding="utf-8")) for each in Path(folder).glob("counts-*")]
+            total = sum(map(Counter[str], found), Counter[str]())
+            counts.write_text(json.dumps({**total, "failures": failures}), encoding="utf-8")
     sys.stdout.write("all is well\n" if failures == 0 else "there were failures\n")
     return min(failures, 100)
 
 
 def _jobs(arguments: argparse.Namespace) -> Iterator[Job]:
-    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
-    for what in arguments.what:
-        for seed in seeds:
+    seeds: range | itertools.count[int] = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    if arguments.seconds is not None:
+        seeds = itertools.count(arguments.first_seed)
+    for seed in seeds:
+        for what in arguments.what:
             for kind in [""] if what in {"mutated", "nbd"} else arguments.only:
                 yield Job(what, kind, seed, arguments.steps or _STEPS[what])
 

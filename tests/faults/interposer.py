@@ -32,6 +32,7 @@ class _Faults(ctypes.Structure):
         ("poison", ctypes.c_uint32),
         ("seed", ctypes.c_uint64),
         ("injected", ctypes.c_uint64),
+        ("refused_memory", ctypes.c_uint64),
     )
 
 
@@ -83,6 +84,11 @@ class Interposer:
     def injected(self) -> int:
         """How many faults there were so far."""
         return int(self._faults.injected)
+
+    def counts(self) -> dict[str, int]:
+        """The faults so far, by the words of `make torture`."""
+        memory = int(self._faults.refused_memory)
+        return {"calls of the host failed": self.injected - memory, "allocations failed": memory}
 
     def restart(self, seed: int) -> None:
         """Begin the sequence of faults that belongs to a seed."""

@@ -32,6 +32,7 @@ struct faults {
     uint32_t poison;
     uint64_t seed;
     uint64_t injected;                /* how many faults there were */
+    uint64_t refused_memory;          /* and how many of them were allocations */
 };
 
 PUBLIC struct faults faults;
@@ -248,6 +249,7 @@ static bool refused(const void *caller, bool *ours)
 {
     *ours = of_engine(caller);
     if (*ours && strikes(faults.memory)) {
+        __atomic_fetch_add(&faults.refused_memory, 1, __ATOMIC_RELAXED);
         errno = ENOMEM;
         return true;
     }

@@ -10,14 +10,26 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from tests.many_runs import Job, failures
+from tests.many_runs import Done, Job, failures
 from tests.peer.newest_qemu import newest_qemu
 from tests.peer.qcow2_matrix.run import run
 
 PROGRAM = "python -m tests.peer.qcow2_matrix"
+
+
+def jobs(turns: int, programs: Path | None, seeds: Iterable[int]) -> Iterator[Job]:
+    """An image for each seed, with so many turns."""
+    for seed in seeds:
+        again = f"{PROGRAM} --seeds 1 --turns {turns} --first-seed {seed}"
+        yield Job(str(seed), again, partial(_run, seed, turns, programs))
+
+
+def _run(seed: int, turns: int, programs: Path | None, folder: Path) -> Done:
+    return Done(run(str(seed), turns, programs, folder), {"turns": turns})
 
 
 def main(words: list[str]) -> int:
@@ -35,14 +47,7 @@ def main(words: list[str]) -> int:
     arguments = parser.parse_args(words)
     programs = None if arguments.system else Path(newest_qemu("qemu-img")).parent
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
-    again = f"{PROGRAM} --seeds 1 --turns {arguments.turns}"
-    return failures(
-        (
-            Job(str(seed), f"{again} --first-seed {seed}", partial(run, str(seed), arguments.turns, programs))
-            for seed in seeds
-        ),
-        arguments.processes,
-    )
+    return failures(jobs(arguments.turns, programs, seeds), arguments.processes)
 
 
 if __name__ == "__main__":

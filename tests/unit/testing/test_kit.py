@@ -58,7 +58,7 @@ def test_our_drivers_pass(name: str, options: dict[str, str], overlay: bool) -> 
     subject = subject_named(name, options=options, overlay=overlay)
     assert subject.writable
     assert operations.run(subject, 0, 40) == "40 requests"
-    assert crash.run(subject, 0, 10).startswith("10 crashes in ")
+    assert crash.crash_often(subject, 0, 10).crashes >= 10  # more where a replay is cut off, too
     assert hostile.run(subject, 0, 60) == "60 images"
 
 

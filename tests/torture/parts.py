@@ -1,0 +1,95 @@
+"""The parts of `make torture`: each puts tapfs under one kind of fault for a time, and counts what it did."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from tests import driver_runs
+from tests.conftest import REPOSITORY
+from tests.driver_rows import ROWS
+from tests.many_runs import Job, Tally, run_all
+from tests.peer.newest_qemu import newest_qemu
+from tests.peer.qcow2_matrix import __main__ as matrix
+
+
+class Budget(NamedTuple):
+    """The means of one part: seconds, processes, the first seed, and a folder for what it leaves."""
+
+    seconds: float
+    processes: int
+    first_seed: int
+    folder: Path
+
+
+class Part(NamedTuple):
+    """One kind of fault: its name, its share of the time in percent, what a reader of the table is told, and itself."""
+
+    name: str
+    share: int
+    about: str
+    run: Callable[[Budget], Tally]
+
+
+def of_jobs(jobs: Callable[[Iterator[int]], Iterator[Job]], budget: Budget) -> Tally:
+    """Runs of jobs whose seeds go on for ever."""
+    return run_all(jobs(itertools.count(budget.first_seed)), budget.processes, budget.seconds)
+
+
+def _of_drivers(suite: str) -> Callable[[Budget], Tally]:
+    return partial(of_jobs, partial(driver_runs.jobs, [suite], list(ROWS)))
+
+
+def _faults(budget: Budget) -> Tally:
+    counts = budget.folder / "faults.json"
+    words = ["--seconds", str(budget.seconds), "--processes", str(budget.processes)]
+    words += ["--first-seed", str(budget.first_seed), "--counts", str(counts)]
+    subprocess.run([sys.executable, "-m", "tests.faults", *words], cwd=REPOSITORY, check=False)
+    found = Counter[str](json.loads(counts.read_text(encoding="utf-8")))
+    return Tally(found.pop("runs"), found.pop("failures", 0), found)
+
+
+def _fuzz(budget: Budget) -> Tally:
+    """Fuzz in processes that share what reached new code."""
+    corpus = budget.folder / "fuzz"
+    words = [sys.executable, "-m", "tests.fuzz", "--seconds", str(max(1, int(budget.seconds))), "--corpus", str(corpus)]
+    fuzzers = [
+        subprocess.Popen(
+            [*words, "--", f"-seed={budget.first_seed + number + 1}"],
+            cwd=REPOSITORY,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+        for number in range(budget.processes)
+    ]
+    inputs = failed = 0
+    for fuzzer in fuzzers:
+        _, said = fuzzer.communicate()
+        done = re.search(r"^Done (\d+) runs", said, re.MULTILINE)
+        inputs += int(done[1]) if done else 0
+        if fuzzer.returncode != 0:
+            failed += 1
+            sys.stdout.write(f"{said[-4000:]}\nFAILED: python -m tests.fuzz {corpus}/crash-…\n")
+    return Tally(len(fuzzers), failed, Counter({"inputs": inputs}))
+
+
+def _matrix(budget: Budget) -> Tally:
+    return of_jobs(partial(matrix.jobs, 8, Path(newest_qemu("qemu-img")).parent), budget)
+
+
+PARTS = (
+    Part("crash", 45, "a power failure at any moment of a driver's plans, every kind of image", _of_drivers("crash")),
+    Part("requests", 5, "random requests of a driver against a model", _of_drivers("operations")),
+    Part("faults", 15, "failing, cut and late calls of the host and refused memory under the engine", _faults),
+    Part("fuzz", 10, "inputs of atheris for open, map, check and repair of writable formats", _fuzz),
+    Part("matrix", 5, "qcow2 images that tapfs and QEMU change in turns", _matrix),
+)
