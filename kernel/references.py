@@ -6,7 +6,7 @@ from array import array
 from typing import TYPE_CHECKING
 
 from tapfs.kernel._engine import ffi, lib
-from tapfs.references import CountedBlock, CountedWindow, EntryLayout, use_counter
+from tapfs.references import CountedBlock, CountedWindow, EntryLayout, OwnedClusters, TableKind, use_counter
 
 if TYPE_CHECKING:
     from tapfs.kernel._engine import CData
@@ -27,6 +27,7 @@ class EngineCounter:
             self._layout.reserved[2 * number], self._layout.reserved[2 * number + 1] = start, stop
         self._words = 2 if layout.bitmaps else 1
         self._counted = ffi.new("tapfs_counted *")
+        self._owners = ffi.new("tapfs_owners *")
 
     def count(self, entries: bytes, first: int, stop: int, times: int, window: CountedWindow) -> int:
         """See :meth:`tapfs.references.EntryCounter.count`."""
@@ -35,6 +36,7 @@ class EngineCounter:
         counted.base, counted.clusters, counted.window_bits = window.base, window.clusters, window.window_bits
         counted.window_count = len(window.noted)
         counted.data_bytes, counted.shared = window.data_bytes, window.shared
+        counted.skip_owned = window.skips_owned
         with ffi.from_buffer(entries) as source, ffi.from_buffer(window.noted) as noted:
             counted.windows = ffi.cast("uint8_t *", noted)
             at = self._count_in(source, first, stop, times, window)
@@ -42,6 +44,22 @@ class EngineCounter:
                 window.widen()
                 at = self._count_in(source, at, stop, times, window)
         window.data_bytes, window.shared = counted.data_bytes, counted.shared
+        return at
+
+    def mark_owners(self, entries: bytes, first: int, stop: int, kind: TableKind, owners: OwnedClusters) -> int:
+        """See :meth:`tapfs.references.EntryCounter.mark_owners`."""
+        self._require(entries, stop)
+        marked = self._owners
+        marked.base, marked.clusters, marked.window_bits = owners.base, owners.clusters, owners.window_bits
+        marked.window_count, marked.table, marked.shared = len(owners.noted), kind, owners.shared
+        with (
+            ffi.from_buffer(entries) as source,
+            ffi.from_buffer("uint8_t[]", owners.alone) as marked.alone,
+            ffi.from_buffer("uint8_t[]", owners.others_marks) as marked.others,
+            ffi.from_buffer("uint8_t[]", owners.noted) as marked.windows,
+        ):
+            at = int(lib.tapfs_mark_owners(self._layout, source, first, stop, marked))
+        owners.shared, owners.doubled = marked.shared, marked.doubled != 0
         return at
 
     def find_ownership(self, entries: bytes, first: int, stop: int, base: int, alone: bytearray) -> int:
@@ -83,6 +101,13 @@ class EngineChanger:
             ffi.from_buffer("uint8_t[]", sectors, require_writable=True) as marks,
         ):
             return int(lib.tapfs_raise_counts(target, order, times, block.width, block.clusters, marks))
+
+    def find_uncounted(self, counters: bytes, order: int, first: int, count: int, marks: bytearray, mark: int) -> int:
+        """See :meth:`tapfs.references.CountChanger.find_uncounted`."""
+        if len(counters) << 3 < first + count << order or len(marks) << 3 < mark + count:
+            raise ValueError(f"no {count} counters, or no {count} marks")
+        with ffi.from_buffer(counters) as source, ffi.from_buffer("uint8_t[]", marks) as bits:
+            return int(lib.tapfs_find_uncounted(source, order, first, count, bits, mark))
 
     def lower_counts(
         self, counters: array[int], order: int, block: CountedBlock, sectors: bytearray, freed: bytearray

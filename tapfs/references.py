@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Callable, Iterator
+from enum import IntEnum
 from typing import Protocol
 
 from tapfs.records import NamedTuple, dataclass
@@ -24,7 +25,8 @@ class EntryLayout:
     """Big-endian entries of 8 bytes, each of which refers to nothing, to a cluster or to a packed payload.
 
     An entry with a bit of `packed_mask` refers to the clusters of a payload at ``entry & packed_place_mask``. The field
-    `packed_length_mask` at `packed_length_shift` counts its sectors of 512 bytes after the first.
+    `packed_length_mask` at `packed_length_shift` counts its sectors of 512 bytes after the first, or its bytes with
+    `packed_bytes`.
 
     Any other entry refers to the cluster at ``entry & place_mask``, a multiple of its size, or to nothing if that is 0.
     The cluster holds data unless a bit of `zero_mask` is set. The entry says by `owned_mask` that nobody else refers to
@@ -46,6 +48,7 @@ class EntryLayout:
     impossible_mask: int = 0
     packed_impossible_mask: int = 0
     bitmaps: bool = False
+    packed_bytes: bool = False
     least_place: int = 0
     reserved: tuple[tuple[int, int], ...] = ()
 
@@ -93,6 +96,8 @@ class CountedWindow:
         self.data_bytes = 0
         #: Entries that refer to a cluster and do not say that they own it.
         self.shared = 0
+        #: Whether the engine counts no entry that says that it owns its cluster.
+        self.skips_owned = False
 
     @property
     def others(self) -> set[int]:
@@ -145,6 +150,61 @@ class CountedWindow:
         return array("B" if self.width == 1 else "H", self.counts[low:high])
 
 
+class TableKind(IntEnum):
+    """What the entries of a table are worth that say that they own their cluster. The engine's C enum has the same."""
+
+    #: Nothing: the table is a snapshot's.
+    FOREIGN = 0
+    OWN = 1
+    #: They are wrong: several places of the disk have the table.
+    SHARED = 2
+    #: All entries that are not packed own their cluster, whatever they say.
+    SOLE = 3
+
+
+class OwnedClusters:
+    """The clusters of a window of a file, a bit each: whether an entry owns it, and whether others refer to it.
+
+    The window is that of `CountedWindow`. A bit takes an eighth of a counter, so the bits of many clusters fit a
+    processor's cache. Counters that are hit at random do not.
+    """
+
+    def __init__(self, number: int, window_bits: int, file_clusters: int) -> None:
+        self.number = number
+        self.window_bits = window_bits
+        self.base = number << window_bits
+        self.clusters = max(0, min(1 << window_bits, file_clusters - self.base))
+        #: Bit ``n % 8`` of byte ``n // 8`` is that of the n-th cluster of the window.
+        self.alone = bytearray(-(-self.clusters // 8))
+        self.others_marks = bytearray(-(-self.clusters // 8))
+        #: As those of `CountedWindow`.
+        self.noted = bytearray(min(MAX_NOTED, (max(0, file_clusters - 1) >> window_bits) + 1))
+        self._further: set[int] = set()
+        #: Entries that refer to a cluster and do not own it.
+        self.shared = 0
+        #: Whether the entry at which `EntryCounter.mark_owners` ended shares what it or another one owns.
+        self.doubled = False
+
+    @property
+    def others(self) -> set[int]:
+        """The numbers of the other windows that references lead to."""
+        found = self._further | {number for number, noted in enumerate(self.noted) if noted}
+        return found - {self.number}
+
+    def add(self, first: int, clusters: int, *, owned: bool) -> bool:
+        """Note a reference to each of these clusters. False if one is owned, by this reference or before."""
+        self.shared += not owned
+        last = first + clusters - 1
+        if first >> self.window_bits != self.number or last >> self.window_bits != self.number:
+            self._further.update(range(first >> self.window_bits, (last >> self.window_bits) + 1))
+        for at in range(max(first - self.base, 0), min(last + 1 - self.base, self.clusters)):
+            index, bit = at >> 3, 1 << (at & 7)
+            if self.alone[index] & bit or (owned and self.others_marks[index] & bit):
+                return False
+            (self.alone if owned else self.others_marks)[index] |= bit
+        return True
+
+
 class EntryCounter(Protocol):
     """Counts what entries of one layout refer to."""
 
@@ -152,6 +212,14 @@ class EntryCounter(Protocol):
         """Count the entries ``[first, stop)`` of a table, each so many times.
 
         It ends at one that is impossible, or leads to a window without a byte in `noted`: the index, otherwise `stop`.
+        """
+        ...
+
+    def mark_owners(self, entries: bytes, first: int, stop: int, kind: TableKind, owners: OwnedClusters) -> int:
+        """Note what the entries ``[first, stop)`` of a table refer to.
+
+        It ends at one that is impossible, that leads to a window without a byte in `noted`, or that makes `doubled`
+        true: the index, otherwise `stop`.
         """
         ...
 
@@ -180,6 +248,13 @@ class CountChanger(Protocol):
         """Add the counts of the block; how many clusters are done.
 
         It ends at the first one with a counter of 0, or one that would get too large: that and those behind stay.
+        """
+        ...
+
+    def find_uncounted(self, counters: bytes, order: int, first: int, count: int, marks: bytearray, mark: int) -> int:
+        """The first of `count` counters from number `first` on that is 0 though its mark is set; or `count`.
+
+        Mark number `mark` is that of the first one: bit ``mark % 8`` of byte ``mark // 8``.
         """
         ...
 

@@ -88,7 +88,7 @@ class TableLayout:
     In a writable image DATA is writable in place if ``entry & in_place_mask == in_place_value``. With `flagged_places`
     bit 0 of a table's place says that nothing in the table is; its unit is left to `map` if an entry says otherwise.
     DATA is impossible if
-    a bit of `zero_mask` is set.
+    a bit of `zero_mask` is set, and with `place_is_offset` where it lies elsewhere in its file than on the disk.
 
     A COMPRESSED payload lies at ``(entry & packed_place_mask) << packed_place_shift`` of `data_file`. Its length in
     bytes is the field `packed_length_mask` at `packed_length_shift`. With `packed_sector_bytes` that field counts
@@ -123,6 +123,7 @@ class TableLayout:
     table_alignment: int = 1
     tables_reserved: bool = False
     flagged_places: bool = False
+    place_is_offset: bool = False
     least_place: int = 0
     reserved: tuple[tuple[int, int], ...] = ()
     table_file: int = 0

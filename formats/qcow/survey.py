@@ -42,8 +42,6 @@ class Survey:
         self.data_clusters = 0
         #: Table and entry of the cluster that the end of the file cuts, if there is one.
         self.cut: tuple[int, int] | None = None
-        #: Whether all of them are plain, and one claims what another does.
-        self.doubled = False
         self._marks = bytearray(0)
         possible = not image.follows_formula and self._count <= MAX_CLUSTERS
         whole_tables = self._header.l2_length % self._header.cluster_size == 0
@@ -77,8 +75,7 @@ class Survey:
                 return False
         if progress is not None:
             progress(total, total)
-        self.doubled = self._marks.count(1) != self._claimed
-        return not self.doubled
+        return self._marks.count(1) == self._claimed
 
     def _take_tables(self, tables: list[tuple[int, int]]) -> bool:
         """Mark the clusters of the tables, each an index of L1 and a place, and their own.

@@ -14,10 +14,10 @@ from itertools import chain, groupby
 from tapfs.driver import CheckReport, ProgressCallback, Severity
 from tapfs.formats.qcow2.counted_entries import WINDOW_BITS
 from tapfs.formats.qcow2.counts import Counting
-from tapfs.formats.qcow2.entries import COPIED, OFFSET
+from tapfs.formats.qcow2.entries import COPIED, OFFSET, Run
 from tapfs.formats.qcow2.header import CORRUPT, DIRTY, INCOMPATIBLE_AT, SIZE_AT, WORD
 from tapfs.formats.qcow2.reader import Qcow2Reader
-from tapfs.formats.qcow2.references import References
+from tapfs.formats.qcow2.references import References, TableUse
 from tapfs.formats.qcow2.signature import VERSIONS
 from tapfs.formats.qcow2.tally import Tally
 from tapfs.records import NamedTuple
@@ -57,7 +57,7 @@ class Check:
         for mismatch in self.mismatches():
             self._tell(mismatch)
         self.report.allocated_bytes = self._tally.data_bytes
-        for message, offset in chain(self.cut_clusters(), self.wrong_bits()):
+        for message, offset in chain(self.cut_clusters(), self._displaced_clusters(), self.wrong_bits()):
             self.report.add(Severity.CORRUPTION, message, offset)
 
     @property
@@ -113,6 +113,21 @@ class Check:
         self._telling = True
 
     # -- inside ---------------------------------------------------------------------------------
+
+    def _displaced_clusters(self) -> Iterator[tuple[str, int]]:
+        """The runs of entries that lead elsewhere in a data file than the disk has them: a message, the place."""
+        image, references = self._image, self.references
+        span = image.header.slices * image.header.unit
+        for index, entry in image.l1.used() if image.data_number else ():
+            place = entry & OFFSET
+            if not place or image.slices.table_fault(place) is not None:
+                continue
+            words = references.decoded(references.raw(TableUse(place, 1, 1)))
+            for run in image.decoder.runs(words, 0, image.header.l2_entries):
+                wrong = image.displaced(run, index * span) if isinstance(run, Run) else None
+                if isinstance(run, Run) and wrong is not None:
+                    at = place + run.first * image.header.l2_entry_bytes
+                    yield f"L2 entry {run.first} of table {index}: {wrong}", at
 
     def _wrong_entries(self, base: int) -> Iterator[tuple[str, int]]:
         step = self._image.header.l2_entry_bytes

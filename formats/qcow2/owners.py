@@ -3,79 +3,84 @@
 A cluster whose entry says that it is owned alone is written in place, and the write would change what another entry
 shows. A cluster with a refcount below its references is free too early: its place is given away, or is made a hole.
 
-All L2 tables are read for that, which takes as long as a check does. So an image with more of them is not looked at.
+All L2 tables are read for that, whatever the image's size. A bit for each cluster says that an entry owns the cluster.
+References that own nothing (of compressed clusters, and of what snapshots share) are counted, where there are any.
 A refcount that is too high is a leak, such as a crash leaves, and keeps nobody from writing.
+
+Clusters of a data file have no refcounts. An entry of such an image is true only where it names its own place of the
+disk (`tapfs.formats.qcow2.reader`), so no two name one place.
 """
 
 from __future__ import annotations
 
-from itertools import islice
+from collections.abc import Iterator
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.apart import REMEDY
-from tapfs.formats.qcow2.counted_entries import WINDOW_BITS
 from tapfs.formats.qcow2.entries import COPIED, OFFSET
 from tapfs.formats.qcow2.header import WORD
 from tapfs.formats.qcow2.reader import Qcow2Reader
 from tapfs.formats.qcow2.refcounts import Refcounts
 from tapfs.formats.qcow2.references import References
 from tapfs.formats.qcow2.tally import Tally
-from tapfs.references import CountedWindow
+from tapfs.references import CountedWindow, OwnedClusters, count_changer
 
-#: Bytes of the L2 tables of an image that is looked at: two million entries.
-MAX_TABLE_BYTES = 16 << 20
-#: L1 entries of the disk and of all snapshots of an image that is looked at; they are walked in Python.
-_MAX_L1_ENTRIES = 1 << 14
-#: Clusters of the file of an image that is looked at; each takes a byte meanwhile.
-_MAX_CLUSTERS = 1 << 23
+#: The clusters of a window of bits, as a power of two: two times 16 MiB, of which those that are set take memory.
+OWNED_BITS = 27
 
 #: Counts and refcounts of one byte are compared by one subtraction of long numbers while they are below this.
 _LOW = 0x7F
 _AT_MOST_LOW = bytes(min(number, _LOW) for number in range(256))
 _BELOW_LOW = bytes(range(_LOW))
-_AT_MOST_ONE = bytes(number <= 1 for number in range(256))
+_BYTE = 8
 
 
 def require_owners(image: Qcow2Reader, refcounts: Refcounts) -> None:
     """Raise ImageError(corrupt) if a cluster of data or an L2 table has more references than its refcount says.
 
     So it does if an entry says that it owns alone what another one refers to, too. The offset is that of the cluster or
-    of the entry. Clusters of a data file have no refcounts; they lie where the disk has them.
+    of the entry.
     """
-    references = _references(image)
-    if references is None:
+    if image.header.has_data_file:
+        return
+    references = References(image, _ignored)
+    if not references.tables:
         return
     _require_tables(image, refcounts, references)
     tally = Tally(image, references)
-    window = tally.entries()
-    _require_counts(image, refcounts, window)
-    if window.width == 1 and not window.counts.translate(None, b"\0\1"):
-        return
-    if window.width == 1:
-        alone = window.counts.translate(_AT_MOST_ONE)
-    else:
-        alone = bytearray(count <= 1 for count in window.references(0, window.clusters))
-    step = image.header.l2_entry_bytes
-    for use in references.tables:
-        for at in tally.wrong_owners(use, 0, alone) if use.current else ():
-            place = use.place + at * step
-            word = int.from_bytes(image.file.read(place, WORD), "big")
-            if word & COPIED:
-                raise _refused(image, f"L2 entry {at}: {_alone(word)}", place)
+    shared = False
+    for owners in _windows(tally):
+        _require_counted(image, refcounts, owners)
+        shared |= owners.shared > 0
+    waiting, done = {0} if shared else set[int](), set[int]()
+    while waiting:
+        number = waiting.pop()
+        done.add(number)
+        window = tally.shared_entries(number)
+        waiting |= window.others - done
+        _require_counts(image, refcounts, window)
 
 
-def _references(image: Qcow2Reader) -> References | None:
-    """None for an image that has no tables, or too many."""
-    header = image.header
-    file_clusters = -(-image.file.size() >> header.cluster_bits)
-    if header.has_data_file or file_clusters > min(_MAX_CLUSTERS, 1 << WINDOW_BITS):
-        return None
-    l1_entries = sum(1 for _ in islice(image.l1.used(), _MAX_L1_ENTRIES + 1))
-    l1_entries += sum(each.l1_entries for each in image.read_snapshots())
-    if not 0 < l1_entries <= _MAX_L1_ENTRIES:
-        return None
-    references = References(image, _ignored)
-    return None if len(references.tables) << header.cluster_bits > MAX_TABLE_BYTES else references
+def _windows(tally: Tally) -> Iterator[OwnedClusters]:
+    """The clusters that entries refer to, window by window; an error for an entry that shares what one owns."""
+    waiting, done = {0}, set[int]()
+    while waiting:
+        number = waiting.pop()
+        done.add(number)
+        owners = OwnedClusters(number, OWNED_BITS, tally.file_clusters)
+        doubled = tally.mark_owners(owners)
+        if doubled is not None:
+            raise _shared(tally.image, *doubled)
+        waiting |= owners.others - done
+        yield owners
+
+
+def _shared(image: Qcow2Reader, entry: int, place: int) -> ImageError:
+    word = int.from_bytes(image.file.read(place, WORD), "big")
+    wrong = _alone(word) if word & COPIED else f"{word:#x} refers to a cluster that another entry says it owns alone"
+    # Where no count can be larger than one a repair has no way to say that there are two.
+    remedy = REMEDY if image.header.refcount_order == 0 else None
+    return _refused(image, f"L2 entry {entry}: {wrong}", place, remedy)
 
 
 def _require_tables(image: Qcow2Reader, refcounts: Refcounts, references: References) -> None:
@@ -89,25 +94,64 @@ def _require_tables(image: Qcow2Reader, refcounts: Refcounts, references: Refere
             raise _refused(image, f"L1 entry {index}: {_alone(entry)}", image.l1_offset + WORD * index)
 
 
+def _require_counted(image: Qcow2Reader, refcounts: Refcounts, owners: OwnedClusters) -> None:
+    """Raise if an entry owns a cluster whose refcount is 0."""
+    bits, per_block = image.header.cluster_bits, refcounts.per_block
+    for low in range(0, owners.clusters, per_block):
+        high = min(low + per_block, owners.clusters)
+        if not any(owners.alone[low // _BYTE : -(-high // _BYTE)]):
+            continue
+        raw = _block(image, refcounts, (owners.base + low) // per_block)
+        if raw is None:
+            continue
+        first = (owners.base + low) % per_block
+        at = _uncounted(refcounts, raw, first, high - low, owners.alone, low)
+        if at < high - low:
+            raise _too_low(image, refcounts, "cluster", (owners.base + low + at) << bits, 0, 1)
+
+
+def _uncounted(refcounts: Refcounts, raw: bytes, first: int, count: int, marks: bytearray, mark: int) -> int:
+    """See `tapfs.references.CountChanger.find_uncounted`."""
+    changer = count_changer()
+    if changer is not None:
+        return changer.find_uncounted(raw, refcounts.counting.order, first, count, marks, mark)
+    used = refcounts.counting.used(raw)[first : first + count]
+    at = used.find(0)
+    while at >= 0:
+        if marks[mark + at >> 3] >> (mark + at & 7) & 1:
+            return at
+        at = used.find(0, at + 1)
+    return count
+
+
 def _require_counts(image: Qcow2Reader, refcounts: Refcounts, window: CountedWindow) -> None:
     """Compare references with refcounts, one block of these after the other."""
-    counting = refcounts.counting
-    for low in range(0, window.clusters, refcounts.per_block):
-        high = min(low + refcounts.per_block, window.clusters)
+    counting, per_block = refcounts.counting, refcounts.per_block
+    stop = window.base + window.clusters
+    for index in range(window.base // per_block, -(-stop // per_block)):
+        start = index * per_block
+        low, high = max(start, window.base), min(start + per_block, stop)
         wanted = window.references(low, high)
         if wanted.count(0) == high - low:
             continue
-        try:
-            block = refcounts.block(low // refcounts.per_block)
-        except ImageError:  # whoever has to change a damaged block refuses to
+        raw = _block(image, refcounts, index)
+        if raw is None:
             continue
-        raw = bytes(image.header.cluster_size) if block is None else block.tobytes()
-        if window.width == 1 and _reach(counting.capped(raw)[: high - low], wanted.tobytes()):
+        if window.width == 1 and _reach(counting.capped(raw)[low - start : high - start], wanted.tobytes()):
             continue
-        for at, (number, count) in enumerate(zip(counting.numbers(raw), wanted, strict=False)):
+        for at, (number, count) in enumerate(zip(counting.numbers(raw)[low - start :], wanted, strict=False)):
             if number < count:
                 place = (low + at) << image.header.cluster_bits
                 raise _too_low(image, refcounts, "cluster", place, number, count)
+
+
+def _block(image: Qcow2Reader, refcounts: Refcounts, index: int) -> bytes | None:
+    """A block of refcounts, zeros where there is none; None for a damaged one, which whoever changes it refuses."""
+    try:
+        block = refcounts.block(index)
+    except ImageError:
+        return None
+    return bytes(image.header.cluster_size) if block is None else block.tobytes()
 
 
 def _reach(numbers: bytes, counts: bytes) -> bool:

@@ -177,7 +177,7 @@ class Qcow2Reader:
         for run in self.decoder.runs(words, first, min(clusters, self.header.slice_entries if stop is None else stop)):
             if isinstance(run, EntryFault):
                 raise self.entry_error(unit, run.entry, run.message)
-            wrong = self.place_fault(run)
+            wrong = self.place_fault(run) or self.displaced(run, unit * self.header.unit)
             if wrong is not None:
                 raise self.entry_error(unit, run.first, wrong)
             wrong = self.cut_fault(run, unit * self.header.unit)
@@ -218,6 +218,16 @@ class Qcow2Reader:
             if run.host_offset < stop and start < end:
                 return f"{what} inside the {name}"
         return None
+
+    def displaced(self, run: Run, base: int) -> str | None:
+        """How far from its place of a data file a run is that its table has at `base` of the disk, or None.
+
+        Two entries could else name one place, and a write to one would change both. QEMU takes such an entry for
+        corrupt, too.
+        """
+        if not self.data_number or run.kind is not Kind.DATA or run.host_offset == base + run.start:
+            return None
+        return f"cluster at {run.host_offset:#x} of the data file is not at its place there ({base + run.start:#x})"
 
     def cut_fault(self, run: Run, base: int) -> str | None:
         """How the file was cut in a run of the slice that begins at `base` of the disk, or None.

@@ -1,4 +1,4 @@
-"""Count the references to each cluster of a qcow2 file, for a check: by the engine where an entry is plain.
+"""Count the references to each cluster of a qcow2 file, or mark their owners: by the engine where an entry is plain.
 
 The engine ends at an entry that cannot be true. That one is decoded by :mod:`tapfs.formats.qcow2.references`, which
 tells what is wrong with it, and the engine goes on behind it. Without the engine all entries are decoded so.
@@ -13,7 +13,7 @@ from tapfs.formats.qcow2.counted_entries import WINDOW_BITS, counter_of
 from tapfs.formats.qcow2.entries import OFFSET
 from tapfs.formats.qcow2.reader import Qcow2Reader
 from tapfs.formats.qcow2.references import References, TableUse
-from tapfs.references import CountedWindow
+from tapfs.references import CountedWindow, OwnedClusters, TableKind
 
 _PROGRESS_TABLES = 64
 
@@ -22,24 +22,24 @@ class Tally:
     """Counts references window by window, and looks at what entries say of their clusters."""
 
     def __init__(self, image: Qcow2Reader, references: References) -> None:
-        self._image = image
+        self.image = image
         self._references = references
         self._entries = image.header.l2_entries
-        self._file_clusters = -(-image.file.size() >> image.header.cluster_bits)
+        self.file_clusters = -(-image.file.size() >> image.header.cluster_bits)
         self._counter = counter_of(image)
         #: Bytes of guest data of the current disk, and how many of its entries do not own their cluster.
         self.data_bytes = self.shared = 0
 
     def window(self, number: int, progress: ProgressCallback | None = None) -> CountedWindow:
         """The references to the clusters of a window. Faults are told of each time."""
-        window = CountedWindow(number, WINDOW_BITS, self._file_clusters)
+        window = CountedWindow(number, WINDOW_BITS, self.file_clusters)
         references = self._references
         references.begin()
         for each in references.fixed():
             window.add(each.first, each.clusters, each.times)
         total = len(references.tables)
         data_bytes = shared = 0
-        bits = self._image.header.cluster_bits
+        bits = self.image.header.cluster_bits
         for at, use in enumerate(references.tables):
             if progress is not None and at % _PROGRESS_TABLES == 0:
                 progress(at, total)
@@ -53,12 +53,27 @@ class Tally:
         self.data_bytes, self.shared = data_bytes + references.allocated_bytes, shared
         return window
 
-    def entries(self) -> CountedWindow:
-        """The references of L2 entries alone to the clusters of the first window."""
-        window = CountedWindow(0, WINDOW_BITS, self._file_clusters)
+    def shared_entries(self, number: int) -> CountedWindow:
+        """The references to the clusters of a window, of L2 entries alone, without those that own their cluster.
+
+        One that cannot be decoded at once is counted even if it owns its cluster.
+        """
+        window = CountedWindow(number, WINDOW_BITS, self.file_clusters)
         for use in self._references.tables:
+            window.skips_owned = _kind(use) is TableKind.OWN
             self._count_table(use, window)
         return window
+
+    def mark_owners(self, owners: OwnedClusters) -> tuple[int, int] | None:
+        """Mark what all L2 entries refer to in a window; the first that shares what it or another one owns.
+
+        That is its number in its table, and its place in the file.
+        """
+        for use in self._references.tables:
+            found = self._mark_table(use, owners)
+            if found is not None:
+                return found, use.place + found * self.image.header.l2_entry_bytes
+        return None
 
     def wrong_owners(self, use: TableUse, base: int, alone: bytearray) -> list[int]:
         """The entries of a table that say otherwise than `alone` whether they own their cluster.
@@ -82,6 +97,37 @@ class Tally:
 
     # -- inside ---------------------------------------------------------------------------------
 
+    def _mark_table(self, use: TableUse, owners: OwnedClusters) -> int | None:
+        raw, kind = self._references.raw(use), _kind(use)
+        at = 0
+        words: array[int] | None = None
+        while at < self._entries:
+            stop = self._entries
+            if self._counter is not None:
+                at = self._counter.mark_owners(raw, at, self._entries, kind, owners)
+                if owners.doubled:
+                    return at
+                stop = min(at + 1, self._entries)
+            if at < stop:
+                words = self._references.decoded(raw) if words is None else words
+                for entry in range(at, stop):
+                    if not self._mark_entry(use, words, entry, kind, owners):
+                        return entry
+            at = stop
+        return None
+
+    def _mark_entry(self, use: TableUse, words: array[int], at: int, kind: TableKind, owners: OwnedClusters) -> bool:
+        if not words[at * (self.image.header.l2_entry_bytes // 8)]:
+            return True
+        says = any(run.copied for run in self._references.placed(use, words, at, at + 1))
+        if says and kind is TableKind.SHARED:
+            return False
+        owned = says and kind is TableKind.OWN
+        return all(
+            owners.add(each.first, each.clusters, owned=owned)
+            for each in self._references.of_entries(use, words, at, at + 1)
+        )
+
     def _count_table(self, use: TableUse, window: CountedWindow) -> None:
         raw = self._references.raw(use)
         at = 0
@@ -102,7 +148,7 @@ class Tally:
     def _wrong_between(
         self, use: TableUse, words: array[int], first: int, stop: int, base: int, alone: bytearray
     ) -> list[int]:
-        header = self._image.header
+        header = self.image.header
         per_entry = header.l2_entry_bytes // 8
         found: list[int] = []
         for run in self._references.placed(use, words, first, stop):
@@ -112,3 +158,9 @@ class Tally:
                 if 0 <= cluster < len(alone) and run.copied != bool(alone[cluster]):
                     found.append(at)
         return found
+
+
+def _kind(use: TableUse) -> TableKind:
+    if not use.current:
+        return TableKind.FOREIGN
+    return TableKind.OWN if use.times == 1 else TableKind.SHARED

@@ -58,6 +58,13 @@ def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
     def convert(title: str, goal: str, source: Path, target: str, *options: str) -> Job:
         return Job(title, converted(source, target, *options), clean, goal, output=out)
 
+    def opened(image: Path) -> dict[str, list[str]]:
+        program = "import sys, tapfs; tapfs.open(sys.argv[1], writable=True).close()"
+        return {
+            "tapfs": [sys.executable, "-c", program, str(image)],
+            **{who: [qemu_io(path), "-c", "q", str(image)] for who, path in qemus.items()},
+        }
+
     small = ("-o", f"cluster_size={1 << FRAGMENTED_BITS}")
     return [
         convert("raw to qcow2", "1x", raw, "qcow2"),
@@ -71,7 +78,14 @@ def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
         Job("check, 16 million clusters", same("check", "-f", "qcow2", huge), goal="1x, no more memory"),
         # QEMU's check looks up each cluster's refcount in a cache of four blocks.
         Job("check, a million in random order", same("check", "-f", "qcow2", scattered), goal="1x, no more memory"),
+        Job("opened for writing, 16 million clusters", opened(huge)),
+        Job("opened for writing, a million in random order", opened(scattered)),
     ]
+
+
+def qemu_io(qemu_img: str) -> str:
+    """The qemu-io beside a qemu-img."""
+    return str(Path(qemu_img).with_name("qemu-io"))
 
 
 def main() -> int:

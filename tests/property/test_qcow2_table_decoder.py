@@ -24,7 +24,7 @@ _CLUSTERS = 8
 
 @pytest.fixture(autouse=True)
 def any_owners(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images in which entries share clusters are opened for writing, too, as those too large for a look are."""
+    """Images in which entries share clusters are opened for writing, too, without the look that refuses them."""
     monkeypatch.setattr(writer, "require_owners", lambda *_: None)
 
 

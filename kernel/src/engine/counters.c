@@ -77,6 +77,22 @@ size_t tapfs_raise_counts(void *counters, uint32_t order, const void *times, uin
     return count;
 }
 
+size_t tapfs_find_uncounted(const void *counters, uint32_t order, size_t first, size_t count, const uint8_t *marks,
+                            uint64_t mark)
+{
+    const struct counters block = counters_at((void *)(uintptr_t)counters, order);
+
+    for (size_t i = 0; i < count; i++) {
+        uint64_t at = mark + i;
+        if (marks[at / 8] == 0) {
+            i += (size_t)(7 - at % 8); /* none of this byte */
+        } else if ((marks[at / 8] >> at % 8 & 1) != 0 && load(&block, first + i) == 0) {
+            return i;
+        }
+    }
+    return count;
+}
+
 size_t tapfs_lower_counts(void *counters, uint32_t order, const void *times, uint32_t width, size_t count,
                           uint8_t *sectors, uint8_t *freed)
 {

@@ -45,13 +45,14 @@ static struct reference payload_of(const tapfs_references *layout, uint64_t word
 {
     struct reference found = {.kind = IS_ODD};
     uint64_t start = word & layout->packed_place_mask;
-    uint64_t sectors = (word >> layout->packed_length_shift & layout->packed_length_mask) + 1;
+    uint64_t field = word >> layout->packed_length_shift & layout->packed_length_mask;
+    uint64_t most = layout->packed_bytes != 0 ? maximum(field, 1) : (field + 1) * SECTOR - start % SECTOR;
 
     if ((word & layout->packed_impossible_mask) != 0 || bitmap != 0 || start < layout->least_place ||
         start >= layout->file_size) {
         return found;
     }
-    uint64_t length = minimum(sectors * SECTOR - start % SECTOR, layout->file_size - start);
+    uint64_t length = minimum(most, layout->file_size - start);
     if (in_reserved(layout, start, start + length)) {
         return found;
     }
@@ -142,6 +143,9 @@ size_t tapfs_count_references(const tapfs_references *layout, const void *entrie
         if (found.kind == IS_ODD || found.last >> counted->window_bits >= counted->window_count) {
             return index;
         }
+        if (found.owned && counted->skip_owned != 0) {
+            continue;
+        }
         for (uint64_t cluster = found.first; cluster <= found.last; cluster++) {
             if (!fits(counted, cluster, times)) {
                 counted->full = 1;
@@ -153,6 +157,57 @@ size_t tapfs_count_references(const tapfs_references *layout, const void *entrie
         }
         counted->data_bytes += found.bytes;
         counted->shared += found.kind == REFERS_TO_CLUSTER && !found.owned;
+    }
+    return stop;
+}
+
+static bool is_marked(const uint8_t *marks, uint64_t at)
+{
+    return (marks[at / 8] >> at % 8 & 1) != 0;
+}
+
+static void mark(uint8_t *marks, uint64_t at)
+{
+    marks[at / 8] = (uint8_t)(marks[at / 8] | 1u << at % 8);
+}
+
+/* Whether one more reference to a cluster leaves each that is owned with one alone. It is marked then. */
+static bool mark_cluster(tapfs_owners *owners, uint64_t cluster, bool owned)
+{
+    uint64_t at = cluster - owners->base;
+
+    if (at >= owners->clusters) {
+        owners->windows[cluster >> owners->window_bits] = 1;
+        return true;
+    }
+    if (is_marked(owners->alone, at) || (owned && owners->shared != 0 && is_marked(owners->others, at))) {
+        return false;
+    }
+    mark(owned ? owners->alone : owners->others, at);
+    return true;
+}
+
+size_t tapfs_mark_owners(const tapfs_references *layout, const void *entries, size_t first, size_t stop,
+                         tapfs_owners *owners)
+{
+    owners->doubled = 0;
+    for (size_t index = first; index < stop; index++) {
+        struct reference found = reference_of(layout, entries, index);
+        if (found.kind == REFERS_TO_NOTHING) {
+            continue;
+        }
+        if (found.kind == IS_ODD || found.last >> owners->window_bits >= owners->window_count) {
+            return index;
+        }
+        bool plain = found.kind == REFERS_TO_CLUSTER, says = plain && found.owned;
+        bool owned = plain && (owners->table == TAPFS_TABLE_SOLE || (says && owners->table == TAPFS_TABLE_OWN));
+        owners->shared += !owned;
+        for (uint64_t cluster = found.first; cluster <= found.last; cluster++) {
+            if ((says && owners->table == TAPFS_TABLE_SHARED) || !mark_cluster(owners, cluster, owned)) {
+                owners->doubled = 1;
+                return index;
+            }
+        }
     }
     return stop;
 }

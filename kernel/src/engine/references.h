@@ -10,7 +10,7 @@
 /*
  * Big-endian entries of 8 bytes. With `bitmaps` a word of 32 allocated bits (the low ones) and 32 zero bits follows each.
  * An entry with a bit of `packed_mask` refers to a payload: sectors of 512 bytes, their number less one is the field
- * `packed_length_mask` at `packed_length_shift`. Every other one refers to the cluster at `place_mask`, or to nothing if
+ * `packed_length_mask` at `packed_length_shift`; or bytes, with `packed_bytes`. Every other one refers to the cluster at `place_mask`, or to nothing if
  * that is 0. It holds data unless a bit of `zero_mask` is set. With a bit of `impossible_mask`, or a packed one with a bit
  * of `packed_impossible_mask`, an entry cannot be true. Nor can one whose data the end of the file cuts.
  */
@@ -29,6 +29,7 @@ typedef struct {
     uint64_t reserved[6]; /* three ranges [start, stop) in which nothing can lie */
     uint32_t cluster_bits;
     uint32_t bitmaps;
+    uint32_t packed_bytes;
 } tapfs_references;
 
 /* The counted clusters: `clusters` of them from number `base` on, each with a counter of `width` (1, 2) bytes. */
@@ -41,6 +42,7 @@ typedef struct {
     uint32_t window_bits;
     uint32_t width;
     uint32_t full; /* a counter of one byte would overflow */
+    uint32_t skip_owned; /* an entry that says that it owns its cluster is not counted */
     uint64_t data_bytes; /* of packed payloads, too */
     uint64_t shared;     /* entries that do not say that they own their cluster */
 } tapfs_counted;
@@ -52,6 +54,38 @@ typedef struct {
  */
 size_t tapfs_count_references(const tapfs_references *layout, const void *entries, size_t first, size_t stop,
                               uint32_t times, tapfs_counted *counted);
+
+/* What the entries of a table are worth that say that they own their cluster. */
+enum {
+    TAPFS_TABLE_FOREIGN = 0, /* nothing: the table is a snapshot's */
+    TAPFS_TABLE_OWN = 1,
+    TAPFS_TABLE_SHARED = 2, /* they are wrong: several places of the disk have the table */
+    TAPFS_TABLE_SOLE = 3    /* all entries own their cluster, or the image is wrong */
+};
+
+/* Which of the clusters from number `base` on are referred to: bit n % 8 of byte n / 8 for each, `clusters` in all. */
+typedef struct {
+    uint64_t base;
+    uint64_t clusters;
+    uint8_t *alone;   /* by an entry that owns it */
+    uint8_t *others;  /* by entries that do not say so */
+    uint8_t *windows; /* as in tapfs_counted */
+    uint64_t window_count;
+    uint32_t window_bits;
+    uint32_t table;   /* TAPFS_TABLE_... */
+    uint32_t doubled; /* the entry at which it ended owns what another one refers to, or refers to what another one owns */
+    uint32_t reserved;
+    uint64_t shared; /* entries that refer to clusters and do not own them */
+} tapfs_owners;
+
+/*
+ * Note what the entries [first, stop) refer to. The index of the entry at which it ended, or `stop`: a `doubled` one, one
+ * that cannot be true, or one that refers to a window without a number. A bit for each cluster fits a processor's
+ * cache where counters do not: that is why this is not done by counting.
+ */
+size_t tapfs_mark_owners(const tapfs_references *layout, const void *entries, size_t first, size_t stop,
+                         tapfs_owners *owners);
+
 /*
  * The first entry of [first, stop) that cannot be true, or of whose cluster in the window `alone` (a byte each) says
  * other than the entry; or `stop`.
@@ -75,6 +109,12 @@ size_t tapfs_mark_owned(const tapfs_references *layout, void *entries, size_t fi
  */
 size_t tapfs_raise_counts(void *counters, uint32_t order, const void *times, uint32_t width, size_t count,
                           uint8_t *sectors);
+/*
+ * The first of `count` counters from number `first` on that is 0 though bit `mark` and following of `marks` say that its
+ * cluster is referred to; or `count`.
+ */
+size_t tapfs_find_uncounted(const void *counters, uint32_t order, size_t first, size_t count, const uint8_t *marks,
+                            uint64_t mark);
 /* Lower `count` counters, none below 0. `freed` gets a 1 for each that has become 0. How many these are. */
 size_t tapfs_lower_counts(void *counters, uint32_t order, const void *times, uint32_t width, size_t count,
                           uint8_t *sectors, uint8_t *freed);

@@ -24,7 +24,7 @@ bool table_place_possible(const struct table *table, uint64_t place, uint64_t by
 /* Where data and payloads may be: the length of their file, and whether it is the one with the tables. */
 struct bounds {
     const struct table *table;
-    uint64_t size;
+    uint64_t size, base; /* of the file, of the unit on the disk */
     bool shared, in_place;
 };
 
@@ -55,6 +55,13 @@ static bool payload_possible(const struct bounds *bounds, const struct table_ent
            free_of_metadata(bounds, entry->host_offset, entry->host_length);
 }
 
+/* Whether data of entry `index` lies where this format has it. */
+static bool place_fits(const struct bounds *bounds, uint64_t index, const struct table_entry *entry)
+{
+    const struct table *table = bounds->table;
+    return table->layout.place_is_offset == 0 || entry->host_offset == bounds->base + index * table->span;
+}
+
 /* Whether entry `index` of a table may be as it is; `length`: how much of what it stands for is on the disk. `empty`: it
  * may be so anywhere. */
 static bool entry_possible(const struct bounds *bounds, const uint8_t *raw, uint64_t index, uint64_t length, bool *empty)
@@ -76,7 +83,8 @@ static bool entry_possible(const struct bounds *bounds, const uint8_t *raw, uint
             return false;
         }
         return (subword && entry.bitmapped && (uint32_t)bits == 0) ||
-               data_possible(bounds, &entry, layout->data_whole ? length : 1);
+               (place_fits(bounds, index, &entry) &&
+                data_possible(bounds, &entry, layout->data_whole ? length : 1));
     case TAPFS_COMPRESSED:
         return bits == 0 && payload_possible(bounds, &entry);
     default:
@@ -84,10 +92,11 @@ static bool entry_possible(const struct bounds *bounds, const uint8_t *raw, uint
     }
 }
 
-bool table_entries_possible(const struct table *table, const uint8_t *raw, uint64_t entries, uint64_t disk_left,
-                            bool in_place)
+bool table_entries_possible(const struct table *table, const uint8_t *raw, uint64_t entries, uint64_t base,
+                            uint64_t disk_left, bool in_place)
 {
-    struct bounds bounds = {.table = table, .in_place = in_place, .shared = table->layout.data_file == table->layout.table_file};
+    struct bounds bounds = {.table = table, .base = base, .in_place = in_place};
+    bounds.shared = table->layout.data_file == table->layout.table_file;
     bounds.size = bounds.shared ? atomic_load(&table->host_size) : table->layout.data_size;
     bool empty = false;
     for (uint64_t i = 0; i < entries; i++) {

@@ -181,11 +181,11 @@ static int unit_in(const struct filling *filling, uint32_t i, const uint8_t *raw
     const struct table *table = filling->table;
     uint64_t unit = filling->first + i, length = unit_length(filling, unit);
     uint64_t entries = table_entries(table, length), bytes = entries * table->entry_stride;
-    uint64_t disk_left = minimum(length, filling->layer->geometry.virtual_size -
-                                             unit * filling->layer->cached_unit);
+    uint64_t base = unit * filling->layer->cached_unit;
+    uint64_t disk_left = minimum(length, filling->layer->geometry.virtual_size - base);
 
     bool may_be_in_place = table_at(filling, i) == filling->places[i];
-    if (!table_entries_possible(table, raw, entries, disk_left, may_be_in_place)) {
+    if (!table_entries_possible(table, raw, entries, base, disk_left, may_be_in_place)) {
         return EUCLEAN;
     }
     struct unit *made = unit_for_table(table, filling->index, unit, (uint32_t)length,

@@ -43,6 +43,7 @@ typedef struct {
     uint8_t data_whole;
     uint8_t tables_reserved;
     uint8_t flagged_places; /* bit 0 of a table's place: nothing in the table may be in place */
+    uint8_t place_is_offset; /* DATA lies where the disk has it */
     uint32_t entry_granules; /* that one entry stands for */
     uint32_t rule_count;
     tapfs_table_rule rules[8]; /* the first that fits decides; without one an entry is DATA */

@@ -121,10 +121,11 @@ static inline struct table_entry table_decode(const struct table *table, uint64_
 
 /* Whether a table, or a word of one, may lie there. */
 TAPFS_INTERNAL bool table_place_possible(const struct table *table, uint64_t place, uint64_t bytes);
-/* Whether the entries of a map unit may be as they are; `disk_left`: from the unit's beginning to the disk's end.
+/* Whether the entries of a map unit may be as they are; `base`: where the unit
+ * begins on the disk; `disk_left`: from there to the disk's end.
  * `in_place`: they may say that data is written in place. */
 TAPFS_INTERNAL bool table_entries_possible(const struct table *table, const uint8_t *raw, uint64_t entries,
-                                           uint64_t disk_left, bool in_place);
+                                           uint64_t base, uint64_t disk_left, bool in_place);
 /* Whether the bitmap that a word places may lie there. */
 TAPFS_INTERNAL bool table_bits_possible(const struct table *table, uint64_t word, uint64_t place, uint64_t length);
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+import tapfs
 from tapfs import ErrorKind, ImageError
 from tapfs.driver import OpenRequest
 from tapfs.formats.qcow import FORMAT, owners
 from tapfs.testing.model import MemoryFile
 from tests.qcow_images import KINDS, cksum, l1_range, make
+from tests.scattered_images import scattered_qcow
 
 SIZE = 8 << 20
 
@@ -76,15 +80,39 @@ def test_two_entries_for_one_table(kind: str) -> None:
 def test_every_kind_of_image_may_be_written(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file = make(kind, SIZE, 2)[0]
     FORMAT.open(file, OpenRequest(writable=True))
-    monkeypatch.setattr(owners, "Survey", lambda *_: type("Odd", (), {"doubled": False, "complete": False}))
+    monkeypatch.setattr(owners, "Survey", lambda *_: type("Odd", (), {"complete": False}))
     FORMAT.open(file, OpenRequest(writable=True))
 
 
-def test_an_image_of_many_tables_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    file = make("qemu", SIZE, 1)[0]
-    first, second, *_ = l2_entries(file)
+def test_two_of_millions_of_entries(tmp_path: Path) -> None:
+    """Images of a size that was once not looked at."""
+    path = tmp_path / "a"
+    clusters = 1 << 22
+    scattered_qcow(path, clusters << 12, [0, clusters - 1, *range(1, clusters - 1, 4999)], cluster_bits=12)
+    tapfs.open(path, writable=True).close()
+    with path.open("r+b") as file:
+        file.seek(48)
+        table = int.from_bytes(file.read(8), "big")
+        file.seek(table)
+        first = file.read(8)
+        file.seek(48 + 8 * (clusters // 512 - 1))
+        file.seek(int.from_bytes(file.read(8), "big") + 8 * 511)
+        file.write(first)
+    with pytest.raises(ImageError, match="overlap") as caught:
+        tapfs.open(path, writable=True)
+    assert (caught.value.kind, caught.value.offset) == (ErrorKind.READ_ONLY, int.from_bytes(first, "big"))
+
+
+@pytest.mark.parametrize("kind", ["qemu", "qemu-compressed"])
+def test_two_of_a_few_entries_in_several_windows(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine marks them here. A payload may share its cluster with others, a plain cluster with nothing."""
+    file = make(kind, SIZE, 1)[0]
+    path = tmp_path / "a"
+    path.write_bytes(file.data)
+    monkeypatch.setattr(owners, "OWNED_BITS", 3)
+    tapfs.open(path, writable=True).close()
+    first, second, *_ = (at for at in l2_entries(file) if not word(file, at) >> 63)
     put(file, second, word(file, first))
-    monkeypatch.setattr(owners, "MAX_ODD_TABLE_BYTES", 0)
-    refused(file)  # all of it is plain
-    monkeypatch.setattr(owners, "MAX_TABLE_BYTES", 0)
-    FORMAT.open(file, OpenRequest(writable=True))
+    path.write_bytes(file.data)
+    with pytest.raises(ImageError, match=r"overlap.*the image can only be read"):
+        tapfs.open(path, writable=True)

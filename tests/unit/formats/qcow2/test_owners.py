@@ -14,6 +14,7 @@ from tapfs.driver import OpenRequest
 from tapfs.formats.qcow2 import FORMAT, owners
 from tapfs.testing.model import MemoryFile
 from tests.qcow2_images import COPIED, Fields
+from tests.scattered_qcow2 import scattered_qcow2, stepped
 
 CLUSTER = 4096
 #: Bytes of the disk that an L2 table maps.
@@ -150,13 +151,75 @@ def test_what_is_shared_rightly_and_what_has_leaked_may_be_written(tmp_path: Pat
         assert disk.read((4 if others else 0) * CLUSTER, 1) == (b"\1" if others else b"x")
 
 
-def test_an_image_of_many_tables_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("damage", [*DAMAGES, same_table, free_cluster])
+def test_an_image_is_looked_at_whose_bits_are_of_several_windows(
+    tmp_path: Path, damage: Callable[[Damaged], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So is one of many terabytes."""
     path = tmp_path / "a"
     image = made(path)
-    free_cluster(image)
+    damage(image)
     path.write_bytes(image.raw)
-    monkeypatch.setattr(owners, "MAX_TABLE_BYTES", 2 * CLUSTER - 1)
+    for bits in (2, 3):
+        monkeypatch.setattr(owners, "OWNED_BITS", bits)
+        with pytest.raises(ImageError, match="cannot be written as it is"):
+            tapfs.open(path, writable=True)
+    path.write_bytes(made(tmp_path / "b").raw)
     tapfs.open(path, writable=True).close()
-    monkeypatch.setattr(owners, "MAX_TABLE_BYTES", 2 * CLUSTER)
-    with pytest.raises(ImageError, match="has refcount 0 and 1 references"):
+
+
+def test_two_of_millions_of_entries(tmp_path: Path) -> None:
+    """Their L2 tables have more than 16 MiB; images of that size were once not looked at."""
+    path = tmp_path / "a"
+    clusters = 1 << 22
+    chosen = [number for number in stepped(1 << 6, clusters) if number not in {0, clusters - 1}]
+    scattered_qcow2(path, clusters << 16, [0, clusters - 1, *chosen])
+    tapfs.open(path, writable=True).close()
+    l2_at = Fields(path.read_bytes()[:65536]).l1_at  # the first word leads to the first table
+    with path.open("r+b") as file:
+        file.seek(l2_at)
+        table = int.from_bytes(file.read(8), "big") & ~COPIED
+        file.seek(table)
+        first = file.read(8)
+        file.seek(table + 8 * (clusters - 1))
+        file.write(first)
+    with pytest.raises(ImageError, match=r"another entry refers to it: the image cannot be written") as caught:
         tapfs.open(path, writable=True)
+    assert caught.value.offset == table + 8 * (clusters - 1)
+
+
+def displaced(path: Path, cluster: int, extended: str) -> int:
+    """An image with a data file, whose second entry names the first cluster; the place of that entry."""
+    options = {"cluster_size": str(cluster), "data_file": "outside", "extended_l2": extended}
+    tapfs.create_image(path, tapfs.NewImage("qcow2", 4 * TABLE, options=options))
+    with tapfs.open(path, writable=True) as disk:
+        for number in range(3):
+            disk.write(number * cluster, bytes([number + 1]) * cluster)
+    damaged = Damaged(path.read_bytes())
+    place = damaged.table + Fields(bytes(damaged.raw)).entry
+    damaged.put(place, damaged.entry(0))
+    path.write_bytes(damaged.raw)
+    return place
+
+
+@pytest.mark.parametrize(("cluster", "extended"), [(CLUSTER, "off"), (16384, "on")], ids=["plain", "extended"])
+def test_two_entries_of_one_cluster_of_a_data_file(tmp_path: Path, cluster: int, extended: str) -> None:
+    """QEMU has each cluster at its own offset, too: a write through one would change both."""
+    path = tmp_path / "a"
+    place = displaced(path, cluster, extended)
+    for writable in (False, True):
+        with tapfs.open(path, writable=writable) as disk:
+            assert disk.read(0, 1) == b"\1"
+            with pytest.raises(ImageError, match="is not at its place there") as caught:
+                disk.read(cluster, 1)
+            assert (caught.value.kind, caught.value.offset) == (ErrorKind.CORRUPT, place)
+    with tapfs.open(path, writable=True) as disk:
+        with pytest.raises(ImageError, match="is not at its place there"):
+            disk.write(cluster, b"x")
+        disk.write(0, b"y")
+        assert disk.read(0, 1) == b"y"
+    found = [finding for finding in tapfs.check(path).findings if "is not at its place" in finding.message]
+    assert [finding.host_offset for finding in found] == [place]
+    command = ["qemu-io", "-r", "-c", f"read {cluster} 512", path]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "does not match guest cluster offset" in ran.stdout + ran.stderr
