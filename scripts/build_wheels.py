@@ -4,17 +4,21 @@ usage: build_wheels.py DIR [x86_64] [aarch64]
 
 The engine is compiled by Zig's C compiler (PyPI's `ziglang`) against the C library of manylinux_2_28, whichever machine
 this is, and linked with static libraries of Debian (scripts/static-libraries). Nothing but its module's start is
-visible of it, so that no other library of the process meets its OpenSSL. auditwheel says whether the tag is true.
+visible of it, so that no other library of the process meets its OpenSSL. auditwheel says whether the tag is true. A
+wheel has pyfuse3 and libfuse inside (scripts/bundled_fuse.py), whose sources go into DIR/sources.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 from pathlib import Path
+
+import bundled_fuse
 
 REPOSITORY = Path(__file__).parent.parent
 GLIBC = (2, 28)
@@ -79,6 +83,13 @@ def main(words: list[str]) -> int:
             (source,) = (scratch / machine).iterdir()
             tag = f"manylinux_{GLIBC[0]}_{GLIBC[1]}_{machine}"
             variables = compiler_of(machine, scratch)
+            work = scratch / f"fuse-{machine}"
+            zig_target = f"{machine}-linux-gnu.{GLIBC[0]}.{GLIBC[1]}"
+            caches = {name: variables[name] for name in ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR")}
+            sources = bundled_fuse.build(machine, zig_target, work, caches, source / "tapfs/bundled")
+            (target / "sources").mkdir(exist_ok=True)
+            for path in sources:
+                shutil.copy(path, target / "sources")
             wheel = built("wheel", source, target, "--plat-name", tag, environment=variables)
             check_tag(wheel, tag)
             sys.stdout.write(f"{wheel}\n")

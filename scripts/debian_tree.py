@@ -33,7 +33,11 @@ LINKS = {
 }
 #: Files of ours by the folders that they go to.
 FURTHER = {
-    "usr/lib/systemd/system": ["packaging/tapfs-mount@.service"],
+    "usr/lib/systemd/system": [
+        "packaging/tapfs-mount@.service",
+        "packaging/tapfs-volumes.socket",
+        "packaging/tapfs-volumes.service",
+    ],
     "usr/lib/tapfs": ["packaging/mount-files"],
     "usr/share/applications": ["packaging/tapfs-mount-files.desktop"],
     "usr/share/mime/packages": ["packaging/tapfs.xml"],

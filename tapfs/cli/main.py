@@ -26,7 +26,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
             *("hash", "verify", "scrub"),
         ),
     ),
-    "mounts and RAM disks": ("tapfs.cli.commands", ("mount", "umount", "serve", "list", "remove")),
+    "mounts and RAM disks": ("tapfs.cli.commands", ("mount", "umount", "serve", "provide", "list", "remove")),
     "disks of Xen guests, block devices": (
         "tapfs.cli.guests",
         ("attach", "detach", "stats", "pause", "resume", "swap", "mirror", "limit", "blktapctrl"),

@@ -90,6 +90,7 @@ EXEMPT: dict[str, str] = {
     "formats": "looks at no image",
     "list": "looks at no image: it asks the processes that serve, and reads their records",
     "umount": "looks at no image: the process that serves closes it",
+    "provide": "looks at no image: surveys and mounts that it starts do, each in a sandbox",
     "scrub": "looks at no image: the processes that serve read their own",
     "remove": "unlinks a RAM disk, whatever is in it",
     "attach": "looks at no image: the disk process that is started does",

@@ -14,8 +14,6 @@ import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 
-import pyfuse3
-
 from tapfs.disk.image import Image
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.fuse.connection import further_connections, kind_of_failure
@@ -28,6 +26,7 @@ from tapfs.fuse.outside import Outside
 from tapfs.fuse.settings import MountSettings
 from tapfs.fuse.tree import Tree
 from tapfs.fuse.verified_reads import VerifiedReads
+from tapfs.host.fuse_binding import pyfuse3
 from tapfs.records import dataclass
 from tapfs.serving.log import log
 

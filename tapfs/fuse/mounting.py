@@ -47,7 +47,7 @@ _DEVICE = "/dev/fuse"
 def require_fuse() -> None:
     """See that this machine and user can mount. Raises ImageError(unsupported, denied)."""
     try:
-        import_module("pyfuse3")
+        import_module("tapfs.host.fuse_binding")
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError)
         raise ImageError(

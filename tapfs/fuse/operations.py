@@ -17,15 +17,14 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple, NoReturn, TypeVar
 
-import pyfuse3
 import trio
-from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from tapfs.disk.image import Image
 from tapfs.errors import ImageError
 from tapfs.fuse.settings import PLAIN, MountSettings
 from tapfs.fuse.tree import Document, KeptDisk, MadeFile, Node, ServedFile, Tree, Window
 from tapfs.fuse.verified_reads import VerifiedReads
+from tapfs.host.fuse_binding import EntryAttributes, FileInfo, FUSEError, pyfuse3
 from tapfs.serving.failures import ErrorLog
 from tapfs.serving.log import log
 from tapfs.serving.threads import in_thread

@@ -14,7 +14,6 @@ from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
-import pyfuse3
 import trio
 
 from tapfs.disk.image import Image
@@ -30,6 +29,7 @@ from tapfs.fuse.registry import MountEntry, Registry
 from tapfs.fuse.settings import PLAIN, MountSettings, for_hidden_mount
 from tapfs.fuse.tree import KeptDisk, MadeFile, Tree
 from tapfs.fuse.verified_reads import VerifiedReads
+from tapfs.host.fuse_binding import pyfuse3
 from tapfs.kernel.metrics import as_data
 from tapfs.records import dataclass, replace
 from tapfs.serving.failures import failure_of

@@ -1,10 +1,10 @@
-"""Each package of `make dist`, installed into a bare Debian and used there.
+"""Each package of `make dist`, installed into a bare Debian or Ubuntu and used there.
 
 usage: python -m tests.distribution.bare_roots DIST [NAME...]
 
 A root is made once by mmdebstrap (build/roots) and is the lower layer of an overlay: every run finds it as it was.
-It needs root, and has no compiler. Names: wheel-bookworm, wheel-trixie, deb-bookworm, deb-trixie, demo-trixie,
-wheel-aarch64.
+It needs root, and has no compiler. Names: wheel-bookworm, wheel-trixie, wheel-noble (Ubuntu 24.04), deb-bookworm,
+deb-trixie, deb-noble, demo-trixie, storage-sid (systemd's storage providers), wheel-aarch64.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[2]
 ROOTS = REPOSITORY / "build/roots"
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+
+_OF_UBUNTU = ("noble",)
 
 #: Packages of Python for the other machine.
 _FOREIGN = (
@@ -116,6 +118,42 @@ test -z "$(ls session/tapfs-files)"
 """
 
 
+#: Images as volumes of systemd, by its own client.
+STORAGE = r"""
+set -eu
+cd "$(mktemp -d)"
+mkdir images tree
+echo hello > tree/file
+truncate -s 16M fs.raw
+mke2fs -q -t ext4 -d tree fs.raw
+tapfs convert -f raw -O vhdx fs.raw images/disk.vhdx
+mkdir -p /run/systemd/io.systemd.StorageProvider
+tapfs provide images --socket /run/systemd/io.systemd.StorageProvider/tapfs & provider=$!
+while ! storagectl providers | grep -w tapfs; do sleep 0.1; done
+storagectl volumes --json=short | grep '"disk.vhdx"'
+storagectl templates --no-pager | grep qcow2
+address=/run/systemd/io.systemd.StorageProvider/tapfs
+varlinkctl introspect $address io.systemd.StorageProvider > ours
+varlinkctl introspect exec:/usr/lib/systemd/systemd-storage-fs io.systemd.StorageProvider > theirs
+grep -v '#' theirs | tr -d ' \t\n' > theirs.words
+grep -v '#' ours | tr -d ' \t\n' > ours.words
+cmp ours.words theirs.words
+mkdir there
+mount -t storage.ext4 -o ro tapfs:disk.vhdx there
+grep hello there/file
+umount there
+mount -t storage.ext4 tapfs:disk.vhdx there
+echo more > there/more
+umount there
+varlinkctl call $address io.systemd.StorageProvider.Acquire \
+    '{"name":"new.qcow2","createMode":"new","createSizeBytes":1048576}'
+kill $provider
+wait $provider || true
+while ! tapfs check images/disk.vhdx; do sleep 0.1; done
+tapfs info images/new.qcow2
+"""
+
+
 @contextmanager
 def bare_root(release: str, *packages: str) -> Iterator[Path]:
     """A root of that release with those packages, thrown away afterwards."""
@@ -125,7 +163,8 @@ def bare_root(release: str, *packages: str) -> Iterator[Path]:
         fresh = lower.with_name(f"{lower.name}.new")
         shutil.rmtree(fresh, ignore_errors=True)
         include = ",".join(["ca-certificates", *packages])
-        subprocess.run(["mmdebstrap", "--quiet", "--variant=apt", f"--include={include}", release, fresh], check=True)
+        options = ["--quiet", "--variant=apt", f"--include={include}", *_options_of(release)]
+        subprocess.run(["mmdebstrap", *options, release, fresh], check=True)
         fresh.rename(lower)
     # In memory: the upper layer may not lie on an overlay, as the disk of a container is.
     with tempfile.TemporaryDirectory(prefix="tapfs-root-", dir="/dev/shm") as name:
@@ -143,6 +182,21 @@ def bare_root(release: str, *packages: str) -> Iterator[Path]:
             yield root
         finally:
             subprocess.run(["umount", root], check=True)
+
+
+def _options_of(release: str) -> list[str]:
+    """What mmdebstrap has to be told of a release."""
+    if release == "sid":  # a mirror may be a picture of another day
+        return ['--aptopt=Acquire::Check-Valid-Until "false"']
+    if release not in _OF_UBUNTU:
+        return []
+    # Debian 12 has no keys of Ubuntu's archive; Debian 13 has, in a package.
+    keys = REPOSITORY / "build/ubuntu-keyring"
+    if not keys.exists():
+        unpack = [REPOSITORY / "scripts/foreign-packages", "amd64", "trixie", keys, "ubuntu-keyring"]
+        subprocess.run(unpack, check=True, stdout=subprocess.DEVNULL)
+    found = keys / "root/usr/share/keyrings/ubuntu-archive-keyring.gpg"
+    return [f"--keyring={found}", "--components=main,universe"]
 
 
 def run_in(root: Path, script: str, *, path: str = "") -> None:
@@ -181,14 +235,12 @@ def copied(dist: Path, pattern: str, root: Path) -> str:
 
 
 def wheel(release: str, dist: Path) -> None:
-    """The wheel needs no compiler; with pyfuse3 of Debian beside it, it mounts."""
-    with bare_root(release, "python3-venv", "python3-pyfuse3", "fuse3", "e2fsprogs") as root:
+    """The wheel needs no compiler, and mounts: it brings pyfuse3."""
+    with bare_root(release, "python3-venv", "e2fsprogs") as root:
         name = copied(dist, "*_x86_64.whl", root)
         run_in(root, f"python3 -m venv /venv && /venv/bin/pip install -q {name}")
-        run_in(root, USE, path="/venv/bin:")
-        run_in(root, SERVE, path="/venv/bin:")
-        run_in(root, f"python3 -m venv --system-site-packages /both && /both/bin/pip install -q {name}")
-        run_in(root, MOUNT, path="/both/bin:")
+        for script in (USE, SERVE, MOUNT):
+            run_in(root, script, path="/venv/bin:")
 
 
 def package(release: str, dist: Path) -> None:
@@ -200,6 +252,14 @@ def package(release: str, dist: Path) -> None:
             run_in(root, script)
         run_in(root, "apt-get install -y -qq fuse2fs")
         run_in(root, DESKTOP)
+
+
+def storage(release: str, dist: Path) -> None:
+    """Clients of systemd find and mount the images that `tapfs provide` offers."""
+    with bare_root(release, "python3-venv", "e2fsprogs", "systemd-sysv", "systemd-container") as root:
+        name = copied(dist, "*_x86_64.whl", root)
+        run_in(root, f"python3 -m venv /venv && /venv/bin/pip install -q {name}")
+        run_in(root, STORAGE, path="/venv/bin:")
 
 
 def demo(release: str, dist: Path) -> None:
@@ -239,8 +299,11 @@ def foreign(dist: Path) -> None:
 RUNS: dict[str, Callable[[Path], None]] = {
     "wheel-bookworm": lambda dist: wheel("bookworm", dist),
     "wheel-trixie": lambda dist: wheel("trixie", dist),
+    "wheel-noble": lambda dist: wheel("noble", dist),
     "deb-bookworm": lambda dist: package("bookworm", dist),
     "deb-trixie": lambda dist: package("trixie", dist),
+    "deb-noble": lambda dist: package("noble", dist),
+    "storage-sid": lambda dist: storage("sid", dist),
     "demo-trixie": lambda dist: demo("trixie", dist),
     "wheel-aarch64": foreign,
 }

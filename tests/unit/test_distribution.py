@@ -114,7 +114,7 @@ def test_the_wheel_says_under_which_license_it_is(installed: Path) -> None:
     named = {word for word in (REPOSITORY / "NOTICE").read_text().split() if word.startswith("licenses/")}
     there = {f"licenses/{path.name}" for path in (about / "licenses/licenses").iterdir()}
     assert named == there
-    assert len(there) == 5
+    assert len(there) == 6
 
 
 def test_the_wheel_has_the_manual_and_the_completions(installed: Path) -> None:

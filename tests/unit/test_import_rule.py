@@ -70,6 +70,7 @@ MAY_IMPORT = {
     "many": {"host", "disk", "jobs", "partitions"},
     "serving": {"host", "disk", "kernel"},
     "api": {"host", "disk", "jobs", "serving", "fuse"},
+    "volumes": {"api", "disk", "jobs", "serving"},
     "testing": {"disk"},
     "fuse": {"host", "disk", "jobs", "serving", "partitions", "kernel"},
     "nbd": {"host", "disk", "serving", "kernel"},

@@ -21,10 +21,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-import pyfuse3
 import trio
 
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.host.fuse_binding import pyfuse3
 from tapfs.host.remote.address import Address
 from tapfs.host.remote.messages import SOCKET, answer_of, receive, send
 from tapfs.host.remote.options import RemoteOptions

@@ -32,6 +32,7 @@ REASONS = {
     "it runs what runs this test",
     "it takes minutes",
     "root and a loop device",
+    "systemd 261 or newer",
     "the journal of systemd",
     "the network",
     "the probes of a kernel",
