@@ -20,8 +20,9 @@ from tapfs.disk.json_text import json_text
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.fuse.kept_disks import kept_disks
 from tapfs.fuse.mount_table import is_abandoned, top_mount
-from tapfs.fuse.registry import MountEntry, Registry
+from tapfs.fuse.registry import MountEntry, Registry, registries
 from tapfs.fuse.settings import MountSettings
+from tapfs.fuse.silence import how_to_go_on, is_stopped, real_place
 from tapfs.fuse.tree import MadeFile, image_tree, partition_windows
 from tapfs.host.location import locate
 from tapfs.host.sandbox import confinement
@@ -84,6 +85,7 @@ def check_mount_point(path: str) -> str:
     Raises ImageError(not_found, invalid_argument, exists, locked).
     """
     try:
+        _require_unserved(path)
         if is_abandoned(path):
             raise ImageError(
                 ErrorKind.LOCKED,
@@ -110,6 +112,23 @@ def check_mount_point(path: str) -> str:
     return real
 
 
+def _require_unserved(path: str) -> None:
+    """Raise ImageError(exists) if a process serves a mount of ours there; the mount itself may not answer."""
+    entry = next(filter(None, (registry.find(real_place(path)) for registry in registries())), None)
+    mount = None if entry is None or not entry.alive else top_mount(entry.mountpoint)
+    if entry is None or mount is None:
+        return
+    stopped = is_stopped(entry)
+    state = ", which is stopped" if stopped else ""
+    raise ImageError(
+        ErrorKind.EXISTS,
+        f"is a mount point already ({mount.type}), served by process {entry.serving}{state}",
+        path=path,
+        op="mount",
+        remedy=how_to_go_on(entry) if stopped else f"name another directory, or say first: tapfs umount {path}",
+    )
+
+
 def real_name(image: str) -> str:
     """The one name of an image, by which a mount of it is known again. Raises ImageError."""
     return locate(image).resolved
@@ -126,7 +145,7 @@ def is_mounted_so(
     verified: bool = False,
 ) -> bool:
     """Whether the image is seen at the mount point already, and shows what it would show."""
-    real = os.path.realpath(mountpoint)
+    real = real_place(mountpoint)
     entry = registry.find(real)
     if entry is None or not entry.alive or (entry.source, entry.overlay) != (settings.source, settings.overlay):
         return False

@@ -138,7 +138,7 @@ class Registry:
 
     def entries(self) -> list[MountEntry]:
         """All entries, oldest first; those of dead processes whose mount is gone too, for good, are removed."""
-        found = sorted(self._read_all(), key=lambda entry: entry.started)
+        found = sorted(self.read_all(), key=lambda entry: entry.started)
         served = {entry.mountpoint for entry in found if entry.alive}
         kept: list[MountEntry] = []
         for entry in found:
@@ -149,7 +149,7 @@ class Registry:
 
     def find(self, mountpoint: str) -> MountEntry | None:
         """The entry for a (real) mount point: a living one, else a dead one."""
-        here = [entry for entry in self._read_all() if entry.mountpoint == mountpoint]
+        here = [entry for entry in self.read_all() if entry.mountpoint == mountpoint]
         return max(here, key=lambda entry: (entry.alive, entry.started), default=None)
 
     @staticmethod
@@ -168,7 +168,8 @@ class Registry:
     def _file(self, pid: int) -> Path:
         return self.directory / f"{pid}.json"
 
-    def _read_all(self) -> Iterator[MountEntry]:
+    def read_all(self) -> Iterator[MountEntry]:
+        """What the entries say, in any order, also those of dead processes."""
         names = {field.name for field in fields(MountEntry)}
         for path in self.directory.glob("*.json"):
             try:

@@ -18,6 +18,7 @@ from tapfs.fuse.mount_table import (
     unmount,
 )
 from tapfs.fuse.registry import MountEntry, Registry, all_mounts, find_mount
+from tapfs.fuse.silence import real_place
 from tapfs.host.location import locate
 from tapfs.serving.processes import process_start
 
@@ -32,7 +33,7 @@ def unmount_image(path: str, *, force: bool) -> str | None:
     or the closing met, locked if the mount is busy, not_found if there is none of ours,
     invalid_argument if an image is mounted at several places.
     """
-    mountpoint = os.path.realpath(path)
+    mountpoint = real_place(path)
     found = find_mount(mountpoint)
     if found is None and top_mount(mountpoint) is None:
         found = _mount_of_image(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tapfs.cli.mount_options import settings_of, wants_writing
@@ -113,10 +114,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     `arguments.again`: an image that is mounted so already is no error.
     """
+    from tapfs.cli.waiting import told_of_waiting
     from tapfs.errors import spelled
     from tapfs.fuse import mounting
     from tapfs.fuse.registry import Registry
     from tapfs.fuse.reopening import Reopening
+    from tapfs.fuse.silence import what_is_waited_for
     from tapfs.serving.background import open_descriptors, start_in_background
 
     inherited = open_descriptors()  # before anything of ours is open
@@ -149,7 +152,8 @@ def run(arguments: argparse.Namespace) -> int:
         verified=arguments.verify_reads,
     ):
         return 0
-    mountpoint = mounting.check_mount_point(arguments.mountpoint)
+    with told_of_waiting(partial(what_is_waited_for, arguments.mountpoint)):
+        mountpoint = mounting.check_mount_point(arguments.mountpoint)
     outside = _entered(arguments, mountpoint, settings, registry, writable=writable or scratch)
     options = open_options(arguments, writable=writable, overlay=arguments.overlay, temporary=arguments.temp)
     opening = Reopening(arguments.image, options, keeps_plan=_can_be_kept(arguments))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tapfs.cli.parser import UsageError
@@ -29,8 +30,10 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Unmount each and wait for the end of the process that served it; an error is of the first that failed."""
     from tapfs.cli.guard import complain
+    from tapfs.cli.waiting import told_of_waiting
     from tapfs.errors import ImageError
     from tapfs.fuse.registry import all_mounts
+    from tapfs.fuse.silence import what_is_waited_for
     from tapfs.fuse.unmounting import unmount_image
 
     mountpoints: list[str] = arguments.mountpoints
@@ -43,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     code = 0
     for mountpoint in mountpoints:
         try:
-            note = unmount_image(mountpoint, force=arguments.force)
+            with told_of_waiting(partial(what_is_waited_for, mountpoint)):
+                note = unmount_image(mountpoint, force=arguments.force)
         except ImageError as error:
             note = f"error: {error}"
             code = code or error.exit_code
