@@ -9,6 +9,8 @@
 #include "host/io_rings.h"
 
 #define SECOND_NS 1000000000u
+/* The most that a ring is allowed: operations, registrations, and the flags of entries. */
+#define USES_MAX 16u
 
 /* The kernel shares these words. A reader of a word sees everything that was written before the word. */
 static uint32_t load(const uint32_t *word)
@@ -65,11 +67,38 @@ static bool map_rings(struct io_rings *rings, const struct io_uring_params *para
     return true;
 }
 
-bool io_rings_open(struct io_rings *rings, uint32_t entries, uint32_t flags)
+/* Have the kernel refuse all else, and begin to take entries. */
+static bool limit(const struct io_rings *rings, const struct io_rings_use *use)
 {
-    struct io_uring_params parameters = {.flags = IORING_SETUP_CLAMP | flags};
+    struct io_uring_restriction all[USES_MAX];
+    unsigned count = 0;
+
+    memset(all, 0, sizeof all);
+    for (unsigned i = 0; i < use->operation_count; i++) {
+        all[count].opcode = IORING_RESTRICTION_SQE_OP;
+        all[count++].sqe_op = use->operations[i];
+    }
+    for (unsigned i = 0; i < use->register_count; i++) {
+        all[count].opcode = IORING_RESTRICTION_REGISTER_OP;
+        all[count++].register_op = use->registers[i];
+    }
+    all[count].opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED;
+    all[count++].sqe_flags = use->entry_flags;
+    return syscall(SYS_io_uring_register, rings->fd, IORING_REGISTER_RESTRICTIONS, all, count) == 0 &&
+           syscall(SYS_io_uring_register, rings->fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0) == 0;
+}
+
+bool io_rings_open(struct io_rings *rings, uint32_t entries, uint32_t flags, const struct io_rings_use *use)
+{
+    struct io_uring_params parameters = {.flags = IORING_SETUP_CLAMP | IORING_SETUP_R_DISABLED | flags};
+    bool limited = true;
 
     *rings = (struct io_rings){.fd = (int)syscall(SYS_io_uring_setup, entries, &parameters)};
+    if (rings->fd < 0 && errno == EINVAL) {
+        limited = false;
+        parameters = (struct io_uring_params){.flags = IORING_SETUP_CLAMP | flags};
+        rings->fd = (int)syscall(SYS_io_uring_setup, entries, &parameters);
+    }
     if (rings->fd < 0) {
         return false;
     }
@@ -77,7 +106,7 @@ bool io_rings_open(struct io_rings *rings, uint32_t entries, uint32_t flags)
     /* One mapping for both queues: Linux 5.4. What is older has none for us. */
     if ((parameters.features & IORING_FEAT_SINGLE_MMAP) == 0) {
         errno = ENOSYS;
-    } else if (map_rings(rings, &parameters)) {
+    } else if ((!limited || limit(rings, use)) && map_rings(rings, &parameters)) {
         return true;
     }
     int error = errno;

@@ -31,8 +31,16 @@ struct io_rings {
     size_t rings_bytes, entries_bytes;
 };
 
-/* Setup flags of io_uring_setup(2). False with errno set: the kernel has none for us. */
-TAPFS_INTERNAL bool io_rings_open(struct io_rings *rings, uint32_t entries, uint32_t flags);
+/* What a ring may ever be used for, whoever fills its entries: io_uring passes the filters of system calls by. */
+struct io_rings_use {
+    const uint8_t *operations; /* IORING_OP_… */
+    const uint8_t *registers; /* IORING_REGISTER_… */
+    uint8_t operation_count, register_count;
+    uint8_t entry_flags; /* IOSQE_… that entries may have */
+};
+
+/* Flags of io_uring_setup(2). Linux before 5.10 does not limit the use. False with errno set: the kernel has none for us. */
+TAPFS_INTERNAL bool io_rings_open(struct io_rings *rings, uint32_t entries, uint32_t flags, const struct io_rings_use *use);
 /* Nothing may be with the kernel, or it is cancelled. */
 TAPFS_INTERNAL void io_rings_close(struct io_rings *rings);
 /* Whether io_rings_entry has no room before a submission. */

@@ -15,6 +15,16 @@
  */
 #define KERNEL_THREADS 64u
 
+static const uint8_t OPERATIONS[] = {IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_READ_FIXED, IORING_OP_WRITE_FIXED};
+static const uint8_t REGISTERS[] = {IORING_REGISTER_BUFFERS, IORING_REGISTER_IOWQ_MAX_WORKERS};
+static const struct io_rings_use USE = {
+    .operations = OPERATIONS,
+    .registers = REGISTERS,
+    .operation_count = sizeof OPERATIONS,
+    .register_count = sizeof REGISTERS,
+    .entry_flags = IOSQE_ASYNC,
+};
+
 static void allow_threads(const struct io_rings *rings)
 {
     uint32_t limits[2] = {0, 0}; /* 0: keep it, and say what it is */
@@ -28,8 +38,8 @@ static void allow_threads(const struct io_rings *rings)
 
 bool uring_open(struct io_rings *rings, uint32_t entries)
 {
-    if (!io_rings_open(rings, entries, LAZY_COMPLETIONS) &&
-        (errno != EINVAL || !io_rings_open(rings, entries, 0))) {
+    if (!io_rings_open(rings, entries, LAZY_COMPLETIONS, &USE) &&
+        (errno != EINVAL || !io_rings_open(rings, entries, 0, &USE))) {
         return false;
     }
     allow_threads(rings);

@@ -22,6 +22,9 @@
 #define TAG_MOVER (UINT64_C(1) << 32)
 #define TAG_WAKE (TAG_MOVER + 1)
 
+static const uint8_t OPERATIONS[] = {COMMAND_OPCODE, IORING_OP_POLL_ADD};
+static const struct io_rings_use USE = {.operations = OPERATIONS, .operation_count = sizeof OPERATIONS};
+
 static size_t page_bytes(void)
 {
     return (size_t)sysconf(_SC_PAGESIZE);
@@ -62,8 +65,8 @@ static int open_queue(struct ublk_queue *queue)
     /* A request has one command at a time; two more entries watch the mover and the eventfd. */
     uint32_t entries = queue->server->options.depth + 2;
 
-    if (!io_rings_open(&queue->rings, entries, BATCHED_COMPLETIONS) &&
-        (errno != EINVAL || !io_rings_open(&queue->rings, entries, LAZY_COMPLETIONS))) {
+    if (!io_rings_open(&queue->rings, entries, BATCHED_COMPLETIONS, &USE) &&
+        (errno != EINVAL || !io_rings_open(&queue->rings, entries, LAZY_COMPLETIONS, &USE))) {
         return errno;
     }
     int error = map_descriptors(queue);

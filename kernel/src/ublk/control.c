@@ -4,13 +4,16 @@
 #include "ublk/commands.h"
 #include "ublk/internal.h"
 
+static const uint8_t OPERATIONS[] = {COMMAND_OPCODE};
+static const struct io_rings_use USE = {.operations = OPERATIONS, .operation_count = sizeof OPERATIONS};
+
 int tapfs_ublk_control(int control, uint32_t command, uint32_t device, void *buffer, uint16_t length, uint64_t data)
 {
     struct io_rings rings;
     uint64_t tag;
     int32_t result;
 
-    if (!io_rings_open(&rings, 1, IORING_SETUP_SQE128)) {
+    if (!io_rings_open(&rings, 1, IORING_SETUP_SQE128, &USE)) {
         return -errno;
     }
     struct command_entry *entry = io_rings_entry(&rings);
