@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         store_bitmap,
     )
     from tapfs.api.chains import commit, rebase
+    from tapfs.api.confining import enter_sandbox
     from tapfs.api.differences import apply, diff, write_diff
     from tapfs.api.jobs import amend, check, compact, compare, convert, create_image, repair
     from tapfs.api.mounts import MountPoint, mount, unmount
@@ -114,6 +115,7 @@ __all__ = [
     "diff",
     "disable_bitmap",
     "enable_bitmap",
+    "enter_sandbox",
     "info",
     "measure",
     "merge_bitmap",
@@ -158,6 +160,7 @@ _LAZY = {
     "Verdict": "tapfs.jobs.verify",
     "Verification": "tapfs.jobs.verify",
     "AsyncImage": "tapfs.api.async_image",
+    "enter_sandbox": "tapfs.api.confining",
     "Bitmap": "tapfs.edit_protocols",
     "CheckReport": "tapfs.findings",
     "Committed": "tapfs.jobs.commit",

@@ -6,12 +6,15 @@ layout that the blktap drivers read, and their exit code says when they fail.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tapfs.cli.guard import guarded
 from tapfs.cli.parser import Parser, UsageError, format_argument
+from tapfs.cli.sandboxed import enter_for
 from tapfs.disk.password import PASSWORD_VARIABLE
 from tapfs.errors import ErrorKind, ImageError
 
@@ -29,17 +32,17 @@ _DESTINATION_FIRST = "Note the order: the DESTINATION comes first."
 
 def qcow_create(argv: list[str] | None = None) -> int:
     """``qcow-create [-r] [-f FORMAT] SIZE_MB FILE [BACKING]``."""
-    return guarded("qcow-create", lambda: _advised(_qcow_create, _words(argv)))
+    return guarded("qcow-create", lambda: _advised(partial(_qcow_create, owned=argv is None), _words(argv)))
 
 
 def img2qcow(argv: list[str] | None = None) -> int:
     """``img2qcow DEST SRC``."""
-    return guarded("img2qcow", lambda: _advised(_img2qcow, _words(argv)))
+    return guarded("img2qcow", lambda: _advised(partial(_img2qcow, owned=argv is None), _words(argv)))
 
 
 def qcow2raw(argv: list[str] | None = None) -> int:
     """``qcow2raw DEST SRC``."""
-    return guarded("qcow2raw", lambda: _advised(_qcow2raw, _words(argv)))
+    return guarded("qcow2raw", lambda: _advised(partial(_qcow2raw, owned=argv is None), _words(argv)))
 
 
 def _advised(tool: Callable[[list[str]], int], words: list[str]) -> int:
@@ -101,7 +104,7 @@ def _copy_parser(program: str, description: str) -> Parser:
     return parser
 
 
-def _qcow_create(words: list[str]) -> int:
+def _qcow_create(words: list[str], *, owned: bool) -> int:
     parser = qcow_create_parser()
     arguments = parser.parse(words)
     if not (arguments.size.isascii() and arguments.size.isdigit() and 0 < int(arguments.size[:20]) < 1 << 43):
@@ -114,6 +117,8 @@ def _qcow_create(words: list[str]) -> int:
     # The original wrote the real path of the parent into the image, so a relative name may be given.
     backing = None if arguments.backing is None else os.path.realpath(arguments.backing)
     new = NewImage(format=arguments.format, size=int(arguments.size) << 20, backing=backing, options=options)
+    if owned:
+        enter_for("create", argparse.Namespace(image=arguments.image, backing=backing, no_sandbox=False))
     try:
         create_image(arguments.image, new)
     except ImageError as error:
@@ -123,8 +128,10 @@ def _qcow_create(words: list[str]) -> int:
     return 0
 
 
-def _img2qcow(words: list[str]) -> int:
+def _img2qcow(words: list[str], *, owned: bool) -> int:
     arguments = img2qcow_parser().parse(words)
+    _enter_for_copy(arguments, owned=owned)
+    from tapfs.cli.options import chain_was_opened
     from tapfs.disk.chain import OpenOptions
     from tapfs.disk.format_choice import require_raw
     from tapfs.disk.opening import open_image
@@ -132,14 +139,16 @@ def _img2qcow(words: list[str]) -> int:
 
     require_raw(arguments.source)
     with open_image(arguments.source, OpenOptions(format="raw")) as source:
+        chain_was_opened(source)
         size = -(-source.size // _SECTOR) * _SECTOR
         _copy(source, arguments.destination, NewImage(format="qcow", size=size, options=_BLKTAP), "img2qcow")
     return 0
 
 
-def _qcow2raw(words: list[str]) -> int:
+def _qcow2raw(words: list[str], *, owned: bool) -> int:
     arguments = qcow2raw_parser().parse(words)
-    from tapfs.cli.options import unlocked
+    _enter_for_copy(arguments, owned=owned)
+    from tapfs.cli.options import opened
     from tapfs.disk.chain import OpenOptions
     from tapfs.disk.opening import open_image
     from tapfs.jobs.create import NewImage
@@ -147,9 +156,18 @@ def _qcow2raw(words: list[str]) -> int:
     def attempt(password: bytes | None) -> Image:
         return open_image(arguments.source, OpenOptions(format="qcow"), password=password)
 
-    with unlocked(None, arguments.source, attempt) as source:
+    arguments.key_file = None
+    with opened(arguments, arguments.source, attempt) as source:
         _copy(source, arguments.destination, NewImage(format="raw", size=source.size), "qcow2raw")
     return 0
+
+
+def _enter_for_copy(arguments: argparse.Namespace, *, owned: bool) -> None:
+    """Give up what a conversion does not need."""
+    if owned:
+        names = [arguments.source, arguments.destination]
+        words = argparse.Namespace(names=names, no_create=False, target_backing=None, no_sandbox=False)
+        enter_for("convert", words)
 
 
 def _copy(source: Image, destination: str, new: NewImage, program: str) -> None:

@@ -18,6 +18,7 @@ from tapfs.disk.leaf import exchange, overlay_for_name
 from tapfs.disk.live import Overlaid, image_over, let_others_read, overlay_on, require_room_in_chain, resized
 from tapfs.disk.password import given_password
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.host.sandbox import confinement
 from tapfs.serving.log import log
 from tapfs.serving.threads import in_thread
 
@@ -141,6 +142,7 @@ class DiskOperations:
         image = self._disk.image
         return {
             "pid": os.getpid(),
+            "sandbox": confinement.description(),
             "connected": self._disk.connected,
             "paused": self._disk.paused,
             "waiting": None if self._disk.held.reason is None else str(self._disk.held.reason),

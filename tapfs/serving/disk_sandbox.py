@@ -1,24 +1,76 @@
-"""The folders in which a disk in use may open and make images, beside those of its chain.
+"""The sandbox of a process that serves a disk, and the folders in which a disk in use may open and make images.
 
-What operators name later (swap, mirror) must lie in the folder of the image, or in one of those that
-TAPFS_SANDBOX_FOLDERS names.
+A process enters while it has one thread, and before it opens the image. Where the files of the chain lie only their
+headers say. So the chain is looked at first, without locks and without the engine; after that the process reads what
+lies with those files and no more. What operators name later (swap, mirror, the base of a commit) must lie in the folder
+of the image, or in one of those that TAPFS_SANDBOX_FOLDERS names.
 """
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tapfs.errors import ImageError
 from tapfs.host.location import locate
+from tapfs.host.lock import Sharing
+from tapfs.host.sandbox import confinement, rules
+from tapfs.host.sandbox.capabilities import FILES_OF_OTHERS, SYS_NICE
 from tapfs.host.sandbox.confinement import folder_of
+from tapfs.host.sandbox.filter import Calls
+from tapfs.records import replace
+from tapfs.serving.io_flusher import become_io_flusher
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from tapfs.disk.open_options import OpenOptions
+
 #: Folders, with ":" between them, in which disks in use may open and make images besides.
 FOLDERS_VARIABLE = "TAPFS_SANDBOX_FOLDERS"
+
+
+class DiskNeeds(NamedTuple):
+    """What the process of a disk needs besides its image.
+
+    `makes`: folders in which it makes files. `writes`: files and devices. `key_file`: has the password. `connects`: to
+    Unix sockets.
+    """
+
+    makes: tuple[str, ...]
+    writes: tuple[str, ...] = ()
+    key_file: str | None = None
+    connects: bool = False
+
+
+def enter_for_disk(image: str | None, options: OpenOptions, needs: DiskNeeds) -> None:
+    """Enter the sandbox of a process that will serve `image`, opened by `options`. Be the only thread.
+
+    `image` None: nobody knows it, and none will be opened. One that lies elsewhere needs a process that fetches, so its
+    disk has no sandbox. Raises ImageError if the host lacks descriptors.
+    """
+    location = None if image is None else locate(image)
+    if confinement.is_switched_off() or (location is not None and location.address is not None):
+        return
+    become_io_flusher()  # it takes a capability
+    path = () if location is None else (location.host_path,)
+    folders = folders_of_disks(filter(None, (image if options.writable else None,)))
+    confinement.enter(
+        confinement.Needs(
+            read=(*(place for each in path for place in confinement.read_with(each)), *filter(None, (needs.key_file,))),
+            write=(*(path if options.writable else ()), *needs.writes),
+            make=(*needs.makes, *folders),
+            anything=rules.READING,
+            chains=1,
+            scratch=True,
+            keeps_scratch=True,
+            calls=Calls(listens=True, connects=needs.connects, rings=True),
+            cache_bytes=None,  # its own limits follow
+            capabilities=FILES_OF_OTHERS | {SYS_NICE},
+        )
+    )
+    confinement.chain_is_open(() if image is None else _files_of_chain(image, options))
 
 
 def folders_of_disks(images: Iterable[str]) -> tuple[str, ...]:
@@ -28,10 +80,27 @@ def folders_of_disks(images: Iterable[str]) -> tuple[str, ...]:
 
 
 def _below(image: str) -> tuple[str, ...]:
-    """The folder of the image, for the overlay of a snapshot; a device has none."""
+    """The folder of the image, for the overlay of a snapshot, and that of a link to it; a device has none."""
     with suppress(ImageError):
         location = locate(image)
-        folder = folder_of(location.host_path)
-        if location.address is None and folder != "/" and (location.in_memory or not folder.startswith("/dev")):
-            return (folder,)
+        if location.address is None:
+            folders = {folder_of(location.host_path), os.path.dirname(os.path.abspath(location.host_path))}
+            return tuple(
+                folder for folder in folders if folder != "/" and (location.in_memory or not folder.startswith("/dev"))
+            )
     return ()
+
+
+def _files_of_chain(image: str, options: OpenOptions) -> list[tuple[str, bool]]:
+    """Where the files of a chain lie, as their headers say now; none where it cannot be opened: who serves says why."""
+    from tapfs.disk.chain import open_layers
+
+    looked = replace(options, writable=False, sharing=Sharing.UNCHECKED, direct=False)
+    found: list[tuple[str, bool]] = []
+    try:
+        for layer in open_layers(image, looked):
+            found += [(file.real_path(), False) for file in layer.files]
+            layer.close()
+    except ImageError:
+        return []
+    return found

@@ -35,6 +35,8 @@ class ServedDisk:
     clients: int | None = None
     size: int | None = None
     statistics: dict[str, Any] | None = None
+    #: As of a mount ("on", "off", what is missing); None: it does not answer.
+    sandbox: str | None = None
 
     @property
     def place(self) -> tuple[str, str]:
@@ -104,4 +106,5 @@ def _look_at(directory: Path, record: ServedRecord) -> ServedDisk:
         status.get("clients"),
         status.get("size"),
         statistics,
+        status.get("sandbox"),
     )

@@ -187,6 +187,8 @@ class AttachedDevice:
     size: int | None = None
     #: None: its process does not answer.
     statistics: dict[str, Any] | None = None
+    #: As of a mount ("on", "off", what is missing); None: it does not answer.
+    sandbox: str | None = None
 
     @property
     def place(self) -> tuple[str, str]:
@@ -225,4 +227,5 @@ def _look_at(record: DiskRecord) -> AttachedDevice:
         status.get("pid"),
         status.get("size"),
         statistics,
+        status.get("sandbox"),
     )

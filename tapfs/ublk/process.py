@@ -27,9 +27,10 @@ from tapfs.disk.plan_log import PlanLog
 from tapfs.errors import EXIT_BUG, EXIT_USAGE, ErrorKind, ImageError, from_os_error
 from tapfs.records import replace
 from tapfs.serving.disk_operations import RateLimit
+from tapfs.serving.disk_sandbox import DiskNeeds, enter_for_disk
 from tapfs.serving.failures import InternalError, reported
 from tapfs.serving.held_requests import HeldRequests
-from tapfs.serving.log import log, log_to_syslog
+from tapfs.serving.log import log, log_to_syslog, open_syslog
 from tapfs.serving.messages import encode, failed, succeeded
 from tapfs.serving.processes import EXIT_DONE, EXIT_STOPPED
 from tapfs.serving.runtime_directory import make_private, runtime_directory
@@ -46,6 +47,8 @@ from tapfs.ublk.settings import open_options
 #: from a killed process only after its time limit for requests, 30 s.
 _PREDECESSOR_SECONDS = 90.0
 _PAUSE_SECONDS = 0.05
+#: Seconds that udev may take to give a device its name.
+_NAME_SECONDS = 10.0
 #: Seconds between two tries to open an image whose unflushed metadata finds no space.
 _FULL_PAUSE = 1.0
 
@@ -77,8 +80,6 @@ class DiskProcess:
 
     def prepare(self) -> None:
         """Open the image and have the device served: all that must be done before anybody can use it."""
-        make_private(runtime_directory())
-        make_private(self._directory)
         ending = self._service.ending
         self._lock()
         record = change_record(self._number, process=process_name(os.getpid()))
@@ -211,6 +212,17 @@ def _open(record: DiskRecord, plan_log: PlanLog, *, served_before: bool) -> Imag
     return image
 
 
+def _enter_sandbox(record: DiskRecord) -> None:
+    """Give up what serving the device does not need."""
+    open_syslog()
+    device = character_device(record.number)
+    give_up = time.monotonic() + _NAME_SECONDS
+    while not os.path.exists(device) and time.monotonic() < give_up:  # udev may make its name a moment later
+        time.sleep(_PAUSE_SECONDS)
+    needs = DiskNeeds(makes=(str(directory()),), writes=(device,), key_file=record.key_file)
+    enter_for_disk(record.path, open_options(record), needs)
+
+
 def _open_character_device(number: int) -> int:
     """The device by which requests come; udev may make its name a moment later, and a predecessor still have it."""
     give_up = time.monotonic() + _PREDECESSOR_SECONDS
@@ -233,8 +245,12 @@ def main(arguments: list[str]) -> int:
             return EXIT_USAGE
     log_to_syslog()
     try:
-        require_record(int(number))
-        return DiskProcess(int(number), int(ready)).run()
+        record = require_record(int(number))
+        make_private(runtime_directory())
+        make_private(directory())
+        served = DiskProcess(int(number), int(ready))
+        _enter_sandbox(record)
+        return served.run()
     except Exception as error:  # noqa: BLE001  the keeper starts another one, whatever it was
         failure = reported(error, op="serve", path=block_device(int(number)))
         log.error("%s", failure)

@@ -35,3 +35,10 @@ def take_from_kernel(device: Device, *, seconds: float = _KERNEL_SECONDS) -> Non
     except OSError as error:
         raise from_os_error(error, path=str(driver / "unbind"), op="take the disk from xen-blkback") from error
     log.info("%s: taken from xen-blkback", device)
+
+
+def letting_go() -> tuple[str, ...]:
+    """What is written to have xen-blkback let go of a device: a file, or where that will be when it is loaded."""
+    drivers = _BUS / "drivers"
+    file = drivers / _KERNEL_DRIVER / "unbind"
+    return (str(file if file.exists() else drivers),)

@@ -36,6 +36,8 @@ def test_an_evil_driver_gets_nowhere(tapfs_process: Run, evil: EvilDriver, tmp_p
     copied = tapfs_process("convert", f"nbd+unix:///?socket={listening}", "-O", "raw", tmp_path / "copy")
     assert copied == Ran(0, "", "")
     assert (tmp_path / "copy").read_bytes() == evil.image.read_bytes()
+    listed = tapfs_process("list", env=environment).out
+    assert ("no sandbox" in listed) == bool(options), listed
     signal.pidfd_send_signal(server, signal.SIGTERM)
     select.select([server], [], [])
     assert evil.done(pid) == {"map": ATTEMPTS if options else set()}, evil.results()

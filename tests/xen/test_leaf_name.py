@@ -16,6 +16,7 @@ from tapfs import ErrorKind, ImageError, NewImage
 from tapfs.disk.leaf import exchange, overlay_for_name
 from tapfs.disk.live import require_room_in_chain
 from tapfs.host import ram
+from tapfs.serving.disk_sandbox import FOLDERS_VARIABLE
 from tests.xen.disk_device import Devices, DiskDevice
 from tests.xen.test_disk_operations import SIZE, check_written, load_on, refused
 
@@ -174,7 +175,10 @@ async def test_the_formats_of_parents_hold_for_the_file_that_has_the_name(
         assert await trio.to_thread.run_sync(frontend.read, 0, 1) == header
 
 
-async def test_a_name_that_cannot_pass_to_a_file(devices: Devices, ram_name: str, tmp_path: Path) -> None:
+async def test_a_name_that_cannot_pass_to_a_file(
+    devices: Devices, ram_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FOLDERS_VARIABLE, str(tmp_path))
     tapfs.create_image(ram_name, NewImage("ram", SIZE))
     disk = await devices.serve(f"tap:{ram_name}")
     error = await refused(disk, "swap", file=str(tmp_path / "kept"))
@@ -187,7 +191,10 @@ async def test_a_name_that_cannot_pass_to_a_file(devices: Devices, ram_name: str
     assert str(tmp_path / "overlay") in (await again.read("tapfs/error") or "")
 
 
-async def test_a_swap_that_fails_leaves_the_names(devices: Devices, qcow: Path, tmp_path: Path) -> None:
+async def test_a_swap_that_fails_leaves_the_names(
+    devices: Devices, qcow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FOLDERS_VARIABLE, os.path.dirname(ram.host_path("ram:any")))
     there = tmp_path / "there"
     there.write_bytes(b"precious")
     disk = await devices.serve(f"tap:qcow:{qcow}")
@@ -200,6 +207,8 @@ async def test_a_swap_that_fails_leaves_the_names(devices: Devices, qcow: Path, 
         assert (await ask(file=str(qcow))).kind is ErrorKind.EXISTS
         assert (await ask(file="/nowhere/kept")).kind is ErrorKind.NOT_FOUND
         assert (await ask(file="relative")).kind is ErrorKind.INVALID_FORMAT
+        outside = await ask(file="/var/lib/kept")
+        assert (outside.kind, FOLDERS_VARIABLE in str(outside)) == (ErrorKind.DENIED, True)
         assert (await ask(file=str(tmp_path / "kept"), size=SIZE // 2)).kind is ErrorKind.OUT_OF_BOUNDS
         elsewhere = Path(ram.host_path(f"ram:tapfs-test-{os.getpid()}"))  # another file system
         assert (await ask(file=str(elsewhere))).kind is ErrorKind.UNSUPPORTED

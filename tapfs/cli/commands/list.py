@@ -85,7 +85,8 @@ def _served_record(disk: ServedDisk) -> Record:
     clients = [] if disk.clients is None else [f"{disk.clients} client{'' if disk.clients == 1 else 's'}"]
     mode = "rw" if disk.mode == "w" else "ro"
     transfers = _transfers(counted.get("bytes_read"), counted.get("bytes_written"))
-    facts = [disk.door, mode, disk.format, disk.summary, *clients, *transfers, f"process {disk.pid}"]
+    how = [disk.summary, *_confined(disk.sandbox)]
+    facts = [disk.door, mode, disk.format, *how, *clients, *transfers, f"process {disk.pid}"]
     return Record(disk.address, disk.path, facts)
 
 
@@ -93,7 +94,8 @@ def _block_device_record(device: AttachedDevice) -> Record:
     counted = device.statistics or {}
     process = [] if device.pid is None else [f"process {device.pid}"]
     transfers = _transfers(counted.get("read_bytes"), counted.get("written_bytes"))
-    facts = [device.mode, device.format or "format unknown", device.summary, *transfers, *process]
+    how = [device.summary, *_confined(device.sandbox)]
+    facts = [device.mode, device.format or "format unknown", *how, *transfers, *process]
     return Record(device.device, device.path, facts)
 
 
@@ -130,11 +132,15 @@ def _counted(registry: Registry, entry: MountEntry) -> tuple[int | None, int | N
 def _mount_record(entry: MountEntry, counted: tuple[int | None, int | None]) -> Record:
     shows = entry.shows if entry.partition is None else f"{entry.shows} of partition {entry.partition}"
     process = f"process {entry.serving}" + ("" if entry.alive else " (dead)")
-    confined = {"on": [], "off": ["no sandbox"]}.get(entry.sandbox, [f"sandbox {entry.sandbox}"])
     proved = [] if entry.sidecar is None else ["reads verified"]
-    how = [f"engine {entry.engine}", *proved, *confined]
+    how = [f"engine {entry.engine}", *proved, *_confined(entry.sandbox)]
     facts = [shows, entry.mode, entry.format, *how, *_transfers(*counted), process]
     return Record(entry.mountpoint, entry.image, facts)
+
+
+def _confined(sandbox: str | None) -> list[str]:
+    """What is to be said of a sandbox that is not whole."""
+    return {None: [], "on": [], "off": ["no sandbox"]}.get(sandbox, [f"sandbox {sandbox}"])
 
 
 def _transfers(read: int | None, written: int | None) -> list[str]:
@@ -158,7 +164,8 @@ def _attached_record(disk: AttachedDisk) -> Record:
     counted = disk.statistics or {}
     process = [] if disk.pid is None else [f"process {disk.pid}"]
     transfers = _transfers(counted.get("read_bytes"), counted.get("written_bytes"))
-    return Record(f"{disk.vdev} of domain {domain}", disk.spec, [disk.mode, disk.summary, *transfers, *process])
+    how = [disk.summary, *_confined(disk.sandbox)]
+    return Record(f"{disk.vdev} of domain {domain}", disk.spec, [disk.mode, *how, *transfers, *process])
 
 
 def _ram_record(disk: RamDisk) -> Record:

@@ -29,7 +29,7 @@ _SHARING = {"r": Sharing.WITH_COOPERATING_WRITERS, "w": Sharing.EXCLUSIVE, "w!":
 def open_disk(settings: DiskSettings, plan_log: PlanLog) -> Image:
     """The image of a disk, first mended by the plan that a killed predecessor has left. Raises ImageError."""
     specification = settings.specification
-    options = _options(settings, writable=settings.mode != "r", sharing=_SHARING[settings.mode])
+    options = options_of(settings)
     options = replace(options, request_owner=plan_log.request_owner)
     try:
         if complete_left(specification.path, options, plan_log):
@@ -52,6 +52,11 @@ def look_at_disk(settings: DiskSettings) -> Image:
     """
     options = _options(settings, writable=False, sharing=Sharing.UNCHECKED)
     return _a_disk(open_image(settings.specification.path, options, password=given_password(settings.key_file)))
+
+
+def options_of(settings: DiskSettings) -> OpenOptions:
+    """How the image of the disk is opened."""
+    return _options(settings, writable=settings.mode != "r", sharing=_SHARING[settings.mode])
 
 
 def _options(settings: DiskSettings, *, writable: bool, sharing: Sharing) -> OpenOptions:

@@ -21,6 +21,7 @@ from tapfs.disk.image import Image
 from tapfs.disk.live import written_by_others
 from tapfs.disk.plan_log import PlanLog
 from tapfs.errors import EXIT_BUG, EXIT_USAGE, ErrorKind, ImageError
+from tapfs.host.sandbox import confinement
 from tapfs.records import replace
 from tapfs.serving.control import Answer
 from tapfs.serving.disk_operations import RateLimit
@@ -41,6 +42,7 @@ from tapfs.xen.disk.held_at_rest import Holding
 from tapfs.xen.disk.live_jobs import LiveJobs
 from tapfs.xen.disk.operations import Operations
 from tapfs.xen.disk.process_limits import apply_limits
+from tapfs.xen.disk.sandbox import enter_for_device
 from tapfs.xen.disk.served_disk import ServedDisk
 from tapfs.xen.disk.settings import DiskSettings, read_settings
 from tapfs.xen.host import Host, find_host
@@ -79,6 +81,8 @@ class DiskProcess:
 
     def run(self) -> int:
         """Serve the disk; the exit code."""
+        self.prepare()
+        enter_for_device(self._device, self._host, self._directory)
         try:
             self._service.run(self)
         except ImageError as failure:
@@ -219,7 +223,12 @@ class DiskProcess:
         if self._device.made_by_libxl:
             service.start(DeviceModelDoor(backend, self._directory).serve, "serving a device model")
         where = device_model_keys(self._device, self._directory)
-        await write_device_keys(store, self._device, {**where, "tapfs/status": "ready", "tapfs/waiting": None})
+        ready = {
+            "tapfs/status": "ready",
+            "tapfs/waiting": None,
+            "tapfs/sandbox": confinement.description(),
+        }
+        await write_device_keys(store, self._device, {**where, **ready})
         self._event_loop = trio.lowlevel.current_trio_token()
         service.start(partial(self._note_waiting, backend), "noting what the guest waits for")
         # Not beside a swap: the flush of an image that serves no more would clear the plan of the one that does.

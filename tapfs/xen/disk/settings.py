@@ -5,7 +5,7 @@ The toolstack and our own commands write these keys. So a key that makes no sens
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.location import locate
@@ -15,13 +15,20 @@ from tapfs.xen.specification import DEFAULT_MEMORY, DiskSpecification, parse_mod
 
 if TYPE_CHECKING:
     from tapfs.xen.device import Device
-    from tapfs.xen.xenstore.client import Store
 
 #: Descriptors it may have open unless `tapfs/open-files` says otherwise: a long chain, its rings, its control socket.
 DEFAULT_OPEN_FILES = 1024
 
 _GRANTS = ("copy", "map", "persistent")
 _LARGEST = (1 << 63) - 1
+
+
+class Keys(Protocol):
+    """The keys of xenstore."""
+
+    async def read(self, path: str) -> str | None:
+        """The value of a key; None if it is not there."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +63,7 @@ class DiskSettings:
     discard: bool = True
 
 
-async def read_settings(store: Store, device: Device) -> DiskSettings:
+async def read_settings(store: Keys, device: Device) -> DiskSettings:
     """The settings now. Raises ImageError: not_found if the device is gone, invalid_format naming the key."""
 
     async def read(name: str) -> str | None:

@@ -34,6 +34,7 @@ StartLimitIntervalSec=0
 
 [Service]
 Type=notify
+EnvironmentFile=-/etc/default/tapfs
 ExecStartPre=-/sbin/modprobe -a xen-gntdev xen-evtchn xen-blkback
 ExecStart={command} blktapctrl
 Restart=always

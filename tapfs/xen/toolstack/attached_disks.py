@@ -35,6 +35,8 @@ class AttachedDisk:
     waiting: str | None
     pid: int | None
     statistics: dict[str, int] | None
+    #: As of a mount ("on", "off", what is missing); None: no process has opened the image.
+    sandbox: str | None
 
     @property
     def place(self) -> tuple[str, str]:
@@ -97,6 +99,7 @@ async def _attached_disk(store: XenStore, device: Device) -> AttachedDisk | None
         waiting=await read("tapfs/waiting"),
         pid=None if process is None else process.pid,
         statistics=None if process is None else await _statistics(device),
+        sandbox=await read("tapfs/sandbox"),
     )
 
 

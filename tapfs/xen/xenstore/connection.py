@@ -65,7 +65,7 @@ class Connection:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._descriptor, self._device = _open(path)
+        self._descriptor, self._device = open_connection(path)
         self._questions: dict[int, _Question] = {}
         self._outgoing: deque[Message] = deque()
         self._more = trio.Event()
@@ -245,8 +245,8 @@ def _reason(error: OSError) -> str:
     return _CLOSED if isinstance(error, ConnectionError) else os.strerror(error.errno or errno.EIO)
 
 
-def _open(path: str) -> tuple[int, bool]:
-    """A descriptor that does not block, and whether it is the kernel's device."""
+def open_connection(path: str) -> tuple[int, bool]:
+    """A descriptor that does not block, and whether it is the kernel's device. Raises as `Connection`."""
     try:
         if stat.S_ISCHR(os.stat(path).st_mode):
             return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC), True

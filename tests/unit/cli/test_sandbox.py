@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -63,3 +65,21 @@ def test_the_environment_switches_it_off(tapfs_process: Run, evil: EvilDriver) -
     environment = os.environ | evil.environment | {"TAPFS_SANDBOX": "off"}
     assert tapfs_process("check", evil.image, env=environment).code == 0
     assert evil.done()["open"] == ATTEMPTS
+
+
+@pytest.mark.parametrize("program", ["img2qcow", "qcow2raw"])
+def test_the_tools_of_blktap_have_it_too(evil: EvilDriver, tmp_path: Path, program: str) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    words = [Path(sys.executable).with_name(program), target / "disk", evil.image]
+    ran = subprocess.run(words, capture_output=True, check=False, env=os.environ | evil.environment)
+    assert ran.returncode != 0  # it is no image of theirs
+    assert evil.done() == ({"probe": set()} if program == "img2qcow" else {}), evil.results()
+
+
+def test_qcow_create_has_it_too(evil: EvilDriver, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    words = [Path(sys.executable).with_name("qcow-create"), "1", target / "disk", evil.image]
+    ran = subprocess.run(words, capture_output=True, check=False, env=os.environ | evil.environment)
+    assert evil.done()["probe"] == set(), (ran, evil.results())
