@@ -155,3 +155,8 @@ dist: system-dist $(VENV)/.dev
 # Each of them in a bare Debian 12 and 13 of its own. ROOTS names some: tests/distribution/bare_roots.py.
 test-dist: system-dist $(VENV)/.dev
 	$(BIN)/python -m tests.distribution.bare_roots dist $(ROOTS)
+
+# A Ceph cluster of one node, of Debian's packages, which are unpacked into build/ceph and not installed.
+.PHONY: test-remote
+test-remote: system-test $(VENV)/.dev $(VENV)/.azurite
+	$(BIN)/pytest -q tests/ceph/images.py tests/unit/remote

@@ -179,12 +179,14 @@ def enter_server(
     open_syslog()
     become_io_flusher()  # it takes a capability
     needs = _reading(arguments)
-    written = tuple(_paths(arguments, ("image", "more"))) if arguments.rw and not arguments.temp else ()
+    images = ("image", "more") if arguments.rw and not arguments.temp else ()
+    written = tuple(_paths(arguments, images))
+    # What is written elsewhere is shown by a process that mounts, and is a file then.
+    shown = any(map(_is_elsewhere, _words(arguments, images)))
     anything = needs.anything
-    if written or arguments.overlay is not None:
+    if written or shown or arguments.overlay is not None:
         # A writer looks at the overlays that lie over its image.
         anything |= rules.READING | rules.WRITE_FILE | rules.TRUNCATE
-    elsewhere = needs.calls.network
     enter(
         needs._replace(
             write=writes,
@@ -194,7 +196,7 @@ def enter_server(
             anything=anything,
             chains=1 + len(getattr(arguments, "more", ())),
             keeps_scratch=arguments.temp,
-            calls=needs.calls._replace(forks=True, listens=True, rings=True, mounts=elsewhere and bool(written)),
+            calls=needs.calls._replace(forks=True, listens=True, rings=True, mounts=shown),
         )
     )
 

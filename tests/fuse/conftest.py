@@ -153,7 +153,7 @@ def is_keeper(pid: int) -> bool:
 ONE_ENGINE = frozenset(
     f"test_{name}.py"
     for name in (
-        *("choosing", "files", "foreign", "list", "mount_helper", "partitions", "surroundings", "unclean"),
+        *("choosing", "elsewhere", "files", "foreign", "list", "mount_helper", "partitions", "surroundings", "unclean"),
         *("faces", "vdi", "vhd", "vmdk"),
     )
 )

@@ -19,6 +19,7 @@ from tapfs.cli.parser import UsageError
 from tapfs.errors import ImageError
 from tapfs.fuse.engine_names import AUTO, ENGINES, PYFUSE3
 from tapfs.host import standard_input
+from tapfs.host.location import locate
 from tapfs.records import replace
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def run(arguments: argparse.Namespace) -> int:
         mountpoint = mounting.check_mount_point(arguments.mountpoint)
     outside = _entered(arguments, mountpoint, settings, registry, writable=writable or scratch)
     options = open_options(arguments, writable=writable, overlay=arguments.overlay, temporary=arguments.temp)
-    opening = Reopening(arguments.image, options, keeps_plan=_can_be_kept(arguments))
+    opening = Reopening(arguments.image, options, keeps_plan=_can_be_kept(arguments, writable=writable))
     try:
         image = opened(arguments, arguments.image, opening.open)
     except BaseException:
@@ -173,7 +174,7 @@ def run(arguments: argparse.Namespace) -> int:
         image.close()
         _end(outside)
         raise
-    reopening = opening if _can_be_kept(arguments) else None
+    reopening = opening if _can_be_kept(arguments, writable=writable) else None
     mount = mounting.ImageMount(image, mountpoint, registry, arguments.engine, settings, verified, outside, reopening)
     if arguments.foreground:
         mounting.serve_in_foreground(mount)
@@ -268,13 +269,16 @@ def _verified(image: Image, arguments: argparse.Namespace) -> VerifiedReads:
     return verified
 
 
-def _can_be_kept(arguments: argparse.Namespace) -> bool:
+def _can_be_kept(arguments: argparse.Namespace, *, writable: bool) -> bool:
     """Whether the mount can go on with another server when its server was killed (`tapfs.fuse.keeper`).
 
     What a temporary file holds has no name and is gone with its process, and so is what came from standard input. The
     file system in a disk (--files) is mounted by processes of the server's. The identifiers in an image of another
-    format (--as) are made anew by each server.
+    format (--as) are made anew by each server. What a killed server has under way to a place elsewhere goes on, and
+    nobody could wait for it.
     """
+    if writable and locate(arguments.image).address is not None:
+        return False
     once = arguments.temp or arguments.image == standard_input.NAME
     other = arguments.files or arguments.foreground or arguments.verify_reads or arguments.engine == PYFUSE3
     return not (once or other or arguments.faces)
