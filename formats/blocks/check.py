@@ -5,11 +5,12 @@ Each entry must name a slot of its own in the file. What no entry names is a lea
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator
 
 from tapfs.driver import CheckReport, HostFile, ProgressCallback, Severity
 from tapfs.extent import Kind
-from tapfs.formats.blocks.layout import BlockLayout
+from tapfs.formats.blocks.layout import BlockLayout, Run
 from tapfs.formats.blocks.reader import BlockReader
 from tapfs.formats.changed_table import decode
 from tapfs.formats.claims import Claim, gaps
@@ -64,7 +65,7 @@ class BlockCheck:
             if self._progress is not None:
                 self._progress(start, layout.blocks)
             for first, entries in image.table.pieces(start, min(start + _PROGRESS_BLOCKS, layout.blocks)):
-                for run in layout.runs(entries, first):
+                for run in self._named_runs(entries, first):
                     if run.kind != Kind.DATA:
                         continue
                     self.used += run.blocks
@@ -82,6 +83,15 @@ class BlockCheck:
                     yield Claim(layout.slot(run.entry), run.blocks * layout.slot_bytes, SLOTS, entry=run.first)
         if self._progress is not None:
             self._progress(layout.blocks, layout.blocks)
+
+    def _named_runs(self, entries: array[int], first: int) -> Iterator[Run]:
+        """The runs of entries; of a run that is wrong each entry by itself, because the report names it."""
+        layout, size = self._image.layout, self._image.file.size()
+        for run in layout.runs(entries, first):
+            if run.blocks > 1 and layout.fault(run, size) is not None:
+                yield from run.each(layout.step)
+            else:
+                yield run
 
     def _further(self, entries: int) -> Iterator[Claim]:
         """The slots that entries behind those of the disk name."""

@@ -33,6 +33,11 @@ class Run(NamedTuple):
         """The index after the last block."""
         return self.first + self.blocks
 
+    def each(self, step: int) -> Iterator[Run]:
+        """Its entries as runs of their own; places that follow one another are `step` apart."""
+        for at in range(self.blocks):
+            yield Run(self.first + at, 1, self.kind, self.entry + at * step)
+
 
 @dataclass(frozen=True, slots=True)
 class BlockLayout:

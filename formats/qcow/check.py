@@ -16,7 +16,7 @@ from tapfs.extent import Kind
 from tapfs.formats.claims import Claim, gaps
 from tapfs.formats.leaks import pieces_with_data
 from tapfs.formats.qcow import era, extended
-from tapfs.formats.qcow.entries import STRAY_HEADER_WORD, fault
+from tapfs.formats.qcow.entries import STRAY_HEADER_WORD, Run, fault
 from tapfs.formats.qcow.header import ENTRY_LENGTH, LENGTH, SIZE_AT
 from tapfs.formats.qcow.survey import Survey
 from tapfs.formats.rounding import round_up
@@ -163,9 +163,7 @@ class Check:
         table = image.tables.read_from_disk(table_offset)
         if image.follows_formula:
             table = self._reconcile(index, table_offset, table)
-        for run in image.table_runs(index, table):
-            if run.kind == Kind.UNALLOCATED:
-                continue
+        for run in self._named_runs(index, table):
             wrong = fault(run, header, self._file_size)
             at = table_offset + ENTRY_LENGTH * run.first
             if wrong is not None:
@@ -179,6 +177,19 @@ class Check:
             if run.kind == Kind.DATA and run.host_offset % header.cluster_size and not image.follows_formula:
                 self._note_unaligned(index, run.first, at)
             yield Claim(run.host_offset, length, Claimant.CLUSTER, index, run.first)
+
+    def _named_runs(self, index: int, table: array[int]) -> Iterator[Run]:
+        """The runs that have places; of a run that is wrong each entry by itself, because the report names it."""
+        header = self._image.header
+        for run in self._image.table_runs(index, table):
+            if run.kind == Kind.UNALLOCATED:
+                continue
+            if run.clusters > 1 and fault(run, header, self._file_size) is not None:
+                for at in range(run.clusters):
+                    place = run.host_offset + (at << header.cluster_bits)
+                    yield run._replace(first=run.first + at, clusters=1, host_offset=place)
+            else:
+                yield run
 
     def _reconcile(self, index: int, table_offset: int, table: array[int]) -> array[int]:
         """The entries that readers use: those that L1 gives, if they may differ from the table's."""

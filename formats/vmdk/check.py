@@ -86,14 +86,25 @@ class _ExtentOfEsxi:
             try:
                 table = tables.load(index) or array("Q")
                 for run in runs(table, tables.rules):
-                    if run.kind != Kind.DATA:
-                        continue
-                    tables.require_possible(index, run)
-                    self._report.allocated_bytes += run.grains * tables.grain
-                    yield Claim(run.host_offset, run.grains * tables.grain, Who.GRAIN, index, run.first)
+                    if run.kind == Kind.DATA:
+                        yield from self._grain_claims(index, run)
             except ImageError as error:
                 self._say(Severity.CORRUPTION, error.message, error.offset)
             index = tables.next_used(index + 1, stop)
+
+    def _grain_claims(self, index: int, run: Run) -> Iterator[Claim]:
+        tables = self._extent.tables
+        try:
+            tables.require_possible(index, run)
+        except ImageError as error:
+            if run.grains == 1:
+                self._say(Severity.CORRUPTION, error.message, error.offset)
+                return
+            for one in run.each(tables.grain):
+                yield from self._grain_claims(index, one)
+            return
+        self._report.allocated_bytes += run.grains * tables.grain
+        yield Claim(run.host_offset, run.grains * tables.grain, Who.GRAIN, index, run.first)
 
     def _overlap(self, earlier: Claim, later: Claim) -> None:
         self._say(Severity.CORRUPTION, f"{described(later)} overlap {described(earlier)}", later.start)
@@ -216,9 +227,7 @@ class _ExtentCheck:
 
     def _grain_claims(self, index: int, table: array[int], *, redundant: bool) -> Iterator[Claim]:
         tables = self._tables
-        for run in runs(table, tables.rules):
-            if run.kind not in (Kind.DATA, Kind.COMPRESSED):
-                continue
+        for run in self._named_runs(index, table):
             wrong = tables.grain_fault(index, run)
             if wrong is not None:
                 self._say_grain(index, run, wrong, redundant=redundant)
@@ -231,6 +240,16 @@ class _ExtentCheck:
                 self._report.allocated_bytes += length
                 self.end = max(self.end, run.host_offset + length)
                 yield Claim(run.host_offset, length, Who.GRAIN, index, run.first)
+
+    def _named_runs(self, index: int, table: array[int]) -> Iterator[Run]:
+        """The runs that have places; of a run that is wrong each entry by itself, because the report names it."""
+        for run in runs(table, self._tables.rules):
+            if run.kind not in (Kind.DATA, Kind.COMPRESSED):
+                continue
+            if run.grains > 1 and self._tables.grain_fault(index, run) is not None:
+                yield from run.each(self._tables.grain)
+            else:
+                yield run
 
     def _packed_length(self, index: int, run: Run) -> int:
         """Bytes of a packed grain with its header; 0, and a finding, if the header cannot be true."""

@@ -30,6 +30,11 @@ class Run(NamedTuple):
         """The place in bytes."""
         return self.sector * SECTOR
 
+    def each(self, grain: int) -> Iterator[Run]:
+        """Its entries as runs of their own, of grains of so many bytes."""
+        for at in range(self.grains):
+            yield Run(self.first + at, 1, self.kind, self.sector + at * grain // SECTOR if self.sector else 0)
+
 
 class EntryRules(NamedTuple):
     """How the entries of an image are read: `step` is the length of a grain in sectors."""
