@@ -189,6 +189,17 @@ def _qcow2(what: str) -> Damage:
             data[block : block + 8] = bytes(8)
         elif what == "no block":
             data[fields.reftable_at : fields.reftable_at + 8] = (block + 512 + fields.cluster * 1000).to_bytes(8, "big")
+        elif what == "two owners":  # an entry of zeros names the cluster of another entry
+            l1 = (fields.number(at, 8) for at in range(fields.l1_at, len(data), 8))
+            table = next(word for word in l1 if word) & qcow2_images.OFFSET_MASK
+            entries = range(table, table + fields.per_table * fields.entry, fields.entry)
+            place = next(
+                word
+                for at in entries
+                if (word := fields.number(at, 8)) & qcow2_images.OFFSET_MASK and not word & qcow2_images.COMPRESSED
+            )
+            zeros = next(at for at in entries if fields.number(at, 8) == 0)
+            data[zeros : zeros + 8] = (place | qcow2_images.ZERO).to_bytes(8, "big")
         elif what == "bits":
             data[next(at for at in range(fields.l1_at, len(data), 8) if any(data[at : at + 8]))] ^= 0x80
         else:
@@ -255,7 +266,7 @@ ROWS: dict[str, Row] = {
         1_200_000 // 512 * 512 + 512,
         "tapfs.formats.qcow2.writer.WritableQcow2Driver",
         _orders("plain", "overlay", "snapshot"),
-        {what: (_QCOW2_DAMAGED, _qcow2(what)) for what in ("leak", "low", "no block", "bits", "dirty")},
+        {what: (_QCOW2_DAMAGED, _qcow2(what)) for what in ("leak", "low", "no block", "bits", "dirty", "two owners")},
         Qcow2,
         requests=60,
         crashes=110,

@@ -78,8 +78,8 @@ def _windows(tally: Tally) -> Iterator[OwnedClusters]:
 def _shared(image: Qcow2Reader, entry: int, place: int) -> ImageError:
     word = int.from_bytes(image.file.read(place, WORD), "big")
     wrong = _alone(word) if word & COPIED else f"{word:#x} refers to a cluster that another entry says it owns alone"
-    # Where no count can be larger than one a repair has no way to say that there are two.
-    remedy = REMEDY if image.header.refcount_order == 0 else None
+    # A repair copies no cluster that is encrypted by its place, and a count of one bit cannot say that there are two.
+    remedy = REMEDY if image.header.refcount_order == 0 and image.encryption is not None else None
     return _refused(image, f"L2 entry {entry}: {wrong}", place, remedy)
 
 

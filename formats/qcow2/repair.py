@@ -5,9 +5,10 @@ as before every change.
 
 1. Refcounts that are too low are raised, where a table or block of them is unusable all of them are counted anew at the
    end of the file. One write of the header's fields then leads to the new ones.
-2. Refcounts that are too high are lowered: what had leaked is free.
-3. The bits that say "owned alone" follow the refcounts.
-4. The image is not marked as dirty any more, and not as corrupt if nothing is wrong with it then.
+2. Entries of the disk that name one table or one cluster get copies of their own, up to a bound.
+3. Refcounts that are too high are lowered: what had leaked is free.
+4. The bits that say "owned alone" follow the refcounts.
+5. The image is not marked as dirty any more, and not as corrupt if nothing is wrong with it then.
 
 Entries that lead nowhere stay as they are, because nobody knows what the guest had there.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 from tapfs.driver import OpenRequest, Severity
 from tapfs.errors import ImageError
 from tapfs.formats.qcow2.check import Check, Mismatch
+from tapfs.formats.qcow2.doubled import copied_clusters, copied_tables, doubled_entries, doubled_tables
 from tapfs.formats.qcow2.entries import COPIED
 from tapfs.formats.qcow2.header import (
     AUTOCLEAR_AT,
@@ -47,9 +49,10 @@ def repair_plans(image: Qcow2Reader) -> list[Plan]:
     plans = _sized_snapshots(image)
     # What lies past the end of the file may lie in it once new refcounts are at the end: it is counted then.
     for _ in range(_ROUNDS):
-        corrected = _correct(_seen(image, plans))
-        plans += corrected
-        if not corrected:
+        before = len(plans)
+        plans += _apart(image, plans)
+        plans += _correct(_seen(image, plans))
+        if len(plans) == before:
             break
     bits = _bits(_seen(image, plans))
     if bits:
@@ -104,6 +107,32 @@ def _correct(image: Qcow2Reader) -> list[Plan]:
     if high and not incomplete:
         leaked = sum(each.clusters for each in high) * image.header.cluster_size
         plans.append(_corrected(_seen(image, plans), high, f"leaked space of {leaked} bytes"))
+    return plans
+
+
+def _apart(image: Qcow2Reader, before: list[Plan]) -> list[Plan]:
+    """Plans that give each table and each entry of the disk what it alone has: see `tapfs.formats.qcow2.doubled`."""
+    plans: list[Plan] = []
+    for find, copy, what in (
+        (doubled_tables, copied_tables, "an L2 table"),
+        (doubled_entries, copied_clusters, "a cluster"),
+    ):
+        seen = _seen(image, before + plans)
+        references = References(seen, _ignored)
+        # Unusable refcounts are counted anew first.
+        found = [] if references.broken_refcounts else find(seen, references)
+        if not found:
+            continue
+        refcounts = Refcounts(seen.file, seen.header)
+        end = _End(seen, references, refcounts.counted_end())
+        start = end.end >> seen.header.cluster_bits
+        copied = copy(seen, found, end.take)
+        refcounts.ensure(start, len(found), end.take)
+        for at, (_, _, times) in enumerate(found):
+            refcounts.set_count(start + at, min(times, refcounts.counting.largest))
+        counts = _refcount_plan(refcounts, end.end, "")
+        mends = f"{_entries(len(found))} of the disk that named {what} which is another one's, by copies"
+        plans.append(plan(*counts.stages, copied.copies, copied.entries, mends=mends))
     return plans
 
 
@@ -165,9 +194,8 @@ def _bits(image: Qcow2Reader) -> Plan:
     for _, offset in Check(image).wrong_bits():
         word = int.from_bytes(image.file.read(offset, WORD), "big") ^ COPIED
         steps.append(Write(0, offset, word.to_bytes(WORD, "big")))
-    count = len(steps)
-    entries = "entry" if count == 1 else "entries"
-    return plan(steps, mends=f"{count} {entries} whose bit of sole ownership was wrong") if steps else Plan()
+    mends = f"{_entries(len(steps))} whose bit of sole ownership was wrong"
+    return plan(steps, mends=mends) if steps else Plan()
 
 
 def _marks(image: Qcow2Reader, mended: Qcow2Reader) -> Plan:
@@ -183,6 +211,10 @@ def _marks(image: Qcow2Reader, mended: Qcow2Reader) -> Plan:
 
 def _clusters(count: int) -> str:
     return "1 cluster" if count == 1 else f"{count} clusters"
+
+
+def _entries(count: int) -> str:
+    return "1 entry" if count == 1 else f"{count} entries"
 
 
 def _ignored(message: str, offset: int | None) -> None:

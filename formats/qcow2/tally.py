@@ -7,6 +7,7 @@ tells what is wrong with it, and the engine goes on behind it. Without the engin
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
 
 from tapfs.driver import ProgressCallback
 from tapfs.formats.qcow2.counted_entries import WINDOW_BITS, counter_of
@@ -70,10 +71,34 @@ class Tally:
         That is its number in its table, and its place in the file.
         """
         for use in self._references.tables:
-            found = self._mark_table(use, owners)
+            found = self._mark_table(use, owners, _kind(use))
             if found is not None:
                 return found, use.place + found * self.image.header.l2_entry_bytes
         return None
+
+    def metadata_owners(self, number: int, window_bits: int) -> OwnedClusters:
+        """A window of `window_bits` in which tables and all other metadata have their clusters."""
+        owners = OwnedClusters(number, window_bits, self.file_clusters)
+        self._references.begin()
+        for each in self._references.fixed():
+            owners.add(each.first, each.clusters, owned=True)
+        for use in self._references.tables:
+            owners.add(use.place >> self.image.header.cluster_bits, 1, owned=True)
+        return owners
+
+    def doubled_entries(self, owners: OwnedClusters) -> Iterator[tuple[int, int]]:
+        """The entries of the disk whose cluster something has already: their places, and how many have their table.
+
+        Each that is not compressed is marked as the owner of its cluster.
+        """
+        for use in self._references.tables:
+            first = 0
+            while use.current and first < self._entries:
+                found = self._mark_table(use, owners, TableKind.SOLE, first)
+                if found is None:
+                    break
+                yield use.place + found * self.image.header.l2_entry_bytes, use.times
+                first = found + 1
 
     def wrong_owners(self, use: TableUse, base: int, alone: bytearray) -> list[int]:
         """The entries of a table that say otherwise than `alone` whether they own their cluster.
@@ -97,9 +122,9 @@ class Tally:
 
     # -- inside ---------------------------------------------------------------------------------
 
-    def _mark_table(self, use: TableUse, owners: OwnedClusters) -> int | None:
-        raw, kind = self._references.raw(use), _kind(use)
-        at = 0
+    def _mark_table(self, use: TableUse, owners: OwnedClusters, kind: TableKind, first: int = 0) -> int | None:
+        raw = self._references.raw(use)
+        at = first
         words: array[int] | None = None
         while at < self._entries:
             stop = self._entries
@@ -119,10 +144,11 @@ class Tally:
     def _mark_entry(self, use: TableUse, words: array[int], at: int, kind: TableKind, owners: OwnedClusters) -> bool:
         if not words[at * (self.image.header.l2_entry_bytes // 8)]:
             return True
-        says = any(run.copied for run in self._references.placed(use, words, at, at + 1))
+        placed = list(self._references.placed(use, words, at, at + 1))
+        says = any(run.copied for run in placed)
         if says and kind is TableKind.SHARED:
             return False
-        owned = says and kind is TableKind.OWN
+        owned = says if kind is TableKind.OWN else kind is TableKind.SOLE and bool(placed)
         return all(
             owners.add(each.first, each.clusters, owned=owned)
             for each in self._references.of_entries(use, words, at, at + 1)

@@ -11,7 +11,7 @@ import pytest
 import tapfs
 from tapfs import ErrorKind, ImageError
 from tapfs.driver import OpenRequest
-from tapfs.formats.qcow2 import FORMAT, owners
+from tapfs.formats.qcow2 import FORMAT, doubled, owners
 from tapfs.testing.model import MemoryFile
 from tests.qcow2_images import COPIED, Fields
 from tests.scattered_qcow2 import scattered_qcow2, stepped
@@ -121,6 +121,59 @@ def test_it_is_not_opened_for_writing_until_it_is_repaired(tmp_path: Path, damag
         disk.write(CLUSTER, b"x" * 512)
     with tapfs.open(path) as disk:
         assert disk.read(0, 4 * TABLE) == content[:CLUSTER] + b"x" * 512 + content[CLUSTER + 512 :]
+    # One repair was enough, whatever was written after it.
+    assert tapfs.check(path).findings == []
+    subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", path], check=True)
+
+
+def test_qemu_repairs_once_more_after_a_write_where_one_repair_is_enough_here(tmp_path: Path) -> None:
+    """qemu-img counts both owners. The write leaves the other one with a refcount of 1, an error to its check."""
+    path, own = tmp_path / "a", tmp_path / "own"
+    image = made(path)
+    same_cluster(image)
+    for each in (path, own):
+        each.write_bytes(image.raw)
+    ran = subprocess.run(["qemu-img", "check", "-q", "-r", "all", "-f", "qcow2", path], check=False)
+    assert ran.returncode == 0
+    assert tapfs.repair(own).mended == [
+        "1 entry of the disk that named a cluster which is another one's, by copies",
+        f"leaked space of {CLUSTER} bytes",
+    ]
+    for each, code in ((path, 2), (own, 0)):
+        subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write {CLUSTER} 512", each], check=True, capture_output=True)
+        ran = subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", each], check=False)
+        assert ran.returncode == code
+
+
+@pytest.mark.parametrize("bound", [0, CLUSTER - 1])
+def test_where_too_much_would_be_copied_owners_are_counted(
+    tmp_path: Path, bound: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    image = made(path)
+    same_table(image)
+    path.write_bytes(image.raw)
+    monkeypatch.setattr(doubled, "MAX_COPIED_BYTES", bound)
+    tapfs.repair(path)
+    subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", path], check=True)
+    assert path.stat().st_size == len(image.raw)
+    tapfs.open(path, writable=True).close()
+
+
+def test_clusters_that_are_encrypted_by_their_place_are_not_copied(tmp_path: Path) -> None:
+    path, key = tmp_path / "a", b"secret"
+    options = {"encrypt.format": "luks", "encrypt.iter-time": "10", "cluster_size": str(CLUSTER)}
+    tapfs.create_image(path, tapfs.NewImage("qcow2", 4 * TABLE, options=options, password=key))
+    with tapfs.open(path, writable=True, password=key) as disk:
+        disk.write(0, b"\1" * 2 * CLUSTER)
+    image = Damaged(path.read_bytes())
+    same_cluster(image)
+    path.write_bytes(image.raw)
+    with tapfs.open(path, password=key) as disk:
+        content = disk.read(0, 4 * TABLE)
+    tapfs.repair(path)
+    with tapfs.open(path, writable=True, password=key) as disk:
+        assert disk.read(0, 4 * TABLE) == content
 
 
 def test_an_entry_owns_what_a_snapshot_refers_to(tmp_path: Path) -> None:
