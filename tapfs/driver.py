@@ -81,6 +81,7 @@ from tapfs.reservation import (
     Placement,
     Reservation,
 )
+from tapfs.salvage import Salvage, SalvageableFormat, SalvageRequest
 
 #: The whole contract of a driver but extents and plans, wherever its parts stand.
 __all__ = [
@@ -141,6 +142,9 @@ __all__ = [
     "Reservation",
     "Resizable",
     "Role",
+    "Salvage",
+    "SalvageRequest",
+    "SalvageableFormat",
     "Scratch",
     "Severity",
     "SlotChange",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tapfs.driver import Ability, CreateRequest, HostFile, OpenRequest
+from tapfs.driver import Ability, CreateRequest, HostFile, OpenRequest, Salvage, SalvageRequest
 from tapfs.formats.qcow2.signature import MAGIC, VERSIONS
 from tapfs.plan import Plan
 
@@ -62,6 +62,12 @@ class Qcow2Format:
         from tapfs.formats.qcow2.create import create
 
         return create(request)
+
+    def salvage(self, file: HostFile, request: SalvageRequest) -> Salvage:
+        """Find the tables of a damaged image; see :meth:`tapfs.driver.SalvageableFormat.salvage`."""
+        from tapfs.formats.qcow2.salvage import salvage
+
+        return salvage(file, request)
 
     def further_names(self, request: CreateRequest) -> Sequence[str]:
         """The name of the data file, if there is to be one."""

@@ -23,7 +23,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
             *("info", "survey", "map", "report", "check", "compare", "diff", "changes", "create", "convert", "dd"),
             *("measure", "apply", "commit", "rebase", "compact", "repair", "resize", "amend", "snapshot", "bitmap"),
             "formats",
-            *("hash", "verify", "scrub"),
+            *("hash", "verify", "scrub", "salvage"),
         ),
     ),
     "mounts and RAM disks": ("tapfs.cli.commands", ("mount", "umount", "serve", "provide", "list", "remove")),
@@ -65,7 +65,7 @@ def exit_code_table() -> str:
     """The exit codes, one a line, from the table in tapfs/errors.py."""
     rows = [
         (0, "done; check: clean; compare, verify: same"),
-        (1, "compare: different; verify: changed since; convert --salvage: a part became zeros; survey: not all read"),
+        (1, "compare: different; verify: changed since; salvage: a part is zeros or doubtful; survey: not all read"),
         (3, "check: leaked space, no corruption"),
         (EXIT_NOT_CHECKED, "check, repair: there is nothing that tapfs could check"),
         (EXIT_BUG, "a bug in tapfs"),

@@ -54,6 +54,7 @@ SANDBOXED: dict[str, _Sandboxed] = {
     "bitmap": _Sandboxed(writes=("image",)),
     "hash": _Sandboxed(makes=("image", "sidecar"), chains=1),
     "verify": _Sandboxed(chains=1),
+    "salvage": _Sandboxed(makes=("target", "unplaced"), writes=("target",), chains=1, keeps_scratch=True),
 }
 
 #: Options that name images, and of `convert` and `measure` all words.

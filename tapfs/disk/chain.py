@@ -214,7 +214,11 @@ def _open_driver(found: Format, files: LocalFiles, options: OpenOptions) -> Driv
     )
     if options.snapshot is not None and options.writable:
         raise ImageError(ErrorKind.READ_ONLY, "a snapshot is only read", path=file.path, op="open")
-    driver = driver_of(found, file, request)
+    if options.salvage is not None:
+        from tapfs.disk.salvaging import lay_salvage_over  # few images need it
+
+        lay_salvage_over(found, files, options.salvage)
+    driver = driver_of(found, files.seen(0), request)
     if options.snapshot is not None and not isinstance(driver, Snapshotted):
         raise ImageError(ErrorKind.UNSUPPORTED, f"{found.name} images have no snapshots", path=file.path, op="open")
     if recover(driver, files, writable=options.writable):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tapfs.disk.around_faults import PASSABLE, unit_around_faults
+from tapfs.disk.around_patch import around_patch
 from tapfs.disk.chain import Layer, is_encrypted
 from tapfs.disk.chain_map import STRIDE
 from tapfs.disk.password import password_missing, password_of
@@ -153,8 +154,7 @@ class EngineChain:
                 if error.kind not in PASSABLE:
                     raise
                 extents = unit_around_faults(layer.driver, outcome.offset)
-            layer.files.require_unpatched(extents)
-            engine.install(outcome.layer, extents)
+            engine.install(outcome.layer, around_patch(layer, extents, outcome.offset))
 
     @property
     def engine_maps(self) -> bool:

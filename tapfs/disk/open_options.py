@@ -9,6 +9,7 @@ from tapfs.host.gate import ORDINARY, Gate
 from tapfs.host.lock import Sharing
 from tapfs.host.remote.options import USUAL, RemoteOptions
 from tapfs.records import dataclass
+from tapfs.salvage import SalvageRequest
 
 #: The bound of the engine's map cache, in bytes, whatever the size of the image.
 DEFAULT_CACHE_BYTES = 32 << 20
@@ -33,7 +34,8 @@ class OpenOptions:
     `overlay`: a file for scratch writes (`tapfs.disk.overlay`), `temporary`: one without a name; with either the image
     itself is opened read-only, whatever `writable` says. `say_raw`: how the user says that the
     image is raw, for remedies. `cache_bytes`: the bound of the engine's map cache, for all layers together.
-    `remote`: how what lies elsewhere is read.
+    `remote`: how what lies elsewhere is read. `salvage`: the image's file is scanned for what its metadata has lost
+    (`tapfs.disk.salvaging`), and the image is only read.
     """
 
     format: str | None = None
@@ -58,6 +60,7 @@ class OpenOptions:
     say_raw: str = SAY_RAW
     cache_bytes: int = DEFAULT_CACHE_BYTES
     remote: RemoteOptions = USUAL
+    salvage: SalvageRequest | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.cache_bytes < 1 << 63:

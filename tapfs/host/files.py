@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Self
 
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.extent import Extent, Kind
 from tapfs.host.confine import LEAVING
 from tapfs.host.file import LocalFile
 from tapfs.host.gate import ORDINARY, Gate
@@ -18,6 +17,10 @@ from tapfs.host.remote.options import USUAL, RemoteOptions
 from tapfs.host.window import WindowFile
 from tapfs.host_files import HostFile, NumberedFile, Role
 from tapfs.plan import Plan, Write
+from tapfs.salvage import Salvage
+
+#: No host file is longer, in bytes.
+MAX_HOST_BYTES = 1 << 63
 
 
 class LocalFiles:
@@ -47,6 +50,8 @@ class LocalFiles:
         self._patch = Plan()
         #: Whether a journal was replayed in these files when they were opened for writing.
         self.replayed = False
+        #: What a scan of file 0 has found, if the image is opened by that (`tapfs.disk.salvaging`).
+        self.salvage: Salvage | None = None
 
     @property
     def image(self) -> LocalFile:
@@ -107,28 +112,20 @@ class LocalFiles:
         return self._patch
 
     def lay_over(self, plan: Plan) -> None:
-        """Have drivers see the files as the plan would leave them; it is not executed."""
-        self._patch = plan
-        self._patches = patched_files(self._files, plan)
+        """Have drivers see the files as the plan would leave them, over what was laid before; it is not executed."""
+        self._patch = Plan((*self._patch.stages, *plan.stages), plan.mends)
+        self._patches = patched_files(self._files, self._patch)
 
-    def require_unpatched(self, extents: Iterable[Extent]) -> None:
-        """Raise ImageError(corrupt) if guest data lies in what was laid over: the engine reads the file itself."""
-        for step in (step for stage in self._patch.stages for step in stage if isinstance(step, Write)):
-            for extent in extents:
-                length = extent.host_length or extent.length
-                if (
-                    extent.kind in (Kind.DATA, Kind.COMPRESSED)
-                    and extent.file == step.file
-                    and extent.host_offset < step.host_offset + len(step.data)
-                    and step.host_offset < extent.host_offset + length
-                ):
-                    raise ImageError(
-                        ErrorKind.CORRUPT,
-                        "guest data and the image's journal name the same place",
-                        path=self._files[step.file].path,
-                        offset=step.host_offset,
-                        op="map",
-                    )
+    def hidden_ranges(self, number: int) -> list[tuple[int, int]]:
+        """``(start, end)`` of what of a file the drivers see otherwise than the engine, which reads the file itself.
+
+        These are the ranges that were laid over, and all that lies behind the real end of a file that was lengthened.
+        """
+        if number not in self._patches:
+            return []
+        steps = (step for stage in self._patch.stages for step in stage if isinstance(step, Write))
+        ranges = [(step.host_offset, step.host_offset + len(step.data)) for step in steps if step.file == number]
+        return [*ranges, (self._files[number].size(), MAX_HOST_BYTES)]
 
     def again(self, names: Mapping[str, LocalFile], image: LocalFile) -> Self:
         """The same image on other descriptors of its files: `image` for file 0, the rest by the names in `names`."""

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from tapfs.disk.image import Image
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
 from tapfs.jobs.pipeline import WINDOW_BYTES
@@ -192,6 +193,7 @@ class Salvaged:
 
     def __init__(self, source: Source) -> None:
         self._source = source
+        self._granule = max(_SALVAGED_BYTES, source.least_granule if isinstance(source, Image) else 0)
         self._lock = threading.Lock()
         self._lost: list[tuple[Range, ImageError]] = []
 
@@ -250,8 +252,10 @@ class Salvaged:
             self._source.read_ranges(ranges_of([wanted], wanted.end), view)
         except ImageError as error:
             _require_passable(error)
-            if wanted.length > _SALVAGED_BYTES:
-                for part in _halves(wanted):
+            # The map of an image is wrong by the granule; what a host cannot read is smaller.
+            least = self._granule if error.kind is ErrorKind.CORRUPT else _SALVAGED_BYTES
+            if wanted.length > least or wanted.offset // least < (wanted.end - 1) // least:
+                for part in _halves(wanted, least):
                     self._read(part, view[part.offset - wanted.offset : part.end - wanted.offset])
                 return
             view[:] = bytes(wanted.length)
@@ -259,11 +263,11 @@ class Salvaged:
                 self._lost.append((wanted, error))
 
 
-def _halves(whole: Range) -> Iterator[Range]:
+def _halves(whole: Range, least: int) -> Iterator[Range]:
     """Two parts, divided at a multiple of the smallest piece."""
-    middle = (whole.offset + whole.length // 2) // _SALVAGED_BYTES * _SALVAGED_BYTES
+    middle = (whole.offset + whole.length // 2) // least * least
     if middle <= whole.offset:
-        middle = min(whole.end, whole.offset // _SALVAGED_BYTES * _SALVAGED_BYTES + _SALVAGED_BYTES)
+        middle = min(whole.end, whole.offset // least * least + least)
     yield Range(whole.offset, middle - whole.offset)
     if middle < whole.end:
         yield Range(middle, whole.end - middle)

@@ -58,6 +58,7 @@ CONTRACT = {
     "records",
     "references",
     "reservation",
+    "salvage",
     "tables",
 }
 MAY_IMPORT = {

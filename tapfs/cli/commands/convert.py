@@ -11,6 +11,7 @@ from tapfs.cli.parser import UsageError, format_argument, size_argument
 from tapfs.cli.pipes import STREAM, add_spool_option, check_piped, standard_input_ready, standard_output, told_scratch
 from tapfs.cli.qemu_words import add_qemu_words, is_direct
 from tapfs.cli.reporting import add_progress_options, progress_of
+from tapfs.cli.salvaged_ranges import tell_lost
 from tapfs.cli.targets import (
     add_sparse_size_option,
     add_target_options,
@@ -35,11 +36,7 @@ if TYPE_CHECKING:
     from tapfs.jobs.sources import Salvaged, Source
 
 _PROGRAM = "tapfs convert"
-#: The exit code where --salvage has made zeros of what could not be read.
-EXIT_SALVAGED = 1
 _SCRATCH = "the image is made in {} first, because its packed or encrypted data is not written in order"
-#: So many ranges that could not be read are named; more would hide what else there is to see.
-_MOST_NAMED = 50
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -145,7 +142,7 @@ def run(arguments: argparse.Namespace) -> int:
             _into_existing(arguments, images, source)
         else:
             _into_new(arguments, images, source)
-        return 0 if salvaged is None else _named(salvaged)
+        return 0 if salvaged is None else tell_lost(salvaged)
 
 
 def _check(arguments: argparse.Namespace, sources: list[str]) -> None:
@@ -183,21 +180,6 @@ def _source_of(images: list[Image], *, salvage: bool) -> tuple[Source, Salvaged 
         return source, None
     salvaged = Salvaged(source)
     return salvaged, salvaged
-
-
-def _named(salvaged: Salvaged) -> int:
-    """Say what could not be read; the exit code."""
-    from tapfs.cli.guard import complain
-
-    lost = salvaged.lost
-    for (offset, length), error in lost[:_MOST_NAMED]:
-        complain("tapfs", f"bytes {offset} to {offset + length} of the disk became zeros: {error}")
-    if len(lost) > _MOST_NAMED:
-        complain("tapfs", f"so did {len(lost) - _MOST_NAMED} further ranges")
-    if lost:
-        total = sum(length for (_, length), _ in lost)
-        complain("tapfs", f"{total} bytes could not be read")
-    return EXIT_SALVAGED if lost else 0
 
 
 def _copy_options(arguments: argparse.Namespace) -> CopyOptions:
