@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tapfs.driver import Ability, CreateRequest, HostFile, OpenRequest
+from tapfs.driver import Ability, CreateRequest, HostFile, OpenRequest, Salvage, SalvageRequest
 from tapfs.formats.vmdk.signature import COWD, SESPARSE, SPARSE, UNFINISHED_SPARSE, is_descriptor
 from tapfs.plan import Plan
 
@@ -53,6 +53,12 @@ class VmdkFormat:
         from tapfs.formats.vmdk.create import CREATE_OPTIONS
 
         return CREATE_OPTIONS
+
+    def salvage(self, file: HostFile, request: SalvageRequest) -> Salvage:
+        """Find the grains or the tables of a damaged image; see :meth:`tapfs.driver.SalvageableFormat.salvage`."""
+        from tapfs.formats.vmdk.salvage import salvage
+
+        return salvage(file, request)
 
     def further_names(self, request: CreateRequest) -> Sequence[str]:
         """The names of the extents beside the descriptor. Raises ImageError as `create` does."""
