@@ -37,7 +37,7 @@ from tapfs.formats.vmdk.sparse_header import (
 from tapfs.plan import Plan, Step, Write, plan
 from tapfs.records import NamedTuple
 
-#: What every writer takes where nobody says otherwise.
+#: The sectors of a grain and the entries of a table that every writer takes by itself.
 _GRAIN_SECTORS, _TABLE_ENTRIES = 128, 512
 #: A descriptor and the directories are looked for so far from the start.
 _HEAD_BYTES = 4 << 20
