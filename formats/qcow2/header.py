@@ -216,56 +216,61 @@ def _fields_of_version_3(head: bytes) -> dict[str, int]:
 def _faults(header: Header) -> list[tuple[ErrorKind, str, int]]:
     """What of the header cannot be, the worst first; features are not looked at here."""
     found: list[tuple[ErrorKind, str, int]] = []
-
-    def unless(holds: bool, kind: ErrorKind, message: str, offset: int) -> None:  # noqa: FBT001  reads as a sentence
-        if not holds:
-            found.append((kind, message, offset))
-
     invalid, corrupt = ErrorKind.INVALID_FORMAT, ErrorKind.CORRUPT
+    unsupported, out_of_bounds = ErrorKind.UNSUPPORTED, ErrorKind.OUT_OF_BOUNDS
     bits = header.cluster_bits
     if not MIN_CLUSTER_BITS <= bits <= MAX_CLUSTER_BITS:  # nothing else can be computed
         return [(invalid, f"cluster_bits is {bits}, must be {MIN_CLUSTER_BITS} to {MAX_CLUSTER_BITS}", CLUSTER_BITS_AT)]
     if header.refcount_order > MAX_REFCOUNT_ORDER:
         message = f"refcount_order is {header.refcount_order}, the limit is {MAX_REFCOUNT_ORDER}"
         return [(invalid, message, REFCOUNT_ORDER_AT)]
-    if header.version > VERSIONS[0]:
-        length = header.header_length
-        allowed = f"must be {LEAST_LENGTH_3} to {header.cluster_size}"
-        fits = LEAST_LENGTH_3 <= length <= header.cluster_size
-        unless(fits, invalid, f"header_length is {length}, {allowed}", HEADER_LENGTH_AT)
-    method = header.crypt_method
-    unless(method <= CRYPT_LUKS, ErrorKind.UNSUPPORTED, f"crypt_method is {method}: unknown", CRYPT_METHOD_AT)
-    too_large = f"size is {header.size:#x}, must be below 2^63"
-    unless(header.size <= MAX_VIRTUAL_SIZE, ErrorKind.OUT_OF_BOUNDS, too_large, SIZE_AT)
-    l1_bytes = header.l1_length
-    message = f"an L1 table of {header.l1_entries} entries has {l1_bytes} bytes, the limit is {MAX_L1_BYTES}"
-    unless(l1_bytes <= MAX_L1_BYTES, ErrorKind.OUT_OF_BOUNDS, message, L1_ENTRIES_AT)
-    needed = l1_entries_for(header.size, header)
-    message = f"an L1 table of {header.l1_entries} entries is too small for the disk, which needs {needed}"
-    unless(header.l1_entries >= needed, invalid, message, L1_ENTRIES_AT)
-    aligned = header.l1_entries == 0 or header.l1_offset % header.cluster_size == 0
-    unless(aligned, corrupt, f"l1_table_offset is {header.l1_offset:#x}, not on a cluster", L1_OFFSET_AT)
-    message = f"a refcount table of {header.reftable_length} bytes, the limit is {MAX_REFTABLE_BYTES}"
-    fits = header.reftable_length <= MAX_REFTABLE_BYTES
-    unless(fits, ErrorKind.OUT_OF_BOUNDS, message, REFTABLE_CLUSTERS_AT)
+    cluster_size, entries, length = header.cluster_size, header.l1_entries, header.header_length
+    if header.version > VERSIONS[0] and not LEAST_LENGTH_3 <= length <= cluster_size:
+        message = f"header_length is {length}, must be {LEAST_LENGTH_3} to {cluster_size}"
+        found.append((invalid, message, HEADER_LENGTH_AT))
+    if header.crypt_method > CRYPT_LUKS:
+        found.append((unsupported, f"crypt_method is {header.crypt_method}: unknown", CRYPT_METHOD_AT))
+    if header.size > MAX_VIRTUAL_SIZE:
+        found.append((out_of_bounds, f"size is {header.size:#x}, must be below 2^63", SIZE_AT))
+    if header.l1_length > MAX_L1_BYTES:
+        message = f"an L1 table of {entries} entries has {header.l1_length} bytes, the limit is {MAX_L1_BYTES}"
+        found.append((out_of_bounds, message, L1_ENTRIES_AT))
+    if entries < (needed := l1_entries_for(header.size, header)):
+        message = f"an L1 table of {entries} entries is too small for the disk, which needs {needed}"
+        found.append((invalid, message, L1_ENTRIES_AT))
+    if entries and header.l1_offset % cluster_size:
+        found.append((corrupt, f"l1_table_offset is {header.l1_offset:#x}, not on a cluster", L1_OFFSET_AT))
+    if header.reftable_length > MAX_REFTABLE_BYTES:
+        message = f"a refcount table of {header.reftable_length} bytes, the limit is {MAX_REFTABLE_BYTES}"
+        found.append((out_of_bounds, message, REFTABLE_CLUSTERS_AT))
     if header.has_backing:
+        found += _faults_of_name(header)
+    if header.snapshot_count > MAX_SNAPSHOTS:
+        message = f"{header.snapshot_count} snapshots, the limit is {MAX_SNAPSHOTS}"
+        found.append((out_of_bounds, message, SNAPSHOT_COUNT_AT))
+    if header.extended_l2 and bits < MIN_EXTENDED_CLUSTER_BITS:
+        least = 1 << MIN_EXTENDED_CLUSTER_BITS
+        message = f"extended L2 entries with clusters of {cluster_size} bytes, the least are {least}"
+        found.append((invalid, message, CLUSTER_BITS_AT))
+    kind = header.compression_type
+    if (header.incompatible & COMPRESSION_TYPE != 0) != (kind != COMPRESSION_DEFLATE):
+        message = f"compression type {kind} and the feature bit of compression types disagree"
+        found.append((invalid, message, COMPRESSION_TYPE_AT))
+    if kind not in (COMPRESSION_DEFLATE, COMPRESSION_ZSTD):
+        found.append((unsupported, f"compression type {kind} is unknown", COMPRESSION_TYPE_AT))
+    return found
+
+
+def _faults_of_name(header: Header) -> list[tuple[ErrorKind, str, int]]:
+    """What of the backing file's name cannot be."""
+    found: list[tuple[ErrorKind, str, int]] = []
+    start, end = header.backing_offset, header.backing_offset + header.backing_size
+    if header.backing_size > MAX_NAME_LENGTH:
         message = f"backing_file_size is {header.backing_size}, the limit is {MAX_NAME_LENGTH}"
-        unless(header.backing_size <= MAX_NAME_LENGTH, invalid, message, BACKING_SIZE_AT)
-        end = header.backing_offset + header.backing_size
-        message = f"the backing file's name [{header.backing_offset:#x}, {end:#x}) is not in the first cluster"
-        inside = header.header_length <= header.backing_offset and end <= header.cluster_size
-        unless(inside, invalid, message, BACKING_OFFSET_AT)
-    message = f"{header.snapshot_count} snapshots, the limit is {MAX_SNAPSHOTS}"
-    unless(header.snapshot_count <= MAX_SNAPSHOTS, ErrorKind.OUT_OF_BOUNDS, message, SNAPSHOT_COUNT_AT)
-    least = MIN_EXTENDED_CLUSTER_BITS
-    message = f"extended L2 entries with clusters of {header.cluster_size} bytes, the least are {1 << least}"
-    unless(not header.extended_l2 or bits >= least, invalid, message, CLUSTER_BITS_AT)
-    named = header.incompatible & COMPRESSION_TYPE != 0
-    message = f"compression type {header.compression_type} and the feature bit of compression types disagree"
-    unless(named == (header.compression_type != COMPRESSION_DEFLATE), invalid, message, COMPRESSION_TYPE_AT)
-    message = f"compression type {header.compression_type} is unknown"
-    known = header.compression_type in (COMPRESSION_DEFLATE, COMPRESSION_ZSTD)
-    unless(known, ErrorKind.UNSUPPORTED, message, COMPRESSION_TYPE_AT)
+        found.append((ErrorKind.INVALID_FORMAT, message, BACKING_SIZE_AT))
+    if start < header.header_length or end > header.cluster_size:
+        message = f"the backing file's name [{start:#x}, {end:#x}) is not in the first cluster"
+        found.append((ErrorKind.INVALID_FORMAT, message, BACKING_OFFSET_AT))
     return found
 
 

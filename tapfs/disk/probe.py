@@ -102,7 +102,7 @@ def detect(file: HostFile) -> Format | foreign.ForeignFormat:
     Reads a few sectors at the start and at the end. Raises ImageError(io).
     """
     head, size = file.read(0, HEAD_BYTES), file.size()
-    own = [format_named(name) for name in _MODULES]
+    own = _own_formats()
     claimed = _most_confident([(each.probe(head, size), each) for each in own])
     claimed = claimed or _claimed_by_others(file.path, head, size)
     if claimed is not None:
@@ -132,8 +132,17 @@ def _claimed_by_others(path: str, head: bytes, size: int) -> Format | None:
 
 def _most_confident(claims: list[tuple[int, Format]]) -> Format | None:
     """The format with the highest confidence above 0."""
-    highest, best = max(claims, key=lambda claim: claim[0], default=(0, None))
-    return best if highest > 0 else None
+    highest, best = 0, None
+    for confidence, found in claims:
+        if confidence > highest:
+            highest, best = confidence, found
+    return best
+
+
+@cache
+def _own_formats() -> tuple[Format, ...]:
+    """Those of tapfs, in the order in which they are asked."""
+    return tuple(format_named(name) for name in _MODULES)
 
 
 @cache

@@ -321,6 +321,10 @@ class LocalFile:
             length = min(length, self.size() - offset)  # memory is taken for all of it
         pieces: list[bytes] = []
         try:
+            if self.presence is None and 0 < length <= _LONG_READ:  # nearly every read of metadata is one of the host
+                piece = os.pread(self.descriptor, length, offset)
+                if len(piece) == length:
+                    return piece
             with nullcontext() if self.presence is None else self.presence.kept(offset, length):
                 while length > 0:
                     piece = os.pread(self.descriptor, length, offset)

@@ -243,8 +243,9 @@ def _fill(row: Row, layer: Layer, options: OpenOptions, task: Task) -> None:
         unopened = open_what_is_there(layers, options)
         row["virtual_size"] = layer.driver.geometry.virtual_size
         row["encrypted"] = layer.driver.geometry.cipher is not None
-        row["allocated_size"] = layer.files.allocated_size()
         row["files"] = [file.path for file in layer.files]
+        if len(row["files"]) > 1 or row["packed"] is not None:
+            row["allocated_size"] = layer.files.allocated_size()
         row["chain"] = _chain(layers, unopened)
         for each in layers:
             for file in each.files:

@@ -169,6 +169,8 @@ def _keys(row: Row, path: str) -> list[object]:
 
 
 def _key_of(path: str) -> str:
+    if path.startswith("/") and "/." not in path and "//" not in path:  # as all of a listing are
+        return path.rstrip("/") or path
     return path if Address.parse(path) is not None else os.path.abspath(path)
 
 
