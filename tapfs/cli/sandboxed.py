@@ -129,7 +129,7 @@ def needs_of(name: str, arguments: argparse.Namespace) -> Needs | None:
     """What a command needs; None: it is not in a sandbox."""
     if name not in SANDBOXED or arguments.no_sandbox or any(_words(arguments, (*_OF_DISKS_IN_USE, "batch"))):
         return None
-    command = SANDBOXED[name]
+    command = SANDBOXED["repair" if name == "check" and arguments.repair else name]
     if name == "dd":
         arguments.image, arguments.target = _operand(arguments, "if"), _operand(arguments, "of")
     if name == "convert":

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tapfs.testing.model import MemoryFile
 from tests.conftest import Ran
+from tests.driver_rows import ROWS
 from tests.evil_driver import ATTEMPTS, EvilDriver
 
 Run = Callable[..., Ran]
@@ -83,3 +85,15 @@ def test_qcow_create_has_it_too(evil: EvilDriver, tmp_path: Path) -> None:
     words = [Path(sys.executable).with_name("qcow-create"), "1", target / "disk", evil.image]
     ran = subprocess.run(words, capture_output=True, check=False, env=os.environ | evil.environment)
     assert evil.done()["probe"] == set(), (ran, evil.results())
+
+
+@pytest.mark.parametrize("words", [("check", "-r", "all"), ("repair",)], ids=" ".join)
+def test_a_repair_may_write_the_image(tapfs_process: Run, tmp_path: Path, words: tuple[str, ...]) -> None:
+    image = tmp_path / "image"
+    assert tapfs_process("create", "-q", "-f", "qcow2", image, "1M").code == 0
+    file = MemoryFile(image.read_bytes())
+    ROWS["qcow2"].damages["leak"][1](file)
+    image.write_bytes(file.data)
+    assert tapfs_process("check", image).code == 3
+    assert tapfs_process(*words, image).code == 0
+    assert tapfs_process("check", image).code == 0
