@@ -23,13 +23,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.faults import interposer, mutated, nbd_streams, operations, races, scenes
+from tests.faults import interposer, mutated, nbd_streams, one_by_one, operations, races, scenes
 from tests.faults.broken import BREAKS
 
-WHATS = ("operations", "stripes", "granules", "mutated", "nbd")
+WHATS = ("operations", "one-by-one", "stripes", "granules", "mutated", "nbd")
 
 #: What one run does: operations on an image, operations of each thread, images.
-_STEPS = {"operations": 250, "stripes": 600, "granules": 600, "mutated": 300, "nbd": 200}
+_STEPS = {"operations": 250, "one-by-one": 12, "stripes": 600, "granules": 600, "mutated": 300, "nbd": 200}
 
 _MEMORY_BYTES = 3 << 30
 
@@ -135,6 +135,9 @@ def _run(job: Job, folder: Path) -> str:
     match job.what:
         case "operations":
             return operations.run(interposer.loaded(), job.kind, job.seed, job.steps, folder)
+        case "one-by-one":
+            said, _ = one_by_one.run(interposer.loaded(), job.kind, job.seed, job.steps, folder)
+            return said
         case "nbd":
             return nbd_streams.run(job.seed, job.steps, folder)
         case "mutated":

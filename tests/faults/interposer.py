@@ -33,6 +33,9 @@ class _Faults(ctypes.Structure):
         ("seed", ctypes.c_uint64),
         ("injected", ctypes.c_uint64),
         ("refused_memory", ctypes.c_uint64),
+        ("only", ctypes.c_void_p),
+        ("at", ctypes.c_uint64),
+        ("calls", ctypes.c_uint64),
     )
 
 
@@ -79,6 +82,7 @@ class Interposer:
         self._faults.low, self._faults.high = _mapped("_engine.abi3.so")
         self._faults.metadata_low, self._faults.metadata_high = _mapped("libpython", os.path.realpath(sys.executable))
         self._faults.poison = 1
+        self._rate = RATES[0]
 
     @property
     def injected(self) -> int:
@@ -110,6 +114,24 @@ class Interposer:
         finally:
             for rate in RATES:
                 setattr(self._faults, rate, 0)
+
+    def aim(self, rate: str, number: int) -> None:
+        """Choose the call that fails while `armed`: `number`, from 0, of those that a rate is about."""
+        self._rate, self._faults.at, self._faults.calls = rate, number, 0
+
+    @contextmanager
+    def armed(self) -> Generator[None]:
+        """Only the chosen call fails, if it comes while such blocks run."""
+        self._faults.only = ctypes.addressof(self._faults) + getattr(_Faults, self._rate).offset
+        try:
+            yield
+        finally:
+            self._faults.only = None
+
+    @property
+    def met(self) -> bool:
+        """Whether the chosen call came."""
+        return int(self._faults.calls) > int(self._faults.at)
 
 
 def _mapped(*names: str) -> tuple[int, int]:

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Protocol
 
 import tapfs
 from tapfs.errors import ImageError
@@ -24,10 +26,28 @@ from tests.faults.interposer import Interposer
 from tests.faults.scenes import SECTOR, Scene, make, read, some_bytes
 
 
-class Run:
-    """One image, its model, and the operations on it."""
+class Faults(Protocol):
+    """The part of an interposer that a run of operations sets."""
 
-    def __init__(self, interposer: Interposer, kind: str, seed: int, folder: Path) -> None:
+    def restart(self, seed: int) -> None:
+        """Begin the sequence of faults that belongs to a seed."""
+        ...
+
+    def host(self, *, no_holes: bool = False, cut_bytes: int = 1) -> None:
+        """The kind of host from now on."""
+        ...
+
+    def at(self, rates: dict[str, int]) -> AbstractContextManager[None]:
+        """Faults at these rates while the block runs."""
+        ...
+
+
+class Run:
+    """One image, its model, and the operations on it. Without `rates` some are drawn."""
+
+    def __init__(
+        self, interposer: Faults, kind: str, seed: int, folder: Path, rates: Mapping[str, int] | None = None
+    ) -> None:
         self._choice = choice = random.Random(f"{kind} {seed}")
         self._interposer = interposer
         interposer.restart(seed)
@@ -40,21 +60,25 @@ class Run:
         #: What the disk held at the last good flush, and before each change since.
         self._durable = bytes(self._model)
         self._since: list[bytes] = []
-        self.rates = {
-            "write": choice.choice([0, 60, 200]),
-            "cut": choice.choice([0, 150]),
-            "read": choice.choice([0, 30]),
-            "truncate": choice.choice([0, 300]),
-            "punch": choice.choice([0, 200]),
-            "memory": choice.choice([0, 0, 50]),
-            "metadata": choice.choice([0, 0, 50]),
-            "sync": choice.choice([0, 0, 0, 100]),
-        }
+        self.rates = (
+            dict(rates)
+            if rates
+            else {
+                "write": choice.choice([0, 60, 200]),
+                "cut": choice.choice([0, 150]),
+                "read": choice.choice([0, 30]),
+                "truncate": choice.choice([0, 300]),
+                "punch": choice.choice([0, 200]),
+                "memory": choice.choice([0, 0, 50]),
+                "metadata": choice.choice([0, 0, 50]),
+                "sync": choice.choice([0, 0, 0, 100]),
+            }
+        )
         # A host that goes on after a short write may have ended it anywhere. One that then fails has ended it at a
         # sector: a disk writes no less, and a plan's steps and the sectors of a cipher rely on it (tapfs/plan.py).
         anywhere = not self._scene.options["direct"] and self.rates["write"] == 0
         interposer.host(no_holes=choice.random() < 0.2, cut_bytes=1 if anywhere else SECTOR)
-        self.failures = 0
+        self.errors: list[ImageError | MemoryError] = []
 
     def steps(self, count: int) -> None:
         """That many operations under faults, then the end without."""
@@ -79,7 +103,7 @@ class Run:
             try:
                 operation()
             except (ImageError, MemoryError) as error:
-                self.failures += 1
+                self.errors.append(error)
                 return error
         return None
 
@@ -149,6 +173,17 @@ class Run:
         self._disk = self._scene.opened()
         self._continue_with_what_is_there(error)
 
+    def open_again(self) -> None:
+        """Close the image and open it under faults; where that fails, without."""
+        self._disk.close()
+
+        def operation() -> None:
+            self._disk = self._scene.opened()
+
+        if self._attempt(operation) is not None:
+            operation()
+        self._verify("after opening")
+
     def _reopen(self) -> None:
         error = self._attempt(self._disk.close)
         self._disk = self._scene.opened()
@@ -215,4 +250,4 @@ def run(interposer: Interposer, kind: str, seed: int, steps: int, folder: Path) 
     one = Run(interposer, kind, seed, folder)
     before = interposer.injected
     one.steps(steps)
-    return f"{one.failures} operations failed, {interposer.injected - before} faults, rates {one.rates}"
+    return f"{len(one.errors)} operations failed, {interposer.injected - before} faults, rates {one.rates}"

@@ -30,6 +30,13 @@ def test_faults_between_engine_and_host_spoil_nothing(what: str, words: list[str
     assert {line.split()[1] for line in done.stdout.splitlines() if line.startswith(what)} == set(KINDS)
 
 
+def test_each_call_of_the_engine_fails_once() -> None:
+    done = run("--what", "one-by-one", "--only", "raw", "qcow2", "--seeds", "1", "--steps", "8")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (said,) = (line for line in done.stdout.splitlines() if line.startswith("one-by-one qcow2"))
+    assert {"write", "cut", "sync", "memory"} <= set(said.replace(",", "").split())
+
+
 def test_mutated_images_give_only_image_errors() -> None:
     done = run("--what", "mutated", "--seeds", "1", "--steps", "120")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -40,6 +47,7 @@ def test_mutated_images_give_only_image_errors() -> None:
     ("broken", "what", "kind"),
     [
         ("commit-what-failed", "operations", ["--only", "overlay"]),
+        ("commit-what-failed", "one-by-one", ["--only", "overlay"]),
         ("forget-a-failed-plan", "operations", ["--only", "qcow"]),
         ("two-fill-one-granule", "stripes", ["--only", "overlay"]),
         ("believe-the-header", "mutated", []),

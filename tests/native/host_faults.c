@@ -33,6 +33,9 @@ struct faults {
     uint64_t seed;
     uint64_t injected;                /* how many faults there were */
     uint64_t refused_memory;          /* and how many of them were allocations */
+    uint32_t *only;                   /* not null: the rate in here strikes once, at its call number `at`, and no other */
+    uint64_t at;
+    uint64_t calls;                   /* how often it was asked whether `only` strikes */
 };
 
 PUBLIC struct faults faults;
@@ -70,9 +73,14 @@ static bool of_engine(const void *caller)
     return within(caller, faults.low, faults.high);
 }
 
-static bool strikes(uint32_t rate)
+/* Whether the call that belongs to this field of `faults` fails. */
+static bool strikes(const uint32_t *rate)
 {
-    if (rate == 0 || draw() % 1000 >= rate) {
+    if (faults.only != NULL) {
+        if (rate != faults.only || __atomic_fetch_add(&faults.calls, 1, __ATOMIC_RELAXED) != faults.at) {
+            return false;
+        }
+    } else if (*rate == 0 || draw() % 1000 >= *rate) {
         return false;
     }
     __atomic_fetch_add(&faults.injected, 1, __ATOMIC_RELAXED);
@@ -97,7 +105,7 @@ static size_t share(size_t length, uint64_t offset)
     uint64_t unit = faults.cut_bytes == 0 ? 1 : faults.cut_bytes;
     uint64_t first = unit - offset % unit; /* the first place where it may end */
 
-    if (first >= length || !strikes(faults.cut)) {
+    if (first >= length || !strikes(&faults.cut)) {
         return length;
     }
     return (size_t)(first + draw() % ((length - first - 1) / unit + 1) * unit);
@@ -127,14 +135,14 @@ PUBLIC ssize_t pread(int fd, void *buffer, size_t length, off_t offset)
     const void *caller = __builtin_return_address(0);
     if (of_engine(caller)) {
         maybe_wait();
-        if (strikes(faults.read)) {
+        if (strikes(&faults.read)) {
             FAIL(EIO);
         }
         ssize_t count = real(fd, buffer, share(length, (uint64_t)offset), offset);
         maybe_wait();
         return count;
     }
-    if (within(caller, faults.metadata_low, faults.metadata_high) && strikes(faults.metadata)) {
+    if (within(caller, faults.metadata_low, faults.metadata_high) && strikes(&faults.metadata)) {
         FAIL(EIO);
     }
     return real(fd, buffer, length, offset);
@@ -149,7 +157,7 @@ PUBLIC ssize_t pwrite(int fd, const void *buffer, size_t length, off_t offset)
         return real(fd, buffer, length, offset);
     }
     maybe_wait();
-    if (strikes(faults.write)) {
+    if (strikes(&faults.write)) {
         FAIL(write_error());
     }
     ssize_t count = real(fd, buffer, share(length, (uint64_t)offset), offset);
@@ -166,7 +174,7 @@ PUBLIC ssize_t pwritev(int fd, const struct iovec *vectors, int count, off_t off
         return real(fd, vectors, count, offset);
     }
     maybe_wait();
-    if (strikes(faults.write)) {
+    if (strikes(&faults.write)) {
         FAIL(write_error());
     }
     /* A short one moves a part of one of its vectors, and those before it. */
@@ -198,7 +206,7 @@ PUBLIC ssize_t pwritev64(int fd, const struct iovec *vectors, int count, off64_t
 PUBLIC int ftruncate(int fd, off_t size)
 {
     REAL(ftruncate);
-    if (of_engine(__builtin_return_address(0)) && strikes(faults.truncate)) {
+    if (of_engine(__builtin_return_address(0)) && strikes(&faults.truncate)) {
         FAIL(write_error());
     }
     return real(fd, size);
@@ -214,7 +222,7 @@ PUBLIC int fallocate(int fd, int mode, off_t offset, off_t length)
         if (faults.no_holes) {
             FAIL(EOPNOTSUPP);
         }
-        if (strikes(faults.punch)) {
+        if (strikes(&faults.punch)) {
             FAIL(draw() % 2 == 0 ? EIO : ENOSPC);
         }
     }
@@ -228,7 +236,7 @@ PUBLIC int fdatasync(int fd)
     REAL(fdatasync);
     if (of_engine(__builtin_return_address(0))) {
         maybe_wait();
-        if (strikes(faults.sync)) {
+        if (strikes(&faults.sync)) {
             FAIL(EIO);
         }
         /* What the process wrote is in the page cache, and no test here cuts the power. */
@@ -248,7 +256,7 @@ static void *poisoned(void *memory)
 static bool refused(const void *caller, bool *ours)
 {
     *ours = of_engine(caller);
-    if (*ours && strikes(faults.memory)) {
+    if (*ours && strikes(&faults.memory)) {
         __atomic_fetch_add(&faults.refused_memory, 1, __ATOMIC_RELAXED);
         errno = ENOMEM;
         return true;

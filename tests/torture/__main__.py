@@ -2,7 +2,7 @@
 
     TORTURE_SECONDS=600 python -m tests.torture --only crash faults
 
-The parts share the time. Those that try everything one by one (`share 0`) take what they need. The numbers go to
+The parts share the time. Their files lie in a file system in memory, where there can be one. The numbers go to
 build/torture/numbers.json, where those of a part that does not run stay; `python -m tests.torture.report` makes the
 table of docs/reliability.md of them. A failure prints the words that repeat it. The exit status is 1 if one failed.
 """
@@ -12,12 +12,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+from scripts.run_suite import suite_disk
 from tests.conftest import REPOSITORY
 from tests.torture.numbers import Record, machine, now, read, write
-from tests.torture.parts import PARTS, Budget
+from tests.torture.parts import PARTS, Budget, Part
 
 
 def main(words: list[str]) -> int:
@@ -37,21 +39,25 @@ def main(words: list[str]) -> int:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     chosen = [part for part in PARTS if part.name in arguments.only]
     shares = sum(part.share for part in chosen)
-    failures = 0
-    for part in chosen:
-        share = arguments.seconds * part.share / shares if part.share else 0
-        begin = time.monotonic()
-        tally = part.run(Budget(share, arguments.processes, first_seed, arguments.folder))
-        taken = time.monotonic() - begin
-        record = Record(
-            now(), machine(), arguments.processes, round(taken), tally.runs, tally.failures, dict(tally.counts)
-        )
-        write(arguments.folder / "numbers.json", read(arguments.folder / "numbers.json") | {part.name: record})
-        failures += tally.failures
-        counts = ", ".join(f"{number} {what}" for what, number in sorted(tally.counts.items()))
-        sys.stdout.write(f"{part.name}: {tally.runs} runs, {tally.failures} failures, {counts} in {taken:.0f} s\n")
-        sys.stdout.flush()
-    return int(failures > 0)
+    with suite_disk() as disk:
+        if disk is not None:
+            os.environ["TMPDIR"] = str(disk / "tmp")
+            tempfile.tempdir = None
+        return min(1, sum(_failures(part, arguments, first_seed, shares) for part in chosen))
+
+
+def _failures(part: Part, arguments: argparse.Namespace, first_seed: int, shares: int) -> int:
+    """Run a part for its share and keep what it counted; how many of its runs failed."""
+    share = arguments.seconds * part.share / shares
+    begin = time.monotonic()
+    tally = part.run(Budget(share, arguments.processes, first_seed, arguments.folder))
+    taken = time.monotonic() - begin
+    record = Record(now(), machine(), arguments.processes, round(taken), tally.runs, tally.failures, dict(tally.counts))
+    write(arguments.folder / "numbers.json", read(arguments.folder / "numbers.json") | {part.name: record})
+    counts = ", ".join(f"{number} {what}" for what, number in sorted(tally.counts.items()))
+    sys.stdout.write(f"{part.name}: {tally.runs} runs, {tally.failures} failures, {counts} in {taken:.0f} s\n")
+    sys.stdout.flush()
+    return tally.failures
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import re
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,9 +18,11 @@ from typing import NamedTuple
 from tests import driver_runs
 from tests.conftest import REPOSITORY
 from tests.driver_rows import ROWS
+from tests.faults import __main__ as faults
 from tests.many_runs import Job, Tally, run_all
 from tests.peer.newest_qemu import newest_qemu
 from tests.peer.qcow2_matrix import __main__ as matrix
+from tests.torture import commands
 
 
 class Budget(NamedTuple):
@@ -49,9 +53,13 @@ def _of_drivers(suite: str) -> Callable[[Budget], Tally]:
 
 
 def _faults(budget: Budget) -> Tally:
+    return _of_faults(budget, "--what", *(what for what in faults.WHATS if what != "one-by-one"))
+
+
+def _of_faults(budget: Budget, *what: str) -> Tally:
     counts = budget.folder / "faults.json"
     words = ["--seconds", str(budget.seconds), "--processes", str(budget.processes)]
-    words += ["--first-seed", str(budget.first_seed), "--counts", str(counts)]
+    words += ["--first-seed", str(budget.first_seed), "--counts", str(counts), *what]
     subprocess.run([sys.executable, "-m", "tests.faults", *words], cwd=REPOSITORY, check=False)
     found = Counter[str](json.loads(counts.read_text(encoding="utf-8")))
     return Tally(found.pop("runs"), found.pop("failures", 0), found)
@@ -86,10 +94,24 @@ def _matrix(budget: Budget) -> Tally:
     return of_jobs(partial(matrix.jobs, 8, Path(newest_qemu("qemu-img")).parent), budget)
 
 
+def _one_by_one(budget: Budget) -> Tally:
+    return _of_faults(budget, "--what", "one-by-one")
+
+
+def _calls(budget: Budget) -> Tally:
+    """Every call of every command, in any order, until the time is over; the count of all is told beside."""
+    with tempfile.TemporaryDirectory(prefix="tapfs-calls-") as folder:
+        known = list(commands.jobs(commands.COMMANDS, Path(folder), 1.0, random.Random(budget.first_seed)))
+    tally = run_all(known, budget.processes, budget.seconds)
+    return tally._replace(counts=tally.counts + Counter({"known": len(known)}))
+
+
 PARTS = (
-    Part("crash", 45, "a power failure at any moment of a driver's plans, every kind of image", _of_drivers("crash")),
+    Part("crash", 40, "a power failure at any moment of a driver's plans, every kind of image", _of_drivers("crash")),
     Part("requests", 5, "random requests of a driver against a model", _of_drivers("operations")),
-    Part("faults", 15, "failing, cut and late calls of the host and refused memory under the engine", _faults),
-    Part("fuzz", 10, "inputs of atheris for open, map, check and repair of writable formats", _fuzz),
+    Part("faults", 10, "failing, cut and late calls of the host and refused memory under the engine", _faults),
+    Part("engine", 10, "one call of the host, or one allocation, of the engine fails: each one by one", _one_by_one),
+    Part("calls", 25, "one system call of a command, a mount or a server fails: each one by one", _calls),
+    Part("fuzz", 5, "inputs of atheris for open, map, check and repair of writable formats", _fuzz),
     Part("matrix", 5, "qcow2 images that tapfs and QEMU change in turns", _matrix),
 )

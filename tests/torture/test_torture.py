@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def test_the_numbers_of_a_part_are_kept_when_another_runs(
         return Tally(3, failures, Counter({"points": int(budget.seconds)}))
 
     parts = (Part("one", 30, "does one", partial(run, 0)), Part("other", 10, "does another", partial(run, 2)))
+    monkeypatch.setattr(torture, "suite_disk", nullcontext)
     monkeypatch.setattr(torture, "PARTS", parts)
     monkeypatch.setattr(report, "PARTS", parts)
     words = ["--folder", str(tmp_path), "--seconds", "40"]
