@@ -173,6 +173,10 @@ class NativeServer:
         """Go on with what clients ask for."""
         lib.tapfs_nbd_unpause(self._handle)
 
+    def limit(self, bytes_per_second: int, requests_per_second: int) -> None:
+        """Bound what all clients together may ask for, from now on; 0: no bound."""
+        lib.tapfs_nbd_limit(self._handle, bytes_per_second, requests_per_second)
+
     def next_parked(self, queue: Queue) -> list[ParkedRequest]:
         """Wait for parked requests; none when the server is being stopped. From any thread.
 

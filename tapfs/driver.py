@@ -37,6 +37,7 @@ from tapfs.driver_protocols import (
 from tapfs.edit_protocols import (
     Amendable,
     Bitmap,
+    BitmapFollower,
     BitmapKeeper,
     Bitmapped,
     Expecting,
@@ -94,6 +95,7 @@ __all__ = [
     "BackingReference",
     "Begun",
     "Bitmap",
+    "BitmapFollower",
     "BitmapKeeper",
     "Bitmapped",
     "CheckReport",

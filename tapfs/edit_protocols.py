@@ -218,6 +218,19 @@ class Bitmapped(Driver, Protocol):
 
 
 @runtime_checkable
+class BitmapFollower(Bitmapped, Protocol):
+    """A driver that is written to, and whose enabled bitmaps can be asked meanwhile. From any thread."""
+
+    def follows(self, name: str) -> bool:
+        """Whether a bitmap notes what is written now."""
+        ...
+
+    def followed_ranges(self, name: str, offset: int, length: int) -> Iterator[Range]:
+        """What a bitmap that follows marks of a range at this moment: ascending, merged, inside the range."""
+        ...
+
+
+@runtime_checkable
 class BitmapKeeper(Bitmapped, WritableDriver, Protocol):
     """A driver that makes, changes and removes the bitmaps of its image."""
 

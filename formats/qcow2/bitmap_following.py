@@ -27,6 +27,14 @@ class BitmapFollowing(WritableQcow2Driver):
         extents = super().map(offset, length)
         return self.followed.apart(extents) if self.followed else extents
 
+    def follows(self, name: str) -> bool:
+        """Whether a bitmap notes what is written now; see :meth:`tapfs.driver.BitmapFollower.follows`."""
+        return name in self.followed
+
+    def followed_ranges(self, name: str, offset: int, length: int) -> Iterator[Range]:
+        """What a bitmap that follows marks of a range at this moment."""
+        return self.followed.ranges(name, offset, length)
+
     def table_layout(self) -> TableLayout | None:
         """None while bitmaps follow: what may be written in place is not to be seen in the tables alone."""
         return None if self.followed else super().table_layout()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from tapfs.driver import HostFile
 from tapfs.errors import ImageError
-from tapfs.extent import Extent
+from tapfs.extent import Extent, Range
 from tapfs.formats.changed_table import encode
 from tapfs.formats.qcow2.bitmap_bits import ALL_ONES, bit_runs, mark_bits, usable_entries
 from tapfs.formats.qcow2.bitmaps import IN_USE, Bitmap, read_bitmaps
@@ -60,6 +60,21 @@ class _Followed:
             mark_bits(self.bits, first, stop)
             self.changed = True
 
+    def ranges(self, start: int, end: int) -> Iterator[Range]:
+        """What is marked of ``[start, end)`` at this moment."""
+        low = start // self.granularity // 8
+        high = -(-end // self.granularity // 8) + 1
+        first = last = start
+        for bit, stop in bit_runs(bytes(self.bits[low:high]), low * 8):
+            at, after = max(start, bit * self.granularity), min(end, stop * self.granularity)
+            if at > last or first == last:
+                if first < last:
+                    yield Range(first, last - first)
+                first = at
+            last = max(first, after)
+        if first < last:
+            yield Range(first, last - first)
+
     def marked(self, start: int, end: int, granule: int) -> Iterator[tuple[int, int]]:
         """The runs of whole granules in ``[start, end)`` whose pieces are all marked."""
         low = start // self.granularity // 8
@@ -96,6 +111,13 @@ class FollowedBitmaps:
 
     def __bool__(self) -> bool:
         return bool(self._followed)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._followed
+
+    def ranges(self, name: str, offset: int, length: int) -> Iterator[Range]:
+        """What a bitmap marks of a range at this moment."""
+        return self._followed[name].ranges(offset, offset + length)
 
     def mark(self, offset: int, length: int) -> None:
         """Note a change of the disk."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
-from tapfs.driver import Bitmapped
+from tapfs.driver import BitmapFollower, Bitmapped
+from tapfs.errors import ImageError
 from tapfs.nbd.messages import MAX_STRING
 
 if TYPE_CHECKING:
@@ -40,13 +42,37 @@ def contexts_of(image: Image) -> dict[str, States]:
     """The metadata contexts of an image by name, in the order of their numbers."""
     found: dict[str, States] = {ALLOCATION: lambda offset, length: _allocation(image, offset, length)}
     layer = image.layers[0]
-    # Bitmaps follow the current disk: those of one that can be written change, and a snapshot has none.
-    if not image.writable and layer.snapshot is None and isinstance(layer.driver, Bitmapped):
-        for bitmap in layer.driver.bitmaps():
-            name = f"{_BITMAP}{bitmap.name}"
-            if bitmap.consistent and _can_be_said(name) and len(found) < _MOST_CONTEXTS:
-                found[name] = DirtyRanges(layer.driver, bitmap.name)
+    driver = layer.driver
+    # Bitmaps follow the current disk: a snapshot has none.
+    if layer.snapshot is not None or not isinstance(driver, Bitmapped):
+        return found
+    try:
+        bitmaps = driver.bitmaps()
+    except ImageError:
+        if not image.writable:
+            raise
+        return found  # the first write says what is wrong
+    for bitmap in bitmaps:
+        name = f"{_BITMAP}{bitmap.name}"
+        if not _can_be_said(name) or len(found) == _MOST_CONTEXTS:
+            continue
+        if isinstance(driver, BitmapFollower) and driver.follows(bitmap.name):
+            found[name] = partial(_marked_now, driver, bitmap.name)
+        elif bitmap.consistent and not (image.writable and bitmap.enabled):
+            found[name] = DirtyRanges(driver, bitmap.name)
     return found
+
+
+def _marked_now(driver: BitmapFollower, name: str, offset: int, length: int) -> Iterator[State]:
+    """The states of a bitmap that notes writes meanwhile."""
+    at, end = offset, offset + length
+    for start, marked in driver.followed_ranges(name, offset, length):
+        if start > at:
+            yield start - at, 0
+        yield marked, _DIRTY
+        at = start + marked
+    if at < end:
+        yield end - at, 0
 
 
 def _can_be_said(name: str) -> bool:

@@ -121,6 +121,10 @@ class Export:
         """Go on with what clients ask for."""
         self._server.resume()
 
+    def limit(self, bytes_per_second: int, requests_per_second: int) -> None:
+        """Bound what all clients together may ask for, from now on; 0: no bound."""
+        self._server.limit(bytes_per_second, requests_per_second)
+
     def statistics(self) -> NbdStatistics:
         """What was counted; also after `stop`."""
         return self._server.statistics() if self._last_counted is None else self._last_counted[0]

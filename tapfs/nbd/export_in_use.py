@@ -25,6 +25,11 @@ class ExportInUse:
         self.held = HeldRequests("nothing", lambda: None)
 
     @property
+    def takes_limits(self) -> bool:
+        """Whether `set_limit` limits anything."""
+        return True
+
+    @property
     def image(self) -> Image:
         """What is served."""
         return self._export.image
@@ -54,8 +59,9 @@ class ExportInUse:
         return old
 
     def set_limit(self, limit: RateLimit) -> None:
-        """Note a limit, which nothing of an export heeds."""
+        """Limit the rate from now on, of all clients together."""
         self.limit = limit
+        self._export.limit(*limit)
 
     def statistics(self) -> dict[str, int]:
         """The counters since the server began."""

@@ -87,6 +87,7 @@ class Transmission(IntFlag):
     CAN_MULTI_CONN = 1 << 8
     SEND_CACHE = 1 << 10
     SEND_FAST_ZERO = 1 << 11
+    BLOCK_STATUS_PAYLOAD = 1 << 12
 
 
 class MalformedError(ValueError):

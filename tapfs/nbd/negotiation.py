@@ -225,7 +225,7 @@ class Negotiation:
             await self._fail(option, Reply.ERR_UNKNOWN, "there is no export of this name")
             return None
         export = self._exports[number]
-        await self._reply(option, Reply.INFO, messages.export_info(export.size, export.flags))
+        await self._reply(option, Reply.INFO, messages.export_info(export.size, self._flags_of(export)))
         if Info.NAME in wanted:
             await self._reply(option, Reply.INFO, messages.text_info(Info.NAME, export.name))
         if Info.DESCRIPTION in wanted:
@@ -233,6 +233,11 @@ class Negotiation:
         await self._reply(option, Reply.INFO, messages.block_size_info(*export.block_sizes))
         await self._reply(option, Reply.ACK)
         return self._chosen(number) if option is Option.GO else None
+
+    def _flags_of(self, export: Offer) -> Transmission:
+        """What the client may do with an export, in the style that was agreed on."""
+        extended = self._style is Style.EXTENDED
+        return export.flags | Transmission.BLOCK_STATUS_PAYLOAD if extended else export.flags
 
     async def _set_style(self, option: Option, data: bytes) -> None:
         messages.Reader(data).end()

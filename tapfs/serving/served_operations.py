@@ -38,6 +38,11 @@ class ServedDisk(DiskInUse, Protocol):
         """How many use it now."""
         ...
 
+    @property
+    def takes_limits(self) -> bool:
+        """Whether `set_limit` limits anything."""
+        ...
+
 
 class ServedOperations(DiskOperations):
     """The operations on one disk of a server; each is done whole or not at all. All raise ImageError.
@@ -84,11 +89,13 @@ class ServedOperations(DiskOperations):
         return self._service.failure
 
     async def limit(self, *, limit_bytes: int | None, limit_requests: int | None) -> None:
-        """Raise ImageError(unsupported): clients of a server have no limits."""
-        del limit_bytes, limit_requests
+        """The same, of all clients together and until the server ends; ImageError(unsupported) where that cannot be."""
+        if self._users.takes_limits:
+            await super().limit(limit_bytes=limit_bytes, limit_requests=limit_requests)
+            return
         raise ImageError(
             ErrorKind.UNSUPPORTED,
-            "the rate of a served disk cannot be limited",
+            "the rate of a disk that is served by vhost-user cannot be limited",
             path=self._disk.image.path,
             op="limit",
             remedy="limit the process (systemd: IOReadBandwidthMax=, IOWriteBandwidthMax=)",

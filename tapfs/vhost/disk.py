@@ -71,6 +71,11 @@ class GuestDisk:
         return bool(self._rings)
 
     @property
+    def takes_limits(self) -> bool:
+        """Whether `set_limit` limits anything."""
+        return False
+
+    @property
     def clients(self) -> int:
         """How many guests that is."""
         return int(self.connected)

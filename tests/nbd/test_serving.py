@@ -296,9 +296,12 @@ def test_a_served_disk_is_seen_and_controlled(
     snapshot = tmp_path / "monday.raw"
     asked(tapfs_command, "swap", "--served", server.path, snapshot)
     assert client.ask(nbd.WRITE, 0, data=b"4" * 4096).error == 0
-    assert "cannot be limited" in asked(
-        tapfs_command, "limit", "--served", server.path, "--bytes", "1M", error=ErrorKind.UNSUPPORTED
-    )
+    # A rate: what was asked for has used up an hour, until the limit is taken away.
+    asked(tapfs_command, "limit", "--served", server.path, "--bytes", "1")
+    assert client.ask(nbd.READ, 0, 4096).whole() == b"4" * 4096
+    waits = client.send(nbd.READ, 4096, 4096)
+    asked(tapfs_command, "limit", "--served", server.path, "--bytes", "0")
+    assert client.answer(waits, 4096, reads=True).whole() == b"2" * 4096
     (told,) = json.loads(asked(tapfs_command, "list", "--json"))["served"]
     assert (told["path"], told["format"]) == (str(disk), "qcow2")
     assert "is in use by 1 client" in asked(tapfs_command, "detach", "--served", server.path, error=ErrorKind.LOCKED)

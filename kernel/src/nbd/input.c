@@ -20,13 +20,32 @@ static bool has_room(const struct nbd_connection *connection)
     return connection->held < CONNECTION_BYTES && connection->requests < CONNECTION_REQUESTS;
 }
 
-static struct nbd_request *request_new(struct nbd_connection *connection, const tapfs_nbd_asked *asked)
+/* Whether something more may be begun for a client now. If it is the rate limit that forbids it, its loop looks again. */
+static bool may_begin(struct nbd_connection *connection)
+{
+    struct nbd_loop *loop = connection->loop;
+
+    if (!has_room(connection)) {
+        return false;
+    }
+    uint64_t delay = rate_limit_delay(&loop->server->limit);
+    if (delay == 0 || loop->stop_at != 0) {
+        return true;
+    }
+    uint64_t until = rate_limit_now() + delay;
+    loop->limited_until = loop->limited_until == 0 ? until : minimum(loop->limited_until, until);
+    return false;
+}
+
+static struct nbd_request *request_new(struct nbd_connection *connection, const tapfs_nbd_asked *asked,
+                                       uint32_t contexts)
 {
     struct nbd_request *request = malloc(sizeof *request);
     if (request != NULL) {
         *request = (struct nbd_request){
             .connection = connection,
             .asked = *asked,
+            .contexts = contexts,
             .since = metrics_begin(nbd_metric_of(asked->command), asked->offset, asked->length),
         };
         connection->requests++;
@@ -66,9 +85,8 @@ static uint16_t allowed_flags(uint16_t command)
 }
 
 /* 0, or the error that answers a request of this kind. */
-static int judge(const struct nbd_connection *connection, const tapfs_nbd_asked *asked)
+static int judge(const tapfs_nbd *server, const tapfs_nbd_asked *asked, uint32_t contexts)
 {
-    const tapfs_nbd *server = connection->loop->server;
 
     if (asked->command > CMD_BLOCK_STATUS || (asked->flags & ~allowed_flags(asked->command)) != 0) {
         return EINVAL;
@@ -88,7 +106,7 @@ static int judge(const struct nbd_connection *connection, const tapfs_nbd_asked 
     if (asked->command == CMD_READ && (asked->flags & FLAG_DF) != 0 && asked->length > PIECE_BYTES) {
         return EOVERFLOW;
     }
-    if (asked->command == CMD_BLOCK_STATUS && (connection->contexts == 0 || asked->length == 0)) {
+    if (asked->command == CMD_BLOCK_STATUS && (contexts == 0 || asked->length == 0)) {
         return EINVAL;
     }
     if ((asked->flags & FLAG_NO_HOLE) != 0 && (asked->flags & FLAG_FAST_ZERO) != 0) {
@@ -115,6 +133,39 @@ static uint32_t kind_of(const tapfs_nbd_asked *asked)
     }
 }
 
+/*
+ * A BLOCK_STATUS may have a payload, in the extended style: the length that it asks about, and some of the contexts that
+ * were selected. Then take both from there. The bytes of the payload, 0 if there is none that makes sense (judge refuses
+ * the flag), or negative if more must be read first.
+ */
+static int narrow(const struct nbd_connection *connection, const uint8_t *bytes, size_t have, tapfs_nbd_asked *asked,
+                  uint32_t *contexts)
+{
+    bool named = connection->style == TAPFS_NBD_EXTENDED && asked->command == CMD_BLOCK_STATUS &&
+                 (asked->flags & FLAG_PAYLOAD_LEN) != 0;
+
+    *contexts = connection->contexts;
+    if (!named || asked->length < 8 || asked->length > 8 + 4 * CONTEXTS_MAX || asked->length % 4 != 0) {
+        return 0;
+    }
+    if (have < asked->length) {
+        return -1;
+    }
+    uint32_t wanted = 0;
+    bool senseless = asked->length == 8;
+    for (size_t at = 8; at < asked->length; at += 4) {
+        uint32_t context = nbd_get32(bytes + at);
+        uint32_t bit = context < CONTEXTS_MAX ? UINT32_C(1) << context : 0;
+        senseless = senseless || (connection->contexts & bit) == 0 || (wanted & bit) != 0;
+        wanted |= bit;
+    }
+    int payload = (int)asked->length;
+    asked->flags &= (uint16_t)~FLAG_PAYLOAD_LEN;
+    asked->length = nbd_get64(bytes);
+    *contexts = senseless ? 0 : wanted;
+    return payload;
+}
+
 /* ---- requests */
 
 /* Begin a request that the owner's threads do. */
@@ -136,10 +187,11 @@ static void begin_parked(struct nbd_request *request)
     }
     if (piece->kind == TAPFS_NBD_STATUS) {
         /* Its states are to come. */
-        size_t states = (size_t)__builtin_popcount(connection->contexts) * STATES_MAX * sizeof(tapfs_nbd_state);
+        size_t states = (size_t)__builtin_popcount(request->contexts) * STATES_MAX * sizeof(tapfs_nbd_state);
         piece->held += states;
         nbd_hold(connection, states);
     }
+    rate_limit_charge(&connection->loop->server->limit, 0);
     nbd_piece_begin(piece);
 }
 
@@ -152,7 +204,7 @@ static void go_on_reading(struct nbd_connection *connection)
 
     while (request->begun < asked->length) {
         bool alone = connection->requests == 1 && request->pieces == 0;
-        if (one_by_one ? !alone || connection->output != NULL : !has_room(connection)) {
+        if ((one_by_one && (!alone || connection->output != NULL)) || !may_begin(connection)) {
             return;
         }
         uint64_t length = minimum(asked->length - request->begun, PIECE_BYTES);
@@ -167,6 +219,7 @@ static void go_on_reading(struct nbd_connection *connection)
             break;
         }
         request->begun += length;
+        rate_limit_charge(&connection->loop->server->limit, length);
         if (request->begun == asked->length) {
             connection->current = NULL; /* it may be gone when its last piece has begun */
             nbd_piece_begin(piece);
@@ -189,6 +242,7 @@ static void begin_filling(struct nbd_connection *connection)
     connection->filling = nbd_piece_new(request, TAPFS_NBD_WRITE, request->asked.offset + request->begun, length,
                                         (size_t)length);
     connection->filled = 0;
+    rate_limit_charge(&connection->loop->server->limit, length);
     if (connection->filling == NULL) {
         request->error = request->error != 0 ? request->error : ENOMEM;
         connection->skipping = request->asked.length - request->begun;
@@ -215,7 +269,7 @@ static void filled(struct nbd_connection *connection)
 }
 
 /* A request whose header was read. False: the stream cannot be read any more. */
-static bool take(struct nbd_connection *connection, const tapfs_nbd_asked *asked)
+static bool take(struct nbd_connection *connection, const tapfs_nbd_asked *asked, uint32_t contexts)
 {
     bool extended = connection->style == TAPFS_NBD_EXTENDED;
     /* QEMU 10 sends extended WRITEs without the flag. */
@@ -228,11 +282,11 @@ static bool take(struct nbd_connection *connection, const tapfs_nbd_asked *asked
     if (payload && asked->length > TAPFS_NBD_REQUEST_MAX) {
         return false;
     }
-    struct nbd_request *request = request_new(connection, asked);
+    struct nbd_request *request = request_new(connection, asked, contexts);
     if (request == NULL) {
         return false;
     }
-    int error = judge(connection, asked);
+    int error = judge(connection->loop->server, asked, contexts);
     if (error != 0) {
         connection->skipping = payload ? asked->length : 0;
         nbd_request_answer(request, error);
@@ -286,7 +340,7 @@ enum nbd_parsed nbd_parse(struct nbd_connection *connection)
         }
         size_t have = connection->input_end - connection->input_start;
         if (connection->current != NULL && connection->filling == NULL) {
-            if (!has_room(connection)) {
+            if (!may_begin(connection)) {
                 return PARSED_NO_ROOM;
             }
             begin_filling(connection);
@@ -299,10 +353,11 @@ enum nbd_parsed nbd_parse(struct nbd_connection *connection)
             connection->input_start += take_payload(connection, connection->input + connection->input_start, have);
             continue;
         }
-        if (!has_room(connection)) {
+        if (!may_begin(connection)) {
             return PARSED_NO_ROOM;
         }
         tapfs_nbd_asked asked;
+        uint32_t contexts;
         int header = tapfs_nbd_decode(connection->input + connection->input_start, have,
                                       connection->style == TAPFS_NBD_EXTENDED, &asked);
         if (header == 0) {
@@ -316,8 +371,13 @@ enum nbd_parsed nbd_parse(struct nbd_connection *connection)
             eventfd_write(server->ended_fd, 1);
             return PARSED_NO_ROOM;
         }
-        connection->input_start += (size_t)header;
-        if (!take(connection, &asked)) {
+        int payload = narrow(connection, connection->input + connection->input_start + header, have - (size_t)header,
+                             &asked, &contexts);
+        if (payload < 0) {
+            return PARSED_ALL;
+        }
+        connection->input_start += (size_t)(header + payload);
+        if (!take(connection, &asked, contexts)) {
             return PARSED_NONSENSE;
         }
     }

@@ -12,6 +12,7 @@
 #include "nbd/nbd.h"
 #include "serving/metrics.h"
 #include "serving/park.h"
+#include "serving/rate_limit.h"
 
 /* ---- bounds. A client can make the server hold CONNECTION_BYTES and one piece more, whatever it does. */
 
@@ -82,6 +83,7 @@ struct nbd_output {
 struct nbd_request {
     struct nbd_connection *connection;
     tapfs_nbd_asked asked;
+    uint32_t contexts; /* that a BLOCK_STATUS is about, bit by bit */
     uint64_t since;  /* when it was taken, as metrics_begin has it */
     uint64_t begun;  /* bytes of it that pieces have been begun for */
     uint32_t pieces; /* under way */
@@ -152,6 +154,7 @@ struct nbd_loop {
     uint32_t spare_count;
     uint32_t under_way; /* pieces that were begun and have not ended */
     bool held;          /* it has seen a pause, and not the end of it */
+    uint64_t limited_until; /* in ns as rate_limit_now has it, clients wait until then; 0: none waits for the rate limit */
     uint64_t stop_at; /* in milliseconds of the monotonic clock; 0: it does not stop */
 
     pthread_mutex_t lock; /* of the next three */
@@ -175,6 +178,7 @@ struct tapfs_nbd {
     pthread_mutex_t lock;        /* of what loops say of a pause */
     pthread_cond_t settled;
     bool stopped;
+    struct rate_limit limit;
     struct park park;
     struct nbd_loop loops[LOOPS_MAX];
     uint32_t loop_count;
@@ -187,6 +191,8 @@ struct tapfs_nbd {
 TAPFS_INTERNAL void nbd_put16(uint8_t *at, uint16_t value);
 TAPFS_INTERNAL void nbd_put32(uint8_t *at, uint32_t value);
 TAPFS_INTERNAL void nbd_put64(uint8_t *at, uint64_t value);
+TAPFS_INTERNAL uint32_t nbd_get32(const uint8_t *at);
+TAPFS_INTERNAL uint64_t nbd_get64(const uint8_t *at);
 /* The header of a simple reply at `at`; its length. */
 TAPFS_INTERNAL size_t nbd_simple_header(uint8_t *at, uint64_t cookie, int error);
 /* The header of a chunk; its length, at most HEADER_MAX - 8. */

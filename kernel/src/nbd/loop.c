@@ -4,6 +4,7 @@
  * The thread waits for its sockets, its mover and what other threads give it. It takes what there is of all of them,
  * begins what was asked for, and then sends what is ready. So many requests of a client are answered by one message.
  */
+#include <limits.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -18,6 +19,7 @@
 #define EVENTS 64
 /* Clients have so many milliseconds to take their last answers. */
 #define STOP_MILLISECONDS 2000u
+#define NS_PER_MILLISECOND 1000000u
 
 static uint64_t now(void)
 {
@@ -117,6 +119,15 @@ static void each(struct nbd_loop *loop, void (*act)(struct nbd_connection *conne
     }
 }
 
+/* Have clients that wait for the rate limit go on when its time is over, or at once when it has changed. */
+static void end_limit(struct nbd_loop *loop, bool at_once)
+{
+    if (loop->limited_until != 0 && (at_once || rate_limit_now() >= loop->limited_until)) {
+        loop->limited_until = 0;
+        each(loop, nbd_touch);
+    }
+}
+
 /* Take what other threads have left here. */
 static void take_given(struct nbd_loop *loop)
 {
@@ -135,6 +146,7 @@ static void take_given(struct nbd_loop *loop)
         link_connection(loop, added);
     }
     nbd_pieces_returned(returned);
+    end_limit(loop, true); /* another limit, or the end, is a reason to be woken */
     if (stopping && loop->stop_at == 0) {
         loop->stop_at = now() + STOP_MILLISECONDS;
         each(loop, nbd_connection_end);
@@ -172,11 +184,17 @@ static void settle(struct nbd_loop *loop)
     pthread_mutex_unlock(&server->lock);
 }
 
-/* How long to wait, in milliseconds: while the loop stops, until it cuts its clients. */
+/* How long to wait, in milliseconds: until the rate limit lets a client go on, or while the loop stops until it cuts its
+ * clients. */
 static int patience(const struct nbd_loop *loop, bool cut)
 {
     if (loop->touched != NULL) {
         return 0;
+    }
+    if (loop->limited_until != 0) {
+        uint64_t time = rate_limit_now();
+        uint64_t left = loop->limited_until > time ? loop->limited_until - time : 0;
+        return (int)minimum((left + NS_PER_MILLISECOND - 1) / NS_PER_MILLISECOND, INT_MAX);
     }
     if (loop->stop_at == 0 || cut) {
         return -1;
@@ -208,6 +226,7 @@ static void *serve(void *argument)
                 nbd_connection_ready(events[i].data.ptr, events[i].events);
             }
         }
+        end_limit(loop, false);
         if (loop->stop_at != 0 && !cut && now() >= loop->stop_at) {
             cut = true;
             each(loop, nbd_connection_cut);

@@ -85,6 +85,10 @@ void tapfs_nbd_pause(tapfs_nbd *server);
 void tapfs_nbd_set_disk(tapfs_nbd *server, tapfs_disk *disk, uint64_t size, uint32_t access);
 void tapfs_nbd_unpause(tapfs_nbd *server);
 
+/* Begin no more than so much in a second, for all clients together; 0: no limit. A read or write counts once for each
+ * megabyte that it has begun. Any time. */
+void tapfs_nbd_limit(tapfs_nbd *server, uint64_t bytes_per_second, uint64_t requests_per_second);
+
 /* Wait for parked requests and take up to `capacity`: how many, or 0 when the server is being stopped. */
 size_t tapfs_nbd_next_parked(tapfs_nbd *server, uint32_t queue, tapfs_parked *parked, size_t capacity);
 /* Try a READ or WRITE again: 0 when it is done with, else 1 and what is missing now. */

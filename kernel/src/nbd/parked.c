@@ -80,7 +80,7 @@ uint32_t tapfs_nbd_wanted(tapfs_nbd *server, uint64_t ticket, int *single)
         return 0;
     }
     *single = (piece->request->asked.flags & FLAG_REQ_ONE) != 0;
-    return piece->connection->contexts;
+    return piece->request->contexts;
 }
 
 int tapfs_nbd_add_states(tapfs_nbd *server, uint64_t ticket, uint32_t context, const tapfs_nbd_state *states,

@@ -22,6 +22,7 @@ tapfs_nbd *tapfs_nbd_new(tapfs_disk *disk, uint64_t size, uint32_t access)
     pthread_mutex_init(&server->lock, NULL);
     pthread_cond_init(&server->settled, NULL);
     park_init(&server->park);
+    rate_limit_init(&server->limit);
     return server;
 }
 
@@ -146,6 +147,12 @@ void tapfs_nbd_unpause(tapfs_nbd *server)
     wake(server);
 }
 
+void tapfs_nbd_limit(tapfs_nbd *server, uint64_t bytes_per_second, uint64_t requests_per_second)
+{
+    rate_limit_set(&server->limit, bytes_per_second, requests_per_second);
+    wake(server);
+}
+
 void tapfs_nbd_stop(tapfs_nbd *server)
 {
     if (server->stopped) {
@@ -170,6 +177,7 @@ void tapfs_nbd_free(tapfs_nbd *server)
         nbd_loop_free(&server->loops[i]);
     }
     park_destroy(&server->park);
+    rate_limit_destroy(&server->limit);
     pthread_cond_destroy(&server->settled);
     pthread_mutex_destroy(&server->lock);
     close(server->ended_fd);

@@ -45,6 +45,16 @@ void nbd_put64(uint8_t *at, uint64_t value)
     put(at, value, 8);
 }
 
+uint32_t nbd_get32(const uint8_t *at)
+{
+    return (uint32_t)get(at, 4);
+}
+
+uint64_t nbd_get64(const uint8_t *at)
+{
+    return get(at, 8);
+}
+
 int tapfs_nbd_decode(const uint8_t *bytes, size_t length, int extended, tapfs_nbd_asked *asked)
 {
     uint32_t magic = extended ? EXTENDED_REQUEST_MAGIC : REQUEST_MAGIC;

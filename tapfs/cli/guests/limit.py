@@ -15,15 +15,13 @@ if TYPE_CHECKING:
 _MAX_REQUESTS = 1 << 32
 
 _DESCRIPTION = """\
-Limit the rate at which a guest's disk or a block device is used, at once and until it is detached.
-0 takes a limit away; what is not named stays as it is."""
+Limit the rate at which a guest's disk, a block device or a disk of 'tapfs serve' (but by vhost-user) is used, at
+once and until it is detached or its server ends. 0 takes a limit away; what is not named stays as it is."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
-    parser = subparsers.add_parser(
-        "limit", help="limit the rate of a guest's disk or a block device", description=_DESCRIPTION
-    )
+    parser = subparsers.add_parser("limit", help="limit the rate of a disk in use", description=_DESCRIPTION)
     add_disk_options(parser)
     parser.add_argument("--bytes", metavar="N", type=size_argument, help="bytes a second, read and written together")
     parser.add_argument("--requests", metavar="N", type=int, help="requests a second")

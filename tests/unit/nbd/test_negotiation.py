@@ -66,7 +66,7 @@ def negotiating(*names: str, tls_required: bool = False) -> Generator[tuple[Clie
 def test_a_client_chooses_a_disk_and_a_style(style: int) -> None:
     with negotiating("one", "two") as (client, met):
         client.go("two", style)
-        assert (client.size, client.flags) == (1 << 20, 3)
+        assert (client.size, client.flags) == (1 << 20, 3 | (1 << 12 if style == EXTENDED else 0))
     assert met.chosen == Chosen(1, Style(style), 0)
 
 

@@ -217,3 +217,27 @@ def test_zeros_of_a_read_are_told_as_holes(tmp_path: Path, style: int) -> None:
         if style != nbd.SIMPLE:
             found = client.ask(nbd.READ, 0, 4096, flags=nbd.DF)
             assert (found.whole(), found.holes) == (bytes(4096), [])
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("command", [nbd.READ, nbd.WRITE, nbd.FLUSH])
+def test_a_limit_holds_what_comes_behind_its_debt(image: Path, style: int, command: int) -> None:
+    """A request in the debt of another is not begun, until the limit is changed or the server ends."""
+    data = bytes(4096) if command == nbd.WRITE else b""
+    length = 4096 if command == nbd.READ else 0
+    with Served(tapfs.open(image, format="raw", writable=True)) as server:
+        server.export.limit(1, 0)
+        client, other = server.connect(style), server.connect(style)
+        assert client.ask(nbd.READ, 0, 4096).error == 0
+        waiting = client.send(command, 0, length, data), other.send(command, 0, length, data)
+        client.connection.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            client.answer(waiting[0], reads=command == nbd.READ)
+        client.connection.settimeout(30)
+        server.export.limit(0, 0)
+        assert client.answer(waiting[0], reads=command == nbd.READ).error == 0
+        assert other.answer(waiting[1], reads=command == nbd.READ).error == 0
+        server.export.limit(0, 1)
+        assert client.ask(nbd.FLUSH).error == 0
+        client.send(command, 0, length, data)
+        server.stop()  # it waits for nobody's rate
