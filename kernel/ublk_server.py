@@ -51,6 +51,8 @@ class UblkStatistics(NamedTuple):
     parked: int
     #: Moved by the queue's thread without waiting.
     at_once: int
+    #: Moved by the kernel between the file and the pages of the request.
+    passed: int
     #: How often a queue's thread has asked the kernel for more.
     batches: int
     #: Nanoseconds that requests waited for the rate limit.
@@ -86,7 +88,8 @@ class UblkServer:
     """Serves a block device from an engine disk, by a thread for each queue.
 
     `device` is a descriptor of the driver's character device; or `simulated` one of a file in memory in which a test
-    plays the driver. `workers`: threads of each queue for what blocks. The disk, and one that replaces it, must stay
+    plays the driver. `zero_copy`: the device gives the pages of its requests to the queues' rings (`driver.ZERO_COPY`).
+    `workers`: threads of each queue for what blocks. The disk, and one that replaces it, must stay
     open until `stop`, the descriptor until `close`. `pause`, `replace_disk`, `resume`, `stop` and `close` are for one
     thread at a time; all else is for any. Raises ImageError(io).
     """
@@ -99,6 +102,7 @@ class UblkServer:
         device: int = -1,
         simulated: int = -1,
         writable: bool,
+        zero_copy: bool = False,
         workers: int = 4,
         io_uring: bool = True,
     ) -> None:
@@ -112,6 +116,7 @@ class UblkServer:
                 "workers": workers,
                 "writable": writable,
                 "io_uring": io_uring,
+                "zero_copy": zero_copy,
             },
         )
         server = lib.tapfs_ublk_new(disk.handle, options)

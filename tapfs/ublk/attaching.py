@@ -60,7 +60,7 @@ def attach(disk: DiskRecord, *, queues: int | None) -> str:
     make_private(directory())
     shape = Shape(queues or min(len(os.sched_getaffinity(0)), _MOST_QUEUES), _DEPTH, _MAX_BYTES)
     with Driver() as driver:
-        number = driver.add(shape).number
+        number = driver.add(shape, zero_copy=True).number
         try:
             remove_files(number)  # of a device of that number that others have removed
             path = locate(disk.path).absolute().name

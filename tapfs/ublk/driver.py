@@ -35,6 +35,10 @@ _READS = {_GET_INFO, _GET_FEATURES}
 _RECOVERY, _REISSUE, _ENCODED_COMMANDS = 1 << 3, 1 << 4, 1 << 6
 #: Feature: the size of a device may change while it is used (Linux 6.16).
 UPDATE_SIZE = 1 << 10
+#: Flags of a device whose requests' pages are in the rings of its queues (Linux 6.16); what others must see or change
+#: is copied by calls of the server.
+_USER_COPY, _PAGES_IN_RINGS = 1 << 7, 1 << 11
+ZERO_COPY = _USER_COPY | _PAGES_IN_RINGS
 
 #: struct ublksrv_ctrl_dev_info.
 _INFO = struct.Struct("=HHHHIIiIQQIIQQ")
@@ -67,6 +71,8 @@ class DeviceInfo(NamedTuple):
     shape: Shape
     #: The process that serves it, or did.
     pid: int
+    #: The kernel moves what lies plainly in a file by itself.
+    zero_copy: bool
 
 
 class DiskShape(NamedTuple):
@@ -133,9 +139,14 @@ class Driver:
             return 0
         return int.from_bytes(buffer, "little")
 
-    def add(self, shape: Shape) -> DeviceInfo:
-        """A new device, not started. It keeps requests for a successor while nobody serves it."""
+    def add(self, shape: Shape, *, zero_copy: bool) -> DeviceInfo:
+        """A new device, not started. It keeps requests for a successor while nobody serves it.
+
+        With `zero_copy`, and a kernel that has that, data goes past this process where it can.
+        """
         flags = _RECOVERY | _REISSUE | _ENCODED_COMMANDS
+        if zero_copy and self.features() & ZERO_COPY == ZERO_COPY:
+            flags |= ZERO_COPY
         buffer = bytearray(
             _INFO.pack(
                 shape.queues, shape.depth, 0, 0, shape.max_bytes, _ANY_NUMBER, os.getpid(), 0, flags, 0, 0, 0, 0, 0
@@ -216,8 +227,8 @@ class Driver:
 
 
 def _info(buffer: bytearray) -> DeviceInfo:
-    queues, depth, state, _, max_bytes, number, pid, *_ = _INFO.unpack(buffer)
-    return DeviceInfo(number, State(state), Shape(queues, depth, max_bytes), pid)
+    queues, depth, state, _, max_bytes, number, pid, _, flags, *_ = _INFO.unpack(buffer)
+    return DeviceInfo(number, State(state), Shape(queues, depth, max_bytes), pid, bool(flags & _PAGES_IN_RINGS))
 
 
 def _parameters(disk: DiskShape, shape: Shape) -> bytes:

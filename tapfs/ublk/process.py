@@ -173,7 +173,8 @@ class DiskProcess:
         self._service.ending.add("close the character device", partial(os.close, descriptor))
         self._service.ending.add("let go of the queues", disk.disconnect)
         # A device that is not started yet must be served even if it is paused: its partitions are read.
-        disk.connect(info.shape, device=descriptor, paused=recovered and disk.paused)
+        paused = recovered and disk.paused
+        disk.connect(info.shape, device=descriptor, zero_copy=info.zero_copy, paused=paused)
         if recovered:
             driver.end_recovery(number)
             log.info("took over what the last process had not answered")

@@ -54,14 +54,21 @@ class ServedDisk:
         """The errno of a queue that does not work; 0: none."""
         return 0 if self._server is None else self._server.problem()
 
-    def connect(self, shape: Shape, *, device: int = -1, simulated: int = -1, paused: bool = False) -> None:
+    def connect(
+        self, shape: Shape, *, device: int = -1, simulated: int = -1, zero_copy: bool = False, paused: bool = False
+    ) -> None:
         """Have every queue wait for requests. `device` must stay open until `disconnect`. Raises ImageError.
 
-        `paused`: requests are held from the first on.
+        `zero_copy`: the device was added so. `paused`: requests are held from the first on.
         """
         self.held.begin()
         server = UblkServer(
-            self.image.engine_disk, shape, device=device, simulated=simulated, writable=self.image.writable
+            self.image.engine_disk,
+            shape,
+            device=device,
+            simulated=simulated,
+            writable=self.image.writable,
+            zero_copy=zero_copy,
         )
         parked = ParkedThreads(server.next_parked, self._answer, self._together, path=lambda: self.image.path)
         try:

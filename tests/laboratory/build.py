@@ -7,6 +7,7 @@ A finished folder holds
   dom0.img      dom0's root file system; /guest holds the guests' kernel and initramfs
   newer-linux   a newer kernel, packed, which is booted without Xen
   newer.cpio    the initramfs that mounts dom0's file systems under it
+  newest-linux, newest.cpio   the same of the newest kernel that Debian's backports have
   packages.txt  what it is made of
 """
 
@@ -39,8 +40,10 @@ BOOT_MODULES = ("virtio_pci", "virtio_blk", *EXT4)
 XEN_MODULES = ("xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-privcmd", "xenfs", "xen-blkback", "xen-blkfront")
 DOM0_MODULES = (*XEN_MODULES, "loop", "9p", "9pnet_virtio", *EXT4)
 GUEST_MODULES = ("xen-blkfront", *EXT4)
-# For the newer kernel, all from its initramfs: dom0's file system has the modules of the other one.
-NEWER_MODULES = ("virtio_pci", "virtio_blk", "9p", "9pnet_virtio", "loop", "ublk_drv", *EXT4)
+# For newer kernels, all from their initramfs: dom0's file system has the modules of the other one.
+HOST_MODULES = ("virtio_pci", "virtio_blk", "9p", "9pnet_virtio", "loop", "ublk_drv")
+NEWER_MODULES = (*HOST_MODULES, *EXT4)
+NEWEST_MODULES = (*HOST_MODULES, "ext4")
 BUILDERS = ("build.py", "debian.py", "kernel_image.py", "initramfs.py", "dom0/initramfs-init", "guest/init")
 
 
@@ -62,13 +65,9 @@ class Lab:
     def initramfs(self) -> Path:
         return self.folder / "dom0.cpio"
 
-    @property
-    def newer_kernel(self) -> Path:
-        return self.folder / "newer-linux"
-
-    @property
-    def newer_initramfs(self) -> Path:
-        return self.folder / "newer.cpio"
+    def host(self, kernel: str) -> tuple[Path, Path]:
+        """Of a kernel that is booted without Xen, "newer" or "newest": the kernel and its initramfs."""
+        return self.folder / f"{kernel}-linux", self.folder / f"{kernel}.cpio"
 
     @property
     def root(self) -> Path:
@@ -82,15 +81,18 @@ def build(say: Callable[[str], None]) -> Lab:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with tempfile.TemporaryDirectory(dir=CACHE, prefix="empty-") as empty:
             packages = debian.choose(Path(empty))
-        folder = CACHE / f"lab-{_key(packages)}"
+        newest = debian.NewestKernel(CACHE / "newest")
+        newest_packages = newest.choose()
+        folder = CACHE / f"lab-{_key([*packages, *newest_packages])}"
         if folder.is_dir():
             return Lab(folder)
-        say(f"building the laboratory from {len(packages)} packages of Debian")
+        say(f"building the laboratory from {len(packages) + len(newest_packages)} packages of Debian")
         archives = debian.download(CACHE / "packages", packages)
+        newest_archives = newest.download(newest_packages, CACHE / "newest-packages")
         with tempfile.TemporaryDirectory(dir=CACHE, prefix="building-") as temporary:
             made = Path(temporary) / "lab"
             made.mkdir()
-            _Builder(Path(temporary), made).build(archives)
+            _Builder(Path(temporary), made).build(archives, newest_archives)
             for old in CACHE.glob("lab-*"):
                 shutil.rmtree(old)
             made.rename(folder)
@@ -109,16 +111,19 @@ class _Builder:
         self.root = temporary / "root"
         self.linux = temporary / "linux"
         self.newer = temporary / "newer"
+        self.newest = temporary / "newest"
         self.xen = temporary / "xen"
         self.made = made
 
-    def build(self, packages: Sequence[Path]) -> None:
-        for folder in (self.root, self.linux, self.newer, self.xen):
+    def build(self, packages: Sequence[Path], newest: Sequence[Path]) -> None:
+        for folder in (self.root, self.linux, self.newer, self.newest, self.xen):
             for path in FOLDERS:
                 (folder / path).mkdir(parents=True)
                 (folder / Path(path).name).symlink_to(path)
         for package in packages:
             debian.unpack(package, self._place(package.name))
+        for package in newest:
+            debian.unpack(package, self.newest)
         with gzip.open(_only(self.xen / "boot", "xen-*-amd64.gz")) as packed:
             (self.made / "xen").write_bytes(packed.read())
         release = _only(self.linux / "boot", "vmlinuz-*").name.removeprefix("vmlinuz-")
@@ -130,7 +135,11 @@ class _Builder:
         guest.mkdir()
         self._initramfs(guest / "initramfs", HERE / "guest/init", modules, GUEST_MODULES)
         shutil.copy(self.made / "linux", guest / "linux")
-        self._newer_kernel()
+        release = _only(self.newer / "boot", "vmlinuz-*").name.removeprefix("vmlinuz-")
+        self._host_kernel("newer", self.newer, release, self.newer / f"boot/vmlinuz-{release}", NEWER_MODULES)
+        release = _only(self.newest / "lib/modules", "*").name
+        kernel = self.newest / f"lib/modules/{release}/vmlinuz"
+        self._host_kernel("newest", self.newest, release, kernel, NEWEST_MODULES)
         self._complete_root()
         with (self.made / "dom0.img").open("wb") as image:
             image.truncate(ROOT_FILE_SYSTEM_BYTES)
@@ -138,11 +147,11 @@ class _Builder:
         subprocess.run([*make, str(self.made / "dom0.img")], check=True)
         (self.made / "packages.txt").write_text("".join(f"{package.name}\n" for package in packages), encoding="utf-8")
 
-    def _newer_kernel(self) -> None:
-        release = _only(self.newer / "boot", "vmlinuz-*").name.removeprefix("vmlinuz-")
-        shutil.copy(self.newer / "boot" / f"vmlinuz-{release}", self.made / "newer-linux")
-        modules = Modules(self.newer, release, self._program("usr/bin/kmod", "depmod"))
-        self._initramfs(self.made / "newer.cpio", HERE / "dom0/initramfs-init", modules, NEWER_MODULES)
+    def _host_kernel(self, name: str, tree: Path, release: str, kernel: Path, names: Sequence[str]) -> None:
+        """A kernel that is booted without Xen, packed as it is, and its initramfs."""
+        shutil.copy(kernel, self.made / f"{name}-linux")
+        modules = Modules(tree, release, self._program("usr/bin/kmod", "depmod"))
+        self._initramfs(self.made / f"{name}.cpio", HERE / "dom0/initramfs-init", modules, names)
 
     def _place(self, package: str) -> Path:
         if package.startswith(debian.NEWER_KERNEL.removesuffix("-amd64")):

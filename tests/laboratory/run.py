@@ -28,9 +28,11 @@ from tests.laboratory.payload import make_payload
 XEN, HOST = "tests.xen.scenarios", "tests.ublk.scenarios"
 #: Groups of scenarios, by the package that they are in. Those of HOST run without Xen, on a newer kernel.
 PACKAGES = (XEN, HOST)
+#: Groups of HOST that need the newest kernel of Debian's backports.
+NEWEST = {"ublk_newest", "ublk_newest_time"}
 AT_ONCE = 2
 # A measurement proves nothing, and an HVM guest boots for two minutes: they run when they are asked for.
-ONLY_BY_NAME = {"processor_time", "hvm"}
+ONLY_BY_NAME = {"processor_time", "ublk_time", "ublk_newest_time", "hvm"}
 # Boot and power off. Like the limits of the scenarios, those of an idle machine.
 BOOT_SECONDS = 30
 SCRIPT_SECONDS = 1200
@@ -125,7 +127,8 @@ def _run(lab: Lab, payload: Path, group: str, scenarios: dict[str, int]) -> Repo
     order = {"package": package, "group": group, "scenarios": list(scenarios)}
     (share / "order.json").write_text(json.dumps(order), encoding="utf-8")
     begin = time.monotonic()
-    machine = Machine(lab, payload, share, work / "serial.log", with_xen=package == XEN)
+    kernel = None if package == XEN else "newest" if group in NEWEST else "newer"
+    machine = Machine(lab, payload, share, work / "serial.log", kernel)
     problem = machine.run((BOOT_SECONDS + sum(scenarios.values())) * PATIENCE)
     report = Report(group, work, time.monotonic() - begin)
     results = share / "results"

@@ -136,6 +136,8 @@ TAPFS_INTERNAL void run_ios_begin(struct flight *flight);
 TAPFS_INTERNAL void run_io_prepare(struct flight *flight, uint32_t index);
 /* Whether a prepared run is better left to io_uring, which reads what the host has in memory in the submission itself. */
 TAPFS_INTERNAL bool run_io_may_be_queued_first(const struct flight *flight, uint32_t index, const struct io_rings *rings);
+/* Take the only run of a route in hand for a ring of the owner's. False: it is for others. */
+TAPFS_INTERNAL bool run_io_claim(struct flight *flight);
 /* Move of a prepared run what the host gives or takes without waiting. The state then: MOVED, FAILED, or WAITING. */
 TAPFS_INTERNAL int run_io_at_once(struct flight *flight, uint32_t index);
 /* Give what is left of a run to the ring. False: not possible. */

@@ -210,6 +210,54 @@ bool mover_begin(struct mover *mover, struct move *move)
     return step == ENDED;
 }
 
+bool mover_pass(struct mover *mover, struct move *move, struct mover_pass *pass)
+{
+    struct flight *flight = mover->idle;
+    if (flight == NULL) {
+        return false;
+    }
+    struct request *request = &flight->request;
+    const struct route *route = &flight->route;
+
+    request_begin(request, mover->disk, &move->outcome);
+    request->position = flight->start = move->offset;
+    flight->end = move->offset + move->length;
+    flight->move = move;
+    locate(request->disk, move->writing, move->offset, move->length, &flight->route);
+    if (route->count != 1 || route->runs[0].length != move->length || !run_io_claim(flight)) {
+        run_io_end(flight, 0, RUN_IO_REFUSED);
+        request_end(request);
+        return false;
+    }
+    const struct host_file *file = route->runs[0].file;
+    *pass = (struct mover_pass){
+        .fd = file->fd,
+        .by_thread = atomic_load(&file->refuses_nowait[move->writing]),
+        .offset = file->start + route->runs[0].host_offset,
+    };
+    mover->idle = flight->next;
+    mover->in_flight++;
+    move->flight = flight->index;
+    return true;
+}
+
+bool mover_passed(struct mover *mover, struct move *move, int32_t result)
+{
+    struct flight *flight = &mover->flights[move->flight];
+    bool whole = result >= 0 && (uint64_t)result == move->length;
+
+    if (move->writing) {
+        host_wrote(flight->route.runs[0].file);
+    }
+    run_io_end(flight, 0, whole ? RUN_IO_MOVED : RUN_IO_REFUSED);
+    if (whole) {
+        flight->request.position = flight->end;
+    }
+    leave(mover, flight);
+    mover->in_flight--;
+    return whole;
+}
+
 void mover_submit(struct mover *mover)
 {
     submit(mover);

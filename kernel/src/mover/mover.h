@@ -25,6 +25,8 @@ struct move {
     bool among_others; /* more moves are begun before mover_submit: io_uring does them all in one system call */
     void *context; /* the caller's */
 
+    uint32_t flight; /* the mover's, between mover_pass and mover_passed */
+
     /* How it ended: DONE, MISS, RESERVE or FAILED. `outcome.done` counts finished bytes from the start of the move;
      * it is 0 before the first call. What is missing after MISS and RESERVE is as in tapfs_read and tapfs_write. */
     tapfs_outcome outcome;
@@ -63,6 +65,19 @@ TAPFS_INTERNAL int mover_fd(const struct mover *mover);
 /* The moves that have ended since, NULL if none; also clears mover_fd. */
 TAPFS_INTERNAL struct move *mover_ended(struct mover *mover);
 TAPFS_INTERNAL uint32_t mover_in_flight(const struct mover *mover);
+
+/* A move that the owner's own ring can do: the memory is not the process's, but has a number in that ring. */
+struct mover_pass {
+    int fd;
+    bool by_thread; /* a thread of the kernel is to do it: the submission itself would wait for this host */
+    uint64_t offset; /* of the file */
+};
+
+/* Whether a move without parts is one transfer of one file, and nobody must look at its bytes; then it is in flight until
+ * mover_passed, and the owner has its ring do it. False: it was not begun, and may be begun otherwise. */
+TAPFS_INTERNAL bool mover_pass(struct mover *mover, struct move *move, struct mover_pass *pass);
+/* What the ring made of it, bytes or a negated errno. False: it may be moved in part, and is to be begun otherwise. */
+TAPFS_INTERNAL bool mover_passed(struct mover *mover, struct move *move, int32_t result);
 
 /* Go on with a move from `outcome.done` in the calling thread, whatever it takes but the driver. Any thread. */
 TAPFS_INTERNAL void move_now(tapfs_disk *disk, struct move *move);

@@ -224,6 +224,21 @@ bool run_io_queue(struct flight *flight, uint32_t index, struct io_rings *rings,
     return uring_queue(rings, &transfer, uring_registered(rings, memory, &transfer), tag);
 }
 
+bool run_io_claim(struct flight *flight)
+{
+    const struct run *run = &flight->route.runs[0];
+
+    flight->begun = 1;
+    flight->ios[0] = (struct run_io){.state = RUN_IO_WAITING};
+    /* io_uring leaves a file on tmpfs to a thread of the kernel, which costs more than a copy. */
+    if (run->file == NULL || run->file->in_memory || (flight->move->writing && !may_write(flight, 0))) {
+        return false;
+    }
+    /* What memory a direct transfer can use the host knows alone: it refuses one (EINVAL) that does not suit it. */
+    return !atomic_load(&run->file->direct) ||
+           (run->host_offset % run->file->offset_alignment == 0 && run->length % run->file->offset_alignment == 0);
+}
+
 bool run_io_complete(struct flight *flight, uint32_t index, int32_t result, struct io_rings *rings,
                      struct uring_memory *memory, uint64_t tag)
 {

@@ -9,6 +9,7 @@
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "ublk/commands.h"
@@ -21,9 +22,17 @@
 /* Tags of completions above those of requests. */
 #define TAG_MOVER (UINT64_C(1) << 32)
 #define TAG_WAKE (TAG_MOVER + 1)
+#define TAG_PASS (UINT64_C(1) << 33) /* and the tag of the request */
 
-static const uint8_t OPERATIONS[] = {COMMAND_OPCODE, IORING_OP_POLL_ADD};
-static const struct io_rings_use USE = {.operations = OPERATIONS, .operation_count = sizeof OPERATIONS};
+static const uint8_t OPERATIONS[] = {COMMAND_OPCODE, IORING_OP_POLL_ADD, IORING_OP_READ_FIXED, IORING_OP_WRITE_FIXED};
+static const uint8_t REGISTERS[] = {IORING_REGISTER_BUFFERS2};
+static const struct io_rings_use USE = {
+    .operations = OPERATIONS,
+    .registers = REGISTERS,
+    .operation_count = sizeof OPERATIONS,
+    .register_count = sizeof REGISTERS,
+    .entry_flags = IOSQE_ASYNC,
+};
 
 static size_t page_bytes(void)
 {
@@ -60,9 +69,17 @@ static int map_buffers(struct ublk_queue *queue)
     return 0;
 }
 
+/* A table of the ring for the pages of requests, empty yet: one number for each tag. Linux 5.19. */
+static int make_table(struct ublk_queue *queue)
+{
+    struct io_uring_rsrc_register table = {.nr = queue->server->options.depth, .flags = IORING_RSRC_REGISTER_SPARSE};
+    long done = syscall(SYS_io_uring_register, queue->rings.fd, IORING_REGISTER_BUFFERS2, &table, sizeof table);
+    return done < 0 ? errno : 0;
+}
+
 static int open_queue(struct ublk_queue *queue)
 {
-    /* A request has one command at a time; two more entries watch the mover and the eventfd. */
+    /* A request has one command or transfer at a time; two more entries watch the mover and the eventfd. */
     uint32_t entries = queue->server->options.depth + 2;
 
     if (!io_rings_open(&queue->rings, entries, BATCHED_COMPLETIONS, &USE) &&
@@ -70,7 +87,10 @@ static int open_queue(struct ublk_queue *queue)
         return errno;
     }
     int error = map_descriptors(queue);
-    return error != 0 ? error : map_buffers(queue);
+    if (error == 0) {
+        error = map_buffers(queue);
+    }
+    return error == 0 && queue->server->options.zero_copy != 0 ? make_table(queue) : error;
 }
 
 static void close_queue(struct ublk_queue *queue)
@@ -98,13 +118,57 @@ static bool queue_command(struct ublk_request *request, uint32_t command, int32_
     entry->fd = queue->server->options.device;
     entry->command = command;
     entry->user_data = request->tag;
+    bool zero_copy = queue->server->options.zero_copy != 0;
+    if (zero_copy) {
+        entry->address = request->tag | BUFFER_MAY_FAIL;
+    }
     *(struct queue_command *)(void *)entry->payload = (struct queue_command){
         .queue = (uint16_t)queue->number,
         .tag = request->tag,
         .result = result,
-        .address = (uintptr_t)request->data,
+        .address = zero_copy ? 0 : (uintptr_t)request->data,
     };
     return true;
+}
+
+static bool pass(struct ublk_request *request, const struct mover_pass *pass)
+{
+    bool writing = request->kind == TAPFS_UBLK_WRITE;
+    struct io_uring_sqe *entry = io_rings_entry(&request->queue->rings);
+
+    if (entry == NULL) {
+        return false;
+    }
+    *entry = (struct io_uring_sqe){
+        .opcode = writing ? IORING_OP_WRITE_FIXED : IORING_OP_READ_FIXED,
+        .flags = pass->by_thread ? IOSQE_ASYNC : 0,
+        .fd = pass->fd,
+        .off = pass->offset,
+        .len = (uint32_t)request->length, /* from the first byte of the pages on: they have no address */
+        .buf_index = request->tag,
+        .user_data = TAG_PASS | request->tag,
+    };
+    return true;
+}
+
+static int copy(struct ublk_request *request)
+{
+    const struct ublk_queue *queue = request->queue;
+    bool writing = request->operation == OPERATION_WRITE;
+    uint64_t at = REQUEST_DATA + ((uint64_t)queue->number << REQUEST_QUEUE_SHIFT) +
+                  ((uint64_t)request->tag << REQUEST_TAG_SHIFT);
+
+    for (uint64_t done = 0; done < request->length;) {
+        ssize_t count = writing ? pread(queue->server->options.device, request->data + done, request->length - done,
+                                        (off_t)(at + done))
+                                : pwrite(queue->server->options.device, request->data + done, request->length - done,
+                                         (off_t)(at + done));
+        if (count <= 0 && (count == 0 || errno != EINTR)) {
+            return count == 0 ? EIO : errno;
+        }
+        done += count > 0 ? (uint64_t)count : 0;
+    }
+    return 0;
 }
 
 static int fetch_all(struct ublk_queue *queue)
@@ -145,6 +209,8 @@ static void completed(struct ublk_queue *queue, uint64_t tag, int32_t result, in
     } else if (tag == TAG_WAKE) {
         queue->watching_wake = false;
         ublk_awake(queue);
+    } else if ((tag & TAG_PASS) != 0) {
+        ublk_passed(&queue->requests[tag & ~TAG_PASS], result);
     } else if (result == RESULT_REQUEST) {
         ublk_append(&queue->waiting, &queue->requests[tag]);
     } else {
@@ -180,6 +246,8 @@ const struct ublk_channel ublk_driver = {
     .open = open_queue,
     .fetch = fetch_all,
     .commit = commit,
+    .pass = pass,
+    .copy = copy,
     .wait = wait_for_more,
     .close = close_queue,
 };

@@ -48,6 +48,15 @@ _Static_assert(sizeof(struct command_entry) == 48 && sizeof(struct queue_command
 #define COMMAND_FETCH ((uint32_t)_IOWR('u', 0x20, struct queue_command))
 #define COMMAND_COMMIT_AND_FETCH ((uint32_t)_IOWR('u', 0x21, struct queue_command))
 
+/* Where a command of a queue says under which number the ring is to have the pages of the next request (struct
+ * ublk_auto_buf_reg in `address` of the entry); if the ring cannot, the descriptor says so. */
+#define BUFFER_MAY_FAIL (UINT64_C(1) << 16)
+
+/* Where the character device has the data of a request, for pread(2) of a write and pwrite(2) of a read. */
+#define REQUEST_DATA UINT64_C(0x80000000)
+#define REQUEST_QUEUE_SHIFT 41
+#define REQUEST_TAG_SHIFT 25
+
 /* Results of a command of a queue: there is a request; the device is no more. */
 #define RESULT_REQUEST 0
 #define RESULT_ABORTED (-ENODEV)

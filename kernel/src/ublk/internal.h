@@ -25,6 +25,7 @@ enum { OPERATION_READ = 0, OPERATION_WRITE = 1, OPERATION_FLUSH = 2, OPERATION_D
 #define OPERATION_MASK 0xffu
 #define FLAG_FUA (UINT32_C(1) << 13)
 #define FLAG_NO_UNMAP (UINT32_C(1) << 15)
+#define FLAG_NOT_IN_RING (UINT32_C(1) << 17) /* the ring has no number for the request's pages */
 
 /* What the driver says of a request. It stands in memory that the driver shares with us. */
 struct ublk_descriptor {
@@ -49,6 +50,7 @@ struct ublk_request {
     uint32_t operation;  /* OPERATION_... */
     uint32_t kind;       /* what is being done for it: TAPFS_UBLK_... */
     bool durable, synced; /* FUA; the SYNC for it has begun */
+    bool passed;         /* moved without its data having been here */
     bool goes_on;        /* given back to be moved by the mover */
     int error;           /* given back with this, if it does not go on */
     uint64_t since; /* when it was begun, as metrics_begin has it */
@@ -90,7 +92,7 @@ static inline struct ublk_request *ublk_take_first(struct ublk_list *list)
 /* Written by the queue's thread alone. */
 struct ublk_counters {
     _Atomic uint64_t operations[OPERATION_WRITE_ZEROES + 1];
-    _Atomic uint64_t read_bytes, written_bytes, errors, parked, at_once, batches, throttled_ns, in_flight;
+    _Atomic uint64_t read_bytes, written_bytes, errors, parked, at_once, passed, batches, throttled_ns, in_flight;
 };
 
 /* The disk that is served. */
@@ -108,6 +110,10 @@ struct ublk_channel {
     int (*fetch)(struct ublk_queue *queue);
     /* Answer a request: 0 or more, or a negated errno. Its tag is the driver's then. */
     void (*commit)(struct ublk_request *request, int32_t result);
+    /* With zero copy: have the ring move the pages of a request; `ublk_passed` takes what comes of it. False: no room. */
+    bool (*pass)(struct ublk_request *request, const struct mover_pass *pass);
+    /* With zero copy: copy the data of a write to its memory, or of a read from there. 0 or an errno. */
+    int (*copy)(struct ublk_request *request);
     /* Wait until requests have come (into `queue->waiting`), `mover_fd` or `wake_fd` is readable, or the time is over
      * (0: without end). 0 or an errno after which the queue does not work. */
     int (*wait)(struct ublk_queue *queue, uint64_t nanoseconds);
@@ -197,6 +203,8 @@ TAPFS_INTERNAL void ublk_park_stop(tapfs_ublk *server);
 
 /* Have a request done that was fetched. */
 TAPFS_INTERNAL void ublk_begin(struct ublk_request *request);
+/* The ring has moved the pages of a request, or has not. */
+TAPFS_INTERNAL void ublk_passed(struct ublk_request *request, int32_t result);
 /* What the mover has ended. */
 TAPFS_INTERNAL void ublk_moved(struct ublk_queue *queue);
 /* What other threads have given back. */

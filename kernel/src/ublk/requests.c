@@ -22,11 +22,21 @@ static uint32_t metric_of(const struct ublk_request *request)
     }
 }
 
+/* Whether the data of a read or write goes through our memory by calls of ours. */
+static bool copies(const struct ublk_request *request)
+{
+    return request->queue->server->options.zero_copy != 0 && !request->passed;
+}
+
 static void answer(struct ublk_request *request, int error)
 {
     struct ublk_queue *queue = request->queue;
     struct ublk_counters *counters = &queue->counters;
     bool moves = request->operation == OPERATION_READ || request->operation == OPERATION_WRITE;
+
+    if (error == 0 && request->operation == OPERATION_READ && copies(request)) {
+        error = queue->server->channel->copy(request);
+    }
 
     metrics_end(&queue->server->metrics, metric_of(request), request->since, moves ? request->length : 0, error != 0);
     queue->in_flight--;
@@ -93,6 +103,56 @@ static void move(struct ublk_request *request)
     }
 }
 
+/* Have the kernel move the data between the file and the pages of the request. False: it must come through our memory. */
+static bool pass(struct ublk_request *request)
+{
+    struct ublk_queue *queue = request->queue;
+    struct mover_pass pass;
+
+    request->move = (struct move){
+        .offset = request->offset,
+        .length = request->length,
+        .writing = request->kind == TAPFS_UBLK_WRITE,
+    };
+    if (!mover_pass(queue->mover, &request->move, &pass)) {
+        return false;
+    }
+    if (!queue->server->channel->pass(request, &pass)) {
+        mover_passed(queue->mover, &request->move, -EAGAIN);
+        return false;
+    }
+    return true;
+}
+
+/* Move the data through our memory. */
+static void move_here(struct ublk_request *request)
+{
+    int error = 0;
+
+    if (request->kind == TAPFS_UBLK_WRITE && copies(request)) {
+        error = request->queue->server->channel->copy(request);
+    }
+    if (error != 0) {
+        answer(request, error);
+    } else {
+        move(request);
+    }
+}
+
+void ublk_passed(struct ublk_request *request, int32_t result)
+{
+    struct ublk_queue *queue = request->queue;
+
+    if (mover_passed(queue->mover, &request->move, result)) {
+        request->passed = true;
+        request->done = request->length;
+        ublk_count(&queue->counters.passed, 1);
+        end(request, 0);
+    } else {
+        move_here(request); /* which meets the error itself, if it lasts */
+    }
+}
+
 /* What is to be done for an operation; negative: nothing, it is refused. */
 static int kind_of(uint32_t operation)
 {
@@ -122,7 +182,7 @@ static int decode(struct ublk_request *request)
 
     request->operation = told->operation & OPERATION_MASK;
     request->durable = (told->operation & FLAG_FUA) != 0;
-    request->synced = request->goes_on = false;
+    request->synced = request->goes_on = request->passed = false;
     request->done = 0;
     request->outcome = (tapfs_outcome){.status = TAPFS_DONE};
     request->disk = served->disk;
@@ -153,6 +213,7 @@ void ublk_begin(struct ublk_request *request)
 
     queue->in_flight++;
     atomic_store_explicit(&queue->counters.in_flight, queue->in_flight, memory_order_relaxed);
+    const struct ublk_descriptor *told = &queue->descriptors[request->tag];
     int error = decode(request);
     request->since = metrics_begin(metric_of(request), request->offset, request->length);
     bool moves = request->kind == TAPFS_UBLK_READ || request->kind == TAPFS_UBLK_WRITE;
@@ -161,10 +222,10 @@ void ublk_begin(struct ublk_request *request)
     }
     if (error != 0) {
         answer(request, error);
-    } else if (moves) {
-        move(request);
-    } else {
+    } else if (!moves) {
         park(request);
+    } else if (!copies(request) || (told->operation & FLAG_NOT_IN_RING) != 0 || !pass(request)) {
+        move_here(request);
     }
 }
 

@@ -295,6 +295,7 @@ void tapfs_ublk_counters(tapfs_ublk *server, tapfs_ublk_statistics *statistics)
         statistics->errors += value(&counters->errors);
         statistics->parked += value(&counters->parked);
         statistics->at_once += value(&counters->at_once);
+        statistics->passed += value(&counters->passed);
         statistics->batches += value(&counters->batches);
         statistics->throttled_ns += value(&counters->throttled_ns);
         statistics->in_flight += value(&counters->in_flight);

@@ -40,7 +40,8 @@ typedef struct {
     uint32_t workers;   /* threads of each queue for what blocks */
     uint8_t writable;  /* else everything but reads and flushes is refused */
     uint8_t io_uring;  /* use it for the host's files, too, where the kernel has it */
-    uint8_t reserved[6];
+    uint8_t zero_copy; /* the device gives the pages of its requests to the rings of its queues, and copies nothing itself */
+    uint8_t reserved[5];
 } tapfs_ublk_options;
 
 typedef struct {
@@ -49,6 +50,7 @@ typedef struct {
     uint64_t errors;
     uint64_t parked;
     uint64_t at_once;      /* moved by the queue's thread without waiting */
+    uint64_t passed;       /* moved by the kernel between the file and the pages of the request */
     uint64_t batches;      /* times that a queue's thread has asked the driver for more */
     uint64_t throttled_ns; /* time that requests waited for the rate limit */
     uint64_t in_flight;

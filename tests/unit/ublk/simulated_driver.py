@@ -13,6 +13,8 @@ from tapfs.kernel.ublk_server import Shape
 
 READ, WRITE, FLUSH, DISCARD, WRITE_ZEROES = 0, 1, 2, 3, 5
 FUA, NO_UNMAP = 1 << 13, 1 << 15
+#: The kernel could not put the pages of the request into the queue's ring.
+NOT_IN_RING = 1 << 17
 SECTOR = 512
 
 _ARMED, _GIVEN = 1, 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import select
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -26,6 +27,7 @@ from tests.unit.ublk.simulated_driver import (
     FLUSH,
     FUA,
     NO_UNMAP,
+    NOT_IN_RING,
     READ,
     WRITE,
     WRITE_ZEROES,
@@ -49,10 +51,12 @@ def opened(path: Path, *, writable: bool = True, wait_on: str = "space") -> Serv
 
 
 @contextmanager
-def served(path: Path, driver: SimulatedDriver, *, writable: bool = True) -> Generator[ServedDisk]:
+def served(
+    path: Path, driver: SimulatedDriver, *, writable: bool = True, zero_copy: bool = False
+) -> Generator[ServedDisk]:
     disk = opened(path, writable=writable)
     try:
-        disk.connect(driver.shape, simulated=driver.descriptor)
+        disk.connect(driver.shape, simulated=driver.descriptor, zero_copy=zero_copy)
         yield disk
     finally:
         disk.close()
@@ -65,11 +69,15 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.001)
 
 
-def test_any_requests_give_what_a_model_gives(path: Path) -> None:
-    """Requests of both queues beside each other; they own stripes, so that their order is no matter."""
+@pytest.mark.parametrize("zero_copy", [False, True])
+def test_any_requests_give_what_a_model_gives(path: Path, *, zero_copy: bool) -> None:
+    """Requests of both queues beside each other; they own stripes, so that their order is no matter.
+
+    Of some requests the kernel could not put the pages into the ring.
+    """
     model = bytearray(SIZE)
     seed = random.Random(5)
-    with SimulatedDriver(SHAPE) as driver, served(path, driver) as disk:
+    with SimulatedDriver(SHAPE) as driver, served(path, driver, zero_copy=zero_copy) as disk:
         for _ in range(60):
             given: list[tuple[int, int, int, int, int]] = []
             for queue in range(SHAPE.queues):
@@ -81,7 +89,7 @@ def test_any_requests_give_what_a_model_gives(path: Path) -> None:
                     kind = seed.choice((READ, READ, WRITE, WRITE, WRITE | FUA, FLUSH, DISCARD, WRITE_ZEROES, NO_UNMAP))
                     kind = WRITE_ZEROES | NO_UNMAP if kind == NO_UNMAP else kind
                     data = seed.randbytes(length) if kind & 0xFF == WRITE else b""
-                    driver.give(tag, kind, offset, length, data, queue)
+                    driver.give(tag, kind | seed.choice((0, 0, 0, NOT_IN_RING)), offset, length, data, queue)
                     given.append((queue, tag, kind, offset, length))
                     if data:
                         model[offset : offset + length] = data
@@ -98,6 +106,9 @@ def test_any_requests_give_what_a_model_gives(path: Path) -> None:
         assert counted["in_flight"] == 0
         assert counted["errors"] == 0
         assert counted["parked"] > 0
+        # A ring has no use for a file on tmpfs.
+        on_disk = subprocess.check_output(["stat", "-f", "-c", "%T", path], text=True).strip() != "tmpfs"
+        assert (counted["passed"] > 0) == (zero_copy and on_disk)
     image = open_image(str(path), OpenOptions())
     assert image.read(0, SIZE) == model
     image.close()
