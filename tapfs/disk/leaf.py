@@ -188,14 +188,14 @@ def _cannot_pass_down(base: Layer, why: str) -> ImageError:
 
 
 def _require_found_by_contents(layer: Layer, format_name: str, *, op: str) -> None:
-    """Raise ImageError(unsupported) for a format that must be named, where the toolstack names none."""
+    """Raise ImageError(unsupported) for a format that must be named, where nobody names one."""
     if has_trait(format_named(format_name), Trait.NAMED_TO_WRITE):
         raise ImageError(
             ErrorKind.UNSUPPORTED,
-            f"the toolstack does not say the format of the disk, which would be {format_name} from then on",
+            f"nobody says the format of the disk by its name, which would be {format_name} from then on",
             path=layer.path,
             op=op,
-            remedy=f"have the configuration say it (tap:{format_name}:)",
+            remedy=f"have the configuration of the guest say it (tap:{format_name}:), or say {{keep_names}}",
         )
 
 

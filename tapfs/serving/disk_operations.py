@@ -132,6 +132,9 @@ class DiskOperations:
     def require_no_job(self) -> None:
         """Raise ImageError(locked) while the disk is being copied."""
 
+    def require_taken_over(self) -> None:
+        """Raise ImageError(locked) while somebody else may still have the disk."""
+
     def look_again(self) -> None:
         """Have what the disk is to do next be looked at: it may be possible by now."""
 

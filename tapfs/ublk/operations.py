@@ -24,8 +24,13 @@ class Operations(DiskOperations):
     def __init__(self, disk: ServedDisk, record: DiskRecord, plan_log: PlanLog, driver: Driver) -> None:
         self.changing = trio.Lock()
         super().__init__(disk, plan_log, self.changing, mode=record.mode, key_file=record.key_file)
+        self._served = disk
         self._record = record
         self._driver = driver
+
+    def require_no_job(self) -> None:
+        """Raise ImageError(locked) while the disk is being committed or mirrored."""
+        self._served.require_no_job()
 
     async def flush(self) -> None:
         """Have all that was answered durable."""

@@ -30,6 +30,7 @@ from tapfs.serving.disk_operations import RateLimit
 from tapfs.serving.disk_sandbox import DiskNeeds, enter_for_disk
 from tapfs.serving.failures import InternalError, reported
 from tapfs.serving.held_requests import HeldRequests
+from tapfs.serving.live_jobs import LiveJobs
 from tapfs.serving.log import log, log_to_syslog, open_syslog
 from tapfs.serving.messages import encode, failed, succeeded
 from tapfs.serving.processes import EXIT_DONE, EXIT_STOPPED
@@ -64,6 +65,7 @@ class DiskProcess:
         self._ready = ready
         self._directory = directory()
         self._operations: Operations | None = None
+        self._jobs: LiveJobs | None = None
         self._disk: ServedDisk | None = None
         self._done = False
         self._driver = Driver()
@@ -101,14 +103,16 @@ class DiskProcess:
         self._connect(info, disk)
         self._disk = disk
         self._operations = Operations(disk, record, plan_log, self._driver)
+        self._jobs = LiveJobs(self._operations, disk, plan_log, key_file=record.key_file)
         ending.add_async("wait for an operation", self._operations.changing.acquire)
 
     async def serve(self) -> None:
         """Answer users and operators until the device is no more."""
-        if self._disk is None or self._operations is None:
+        if self._disk is None or self._operations is None or self._jobs is None:
             raise AssertionError("not prepared")
         disk, operations = self._disk, self._operations
-        self._service.listen(self._directory, socket_name(self._number), partial(control.answer, operations))
+        answer = partial(control.answer, operations, self._jobs)
+        self._service.listen(self._directory, socket_name(self._number), answer)
         # Not beside a swap: the flush of an image that serves no more would clear the plan of the one that does.
         self._service.flush_periodically(lambda: disk.image, alone=operations.changing)
         log.info("ready: %s (%s, %d bytes)", disk.image.path, disk.image.format_name, disk.image.size)

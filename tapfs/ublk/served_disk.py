@@ -6,12 +6,14 @@ disk (a flush, a discard) is parked, and threads of `tapfs.serving.parked` serve
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Sequence
 
 from tapfs.disk.image import Image
 from tapfs.kernel.metrics import NONE, Metrics, together
 from tapfs.kernel.ublk_server import ParkedRequest, Request, Shape, UblkServer, UblkStatistics
+from tapfs.serving.copied_disk import CopiedDisk
 from tapfs.serving.disk_operations import RateLimit
 from tapfs.serving.held_requests import HeldRequests
 from tapfs.serving.parked import ParkedThreads, finish_flushes, finish_move, finish_writes
@@ -20,7 +22,7 @@ from tapfs.serving.parked import ParkedThreads, finish_flushes, finish_move, fin
 _FILL_STEP = 1 << 20
 
 
-class ServedDisk:
+class ServedDisk(CopiedDisk):
     """An image and the queues of its device, once `connect` has been called. Methods block; one at a time.
 
     Takes over `image`; `close` must come last. What a write was answered for is in the image, durable after a flush (a
@@ -29,10 +31,11 @@ class ServedDisk:
     """
 
     def __init__(self, image: Image, *, limit: RateLimit, paused: bool, held: HeldRequests) -> None:
-        self.image = image
+        super().__init__(image, limit)
         self.held = held
-        self.limit = limit
         self.paused = paused
+        #: Held by who asks the server for a limit, or lets it go.
+        self._limiting = threading.Lock()
         self._server: UblkServer | None = None
         self._parked: ParkedThreads[ParkedRequest] | None = None
         self._past_metrics: Metrics = NONE
@@ -72,7 +75,7 @@ class ServedDisk:
         )
         parked = ParkedThreads(server.next_parked, self._answer, self._together, path=lambda: self.image.path)
         try:
-            server.limit(*self.limit)
+            server.limit(*self.bound)
             parked.start()
             server.start()
             if paused:
@@ -93,8 +96,9 @@ class ServedDisk:
         self._parked.join()
         self._past_metrics = self.metrics()
         self._past.update({**self._server.statistics()._asdict(), "in_flight": 0})
-        self._server.close()
-        self._server = None
+        with self._limiting:
+            self._server.close()
+            self._server = None
 
     def pause(self) -> None:
         """Begin no more requests and wait until none is in flight."""
@@ -113,11 +117,11 @@ class ServedDisk:
         old, self.image = self.image, image
         return old
 
-    def set_limit(self, limit: RateLimit) -> None:
-        """Limit the rate from now on."""
-        self.limit = limit
-        if self._server is not None:
-            self._server.limit(*limit)
+    def apply_limit(self) -> None:
+        """Have the queues keep to `bound`. Any thread may call it."""
+        with self._limiting:
+            if self._server is not None:
+                self._server.limit(*self.bound)
 
     def statistics(self) -> dict[str, int]:
         """The counters since the process began, by the names in UblkStatistics."""
@@ -132,11 +136,11 @@ class ServedDisk:
         return past if self._server is None else together(past, self._server.metrics())
 
     def close(self) -> None:
-        """Disconnect and close the image. Raises the ImageError that its last flush met."""
+        """Disconnect and close the image; a job ends. Raises the ImageError that its last flush met."""
         try:
             self.disconnect()
         finally:
-            self.image.close()
+            self.close_image()
 
     # In the threads
 

@@ -69,7 +69,7 @@ MAY_IMPORT = {
     "jobs": {"host", "disk", "kernel", "packages", "partitions"},
     "report": {"host", "disk", "jobs", "kernel", "partitions"},
     "many": {"host", "disk", "jobs", "partitions"},
-    "serving": {"host", "disk", "kernel"},
+    "serving": {"host", "disk", "jobs", "kernel"},
     "api": {"host", "disk", "jobs", "serving", "fuse"},
     "volumes": {"api", "disk", "jobs", "serving"},
     "testing": {"disk"},

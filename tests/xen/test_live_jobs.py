@@ -16,8 +16,8 @@ from tapfs import ErrorKind, ImageError, NewImage
 from tapfs.disk.plan_log import PlanLog
 from tapfs.serving.disk_operations import RateLimit
 from tapfs.serving.held_requests import HeldRequests
+from tapfs.serving.live_jobs import LiveJobs
 from tapfs.xen.disk.backend import Backend
-from tapfs.xen.disk.live_jobs import LiveJobs
 from tapfs.xen.disk.operations import Operations
 from tapfs.xen.disk.served_disk import ServedDisk
 from tapfs.xen.disk.settings import DiskSettings
@@ -208,7 +208,7 @@ class AloneDisk:
         settings = DiskSettings(parse_specification(f"tap:raw:{path}"), "w")
         plan_log = PlanLog(folder / "plan", "token")
         backend = cast("Backend", SimpleNamespace(disk=self.disk, changing=self.changing, is_to_take_over=False))
-        self.jobs = LiveJobs(Operations(backend, settings, plan_log), self.disk, settings, plan_log)
+        self.jobs = LiveJobs(Operations(backend, settings, plan_log), self.disk, plan_log, key_file=None)
 
     async def mirror(self) -> None:
         """A mirror that takes far too long."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tapfs.cli.guests.device import add_device_options
+from tapfs.cli.guests.device import add_copied_disk_options, names_device
 from tapfs.cli.options import add_changed_image_options, open_options, unlocked
 from tapfs.cli.parser import UsageError, size_argument
 from tapfs.cli.qemu_words import add_qemu_words, is_direct
@@ -23,9 +23,9 @@ Write what the overlay FILE holds into its backing file, whatever the two format
 FILE reads the same at every moment and afterwards, so a commit that was interrupted is begun anew.
 A backing file that is smaller than FILE grows. Nobody may use an image of the chain meanwhile.
 
-With --domain and --vdev it is the disk of a guest that goes on using it. The disk is the backing file alone
-afterwards, which has its name then, and the overlay is gone. Ctrl-C ends it, and nothing has changed.
-With --keep-names each file keeps its name, and the overlay stays, empty.
+With --domain and --vdev it is the disk of a guest that goes on using it, with --ublk a block device. The disk
+is the backing file alone afterwards, which has its name then, and the overlay is gone. Ctrl-C ends it, and
+nothing has changed. With --keep-names each file keeps its name, and the overlay stays, empty.
 
 With -b the data goes to BASE, further down the chain, and FILE keeps what it holds. The images between
 the two, and every other overlay over BASE, then read senseless data by themselves."""
@@ -36,10 +36,13 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "commit", help="write what an overlay holds into its backing file", description=_DESCRIPTION
     )
-    parser.usage = "tapfs commit [options] FILE\n       tapfs commit [options] --domain D --vdev V"
+    parser.usage = (
+        "tapfs commit [options] FILE\n       tapfs commit [options] --domain D --vdev V\n"
+        "       tapfs commit [options] --ublk DEV"
+    )
     parser.add_argument("image", metavar="FILE", nargs="?", help="the overlay")
-    add_device_options(parser, required=False)
-    parser.add_argument("--keep-names", action="store_true", help="of a guest's disk: change no name")
+    add_copied_disk_options(parser)
+    parser.add_argument("--keep-names", action="store_true", help="of a disk in use: change no name")
     parser.add_argument(
         "-b", "--base", metavar="BASE", help="the image of the chain to write to (the backing file of FILE); implies -d"
     )
@@ -56,14 +59,13 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Commit it, and say where to."""
-    if (arguments.domain is None) != (arguments.vdev is None):
-        raise UsageError("--domain and --vdev name a guest's disk together", _PROGRAM)
-    if (arguments.image is None) == (arguments.domain is None):
-        raise UsageError("say either FILE, or --domain and --vdev of a guest's disk", _PROGRAM)
-    return _image(arguments) if arguments.domain is None else _disk_of_guest(arguments)
+    in_use = names_device(arguments, _PROGRAM)
+    if (arguments.image is not None) == in_use:
+        raise UsageError("say either FILE, or a disk in use: --domain and --vdev, or --ublk", _PROGRAM)
+    return _disk_in_use(arguments) if in_use else _image(arguments)
 
 
-def _disk_of_guest(arguments: argparse.Namespace) -> int:
+def _disk_in_use(arguments: argparse.Namespace) -> int:
     from tapfs.cli.guests.live_job import do_live_job
     from tapfs.cli.json_output import print_json
 
@@ -80,7 +82,7 @@ def _disk_of_guest(arguments: argparse.Namespace) -> int:
 
 def _image(arguments: argparse.Namespace) -> int:
     if arguments.keep_names:
-        raise UsageError("--keep-names is for a guest's disk", _PROGRAM)
+        raise UsageError("--keep-names is for a disk in use", _PROGRAM)
     from tapfs.cli.guard import complain
     from tapfs.cli.json_output import print_json
     from tapfs.jobs.commit import commit_image

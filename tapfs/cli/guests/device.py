@@ -27,10 +27,15 @@ def add_device_options(parser: argparse.ArgumentParser, *, required: bool = True
     )
 
 
-def add_disk_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name a disk in use: --domain and --vdev, --ublk, or --served."""
+def add_copied_disk_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name a disk that jobs may copy: --domain and --vdev, or --ublk."""
     add_device_options(parser, required=False)
     parser.add_argument("--ublk", metavar="DEV", help="a block device of 'tapfs attach --ublk' instead: /dev/ublkbN")
+
+
+def add_disk_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name a disk in use: --domain and --vdev, --ublk, or --served."""
+    add_copied_disk_options(parser)
     parser.add_argument(
         "--served",
         metavar="ADDRESS",
@@ -42,16 +47,23 @@ def names_device(arguments: argparse.Namespace, program: str) -> bool:
     """Whether the options name one disk; none at all do not. Raises UsageError where they name half of one, or two."""
     if (arguments.domain is None) != (arguments.vdev is None):
         raise UsageError("--domain and --vdev name a disk together", program)
-    named = [each for each in (arguments.ublk, arguments.served, arguments.domain) if each is not None]
-    if len(named) > 1:
-        raise UsageError("say either --domain and --vdev, --ublk or --served", program)
-    return bool(named)
+    served = getattr(arguments, "served", None)
+    if len([each for each in (arguments.ublk, served, arguments.domain) if each is not None]) > 1:
+        raise UsageError(f"say either {_choice(arguments)}", program)
+    return any(each is not None for each in (arguments.ublk, served, arguments.domain))
 
 
 def require_device(arguments: argparse.Namespace, program: str) -> None:
     """Raise UsageError unless the options name one disk."""
     if not names_device(arguments, program):
-        raise UsageError("say which disk: --domain and --vdev, --ublk or --served", program)
+        raise UsageError(f"say which disk: {_choice(arguments)}", program)
+
+
+def _choice(arguments: argparse.Namespace) -> str:
+    """The options that name a disk for this command."""
+    return (
+        "--domain and --vdev, --ublk or --served" if hasattr(arguments, "served") else "--domain and --vdev, or --ublk"
+    )
 
 
 def with_xenstore(work: Callable[[XenStore, Host], Awaitable[_Result]]) -> _Result:

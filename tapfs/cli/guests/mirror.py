@@ -1,10 +1,10 @@
-"""`tapfs mirror`: copy a guest's disk to a new image while the guest uses it, and go on with the copy."""
+"""`tapfs mirror`: copy a disk in use to a new image while it is used, and go on with the copy."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tapfs.cli.guests.device import add_device_options
+from tapfs.cli.guests.device import add_copied_disk_options, require_device
 from tapfs.cli.guests.live_job import do_live_job
 from tapfs.cli.parser import UsageError, format_argument, size_argument
 from tapfs.cli.reporting import add_json_option, add_progress_options, print_line, progress_of
@@ -15,21 +15,23 @@ if TYPE_CHECKING:
     from tapfs.cli.parser import Subparsers
 
 _DESCRIPTION = """\
-Copy a guest's disk into the new image TARGET while the guest uses it, whatever the two formats are,
-and wherever TARGET lies. TARGET appears when it is complete and durable, and holds the disk of that one
+Copy a guest's disk or a block device into the new image TARGET while it is used, whatever the two formats
+are, and wherever TARGET lies. TARGET appears when it is complete and durable, and holds the disk of that one
 moment. An error of TARGET ends the copy, and the guest sees nothing of it; Ctrl-C ends it, too.
 
 With --pivot the disk is TARGET from that moment on. Its name becomes a link to TARGET, so whoever
 starts the guest again finds the newest state; the old image gets the name with .mirrored behind it. With
 --keep-names both keep their names, as for block devices: the toolstack has to name TARGET then."""
 
+_PROGRAM = "tapfs mirror"
+
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
-        "mirror", help="copy a guest's disk while the guest uses it, and go on with the copy", description=_DESCRIPTION
+        "mirror", help="copy a disk in use to a new image, and go on with the copy", description=_DESCRIPTION
     )
-    add_device_options(parser)
+    add_copied_disk_options(parser)
     parser.add_argument("target", metavar="TARGET", help="the new image")
     parser.add_argument(
         "-O", "--target-format", metavar="FMT", type=format_argument, required=True, help="the format of TARGET"
@@ -51,10 +53,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     from tapfs.cli.json_output import print_json
 
+    require_device(arguments, _PROGRAM)
     if not arguments.target:
-        raise UsageError("TARGET must be the name of a file", "tapfs mirror")
+        raise UsageError("TARGET must be the name of a file", _PROGRAM)
     if arguments.keep_names and not arguments.pivot:
-        raise UsageError("--keep-names says how --pivot is done", "tapfs mirror")
+        raise UsageError("--keep-names says how --pivot is done", _PROGRAM)
     target = os.path.abspath(arguments.target)
     with progress_of(arguments, "mirror") as progress:
         done = do_live_job(

@@ -38,15 +38,7 @@ class Operations(DiskOperations):
 
     def require_no_job(self) -> None:
         """Raise ImageError(locked) while the disk is being committed or mirrored."""
-        job = self._served.job
-        if job is not None:
-            raise ImageError(
-                ErrorKind.LOCKED,
-                f"a {job.kind} of the disk is under way",
-                path=self._disk.image.path,
-                op="change the disk",
-                remedy=f"wait for its end, or end it: Ctrl-C in tapfs {job.kind}",
-            )
+        self._served.require_no_job()
 
     def require_taken_over(self) -> None:
         """Raise ImageError(locked) while another domain of the same virtual machine may still have the disk."""

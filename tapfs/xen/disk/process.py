@@ -27,6 +27,7 @@ from tapfs.serving.control import Answer
 from tapfs.serving.disk_operations import RateLimit
 from tapfs.serving.failures import InternalError, out_of_memory
 from tapfs.serving.held_requests import HeldRequests
+from tapfs.serving.live_jobs import LiveJobs
 from tapfs.serving.log import log, log_to_stderr
 from tapfs.serving.processes import EXIT_DONE, EXIT_STOPPED
 from tapfs.serving.runtime_directory import make_private, runtime_directory
@@ -39,7 +40,6 @@ from tapfs.xen.disk.device_model import DeviceModelDoor, device_model_keys
 from tapfs.xen.disk.disk_image import look_at_disk, open_disk
 from tapfs.xen.disk.hand_over import TakeOver, is_handed_over, is_incoming
 from tapfs.xen.disk.held_at_rest import Holding
-from tapfs.xen.disk.live_jobs import LiveJobs
 from tapfs.xen.disk.operations import Operations
 from tapfs.xen.disk.process_limits import apply_limits
 from tapfs.xen.disk.sandbox import enter_for_device
@@ -138,8 +138,8 @@ class DiskProcess:
         ending.add("let go of the rings", backend.leave)
         ending.add_async("wait for an operation", backend.changing.acquire)
         operations = Operations(backend, settings, plan_log)
-        jobs = LiveJobs(operations, disk, settings, plan_log)
-        return await self._follow(store, backend, partial(control.answer, operations, jobs, Holding(operations, disk)))
+        jobs = LiveJobs(operations, disk, plan_log, key_file=settings.key_file)
+        return await self._follow(store, backend, partial(control.answer, jobs, Holding(operations, disk)))
 
     async def _open(self, store: XenStore, plan_log: PlanLog) -> tuple[DiskSettings, ServedDisk]:
         """Set our limits and open the image. Raises the ImageError that keeps the disk from being served."""

@@ -13,23 +13,22 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tapfs.disk.image import Image
-from tapfs.jobs.live_copy import CopyEndedError
 from tapfs.kernel.metrics import NONE, Metrics, together
 from tapfs.kernel.xen_ring import Grants, ParkedRequest, Request, XenDevice, XenStatistics
+from tapfs.serving.copied_disk import CopiedDisk
 from tapfs.serving.disk_operations import RateLimit
 from tapfs.serving.held_requests import HeldRequests
 from tapfs.serving.parked import ParkedThreads, finish_move, finish_writes
 from tapfs.xen.disk.frontend_keys import FrontendKeys
 
 if TYPE_CHECKING:
-    from tapfs.jobs.live_job import LiveJob
     from tapfs.xen.disk.held_export import HeldExport
 
 #: Counters that say what is now, not what there has been.
 _PRESENT = ("in_flight",)
 
 
-class ServedDisk:
+class ServedDisk(CopiedDisk):
     """An image and its connection to a frontend, if there is one. Methods block; one at a time.
 
     Takes over `image`; `close` must come last. `discard`: the guest may discard what it may write. What a guest's write
@@ -50,22 +49,17 @@ class ServedDisk:
         discard: bool = True,
         opened_anew: bool = False,
     ) -> None:
-        self.image = image
+        super().__init__(image, limit)
         self._opened_anew = opened_anew
         self._export: HeldExport | None = None
         self.held = held
         self._discard = discard
         self._machine = machine
         self._domain = domain
-        self.limit = limit
         self.paused = paused
         self._device: XenDevice | None = None
         self._parked: ParkedThreads[ParkedRequest] | None = None
-        #: A job that copies the disk meanwhile, and the lock that its thread holds while it copies.
-        self.job: LiveJob | None = None
-        self._copying = threading.Lock()
-        #: Bytes a second that the guest may write while a job catches up, None for any; and who may ask the device.
-        self._slowed: int | None = None
+        #: Held by who asks the device for a limit, or lets it go.
         self._limiting = threading.Lock()
         #: Requests that exports which have ended had answered.
         self._exported = 0
@@ -128,7 +122,7 @@ class ServedDisk:
         try:
             for ring in frontend.rings:
                 device.add_ring(ring.references, ring.port)
-            device.limit(*self._bound)
+            device.limit(*self.bound)
             # First the threads that the host may refuse without harm: nothing has been taken from the rings yet.
             parked.start()
             device.start()
@@ -235,33 +229,11 @@ class ServedDisk:
             if self._export is not None:
                 self._export.serve(self.image, opened_anew=False)
 
-    def set_limit(self, limit: RateLimit) -> None:
-        """Limit the rate from now on."""
-        self.limit = limit
-        self.slow_down(self._slowed)
-
-    def slow_down(self, limit_bytes: int | None) -> None:
-        """Limit the guest further while a job catches up, None: no more. Any thread may call it."""
-        self._slowed = limit_bytes
+    def apply_limit(self) -> None:
+        """Have the rings keep to `bound`. Any thread may call it."""
         with self._limiting:
             if self._device is not None:
-                self._device.limit(*self._bound)
-
-    @property
-    def _bound(self) -> RateLimit:
-        """What the rings may take in a second: the operator's limit, or that of a job."""
-        if self._slowed is None:
-            return self.limit
-        least = min(self._slowed, self.limit.bytes) if self.limit.bytes else self._slowed
-        return self.limit._replace(bytes=least)
-
-    def run_job(self) -> None:
-        """Have the job copy. Raises what ends it: CopyEndedError, too, if the disk is closed."""
-        with self._copying:
-            job = self.job
-            if job is None:
-                raise CopyEndedError
-            job.run()
+                self._device.limit(*self.bound)
 
     def statistics(self) -> dict[str, int]:
         """The counters since the process began, over all connections, by the names in XenStatistics."""
@@ -281,20 +253,7 @@ class ServedDisk:
             self.disconnect()
             self.end_export()
         finally:
-            # Who waits for the job's end sees from now on that it is not theirs any more.
-            job, self.job = self.job, None
-            if job is not None:
-                job.end()
-            with self._copying:  # the job's thread uses the image until then
-                self._close_image(job)
-
-    def _close_image(self, job: LiveJob | None) -> None:
-        try:
-            self.image.close()
-        finally:
-            if job is not None:
-                job.undo()
-                job.close()
+            self.close_image()
 
     def _count(self, device: XenDevice) -> None:
         self._past_metrics = together(self._past_metrics, device.metrics())

@@ -8,29 +8,16 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.laboratory.commands import PATIENCE, attempt_tapfs, digest, run, say, tapfs, wait_until
+from tests.laboratory.commands import PATIENCE, attempt_tapfs, digest, run, tapfs, wait_until
 from tests.laboratory.scenario import scenario
-from tests.ublk.scenarios.block_devices import IMAGES, BlockDevices
-
-MOUNT = "/run/mounted"
-TREE = "/payload/site-packages/tapfs"
-
-
-def _new(name: str, mebibytes: int, format_name: str = "qcow2") -> str:
-    path = IMAGES / name
-    path.unlink(missing_ok=True)
-    tapfs("create", "-f", format_name, str(path), f"{mebibytes}M")
-    return str(path)
-
-
-def _sum(folder: str) -> str:
-    return run("sh", "-c", f"cd {folder} && find . -type f | sort | xargs md5sum | md5sum")
+from tests.ublk.scenarios.block_devices import BlockDevices
+from tests.ublk.scenarios.disks import MOUNT, TREE, kill_under_load, new_image, sum_of
 
 
 @scenario(60)
 def file_system(host: BlockDevices) -> None:
     """mkfs, a tree of files, discards and zeroes, fsck after another attach: all is there and the image is sound."""
-    image = _new("files.qcow2", 96)
+    image = new_image("files.qcow2", 96)
     device = host.attach(image)
     run("mkfs.ext4", "-q", device)
     os.makedirs(MOUNT, exist_ok=True)
@@ -46,7 +33,7 @@ def file_system(host: BlockDevices) -> None:
     device = host.attach(image, "--mode", "r")
     run("fsck.ext4", "-fn", device)
     run("mount", "-o", "ro", device, MOUNT)
-    assert _sum(f"{MOUNT}/tree") == _sum(TREE)
+    assert sum_of(f"{MOUNT}/tree") == sum_of(TREE)
     run("umount", MOUNT)
     host.detach(device)
 
@@ -54,25 +41,20 @@ def file_system(host: BlockDevices) -> None:
 @scenario(100)
 def killed(host: BlockDevices) -> str:
     """Kill -9 under write load: the users see a pause, and every write that they were told of is there."""
-    image = _new("killed.qcow2", 32)
+    image = new_image("killed.qcow2", 32)
     device = host.attach(image)
-    with subprocess.Popen(["disk-load", "write", device, "8", "16", "7"], stdout=subprocess.PIPE, text=True) as load:
-        for _ in range(2):
-            time.sleep(2)
-            say(f"kill -9; {host.kill(device)} serves now")
-        said = load.communicate(timeout=60 * PATIENCE)[0].strip()
-    assert load.returncode == 0, said
+    said = kill_under_load(host, device)
     counted = tapfs("stats", "--ublk", device)
     assert "ublkb0" in counted
     host.detach(device)
     tapfs("check", image, statuses=(0, 3))  # a crash may leak clusters, nothing else
-    return said.splitlines()[-1]
+    return said
 
 
 @scenario(100)
 def commands(host: BlockDevices) -> None:
     """A pause holds requests, a snapshot keeps what was, and a device without processes gets one by resume."""
-    image = _new("commands.qcow2", 16)
+    image = new_image("commands.qcow2", 16)
     device = host.attach(image)
     run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=4", "oflag=direct")
     tapfs("pause", "--ublk", device)
@@ -98,3 +80,28 @@ def commands(host: BlockDevices) -> None:
     raw = Path("/images/monday.raw")
     tapfs("convert", "/images/monday.qcow2", "-O", "raw", str(raw))
     assert digest(raw) == held
+
+
+@scenario(140)
+def jobs(host: BlockDevices) -> str:
+    """Under load a commit takes a snapshot back and a mirror moves the disk to another format; a kill loses nothing."""
+    image = new_image("jobs.qcow2", 16)
+    before, moved = Path("/images/before.qcow2"), Path("/images/moved.vhd")
+    device = host.attach(image)
+    with subprocess.Popen(["disk-load", "write", device, "4", "24", "7"], stdout=subprocess.PIPE, text=True) as load:
+        time.sleep(2)
+        tapfs("swap", "--ublk", device, str(before))
+        time.sleep(2)
+        said = tapfs("commit", "--ublk", device)
+        assert not before.exists()
+        tapfs("mirror", "--ublk", device, "-O", "vhd", "--pivot", str(moved))
+        host.kill(device)
+        written: str = load.communicate(timeout=60 * PATIENCE)[0].strip()
+    assert load.returncode == 0, written
+    held = digest(device)
+    host.detach(device)
+    assert Path(image).resolve() == moved
+    raw = Path("/images/moved.raw")
+    tapfs("convert", str(moved), "-O", "raw", str(raw))
+    assert digest(raw) == held
+    return said

@@ -1,15 +1,15 @@
-"""Commit and mirror of a guest's disk while the guest uses it: one job at a time, between other operations.
+"""Commit and mirror of a disk while somebody uses it: one job at a time, between other operations.
 
-The job's own steps are in tapfs/jobs. What happens here: the disk is brought to rest for some of them, xenstore is told
-what the disk's name means before the disk goes on with another image, and an error leaves the disk as it was.
+The job's own steps are in tapfs/jobs. What happens here: the disk is brought to rest for some of them, it is noted what
+the disk's name means before the disk goes on with another image, and an error leaves the disk as it was.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -20,31 +20,59 @@ from tapfs.host.base_marks import forget_overlay
 from tapfs.jobs.live_commit import LiveCommit
 from tapfs.jobs.live_copy import CopyEndedError
 from tapfs.jobs.live_mirror import LiveMirror
+from tapfs.serving import disk_requests
+from tapfs.serving.disk_requests import number, said, text
 from tapfs.serving.log import log
 from tapfs.serving.threads import in_thread
-from tapfs.xen.disk.disk_image import specification_of, swap_note
 
 if TYPE_CHECKING:
     from tapfs.disk.image import Image
     from tapfs.disk.plan_log import PlanLog
     from tapfs.jobs.live_job import LiveJob
-    from tapfs.xen.disk.operations import Operations
-    from tapfs.xen.disk.served_disk import ServedDisk
-    from tapfs.xen.disk.settings import DiskSettings
+    from tapfs.serving.copied_disk import CopiedDisk
+    from tapfs.serving.disk_operations import DiskOperations
 
-
-#: Seconds between two looks whether the guest's requests have found space.
+#: Seconds between two looks whether requests have found space.
 _SPACE_SECONDS = 0.5
 
 
 class LiveJobs:
     """The long jobs on one disk. All raise ImageError, and then the disk is as it was."""
 
-    def __init__(self, operations: Operations, disk: ServedDisk, settings: DiskSettings, plan_log: PlanLog) -> None:
+    def __init__(
+        self,
+        operations: DiskOperations,
+        disk: CopiedDisk,
+        plan_log: PlanLog,
+        *,
+        key_file: str | Sequence[str] | None,
+    ) -> None:
         self._operations = operations
         self._disk = disk
-        self._settings = settings
         self._plan_log = plan_log
+        self._key_file = key_file
+
+    async def answer(self, request: Mapping[str, Any]) -> Mapping[str, object]:
+        """Carry out a request of an operator (`tapfs.serving.disk_requests`), about a job or any other."""
+        match request.get("command"):
+            case "commit":
+                return await self.commit(rate=number(request, "rate"), keep_names=said(request, "keep_names"))
+            case "mirror":
+                return await self.mirror(
+                    text(request, "file"),
+                    text(request, "format"),
+                    rate=number(request, "rate"),
+                    overwrite=said(request, "overwrite"),
+                    pivot=said(request, "pivot"),
+                    keep_names=said(request, "keep_names"),
+                )
+            case "job":
+                return self.status()
+            case "cancel":
+                self.cancel()
+            case _:
+                return await disk_requests.answer(self._operations, request)
+        return {}
 
     def status(self) -> dict[str, object]:
         """The job that is under way: its kind, and how far it is (`tapfs.jobs.live_copy.Progress`)."""
@@ -65,7 +93,7 @@ class LiveJobs:
         With `keep_names` the base keeps its own name and the overlay its own, empty.
         """
         job = LiveCommit(
-            password=given_password(self._settings.key_file),
+            password=given_password(self._key_file),
             plan_log=self._plan_log,
             rate=rate,
             empties=keep_names,
@@ -83,7 +111,7 @@ class LiveJobs:
                 forget_overlay(job.base.descriptor, overlay.path)
                 return
             told = self._operations.told(overlay)
-            await self._note_names(now)
+            await self._operations.note_exchange(self._disk.image, now)
             await in_thread(partial(pass_name_down, overlay, job.base, job.base_format, told=told))
 
         await self._done(job, check, settle)
@@ -108,7 +136,7 @@ class LiveJobs:
             overwrite=overwrite,
             pivots=pivot,
             keeps_name=renames,
-            password=given_password(self._settings.key_file),
+            password=given_password(self._key_file),
             plan_log=self._plan_log,
             rate=rate,
             slow_down=self._disk.slow_down,
@@ -126,7 +154,7 @@ class LiveJobs:
                 await self._operations.note_image(now)
                 return
             told = self._operations.told(self._disk.image)
-            await self._note_names(now)
+            await self._operations.note_exchange(self._disk.image, now)
             await in_thread(partial(point_name_at, self._disk.image, now, file, told=told))
 
         await self._done(job, check, settle)
@@ -145,7 +173,7 @@ class LiveJobs:
             self._operations.require_taken_over()
             image = self._disk.image
             await check(image)
-            await in_thread(image.flush)  # what takes long comes before the guest has to wait
+            await in_thread(image.flush)  # what takes long comes before anybody has to wait
             async with self._operations.at_rest():
                 try:
                     self._serve(await in_thread(partial(job.begin, image)))
@@ -191,7 +219,7 @@ class LiveJobs:
             except ImageError:
                 if self._disk.job is not job:
                     raise
-                # Requests of the guest wait for space: the disk cannot come to rest before.
+                # Requests wait for space: the disk cannot come to rest before.
                 await trio.sleep(_SPACE_SECONDS)
 
     async def _undo_at_rest(self, job: LiveJob) -> None:
@@ -210,11 +238,6 @@ class LiveJobs:
     def _require_open(self) -> None:
         if self._disk.image.closed:
             raise ImageError(ErrorKind.IO, "is closed", path=self._disk.image.path, op="go on")
-
-    async def _note_names(self, now: Image) -> None:
-        """Which file has the name decides which formats hold, so that half of it is nothing."""
-        formats = specification_of(self._disk.image)[1]
-        await self._operations.note({"tapfs/backing-formats": formats, "tapfs/swap": swap_note(now)})
 
 
 def _result(job: LiveJob) -> dict[str, object]:
