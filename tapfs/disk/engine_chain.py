@@ -19,7 +19,9 @@ from tapfs.disk.password import password_missing, password_of
 from tapfs.driver import Begun, Encrypted, wipe
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, clip
+from tapfs.geometry import Geometry
 from tapfs.host.presence import Presence
+from tapfs.records import replace
 from tapfs.tables import Guarded, Tabled
 
 if TYPE_CHECKING:
@@ -163,7 +165,7 @@ class EngineChain:
         if self.layers[-1].driver.geometry.backing is not None or self.needs_password:
             return False
         _ = self.engine
-        return all(depth in self._tabled or layer.driver.geometry.identity for depth, layer in enumerate(self.layers))
+        return all(depth in self._tabled or _geometry(layer).identity for depth, layer in enumerate(self.layers))
 
     def statistics(self) -> Statistics:
         """The engine's counters, for any thread: of a chain that is being closed, too, or an ImageError."""
@@ -229,7 +231,7 @@ class EngineChain:
             writable = self.writable and depth == 0
             with _key(self.layers[depth:], self._password) as key:
                 engine.add_layer(
-                    layer.driver.geometry,
+                    _geometry(layer),
                     key=key,
                     writable=writable,
                     files=[
@@ -296,6 +298,14 @@ class EngineChain:
         for first, stop in touched:
             places = driver.table_places(first, min(stop, units) - first)
             set_places(self.engine, 0, first, places, driver.host_size)
+
+
+def _geometry(layer: Layer) -> Geometry:
+    """What the engine is to know of a layer. Holes that are known elsewhere only have to be mapped by the driver."""
+    geometry = layer.driver.geometry
+    if geometry.identity is None or not layer.files[geometry.identity.file].tells_holes:
+        return geometry
+    return replace(geometry, identity=None)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
 from tapfs.host.file import LocalFile
@@ -62,6 +63,14 @@ class Origin(Closable, Protocol):
         ...
 
 
+class Sparse(Protocol):
+    """What knows which ranges of an origin read as zeros."""
+
+    def data_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """See `tapfs.host_files.HostFile.data_ranges`."""
+        ...
+
+
 class Copy:
     """A local copy: its descriptor, what it is one of, and which of its blocks are here (None: all)."""
 
@@ -78,6 +87,8 @@ class Copy:
         self.origin = origin
         self.place = place
         self.presence = presence
+        #: What tells of holes; None: nobody does.
+        self.sparse: Sparse | None = None
         #: As `LocalFile` has them.
         self.packing: str | None = None
         self.member: str | None = None
@@ -122,6 +133,19 @@ class CopiedFile(LocalFile):
     def place(self) -> tuple[tuple[int, int], int]:
         """See `LocalFile.place`: that of the origin."""
         return self._copy.held.place
+
+    @property
+    def tells_holes(self) -> bool:
+        """See `LocalFile.tells_holes`."""
+        return self._copy.held.sparse is not None
+
+    def data_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """The ranges inside the request that may hold other than zeros, as the origin knows them."""
+        sparse = self._copy.held.sparse
+        if sparse is None:
+            yield from super().data_ranges(offset, length)
+        elif offset < self.size():
+            yield from sparse.data_ranges(offset, min(length, self.size() - offset))
 
     def allocated_size(self) -> int:
         """Bytes that the origin takes where it lies."""

@@ -205,6 +205,11 @@ class LocalFile:
         )
 
     @property
+    def tells_holes(self) -> bool:
+        """Whether `data_ranges` knows holes that the engine, which asks the host, does not."""
+        return False
+
+    @property
     def place(self) -> tuple[tuple[int, int], int]:
         """Where the bytes lie: `identity`, and the start of the window. Members of one archive have one identity."""
         return self.identity, 0 if self.window is None else self.window[0]

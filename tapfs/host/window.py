@@ -85,6 +85,11 @@ class WindowFile(LocalFile):
             raise truncated(self.path, offset=offset + len(content))
         return content
 
+    @property
+    def tells_holes(self) -> bool:
+        """Whether the outer file does."""
+        return self._outer.tells_holes
+
     def data_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """The ranges inside the request that may hold other than zeros."""
         length = max(0, min(length, self._length - offset))

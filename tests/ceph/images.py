@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -53,6 +54,26 @@ def test_an_image_goes_into_the_cluster_and_back(ceph: Cluster, tmp_path: Path) 
     assert (tmp_path / "exported").read_bytes() == content
     ran(ceph, "convert", "-f", "raw", "-O", "qcow2", address(ceph, "disk"), tmp_path / "back.qcow2")
     assert "Images are identical" in ran(ceph, "compare", tmp_path / "disk.qcow2", tmp_path / "back.qcow2")
+
+
+def test_holes_in_the_cluster_are_holes(ceph: Cluster, tmp_path: Path) -> None:
+    """Also those of a clone over a snapshot, whose data is that of both."""
+    ceph.run("rbd", "create", "--size", "1G", "rbd/sparse")
+    with (tmp_path / "disk").open("wb") as file:
+        file.truncate(1 << 30)
+        for place in (100, 700):
+            file.seek(place * MIB)
+            file.write(b"data" * 1000)
+    ran(ceph, "convert", "-f", "raw", "-O", "raw", tmp_path / "disk", address(ceph, "sparse"))
+    ceph.run("rbd", "snap", "create", "--no-progress", "rbd/sparse@s")
+    for name in ("sparse", "sparse@s"):
+        extents = json.loads(ran(ceph, "map", "--json", "-f", "raw", address(ceph, name)))
+        data = [each for each in extents if each["data"]]
+        assert sum(each["length"] for each in data) < 32 * MIB
+        for place in (100, 700):
+            assert any(each["start"] <= place * MIB < each["start"] + each["length"] for each in data)
+        words = ("compare", "-f", "raw", "-F", "raw", tmp_path / "disk", address(ceph, name))
+        assert "Images are identical" in ran(ceph, *words)
 
 
 def test_a_snapshot_stays_and_is_only_read(ceph: Cluster, tmp_path: Path) -> None:

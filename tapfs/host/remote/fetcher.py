@@ -19,13 +19,16 @@ from typing import Any
 from tapfs.host.remote import messages
 from tapfs.host.remote.address import Address
 from tapfs.host.remote.kept_copy import KeptList
-from tapfs.host.remote.messages import COPY, SOCKET
+from tapfs.host.remote.messages import COPY, HOLES, SOCKET
 from tapfs.host.remote.options import USUAL, RemoteOptions
 from tapfs.host.remote.retries import retried
-from tapfs.host.remote.source import Source, open_source
+from tapfs.host.remote.source import Mapped, Source, open_source
 
 #: Requests that are on their way at once.
 _THREADS = 8
+
+#: One message tells of at most so many ranges.
+_MOST_RANGES = 256
 
 _PUNCH_HOLE_KEEP_SIZE = 3
 
@@ -67,8 +70,9 @@ class _Keeping:
 class Fetcher:
     """Serves the messages of one socket until its other end is closed."""
 
-    def __init__(self, connection: socket.socket, copy: int) -> None:
+    def __init__(self, connection: socket.socket, copy: int, holes: socket.socket) -> None:
         self._connection = connection
+        self._holes = holes
         self._copy = copy
         self._options = USUAL
         self._source: Source | None = None
@@ -104,9 +108,24 @@ class Fetcher:
         if source is not None:
             self._source = source
             answer["facts"] = source.facts._asdict()
+            answer["tells_holes"] = isinstance(source, Mapped)
+            if isinstance(source, Mapped):
+                threading.Thread(target=self._tell_holes, args=(source,), daemon=True).start()
             for _ in range(_THREADS):
                 threading.Thread(target=self._work, args=(source,), daemon=True).start()
         self._answer(answer)
+
+    def _tell_holes(self, source: Mapped) -> None:
+        """Answer what is asked about holes, one question after the other."""
+        while asked := messages.receive(self._holes):
+            look = partial(source.data_ranges, asked["offset"], asked["length"])
+            answer, found = messages.answer_of(asked, partial(retried, look, self._options))
+            if found is not None:
+                ranges, until = found
+                if len(ranges) > _MOST_RANGES:
+                    ranges, until = ranges[:_MOST_RANGES], ranges[_MOST_RANGES][0]
+                answer |= {"ranges": ranges, "until": until}
+            messages.send(self._holes, answer)
 
     def _work(self, source: Source) -> None:
         while True:
@@ -132,9 +151,9 @@ class Fetcher:
 
 def main() -> None:
     """Serve the socket and the file that this process was started with."""
-    os.closerange(COPY + 1, os.sysconf("SC_OPEN_MAX"))
+    os.closerange(HOLES + 1, os.sysconf("SC_OPEN_MAX"))
     with socket.socket(fileno=SOCKET) as connection:
-        Fetcher(connection, COPY).serve()
+        Fetcher(connection, COPY, socket.socket(fileno=HOLES)).serve()
     os._exit(0)  # no thread is waited for
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +23,10 @@ from tapfs.host.remote.source import Facts
 
 #: Answers that are taken at once.
 _MOST_ANSWERS = 256
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
 
 
 class Fetching:
@@ -40,10 +45,14 @@ class Fetching:
         self._kept = False
         self._process: messages.Started | None = None
         self._sending = threading.Lock()
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        #: Held for a question about holes and its answer.
+        self._asking = threading.Lock()
+        self._socket, theirs = _pair()
+        self._holes, their_holes = _pair()
         try:
-            with theirs:
-                self._process = messages.start("tapfs.host.remote.fetcher", theirs, self._name, copy=copy)
+            with theirs, their_holes:
+                given = (copy, their_holes.fileno())
+                self._process = messages.start("tapfs.host.remote.fetcher", theirs, self._name, *given)
             self._send({"op": "open", "address": address.text, "options": asdict(options)})
             answer = self._received()
             error = messages.error_of(answer)
@@ -51,9 +60,28 @@ class Fetching:
                 raise error
             #: What the source says of itself.
             self.facts = Facts(**answer["facts"])
+            #: Whether it may know which of its ranges read as zeros.
+            self.tells_holes: bool = answer["tells_holes"]
         except BaseException:
             self.close()
             raise
+
+    def data_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """The ranges inside the request that may hold other than zeros. Raises ImageError."""
+        end = offset + length
+        while offset < end:
+            with self._asking:
+                try:
+                    messages.send(self._holes, {"number": 0, "offset": offset, "length": end - offset})
+                    answer = messages.receive(self._holes)
+                except OSError as error:
+                    raise self._gone() from error
+            if not answer:
+                raise self._gone()
+            if (met := messages.error_of(answer)) is not None:
+                raise met
+            yield from map(tuple, answer["ranges"])
+            offset = answer["until"]
 
     def begin(self, offset: int, length: int) -> int:
         """See `tapfs.host.presence.Carrier.begin`."""
@@ -84,6 +112,7 @@ class Fetching:
         One that keeps its copy is waited for, unless another process may have the socket, too.
         """
         self._socket.close()
+        self._holes.close()
         messages.reap(self._process if self._kept else None)
 
     def _send(self, message: dict[str, Any]) -> int:

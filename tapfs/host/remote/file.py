@@ -33,7 +33,9 @@ def _copy_of(
     if kept is not None:
         _take_up(kept, address, block, fetching, presence)
     os.ftruncate(descriptor, facts.size)
-    return Copy(descriptor, _Elsewhere(address, fetching), place=(address.identity, 0), presence=presence)
+    copy = Copy(descriptor, _Elsewhere(address, fetching), place=(address.identity, 0), presence=presence)
+    copy.sparse = fetching if fetching.tells_holes else None
+    return copy
 
 
 def _take_up(kept: KeptCopy, address: Address, block_bytes: int, fetching: Fetching, presence: Presence) -> None:

@@ -19,8 +19,8 @@ from tapfs.errors import ErrorKind, ImageError, from_os_error
 #: No message is longer.
 MESSAGE_BYTES = 16 << 10
 
-#: The descriptors that a process has its socket and the local copy under.
-SOCKET, COPY = 3, 4
+#: The descriptors that a process has its socket, the local copy, and the socket of questions about holes under.
+SOCKET, COPY, HOLES = 3, 4, 5
 
 #: Longer messages of servers are cut.
 _MOST_SAID = 1000
@@ -89,19 +89,19 @@ class Started(NamedTuple):
     forks: int
 
 
-def start(module: str, theirs: socket.socket, name: str, *, copy: int | None = None) -> Started:
-    """Start the process of a module, apart from the terminal's signals, with the socket and maybe the local copy.
+def start(module: str, theirs: socket.socket, name: str, *more: int) -> Started:
+    """Start the process of a module, apart from the terminal's signals, with the socket and maybe `more` descriptors.
 
     Raises ImageError.
     """
     reap()
-    given = [theirs.fileno(), *([] if copy is None else [copy])]
-    # Above the numbers that they are to have, so that neither is in the way of the other.
+    given = [theirs.fileno(), *more]
+    # Above the numbers that they are to have, so that none is in the way of another.
     high = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, 10) for each in given]
     # Whoever waits for the end of our output is not to wait for this process.
     actions = [
         *((os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_RDWR, 0) for stream in range(3)),
-        *((os.POSIX_SPAWN_DUP2, found, wanted) for found, wanted in zip(high, (SOCKET, COPY), strict=False)),
+        *((os.POSIX_SPAWN_DUP2, found, wanted) for found, wanted in zip(high, (SOCKET, COPY, HOLES), strict=False)),
     ]
     words = [sys.executable, "-P", "-m", module]
     try:

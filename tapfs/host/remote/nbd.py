@@ -10,6 +10,9 @@ from tapfs.host.remote.address import Address
 from tapfs.host.remote.nbd_connection import Command, Endpoint, Flag, NbdConnection
 from tapfs.host.remote.source import Facts
 
+#: A server is asked for the states of at most so many bytes at once.
+_MOST_ASKED_BYTES = 1 << 30
+
 
 class NbdSource:
     """One export: a `tapfs.host.remote.source.Source`. It has one connection, which takes many requests at once."""
@@ -27,6 +30,20 @@ class NbdSource:
     def read(self, offset: int, length: int) -> memoryview:
         """See `tapfs.host.remote.source.Source.read`."""
         return self._working().request(Command.READ, offset, length)
+
+    def data_ranges(self, offset: int, length: int) -> tuple[list[tuple[int, int]], int]:
+        """See `tapfs.host.remote.source.Mapped.data_ranges`. A server that does not tell holds data everywhere."""
+        end = offset + length
+        connection = self._working()
+        if not connection.tells_zeros:
+            return [(offset, length)], end
+        ranges: list[tuple[int, int]] = []
+        for count, zero in connection.states(offset, min(length, _MOST_ASKED_BYTES)):
+            stop = min(offset + count, end)
+            if not zero and stop > offset:
+                ranges.append((offset, stop - offset))
+            offset = stop
+        return ranges, offset
 
     def write(self, offset: int, data: bytes) -> None:
         """See `tapfs.host.remote.source.WritableSource.write`. Zeros are written as such, where the server can."""

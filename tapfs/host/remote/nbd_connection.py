@@ -33,6 +33,13 @@ _MOST_SAID = 64 << 10
 
 _DEFAULT_PORT = 10809
 
+#: The context in which a server says which ranges read as zeros, and the bit that says so.
+_ALLOCATION = b"base:allocation"
+_STATE_ZERO = 2
+
+#: No answer about the state of ranges is longer: some 130,000 ranges.
+_MOST_DESCRIBED = 1 << 20
+
 #: No wait for a server is shorter, where there is any time left.
 _SOON_SECONDS = 0.001
 
@@ -41,11 +48,13 @@ class _Option(IntEnum):
     STARTTLS = 5
     GO = 7
     STRUCTURED_REPLY = 8
+    SET_META_CONTEXT = 10
 
 
 class _Reply(IntEnum):
     ACK = 1
     INFO = 3
+    META_CONTEXT = 4
     ERROR = 1 << 31
     POLICY = ERROR + 2
     TLS_REQUIRED = ERROR + 5
@@ -56,6 +65,7 @@ class _Chunk(IntEnum):
     NONE = 0
     DATA = 1
     HOLE = 2
+    BLOCK_STATUS = 5
     ERROR = 1 << 15
 
 
@@ -67,6 +77,7 @@ class Command(IntEnum):
     DISCONNECT = 2
     FLUSH = 3
     WRITE_ZEROES = 6
+    BLOCK_STATUS = 7
 
 
 class Flag(IntFlag):
@@ -98,6 +109,8 @@ class _Waiting:
         self.command, self.offset, self.buffer = command, offset, buffer
         self.left = 0 if buffer is None else len(buffer)
         self.placed: list[tuple[int, int]] = []
+        #: Lengths of ranges from `offset` on, and whether each reads as zeros.
+        self.described: list[tuple[int, bool]] = []
         self.error: ImageError | None = None
         self.over = threading.Event()
 
@@ -120,6 +133,8 @@ class NbdConnection:
         self._acknowledged = self._flushed = 0
         self._waiting: dict[int, _Waiting] = {}
         self._cookie = 0
+        #: The number by which the server calls the states of ranges; None: it does not tell them.
+        self._allocation: int | None = None
         self.broken = False
         self.size = 0
         self.flags = Flag(0)
@@ -141,6 +156,19 @@ class NbdConnection:
 
     def request(self, command: Command, offset: int = 0, length: int = 0, data: memoryview | None = None) -> memoryview:
         """Send a request and wait for its reply; the bytes of a READ."""
+        buffer = self._replied(command, offset, length, data).buffer
+        return memoryview(b"") if buffer is None else buffer
+
+    @property
+    def tells_zeros(self) -> bool:
+        """Whether the server says which ranges read as zeros."""
+        return self._allocation is not None
+
+    def states(self, offset: int, length: int) -> list[tuple[int, bool]]:
+        """Lengths of ranges from `offset` on, at least one, and whether each reads as zeros; maybe not to the end."""
+        return self._replied(Command.BLOCK_STATUS, offset, length, None).described
+
+    def _replied(self, command: Command, offset: int, length: int, data: memoryview | None) -> _Waiting:
         buffer = memoryview(bytearray(length)) if command is Command.READ else None
         waiting = _Waiting(command, offset, buffer)
         with self._sending:
@@ -161,7 +189,7 @@ class NbdConnection:
         if waiting.error is not None:
             waiting.error.offset = offset
             raise waiting.error
-        return memoryview(b"") if buffer is None else buffer
+        return waiting
 
     @property
     def unflushed(self) -> bool:
@@ -194,9 +222,13 @@ class NbdConnection:
             self._option(_Option.STARTTLS, b"")
             self._have_patience()
             self._socket = _secured(self._socket, endpoint)
+        export = endpoint.export.encode()
         with suppress(_RefusedOptionError):
             self._option(_Option.STRUCTURED_REPLY, b"")
-        export = endpoint.export.encode()
+            wanted = struct.pack(">II", 1, len(_ALLOCATION)) + _ALLOCATION
+            for kind, data in self._option(_Option.SET_META_CONTEXT, struct.pack(">I", len(export)) + export + wanted):
+                if kind == _Reply.META_CONTEXT and data[4:] == _ALLOCATION:
+                    (self._allocation,) = struct.unpack(">I", data[:4])
         try:
             replies = self._option(_Option.GO, struct.pack(">I", len(export)) + export + b"\0\0")
         except _RefusedOptionError as refused:
@@ -265,6 +297,8 @@ class NbdConnection:
         elif kind == _Chunk.HOLE and length == 12:
             offset, hole = struct.unpack(">QI", self._receive(12))
             self._place(waiting, offset, hole)  # the buffer is zeros from the start
+        elif kind == _Chunk.BLOCK_STATUS and 12 <= length <= _MOST_DESCRIBED and length % 8 == 4:
+            self._describe(waiting, self._receive(length))
         elif kind & _Chunk.ERROR and 6 <= length <= _MOST_SAID:
             payload = self._receive(length)
             number, said = struct.unpack(">IH", payload[:6])
@@ -273,6 +307,16 @@ class NbdConnection:
             raise self._error("the server sends a chunk that is none")
         if flags & 1:
             self._over(cookie)
+
+    def _describe(self, waiting: _Waiting, payload: bytes) -> None:
+        """Take the states of ranges down."""
+        (context,) = struct.unpack(">I", payload[:4])
+        if waiting.command is not Command.BLOCK_STATUS or context != self._allocation or waiting.described:
+            raise self._error("the server describes what nobody asked for")
+        described = [(length, bool(state & _STATE_ZERO)) for length, state in struct.iter_unpack(">II", payload[4:])]
+        if not all(length for length, _ in described):
+            raise self._error("the server describes ranges of no length")
+        waiting.described = described
 
     def _fill(self, waiting: _Waiting, offset: int, length: int) -> None:
         view = self._place(waiting, offset, length)
@@ -306,6 +350,8 @@ class NbdConnection:
                 return  # it has failed with the connection
             if waiting.left and waiting.error is None and waiting.buffer is not None:
                 waiting.error = self._error(f"the server sent all but {waiting.left} of the bytes that were asked for")
+            if waiting.command is Command.BLOCK_STATUS and waiting.error is None and not waiting.described:
+                waiting.error = self._error("the server does not say what the range holds")
             if waiting.command in {Command.WRITE, Command.WRITE_ZEROES} and waiting.error is None:
                 self._acknowledged += 1
             waiting.over.set()

@@ -18,6 +18,9 @@ from tapfs.host.remote.source import Facts
 #: The file that tells librados of the cluster, unless the address names another.
 _CONFIGURATION = "/etc/ceph/ceph.conf"
 
+#: The cluster is asked for the data of at most so many bytes at once.
+_MOST_ASKED_BYTES = 64 << 30
+
 #: The signs between the parts of an address; behind a backslash they mean themselves.
 _COLON = re.compile(r"(?<!\\):")
 _SLASH = re.compile(r"(?<!\\)/")
@@ -152,6 +155,19 @@ class RbdSource:
             message = f"the cluster gave {len(data)} bytes, not {length}"
             raise ImageError(ErrorKind.IO, message, path=self._name, offset=offset, op="read")
         return data
+
+    def data_ranges(self, offset: int, length: int) -> tuple[list[tuple[int, int]], int]:
+        """See `tapfs.host.remote.source.Mapped.data_ranges`: what the image, or a parent of it in the cluster, has."""
+        ranges: list[tuple[int, int]] = []
+        stop = offset + min(length, _MOST_ASKED_BYTES)
+
+        def found(start: int, count: int, exists: bool) -> None:  # noqa: FBT001  librbd calls it so
+            if exists:
+                ranges.append((start, count))
+
+        with self._cluster.explained("ask for the data", offset):
+            self._image.diff_iterate(offset, stop - offset, None, found)
+        return sorted(ranges), stop
 
     def write(self, offset: int, data: bytes) -> None:
         """See `tapfs.host.remote.source.WritableSource.write`."""

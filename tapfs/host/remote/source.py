@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.remote.address import NBD_SCHEMES, OBJECT_SCHEMES, Address
@@ -46,6 +46,18 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Let go of it."""
+        ...
+
+
+@runtime_checkable
+class Mapped(Protocol):
+    """A source that may know which of its ranges read as zeros."""
+
+    def data_ranges(self, offset: int, length: int) -> tuple[list[tuple[int, int]], int]:
+        """The ranges that may hold other than zeros, ascending and disjoint, and the offset up to which they are all.
+
+        That is behind `offset`, and at most at the end of the range. Raises ImageError.
+        """
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 import struct
@@ -15,13 +16,15 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, ImageError
+from tapfs import ErrorKind, ImageError, NewImage
 from tapfs.disk.chain import OpenOptions
 from tapfs.disk.opening import open_image
 from tapfs.host.remote.options import RemoteOptions
+from tapfs.jobs.convert import convert_to_new
 from tests.unit.remote.cut_line import CutLine, nbd_served
 
-SIZE = 4 << 20
+MIB = 1 << 20
+SIZE = 4 * MIB
 TRYING = OpenOptions(format="raw", remote=RemoteOptions(tries=20, pause_seconds=0.001))
 ONCE = OpenOptions(format="raw", remote=RemoteOptions(tries=1))
 
@@ -89,9 +92,25 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 }
 
 
-@pytest.mark.parametrize("answer", HOSTILE)
+def _states(cookie: bytes, *states: tuple[int, int], context: int = 1, last: int = 1) -> bytes:
+    """A chunk that says the states of ranges."""
+    payload = struct.pack(">I", context) + b"".join(struct.pack(">II", *state) for state in states)
+    return struct.pack(">IHH", 0x668E33EF, last, 5) + cookie + struct.pack(">I", len(payload)) + payload
+
+
+#: What a server that tells of holes answers to the first question about them, and what the error says.
+HOSTILE_STATES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "states of another context": (lambda cookie: _states(cookie, (SIZE, 0), context=2), "describes what nobody asked"),
+    "states twice": (lambda cookie: _states(cookie, (SIZE, 2), last=0) * 2, "describes what nobody asked"),
+    "a range of no length": (lambda cookie: _states(cookie, (0, 2), (SIZE, 2)), "ranges of no length"),
+    "no states": (lambda cookie: struct.pack(">IHH", 0x668E33EF, 1, 0) + cookie + bytes(4), "does not say what"),
+    "no whole state": (lambda cookie: _states(cookie, (SIZE, 0))[:16] + struct.pack(">I", 8), "a chunk that is none"),
+}
+
+
+@pytest.mark.parametrize("answer", [*HOSTILE, *HOSTILE_STATES])
 def test_a_hostile_server_gets_an_error_and_no_byte_in(answer: str, tmp_path: Path) -> None:
-    reply, said = HOSTILE[answer]
+    reply, said = {**HOSTILE, **HOSTILE_STATES}[answer]
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "socket"))
     listener.listen()
@@ -102,6 +121,13 @@ def test_a_hostile_server_gets_an_error_and_no_byte_in(answer: str, tmp_path: Pa
             connection.sendall(b"NBDMAGICIHAVEOPT\0\3")
             connection.recv(4 + 16, socket.MSG_WAITALL)  # flags, STRUCTURED_REPLY
             connection.sendall(struct.pack(">QIII", 0x0003E889045565A9, 8, 1, 0))
+            connection.recv(16 + 4 + len("disk") + 4 + 4 + len("base:allocation"), socket.MSG_WAITALL)
+            if answer in HOSTILE_STATES:
+                context = struct.pack(">I", 1) + b"base:allocation"
+                connection.sendall(struct.pack(">QIII", 0x0003E889045565A9, 10, 4, len(context)) + context)
+                connection.sendall(struct.pack(">QIII", 0x0003E889045565A9, 10, 1, 0))
+            else:
+                connection.sendall(struct.pack(">QIII", 0x0003E889045565A9, 10, (1 << 31) + 1, 0))
             connection.recv(16 + 4 + len("disk") + 2, socket.MSG_WAITALL)
             export = struct.pack(">HQH", 0, SIZE, 3)
             connection.sendall(struct.pack(">QIII", 0x0003E889045565A9, 7, 3, len(export)) + export)
@@ -118,6 +144,47 @@ def test_a_hostile_server_gets_an_error_and_no_byte_in(answer: str, tmp_path: Pa
         disk.read(0, 1000)
     assert raised.value.kind is ErrorKind.IO
     thread.join()
+
+
+def test_holes_there_are_holes_here_and_are_not_read(tmp_path: Path, tapfs_command: list[str]) -> None:
+    """By qemu-nbd, and by our own server of a qcow2 image whose disk has a thousand pieces."""
+    data = {MIB: b"one" * 5000, 5 * MIB + 512: b"two" * 100, 1 << 30: b"three"}
+    sparse = tmp_path / "sparse"
+    with sparse.open("wb") as file:
+        file.truncate(64 << 30)
+        for offset, content in data.items():
+            file.seek(offset)
+            file.write(content)
+    with nbd_served(sparse, "-r") as path, open_image(address(path), ONCE) as disk:
+        extents = list(disk.extents())
+        held = sum(each.length for each in extents if each.data)
+        assert held < MIB
+        for offset, content in data.items():
+            assert disk.read(offset, len(content)) == content
+            assert any(each.data and each.offset <= offset < each.end for each in extents)
+        assert disk.read(10 << 30, 100) == bytes(100)
+        copy = os.fstat(disk.layers[0].file.descriptor).st_blocks * 512
+        assert copy < MIB  # the hole was not fetched
+        tapfs.convert(sparse, tmp_path / "wanted.qcow2", format="raw", target_format="qcow2")
+        convert_to_new(disk, str(tmp_path / "got.qcow2"), NewImage("qcow2", disk.size))
+        assert (tmp_path / "got.qcow2").stat().st_size == (tmp_path / "wanted.qcow2").stat().st_size
+    pieces = tmp_path / "pieces.qcow2"
+    tapfs.create_image(pieces, NewImage("qcow2", 256 * MIB))
+    with tapfs.open(pieces, writable=True) as disk:
+        for number in range(1000):
+            disk.write(number * 192 << 10, b"x")
+    own = tmp_path / "own"
+    words = [*tapfs_command, "serve", "--name", "disk", "--socket", own, pieces]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            with open_image(address(own), ONCE) as disk, tapfs.open(pieces) as wanted:
+                assert [(each.offset, each.length) for each in disk.extents() if each.data] == [
+                    (each.offset, each.length) for each in wanted.extents() if each.data
+                ]
+        finally:
+            process.terminate()
 
 
 def test_an_image_on_our_own_server(tmp_path: Path, content: bytes, tapfs_command: list[str]) -> None:
