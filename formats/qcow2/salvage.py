@@ -25,12 +25,11 @@ from tapfs.formats.qcow2.header import (
     EXTENDED_L2,
     LENGTH_3,
     MAX_CLUSTER_BITS,
+    MAX_L1_BYTES,
     MIN_CLUSTER_BITS,
     MIN_EXTENDED_CLUSTER_BITS,
-    SIZE_AT,
     WORD,
     Header,
-    l1_entries_for,
     parse_header,
 )
 from tapfs.formats.qcow2.snapshots import Snapshot, read_snapshots
@@ -367,6 +366,9 @@ class _Salvage:
         """The L1 table of a disk of `size` bytes. No entry says that its table is owned alone: nothing is written."""
         rules = self._scan.rules
         needed = -(-size // (entries_per_table(rules) * rules.cluster))
+        if WORD * needed > MAX_L1_BYTES:
+            message = f"a disk of {size} bytes needs an L1 table of {needed} entries, more than {MAX_L1_BYTES} bytes"
+            raise ImageError(ErrorKind.OUT_OF_BOUNDS, message, path=self._file.path, op="salvage")
         words = new_words(max([needed, *(index + 1 for index in (*self._placed, *self._lost))]))
         for index in self._lost:
             words[index] = _LOST
@@ -383,9 +385,6 @@ class _Salvage:
             head = self._new_head(size, l1_offset, len(words), reftable)
         else:
             header = self._header._replace(size=size, l1_entries=len(words), l1_offset=l1_offset)
-            if l1_entries_for(size, header) > len(words):
-                message = f"a disk of {size} bytes needs an L1 table of {l1_entries_for(size, header)} entries"
-                raise ImageError(ErrorKind.OUT_OF_BOUNDS, message, path=self._file.path, offset=SIZE_AT, op="salvage")
             head = header.pack()
         tables = [Write(0, l1_offset, encode(words, BYTE_ORDER)), Write(0, reftable, bytes(cluster))]
         return plan([Write(0, 0, head), *tables], mends="the header and the L1 table")

@@ -257,8 +257,11 @@ def _directories(file: HostFile, header: SparseHeader) -> Iterator[int]:
         first = int.from_bytes(raw[sector * SECTOR : sector * SECTOR + 4], "little")
         if not sector < first <= sector + space + _GRAIN_SECTORS:
             continue
-        words = decoded(raw[sector * SECTOR : sector * SECTOR + 4 * count])
-        if len(words) == count and words == array("I", range(first, first + count * tables, tables)):
+        entries = raw[sector * SECTOR : sector * SECTOR + 4 * count]
+        if len(entries) < 4 * count:
+            return
+        words = decoded(entries)
+        if words == array("I", range(first, first + count * tables, tables)):
             yield sector
 
 

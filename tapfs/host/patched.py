@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tapfs.host.file import LocalFile
+from tapfs.host_files import HostFile
 from tapfs.plan import Grow, Plan, Write
 
 
 class PatchedFile:
     """A `tapfs.host_files.HostFile` for a driver: the file with writes laid over it, the later over the earlier."""
 
-    def __init__(self, file: LocalFile, writes: Sequence[Write], size: int) -> None:
+    def __init__(self, file: HostFile, writes: Sequence[Write], size: int) -> None:
         """`size`: the length that the plan makes the file have at least."""
         self._file = file
         self._writes = tuple(writes)
@@ -46,7 +46,7 @@ class PatchedFile:
             yield offset, end - offset
 
 
-def patched_files(files: Sequence[LocalFile], plan: Plan) -> dict[int, PatchedFile]:
+def patched_files(files: Sequence[HostFile], plan: Plan) -> dict[int, PatchedFile]:
     """The files that a plan writes or lengthens, by their numbers, as it would leave them.
 
     What a plan gives back to the host stays as it is: no step may rely on the zeros.

@@ -6,15 +6,22 @@ So inputs are a few bytes each. Most edited images are sound but for a field, wh
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from functools import cache
 from typing import Protocol
 
+from tapfs.disk.probe import format_named
+from tapfs.driver import OpenRequest, SalvageableFormat, SalvageRequest
+from tapfs.errors import ImageError
+from tapfs.host.patched import patched_files
 from tapfs.testing.hostile import EDGES, use
 from tapfs.testing.model import MemoryFile
 from tapfs.testing.subject import Subject
 from tests.driver_rows import ROWS
 
 _MOST_EDITS = 8
+#: So much of a salvaged disk is mapped, in pieces.
+_MAPPED_BYTES, _PIECE = 16 << 20, 1 << 20
 _WIDTHS = (1, 2, 4, 8)
 
 
@@ -50,7 +57,28 @@ def try_one(given: Input, formats: list[str]) -> str:
     for _ in range(given.ConsumeIntInRange(1, _MOST_EDITS)):
         _edit(given, image.numbered(given.ConsumeIntInRange(0, len(image.further))).data)
     use(subject, image, random.Random(1))
+    _salvage(given, name, image)
     return f"{name} {kind}"
+
+
+def _salvage(given: Input, name: str, image: MemoryFile) -> None:
+    """Salvage the image, often without its start, and map what comes out. Raises whatever is no ImageError."""
+    found = format_named(name)
+    if not isinstance(found, SalvageableFormat):
+        return
+    if given.ConsumeIntInRange(0, 2) == 0:
+        image.data[:512] = bytes(min(512, len(image.data)))
+    request = SalvageRequest(
+        virtual_size=given.ConsumeIntInRange(1, 1 << 40) if given.ConsumeIntInRange(0, 1) else None,
+        cluster_bytes=None if given.ConsumeIntInRange(0, 3) else 1 << given.ConsumeIntInRange(0, 24),
+        in_order=bool(given.ConsumeIntInRange(0, 1)),
+    )
+    with suppress(ImageError):
+        plan = found.salvage(image, request).patch
+        driver = found.open(patched_files([image], plan).get(0, image), OpenRequest(further=image))
+        for offset in range(0, min(driver.geometry.virtual_size, _MAPPED_BYTES), _PIECE):
+            with suppress(ImageError):
+                driver.map(offset, min(_PIECE, driver.geometry.virtual_size - offset))
 
 
 @cache
