@@ -54,6 +54,7 @@ class Lib:
     TAPFS_CODEC_NONE: int
     TAPFS_CODEC_RAW_DEFLATE: int
     TAPFS_CIPHER_NONE: int
+    TAPFS_PIECE_RANGES: int
     TAPFS_DONE: int
     TAPFS_MISS: int
     TAPFS_RESERVE: int

@@ -55,6 +55,23 @@ def ranges_of(ranges: Sequence[Range], until: int) -> Ranges:
     return Ranges(ffi.new("tapfs_range[]", list(ranges)), len(ranges), until)
 
 
+def cut(ranges: Ranges, size: int) -> Iterator[Ranges]:
+    """The same in lists of at most `size` bytes each."""
+    part: list[Range] = []
+    room = size
+    for whole in ranges:
+        at = whole.offset
+        while at < whole.end:
+            step = min(whole.end - at, room)
+            part.append(Range(at, step))
+            at, room = at + step, room - step
+            if room == 0:
+                yield ranges_of(part, at)
+                part, room = [], size
+    if part:
+        yield ranges_of(part, ranges.until)
+
+
 def nothing(until: int) -> Ranges:
     """No ranges before `until`."""
     return Ranges(ffi.new("tapfs_range[]", 0), 0, until)

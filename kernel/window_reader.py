@@ -1,4 +1,4 @@
-"""Windows of a disk that threads of the engine read ahead: no thread of Python is changed to for any of them."""
+"""Windows of a disk that threads of the engine read ahead or copy: no thread of Python is changed to for any."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 class ReadWindow(NamedTuple):
-    """Ranges, the buffer that they were read into, and the data in it; None: a read by the engine alone did not do."""
+    """Ranges, the buffer that they were read into, and the data in it; None: the engine alone could not do it.
+
+    If the ranges were copied there are no segments, and the buffer may be used again.
+    """
 
     ranges: Ranges
     buffer: mmap.mmap
@@ -39,11 +42,15 @@ class _Added(NamedTuple):
 class WindowReader:
     """Reads windows of at most `capacity` at a time, in order, by at most `threads` threads besides the caller's.
 
-    Zeros are looked for in pieces of `granule` bytes. One thread uses it, in a `with`; the disk outlives it.
+    Zeros are looked for in pieces of `granule` bytes. One thread uses it, in a `with`; the disk outlives it. Into a
+    `target`, a plain disk as large, the windows are copied, in pieces that a buffer holds and in no order.
     """
 
-    def __init__(self, disk: EngineDisk, granule: int, *, threads: int, capacity: int) -> None:
+    def __init__(
+        self, disk: EngineDisk, granule: int, *, threads: int, capacity: int, target: EngineDisk | None = None
+    ) -> None:
         self._granule = granule
+        self._target = ffi.NULL if target is None else target.handle
         self._added: deque[_Added] = deque()
         self._reader = lib.tapfs_window_reader_new(disk.handle, threads, capacity)
         if self._reader == ffi.NULL:
@@ -64,12 +71,15 @@ class WindowReader:
         return len(self._added)
 
     def add(self, ranges: Ranges, buffer: mmap.mmap) -> None:
-        """Have the ranges read into the buffer, which holds them."""
-        if len(buffer) < ranges.packed:
+        """Have the ranges read into the buffer, which holds them, or copied through it."""
+        copied = self._target != ffi.NULL
+        if not copied and len(buffer) < ranges.packed:
             raise ValueError(f"a buffer of {len(buffer)} bytes is too small for {ranges.packed}")
         data = ffi.from_buffer(buffer, require_writable=True)
-        segments = ffi.new("tapfs_segment[]", most_segments(ranges, self._granule))
+        most = len(buffer) // (2 * self._granule) + 2 * lib.TAPFS_PIECE_RANGES
+        segments = ffi.new("tapfs_segment[]", most if copied else most_segments(ranges, self._granule))
         window = ffi.new("tapfs_window *", (ranges.array, ranges.count, data, self._granule, segments))
+        window.target, window.buffer_bytes = self._target, len(buffer)
         if lib.tapfs_window_reader_add(self._reader, window) != 0:
             ffi.release(data)
             raise ValueError("one window too many")
@@ -80,6 +90,8 @@ class WindowReader:
         lib.tapfs_window_reader_take(self._reader)
         ranges, buffer, window, (data, segments) = self._added.popleft()
         ffi.release(data)
+        if self._target != ffi.NULL:
+            return ReadWindow(ranges, buffer, Segments.none() if window.copied else None)
         if window.outcome.status != lib.TAPFS_DONE:
             return ReadWindow(ranges, buffer, None)
         return ReadWindow(ranges, buffer, Segments.of_array(segments, window.segment_count))

@@ -17,6 +17,7 @@ from enum import StrEnum
 from functools import partial
 from typing import Self, cast
 
+from tapfs.patterns import pattern
 from tapfs.records import NamedTuple
 
 
@@ -129,7 +130,7 @@ OPTIONS: dict[str, Spelling] = {
     "temp": Spelling("--temp", "temp", "temporary=True"),
 }
 
-_OPTION = re.compile(r"\{([a-z_]+)(?:=([^{}]*))?\}")
+_OPTION = pattern(r"\{([a-z_]+)(?:=([^{}]*))?\}")
 
 #: The way that this program names options by. A front end sets it for all its errors.
 _way: ContextVar[str] = ContextVar("_way", default="python")
@@ -155,7 +156,7 @@ def spelled(text: str) -> str:
         way: str = getattr(OPTIONS[name], _way.get())
         return way.replace("{}", value or "")
 
-    return _OPTION.sub(written, text)
+    return _OPTION.sub(written, text) if "{" in text else text
 
 
 class ImageError(OSError):

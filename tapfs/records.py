@@ -2,7 +2,8 @@
 
 `dataclass`, `field`, `replace` and `NamedTuple` are to type checkers those of the standard library, and behave as they
 do. `dataclasses` loads `inspect` and compiles six functions for each class: a third of the start of a command.
-Here classes share their functions. Only the constructor is a class's own, and it is compiled when it is first called.
+Here classes share their functions. Only the constructor is a class's own, and it is compiled for a class that has
+been made `_FEW` times: to compile it takes as long as so many calls of one that goes through the fields.
 `dataclasses.fields`, `replace` and `asdict` take such objects, too.
 """
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 _MISSING = object()
+_FEW = 30
 #: The descriptor of a named tuple's field; `collections` has no public name for it.
 _field_getter: Any = __import__("_collections")._tuplegetter  # noqa: SLF001
 
@@ -93,15 +95,46 @@ def _field_of(name: str, namespace: Mapping[str, object]) -> _Field:
 
 
 def _constructor_of(fields: list[_Field], *, frozen: bool, calls_post_init: bool) -> Callable[..., None]:
-    """An `__init__` that puts the compiled one into its place when it is first called."""
+    """An `__init__` that puts the compiled one into its place when it has been called some times."""
+    calls = 0
 
     def __init__(self: Any, *values: object, **named: object) -> None:  # noqa: N807  it is one
+        nonlocal calls
+        calls += 1
+        given = _given(fields, values, named) if calls < _FEW else None
+        if given is not None:
+            for each, value in zip(fields, given, strict=True):
+                object.__setattr__(self, each.name, value)
+            if calls_post_init:
+                self.__post_init__()
+            return
         cls = next(each for each in type(self).__mro__ if each.__dict__.get("__init__") is __init__)
         compiled = _compiled(cls, fields, frozen=frozen, calls_post_init=calls_post_init)
         cls.__init__ = compiled  # type: ignore[misc]
         compiled(self, *values, **named)
 
     return __init__
+
+
+def _given(fields: list[_Field], values: tuple[object, ...], named: dict[str, object]) -> list[object] | None:
+    """A value for each field; None where the arguments are not those of the constructor, which then says so."""
+    found = list[object]()
+    by_place = by_name = 0
+    for each in fields:
+        if each.init and by_place < len(values):
+            found.append(values[by_place])
+            by_place += 1
+        elif each.init and each.name in named:
+            found.append(named[each.name])
+            by_name += 1
+        elif each.factory is not _MISSING:
+            factory: Any = each.factory
+            found.append(factory())
+        elif each.default is not _MISSING:
+            found.append(each.default)
+        else:
+            return None
+    return found if (by_place, by_name) == (len(values), len(named)) else None
 
 
 def _compiled(cls: type, fields: list[_Field], *, frozen: bool, calls_post_init: bool) -> Callable[..., None]:
@@ -240,9 +273,20 @@ class _TupleMaker(type):
 
 
 def _tuple_constructor(names: tuple[str, ...], defaults: Mapping[str, object]) -> Any:
-    """A `__new__` that puts the compiled one into its place when it is first called."""
+    """A `__new__` that puts the compiled one into its place when it has been called some times."""
+    calls = 0
 
     def __new__(cls: Any, *values: object, **named: object) -> Any:  # noqa: N807  it is one
+        nonlocal calls
+        calls += 1
+        if calls < _FEW and len(values) == len(names) and not named:
+            return _Tuple.__new__(cls, values)
+        if calls < _FEW:
+            found = [*values, *(named.get(name, defaults.get(name, _MISSING)) for name in names[len(values) :])]
+            by_name = sum(name in named for name in names[len(values) :])
+            complete = len(found) == len(names) and by_name == len(named)
+            if complete and not any(value is _MISSING for value in found):
+                return _Tuple.__new__(cls, found)
         parameters = [f"{name}=default_{name}" if name in defaults else name for name in names]
         listed = "".join(f"{name}, " for name in names)
         known: dict[str, Any] = {

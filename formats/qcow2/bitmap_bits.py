@@ -6,7 +6,6 @@ cluster of bits, or says that all its bits are 0 or 1 (QEMU's docs/interop/qcow2
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from tapfs.driver import HostFile
@@ -16,6 +15,7 @@ from tapfs.formats.changed_table import decode
 from tapfs.formats.qcow2.bitmaps import EXTRA_DATA_COMPATIBLE, KNOWN_FLAGS, TYPE_DIRTY, Bitmap
 from tapfs.formats.qcow2.entries import BYTE_ORDER, OFFSET, TYPECODE
 from tapfs.formats.qcow2.header import WORD, Header
+from tapfs.patterns import pattern
 
 #: Granularities that QEMU takes, as exponents of 2.
 MIN_GRANULARITY_BITS, MAX_GRANULARITY_BITS = 9, 31
@@ -25,7 +25,7 @@ MAX_BITMAP_BYTES = 512 << 20
 ALL_ONES = 1
 _RESERVED = ((1 << 64) - 1) & ~OFFSET & ~ALL_ONES
 #: A run of bytes of ones, or a byte that is neither ones nor 0.
-_MARKED = re.compile(rb"\xff+|[^\0\xff]")
+_MARKED = pattern(rb"\xff+|[^\0\xff]")
 
 
 def table_entries(size: int, granularity: int, cluster_size: int) -> int:

@@ -13,13 +13,14 @@ from tapfs.driver import HostFile, SnapshotRecord
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.qcow2.header import MAX_L1_BYTES, MAX_SNAPSHOTS, SNAPSHOTS_OFFSET_AT, WORD, Header
 from tapfs.formats.rounding import round_up
+from tapfs.patterns import pattern
 from tapfs.records import NamedTuple
 
 _ENTRY = struct.Struct(">QIHHIIQII")
 _ALIGNMENT = 8
 _LARGEST_OLD_SIZE = (1 << 32) - 1
 #: An id that is a number, as those of QEMU are.
-_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
+_NUMBER = pattern(r"[0-9]{1,18}", re.ASCII)
 #: The extra data that every entry should have: the size of the VM's state, and the size of the disk.
 _EXTRA = struct.Struct(">QQ")
 #: The third number there is the VM's count of instructions; this one says that none were counted.

@@ -6,7 +6,6 @@ from then on; its refcount is raised when it becomes a part of the image.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from tapfs.errors import ErrorKind, ImageError
@@ -15,10 +14,11 @@ from tapfs.formats.qcow2.guard import Guard
 from tapfs.formats.qcow2.header import MAX_HOST_SIZE, Header
 from tapfs.formats.qcow2.refcounts import ClusterRun, Refcounts
 from tapfs.formats.rounding import round_up
+from tapfs.patterns import pattern
 
 #: So many refcount blocks are looked through for one request, before it gets its places at the end.
 _BLOCKS_AT_ONCE = 8
-_UNUSED = re.compile(rb"\0+")
+_UNUSED = pattern(rb"\0+")
 
 
 class Space:

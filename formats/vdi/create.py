@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from uuid import UUID, uuid4
 
 from tapfs.driver import CreateRequest
 from tapfs.errors import ErrorKind, ImageError
@@ -14,6 +13,7 @@ from tapfs.formats.preallocation import FALLOC, FULL, METADATA, OFF, preallocati
 from tapfs.formats.rounding import round_up
 from tapfs.formats.vdi.driver import VdiDriver
 from tapfs.formats.vdi.header import NULL_UUID, SECTOR, VERSION, Header, Type
+from tapfs.identifiers import Uuid, new_uuid
 from tapfs.plan import Grow, Plan, Step, Write, plan
 
 CREATE_OPTIONS: Mapping[str, str] = MappingProxyType(
@@ -65,8 +65,8 @@ def create(request: CreateRequest) -> Plan:
         allocated=blocks if fixed else 0,
         map_offset=_ALIGNMENT,
         data_offset=round_up(_ALIGNMENT + 4 * blocks, _ALIGNMENT),
-        creation=uuid4(),
-        modification=uuid4(),
+        creation=new_uuid(),
+        modification=new_uuid(),
         link=link,
         parent_modification=parent_modification,
     )
@@ -84,7 +84,7 @@ def _map_steps(header: Header, *, fixed: bool) -> Iterator[Step]:
         yield Write(0, header.map_offset + 4 * first, entries)
 
 
-def _parent(request: CreateRequest, *, fixed: bool) -> tuple[UUID, UUID]:
+def _parent(request: CreateRequest, *, fixed: bool) -> tuple[Uuid, Uuid]:
     """The UUIDs that a differencing image has of its parent: that of the image, and that of its last change."""
     if request.backing is None:
         return NULL_UUID, NULL_UUID

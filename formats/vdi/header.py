@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from uuid import UUID
 
 from tapfs.driver import HostFile
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.vdi.signature import SIGNATURE, SIGNATURE_AT
+from tapfs.identifiers import Uuid
 from tapfs.records import NamedTuple
 
 SECTOR = 512
@@ -42,7 +42,7 @@ _LEAST_BLOCK, _MOST_BLOCK = 128 << 10, 128 << 20
 #: More blocks than this are no disk that can be served.
 MOST_BLOCKS = 1 << 30
 
-NULL_UUID = UUID(int=0)
+NULL_UUID = Uuid(bytes(16))
 
 
 class Type(IntEnum):
@@ -85,10 +85,10 @@ class Header(NamedTuple):
     extra: int = 0
     flags: int = 0
     comment: bytes = b""
-    creation: UUID = NULL_UUID
-    modification: UUID = NULL_UUID
-    link: UUID = NULL_UUID
-    parent_modification: UUID = NULL_UUID
+    creation: Uuid = NULL_UUID
+    modification: Uuid = NULL_UUID
+    link: Uuid = NULL_UUID
+    parent_modification: Uuid = NULL_UUID
 
     @property
     def slot_bytes(self) -> int:
@@ -162,7 +162,7 @@ def _header(head: bytes, file: HostFile) -> Header:
         raise _error(ErrorKind.CORRUPT, message, file, _HEADER_AT)
     return Header(
         VERSION, _type(kind, file, _HEADER_AT + 4), size, block_bytes, blocks, allocated, map_offset, data_offset,
-        extra, flags, comment.split(b"\0", 1)[0], *(UUID(bytes_le=each) for each in uuids),
+        extra, flags, comment.split(b"\0", 1)[0], *(Uuid.of_bytes_le(each) for each in uuids),
     )  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def _old_header(head: bytes, file: HostFile) -> Header:
     map_offset = _HEADER_AT + _OLD_FIELDS.size
     return Header(
         OLD_VERSION, _type(kind, file, _HEADER_AT), size, block_bytes, blocks, allocated, map_offset,
-        map_offset + 4 * blocks, 0, flags, comment.split(b"\0", 1)[0], *(UUID(bytes_le=each) for each in uuids),
+        map_offset + 4 * blocks, 0, flags, comment.split(b"\0", 1)[0], *(Uuid.of_bytes_le(each) for each in uuids),
     )  # fmt: skip
 
 

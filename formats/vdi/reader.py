@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from uuid import UUID
-
 from tapfs.driver import (
     BackingReference,
     Finding,
@@ -17,6 +15,7 @@ from tapfs.formats.blocks.layout import BlockLayout
 from tapfs.formats.blocks.reader import BlockReader
 from tapfs.formats.rounding import round_up
 from tapfs.formats.vdi.header import HEAD_BYTES, MAP_AT, NULL_UUID, OLD_VERSION, SECTOR, Header, parse_header
+from tapfs.identifiers import Uuid
 
 #: Entries that name no slot: the parent's block or zeros; zeros always.
 FREE, ZERO = 0xFFFFFFFF, 0xFFFFFFFE
@@ -81,7 +80,7 @@ def identities_of(header: Header) -> frozenset[str]:
     return frozenset({identity(header.creation), identity(header.creation, header.modification)})
 
 
-def identity(creation: UUID, modification: UUID | None = None) -> str:
+def identity(creation: Uuid, modification: Uuid | None = None) -> str:
     """How the core compares a parent with what its child says of it."""
     return f"uuid:{creation}" if modification is None else f"uuid:{creation} modification:{modification}"
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from uuid import uuid4
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Kind
@@ -30,6 +29,7 @@ from tapfs.formats.vdi.header import (
 )
 from tapfs.formats.vdi.reader import FREE, ZERO
 from tapfs.formats.vdi.writer import WritableVdiDriver
+from tapfs.identifiers import new_uuid
 from tapfs.plan import Copy, Discard, Grow, Plan, Shorten, Step, Write, plan
 
 #: Entries that one step writes, and blocks that one plan moves.
@@ -161,7 +161,7 @@ def _resized(image: WritableVdiDriver, size: int) -> Iterator[Plan]:
     fields = {"size": size, "blocks": blocks}
     if header.type is Type.FIXED and blocks > image.layout.blocks:
         fields["count"] = max(header.allocated, image.used_slots() + blocks - image.layout.blocks)
-    changed = Write(0, header.places.modification, uuid4().bytes_le)
+    changed = Write(0, header.places.modification, new_uuid().bytes_le)
     yield plan([changed], [_header_step(image, **fields)])
     if blocks < image.layout.blocks:
         yield from _closed(image, blocks)

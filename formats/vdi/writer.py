@@ -13,7 +13,6 @@ committed. Until the last one is gone the slots in use may have gaps.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from uuid import uuid4
 
 from tapfs.driver import BackingReference, Driver, HostFile, OpenRequest, Placement, Renewing
 from tapfs.errors import ErrorKind, ImageError
@@ -26,6 +25,7 @@ from tapfs.formats.vdi.driver import VdiDriver
 from tapfs.formats.vdi.header import BLOCKS_AT
 from tapfs.formats.vdi.reader import identities_of
 from tapfs.formats.vdi.rebase import expecting_plan, rebase_plan
+from tapfs.identifiers import new_uuid
 from tapfs.plan import Plan, Step, Write, plan
 
 
@@ -47,7 +47,7 @@ class WritableVdiDriver(VdiDriver, BlockWriter):
                 remedy="make a copy of it with tapfs convert",
             )
         #: The new UUID of the last change, by which children know that this image is not as it was.
-        self._modification = uuid4()
+        self._modification = new_uuid()
         #: One more than the largest number of a slot in use: in memory, and in the plan.
         self._slots = self._slots_in_plan = self.header.allocated
         #: The least and the largest count that the file may have: a plan that has failed may have written another one.

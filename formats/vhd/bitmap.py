@@ -6,12 +6,12 @@ significant bit first.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
+from tapfs.patterns import pattern
 from tapfs.records import NamedTuple
 
-_RUNS = re.compile(r"1+|0+")
+_RUNS = pattern(r"1+|0+")
 
 #: Each byte with its bits turned round.
 _TURNED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from types import MappingProxyType
-from uuid import uuid4
 
 from tapfs.driver import CreateRequest
 from tapfs.errors import ErrorKind, ImageError
@@ -39,6 +38,7 @@ from tapfs.formats.vhd.footer import (
 from tapfs.formats.vhd.identity import NULL_UUID
 from tapfs.formats.vhd.locators import new_locators
 from tapfs.formats.vhd.relink import header_name, parent_uuid
+from tapfs.identifiers import new_uuid
 from tapfs.plan import Grow, Plan, Step, Write, plan
 
 CREATE_OPTIONS: Mapping[str, str] = MappingProxyType(
@@ -92,7 +92,7 @@ def create(request: CreateRequest) -> Plan:
         sectors_per_track=geometry.sectors_per_track,
         type=FIXED if fixed else DYNAMIC if request.backing is None else DIFFERENCING,
         checksum=0,
-        uuid=uuid4().bytes,
+        uuid=new_uuid().raw,
         saved_state=0,
         hidden=0,
     ).sealed()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from uuid import UUID
 
 from tapfs.driver import Finding
 from tapfs.formats.vhd.disk_size import LARGEST, disk_size
 from tapfs.formats.vhd.dynamic_header import SECTOR
 from tapfs.formats.vhd.footer import EPOCH, Footer
 from tapfs.formats.vhd.footers import Footers
+from tapfs.identifiers import Uuid
 
 #: Creators whose current size every reader takes.
 _EXACT_CREATORS = frozenset({b"win ", b"qem2", b"d2v ", b"CTXS", b"tap\0"})
@@ -26,7 +26,7 @@ def footer_details(footers: Footers) -> dict[str, object]:
         "subformat": footer.subformat,
         "creator": f"{footer.creator_name} {footer.creator_version >> 16}.{footer.creator_version & 0xFFFF}",
         "creator_host": footer.creator_host.rstrip(b"\0 ").decode("ascii", "backslashreplace"),
-        "uuid": str(UUID(bytes=footer.uuid)),
+        "uuid": str(Uuid(footer.uuid)),
         "created": moment(footer.timestamp),
         "current_size": footer.current_size,
         "original_size": footer.original_size,
@@ -39,7 +39,7 @@ def footer_details(footers: Footers) -> dict[str, object]:
 
 def moment(timestamp: int) -> str:
     """A time of the format, in seconds since 2000, as ISO 8601 in UTC."""
-    return datetime.fromtimestamp(EPOCH + timestamp, tz=UTC).isoformat().replace("+00:00", "Z")
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(EPOCH + timestamp))
 
 
 def size_note(footer: Footer) -> str | None:

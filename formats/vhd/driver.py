@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
-from uuid import UUID
 
 from tapfs.driver import CheckReport, ProgressCallback
 from tapfs.extent import Kind
@@ -13,6 +12,7 @@ from tapfs.formats.vhd.description import PLAIN, footer_details, moment, notes_o
 from tapfs.formats.vhd.dynamic_header import ENTRY_LENGTH, SECTOR, UNUSED
 from tapfs.formats.vhd.reader import DynamicReader
 from tapfs.formats.vhd.repair import repair_plans
+from tapfs.identifiers import Uuid
 from tapfs.plan import Plan
 from tapfs.tables import ASK, Bitmap, Rule, TableLayout, Where
 
@@ -68,7 +68,7 @@ class DynamicDriver(DynamicReader):
         details["batmap"] = None if self.batmap is None else ("valid" if self.batmap.valid else "invalid")
         if self.differencing:
             details["parent"] = {
-                "uuid": str(UUID(bytes=header.parent_uuid)),
+                "uuid": str(Uuid(header.parent_uuid)),
                 "modified": moment(header.parent_timestamp),
                 "names": [{"code": name.code, "name": name.text} for name in self.names],
             }

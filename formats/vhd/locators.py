@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from urllib.parse import quote, unquote
 
 from tapfs.driver import HostFile
 from tapfs.formats.vhd.dynamic_header import SECTOR, DynamicHeader, Locator
+from tapfs.patterns import pattern
 from tapfs.records import NamedTuple
 
 RELATIVE, ABSOLUTE, FILE_URL = b"W2ru", b"W2ku", b"MacX"
@@ -26,8 +26,8 @@ MAX_NAME_BYTES = 64 << 10
 #: UTF-16 units that the header's own field for the name holds, with a zero at the end.
 MAX_HEADER_NAME = 255
 
-_DRIVE = re.compile(r"(?:[/\\]{2}\?[/\\])?[A-Za-z]:")
-_URL = re.compile(r"file:(?://[^/]*)?(?=/)", re.IGNORECASE)
+_DRIVE = pattern(r"(?:[/\\]{2}\?[/\\])?[A-Za-z]:")
+_URL = pattern(r"file:(?://[^/]*)?(?=/)", re.IGNORECASE)
 
 
 class Name(NamedTuple):
@@ -61,6 +61,8 @@ def candidates(names: Sequence[Name]) -> list[str]:
 def local_name(text: str) -> str:
     """The name as this host writes it."""
     if url := _URL.match(text):
+        from urllib.parse import unquote  # few images name their parent so
+
         return unquote(text[url.end() :])
     text = _DRIVE.sub("", text, count=1) if _DRIVE.match(text) else text
     name = text.replace("\\", "/")
@@ -105,7 +107,11 @@ def _texts(name: str) -> Iterator[tuple[bytes, bytes]]:
     windows = name.replace("/", "\\")
     if name.startswith("/"):
         yield ABSOLUTE, windows.encode("utf-16-le", "surrogatepass")
+        from urllib.parse import quote
+
         yield FILE_URL, b"file://" + quote(name.encode("utf-8", "surrogateescape")).encode()
     else:
         yield RELATIVE, f".\\{windows.removeprefix('.' + chr(92))}".encode("utf-16-le", "surrogatepass")
+        from urllib.parse import quote
+
         yield FILE_URL, f"./{name.removeprefix('./')}".encode("utf-8", "surrogateescape")

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 from tapfs.driver import BackingReference, Driver, Identified, Identity
 from tapfs.errors import ErrorKind, ImageError
@@ -107,7 +106,7 @@ def parent_uuid(parent: Driver, *, op: str) -> bytes:
         return NULL_UUID
     names = parent.identities if parent.format_name == "vhd" and isinstance(parent, Identified) else frozenset[str]()
     for name in names:
-        return UUID(name.removeprefix("uuid:")).bytes
+        return bytes.fromhex(name.removeprefix("uuid:").replace("-", ""))
     raise ImageError(
         ErrorKind.UNSUPPORTED,
         f"the parent of a VHD is a VHD with a UUID or a raw disk, not a {parent.format_name} image",

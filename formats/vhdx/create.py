@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -30,6 +29,7 @@ from tapfs.formats.vhdx.metadata import (
 from tapfs.formats.vhdx.regions import BAT, METADATA, TABLES, pack_table
 from tapfs.formats.vhdx.signature import IDENTIFIER
 from tapfs.formats.vhdx.units import MIB
+from tapfs.patterns import pattern
 from tapfs.plan import Grow, Plan, Step, Write, plan
 from tapfs.records import NamedTuple
 
@@ -51,7 +51,7 @@ _BLOCK_SIZES = ((1 << 30, 8 << 20), (100 << 30, 16 << 20), (32 << 40, 32 << 20),
 _MAX_WRITTEN_TABLE_BYTES = 64 << 20
 
 _CREATOR = "tapfs"
-_SIZE = re.compile(r"([0-9]{1,15})([KMGkmg]?)")
+_SIZE = pattern(r"([0-9]{1,15})([KMGkmg]?)")
 
 
 class _Layout(NamedTuple):

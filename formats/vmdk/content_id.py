@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable
 
 from tapfs.driver import Driver, Identified
 from tapfs.formats.vmdk.descriptor import NO_CID
+from tapfs.identifiers import random_bits
 
 _PREFIX = "cid:"
 
@@ -35,6 +35,6 @@ def cid_among(identities: Iterable[str]) -> int | None:
 def new_cid(old: int | None, digits: int = 8) -> int:
     """A content ID that is not the old one and has at most so many hexadecimal digits."""
     while True:
-        cid = secrets.randbits(4 * digits)
+        cid = random_bits(4 * digits)
         if cid != old and (cid not in _RESERVED or digits == 1):
             return cid

@@ -16,6 +16,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.vmdk.sectors import MAX_BYTES, SECTOR
 from tapfs.formats.vmdk.signature import BYTE_ORDER_MARK, is_descriptor
 from tapfs.formats.vmdk.text_encoding import codec_named, decoded
+from tapfs.patterns import pattern
 from tapfs.records import NamedTuple, dataclass
 
 #: Longest descriptor that is read, in bytes, and the most extents of one disk.
@@ -25,23 +26,23 @@ MAX_EXTENTS = 4096
 #: CID of no image: a parentCID with this value says that there is no parent.
 NO_CID = 0xFFFFFFFF
 
-_EXTENT = re.compile(
+_EXTENT = pattern(
     rb"(?P<access>rw|rdonly|noaccess)[ \t]+(?P<sectors>[0-9]{1,20})[ \t]+(?P<kind>[a-z]+)"
     rb'(?:[ \t]+(?:"(?P<quoted>[^"]*)"|(?P<plain>[^\s"]+))(?:[ \t]+(?P<offset>[0-9]{1,20})(?P<rest>[ \t].*)?)?)?',
     re.IGNORECASE,
 )
-_LIKE_AN_EXTENT = re.compile(rb"(?:rw|rdonly|noaccess)(?:[ \t]|$)", re.IGNORECASE)
+_LIKE_AN_EXTENT = pattern(rb"(?:rw|rdonly|noaccess)(?:[ \t]|$)", re.IGNORECASE)
 #: A line without the sign of a key that has a number and the word of a kind: an extent once, before it was damaged.
-_MAYBE_AN_EXTENT = re.compile(
+_MAYBE_AN_EXTENT = pattern(
     rb"[^=]*?[0-9]+[ \t]+(?:flat|sparse|zero|vmfs|vmfssparse|vmfsrdm|vmfsraw|sesparse)\b", re.IGNORECASE
 )
-_KEY = re.compile(
+_KEY = pattern(
     rb"(?P<key>[a-z][a-z0-9_.]*)[ \t]*=[ \t]*(?:\"(?P<quoted>[^\"]*)\"?|(?P<plain>.*?))[ \t]*$", re.IGNORECASE
 )
-_CID = re.compile(rb"[0-9a-f]{1,8}", re.IGNORECASE)
+_CID = pattern(rb"[0-9a-f]{1,8}", re.IGNORECASE)
 #: A comment of tapfs, while the parent is written (`tapfs.formats.vmdk.rebase`).
 SECOND_PARENT = b"#parentCID2="
-_SECOND_PARENT = re.compile(rb"^" + SECOND_PARENT + rb"([0-9a-f]{8})\r?$", re.MULTILINE)
+_SECOND_PARENT = pattern(rb"^" + SECOND_PARENT + rb"([0-9a-f]{8})\r?$", re.MULTILINE)
 
 
 class Access(Enum):

@@ -11,9 +11,10 @@ import re
 from collections.abc import Sequence
 
 from tapfs.formats.vmdk.text_encoding import literal
+from tapfs.patterns import pattern
 
 #: Ends of the names of the files of one disk: parts of a split disk, flat files, delta files.
-_ENDING = re.compile(r"-(?:[sf][0-9]{3,}|flat|pt|rdmp?|delta|sesparse)\.vmdk$", re.IGNORECASE)
+_ENDING = pattern(r"-(?:[sf][0-9]{3,}|flat|pt|rdmp?|delta|sesparse)\.vmdk$", re.IGNORECASE)
 _VMDK = ".vmdk"
 
 

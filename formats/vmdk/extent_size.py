@@ -16,10 +16,11 @@ from tapfs.formats.rounding import round_down, round_up
 from tapfs.formats.vmdk.descriptor import Descriptor
 from tapfs.formats.vmdk.sectors import SECTOR
 from tapfs.formats.vmdk.sparse_header import DESCRIPTOR_AT
+from tapfs.patterns import pattern
 from tapfs.plan import Grow, Plan, Shorten, Write, plan
 
-_COMMENT = re.compile(rb"^#[^\r\n]*", re.MULTILINE)
-_NUMBER = re.compile(rb"[A-Za-z]+[ \t]+([0-9]+)")
+_COMMENT = pattern(rb"^#[^\r\n]*", re.MULTILINE)
+_NUMBER = pattern(rb"[A-Za-z]+[ \t]+([0-9]+)")
 
 
 def size_plans(file: HostFile, descriptor: Descriptor, line_at: int, sectors: int, room: int | None) -> Iterator[Plan]:

@@ -11,12 +11,10 @@ new one. Where there is no such room a short content ID keeps its length, and a 
 
 from __future__ import annotations
 
-import secrets
-import uuid
-
 from tapfs.formats.vmdk.content_id import new_cid
 from tapfs.formats.vmdk.descriptor import Descriptor, parse_descriptor
 from tapfs.formats.vmdk.sectors import SECTOR
+from tapfs.identifiers import new_uuid, random_bytes
 from tapfs.plan import Grow, Step, Write
 from tapfs.records import NamedTuple
 
@@ -52,11 +50,11 @@ def identity_change(descriptor: Descriptor, path: str, room: int | None) -> Iden
         text[found.at : found.at + digits] = f"{cid:0{digits}x}".encode("ascii")
         long = widened.values.get(_LONG_CID)
         if long is not None and len(long.content) == _LONG_DIGITS:
-            begin = secrets.token_hex((_LONG_DIGITS - _CID_DIGITS) // 2)
+            begin = random_bytes((_LONG_DIGITS - _CID_DIGITS) // 2).hex()
             text[long.at : long.at + _LONG_DIGITS] = f"{begin}{cid:08x}".encode("ascii")
     changed = widened.values.get(_VIRTUALBOX_UUID)
     if changed is not None and len(changed.content) == _UUID_DIGITS:
-        random = str(uuid.UUID(int=secrets.randbits(128), version=4))
+        random = str(new_uuid())
         text[changed.at : changed.at + _UUID_DIGITS] = random.encode("ascii")
     tracked = widened.values.get(_CHANGE_TRACKING)
     if tracked is not None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 
+from tapfs.patterns import pattern
+
 #: Extents: hosted ones, hosted ones that are being made, those of ESX.
 SPARSE, UNFINISHED_SPARSE = b"KDMV", b"kdmv"
 COWD = b"COWD"
 SESPARSE = 0xCAFEBABE.to_bytes(8, "little")
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_FIRST_LINE = re.compile(rb"#[ \t]*disk[ \t]*descriptor[ \t]*file", re.IGNORECASE)
+_FIRST_LINE = pattern(rb"#[ \t]*disk[ \t]*descriptor[ \t]*file", re.IGNORECASE)
 
 
 def is_descriptor(head: bytes) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
 
     from _typeshed import SupportsWrite
 
-#: A word that begins with '-' and is no option: `--nice -5`, `resize FILE -1G`. No option is a digit.
-_NEGATIVE_NUMBER = re.compile(r"-[0-9].*", re.DOTALL)
+#: A word that begins with '-' and one of these is no option: `--nice -5`, `resize FILE -1G`. No option is a digit.
+_DIGITS = tuple("0123456789")
 
 
 class Subparsers(Protocol):
@@ -165,7 +164,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def _is_no_option(word: str) -> bool:
-    return word == "-" or not word.startswith("-") or _NEGATIVE_NUMBER.fullmatch(word) is not None
+    return word == "-" or not word.startswith("-") or word[1:2] in _DIGITS
 
 
 def _name_of(action: argparse.Action) -> str:

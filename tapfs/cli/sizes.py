@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 
+from tapfs.patterns import pattern
+
 _UNITS = "BKMGTPE"
-_SIZE = re.compile(r"([0-9]+)(?:\.([0-9]*))?(?:([KMGTPE])(iB|B)?|B)?", re.IGNORECASE | re.ASCII)
+_SIZE = pattern(r"([0-9]+)(?:\.([0-9]*))?(?:([KMGTPE])(iB|B)?|B)?", re.IGNORECASE | re.ASCII)
 #: The largest size that any image format here can name: offsets are signed 64-bit on the host.
 MAXIMUM = (1 << 63) - 1
 #: Python refuses to read a number of some thousands.

@@ -7,7 +7,6 @@ kind with a slash: ``./ram:x``, ``./-``, ``./nbd://x``.
 from __future__ import annotations
 
 import os
-import re
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host import ram, standard_input
@@ -16,10 +15,11 @@ from tapfs.host.gate import ORDINARY, Gate
 from tapfs.host.lock import Sharing
 from tapfs.host.remote.address import SPELLINGS, Address, scheme_of
 from tapfs.host.remote.options import USUAL, RemoteOptions
+from tapfs.patterns import pattern
 from tapfs.records import dataclass, replace
 
 #: A name with a colon before the first slash, which QEMU takes for an address or for options.
-_PROTOCOL = re.compile(r"[^/:]+:")
+_PROTOCOL = pattern(r"[^/:]+:")
 
 #: The one protocol that means a file.
 _FILE_PROTOCOL = "file:"
@@ -189,7 +189,7 @@ def stored_parent(name: str) -> str:
 
 def is_protocol(name: str) -> bool:
     """Whether QEMU takes the name of a backing file for an address, or for options: nbd:host, json:{…}."""
-    return _PROTOCOL.match(name) is not None and not name.startswith(_FILE_PROTOCOL)
+    return ":" in name and _PROTOCOL.match(name) is not None and not name.startswith(_FILE_PROTOCOL)
 
 
 def file_name(path: str) -> str:

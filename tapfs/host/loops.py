@@ -13,13 +13,18 @@ _BLOCK_DEVICES = "/sys/block"
 
 def loop_device_of(identity: tuple[int, int]) -> str | None:
     """The first loop device over the file with this device and inode, as /dev/loopN; None if there is none."""
-    from pathlib import Path  # readers never come here
-
-    for entry in sorted(Path(_BLOCK_DEVICES).glob("loop*/loop/backing_file")):
+    try:
+        devices = sorted(os.listdir(_BLOCK_DEVICES))
+    except OSError:  # a system without /sys
+        return None
+    for device in devices:
+        if not device.startswith("loop"):
+            continue
         try:
-            status = os.stat(entry.read_bytes().removesuffix(b"\n"))
+            with open(f"{_BLOCK_DEVICES}/{device}/loop/backing_file", "rb") as backing:
+                status = os.stat(backing.read().removesuffix(b"\n"))
         except (OSError, ValueError):
             continue  # gone meanwhile, or not to be seen from here
         if (status.st_dev, status.st_ino) == identity:
-            return f"/dev/{entry.parent.parent.name}"
+            return f"/dev/{device}"
     return None

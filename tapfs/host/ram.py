@@ -10,10 +10,10 @@ root, and never a symbolic link. A new RAM disk is for its owner alone (mode 060
 from __future__ import annotations
 
 import os
-import re
 import stat
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.patterns import pattern
 from tapfs.records import NamedTuple
 
 PREFIX = "ram:"
@@ -26,7 +26,7 @@ NEW_MODE = 0o600
 
 _DIRECTORY = "/dev/shm"  # noqa: S108 - the memory file system itself is meant
 _FILE_PREFIX = "tapfs.ram."
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_NAME = pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 class RamDisk(NamedTuple):

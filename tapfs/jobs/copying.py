@@ -3,7 +3,7 @@
 Threads read and look for zeros; the caller's thread writes, in the order of the disk. Where the engine can read by
 itself, the threads are the engine's (`kernel/src/copying`): those of Python give each other the interpreter's lock.
 A list of ranges is an array of the engine all the way, so a thousand small pieces of data cost as many calls as one
-large piece.
+large piece. Where the target is one plain file, the thread that reads a piece writes it, too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tapfs.jobs.compare import unequal_candidates
 from tapfs.jobs.early_writeback import EarlyWriteback
 from tapfs.jobs.pace import Pace
 from tapfs.jobs.pipeline import WINDOW_BYTES, BufferPool, in_order, processors
-from tapfs.kernel.ranges import clone_ranges, ranges_of
+from tapfs.kernel.ranges import clone_ranges, cut, ranges_of
 from tapfs.kernel.segments import find_segments
 from tapfs.kernel.window_reader import WindowReader
 from tapfs.kernel.writes import Segments, window_segments
@@ -42,6 +42,11 @@ _ZERO_WINDOW_BYTES = 1 << 30
 #: Of a run of zeros that would be more windows than this, each is longer.
 _MOST_ZERO_WINDOWS = 1 << 12
 _SECTOR = 512
+#: A window that goes through the target's driver, which is asked once for all of it.
+_WINDOW_BYTES = 2 * WINDOW_BYTES
+#: A window that goes straight into a plain file, and the pieces of it, which the cache of a processor holds.
+_STRAIGHT_WINDOW_BYTES = 8 << 20
+_STRAIGHT_PIECE_BYTES = 256 << 10
 #: Windows that wait to be written while each thread prepares another one.
 _WAITING = 2
 
@@ -100,8 +105,14 @@ class Copy:
             self._granule = max(options.sparse_bytes // _SECTOR * _SECTOR, target.granule, _SECTOR)
         #: Whether the target's file may share what the source's files have.
         self._shares = baseline is Baseline.ZEROS and not self._full and target.whole_file() is not None
-        # What differs from a parent comes as the ranges of two disks.
-        self._buffers = BufferPool(WINDOW_BYTES if baseline is not Baseline.PARENT else 2 * WINDOW_BYTES)
+        #: Whether the engine copies without the target's write path: a plain file has all bytes in place.
+        self._straight = (
+            (baseline is Baseline.ZEROS and not self._full and options.rate is None)
+            and (isinstance(source, Image) and not source.is_fetched)
+            and (target.whole_file() is not None and self._granule <= _STRAIGHT_PIECE_BYTES)
+        )
+        # What differs from a parent comes as the ranges of two disks, of a smaller window each.
+        self._buffers = BufferPool(_WINDOW_BYTES)
 
     def run(self, progress: Callable[[int, int], None]) -> None:
         """Copy it, but for a flush. `progress` is told the bytes of the disk that are done, and of how many."""
@@ -114,7 +125,8 @@ class Copy:
         """Copy the data; the offset behind the last of it."""
         done = 0
         for prepared in self._prepared():
-            self._target.write_segments(prepared.segments)
+            if prepared.segments.count:
+                self._target.write_segments(prepared.segments)
             self._pace.moved(prepared.segments.length)
             writeback.wrote(prepared.ranges.packed)
             if self._baseline is Baseline.ANYTHING:
@@ -131,6 +143,9 @@ class Copy:
         """The windows of the source in order, read and searched."""
         windows, ahead = self._ranges(), self._workers + _WAITING
         source = self._source
+        if self._straight and isinstance(source, Image):
+            yield from self._copied(source, windows, ahead)
+            return
         if not isinstance(source, Image) or source.is_fetched or self._full or self._baseline is Baseline.PARENT:
             yield from in_order(windows, self._prepare, workers=self._workers, ahead=ahead)
             return
@@ -144,6 +159,35 @@ class Copy:
             while reader:
                 yield self._taken(reader)
 
+    def _copied(self, source: Image, windows: Iterator[Ranges], ahead: int) -> Iterator[_Prepared]:
+        """The windows of the source in order, once they are in the target, and what is to be written of others."""
+        buffers = BufferPool(_STRAIGHT_PIECE_BYTES)
+        target = self._target.engine_disk
+        with WindowReader(
+            source.engine_disk, self._granule, threads=self._workers - 1, capacity=ahead, target=target
+        ) as copier:
+            for ranges in windows:
+                if self._shares and self._share(ranges):
+                    while copier:
+                        yield from self._ended(copier, buffers)
+                    yield _Prepared(ranges, None, Segments.none(), [])
+                    continue
+                copier.add(ranges, buffers.take())
+                if len(copier) == ahead:
+                    yield from self._ended(copier, buffers)
+            while copier:
+                yield from self._ended(copier, buffers)
+
+    def _ended(self, copier: WindowReader, buffers: BufferPool) -> Iterator[_Prepared]:
+        """The next window; what of it the engine could not copy by itself is read with the help of the driver."""
+        ranges, buffer, segments = copier.take()
+        buffers.give_back(buffer)
+        if segments is not None:
+            yield _Prepared(ranges, None, segments, [])
+            return
+        for part in cut(ranges, _WINDOW_BYTES):
+            yield self._prepare(part)
+
     def _taken(self, reader: WindowReader) -> _Prepared:
         """The next window; what the engine could not read by itself is read with the help of the driver."""
         ranges, buffer, segments = reader.take()
@@ -154,15 +198,15 @@ class Copy:
 
     def _ranges(self) -> Iterator[Ranges]:
         if self._full:
-            for offset in range(0, self._source.size, WINDOW_BYTES):
-                stop = min(offset + WINDOW_BYTES, self._source.size)
+            for offset in range(0, self._source.size, _WINDOW_BYTES):
+                stop = min(offset + _WINDOW_BYTES, self._source.size)
                 yield ranges_of([Range(offset, stop - offset)], stop)
             return
         if self._baseline is Baseline.PARENT:
             yield from unequal_candidates(self._source, self._target)
             return
         gap = _GAP_BYTES if self._baseline is Baseline.ANYTHING else ZERO_GRANULE - 1
-        yield from data_windows(self._source, WINDOW_BYTES, gap=gap)
+        yield from data_windows(self._source, _STRAIGHT_WINDOW_BYTES if self._straight else _WINDOW_BYTES, gap=gap)
 
     def _prepare(self, ranges: Ranges) -> _Prepared:
         if self._shares and self._share(ranges):

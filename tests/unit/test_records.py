@@ -1,4 +1,7 @@
-"""Records are the standard library's in all but what they load: each test runs over both."""
+"""Records are the standard library's in all but what they load: each test runs over both.
+
+Constructors of tapfs go through the fields at first, and are compiled when they have been called some times.
+"""
 # What a pattern takes out of an object of any class:
 # pyright: reportUnknownVariableType=false
 
@@ -69,7 +72,7 @@ class Pair(NamedTuple):
 '''
 
 
-@pytest.fixture(params=["tapfs", "standard"])
+@pytest.fixture(params=["tapfs", "compiled", "standard"])
 def made(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The classes of SOURCE, in a module of their own so that they can be pickled."""
     module = ModuleType("records_under_test")
@@ -80,7 +83,9 @@ def made(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any
         replace=dataclasses.replace,
         NamedTuple=typing.NamedTuple,
     )
-    from_where = records if request.param == "tapfs" else standard
+    if request.param == "compiled":
+        monkeypatch.setattr(records, "_FEW", 0)
+    from_where = standard if request.param == "standard" else records
     for name in records.__all__:
         setattr(module, name, getattr(from_where, name))
     exec(SOURCE, module.__dict__)  # noqa: S102
@@ -205,3 +210,9 @@ def test_records_load_nothing_of_what_they_stand_for() -> None:
     script = "import sys\nimport tapfs.geometry, tapfs.extent, tapfs.format\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
     assert not {"dataclasses", "inspect", "ast"} & set(done.stdout.split())
+
+
+def test_a_constructor_that_is_called_often_is_compiled(made: Any) -> None:
+    for kind, arguments in ((made.Frozen, (1, "a")), (made.Changing, (1,)), (made.Pair, (1,))):
+        assert len({repr(kind(*arguments)) for _ in range(100)}) == 1
+    assert made.Frozen.__init__.__code__.co_filename == "<string>"

@@ -1,6 +1,7 @@
 /*
  * Windows of a disk that threads read and search for zeros, while their owner writes those before. The owner is one
- * thread; it works, too, whenever it would otherwise wait for work that nobody has begun.
+ * thread; it works, too, whenever it would otherwise wait for work that nobody has begun. Where the target is plain, who
+ * reads writes, too: the bytes are still in the processor's cache, and the owner has nothing to do.
  */
 #ifndef TAPFS_COPYING_H
 #define TAPFS_COPYING_H
@@ -9,9 +10,16 @@
 
 /* cffi: begin */
 
+/* A piece that is copied has so many ranges at most. */
+#define TAPFS_PIECE_RANGES 64
+
 /*
  * Ranges that are read into `buffer`, one behind the other, and what of them is data (`tapfs_find_segments`, without
  * `below`). `outcome` says how the read ended; only after DONE there are `segment_count` segments.
+ *
+ * With a `target`, a plain disk that is as large, the ranges are copied instead, in pieces of at most `buffer_bytes`, and
+ * `segments` has room for those of one piece. `written` bytes of data are in the target then, all of them if it is
+ * `copied`. If not, `outcome` says why, and what is written may be written again.
  */
 typedef struct {
     const tapfs_range *ranges;
@@ -21,6 +29,10 @@ typedef struct {
     tapfs_segment *segments;
     uint64_t segment_count;
     tapfs_outcome outcome;
+    tapfs_disk *target; /* NULL: they are only read */
+    uint64_t buffer_bytes;
+    uint64_t written;
+    uint8_t copied; /* 1: all of them */
 } tapfs_window;
 
 typedef struct tapfs_window_reader tapfs_window_reader;

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 
 #include "common.h"
-#include "copying/copying.h"
+#include "copying/internal.h"
 #include "engine/bytes.h"
 
 enum state { WAITING, BEGUN, ENDED };
@@ -20,6 +20,7 @@ struct tapfs_window_reader {
     pthread_mutex_t mutex;
     pthread_cond_t added; /* or stopping; threads wait for it */
     pthread_cond_t ended; /* a window; the owner waits for it */
+    pthread_mutex_t writing; /* one thread at a time writes to a target; taken alone */
     bool stopping;
     uint32_t thread_count, capacity;
     uint64_t first, next; /* numbers of windows: those from `first` to before `next` are here */
@@ -52,10 +53,14 @@ static void read_window(tapfs_window_reader *reader, struct place *place)
     size_t zeros = 0;
 
     pthread_mutex_unlock(&reader->mutex);
-    tapfs_read_ranges(reader->disk, window->ranges, window->range_count, 0, window->buffer, &window->outcome);
-    if (window->outcome.status == TAPFS_DONE) {
-        window->segment_count = tapfs_find_segments(window->ranges, window->range_count, window->buffer, NULL,
-                                                    window->granule, window->segments, NULL, &zeros);
+    if (window->target != NULL) {
+        copy_window(window, reader->disk, &reader->writing);
+    } else {
+        tapfs_read_ranges(reader->disk, window->ranges, window->range_count, 0, window->buffer, &window->outcome);
+        if (window->outcome.status == TAPFS_DONE) {
+            window->segment_count = tapfs_find_segments(window->ranges, window->range_count, window->buffer, NULL,
+                                                        window->granule, window->segments, NULL, &zeros);
+        }
     }
     pthread_mutex_lock(&reader->mutex);
     place->state = ENDED;
@@ -113,6 +118,7 @@ tapfs_window_reader *tapfs_window_reader_new(tapfs_disk *disk, uint32_t threads,
     pthread_mutex_init(&reader->mutex, NULL);
     pthread_cond_init(&reader->added, NULL);
     pthread_cond_init(&reader->ended, NULL);
+    pthread_mutex_init(&reader->writing, NULL);
     start_threads(reader, threads);
     return reader;
 }
@@ -132,6 +138,7 @@ void tapfs_window_reader_free(tapfs_window_reader *reader)
     pthread_cond_destroy(&reader->ended);
     pthread_cond_destroy(&reader->added);
     pthread_mutex_destroy(&reader->mutex);
+    pthread_mutex_destroy(&reader->writing);
     free(reader->places);
     free(reader->threads);
     free(reader);

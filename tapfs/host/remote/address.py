@@ -7,15 +7,15 @@ An address is ``SCHEME://…``, or ``rbd:POOL/IMAGE`` as QEMU writes it. Nothing
 from __future__ import annotations
 
 import posixpath
-import re
 from typing import Self
 
+from tapfs.patterns import pattern
 from tapfs.records import dataclass
 
 #: The words of QEMU before the name of a Ceph image.
 _RBD = "rbd:"
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SCHEME = pattern(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 #: The schemes of obstore's object stores, and of plain web servers.
 OBJECT_SCHEMES = frozenset({"http", "https", "s3", "gs", "az"})
@@ -31,6 +31,8 @@ def scheme_of(name: str) -> str | None:
     """The scheme of a name that looks like an address, known or not; None for the name of a file."""
     if name[: len(_RBD)].lower() == _RBD:
         return "rbd"
+    if "://" not in name:
+        return None
     found = _SCHEME.match(name)
     return None if found is None else found[1].lower()
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import mmap
+import os
 from pathlib import Path
 
 import pytest
 
 from tapfs.errors import ImageError
 from tapfs.extent import Extent, Kind, Range
-from tapfs.kernel.ranges import Ranges, ranges_of, read_ranges
+from tapfs.kernel.ranges import Ranges, cut, ranges_of, read_ranges
 from tapfs.kernel.window_reader import WindowReader
+from tapfs.kernel.writes import Segments
 from tests.unit.engine.engine_disks import GRANULE, UNIT, Disk, pattern
 
 WINDOW = 8 * GRANULE
@@ -105,3 +107,83 @@ def test_one_window_too_many_and_a_buffer_too_small_are_refused(plain: Disk) -> 
         with pytest.raises(ValueError, match=r"too many"):
             reader.add(window(1), buffer())
         assert len(reader) == 1
+
+
+# ---- copies into a plain target
+
+
+def copied_by(
+    plain: Disk, path: Path, ranges: list[Ranges], *, threads: int = 1, piece: int = WINDOW, writable: bool = True
+) -> list[Segments | None]:
+    """What came of each window that was copied to a file of zeros at `path`."""
+    path.write_bytes(bytes(len(CONTENT)))
+    with plain, Disk() as target:
+        target.layer(path, size=len(CONTENT), identity=True, writable=writable)
+        with WindowReader(plain, GRANULE, threads=threads, capacity=len(ranges), target=target) as copier:
+            for each in ranges:
+                copier.add(each, mmap.mmap(-1, piece))
+            return [copier.take().segments for _ in ranges]
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+@pytest.mark.parametrize("piece", [GRANULE, 3 * GRANULE, 4 * WINDOW])
+def test_a_plain_target_has_the_windows_and_nothing_else(plain: Disk, tmp_path: Path, threads: int, piece: int) -> None:
+    path = tmp_path / "target"
+    windows = [window(number) for number in range(WINDOWS)]
+    ended = copied_by(plain, path, windows, threads=threads, piece=piece)
+    assert [segments is not None and segments.count for segments in ended] == [0] * WINDOWS
+    wanted = bytearray(len(CONTENT))
+    for each in windows:
+        for offset, length in each:
+            wanted[offset : offset + length] = CONTENT[offset : offset + length]
+    assert path.read_bytes() == wanted
+
+
+def test_zeros_stay_holes_of_a_plain_target(plain: Disk, tmp_path: Path) -> None:
+    """Pieces are cut between granules, so that a granule of zeros is seen as one."""
+    path = tmp_path / "target"
+    whole = ranges_of([Range(GRANULE // 2, len(CONTENT) - GRANULE // 2)], len(CONTENT))
+    path.touch()
+    os.truncate(path, len(CONTENT))
+    with plain, Disk() as target:
+        target.layer(path, size=len(CONTENT), identity=True, writable=True)
+        with WindowReader(plain, GRANULE, threads=0, capacity=1, target=target) as copier:
+            copier.add(whole, mmap.mmap(-1, 3 * GRANULE))
+            assert copier.take().segments is not None
+    assert path.read_bytes()[GRANULE // 2 :] == CONTENT[GRANULE // 2 :]
+    zeros = sum(not any(CONTENT[at : at + GRANULE]) for at in range(GRANULE, len(CONTENT), GRANULE))
+    assert path.stat().st_blocks * 512 <= len(CONTENT) - zeros * GRANULE
+
+
+def test_more_ranges_than_a_piece_has_are_copied(plain: Disk, tmp_path: Path) -> None:
+    path = tmp_path / "target"
+    many = [Range(at, 100) for at in range(0, len(CONTENT), 200)]
+    assert len(many) > 3 * 64
+    (segments,) = copied_by(plain, path, [ranges_of(many, len(CONTENT))])
+    assert segments is not None
+    content = path.read_bytes()
+    for offset, length in many:
+        assert content[offset : offset + length] == CONTENT[offset : offset + length]
+        assert not any(content[offset + length : offset + 200])
+
+
+def test_a_target_that_cannot_be_written_is_for_the_caller(plain: Disk, tmp_path: Path) -> None:
+    assert copied_by(plain, tmp_path / "target", [window(0)], writable=False) == [None]
+
+
+def test_a_source_that_cannot_be_read_is_copied_by_the_caller(plain: Disk, tmp_path: Path) -> None:
+    (tmp_path / "host").write_bytes(CONTENT[:WINDOW])
+    first, second = copied_by(plain, tmp_path / "target", [window(0), window(1)])
+    assert first is not None
+    assert second is None
+
+
+def test_ranges_are_cut_into_lists_of_a_size() -> None:
+    whole = ranges_of([Range(0, 10), Range(20, 25), Range(50, 1)], 60)
+    parts = [(list(part), part.until) for part in cut(whole, 12)]
+    assert parts == [
+        ([Range(0, 10), Range(20, 2)], 22),
+        ([Range(22, 12)], 34),
+        ([Range(34, 11), Range(50, 1)], 51),
+    ]
+    assert [part.until for part in cut(ranges_of([Range(0, 3)], 9), 12)] == [9]

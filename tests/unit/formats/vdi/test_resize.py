@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import uuid
 from collections.abc import Mapping
 
 import pytest
@@ -39,9 +40,10 @@ class TightFormat:
         loose = FORMAT.open(file, OpenRequest()).header
         entries = [int.from_bytes(file.read(loose.map_offset + 4 * at, 4), "little") for at in range(loose.blocks)]
         blank = dict.fromkeys(range(loose.allocated), b"")
-        type_ = FIXED if self.kind == "fixed" else DIFFERENCING if loose.link != NULL else loose.type
+        link = uuid.UUID(bytes=loose.link.raw)
+        type_ = FIXED if self.kind == "fixed" else DIFFERENCING if link != NULL else loose.type
         tight = VdiImage(
-            request.virtual_size, entries, blank, type_, SMALL, loose.extra, link=loose.link,
+            request.virtual_size, entries, blank, type_, SMALL, loose.extra, link=link,
             map_at=512, data_at=512 + 4 * loose.blocks,
         )  # fmt: skip
         return plan([Write(0, 0, tight.content())])
