@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Else each of some ten thousand processes of the suite compiles all of tapfs anew, which takes longer than what it does.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: all manual demo test test-xen check suite sanitize torture fuzz bench bench-setup bench-convert bench-qcow2 bench-blocks bench-fragmented bench-mounts bench-fuse bench-ring bench-nbd bench-vhost bench-verify bench-survey bench-cluster site clean system-build system-test system-bench system-xen
+.PHONY: all manual demo test test-xen check suite sanitize torture fuzz bench bench-setup bench-convert bench-qcow2 bench-blocks bench-fragmented bench-mounts bench-fuse bench-ring bench-ublk bench-nbd bench-vhost bench-verify bench-survey bench-cluster site clean system-build system-test system-bench system-xen
 
 all: $(VENV)/.built
 
@@ -133,6 +133,10 @@ bench-vhost: bench-setup
 
 bench-verify: bench-setup
 	$(BIN)/python -m tests.bench.verified_reads --json build/bench/verified_reads.json $(BENCH)
+
+# Block devices of tapfs beside loop devices, in the laboratory: processor time for a request. Not a part of `bench`.
+bench-ublk: system-xen $(VENV)/.dev
+	$(BIN)/python -m tests.laboratory.run ublk_time ublk_newest_time
 
 bench-ring: bench-setup
 	$(BIN)/python -m tests.bench.ring --json build/bench/ring.json $(BENCH)

@@ -6,10 +6,12 @@ Its devices may get another size, and it moves data between files and requests w
 from __future__ import annotations
 
 import os
+import signal
+import time
 from pathlib import Path
 
 from tapfs.ublk.attaching import ask, device_number
-from tests.laboratory.commands import attempt_tapfs, digest, run, tapfs
+from tests.laboratory.commands import attempt_tapfs, digest, run, tapfs, wait_until
 from tests.laboratory.scenario import scenario
 from tests.ublk.scenarios.block_devices import IMAGES, BlockDevices
 from tests.ublk.scenarios.disks import MOUNT, TREE, kill_under_load, new_image, sum_of
@@ -102,3 +104,20 @@ def killed(host: BlockDevices) -> str:
         if not words:
             tapfs("check", image, statuses=(0, 3))  # a crash may leak clusters, nothing else
     return "; ".join(said)
+
+
+@scenario(160)
+def killed_as_it_begins(host: BlockDevices) -> None:
+    """Processes that are killed before they serve, each a little later than the last, and one that is left alone."""
+    image = new_image("begins.raw", 8, "raw")
+    device = host.attach(image, "-f", "raw")
+    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=8", "oflag=direct")
+    held = digest(device)
+    for pause in (0.0, 0.3, 0.6, 0.9, 1.2):
+        before = host.process(device)
+        os.kill(before, signal.SIGKILL)
+        wait_until("another process to begin", lambda last=before: host.process(device) not in (0, last))
+        time.sleep(pause)
+    host.kill(device)
+    assert digest(device) == held
+    host.detach(device)
