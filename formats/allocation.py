@@ -140,6 +140,13 @@ class Allocation:
         """How many released ranges wait for a flush."""
         return len(self._noted) + len(self._in_plan)
 
+    def added_end(self) -> int | None:
+        """The end of the file, if the plan has a lesser one, and from now on this one; None otherwise."""
+        if self.committed_end <= self._end_in_plan:
+            return None
+        self._end_in_plan = self.committed_end
+        return self.committed_end
+
     def begin_plan(self) -> list[HostRange]:
         """The released ranges fly with the plan that is being made; they are to be punched by it."""
         self._in_plan += self._noted

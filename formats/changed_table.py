@@ -69,6 +69,12 @@ class ChangedTable:
             self.pending.clear()
             self._runs = None
 
+    def added_runs(self) -> list[tuple[int, bytes]]:
+        """Runs of the sectors that are pending, which are in the plan from now on."""
+        added = list(self._sector_runs(self.pending))
+        self.begin_plan()
+        return added
+
     def plan_done(self) -> None:
         """What was in the plan is durable."""
         self.in_plan.clear()
@@ -77,11 +83,11 @@ class ChangedTable:
     def sector_runs(self) -> list[tuple[int, bytes]]:
         """Runs of the sectors in the plan: byte offset in the table, bytes."""
         if self._runs is None:
-            self._runs = list(self._sector_runs())
+            self._runs = list(self._sector_runs(self.in_plan))
         return self._runs
 
-    def _sector_runs(self) -> Iterator[tuple[int, bytes]]:
-        sectors = sorted(self.in_plan)
+    def _sector_runs(self, chosen: set[int]) -> Iterator[tuple[int, bytes]]:
+        sectors = sorted(chosen)
         start = 0
         for at in range(1, len(sectors) + 1):
             if at == len(sectors) or sectors[at] != sectors[at - 1] + 1:

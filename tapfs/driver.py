@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from tapfs.ciphers import Argon2, Argon2Cost, Cipher, CipherAlgorithm, CipherMode, Cryptography, InitialVector, wipe
 from tapfs.driver_protocols import (
+    Additive,
     Begun,
     Checkable,
     Driver,
@@ -88,6 +89,7 @@ from tapfs.salvage import Salvage, SalvageableFormat, SalvageRequest
 __all__ = [
     "MAX_DISK_BYTES",
     "Ability",
+    "Additive",
     "Amendable",
     "AmendableFormat",
     "Argon2",

@@ -156,6 +156,24 @@ class Uncovering(WritableDriver, Protocol):
 
 
 @runtime_checkable
+class Additive(WritableDriver, Protocol):
+    """A writable driver that says what a commit adds to the plan of the next flush, at a cost of the commit alone.
+
+    A plan that outlives its process is kept with every commit (`tapfs.disk.plan_log`). To build and keep all of it anew
+    costs the more the larger it is.
+    """
+
+    def added(self) -> Plan | None:
+        """What all commits since the last `flush` or `added` add to that plan, which has it from now on.
+
+        None where only the whole plan says it; nothing has changed then. The stages are always the same, empty ones
+        too. Each has writes and growth alone. The plan before, and then this one, executed one after the other, give
+        what the whole plan gives. So do several of these merged stage by stage, later writes over earlier ones.
+        """
+        ...
+
+
+@runtime_checkable
 class Begun(WritableDriver, Protocol):
     """A writable driver whose image says that it is being written, or that it was: dirty bits, GUIDs, content IDs.
 

@@ -15,6 +15,7 @@ from tapfs.formats.changed_table import ChangedTable
 from tapfs.formats.qcow.entries import BYTE_ORDER, STRAY_HEADER_WORD, consecutive, decode_table
 from tapfs.formats.qcow.header import ENTRY_LENGTH, LENGTH, Header
 from tapfs.formats.qcow.l1 import L1Table
+from tapfs.plan import Step, Write
 
 #: Bytes of unchanged tables that are kept.
 CACHE_BYTES = 2 << 20
@@ -37,6 +38,8 @@ class Tables:
         self.strays_follow_formula = False
         self._clean: OrderedDict[int, array[int]] = OrderedDict()
         self.changed: dict[int, ChangedTable] = {}
+        #: The numbers of those that were asked for to be changed since the last plan, or the last addition to it.
+        self.recent: set[int] = set()
         #: Indexes of tables found under a stray header copy.
         self.strays: set[int] = set()
 
@@ -77,6 +80,7 @@ class Tables:
 
     def change(self, index: int) -> ChangedTable:
         """The table of L1 entry `index`, which must have one, to be changed."""
+        self.recent.add(index)
         changed = self.changed.get(index)
         if changed is None:
             entries = self.load(index)
@@ -91,6 +95,7 @@ class Tables:
         changed = ChangedTable(entries, BYTE_ORDER)
         changed.mark(0, len(entries))
         self.changed[index] = changed
+        self.recent.add(index)
         return changed
 
     def find_strays(self, limit: int | None = None) -> None:
@@ -112,8 +117,15 @@ class Tables:
 
     def begin_plan(self) -> None:
         """All that is pending flies with the plan that is being made."""
+        self.recent.clear()
         for changed in self.changed.values():
             changed.begin_plan()
+
+    def added_steps(self) -> list[Step]:
+        """The writes of what has changed since the last plan or addition, which is in the plan from now on."""
+        recent, self.recent = self.recent, set()
+        tables = ((self._l1[index], self.changed.get(index)) for index in recent)
+        return [Write(0, place + at, data) for place, each in tables if each for at, data in each.added_runs()]
 
     def plan_done(self) -> None:
         """What flew is durable."""

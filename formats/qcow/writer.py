@@ -193,6 +193,18 @@ class WritableQcowDriver(QcowDriver):
             [Discard(0, piece.start, piece.end - piece.start) for piece in released],
         )
 
+    def added(self) -> Plan | None:
+        """See :meth:`tapfs.driver.Additive.added`. What blktap's header says, and releases, need the whole plan."""
+        pending = self._links.l1_pending
+        if self.allocation.noted or self.tables.strays or self._new_words or (pending and self.cksum_valid):
+            return None
+        end = self.allocation.added_end()
+        grow: list[Step] = [] if end is None else [Grow(0, end)]
+        self._l1_in_plan |= pending
+        entries = self._l1_runs(pending)
+        pending.clear()
+        return Plan((tuple(grow), tuple(self.tables.added_steps()), tuple(entries)))
+
     def flushed(self, executed: Plan) -> None:
         """What the last plan wrote is durable, what it released may be used again."""
         if not executed:
@@ -242,16 +254,20 @@ class WritableQcowDriver(QcowDriver):
             steps.extend(Write(0, table_offset + at, data) for at, data in changed.sector_runs())
         return steps
 
-    def _l1_steps(self) -> list[Step]:
+    def _l1_runs(self, indexes: set[int]) -> list[Step]:
         steps: list[Step] = []
         start: int | None = None
-        for index in sorted(self._l1_in_plan):
+        for index in sorted(indexes):
             if start is None:
                 start = index
-            if index + 1 not in self._l1_in_plan:
+            if index + 1 not in indexes:
                 at, end = ENTRY_LENGTH * start, ENTRY_LENGTH * (index + 1)
                 steps.append(Write(0, self.header.l1_table_offset + at, bytes(self.l1.raw[at:end])))
                 start = None
+        return steps
+
+    def _l1_steps(self) -> list[Step]:
+        steps = self._l1_runs(self._l1_in_plan)
         if steps and self.cksum_valid:
             self._cksum_in_plan = self.l1.cksum()
             steps.append(Write(0, CKSUM_AT, self._cksum_in_plan.to_bytes(4, "big")))

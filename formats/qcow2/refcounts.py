@@ -56,6 +56,8 @@ class Refcounts:
         self._clean: OrderedDict[int, array[int]] = OrderedDict()
         #: Blocks that differ from the disk, or of which the disk will differ: they stay in memory.
         self._changed: dict[int, ChangedTable] = {}
+        #: The numbers of those that were asked for to be changed since the last plan, or the last addition to it.
+        self._recent: set[int] = set()
         #: The clusters whose counts are to be lowered by one: since the last plan, and by it. One may be there twice.
         self._to_lower: list[ClusterRun] = []
         self._lowering: list[ClusterRun] = []
@@ -270,6 +272,7 @@ class Refcounts:
 
     def begin_plan(self) -> None:
         """All that is pending is in the plan that is being made."""
+        self._recent.clear()
         self._table.begin_plan()
         for changed in self._changed.values():
             changed.begin_plan()
@@ -286,6 +289,24 @@ class Refcounts:
                 self._freed += self._lower_counted(copy, counted)
         for copy in self._lowered.values():
             copy.begin_plan()
+
+    @property
+    def only_raised(self) -> bool:
+        """Whether counts were only raised since the last plan that is durable, in a table that stays where it is."""
+        lowered = self._to_lower or self._lowering or self._blocks_to_lower or self._blocks_lowering
+        return not lowered and self.place == self._durable_place
+
+    def added_steps(self) -> tuple[list[Step], list[Step]]:
+        """The writes of blocks and of the table that a plan needs besides since the last one or the last addition.
+
+        They are in the plan from now on. Only while `only_raised`.
+        """
+        recent, self._recent = self._recent, set()
+        blocks = ((self._table.entries[index] & _PLACE, self._changed.get(index)) for index in recent)
+        raised: list[Step] = [
+            Write(0, at + start, data) for at, each in blocks if each for start, data in each.added_runs()
+        ]
+        return raised, [Write(0, self.place + at, data) for at, data in self._table.added_runs()]
 
     def raise_steps(self) -> list[Step]:
         """The blocks with counts that were raised, and a new table whole: nothing on the disk refers to them yet."""
@@ -423,6 +444,7 @@ class Refcounts:
             return
         self._table.entries[index] = place
         self._table.mark(index, index + 1)
+        self._recent.add(index)
         block = self._changed[index] = ChangedTable(array("B", bytes(self._header.cluster_size)), BYTE_ORDER)
         block.mark(0, len(block.entries))
         self.raise_counts(place >> self._header.cluster_bits, 1)
@@ -461,6 +483,7 @@ class Refcounts:
         )
 
     def _change(self, index: int) -> ChangedTable:
+        self._recent.add(index)
         changed = self._changed.get(index)
         if changed is None and index in self._kept_blocks:
             self._make_block(index)

@@ -15,6 +15,7 @@ from tapfs.formats.changed_table import ChangedTable, decode
 from tapfs.formats.qcow2.entries import BYTE_ORDER, OFFSET, TYPECODE, new_words
 from tapfs.formats.qcow2.header import WORD, Header
 from tapfs.formats.qcow2.l1 import L1Table
+from tapfs.plan import Step, Write
 
 #: Bytes of unchanged slices that are kept.
 CACHE_BYTES = 4 << 20
@@ -35,6 +36,8 @@ class Slices:
         self.file_size = file.size()
         self._clean: OrderedDict[int, array[int]] = OrderedDict()
         self.changed: dict[int, ChangedTable] = {}
+        #: The numbers of those that were asked for to be changed since the last plan, or the last addition to it.
+        self.recent: set[int] = set()
 
     def place(self, unit: int) -> int:
         """The host offset of a slice, 0 where there is no table.
@@ -74,6 +77,7 @@ class Slices:
 
     def change(self, unit: int) -> ChangedTable:
         """A slice whose table exists, to be changed."""
+        self.recent.add(unit)
         changed = self.changed.get(unit)
         if changed is None:
             words = self.load(unit)
@@ -94,6 +98,7 @@ class Slices:
         words = self._slice_bytes // WORD
         for unit in range(index * self._slices, (index + 1) * self._slices):
             changed = self.changed[unit] = ChangedTable(new_words(words), BYTE_ORDER)
+            self.recent.add(unit)
             changed.mark(0, words)
 
     def changed_between(self, first: int, stop: int) -> list[int]:
@@ -108,8 +113,15 @@ class Slices:
 
     def begin_plan(self) -> None:
         """All that is pending is in the plan that is being made."""
+        self.recent.clear()
         for changed in self.changed.values():
             changed.begin_plan()
+
+    def added_steps(self) -> list[Step]:
+        """The writes of what has changed since the last plan or addition, which is in the plan from now on."""
+        recent, self.recent = self.recent, set()
+        tables = ((self.table_offset(unit), self.changed.get(unit)) for unit in recent)
+        return [Write(0, place + at, data) for place, each in tables if each for at, data in each.added_runs()]
 
     def plan_done(self) -> None:
         """What was in the plan is durable."""

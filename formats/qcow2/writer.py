@@ -150,6 +150,20 @@ class WritableQcow2Driver(Qcow2Driver):
             return Plan()
         return self.planned()
 
+    def added(self) -> Plan | None:
+        """See :meth:`tapfs.driver.Additive.added`. Counts that are lowered need the whole plan."""
+        if not self.refcounts.only_raised:
+            return None
+        end = max(self._durable_end, self.refcounts.end)
+        grow: list[Step] = [Grow(0, end)] if end > self._end_in_plan else []
+        self._end_in_plan = max(self._end_in_plan, end)
+        pending, self.l1_pending = self.l1_pending, set()
+        self._l1_in_plan |= pending
+        entries = l1_steps(self.l1, self.l1_offset, pending)
+        raised, table = self.refcounts.added_steps()
+        slices = self.slices.added_steps()
+        return Plan((tuple(grow), tuple(raised), tuple(table), tuple(slices), tuple(entries)))
+
     def planned(self, *further: list[Step]) -> Plan:
         """The plan of a flush, with `further` stages before the counts of what they unlink are lowered."""
         self.slices.begin_plan()

@@ -3,8 +3,12 @@
 If the process that serves a disk is killed, the guest continues with the next process. The guest then expects every
 write that was acknowledged. The data of these writes is safe in the host's page cache. But the metadata that points to
 the data existed only in the dead process. So a process keeps the plan of its next flush in a file in memory (tmpfs). It
-renews the file with every commit, before anybody can rely on that commit. The next process executes the plan before it
+adds to it with every commit, before anybody can rely on that commit. The next process executes the plan before it
 opens the image. A crash of the host takes both the page cache and the plan, and leaves the image of the last flush.
+
+What a commit adds is a record behind the plan (`tapfs.driver.Additive`), so it costs the same however much waits.
+Where a driver cannot say it, or there is no room, the whole plan is kept anew. A record holds if its checksum does, if
+it was made for the plan before it, and if all records before it hold. So one that a kill tore is no record.
 """
 
 from __future__ import annotations
@@ -13,7 +17,9 @@ import hashlib
 import mmap
 import os
 import struct
-from collections.abc import Sequence
+import zlib
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -27,9 +33,13 @@ _GRACE_SECONDS = 10
 
 #: The file: a page whose first byte says which record holds (0: none, 1, 2), then two records of equal room. One is
 #: written while the other holds. A record: token, digest of the files' identities, bytes of the names and of the plan,
-#: then the names of the files after the first, each ended by a zero byte, then the plan.
+#: and a number that no other plan has; then the names of the files after the first, each ended by a zero byte, then the
+#: plan. Behind it additions: a checksum of what follows, bytes of the plan that is added, the number of the plan, and
+#: that of the addition; then that plan.
 _PAGE = mmap.PAGESIZE
-_RECORD = struct.Struct("=32s16sQQ")
+_RECORD = struct.Struct("=32s16sQQQ")
+_CHECKSUM = struct.Struct("=I")
+_ADDITION = struct.Struct("=IQQ")
 _MIN_ROOM = 256 << 10
 
 #: Step (1 write, 2 grow, 3 discard, 4 allocate, 5 copy, 6 shorten; 0: the next stage), file, host offset or size, and
@@ -70,6 +80,9 @@ class PlanLog:
         self._token = token.encode()
         self._memory: mmap.mmap | None = None
         self._room = 0
+        #: The number of the plan that is kept; where the next addition to it goes, the end of the room, and its number.
+        self._number = int.from_bytes(os.urandom(7), "big")
+        self._next = self._stop = self._additions = 0
 
     @property
     def request_owner(self) -> int:
@@ -85,13 +98,31 @@ class PlanLog:
         digest = _digest([file.identity for file in files])
         packed = _packed(plan)
         body = names + packed if names else packed
-        memory = self._mapped(_RECORD.size + len(body))
+        # As much again for additions: to keep a large plan anew must become rare.
+        memory = self._mapped(_RECORD.size + 2 * len(body))
         record = 2 if memory[0] == 1 else 1
         at = self._place(record)
+        self._number += 1
         # No system call from here on: it would have this thread wait for others to let it go on.
-        _RECORD.pack_into(memory, at, self._token, digest, len(names), len(packed))
+        _RECORD.pack_into(memory, at, self._token, digest, len(names), len(packed), self._number)
         memory[at + _RECORD.size : at + _RECORD.size + len(body)] = body
         memory[0] = record
+        self._next, self._stop, self._additions = at + _RECORD.size + len(body), at + self._room, 0
+
+    def add(self, added: Plan) -> bool:
+        """Add to the plan that is kept. False where there is none, or no room: then keep the whole plan.
+
+        The stages of all additions to a plan are the same, empty ones too, and have writes and growth alone.
+        """
+        memory, at = self._memory, self._next
+        packed = _packed(added)
+        body = _ADDITION.pack(len(packed), self._number, self._additions) + packed
+        end = at + _CHECKSUM.size + len(body)
+        if memory is None or memory[0] == 0 or end > self._stop:
+            return False
+        memory[at:end] = _CHECKSUM.pack(zlib.crc32(body)) + body
+        self._next, self._additions = end, self._additions + 1
+        return True
 
     def clear(self) -> None:
         """The plan has been executed and is durable: have none."""
@@ -113,14 +144,18 @@ class PlanLog:
             raise from_os_error(error, path=str(self._path), op="read the plan of the last flush") from error
         if len(content) < _PAGE + 2 * _MIN_ROOM or content[0] not in (1, 2):
             return None
-        at = _PAGE + (content[0] - 1) * ((len(content) - _PAGE) // 2)
-        token, digest, name_bytes, length = _RECORD.unpack_from(content, at)
+        room = (len(content) - _PAGE) // 2
+        at = _PAGE + (content[0] - 1) * room
+        token, digest, name_bytes, length, number = _RECORD.unpack_from(content, at)
         if token.rstrip(b"\0") != self._token:
             return None
         start = at + _RECORD.size
         names = content[start : start + name_bytes].split(b"\0")[:-1]
-        body = content[start + name_bytes : start + name_bytes + length]
-        return KeptPlan(_unpacked(body), tuple(os.fsdecode(name) for name in names), digest)
+        end = start + name_bytes + length
+        kept = _unpacked(content[start + name_bytes : end])
+        added = merged_additions(_additions(content[end : at + room], number))
+        whole = Plan((*kept.stages, *added.stages))
+        return KeptPlan(whole, tuple(os.fsdecode(name) for name in names), digest)
 
     def beat(self) -> None:
         """Say that the process lives; to be called every BEAT_SECONDS. Without a plan there is nothing to say."""
@@ -197,6 +232,63 @@ class PlanLog:
             old.close()
         self._memory, self._room = memory, room
         return memory
+
+
+def _additions(content: bytes, number: int) -> Iterator[Plan]:
+    """What was added to the plan of this number, up to the first addition that is not whole, or another plan's."""
+    at = count = 0
+    while at + _CHECKSUM.size + _ADDITION.size <= len(content):
+        length, of, which = _ADDITION.unpack_from(content, at + _CHECKSUM.size)
+        start = at + _CHECKSUM.size
+        at = start + _ADDITION.size + length
+        checked = at <= len(content) and zlib.crc32(content[start:at]) == _CHECKSUM.unpack_from(content, start - 4)[0]
+        if not checked or (of, which) != (number, count):
+            return
+        yield _unpacked(content[start + _ADDITION.size : at])
+        count += 1
+
+
+def merged_additions(added: Iterable[Plan]) -> Plan:
+    """One plan of additions, stage by stage: of writes that overlap the later ones count, and of growth the largest."""
+    stages: list[list[Step]] = []
+    for each in added:
+        stages += [[] for _ in range(len(each.stages) - len(stages))]
+        for number, steps in enumerate(each.stages):
+            stages[number] += steps
+    return Plan(tuple(tuple(_merged(stage)) for stage in stages if stage))
+
+
+def _merged(steps: list[Step]) -> Iterator[Step]:
+    ends: dict[int, int] = {}
+    covered: dict[int, list[tuple[int, int]]] = {}
+    for step in reversed(steps):
+        if isinstance(step, Grow):
+            ends[step.file] = max(ends.get(step.file, 0), step.size)
+        elif isinstance(step, Write):
+            file, at, data = step
+            for start, stop in _uncovered(covered.setdefault(file, []), at, at + len(data)):
+                yield Write(file, start, data[start - at : stop - at])
+    yield from (Grow(file, size) for file, size in ends.items())
+
+
+def _uncovered(covered: list[tuple[int, int]], start: int, stop: int) -> list[tuple[int, int]]:
+    """The parts of a range that are in none of these ranges, which are apart and ascend; then it is one of them."""
+    first = bisect_left(covered, (start, start))
+    if first and covered[first - 1][1] > start:
+        first -= 1
+    at, last = start, first
+    found: list[tuple[int, int]] = []
+    while last < len(covered) and covered[last][0] < stop:
+        low, high = covered[last]
+        if at < low:
+            found.append((at, low))
+        at = max(at, high)
+        last += 1
+    if at < stop:
+        found.append((at, stop))
+    joined = covered[first:last]
+    covered[first:last] = [(min([start, *(low for low, _ in joined)]), max([stop, *(high for _, high in joined)]))]
+    return found
 
 
 def _digest(identities: Sequence[tuple[int, int]]) -> bytes:

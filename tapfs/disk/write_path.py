@@ -33,7 +33,7 @@ from tapfs.disk.chain_map import STRIDE
 from tapfs.disk.engine_chain import EngineChain
 from tapfs.disk.in_place import zero_in_place
 from tapfs.disk.write_claims import Claim, Claims
-from tapfs.driver import Begun, Operation, PackedAppending, Placement, Reservation, Sparse, WritableDriver
+from tapfs.driver import Additive, Begun, Operation, PackedAppending, Placement, Reservation, Sparse, WritableDriver
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Kind, Range
 from tapfs.kernel import writes
@@ -67,6 +67,9 @@ class WritePath:
             from tapfs.disk.plan_log import PlannedFile
 
             self._planned_files = [PlannedFile(file.real_path(), file.identity) for file in chain.top.files]
+        self._additive = self._driver if isinstance(self._driver, Additive) else None
+        #: Whether the log has a plan with all that was committed since the last flush.
+        self._kept = False
         #: Seconds that keeping the plan has taken since the last flush, and that the last flush took.
         self._keeping_seconds = self._flush_seconds = 0.0
         self._granule = self._driver.geometry.granule
@@ -150,6 +153,7 @@ class WritePath:
             self._chain.quiesce()
             engine.execute(executed)
             if self._plan_log is not None:
+                self._kept = False
                 self._plan_log.clear()
             with self._chain.map_lock:
                 self._driver.flushed(executed)
@@ -325,7 +329,7 @@ class WritePath:
             self._driver.commit(reservation)
             if self._plan_log is not None:
                 started = time.monotonic()
-                self._keep(self._driver.flush())
+                self._keep_commit(self._plan_log)
                 self._keeping_seconds += time.monotonic() - started
             self._publish(reservation)
         except BaseException:
@@ -340,6 +344,14 @@ class WritePath:
             )
             # Only now: a writer that has seen this commit counted must not meet the old map.
             self._claims.committed(reservation.ranges)
+
+    def _keep_commit(self, log: PlanLog) -> None:
+        """Have what the commit adds to the plan outlive this process, too."""
+        whole, self._kept = not self._kept, False
+        added = None if whole or self._additive is None else self._additive.added()
+        if added is None or not log.add(added):
+            self._keep(self._driver.flush())
+        self._kept = True
 
     def _keep(self, plan: Plan) -> None:
         """Have the plan outlive this process until it has been executed."""

@@ -15,9 +15,9 @@ import tapfs
 from tapfs import ErrorKind, Image, ImageError, NewImage
 from tapfs.disk.chain import OpenOptions
 from tapfs.disk.opening import open_image
-from tapfs.disk.plan_log import PlanLog, PlannedFile
+from tapfs.disk.plan_log import PlanLog, PlannedFile, merged_additions
 from tapfs.kernel.engine import EngineDisk, HostDescriptor, execute_on_files
-from tapfs.plan import Allocate, Copy, Discard, Grow, Plan, Shorten, Write
+from tapfs.plan import Allocate, Copy, Discard, Grow, Plan, Shorten, Step, Write
 
 SIZE = 3 << 20
 SECTOR = 512
@@ -36,6 +36,12 @@ FILES = [
     PlannedFile("/images/a b", (1, 3)),
     PlannedFile("/images/\udcff", (2, 2)),
 ]
+OPTIONS = {
+    "blktap": {"blktap": "on"},
+    "qcow2": {"cluster_size": "4096"},
+    "qcow2 with narrow tables": {"cluster_size": "512", "refcount_bits": "64"},
+    "qcow2 with subclusters": {"cluster_size": "16384", "extended_l2": "on"},
+}
 PLANS = st.builds(Plan, st.lists(st.lists(STEPS, min_size=1).map(tuple), min_size=1).map(tuple), st.just(""))
 
 
@@ -64,6 +70,84 @@ def test_the_last_plan_is_the_one_that_is_kept(tmp_path_factory: pytest.TempPath
     assert PlanLog(path, "token").kept() is None
     log.close()
     assert list(path.parent.iterdir()) == []
+
+
+def addition(rng: random.Random) -> Plan:
+    """Two stages, of growth and of writes that overlap often."""
+    grow = tuple(Grow(0, rng.randrange(200)) for _ in range(rng.randrange(2)))
+    writes = tuple(Write(rng.randrange(2), rng.randrange(90), rng.randbytes(rng.randrange(1, 30))) for _ in range(3))
+    return Plan((grow, () if rng.random() < 0.2 else writes))
+
+
+def laid_out(steps: Sequence[Step]) -> tuple[bytes, bytes]:
+    """What writes leave in two files."""
+    files = bytearray(120), bytearray(120)
+    for step in steps:
+        if isinstance(step, Write):
+            files[step.file][step.host_offset : step.host_offset + len(step.data)] = step.data
+    return bytes(files[0]), bytes(files[1])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_additions_are_merged_stage_by_stage(seed: int) -> None:
+    rng = random.Random(seed)
+    added = [addition(rng) for _ in range(rng.randrange(1, 12))]
+    for stage in merged_additions(added).stages:
+        writes = [step for step in stage if isinstance(step, Write)]
+        places = [
+            (step.file, at) for step in writes for at in range(step.host_offset, step.host_offset + len(step.data))
+        ]
+        assert len(places) == len(set(places)), "two writes of a stage overlap, and any of them may be the last"
+        sizes = [step.size for each in added for step in each.stages[0] if isinstance(step, Grow)]
+        assert [step.size for step in stage if isinstance(step, Grow)] == ([] if writes else [max(sizes)])
+        if writes:
+            assert laid_out(stage) == laid_out([step for each in added for step in each.stages[1]])
+
+
+def test_an_addition_that_a_kill_tore_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever bytes of it are there; and additions to a plan before are none to the plan that took its place."""
+    monkeypatch.setattr("tapfs.disk.plan_log._MIN_ROOM", 2048)
+    rng = random.Random(1)
+    path = tmp_path / "1.plan"
+    log = PlanLog(path, "token")
+    assert not log.add(addition(rng))
+    plan = Plan(((Write(0, 1000, b"base"),),))
+    for _ in range(3):  # the third is where the first one was, and its additions still lie behind it
+        log.keep(plan, FILES[:1])
+        right = [list(merged_additions([]).stages)]
+        added: list[Plan] = []
+        for _ in range(2):
+            before = path.read_bytes()
+            added.append(addition(rng))
+            assert log.add(added[-1])
+            after = path.read_bytes()
+            right.append(list(merged_additions(added).stages))
+            written = [at for at, byte in enumerate(after) if byte != before[at]]
+            for cut in range(written[0], written[-1] + 1):
+                for torn in (after[:cut] + before[cut:], before[: cut + 1] + after[cut + 1 :]):
+                    (tmp_path / "torn").write_bytes(torn)
+                    kept = PlanLog(tmp_path / "torn", "token").kept()
+                    assert kept is not None
+                    assert torn == after or list(kept.plan.stages) == [*plan.stages, *right[-2]]
+            kept = PlanLog(path, "token").kept()
+            assert kept is not None
+            assert list(kept.plan.stages) == [*plan.stages, *right[-1]]
+    log.remove()
+
+
+def test_additions_end_where_the_room_does(tmp_path: Path) -> None:
+    log = PlanLog(tmp_path / "1.plan", "token")
+    log.keep(Plan(((Grow(0, 1),),)), FILES[:1])
+    count = 0
+    while log.add(Plan(((Write(0, 4096 * count, bytes([count % 251]) * 4096),),))):
+        count += 1
+    assert count > 50
+    kept = PlanLog(tmp_path / "1.plan", "token").kept()
+    assert kept is not None
+    assert len(kept.plan.stages[1]) == count
+    log.clear()
+    assert not log.add(Plan(((Grow(0, 2),),)))
+    log.close()
 
 
 def test_a_plan_may_be_of_any_length(tmp_path: Path) -> None:
@@ -96,6 +180,7 @@ class Killed:
 
     def __init__(self, folder: Path, kind: str) -> None:
         self.path, self.plan_path, self._left = folder / "disk", folder / "1.plan", folder / "left"
+        self.format = "qcow2" if kind.startswith("qcow2") else "qcow"
         self.password = PASSWORD if kind == "encrypted" else None
         backing = folder / "base.raw" if kind == "overlay" else None
         self.content = bytearray(SIZE)
@@ -103,11 +188,11 @@ class Killed:
             self.content[:] = random.Random(1).randbytes(SIZE)
             backing.write_bytes(self.content)
         new = NewImage(
-            "qcow",
+            self.format,
             SIZE,
             backing=None if backing is None else str(backing),
             backing_format=None if backing is None else "raw",
-            options={"blktap": "on"} if kind == "blktap" else {},
+            options=OPTIONS.get(kind, {}),
             password=self.password,
         )
         tapfs.create_image(str(self.path), new)
@@ -117,7 +202,7 @@ class Killed:
 
     def _open(self, plan_log: PlanLog | None = None) -> Image:
         log = PlanLog(self.plan_path, "token") if plan_log is None else plan_log
-        options = OpenOptions(format="qcow", writable=True, backing_formats=("raw",))
+        options = OpenOptions(format=self.format, writable=True, backing_formats=("raw",))
         return open_image(str(self.path), options, password=self.password, plan_log=log)
 
     def write(self, offset: int, data: bytes) -> None:
@@ -145,11 +230,11 @@ class Killed:
         if plan is not None:
             with (left / "disk").open("r+b") as file:
                 execute_on_files([HostDescriptor(file.fileno(), "left", writable=True)], plan)
-        options = OpenOptions(format="qcow", backing_formats=("raw",))
+        options = OpenOptions(format=self.format, backing_formats=("raw",))
         with open_image(str(left / "disk"), options, password=self.password) as opened:
             found = opened.read(0, SIZE)
         assert found == self.content, next(at for at in range(SIZE) if found[at] != self.content[at])
-        assert tapfs.check(left / "disk", format="qcow").corruptions == 0
+        assert tapfs.check(left / "disk", format=self.format).corruptions == 0
         self.checking = False
 
 
@@ -167,7 +252,9 @@ def interrupt_flushes(monkeypatch: pytest.MonkeyPatch, disk: Callable[[], Killed
     monkeypatch.setattr(EngineDisk, "execute", execute)
 
 
-@pytest.mark.parametrize("kind", ["plain", "overlay", "encrypted", "blktap"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "overlay", "encrypted", "blktap", *(kind for kind in OPTIONS if "qcow2" in kind)]
+)
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, seed: int) -> None:
     disk = Killed(tmp_path, kind)
@@ -201,6 +288,38 @@ def test_killed_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k
     assert disk.checked > 10
 
 
+class CountingLog(PlanLog):
+    """How often the whole plan was kept."""
+
+    kept_whole = 0
+
+    def keep(self, plan: Plan, files: Sequence[PlannedFile]) -> None:
+        self.kept_whole += 1
+        super().keep(plan, files)
+
+
+@pytest.mark.parametrize("kind", ["plain", "qcow2"])
+def test_a_write_adds_to_the_plan_that_is_kept(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tapfs.disk.write_path._MIN_KEEP_COST_SECONDS", 1e9)
+    disk = Killed(tmp_path, kind)
+    disk.image.close()
+    log = CountingLog(disk.plan_path, "token")
+    disk.image = disk._open(log)
+    places = random.Random(kind).sample(range(SIZE // 4096), 200)
+    for place in places:
+        disk.write(place * 4096, place.to_bytes(2, "big") * 2048)
+    assert log.kept_whole == 1, "only the first write has no plan before it"
+    disk.check_kill_now()
+    disk.image.flush()
+    assert log.kept_whole == 2
+    for place in places[:50]:  # of an image without room for more: written in place, and then zeros, which free
+        disk.write(place * 4096, b"again" * 100)
+    disk.write_zeroes(places[0] * 4096, 4096)
+    disk.write(places[0] * 4096, b"and again")
+    disk.check_kill_now()
+    disk.image.close()
+
+
 class FailingLog(PlanLog):
     """No room on the host's memory file system."""
 
@@ -210,6 +329,9 @@ class FailingLog(PlanLog):
         if self.failing:
             raise ImageError(ErrorKind.NO_SPACE, "no room for the plan")
         super().keep(plan, files)
+
+    def add(self, added: Plan) -> bool:
+        return not self.failing and super().add(added)
 
 
 def test_a_plan_that_cannot_be_kept_is_an_error_of_the_write(tmp_path: Path) -> None:
