@@ -192,9 +192,18 @@ class Image:
 
     @property
     def sector_size(self) -> int:
-        """Bytes of a sector of the guest; an overlay has those of its parent, and 512 is usual."""
-        told = (layer.driver.geometry.sector_size for layer in self._chain.layers)
-        return next((size for size in told if size is not None), _USUAL_SECTOR)
+        """Bytes of a sector of the guest; an overlay has those of its parent, and 512 is usual.
+
+        A block device that is the disk as it stands has its own, by which a partition table counts.
+        """
+        for layer in self._chain.layers:
+            geometry = layer.driver.geometry
+            told = geometry.sector_size
+            if told is None and geometry.identity is not None:
+                told = layer.file.sector_size
+            if told is not None:
+                return told
+        return _USUAL_SECTOR
 
     @property
     def needs_password(self) -> bool:

@@ -25,6 +25,8 @@ _KINDS = (
 
 #: ioctl of a block device: whether it is read-only (<linux/fs.h>).
 _BLKROGET = 0x125E
+#: And the bytes of its sectors.
+_BLKSSZGET = 0x1268
 
 #: Reads above so many bytes first ask how long the file is.
 _LONG_READ = 1 << 20
@@ -288,6 +290,17 @@ class LocalFile:
             raise from_os_error(error, path=self.path, op="ask for the size") from error
         self._known_size = max(self._known_size, now)
         return now
+
+    @property
+    def sector_size(self) -> int | None:
+        """Bytes of a sector, by which a block device is addressed; None: it is none, or does not say it."""
+        if not self.is_block_device:
+            return None
+        try:
+            (size,) = struct.unpack("i", fcntl.ioctl(self.descriptor, _BLKSSZGET, bytes(4)))
+        except OSError:
+            return None
+        return int(size) if size > 0 else None
 
     def require_whole(self) -> None:
         """Raise ImageError(io) if somebody has made the file shorter than it was seen to be."""

@@ -31,7 +31,7 @@ class HeldRequests:
         self._changed = threading.Condition()
         self._retries = 0
         self._count = 0
-        self._given_up = False
+        self._given_up: set[object] = set()
         self._leaving = False
         self._reason: ImageError | None = None
 
@@ -40,17 +40,20 @@ class HeldRequests:
         """What the first of the requests that wait now has met; None: none waits."""
         return self._reason
 
-    def serve(self, attempt: Callable[[], None], again: Callable[[], None], *, durable: bool = False) -> None:
+    def serve(
+        self, attempt: Callable[[], None], again: Callable[[], None], *, durable: bool = False, owner: object = None
+    ) -> None:
         """Call `attempt`, then, as often as what fails is to be waited for, `again`. Raises what is not waited for.
 
         `durable`: it makes writes durable. After an error of the host's disk a second try would succeed without them.
+        `owner` is whose request it is, where several use the disk.
         """
         try:
             attempt()
         except ImageError as error:
             if not self._is_waited_for(error, durable=durable):
                 raise
-            self._hold(error, again, durable=durable)
+            self._hold(error, again, durable=durable, owner=owner)
 
     def retry(self) -> None:
         """Have all requests that wait tried now."""
@@ -58,16 +61,16 @@ class HeldRequests:
             self._retries += 1
             self._changed.notify_all()
 
-    def give_up(self) -> None:
-        """Have all requests that wait fail, and none wait, until `begin`: the frontend is gone."""
+    def give_up(self, owner: object = None) -> None:
+        """Have all requests of the owner that wait fail, and none wait, until `begin`: its frontend is gone."""
         with self._changed:
-            self._given_up = True
+            self._given_up.add(owner)
             self._changed.notify_all()
 
-    def begin(self) -> None:
-        """Another frontend is connected."""
+    def begin(self, owner: object = None) -> None:
+        """Another frontend of the owner is connected."""
         with self._changed:
-            self._given_up = False
+            self._given_up.discard(owner)
 
     def leave(self) -> None:
         """This process is to end: from now on it ends at once if a request is to wait, or does.
@@ -85,10 +88,10 @@ class HeldRequests:
             return self._wait_on != "nothing"
         return error.kind is ErrorKind.IO and self._wait_on == "errors" and not durable
 
-    def _hold(self, error: ImageError, again: Callable[[], None], *, durable: bool) -> None:
+    def _hold(self, error: ImageError, again: Callable[[], None], *, durable: bool, owner: object) -> None:
         self._enter(error)
         try:
-            while self._waited(error):
+            while self._waited(error, owner):
                 try:
                     again()
                 except ImageError as met:
@@ -122,13 +125,13 @@ class HeldRequests:
             log.info("the guest waits no more")
             self._told()
 
-    def _waited(self, error: ImageError) -> bool:
+    def _waited(self, error: ImageError, owner: object) -> bool:
         """Wait until it is time to try again; False: never."""
         seconds = _AGAIN_SECONDS if error.kind is ErrorKind.NO_SPACE else None
         with self._changed:
             seen = self._retries
-            self._changed.wait_for(lambda: self._given_up or self._retries != seen, seconds)
-            return not self._given_up
+            self._changed.wait_for(lambda: owner in self._given_up or self._retries != seen, seconds)
+            return owner not in self._given_up
 
 
 def _end_at_once() -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from tapfs.xen.xenstore.client import Store, XenStore
 
-#: Below `/local/domain/0/backend`: disks of `tapfs attach`, and those that libxl makes.
+#: Below `backend` of the domain that serves them: disks of `tapfs attach`, and those that libxl makes.
 OUR_KIND = "tap"
 LIBXL_KIND = "vbd"
 #: Of Xen 4.19 and newer, with `backendtype=tap`.
@@ -22,7 +22,6 @@ LIBXL_KINDS = (LIBXL_KIND, LIBXL_TAP_KIND)
 #: The block script by which libxl's disks become ours.
 BLOCK_SCRIPT = "block-tapfs"
 
-BACKENDS = "/local/domain/0/backend"
 DOMAINS = "/local/domain"
 
 # The numbering of xen-vbd-interface(7): 1 << 28 | disk << 8 | partition, or major << 8 | disk << n | partition.
@@ -31,6 +30,8 @@ _LARGEST = (2 << 28) - 1
 _XVD_MAJOR = 202
 _SD_MAJOR = 8
 _HD_MAJORS = (3, 22)
+
+_BACKEND = re.compile(rf"{DOMAINS}/([0-9]{{1,5}})/backend/({OUR_KIND}|{'|'.join(LIBXL_KINDS)})/[0-9]+/[0-9]+")
 
 _NAME = re.compile(r"(xvd|sd|hd)([a-z]{1,5})([1-9][0-9]{0,2})?")
 _NUMBERED = re.compile(r"d(0|[1-9][0-9]{0,6})(?:p(0|[1-9][0-9]{0,2}))?")
@@ -58,17 +59,26 @@ def parse_state(text: str | None) -> State:
     return State(int(text))
 
 
+def backends_of(domain: int) -> str:
+    """The directory of all backends that a domain serves."""
+    return f"{DOMAINS}/{domain}/backend"
+
+
 class Device(NamedTuple):
-    """One disk of a domain. `kind` is the directory below `backend/`: "tap" (ours), "vbd" or "vbd3" (made by libxl)."""
+    """One disk of a domain. `kind` is the directory below `backend/`: "tap" (ours), "vbd" or "vbd3" (made by libxl).
+
+    `backend_domain` serves it: domain 0, or a driver domain.
+    """
 
     kind: str
     domain: int
     number: int
+    backend_domain: int = 0
 
     @property
     def backend(self) -> str:
         """The backend's directory."""
-        return f"{BACKENDS}/{self.kind}/{self.domain}/{self.number}"
+        return f"{backends_of(self.backend_domain)}/{self.kind}/{self.domain}/{self.number}"
 
     @property
     def frontend(self) -> str:
@@ -136,11 +146,22 @@ def vdev_name(number: int) -> str:
 
 
 async def find_domain(store: Store, text: str) -> int:
-    """The number of a domain given by number or name. Raises ImageError(not_found)."""
-    if text.isascii() and text.isdigit() and len(text) <= 5:
-        number = int(text)
-        if await store.read(f"{DOMAINS}/{number}") is not None:
+    """The number of a domain given by number or name. Raises ImageError(not_found).
+
+    A driver domain knows its guests by number alone: xenstore shows it neither their names nor whether they are there.
+    """
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 5 else None
+    if await store.own_domain() != 0:
+        if number is not None:
             return number
+        raise ImageError(
+            ErrorKind.NOT_FOUND,
+            f"a driver domain is not told which domain is {text!r}",
+            op="find",
+            remedy="say its number: `xl domid NAME` in domain 0",
+        )
+    if number is not None and await store.read(f"{DOMAINS}/{number}") is not None:
+        return number
     for entry in await store.list(DOMAINS):
         if entry.isdigit() and await store.read(f"{DOMAINS}/{entry}/name") == text:
             return int(entry)
@@ -152,20 +173,37 @@ async def find_domain(store: Store, text: str) -> int:
 async def with_names(store: Store, device: Device) -> str:
     """How the log calls a disk: "domain 7 xvda (web1, UUID)", for the number of a domain is another after a reboot."""
     path = f"{DOMAINS}/{device.domain}"
-    machine = await store.read(f"{path}/vm") or ""
-    names = [await store.read(f"{path}/name"), machine.rpartition("/")[2]]
+    machine = await store.read_if_shown(f"{path}/vm") or ""
+    names = [await store.read_if_shown(f"{path}/name"), machine.rpartition("/")[2]]
     known = ", ".join(filter(None, names))
     return f"{device} ({known})" if known else str(device)
 
 
 async def our_devices(store: Store) -> list[Device]:
-    """All disks that tapfs is to serve: all of `backend/tap`, and those of libxl whose script is ours."""
+    """All disks that tapfs is to serve here: all of this domain's `backend/tap`, and those of libxl with our script."""
     found = await _devices_of_kind(store, OUR_KIND)
     for kind in LIBXL_KINDS:
         for device in await _devices_of_kind(store, kind):
             if await is_ours(store, device):
                 found.append(device)
     return found
+
+
+async def our_device_elsewhere(store: Store, domain: int, number: int) -> Device | None:
+    """The disk of a domain that the tapfs of a driver domain serves, as domain 0 sees it; None: there is none."""
+    frontend = Device(OUR_KIND, domain, number).frontend
+    match = _BACKEND.fullmatch(await store.read_if_shown(f"{frontend}/backend") or "")
+    if match is None or match[1] == str(await store.own_domain()):
+        return None
+    device = Device(match[2], domain, number, int(match[1]))
+    return device if await is_ours(store, device) else None
+
+
+async def guest_lives(store: Store, device: Device) -> bool:
+    """Whether the domain of a disk is there. A driver domain sees no more of it than the frontend's directory."""
+    if device.backend_domain == 0:
+        return await store.read(f"{DOMAINS}/{device.domain}") is not None
+    return await store.read_if_shown(f"{device.frontend}/backend") == device.backend
 
 
 async def is_ours(store: Store, device: Device) -> bool:
@@ -221,9 +259,11 @@ async def write_keys(keys: Store, device: Device, values: Mapping[str, str | int
 async def _devices_of_kind(store: Store, kind: str) -> list[Device]:
     """All disks below one directory of backends, served by tapfs or by others."""
     found: list[Device] = []
-    for domain in _numbers(await store.list(f"{BACKENDS}/{kind}")):
-        numbers = _numbers(await store.list(f"{BACKENDS}/{kind}/{domain}"))
-        found += [Device(kind, domain, number) for number in numbers]
+    own = await store.own_domain()
+    place = f"{backends_of(own)}/{kind}"
+    for domain in _numbers(await store.list(place)):
+        numbers = _numbers(await store.list(f"{place}/{domain}"))
+        found += [Device(kind, domain, number, own) for number in numbers]
     return found
 
 

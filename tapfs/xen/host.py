@@ -35,25 +35,28 @@ class Host:
 def find_host() -> Host:
     """The host that this process runs on, the simulated one of TAPFS_XEN_MACHINE first.
 
-    Raises ImageError(unsupported) where there is no Xen, or where this is not its control domain.
+    Raises ImageError(unsupported) where there is no Xen, or where this domain cannot serve disks. Any domain with the
+    devices can: whether it is the control domain or a driver domain decides what it may do in xenstore.
     """
     machine = os.environ.get(MACHINE_VARIABLE)
     if machine:
         machine = os.path.abspath(machine)
-        return Host(os.path.join(machine, MACHINE_SOCKET), machine)
+        return Host(os.environ.get(_SOCKET_VARIABLE) or os.path.join(machine, MACHINE_SOCKET), machine)
     if not any(os.path.isdir(directory) for directory in _DIRECTORIES):
         raise ImageError(
             ErrorKind.UNSUPPORTED,
             "this machine does not run Xen",
             remedy="`tapfs mount` shows what is in an image anywhere",
         )
-    if not _in_control():
+    missing = [device for device in _DEVICES if not os.path.exists(device)]
+    if missing and not _in_control():
         raise ImageError(
-            ErrorKind.UNSUPPORTED, "this is a guest of Xen, not its control domain", remedy="run tapfs in domain 0"
+            ErrorKind.UNSUPPORTED,
+            "this is a guest of Xen, not its control domain",
+            remedy=f"run tapfs in domain 0; if this is a driver domain: modprobe -a {' '.join(_DEVICES.values())}",
         )
-    for device, module in _DEVICES.items():
-        if not os.path.exists(device):
-            raise ImageError(ErrorKind.UNSUPPORTED, "is missing", path=device, remedy=f"modprobe {module}")
+    for device in missing:
+        raise ImageError(ErrorKind.UNSUPPORTED, "is missing", path=device, remedy=f"modprobe {_DEVICES[device]}")
     return Host(_find_xenstore())
 
 

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tapfs.errors import from_os_error
 from tapfs.serving.runtime_directory import runtime_directory
+from tapfs.xen.device import LIBXL_TAP_KIND
 
 if TYPE_CHECKING:
     from tapfs.xen.device import Device
 
+#: As libxenstat has it.
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108
+
 #: Ends of the names of a device's files in the runtime directory, after its key.
-_SUFFIXES = (".socket", ".nbd", ".journal", ".plan", ".plan-new", ".left", ".lock")
+_SUFFIXES = (".socket", ".nbd", ".inner", ".keeper", ".journal", ".plan", ".plan-new", ".left", ".lock")
 
 
 def directory() -> Path:
@@ -56,6 +61,30 @@ def device_model_socket_name(device: Device) -> str:
     return f"{device.key}.nbd"
 
 
+def inner_socket_name(device: Device) -> str:
+    """The socket in `directory` by which the keeper of device models reaches the disk's process."""
+    return f"{device.key}.inner"
+
+
+def keeper_lock(directory: Path, device: Device) -> int | None:
+    """A descriptor that holds the lock of a device's keeper; None if a keeper runs. Raises as `lock`."""
+    return _locked(directory / f"{device.key}.keeper", op="lock the keeper of device models")
+
+
+def xentop_folder(device: Device, pid: int, machine: str | None) -> Path | None:
+    """Where xentop looks for the counters of a disk that the process `pid` serves; None: it does not look for any."""
+    if device.kind != LIBXL_TAP_KIND:
+        return None
+    return Path(machine or _SHARED_MEMORY) / f"td3-{pid}"
+
+
+def remove_xentop_folder(device: Device, pid: int, machine: str | None) -> None:
+    """Remove what a process that has ended has left for xentop."""
+    folder = xentop_folder(device, pid, machine)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def remove_runtime_files(directory: Path, key: str) -> bool:
     """Remove what is left of a device, unless a process still lives for it: then False."""
     held = lock(directory, key)
@@ -77,7 +106,11 @@ def keys_of_runtime_files(directory: Path) -> set[str]:
 
 def lock(directory: Path, key: str) -> int | None:
     """A descriptor that holds the lock of a device; None if another does. Raises ImageError(io, denied, no_space)."""
-    descriptor = open_lock(directory / f"{key}.lock", op="lock the device")
+    return _locked(directory / f"{key}.lock", op="lock the device")
+
+
+def _locked(path: Path, *, op: str) -> int | None:
+    descriptor = open_lock(path, op=op)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.laboratory.build import Lab
+from tests.laboratory.vhost_disk import VhostDisk
 
 DOM0_MEMORY = "640M"
 LINUX = "rdinit=/init panic=-1 mitigations=off nokaslr loglevel=4"
@@ -36,8 +37,15 @@ class Machine:
 
     def run(self, time_limit: float) -> str | None:
         """Boot, wait until dom0 powers off; what went wrong if it did not."""
+        if self.with_xen:
+            return self._run(time_limit, self._built())
+        with VhostDisk(self.serial.parent, self.share) as disk:
+            problem = self._run(time_limit, disk.options(self.memory_mebibytes))
+        return problem or disk.problem()
+
+    def _run(self, time_limit: float, more: list[str]) -> str | None:
         with self.serial.with_name("qemu.log").open("wb") as log:
-            process = subprocess.Popen(self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            process = subprocess.Popen([*self._command(), *more], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         begin = time.monotonic()
         try:
             status = process.wait(time_limit)
@@ -67,6 +75,11 @@ class Machine:
             "-virtfs", f"local,path={self.share},mount_tag=share,security_model=none",
         ]
         # fmt: on
+
+    def _built(self) -> list[str]:
+        """The root file system as it was built, for a driver domain."""
+        drive = f"file={self.lab.root},if=none,id=built,format=raw,cache=unsafe,readonly=on"
+        return ["-drive", drive, "-device", "virtio-blk-pci,drive=built"]
 
     def _linux(self, name: str) -> list[str]:
         """Two processors, so that a block device has two queues."""

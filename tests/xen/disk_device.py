@@ -14,9 +14,11 @@ import trio
 
 import tapfs
 from tapfs import ErrorKind, Image, ImageError
+from tapfs.serving.runtime_directory import make_private, runtime_directory
 from tapfs.xen.device import OUR_KIND, Device, State, parse_state, parse_vdev
 from tapfs.xen.host import MACHINE_SOCKET, Host
 from tapfs.xen.supervisor.claim import claim
+from tapfs.xen.supervisor.device_model_door import open_door, start_keeper
 from tapfs.xen.toolstack.attach import attach, detach, remove_device
 from tapfs.xen.toolstack.control_client import ask
 from tapfs.xen.xenstore.client import XenStore, connect
@@ -47,7 +49,7 @@ class DiskDevice:
 
     def start(self) -> None:
         """Start the (next) process."""
-        words = [*COMMAND, self.device.kind, str(self.device.domain), str(self.device.number)]
+        words = [*COMMAND, *(str(word) for word in self.device)]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 words, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -123,6 +125,7 @@ class Devices:
         #: The test's own connections to xenstored.
         self.connections = set(xenstored.connections)
         self.all: list[DiskDevice] = []
+        self._keepers: list[subprocess.Popen[bytes]] = []
 
     async def attach(
         self,
@@ -146,8 +149,21 @@ class Devices:
         await claim(self.store, device, simulated=True)
         made = DiskDevice(self.store, device, self._machine)
         self.all.append(made)
+        if device.made_by_libxl:
+            self._keep_door(device)
         made.start()
         return made
+
+    def _keep_door(self, device: Device) -> None:
+        """Have a keeper for device models at once; the supervisor starts one for the first of them."""
+        make_private(runtime_directory())
+        make_private(self.runtime_directory)
+        door = open_door(device, self.runtime_directory)
+        assert door is not None
+        listener, held = door
+        self._keepers.append(start_keeper(device, self.runtime_directory, listener, held))
+        listener.close()
+        os.close(held)
 
     async def serve(self, params: str | Path, mode: str = "w", **options: str | int) -> DiskDevice:
         """The same, with the image open."""
@@ -194,6 +210,9 @@ class Devices:
     def close(self) -> None:
         for disk in self.all:
             disk.close()
+        for keeper in self._keepers:
+            keeper.kill()
+            keeper.wait()
 
 
 def descriptors_of(pid: int) -> int:

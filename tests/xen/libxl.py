@@ -29,7 +29,7 @@ async def add_disk(
     }
     front: dict[str, str | int] = {
         "backend": device.backend,
-        "backend-id": 0,
+        "backend-id": device.backend_domain,
         "state": 1,
         "virtual-device": device.number,
         "device-type": more.get("device-type", "disk"),
@@ -38,8 +38,8 @@ async def add_disk(
     async def write(keys: Store) -> None:
         # First the directories with their permissions, which what is made below inherits.
         for path, permissions, values in (
-            (device.frontend, [f"n{device.domain}", "r0"], front),
-            (device.backend, ["n0", f"r{device.domain}"], back | more),
+            (device.frontend, [f"n{device.domain}", f"r{device.backend_domain}"], front),
+            (device.backend, [f"n{device.backend_domain}", f"r{device.domain}"], back | more),
         ):
             await keys.remove(path)
             await keys.make_directory(path)

@@ -82,7 +82,7 @@ class SupervisorProcess:
             except OSError:
                 continue  # ended meanwhile
             if "tapfs.xen.disk.process" in words:
-                found[" ".join(words[-3:])] = pid
+                found[" ".join(words[-4:-1])] = pid
         return found
 
     def _processes(self) -> Sequence[int]:

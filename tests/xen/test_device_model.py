@@ -6,7 +6,7 @@ import errno
 import socket
 import subprocess
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import trio
@@ -69,7 +69,67 @@ async def test_the_disk_boots_and_then_belongs_to_the_driver(devices: Devices, q
         with tapfs.open(tmp_path / "before.qcow2") as kept, tapfs.open(qcow) as overlay:
             assert kept.read(2 << 20, PAGE) == BY_DRIVER
             assert overlay.read(2 << 20, PAGE) == LATER
-        assert not list(devices.runtime_directory.glob("*.nbd"))
+        # The next process serves the same connection.
+        disk.start()
+        assert await read(client, 2 << 20) == LATER
+
+
+async def test_a_device_model_does_not_see_the_end_of_the_process(devices: Devices, qcow: Path) -> None:
+    """What has no answer is asked of the next process; nothing that was answered is lost."""
+    disk = await devices.serve(f"tap:qcow:{qcow}", kind="vbd")
+    async with device_model(disk) as client:
+        await write(client, 0, BOOTED)
+        for turn in range(1, 4):
+            asked = [client.send(nbd.WRITE, (turn * 16 + page) * PAGE, data=bytes([turn]) * PAGE) for page in range(8)]
+            await disk.kill()
+            asked += [client.send(nbd.READ, 0, PAGE), client.send(nbd.FLUSH)]
+            disk.start()
+            for cookie in asked[:8]:
+                assert (await trio.to_thread.run_sync(client.answer, cookie)).error == 0
+            answer = await trio.to_thread.run_sync(lambda cookie=asked[8]: client.answer(cookie, 0, reads=True))
+            assert answer.whole() == BOOTED
+            assert (await trio.to_thread.run_sync(client.answer, asked[9])).error == 0
+        for turn in range(1, 4):
+            assert await read(client, (turn * 16 + 7) * PAGE) == bytes([turn]) * PAGE
+    await disk.await_log("no device model uses the disk any more")
+    # The supervisor removes the socket when the device is gone, and so the keeper ends.
+    keepers = keepers_of(devices.runtime_directory)
+    assert len(keepers) == 1
+    (devices.runtime_directory / "1-51712.nbd").unlink()
+    with trio.fail_after(PATIENCE):
+        while keepers_of(devices.runtime_directory):
+            await trio.sleep(0.05)
+
+
+def keepers_of(directory: Path) -> list[str]:
+    """The keepers of device models in a runtime directory, but those that have ended."""
+    found: list[str] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if b"tapfs.xen.supervisor.device_model_keeper" in words and str(directory).encode() in words:
+                found.append(process.name)
+    return found
+
+
+async def test_qemu_does_not_see_the_end_of_the_process(devices: Devices, qcow: Path) -> None:
+    """QEMU speaks with structured replies, and without a delay for reconnections, as by libxl's line."""
+    disk = await devices.serve(f"tap:qcow:{qcow}", kind="vbd")
+    path = await disk.read("physical-device-path")
+    command = ["qemu-io", "-f", "raw", "-t", "writeback", path or ""]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as qemu:
+        assert qemu.stdin is not None
+        assert qemu.stdout is not None
+        for number in range(1, 4):
+            qemu.stdin.write(f"write -P {number} {number}M 256k\n")
+            await disk.await_log("a device model uses the disk")
+            await disk.kill()
+            qemu.stdin.write(f"read -P {number} {number}M 256k\nflush\n")
+            disk.start()
+        qemu.stdin.write("quit\n")
+        said, _ = await trio.to_thread.run_sync(qemu.communicate)
+    assert said.count("262144/262144 bytes") == 6, said
+    assert "failed" not in said, said
 
 
 async def test_a_pause_holds_the_device_model_back(devices: Devices, raw: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,31 @@ async def test_what_libxl_says_of_the_drive_reaches_the_guest(devices: Devices, 
     async with devices.guest(other) as guest:
         await guest.connect()
         assert guest.info == 4
+
+
+async def test_xentop_finds_the_counters_of_the_kind_vbd3(devices: Devices, raw: Path) -> None:
+    """By the key and the file that libxenstat looks for."""
+    disk = await devices.serve(f"tap:sync:{raw}", kind="vbd3")
+    async with devices.guest(disk) as guest:
+        frontend = await guest.connect()
+        frontend.write(0, bytes(4096))
+        frontend.read(0, 16)
+        await disk.await_log("connected")
+
+        async def counted() -> tuple[int, ...]:
+            pid = await disk.read("kthread-pid")
+            name = f"vbd-{disk.device.domain}-{disk.device.number}"
+            file = disk.machine.directory / f"td3-{pid}" / name
+            return struct.unpack("=II11Q", file.read_bytes()) if file.exists() else ()
+
+        with trio.fail_after(PATIENCE):
+            while True:
+                found = await counted()
+                if found[3:6] == (1, 1, 16) and found[7:10] == (1, 1, 8):
+                    break
+                await trio.sleep(0.05)
+        assert found[:3] == (1, 0, 0)
+        await guest.close()
 
 
 async def test_what_nobody_flushes_is_flushed_in_the_background(devices: Devices, qcow: Path) -> None:

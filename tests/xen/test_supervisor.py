@@ -178,7 +178,7 @@ async def test_a_process_that_crashes_all_the_time_is_given_up(
         disk(),
         store,
         runtime_files.directory(),
-        simulated=True,
+        machine=str(runtime_files.directory()),
         starter=DiskStarter(),
         restarts=Restarts(most=3, first_pause=0.0123),
     )
@@ -246,7 +246,7 @@ async def test_disks_are_forked_from_one_process_and_need_it_no_more(
     # It has arguments of its own, and memory of the other's.
     assert str(first) in children
     words = Path(f"/proc/{first}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
-    assert words[-4:] == [b"tapfs.xen.disk.process", b"tap", b"3", b"51712"]
+    assert words[-5:] == [b"tapfs.xen.disk.process", b"tap", b"3", b"51712", b"0"]
     assert Path(f"/proc/{first}/smaps_rollup").read_text().split("Shared_Dirty:")[1].split()[0] > "0"
     os.kill(forked, signal.SIGKILL)
     other = tmp_path / "other.raw"
@@ -424,7 +424,7 @@ async def test_what_a_disk_that_was_given_up_left(
             disk(),
             store,
             runtime_files.directory(),
-            simulated=True,
+            machine=str(runtime_files.directory()),
             starter=DiskStarter(),
             restarts=Restarts(most=1),
         )
@@ -451,3 +451,21 @@ async def test_what_a_disk_that_was_given_up_left(
     with tapfs.open(path, format="qcow") as image:
         assert image.read(0, 512) == (b"b" if changed else b"a") * 512
     assert tapfs.check(path).corruptions == 0
+
+
+async def test_what_xentop_reads_goes_with_its_process(
+    store: XenStore, supervised: SupervisorProcess, machine: Machine, image: Path
+) -> None:
+    device = disk(kind="vbd3")
+    await libxl.add_disk(store, device, f"tap:sync:{image}")
+    with trio.fail_after(PATIENCE):
+        await toolstack.wait_ready(store, device)
+    pid = await pid_of(store, device)
+    folder = machine.directory / f"td3-{pid}"
+    assert await store.read(f"{device.backend}/kthread-pid") == str(pid)
+    await eventually((folder / f"vbd-{device.domain}-{device.number}").exists)
+    os.kill(pid, signal.SIGKILL)
+    await another_process(store, device, pid)
+    assert not folder.exists()
+    await trio.to_thread.run_sync(supervised.end)
+    assert not list(machine.directory.glob("td3-*"))

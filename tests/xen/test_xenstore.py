@@ -479,7 +479,7 @@ async def test_the_kernel_is_asked_for_a_watch_when_it_has_replied_to_all_else(
     """Linux would stop for ever: for itself, and for all others that talk to xenstored through it."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    monkeypatch.setattr(connection, "_open", lambda _path: (ours.detach(), True))
+    monkeypatch.setattr(connection, "open_connection", lambda _path: (ours.detach(), True))
     heard: list[tuple[int, int]] = []
     nursery.start_soon(_answer_late, trio.SocketStream(trio.socket.from_stdlib_socket(theirs)), heard)
 

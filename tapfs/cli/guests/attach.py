@@ -46,6 +46,12 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--domain", metavar="D", help="the guest, by number or name")
     parser.add_argument("--vdev", metavar="V", help="the disk it becomes there: xvda, sda, hda, ... or a number")
     parser.add_argument(
+        "--backend-domain",
+        metavar="B",
+        help="the driver domain that serves it, by number or name (domain 0): there lies the image, and 'tapfs "
+        "blktapctrl' runs",
+    )
+    parser.add_argument(
         "--mode",
         metavar="MODE",
         choices=("r", "w", "w!"),
@@ -123,7 +129,9 @@ def run(arguments: argparse.Namespace) -> int:
         from tapfs.xen.toolstack.attach import attach, attach_and_wait
         from tapfs.xen.toolstack.block_device import wait_for_block_device
 
-        device = Device(OUR_KIND, await find_domain(store, arguments.domain), number)
+        domain = await find_domain(store, arguments.domain)
+        backend_domain = await find_domain(store, arguments.backend_domain or "0")
+        device = Device(OUR_KIND, domain, number, backend_domain)
         attach_disk = attach if arguments.no_wait else attach_and_wait
         await attach_disk(
             store,
@@ -144,7 +152,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _block_device(arguments: argparse.Namespace) -> int:
     """Attach a block device of this host, and print its name."""
-    for name in ("domain", "vdev", "grants", "nice", "memory", "open_files", "no_wait"):
+    for name in ("domain", "vdev", "backend_domain", "grants", "nice", "memory", "open_files", "no_wait"):
         if getattr(arguments, name) not in (None, False):
             raise UsageError(f"--{name.replace('_', '-')} is for the disk of a Xen guest", _PROGRAM)
     from tapfs.ublk.driver import require_ublk

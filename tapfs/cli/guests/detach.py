@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     async def work(store: XenStore, _host: Host) -> None:
         from tapfs.xen.toolstack.attach import detach
 
-        device = await find_named_device(store, arguments)
+        device = await find_named_device(store, arguments, anywhere=True)
         seconds = _FORCED_PATIENCE if arguments.force else _PATIENCE
         await detach(store, device, seconds=seconds, force=arguments.force)
 

@@ -109,15 +109,27 @@ def with_xenstore(work: Callable[[XenStore, Host], Awaitable[_Result]]) -> _Resu
     return results[0]
 
 
-async def find_named_device(store: Store, arguments: argparse.Namespace) -> Device:
-    """The disk of ours that --domain and --vdev name. Raises ImageError(not_found, invalid_argument)."""
-    from tapfs.xen.device import find_domain, our_devices, parse_vdev, vdev_name
+async def find_named_device(store: Store, arguments: argparse.Namespace, *, anywhere: bool = False) -> Device:
+    """The disk of ours that --domain and --vdev name; `anywhere`: also one that a driver domain serves.
+
+    Raises ImageError(not_found, invalid_argument), and ImageError(unsupported) for a disk of another domain.
+    """
+    from tapfs.xen.device import find_domain, our_device_elsewhere, our_devices, parse_vdev, vdev_name
 
     number = parse_vdev(arguments.vdev)
     domain = await find_domain(store, arguments.domain)
     for device in await our_devices(store):
         if (device.domain, device.number) == (domain, number):
             return device
+    other = await our_device_elsewhere(store, domain, number)
+    if other is not None and anywhere:
+        return other
+    if other is not None:
+        raise ImageError(
+            ErrorKind.UNSUPPORTED,
+            f"{other} is served by domain {other.backend_domain}",
+            remedy="run the command there",
+        )
     raise ImageError(
         ErrorKind.NOT_FOUND,
         f"domain {domain} has no disk {vdev_name(number)} that tapfs serves",

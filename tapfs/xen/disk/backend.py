@@ -60,7 +60,8 @@ class Backend:
     `changing` is held by whoever connects, disconnects, pauses or changes the disk. The rings' journal lies in
     `directory`: while it is there a successor of this process goes on with what was in flight. `token` stands in
     `tapfs/token`: where another stands, or none, the directory is that of another device of the same number.
-    `take_over` opens the image anew for the first guest that connects.
+    `take_over` opens the image anew for the first guest that connects. `guest`: the backend of the guest whose stub
+    domain this device is for. Its disk is used by other rings then, and not closed with this device.
     """
 
     def __init__(
@@ -72,13 +73,18 @@ class Backend:
         directory: Path,
         token: str,
         take_over: TakeOver | None = None,
+        guest: Backend | None = None,
     ) -> None:
         self.device = device
         self._token = token
         self.disk = disk
-        self.changing = trio.Lock()
+        self._guest = guest
+        self.rings = disk.rings if guest is None else disk.begin_stub(device.domain)
+        self.changing: trio.Lock = trio.Lock() if guest is None else guest.changing
         self._settings = settings
-        self._take_over = take_over
+        self.take_over: TakeOver | None = take_over if guest is None else guest.take_over
+        #: Of stub domains of the guest.
+        self.beside: list[Backend] = []
         self._journal_path = directory / f"{device.key}.journal"
         self._journal: int | None = None
         #: Whether a predecessor may have left the rings as they were.
@@ -104,7 +110,8 @@ class Backend:
                 trio.open_nursery() as tasks,
             ):
                 tasks.start_soon(self._relay, events)
-                tasks.start_soon(self._rest_when_suspended, store)
+                if self._guest is None:
+                    tasks.start_soon(self._rest_when_suspended, store)
                 self._watch_ring(tasks)
                 lost = await self._follow(store, tasks)
                 tasks.cancel_scope.cancel()
@@ -122,6 +129,8 @@ class Backend:
     def look_again(self) -> None:
         """Have `run` see what has become possible."""
         self._news.set()
+        for backend in self.beside:
+            backend.look_again()
 
     async def change(self, values: Mapping[str, str | int | None], *, only_at: State | None = None) -> bool:
         """Write keys of the device (None: remove) at one moment; False if it is gone or no longer at that state.
@@ -136,23 +145,22 @@ class Backend:
         """Open the image anew for a device model, whose requests wait for that. They fail if it cannot be written."""
         while True:
             async with self.changing:
-                if self._take_over is None:
+                if self.take_over is None or self.take_over.done:
                     return
                 try:
-                    pause = _LOST_SECONDS if self._store is None else await self._take_over.try_it(self._store)
+                    pause = _LOST_SECONDS if self._store is None else await self.take_over.try_it(self._store)
                 except ImageError as error:
                     log.error("the device model cannot use the disk: %s", error)
                     await in_thread(self.disk.settle)
                     return
                 if pause is None:
-                    self._take_over = None
                     return
             await trio.sleep(pause)
 
     @property
     def is_to_take_over(self) -> bool:
         """Whether the image will be opened anew for the first guest, which has not connected yet."""
-        return self._take_over is not None
+        return self.take_over is not None and not self.take_over.done
 
     @property
     def reachable(self) -> bool:
@@ -160,7 +168,9 @@ class Backend:
         return self._store is not None
 
     async def announce_size(self) -> None:
-        """Have a connected frontend look at the size again: a written state fires, if only its own value."""
+        """Have the connected frontends look at the size again: a written state fires, if only its own value."""
+        for backend in self.beside:
+            await backend.announce_size()
         keys = self._description()
         sectors = {name: keys[name] for name in ("sectors", "physical-sector-size")}
         if not await self.change({**sectors, "state": int(State.CONNECTED)}, only_at=State.CONNECTED):
@@ -168,7 +178,7 @@ class Backend:
 
     def leave(self) -> None:
         """Let go of the rings for a successor, who finds them as they are then. Blocks; raises nothing."""
-        self.disk.disconnect()
+        self.rings.disconnect()
         if self._journal is not None:
             os.close(self._journal)
             self._journal = None
@@ -209,15 +219,15 @@ class Backend:
             await self._close_image()
             self._done = True
             return 0
-        frontend = parse_state(await store.read(f"{self.device.frontend}/state"))
+        frontend = parse_state(await store.read_if_shown(f"{self.device.frontend}/state"))
         online = await store.read(f"{self.device.backend}/online") != "0"
         seen = Seen(state, frontend, online)
-        problem = self.disk.problem()
+        problem = self.rings.problem()
         if problem is not None:
             error = ImageError(ErrorKind.IO, f"the guest broke the protocol: {problem}", op="serve")
             await self._refuse(seen, error)
             return 0
-        ours = Ours(self.disk.connected, self._left, self.disk.paused, self._image_closed)
+        ours = Ours(self.rings.connected, self._left, self.disk.paused, self._image_closed or self.disk.closed)
         return await self._take(next_step(seen, ours), seen, store, tasks)
 
     async def _take(self, step: Step, seen: Seen, store: XenStore, tasks: trio.Nursery) -> float:
@@ -262,11 +272,11 @@ class Backend:
         # At 3 the rings may be new ones, of a frontend that began anew while nobody looked: the journal is not theirs.
         resuming = self._left and seen.frontend in (State.CONNECTED, State.CLOSING)
         try:
-            if self._take_over is not None and not resuming:
-                wait = await self._take_over.try_it(store)
+            if self.take_over is not None and not self.take_over.done:
+                # Rings that are taken up again are those of a guest for which a predecessor has opened it.
+                wait = await (self.take_over.skip() if resuming else self.take_over.try_it(store))
                 if wait is not None:
                     return wait
-            self._take_over = None
             self._left = False
             if self.device.kind == LIBXL_KIND and not self.disk.simulated:
                 # It may have been loaded since the device was claimed.
@@ -274,7 +284,7 @@ class Backend:
             frontend = await self._read_frontend(store)
             grants = await self._grants(store, frontend)
             self._journal = _open_journal(self._journal_path, keep=resuming)
-            await in_thread(partial(self.disk.connect, frontend, grants=grants, journal=self._journal))
+            await in_thread(partial(self.rings.connect, frontend, grants=grants, journal=self._journal))
         except ImageError as error:
             await self._refuse(seen, error)
             return 0
@@ -331,7 +341,8 @@ class Backend:
         `sectors` and the requests count in 512 bytes, whatever `sector-size` is, which says how requests are aligned.
         """
         image = self.disk.image
-        physical = _PHYSICAL_SECTOR if image.size % _PHYSICAL_SECTOR == 0 else image.sector_size
+        sector = image.sector_size if image.size % image.sector_size == 0 else SECTOR
+        physical = max(sector, _PHYSICAL_SECTOR if image.size % _PHYSICAL_SECTOR == 0 else SECTOR)
         info = (
             (_CDROM if self._settings.cdrom else 0)
             | (_REMOVABLE if self._settings.removable else 0)
@@ -339,7 +350,7 @@ class Backend:
         )
         return {
             "sectors": image.size // SECTOR,
-            "sector-size": image.sector_size,
+            "sector-size": sector,
             "physical-sector-size": physical,
             "info": info,
             "feature-discard": int(self.disk.takes_discards),
@@ -366,6 +377,8 @@ class Backend:
             self._journal_path.unlink()
 
     async def _flush(self) -> None:
+        if self.disk.closed:
+            return
         try:
             await in_thread(self.disk.image.flush)
         except ImageError as error:
@@ -373,6 +386,9 @@ class Backend:
 
     async def _close_image(self) -> None:
         self._image_closed = True
+        if self._guest is not None:
+            await self._flush()
+            return
         try:
             await in_thread(self.disk.close)
         except ImageError as error:
@@ -386,7 +402,8 @@ class Backend:
     # Who watches
 
     async def _rest_when_suspended(self, store: XenStore) -> None:
-        if self.device.domain == 0 or self._settings.mode == "r":
+        # A driver domain is not told of it: neither the request nor the word that a domain has ended is for it to see.
+        if self.device.domain == 0 or self.device.backend_domain != 0 or self._settings.mode == "r":
             return
         with suppress(ImageError):  # a xenstored that goes is noticed by `_relay`
             await follow_suspends(store, self.device.domain, self._rest)
@@ -428,7 +445,7 @@ class Backend:
             self._news.set()
 
     def _watch_ring(self, tasks: trio.Nursery) -> None:
-        descriptor = self.disk.ended_descriptor
+        descriptor = self.rings.ended_descriptor
         if descriptor is not None:
             self._ring_watch = trio.CancelScope()
             tasks.start_soon(self._await_end, descriptor, self._ring_watch)

@@ -4,6 +4,9 @@ Before a guest has a driver for the rings its firmware and its boot loader use a
 writes. libxl gives QEMU what stands in `physical-device-path` (docs/specs/xen.md, "The device model"). The export and
 the rings share one open image, so neither has an older map than the other. The export, with its threads, is there for
 as long as a client is.
+
+A device model does not come itself: a keeper (`tapfs.xen.supervisor.device_model_keeper`) has its connection for as
+long as the device is there, whichever process serves the disk.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from tapfs.serving.local_socket import listen
 from tapfs.serving.log import log
 from tapfs.serving.threads import in_thread
 from tapfs.xen.device import LIBXL_TAP_KIND
-from tapfs.xen.runtime_files import device_model_socket_name
+from tapfs.xen.runtime_files import device_model_socket_name, inner_socket_name
 
 if TYPE_CHECKING:
     from tapfs.nbd.clients import Clients
@@ -42,7 +45,7 @@ class DeviceModelDoor:
     def __init__(self, backend: Backend, directory: Path) -> None:
         self._backend = backend
         self._disk = backend.disk
-        self._path = directory / device_model_socket_name(backend.device)
+        self._path = directory / inner_socket_name(backend.device)
         #: The export, while there is a client.
         self._exports: list[Export] = []
         self._clients: Clients | None = None

@@ -56,13 +56,13 @@ def is_handed_over(device: Device, settings: DiskSettings) -> bool:
 
 async def is_incoming(store: Store, device: Device) -> bool:
     """Whether the virtual machine of a new disk is known to come from another host, or from another domain here."""
-    name = await store.read(f"{DOMAINS}/{device.domain}/name") or ""
+    name = await store.read_if_shown(f"{DOMAINS}/{device.domain}/name") or ""
     return name.endswith(_INCOMING) or await _has_it_elsewhere(store, device)
 
 
 async def _has_it_elsewhere(store: Store, device: Device) -> bool:
     """Whether another domain of the same virtual machine (by its uuid) has the disk of this number, served by tapfs."""
-    machine = await store.read(f"{DOMAINS}/{device.domain}/vm")
+    machine = await store.read_if_shown(f"{DOMAINS}/{device.domain}/vm")
     if not machine:
         return False
     others = {
@@ -70,7 +70,7 @@ async def _has_it_elsewhere(store: Store, device: Device) -> bool:
         for other in await our_devices(store)
         if other.number == device.number and other.domain != device.domain
     }
-    return any([await store.read(f"{DOMAINS}/{domain}/vm") == machine for domain in others])
+    return any([await store.read_if_shown(f"{DOMAINS}/{domain}/vm") == machine for domain in others])
 
 
 class TakeOver:
@@ -81,6 +81,13 @@ class TakeOver:
         self._disk = disk
         self._opened = opened
         self._give_up: float | None = None
+        #: Whether the image is the one that the guest uses.
+        self.done = False
+
+    async def skip(self) -> None:
+        """The image is the one that the guest uses already."""
+        await in_thread(self._disk.settle)
+        self.done = True
 
     async def try_it(self, store: Store) -> float | None:
         """None: done. Otherwise the image is in use, and these are the seconds after which to try again.
@@ -94,6 +101,7 @@ class TakeOver:
             if error.kind is not ErrorKind.LOCKED or not await self._is_worth_waiting(store, error):
                 raise
             return _LOCKED_PAUSE
+        self.done = True
         return None
 
     def _open_anew(self, settings: DiskSettings) -> None:

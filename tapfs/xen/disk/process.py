@@ -1,4 +1,4 @@
-"""The process that serves one disk: ``python -m tapfs.xen.disk.process KIND DOMAIN NUMBER``.
+"""The process that serves one disk: ``python -m tapfs.xen.disk.process KIND DOMAIN NUMBER OWN``, OWN being this domain.
 
 `tapfs blktapctrl` starts one process for each disk. The process ends with exit code 0 when the device is gone, and with
 3 when the image cannot be opened; xenstore has the reason then. On SIGTERM the process answers and flushes all requests
@@ -45,6 +45,8 @@ from tapfs.xen.disk.process_limits import apply_limits
 from tapfs.xen.disk.sandbox import enter_for_device
 from tapfs.xen.disk.served_disk import ServedDisk
 from tapfs.xen.disk.settings import DiskSettings, read_settings
+from tapfs.xen.disk.stub_domains import StubDomains, follow_device
+from tapfs.xen.disk.xentop_file import PROCESS_KEY, XentopFile, make_folder
 from tapfs.xen.host import Host, find_host
 from tapfs.xen.image_stamp import NEVER_OPENED, GivenUp
 from tapfs.xen.process_handle import EXIT_FAILED
@@ -61,9 +63,6 @@ _FULL_PAUSE = 1.0
 #: Seconds that the end of a process waits for a pause, a swap, … that is under way.
 _OPERATION_SECONDS = 10.0
 
-#: Seconds between tries to reach a xenstored that is gone. The guest's requests are served all the while.
-_XENSTORED_SECONDS = 1.0
-
 
 class DiskProcess:
     """The life of one disk process: the front end of its service."""
@@ -73,6 +72,8 @@ class DiskProcess:
         self._host = host
         self._directory = directory()
         self._exit_code: int | None = None
+        #: Where xentop looks for the counters of the disk, if it does.
+        self._xentop: str | None = None
         self._backend: Backend | None = None
         #: Set when requests have begun or ceased to wait for space.
         self._waiting_changed = trio.Event()
@@ -82,7 +83,8 @@ class DiskProcess:
     def run(self) -> int:
         """Serve the disk; the exit code."""
         self.prepare()
-        enter_for_device(self._device, self._host, self._directory)
+        self._xentop = make_folder(self._device, self._host)
+        enter_for_device(self._device, self._host, self._directory, xentop=self._xentop)
         try:
             self._service.run(self)
         except ImageError as failure:
@@ -134,12 +136,14 @@ class DiskProcess:
         self._backend = backend = Backend(
             self._device, disk, settings, directory=self._directory, token=token, take_over=take_over
         )
+        stubs = StubDomains(self._host, backend, self._directory, self._service)
         # A successor may open the image when this is done, and finds the rings as they are left.
-        ending.add("let go of the rings", backend.leave)
+        ending.add("let go of the rings", stubs.leave)
         ending.add_async("wait for an operation", backend.changing.acquire)
         operations = Operations(backend, settings, plan_log)
         jobs = LiveJobs(operations, disk, plan_log, key_file=settings.key_file)
-        return await self._follow(store, backend, partial(control.answer, jobs, Holding(operations, disk)))
+        answer = partial(control.answer, jobs, Holding(operations, disk), stubs)
+        return await self._follow(store, backend, answer)
 
     async def _open(self, store: XenStore, plan_log: PlanLog) -> tuple[DiskSettings, ServedDisk]:
         """Set our limits and open the image. Raises the ImageError that keeps the disk from being served."""
@@ -222,7 +226,10 @@ class DiskProcess:
         )
         if self._device.made_by_libxl:
             service.start(DeviceModelDoor(backend, self._directory).serve, "serving a device model")
-        where = device_model_keys(self._device, self._directory)
+        where: dict[str, str | int] = {**device_model_keys(self._device, self._directory)}
+        if self._xentop is not None:
+            service.start(XentopFile(self._device, backend.disk, self._xentop).keep, "counting for xentop")
+            where[PROCESS_KEY] = os.getpid()
         ready = {
             "tapfs/status": "ready",
             "tapfs/waiting": None,
@@ -233,25 +240,8 @@ class DiskProcess:
         service.start(partial(self._note_waiting, backend), "noting what the guest waits for")
         # Not beside a swap: the flush of an image that serves no more would clear the plan of the one that does.
         service.flush_periodically(lambda: backend.disk.image, alone=backend.changing)
-        await self._run_backend(store, backend)
+        await follow_device(self._host, backend, store)
         return EXIT_DONE
-
-    async def _run_backend(self, store: XenStore, backend: Backend) -> None:
-        """Follow the device; through another connection if xenstored goes away and comes back."""
-        try:
-            await backend.run(store)
-        except ImageError as error:
-            log.error("%s", error)
-        else:
-            return
-        while True:
-            await trio.sleep(_XENSTORED_SECONDS)
-            try:
-                async with connect(self._host) as again:
-                    await backend.run(again)
-                    return
-            except ImageError:
-                continue  # said once
 
     def _tell_of_waiting(self) -> None:
         """In any thread: requests wait for space, or do so no more."""
@@ -290,10 +280,10 @@ def _failure(error: ImageError) -> dict[str, str]:
 def main(arguments: list[str]) -> int:
     """Serve the device that the arguments name; the exit code."""
     match arguments:
-        case [kind, domain, number] if domain.isdecimal() and number.isdecimal():
-            device = Device(kind, int(domain), int(number))
+        case [kind, *numbers] if len(numbers) == 3 and all(number.isdecimal() for number in numbers):
+            device = Device(kind, *map(int, numbers))
         case _:
-            print("tapfs: error: usage: disk_process KIND DOMAIN NUMBER", file=sys.stderr)  # noqa: T201  no log yet
+            print("tapfs: error: usage: disk_process KIND DOMAIN NUMBER OWN", file=sys.stderr)  # noqa: T201  no log yet
             return EXIT_USAGE
     log_to_stderr(str(device))
     try:

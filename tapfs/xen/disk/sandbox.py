@@ -26,13 +26,15 @@ _DEVICES = ("/dev/xen/gntdev", "/dev/xen/evtchn", "/dev/xen/xenbus")
 _TOLD_LATER = (ErrorKind.NOT_FOUND, ErrorKind.INVALID_FORMAT, ErrorKind.INVALID_ARGUMENT)
 
 
-def enter_for_device(device: Device, host: Host, directory: Path) -> None:
+def enter_for_device(device: Device, host: Host, directory: Path, *, xentop: str | None) -> None:
     """Enter the sandbox of the process of `device`, whose files lie in `directory`. Be the only thread.
+
+    `xentop`: the folder for what xentop reads of it.
 
     Raises ImageError: there is no xenstored.
     """
     settings = _settings(device, host)
-    made = (str(directory),) if host.machine is None else (str(directory), host.machine)
+    made = tuple(filter(None, (str(directory), host.machine, xentop)))
     needs = DiskNeeds(
         makes=made,
         writes=() if host.machine is not None else (*_DEVICES, *letting_go()),

@@ -1,4 +1,4 @@
-"""A guest's disk: its open image, and while the guest uses it the rings that serve it, with their threads.
+"""A guest's disk: its open image, and who uses it: the guest's rings, those of its stub domain, and device models.
 
 The engine's threads answer most requests. A request that needs a driver (a map, a reservation) or waits for the host's
 disk (a flush, a discard) is parked, and threads of `tapfs.serving.parked` serve it.
@@ -6,7 +6,6 @@ disk (a flush, a discard) is parked, and threads of `tapfs.serving.parked` serve
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -14,22 +13,17 @@ from typing import TYPE_CHECKING
 
 from tapfs.disk.image import Image
 from tapfs.kernel.metrics import NONE, Metrics, together
-from tapfs.kernel.xen_ring import Grants, ParkedRequest, Request, XenDevice, XenStatistics
 from tapfs.serving.copied_disk import CopiedDisk
 from tapfs.serving.disk_operations import RateLimit
 from tapfs.serving.held_requests import HeldRequests
-from tapfs.serving.parked import ParkedThreads, finish_move, finish_writes
-from tapfs.xen.disk.frontend_keys import FrontendKeys
+from tapfs.xen.disk.guest_rings import GuestRings
 
 if TYPE_CHECKING:
     from tapfs.xen.disk.held_export import HeldExport
 
-#: Counters that say what is now, not what there has been.
-_PRESENT = ("in_flight",)
-
 
 class ServedDisk(CopiedDisk):
-    """An image and its connection to a frontend, if there is one. Methods block; one at a time.
+    """An image and who uses it: `rings` are the guest's. Methods block; one at a time.
 
     Takes over `image`; `close` must come last. `discard`: the guest may discard what it may write. What a guest's write
     was answered for is in the image, durable after a flush (the guest's own or any here). What has been taken from
@@ -55,16 +49,16 @@ class ServedDisk(CopiedDisk):
         self.held = held
         self._discard = discard
         self._machine = machine
-        self._domain = domain
         self.paused = paused
-        self._device: XenDevice | None = None
-        self._parked: ParkedThreads[ParkedRequest] | None = None
-        #: Held by who asks the device for a limit, or lets it go.
-        self._limiting = threading.Lock()
+        self.rings = GuestRings(self, domain, machine=machine)
+        self._stubs: list[GuestRings] = []
         #: Requests that exports which have ended had answered.
         self._exported = 0
+        #: What stub domains had that are gone.
         self._past_metrics: Metrics = NONE
-        self._past: Counter[str] = Counter(dict.fromkeys(XenStatistics._fields, 0))
+        self._past: Counter[str] = Counter()
+        #: Whether the image is closed for good.
+        self.closed = False
 
     @property
     def opened_anew(self) -> bool:
@@ -83,68 +77,21 @@ class ServedDisk(CopiedDisk):
 
     @property
     def connected(self) -> bool:
-        """Whether a frontend's rings are being served (or held, while paused)."""
-        return self._device is not None
+        """Whether the guest's rings are being served (or held, while paused)."""
+        return self.rings.connected
 
-    @property
-    def ended_descriptor(self) -> int | None:
-        """Readable when a ring has ended by itself, for the frontend broke the protocol; None: not connected."""
-        return None if self._device is None else self._device.ended_descriptor
+    def begin_stub(self, domain: int) -> GuestRings:
+        """Rings for a stub domain of the guest, until `end_stub` or `close`."""
+        rings = GuestRings(self, domain, machine=self._machine)
+        self._stubs.append(rings)
+        return rings
 
-    def problem(self) -> str | None:
-        """How the frontend broke the protocol, if it did."""
-        return None if self._device is None else self._device.problem()
-
-    def connect(self, frontend: FrontendKeys, *, grants: Grants, journal: int) -> None:
-        """Serve a frontend's rings, first what the journal says that a predecessor left undone.
-
-        `journal` is an open file that must stay open until `disconnect`. Raises ImageError: what the guest wrote may
-        be senseless; nothing is connected then.
-        """
-        image = self.image
-        self.held.begin()
-        device = XenDevice(
-            image.engine_disk,
-            machine=self._machine,
-            domain=self._domain,
-            protocol=frontend.protocol,
-            grants=grants,
-            journal=journal,
-            writable=image.writable,
-            discard=self.takes_discards,
-        )
-        parked = ParkedThreads(
-            device.next_parked,
-            self._answer,
-            lambda writes: finish_writes(self.image, writes),
-            path=lambda: self.image.path,
-        )
-        try:
-            for ring in frontend.rings:
-                device.add_ring(ring.references, ring.port)
-            device.limit(*self.bound)
-            # First the threads that the host may refuse without harm: nothing has been taken from the rings yet.
-            parked.start()
-            device.start()
-        except BaseException:
-            device.stop()
-            parked.join()
-            device.close()
-            raise
-        self._device, self._parked = device, parked
-
-    def disconnect(self) -> None:
-        """Finish what is in flight and let go of the rings; what was not taken from them stays there."""
-        if self._device is None or self._parked is None:
-            return
-        self.held.give_up()
-        self._device.stop()
-        self._parked.join()
-        self.held.begin()  # for a device model that goes on
-        self._count(self._device)
-        with self._limiting:
-            self._device.close()
-            self._device = None
+    def end_stub(self, rings: GuestRings) -> None:
+        """The stub domain has the disk no more."""
+        rings.disconnect()
+        self._stubs.remove(rings)
+        self._past.update(rings.statistics())
+        self._past_metrics = together(self._past_metrics, rings.metrics())
 
     def begin_export(self) -> HeldExport:
         """The disk for device models, from now until `end_export` or `close`. Raises ImageError."""
@@ -171,15 +118,15 @@ class ServedDisk(CopiedDisk):
 
     def pause(self) -> None:
         """Take no more requests and wait until none is in flight."""
-        if self._device is not None:
-            self._device.pause()
+        for rings in self._all_rings():
+            rings.pause()
         if self._export is not None:
             self._export.pause()
 
     def resume(self) -> None:
         """Take requests again."""
-        if self._device is not None:
-            self._device.resume()
+        for rings in self._all_rings():
+            rings.resume()
         if self._export is not None:
             self._export.resume()
 
@@ -214,9 +161,8 @@ class ServedDisk(CopiedDisk):
 
     def replace(self, image: Image) -> Image:
         """Serve another image from now on; only while it is paused. The old one, which is the caller's now."""
-        if self._device is not None:
-            discard = image.writable and self._discard
-            self._device.replace_disk(image.engine_disk, writable=image.writable, discard=discard)
+        for rings in self._all_rings():
+            rings.replace(image, discard=image.writable and self._discard)
         if self._export is not None:
             self._export.serve(image, opened_anew=self._opened_anew)
         old, self.image = self.image, image
@@ -231,55 +177,32 @@ class ServedDisk(CopiedDisk):
 
     def apply_limit(self) -> None:
         """Have the rings keep to `bound`. Any thread may call it."""
-        with self._limiting:
-            if self._device is not None:
-                self._device.limit(*self.bound)
+        for rings in self._all_rings():
+            rings.limit(self.bound)
 
     def statistics(self) -> dict[str, int]:
         """The counters since the process began, over all connections, by the names in XenStatistics."""
         counted = Counter(self._past)
-        if self._device is not None:
-            counted.update(self._device.statistics()._asdict())
+        for rings in self._all_rings():
+            counted.update(rings.statistics())
         return dict(counted)
 
     def metrics(self) -> Metrics:
         """What was asked for since the process began, by kind, and how long it took."""
-        past = self._past_metrics
-        return past if self._device is None else together(past, self._device.metrics())
+        counted = self._past_metrics
+        for rings in self._all_rings():
+            counted = together(counted, rings.metrics())
+        return counted
 
     def close(self) -> None:
         """Disconnect and close the image; a job ends. Raises the ImageError that its last flush met."""
+        self.closed = True
         try:
-            self.disconnect()
+            for rings in self._all_rings():
+                rings.disconnect()
             self.end_export()
         finally:
             self.close_image()
 
-    def _count(self, device: XenDevice) -> None:
-        self._past_metrics = together(self._past_metrics, device.metrics())
-        counted = device.statistics()._asdict()
-        self._past.update({name: 0 if name in _PRESENT else value for name, value in counted.items()})
-
-    # In the threads
-
-    def _answer(self, parked: ParkedRequest) -> None:
-        self.held.serve(
-            lambda: self._do(parked), lambda: self._do_again(parked), durable=parked.request is Request.SYNC
-        )
-
-    def _do_again(self, parked: ParkedRequest) -> None:
-        """The same after an error, of which the engine knows of a read or a write: it must try itself first."""
-        if parked.request in (Request.READ, Request.WRITE) and parked.resume():
-            return
-        self._do(parked)
-
-    def _do(self, parked: ParkedRequest) -> None:
-        match parked.request:
-            case Request.READ | Request.WRITE:
-                finish_move(self.image, parked)
-            case Request.SYNC:
-                self.image.flush()
-                parked.complete()
-            case Request.DISCARD:
-                self.image.discard(parked.offset, parked.length)
-                parked.complete()
+    def _all_rings(self) -> list[GuestRings]:
+        return [self.rings, *self._stubs]

@@ -65,7 +65,7 @@ async def claim(store: XenStore, device: Device, *, simulated: bool) -> None:
         }
         # The guest may read what libxl made; it need not know what runs here.
         await keys.make_directory(f"{device.backend}/tapfs")
-        await keys.set_permissions(f"{device.backend}/tapfs", ["n0"])
+        await keys.set_permissions(f"{device.backend}/tapfs", [f"n{device.backend_domain}"])
         await write_keys(keys, device, offers)
 
     await store.transact(write)

@@ -70,7 +70,7 @@ class DiskStarter:
         held = lock(directory, device.key)
         if held is None:
             return None
-        words = [device.kind, str(device.domain), str(device.number)]
+        words = [str(word) for word in device]
         try:
             with self._one_at_a_time:
                 pid = self._spawned(words, held) if self._server is None else self._forked(*self._server, words, held)

@@ -19,8 +19,9 @@ _UNITS, _PACKAGED_UNITS = "etc/systemd/system", "usr/lib/systemd/system"
 # KillMode=process: what ends the supervisor without its doing must not end the disks; it ends them itself when it is
 # to stop, and the next one takes over what is left. xen-blkback comes first, so that it never takes a disk later on:
 # a driver that is loaded takes every disk which has none at that moment. Images may lie on the network. Guests of
-# libvirt and of xendomains need their disks, so those services start after this one and stop before it. What would give
-# the service a view of its own of devices or mounts is left out: disks outlive it, and images are mounted later.
+# libvirt and of xendomains need their disks, so those services start after this one and stop before it, as does the one
+# that runs block scripts in a driver domain. What would give the service a view of its own of devices or mounts is left
+# out: disks outlive it, and images are mounted later.
 _UNIT = """\
 [Unit]
 Description=Disks of Xen guests, served by tapfs
@@ -29,7 +30,7 @@ ConditionPathExists=/proc/xen/capabilities
 After=xenstored.service xen-init-dom0.service xen.service
 Wants=network-online.target
 After=network-online.target remote-fs.target
-Before=xendomains.service libvirtd.service virtxend.service
+Before=xendomains.service xendriverdomain.service libvirtd.service virtxend.service
 StartLimitIntervalSec=0
 
 [Service]

@@ -15,14 +15,15 @@ from tapfs.host.location import locate
 from tapfs.serving.log import log
 from tapfs.serving.processes import EXIT_DONE, EXIT_STOPPED
 from tapfs.serving.threads import in_thread
-from tapfs.xen.device import DOMAINS, OUR_KIND, Device, State, is_ours, parse_state, with_names, write_device_keys
+from tapfs.xen.device import OUR_KIND, Device, State, guest_lives, is_ours, parse_state, with_names, write_device_keys
 from tapfs.xen.image_stamp import NEVER_OPENED, GivenUp, how_it_stands
 from tapfs.xen.process_handle import EXIT_FAILED, RunningDisk, adopt
-from tapfs.xen.runtime_files import remove_runtime_files
+from tapfs.xen.runtime_files import remove_runtime_files, remove_xentop_folder
 from tapfs.xen.specification import parse_specification
 from tapfs.xen.supervisor.claim import claim
 from tapfs.xen.supervisor.disk_starter import DiskStarter
 from tapfs.xen.supervisor.restarts import Restarts
+from tapfs.xen.supervisor.stub_domain import disk_of_guest, serve_with
 from tapfs.xen.toolstack.attach import remove_device
 from tapfs.xen.xenstore.client import XenStore
 
@@ -59,7 +60,7 @@ class SupervisedDevice:
         store: XenStore,
         directory: Path,
         *,
-        simulated: bool,
+        machine: str | None,
         starter: DiskStarter,
         restarts: Restarts | None = None,
     ) -> None:
@@ -70,10 +71,12 @@ class SupervisedDevice:
         self.process: RunningDisk | None = None
         self._store = store
         self._directory = directory
-        self._simulated = simulated
+        self._machine = machine
         self._starter = starter
         self._restarts = Restarts() if restarts is None else restarts
         self._news = trio.Event()
+        #: Whether the process is that of a guest's disk, which serves this device of the guest's stub domain beside it.
+        self.shared = False
         self._done = False
         #: Whether we have seen it fail. What failed under our predecessor is tried once more.
         self._failed = False
@@ -151,7 +154,7 @@ class SupervisedDevice:
     async def _claim(self) -> bool:
         image = await self._read("params") or ""
         try:
-            await claim(self._store, self.device, simulated=self._simulated)
+            await claim(self._store, self.device, simulated=self._machine is not None)
         except ImageError as error:
             await self._fail(f"cannot be claimed: {error}")
         else:
@@ -159,6 +162,9 @@ class SupervisedDevice:
         return True
 
     async def _start(self) -> bool:
+        guest = await disk_of_guest(self._store, self.device)
+        if guest is not None:
+            return await self._share(guest)
         try:
             self.process = await in_thread(partial(self._starter.start, self.device, self._directory))
         except ImageError as error:
@@ -173,20 +179,36 @@ class SupervisedDevice:
         await self._adopt()
         return True
 
+    async def _share(self, guest: Device) -> bool:
+        """Have the process of the guest's disk serve it, too."""
+        try:
+            if not await serve_with(self._store, guest, self.device):
+                await trio.sleep(_LOOK_SECONDS)
+                return True
+        except ImageError as error:
+            await self._fail(str(error))
+            return True
+        await self._adopt()
+        return True
+
     async def _adopt(self) -> None:
         """Find the process that serves it already, if one does."""
+        self.shared = await disk_of_guest(self._store, self.device) is not None
         self.process = adopt(await self._read("tapfs/process"))
         if self.process is not None:
             log.info("%s: found its process %d at work", self._name, self.process.pid)
 
     async def _attend(self, process: RunningDisk) -> None:
-        """Wait for the end of the process, and see what that means."""
+        """Wait for the end of the process, or of this device in one that is shared, and see what that means."""
+        code: int | None = EXIT_DONE
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._oversee, process)
+            nursery.start_soon(self._oversee, process, nursery.cancel_scope)
             code = await process.ended()
             nursery.cancel_scope.cancel()
         self.process = None
         process.close()
+        if not self.shared:
+            remove_xentop_folder(self.device, process.pid, self._machine)
         look = await self._look()
         if look is None or look.status is None:
             return
@@ -218,12 +240,15 @@ class SupervisedDevice:
         log.error("%s: its process ended %s; starting it again%s", self._name, reason, when)
         await trio.sleep(pause)
 
-    async def _oversee(self, process: RunningDisk) -> None:
+    async def _oversee(self, process: RunningDisk, attending: trio.CancelScope) -> None:
         """While a process serves the device: see to what the process itself cannot see."""
         while True:
             self._news = trio.Event()
             look = await self._look()
-            if look is not None and look.status is None:
+            if self.shared:
+                if look is None or look.status is None or (look.state is State.CLOSED and not look.online):
+                    attending.cancel()
+            elif look is not None and look.status is None:
                 # Removed and made again so quickly that the process may not have noticed: it serves the old one.
                 process.send(signal.SIGTERM)
             elif look is not None and not look.domain_lives and self.device.kind == OUR_KIND:
@@ -271,13 +296,12 @@ class SupervisedDevice:
         state = await self._read("state")
         if state is None or not await is_ours(self._store, self.device):
             return None
-        domain = await self._store.read(f"{DOMAINS}/{self.device.domain}")
         return _Look(
             state=parse_state(state),
             online=await self._read("online") != "0",
             status=await self._read("tapfs/status"),
-            domain_lives=domain is not None,
-            frontend=parse_state(await self._store.read(f"{self.device.frontend}/state")),
+            domain_lives=await guest_lives(self._store, self.device),
+            frontend=parse_state(await self._store.read_if_shown(f"{self.device.frontend}/state")),
         )
 
     async def _read(self, name: str) -> str | None:

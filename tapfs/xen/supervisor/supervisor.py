@@ -7,6 +7,7 @@ takes nothing with it, and the next supervisor finds the processes at work.
 from __future__ import annotations
 
 import signal
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -16,10 +17,11 @@ import trio
 from tapfs.serving.log import log
 from tapfs.serving.nursery_errors import error_of
 from tapfs.serving.processes import EXIT_DONE, EXIT_STOPPED
-from tapfs.xen.device import BACKENDS, LIBXL_KINDS, OUR_KIND, Device, is_ours, our_devices
+from tapfs.xen.device import LIBXL_KINDS, OUR_KIND, Device, backends_of, is_ours, our_devices
 from tapfs.xen.host import Host
 from tapfs.xen.process_handle import RunningDisk
-from tapfs.xen.runtime_files import keys_of_runtime_files, remove_runtime_files
+from tapfs.xen.runtime_files import keys_of_runtime_files, remove_runtime_files, remove_xentop_folder
+from tapfs.xen.supervisor.device_model_door import attend_door
 from tapfs.xen.supervisor.disk_starter import DiskStarter
 from tapfs.xen.supervisor.service_manager import notify
 from tapfs.xen.supervisor.supervised_device import SupervisedDevice
@@ -51,6 +53,7 @@ class _Supervisor:
         self._directory = directory
         self._devices: dict[Device, SupervisedDevice] = {}
         self._starter = DiskStarter()
+        self._keepers: list[subprocess.Popen[bytes]] = []
 
     async def run(self) -> None:
         self._starter.prepare()
@@ -63,14 +66,15 @@ class _Supervisor:
 
     async def _follow(self, store: XenStore, nursery: trio.Nursery) -> None:
         """Attend to the devices that there are and that come."""
-        kinds = [f"{BACKENDS}/{kind}" for kind in (OUR_KIND, *LIBXL_KINDS)]
+        own = await store.own_domain()
+        kinds = [f"{backends_of(own)}/{kind}" for kind in (OUR_KIND, *LIBXL_KINDS)]
         async with store.watch(*kinds, _RELEASED) as paths:
             await self._look_at_all(store, nursery)
             self._remove_stale_files()
             log.info("ready")
             notify("READY=1")
             async for path in paths:
-                device = _device_of(path)
+                device = _device_of(path, own)
                 if device is None:
                     await self._look_at_all(store, nursery)
                 elif device in self._devices:
@@ -86,13 +90,19 @@ class _Supervisor:
             supervised.news()
 
     def _attend(self, device: Device, store: XenStore, nursery: trio.Nursery) -> None:
-        simulated = self._host.machine is not None
-        supervised = SupervisedDevice(device, store, self._directory, simulated=simulated, starter=self._starter)
+        machine = self._host.machine
+        supervised = SupervisedDevice(device, store, self._directory, machine=machine, starter=self._starter)
         self._devices[device] = supervised
         nursery.start_soon(self._supervise, supervised)
 
     async def _supervise(self, supervised: SupervisedDevice) -> None:
-        await supervised.run()
+        device = supervised.device
+        async with trio.open_nursery() as beside:
+            beside.start_soon(attend_door, device, self._directory, self._keepers)
+            await supervised.run()
+            beside.cancel_scope.cancel()
+        # A keeper ends when it sees that its device is gone, so this one's is reaped with the next.
+        self._keepers = [keeper for keeper in self._keepers if keeper.poll() is None]
         # No checkpoint since it saw that the device is gone: who comes back from here on is new to us.
         del self._devices[supervised.device]
 
@@ -105,23 +115,26 @@ class _Supervisor:
     async def _stop_all(self, signals: AsyncIterator[int]) -> None:
         """Have all disk processes end: what guests have been told is written is, and they wait for our successor."""
         notify("STOPPING=1")
-        waiting = {each.device: each.process for each in self._devices.values() if each.process is not None}
+        waiting = {
+            each.device: each.process for each in self._devices.values() if each.process is not None and not each.shared
+        }
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_say_whom_we_wait_for, waiting)
             nursery.start_soon(_leave_when_asked_again, signals, waiting, nursery.cancel_scope)
             async with trio.open_nursery() as ends:
                 for device in list(waiting):
-                    ends.start_soon(_see_off, device, waiting)
+                    ends.start_soon(_see_off, device, waiting, self._host.machine)
             nursery.cancel_scope.cancel()
         log.info("ended")
 
 
-async def _see_off(device: Device, waiting: dict[Device, RunningDisk]) -> None:
+async def _see_off(device: Device, waiting: dict[Device, RunningDisk], machine: str | None) -> None:
     """Ask one process to end, and take it out of `waiting` when it has."""
     process = waiting[device]
     process.send(signal.SIGTERM)
     code = await process.ended()
     process.close()
+    remove_xentop_folder(device, process.pid, machine)
     del waiting[device]
     # By SIGTERM itself: it had not even begun to listen for it.
     if code in (None, EXIT_DONE, EXIT_STOPPED, -signal.SIGTERM):
@@ -155,9 +168,9 @@ async def _ending_signal(signals: AsyncIterator[int]) -> signal.Signals:
     raise AssertionError  # the receiver never ends
 
 
-def _device_of(path: str) -> Device | None:
-    """The device that a watch event belongs to; None: to more than one."""
-    parts = path.removeprefix(f"{BACKENDS}/").split("/")
+def _device_of(path: str, own: int) -> Device | None:
+    """The device that a watch event belongs to, of those that the domain `own` serves; None: to more than one."""
+    parts = path.removeprefix(f"{backends_of(own)}/").split("/")
     if len(parts) < 3 or not (parts[1].isdecimal() and parts[2].isdecimal()):
         return None
-    return Device(parts[0], int(parts[1]), int(parts[2]))
+    return Device(parts[0], int(parts[1]), int(parts[2]), own)

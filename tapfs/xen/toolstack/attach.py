@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Mapping
 import trio
 
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.xen.device import BACKENDS, DOMAINS, OUR_KIND, Device, State, parse_state
+from tapfs.xen.device import DOMAINS, OUR_KIND, Device, State, backends_of, parse_state
 from tapfs.xen.process_name import is_alive, parse_process_name
 from tapfs.xen.runtime_files import supervisor_lives
 from tapfs.xen.xenstore.client import Store, XenStore
@@ -37,20 +37,22 @@ async def attach(
     """Write the directories of a new disk: backend and frontend at state 1, all at one moment.
 
     `params` says what is served, `mode` is "r", "w" or "w!", `options` are keys below `tapfs/` of the backend's
-    directory. Raises ImageError(exists, not_found).
+    directory. Raises ImageError(exists, not_found), and ImageError(unsupported) outside of domain 0.
     """
+    await _require_control(store, "attach", f"with --backend-domain {await store.own_domain()} there")
+    server, guest = device.backend_domain, device.domain
 
     async def write(keys: Store) -> None:
-        if await keys.read(f"{DOMAINS}/{device.domain}") is None:
-            raise ImageError(
-                ErrorKind.NOT_FOUND, f"there is no domain {device.domain}", remedy="`xl list` shows them all"
-            )
+        for domain in (guest, server):
+            if await keys.read(f"{DOMAINS}/{domain}") is None:
+                raise ImageError(ErrorKind.NOT_FOUND, f"there is no domain {domain}", remedy="`xl list` shows them all")
         await _refuse_existing(keys, device)
         await keys.remove(device.frontend)
-        await _write_directory(keys, device.backend, ["n0", f"r{device.domain}"], _backend_keys(device, params, mode))
+        backend_keys = _backend_keys(device, params, mode)
+        await _write_directory(keys, device.backend, [f"n{server}", f"r{guest}"], backend_keys)
         # The guest needs none of these, and it need not know what runs here.
-        await _write_directory(keys, f"{device.backend}/tapfs", ["n0"], options or {})
-        await _write_directory(keys, device.frontend, [f"n{device.domain}", "r0"], _frontend_keys(device))
+        await _write_directory(keys, f"{device.backend}/tapfs", [f"n{server}"], options or {})
+        await _write_directory(keys, device.frontend, [f"n{guest}", f"r{server}"], _frontend_keys(device))
 
     await store.transact(write)
 
@@ -82,11 +84,12 @@ async def wait_ready(store: XenStore, device: Device) -> None:
     async with store.watch(device.backend) as events:
         claimed = await _claimed(store, device, events, _CLAIM_SECONDS)
         if not claimed and not (supervisor_lives() and await _claimed(store, device, events, _READY_SECONDS)):
+            there = f" in domain {device.backend_domain}" if device.backend_domain else ""
             raise ImageError(
                 ErrorKind.NOT_FOUND,
                 f"nobody serves {device}",
                 op="attach",
-                remedy="start `tapfs blktapctrl` (as a service)",
+                remedy=f"start `tapfs blktapctrl` (as a service){there}",
             )
         with trio.move_on_after(_READY_SECONDS):
             while True:
@@ -130,9 +133,11 @@ async def wait_connected(store: XenStore, device: Device, *, seconds: float) -> 
 async def detach(store: XenStore, device: Device, *, seconds: float, force: bool = False) -> None:
     """Take a disk away from its guest: ask it to close, wait for that and for the last write, remove the directories.
 
-    Raises ImageError(unsupported) for a disk that xl made, ImageError(not_found), and ImageError(locked) if the guest
-    does not let go in that many seconds (it may still, later); with `force` the disk is then taken from it anyway.
+    Raises ImageError(unsupported) for a disk that xl made and outside of domain 0, ImageError(not_found), and
+    ImageError(locked) if the guest does not let go in that many seconds (it may still, later); with `force` the disk
+    is then taken from it anyway.
     """
+    await _require_control(store, "detach", "there")
     if device.kind != OUR_KIND:
         raise ImageError(
             ErrorKind.UNSUPPORTED,
@@ -149,7 +154,7 @@ async def detach(store: XenStore, device: Device, *, seconds: float, force: bool
             await keys.write(f"{device.backend}/state", State.CLOSING)
 
     await store.transact(ask)
-    process = await read_process(store, device)
+    process = await read_process(store, device) if device.backend_domain == 0 else None
     if not await _closed(store, device, seconds) and not force:
         raise ImageError(
             ErrorKind.LOCKED,
@@ -163,19 +168,37 @@ async def detach(store: XenStore, device: Device, *, seconds: float, force: bool
 
 
 async def remove_device(store: XenStore, device: Device) -> None:
-    """Remove both directories of a disk of ours, and those above the backend's that are then empty."""
+    """Remove both directories of a disk of ours, and those above the backend's that are then empty.
+
+    A driver domain owns the backend's directory and no other: what is left is domain 0's to remove.
+    """
+    own = await store.own_domain()
 
     async def remove(keys: Store) -> None:
         await keys.remove(device.backend)
+        if own != 0:
+            return
         # After a reboot of the host the number may be another's.
         if await keys.read(f"{device.frontend}/backend") == device.backend:
             await keys.remove(device.frontend)
-        for above in (f"{BACKENDS}/{device.kind}/{device.domain}", f"{BACKENDS}/{device.kind}"):
+        kinds = f"{backends_of(device.backend_domain)}/{device.kind}"
+        for above in (f"{kinds}/{device.domain}", kinds):
             if await keys.list(above):
                 return
             await keys.remove(above)
 
     await store.transact(remove)
+
+
+async def _require_control(store: XenStore, op: str, how: str) -> None:
+    """Raise ImageError(unsupported) unless this is domain 0, which alone may write into the directories of others."""
+    if await store.own_domain() != 0:
+        raise ImageError(
+            ErrorKind.UNSUPPORTED,
+            "only domain 0 may do that",
+            op=op,
+            remedy=f"run tapfs {op} in domain 0, {how}",
+        )
 
 
 async def _refuse_existing(keys: Store, device: Device) -> None:
@@ -215,7 +238,7 @@ def _backend_keys(device: Device, params: str, mode: str) -> dict[str, str | int
 def _frontend_keys(device: Device) -> dict[str, str | int]:
     return {
         "backend": device.backend,
-        "backend-id": 0,
+        "backend-id": device.backend_domain,
         "virtual-device": device.number,
         "device-type": "disk",
         "state": State.INITIALISING,
@@ -247,7 +270,8 @@ async def _closed(store: XenStore, device: Device, seconds: float) -> bool:
                 if backend is None or parse_state(backend) is State.CLOSED:
                     return True
                 frontend = parse_state(await store.read(f"{device.frontend}/state"))
-                if frontend in _UNUSED and not is_alive(await read_process(store, device)):
+                alone = device.backend_domain == 0 and not is_alive(await read_process(store, device))
+                if frontend in _UNUSED and alone:
                     return True  # nobody is there to say that it is closed
                 with trio.move_on_after(_LOOK_SECONDS):
                     await anext(events)

@@ -88,7 +88,7 @@ async def _attached_disk(store: XenStore, device: Device) -> AttachedDisk | None
         process.close()
     return AttachedDisk(
         domain=device.domain,
-        domain_name=await store.read(f"{DOMAINS}/{device.domain}/name"),
+        domain_name=await store.read_if_shown(f"{DOMAINS}/{device.domain}/name"),
         vdev=device.name,
         spec=await read("tapfs/spec") or await read("params") or "",
         mode=await read("mode") or "",

@@ -99,7 +99,7 @@ def _is_left_alone(store: _BlockingStore, path: str) -> bool:
     if store.read(f"{path}/online") != "0" or is_alive(parse_process_name(store.read(f"{path}/tapfs/process"))):
         return False
     frontend = store.read(f"{path}/frontend")
-    return frontend is None or store.read(f"{frontend}/state") in _UNUSED
+    return frontend is None or store.read_if_shown(f"{frontend}/state") in _UNUSED
 
 
 def _complain(text: str) -> None:
@@ -130,6 +130,15 @@ class _BlockingStore:
             return None
         except OSError as error:
             raise from_os_error(error, path=path, op="read the key") from error
+
+    def read_if_shown(self, path: str) -> str | None:
+        """The same, and None, too, where the key is not for a driver domain to see: its guest is gone."""
+        try:
+            return self.read(path)
+        except ImageError as error:
+            if error.kind is not ErrorKind.DENIED:
+                raise
+            return None
 
     def write(self, path: str, value: str) -> None:
         """Set a key."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -25,6 +26,9 @@ _Result = TypeVar("_Result")
 _CONFLICT_PAUSE = 0.002
 _CONFLICT_PAUSE_LIMIT = 0.1
 
+#: Tries to read a key that xenstored refuses as senseless, which no read of ours is (docs/specs/xen.md).
+_READ_TRIES = 5
+
 
 class Store:
     """The keys, as all see them or as a transaction does."""
@@ -35,10 +39,34 @@ class Store:
 
     async def read(self, path: str) -> str | None:
         """The value of a key; None if it is not there."""
+        for _ in range(_READ_TRIES - 1):
+            try:
+                return await self._read_once(path)
+            except _SenselessError:
+                continue
+        return await self._read_once(path)
+
+    async def _read_once(self, path: str) -> str | None:
         try:
             return to_text(await self._call(Operation.READ, path, "read the key"))
         except _MissingError:
             return None
+
+    async def read_if_shown(self, path: str) -> str | None:
+        """The same, and None, too, where the key is another domain's and not for this one to see."""
+        try:
+            return await self.read(path)
+        except ImageError as error:
+            if error.kind is not ErrorKind.DENIED:
+                raise
+            return None
+
+    async def own_domain(self) -> int:
+        """The number of the domain that this process runs in."""
+        if self._connection.domain is None:
+            text = await self.read("domid") or ""
+            self._connection.domain = int(text) if text.isascii() and text.isdigit() and len(text) <= 5 else 0
+        return self._connection.domain
 
     async def list(self, path: str) -> list[str]:
         """The names directly below a key; empty if there is nothing."""
@@ -245,6 +273,10 @@ class _MissingError(ImageError):
     """The key is not there."""
 
 
+class _SenselessError(ImageError):
+    """The request makes no sense, it says."""
+
+
 class _TooLongError(ImageError):
     """The answer does not fit into a message."""
 
@@ -264,6 +296,9 @@ def _number(reply: bytes) -> int | None:
 def _error_of(number: int, path: str | None, doing: str) -> ImageError:
     if number == errno.ENOENT:
         return _MissingError(ErrorKind.NOT_FOUND, f"cannot {doing}", path=path, op=doing)
+    if number == errno.EINVAL:
+        kind = from_os_error(OSError(number, ""), path=path, op=doing).kind
+        return _SenselessError(kind, f"cannot {doing}: {os.strerror(number)}", path=path, op=doing)
     if number == errno.E2BIG:
         return _TooLongError(ErrorKind.OUT_OF_BOUNDS, f"cannot {doing}: it is too long", path=path, op=doing)
     if number in (errno.ENOSPC, errno.EDQUOT):

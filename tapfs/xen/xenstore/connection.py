@@ -65,6 +65,8 @@ class Connection:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        #: The domain that it is of, once somebody has asked.
+        self.domain: int | None = None
         self._descriptor, self._device = open_connection(path)
         self._questions: dict[int, _Question] = {}
         self._outgoing: deque[Message] = deque()

@@ -12,6 +12,7 @@ from tests.laboratory.commands import PATIENCE, attempt_tapfs, digest, run, tapf
 from tests.laboratory.scenario import scenario
 from tests.ublk.scenarios.block_devices import BlockDevices
 from tests.ublk.scenarios.disks import MOUNT, TREE, kill_under_load, new_image, sum_of
+from tests.ublk.scenarios.vhost_user import kill_vhost_user_server, vhost_user_device
 
 
 @scenario(60)
@@ -105,3 +106,26 @@ def jobs(host: BlockDevices) -> str:
     tapfs("convert", str(moved), "-O", "raw", str(raw))
     assert digest(raw) == held
     return said
+
+
+@scenario(120)
+def vhost_user(_host: BlockDevices) -> str:
+    """The machine's own disk: a file system, then kill -9 of the server outside under write load loses nothing."""
+    device = vhost_user_device()
+    run("mkfs.ext4", "-q", device)
+    os.makedirs(MOUNT, exist_ok=True)
+    run("mount", device, MOUNT)
+    run("cp", "-r", TREE, f"{MOUNT}/tree")
+    run("umount", MOUNT)
+    kill_vhost_user_server()
+    run("fsck.ext4", "-fn", device)
+    run("mount", "-o", "ro", device, MOUNT)
+    assert sum_of(f"{MOUNT}/tree") == sum_of(TREE)
+    run("umount", MOUNT)
+    with subprocess.Popen(["disk-load", "write", device, "8", "12", "9"], stdout=subprocess.PIPE, text=True) as load:
+        for _ in range(3):
+            time.sleep(2)
+            kill_vhost_user_server()
+        said = load.communicate(timeout=60 * PATIENCE)[0].strip()
+    assert load.returncode == 0, said
+    return said.splitlines()[-1]

@@ -62,7 +62,17 @@ def test_no_xen(domain_0: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_guest_of_xen(domain_0: Path) -> None:
     (domain_0 / "capabilities").write_text("")
-    assert refusal() == "this is a guest of Xen, not its control domain; run tapfs in domain 0"
+    (domain_0 / "gntdev").unlink()
+    assert refusal() == (
+        "this is a guest of Xen, not its control domain; run tapfs in domain 0; "
+        "if this is a driver domain: modprobe -a xen-gntdev xen-evtchn"
+    )
+
+
+def test_a_driver_domain(domain_0: Path) -> None:
+    (domain_0 / "capabilities").write_text("")
+    (domain_0 / "socket").unlink()
+    assert find_host() == Host(str(domain_0 / "xenbus"))
 
 
 def test_a_missing_driver(domain_0: Path) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -104,9 +105,11 @@ class Dom0:
     # Guests
 
     @contextmanager
-    def guest(self, name: str, kind: str = "pv", disks: tuple[str, ...] = (), arguments: str = "") -> Iterator[Guest]:
+    def guest(
+        self, name: str, kind: str = "pv", disks: tuple[str, ...] = (), arguments: str = "", **more: Any
+    ) -> Iterator[Guest]:
         """A running guest with `disks`, each as `xl_disk` writes them; destroyed at the end if it still runs."""
-        guest = Guest(name, kind, disks, arguments)
+        guest = Guest(name, kind, disks, arguments, **more)
         self._guests.append(guest)
         try:
             guest.create()
@@ -159,9 +162,10 @@ class Dom0:
         self.start_daemon()
 
 
-def xl_disk(target: str, vdev: str, access: str = "rw") -> str:
-    """A disk as xl's configuration writes it; `target` must be last."""
-    return f"vdev={vdev},access={access},script=block-tapfs,target={target}"
+def xl_disk(target: str, vdev: str, access: str = "rw", *, backend: str = "") -> str:
+    """A disk as xl's configuration writes it; `target` must be last. `backend` names a driver domain."""
+    there = f"backend={backend}," if backend else ""
+    return f"vdev={vdev},access={access},{there}script=block-tapfs,target={target}"
 
 
 def vdev_number(vdev: str) -> int:

@@ -17,13 +17,17 @@ PROGRAMS = Path("/payload/programs")
 
 
 class Guest:
-    """One domain. `kind` is pv or pvh."""
+    """One domain. `kind` is pv or pvh, `settings` are further lines of its configuration."""
 
-    def __init__(self, name: str, kind: str, disks: tuple[str, ...], arguments: str) -> None:
+    def __init__(
+        self, name: str, kind: str, disks: tuple[str, ...], arguments: str, *, mebibytes: int = 128, settings: str = ""
+    ) -> None:
         self.name = name
         self._kind = kind
         self._disks = disks
         self._arguments = arguments
+        self._mebibytes = mebibytes
+        self._settings = settings
         self._console = -1
         self._output = bytearray()
         self._arrived = threading.Condition()
@@ -46,7 +50,7 @@ class Guest:
             'kernel = "/guest/linux"\n'
             f'ramdisk = "{initramfs}"\n'
             f'extra = "console=hvc0 quiet panic=-1 mitigations=off {self._arguments}"\n'
-            "memory = 128\nvcpus = 1\n"
+            f"memory = {self._mebibytes}\nvcpus = 1\n{self._settings}\n"
             'on_crash = "destroy"\non_reboot = "restart"\n'
             f"disk = {list(self._disks)!r}\n",
             encoding="utf-8",
@@ -156,7 +160,7 @@ class Guest:
     def migrate(self) -> None:
         """Have another domain of this host go on with it before this one is gone, in the order of `xl migrate`.
 
-        That itself needs a log of dirty pages, which Xen does not keep for PV guests under emulation.
+        `xl migrate` itself needs a log of dirty pages, which Xen does not keep for PV guests under emulation.
         """
         file, away = f"/images/{self.name}.saved", f"{self.name}--migratedaway"
         run("xl", "save", "-p", self.name, file, limit=120)
@@ -164,6 +168,11 @@ class Guest:
         run("xl", "restore", file, limit=120)
         run("xl", "destroy", away)
         os.unlink(file)
+        self._meet()
+
+    def migrate_by_xl(self) -> None:
+        """`xl migrate` to this host: the guest, not PV, writes while its memory goes."""
+        run("xl", "migrate", "-s", "", self.name, "xl migrate-receive", limit=180)
         self._meet()
 
     def power_off(self) -> None:
