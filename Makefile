@@ -112,6 +112,12 @@ bench: bench-faces
 bench-faces: bench-setup
 	$(BIN)/python -m tests.bench.faces --json build/bench/faces.json $(BENCH)
 
+# In a network namespace whose loopback is slow, so it takes root. NBDKIT names another nbdkit than the system's.
+.PHONY: bench-remote
+bench: bench-remote
+bench-remote: bench-setup
+	$(BIN)/python -m tests.bench.remote --json build/bench/remote.json $(BENCH)
+
 bench-fragmented: bench-setup
 	$(BIN)/python -m tests.bench.fragmented --json build/bench/fragmented.json $(BENCH)
 	$(BIN)/python -m tests.bench.large_maps --json build/bench/large_maps.json $(BENCH)

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 _LIBRARY = "libblkid.so.1"
 
-#: So much is copied of each end of a disk.
-_EDGE_BYTES = 1 << 20
+#: So much is copied of the start and of the end of a disk, and of one that has to be fetched.
+_EDGES = (1 << 20, 1 << 20)
+_FETCHED_EDGES = (256 << 10, 128 << 10)
 
 #: The facts of a superblock that are wanted: label, UUID, type.
 _LABEL, _UUID, _TYPE = 1 << 1, 1 << 3, 1 << 5
@@ -34,13 +35,16 @@ _ONE, _SEVERAL = 0, -2
 _MAX_TYPES = 8
 
 
-def identify(read: Read, size: int) -> list[FileSystem]:
+def identify(read: Read, size: int, *, fetched: bool = False) -> list[FileSystem]:
     """The contents of a disk of `size` bytes; several only if libblkid cannot choose, none if it is not there.
+
+    `fetched`: what is read comes over a network, so as little is read as most signatures need.
 
     Raises the ImageError that `read` meets.
     """
-    head = read(0, min(size, _EDGE_BYTES))
-    tail_at = max(len(head), size - _EDGE_BYTES)
+    start, end = _FETCHED_EDGES if fetched else _EDGES
+    head = read(0, min(size, start))
+    tail_at = max(len(head), size - end)
     tail = read(tail_at, size - tail_at) if tail_at < size else b""
     if head == bytes(len(head)) and tail == bytes(len(tail)):  # any() takes 10 ms for it
         return []

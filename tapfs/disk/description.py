@@ -118,8 +118,8 @@ def _missing_link(unopened: UnopenedParent) -> ChainLink:
     }
 
 
-def identify_others(read: Read, size: int) -> Sequence[FileSystem]:
+def identify_others(read: Read, size: int, *, fetched: bool = False) -> Sequence[FileSystem]:
     """The file systems that libblkid knows. It is loaded only for what `tapfs.partitions` does not know."""
     from tapfs.disk import blkid
 
-    return blkid.identify(read, size)
+    return blkid.identify(read, size, fetched=fetched)

@@ -9,6 +9,7 @@ import os
 import stat
 import weakref
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -188,7 +189,8 @@ class Image:
             sector_size = self.sector_size
         from tapfs.partitions.contents import disk_contents  # only those who ask pay for it
 
-        return disk_contents(self.read, self._size, identify_others, sector_size=sector_size)
+        others = partial(identify_others, fetched=self.is_fetched)
+        return disk_contents(self.read, self._size, others, sector_size=sector_size)
 
     @property
     def sector_size(self) -> int:

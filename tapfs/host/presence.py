@@ -24,11 +24,17 @@ from tapfs.errors import ImageError
 from tapfs.records import NamedTuple
 
 #: At least and at most so many bytes are fetched ahead.
-_FIRST_AHEAD_BYTES = 256 << 10
+_FIRST_AHEAD_BYTES = 128 << 10
 _MOST_AHEAD_BYTES = 32 << 20
 
 #: One request fetches at most so many bytes; what is longer is fetched by several at once.
 _REQUEST_BYTES = 2 << 20
+
+#: So many small reads may follow each other by chance, as those of tables and of what they name.
+_CHANCE = 2
+
+#: A reader still reads on where it leaves out so many times as much as it wants.
+_NEAR = 2
 
 #: So many readers that read on are told apart.
 _MAX_STREAMS = 8
@@ -71,13 +77,16 @@ class _Request:
 
 
 class _Stream:
-    """A reader that reads on: the block after the last one that it wanted, and how far was fetched for it."""
+    """A reader that reads on: the block after the last one that it wanted, and how far was fetched for it.
 
-    __slots__ = ("ahead", "end", "window")
+    `shown` is where it will ask next: the block after the last one that the engine was shown for it.
+    """
+
+    __slots__ = ("ahead", "end", "reads", "shown", "window")
 
     def __init__(self, end: int) -> None:
-        self.end = self.ahead = end
-        self.window = 0
+        self.end = self.ahead = self.shown = end
+        self.window = self.reads = 0
 
 
 class Presence:
@@ -148,7 +157,7 @@ class Presence:
         first, stop = offset // self.block_bytes, min(-(-(offset + length) // self.block_bytes), len(self.blocks))
         if self.blocks.find(0, first, stop) < 0:
             return
-        read_ahead = False
+        read_ahead = self._jumps(first, stop)
         own: set[_Request] = set()
         while True:
             self._show(first, stop)
@@ -234,31 +243,44 @@ class Presence:
         """Show the engine what has come early of a range, and half of what has come behind it."""
         if not self._early:
             return
-        stream = self._stream_at(first)
-        end = stop if stream is None else max(stop, stream.ahead - stream.window // 2)
+        stream = self._stream_at(first, stop)
+        end = stop
+        if stream is not None and first <= stream.shown:
+            end = stream.shown = max(stop, stream.ahead - stream.window // 2, stream.shown)
         for block in range(first, end):
             if block in self._early:
                 self._early.discard(block)
                 self.blocks[block] = 1
 
-    def _stream_at(self, first: int) -> _Stream | None:
-        return next((each for each in self._streams if each.end <= first <= each.ahead), None)
+    def _stream_at(self, first: int, stop: int) -> _Stream | None:
+        """The reader that reads on there. Threads of one may come in another order; a jump is no reading on."""
+        near = _NEAR * (stop - first)
+        return next((each for each in self._streams if each.end <= first <= min(each.ahead, each.shown + near)), None)
+
+    def _jumps(self, first: int, stop: int) -> bool:
+        """Whether a reader that reads on has left something out. Nothing more is fetched ahead for it then."""
+        stream = self._stream_at(first, stop)
+        return stream is not None and first > stream.shown
 
     def _read_on(self, first: int, stop: int) -> None:
         """Fetch ahead for a reader that reads on where it was."""
         if not self._most_ahead:
             return
-        stream = self._stream_at(first)
+        stream = self._stream_at(first, stop)
         if stream is None:
             self._streams.append(_Stream(stop))
             del self._streams[:-_MAX_STREAMS]
             return
         least = max(1, _FIRST_AHEAD_BYTES // self.block_bytes)
-        stream.window = min(max(2 * stream.window, least), self._most_ahead)
         stream.end = stop
+        stream.shown, stream.ahead = max(stream.shown, stop), max(stream.ahead, stop)
+        stream.reads += 1
+        if stream.reads <= _CHANCE and stop - first < least:
+            return
+        stream.window = min(max(2 * stream.window, least), self._most_ahead)
         end = min(stop + stream.window, len(self.blocks))
         if end > stream.ahead:
-            self._begin(max(stream.ahead, stop), end, early=True, needed=(first, end))
+            self._begin(stream.ahead, end, early=True, needed=(first, end))
             stream.ahead = end
         self._streams.remove(stream)
         self._streams.append(stream)

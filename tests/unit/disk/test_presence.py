@@ -228,3 +228,14 @@ def test_who_reads_on_has_what_follows_fetched_ahead(tmp_path: Path) -> None:
     places = [place for start, length in elsewhere.fetched for place in range(start, start + length, BLOCK)]
     assert len(places) == len(set(places))
     assert len(elsewhere.fetched) < 16
+
+
+def test_small_reads_that_jump_or_meet_by_chance_have_nothing_fetched_ahead(tmp_path: Path) -> None:
+    """As a look at a disk does, whose tables and signatures lie apart."""
+    source, content = raw(tmp_path)
+    elsewhere = Elsewhere(tmp_path, source)
+    with elsewhere.open("raw", ahead=True) as disk:
+        places = [0, *(BLOCK << power for power in range(8))]
+        for place in places:
+            assert disk.read(place, 100) == content[place : place + 100]
+    assert elsewhere.bytes_fetched == len(places) * BLOCK
