@@ -37,7 +37,7 @@ class Machine:
 
     def run(self, time_limit: float) -> str | None:
         """Boot, wait until dom0 powers off; what went wrong if it did not."""
-        if self.with_xen:
+        if self.kernel is None:
             return self._run(time_limit, self._built())
         with VhostDisk(self.serial.parent, self.share) as disk:
             problem = self._run(time_limit, disk.options(self.memory_mebibytes))
