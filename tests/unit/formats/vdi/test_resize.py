@@ -11,6 +11,7 @@ import pytest
 from tapfs.driver import CreateRequest, Driver, HostFile, OpenRequest
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.vdi import FORMAT
+from tapfs.formats.vdi import resize as vdi_resize
 from tapfs.plan import Plan, Write, plan
 from tapfs.testing import resize
 from tapfs.testing.model import MemoryFile, read_extents
@@ -54,6 +55,13 @@ class TightFormat:
 def test_a_map_that_has_no_room(kind: str, seed: int) -> None:
     subject = Subject(TightFormat(kind), SIZE)
     resize.run(subject, seed, 5)
+
+
+def test_a_map_that_moves_in_several_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A map of more than a million entries does; a mutant that put the second piece elsewhere had survived."""
+    monkeypatch.setattr(vdi_resize, "_PIECE_ENTRIES", 3)
+    for seed in range(3):
+        resize.run(Subject(TightFormat("dynamic"), SIZE), seed, 5)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "extra", "differencing", "differencing-extra", "fixed"])
