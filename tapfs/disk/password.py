@@ -56,14 +56,26 @@ def given_password(key_file: str | Sequence[str] | None) -> bytes | None:
     """
     plain, own = None, dict[str, bytes]()
     for name in [key_file] if isinstance(key_file, str) else key_file or ():
-        image, equals, file = name.rpartition("=")
-        if equals and image and not isinstance(key_file, str) and not os.path.exists(name):
+        image, file = ("", name) if isinstance(key_file, str) else split_key_file(name)
+        if image:
             own[image] = _first_line(file)
         else:
-            plain = _first_line(name)
+            plain = _first_line(file)
     if plain is None and PASSWORD_VARIABLE in os.environ:
         plain = nonempty(os.environb[PASSWORD_VARIABLE.encode()], PASSWORD_VARIABLE)
     return LayerPasswords(plain or b"", own) if own else plain
+
+
+def split_key_file(name: str) -> tuple[str, str]:
+    """The image of IMAGE=FILE and the key file; "" for the image of a FILE, whose name may have an equals sign."""
+    image, equals, file = name.rpartition("=")
+    return (image, file) if equals and image and not os.path.exists(name) else ("", name)
+
+
+def absolute_key_file(name: str) -> str:
+    """The same FILE or IMAGE=FILE for a process that works in another folder."""
+    image, file = split_key_file(name)
+    return f"{os.path.abspath(image)}={os.path.abspath(file)}" if image else os.path.abspath(file)
 
 
 def _first_line(key_file: str) -> bytes:

@@ -12,6 +12,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from tapfs.disk.password import split_key_file
 from tapfs.errors import ImageError
 from tapfs.host.location import locate
 from tapfs.host.lock import Sharing
@@ -34,13 +35,13 @@ FOLDERS_VARIABLE = "TAPFS_SANDBOX_FOLDERS"
 class DiskNeeds(NamedTuple):
     """What the process of a disk needs besides its image.
 
-    `makes`: folders in which it makes files. `writes`: files and devices. `key_file`: has the password. `connects`: to
-    Unix sockets.
+    `makes`: folders in which it makes files. `writes`: files and devices. `key_files`: have passwords.
+    `connects`: to Unix sockets.
     """
 
     makes: tuple[str, ...]
     writes: tuple[str, ...] = ()
-    key_file: str | None = None
+    key_files: tuple[str, ...] = ()
     connects: bool = False
 
 
@@ -55,10 +56,11 @@ def enter_for_disk(image: str | None, options: OpenOptions, needs: DiskNeeds) ->
         return
     become_io_flusher()  # it takes a capability
     path = () if location is None else (location.host_path,)
+    keys = (split_key_file(name)[1] for name in needs.key_files)
     folders = folders_of_disks(filter(None, (image if options.writable else None,)))
     confinement.enter(
         confinement.Needs(
-            read=(*(place for each in path for place in confinement.read_with(each)), *filter(None, (needs.key_file,))),
+            read=(*(place for each in path for place in confinement.read_with(each)), *keys),
             write=(*(path if options.writable else ()), *needs.writes),
             make=(*needs.makes, *folders),
             anything=rules.READING,

@@ -23,7 +23,7 @@ class Operations(DiskOperations):
 
     def __init__(self, disk: ServedDisk, record: DiskRecord, plan_log: PlanLog, driver: Driver) -> None:
         self.changing = trio.Lock()
-        super().__init__(disk, plan_log, self.changing, mode=record.mode, key_file=record.key_file)
+        super().__init__(disk, plan_log, self.changing, mode=record.mode, key_file=record.key_files)
         self._served = disk
         self._record = record
         self._driver = driver

@@ -103,7 +103,7 @@ class DiskProcess:
         self._connect(info, disk)
         self._disk = disk
         self._operations = Operations(disk, record, plan_log, self._driver)
-        self._jobs = LiveJobs(self._operations, disk, plan_log, key_file=record.key_file)
+        self._jobs = LiveJobs(self._operations, disk, plan_log, key_file=record.key_files)
         ending.add_async("wait for an operation", self._operations.changing.acquire)
 
     async def serve(self) -> None:
@@ -210,7 +210,7 @@ def _open(record: DiskRecord, plan_log: PlanLog, *, served_before: bool) -> Imag
         options = replace(options, write_base=True)
     if complete_left(record.path, options, plan_log):
         log.info("completed what the last process had acknowledged")
-    image = open_image(record.path, options, password=given_password(record.key_file), plan_log=plan_log)
+    image = open_image(record.path, options, password=given_password(record.key_files), plan_log=plan_log)
     if image.size < SECTOR:
         image.close()
         raise ImageError(ErrorKind.OUT_OF_BOUNDS, "is no disk: it has not one sector", path=image.path, op="open")
@@ -224,7 +224,7 @@ def _enter_sandbox(record: DiskRecord) -> None:
     give_up = time.monotonic() + _NAME_SECONDS
     while not os.path.exists(device) and time.monotonic() < give_up:  # udev may make its name a moment later
         time.sleep(_PAUSE_SECONDS)
-    needs = DiskNeeds(makes=(str(directory()),), writes=(device,), key_file=record.key_file)
+    needs = DiskNeeds(makes=(str(directory()),), writes=(device,), key_files=record.key_files)
     enter_for_disk(record.path, open_options(record), needs)
 
 

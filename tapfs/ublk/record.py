@@ -39,7 +39,7 @@ class DiskRecord:
     mode: str = "w"
     backing_formats: tuple[str, ...] = ()
     write_base: bool = False
-    key_file: str | None = None
+    key_files: tuple[str, ...] = ()
     direct: bool = False
     cache_bytes: int | None = None
     wait_on: str = "space"
@@ -90,7 +90,8 @@ def read_record(number: int) -> DiskRecord | None:
         return None
     known = {field.name for field in fields(DiskRecord)}
     found = {name: value for name, value in found.items() if name in known}
-    found["backing_formats"] = tuple(found.get("backing_formats", ()))
+    for name in ("backing_formats", "key_files"):
+        found[name] = tuple(found.get(name, ()))
     try:
         return DiskRecord(**found)
     except TypeError:

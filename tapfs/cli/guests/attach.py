@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from tapfs.cli.guests.device import with_xenstore
 from tapfs.cli.options import add_write_base_option
 from tapfs.cli.parser import UsageError, format_argument, size_argument
 from tapfs.cli.reporting import print_line
+from tapfs.disk.password import absolute_key_file
 
 if TYPE_CHECKING:
     import argparse
@@ -74,7 +74,12 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_write_base_option(parser.add_argument)
     parser.add_argument(
-        "--key-file", metavar="FILE", help="the first line of FILE is the password of an encrypted image"
+        "--key-file",
+        metavar="[IMAGE=]FILE",
+        action="append",
+        default=[],
+        help="the first line of FILE is the password of an encrypted image; IMAGE=FILE gives one image of the chain its"
+        " own; may be given again",
     )
     parser.add_argument("--direct", action="store_true", help="bypass the page cache of the host (O_DIRECT)")
     parser.add_argument(
@@ -169,7 +174,7 @@ def _block_device(arguments: argparse.Namespace) -> int:
         mode=arguments.mode or "w",
         backing_formats=tuple(arguments.backing_format),
         write_base=arguments.write_base,
-        key_file=None if arguments.key_file is None else os.path.abspath(arguments.key_file),
+        key_files=tuple(map(absolute_key_file, arguments.key_file)),
         direct=arguments.direct,
         cache_bytes=arguments.cache,
         wait_on=arguments.wait_on or "space",
@@ -224,7 +229,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, str | int]:
         options["write-base"] = 1
     if arguments.backing_format:
         options["backing-formats"] = ",".join(arguments.backing_format)
-    if arguments.key_file is not None:
-        # The process that reads it works in another folder, and no password comes into xenstore.
-        options["key-file"] = os.path.abspath(arguments.key_file)
+    if arguments.key_file:
+        # The process that reads them works in another folder, and no password comes into xenstore.
+        options["key-file"] = "\n".join(map(absolute_key_file, arguments.key_file))
     return options

@@ -34,7 +34,7 @@ def open_disk(settings: DiskSettings, plan_log: PlanLog) -> Image:
     try:
         if complete_left(specification.path, options, plan_log):
             log.info("completed what the last process had acknowledged")
-        password = given_password(settings.key_file)
+        password = given_password(settings.key_files)
         image = open_image(specification.path, options, password=password, plan_log=plan_log)
     except ImageError as error:
         if error.kind is ErrorKind.LOCKED and (error.remedy or "").startswith("end that use"):
@@ -51,7 +51,7 @@ def look_at_disk(settings: DiskSettings) -> Image:
     What is read of it is senseless while another writes, but its kind and size hold, and that it can be opened at all.
     """
     options = _options(settings, writable=False, sharing=Sharing.UNCHECKED)
-    return _a_disk(open_image(settings.specification.path, options, password=given_password(settings.key_file)))
+    return _a_disk(open_image(settings.specification.path, options, password=given_password(settings.key_files)))
 
 
 def options_of(settings: DiskSettings) -> OpenOptions:

@@ -27,7 +27,7 @@ class Operations(DiskOperations):
     """The operations on one backend's disk; each is done whole or not at all. All raise ImageError."""
 
     def __init__(self, backend: Backend, settings: DiskSettings, plan_log: PlanLog) -> None:
-        super().__init__(backend.disk, plan_log, backend.changing, mode=settings.mode, key_file=settings.key_file)
+        super().__init__(backend.disk, plan_log, backend.changing, mode=settings.mode, key_file=settings.key_files)
         self._backend = backend
         self._served = backend.disk
         self._settings = settings

@@ -141,7 +141,7 @@ class DiskProcess:
         ending.add("let go of the rings", stubs.leave)
         ending.add_async("wait for an operation", backend.changing.acquire)
         operations = Operations(backend, settings, plan_log)
-        jobs = LiveJobs(operations, disk, plan_log, key_file=settings.key_file)
+        jobs = LiveJobs(operations, disk, plan_log, key_file=settings.key_files)
         answer = partial(control.answer, jobs, Holding(operations, disk), stubs)
         return await self._follow(store, backend, answer)
 

@@ -38,7 +38,7 @@ def enter_for_device(device: Device, host: Host, directory: Path, *, xentop: str
     needs = DiskNeeds(
         makes=made,
         writes=() if host.machine is not None else (*_DEVICES, *letting_go()),
-        key_file=None if settings is None else settings.key_file,
+        key_files=() if settings is None else settings.key_files,
         connects=True,  # xenstored may come back
     )
     if settings is None:

@@ -5,6 +5,7 @@ The toolstack and our own commands write these keys. So a key that makes no sens
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Protocol
 
 from tapfs.errors import ErrorKind, ImageError
@@ -39,7 +40,8 @@ class DiskSettings:
     `mode`: "r", "w" or "w!". `write_base`: though overlays lie over the image. `discard`: the
     guest may discard. `grants`: how data is to come from the guest, None for the best that it offers. `wait_on`: the
     errors that the guest is not told of (`held_requests`).
-    `key_file`: has the password of an encrypted image. `cache_bytes`: the bound of the map cache, None for the default.
+    `key_files`: FILE or IMAGE=FILE, with passwords.
+    `cache_bytes`: the bound of the map cache, None for the default.
     `paused`, the limits (per second, 0 for none) and what the process may take (`nice` None: leave it) are as they were
     left, by whichever process.
     """
@@ -47,7 +49,7 @@ class DiskSettings:
     specification: DiskSpecification
     mode: str
     backing_formats: tuple[str, ...] = ()
-    key_file: str | None = None
+    key_files: tuple[str, ...] = ()
     grants: str | None = None
     wait_on: str = WAIT_ON[0]
     removable: bool = False
@@ -102,7 +104,7 @@ async def read_settings(store: Keys, device: Device) -> DiskSettings:
         ),
         write_base=await option("write-base") == "1",
         discard=await read("discard-enable") != "0",
-        key_file=await option("key-file") or None,
+        key_files=await _key_files(read, specification),
         grants=grants,
         wait_on=wait_on,
         removable=await read("removable") == "1",
@@ -115,6 +117,14 @@ async def read_settings(store: Keys, device: Device) -> DiskSettings:
         memory=await number("memory", 1) or DEFAULT_MEMORY,
         open_files=await number("open-files", 1) or DEFAULT_OPEN_FILES,
     )
+
+
+async def _key_files(read: Callable[[str], Awaitable[str | None]], specification: DiskSpecification) -> tuple[str, ...]:
+    """Those of `tapfs attach`, one a line, or else those of the disk string."""
+    noted = await read("tapfs/key-file")
+    if noted:
+        return tuple(filter(None, noted.split("\n")))
+    return tuple(value for name, value in specification.options if name == "key-file")
 
 
 def _mode(said: str, widened: str | None) -> str:

@@ -58,7 +58,7 @@ async def test_settings() -> None:
         tapfs_direct="1",
         tapfs_backing_formats="qcow,raw",
         mode="w!",
-        tapfs_key_file="/key",
+        tapfs_key_file="/key\n/base=/key of base",
         tapfs_grants="map",
         tapfs_paused="1",
         tapfs_limit_bytes="5",
@@ -74,7 +74,7 @@ async def test_settings() -> None:
         DiskSpecification("/second", "raw", direct=True),
         "w!",
         ("qcow", "raw"),
-        "/key",
+        ("/key", "/base=/key of base"),
         "map",
         removable=True,
         cdrom=True,
@@ -202,9 +202,32 @@ def test_an_overlay_is_opened_with_the_formats_that_were_noted(tmp_path: Path, r
         assert disk.read(0, 4) == b"QFI\xfb"
 
 
+async def test_the_images_of_a_chain_have_their_own_passwords(tmp_path: Path) -> None:
+    base, top = tmp_path / "base", tmp_path / "top"
+    keys: list[str] = []
+    for image, parent in ((base, None), (top, str(base))):
+        (tmp_path / f"{image.name}.key").write_text(f"of {image.name}\n")
+        keys.append(f"{image}={tmp_path / image.name}.key")
+        new = NewImage(
+            "qcow", SIZE, backing=parent, backing_format=parent and "qcow", password=f"of {image.name}".encode()
+        )
+        tapfs.create_image(image, new)
+        if image == base:
+            with tapfs.open(base, writable=True, password=b"of base") as disk:
+                disk.write(0, b"below")
+    for settings in (
+        await settings_of(params=f"tap:qcow:{top}", mode="w", tapfs_key_file="\n".join(keys)),
+        await settings_of(params=f"tap:qcow,key-file={keys[0]},key-file={keys[1]}:{top}", mode="w"),
+    ):
+        assert settings.key_files == tuple(keys)
+        with open_disk(settings, PlanLog(tmp_path / "1.plan", "token")) as disk:
+            assert disk.read(0, 5) == b"below"
+            disk.write(4096, b"above")
+
+
 async def test_what_xl_cannot_say_stands_in_the_target() -> None:
     found = await settings_of(params="tap:qcow,key-file=/k,nice=5,backing-formats=raw:/a,xvda,w!", mode="w")
-    assert (found.key_file, found.nice, found.backing_formats, found.mode) == ("/k", 5, ("raw",), "w!")
+    assert (found.key_files, found.nice, found.backing_formats, found.mode) == (("/k",), 5, ("raw",), "w!")
     # A mode r is never widened, and what `tapfs attach` said comes first.
     found = await settings_of(params="tap:qcow,nice=5:/a,xvda,w!", mode="r", tapfs_nice="7")
     assert (found.nice, found.mode) == (7, "r")
