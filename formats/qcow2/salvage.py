@@ -1,8 +1,6 @@
 """Salvages a qcow2 image whose header or L1 table is damaged, by the L2 tables that a scan of the file finds.
 
-An L2 table does not say which part of the disk it maps; only an L1 entry does. So the order of trust is: the entries of
-the L1 table that lead to tables; other L1 tables in the file (those of snapshots, and what an L1 table that grew left
-behind), but only for entries that are damaged; and, if the user asks, the order of the tables in the file.
+An L2 table does not say which part of the disk it maps; only an L1 entry does (`placed_tables`).
 L2 tables themselves are read as they are: an entry that cannot be true costs its cluster.
 What is made anew is laid behind the end of the file, so that it covers no byte of it but those of the header.
 """
@@ -17,7 +15,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.changed_table import encode
 from tapfs.formats.qcow2 import extensions as ext
 from tapfs.formats.qcow2.backing import format_word
-from tapfs.formats.qcow2.entries import BYTE_ORDER, COMPRESSED, COPIED, OFFSET, TYPECODE, compressed_place, new_words
+from tapfs.formats.qcow2.entries import BYTE_ORDER, COMPRESSED, OFFSET, TYPECODE, compressed_place
 from tapfs.formats.qcow2.header import (
     COMPRESSION_DEFLATE,
     COMPRESSION_TYPE,
@@ -32,6 +30,7 @@ from tapfs.formats.qcow2.header import (
     Header,
     parse_header,
 )
+from tapfs.formats.qcow2.placed_tables import OldTable, PlacedTables
 from tapfs.formats.qcow2.snapshots import Snapshot, read_snapshots
 from tapfs.formats.qcow2.table_scan import (
     FoundTables,
@@ -48,11 +47,7 @@ _HEAD_BYTES = 4096
 #: The sizes of clusters in the order in which they are tried: the usual ones first.
 _USUAL_BITS = (16, 12, 21, 20)
 _ALL_BITS = (*_USUAL_BITS, *(bits for bits in range(MAX_CLUSTER_BITS, MIN_CLUSTER_BITS - 1, -1)))
-#: An L1 entry that no driver follows: it stands for a table that is lost.
-_LOST = COPIED | 1 << 55
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-#: So many places are named in one message.
-_MOST_NAMED = 5
 
 
 def salvage(file: HostFile, request: SalvageRequest) -> Salvage:
@@ -69,11 +64,7 @@ class _Salvage:
         self._header = self._parsed()
         self._snapshots = self._read_snapshots()
         self._scan, self._tables = self._look()
-        self._spare = set(self._tables.second)
-        #: The table that each index of the L1 table leads to; those that are lost are not in it.
-        self._placed: dict[int, int] = {}
-        #: Indexes whose entry is damaged.
-        self._lost: list[int] = []
+        self._places = PlacedTables(file, self._scan, self._tables)
 
     def found(self) -> Salvage:
         """Everything."""
@@ -86,7 +77,8 @@ class _Salvage:
         unplaced = tuple(unnamed_ranges(self._file, self._scan.rules, self._named()))
         changed = moved or header is None or size != header.size
         patch = self._patch(size, self._entries(size)) if changed else Plan()
-        return Salvage(patch, tuple(self._rebuilt), tuple(self._doubts), unplaced, guessed)
+        rebuilt, doubts = (*self._rebuilt, *self._places.rebuilt), (*self._places.doubts, *self._doubts)
+        return Salvage(patch, rebuilt, doubts, unplaced, guessed)
 
     # -- the header -----------------------------------------------------------------------------
 
@@ -164,17 +156,25 @@ class _Salvage:
 
     def _place_tables(self) -> bool:
         """Find the table of each L1 entry; whether they are not those that the header leads to."""
-        first = self._runs_of_first()
-        if self._header is not None:
-            own = self._own_entries(self._header)
-            bad = [index for index, word in enumerate(own) if word and not self._leads(word)]
-            good = sum(1 for word in own if word) - len(bad)
-            if good or not (bad or self._spare):
-                self._take(own)
-                self._lost = list(bad)
-                return self._settle(len(own), first) or bool(bad)
-        self._without_own(first)
-        return True
+        tables, others = self._places, self._first_tables()
+        own = array(TYPECODE) if self._header is None else self._own_entries(self._header)
+        used = [word for word in own if word]
+        # An empty table is right where there is nothing to be in it.
+        trusted = any(map(tables.leads, used)) or (self._header is not None and not used and not tables.spare)
+        if trusted:
+            tables.take(own)
+        else:
+            own = self._without_own(others)
+        damaged = bool(tables.lost)
+        for words in self._tables_of_others():
+            tables.belong_elsewhere(words)
+        tables.fill_from(others)
+        tables.drop_data()
+        guess = bool(tables.spare) and self._request.in_order
+        if guess:
+            tables.place_in_order()
+        tables.tell_lost()
+        return damaged or guess or not trusted
 
     def _own_entries(self, header: Header) -> array[int]:
         """The words of the L1 table that the header names, as far as the file has them."""
@@ -183,21 +183,20 @@ class _Salvage:
             return array(TYPECODE)
         return self._scan.words(start, length)
 
-    def _without_own(self, first: list[tuple[int, array[int]]]) -> None:
-        """Where the header leads to no L1 table: take the fullest one of the file, if there is one."""
+    def _without_own(self, others: Sequence[OldTable]) -> array[int]:
+        """Where the header leads to no L1 table: take the fullest one of the file, if there is one; its entries."""
+        tables = self._places
         kept = {each.l1_offset for each in self._snapshots}
-        free = [each for each in first if each[0] not in kept] or first
+        free = [each for each in others if each.place not in kept] or others
         if not free:
             self._rebuilt.append("the L1 table, of which nothing is left")
-            self._settle(0, [])
-            return
-        place, words = max(free, key=lambda each: sum(self._leads(word) for word in each[1]))
-        self._rebuilt.append(f"the place of the L1 table: one was found at {place:#x}")
-        self._take(words)
-        self._lost = [index for index, word in enumerate(words) if word and index not in self._placed]
-        self._settle(len(words), [each for each in first if each[0] != place])
+            return array(TYPECODE)
+        chosen = max(free, key=lambda each: sum(map(tables.leads, each.words)))
+        self._rebuilt.append(f"the place of the L1 table: one was found at {chosen.place:#x}")
+        tables.take(chosen.words)
+        return chosen.words
 
-    def _runs_of_first(self) -> list[tuple[int, array[int]]]:
+    def _first_tables(self) -> list[OldTable]:
         """The L1 tables of the file: clusters that follow one another are one, without zeros at the end."""
         cluster = self._scan.rules.cluster
         runs: list[list[int]] = []
@@ -206,94 +205,13 @@ class _Salvage:
                 runs[-1][1] += cluster
             else:
                 runs.append([place, place + cluster])
-        found: list[tuple[int, array[int]]] = []
+        found: list[OldTable] = []
         for start, end in runs:
             words = self._scan.words(start, end - start)
             while words and not words[-1]:
                 words.pop()
-            found.append((start, words))
+            found.append(OldTable(start, words))
         return found
-
-    def _leads(self, word: int) -> bool:
-        """Whether an entry leads to a table, or to a cluster of zeros, which is a table of nothing."""
-        place = word & OFFSET
-        if place in self._spare or place in self._placed.values():
-            return True
-        rules = self._scan.rules
-        if place % rules.cluster or not rules.cluster <= place < rules.file_size:
-            return False
-        return not self._file.read(place, rules.cluster).strip(b"\0")
-
-    def _take(self, words: Sequence[int]) -> None:
-        """Place the tables that these entries lead to."""
-        for index, word in enumerate(words):
-            if word and self._leads(word):
-                self._placed[index] = word & OFFSET
-        self._spare.difference_update(self._placed.values())
-
-    def _settle(self, count: int, others: Sequence[tuple[int, array[int]]]) -> bool:
-        """Fill what is damaged of `count` entries from other L1 tables and, if asked, by order; whether by order."""
-        for each in self._snapshots:
-            if not each.l1_offset % self._scan.rules.cluster and each.l1_length <= self._file.size():
-                self._spare.difference_update(
-                    word & OFFSET for word in self._scan.words(each.l1_offset, each.l1_length)
-                )
-        for index in list(self._lost):
-            copies = {word[index] & OFFSET: place for place, word in others if index < len(word)}
-            for table, place in copies.items():
-                if table in self._tables.second and table not in self._placed.values():
-                    self._placed[index] = table
-                    self._spare.discard(table)
-                    self._lost.remove(index)
-                    self._rebuilt.append(f"L1 entry {index}, from an L1 table at {place:#x}")
-                    break
-        self._spare -= self._data_of_placed()
-        guess = bool(self._spare) and self._request.in_order
-        if guess:
-            self._place_in_order(count)
-        self._tell_lost()
-        return guess
-
-    def _data_of_placed(self) -> set[int]:
-        """Of the tables that nothing names, those that are data: the guest may keep images of its own."""
-        spare = self._spare
-        return {target for place in self._placed.values() for target in self._scan.targets(place) if target in spare}
-
-    def _place_in_order(self, count: int) -> None:
-        """Put tables that nothing names where one is missing: before those that lie behind them in the file."""
-        anchors = sorted(self._placed.items())
-        guessed = 0
-        for table in sorted(self._spare):
-            after = max((index for index, place in anchors if place < table), default=-1)
-            index = next((lost for lost in sorted(self._lost) if lost > after), None)
-            if index is None:
-                index = next(
-                    free for free in range(after + 1, count + len(self._spare) + after + 2) if self._free(free)
-                )
-            if index in self._lost:
-                self._lost.remove(index)
-            self._placed[index] = table
-            anchors.append((index, table))
-            guessed += 1
-        self._spare.clear()
-        self._doubts.append(
-            f"the places of {guessed} L2 tables on the disk are guessed by their order in the file: each maps"
-            f" {entries_per_table(self._scan.rules) * self._scan.rules.cluster} bytes"
-        )
-
-    def _free(self, index: int) -> bool:
-        return index not in self._placed
-
-    def _tell_lost(self) -> None:
-        if self._lost:
-            span = entries_per_table(self._scan.rules) * self._scan.rules.cluster
-            self._doubts.append(
-                f"{len(self._lost)} L1 entries are damaged and have no copy: {_some(self._lost)};"
-                f" each maps {span} bytes"
-            )
-        if self._spare:
-            places = _some(sorted(self._spare), "{:#x}")
-            self._doubts.append(f"{len(self._spare)} L2 tables are named by no L1 entry: at {places}")
 
     # -- what is told and written ---------------------------------------------------------------
 
@@ -304,7 +222,7 @@ class _Salvage:
         if self._header is not None:
             return self._header.size, False
         per_table = entries_per_table(self._scan.rules)
-        for index, place in sorted(self._placed.items(), reverse=True):
+        for index, place in sorted(self._places.placed.items(), reverse=True):
             used = [number for number, word in enumerate(self._scan.entries(place)) if word]
             if used:
                 return (index * per_table + used[-1] + 1) * self._scan.rules.cluster, True
@@ -316,9 +234,9 @@ class _Salvage:
         named = bytearray(-(-rules.file_size // rules.cluster) + 1)
         named[0] = 1
         metadata = [*self._tables.second, *self._tables.first]
-        for place in {*self._placed.values(), *metadata}:
+        for place in {*self._places.placed.values(), *metadata}:
             named[place // rules.cluster] = 1
-        for first, last in self._places_named({*self._placed.values(), *self._tables_of_snapshots()}):
+        for first, last in self._places_named({*self._places.placed.values(), *self._tables_of_snapshots()}):
             if last < len(named):
                 named[first : last + 1] = b"\1" * (last + 1 - first)
         for start, length in self._known_metadata():
@@ -328,10 +246,15 @@ class _Salvage:
 
     def _tables_of_snapshots(self) -> Iterator[int]:
         second = set(self._tables.second)
-        for each in self._snapshots:
-            for word in self._scan.words(each.l1_offset, each.l1_length):
-                if word & OFFSET in second:
-                    yield word & OFFSET
+        for words in self._tables_of_others():
+            yield from (word & OFFSET for word in words if word & OFFSET in second)
+
+    def _tables_of_others(self) -> Iterator[array[int]]:
+        """The words of the L1 tables of the snapshots, of those that can be read."""
+        size = self._file.size()
+        for start, length in {(each.l1_offset, each.l1_length) for each in self._snapshots}:
+            if not start % self._scan.rules.cluster and start + length <= size:
+                yield self._scan.words(start, length)
 
     def _places_named(self, tables: Iterable[int]) -> Iterator[tuple[int, int]]:
         """The first and the last cluster of the file that each entry of these tables leads to."""
@@ -363,18 +286,13 @@ class _Salvage:
             yield header.snapshots_offset, self._snapshots[-1].offset + self._snapshots[-1].length
 
     def _entries(self, size: int) -> array[int]:
-        """The L1 table of a disk of `size` bytes. No entry says that its table is owned alone: nothing is written."""
+        """The L1 table of a disk of `size` bytes."""
         rules = self._scan.rules
         needed = -(-size // (entries_per_table(rules) * rules.cluster))
         if WORD * needed > MAX_L1_BYTES:
             message = f"a disk of {size} bytes needs an L1 table of {needed} entries, more than {MAX_L1_BYTES} bytes"
             raise ImageError(ErrorKind.OUT_OF_BOUNDS, message, path=self._file.path, op="salvage")
-        words = new_words(max([needed, *(index + 1 for index in (*self._placed, *self._lost))]))
-        for index in self._lost:
-            words[index] = _LOST
-        for index, place in self._placed.items():
-            words[index] = place
-        return words
+        return self._places.entries(needed)
 
     def _patch(self, size: int, words: array[int]) -> Plan:
         """The header and an L1 table behind the end of the file."""
@@ -427,14 +345,9 @@ class _Salvage:
     def _codec(self) -> int:
         """How the clusters are packed, by the first bytes of one."""
         bits = self._scan.rules.cluster.bit_length() - 1
-        for place in self._placed.values():
+        for place in self._places.placed.values():
             for word in self._scan.entries(place):
                 if word & COMPRESSED:
                     start = compressed_place(word, bits)[0]
                     return COMPRESSION_ZSTD if self._file.read(start, 4) == _ZSTD_MAGIC else COMPRESSION_DEFLATE
         return COMPRESSION_DEFLATE
-
-
-def _some(numbers: Sequence[int], form: str = "{}") -> str:
-    named = ", ".join(form.format(each) for each in numbers[:_MOST_NAMED])
-    return f"{named} …" if len(numbers) > _MOST_NAMED else named
