@@ -13,6 +13,7 @@ An image is hostile input, and the name of its parent most of all. The rules:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
@@ -42,6 +43,7 @@ from tapfs.host.gate import Gate
 from tapfs.host.location import Location, is_protocol, locate
 from tapfs.host.lock import Sharing
 from tapfs.host.scratch import ScratchFile
+from tapfs.host.window import WindowFile
 from tapfs.packages.signs import HEAD_BYTES, may_be_package
 from tapfs.records import NamedTuple, replace
 
@@ -306,6 +308,13 @@ def parent_is_missing(child: Layer, options: OpenOptions) -> bool:
     reference = child.driver.geometry.backing
     if options.backing is None and reference is not None and reference.search is not None:
         return False
+    try:
+        member = _member_beside(child, options, depth=1)
+    except ImageError as error:
+        return error.kind is ErrorKind.NOT_FOUND
+    if member is not None:
+        member.close()
+        return False
     location = parent_location([child], options)
     return location is not None and is_missing(location, options.gate)
 
@@ -330,7 +339,11 @@ def _open_parent(layers: Sequence[Layer], location: Location, options: OpenOptio
         say_raw="say {backing_format=raw} (once for each parent, nearest first)",
     )
     try:
-        layer = _open_located(location, parent_options, gate=options.gate)
+        member = _member_beside(child, options, depth=depth)
+        if member is None:
+            layer = _open_located(location, parent_options, gate=options.gate)
+        else:
+            layer = layer_of_file(member.path, member, parent_options)
     except ImageError as error:
         raise _explained(error, child, location, options, depth=depth) from error
     try:
@@ -344,6 +357,20 @@ def _open_parent(layers: Sequence[Layer], location: Location, options: OpenOptio
         layer.close()
         raise
     return layer
+
+
+def _member_beside(child: Layer, options: OpenOptions, *, depth: int) -> LocalFile | None:
+    """The parent of an image that lies in an archive, which is looked for beside it there; None: it is any other file.
+
+    Raises ImageError.
+    """
+    reference = child.driver.geometry.backing
+    replaced = depth == 1 and options.backing is not None
+    if not isinstance(child.file, WindowFile) or reference is None or replaced or options.gate == Gate.nothing():
+        return None
+    if reference.search is not None or is_protocol(reference.name) or os.path.isabs(reference.name):
+        return None
+    return child.file.open_beside(reference.name)
 
 
 def _explained(error: ImageError, child: Layer, location: Location, options: OpenOptions, *, depth: int) -> ImageError:

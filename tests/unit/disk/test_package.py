@@ -98,6 +98,32 @@ def test_several_disks_need_a_choice_and_one_does_not(tapfs: Run, images: dict[s
     assert "virtual size" in tapfs("info", "--disk", 1, path).out
 
 
+def test_a_parent_in_the_same_archive_is_opened_there(tapfs: Run, tmp_path: Path) -> None:
+    """A chain of three in a folder of an archive. Nothing beside the archive is opened for it."""
+    content = random.Random(3).randbytes(MIB)
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "raw").write_bytes(content)
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "raw", "base.qcow2"], check=True, cwd=inside)
+    for name, base in (("mid.qcow2", "base.qcow2"), ("top.qcow2", "mid.qcow2")):
+        words = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", name]
+        subprocess.run(words, check=True, cwd=inside)
+        with api.open(inside / name, writable=True) as image:
+            image.write(len(name) * 70_000, name.encode())
+    wanted = read(inside / "top.qcow2")
+    files = {f"d/{name}": (inside / name).read_bytes() for name in ("top.qcow2", "mid.qcow2", "base.qcow2")}
+    path = package_files.archive(tmp_path / "x.ova", {"x.ovf": package_files.ovf(["d/top.qcow2"]), **files})
+    assert read(path) == wanted
+    with api.open(path) as image:
+        assert [Path(parent).name for parent in image.parents] == ["mid.qcow2", "base.qcow2"]
+    assert tapfs("check", path).code == 0
+    assert refusal(path, gate=api.Gate.nothing()).kind in {ErrorKind.DENIED, ErrorKind.NOT_FOUND}
+    del files["d/mid.qcow2"]
+    (tmp_path / "mid.qcow2").write_bytes((inside / "mid.qcow2").read_bytes())
+    path = package_files.archive(tmp_path / "y.ova", {"y.ovf": package_files.ovf(["d/top.qcow2"]), **files})
+    assert "mid.qcow2" in str(refusal(path))
+
+
 def test_two_disks_of_one_archive_are_not_taken_for_one(tmp_path: Path) -> None:
     """Both lie in one file of the host, and are mapped alike, also where they are packed there."""
     for number in (1, 2):
