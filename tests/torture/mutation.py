@@ -75,13 +75,17 @@ def _kit(name: str) -> tuple[str, ...]:
     return (*_unit("tests/crash/test_driver_plans.py", "tests/property/test_drivers.py"), "-k", f"{name}-")
 
 
+def _resize(name: str) -> tuple[str, ...]:
+    return ("-m", "tapfs.testing", name, "--suite", "resize", "--seeds", "3")
+
+
 def _unit(*paths: str) -> tuple[str, ...]:
     return ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *paths)
 
 
 TARGETS: dict[str, Target] = {
     **{
-        name: Target((f"formats/{name}/*.py",), (_unit(f"tests/unit/formats/{name}"), _kit(name)))
+        name: Target((f"formats/{name}/*.py",), (_unit(f"tests/unit/formats/{name}"), _kit(name), _resize(name)))
         for name in ("qcow", "qcow2", "vdi", "vhd", "vhdx", "vmdk")
     },
     "write_path": Target(
