@@ -33,9 +33,10 @@ from tapfs.serving.log import log
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A mounted file system that waits to be served by `pyfuse3.main`."""
+    """A mounted file system that waits to be served by `pyfuse3.main`; before that, neither is there."""
 
-    native: NativeEngine | None
+    native: NativeEngine | None = None
+    operations: ImageOperations | None = None
 
     @property
     def name(self) -> str:
@@ -102,7 +103,7 @@ def attach(
         except BaseException:
             plain.close()
             raise
-    return Attachment(None)
+    return Attachment(None, operations)
 
 
 def _attach_native(
@@ -148,7 +149,7 @@ def _started(
     except BaseException:
         native.stop()
         raise
-    return Attachment(native)
+    return Attachment(native, operations)
 
 
 @contextmanager

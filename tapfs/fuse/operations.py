@@ -25,6 +25,7 @@ from tapfs.fuse.settings import PLAIN, MountSettings
 from tapfs.fuse.tree import Document, KeptDisk, MadeFile, Node, ServedFile, Tree, Window
 from tapfs.fuse.verified_reads import VerifiedReads
 from tapfs.host.fuse_binding import EntryAttributes, FileInfo, FUSEError, pyfuse3
+from tapfs.serving.counted_requests import CountedRequests
 from tapfs.serving.failures import ErrorLog
 from tapfs.serving.log import log
 from tapfs.serving.threads import in_thread
@@ -111,6 +112,8 @@ class ImageOperations(pyfuse3.Operations):
         self._next_handle = (os.getpid() & 0x7FF) << 20 | 1
         self._limit = trio.CapacityLimiter(_THREADS)
         self._answering = _Answering(image)
+        #: The requests for the disk that came here: all, or those that native threads leave.
+        self.counted = CountedRequests()
 
     def init(self) -> None:
         """Begin: libfuse agrees with the kernel."""
@@ -233,27 +236,36 @@ class ImageOperations(pyfuse3.Operations):
         """Bytes of a file, fewer only at its end."""
         with self._answering:
             handle = await self._handle(fh)
-            content, made = handle.node.content, handle.made
-            if made is not None:
-                data = made.try_read(off, size)
-                return await self._in_thread(lambda: made.read(off, size)) if data is None else data
-            if not isinstance(content, Window | KeptDisk):
+            if isinstance(handle.node.content, Document):
                 return handle.text[off : off + size]
-            length = min(size, content.size - off)
-            if length <= 0:
-                return b""
-            image = handle.kept or self._image
-            start = off + (content.start if isinstance(content, Window) else 0)
-            verified = self._verified
-            if verified is not None:
-                data = verified.try_read(start, length)
-                return await self._in_thread(lambda: verified.read(start, length)) if data is None else data
-            data = image.try_read(start, length)
-            return await self._in_thread(lambda: image.read(start, length)) if data is None else data
+            with self.counted.request("read") as request:
+                data = await self._bytes_of(handle, off, size)
+                request.bytes = len(data)
+                return data
+
+    async def _bytes_of(self, handle: _Handle, off: int, size: int) -> bytes:
+        """Bytes of a disk, or of a file that is made of one."""
+        content, made = handle.node.content, handle.made
+        if made is not None:
+            data = made.try_read(off, size)
+            return await self._in_thread(lambda: made.read(off, size)) if data is None else data
+        if not isinstance(content, Window | KeptDisk):
+            return handle.text[off : off + size]
+        length = min(size, content.size - off)
+        if length <= 0:
+            return b""
+        image = handle.kept or self._image
+        start = off + (content.start if isinstance(content, Window) else 0)
+        verified = self._verified
+        if verified is not None:
+            data = verified.try_read(start, length)
+            return await self._in_thread(lambda: verified.read(start, length)) if data is None else data
+        data = image.try_read(start, length)
+        return await self._in_thread(lambda: image.read(start, length)) if data is None else data
 
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
         """Write to the disk; like a block device it takes nothing past its end."""
-        with self._answering:
+        with self._answering, self.counted.request("write") as request:
             window = (await self._handle(fh)).node.content
             if not isinstance(window, Window):
                 raise FUSEError(errno.EBADF)
@@ -263,19 +275,22 @@ class ImageOperations(pyfuse3.Operations):
             data = buf if length == len(buf) else buf[:length]
             await self._in_thread(lambda: self._image.write(window.start + off, data))
             self._modified_ns = time.time_ns()
+            request.bytes = length
             return length
 
     async def flush(self, fh: pyfuse3.FileHandleT) -> None:
         """A descriptor is being closed: make what was written through it durable."""
         with self._answering:
             if (await self._handle(fh)).writing:
-                await self._in_thread(self._image.flush)
+                with self.counted.request("flush"):
+                    await self._in_thread(self._image.flush)
 
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
         """Make everything written durable."""
         with self._answering:
             if self._image.writable:
-                await self._in_thread(self._image.flush)
+                with self.counted.request("flush"):
+                    await self._in_thread(self._image.flush)
 
     # Helpers
 

@@ -30,7 +30,7 @@ from tapfs.fuse.settings import PLAIN, MountSettings, for_hidden_mount
 from tapfs.fuse.tree import KeptDisk, MadeFile, Tree
 from tapfs.fuse.verified_reads import VerifiedReads
 from tapfs.host.fuse_binding import pyfuse3
-from tapfs.kernel.metrics import as_data
+from tapfs.kernel.metrics import as_data, together
 from tapfs.records import dataclass, replace
 from tapfs.serving.failures import failure_of
 from tapfs.serving.log import log, tell_served
@@ -95,7 +95,7 @@ class Session:
         self._outside = mount.outside or Outside(self._mountpoint, options)
         self._service = Service(self._mountpoint)
         self._files: FilesLayer | None = None
-        self._attachment = engines.Attachment(None)
+        self._attachment = engines.Attachment()
         self._device = ""
         self._ready: Callable[[], None] = lambda: None
         self._serving = False
@@ -234,9 +234,12 @@ class Session:
             return await in_thread(partial(scrub_step, self._image, offset, self._entry.sidecar))
 
     def metrics(self) -> Mapping[str, object]:
-        """What was asked for by kind, where native threads answer, and what the engine has counted."""
-        native = self._attachment.native
-        asked = {} if native is None else as_data(native.metrics())
+        """What was asked for by kind, unless the kernel serves the disk itself, and what the engine has counted."""
+        native, operations = self._attachment.native, self._attachment.operations
+        asked: Mapping[str, object] = {}
+        if operations is not None and self._attachment.name != PASSTHROUGH:
+            here = operations.counted.metrics()
+            asked = as_data(here if native is None else together(native.metrics(), here))
         return {**asked, "size": self._image.size, "statistics": self._image.statistics()._asdict()}
 
     # The tasks

@@ -1,8 +1,9 @@
 """The log of a server process as records of systemd's journal, with fields that journalctl can be asked for.
 
-A service of systemd has the journal as its standard error, and JOURNAL_STREAM says so. Then each record goes to the
-journal's own socket: MESSAGE and PRIORITY, TAPFS_IMAGE and TAPFS_DISK of what is served, and of an ImageError its kind,
-file, offset and operation. The protocol is systemd's "Native Journal Protocol".
+A service of systemd has the journal as its standard error, and JOURNAL_STREAM says so. A server in the background has
+none, and asks whether there is a journal. Each record goes to the journal's own socket: MESSAGE and PRIORITY,
+TAPFS_IMAGE and TAPFS_DISK of what is served, and of an ImageError its kind, file, offset and operation. The protocol is
+systemd's "Native Journal Protocol".
 """
 
 from __future__ import annotations
@@ -37,14 +38,22 @@ def stderr_is_the_journal() -> bool:
 
 
 class JournalHandler(logging.Handler):
-    """Log records as records of the journal; where that takes none, as lines on standard error.
+    """Log records as records of the journal; where that takes none, by another way: as lines on standard error.
 
-    `served` is fields that every record has: they may change.
+    `served` is fields that every record has: they may change. `connection` is one that was made before a sandbox.
     """
 
-    def __init__(self, served: dict[str, str]) -> None:
+    def __init__(
+        self,
+        served: dict[str, str],
+        *,
+        connection: socket.socket | None = None,
+        otherwise: logging.Handler | None = None,
+    ) -> None:
         super().__init__()
         self._served = served
+        self._connection = connection
+        self._otherwise = otherwise
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send one record."""
@@ -60,8 +69,11 @@ class JournalHandler(logging.Handler):
             **_of_error(record),
         }
         try:
-            _send(b"".join(_field(name, value) for name, value in fields.items()))
+            _send(b"".join(_field(name, value) for name, value in fields.items()), self._connection)
         except OSError:
+            if self._otherwise is not None:
+                self._otherwise.emit(record)
+                return
             sys.stderr.write(f"{message}\n")
             sys.stderr.flush()
 
@@ -87,14 +99,30 @@ def _field(name: str, value: str) -> bytes:
     return name.encode() + b"\n" + len(content).to_bytes(8, "little") + content + b"\n"
 
 
-def _send(data: bytes) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
-        try:
-            journal.sendto(data, JOURNAL_SOCKET)
-        except OSError as error:
-            if error.errno not in {errno.EMSGSIZE, errno.ENOBUFS}:
-                raise
-            _send_in_memory(journal, data)
+def connected() -> socket.socket | None:
+    """A connection to the journal, None where there is none."""
+    journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        journal.connect(JOURNAL_SOCKET)
+    except OSError:
+        journal.close()
+        return None
+    return journal
+
+
+def _send(data: bytes, connection: socket.socket | None) -> None:
+    journal = connection or connected()
+    if journal is None:
+        raise OSError(errno.ENOENT, "there is no journal", JOURNAL_SOCKET)
+    try:
+        journal.send(data)
+    except OSError as error:
+        if error.errno not in {errno.EMSGSIZE, errno.ENOBUFS}:
+            raise
+        _send_in_memory(journal, data)
+    finally:
+        if connection is None:
+            journal.close()
 
 
 def _send_in_memory(journal: socket.socket, data: bytes) -> None:
@@ -103,7 +131,6 @@ def _send_in_memory(journal: socket.socket, data: bytes) -> None:
     try:
         os.write(memory, data)
         fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
-        journal.connect(JOURNAL_SOCKET)
         socket.send_fds(journal, [b""], [memory])
     finally:
         os.close(memory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import socket
 import sys
 import syslog
 import warnings
@@ -48,15 +49,28 @@ class PrintableFormatter(logging.Formatter):
         return "\n".join(map(printable, super().format(safe).split("\n")))
 
 
+#: Connections to systemd's journal that `open_syslog` has made: one, or none.
+_journals: list[socket.socket] = []
+
+
 def open_syslog() -> None:
-    """Connect to syslog now: a process in its sandbox cannot any more."""
+    """Connect to syslog, or to systemd's journal, now: a process in its sandbox cannot any more."""
+    from tapfs.serving.journal import connected
+
     syslog.openlog("tapfs", syslog.LOG_PID | syslog.LOG_NDELAY, syslog.LOG_DAEMON)
+    if not _journals and (journal := connected()) is not None:
+        _journals.append(journal)
 
 
 def log_to_syslog() -> None:
-    """Send the log to syslog as `tapfs[PID]`."""
+    """Send the log to syslog as `tapfs[PID]`; where there is a journal of systemd, as its records with fields."""
+    from tapfs.serving.journal import JournalHandler, connected
+
     syslog.openlog("tapfs", syslog.LOG_PID, syslog.LOG_DAEMON)
-    _use(SyslogHandler(), "%(message)s")
+    handler: logging.Handler = SyslogHandler()
+    if (journal := _journals[0] if _journals else connected()) is not None:
+        handler = JournalHandler(served, connection=journal, otherwise=handler)
+    _use(handler, "%(message)s")
 
 
 def log_to_stderr(subject: str | None = None) -> None:

@@ -65,6 +65,8 @@ async def test_the_disk_boots_and_then_belongs_to_the_driver(devices: Devices, q
             assert frontend.read((2 << 20) // SECTOR, PAGE // SECTOR) == LATER
             await guest.close()
         assert await read(client, 1 << 20) == BOOTED
+        asked = (await disk.ask("metrics"))["operations"]
+        assert [asked[kind]["bytes"] // PAGE for kind in ("read", "write")] == [4, 3]  # of both
         assert await disk.terminate() == STOPPED
         with tapfs.open(tmp_path / "before.qcow2") as kept, tapfs.open(qcow) as overlay:
             assert kept.read(2 << 20, PAGE) == BY_DRIVER

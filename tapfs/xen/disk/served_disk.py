@@ -115,6 +115,7 @@ class ServedDisk(CopiedDisk):
         if export is not None:
             self._exported += export.answered
             export.stop()
+            self._past_metrics = together(self._past_metrics, export.metrics())
 
     def pause(self) -> None:
         """Take no more requests and wait until none is in flight."""
@@ -188,11 +189,11 @@ class ServedDisk(CopiedDisk):
         return dict(counted)
 
     def metrics(self) -> Metrics:
-        """What was asked for since the process began, by kind, and how long it took."""
+        """What was asked for since the process began, by guest and device model, by kind, and how long it took."""
         counted = self._past_metrics
         for rings in self._all_rings():
             counted = together(counted, rings.metrics())
-        return counted
+        return counted if self._export is None else together(counted, self._export.metrics())
 
     def close(self) -> None:
         """Disconnect and close the image; a job ends. Raises the ImageError that its last flush met."""

@@ -15,7 +15,7 @@ import pytest
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.serving import journal
 from tapfs.serving.failures import log_failure
-from tapfs.serving.log import log, log_to_stderr, served, tell_served
+from tapfs.serving.log import log, log_to_stderr, log_to_syslog, open_syslog, served, tell_served
 
 
 @pytest.fixture(autouse=True)
@@ -125,3 +125,36 @@ def test_what_keeps_a_record_from_the_journal_is_no_error_of_the_service(
     log_to_stderr()
     log.error("still told")
     assert stderr.path.read_text() == "still told\n"
+
+
+def test_a_server_in_the_background_has_records_too(
+    journald: socket.socket, stderr: Standard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journals: list[socket.socket] = []
+    monkeypatch.setattr("tapfs.serving.log._journals", journals)
+    told: list[str] = []
+    monkeypatch.setattr("syslog.syslog", lambda _priority, line: told.append(line))
+    open_syslog()  # a process in its sandbox makes no connection any more
+    monkeypatch.setattr(journal, "JOURNAL_SOCKET", str(stderr.path.with_name("nothing")))
+    log_to_syslog()
+    tell_served(image="/disk.qcow2", disk="/mnt/disk")
+    log.warning("going on")
+    found = received(journald)
+    assert (found["MESSAGE"], found["TAPFS_DISK"]) == ("going on", "/mnt/disk")
+    journald.close()
+    log.warning("nobody listens")
+    assert told == ["nobody listens"]
+    journals[0].close()
+
+
+def test_without_a_journal_a_server_in_the_background_logs_to_syslog(
+    stderr: Standard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journals: list[socket.socket] = []
+    monkeypatch.setattr("tapfs.serving.log._journals", journals)
+    told: list[str] = []
+    monkeypatch.setattr("syslog.syslog", lambda _priority, line: told.append(line))
+    open_syslog()
+    log_to_syslog()
+    log.warning("two\nlines")
+    assert told == ["two\\nlines"]
