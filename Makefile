@@ -89,7 +89,7 @@ test-xen: system-xen $(VENV)/.dev
 	$(BIN)/python -m tests.laboratory.run $(SCENARIO)
 
 # BENCH passes options on, e.g. BENCH='--only qcow --rounds 1'; the results lie in build/bench, too.
-bench: bench-convert bench-qcow2 bench-blocks bench-fragmented bench-mounts bench-fuse bench-ring bench-nbd bench-vhost bench-verify bench-survey
+bench: bench-convert bench-qcow2 bench-blocks bench-fragmented bench-mounts bench-fuse bench-ring bench-nbd bench-vhost bench-verify bench-survey bench-startup
 
 bench-setup: system-bench $(VENV)/.dev
 	@mkdir -p build/bench
@@ -134,6 +134,9 @@ bench-cluster: bench-setup
 bench-survey: bench-setup
 	$(BIN)/python -m tests.bench.survey --json build/bench/survey.json $(BENCH)
 
+bench-startup: bench-setup
+	$(BIN)/python -m tests.bench.startup --json build/bench/startup.json $(BENCH)
+
 bench-vhost: bench-setup
 	$(BIN)/python -m tests.bench.vhost --json build/bench/vhost.json $(BENCH)
 
@@ -162,7 +165,7 @@ dist: system-dist $(VENV)/.dev
 	scripts/build_deb $(BIN)/python dist
 	lintian --fail-on error,warning dist/*.deb
 
-# Each of them in a bare Debian 12 and 13 of its own. ROOTS names some: tests/distribution/bare_roots.py.
+# Each of them in a bare Debian 12 and 13 and Ubuntu 24.04 of its own, and systemd 262's storage clients in unstable. ROOTS names some: tests/distribution/bare_roots.py.
 test-dist: system-dist $(VENV)/.dev
 	$(BIN)/python -m tests.distribution.bare_roots dist $(ROOTS)
 

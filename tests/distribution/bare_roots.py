@@ -286,6 +286,8 @@ def foreign(dist: Path) -> None:
         emulator = f"qemu-aarch64-static -L {system} -E PYTHONPATH={site} {system}/usr/bin/python3.11"
         (root / "tapfs").write_text(f'#!/bin/sh\nexec {emulator} -m tapfs.cli "$@"\n')
         (root / "tapfs").chmod(0o755)
+        load = f"{emulator} -P -c 'from tapfs.host.fuse_binding import pyfuse3'"
+        subprocess.run(load, shell=True, env=os.environ | {"PYTHONHOME": f"{system}/usr"}, check=True)  # noqa: S602
         script = USE.replace("! command -v gcc && ! command -v cc\n", "")
         environment = os.environ | {"PATH": f"{root}:{os.environ['PATH']}", "PYTHONHOME": f"{system}/usr"}
         environment["formats"] = "qcow2 vdi"  # each command takes seconds
