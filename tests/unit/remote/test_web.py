@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from tapfs.disk.chain import OpenOptions
 from tapfs.disk.image import Image
 from tapfs.disk.opening import open_image
 from tapfs.errors import CODES
+from tapfs.host.copied import CopiedFile
 from tapfs.host.gate import Gate
 from tapfs.host.remote.objects import what_failed
 from tapfs.host.remote.options import RemoteOptions
@@ -165,3 +168,19 @@ def test_a_store_without_keys_names_them(scheme: str, variable: str) -> None:
     assert "no keys" in message
     account = exceptions.GenericError("Generic MicrosoftAzure error: Account must be specified")
     assert what_failed(account, scheme)[0] is (ErrorKind.DENIED if scheme == "az" else ErrorKind.IO)
+
+
+def test_a_killed_fetching_process_is_told_and_the_next_opening_goes_on(server: WebServer, content: bytes) -> None:
+    with opened(server) as disk:
+        assert disk.read(0, 100) == content[:100]
+        file = disk.layers[0].file
+        assert isinstance(file, CopiedFile)
+        os.kill(file._copy.held.origin._fetching._process.number, signal.SIGKILL)  # type: ignore[attr-defined]
+        for _ in range(2):  # later reads are told, too, and none waits for ever
+            with pytest.raises(ImageError, match="has ended") as raised:
+                disk.read(SIZE - 100, 100)
+            assert raised.value.kind is ErrorKind.IO
+            assert "open the image again" in str(raised.value)
+        assert disk.read(50, 100) == content[50:150]  # what is here is read
+        with opened(server) as again:
+            assert again.read(SIZE - 100, 100) == content[-100:]
