@@ -85,6 +85,16 @@ class PlanLog:
         self._next = self._stop = self._additions = 0
 
     @property
+    def path(self) -> Path:
+        """Where the file is, or will be."""
+        return self._path
+
+    @property
+    def token(self) -> str:
+        """What tells this life of the disk from others."""
+        return self._token.decode()
+
+    @property
     def request_owner(self) -> int:
         """A number below 2**61 that all processes of this life of the disk have, and hardly another disk."""
         return int.from_bytes(hashlib.blake2b(self._token, digest_size=8).digest(), "big") >> 3

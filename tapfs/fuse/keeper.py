@@ -51,6 +51,10 @@ class Servable(Protocol):
         """Mount and serve in this process until the end. Raises ImageError."""
         ...
 
+    def note_kept(self, kept: Kept | None) -> None:
+        """In the keeper: what it holds has changed."""
+        ...
+
     def go_on(self, kept: Kept, ready: Callable[[], None], end: ServerEnd) -> None:
         """Serve the mount of a server that was killed, until the end. Takes over the descriptors. Raises ImageError."""
         ...
@@ -59,9 +63,10 @@ class Servable(Protocol):
 class Keeper:
     """The life of a keeper, in the process that is to be one."""
 
-    def __init__(self, mount: Servable) -> None:
+    def __init__(self, mount: Servable, kept: Kept | None = None) -> None:
+        """`kept`: the mount is there already, and its last keeper was killed."""
         self._mount = mount
-        self._kept: Kept | None = None
+        self._kept = kept
         self._server = 0
         #: The last signal to end the mount, which a server that was just killed may not have heard.
         self._told: int | None = None
@@ -73,6 +78,8 @@ class Keeper:
         ends here, as its last server did. Raises ImageError if there can be no process.
         """
         bad_starts = 0
+        followed = self._kept is not None
+        first = True
         while True:
             begun = time.monotonic()
             try:
@@ -90,8 +97,10 @@ class Keeper:
                 self._serve(ready, theirs)
                 return
             theirs.close()
-            if self._kept is None:
-                self._mount.let_go()
+            if first:
+                first = False
+                if not followed:
+                    self._mount.let_go()
                 with suppress(OSError):
                     os.chdir("/")  # a working directory would keep its file system busy
                 title_over(["-m", __name__, self._mount.path])
@@ -142,7 +151,10 @@ class Keeper:
         is_open = True
         while is_open:
             poll.poll()
-            self._kept, is_open = end.take(self._kept)
+            before = self._kept
+            self._kept, is_open = end.take(before)
+            if self._kept is not before:
+                self._mount.note_kept(self._kept)
         # The server is the only one to have the other end, so it ends.
         end.close()
         _, status = os.waitpid(self._server, 0)

@@ -178,12 +178,15 @@ class ImageMount:
     outside: Outside | None = None
     #: How a server that follows a killed one opens the image; None: there is to be none.
     reopening: Reopening | None = None
+    #: In the foreground, where a service manager may keep what the keeper holds.
+    foreground: bool = False
 
-    def serve(self, ready: Callable[[], None]) -> None:
+    def serve(self, ready: Callable[[], None], kept: Kept | None = None) -> None:
         """Mount and serve until the mount ends; `ready` is called once it answers. Closes the image.
 
         With a keeper, if the mount can have one: then this returns in the process of a server, and the keeper's own
-        process ends in here. Raises the ImageError that mounting, flushing or unmounting met.
+        process ends in here. `kept`: it is mounted already, and the image is closed. Raises the ImageError that
+        mounting, flushing or unmounting met.
         """
         if self.reopening is None:
             self.serve_here(ready)
@@ -191,12 +194,19 @@ class ImageMount:
         from tapfs.fuse.keeper import Keeper
 
         self.reopening.begin(self.registry.plan_file(os.getpid()))
-        Keeper(self).run(ready)
+        Keeper(self, kept).run(ready)
 
     def serve_here(self, ready: Callable[[], None], end: ServerEnd | None = None) -> None:
         """Mount and serve in this process. Raises as `serve` does."""
         with closing(self.image) as image:
             self._serve(image, ready, end, None)
+
+    def note_kept(self, kept: Kept | None) -> None:
+        """See `tapfs.fuse.keeper.Servable`."""
+        if self.foreground:
+            from tapfs.fuse.stored_mount import store
+
+            store(kept, None if self.reopening is None else self.reopening.plan_log)
 
     def go_on(self, kept: Kept, ready: Callable[[], None], end: ServerEnd) -> None:
         """See `tapfs.fuse.keeper.Servable`."""
@@ -299,10 +309,12 @@ class ImageMount:
         return None
 
 
-def serve_in_foreground(mount: ImageMount) -> None:
-    """Mount and serve in this process until the mount ends, with the log on stderr. As `ImageMount.serve_here`."""
+def serve_in_foreground(mount: ImageMount, kept: Kept | None = None) -> None:
+    """The same until the mount ends, with the log on stderr. A service manager is told when it answers."""
+    from tapfs.serving.service_manager import notify
+
     log_to_stderr()
-    mount.serve_here(lambda: None)
+    mount.serve(partial(notify, "READY=1"), kept)
 
 
 def information(image: Image, contents: DiskContents) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from tapfs.disk.chain import OpenOptions
     from tapfs.disk.image import Image
     from tapfs.disk.plan_log import PlanLog
+    from tapfs.fuse.stored_mount import StoredMount
 
 #: Seconds that requests of a dying predecessor, or another program's short look, may keep the image; between two tries.
 _PATIENCE_SECONDS, _PAUSE_SECONDS = 90.0, 0.02
@@ -50,6 +52,22 @@ class Reopening:
         image = open_image(self.path, self.options, password=password, plan_log=self.plan_log)
         self.password = password
         return image
+
+    def follow(self, left: StoredMount, plan: Path, password: bytes | None) -> Image:
+        """The image of a mount whose processes were all killed; its plan log is `plan` from now on. Raises ImageError.
+
+        It is for looking at: the next server opens it again, once this one is closed.
+        """
+        if left.plan is not None:
+            from tapfs.disk.plan_log import PlanLog
+
+            with suppress(FileNotFoundError):
+                left.plan.replace(plan)
+            self.plan_log = PlanLog(plan, left.token)
+            self.options = replace(self.options, request_owner=self.plan_log.request_owner)
+        self.begin(plan)
+        self.password = password
+        return self.again()
 
     def begin(self, plan: Path) -> None:
         """Have the plan log there, and names that mean the same from any folder. Raises ImageError."""

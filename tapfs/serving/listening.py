@@ -10,15 +10,13 @@ from pathlib import Path
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.serving.local_socket import short_path
+from tapfs.serving.service_manager import FIRST_INHERITED
 
 #: The most bytes of a Unix socket's path (unix(7): 108 with the NUL at the end).
 _LONGEST_ADDRESS = 107
 
 #: Clients that wait to be accepted.
 BACKLOG = 128
-
-#: The first descriptor that systemd hands over.
-_FIRST_INHERITED = 3
 
 
 def listen_locally(path: str) -> socket.socket:
@@ -98,7 +96,7 @@ def inherited_listeners() -> list[socket.socket]:
     for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
         os.environ.pop(name, None)  # not for the programs that we start
     found: list[socket.socket] = []
-    for descriptor in range(_FIRST_INHERITED, _FIRST_INHERITED + (int(count) if count.isdecimal() else 0)):
+    for descriptor in range(FIRST_INHERITED, FIRST_INHERITED + (int(count) if count.isdecimal() else 0)):
         try:
             os.set_inheritable(descriptor, False)
             listener = socket.socket(fileno=descriptor)

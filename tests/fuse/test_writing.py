@@ -193,7 +193,8 @@ def test_signal_reports_by_the_exit_code(mounts: Mounts, sparse_image: Path) -> 
     size = sparse_image.stat().st_size
     directory = mounts.directory()
     process = mounts.foreground(sparse_image, directory, "-f", "qcow", "--rw")
-    descriptor, _ = starve(directory / "disk", process.pid, size)
+    wait_for(lambda: len(mounts.processes()) == 1)  # it looks at its mount by a process that ends
+    descriptor, _ = starve(directory / "disk", mounts.processes()[0], size)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 14

@@ -15,9 +15,10 @@ import pytest
 import trio
 
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.serving import service_manager
 from tapfs.serving.processes import process_start
 from tapfs.xen import process_handle, runtime_files
-from tapfs.xen.supervisor import install, service_manager
+from tapfs.xen.supervisor import install
 from tapfs.xen.supervisor.restarts import Restarts
 from tapfs.xen.supervisor.supervisor_lock import take_supervisor_lock
 

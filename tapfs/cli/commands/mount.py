@@ -120,7 +120,8 @@ def run(arguments: argparse.Namespace) -> int:
     from tapfs.fuse import mounting
     from tapfs.fuse.registry import Registry
     from tapfs.fuse.reopening import Reopening
-    from tapfs.fuse.silence import what_is_waited_for
+    from tapfs.fuse.silence import real_place, what_is_waited_for
+    from tapfs.fuse.stored_mount import taken
     from tapfs.serving.background import open_descriptors, start_in_background
 
     inherited = open_descriptors()  # before anything of ours is open
@@ -153,13 +154,16 @@ def run(arguments: argparse.Namespace) -> int:
         verified=arguments.verify_reads,
     ):
         return 0
+    left = taken() if arguments.foreground else None
     with told_of_waiting(partial(what_is_waited_for, arguments.mountpoint)):
-        mountpoint = mounting.check_mount_point(arguments.mountpoint)
+        mountpoint = (mounting.check_mount_point if left is None else real_place)(arguments.mountpoint)
     outside = _entered(arguments, mountpoint, settings, registry, writable=writable or scratch)
     options = open_options(arguments, writable=writable, overlay=arguments.overlay, temporary=arguments.temp)
     opening = Reopening(arguments.image, options, keeps_plan=_can_be_kept(arguments, writable=writable))
+    plan = registry.plan_file(os.getpid())
+    attempt = opening.open if left is None else partial(opening.follow, left, plan)
     try:
-        image = opened(arguments, arguments.image, opening.open)
+        image = opened(arguments, arguments.image, attempt)
     except BaseException:
         _end(outside)
         raise
@@ -175,8 +179,21 @@ def run(arguments: argparse.Namespace) -> int:
         _end(outside)
         raise
     reopening = opening if _can_be_kept(arguments, writable=writable) else None
-    mount = mounting.ImageMount(image, mountpoint, registry, arguments.engine, settings, verified, outside, reopening)
-    if arguments.foreground:
+    mount = mounting.ImageMount(
+        image,
+        mountpoint,
+        registry,
+        arguments.engine,
+        settings,
+        verified,
+        outside,
+        reopening,
+        foreground=arguments.foreground,
+    )
+    if left is not None:
+        image.close()  # the server opens it again
+        mounting.serve_in_foreground(mount, left.kept)
+    elif arguments.foreground:
         mounting.serve_in_foreground(mount)
     else:
         start_in_background(mount, inherited)
@@ -280,7 +297,7 @@ def _can_be_kept(arguments: argparse.Namespace, *, writable: bool) -> bool:
     if writable and locate(arguments.image).address is not None:
         return False
     once = arguments.temp or arguments.image == standard_input.NAME
-    other = arguments.files or arguments.foreground or arguments.verify_reads or arguments.engine == PYFUSE3
+    other = arguments.files or arguments.verify_reads or arguments.engine == PYFUSE3
     return not (once or other or arguments.faces)
 
 

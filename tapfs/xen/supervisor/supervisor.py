@@ -17,13 +17,13 @@ import trio
 from tapfs.serving.log import log
 from tapfs.serving.nursery_errors import error_of
 from tapfs.serving.processes import EXIT_DONE, EXIT_STOPPED
+from tapfs.serving.service_manager import notify
 from tapfs.xen.device import LIBXL_KINDS, OUR_KIND, Device, backends_of, is_ours, our_devices
 from tapfs.xen.host import Host
 from tapfs.xen.process_handle import RunningDisk
 from tapfs.xen.runtime_files import keys_of_runtime_files, remove_runtime_files, remove_xentop_folder
 from tapfs.xen.supervisor.device_model_door import attend_door
 from tapfs.xen.supervisor.disk_starter import DiskStarter
-from tapfs.xen.supervisor.service_manager import notify
 from tapfs.xen.supervisor.supervised_device import SupervisedDevice
 from tapfs.xen.xenstore.client import XenStore, connect
 

@@ -1,0 +1,64 @@
+"""A mount in the store of the service manager: what a keeper holds, kept for the next process of the unit.
+
+So a mount in the foreground outlives its keeper, too. The manager starts the same command again and hands the
+descriptors over. The command does not mount then; it goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.fuse.handover import Kept
+from tapfs.serving import service_manager
+
+if TYPE_CHECKING:
+    from tapfs.disk.plan_log import PlanLog
+
+#: Names in the store: what the last server knew, as a file in memory, and the descriptors of the connection.
+_FACTS, _CONNECTION = "tapfs-mount", "tapfs-connection"
+
+
+class StoredMount(NamedTuple):
+    """What has come back: `plan` is the plan log's file, None if nothing is written, `token` what it holds for."""
+
+    kept: Kept
+    plan: Path | None
+    token: str
+
+
+def store(kept: Kept | None, plan_log: PlanLog | None) -> None:
+    """Have the service manager keep this in place of what it has; None: nothing."""
+    for name in (_FACTS, _CONNECTION):
+        service_manager.forget(name)
+    if kept is None:
+        return
+    plan = None if plan_log is None else [str(plan_log.path), plan_log.token]
+    facts = os.memfd_create(_FACTS, os.MFD_CLOEXEC)
+    try:
+        with os.fdopen(os.dup(facts), "wb") as file:
+            file.write(json.dumps({"message": kept.message.decode(), "plan": plan}).encode())
+        service_manager.store(_FACTS, [facts])
+    finally:
+        os.close(facts)
+    service_manager.store(_CONNECTION, kept.connections)
+
+
+def taken() -> StoredMount | None:
+    """The mount that a process of this unit has left; None: there is none. Raises ImageError(io)."""
+    found = service_manager.stored(_FACTS, _CONNECTION)
+    if not found:
+        return None
+    try:
+        (facts,) = found[_FACTS]
+        with os.fdopen(facts, "rb") as file:
+            file.seek(0)
+            data = json.loads(file.read())
+        plan, token = data["plan"] or (None, "")
+        kept = Kept(data["message"].encode(), tuple(found[_CONNECTION]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ImageError(ErrorKind.IO, f"what systemd has kept cannot be read: {error}", op="go on") from error
+    return StoredMount(kept, None if plan is None else Path(plan), token)
