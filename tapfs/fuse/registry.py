@@ -16,7 +16,7 @@ from tapfs.errors import ImageError, from_os_error
 from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE, MountedFileSystem, mounts_at, top_mount, unmount
 from tapfs.records import dataclass
 from tapfs.serving.processes import process_start
-from tapfs.serving.runtime_directory import make_private, runtime_directories, runtime_directory
+from tapfs.serving.runtime_directory import make_private, runtime_directories, runtime_directory, write_private
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Registry:
         target = self._file(entry.pid)
         temporary = target.with_suffix(".new")
         try:
-            temporary.write_text(json.dumps(asdict(entry)))
+            write_private(temporary, json.dumps(asdict(entry)))
             temporary.replace(target)
         except OSError as error:
             raise from_os_error(error, path=str(target), op="note the mount") from error

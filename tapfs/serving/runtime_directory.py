@@ -77,6 +77,13 @@ def _is_private(directory: Path) -> bool:
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
 
 
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read and write, whatever the umask. Raises OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o600), "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+
+
 def make_private(directory: Path) -> None:
     """Make the directory if need be, and see that it is ours alone. Raises ImageError(denied, io)."""
     try:

@@ -17,7 +17,7 @@ from typing import Any
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.records import dataclass
 from tapfs.serving.processes import process_start
-from tapfs.serving.runtime_directory import make_private, runtime_directories, runtime_directory
+from tapfs.serving.runtime_directory import make_private, runtime_directories, runtime_directory, write_private
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def write_record(directory: Path, record: ServedRecord) -> None:
     path = _file(directory, record)
     new = path.with_suffix(".new")
     try:
-        new.write_text(json.dumps(asdict(record)), encoding="utf-8")
+        write_private(new, json.dumps(asdict(record)))
         new.replace(path)
     except OSError as error:
         raise from_os_error(error, path=str(path), op="note the served disk") from error

@@ -16,7 +16,7 @@ from typing import Any
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.records import dataclass, replace
 from tapfs.serving.processes import process_start
-from tapfs.serving.runtime_directory import runtime_directory
+from tapfs.serving.runtime_directory import runtime_directory, write_private
 
 #: Ends of the names of a device's files in the directory.
 _SUFFIXES = (".json", ".socket", ".plan", ".plan-new", ".lock")
@@ -116,7 +116,7 @@ def write_record(record: DiskRecord) -> None:
     path = directory() / f"{record.number}.json"
     new = path.with_suffix(".json-new")
     try:
-        new.write_text(json.dumps(asdict(record)), encoding="utf-8")
+        write_private(new, json.dumps(asdict(record)))
         new.replace(path)
     except OSError as error:
         raise from_os_error(error, path=str(path), op="write the record of the device") from error

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tapfs.errors import ErrorKind
 from tapfs.serving.log import log
+from tapfs.serving.runtime_directory import write_private
 
 #: Errors at opening that come before the plan is touched, and while others may change the image.
 NEVER_OPENED = (ErrorKind.LOCKED, ErrorKind.NOT_FOUND, ErrorKind.DENIED)
@@ -44,7 +45,7 @@ class GivenUp:
         """Note how the image stands, if there is anything that depends on it; `instead`: of an older note."""
         if any(path.exists() for path in self._left) and (instead or not self._note.exists()):
             with suppress(OSError):
-                self._note.write_text(standing)
+                write_private(self._note, standing)
 
     def take(self, path: str) -> str | None:
         """The note, which is gone then: the image is to be opened. If that was changed, what was left is dropped."""

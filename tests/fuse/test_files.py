@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shlex
 import shutil
 import signal
@@ -309,3 +310,24 @@ def test_without_loop_devices(mounts: Mounts, flat: Path, tmp_path: Path, contro
     )
     assert done.returncode == 12
     assert done.stderr.startswith(f"tapfs: error: {xfs}: there is no /dev/loop{'-control' if not control else ''}")
+
+
+@pytest.mark.usefixtures("root")
+def test_a_signal_loses_nothing_of_what_another_mount_covers(mounts: Mounts, tmp_path: Path) -> None:
+    image = tmp_path / "disk.raw"
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    directory = mounts.mount(image, "-f", "raw", "--files", "--rw")
+    (directory / "text").write_text("written")
+    subprocess.run(["mount", "-t", "tmpfs", "none", directory], check=True)
+    (server,) = mounts.processes()
+    process = os.pidfd_open(server)
+    os.kill(server, signal.SIGTERM)
+    select.select([process], [], [])
+    os.close(process)
+    subprocess.run(["umount", directory], check=True)
+    subprocess.run(["umount", directory], check=True)
+    assert subprocess.run(["e2fsck", "-f", "-n", image], capture_output=True, check=False).returncode == 0
+    said = subprocess.run(["debugfs", "-R", "cat text", image], capture_output=True, text=True, check=True)
+    assert said.stdout == "written"

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Ran
-from tests.fuse.conftest import MIB, Mounts
+from tests.fuse.conftest import MIB, Mounts, wait_for
 
 #: Type and mode of each thing, by its name, in which N stands for any number. Only its owner reaches "runtime".
 PROMISED = {
     "runtime": (stat.S_IFDIR, 0o700),
     "runtime/N.json": (stat.S_IFREG, 0o600),
     "runtime/N.socket": (stat.S_IFSOCK, 0o700),
+    "runtime/N.plan": (stat.S_IFREG, 0o600),
     "runtime/served": (stat.S_IFDIR, 0o700),
     "runtime/served/N-N.json": (stat.S_IFREG, 0o600),
     "runtime/served/N-N.socket": (stat.S_IFSOCK, 0o700),
@@ -26,9 +27,13 @@ PROMISED = {
     "server/vhost": (stat.S_IFSOCK, 0o600),
     "server/nbd-pid": (stat.S_IFREG, 0o644),
     "server/vhost-pid": (stat.S_IFREG, 0o644),
+    "server/metrics": (stat.S_IFSOCK, 0o600),
     "mount 1": (stat.S_IFDIR, 0o555),
     "mount 1/disk": (stat.S_IFREG, 0o400),
     "mount 1/info.json": (stat.S_IFREG, 0o444),
+    "mount 2": (stat.S_IFDIR, 0o555),
+    "mount 2/disk": (stat.S_IFREG, 0o600),
+    "mount 2/info.json": (stat.S_IFREG, 0o444),
 }
 
 
@@ -45,9 +50,21 @@ def test_the_modes_are_as_promised(mounts: Mounts, tmp_path: Path, umask: int) -
         for kind, option in (("nbd", "--socket"), ("vhost", "--vhost-user")):
             words = ["serve", "-f", "raw", image, option, server / kind, "--pid-file", server / f"{kind}-pid"]
             assert _started(mounts, *words, "--background") == Ran(0, "", "")
+        # In the foreground the umask is the user's. What is written there has a plan of the next flush.
+        written, second = tmp_path / "disk.qcow2", mounts.directory()
+        assert mounts.run("create", "-f", "qcow2", written, "4M").code == 0
+        foreground = mounts.foreground(written, second, "--rw")
+        metrics = mounts.start("stats", "--prometheus", "--listen", server / "metrics")
     finally:
         os.umask(before)
-    found = {name: kind for root in (mounts.runtime, server, directory) for name, kind in _modes(tmp_path, root)}
+    with foreground, metrics:
+        with (second / "disk").open("r+b", buffering=0) as disk:
+            disk.write(b"x")
+        wait_for(lambda: (server / "metrics").exists() and len(list(mounts.runtime.glob("*.json"))) == 2)
+        roots = (mounts.runtime, server, directory, second)
+        found = {name: kind for root in roots for name, kind in _modes(tmp_path, root)}
+        metrics.terminate()
+        mounts.umount(second)
     del found["server"]
     for kind in ("nbd", "vhost"):
         process = os.pidfd_open(int((server / f"{kind}-pid").read_text()))

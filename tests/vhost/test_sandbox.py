@@ -39,6 +39,7 @@ def test_an_evil_driver_gets_nowhere(
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0
     # A server is still to be forked when it opens its image.
-    opening, serving_it = (ATTEMPTS, ATTEMPTS) if options else ({"fork"}, set())
+    opening = ATTEMPTS if options else frozenset({"fork"})
+    serving_it = ATTEMPTS if options else frozenset[str]()
     assert evil.done() == {"probe": opening, "open": opening, "map": serving_it}, evil.results()
     assert os.listdir(path.parent) == []

@@ -23,7 +23,7 @@ from tapfs.fuse.files import mount_process
 from tapfs.fuse.files.choice import FileSystemPlace
 from tapfs.fuse.files.file_systems import OWNERLESS_TYPES, READ_ONLY_TYPES, Program, program_for
 from tapfs.fuse.files.running_program import RunningProgram
-from tapfs.fuse.mount_table import top_mount
+from tapfs.fuse.mount_table import mounts_at, top_mount
 from tapfs.fuse.settings import MountSettings
 from tapfs.serving.messages import result_of
 
@@ -88,6 +88,9 @@ class FilesLayer:
                 write_back = self._writable and self._kept and self._program is None
                 request = mount_process.UnmountRequest(self._mountpoint, force=force, write_back=write_back)
                 gone = bool(await self._ask(request))
+            elif force and self._is_covered():
+                await self._settle()
+                return False
             if gone:
                 await self._await_program()
             return gone
@@ -166,6 +169,14 @@ class FilesLayer:
             await self._program.ended()
 
     # Helpers
+
+    async def _settle(self) -> None:
+        """Lose nothing of a file system that another mount covers, so that it cannot be unmounted."""
+        if self._writable and self._kept and self._program is None:
+            await self._ask(mount_process.SettleRequest(self._mountpoint, self.device))
+
+    def _is_covered(self) -> bool:
+        return bool(self.device) and any(mount.device == self.device for mount in mounts_at(self._mountpoint))
 
     def _is_mounted(self) -> bool:
         mount = top_mount(self._mountpoint)

@@ -20,7 +20,7 @@ from tapfs.disk import blkid
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.fuse.files.file_systems import kernel_type
 from tapfs.fuse.files.loop_device import loop_device
-from tapfs.fuse.mount_table import unmount
+from tapfs.fuse.mount_table import mounts_at, top_mount, unmount
 from tapfs.records import dataclass
 from tapfs.serving.failures import reported
 from tapfs.serving.messages import MESSAGE_LIMIT, decode, encode, failed, succeeded
@@ -29,6 +29,8 @@ _MS_RDONLY = 1
 _MS_NOSUID = 2
 _MS_NODEV = 4
 _MS_NOEXEC = 8
+_MS_REMOUNT, _MS_REC, _MS_PRIVATE = 1 << 5, 1 << 14, 1 << 18
+_CLONE_NEWNS = 0x20000
 
 #: The errno values of file systems that find damage.
 _DAMAGED = (errno.EINVAL, errno.EUCLEAN, errno.EBADMSG)
@@ -69,9 +71,22 @@ class TypeRequest:
     disk: str
 
 
-Request = MountRequest | UnmountRequest | TypeRequest
+@dataclass(frozen=True, slots=True)
+class SettleRequest:
+    """Have the file system of `device` whole on its disk, though another mount covers it at `mountpoint`."""
 
-_REQUESTS: dict[str, type[Request]] = {"mount": MountRequest, "unmount": UnmountRequest, "type": TypeRequest}
+    mountpoint: str
+    device: str
+
+
+Request = MountRequest | UnmountRequest | TypeRequest | SettleRequest
+
+_REQUESTS: dict[str, type[Request]] = {
+    "mount": MountRequest,
+    "unmount": UnmountRequest,
+    "type": TypeRequest,
+    "settle": SettleRequest,
+}
 
 
 def words(request: Request) -> bytes:
@@ -102,6 +117,8 @@ def _perform(request: Request) -> str | bool | None:
             return _unmount(request)
         case TypeRequest():
             return _type_of(request.disk)
+        case SettleRequest():
+            return _settle(request)
 
 
 def _mount(request: MountRequest) -> bool:
@@ -158,6 +175,27 @@ def _unmount(request: UnmountRequest) -> bool:
         unmount(request.mountpoint, lazy=True)
         return False
     return True
+
+
+def _settle(request: SettleRequest) -> bool:
+    """Whether it is read-only now; if somebody writes there, all that was written is on the disk at least.
+
+    What covers it is taken away in a namespace of this process's own, where nobody else sees that.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNS) != 0 or libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None) != 0:
+        number = ctypes.get_errno()
+        raise from_os_error(OSError(number, os.strerror(number)), path=request.mountpoint, op="reach what is covered")
+    for _ in mounts_at(request.mountpoint):
+        top = top_mount(request.mountpoint)
+        if top is None or top.device == request.device:
+            break
+        unmount(request.mountpoint, lazy=True)
+    try:
+        _write_back(request.mountpoint)
+    except OSError as error:
+        raise from_os_error(error, path=request.mountpoint, op="write back the file system") from error
+    return bool(libc.mount(None, os.fsencode(request.mountpoint), None, _MS_REMOUNT | _MS_RDONLY, None) == 0)
 
 
 def _write_back(mountpoint: str) -> None:
