@@ -32,7 +32,7 @@ PACKAGES = (XEN, HOST)
 NEWEST = {"ublk_newest", "ublk_newest_time"}
 AT_ONCE = 2
 # A measurement proves nothing, and an HVM guest boots for two minutes: they run when they are asked for.
-ONLY_BY_NAME = {"processor_time", "ublk_time", "ublk_newest_time", "hvm"}
+ONLY_BY_NAME = {"driver_domain", "processor_time", "ublk_time", "ublk_newest_time", "hvm"}
 # Boot and power off. Like the limits of the scenarios, those of an idle machine.
 BOOT_SECONDS = 30
 SCRIPT_SECONDS = 1200

@@ -6,9 +6,11 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.laboratory.commands import say
+from tests.laboratory.commands import attempt_tapfs, say, tapfs
+from tests.laboratory.scenario import scenario
 from tests.xen.scenarios.dom0 import Dom0, xl_disk
 from tests.xen.scenarios.guest import Guest
+from tests.xen.scenarios.guests import use
 
 #: dom0's file system as it was built, the payload, and where the driver domain has them.
 _BUILT, _PAYLOAD = "/dev/vdc", "/dev/vdb"
@@ -57,3 +59,25 @@ def storage_domain(dom0: Dom0) -> Iterator[StorageDomain]:
             yield domain
         finally:
             say(guest.run(f"cat {_ROOT}/run/*.log", statuses=(0, 1)))
+
+
+@scenario(300)
+def serves(dom0: Dom0) -> None:
+    """A guest whose disks another guest serves: one by xl and its daemon there, one by `tapfs attach` here."""
+    with storage_domain(dom0) as storage:
+        storage.run_inside("tapfs create -f qcow /run/one.qcow 16M && truncate -s 16M /run/two.img")
+        disk = xl_disk("tap:qcow:/run/one.qcow", "xvda", backend=storage.guest.name)
+        with dom0.guest("served", "pv", (disk,)) as guest:
+            guest.wait_for_disk("xvda")
+            use(guest, "/dev/xvda")
+            dom0_words = ("--domain", "served", "--vdev", "xvdb", "--backend-domain", storage.guest.name)
+            tapfs("attach", "tap:aio:/run/two.img", *dom0_words)
+            guest.wait_for_disk("xvdb")
+            guest.start_load("xvdb", 2, 6)
+            storage.run_inside("kill -9 $(busybox pgrep -f 'disk.process[ ]tap')")
+            guest.finish_load("xvdb")
+            refused = attempt_tapfs("pause", "--domain", "served", "--vdev", "xvdb")
+            assert "run the command there" in refused.stdout, refused.stdout
+            tapfs("detach", "--domain", "served", "--vdev", "xvdb")
+            guest.power_off()
+        storage.run_inside("tapfs check /run/one.qcow")

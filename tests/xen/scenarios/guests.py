@@ -12,7 +12,7 @@ from tests.xen.scenarios.guest import Guest
 LARGE_RING = "xen-blkfront.max_ring_page_order=2"
 
 
-def _use(guest: Guest, device: str) -> str:
+def use(guest: Guest, device: str) -> str:
     """Let the guest make a file system, write, mount again, compare; the digest of what it wrote."""
     guest.run(f"mke2fs -q -F {device} && mount {device} /mnt")
     guest.run("dd if=/dev/urandom of=/mnt/data bs=64k count=48; echo hello from the guest >/mnt/hello")
@@ -39,12 +39,12 @@ def _boot(dom0: Dom0, kind: str, arguments: str) -> None:
     disks = (xl_disk(f"tap:qcow:{qcow}", "xvda"), xl_disk(f"tap:aio:{raw}", "xvdb"))
     with dom0.guest(kind, kind, disks, arguments) as guest:
         guest.wait_for_disk("xvda")
-        on_qcow = _use(guest, "/dev/xvda")
-        on_raw = _use(guest, "/dev/xvdb")
+        on_qcow = use(guest, "/dev/xvda")
+        on_raw = use(guest, "/dev/xvdb")
         for command in ("stats", "list"):
             assert "xvdb" in tapfs(command)
         guest.run("disk-load write /dev/xvdb 4 3 9", limit=90)
-        on_raw = _use(guest, "/dev/xvdb")
+        on_raw = use(guest, "/dev/xvdb")
         guest.power_off()
     tapfs("check", str(qcow))
     _look(dom0, f"tap:qcow:{qcow}", on_qcow)
@@ -68,10 +68,10 @@ def hot_plug(dom0: Dom0) -> None:
     with dom0.guest("hot") as guest:
         dom0.attach(f"tap:qcow:{qcow}", "xvdb", "hot")
         guest.wait_for_disk("xvdb")
-        on_qcow = _use(guest, "/dev/xvdb")
+        on_qcow = use(guest, "/dev/xvdb")
         dom0.xl_attach(f"tap:aio:{raw}", "xvdc", "hot")
         guest.wait_for_disk("xvdc")
-        on_raw = _use(guest, "/dev/xvdc")
+        on_raw = use(guest, "/dev/xvdc")
         dom0.detach("xvdb", "hot")
         guest.wait_for_disk("xvdb", there=False)
         dom0.xl_detach("xvdc", "hot")
