@@ -183,3 +183,18 @@ def save_and_migrate(dom0: Dom0) -> str:
         guest.power_off()
     tapfs("check", str(image))
     return f"{writes} writes"
+
+
+@scenario(300)
+def migrate_by_xl(dom0: Dom0) -> str:
+    """A PVH guest at work by `xl migrate` to this host: each write it was told of is there."""
+    image = new_qcow("migrated.qcow", 32)
+    with dom0.guest("live", "pvh", (xl_disk(f"tap:qcow:{image}", "xvda"),)) as guest:
+        guest.wait_for_disk("xvda")
+        guest.start_load("xvda", 4, 15)
+        time.sleep(2)
+        guest.migrate_by_xl()
+        writes = guest.finish_load("xvda")
+        guest.power_off()
+    tapfs("check", str(image))
+    return f"{writes} writes"
