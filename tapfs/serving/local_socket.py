@@ -22,6 +22,7 @@ def listen(directory: Path, name: str) -> socket.socket:
         with short_path(directory, name) as path:
             with suppress(FileNotFoundError):
                 (directory / name).unlink()
+            os.fchmod(listener.fileno(), 0o700)  # of the file that bind makes, whatever the umask
             listener.bind(path)
             listener.listen(16)
     except BaseException:
