@@ -42,7 +42,7 @@ DOM0_MODULES = (*XEN_MODULES, "loop", "9p", "9pnet_virtio", *EXT4)
 GUEST_MODULES = ("xen-blkfront", *EXT4)
 # For newer kernels, all from their initramfs: dom0's file system has the modules of the other one.
 HOST_MODULES = ("virtio_pci", "virtio_blk", "9p", "9pnet_virtio", "loop", "ublk_drv")
-NEWER_MODULES = (*HOST_MODULES, *EXT4)
+NEWER_MODULES = (*HOST_MODULES, "dm-log-writes", *EXT4)
 NEWEST_MODULES = (*HOST_MODULES, "ext4")
 BUILDERS = ("build.py", "debian.py", "kernel_image.py", "initramfs.py", "dom0/initramfs-init", "guest/init")
 

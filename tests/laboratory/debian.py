@@ -39,6 +39,7 @@ DOM0 = (
     "grep",
     "kmod",
     "e2fsprogs",
+    "dmsetup",
     "libdeflate0",
     "libssl3",
     "zlib1g",
