@@ -10,11 +10,19 @@ import trio
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.serving import disk_requests
+from tapfs.serving.live_jobs import LiveJobs
 from tapfs.ublk import control as ublk_control
 
 Answer = Callable[[Any, Mapping[str, Any]], Awaitable[Mapping[str, object]]]
 
-both = pytest.mark.parametrize("answer", [disk_requests.answer, ublk_control.answer])
+
+async def of_device(operations: Any, request: Mapping[str, Any]) -> Mapping[str, object]:
+    """The answer of the process of a block device, on which no job runs."""
+    none: Any = None
+    return await ublk_control.answer(operations, LiveJobs(operations, none, none, key_file=None), request)
+
+
+both = pytest.mark.parametrize("answer", [disk_requests.answer, of_device])
 
 
 class Operations:
@@ -50,7 +58,7 @@ def test_a_request_does_what_it_says(answer: Answer) -> None:
 
 
 def test_only_the_process_of_a_block_device_flushes_when_asked() -> None:
-    assert ask(ublk_control.answer, {"command": "flush"}) == ({}, [("flush", {})])
+    assert ask(of_device, {"command": "flush"}) == ({}, [("flush", {})])
     with pytest.raises(ImageError, match="unknown command 'flush'"):
         ask(disk_requests.answer, {"command": "flush"})
 
