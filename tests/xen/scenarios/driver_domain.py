@@ -25,6 +25,12 @@ _PREPARE = (
 )
 _PATH = "PATH=/payload/bin:/usr/sbin:/usr/bin:/usr/lib/xen-4.17/bin PYTHONPATH=/payload/site-packages HOME=/tmp"
 
+# Without pgrep. The shell itself has other words in its command line.
+_KILL_DISKS_OF_ATTACH = (
+    "for each in /proc/[0-9]*; do case $(tr '\\0' ' ' <$each/cmdline) in "
+    '*disk.process" "tap*) kill -9 ${each#/proc/};; esac; done'
+)
+
 
 class StorageDomain:
     """A driver domain that serves disks; `guest` is its console."""
@@ -74,7 +80,7 @@ def serves(dom0: Dom0) -> None:
             tapfs("attach", "tap:aio:/run/two.img", *dom0_words)
             guest.wait_for_disk("xvdb")
             guest.start_load("xvdb", 2, 6)
-            storage.run_inside("kill -9 $(busybox pgrep -f 'disk.process[ ]tap')")
+            storage.run_inside(_KILL_DISKS_OF_ATTACH)
             guest.finish_load("xvdb")
             refused = attempt_tapfs("pause", "--domain", "served", "--vdev", "xvdb")
             assert "run the command there" in refused.stdout, refused.stdout
