@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -65,6 +66,32 @@ async def test_what_is_not_there_is_none(store: Store) -> None:
     assert await store.list("/tool/empty") == []
     with pytest.raises(ImageError, match=r"^/tool/nothing: cannot set the permissions of the key: it is not there$"):
         await store.set_permissions("/tool/nothing", ["n0"])
+
+
+async def test_a_look_that_xenstored_calls_senseless_is_taken_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.write("/tool/tapfs/a", "text")
+    real, refusals = store._connection.call, 3
+
+    async def call(operation: Operation, payload: bytes, transaction: int = 0) -> bytes:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise connection.RefusedError(errno.EINVAL)
+        return await real(operation, payload, transaction)
+
+    monkeypatch.setattr(store._connection, "call", call)
+    assert await store.read("/tool/tapfs/a") == "text"
+    refusals = 3
+    assert await store.list("/tool/tapfs") == ["a"]
+    refusals = 100
+    with pytest.raises(ImageError, match="Invalid argument"):
+        await store.list("/tool/tapfs")
+    assert refusals == 95
+    refusals = 1
+    with pytest.raises(ImageError, match="Invalid argument"):  # what changes something is not done twice
+        await store.write("/tool/tapfs/a", "other")
 
 
 async def test_any_file_name_is_a_value(store: Store) -> None:

@@ -18,16 +18,13 @@ import trio
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.xen.host import Host
 from tapfs.xen.xenstore.connection import Connection, RefusedError
-from tapfs.xen.xenstore.wire import PATH_MAXIMUM, Operation, join_strings, split_strings, to_bytes, to_text
+from tapfs.xen.xenstore.wire import LOOK_TRIES, PATH_MAXIMUM, Operation, join_strings, split_strings, to_bytes, to_text
 
 _Result = TypeVar("_Result")
 
 #: Seconds, times the tries so far, that a transaction which was overtaken waits before it is tried again.
 _CONFLICT_PAUSE = 0.002
 _CONFLICT_PAUSE_LIMIT = 0.1
-
-#: Tries to read a key that xenstored refuses as senseless, which no read of ours is (docs/specs/xen.md).
-_READ_TRIES = 5
 
 
 class Store:
@@ -39,16 +36,8 @@ class Store:
 
     async def read(self, path: str) -> str | None:
         """The value of a key; None if it is not there."""
-        for _ in range(_READ_TRIES - 1):
-            try:
-                return await self._read_once(path)
-            except _SenselessError:
-                continue
-        return await self._read_once(path)
-
-    async def _read_once(self, path: str) -> str | None:
         try:
-            return to_text(await self._call(Operation.READ, path, "read the key"))
+            return to_text(await self._look(Operation.READ, path, "read the key"))
         except _MissingError:
             return None
 
@@ -72,7 +61,7 @@ class Store:
         """The names directly below a key; empty if there is nothing."""
         try:
             try:
-                return split_strings(await self._call(Operation.DIRECTORY, path, "list the key"))
+                return split_strings(await self._look(Operation.DIRECTORY, path, "list the key"))
             except _TooLongError:
                 return await self._list_in_parts(path)
         except _MissingError:
@@ -105,6 +94,15 @@ class Store:
         except _MissingError as error:
             raise ImageError(ErrorKind.NOT_FOUND, f"cannot {doing}: it is not there", path=path, op=doing) from error
 
+    async def _look(self, operation: Operation, path: str, doing: str, payload: bytes = b"") -> bytes:
+        """The answer to a question that changes nothing; one that is refused as senseless is put again."""
+        for _ in range(LOOK_TRIES - 1):
+            try:
+                return await self._call(operation, path, doing, payload)
+            except _SenselessError:
+                continue
+        return await self._call(operation, path, doing, payload)
+
     async def _call(self, operation: Operation, path: str, doing: str, payload: bytes = b"") -> bytes:
         _check_path(path)
         try:
@@ -121,7 +119,7 @@ class Store:
         generation, names = None, b""
         while True:
             offset = str(len(names))
-            part = await self._call(Operation.DIRECTORY_PART, path, "list the key", join_strings(offset))
+            part = await self._look(Operation.DIRECTORY_PART, path, "list the key", join_strings(offset))
             current, _, more = part.partition(b"\0")
             if generation is not None and current != generation:
                 generation, names = None, b""

@@ -14,6 +14,7 @@ from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.xen.host import Host
 from tapfs.xen.xenstore.connection import open_connection
 from tapfs.xen.xenstore.wire import (
+    LOOK_TRIES,
     Assembler,
     Message,
     Operation,
@@ -44,6 +45,18 @@ class FirstLook:
 
     async def read(self, path: str) -> str | None:
         """The value of a key; None if it is not there, or not for us. Raises ImageError(io)."""
+        for _ in range(LOOK_TRIES):
+            code, reply = self._ask(path)
+            if code != errno.EINVAL:
+                break
+        if code in (errno.ENOENT, errno.EACCES):
+            return None
+        if code:
+            raise from_os_error(OSError(code, os.strerror(code)), path=path, op="read the key")
+        return to_text(reply)
+
+    def _ask(self, path: str) -> tuple[int, bytes]:
+        """The number of an error, 0 for none, and the value."""
         question = Message(Operation.READ, 1, 0, join_strings(path))
         try:
             rest = memoryview(question.encode())
@@ -54,11 +67,8 @@ class FirstLook:
             failure = error if isinstance(error, OSError) else OSError(0, str(error))
             raise from_os_error(failure, path=self._path, op="talk to xenstored") from error
         if reply.operation == Operation.ERROR:
-            code = errno_of(reply.payload)
-            if code in (errno.ENOENT, errno.EACCES):
-                return None
-            raise from_os_error(OSError(code, os.strerror(code)), path=path, op="read the key")
-        return to_text(reply.payload)
+            return errno_of(reply.payload), b""
+        return 0, reply.payload
 
     def _reply(self) -> Message:
         assembler = Assembler()
