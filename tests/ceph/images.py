@@ -107,3 +107,21 @@ def test_a_mount_writes_to_it(ceph: Cluster, tmp_path: Path) -> None:
 
 def test_what_is_not_there_is_told(ceph: Cluster) -> None:
     assert "is not there" in ran(ceph, "info", address(ceph, "none"), code=17)
+
+
+def test_a_survey_lists_what_a_pool_has(ceph: Cluster, tmp_path: Path) -> None:
+    """Images of a format, and raw ones with a file system; raw ones that show nothing only with --all."""
+    with (tmp_path / "files").open("wb") as file:
+        file.truncate(16 * MIB)
+    subprocess.run(["/sbin/mkfs.ext4", "-q", tmp_path / "files"], check=True)
+    ran(ceph, "create", "-f", "qcow2", tmp_path / "empty.qcow2", "1G")
+    for name, source in (("files", tmp_path / "files"), ("packed", tmp_path / "empty.qcow2")):
+        ceph.run("rbd", "create", "--size", "16M", f"rbd/surveyed-{name}")
+        ran(ceph, "convert", "-f", "raw", "-O", "raw", source, address(ceph, f"surveyed-{name}"))
+    ceph.run("rbd", "create", "--size", "4M", "rbd/surveyed-blank")
+    pool = f"rbd:rbd:conf={ceph.configuration}"
+    for words, names in (((), ["files", "packed"]), (("--all",), ["blank", "files", "packed"])):
+        found = json.loads(ran(ceph, "survey", "--json", *words, pool))["images"]
+        rows = {each["path"]: each for each in found if "/surveyed-" in each["path"]}
+        assert sorted(rows) == [address(ceph, f"surveyed-{name}") for name in names]
+        assert [rows[address(ceph, f"surveyed-{name}")]["format"] for name in ("files", "packed")] == ["raw", "qcow2"]
