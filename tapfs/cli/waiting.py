@@ -17,7 +17,11 @@ def told_of_waiting(what: Callable[[], str | None]) -> Generator[None]:
     """Say what is waited for, as `what` knows it then, if the context takes long. No thread is left at its end."""
     timer = threading.Timer(_SILENT_SECONDS, lambda: _say(what()))
     timer.daemon = True
-    timer.start()
+    try:
+        timer.start()
+    except RuntimeError:  # no thread can be started: the command does without the words
+        yield
+        return
     try:
         yield
     finally:

@@ -137,12 +137,6 @@ class Image:
         return self._top.driver.geometry.granule
 
     @property
-    def least_granule(self) -> int:
-        """The smallest piece, in bytes, that any image of the chain maps on its own; 0 where none has a map."""
-        mapped = [layer.driver.geometry for layer in self.layers if not layer.driver.geometry.identity]
-        return min((geometry.granule for geometry in mapped), default=0)
-
-    @property
     def writable(self) -> bool:
         """Whether it was opened for writing."""
         return self._writes is not None

@@ -193,7 +193,7 @@ class Salvaged:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._granule = max(_SALVAGED_BYTES, source.least_granule if isinstance(source, Image) else 0)
+        self._granule = max(_SALVAGED_BYTES, _least_granule(source) if isinstance(source, Image) else 0)
         self._lock = threading.Lock()
         self._lost: list[tuple[Range, ImageError]] = []
 
@@ -271,6 +271,12 @@ def _halves(whole: Range, least: int) -> Iterator[Range]:
     yield Range(whole.offset, middle - whole.offset)
     if middle < whole.end:
         yield Range(middle, whole.end - middle)
+
+
+def _least_granule(image: Image) -> int:
+    """The smallest piece, in bytes, that any image of the chain maps on its own; 0 where none has a map."""
+    mapped = [layer.driver.geometry for layer in image.layers if not layer.driver.geometry.identity]
+    return min((geometry.granule for geometry in mapped), default=0)
 
 
 def _require_passable(error: ImageError) -> None:

@@ -38,6 +38,7 @@ def test_the_readme_names_all_of_it() -> None:
 
 def test_the_message_of_a_missing_pyfuse3_names_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyfuse3", None)
+    monkeypatch.delitem(sys.modules, "tapfs.host.fuse_binding", raising=False)
     with pytest.raises(mounting.ImageError) as caught:
         mounting.require_fuse()
     assert set(str(caught.value.remedy).split("apt install ")[1].split()) == OF_MOUNTING

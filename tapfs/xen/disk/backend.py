@@ -41,6 +41,8 @@ _CLOSED_SECONDS = 3.0
 _REST_ROUNDS = 3
 _REST_SECONDS = 0.05
 
+#: Seconds that a process which has just started may take to reach xenstored.
+_FIRST_SECONDS = 10.0
 #: Seconds between two looks whether there is a xenstored again.
 _LOST_SECONDS = 0.5
 
@@ -99,10 +101,13 @@ class Backend:
         #: The image is closed for good; only the word for it, state 6, may be missing.
         self._image_closed = False
         self._ring_watch = trio.CancelScope()
+        #: Set once there has been a connection to xenstored: requests of an operator may come before.
+        self._was_reached = trio.Event()
 
     async def run(self, store: XenStore) -> None:
         """Follow the device until it is done or gone; then the image is closed. Raises ImageError if xenstored goes."""
         self._store, self._lost = store, None
+        self._was_reached.set()
         lost = None
         try:
             async with (
@@ -137,6 +142,8 @@ class Backend:
 
         Raises ImageError, io if there is no xenstored at present.
         """
+        with trio.move_on_after(_FIRST_SECONDS):
+            await self._was_reached.wait()
         if self._store is None:
             raise ImageError(ErrorKind.IO, "xenstored does not answer", op="write the key", path=self.device.backend)
         return await write_device_keys(self._store, self.device, values, only_at=only_at, token=self._token)

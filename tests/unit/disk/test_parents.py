@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -57,15 +57,19 @@ FORMAT = LinkFormat()
 
 
 @pytest.fixture
-def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], str]:
+def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], str]]:
+    caches = (probe.format_named, probe._own_formats)
     monkeypatch.setitem(probe._MODULES, "link", __name__)
-    probe.format_named.cache_clear()
+    for cached in caches:
+        cached.cache_clear()
 
     def make(name: str, text: str) -> str:
         (tmp_path / name).write_text("LINK\n" + text)
         return str(tmp_path / name)
 
-    return make
+    yield make
+    for cached in caches:  # what they keep is not of the next test
+        cached.cache_clear()
 
 
 def raw(path: Path, byte: bytes) -> None:
