@@ -45,10 +45,11 @@ class FirstLook:
 
     async def read(self, path: str) -> str | None:
         """The value of a key; None if it is not there, or not for us. Raises ImageError(io)."""
-        for _ in range(LOOK_TRIES):
-            code, reply = self._ask(path)
+        code, reply = self._ask(path)
+        for _ in range(LOOK_TRIES - 1):
             if code != errno.EINVAL:
                 break
+            code, reply = self._ask(path)
         if code in (errno.ENOENT, errno.EACCES):
             return None
         if code:
