@@ -105,6 +105,11 @@ class Mounts:
             for pid in (keeper, server) if is_keeper(keeper) else (server,):
                 os.kill(pid, signal.SIGKILL)
 
+    def served_by(self, started: int) -> bool:
+        """Whether one process serves, which is the started one or that of the keeper which this has become."""
+        serving = self.processes()
+        return len(serving) == 1 and started in (serving[0], parent_of(serving[0]))
+
     def all_processes(self) -> list[int]:
         """The processes that run with this test's runtime directory."""
         mark = f"TAPFS_RUNTIME_DIR={self.runtime}".encode()

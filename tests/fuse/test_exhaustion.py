@@ -16,7 +16,7 @@ import pytest
 
 import tapfs
 from tests.conftest import Ran
-from tests.fuse.conftest import Mounts, wait_for
+from tests.fuse.conftest import Mounts, is_keeper, wait_for
 
 #: `tapfs` that flushes often and keeps no idle thread; once a file exists, its process gets no new thread.
 _WITHOUT_THREADS = """
@@ -203,7 +203,7 @@ def test_a_status_request_at_the_end(mounts: Mounts, sample: Path) -> None:
     directory = mounts.directory()
     process = mounts.foreground(sample, directory)
     # The mount is looked at by a process that ends, of the one outside of the sandbox.
-    wait_for(lambda: mounts.processes() == [process.pid] and len(mounts.all_processes()) == 2)
+    wait_for(lambda: mounts.served_by(process.pid) and len(mounts.all_processes()) == 2 + is_keeper(process.pid))
     with connected(mounts) as early, connected(mounts) as unmounting:
         before = asked(early, command="status")
         assert before["ok"] is True

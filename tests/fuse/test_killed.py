@@ -172,8 +172,8 @@ def test_mounted_after_the_kill(mounts: Mounts, flat: Path, monkeypatch: pytest.
     with stopped_helper(mounts, flat, directory) as (hidden, helper, kill_others), ExitStack() as opened:
         disk = loop_device(str(hidden / "disk"), offset=0, size=flat.stat().st_size, writable=False, name="x")
         device = opened.enter_context(disk)
+        kill_others()  # first: who waits for the helper would clean up
         kill(helper)
-        kill_others()
         (entry,) = json.loads(mounts.run("list", "--json").out)["mounts"]
         assert (entry["alive"], entry["mountpoint"]) == (False, str(directory))
 
@@ -211,8 +211,8 @@ def test_disk_stays_in_use(mounts: Mounts, flat: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("TAPFS_RUNTIME_DIR", str(mounts.runtime))
     monkeypatch.setattr(unmounting, "_PATIENCE_SECONDS", 0)
     with stopped_helper(mounts, flat, directory) as (hidden, helper, kill_others), somebody(cwd=hidden) as user:
+        kill_others()  # first: who waits for the helper would clean up
         kill(helper)
-        kill_others()
         with pytest.raises(ImageError, match=rf"still used by process {user.pid} \(sleep\)") as caught:
             unmounting.unmount_image(str(directory), force=False)
         assert caught.value.kind is ErrorKind.LOCKED

@@ -97,7 +97,7 @@ def test_sigterm_in_use(mounts: Mounts, tmp_path: Path) -> None:
 def test_foreground(mounts: Mounts, sample: Path) -> None:
     directory = mounts.directory()
     process = mounts.foreground(sample, directory)
-    wait_for(lambda: mounts.processes() == [process.pid])  # it looks at its mount by a process that ends
+    wait_for(lambda: mounts.served_by(process.pid))  # it looks at its mount by a process that ends
     assert (directory / "disk").read_bytes() == sample.read_bytes()
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60)[0] == ""
