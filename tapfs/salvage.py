@@ -47,6 +47,11 @@ class Salvage(NamedTuple):
     unplaced: tuple[Range, ...] = ()
     size_guessed: bool = False
 
+    @property
+    def unplaced_bytes(self) -> int:
+        """Bytes of the unplaced ranges."""
+        return sum(each.length for each in self.unplaced)
+
 
 @runtime_checkable
 class SalvageableFormat(Format, Protocol):

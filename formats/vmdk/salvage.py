@@ -63,7 +63,7 @@ def salvage(file: HostFile, request: SalvageRequest) -> Salvage:
     if header.is_compressed and header.has_markers:
         return _of_markers(file, header, rebuilt)
     if rebuilt:
-        return _with_directories(file, header, rebuilt, request)
+        return _with_directories(file, header, rebuilt, size_given=request.virtual_size is not None)
     return _checked(file, header)
 
 
@@ -80,7 +80,8 @@ class _Grain(NamedTuple):
 
 def _of_markers(file: HostFile, header: SparseHeader, rebuilt: list[str]) -> Salvage:
     """The tables of a packed extent by the markers of its grains, if the directory is not there or is not whole."""
-    if not rebuilt and _is_whole(file, header):
+    whole = _is_whole(file, header)
+    if whole and not rebuilt:
         return Salvage()
     size = file.size()
     directory = array("I", bytes(4 * header.directory_entries))
@@ -88,8 +89,7 @@ def _of_markers(file: HostFile, header: SparseHeader, rebuilt: list[str]) -> Sal
     doubts: list[str] = []
     unplaced: list[Range] = []
     grains = 0
-    end = header.overhead_sectors * SECTOR
-    for grain in _grains(file, header, end, unplaced):
+    for grain in _grains(file, header, header.overhead_sectors * SECTOR, unplaced):
         index, entry = divmod(grain.lba // header.grain_sectors, header.table_entries)
         if index not in tables:
             tables[index] = array("I", bytes(header.table_bytes))
@@ -97,18 +97,18 @@ def _of_markers(file: HostFile, header: SparseHeader, rebuilt: list[str]) -> Sal
         grains += 1
     if not grains:
         raise ImageError(ErrorKind.INVALID_FORMAT, "no grain of a VMDK is in the file", path=file.path, op="salvage")
-    at = round_up(size, SECTOR) + round_up(header.directory_bytes, SECTOR)
-    writes: list[Step] = []
+    # One piece behind the file: the directory, and the tables behind it.
+    place = round_up(size, SECTOR)
+    at = place + header.directory_bytes
+    packed: list[bytes] = []
     for index, table in sorted(tables.items()):
         directory[index] = at // SECTOR
-        writes.append(Write(0, at, encode(table, "little")))
+        packed.append(encode(table, "little"))
         at += header.table_bytes
-    place = round_up(size, SECTOR)
-    writes.append(Write(0, place, encode(directory, "little").ljust(header.directory_bytes, b"\0")))
+    first = encode(directory, "little").ljust(header.directory_bytes, b"\0")
     sized = header._replace(directory_sector=place // SECTOR, redundant_sector=0)
-    writes.append(Write(0, 0, sized.pack()))
     rebuilt.append(f"the grain directory and {len(tables)} grain tables, by the markers of {grains} grains")
-    if not _is_whole(file, header):
+    if not whole:
         doubts.append(
             "no directory says which grains there were, so those that were not found read as if they had never been"
             f" written: the last one that was found is of byte {_last(tables, header)} of the disk"
@@ -116,7 +116,8 @@ def _of_markers(file: HostFile, header: SparseHeader, rebuilt: list[str]) -> Sal
     if unplaced:
         lost = sum(each.length for each in unplaced)
         doubts.append(f"{lost} bytes of the file, from {unplaced[0].offset:#x} on, are neither grains nor markers")
-    return Salvage(plan(writes), tuple(rebuilt), tuple(doubts), tuple(unplaced))
+    patch = plan([Write(0, 0, sized.pack()), Write(0, place, b"".join((first, *packed)))])
+    return Salvage(patch, tuple(rebuilt), tuple(doubts), tuple(unplaced))
 
 
 def _is_whole(file: HostFile, header: SparseHeader) -> bool:
@@ -234,12 +235,12 @@ def _new_header(file: HostFile, found: _Found | None, request: SalvageRequest) -
     return parse_sparse_header(header.pack(), file.path)
 
 
-def _with_directories(file: HostFile, header: SparseHeader, rebuilt: list[str], request: SalvageRequest) -> Salvage:
+def _with_directories(file: HostFile, header: SparseHeader, rebuilt: list[str], *, size_given: bool) -> Salvage:
     """The header of an extent that is not packed, with the places of its directories."""
     places = list(_directories(file, header))
     if not places:
         message = "no grain directory of a disk of this size is in the file"
-        remedy = None if request.virtual_size is None else "see whether the size that you know is right"
+        remedy = "see whether the size that you know is right" if size_given else None
         raise ImageError(ErrorKind.INVALID_FORMAT, message, path=file.path, op="salvage", remedy=remedy)
     header = header._replace(directory_sector=places[-1], overhead_sectors=places[-1])
     if len(places) > 1:
@@ -273,22 +274,23 @@ def _checked(file: HostFile, header: SparseHeader) -> Salvage:
     size, tables = file.size(), header.table_bytes // SECTOR
     place = header.directory_sector * SECTOR
     if place + header.directory_bytes > size:
-        return _with_directories(file, header, ["the grain directory, which lies behind the end of the file"], _NONE)
+        lost = "the grain directory, which lies behind the end of the file"
+        return _with_directories(file, header, [lost], size_given=False)
     own = decoded(file.read(place, header.directory_bytes))[: header.directory_entries]
     twin_place = header.redundant_sector * SECTOR
     has_twin = header.has_redundant and twin_place + header.directory_bytes <= size
     twin = decoded(file.read(twin_place, header.directory_bytes))[: header.directory_entries] if has_twin else own
-    bad = [
+    bad = {
         index
         for index in range(header.directory_entries)
         if not _possible(own[index], size, header) and not _possible(twin[index], size, header)
-    ]
+    }
     good = {own[index] - tables * index for index in range(len(own)) if own[index] and index not in bad}
     if not bad or len(good) != 1:
         return Salvage()  # the driver says what is wrong
     (start,) = good
     writes: list[Step] = []
-    for index in bad:
+    for index in sorted(bad):
         sector = start + tables * index
         if _possible(sector, size, header):
             writes.append(Write(0, place + 4 * index, sector.to_bytes(4, "little")))
@@ -298,6 +300,3 @@ def _checked(file: HostFile, header: SparseHeader) -> Salvage:
 
 def _possible(sector: int, size: int, header: SparseHeader) -> bool:
     return sector == 0 or (header.overhead_sectors > 0 and SECTOR < sector * SECTOR <= size - header.table_bytes)
-
-
-_NONE = SalvageRequest()

@@ -123,9 +123,10 @@ class LocalFiles:
         """
         if number not in self._patches:
             return []
+        end = self._files[number].size()
         steps = (step for stage in self._patch.stages for step in stage if isinstance(step, Write))
-        ranges = [(step.host_offset, step.host_offset + len(step.data)) for step in steps if step.file == number]
-        return [*ranges, (self._files[number].size(), MAX_HOST_BYTES)]
+        inside = [step for step in steps if step.file == number and step.host_offset < end]
+        return [*((step.host_offset, step.host_offset + len(step.data)) for step in inside), (end, MAX_HOST_BYTES)]
 
     def again(self, names: Mapping[str, LocalFile], image: LocalFile) -> Self:
         """The same image on other descriptors of its files: `image` for file 0, the rest by the names in `names`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import struct
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,15 +12,15 @@ from tapfs.driver import MAX_DISK_BYTES, Salvage
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.extent import Range
 from tapfs.host.file import LocalFile
+from tapfs.partitions.gpt import stated_size
+from tapfs.partitions.mbr import end_of_entries, read_entries
+from tapfs.partitions.reader import Reader
 from tapfs.records import replace
 
 if TYPE_CHECKING:
     from tapfs.disk.chain import OpenOptions
     from tapfs.disk.image import Image
 
-#: A GPT header stands in the second sector; where its copy stands it says at byte 32: in the last one.
-_GPT_MAGIC, _GPT_COPY_AT = b"EFI PART", 32
-_SECTOR_SIZES = (512, 4096)
 _PIECE = 1 << 20
 
 
@@ -41,7 +41,11 @@ def open_salvaged(path: str, options: OpenOptions, *, password: bytes | None = N
     found = _found(image)
     if not found.size_guessed or options.salvage is None:
         return Salvaged(image, found)
-    told = _told_size(image)
+    try:
+        told = _told_size(image)
+    except BaseException:
+        image.close()
+        raise
     reason = "nothing says it, so that it ends with its last data"
     if told > image.size:
         image.close()
@@ -54,8 +58,6 @@ def open_salvaged(path: str, options: OpenOptions, *, password: bytes | None = N
 
 def copy_unplaced(image: LocalFile, ranges: Sequence[Range], target: LocalFile) -> int:
     """Write ranges of an image's file behind each other into an empty file; the bytes that it has then."""
-    import os
-
     at = 0
     for start, length in ranges:
         for offset in range(start, start + length, _PIECE):
@@ -76,8 +78,10 @@ def _found(image: Image) -> Salvage:
 
 
 def _told_size(image: Image) -> int:
-    """The size of a disk that its partition table says; 0 where it says none."""
-    return max(_attempt(lambda: _size_by_gpt(image)), _attempt(lambda: _end_of_partitions(image)))
+    """The size of a disk that its partition table says; 0 where it says none, or none that can be."""
+    disk = Reader(image.read, image.size)
+    sizes = (_attempt(lambda: stated_size(disk)), _attempt(lambda: end_of_entries(read_entries(disk, 0) or [])))
+    return max(size if size <= MAX_DISK_BYTES else 0 for size in sizes)
 
 
 def _attempt(look: Callable[[], int]) -> int:
@@ -87,31 +91,3 @@ def _attempt(look: Callable[[], int]) -> int:
         if error.kind not in {*PASSABLE, ErrorKind.IO}:
             raise
         return 0
-
-
-def _size_by_gpt(image: Image) -> int:
-    for sector in _SECTOR_SIZES:
-        if image.size < 2 * sector:
-            continue
-        header = image.read(sector, 40)
-        if header.startswith(_GPT_MAGIC):
-            (last,) = struct.unpack_from("<Q", header, _GPT_COPY_AT)
-            size = (last + 1) * sector
-            return size if size <= MAX_DISK_BYTES else 0
-    return 0
-
-
-def _end_of_partitions(image: Image) -> int:
-    """Where the last entry of an MBR ends; a reader of partitions leaves out what lies behind the end of the disk."""
-    if image.size < _SECTOR_SIZES[0]:
-        return 0
-    sector = image.read(0, _SECTOR_SIZES[0])
-    if sector[510:] != b"\x55\xaa":
-        return 0
-    ends = [0]
-    for at in range(446, 510, 16):
-        kind = sector[at + 4]
-        first, count = struct.unpack_from("<II", sector, at + 8)
-        if kind and sector[at] in (0, 0x80):
-            ends.append((first + count) * _SECTOR_SIZES[0])
-    return max(ends)

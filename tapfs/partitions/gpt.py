@@ -52,6 +52,12 @@ def read_gpt(disk: Reader, sector_sizes: Sequence[int] = SECTOR_SIZES) -> Partit
     return None
 
 
+def stated_size(disk: Reader) -> int:
+    """Bytes of the disk that a primary table was made for, whose backup stands in the last sector; 0 without one."""
+    found = (_read_header(disk, sector_size, 1) for sector_size in SECTOR_SIZES)
+    return max(((header.other_sector + 1) * header.sector_size for header in found if header is not None), default=0)
+
+
 def _read_header(disk: Reader, sector_size: int, sector: int) -> _Header | None:
     """The header in that sector if it and its entries are whole."""
     found = disk.read(sector * sector_size, sector_size)

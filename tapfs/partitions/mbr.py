@@ -53,6 +53,12 @@ def read_entries(disk: Reader, offset: int) -> list[Entry] | None:
     return [Entry(*fields) for fields in _ENTRY.iter_unpack(sector[_ENTRIES_AT : _ENTRIES_AT + 4 * _ENTRY.size])]
 
 
+def end_of_entries(entries: list[Entry]) -> int:
+    """The byte at which the last partition of a table ends, also one that reaches past the end of the disk."""
+    used = [entry for entry in entries if entry.type and entry.boot_indicator in _BOOT_INDICATORS]
+    return max(((entry.start + entry.sectors) * SECTOR for entry in used), default=0)
+
+
 def is_protective(entries: list[Entry]) -> bool:
     """Whether the table says that a GPT follows."""
     return any(entry.type == _PROTECTIVE for entry in entries)

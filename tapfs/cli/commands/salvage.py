@@ -10,7 +10,7 @@ from tapfs.cli.parser import UsageError, format_argument, size_argument
 from tapfs.cli.reporting import add_json_option, add_progress_options, print_line, progress_of
 from tapfs.cli.salvaged_ranges import EXIT_SALVAGED, tell_lost
 from tapfs.cli.sizes import human_size
-from tapfs.cli.targets import add_target_options, check_copied, default_format, new_image_of, print_options, wants_help
+from tapfs.cli.targets import add_target_options, default_format, new_image_of, print_options, wants_help
 from tapfs.records import replace
 
 if TYPE_CHECKING:
@@ -77,9 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run and arguments.unplaced is not None:
         raise UsageError("--dry-run writes nothing, so --unplaced does not go with it", _PROGRAM)
     if arguments.target is not None:
-        arguments.compress = arguments.sparse_size = None
         arguments.target_format = arguments.target_format or default_format(arguments.target, "-O")
-        check_copied(arguments, [arguments.image], _PROGRAM)
     salvaged = _opened(arguments)
     with salvaged.image as image:
         if not arguments.json:
@@ -93,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
                     "size": image.size,
                     "rebuilt": list(salvaged.found.rebuilt),
                     "doubts": list(salvaged.found.doubts),
-                    "unplaced": sum(each.length for each in salvaged.found.unplaced),
+                    "unplaced": salvaged.found.unplaced_bytes,
                     "unplaced_written": written,
                     "lost": None if lost is None else [_as_json(*each) for each in lost.lost],
                 }
@@ -136,9 +134,9 @@ def _print_found(salvaged: Salvaged) -> None:
         print_line(f"rebuilt: {text}")
     if not found.rebuilt:
         print_line("nothing had to be rebuilt")
-    unplaced = sum(each.length for each in found.unplaced)
-    if unplaced:
-        print_line(f"no table names {human_size(unplaced)} of the file, in {len(found.unplaced)} ranges (--unplaced)")
+    if found.unplaced:
+        unplaced = human_size(found.unplaced_bytes)
+        print_line(f"no table names {unplaced} of the file, in {len(found.unplaced)} ranges (--unplaced)")
     for text in found.doubts:
         complain("tapfs", f"{printable(salvaged.image.path)}: {text}")
 

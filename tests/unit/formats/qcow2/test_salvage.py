@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -205,6 +206,25 @@ def test_the_parent_of_an_image_without_header_is_the_one_that_the_user_names(tm
         assert all(
             image.read(place, 4096) == content for place, content in below.items() if place // 65536 not in clusters
         )
+
+
+@pytest.mark.parametrize("scheme", ["mbr", "gpt"])
+def test_a_partition_table_says_the_size_that_a_lost_header_had(tmp_path: Path, scheme: str) -> None:
+    raw, path = tmp_path / "disk.raw", tmp_path / "disk.qcow2"
+    with raw.open("wb") as file:
+        file.truncate(64 * MIB)
+    script = {"mbr": "label: dos\nstart=2048, size=129024\n", "gpt": "label: gpt\nstart=2048, size=4096\n"}[scheme]
+    subprocess.run(["/sbin/sfdisk", "-q", raw], input=script, text=True, check=True)
+    if scheme == "gpt":  # the backup is the last data of the disk, so it would say the size by itself
+        with raw.open("r+b") as file:
+            file.seek(63 * MIB)
+            file.write(bytes(MIB))
+    tapfs.convert(raw, path, target_format="qcow2", format="raw")
+    overwrite(path, 0, bytes(512))
+    salvaged = opened(path)
+    with salvaged.image as image:
+        assert image.size == 64 * MIB
+    assert any("its partition table says so" in text for text in salvaged.found.doubts)
 
 
 def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
