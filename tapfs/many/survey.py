@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from tapfs.host.remote.address import Address
-from tapfs.many.image_row import Row, failed_row
+from tapfs.many.image_row import FileState, Row, failed_row
 from tapfs.many.survey_task import SAME
 from tapfs.many.tasks import Runner, Task
 
@@ -22,6 +22,7 @@ HANDLER = "tapfs.many.survey_task"
 class Wanted(NamedTuple):
     """What a survey is to tell. `asked`: of `image_row.PARTS`. `whatever`: what is no image is a raw one.
 
+    `keys`: key files of encrypted images, each FILE or IMAGE=FILE.
     `roots`: folders that files named by images must lie in, none: no such file is opened; None: as `Gate()`.
     `sandboxed`: who looks at the images gives up its other rights first, which all of them being local needs.
     """
@@ -30,6 +31,7 @@ class Wanted(NamedTuple):
     whatever: bool = False
     roots: tuple[str, ...] | None = None
     sandboxed: bool = False
+    keys: tuple[str, ...] = ()
 
 
 class Unlisted(NamedTuple):
@@ -58,67 +60,115 @@ def make_survey(
     wanted: Wanted,
     runner: Runner,
     *,
-    known: Mapping[str, Row] | None = None,
+    known: Mapping[str, list[Row]] | None = None,
     note: Callable[[Row], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Survey:
-    """Look at every image under the paths.
+    """Look at every image under the paths, and at those that packages there name.
 
     `known` has rows of an earlier survey by their paths: those whose files are as they were are taken over. `note` gets
     each row as soon as it is made, without `used_by`. `progress` gets the numbers of files done and in all.
     """
     entries, unlisted = _listed(paths, runner, sandboxed=wanted.sandboxed)
-    rows: list[Row] = []
-    tasks: list[Task] = []
-    reused = 0
-    for entry in entries:
-        row = (known or {}).get(entry["path"])
-        usable = row is not None and _may_be_reused(row, entry, wanted)
-        if usable and row is not None and len(row["identities"]) == 1:
-            rows.append(row)
-            reused += 1
-            continue
-        task: dict[str, object] = {
+    looks = _Looks(wanted, runner, known or {}, note, progress)
+    looks.at(entries)
+    named = _named_by_packages(looks.rows, entries)
+    if named:
+        looks.at(named)
+    rows, no_images = looks.rows, looks.no_images
+    parts = {key for row in rows for path in row["files"][1:] for key in _keys(row, path)}
+    whole = [row for row in rows if not parts.intersection(_keys(row, row["path"]))] if parts else rows
+    not_images = sum(_key_of(path) not in parts for path in no_images) if parts else len(no_images)
+    _note_users(whole)
+    whole.sort(key=lambda row: (row["path"], row["disk"] or 0))
+    count = len(rows) - len(whole) + len(no_images) - not_images
+    return Survey(whole, not_images, count, looks.reused, unlisted)
+
+
+class _Looks:
+    """The looks at files, and what has come of them."""
+
+    def __init__(
+        self,
+        wanted: Wanted,
+        runner: Runner,
+        known: Mapping[str, list[Row]],
+        note: Callable[[Row], None] | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.rows: list[Row] = []
+        self.no_images: list[str] = []
+        self.reused = 0
+        self._wanted = wanted
+        self._runner = runner
+        self._known = known
+        self._note = note
+        self._progress = progress
+        self._done = self._all = 0
+
+    def at(self, entries: Sequence[Entry]) -> None:
+        """Look at these files, or take over what is known of them."""
+        wanted = self._wanted
+        common: dict[str, object] = {
             "do": "look",
-            "path": entry["path"],
-            "identity": entry["identity"],
             "asked": list(wanted.asked),
             "all": wanted.whatever,
             "sandboxed": wanted.sandboxed,
             "roots": None if wanted.roots is None else list(wanted.roots),
+            "keys": list(wanted.keys),
         }
-        if usable and row is not None:
-            task["known"] = row["identities"]
-        tasks.append(task)
-    done = len(rows)
-    no_images: list[Task] = []
-    for number, answer in runner.answers(tasks):
-        done += 1
-        path = cast("str", tasks[number]["path"])
-        result = cast("Row | str | None", answer.get("result"))
+        self._all += len(entries)
+        tasks: list[Task] = []
+        for entry in entries:
+            rows = self._known.get(entry["path"])
+            states = None if rows is None or not _may_be_reused(rows, entry, wanted) else _states(rows)
+            if rows is not None and states is not None and len(states) == 1:
+                self._take_over(rows)
+                self._done += 1
+                continue
+            task = {**common, "path": entry["path"], "identity": entry["identity"]}
+            if states is not None:
+                task["known"] = states
+            tasks.append(task)
+        for number, answer in self._runner.answers(tasks):
+            self._take(cast("str", tasks[number]["path"]), answer)
+
+    def _take(self, path: str, answer: Mapping[str, object]) -> None:
+        self._done += 1
+        result = cast("list[Row] | str | None", answer.get("result"))
         error = cast("dict[str, object] | None", answer.get("error"))
         if error is not None:
-            row = failed_row(path, list(wanted.asked), error)
-        elif result == SAME:
-            row = (known or {})[path]
-            reused += 1
-        elif result is None:
-            no_images.append(tasks[number])
-            row = None
-        else:
-            row = cast("Row", result)
-        if row is not None:
-            rows.append(row)
-            if note is not None:
-                note(row)
-        if progress is not None:
-            progress(done, len(entries))
-    parts = {key for row in rows for path in row["files"][1:] for key in _keys(row, path)}
-    whole = [row for row in rows if not parts.intersection(_keys(row, row["path"]))] if parts else rows
-    not_images = sum(_key_of(cast("str", task["path"])) not in parts for task in no_images) if parts else len(no_images)
-    _note_users(whole)
-    whole.sort(key=lambda row: row["path"])
-    return Survey(whole, not_images, len(rows) - len(whole) + len(no_images) - not_images, reused, unlisted)
+            result = [failed_row(path, list(self._wanted.asked), error)]
+        if result == SAME:
+            result = self._known[path]
+            self.reused += len(result)
+        elif not result:
+            self.no_images.append(path)
+        for row in cast("list[Row]", result or ()):
+            self.rows.append(row)
+            if self._note is not None:
+                self._note(row)
+        if self._progress is not None:
+            self._progress(self._done, self._all)
+
+    def _take_over(self, rows: list[Row]) -> None:
+        self.rows += rows
+        self.reused += len(rows)
+
+
+def _named_by_packages(rows: Iterable[Row], entries: Iterable[Entry]) -> list[Entry]:
+    """The disks that descriptors of virtual machines name, as far as they are not among the entries."""
+    named: dict[object, Entry] = {}
+    for row in rows:
+        if row["package"] is not None and row["chain"]:
+            path = row["chain"][0]["path"]
+            state = next((each["state"] for each in row["identities"] if each["path"] == path), None)
+            if state is not None and path != row["path"]:
+                named.setdefault(tuple(state[:2]), {"path": path, "identity": state})
+    if named:
+        for entry in entries:
+            named.pop(None if entry["identity"] is None else tuple(entry["identity"][:2]), None)
+    return list(named.values())
 
 
 def _listed(paths: Iterable[str], runner: Runner, *, sandboxed: bool) -> tuple[list[Entry], list[Unlisted]]:
@@ -148,9 +198,14 @@ def _listed(paths: Iterable[str], runner: Runner, *, sandboxed: bool) -> tuple[l
     return list(found.values()), unlisted
 
 
-def _may_be_reused(row: Row, entry: Entry, wanted: Wanted) -> bool:
-    """Whether the row of an earlier survey tells what is wanted, as far as the listing shows."""
+def _may_be_reused(rows: list[Row], entry: Entry, wanted: Wanted) -> bool:
+    """Whether the rows that an earlier survey made of a file tell what is wanted, as far as the listing shows."""
+    return len(rows) == (rows[0]["disks"] or 1) and all(_still_tells(row, entry, wanted) for row in rows)
+
+
+def _still_tells(row: Row, entry: Entry, wanted: Wanted) -> bool:
     own = next((each["state"] for each in row["identities"] if each["path"] == row["path"]), None)
+    locked = row["encrypted"] and row["hash"] is None and row["contents"] is None
     return (
         own is not None
         and own == entry["identity"]
@@ -158,8 +213,14 @@ def _may_be_reused(row: Row, entry: Entry, wanted: Wanted) -> bool:
         and row["error"] is None
         and not row["in_use"]
         and row["health"] != "broken chain"
+        and not (wanted.keys and locked)
         and all(part["state"] == "open" for part in row["chain"])
     )
+
+
+def _states(rows: list[Row]) -> list[FileState]:
+    """The files that rows are made of, each once."""
+    return list({each["path"]: each for row in rows for each in row["identities"]}.values())
 
 
 def _keys(row: Row, path: str) -> list[object]:
@@ -178,7 +239,7 @@ def _note_users(rows: list[Row]) -> None:
     """Note in each row which images have it in their chain: they cannot be read without it."""
     users: defaultdict[object, list[str]] = defaultdict(list)
     for row in rows:
-        for part in row["chain"][1:]:
+        for part in row["chain"][row["package"] is None :]:  # what a package names is another file
             for key in _keys(row, part["path"]):
                 users[key].append(row["path"])
     for row in rows if users else ():

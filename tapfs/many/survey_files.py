@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 #: The columns of the table `images`, with their types in SQLite. `row` is the whole row as JSON.
 COLUMNS = {
     "path": "TEXT",
+    "disk": "INTEGER",
+    "disks": "INTEGER",
+    "package": "TEXT",
     "format": "TEXT",
     "packed": "TEXT",
     "virtual_size": "INTEGER",
@@ -69,12 +72,12 @@ def write_survey(path: str, kind: str, rows: Sequence[Row]) -> None:
             raise
 
 
-def known_rows(path: str, kind: str) -> dict[str, Row]:
+def known_rows(path: str, kind: str) -> dict[str, list[Row]]:
     """The rows of the survey file and of its journal, by their paths; those of the journal are newer.
 
     Rows of names that are no UTF-8 are left out. Raises ImageError for a file that is no survey.
     """
-    rows: dict[str, Row] = {}
+    rows: dict[tuple[str, int | None], Row] = {}
     if os.path.exists(path):
         read = {"jsonl": _read_lines, "sqlite": _read_sqlite}.get(kind, _read_parquet)
         with _explained(path, "read the survey"):
@@ -83,7 +86,10 @@ def known_rows(path: str, kind: str) -> dict[str, Row]:
     with suppress(FileNotFoundError), open(journal_of(path), "r+b") as journal:
         for line in whole_lines(journal):
             _take(rows, line, journal_of(path))
-    return rows
+    found: dict[str, list[Row]] = {}
+    for (name, _), row in rows.items():
+        found.setdefault(name, []).append(row)
+    return found
 
 
 def journal_of(path: str) -> str:
@@ -119,10 +125,10 @@ class Journal:
             self._file.flush()
 
 
-def _take(rows: dict[str, Row], text: str | bytes, path: str) -> None:
+def _take(rows: dict[tuple[str, int | None], Row], text: str | bytes, path: str) -> None:
     try:
         row = cast("dict[str, object]", json.loads(text))
-        name, version = cast("str", row["path"]), row.pop("version")
+        name, disk, version = cast("str", row["path"]), cast("int | None", row["disk"]), row.pop("version")
         if version != VERSION or not isinstance(row["identities"], list):
             raise ValueError(version)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -134,7 +140,7 @@ def _take(rows: dict[str, Row], text: str | bytes, path: str) -> None:
             remedy="name another file, or leave out --resume to replace it",
         ) from error
     if "_base64" not in repr(row.keys() | {key for part in cast("Row", row)["chain"] for key in part}):
-        rows[name] = cast("Row", row)
+        rows[name, disk] = cast("Row", row)
 
 
 def _flat(row: Row) -> dict[str, object]:
@@ -165,10 +171,10 @@ def _write_sqlite(path: str, rows: Sequence[Row]) -> None:
     try:
         columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
         connection.executescript(
-            f"CREATE TABLE images ({columns}, PRIMARY KEY (path));"
-            "CREATE TABLE chains (image TEXT, depth INTEGER, path TEXT, format TEXT, state TEXT);"
+            f"CREATE TABLE images ({columns}, PRIMARY KEY (path, disk));"
+            "CREATE TABLE chains (image TEXT, disk INTEGER, depth INTEGER, path TEXT, format TEXT, state TEXT);"
             "CREATE TABLE users (image TEXT, used_by TEXT);"
-            "CREATE TABLE file_systems (image TEXT, partition INTEGER, start INTEGER, size INTEGER,"
+            "CREATE TABLE file_systems (image TEXT, disk INTEGER, partition INTEGER, start INTEGER, size INTEGER,"
             " type TEXT, label TEXT, uuid TEXT);"
         )
         marks = ", ".join(f":{name}" for name in COLUMNS)
@@ -176,14 +182,14 @@ def _write_sqlite(path: str, rows: Sequence[Row]) -> None:
         for row in cast("list[Row]", [unicode_value(row) for row in rows]):
             image = row["path"]
             connection.executemany(
-                "INSERT INTO chains VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO chains VALUES (?, ?, ?, ?, ?, ?)",
                 [
-                    (image, depth, link["path"], link["format"], link["state"])
+                    (image, row["disk"], depth, link["path"], link["format"], link["state"])
                     for depth, link in enumerate(row["chain"])
                 ],
             )
             connection.executemany("INSERT INTO users VALUES (?, ?)", [(image, user) for user in row["used_by"]])
-            connection.executemany("INSERT INTO file_systems VALUES (?, ?, ?, ?, ?, ?, ?)", _file_systems(row))
+            connection.executemany("INSERT INTO file_systems VALUES (?, ?, ?, ?, ?, ?, ?, ?)", _file_systems(row))
         connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.commit()
     finally:
@@ -195,13 +201,14 @@ def _file_systems(row: Row) -> Iterator[tuple[object, ...]]:
     contents = row["contents"]
     if contents is None:
         return
+    image = row["path"], row["disk"]
     whole = contents["file_system"]
     if whole is not None:
-        yield row["path"], 0, 0, row["virtual_size"], whole["type"], whole["label"], whole["uuid"]
+        yield *image, 0, 0, row["virtual_size"], whole["type"], whole["label"], whole["uuid"]
     for each in contents["partitions"]["table"]:
         found = each["file_system"]
         if found is not None:
-            yield row["path"], each["number"], each["start"], each["size"], found["type"], found["label"], found["uuid"]
+            yield *image, each["number"], each["start"], each["size"], found["type"], found["label"], found["uuid"]
 
 
 def _read_sqlite(path: str) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from tapfs.many.image_row import FileState, row_of, unchanged
+from tapfs.many.image_row import FileState, rows_of, unchanged
 from tapfs.many.tasks import Task
 
 #: The answer about an image whose files are as they were at the last survey.
@@ -12,7 +12,7 @@ SAME = "same"
 
 
 def answer(task: Task) -> object:
-    """Do one task: a listing, a row, None for what is no image, or `SAME`."""
+    """Do one task: a listing, the rows of a file, or `SAME`."""
     if task.get("sandboxed"):
         _confine()
     if task["do"] == "list":
@@ -22,7 +22,7 @@ def answer(task: Task) -> object:
     known = cast("list[FileState] | None", task.get("known"))
     if known is not None and unchanged(known):
         return SAME
-    return row_of(task)
+    return rows_of(task)
 
 
 def _confine() -> None:

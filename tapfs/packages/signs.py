@@ -11,6 +11,12 @@ def is_archive(head: bytes) -> bool:
     return head[257:262] == b"ustar"
 
 
+def starts_with_descriptor(head: bytes) -> bool:
+    """Whether a file with this start is an archive whose first member describes a virtual machine."""
+    name = head[:100].partition(b"\0")[0].removeprefix(b"./").lower()
+    return is_archive(head) and (name == b"ova.xml" or name.endswith(b".ovf"))
+
+
 def descriptor_kind(head: bytes) -> str | None:
     """The kind of descriptor (ovf, vbox, vmx) that a file with this start is, None if it is none."""
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()

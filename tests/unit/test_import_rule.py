@@ -72,7 +72,7 @@ MAY_IMPORT = {
     "disk": {"host", "kernel", "packages", "partitions"},
     "jobs": {"host", "disk", "kernel", "packages", "partitions"},
     "report": {"host", "disk", "jobs", "kernel", "partitions"},
-    "many": {"host", "disk", "jobs", "partitions"},
+    "many": {"host", "disk", "jobs", "packages", "partitions"},
     "serving": {"host", "disk", "jobs", "kernel"},
     "api": {"host", "disk", "jobs", "serving", "fuse"},
     "volumes": {"api", "disk", "jobs", "serving"},

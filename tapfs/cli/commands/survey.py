@@ -11,6 +11,7 @@ from tapfs.cli.many_options import add_many_options, runner_of
 from tapfs.cli.parser import UsageError
 from tapfs.cli.reporting import add_json_option, add_progress_options, count_of, print_columns, print_line, progress_of
 from tapfs.cli.sizes import human_size
+from tapfs.disk.password import PASSWORD_VARIABLE
 
 if TYPE_CHECKING:
     import argparse
@@ -42,6 +43,7 @@ def add_parser(subparsers: Subparsers) -> None:
         description="Look at every image under each PATH and say what it is, what it needs and what needs it.\n"
         "PATH: a folder, an image, a prefix of an object store (s3://BUCKET/PREFIX/, gs://, az://), a Ceph pool\n"
         "(rbd:POOL). Nothing is mounted or written, and images in use are read without their users' leave.\n"
+        "Of a package (.ova, .ovf, .vmx, .vbox, .xva, .box) each disk is an image.\n"
         "An image that cannot be read costs its row an error, and a hang ends after --timeout.\n"
         "Files that are no image are counted. Exit code: 0, 1 if something could not be listed or read.",
     )
@@ -49,6 +51,13 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--hash", action="store_true", help="with the hash of each disk, as blksum computes it")
     parser.add_argument("--check", action="store_true", help="with a check of each image's metadata")
     parser.add_argument("--content", action="store_true", help="with the partitions and file systems on each disk")
+    parser.add_argument(
+        "--key-file",
+        metavar="[IMAGE=]FILE",
+        action="append",
+        help="the first line of FILE is the password of encrypted images, for --hash and --content"
+        f" (else ${PASSWORD_VARIABLE}, else they are left out); IMAGE=FILE gives one image its own; may be given again",
+    )
     parser.add_argument("--all", action="store_true", help="take a file that shows nothing for a raw image, too")
     parser.add_argument(
         "-o", dest="output", metavar="FILE", help="write the survey into FILE: .jsonl, .sqlite or .parquet"
@@ -92,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     output: str | None = arguments.output
     seconds = _READ_SECONDS if {"hash", "check"} & set(wanted.asked) else _LOOK_SECONDS
     with ExitStack() as stack:
-        known: dict[str, Row] = {}
+        known: dict[str, list[Row]] = {}
         journal = None
         if output is not None:
             known = survey_files.known_rows(output, kind) if arguments.resume else {}
@@ -149,7 +158,12 @@ def _wanted(arguments: argparse.Namespace) -> Wanted:
     # What lies elsewhere is fetched by processes that are started for it.
     elsewhere = any(Address.parse(place) is not None for place in (*arguments.paths, *(roots or ())))
     sandboxed = not (arguments.no_sandbox or elsewhere)
-    return Wanted(asked, arguments.all, None if roots is None else tuple(roots), sandboxed)
+    from tapfs.disk.password import absolute_key_file, given_password
+
+    key_files: list[str] = arguments.key_file or []
+    given_password(key_files)  # a file that cannot be read is found out now, and not by each image
+    keys = tuple(absolute_key_file(name) for name in key_files)
+    return Wanted(asked, arguments.all, None if roots is None else tuple(roots), sandboxed, keys)
 
 
 def _show(arguments: argparse.Namespace, kind: str, survey: Survey) -> None:
@@ -194,22 +208,34 @@ def _print_table(rows: list[Row], arguments: argparse.Namespace) -> None:
     lines = [("image", *titles)]
     for row in rows:
         cells = [_format_of(row), _size(row["virtual_size"]), _size(row["allocated_size"]), _health_of(row)]
-        cells += [str(len(row["chain"]) - 1) if len(row["chain"]) > 1 else "-", str(len(row["used_by"]) or "-")]
+        needed = sum(not _is_inside(part["path"], row["path"]) for part in row["chain"])
+        cells += [str(needed or "-"), str(len(row["used_by"]) or "-")]
         cells += [_contents_of(row)] if arguments.content else []
         cells += [(row["hash"] or "-")[:_DIGITS]] if arguments.hash else []
-        lines.append((row["path"], *cells))
+        lines.append((_name_of(row), *cells))
     print_columns(lines)
     for row in rows:
         if row["error"] is not None:
-            print_line(f"{row['path']}: {row['error']['message']}")
+            print_line(f"{_name_of(row)}: {row['error']['message']}")
         for part in row["chain"]:
             if part["state"] in ("missing", "refused"):
-                print_line(f"{row['path']}: its parent {part['path']} is {part['state']}")
+                print_line(f"{_name_of(row)}: its parent {part['path']} is {part['state']}")
+
+
+def _name_of(row: Row) -> str:
+    """The words by which a command is given the image."""
+    return row["path"] if row["disk"] is None else f"{row['path']} --disk {row['disk']}"
+
+
+def _is_inside(path: str, file: str) -> bool:
+    """Whether a name is that of the file, or of a member of the archive that the file is."""
+    return path == file or path.startswith(f"{file}/")
 
 
 def _format_of(row: Row) -> str:
+    package = "" if row["package"] is None else f" in {row['package']}"
     packed = "" if row["packed"] is None else f" in {row['packed']}"
-    return f"{row['format']}{packed}{', encrypted' if row['encrypted'] else ''}"
+    return f"{row['format']}{package}{packed}{', encrypted' if row['encrypted'] else ''}"
 
 
 def _health_of(row: Row) -> str:
@@ -247,5 +273,5 @@ def _summary(survey: Survey) -> str:
         facts.append(f"{count_of(survey.parts, 'file')} that others are made of")
     if survey.not_images:
         facts.append(f"{count_of(survey.not_images, 'file')} that {'is' if survey.not_images == 1 else 'are'} no image")
-    total = sum(row["allocated_size"] or 0 for row in survey.rows)
+    total = sum({row["path"]: row["allocated_size"] or 0 for row in survey.rows}.values())
     return f"{', '.join(facts)}; {human_size(total)} on the host"

@@ -6,6 +6,7 @@ import gzip
 import importlib
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -22,6 +23,7 @@ import tapfs as library
 from tapfs import NewImage
 from tapfs.jobs.block_hash import block_hash
 from tapfs.many.listing import listing_of
+from tests import package_files
 from tests.conftest import Ran
 from tests.json_documents import require_valid
 from tests.web_server import web_server
@@ -116,6 +118,100 @@ def test_an_image_in_use_is_read_and_not_disturbed(tapfs: Tapfs, farm: Path) -> 
         disk.write(0, b"on")
         disk.flush()
     assert by_name(survey(tapfs, farm / "top.qcow2"))["top.qcow2"]["in_use"] is False
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Path:
+    """A base with an overlay that a .vmx names, an .ova, an .xva, and archives that are no packages."""
+    folder = tmp_path / "machines"
+    folder.mkdir()
+    library.create_image(folder / "base.vmdk", NewImage("vmdk", MIB))
+    library.create_image(folder / "vm.vmdk", NewImage("vmdk", MIB, backing="base.vmdk", backing_format="vmdk"))
+    (folder / "vm.vmx").write_bytes(package_files.vmx({"scsi0:0.present": "TRUE", "scsi0:0.fileName": "vm.vmdk"}))
+    images = {name: (folder / "base.vmdk").read_bytes() for name in ("one.vmdk", "two.vmdk")}
+    package_files.ova(folder / "app.ova", images)
+    package_files.xva(folder / "old.xva", {"Ref:1": bytes(MIB) + b"x" * MIB})
+    package_files.archive(folder / "vm.box.gz", {"metadata.json": b"{}", "box.img": images["one.vmdk"]}, mode="w:gz")
+    package_files.archive(folder / "backup.tar", images)
+    (folder / "bad.ovf").write_bytes(package_files.ovf(["nothing.vmdk"]))
+    return folder
+
+
+def test_each_disk_of_a_package_is_an_image(tapfs: Tapfs, machines: Path) -> None:
+    document = survey(tapfs, machines, "--hash", "--check")
+    rows = {(os.path.basename(row["path"]), row["disk"]): row for row in document["images"]}
+    assert sorted(rows, key=str) == [
+        ("app.ova", 1),
+        ("app.ova", 2),
+        ("bad.ovf", 1),
+        ("base.vmdk", None),
+        ("old.xva", 1),
+        ("vm.box.gz", 1),
+        ("vm.vmdk", None),
+        ("vm.vmx", 1),
+    ]
+    assert document["not_images"] == 1
+    whole = rows["base.vmdk", None]
+    for key in (("app.ova", 1), ("app.ova", 2), ("vm.box.gz", 1), ("vm.vmdk", None)):
+        assert (rows[key]["hash"], rows[key]["health"], rows[key]["error"]) == (whole["hash"], "clean", None), key
+    assert (rows["app.ova", 2]["package"], rows["app.ova", 2]["disks"]) == ("ova", 2)
+    assert rows["vm.box.gz", 1]["packed"] == "gzip"
+    assert rows["old.xva", 1]["virtual_size"] == 2 * MIB
+    assert rows["old.xva", 1]["hash"] not in {None, whole["hash"]}
+    # A descriptor's disk has its hash in the row of its file.
+    assert (rows["vm.vmx", 1]["hash"], rows["vm.vmx", 1]["health"]) == (None, "not checked")
+    assert [os.path.basename(each) for each in rows["vm.vmdk", None]["used_by"]] == ["vm.vmx"]
+    assert [os.path.basename(each) for each in whole["used_by"]] == ["vm.vmdk", "vm.vmx"]
+    assert "nothing.vmdk is missing" in rows["bad.ovf", 1]["error"]["message"]
+    require_valid("survey", document)
+    shown = tapfs("survey", machines, "--to", "table").out
+    assert re.search(r"app.ova --disk 2 +vmdk in ova +1 MiB", shown)
+
+
+def test_what_a_named_descriptor_names_is_looked_at(tapfs: Tapfs, machines: Path) -> None:
+    rows = by_name(survey(tapfs, machines / "vm.vmx", "--hash"))
+    assert sorted(rows) == ["vm.vmdk", "vm.vmx"]
+    assert rows["vm.vmdk"]["hash"]
+
+
+def test_a_package_is_taken_over_while_all_of_its_files_are_the_same(tapfs: Tapfs, machines: Path) -> None:
+    out = machines.parent / "out.sqlite"
+    words = ("survey", machines, "-o", out, "--jobs", "1", "--resume")
+    tapfs(*words)
+    assert "7 as before" in tapfs(*words).out  # all but the one whose disk is missing
+    os.utime(machines / "base.vmdk")
+    assert "4 as before" in tapfs(*words).out
+    with closing(sqlite3.connect(out)) as connection:
+        assert connection.execute("SELECT count(*) FROM images WHERE package = 'ova'").fetchone() == (2,)
+        connection.execute("DELETE FROM images WHERE package = 'ova' AND disk = 1")
+        connection.commit()
+    assert "5 as before" in tapfs(*words).out  # a part of a package is no package
+
+
+def test_an_encrypted_disk_is_read_with_its_password(tapfs: Tapfs, tmp_path: Path) -> None:
+    folder = tmp_path / "secrets"
+    folder.mkdir()
+    key, other = tmp_path / "key", tmp_path / "other"
+    key.write_text("one\n")
+    other.write_text("two\n")
+    for name, file in (("a", key), ("b", other)):
+        words = ("-O", "qcow2", "-o", "encrypt.format=luks,encrypt.iter-time=10", "--target-key-file", file)
+        (folder / "plain.raw").write_bytes(b"x" * MIB)
+        assert tapfs("convert", "-f", "raw", *words, folder / "plain.raw", folder / f"{name}.qcow2").code == 0
+    (folder / "plain.raw").unlink()
+    rows = by_name(survey(tapfs, folder, "--hash"))
+    assert [(row["hash"], row["error"]) for row in rows.values()] == [(None, None)] * 2
+    rows = by_name(survey(tapfs, folder, "--hash", "--key-file", f"{folder}/a.qcow2={key}"))
+    assert rows["a.qcow2"]["hash"]
+    assert (rows["b.qcow2"]["hash"], rows["b.qcow2"]["error"]) == (None, None)
+    rows = by_name(survey(tapfs, folder, "--hash", "--key-file", key, "--key-file", f"{folder}/b.qcow2={other}"))
+    assert rows["a.qcow2"]["hash"] == rows["b.qcow2"]["hash"]
+    rows = by_name(survey(tapfs, folder, "--check", "--hash", "--key-file", other))
+    assert (rows["a.qcow2"]["error"]["kind"], rows["a.qcow2"]["health"]) == ("denied", "clean")
+    out = tmp_path / "out.jsonl"
+    tapfs("survey", folder, "--hash", "-o", out)
+    assert "as before" not in tapfs("survey", folder, "--hash", "-o", out, "--resume", "--key-file", key).out
+    assert tapfs("survey", folder, "--hash", "--key-file", tmp_path / "none").code == 17
 
 
 def test_a_place_that_is_not_there_is_said_and_the_others_are_listed(tapfs: Tapfs, farm: Path) -> None:
