@@ -10,8 +10,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from mmap import mmap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from tapfs.driver import Codec, Geometry, HostSpace, Identity, Placement
 from tapfs.errors import ErrorKind, ImageError, from_os_error, truncated
@@ -25,11 +24,13 @@ from tapfs.plan import Allocate, Copy, Discard, Grow, Plan, Shorten, Write
 from tapfs.records import NamedTuple
 
 if TYPE_CHECKING:
+    from mmap import mmap
+
     from tapfs.kernel._engine import CData
 
 use_instruction()
 
-Buffer = bytes | bytearray | memoryview | mmap
+Buffer: TypeAlias = "bytes | bytearray | memoryview | mmap"
 
 
 class Status(IntEnum):

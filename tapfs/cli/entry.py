@@ -61,6 +61,9 @@ def _begin() -> None:
     # `signal` is made of this module, and itself takes a tenth of the time that is to be bridged.
     signals = __import__("_signal")
     signals.pthread_sigmask(signals.SIG_BLOCK, (signals.SIGINT, signals.SIGTERM, signals.SIGHUP))
+    from tapfs.cli import quick_import
+
+    quick_import.install()
 
 
 def _leave(code: int) -> int:

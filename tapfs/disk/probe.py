@@ -1,7 +1,7 @@
 """The registry of formats, and the probe of a file's contents by all of them.
 
-A format is loaded when it is asked for. Formats of other packages (`tapfs.disk.plugins`) are looked for only when none
-of tapfs's own fits.
+A format is loaded when it is asked for, and none is asked behind one that is sure. Formats of other packages
+(`tapfs.disk.plugins`) are looked for only when none of tapfs's own fits.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from tapfs.driver import Format, HostFile, Trailed, Trait, has_trait
 from tapfs.errors import ErrorKind, ImageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tapfs.disk.plugins import Plugin
 
 #: Every format of tapfs itself: the module, whose FORMAT is the format.
@@ -40,6 +42,9 @@ _ALIASES: dict[str, str] = {"vpc": "vhd"}
 
 #: Bytes of a file's start, and of its end, that probing looks at.
 HEAD_BYTES = TAIL_BYTES = 4096
+
+#: The highest confidence of a probe.
+_SURE = 100
 
 
 @cache
@@ -102,21 +107,20 @@ def detect(file: HostFile) -> Format | foreign.ForeignFormat:
     Reads a few sectors at the start and at the end. Raises ImageError(io).
     """
     head, size = file.read(0, HEAD_BYTES), file.size()
-    own = _own_formats()
-    claimed = _most_confident([(each.probe(head, size), each) for each in own])
+    claimed = _most_confident((each.probe(head, size), each) for each in map(format_named, _MODULES))
     claimed = claimed or _claimed_by_others(file.path, head, size)
     if claimed is not None:
         return claimed
     tail = file.read(max(0, size - TAIL_BYTES), TAIL_BYTES)
-    claimed = _most_confident([(each.probe_tail(tail, size), each) for each in own if isinstance(each, Trailed)])
+    claimed = _most_confident((each.probe_tail(tail, size), each) for each in _trailed_formats())
     if claimed is not None:
         return claimed
-    return foreign.recognise(head, tail) or next(each for each in own if has_trait(each, Trait.GUESSED))
+    return foreign.recognise(head, tail) or _guessed_format()
 
 
 def is_own(found: Format) -> bool:
     """Whether a format is one of tapfs's own. No other package is looked for."""
-    return any(getattr(sys.modules.get(module), "FORMAT", None) is found for module in _MODULES.values())
+    return getattr(sys.modules.get(_MODULES.get(found.name, "")), "FORMAT", None) is found
 
 
 def _claimed_by_others(path: str, head: bytes, size: int) -> Format | None:
@@ -130,19 +134,27 @@ def _claimed_by_others(path: str, head: bytes, size: int) -> Format | None:
     return _most_confident([(confidence(each, head, size), each.format) for each in _others().values()])
 
 
-def _most_confident(claims: list[tuple[int, Format]]) -> Format | None:
-    """The format with the highest confidence above 0."""
+def _most_confident(claims: Iterable[tuple[int, Format]]) -> Format | None:
+    """The format with the highest confidence above 0. Whoever comes after one that is sure is not asked, nor loaded."""
     highest, best = 0, None
     for confidence, found in claims:
         if confidence > highest:
             highest, best = confidence, found
+            if confidence >= _SURE:
+                break
     return best
 
 
 @cache
-def _own_formats() -> tuple[Format, ...]:
-    """Those of tapfs, in the order in which they are asked."""
-    return tuple(format_named(name) for name in _MODULES)
+def _trailed_formats() -> tuple[Trailed, ...]:
+    """Those of tapfs whose images show at their end what they are."""
+    return tuple(found for found in map(format_named, _MODULES) if isinstance(found, Trailed))
+
+
+@cache
+def _guessed_format() -> Format:
+    """The format of a file that shows none."""
+    return next(found for found in map(format_named, _MODULES) if has_trait(found, Trait.GUESSED))
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
@@ -110,6 +109,8 @@ class StreamTarget:
 def _packed(codec: Codec, granule: bytes) -> bytes:
     """A granule in the form of a codec, as it is but for what the form adds."""
     if codec is Codec.ZLIB:
+        import zlib  # no other format is made of such units
+
         return zlib.compress(granule, 0)
     raise ImageError(ErrorKind.UNSUPPORTED, f"{codec.name} has no form for what does not shrink", op="compress")
 

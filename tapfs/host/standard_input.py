@@ -6,7 +6,6 @@ An image is read in any order, and a pipe is not. Pieces of zeros become holes o
 from __future__ import annotations
 
 import os
-import select
 import stat
 from collections.abc import Callable
 
@@ -115,7 +114,9 @@ def _fill(piece: bytearray) -> int:
                 count = os.readv(_DESCRIPTOR, [view[done:]])
             except BlockingIOError:
                 # The program before the pipe has made it non-blocking, for all who have it.
-                select.select([_DESCRIPTOR], [], [])
+                from select import select  # few wait
+
+                select([_DESCRIPTOR], [], [])
                 continue
             if not count:
                 break

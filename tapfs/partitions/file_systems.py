@@ -7,7 +7,6 @@ of blkid, so that what `tapfs info` shows is what the host would say.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -103,9 +102,11 @@ def _lvm2(disk: Reader) -> FileSystem | None:
         label = disk.read(sector * 512, 512)
         if label[:8] != b"LABELONE" or label[24:32] != b"LVM2 001" or len(label) < 512:
             continue
+        from zlib import crc32  # few disks are such volumes
+
         own, crc, start = struct.unpack_from("<QII", label, 8)
         # LVM starts its CRC at f597a6cf and inverts neither end.
-        if own != sector or zlib.crc32(label[20:], 0xF597A6CF ^ 0xFFFFFFFF) ^ 0xFFFFFFFF != crc or start > 480:
+        if own != sector or crc32(label[20:], 0xF597A6CF ^ 0xFFFFFFFF) ^ 0xFFFFFFFF != crc or start > 480:
             continue
         name = label[start : start + 32].decode("ascii", "replace")
         cuts = (0, 6, 10, 14, 18, 22, 26, 32)

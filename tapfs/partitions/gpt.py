@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Sequence
 
 from tapfs.partitions.reader import Reader
@@ -66,12 +65,14 @@ def _read_header(disk: Reader, sector_size: int, sector: int) -> _Header | None:
     _, _, length, crc, own, other, _, _, guid, entries_at, count, entry_size, entries_crc = _HEADER.unpack_from(found)
     if not _HEADER.size <= length <= sector_size or own != sector:
         return None
-    if zlib.crc32(found[:_CRC_AT] + bytes(4) + found[_CRC_AT + 4 : length]) != crc:
+    from zlib import crc32  # most disks have no GPT
+
+    if crc32(found[:_CRC_AT] + bytes(4) + found[_CRC_AT + 4 : length]) != crc:
         return None
     if entry_size < _ENTRY.size or entry_size % 8 or not 0 < count * entry_size <= _MAX_TABLE_BYTES:
         return None
     entries = disk.read(entries_at * sector_size, count * entry_size)
-    if len(entries) < count * entry_size or zlib.crc32(entries) != entries_crc:
+    if len(entries) < count * entry_size or crc32(entries) != entries_crc:
         return None
     return _Header(sector_size, other, guid, entry_size, entries)
 
