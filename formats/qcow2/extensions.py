@@ -64,6 +64,19 @@ def parse_extensions(head: bytes, header: Header, path: str) -> list[Extension]:
     return list(_parse(head, header.header_length or LENGTH_2, end, path))
 
 
+def are_whole(head: bytes, header: Header) -> bool:
+    """Whether the start of a file, which may be shorter than a cluster, has the whole list and the backing name."""
+    if header.backing_offset:
+        return header.backing_offset + header.backing_size <= len(head)
+    at = header.header_length or LENGTH_2
+    while at + _PREFIX.size <= len(head):
+        kind, length = _PREFIX.unpack_from(head, at)
+        if kind == END:
+            return True
+        at += _PREFIX.size + round_up(length, _ALIGNMENT)
+    return False
+
+
 def _parse(head: bytes, at: int, end: int, path: str) -> Iterator[Extension]:
     while at + _PREFIX.size <= end:
         kind, length = _PREFIX.unpack_from(head, at)

@@ -42,7 +42,7 @@ from tapfs.formats.qcow2.snapshots import Snapshot, read_snapshots, snapshot_nam
 from tapfs.formats.rounding import round_up
 from tapfs.tables import TableLayout
 
-#: Bytes of the file that tell how long its first cluster is.
+#: Bytes of the file that tell how long its first cluster is, and in most images have all that is said in that.
 _HEAD_BYTES = 4096
 
 
@@ -57,11 +57,14 @@ class Qcow2Reader:
         self.further = request.further
         #: Damage that a lenient open went past.
         self.open_findings: list[Finding] = []
-        self.header: Header = parse_header(file.read(0, _HEAD_BYTES), file)
+        start = file.read(0, _HEAD_BYTES)
+        self.header: Header = parse_header(start, file)
         if request.grown_size is not None:
             self.header = self.header._replace(size=round_up(request.grown_size, SECTOR))
-        #: The first cluster: header, extensions and the backing name.
-        self.head = file.read(0, self.header.cluster_size)
+        #: The first cluster when the image was opened; for a reader it may be less, with all that the header leads to.
+        self.head = start
+        if request.writable or not ext.are_whole(start, self.header):
+            self.head = file.read(0, self.header.cluster_size)
         self.extensions = self._read_extensions(lenient=request.lenient)
         require_features(self.header, self.extensions, file.path, writable=request.writable and not request.lenient)
         self.encryption = self._read_encryption(lenient=request.lenient)

@@ -51,6 +51,8 @@ def look_up(path: str, *, follow: bool = True) -> int:
 
 def _judge_kind(status: os.stat_result, path: str) -> None:
     """Raise ImageError(invalid_format) for what is neither a regular file nor a block device."""
+    if stat.S_ISREG(status.st_mode):
+        return
     for test, what in _KINDS:
         if test(status.st_mode):
             raise ImageError(ErrorKind.INVALID_FORMAT, f"is {what}, not a disk image", path=path, op="open")

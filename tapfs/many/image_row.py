@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 from typing import TypedDict, cast
 
 from tapfs.disk.chain import (
@@ -114,7 +115,6 @@ def rows_of(task: Task) -> list[Row]:
     """
     path = cast("str", task["path"])
     roots = cast("list[str] | None", task["roots"])
-    gate = Gate() if roots is None else Gate(tuple(roots))
     row = empty_row(path, cast("list[str]", task["asked"]))
     try:
         file = locate(path).open(sharing=Sharing.UNCHECKED)
@@ -123,7 +123,7 @@ def rows_of(task: Task) -> list[Row]:
             if _may_be_package(file, found):
                 from tapfs.many.package_rows import rows_of_package  # few files are packages
 
-                rows = rows_of_package(file, task, OpenOptions(sharing=Sharing.UNCHECKED, gate=gate))
+                rows = rows_of_package(file, task, _options(None, None if roots is None else tuple(roots)))
                 if rows is not None:
                     return rows
         except BaseException:
@@ -137,15 +137,21 @@ def rows_of(task: Task) -> list[Row]:
         if isinstance(found, ForeignFormat):
             file.close()
             raise found.error(path, "say {format=raw}")
-        options = OpenOptions(format=found.name, sharing=Sharing.UNCHECKED, gate=gate)
+        options = _options(found.name, None if roots is None else tuple(roots))
         if row["packed"] is None:  # of a file that is known not to be packed nobody has to ask that again
-            layer = layer_of_files(path, LocalFiles(file, gate=gate, sharing=Sharing.UNCHECKED), options)
+            layer = layer_of_files(path, LocalFiles(file, gate=options.gate, sharing=Sharing.UNCHECKED), options)
         else:
             layer = layer_of_file(path, file, options)
         fill_row(row, layer, options, task, row["asked"])
     except (ImageError, MemoryError) as error:
         note_failure(row, error)
     return [row]
+
+
+@cache
+def _options(format_name: str | None, roots: tuple[str, ...] | None) -> OpenOptions:
+    gate = Gate() if roots is None else Gate(roots)
+    return OpenOptions(format=format_name, sharing=Sharing.UNCHECKED, gate=gate)
 
 
 def empty_row(path: str, asked: list[str]) -> Row:
@@ -193,8 +199,6 @@ def note_failure(row: Row, error: ImageError | MemoryError) -> None:
 
 def _recognised(file: LocalFile, row: Row, *, whatever: bool) -> Format | ForeignFormat | None:
     """The format of a file if it is an image, or an archive; notes in the row by what it is packed."""
-    if file.size() == 0 and not whatever:
-        return None
     found = detect(file)
     if isinstance(found, ForeignFormat):
         return _packed(file, row, found) if found.packed else found
@@ -257,9 +261,14 @@ def _looks_like_disk(file: LocalFile | _Head) -> bool:
 
 def note_file(row: Row, path: str, file: LocalFile, task: Task) -> None:
     """Note the file that was found: its sizes, whether it is being written, and its state."""
-    row["file_size"], row["allocated_size"] = file.size(), file.allocated_size()
     row["in_use"] = is_written(file.descriptor)
     row["files"] = [path]
+    if file.presence is None and not file.is_block_device:
+        status = os.fstat(file.descriptor)
+        row["file_size"], row["allocated_size"] = status.st_size, status.st_blocks * 512
+        row["identities"].append({"path": path, "state": identity_of(status)})
+        return
+    row["file_size"], row["allocated_size"] = file.size(), file.allocated_size()
     _note_state(row, path, file, task)
 
 
@@ -291,7 +300,8 @@ def fill_row(row: Row, layer: Layer, options: OpenOptions, task: Task, asked: Co
                 row["allocated_size"] = layer.files.allocated_size()
         for each in layers:
             for file in each.files:
-                _note_state(row, file.path, file, task)
+                if file.path != row["path"]:
+                    _note_state(row, file.path, file, task)
         others = layers[1:] if row["package"] is None else layers
         row["in_use"] = row["in_use"] or any(is_written(each.file.descriptor) for each in others)
         if unopened is not None and unopened.state is not ParentState.NOT_LOOKED_AT:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 #: The module that does the tasks of a survey.
 HANDLER = "tapfs.many.survey_task"
 
+#: The length of the identity of an object, which tells no file.
+_OF_AN_OBJECT = 2
+
 
 class Wanted(NamedTuple):
     """What a survey is to tell. `asked`: of `image_row.PARTS`. `whatever`: what is no image is a raw one.
@@ -126,7 +129,9 @@ class _Looks:
                 self._take_over(rows)
                 self._done += 1
                 continue
-            task = {**common, "path": entry["path"], "identity": entry["identity"]}
+            task = {**common, "path": entry["path"]}
+            if entry["identity"] is not None and len(entry["identity"]) == _OF_AN_OBJECT:
+                task["identity"] = entry["identity"]
             if states is not None:
                 task["known"] = states
             tasks.append(task)
@@ -191,7 +196,7 @@ def _listed(paths: Iterable[str], runner: Runner, *, sandboxed: bool) -> tuple[l
         for _, listing in sorted(listings, key=lambda each: each[0]):
             for file in listing["files"]:
                 state = file["identity"]
-                key = tuple(state[:2]) if state is not None and len(state) > 2 else file["path"]
+                key = tuple(state[:2]) if state is not None and len(state) > _OF_AN_OBJECT else file["path"]
                 found.setdefault(key, file)
             places += [folder for folder in listing["folders"] if folder not in seen]
         seen.update(places)
@@ -226,7 +231,7 @@ def _states(rows: list[Row]) -> list[FileState]:
 def _keys(row: Row, path: str) -> list[object]:
     """What a file is known by: its device and inode if they are known, and its name."""
     state = next((each["state"] for each in row["identities"] if each["path"] == path), None)
-    return [tuple(state[:2]), _key_of(path)] if state is not None and len(state) > 2 else [_key_of(path)]
+    return [tuple(state[:2]), _key_of(path)] if state is not None and len(state) > _OF_AN_OBJECT else [_key_of(path)]
 
 
 def _key_of(path: str) -> str:
