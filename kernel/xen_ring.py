@@ -68,6 +68,8 @@ class XenStatistics(NamedTuple):
     parked: int
     #: Moved by the ring's thread without waiting.
     at_once: int
+    #: Of these, copied to the frontend out of the host's own memory.
+    borrowed: int
     #: Sent to the frontend.
     notifications: int
     #: Responses were published so often.

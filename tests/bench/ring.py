@@ -185,7 +185,7 @@ class Ring(Backend):
         counters = json.loads(output)
         if counters["errors"]:
             raise SystemExit(f"bench: {counters}")
-        shown = {name: counters[name] for name in ("at_once", "merged", "parked", "batches", "notifications")}
+        shown = {name: counters[name] for name in ("at_once", "borrowed", "merged", "parked", "batches", "notifications")}
         print(f"    {shown}", file=sys.stderr)
 
 

@@ -29,10 +29,10 @@ def main(machine: str, image: str, image_format: str, grants: str, processor: st
     with tempfile.TemporaryFile(dir=machine) as journal:
         *references, port = (int(word) for word in sys.stdin.readline().split())
         keys = FrontendKeys(Protocol.NATIVE, grants == "persistent", (RingKeys(tuple(references), port),))
-        served.connect(keys, grants=Grants[grants.upper()], journal=journal.fileno())
+        served.rings.connect(keys, grants=Grants[grants.upper()], journal=journal.fileno())
         print("connected", flush=True)
         sys.stdin.read()
-        served.disconnect()
+        served.rings.disconnect()
         print(json.dumps(served.statistics()), flush=True)
         served.close()
 

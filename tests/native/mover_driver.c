@@ -124,7 +124,7 @@ int main(int count, char **arguments)
     } scenarios[] = {
         {"model", check_model},     {"outcomes", check_outcomes}, {"errors", check_errors},
         {"quiesce", check_quiesce}, {"blocks", check_blocks},     {"paths", check_paths},
-        {"state", check_state},
+        {"state", check_state},     {"loans", check_loans},
     };
 
     seed = options.seed;

@@ -35,6 +35,7 @@ void check_quiesce(const struct options *options);
 void check_blocks(const struct options *options);
 void check_paths(const struct options *options);
 void check_state(const struct options *options);
+void check_loans(const struct options *options);
 
 /* From now on system calls of these numbers fail with the error. */
 void forbid(const int *calls, size_t count, int error);

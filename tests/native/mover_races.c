@@ -1,4 +1,6 @@
 /* Scenarios of the mover's driver: beside threads that work on the same disk, and what it leaves behind. */
+#include <linux/falloc.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 
 #include "mover_driver.h"
@@ -403,4 +405,97 @@ void check_state(const struct options *options)
     REQUIRE(wait_ended(world.mover) == &slot->move);
     REQUIRE(slot->move.outcome.status == TAPFS_DONE && atomic_load(&file->known_size) == SIZE - 4096);
     close_identity();
+}
+
+/* ---- bytes that are lent where the host has them */
+
+static atomic_bool quiesced;
+
+static void *quiesce(void *unused)
+{
+    (void)unused;
+    tapfs_disk_quiesce(world.disk);
+    atomic_store(&quiesced, true);
+    return NULL;
+}
+
+static const uint8_t *lend(struct move *move, uint64_t offset, uint64_t length)
+{
+    *move = (struct move){.offset = offset, .length = length};
+    return mover_lend(world.mover, move);
+}
+
+/* A granule may be moved, and its old place be used again, once a quiesce has returned: not while its bytes are lent. */
+static void require_held_by_loan(const uint8_t *model)
+{
+    pthread_t thread;
+    struct move move;
+
+    atomic_store(&quiesced, false);
+    const uint8_t *bytes = lend(&move, GRANULE, 2 * GRANULE);
+    REQUIRE(bytes != NULL && mover_in_flight(world.mover) == 1);
+    REQUIRE(pthread_create(&thread, NULL, quiesce, NULL) == 0);
+    for (int look = 0; look < 20; look++) {
+        usleep(1000);
+        REQUIRE(memcmp(bytes, model + GRANULE, 2 * GRANULE) == 0);
+        REQUIRE(!atomic_load(&quiesced));
+    }
+    REQUIRE(mover_passed(world.mover, &move, 2 * GRANULE));
+    REQUIRE(pthread_join(thread, NULL) == 0);
+    REQUIRE(move.outcome.done == 2 * GRANULE && mover_in_flight(world.mover) == 0);
+}
+
+void check_loans(const struct options *options)
+{
+    static uint8_t model[SIZE];
+    tapfs_layer layer = {.virtual_size = SIZE, .granule = GRANULE, .map_unit = UNIT, .writable = 1};
+    struct move move;
+
+    world.options = *options;
+    pthread_mutex_init(&world.map_lock, NULL);
+    fill(&seed, model, SIZE);
+    plain = memfd_create("granules", MFD_CLOEXEC);
+    REQUIRE(pwrite(plain, model, SIZE, 0) == SIZE);
+    for (uint32_t i = 0; i < GRANULES; i++) {
+        world.top[i] = (tapfs_extent){.offset = (uint64_t)i * GRANULE, .length = GRANULE, .kind = TAPFS_DATA,
+                                      .in_place = 1, .host_offset = (uint64_t)i * GRANULE};
+    }
+    world.top[5].kind = TAPFS_ZERO;
+    world.top[5].in_place = 0;
+    world.top[9].host_offset = 40 * GRANULE; /* so three granules from 8 on lie in two places */
+    world.disk = tapfs_disk_new(1 << 20);
+    REQUIRE(tapfs_disk_add_layer(world.disk, &layer) == 0);
+    REQUIRE(tapfs_disk_add_file(world.disk, 0, plain, TAPFS_FILE_WRITABLE) == 0);
+    world.mover = mover_new(world.disk, DEPTH, 1, options->ring);
+    REQUIRE(world.mover != NULL);
+
+    REQUIRE(lend(&move, 0, GRANULE) == NULL && mover_in_flight(world.mover) == 0); /* no map */
+    supply_map(&world, 0, 0);
+    require_held_by_loan(model);
+    const uint8_t *bytes = lend(&move, GRANULE + 100, 1000);
+    REQUIRE(bytes != NULL && memcmp(bytes, model + GRANULE + 100, 1000) == 0);
+    REQUIRE(!mover_passed(world.mover, &move, -EFAULT)); /* and then it is done otherwise */
+    REQUIRE(lend(&move, 5 * GRANULE, GRANULE) == NULL);
+    REQUIRE(lend(&move, 8 * GRANULE, 3 * GRANULE) == NULL);
+    bytes = lend(&move, 9 * GRANULE, GRANULE);
+    REQUIRE(bytes != NULL && memcmp(bytes, model + 40 * GRANULE, GRANULE) == 0);
+    REQUIRE(mover_passed(world.mover, &move, GRANULE));
+    /* A hole is not looked at: it would take memory. */
+    REQUIRE(fallocate(plain, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 2 * GRANULE, GRANULE) == 0);
+    REQUIRE(lend(&move, GRANULE, 2 * GRANULE) == NULL && lend(&move, 2 * GRANULE, 100) == NULL);
+    REQUIRE(lend(&move, 3 * GRANULE, GRANULE) != NULL && mover_passed(world.mover, &move, GRANULE));
+    /* All flights may be lent, and no more. */
+    struct move moves[DEPTH];
+    for (uint32_t i = 0; i < DEPTH; i++) {
+        REQUIRE(lend(&moves[i], GRANULE, 100) != NULL);
+    }
+    REQUIRE(lend(&move, GRANULE, 100) == NULL);
+    for (uint32_t i = 0; i < DEPTH; i++) {
+        REQUIRE(mover_passed(world.mover, &moves[i], 100));
+    }
+    require_idle(world.mover);
+    mover_free(world.mover);
+    tapfs_disk_free(world.disk);
+    close(plain);
+    pthread_mutex_destroy(&world.map_lock);
 }

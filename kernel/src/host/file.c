@@ -92,6 +92,7 @@ int host_file_new(int fd, bool direct, bool writable, struct host_file **result)
     /* A block device has its size: no write extends it. */
     atomic_init(&file->known_size, file->block_device ? UINT64_MAX : size);
     atomic_init(&file->cut_at, UINT64_MAX);
+    atomic_init(&file->mapping, NULL);
     pthread_rwlock_init(&file->extend_lock, NULL);
     pthread_mutex_init(&file->sync_lock, NULL);
     pthread_mutex_init(&file->direct_lock, NULL);
@@ -101,6 +102,7 @@ int host_file_new(int fd, bool direct, bool writable, struct host_file **result)
 
 void host_file_free(struct host_file *file)
 {
+    host_unmap(file);
     pthread_mutex_destroy(&file->direct_lock);
     pthread_mutex_destroy(&file->sync_lock);
     pthread_rwlock_destroy(&file->extend_lock);

@@ -39,6 +39,8 @@ TAPFS_INTERNAL void range_lock_release(struct range_lock *lock, struct range_hol
 /* No host gives this for a file: it has become shorter than it was known to be, so somebody has truncated it. */
 #define HOST_CUT EBADFD
 
+struct host_mapping;
+
 struct host_file {
     int fd;
     bool writable;
@@ -64,6 +66,7 @@ struct host_file {
     /* The file is bytes [start, start + window) of what the descriptor names; blocks that are present count from its start.
      * UINT64_MAX: all of it. Only of a file that is read, without O_DIRECT. */
     uint64_t start, window;
+    _Atomic(struct host_mapping *) mapping; /* host/mapped.c; NULL: nobody has asked for it */
     pthread_rwlock_t extend_lock;
     pthread_mutex_t sync_lock;
     pthread_mutex_t direct_lock;
@@ -128,6 +131,20 @@ TAPFS_INTERNAL void host_start_writeback(const struct host_file *file);
 TAPFS_INTERNAL int nowait_read(struct host_file *file, uint8_t *buffer, uint64_t offset, uint64_t length,
                                uint64_t *got);
 TAPFS_INTERNAL int nowait_write(struct host_file *file, const uint8_t *buffer, uint64_t offset, uint64_t length);
+
+/* ---- host/mapped.c: bytes of a file in memory where the host has them */
+
+/* The most bytes that host_mapped gives. */
+#define MAPPED_MAX (1u << 20)
+
+/*
+ * The bytes of a range of a file on tmpfs, where the host has all of its pages in memory now; else NULL. They change as
+ * the file does, and are there until host_file_free. Who shortens the file takes them away: a touch is SIGBUS then, and a
+ * system call on them fails with EFAULT.
+ */
+TAPFS_INTERNAL const uint8_t *host_mapped(struct host_file *file, uint64_t offset, uint64_t length);
+/* Nobody looks at the bytes any more. */
+TAPFS_INTERNAL void host_unmap(struct host_file *file);
 
 /* ---- host/direct.c: the same under O_DIRECT; host_read and host_write choose */
 

@@ -210,11 +210,12 @@ bool mover_begin(struct mover *mover, struct move *move)
     return step == ENDED;
 }
 
-bool mover_pass(struct mover *mover, struct move *move, struct mover_pass *pass)
+/* Begin a request for a move that others may do, in the first idle flight; NULL: it is not one run. */
+static struct flight *single_run(struct mover *mover, struct move *move)
 {
     struct flight *flight = mover->idle;
     if (flight == NULL) {
-        return false;
+        return NULL;
     }
     struct request *request = &flight->request;
     const struct route *route = &flight->route;
@@ -224,21 +225,57 @@ bool mover_pass(struct mover *mover, struct move *move, struct mover_pass *pass)
     flight->end = move->offset + move->length;
     flight->move = move;
     locate(request->disk, move->writing, move->offset, move->length, &flight->route);
-    if (route->count != 1 || route->runs[0].length != move->length || !run_io_claim(flight)) {
-        run_io_end(flight, 0, RUN_IO_REFUSED);
+    if (route->count != 1 || route->runs[0].length != move->length) {
         request_end(request);
-        return false;
+        return NULL;
     }
-    const struct host_file *file = route->runs[0].file;
-    *pass = (struct mover_pass){
-        .fd = file->fd,
-        .by_thread = atomic_load(&file->refuses_nowait[move->writing]),
-        .offset = file->start + route->runs[0].host_offset,
-    };
+    return flight;
+}
+
+static void take_off(struct mover *mover, struct flight *flight)
+{
     mover->idle = flight->next;
     mover->in_flight++;
-    move->flight = flight->index;
+    flight->move->flight = flight->index;
+}
+
+bool mover_pass(struct mover *mover, struct move *move, struct mover_pass *pass)
+{
+    struct flight *flight = single_run(mover, move);
+    if (flight == NULL) {
+        return false;
+    }
+    if (!run_io_claim(flight)) {
+        run_io_end(flight, 0, RUN_IO_REFUSED);
+        request_end(&flight->request);
+        return false;
+    }
+    const struct run *run = &flight->route.runs[0];
+    *pass = (struct mover_pass){
+        .fd = run->file->fd,
+        .by_thread = atomic_load(&run->file->refuses_nowait[move->writing]),
+        .offset = run->file->start + run->host_offset,
+    };
+    take_off(mover, flight);
     return true;
+}
+
+const uint8_t *mover_lend(struct mover *mover, struct move *move)
+{
+    struct flight *flight = single_run(mover, move);
+    if (flight == NULL) {
+        return NULL;
+    }
+    const struct run *run = &flight->route.runs[0];
+    const uint8_t *bytes = run->file == NULL ? NULL : host_mapped(run->file, run->host_offset, run->length);
+    if (bytes == NULL) {
+        request_end(&flight->request);
+        return NULL;
+    }
+    flight->begun = 1;
+    flight->ios[0] = (struct run_io){.state = RUN_IO_WAITING};
+    take_off(mover, flight);
+    return bytes;
 }
 
 bool mover_passed(struct mover *mover, struct move *move, int32_t result)

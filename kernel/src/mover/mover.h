@@ -25,7 +25,7 @@ struct move {
     bool among_others; /* more moves are begun before mover_submit: io_uring does them all in one system call */
     void *context; /* the caller's */
 
-    uint32_t flight; /* the mover's, between mover_pass and mover_passed */
+    uint32_t flight; /* the mover's, between mover_pass or mover_lend and mover_passed */
 
     /* How it ended: DONE, MISS, RESERVE or FAILED. `outcome.done` counts finished bytes from the start of the move;
      * it is 0 before the first call. What is missing after MISS and RESERVE is as in tapfs_read and tapfs_write. */
@@ -76,6 +76,12 @@ struct mover_pass {
 /* Whether a move without parts is one transfer of one file, and nobody must look at its bytes; then it is in flight until
  * mover_passed, and the owner has its ring do it. False: it was not begun, and may be begun otherwise. */
 TAPFS_INTERNAL bool mover_pass(struct mover *mover, struct move *move, struct mover_pass *pass);
+/*
+ * The bytes of a read without parts, where the host has them in one piece of its memory (host_mapped); then it is in
+ * flight until mover_passed is told that all were taken, or an error: nothing else may be at that place meanwhile. NULL:
+ * it was not begun, and is to be begun otherwise.
+ */
+TAPFS_INTERNAL const uint8_t *mover_lend(struct mover *mover, struct move *move);
 /* What the ring made of it, bytes or a negated errno. False: it may be moved in part, and is to be begun otherwise. */
 TAPFS_INTERNAL bool mover_passed(struct mover *mover, struct move *move, int32_t result);
 

@@ -259,6 +259,7 @@ void tapfs_xen_counters(tapfs_xen *device, tapfs_xen_statistics *statistics)
         statistics->merged += value(&counters->merged);
         statistics->parked += value(&counters->parked);
         statistics->at_once += value(&counters->at_once);
+        statistics->borrowed += value(&counters->borrowed);
         statistics->notifications += value(&counters->notifications);
         statistics->batches += value(&counters->batches);
         statistics->throttled_ns += value(&counters->throttled_ns);

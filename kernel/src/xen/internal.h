@@ -45,6 +45,8 @@
 #define REGISTERED_PAGES_MAX 512u
 /* Pieces of one grant copy. */
 #define PIECES_MAX 2048u
+/* From here on a READ is copied out of the host's own memory where that is possible: it costs a system call or two. */
+#define BORROWED_LEAST (16u << 10)
 /* Pages that stay mapped for a ring. */
 #define PERSISTENT_PAGES_MAX 16384u
 
@@ -146,7 +148,7 @@ TAPFS_INTERNAL void xen_buffers_return(struct xen_buffers *buffers, const uint8_
 /* ---- transfers: requests whose data is moved together */
 
 /* Where the data of a transfer is. */
-enum xen_memory { MEMORY_NONE, MEMORY_BUFFER, MEMORY_MAPPED, MEMORY_HELD };
+enum xen_memory { MEMORY_NONE, MEMORY_BUFFER, MEMORY_LENT, MEMORY_MAPPED, MEMORY_HELD };
 /* A barrier waits until it is alone; then it is a SYNC, a WRITE and a SYNC. Other writes have a SYNC after them only
  * where their data would not outlive this process without one. */
 enum xen_stage { STAGE_ONLY, STAGE_DRAIN, STAGE_SYNC_BEFORE, STAGE_WRITE, STAGE_SYNC_AFTER };
@@ -163,7 +165,8 @@ struct xen_transfer {
     enum xen_stage stage;
 
     enum xen_memory memory;
-    uint8_t *buffer;      /* MEMORY_BUFFER */
+    bool by_buffer;       /* a copy out of the host's own memory has failed */
+    uint8_t *buffer;      /* MEMORY_BUFFER; MEMORY_LENT: the host's, only to be read */
     uint64_t buffer_bytes;
     struct xen_mapping mapping; /* MEMORY_MAPPED */
     struct iovec *parts; /* MOVE_PARTS_MAX of them, where pages are mapped */
@@ -200,6 +203,10 @@ static inline struct xen_transfer *xen_pop(struct xen_transfers *list)
 
 /* Give a transfer memory and set up its move. False: not now. */
 TAPFS_INTERNAL bool xen_pages_acquire(struct xen_transfer *transfer);
+/* Have the bytes of a large READ where the host has them; until xen_pages_give_back. False: they are to be read. */
+TAPFS_INTERNAL bool xen_pages_borrow(struct xen_transfer *transfer);
+/* `taken`: all of them have been copied. */
+TAPFS_INTERNAL void xen_pages_give_back(struct xen_transfer *transfer, bool taken);
 TAPFS_INTERNAL void xen_pages_release(struct xen_transfer *transfer);
 /* Copy what a WRITE has left to do into a buffer, where the frontend cannot change it. False: not now. */
 TAPFS_INTERNAL bool xen_pages_gather(struct xen_transfer *transfer);
@@ -243,7 +250,7 @@ TAPFS_INTERNAL void xen_park_stop(struct park *park);
 /* Written by the ring's thread alone. */
 struct xen_counters {
     _Atomic uint64_t operations[OPERATION_DISCARD + 1];
-    _Atomic uint64_t read_bytes, written_bytes, errors, merged, parked, at_once, notifications, batches, throttled_ns,
+    _Atomic uint64_t read_bytes, written_bytes, errors, merged, parked, at_once, borrowed, notifications, batches, throttled_ns,
         in_flight;
 };
 

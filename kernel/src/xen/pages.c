@@ -2,6 +2,7 @@
  * The memory of a transfer: the frontend's pages, mapped for a while or for good, or a buffer that grant copies fill
  * and empty. Pages that cannot be mapped go through a buffer, too. The copy then finds out which are not granted.
  */
+#include <errno.h>
 #include <string.h>
 
 #include "xen/internal.h"
@@ -104,6 +105,30 @@ bool xen_pages_acquire(struct xen_transfer *transfer)
     return use_buffer(transfer, transfer->offset, transfer->length);
 }
 
+bool xen_pages_borrow(struct xen_transfer *transfer)
+{
+    struct xen_ring *ring = transfer->ring;
+
+    if (transfer->kind != TAPFS_XEN_READ || transfer->length < BORROWED_LEAST || transfer->by_buffer ||
+        ring->device->options.grants != TAPFS_XEN_COPY) {
+        return false;
+    }
+    set_move(transfer, transfer->offset, transfer->length, NULL, 0);
+    const uint8_t *bytes = mover_lend(ring->mover, &transfer->move);
+    if (bytes == NULL) {
+        return false;
+    }
+    transfer->memory = MEMORY_LENT;
+    transfer->buffer = (uint8_t *)(uintptr_t)bytes;
+    return true;
+}
+
+void xen_pages_give_back(struct xen_transfer *transfer, bool taken)
+{
+    mover_passed(transfer->ring->mover, &transfer->move, taken ? (int32_t)transfer->length : -EFAULT);
+    transfer->memory = MEMORY_NONE;
+}
+
 void xen_pages_release(struct xen_transfer *transfer)
 {
     struct xen_ring *ring = transfer->ring;
@@ -118,6 +143,7 @@ void xen_pages_release(struct xen_transfer *transfer)
     case MEMORY_HELD:
         xen_grants_release(ring->grants, ring->page_references, collect_references(transfer), true);
         break;
+    case MEMORY_LENT: /* has been given back */
     case MEMORY_NONE:
         break;
     }
@@ -173,6 +199,7 @@ void xen_pieces_add(struct xen_transfer *transfer)
                 .reference = segment->reference,
                 .offset = segment->offset,
                 .length = segment->length,
+                .may_vanish = transfer->memory == MEMORY_LENT,
             };
             local += segment->length;
         }

@@ -22,6 +22,10 @@
 #define GRANT_VALID 1u
 #define GRANT_READONLY 2u
 #define GRANT_PAGE_SHIFT 2
+/* The headers of Linux before 5.14 lack it. */
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
 
 struct memory_transport {
     struct xen_transport transport;
@@ -154,15 +158,43 @@ static void memory_unmap(struct xen_transport *transport, const struct xen_mappi
     munmap(mapping->memory, (size_t)mapping->pages * XEN_PAGE);
 }
 
+/* Whether memory that may vanish is there now, from the page of its first byte on. A kernel before 5.14 cannot say. */
+static bool is_there(const uint8_t *memory, size_t length)
+{
+    uintptr_t start = (uintptr_t)memory / XEN_PAGE * XEN_PAGE;
+    return madvise((void *)start, (uintptr_t)memory + length - start, MADV_POPULATE_READ) == 0;
+}
+
+/* As the kernel's device does it: memory that is gone fails the whole call. Here it must not go between the look and the
+ * copy, which would be a signal. */
+static int look_for_vanished(const struct xen_copy *pieces, size_t count)
+{
+    for (size_t i = 0, next; i < count; i = next) {
+        size_t length = pieces[i].length;
+        next = i + 1;
+        if (!pieces[i].may_vanish) {
+            continue;
+        }
+        for (; next < count && pieces[next].may_vanish && pieces[next].local == pieces[i].local + length; next++) {
+            length += pieces[next].length;
+        }
+        if (!is_there(pieces[i].local, length)) {
+            return EFAULT;
+        }
+    }
+    return 0;
+}
+
 static void memory_copy(struct xen_transport *transport, struct xen_copy *pieces, size_t count, bool to_frontend)
 {
     const struct memory_transport *machine = of(transport);
+    int vanished = look_for_vanished(pieces, count);
 
     for (size_t i = 0; i < count; i++) {
         struct xen_copy *piece = &pieces[i];
         uint64_t page = 0;
         if (piece->error == 0) {
-            piece->error = granted(machine, piece->reference, to_frontend, &page);
+            piece->error = vanished != 0 ? vanished : granted(machine, piece->reference, to_frontend, &page);
         }
         if (piece->error != 0) {
             continue;

@@ -24,6 +24,7 @@ struct xen_transfer *xen_transfer_new(struct xen_ring *ring, uint32_t kind, stru
     transfer->kind = kind;
     transfer->stage = STAGE_ONLY;
     transfer->memory = MEMORY_NONE;
+    transfer->by_buffer = false;
     transfer->error = 0;
     return transfer;
 }
@@ -151,6 +152,7 @@ static void fetch_and_begin(struct xen_ring *ring, struct xen_transfers *fetchin
     }
 }
 
+/* Begin what is to be written, and what is to be read into memory that is not the host's. */
 static void begin_waiting(struct xen_ring *ring)
 {
     struct xen_transfers fetching = {NULL, NULL};
@@ -172,6 +174,51 @@ static void begin_waiting(struct xen_ring *ring)
     fetch_and_begin(ring, &fetching);
     mover_submit(ring->mover);
     xen_move_take_over(ring);
+}
+
+/* Copy out of the host's own memory. What fails, for whatever reason, is read into a buffer. */
+static void copy_borrowed(struct xen_ring *ring, struct xen_transfers *borrowed)
+{
+    struct xen_transfer *transfer;
+
+    xen_pieces_copy(ring, true);
+    while ((transfer = xen_pop(borrowed)) != NULL) {
+        bool failed = has_failed(transfer);
+        xen_pages_give_back(transfer, !failed);
+        if (!failed) {
+            xen_count(&ring->counters.at_once, transfer->request_count);
+            xen_count(&ring->counters.borrowed, transfer->request_count);
+            answer(transfer, STATUS_OKAY);
+            continue;
+        }
+        for (struct xen_request *request = transfer->first; request != NULL; request = request->next) {
+            request->status = STATUS_OKAY;
+        }
+        transfer->by_buffer = true;
+        xen_append(&ring->waiting, transfer);
+    }
+}
+
+/* READs whose bytes the host has in memory that can be copied from. The copies are calls of their own: where a page has
+ * gone meanwhile a call fails as a whole. */
+static void borrow_waiting(struct xen_ring *ring)
+{
+    struct xen_transfers borrowed = {NULL, NULL}, waiting = ring->waiting;
+    struct xen_transfer *transfer;
+
+    ring->waiting = (struct xen_transfers){NULL, NULL};
+    while ((transfer = xen_pop(&waiting)) != NULL) {
+        if (!xen_pages_borrow(transfer)) {
+            xen_append(&ring->waiting, transfer);
+            continue;
+        }
+        if (!xen_pieces_fit(transfer)) {
+            copy_borrowed(ring, &borrowed);
+        }
+        xen_pieces_add(transfer);
+        xen_append(&borrowed, transfer);
+    }
+    copy_borrowed(ring, &borrowed);
 }
 
 /* ---- ended */
@@ -332,6 +379,7 @@ void xen_move_run(struct xen_ring *ring)
     do {
         ring->buffers.returned = false;
         park_gathered(ring);
+        borrow_waiting(ring);
         begin_waiting(ring);
         finish_ended(ring);
         if (ring->barrier != NULL && ring->barrier->stage == STAGE_DRAIN &&

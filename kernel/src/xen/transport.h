@@ -33,6 +33,7 @@ struct xen_copy {
     uint32_t reference;
     uint16_t offset, length; /* within the page */
     int error;               /* the result: 0 or an errno */
+    bool may_vanish;         /* `local` is a mapping of a file that somebody may shorten: EFAULT then, for others, too */
 };
 
 /* `machine`: NULL for the real one. NULL with errno set. */

@@ -50,6 +50,7 @@ typedef struct {
     uint64_t merged;        /* requests that were moved together with the one before */
     uint64_t parked;
     uint64_t at_once;       /* moved by the ring's thread without waiting */
+    uint64_t borrowed;      /* of these, copied to the frontend out of the host's own memory */
     uint64_t notifications; /* sent */
     uint64_t batches;       /* of responses published */
     uint64_t throttled_ns;  /* time that requests waited for the rate limit */

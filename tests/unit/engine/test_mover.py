@@ -86,3 +86,11 @@ def test_notes_writes_and_keeps_to_the_locks(checked_memory: Path, tmp_path: Pat
 )
 def test_no_race(checked_threads: Path, tmp_path: Path, scenario: str, options: str) -> None:
     run(checked_threads, scenario, tmp_path, options, seed=2)
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_lends_what_the_host_has_in_memory(
+    checked_memory: Path, checked_threads: Path, tmp_path: Path, *, threads: bool
+) -> None:
+    """And a quiesce waits until it is given back, a hole is left one, and what lies in two places is not lent."""
+    run(checked_threads if threads else checked_memory, "loans", tmp_path, "r")

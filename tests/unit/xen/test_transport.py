@@ -51,6 +51,7 @@ class Copy(Structure):
         ("offset", c_uint16),
         ("length", c_uint16),
         ("error", c_int),
+        ("may_vanish", c_bool),
     )
 
 
