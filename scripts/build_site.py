@@ -25,8 +25,8 @@ REPOSITORY = Path(__file__).parent.parent
 MENU = {
     "Start": ["README.md", "formats.md"],
     "Tasks": [
-        *("docs/mount.md", "docs/convert.md", "docs/rescue.md", "docs/report.md", "docs/monitoring.md"),
-        *("docs/survey.md", "docs/xen.md", "docs/python.md", "formats/README.md", "docs/*.md"),
+        *("docs/mount.md", "docs/convert.md", "docs/rescue.md", "docs/report.md", "docs/command-line.md"),
+        *("docs/survey.md", "docs/monitoring.md", "docs/xen.md", "docs/python.md", "formats/README.md", "docs/*.md"),
     ],
     "Reference": ["api.rst", "docs/json/README.md", "docs/glossary.md", "CHANGELOG.md", "SECURITY.md"],
     "Developers": [
