@@ -109,7 +109,8 @@ class WritableDriver(Driver, Protocol):
     def reserve(self, ranges: Sequence[Range], operation: Operation) -> Reservation:
         """Find places for granule-aligned ranges, which ascend and do not overlap.
 
-        Those of ZERO and DISCARD are whole packed units (`Geometry.packed_unit`), where these are larger than granules.
+        Those of ZERO and DISCARD are whole packed units (`Geometry.packed_unit`), where these are larger than granules,
+        but for a ZERO where a `PartlyZeroing` driver has allowed it.
         The caller guarantees that no other reservation overlaps one of them. For WRITE no granule in
         the ranges is `in_place` in the current map. For DISCARD a driver may do nothing for
         granules that it cannot free. Raises ImageError(no_space) or (corrupt).
@@ -137,6 +138,18 @@ class WritableDriver(Driver, Protocol):
         """What `executed`, the last plan that `flush` returned, freed may be used again.
 
         It is durable, and no request still holds a map older than it.
+        """
+        ...
+
+
+@runtime_checkable
+class PartlyZeroing(WritableDriver, Protocol):
+    """A driver whose map can say of some granules of a packed unit that they read as zeros."""
+
+    def can_zero(self, offset: int, length: int) -> bool:
+        """Whether a ZERO of these granules, all of one packed unit, may be reserved by itself.
+
+        Where it may not, the caller writes zeros. The answer holds while nobody else has a reservation there.
         """
         ...
 

@@ -2,7 +2,8 @@
 
 A write takes only the subclusters that it touches, in a new cluster or in one that has some of them already. A cluster
 that is compressed, or that a snapshot shares, is copied whole: its reservation is widened to all of it, and so is the
-place that the engine fills. Zeros and discards come in whole clusters (`Geometry.packed_unit`).
+place that the engine fills. Discards come in whole clusters (`Geometry.packed_unit`), and so do zeros of a data file
+and of compressed clusters. Zeros of a part of another cluster are bits of its entry, and its place stays as it is.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class ExtendedQcow2Driver(WritableQcow2Driver):
 
     def reserve(self, ranges: Sequence[Range], operation: Operation) -> Reservation:
         """See :meth:`tapfs.driver.WritableDriver.reserve`."""
+        if operation is Operation.ZERO and not self.data_number:
+            return self._reserve_zeros(ranges)
         if operation is not Operation.WRITE:
             return super().reserve(ranges, operation)
         size = self.header.cluster_size
@@ -96,7 +99,29 @@ class ExtendedQcow2Driver(WritableQcow2Driver):
             for host in self._taken.pop(reservation, {}).values():
                 self.space.give_back(host, self.header.cluster_size)
 
+    def can_zero(self, offset: int, length: int) -> bool:
+        """See :meth:`tapfs.driver.PartlyZeroing.can_zero`: whether the cluster has an entry that can say it."""
+        del length
+        if self.data_number:
+            return False
+        unit, entry = divmod(offset >> self.header.cluster_bits, self.header.slice_entries)
+        words = self.slices.load(unit)
+        return words is None or not words[2 * entry] & COMPRESSED
+
     # -- placing --------------------------------------------------------------------------------
+
+    def _reserve_zeros(self, ranges: Sequence[Range]) -> Reservation:
+        """Have the tables that a commit changes. Zeros need no place of their own."""
+        size = self.header.cluster_size
+        self.take_metadata()  # of a reservation that failed
+        for offset, length in ranges:
+            start, stop = round_down(offset, size), round_up(offset + length, size)
+            self.require_runs(list(self.pieces(start, stop - start, used=True)))
+            self.keep_tables(list(self.pieces(start, stop - start, used=self.backing is None)))
+        self.note_growth()
+        reservation = Reservation(tuple(ranges), Operation.ZERO, (), metadata=self.take_metadata())
+        self._open.add(reservation)
+        return reservation
 
     def _wish(self, number: int, at: int, end: int) -> _Wish:
         """What of ``[at, end)`` lies in the cluster of `at`, and where that cluster is, if it can be written there."""
@@ -160,7 +185,22 @@ class ExtendedQcow2Driver(WritableQcow2Driver):
             changed.mark(2 * entry, 2 * entry + 2)
 
     def unlink(self, offset: int, length: int, operation: Operation) -> None:
-        """Let go of whole clusters: nothing is there any more, or zeros where a parent would show through."""
+        """Let go of clusters: nothing is there any more, or zeros where a parent would show through."""
+        size, end = self.header.cluster_size, offset + length
+        first_whole, last_whole = round_up(offset, size), round_down(end, size)
+        if end == self.rounded_size:  # the disk may end inside its last cluster
+            last_whole = round_up(end, size)
+        if first_whole > last_whole:
+            self._zero_part(offset, end)
+            return
+        if offset < first_whole:
+            self._zero_part(offset, min(first_whole, end))
+        self._unlink_whole(first_whole, last_whole - first_whole, operation)
+        if last_whole < end:
+            self._zero_part(last_whole, end)
+
+    def _unlink_whole(self, offset: int, length: int, operation: Operation) -> None:
+        """The same of whole clusters, which give up their places."""
         below = self.backing is not None and operation is not Operation.UNCOVER
         absent = below and operation is Operation.ZERO
         for unit, first, stop in self.pieces(offset, length, used=not absent):
@@ -178,6 +218,23 @@ class ExtendedQcow2Driver(WritableQcow2Driver):
                 changed.entries[2 * entry : 2 * entry + 2] = zeros
                 changed.mark(2 * entry, 2 * entry + 2)
                 words = changed.entries
+
+    def _zero_part(self, start: int, stop: int) -> None:
+        """Have subclusters of one cluster read as zeros. Others of it may be written meanwhile, so its place stays."""
+        header = self.header
+        cluster = round_down(start, header.cluster_size)
+        unit, entry = divmod(cluster >> header.cluster_bits, header.slice_entries)
+        words = self.slices.load(unit)
+        word, bitmap = (0, 0) if words is None else (words[2 * entry], words[2 * entry + 1])
+        if word & COMPRESSED:
+            raise AssertionError(f"the cluster at {cluster} is compressed, and {start} is inside it")
+        zeroed = (1 << (stop - cluster) // header.granule) - (1 << (start - cluster) // header.granule)
+        shown = self.backing is not None or word & OFFSET
+        wanted = bitmap & ~zeroed | (zeroed << SUBCLUSTERS if shown else 0)
+        if wanted != bitmap:
+            changed = self.owned_slice(unit)
+            changed.entries[2 * entry + 1] = wanted
+            changed.mark(2 * entry, 2 * entry + 2)
 
     def hide_parent(self, offset: int, length: int) -> None:
         """Zeros where nothing of a data file was used, because a parent would show through."""

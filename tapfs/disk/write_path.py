@@ -33,7 +33,17 @@ from tapfs.disk.chain_map import STRIDE
 from tapfs.disk.engine_chain import EngineChain
 from tapfs.disk.in_place import zero_in_place
 from tapfs.disk.write_claims import Claim, Claims
-from tapfs.driver import Additive, Begun, Operation, PackedAppending, Placement, Reservation, Sparse, WritableDriver
+from tapfs.driver import (
+    Additive,
+    Begun,
+    Operation,
+    PackedAppending,
+    PartlyZeroing,
+    Placement,
+    Reservation,
+    Sparse,
+    WritableDriver,
+)
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Kind, Range
 from tapfs.kernel import writes
@@ -73,8 +83,9 @@ class WritePath:
         #: Seconds that keeping the plan has taken since the last flush, and that the last flush took.
         self._keeping_seconds = self._flush_seconds = 0.0
         self._granule = self._driver.geometry.granule
-        #: A part of a packed unit cannot be zeroed or discarded by itself.
+        #: A part of a packed unit cannot be discarded by itself, and zeroed only where the driver can say it.
         self._zero_granule = self._driver.geometry.packed_unit
+        self._partly_zeroing = self._driver if isinstance(self._driver, PartlyZeroing) else None
         #: At most so many bytes are zeroed or discarded by one reservation.
         self._stride = max(self._driver.geometry.map_unit, STRIDE)
         #: Whether `Begun.begin` has been executed, where there is such a thing.
@@ -112,10 +123,14 @@ class WritePath:
             if whole:
                 self._change(start, stop - start, Operation.ZERO)
                 continue
-            seen = memoryview(bytearray(stop - start))
-            self._chain.read_into(seen, start)
-            if any(seen):
-                self.write(start, memoryview(bytes(stop - start)))
+            for first, last, by_map in self._parts(start, stop):
+                seen = memoryview(bytearray(last - first))
+                self._chain.read_into(seen, first)
+                if any(seen):
+                    if by_map:
+                        self._change(first, last - first + -last % self._granule, Operation.ZERO)
+                    else:
+                        self.write(first, memoryview(bytes(last - first)))
         self._bound_unflushed()
 
     def discard(self, offset: int, length: int) -> None:
@@ -226,7 +241,7 @@ class WritePath:
 
     def _change(self, offset: int, length: int, operation: Operation) -> None:
         """Zero or discard whole granules."""
-        if offset % self._zero_granule:
+        if offset % self._granule:
             raise AssertionError(f"{offset} is inside a granule, whose first bytes would go along")
         engine = self._chain.engine
 
@@ -396,6 +411,25 @@ class WritePath:
             if nothing is None or hides:
                 yield from self._granules(offset, stop, stride)
             offset = stop if nothing is None or hides else nothing.end
+
+    def _parts(self, offset: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """Cut a range that has no whole packed unit: parts of granules, and runs of granules that the map can zero."""
+        driver, granule, unit = self._partly_zeroing, self._granule, self._zero_granule
+        first = offset + -offset % granule
+        last = end if end == self._chain.size else end - end % granule
+        if driver is None or first >= last:
+            yield offset, end, False
+            return
+        if offset < first:
+            yield offset, first, False
+        while first < last:
+            stop = min(first - first % unit + unit, last)
+            with self._chain.map_lock:
+                by_map = driver.can_zero(first, stop - first + -stop % granule)
+            yield first, stop, by_map
+            first = stop
+        if last < end:
+            yield last, end, False
 
     def _granules(self, offset: int, end: int, stride: int) -> Iterator[tuple[int, int, bool]]:
         """Split a range into partial granules and runs of whole ones, cut at multiples of `stride`.

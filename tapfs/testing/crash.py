@@ -10,10 +10,10 @@ import random
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tapfs.driver import Checkable, Operation, Uncovering
+from tapfs.driver import Checkable, Operation, PartlyZeroing, Uncovering
 from tapfs.errors import ImageError
 from tapfs.plan import Plan
-from tapfs.testing.model import SECTOR, MemoryFile, ModelDisk, read_extents
+from tapfs.testing.model import SECTOR, MemoryFile, ModelDisk, may_zero, read_extents
 from tapfs.testing.subject import Subject, ViolationError, require
 
 #: Bytes of a disk that are compared at once.
@@ -94,7 +94,14 @@ def write_at_random(disk: ModelDisk, choice: random.Random, requests: int) -> Hi
             over_parent = disk.driver.geometry.backing is not None
             if over_parent and isinstance(disk.driver, Uncovering) and disk.driver.can_uncover:
                 operations.append(Operation.UNCOVER)
-            disk.zero(offset, end - offset, choice.choice(operations))
+            operation = choice.choice(operations)
+            if operation is Operation.ZERO and isinstance(disk.driver, PartlyZeroing):
+                smaller = disk.driver.geometry.granule
+                start = offset + choice.randrange(granule // smaller) * smaller
+                stop = min(end, -(-size // smaller) * smaller) - choice.choice([0, smaller])
+                if start < stop and may_zero(disk.driver, start, stop):
+                    offset, end = start, stop
+            disk.zero(offset, end - offset, operation)
             history.changed(offset, min(end, size))
         else:
             history.flush()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 from tapfs.driver import (
     Begun,
@@ -18,6 +19,7 @@ from tapfs.driver import (
     HostSpace,
     NumberedFile,
     Operation,
+    PartlyZeroing,
     Placement,
     Reservation,
     Role,
@@ -236,6 +238,14 @@ class MemoryFile(HostFile):
             apply_step(files[piece.file], piece)
         further = {name: MemoryFile(bytes(data), name) for name, data in zip(self.further, files[1:], strict=True)}
         return MemoryFile(bytes(files[0]), self._path, further)
+
+
+def may_zero(driver: PartlyZeroing, offset: int, end: int) -> bool:
+    """Whether a driver can say of a range of whole granules that it reads as zeros."""
+    unit = driver.geometry.packed_unit
+    edges = [offset, *range(offset - offset % unit + unit, end, unit), end]
+    parts = [(start, stop) for start, stop in pairwise(edges) if stop - start < unit]
+    return all(driver.can_zero(start, stop - start) for start, stop in parts)
 
 
 def read_extents(driver: Driver, file: MemoryFile, offset: int, length: int, backing: bytes = b"") -> bytes:

@@ -6,11 +6,11 @@ import random
 from collections.abc import Callable, Iterator
 from typing import cast
 
-from tapfs.driver import Checkable, Operation, Reservation, Resizable, SnapshotKeeper, Uncovering
+from tapfs.driver import Checkable, Operation, PartlyZeroing, Reservation, Resizable, SnapshotKeeper, Uncovering
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.plan import Plan
 from tapfs.testing.laws import check_map, check_split
-from tapfs.testing.model import ModelDisk, is_zero
+from tapfs.testing.model import ModelDisk, is_zero, may_zero
 from tapfs.testing.resize import change_size
 from tapfs.testing.subject import Subject, require
 
@@ -18,6 +18,8 @@ from tapfs.testing.subject import Subject, require
 _AROUND, _WHOLE = 100_000, 8
 #: New sizes are multiples of this many bytes.
 _SIZES = 32 << 10
+#: Of the zeros so many are of parts of packed units, where a driver can say that.
+_PARTLY = 0.6
 
 
 class _Run:
@@ -98,10 +100,16 @@ class _Run:
         self._model[offset:end] = data
 
     def _zero(self) -> None:
-        offset, end = self._granules(700_000, self._zero_granule)
+        if isinstance(self._disk.driver, PartlyZeroing) and self._choice.random() < _PARTLY:
+            offset, end = self._granules(4 * self._zero_granule)
+            operation = Operation.ZERO
+            if not may_zero(self._disk.driver, offset, end):
+                return
+        else:
+            offset, end = self._granules(700_000, self._zero_granule)
+            operation = self._choice.choice([Operation.ZERO, Operation.DISCARD])
         if self._busy(offset, end):
             return
-        operation = self._choice.choice([Operation.ZERO, Operation.DISCARD])
         self._disk.zero(offset, end - offset, operation)
         end = min(end, self._size)
         if operation is Operation.ZERO:
