@@ -259,6 +259,20 @@ class Lib:
         self, layout: CData, entries: CData, first: int, stop: int, times: int, counted: CData, /
     ) -> int: ...
     def tapfs_mark_owners(self, layout: CData, entries: CData, first: int, stop: int, owners: CData, /) -> int: ...
+    def tapfs_gather_payloads(
+        self,
+        layout: CData,
+        entries: CData,
+        first: int,
+        stop: int,
+        low: int,
+        high: int,
+        found: CData,
+        room: int,
+        count: CData,
+        /,
+    ) -> int: ...
+    def tapfs_overlapping_payload(self, payloads: CData, count: int, end: CData, /) -> int: ...
     def tapfs_find_uncounted(
         self, counters: CData, order: int, first: int, count: int, marks: CData, mark: int, /
     ) -> int: ...

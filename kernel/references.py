@@ -9,14 +9,20 @@ from tapfs.kernel._engine import ffi, lib
 from tapfs.references import CountedBlock, CountedWindow, EntryLayout, OwnedClusters, TableKind, use_counter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from tapfs.kernel._engine import CData
 
 #: Bytes of a sector, which has one mark in an array of sectors.
 SECTOR = 512
+_NO_PLACE = (1 << 64) - 1
 
 
 class EngineCounter:
     """A :class:`tapfs.references.EntryCounter`."""
+
+    #: So many payloads are sorted at once: 16 MiB of them.
+    MOST_PAYLOADS = 1 << 20
 
     def __init__(self, layout: EntryLayout) -> None:
         self._layout = ffi.new("tapfs_references *")
@@ -61,6 +67,36 @@ class EngineCounter:
             at = int(lib.tapfs_mark_owners(self._layout, source, first, stop, marked))
         owners.shared, owners.doubled = marked.shared, marked.doubled != 0
         return at
+
+    def overlapping_payload(self, tables: Callable[[], Iterable[tuple[bytes, int]]]) -> int | None:
+        """See :meth:`tapfs.references.EntryCounter.overlapping_payload`. Memory is bounded, whatever there is."""
+        found, count, end = ffi.new("tapfs_payload[]", self.MOST_PAYLOADS), ffi.new("size_t *"), ffi.new("uint64_t *")
+        low = 0
+        high = size = self._layout.file_size
+        while low < size:
+            end_before = end[0]
+            whole = self._gather(tables(), low, high, found, count)
+            place = int(lib.tapfs_overlapping_payload(found, count[0], end))
+            if place != _NO_PLACE:
+                return place
+            if whole:
+                low, high = high, min(size, high + high - low)
+            else:  # two payloads at one place overlap, so some part of the window has room enough
+                high, end[0] = low + (high - low) // 2, end_before
+        return None
+
+    def _gather(self, tables: Iterable[tuple[bytes, int]], low: int, high: int, found: CData, count: CData) -> bool:
+        """The payloads that begin in ``[low, high)``, from the first of `found` on; False if there is no room."""
+        count[0] = 0
+        for entries, stop in tables:
+            self._require(entries, stop)
+            with ffi.from_buffer(entries) as source:
+                at = lib.tapfs_gather_payloads(
+                    self._layout, source, 0, stop, low, high, found, self.MOST_PAYLOADS, count
+                )
+            if at < stop:
+                return False
+        return True
 
     def find_ownership(self, entries: bytes, first: int, stop: int, base: int, alone: bytearray) -> int:
         """See :meth:`tapfs.references.EntryCounter.find_ownership`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
 from typing import Protocol
 
@@ -220,6 +220,14 @@ class EntryCounter(Protocol):
 
         It ends at one that is impossible, that leads to a window without a byte in `noted`, or that makes `doubled`
         true: the index, otherwise `stop`.
+        """
+        ...
+
+    def overlapping_payload(self, tables: Callable[[], Iterable[tuple[bytes, int]]]) -> int | None:
+        """The place of a payload that begins inside another one, None where all lie apart.
+
+        `tables` gives each table with the number of its entries, and may be called again. Entries that are impossible
+        are passed over.
         """
         ...
 

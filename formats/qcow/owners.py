@@ -4,8 +4,8 @@ A write to a cluster that two entries refer to would change both of their places
 compressed cluster would leave a hole in what another entry refers to.
 
 All L2 tables are read for that, whatever the image's size, and a bit for each cluster says that something has it. Two
-payloads of compressed clusters may lie in one cluster: whether these overlap, and what is out of the ordinary
-otherwise, is looked at only in an image of few tables.
+payloads of compressed clusters may lie in one cluster, so these are sorted by their places. What is out of the ordinary
+otherwise is looked at only in an image of few tables.
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ def require_owners(image: QcowReader) -> None:
     most = MAX_ODD_TABLE_BYTES // length
     if sum(1 for _ in islice(image.l1.used(), most + 1)) <= most:
         require_apart(_places(image), 1, path, what="clusters or tables")
+    elif (counter := entry_counter(_layout(image))) is not None:
+        place = counter.overlapping_payload(lambda: _tables(image))
+        if place is not None:
+            raise _overlap(image, place)
 
 
 def _all_plain(image: QcowReader) -> bool:
@@ -69,19 +73,14 @@ def _all_plain(image: QcowReader) -> bool:
 
 def _mark(image: QcowReader, counter: EntryCounter, owners: OwnedClusters) -> bool:
     """Mark the clusters of a window, tables first; whether all that is there is plain."""
-    header, tables = image.header, image.tables
+    header = image.header
     size, plain = header.cluster_size, True
-    used = [(index, entry) for index, entry in image.l1.used() if tables.table_fault(entry) is None]
-    for _, entry in used:
+    for _, entry in _used(image):
         if entry % size:
             plain = False
         elif not owners.add(entry // size, header.l2_length // size, owned=True):
             raise _overlap(image, entry)
-    last_entries = -(-(header.size - (len(image.l1) - 1) * header.unit) // size)
-    for index, entry in used:
-        raw = image.file.read(entry, header.l2_length).ljust(header.l2_length, b"\0")
-        # The last table has entries past the end of the disk, which are nobody's.
-        stop = last_entries if index == len(image.l1) - 1 else header.l2_entries
+    for raw, stop in _tables(image):
         at = 0
         while at < stop:
             at = counter.mark_owners(raw, at, stop, TableKind.SOLE, owners)
@@ -91,6 +90,20 @@ def _mark(image: QcowReader, counter: EntryCounter, owners: OwnedClusters) -> bo
                 plain = False
                 at += 1
     return plain and not owners.shared
+
+
+def _used(image: QcowReader) -> Iterator[tuple[int, int]]:
+    """The L1 entries whose tables can be where they are said to be, with their indexes."""
+    return ((index, entry) for index, entry in image.l1.used() if image.tables.table_fault(entry) is None)
+
+
+def _tables(image: QcowReader) -> Iterator[tuple[bytes, int]]:
+    """Each L2 table, and the number of its entries: those of the last one past the end of the disk are nobody's."""
+    header = image.header
+    last_entries = -(-(header.size - (len(image.l1) - 1) * header.unit) // header.cluster_size)
+    for index, entry in _used(image):
+        raw = image.file.read(entry, header.l2_length).ljust(header.l2_length, b"\0")
+        yield raw, last_entries if index == len(image.l1) - 1 else header.l2_entries
 
 
 def _layout(image: QcowReader) -> EntryLayout:

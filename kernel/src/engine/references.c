@@ -5,6 +5,7 @@
  */
 #include <endian.h>
 #include <stdbool.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common.h"
@@ -21,6 +22,7 @@ struct reference {
     enum entry_kind kind;
     bool owned;
     uint64_t first, last; /* clusters */
+    uint64_t start;       /* of a payload */
     uint64_t bytes;       /* of data, packed or not */
 };
 
@@ -57,6 +59,7 @@ static struct reference payload_of(const tapfs_references *layout, uint64_t word
         return found;
     }
     found.kind = REFERS_TO_PAYLOAD;
+    found.start = start;
     found.first = start >> layout->cluster_bits;
     found.last = (start + length - 1) >> layout->cluster_bits;
     found.bytes = minimum(length, PAYLOAD_MAX);
@@ -210,6 +213,40 @@ size_t tapfs_mark_owners(const tapfs_references *layout, const void *entries, si
         }
     }
     return stop;
+}
+
+size_t tapfs_gather_payloads(const tapfs_references *layout, const void *entries, size_t first, size_t stop,
+                             uint64_t low, uint64_t high, tapfs_payload *found, size_t room, size_t *count)
+{
+    for (size_t index = first; index < stop; index++) {
+        struct reference each = reference_of(layout, entries, index);
+        if (each.kind != REFERS_TO_PAYLOAD || each.start < low || each.start >= high) {
+            continue;
+        }
+        if (*count == room) {
+            return index;
+        }
+        found[(*count)++] = (tapfs_payload){.start = each.start, .length = each.bytes};
+    }
+    return stop;
+}
+
+static int by_start(const void *left, const void *right)
+{
+    uint64_t one = ((const tapfs_payload *)left)->start, other = ((const tapfs_payload *)right)->start;
+    return (one > other) - (one < other);
+}
+
+uint64_t tapfs_overlapping_payload(tapfs_payload *payloads, size_t count, uint64_t *end)
+{
+    qsort(payloads, count, sizeof *payloads, by_start);
+    for (size_t at = 0; at < count; at++) {
+        if (payloads[at].start < *end) {
+            return payloads[at].start;
+        }
+        *end = payloads[at].start + payloads[at].length;
+    }
+    return UINT64_MAX;
 }
 
 size_t tapfs_find_ownership(const tapfs_references *layout, const void *entries, size_t first, size_t stop,

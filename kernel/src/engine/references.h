@@ -86,6 +86,24 @@ typedef struct {
 size_t tapfs_mark_owners(const tapfs_references *layout, const void *entries, size_t first, size_t stop,
                          tapfs_owners *owners);
 
+/* The bytes of the file that a packed entry refers to. */
+typedef struct {
+    uint64_t start;
+    uint64_t length;
+} tapfs_payload;
+
+/*
+ * Put the payloads of [first, stop) that begin in [low, high) of the file behind the `*count` of `found`, which has room
+ * for `room`. Other entries are passed over. The index of the entry for which there was no room, or `stop`.
+ */
+size_t tapfs_gather_payloads(const tapfs_references *layout, const void *entries, size_t first, size_t stop,
+                             uint64_t low, uint64_t high, tapfs_payload *found, size_t room, size_t *count);
+/*
+ * Sort payloads by where they begin. The place of the first that begins before `*end` or before the end of one that is
+ * before it, or UINT64_MAX; `*end` becomes the largest end.
+ */
+uint64_t tapfs_overlapping_payload(tapfs_payload *payloads, size_t count, uint64_t *end);
+
 /*
  * The first entry of [first, stop) that cannot be true, or of whose cluster in the window `alone` (a byte each) says
  * other than the entry; or `stop`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import tapfs
 from tapfs import ErrorKind, ImageError
 from tapfs.driver import OpenRequest
 from tapfs.formats.qcow import FORMAT, owners
+from tapfs.kernel.references import EngineCounter
 from tapfs.testing.model import MemoryFile
 from tests.qcow_images import KINDS, cksum, l1_range, make
 from tests.scattered_images import scattered_qcow
@@ -116,3 +118,32 @@ def test_two_of_a_few_entries_in_several_windows(kind: str, tmp_path: Path, monk
     path.write_bytes(file.data)
     with pytest.raises(ImageError, match=r"overlap.*the image can only be read"):
         tapfs.open(path, writable=True)
+
+
+@pytest.mark.parametrize("room", [50, 1 << 20])
+def test_payloads_that_overlap_in_an_image_of_many_tables(
+    room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine sorts them, in parts of the file where it has no room for all."""
+    monkeypatch.setattr(owners, "MAX_ODD_TABLE_BYTES", 0)
+    monkeypatch.setattr(EngineCounter, "MOST_PAYLOADS", room)
+    file = make("qemu-compressed", SIZE, 1)[0]
+    path = tmp_path / "a"
+    path.write_bytes(file.data)
+    tapfs.open(path, writable=True).close()
+    packed = [at for at in l2_entries(file) if word(file, at) >> 63]
+    places = sorted((word(file, at) & (1 << 63 - 13) - 1, at) for at in packed)
+    near = [(place, at, following) for (place, at), (following, _) in pairwise(places) if following - place < 8191]
+    assert len(near) > 5
+    for place, at, following in (near[0], near[-1]):
+        before = word(file, at)
+        for length, overlaps in ((following - place, False), (following - place + 1, True)):
+            put(file, at, 1 << 63 | length << 63 - 13 | place)
+            path.write_bytes(file.data)
+            if not overlaps:
+                tapfs.open(path, writable=True).close()
+                continue
+            with pytest.raises(ImageError, match="overlap") as caught:
+                tapfs.open(path, writable=True)
+            assert (caught.value.kind, caught.value.offset) == (ErrorKind.READ_ONLY, following)
+        put(file, at, before)
