@@ -106,6 +106,7 @@ bench-blocks: bench-setup
 
 bench-mounts: bench-setup
 	$(BIN)/python -m tests.bench.mount_reads --json build/bench/mount_reads.json $(BENCH)
+	$(BIN)/python -m tests.bench.mount_writes --json build/bench/mount_writes.json $(BENCH)
 
 .PHONY: bench-faces
 bench: bench-faces
@@ -146,6 +147,11 @@ bench-verify: bench-setup
 # Block devices of tapfs beside loop devices, in the laboratory: processor time for a request. Not a part of `bench`.
 bench-ublk: system-xen $(VENV)/.dev
 	$(BIN)/python -m tests.laboratory.run ublk_time ublk_newest_time
+
+# Memory of idle disks of guests, then with equal pages merged (KSM, which is switched on meanwhile). Not a part of `bench`.
+.PHONY: bench-idle-disks
+bench-idle-disks: bench-setup
+	$(BIN)/python -m tests.bench.idle_disks --merge 12 --json build/bench/idle_disks.json $(BENCH)
 
 bench-ring: bench-setup
 	$(BIN)/python -m tests.bench.ring --json build/bench/ring.json $(BENCH)

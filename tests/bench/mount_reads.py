@@ -34,9 +34,9 @@ SERVED = ("vmdk", "vpc", "vhdx", "vdi", "qcow2")
 JOBS = (FioJob("depth 1", "randread", "4k"), FioJob("depth 8", "randread", "4k", depth=8))
 
 
-def contenders() -> list[Contender]:
+def contenders(*, writable: bool) -> list[Contender]:
     """tapfs, and the daemon with each number of iothreads that it takes."""
-    found = [Contender("tapfs", SERVED, tapfs("auto", writable=False))]
+    found = [Contender("tapfs", SERVED, tapfs("auto", writable=writable))]
     programs = [qemu_backports(), Path(named).parent if (named := os.environ.get("QEMU_IMG")) else None]
     for folder in filter(None, programs):
         daemon = shutil.which("qemu-storage-daemon", path=str(folder))
@@ -46,7 +46,7 @@ def contenders() -> list[Contender]:
         # The first FUSE export with several is that of QEMU 11.
         for threads in (1, 2) if int(version.split(".")[0]) >= 11 else (1,):
             name = f"qsd {version}, {threads} iothread{'s' if threads > 1 else ''}"
-            found.append(Contender(name, SERVED, storage_daemon(daemon, iothreads=threads, writable=False)))
+            found.append(Contender(name, SERVED, storage_daemon(daemon, iothreads=threads, writable=writable)))
     return found
 
 
@@ -113,7 +113,7 @@ class Seen:
 def measure(work: Path, size_mib: int, rounds: int, seconds: int, only: str) -> list[dict[str, object]]:
     """All rows: work, contender, median of reads a second, the server's processor time for each, its peak of memory."""
     rows: list[dict[str, object]] = []
-    everyone = contenders()
+    everyone = contenders(writable=False)
     for title, image, image_format, size in images(work, size_mib):
         seen: dict[tuple[str, str], Seen] = {}
         for _ in range(rounds if only in title else 0):

@@ -185,7 +185,8 @@ class Ring(Backend):
         counters = json.loads(output)
         if counters["errors"]:
             raise SystemExit(f"bench: {counters}")
-        shown = {name: counters[name] for name in ("at_once", "borrowed", "merged", "parked", "batches", "notifications")}
+        names = ("at_once", "borrowed", "merged", "parked", "batches", "notifications")
+        shown = {name: counters[name] for name in names}
         print(f"    {shown}", file=sys.stderr)
 
 
