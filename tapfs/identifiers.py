@@ -1,5 +1,7 @@
 """UUIDs as images store them, 16 bytes in one of two orders, and the random numbers by which images know each other.
 
+An image that is made twice is the same one where both times all of this comes from one seed (`derived_from`).
+
 The standard library's `uuid` loads `platform`, whose regular expressions take longer to compile than a small image to
 convert, and its `secrets` loads OpenSSL.
 """
@@ -7,8 +9,15 @@ convert, and its `secrets` loads OpenSSL.
 from __future__ import annotations
 
 import os
+import time
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
 from tapfs.records import NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 
 class Uuid(NamedTuple):
@@ -40,13 +49,48 @@ def new_uuid() -> Uuid:
 
 
 def random_bytes(count: int) -> bytes:
-    """So many bytes that nobody can foresee."""
-    return os.urandom(count)
+    """So many bytes that nobody can foresee who does not know the seed."""
+    source = _source.get()
+    return os.urandom(count) if source is None else source.take(count)
 
 
 def random_bits(count: int) -> int:
-    """A number of so many bits that nobody can foresee."""
-    return int.from_bytes(os.urandom(-(-count // 8)), "little") >> -count % 8
+    """A number of so many bits that nobody can foresee who does not know the seed."""
+    return int.from_bytes(random_bytes(-(-count // 8)), "little") >> -count % 8
+
+
+def time_of_making() -> int:
+    """The time that a new image says it was made at, in whole seconds since 1970."""
+    source = _source.get()
+    return int(time.time()) if source is None else source.seconds
+
+
+@contextmanager
+def derived_from(seed: bytes, seconds: int) -> Generator[None]:
+    """In the block, in this thread: random numbers follow from a seed, and new images are made at `seconds`."""
+    token = _source.set(_Derived(seed, seconds))
+    try:
+        yield
+    finally:
+        _source.reset(token)
+
+
+class _Derived:
+    """The random numbers that follow from a seed, one after the other."""
+
+    def __init__(self, seed: bytes, seconds: int) -> None:
+        self.seconds = seconds
+        self._seed = seed
+        self._taken = 0
+
+    def take(self, count: int) -> bytes:
+        from hashlib import shake_256  # few images are made from a seed
+
+        self._taken += 1
+        return shake_256(b"%b%d" % (self._seed, self._taken)).digest(count)
+
+
+_source: ContextVar[_Derived | None] = ContextVar("source", default=None)
 
 
 def _turned(raw: bytes) -> bytes:

@@ -6,7 +6,6 @@ reader takes. With `force_size=off` it is what qemu-img makes without options: a
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -38,7 +37,7 @@ from tapfs.formats.vhd.footer import (
 from tapfs.formats.vhd.identity import NULL_UUID
 from tapfs.formats.vhd.locators import new_locators
 from tapfs.formats.vhd.relink import header_name, parent_uuid
-from tapfs.identifiers import new_uuid
+from tapfs.identifiers import new_uuid, time_of_making
 from tapfs.plan import Grow, Plan, Step, Write, plan
 
 CREATE_OPTIONS: Mapping[str, str] = MappingProxyType(
@@ -81,7 +80,7 @@ def create(request: CreateRequest) -> Plan:
         features=RESERVED_FEATURE,
         version=VERSION,
         data_offset=NO_OFFSET if fixed else _HEADER_AT,
-        timestamp=_timestamp(int(time.time())),
+        timestamp=_timestamp(time_of_making()),
         creator=_EXACT_CREATOR if geometry == LARGEST else _GEOMETRY_CREATOR,
         creator_version=_CREATOR_VERSION,
         creator_host=_CREATOR_HOST,

@@ -32,7 +32,8 @@ class OpenOptions:
     `created`: the image was made a moment ago and is empty (`OpenRequest.created`).
     `grown_size`: bytes that the image is about to have, if it is growing (`OpenRequest.grown_size`).
     `overlay`: a file for scratch writes (`tapfs.disk.overlay`), `temporary`: one without a name; with either the image
-    itself is opened read-only, whatever `writable` says. `say_raw`: how the user says that the
+    itself is opened read-only, whatever `writable` says. `scratch`: a descriptor, which stays the caller's, of the file
+    without a name that a process before has written; None: a new one is made. `say_raw`: how the user says that the
     image is raw, for remedies. `cache_bytes`: the bound of the engine's map cache, for all layers together.
     `remote`: how what lies elsewhere is read. `salvage`: the image's file is scanned for what its metadata has lost
     (`tapfs.disk.salvaging`), and the image is only read.
@@ -57,6 +58,7 @@ class OpenOptions:
     created: bool = False
     grown_size: int | None = None
     temporary: bool = False
+    scratch: int | None = None
     say_raw: str = SAY_RAW
     cache_bytes: int = DEFAULT_CACHE_BYTES
     remote: RemoteOptions = USUAL

@@ -55,11 +55,12 @@ def open_image(
 def complete_left(path: str, options: OpenOptions, plan_log: PlanLog) -> bool:
     """Execute the plan that a killed process has left for an image; whether there was one. It is durable then.
 
-    What that process had acknowledged needs it, so it comes before the image is opened. Raises ImageError.
+    What that process had acknowledged needs it, so it comes before the image is opened. With `options.scratch` it is
+    that file which was written. Raises ImageError.
     """
     left = False
     location = locate(path)
-    if plan_log.exists and options.writable and not location.in_memory:
+    if plan_log.exists and options.writable and (options.scratch is not None or not location.in_memory):
         kept = plan_log.kept()
         left = kept is not None and _complete(location, options, kept)
     plan_log.remove()
@@ -73,9 +74,14 @@ def _complete(location: Location, options: OpenOptions, kept: KeptPlan) -> bool:
     with ExitStack() as stack:
         files: list[LocalFile] = []
         for place in (location, *map(locate, kept.further_paths)):
-            file = place.open(
-                writable=True, sharing=options.sharing, direct=options.direct, request_owner=options.request_owner
-            )
+            if options.scratch is not None and not files:
+                from tapfs.disk.overlay import temporary_again
+
+                file = temporary_again(place.name, options)
+            else:
+                file = place.open(
+                    writable=True, sharing=options.sharing, direct=options.direct, request_owner=options.request_owner
+                )
             stack.callback(file.close)
             files.append(file)
         same = kept.is_for([file.identity for file in files])

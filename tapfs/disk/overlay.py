@@ -9,6 +9,7 @@ the user has named, and never followed.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from typing import cast
 
@@ -52,7 +53,8 @@ def open_overlaid(path: str, options: OpenOptions, *, unlocked: bool) -> list[La
             raise password_missing(path)
         if options.overlay is None:
             name = f"{locate(path).absolute().name} (temporary overlay)"
-            file = _temporary(name, _creation(layers), direct=options.direct)
+            made = options.scratch is not None
+            file = temporary_again(name, options) if made else _temporary(name, _creation(layers), options)
             top = _checked(name, file, layers[0])
         else:
             top, _ = open_over(layers, options.overlay, direct=options.direct)
@@ -132,10 +134,21 @@ def _create(target: Target, plan: Plan, *, direct: bool) -> LocalFile:
         return file
 
 
-def _temporary(name: str, plan: Plan, *, direct: bool) -> LocalFile:
+def _temporary(name: str, plan: Plan, options: OpenOptions) -> LocalFile:
     """A new overlay without a name: it is gone with its last descriptor, so also after a crash."""
     descriptor = unnamed_descriptor("make a temporary overlay")
-    return filled(LocalFile(name, descriptor, writable=True, direct=direct), plan)
+    return filled(_without_name(name, descriptor, options), plan)
+
+
+def temporary_again(name: str, options: OpenOptions) -> LocalFile:
+    """The overlay without a name that `options.scratch` is a descriptor of. Raises ImageError."""
+    if options.scratch is None:
+        raise AssertionError("no overlay was made before")
+    return _without_name(name, os.dup(options.scratch), options)
+
+
+def _without_name(name: str, descriptor: int, options: OpenOptions) -> LocalFile:
+    return LocalFile(name, descriptor, writable=True, direct=options.direct, request_owner=options.request_owner)
 
 
 def filled(file: LocalFile, plan: Plan) -> LocalFile:

@@ -37,6 +37,7 @@ class Attachment:
 
     native: NativeEngine | None = None
     operations: ImageOperations | None = None
+    plain: PlainConnection | None = None
 
     @property
     def name(self) -> str:
@@ -44,6 +45,23 @@ class Attachment:
         if self.native is None:
             return PYFUSE3
         return PASSTHROUGH if self.native.passthrough else NATIVE
+
+    def handover(self, tree: Tree, seed: bytes) -> Handover | None:
+        """What a server that follows this one needs, once the mount has answered; None: the kernel would not let it."""
+        native, plain, operations = self.native, self.plain, self.operations
+        served = native or plain
+        init = None if served is None else served.init_request()
+        if init is None or operations is None:
+            return None
+        backing = {} if native is None else native.backing()
+        return Handover(native is not None, init, backing, tree.partitions, operations.modified_ns, seed)
+
+    @property
+    def connections(self) -> Sequence[int]:
+        """The descriptors of the connection, which are those of who serves."""
+        if self.native is not None:
+            return self.native.connections
+        return () if self.plain is None else (self.plain.connection,)
 
     def require(self, choice: str, mountpoint: str) -> None:
         """Raise ImageError(unsupported) if passthrough was asked for and the kernel has refused it."""
@@ -94,16 +112,9 @@ def attach(
             log.warning("%s: served by pyfuse3 alone: %s", mountpoint, error)
     connection = outside.connect()
     with _unmounted_on_failure(outside):
-        plain = PlainConnection(connection, mountpoint)
-        operations = ImageOperations(
-            image, tree, modified_ns=modified_ns, on_init=plain.accepted, settings=settings, verified=verified
+        return _plain(
+            image, tree, mountpoint, connection, None, modified_ns=modified_ns, settings=settings, verified=verified
         )
-        try:
-            _start_session(operations, plain.session_path(), mountpoint)
-        except BaseException:
-            plain.close()
-            raise
-    return Attachment(None, operations)
 
 
 def _attach_native(
@@ -126,15 +137,53 @@ def _attach_native(
 
 
 def take_over(
-    image: Image, tree: Tree, mountpoint: str, connections: Sequence[int], handover: Handover, settings: MountSettings
+    image: Image,
+    tree: Tree,
+    mountpoint: str,
+    connections: Sequence[int],
+    handover: Handover,
+    *,
+    settings: MountSettings,
+    verified: VerifiedReads | None = None,
 ) -> Attachment:
-    """Go on with a mount whose server was killed, by native threads. Raises ImageError; it stays mounted then.
+    """Go on with a mount whose server was killed, as that has served it. Raises ImageError; it stays mounted then.
 
     The connections are taken over, and closed on an error.
     """
+    modified_ns = handover.modified_ns
+    if not handover.native:
+        (connection,) = connections
+        init = handover.init
+        return _plain(
+            image, tree, mountpoint, connection, init, modified_ns=modified_ns, settings=settings, verified=verified
+        )
     passthrough = bool(handover.backing)
     native = NativeEngine(image, tree, connections, passthrough=passthrough, handover=handover)
-    return _started(native, image, tree, mountpoint, modified_ns=handover.modified_ns, settings=settings)
+    return _started(native, image, tree, mountpoint, modified_ns=modified_ns, settings=settings)
+
+
+def _plain(
+    image: Image,
+    tree: Tree,
+    mountpoint: str,
+    connection: int,
+    init: bytes | None,
+    *,
+    modified_ns: int,
+    settings: MountSettings,
+    verified: VerifiedReads | None,
+) -> Attachment:
+    """Pyfuse3 alone on a mounted connection; `init` is what another server was sent that it follows."""
+    plain = PlainConnection(connection, mountpoint, init)
+    operations = ImageOperations(
+        image, tree, modified_ns=modified_ns, on_init=plain.accepted, settings=settings, verified=verified
+    )
+    try:
+        _start_session(operations, plain.session_path(), mountpoint)
+    except BaseException:
+        plain.close()
+        raise
+    return Attachment(None, operations, plain)
 
 
 def _started(

@@ -28,19 +28,22 @@ _NOTHING = b"{}"
 class Handover(NamedTuple):
     """What a successor has to know.
 
-    `init` is the kernel's INIT request. `backing` has what the kernel knows the files of passed-through nodes by.
-    `partitions` are those of the tree, which are those of the disk when it was mounted. `modified_ns` is the time that
-    the files show.
+    `native`: native threads serve, else pyfuse3 alone does. `init` is the kernel's INIT request. `backing` has what the
+    kernel knows the files of passed-through nodes by. `partitions` are those of the tree, which are those of the disk
+    when it was mounted. `modified_ns` is the time that the files show. What the disk is shown as, too, follows from
+    `seed`.
     """
 
+    native: bool
     init: bytes
     backing: Mapping[int, int]
     partitions: Sequence[PartitionWindow]
     modified_ns: int
+    seed: bytes
 
     def packed(self) -> bytes:
         """The message."""
-        data = self._asdict() | {"init": self.init.hex()}
+        data = self._asdict() | {"init": self.init.hex(), "seed": self.seed.hex()}
         return json.dumps(data).encode()
 
     @classmethod
@@ -49,10 +52,12 @@ class Handover(NamedTuple):
         try:
             data = json.loads(message)
             return cls(
+                bool(data["native"]),
                 bytes.fromhex(data["init"]),
                 {int(inode): int(number) for inode, number in data["backing"].items()},
                 [PartitionWindow(*map(int, each)) for each in data["partitions"]],
                 int(data["modified_ns"]),
+                bytes.fromhex(data["seed"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ImageError(ErrorKind.IO, f"what the last server left cannot be read: {error}", op="go on") from error

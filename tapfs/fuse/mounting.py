@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from tapfs.partitions.table import DiskContents
 
 _DEVICE = "/dev/fuse"
+_SEED_BYTES = 16
 
 
 def require_fuse() -> None:
@@ -194,19 +195,25 @@ class ImageMount:
         from tapfs.fuse.keeper import Keeper
 
         self.reopening.begin(self.registry.plan_file(os.getpid()))
+        if kept is None:
+            try:
+                self.reopening.hold(self.image)
+            except OSError as error:
+                raise from_os_error(error, path=self.path, op="mount") from error
         Keeper(self, kept).run(ready)
 
     def serve_here(self, ready: Callable[[], None], end: ServerEnd | None = None) -> None:
         """Mount and serve in this process. Raises as `serve` does."""
         with closing(self.image) as image:
-            self._serve(image, ready, end, None)
+            self._serve(image, self.verified, ready, end, None)
 
     def note_kept(self, kept: Kept | None) -> None:
         """See `tapfs.fuse.keeper.Servable`."""
         if self.foreground:
             from tapfs.fuse.stored_mount import store
 
-            store(kept, None if self.reopening is None else self.reopening.plan_log)
+            if self.reopening is not None:
+                store(kept, self.reopening.plan_log, self.reopening.options.scratch)
 
     def go_on(self, kept: Kept, ready: Callable[[], None], end: ServerEnd) -> None:
         """See `tapfs.fuse.keeper.Servable`."""
@@ -222,29 +229,45 @@ class ImageMount:
             kept.close()
             raise
         with closing(image):
-            self._serve(image, ready, end, Left(kept.connections, handover))
+            verified = None if self.verified is None else self.verified.of(image)
+            self._serve(image, verified, ready, end, Left(kept.connections, handover))
 
-    def _serve(self, image: Image, ready: Callable[[], None], end: ServerEnd | None, left: Left | None) -> None:
+    def _serve(
+        self,
+        image: Image,
+        verified: VerifiedReads | None,
+        ready: Callable[[], None],
+        end: ServerEnd | None,
+        left: Left | None,
+    ) -> None:
         from tapfs.fuse.session import Mount, Session
 
         confinement.end_start()
+        if left is None:
+            modified_ns, seed = os.fstat(image.layers[0].file.descriptor).st_mtime_ns, os.urandom(_SEED_BYTES)
+        else:
+            modified_ns, seed = left.handover.modified_ns, left.handover.seed
         contents = image.contents(sector_size=self.settings.sector_size)
         tree = image_tree(
             image.size,
             writable=image.writable,
             information=lambda: information(image, contents),
             partitions=partition_windows(contents.table.partitions) if left is None else left.handover.partitions,
-            faces=[(f"disk.{name}".encode(), MadeFile(partial(self._face, name))) for name in self.settings.faces],
-            snapshots=() if self.verified else kept_disks(image, depth=0 if self.settings.overlay is None else 1),
+            faces=[
+                (f"disk.{name}".encode(), MadeFile(partial(_face, name, image, verified, seed, modified_ns)))
+                for name in self.settings.faces
+            ],
+            snapshots=() if verified else kept_disks(image, depth=0 if self.settings.overlay is None else 1),
         )
         mount = Mount(
             image,
             tree,
             self._entry(image, end),
-            os.fstat(image.layers[0].file.descriptor).st_mtime_ns if left is None else left.handover.modified_ns,
+            modified_ns,
+            seed,
             self.engine,
             self.settings,
-            self.verified,
+            verified,
             self.outside,
             keeper=end,
             plan_log=None if self.reopening is None or end is None else self.reopening.plan_log,
@@ -252,11 +275,6 @@ class ImageMount:
         )
         os.chdir("/")  # a working directory would keep its file system, or this mount, busy
         Session(mount, self.registry).run(ready)
-
-    def _face(self, name: str) -> Face:
-        from tapfs.jobs.face import made_face  # few mounts have faces
-
-        return made_face(self.image, name, self.verified or self.image)
 
     def _entry(self, image: Image, end: ServerEnd | None) -> MountEntry:
         files = self.settings.files
@@ -307,6 +325,12 @@ class ImageMount:
                 except ImageError as error:
                     return f"part of it is left ({error.message}); clean up with: tapfs umount {entry.mountpoint}"
         return None
+
+
+def _face(name: str, image: Image, verified: VerifiedReads | None, seed: bytes, modified_ns: int) -> Face:
+    from tapfs.jobs.face import Birth, made_face  # few mounts have faces
+
+    return made_face(image, name, verified or image, Birth(seed, modified_ns // 1_000_000_000))
 
 
 def serve_in_foreground(mount: ImageMount, kept: Kept | None = None) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 import trio
@@ -18,7 +18,7 @@ import trio
 from tapfs.disk.image import Image
 from tapfs.fuse import long_requests
 from tapfs.fuse.handover import Handover
-from tapfs.fuse.tree import PartitionWindow, Tree, Window
+from tapfs.fuse.tree import Tree, Window
 from tapfs.kernel.fuse_server import FuseServer, ParkedRequest, Request, ServerStatistics
 from tapfs.kernel.metrics import Metrics
 from tapfs.serving.parked import ParkedThreads, finish_move, finish_writes
@@ -100,14 +100,14 @@ class NativeEngine:
         self._parked.start()
         self._server.start(max(native_threads(), len(self._connections)))
 
-    def handover(self, partitions: Sequence[PartitionWindow], modified_ns: int) -> Handover | None:
+    def init_request(self) -> bytes | None:
         """What a successor needs, once the mount has answered; None if there can be none."""
-        init = self._server.init_request()
-        if init is None:
-            return None
+        return self._server.init_request()
+
+    def backing(self) -> Mapping[int, int]:
+        """By what the kernel knows the files that it reads by itself, for the inodes of their nodes."""
         numbers = {node.inode: self._server.backing(node.inode) for node in self._tree.nodes()}
-        backing = {inode: number for inode, number in numbers.items() if number}
-        return Handover(init, backing, partitions, max(modified_ns, self.last_write_ns()))
+        return {inode: number for inode, number in numbers.items() if number}
 
     @property
     def connections(self) -> Sequence[int]:

@@ -119,6 +119,11 @@ class ImageOperations(pyfuse3.Operations):
         """Begin: libfuse agrees with the kernel."""
         self._on_init()
 
+    @property
+    def modified_ns(self) -> int:
+        """The modification time that the disk shows, in nanoseconds since 1970."""
+        return max(self._modified_ns, self._last_write_ns())
+
     # The tree
 
     async def lookup(
@@ -347,7 +352,7 @@ class ImageOperations(pyfuse3.Operations):
         entry.st_mode = self._settings.mode(node.mode)
         entry.st_nlink = 2 if stat.S_ISDIR(node.mode) else 1
         entry.st_uid, entry.st_gid = self._owner
-        modified_ns = max(self._modified_ns, self._last_write_ns())
+        modified_ns = self.modified_ns
         if isinstance(node.content, KeptDisk):
             modified_ns = node.content.modified_ns
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = modified_ns

@@ -64,7 +64,7 @@ class Reopening:
             with suppress(FileNotFoundError):
                 left.plan.replace(plan)
             self.plan_log = PlanLog(plan, left.token)
-            self.options = replace(self.options, request_owner=self.plan_log.request_owner)
+            self.options = replace(self.options, request_owner=self.plan_log.request_owner, scratch=left.scratch)
         self.begin(plan)
         self.password = password
         return self.again()
@@ -83,6 +83,11 @@ class Reopening:
             gate=options.gate.absolute(),
         )
 
+    def hold(self, image: Image) -> None:
+        """Keep what is open of the image and has no name, for those that open it again. Raises OSError."""
+        if self.options.temporary and self.options.overlay is None:
+            self.options = replace(self.options, scratch=os.dup(image.layers[0].file.descriptor))
+
     def again(self) -> Image:
         """The image, as it is with all that the killed server had answered. Raises ImageError."""
         give_up = time.monotonic() + _PATIENCE_SECONDS
@@ -97,7 +102,8 @@ class Reopening:
     def _again(self) -> Image:
         if self.plan_log is not None and self.plan_log.exists:
             written = self.options.overlay or self.path
-            self.plan_log.require_unchanged(written)
+            if self.options.scratch is None:  # nobody else could change that
+                self.plan_log.require_unchanged(written)
             plain = replace(self.options, writable=True, overlay=None, temporary=False)
             if complete_left(written, plain, self.plan_log):
                 log.info("%s: completed what the last server had acknowledged", written)

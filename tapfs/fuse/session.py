@@ -60,6 +60,8 @@ class Mount:
     tree: Tree
     entry: MountEntry
     modified_ns: int
+    #: What the faces of the disk have their identifiers from.
+    seed: bytes
     engine: str = AUTO
     settings: MountSettings = PLAIN
     verified: VerifiedReads | None = None
@@ -155,7 +157,14 @@ class Session:
         """The mount, new or another server's."""
         mount = self._mount
         if mount.left is not None:
-            return engines.take_over(self._image, mount.tree, self._mountpoint, *mount.left, self._settings)
+            return engines.take_over(
+                self._image,
+                mount.tree,
+                self._mountpoint,
+                *mount.left,
+                settings=self._settings,
+                verified=mount.verified,
+            )
         return engines.attach(
             self._image,
             mount.tree,
@@ -266,12 +275,10 @@ class Session:
 
     def _give_to_keeper(self) -> None:
         """From now on a kill of this process is a pause, if the mount has a keeper and the kernel can go on."""
-        keeper, native = self._mount.keeper, self._attachment.native
-        if keeper is None or native is None:
-            return
-        handover = native.handover(self._mount.tree.partitions, self._mount.modified_ns)
-        if handover is not None:
-            keeper.keep(handover, native.connections)
+        keeper = self._mount.keeper
+        handover = None if keeper is None else self._attachment.handover(self._mount.tree, self._mount.seed)
+        if keeper is not None and handover is not None:
+            keeper.keep(handover, self._attachment.connections)
 
     async def _watch_engine(self) -> None:
         """With native threads it is they who learn of the unmounting."""

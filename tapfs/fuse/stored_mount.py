@@ -18,21 +18,26 @@ from tapfs.serving import service_manager
 if TYPE_CHECKING:
     from tapfs.disk.plan_log import PlanLog
 
-#: Names in the store: what the last server knew, as a file in memory, and the descriptors of the connection.
-_FACTS, _CONNECTION = "tapfs-mount", "tapfs-connection"
+#: Names in the store: what the last server knew, as a file in memory; the descriptors of the connection; the file
+#: without a name that takes the writes of a mount with --temp.
+_FACTS, _CONNECTION, _SCRATCH = "tapfs-mount", "tapfs-connection", "tapfs-scratch"
 
 
 class StoredMount(NamedTuple):
-    """What has come back: `plan` is the plan log's file, None if nothing is written, `token` what it holds for."""
+    """What has come back: `plan` is the plan log's file, None if nothing is written, `token` what it holds for.
+
+    `scratch` is the file without a name that was written.
+    """
 
     kept: Kept
     plan: Path | None
     token: str
+    scratch: int | None = None
 
 
-def store(kept: Kept | None, plan_log: PlanLog | None) -> None:
+def store(kept: Kept | None, plan_log: PlanLog | None, scratch: int | None = None) -> None:
     """Have the service manager keep this in place of what it has; None: nothing."""
-    for name in (_FACTS, _CONNECTION):
+    for name in (_FACTS, _CONNECTION, _SCRATCH):
         service_manager.forget(name)
     if kept is None:
         return
@@ -45,11 +50,13 @@ def store(kept: Kept | None, plan_log: PlanLog | None) -> None:
     finally:
         os.close(facts)
     service_manager.store(_CONNECTION, kept.connections)
+    if scratch is not None:
+        service_manager.store(_SCRATCH, [scratch])
 
 
 def taken() -> StoredMount | None:
     """The mount that a process of this unit has left; None: there is none. Raises ImageError(io)."""
-    found = service_manager.stored(_FACTS, _CONNECTION)
+    found = service_manager.stored(_FACTS, _CONNECTION, _SCRATCH)
     if not found:
         return None
     try:
@@ -59,6 +66,7 @@ def taken() -> StoredMount | None:
             data = json.loads(file.read())
         plan, token = data["plan"] or (None, "")
         kept = Kept(data["message"].encode(), tuple(found[_CONNECTION]))
+        scratch = next(iter(found[_SCRATCH]), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ImageError(ErrorKind.IO, f"what systemd has kept cannot be read: {error}", op="go on") from error
-    return StoredMount(kept, None if plan is None else Path(plan), token)
+    return StoredMount(kept, None if plan is None else Path(plan), token, scratch)

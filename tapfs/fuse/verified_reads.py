@@ -47,6 +47,10 @@ class VerifiedReads:
         self._logged: set[int] = set()
         self._lock = threading.Lock()
 
+    def of(self, image: Image) -> VerifiedReads:
+        """Those of the same disk that was opened again, by the sidecar that is open. Raises ImageError(corrupt)."""
+        return VerifiedReads(image, self._sidecar)
+
     @property
     def sidecar_path(self) -> str:
         """The name of the sidecar."""

@@ -21,6 +21,7 @@ from tapfs.disk.probe import format_named
 from tapfs.driver import CreatableFormat, MultiFileFormat, Trait, has_trait
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.extent import Range
+from tapfs.identifiers import derived_from
 from tapfs.jobs.create import NewImage, create_request
 from tapfs.jobs.placed_image import placed_image
 
@@ -178,10 +179,21 @@ def require_face(format_name: str, size: int) -> None:
             raise ImageError(ErrorKind.UNSUPPORTED, message, op=_OPERATION)
 
 
-def made_face(disk: FacedDisk, format_name: str, reader: DiskReader) -> Face:
+class Birth(NamedTuple):
+    """What faces of one disk have in common, so that each is the same however often it is made.
+
+    Their identifiers follow from `seed`. They say that they were made at `seconds` since 1970.
+    """
+
+    seed: bytes
+    seconds: int
+
+
+def made_face(disk: FacedDisk, format_name: str, reader: DiskReader, birth: Birth) -> Face:
     """The face of a disk; `reader` is for its bytes. It takes as long as a look at the map. Raises ImageError."""
     name = f"disk.{format_name}"
-    with placed_image(name, NewImage(format_name, disk.size), _FaceImage, _OPERATION) as image:
+    born = derived_from(birth.seed + name.encode(), birth.seconds)
+    with born, placed_image(name, NewImage(format_name, disk.size), _FaceImage, _OPERATION) as image:
         image.place(_data_of(disk))
         places = image.places(disk.size)
         starts, _, lengths = places

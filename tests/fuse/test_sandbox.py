@@ -47,7 +47,7 @@ def test_without_a_sandbox_it_gets_everywhere(mounts: Mounts, evil: EvilDriver) 
 def test_the_process_outside_ends_with_the_one_that_serves(mounts: Mounts, evil: EvilDriver) -> None:
     directory = mounts.mount(evil.image, "-f", "raw")
     pid = json.loads(mounts.run("list", "--json").out)["mounts"][0]["pid"]
-    assert len(mounts.all_processes()) == (3 if mounts.engine == "native" else 2)  # with the keeper
+    assert len(mounts.all_processes()) == 3  # with the keeper
     assert mounts.processes() == [pid]
     mounts.kill(pid)
     wait_for(lambda: not mounts.all_processes())

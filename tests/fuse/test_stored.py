@@ -38,6 +38,7 @@ disk = os.open(sys.argv[1], os.O_RDWR)
 os.pwrite(disk, b"w" * 4096, 1 << 20)
 print("written", flush=True)
 sys.stdin.readline()
+os.posix_fadvise(disk, 0, 0, os.POSIX_FADV_DONTNEED)
 assert os.pread(disk, 4096, 1 << 20) == b"w" * 4096
 assert os.pwrite(disk, b"again", 0) == 5
 print("read", flush=True)
@@ -64,10 +65,10 @@ class Manager:
             self.forget(name)
         return first
 
-    def await_stored(self) -> None:
-        """Wait for the word that it serves, and for a connection in the store."""
+    def await_stored(self, *further: str) -> None:
+        """Wait for the word that it serves, and for a connection in the store, with what else there is to be."""
         ready = False
-        while not (ready and {name for name, _ in self.store} == {"tapfs-mount", "tapfs-connection"}):
+        while not (ready and {name for name, _ in self.store} == {"tapfs-mount", "tapfs-connection", *further}):
             ready |= self.take() == "READY=1"
 
     def forget(self, name: str) -> None:
@@ -98,12 +99,15 @@ def manager(mounts: Mounts, tmp_path: Path) -> Iterator[Manager]:
 
 
 @native
-def test_whatever_is_killed_it_goes_on(mounts: Mounts, manager: Manager, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("option", "further"), [("--rw", []), ("--temp", ["tapfs-scratch"])])
+def test_whatever_is_killed_it_goes_on(
+    mounts: Mounts, manager: Manager, tmp_path: Path, option: str, further: list[str]
+) -> None:
     image, directory = tmp_path / "image", mounts.directory()
     assert mounts.run("create", "-f", "qcow2", image, "8M").code == 0
-    words = ("mount", "--foreground", "--rw", image, directory)
+    words = ("mount", "--foreground", option, image, directory)
     with manager.start(mounts, *words) as first:
-        manager.await_stored()
+        manager.await_stored(*further)
         # A process of its own has the disk open: whoever starts a program closes what it has open, which waits.
         user = subprocess.Popen(
             [sys.executable, "-c", _USER, directory / "disk"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -118,7 +122,7 @@ def test_whatever_is_killed_it_goes_on(mounts: Mounts, manager: Manager, tmp_pat
     user.stdin.write("read\n")
     user.stdin.flush()
     with user, manager.start(mounts, *words) as second:
-        manager.await_stored()
+        manager.await_stored(*further)
         assert user.stdout.readline() == "read\n"
         assert user.wait(60) == 0
         (listed,) = json.loads(mounts.run("list", "--json").out)["mounts"]

@@ -289,16 +289,12 @@ def _verified(image: Image, arguments: argparse.Namespace) -> VerifiedReads:
 def _can_be_kept(arguments: argparse.Namespace, *, writable: bool) -> bool:
     """Whether the mount can go on with another server when its server was killed (`tapfs.fuse.keeper`).
 
-    What a temporary file holds has no name and is gone with its process, and so is what came from standard input. The
-    file system in a disk (--files) is mounted by processes of the server's. The identifiers in an image of another
-    format (--as) are made anew by each server. What a killed server has under way to a place elsewhere goes on, and
-    nobody could wait for it.
+    What came from standard input is gone with its process. The file system in a disk (--files) is mounted by processes
+    of the server's. What a killed server has under way to a place elsewhere goes on, and nobody could wait for it.
     """
     if writable and locate(arguments.image).address is not None:
         return False
-    once = arguments.temp or arguments.image == standard_input.NAME
-    other = arguments.files or arguments.verify_reads or arguments.engine == PYFUSE3
-    return not (once or other or arguments.faces)
+    return not (arguments.files or arguments.image == standard_input.NAME)
 
 
 def _chosen(image: Image, arguments: argparse.Namespace) -> FileSystemPlace:

@@ -12,12 +12,13 @@ import pytest
 
 import tapfs as api
 from tapfs import ErrorKind, ImageError
-from tapfs.jobs.face import Face, made_face, require_face
+from tapfs.jobs.face import Birth, Face, made_face, require_face
 
 Run = Callable[..., Any]
 FORMATS = ["qcow", "qcow2", "vhd", "vhdx", "vdi", "vmdk"]
 MIB = 1 << 20
 SIZE = 40 * MIB + 512
+BIRTH = Birth(b"seed", 1_700_000_000)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def whole(face: Face, length: int) -> bytes:
 def test_it_is_an_image_with_the_same_disk(tapfs: Run, disk: Path, tmp_path: Path, name: str) -> None:
     path = tmp_path / "image"
     with api.open(disk, format="raw") as image:
-        face = made_face(image, name, image)
+        face = made_face(image, name, image, BIRTH)
         content = whole(face, MIB)
         path.write_bytes(content)
         noise = random.Random(5)
@@ -57,6 +58,21 @@ def test_it_is_an_image_with_the_same_disk(tapfs: Run, disk: Path, tmp_path: Pat
     assert tapfs("compare", "-F", "raw", "-s", path, disk).code == 0
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_it_is_the_same_however_often_it_is_made(disk: Path, name: str) -> None:
+    def made(birth: Birth) -> bytes:
+        with api.open(disk, format="raw") as image:
+            face = made_face(image, name, image, birth)
+            content = whole(face, MIB)
+            face.close()
+            return content
+
+    again = made(BIRTH)
+    assert made(BIRTH) == again
+    without_identifiers = name in {"qcow", "qcow2"}
+    assert (made(BIRTH._replace(seed=b"another")) == again) == without_identifiers
+
+
 def test_it_reads_none_of_the_data_to_be_made_and_only_data_that_is_wanted(disk: Path) -> None:
     read: list[tuple[int, int]] = []
     with api.open(disk, format="raw") as image:
@@ -69,7 +85,7 @@ def test_it_reads_none_of_the_data_to_be_made_and_only_data_that_is_wanted(disk:
             def try_read(self, offset: int, length: int) -> bytes | None:
                 return image.try_read(offset, length)
 
-        face = made_face(image, "qcow2", Reader())
+        face = made_face(image, "qcow2", Reader(), BIRTH)
         assert not read
         data = [run for run in face.runs() if run.offset is not None]
         assert sum(run.length for run in face.runs()) == face.size
@@ -85,7 +101,7 @@ def test_a_chain_has_a_face_without_a_parent(tapfs: Run, disk: Path, tmp_path: P
         image.write(20 * MIB, b"over" * 1000)
         image.write_zeroes(3 * MIB, MIB)
     with api.open(overlay) as image:
-        face = made_face(image, "vhdx", image)
+        face = made_face(image, "vhdx", image, BIRTH)
         path.write_bytes(whole(face, 3 * MIB + 1))
         face.close()
     assert api.info(path)["backing"] is None
@@ -100,7 +116,7 @@ def test_a_disk_of_terabytes_costs_its_data_only(tmp_path: Path) -> None:
         file.write(b"far")
     for name in ("qcow2", "vhdx", "vhd", "vdi"):
         with api.open(path, format="raw") as image:
-            face = made_face(image, name, image)
+            face = made_face(image, name, image, BIRTH)
             runs = list(face.runs())
             assert len(runs) < 10
             assert any(run.offset is not None and face.read(run.start, 3) == b"far" for run in runs) or name == "vhd"
@@ -123,7 +139,7 @@ def test_a_disk_that_is_no_whole_number_of_sectors_ends_in_zeros(tmp_path: Path)
     path.write_bytes(b"\1" * 100_100)
     for name in FORMATS:
         with api.open(path, format="raw") as image:
-            face = made_face(image, name, image)
+            face = made_face(image, name, image, BIRTH)
             (tmp_path / name).write_bytes(whole(face, MIB))
             face.close()
         with api.open(tmp_path / name) as image:
@@ -132,7 +148,7 @@ def test_a_disk_that_is_no_whole_number_of_sectors_ends_in_zeros(tmp_path: Path)
 
 def test_a_closed_face_is_an_error(disk: Path) -> None:
     with api.open(disk, format="raw") as image:
-        face = made_face(image, "vdi", image)
+        face = made_face(image, "vdi", image, BIRTH)
         descriptors = len(os.listdir("/proc/self/fd"))
         face.close()
         face.close()
