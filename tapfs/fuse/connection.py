@@ -30,14 +30,20 @@ _NUMBER = struct.Struct("=I")
 _MS_RDONLY = 1
 _MS_NOSUID = 2
 _MS_NODEV = 4
+_MS_NOEXEC = 8
 
 
 class MountOptions(NamedTuple):
-    """What the kernel is told: `source` is what the mount table names as mounted, `others` further FUSE options."""
+    """What the kernel is told: `source` is what the mount table names as mounted, `others` further FUSE options.
+
+    `type` is that of the mount table. Of `flags` there are suid, dev and noexec.
+    """
 
     source: str
     read_only: bool
     others: Sequence[str] = ("default_permissions",)
+    type: str = FILE_SYSTEM_TYPE
+    flags: frozenset[str] = frozenset()
 
 
 def connect(mountpoint: str, options: MountOptions) -> int:
@@ -82,12 +88,15 @@ def _mount_directly(mountpoint: str, options: MountOptions) -> int | None:
         f"group_id={os.getgid()}",
         *options.others,
     ]
-    flags = _MS_NOSUID | _MS_NODEV | (_MS_RDONLY if options.read_only else 0)
+    flags = _MS_RDONLY if options.read_only else 0
+    flags |= 0 if "suid" in options.flags else _MS_NOSUID
+    flags |= 0 if "dev" in options.flags else _MS_NODEV
+    flags |= _MS_NOEXEC if "noexec" in options.flags else 0
     libc = ctypes.CDLL(None, use_errno=True)
     result = libc.mount(
         os.fsencode(options.source),
         os.fsencode(mountpoint),
-        FILE_SYSTEM_TYPE.encode(),
+        options.type.encode(),
         ctypes.c_ulong(flags),
         ",".join(data).encode(),
     )
@@ -106,10 +115,10 @@ def _mount_by_helper(mountpoint: str, options: MountOptions) -> int:
         raise ImageError(ErrorKind.DENIED, "mounting needs fusermount3", path=mountpoint, remedy="apt install fuse3")
     words = [
         "ro" if options.read_only else "rw",
-        "nosuid",
-        "nodev",
+        *(f"no{name}" for name in ("suid", "dev") if name not in options.flags),
+        *(["noexec"] if "noexec" in options.flags else []),
         f"fsname={escaped(options.source)}",
-        f"subtype={FILE_SYSTEM_TYPE.partition('.')[2]}",
+        f"subtype={options.type.partition('.')[2]}",
         *options.others,
     ]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -24,7 +24,7 @@ class MountSettings:
     bytes in a sector of the disk that the partition table was made on, where the user said it. `source` is the
     real name of the image, `overlay` that of the file that takes the writes, empty if that has none. `inner` are
     options for the kernel's file system whose files are shown. `faces` are formats, as images of which the disk is
-    shown, too.
+    shown, too. `confined`: a program that shows files is in a sandbox.
     """
 
     allow_other: bool = False
@@ -38,6 +38,7 @@ class MountSettings:
     overlay: str | None = None
     inner: tuple[str, ...] = ()
     faces: tuple[str, ...] = ()
+    confined: bool = False
 
     @property
     def fuse_options(self) -> tuple[str, ...]:

@@ -129,7 +129,7 @@ class Mounts:
         """Everything that a test must have cleared away."""
         if not list(self.runtime.glob("*.json")):
             # Nothing is mounted. The process outside of a sandbox, and what it has looked by, end by themselves.
-            wait_for(lambda: not self.all_processes(), patience=10)
+            comes_to_hold(lambda: not self.all_processes(), patience=10)
         files = [str(path) for path in self.runtime.glob("*")]
         return [*self.mounted(), *(f"process {pid}" for pid in self.all_processes()), *files]
 
@@ -181,7 +181,7 @@ def mounts(request: pytest.FixtureRequest, tmp_path: Path, tapfs_command: list[s
     all_mounts = Mounts(tmp_path, tapfs_command, request.param)
     yield all_mounts
     try:
-        wait_for(lambda: not all_mounts.processes(), patience=30)
+        comes_to_hold(lambda: not all_mounts.processes(), patience=30)
         left = all_mounts.left_behind()
     finally:
         all_mounts.force_away()
@@ -230,7 +230,6 @@ def no_new_loop_device() -> Iterator[None]:
     before = loop_devices()
     yield
     wait_for(lambda: loop_devices() <= before, patience=30)
-    assert loop_devices() <= before
 
 
 def make_file_system(image: Path, kind: str, content: Path) -> None:
@@ -270,11 +269,21 @@ def refused(*numbers: int) -> Generator[None]:
         yield
 
 
-def wait_for(condition: Callable[[], object], patience: float = 60, step: float = 0.01) -> None:
-    """Wait until something holds that must come to hold; gives up silently, for the caller's asserts to tell."""
+def comes_to_hold(condition: Callable[[], object], patience: float = 60, step: float = 0.01) -> bool:
+    """Whether something comes to hold in time, for callers that tell more of it than that it did not."""
     deadline = time.monotonic() + patience
-    while not condition() and time.monotonic() < deadline:
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
         time.sleep(step)
+    return True
+
+
+def wait_for(condition: Callable[[], object], patience: float = 60, step: float = 0.01) -> None:
+    """Wait until something holds that must come to hold; the test fails if it does not."""
+    if not comes_to_hold(condition, patience, step):
+        where = condition.__code__
+        pytest.fail(f"what {where.co_filename}:{where.co_firstlineno} waits for did not come in {patience:g} s")
 
 
 def _words_of(pid: int) -> bytes:

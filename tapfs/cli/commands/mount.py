@@ -140,7 +140,9 @@ def run(arguments: argparse.Namespace) -> int:
     scratch = arguments.temp or arguments.overlay is not None
     writable = wants_writing(arguments.options, _PROGRAM, ro=arguments.ro, rw=arguments.rw, scratch=scratch)
     _check_verified(arguments, writable=writable or scratch)
-    settings = replace(settings, faces=_faces(arguments, writable=writable or scratch))
+    settings = replace(
+        settings, confined=_confines_programs(arguments), faces=_faces(arguments, writable=writable or scratch)
+    )
     settings.require_permission()
     mounting.require_fuse()
     registry = Registry()
@@ -198,6 +200,15 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         start_in_background(mount, inherited)
     return 0
+
+
+def _confines_programs(arguments: argparse.Namespace) -> bool:
+    """Whether the program that shows the files, if there is one, is to be in a sandbox."""
+    if not arguments.files or arguments.no_sandbox:
+        return False
+    from tapfs.host.sandbox import confinement, supervised
+
+    return not confinement.is_switched_off() and supervised.is_possible()
 
 
 def _end(outside: Outside | None) -> None:

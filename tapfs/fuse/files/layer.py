@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import trio
@@ -21,8 +20,9 @@ import trio
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.fuse.files import mount_process
 from tapfs.fuse.files.choice import FileSystemPlace
+from tapfs.fuse.files.confined_program import ProgramRequest
 from tapfs.fuse.files.file_systems import OWNERLESS_TYPES, READ_ONLY_TYPES, Program, program_for
-from tapfs.fuse.files.running_program import RunningProgram
+from tapfs.fuse.files.running_program import RunningProgram, own_modules
 from tapfs.fuse.mount_table import mounts_at, top_mount
 from tapfs.fuse.settings import MountSettings
 from tapfs.serving.messages import result_of
@@ -158,8 +158,20 @@ class FilesLayer:
             options.append("umask=077")
         command = program.command(self._node, self._mountpoint, writable=self._writable, more=options)
         before = top_mount(self._mountpoint)
+        request = ProgramRequest(
+            command,
+            self._node,
+            self._mountpoint,
+            writable=self._writable,
+            flags=sorted(flags),
+            allow_other=self._settings.allow_other,
+        )
         self._program = await RunningProgram.start(
-            program, command, image=self._place.image, node=self._node, why_not_by_kernel=why_not_by_kernel
+            program,
+            request,
+            image=self._place.image,
+            why_not_by_kernel=why_not_by_kernel,
+            confined=self._settings.confined,
         )
         await self._program.answers_at(self._mountpoint, before)
 
@@ -199,15 +211,13 @@ class FilesLayer:
 
     async def _ask(self, request: mount_process.Request) -> Any:
         """Have a process of its own do it; the result. Raises the ImageError that it met."""
-        package = str(Path(mount_process.__file__).parents[3])
-        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         done = await trio.run_process(
             [sys.executable, "-m", mount_process.__name__],
             stdin=mount_process.words(request),
             capture_stdout=True,
             capture_stderr=True,
             check=False,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            env=own_modules(),
         )
         answer = result_of(done.stdout)
         if answer is None:

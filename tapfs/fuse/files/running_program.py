@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -9,14 +10,18 @@ import stat
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import IO, Self
 
 import trio
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
+from tapfs.fuse.files import confined_program
+from tapfs.fuse.files.confined_program import ProgramRequest
 from tapfs.fuse.files.file_systems import Program
 from tapfs.fuse.mount_table import MountedFileSystem, top_mount
 from tapfs.fuse.settings import FUSE_CONFIGURATION, users_may_allow_others
+from tapfs.records import replace
 from tapfs.serving.log import log
 
 #: Between looks whether a program has mounted itself.
@@ -46,36 +51,43 @@ class RunningProgram:
 
     @classmethod
     async def start(
-        cls, program: Program, command: list[str], *, image: str, node: str, why_not_by_kernel: str
+        cls, program: Program, request: ProgramRequest, *, image: str, why_not_by_kernel: str, confined: bool
     ) -> Self:
-        """Start it on the file `node`.
+        """Start it, `confined` in a sandbox (`tapfs.fuse.files.confined_program`).
 
         Raises ImageError(unsupported) if it is not installed, (denied) if it could not read the disk.
         """
-        _require_reach(program, image)
-        # In memory, for a folder for temporary files may be missing; open as long as the program may write.
-        said: IO[bytes] = os.fdopen(os.memfd_create("said"), "r+b")
-        try:
-            process = await trio.lowlevel.open_process(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=said.fileno(),
-                stderr=said.fileno(),
-                start_new_session=True,
-            )
-        except FileNotFoundError:
-            said.close()
+        found = shutil.which(program.name)
+        if found is None:
             raise ImageError(
                 ErrorKind.UNSUPPORTED,
                 f"{why_not_by_kernel}, and without the kernel it needs {program.name}",
                 path=image,
                 op="mount",
                 remedy=f"apt install {program.package}",
-            ) from None
-        except OSError as error:
+            )
+        if not confined:
+            _require_reach(found, image)
+        command = [found, *request.command[1:]]
+        # In memory, for a folder for temporary files may be missing; open as long as the program may write.
+        said: IO[bytes] = os.fdopen(os.memfd_create("said"), "r+b")
+        try:
+            process = await trio.lowlevel.open_process(
+                [sys.executable, "-m", confined_program.__name__] if confined else command,
+                stdin=subprocess.PIPE if confined else subprocess.DEVNULL,
+                stdout=said.fileno(),
+                stderr=said.fileno(),
+                start_new_session=True,
+                env=own_modules(),
+            )
+            if process.stdin is not None:
+                async with process.stdin:
+                    await process.stdin.send_all(replace(request, command=command).packed())
+        except (OSError, trio.BrokenResourceError) as error:
             said.close()
-            raise from_os_error(error, path=program.name, op="start") from error
-        return cls(program, image, node, process, said)
+            met = error if isinstance(error, OSError) else OSError(errno.EPIPE, "")
+            raise from_os_error(met, path=program.name, op="start") from error
+        return cls(program, image, request.node, process, said)
 
     async def answers_at(self, mountpoint: str, before: MountedFileSystem | None) -> None:
         """Wait until its mount, not that which was there `before`, answers. Raises ImageError."""
@@ -140,10 +152,16 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _require_reach(program: Program, image: str) -> None:
-    """See that it may read a mount of its user: FUSE keeps root out, and so a program that becomes root."""
-    found = shutil.which(program.name)
-    if found is None or os.geteuid() == 0 or users_may_allow_others():
+def own_modules() -> dict[str, str]:
+    """The environment for a program of tapfs's own modules, which need not be where Python looks."""
+    package = str(Path(confined_program.__file__).parents[3])
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _require_reach(found: str, image: str) -> None:
+    """See that a program may read a mount of its user: FUSE keeps root out, and so a program that becomes root."""
+    if os.geteuid() == 0 or users_may_allow_others():
         return
     try:
         status = os.stat(found)

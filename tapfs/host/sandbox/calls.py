@@ -26,6 +26,7 @@ _KNOWN = {
 LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
 
 _PR_SET_NO_NEW_PRIVS = 38
+_PR_SET_PDEATHSIG, _SIGKILL = 1, 9
 _PR_CAPBSET_DROP = 24
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 
@@ -62,6 +63,11 @@ def _prctl(*arguments: int) -> bool:
 def forbid_new_privileges() -> bool:
     """Whether programs that this process starts get no set-user-ID rights from now on."""
     return _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process, also as another program, when its parent ends."""
+    _prctl(_PR_SET_PDEATHSIG, _SIGKILL)
 
 
 def drop_from_bounding_set(capability: int) -> bool:

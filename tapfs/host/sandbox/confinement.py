@@ -24,7 +24,7 @@ from tapfs.host.sandbox.filter import Calls, install
 VARIABLE = "TAPFS_SANDBOX"
 
 #: Every process may read these: the system's programs and libraries, its tables that are no secrets, itself.
-_SYSTEM = (
+SYSTEM = (
     *("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/proc", "/sys"),
     *(
         "/etc/ld.so.cache",
@@ -48,7 +48,7 @@ _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"
 _COMMON = frozenset({"/", "/dev", "/etc", "/root", "/home", "/run", "/var"})
 
 #: Bytes of memory that belong to a process alone, and are not its caches.
-_DATA_BYTES = 4 << 30
+DATA_BYTES = 4 << 30
 
 
 class Needs(NamedTuple):
@@ -214,7 +214,7 @@ def _restrict(needs: Needs) -> None:
 
 def _rules(needs: Needs) -> Iterable[rules.Rule]:
     programs = rules.EXECUTE if needs.calls.programs else 0
-    for path in (*_SYSTEM, *_of_python()):
+    for path in (*SYSTEM, *_of_python()):
         yield rules.Rule(path, rules.READING | programs)
     if needs.calls.network:
         for path in _NETWORK:
@@ -251,7 +251,7 @@ def _limit(needs: Needs) -> None:
     if needs.cache_bytes is not None:
         # The address space is no measure: maps of files count there. Processes are counted for the whole user, so their
         # limit is none of ours: the filter refuses to make any.
-        _lower(resource.RLIMIT_DATA, _DATA_BYTES + 2 * needs.cache_bytes)
+        _lower(resource.RLIMIT_DATA, DATA_BYTES + 2 * needs.cache_bytes)
         if not needs.calls.listens:  # a server takes what its clients need
             _lower(resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from typing import NamedTuple
 
 from tapfs.host.sandbox import calls
-from tapfs.host.sandbox.system_calls import FORKS, LAST_KNOWN, MOUNTS, NEVER, PROGRAMS, SOCKETS, number_of, numbers_of
+from tapfs.host.sandbox.system_calls import (
+    FORKS,
+    IDENTITIES,
+    LAST_KNOWN,
+    MOUNTS,
+    NEVER,
+    PROGRAMS,
+    SOCKETS,
+    number_of,
+    numbers_of,
+)
 
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_NOT_LESS, _JUMP_BITS, _RETURN = 0x20, 0x15, 0x25, 0x35, 0x45, 0x06
-_KILL, _REFUSE, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
+_KILL, _REFUSE, _TELL, _ALLOW = 0x80000000, 0x00050000, 0x7FC00000, 0x7FFF0000
 
 #: Places in the kernel's `struct seccomp_data`; of an argument the lower half, both architectures are little-endian.
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
@@ -23,18 +34,23 @@ _AF_UNIX = 1
 #: Words typed into the user's terminal.
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 
-_SET_MODE_FILTER, _ALL_THREADS = 1, 1
+_GET_SIZES = 3
+_SET_MODE_FILTER, _ALL_THREADS, _NEW_LISTENER = 1, 1, 8
 
 
 class Calls(NamedTuple):
     """Groups of system calls that a door needs.
 
-    `programs`: start some. `forks`: make processes. `network`: sockets of every kind. `listens`: Unix sockets that
-    others connect to. `connects`: connections to Unix sockets. `rings`: io_uring. `mounts`: mount and unmount.
+    `programs`: start some. `forks`: make processes. `becomes`: become another program, in this process. `identities`:
+    take other users' and groups' numbers, as far as the capabilities go; whoever gives up groups has none that count,
+    and is told that it was done. `network`: sockets of every kind. `listens`: Unix sockets that others connect to.
+    `connects`: connections to Unix sockets. `rings`: io_uring. `mounts`: mount and unmount.
     """
 
     programs: bool = False
     forks: bool = False
+    becomes: bool = False
+    identities: bool = False
     network: bool = False
     listens: bool = False
     connects: bool = False
@@ -47,18 +63,43 @@ def install(wanted: Calls) -> bool:
     machine = calls.architecture()
     if machine is None:
         return False
-    program = program_for(wanted, machine)
-    kept = calls.kept_memory(program)
-    header = struct.pack("HxxxxxxQ", len(program) // 8, calls.address_of(kept))
     try:
         # A positive answer names a thread that has a filter which ours is no continuation of.
-        return calls.call(machine.seccomp, _SET_MODE_FILTER, _ALL_THREADS, header) == 0
+        return _set(program_for(wanted, machine), machine, _ALL_THREADS) == 0
     except OSError:
         return False
 
 
-def program_for(wanted: Calls, machine: calls.Architecture) -> bytes:
-    """The filter as the kernel takes it."""
+def can_tell() -> bool:
+    """Whether the kernel tells calls to who listens (Linux 5.0)."""
+    machine = calls.architecture()
+    if machine is None:
+        return False
+    try:
+        return calls.call(machine.seccomp, _GET_SIZES, 0, bytes(6)) == 0
+    except OSError:
+        return False
+
+
+def install_told(wanted: Calls) -> int:
+    """Filter the calls of this thread; a descriptor by which each mount(2) is told, which waits until it is answered.
+
+    Raises OSError, and nothing is filtered then.
+    """
+    machine = calls.architecture()
+    if machine is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    return _set(program_for(wanted, machine, told=("mount",)), machine, _NEW_LISTENER)
+
+
+def _set(program: bytes, machine: calls.Architecture, flags: int) -> int:
+    kept = calls.kept_memory(program)
+    header = struct.pack("HxxxxxxQ", len(program) // 8, calls.address_of(kept))
+    return calls.call(machine.seccomp, _SET_MODE_FILTER, flags, header)
+
+
+def program_for(wanted: Calls, machine: calls.Architecture, told: tuple[str, ...] = ()) -> bytes:
+    """The filter as the kernel takes it; calls that are `told` wait for who listens."""
     made = _Program()
     made.load(_ARCHITECTURE)
     made.unless_equal(machine.audit, _KILL)
@@ -67,7 +108,7 @@ def program_for(wanted: Calls, machine: calls.Architecture) -> bytes:
         made.if_at_least(_X32, _REFUSE | errno.ENOSYS)
     made.if_greater(LAST_KNOWN, _REFUSE | errno.ENOSYS)
     refused = [*NEVER]
-    if not wanted.programs:
+    if not (wanted.programs or wanted.becomes):
         refused += PROGRAMS
     if not (wanted.programs or wanted.forks):
         refused += FORKS
@@ -83,6 +124,11 @@ def program_for(wanted: Calls, machine: calls.Architecture) -> bytes:
         refused = [name for name in refused if name not in MOUNTS]
     else:
         refused += MOUNTS
+    if wanted.identities:
+        refused = [name for name in refused if name not in IDENTITIES]
+        made.if_equal(_required("setgroups", machine), _REFUSE)
+    for name in told:
+        made.if_equal(_required(name, machine), _TELL)
     for number in sorted(set(numbers_of(refused, machine.name))):
         made.if_equal(number, _REFUSE | errno.EPERM)
     if not (wanted.programs or wanted.forks):

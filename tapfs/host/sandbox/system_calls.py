@@ -117,6 +117,10 @@ PROGRAMS = ("execve", "execveat")
 FORKS = ("fork", "vfork")
 SOCKETS = ("bind", "listen", "accept", "accept4")
 MOUNTS = ("mount", "umount2")
+IDENTITIES = (
+    *("setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid"),
+    *("setfsuid", "setfsgid", "setgroups"),
+)
 
 #: Calls that no door needs.
 NEVER = tuple(
