@@ -26,7 +26,7 @@ from tapfs.host.sandbox import supervised
 from tapfs.records import dataclass
 from tapfs.serving.messages import MESSAGE_LIMIT, decode, encode
 
-#: What the program may ask of the kernel beside what the request says.
+#: Options of the kernel that the program may ask for beside those of the request.
 _OPTIONS = re.compile(r"default_permissions|max_read=\d+|blksize=\d+")
 _CONNECTION = re.compile(r"fd=(\d+)")
 _KIND = re.compile(r"fuse(blk)?(\.[\w-]+)?")

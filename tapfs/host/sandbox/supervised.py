@@ -21,7 +21,7 @@ from tapfs.host.sandbox.confinement import DATA_BYTES, SYSTEM
 from tapfs.host.sandbox.filter import Calls, can_tell, install_told
 
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-#: What programs look up of the system and of themselves; other processes are not their business.
+#: A program looks at the system and at itself there, and at no other process.
 _PROCESS = ("/proc/self", "/proc/filesystems", "/proc/mounts", "/proc/sys/vm", "/proc/sys/kernel")
 
 #: struct seccomp_notif: id, thread, flags, then number, architecture, place and arguments of the call; its answer: id,
