@@ -2,6 +2,7 @@
 
 The engine is compiled once for each sanitizer, into an archive for each folder of kernel/src, in build/native. A
 program takes of the archives what it calls. `--wrap` works as with objects: calls change when the program is linked.
+Programs of tests/fuzz/native are made of the same archives, or by clang of others that count what an input reaches.
 """
 
 from __future__ import annotations
@@ -33,21 +34,26 @@ def program(
     parts: Sequence[str] = (),
     wrapped: Sequence[str] = (),
     instead: Sequence[Path] = (),
+    above: Path = REPOSITORY / "tests/native",
 ) -> Path:
-    """The program of the files `names` of tests/native, built in `folder`.
+    """The program of the files `names` of tests/native, or of another folder, built in `folder`.
 
     `parts` are the folders of kernel/src that it is linked of, all of them without a word. Calls of the functions
     `wrapped` reach the program. The sources `instead` are taken in place of those of the same functions.
     """
-    archives = _archives(sanitizer)
+    archives = engine_archives(sanitizer)
     output = folder / names[0]
     chosen = [archives / f"{part}.a" for part in parts] or sorted(archives.glob("*.a"))
-    command: list[str | Path] = ["gcc", *_FLAGS, *_sanitized(sanitizer), "-o", output]
-    command += [f"-Wl,--wrap={name}" for name in wrapped]
-    command += [f"-I{SOURCES}", *(REPOSITORY / f"tests/native/{name}.c" for name in names), *instead]
-    command += ["-Wl,--start-group", *chosen, "-Wl,--end-group", *_LIBRARIES]
-    subprocess.run(command, check=True)
+    sources = [*(above / f"{name}.c" for name in names), *instead]
+    link(output, sources, chosen, ["gcc", *_sanitized(sanitizer), *(f"-Wl,--wrap={name}" for name in wrapped)])
     return output
+
+
+def link(output: Path, sources: Sequence[Path], archives: Sequence[Path], compiler: Sequence[str]) -> None:
+    """Make a program of sources and archives by a compiler with its options."""
+    command: list[str | Path] = [*compiler, *_FLAGS, "-o", output, f"-I{SOURCES}", *sources]
+    command += ["-Wl,--start-group", *archives, "-Wl,--end-group", *_LIBRARIES]
+    subprocess.run(command, check=True)
 
 
 def require_no_report(folder: Path, *names: str, sanitizer: str, rounds: int) -> None:
@@ -78,11 +84,12 @@ def _sanitized(sanitizer: str) -> list[str]:
     return [f"-fsanitize={sanitizer}"] if sanitizer else []
 
 
-def _archives(sanitizer: str) -> Path:
+def engine_archives(sanitizer: str, compiler: str = "gcc") -> Path:
     """The folder with an archive for each folder of kernel/src, made anew for new sources. Processes take turns."""
     sources = sorted(SOURCES.rglob("*.[ch]"))
     state = hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()[:16]
     kind = sanitizer.replace(",", "-") or "plain"
+    kind = kind if compiler == "gcc" else f"{compiler}-{kind}"
     above = REPOSITORY / "build/native"
     above.mkdir(parents=True, exist_ok=True)
     ready = above / f"{kind}-{state}"
@@ -95,7 +102,8 @@ def _archives(sanitizer: str) -> Path:
             shutil.rmtree(making, ignore_errors=True)
             making.mkdir()
             with ThreadPoolExecutor(2) as pool:
-                made = list(pool.map(lambda source: _compiled(source, making, sanitizer), SOURCES.glob("*/*.c")))
+                words = [compiler, *_sanitized(sanitizer)]
+                made = list(pool.map(lambda source: _compiled(source, making, words), SOURCES.glob("*/*.c")))
             for part in {each.parent for each in made}:
                 objects = [each for each in made if each.parent == part]
                 subprocess.run(["ar", "rcs", part.with_suffix(".a"), *objects], check=True)
@@ -103,9 +111,9 @@ def _archives(sanitizer: str) -> Path:
     return ready
 
 
-def _compiled(source: Path, folder: Path, sanitizer: str) -> Path:
+def _compiled(source: Path, folder: Path, compiler: Sequence[str]) -> Path:
     output = folder / source.relative_to(SOURCES).with_suffix(".o")
     output.parent.mkdir(exist_ok=True)
-    command: list[str | Path] = ["gcc", *_FLAGS, *_sanitized(sanitizer), f"-I{SOURCES}", "-c", "-o", output, source]
+    command: list[str | Path] = [*compiler, *_FLAGS, f"-I{SOURCES}", "-c", "-o", output, source]
     subprocess.run(command, check=True)
     return output

@@ -19,7 +19,8 @@ from tests import driver_runs
 from tests.conftest import REPOSITORY
 from tests.driver_rows import ROWS
 from tests.faults import __main__ as faults
-from tests.many_runs import Job, Tally, run_all
+from tests.fuzz import decoders
+from tests.many_runs import Done, Job, Tally, run_all
 from tests.peer.newest_qemu import newest_qemu
 from tests.peer.qcow2_matrix import __main__ as matrix
 from tests.torture import commands
@@ -65,10 +66,11 @@ def _of_faults(budget: Budget, *what: str) -> Tally:
     return Tally(found.pop("runs"), found.pop("failures", 0), found)
 
 
-def _fuzz(budget: Budget) -> Tally:
+def _fuzz(name: str, chosen: list[str], budget: Budget) -> Tally:
     """Fuzz in processes that share what reached new code."""
-    corpus = budget.folder / "fuzz"
-    words = [sys.executable, "-m", "tests.fuzz", "--seconds", str(max(1, int(budget.seconds))), "--corpus", str(corpus)]
+    corpus = budget.folder / name
+    seconds = str(max(1, int(budget.seconds)))
+    words = [sys.executable, "-m", "tests.fuzz", *chosen, "--seconds", seconds, "--corpus", str(corpus)]
     fuzzers = [
         subprocess.Popen(
             [*words, "--", f"-seed={budget.first_seed + number + 1}"],
@@ -86,8 +88,29 @@ def _fuzz(budget: Budget) -> Tally:
         inputs += int(done[1]) if done else 0
         if fuzzer.returncode != 0:
             failed += 1
-            sys.stdout.write(f"{said[-4000:]}\nFAILED: python -m tests.fuzz {corpus}/crash-…\n")
+            sys.stdout.write(f"{said[-4000:]}\nFAILED: {' '.join(words[1:4])} … {corpus}/crash-…\n")
     return Tally(len(fuzzers), failed, Counter({"inputs": inputs}))
+
+
+def _decoder(name: str, seconds: float, seed: int, corpus: Path, folder: Path) -> Done:
+    """Build a decoder's program and run libFuzzer in its corpus, which begins with the inputs that are kept."""
+    program = decoders.build(name, folder)
+    decoders.unpack(name, corpus)
+    done = decoders.fuzz(program, corpus, seconds, seed)
+    assert done.failure is None, f"{done.failure[-4000:]}\nthe input is in {corpus}"
+    return Done(f"{done.inputs} inputs", {"inputs": done.inputs})
+
+
+def _decoders(budget: Budget) -> Tally:
+    """Each program of tests/fuzz/native for its share of the time."""
+    subprocess.run([REPOSITORY / "scripts/system-packages", "fuzz"], check=True)
+    seconds = budget.seconds * budget.processes / len(decoders.DECODERS)
+    again = "python -m tests.fuzz.decoders --only"
+    found: list[Job] = []
+    for name in decoders.DECODERS:
+        run = partial(_decoder, name, seconds, budget.first_seed, budget.folder / "decoders" / name)
+        found.append(Job(f"decoder {name}", f"{again} {name} --seed {budget.first_seed}", run))
+    return run_all(found, budget.processes)
 
 
 def _matrix(budget: Budget) -> Tally:
@@ -107,11 +130,14 @@ def _calls(budget: Budget) -> Tally:
 
 
 PARTS = (
-    Part("crash", 40, "a power failure at any moment of a driver's plans, every kind of image", _of_drivers("crash")),
+    Part("crash", 34, "a power failure at any moment of a driver's plans, every kind of image", _of_drivers("crash")),
     Part("requests", 5, "random requests of a driver against a model", _of_drivers("operations")),
-    Part("faults", 10, "failing, cut and late calls of the host and refused memory under the engine", _faults),
-    Part("engine", 10, "one call of the host, or one allocation, of the engine fails: each one by one", _one_by_one),
-    Part("calls", 25, "one system call of a command, a mount or a server fails: each one by one", _calls),
-    Part("fuzz", 5, "inputs of atheris for open, map, check and repair of writable formats", _fuzz),
+    Part("faults", 8, "failing, cut and late calls of the host and refused memory under the engine", _faults),
+    Part("engine", 8, "one call of the host, or one allocation, of the engine fails: each one by one", _one_by_one),
+    Part("calls", 22, "one system call of a command, a mount or a server fails: each one by one", _calls),
+    Part(
+        "fuzz", 5, "inputs of atheris for open, map, check and repair of writable formats", partial(_fuzz, "fuzz", [])
+    ),
+    Part("decoders", 8, "inputs of libFuzzer for the engine's decoders, under sanitizers", _decoders),
     Part("matrix", 5, "qcow2 images that tapfs and QEMU change in turns", _matrix),
 )
