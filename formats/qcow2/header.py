@@ -190,74 +190,80 @@ def parse_header(head: bytes, file: HostFile) -> Header:
     if len(head) < LENGTH_2 or not head.startswith(MAGIC):
         what = "no qcow2 magic" if head[:4] != MAGIC[: len(head)] else f"the file ends inside the header ({len(head)})"
         raise ImageError(ErrorKind.INVALID_FORMAT, f"not a qcow2 image: {what}", path=file.path, offset=0, op="open")
-    header = Header(*_COMMON.unpack_from(head)[1:])
-    if header.version not in VERSIONS:
-        message = f"qcow version {header.version}, not 2 or 3"
+    fields: tuple[int, ...] = _COMMON.unpack_from(head)[1:]
+    version = fields[0]
+    if version not in VERSIONS:
+        message = f"qcow version {version}, not 2 or 3"
         raise ImageError(ErrorKind.INVALID_FORMAT, message, path=file.path, offset=VERSION_AT, op="open")
-    if header.version > VERSIONS[0]:
+    if version > VERSIONS[0]:
         if len(head) < LEAST_LENGTH_3:
             message = f"the file ends inside the header ({len(head)} bytes)"
             raise ImageError(ErrorKind.INVALID_FORMAT, message, path=file.path, offset=0, op="open")
-        header = header._replace(**_fields_of_version_3(head))
+        fields += _fields_of_version_3(head)
+    header = Header(*fields)
     for kind, message, offset in _faults(header):
         raise ImageError(kind, message, path=file.path, offset=offset, op="open")
     return header
 
 
-def _fields_of_version_3(head: bytes) -> dict[str, int]:
-    names: tuple[str, ...] = ("incompatible", "compatible", "autoclear", "refcount_order", "header_length")
-    fields: dict[str, int] = dict(zip(names, _VERSION_3.unpack_from(head, LENGTH_2), strict=True))
+def _fields_of_version_3(head: bytes) -> tuple[int, ...]:
+    """The fields behind those of version 2, in the order of `Header`."""
+    fields: tuple[int, ...] = _VERSION_3.unpack_from(head, LENGTH_2)
     # A header of the least length has no compression type: it is deflate then.
-    if fields["header_length"] > COMPRESSION_TYPE_AT and len(head) > COMPRESSION_TYPE_AT:
-        fields["compression_type"] = head[COMPRESSION_TYPE_AT]
+    if fields[-1] > COMPRESSION_TYPE_AT and len(head) > COMPRESSION_TYPE_AT:
+        return (*fields, head[COMPRESSION_TYPE_AT])
     return fields
 
 
 def _faults(header: Header) -> list[tuple[ErrorKind, str, int]]:
     """What of the header cannot be, the worst first; features are not looked at here."""
     found: list[tuple[ErrorKind, str, int]] = []
-    invalid, corrupt = ErrorKind.INVALID_FORMAT, ErrorKind.CORRUPT
-    unsupported, out_of_bounds = ErrorKind.UNSUPPORTED, ErrorKind.OUT_OF_BOUNDS
     bits = header.cluster_bits
     if not MIN_CLUSTER_BITS <= bits <= MAX_CLUSTER_BITS:  # nothing else can be computed
-        return [(invalid, f"cluster_bits is {bits}, must be {MIN_CLUSTER_BITS} to {MAX_CLUSTER_BITS}", CLUSTER_BITS_AT)]
+        return [
+            (
+                ErrorKind.INVALID_FORMAT,
+                f"cluster_bits is {bits}, must be {MIN_CLUSTER_BITS} to {MAX_CLUSTER_BITS}",
+                CLUSTER_BITS_AT,
+            )
+        ]
     if header.refcount_order > MAX_REFCOUNT_ORDER:
         message = f"refcount_order is {header.refcount_order}, the limit is {MAX_REFCOUNT_ORDER}"
-        return [(invalid, message, REFCOUNT_ORDER_AT)]
+        return [(ErrorKind.INVALID_FORMAT, message, REFCOUNT_ORDER_AT)]
     cluster_size, entries, length = header.cluster_size, header.l1_entries, header.header_length
     if header.version > VERSIONS[0] and not LEAST_LENGTH_3 <= length <= cluster_size:
         message = f"header_length is {length}, must be {LEAST_LENGTH_3} to {cluster_size}"
-        found.append((invalid, message, HEADER_LENGTH_AT))
+        found.append((ErrorKind.INVALID_FORMAT, message, HEADER_LENGTH_AT))
     if header.crypt_method > CRYPT_LUKS:
-        found.append((unsupported, f"crypt_method is {header.crypt_method}: unknown", CRYPT_METHOD_AT))
+        found.append((ErrorKind.UNSUPPORTED, f"crypt_method is {header.crypt_method}: unknown", CRYPT_METHOD_AT))
     if header.size > MAX_VIRTUAL_SIZE:
-        found.append((out_of_bounds, f"size is {header.size:#x}, must be below 2^63", SIZE_AT))
+        found.append((ErrorKind.OUT_OF_BOUNDS, f"size is {header.size:#x}, must be below 2^63", SIZE_AT))
     if header.l1_length > MAX_L1_BYTES:
         message = f"an L1 table of {entries} entries has {header.l1_length} bytes, the limit is {MAX_L1_BYTES}"
-        found.append((out_of_bounds, message, L1_ENTRIES_AT))
+        found.append((ErrorKind.OUT_OF_BOUNDS, message, L1_ENTRIES_AT))
     if entries < (needed := l1_entries_for(header.size, header)):
         message = f"an L1 table of {entries} entries is too small for the disk, which needs {needed}"
-        found.append((invalid, message, L1_ENTRIES_AT))
+        found.append((ErrorKind.INVALID_FORMAT, message, L1_ENTRIES_AT))
     if entries and header.l1_offset % cluster_size:
-        found.append((corrupt, f"l1_table_offset is {header.l1_offset:#x}, not on a cluster", L1_OFFSET_AT))
+        found.append((ErrorKind.CORRUPT, f"l1_table_offset is {header.l1_offset:#x}, not on a cluster", L1_OFFSET_AT))
     if header.reftable_length > MAX_REFTABLE_BYTES:
         message = f"a refcount table of {header.reftable_length} bytes, the limit is {MAX_REFTABLE_BYTES}"
-        found.append((out_of_bounds, message, REFTABLE_CLUSTERS_AT))
+        found.append((ErrorKind.OUT_OF_BOUNDS, message, REFTABLE_CLUSTERS_AT))
     if header.has_backing:
         found += _faults_of_name(header)
     if header.snapshot_count > MAX_SNAPSHOTS:
         message = f"{header.snapshot_count} snapshots, the limit is {MAX_SNAPSHOTS}"
-        found.append((out_of_bounds, message, SNAPSHOT_COUNT_AT))
+        found.append((ErrorKind.OUT_OF_BOUNDS, message, SNAPSHOT_COUNT_AT))
     if header.extended_l2 and bits < MIN_EXTENDED_CLUSTER_BITS:
         least = 1 << MIN_EXTENDED_CLUSTER_BITS
         message = f"extended L2 entries with clusters of {cluster_size} bytes, the least are {least}"
-        found.append((invalid, message, CLUSTER_BITS_AT))
+        found.append((ErrorKind.INVALID_FORMAT, message, CLUSTER_BITS_AT))
     kind = header.compression_type
     if (header.incompatible & COMPRESSION_TYPE != 0) != (kind != COMPRESSION_DEFLATE):
         message = f"compression type {kind} and the feature bit of compression types disagree"
-        found.append((invalid, message, COMPRESSION_TYPE_AT))
+        found.append((ErrorKind.INVALID_FORMAT, message, COMPRESSION_TYPE_AT))
     if kind not in (COMPRESSION_DEFLATE, COMPRESSION_ZSTD):
-        found.append((unsupported, f"compression type {kind} is unknown", COMPRESSION_TYPE_AT))
+        found.append((ErrorKind.UNSUPPORTED, f"compression type {kind} is unknown", COMPRESSION_TYPE_AT))
     return found
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 #: Type checkers take this name for true. Its owner, `typing`, takes longer to load than Ctrl-C to come.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 #: Whether a part of a document has been printed: of one that is printed piece by piece. The guard resets it.
 begun = False
@@ -18,9 +20,9 @@ def print_json(value: Mapping[str, object] | Sequence[Mapping[str, object]]) -> 
     print(json_text(value))
 
 
-def print_json_line(line: str) -> None:
-    """One line of JSON lines, which `json.dumps` has made."""
-    print(line)
+def print_json_lines(lines: Iterable[str]) -> None:
+    """JSON lines, each of which `json.dumps` has made."""
+    sys.stdout.writelines(f"{line}\n" for line in lines)
 
 
 def begin_document() -> None:

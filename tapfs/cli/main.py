@@ -6,7 +6,6 @@ import argparse
 import sys
 from importlib import import_module
 
-from tapfs.cli.fuse_helper import is_call_of_mount_fuse, mount_for_mount_fuse
 from tapfs.cli.guard import EXIT_BROKEN_PIPE, guarded
 from tapfs.cli.json_output import wants_json
 from tapfs.cli.parser import CommandParsers, Parser, UsageError, did_you_mean
@@ -55,9 +54,12 @@ _MEANINGS: dict[ErrorKind, str] = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code; the table is at the end of `tapfs --help`."""
     words = sys.argv[1:] if argv is None else argv
-    if words and words[0] not in COMMANDS and is_call_of_mount_fuse(words):
-        return mount_for_mount_fuse(words, owned=argv is None)
     owned = argv is None
+    if words and words[0] not in COMMANDS:
+        from tapfs.cli.fuse_helper import is_call_of_mount_fuse, mount_for_mount_fuse
+
+        if is_call_of_mount_fuse(words):
+            return mount_for_mount_fuse(words, owned=owned)
     return guarded("tapfs", lambda: _dispatch(words, owned=owned), ends_process=owned, json=wants_json(words))
 
 

@@ -64,6 +64,7 @@ __all__ = [
     "open_layer",
     "open_layers",
     "open_parents",
+    "open_what_is_there",
     "parent_is_missing",
     "parent_location",
 ]
@@ -271,6 +272,23 @@ def add_parents(layers: list[Layer], options: OpenOptions) -> None:
                 op="open",
             )
         layers.append(_open_parent(layers, parent, options))
+
+
+def open_what_is_there(layers: list[Layer], options: OpenOptions) -> UnopenedParent | None:
+    """Open the parents of the last layer, and append those that could be; the one at which it ends early."""
+    error: ImageError | None = None
+    if options.gate.roots != ():
+        try:
+            add_parents(layers, options)
+        except ImageError as raised:
+            error = raised
+        else:
+            return None
+    reference = layers[-1].driver.geometry.backing
+    if reference is not None and reference.search is not None and (len(layers) > 1 or options.backing is None):
+        return UnopenedParent(reference.said, reference, error)
+    location = parent_location(layers, options)
+    return None if location is None else UnopenedParent(location.name, reference, error)
 
 
 def parent_location(layers: Sequence[Layer], options: OpenOptions) -> Location | None:

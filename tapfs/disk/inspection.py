@@ -6,18 +6,15 @@ from types import TracebackType
 from typing import Self
 
 from tapfs.disk.chain import (
-    Layer,
     OpenOptions,
     ParentState,
     UnopenedParent,
-    add_parents,
     open_layer,
-    parent_location,
+    open_what_is_there,
 )
 from tapfs.disk.description import ImageInfo, describe
 from tapfs.disk.image import Image
 from tapfs.disk.password import require_bytes
-from tapfs.errors import ImageError
 
 
 class Inspection:
@@ -72,20 +69,3 @@ def inspect(path: str, options: OpenOptions, *, password: bytes | None = None) -
         for each in layers:
             each.close()
         raise
-
-
-def open_what_is_there(layers: list[Layer], options: OpenOptions) -> UnopenedParent | None:
-    """Open the parents of the last layer, and append those that could be; the one at which it ends early."""
-    error: ImageError | None = None
-    if options.gate.roots != ():
-        try:
-            add_parents(layers, options)
-        except ImageError as raised:
-            error = raised
-        else:
-            return None
-    reference = layers[-1].driver.geometry.backing
-    if reference is not None and reference.search is not None and (len(layers) > 1 or options.backing is None):
-        return UnopenedParent(reference.said, reference, error)
-    location = parent_location(layers, options)
-    return None if location is None else UnopenedParent(location.name, reference, error)

@@ -127,6 +127,8 @@ def locate(name: str) -> Location:
     Raises ImageError(invalid_argument) for what is no name, and (unsupported) for unknown addresses, and for standard
     input unless it was made ready (`tapfs.host.standard_input`).
     """
+    if name.startswith("/"):  # no other kind of name does
+        return _file(name)
     if not name:
         raise ImageError(ErrorKind.INVALID_ARGUMENT, "the name of an image is empty", op="open")
     if name == standard_input.NAME:

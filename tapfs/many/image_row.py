@@ -11,7 +11,7 @@ import stat
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
-from typing import TypedDict, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from tapfs.disk.chain import (
     Layer,
@@ -21,10 +21,9 @@ from tapfs.disk.chain import (
     is_encrypted,
     layer_of_file,
     layer_of_files,
+    open_what_is_there,
 )
 from tapfs.disk.foreign import ForeignFormat
-from tapfs.disk.image import Image
-from tapfs.disk.inspection import open_what_is_there
 from tapfs.disk.password import LayerPasswords, given_password
 from tapfs.disk.probe import detect
 from tapfs.driver import Format, Trait, has_trait
@@ -36,8 +35,9 @@ from tapfs.host.location import locate
 from tapfs.host.lock import Sharing, is_written
 from tapfs.many.tasks import Task, error_data
 from tapfs.packages.signs import HEAD_BYTES, descriptor_kind, starts_with_descriptor
-from tapfs.partitions.contents import disk_contents
-from tapfs.partitions.table import ContentsInfo
+
+if TYPE_CHECKING:
+    from tapfs.partitions.table import ContentsInfo
 
 #: A file and its state: device, inode, bytes, times of change in ns; of an object its bytes and its ETag.
 Identity = list[int | str | None]
@@ -110,16 +110,16 @@ def unchanged(identities: Sequence[FileState]) -> bool:
 def rows_of(task: Task) -> list[Row]:
     """The row of the image at a path; of a package one for each of its disks, of what is no image none.
 
-    The task has `path`, `asked` (of `PARTS`), `all` (whatever is no image is a raw one), `identity` (of an address),
-    `roots` (see `Gate`; None: the usual one) and `keys` (see `given_password`). What fails is a part of the row.
+    The task has `path`, and may have `asked` (of `PARTS`), `all` (whatever is no image is a raw one), `identity` (of an
+    address), `roots` (see `Gate`) and `keys` (see `given_password`). What fails is a part of the row.
     """
     path = cast("str", task["path"])
-    roots = cast("list[str] | None", task["roots"])
-    row = empty_row(path, cast("list[str]", task["asked"]))
+    roots = cast("list[str] | None", task.get("roots"))
+    row = empty_row(path, asked_of(task))
     try:
         file = locate(path).open(sharing=Sharing.UNCHECKED)
         try:
-            found = _recognised(file, row, whatever=bool(task["all"]))
+            found = _recognised(file, row, whatever=bool(task.get("all")))
             if _may_be_package(file, found):
                 from tapfs.many.package_rows import rows_of_package  # few files are packages
 
@@ -146,6 +146,11 @@ def rows_of(task: Task) -> list[Row]:
     except (ImageError, MemoryError) as error:
         note_failure(row, error)
     return [row]
+
+
+def asked_of(task: Task) -> list[str]:
+    """The parts of a row that were asked for."""
+    return cast("list[str]", task.get("asked") or [])
 
 
 @cache
@@ -255,6 +260,8 @@ def _may_be_package(file: LocalFile, found: Format | ForeignFormat | None) -> bo
 
 def _looks_like_disk(file: LocalFile | _Head) -> bool:
     """Whether bytes that show no format have a partition table, or a file system that tapfs knows."""
+    from tapfs.partitions.contents import disk_contents  # most images show what they are
+
     contents = disk_contents(file.read, file.size())
     return contents.file_system is not None or contents.table.scheme is not None
 
@@ -321,7 +328,7 @@ def _password(layers: list[Layer], task: Task) -> bytes | None:
     """The password of a chain, None: it needs none, or there is none for it. Raises ImageError."""
     if not is_encrypted(layers):
         return None
-    password = given_password(cast("list[str]", task["keys"]))
+    password = given_password(cast("list[str] | None", task.get("keys")))
     if isinstance(password, LayerPasswords) and not password:
         paths = [each.path for each in layers if each.driver.geometry.cipher is not None]
         return password if all(password.of(paths[at:]) for at in range(len(paths))) else None
@@ -330,6 +337,8 @@ def _password(layers: list[Layer], task: Task) -> bytes | None:
 
 def _read(row: Row, layers: list[Layer], options: OpenOptions, password: bytes | None) -> None:
     """What the bytes of the disk say; the layers are closed then."""
+    from tapfs.disk.image import Image  # most surveys only look
+
     with Image(layers, writable=False, password=password, cache_bytes=options.cache_bytes) as image:
         if "content" in row["asked"]:
             row["contents"] = image.contents().description()

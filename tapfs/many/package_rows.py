@@ -15,7 +15,7 @@ from tapfs.disk.packed import contents_of
 from tapfs.errors import ImageError
 from tapfs.host.copied import Shared
 from tapfs.host.file import LocalFile
-from tapfs.many.image_row import Row, empty_row, fill_row, note_failure, note_file
+from tapfs.many.image_row import Row, asked_of, empty_row, fill_row, note_failure, note_file
 from tapfs.many.tasks import Task
 from tapfs.packages.contents import PackagedDisk
 from tapfs.records import replace
@@ -43,7 +43,7 @@ def rows_of_package(file: LocalFile, task: Task, options: OpenOptions) -> list[R
 def _row_of_disk(
     opened: OpenPackage, disk: PackagedDisk, path: str, file: LocalFile, task: Task, options: OpenOptions
 ) -> Row:
-    row = empty_row(path, cast("list[str]", task["asked"]))
+    row = empty_row(path, asked_of(task))
     row["package"], row["disk"], row["disks"] = opened.package.kind, disk.number, len(opened.package.disks)
     row["packed"] = opened.file.packing
     try:

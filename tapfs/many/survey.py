@@ -112,14 +112,12 @@ class _Looks:
     def at(self, entries: Sequence[Entry]) -> None:
         """Look at these files, or take over what is known of them."""
         wanted = self._wanted
-        common: dict[str, object] = {
-            "do": "look",
-            "asked": list(wanted.asked),
-            "all": wanted.whatever,
-            "sandboxed": wanted.sandboxed,
-            "roots": None if wanted.roots is None else list(wanted.roots),
-            "keys": list(wanted.keys),
-        }
+        common: dict[str, object] = {"do": "look", "sandboxed": wanted.sandboxed}
+        # Each word costs every task its time.
+        common |= {"asked": list(wanted.asked)} if wanted.asked else {}
+        common |= {"all": True} if wanted.whatever else {}
+        common |= {"roots": list(wanted.roots)} if wanted.roots is not None else {}
+        common |= {"keys": list(wanted.keys)} if wanted.keys else {}
         self._all += len(entries)
         tasks: list[Task] = []
         for entry in entries:
@@ -230,8 +228,10 @@ def _states(rows: list[Row]) -> list[FileState]:
 
 def _keys(row: Row, path: str) -> list[object]:
     """What a file is known by: its device and inode if they are known, and its name."""
-    state = next((each["state"] for each in row["identities"] if each["path"] == path), None)
-    return [tuple(state[:2]), _key_of(path)] if state is not None and len(state) > _OF_AN_OBJECT else [_key_of(path)]
+    for each in row["identities"]:
+        if each["path"] == path and len(each["state"]) > _OF_AN_OBJECT:
+            return [tuple(each["state"][:2]), _key_of(path)]
+    return [_key_of(path)]
 
 
 def _key_of(path: str) -> str:

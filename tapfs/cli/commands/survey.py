@@ -186,11 +186,10 @@ def _show(arguments: argparse.Namespace, kind: str, survey: Survey) -> None:
         )
         return
     if arguments.output is None and kind == "jsonl":
-        from tapfs.cli.json_output import print_json_line
+        from tapfs.cli.json_output import print_json_lines
         from tapfs.many.survey_files import json_line
 
-        for row in survey.rows:
-            print_json_line(json_line(row))
+        print_json_lines(map(json_line, survey.rows))
         return
     if arguments.output is None:
         _print_table(survey.rows, arguments)
