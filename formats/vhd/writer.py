@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from itertools import chain
 
 from tapfs.driver import (
     BackingReference,
@@ -105,7 +104,7 @@ class WritableDynamicDriver(DynamicDriver):
             raise
         self.file_size = max(self.file_size, self.places.end)
         whole = [index for index in sorted(used) if self._maps_whole(self._new[index])]
-        exact = operation is Operation.WRITE and not whole
+        exact = operation is Operation.WRITE
         wide = self._with_blocks(ranges, whole)
         metadata = tuple(self._metadata_of(used, placements, end))
         reservation = Reservation(wide, operation, tuple(placements), exact, metadata)
@@ -211,24 +210,32 @@ class WritableDynamicDriver(DynamicDriver):
     # -- placing --------------------------------------------------------------------------------
 
     def _placements(self, ranges: Sequence[Range], used: set[int]) -> Iterator[Placement]:
-        """The placements of what is to be written."""
-        known: dict[int, Place] = {}  # of blocks that have given a placement: a fragmented disk has many in each
-        for offset, length in ranges:
-            for index, first, stop in self._pieces(offset, length):
-                if (place := known.get(index)) is None:
-                    yield self._placement(index, first, stop, used)
-                    known[index] = self._place_for(index, used)
-                    continue
-                host_offset = place.offset + self.header.bitmap_bytes + first * SECTOR
-                at = (index * self.block_sectors + first) * SECTOR
-                yield Placement(at, (stop - first) * SECTOR, host_offset, fresh=place.fresh)
+        """The placements of what is to be written. A block that a commit maps whole is one, however little is written.
 
-    def _placement(self, index: int, first: int, stop: int, used: set[int]) -> Placement:
-        """The placement of sectors that are to be written."""
-        place, fresh = self._place_for(index, used)
+        What of such a place is not written stays as it is, and that is zeros.
+        """
+        block = self.header.block_size
+        known: dict[int, Place] = {}  # of blocks that have given a placement: a fragmented disk has many ranges in each
+        whole_end = 0  # of the last block that was placed whole
+        for offset, length in ranges:
+            if offset + length <= whole_end:
+                continue
+            for index, first, stop in self._pieces(offset, length):
+                if index * block < whole_end:
+                    continue
+                place = known.get(index)
+                if place is None:
+                    place = self._place_for(index, used)
+                    known[index] = place._replace(fresh=False)
+                    if index in self._new and self._maps_whole(self._new[index]):
+                        first, stop, whole_end = 0, self.block_bytes(index) // SECTOR, (index + 1) * block
+                yield self._placement_in(index, first, stop, place)
+
+    def _placement_in(self, index: int, first: int, stop: int, place: Place) -> Placement:
+        """The placement of sectors of a block that lies there, or will."""
         start = index * self.header.block_size
-        host_offset = place + self.header.bitmap_bytes + first * SECTOR
-        return Placement(start + first * SECTOR, (stop - first) * SECTOR, host_offset, fresh=fresh)
+        host_offset = place.offset + self.header.bitmap_bytes + first * SECTOR
+        return Placement(start + first * SECTOR, (stop - first) * SECTOR, host_offset, fresh=place.fresh)
 
     def _metadata_of(self, used: set[int], placements: Sequence[Placement], end: int) -> Iterator[HostSpace]:
         """What the commit needs that the host may have no space for; `end` was that of the data before.
@@ -287,7 +294,7 @@ class WritableDynamicDriver(DynamicDriver):
         hidden = operation is Operation.ZERO and self.differencing
         if place is None:
             if hidden:
-                yield self._placement(index, first, stop, used)
+                yield self._placement_in(index, first, stop, self._place_for(index, used))
             return
         data = place + self.header.bitmap_bytes
         start = index * self.header.block_size
@@ -305,10 +312,19 @@ class WritableDynamicDriver(DynamicDriver):
 
     def _with_blocks(self, ranges: Sequence[Range], whole: list[int]) -> tuple[Range, ...]:
         """The ranges and the new blocks that a commit maps whole, so that nobody else fills any of those."""
+        if not whole:
+            return tuple(ranges)
         block = self.header.block_size
+        inside = set(whole)
+        found = [Range(index * block, self.block_bytes(index)) for index in whole]
+        found += [
+            Range(offset, length)
+            for offset, length in ranges
+            if offset // block not in inside or offset % block + length > block
+        ]
         joined: list[Range] = []
-        for each in sorted(chain(ranges, (Range(index * block, self.block_bytes(index)) for index in whole))):
-            if whole and joined and each.offset <= joined[-1].end:
+        for each in sorted(found):
+            if joined and each.offset <= joined[-1].end:
                 joined[-1] = Range(joined[-1].offset, max(joined[-1].end, each.end) - joined[-1].offset)
             else:
                 joined.append(each)

@@ -176,6 +176,25 @@ def test_several_ranges_in_one_block_are_one_reservation() -> None:
     assert not any(disk.whole())
 
 
+def test_a_new_block_is_one_place_however_many_ranges_are_in_it() -> None:
+    """A fragmented disk has thousands of them, and each place costs the copy as much as a block does."""
+    disk = disk_of(EMPTY)
+    ranges = [Range(BLOCK + at, 512) for at in range(0, BLOCK - 1024, 2048)]
+    ranges.append(Range(2 * BLOCK - 512, 1024))  # into the next block
+    ranges.append(Range(3 * BLOCK - 512, 512))
+    reservation = disk.driver.reserve(ranges, Operation.WRITE)
+    assert reservation.ranges == (Range(BLOCK, 2 * BLOCK),)
+    assert [(place.offset, place.length, place.fresh) for place in reservation.placements] == [
+        (BLOCK, BLOCK, True),
+        (2 * BLOCK, BLOCK, True),
+    ]
+    disk.driver.commit(reservation)
+    assert reservation.exact
+    for place in reservation.placements:
+        (extent,) = disk.driver.map(place.offset, place.length)
+        assert (extent.offset, extent.length, extent.host_offset) == place[:3]
+
+
 def test_tapdisks_batmap_forgets_a_block_before_it_goes() -> None:
     image = Vhd(
         size=8 * BLOCK,
