@@ -85,6 +85,11 @@ class WindowReader:
             raise ValueError("one window too many")
         self._added.append(_Added(ranges, buffer, window, (data, segments)))
 
+    @property
+    def ready(self) -> bool:
+        """Whether the window that was added first is read already, so that nobody would wait for it."""
+        return bool(lib.tapfs_window_reader_ready(self._reader))
+
     def take(self) -> ReadWindow:
         """The window that was added first, once it is read."""
         lib.tapfs_window_reader_take(self._reader)

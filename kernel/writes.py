@@ -56,6 +56,24 @@ class Segments:
         segments.end = ranges[-1].end if ranges else 0
         return segments
 
+    @classmethod
+    def joined(cls, parts: Sequence[Segments]) -> Segments:
+        """The runs of all parts, of which each lies behind the one before it."""
+        parts = [part for part in parts if part.count]
+        if len(parts) == 1:
+            return parts[0]
+        segments = cls(())
+        segments.count = sum(part.count for part in parts)
+        segments.array = ffi.new("tapfs_segment[]", segments.count)
+        at = 0
+        for part in parts:
+            ffi.memmove(segments.array + at, part.array, part.count * ffi.sizeof("tapfs_segment"))
+            at += part.count
+        segments.length = sum(part.length for part in parts)
+        segments.offset = parts[0].offset if parts else 0
+        segments.end = parts[-1].end if parts else 0
+        return segments
+
     def ranges(self) -> list[Range]:
         """Where they belong."""
         numbers = ffi.unpack(ffi.cast("uint64_t *", self.array), 3 * self.count)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from tapfs.disk.image import Image
 from tapfs.extent import Range
@@ -49,6 +49,8 @@ _STRAIGHT_WINDOW_BYTES = 8 << 20
 _STRAIGHT_PIECE_BYTES = 256 << 10
 #: Windows that wait to be written while each thread prepares another one.
 _WAITING = 2
+#: At most so many of those that wait are written together.
+_TOGETHER = 4
 
 
 class Baseline(Enum):
@@ -75,12 +77,23 @@ class CopyOptions(NamedTuple):
 
 
 class _Prepared(NamedTuple):
-    """Ranges that were read: what of them is to be written, and the buffer that holds it (None: it is shared)."""
+    """The disk up to `until`: what of it is to be written, and the buffers that hold it (none where nothing is).
 
-    ranges: Ranges
-    buffer: mmap.mmap | None
+    `packed` bytes of it were read, or are shared.
+    """
+
+    until: int
+    packed: int
+    buffers: tuple[mmap.mmap, ...]
     segments: Segments
     zeros: list[Range]
+
+    @classmethod
+    def of(
+        cls, ranges: Ranges, segments: Segments, buffer: mmap.mmap | None = None, zeros: list[Range] | None = None
+    ) -> Self:
+        """The same of one window."""
+        return cls(ranges.until, ranges.packed, () if buffer is None else (buffer,), segments, zeros or [])
 
 
 class Copy:
@@ -111,6 +124,8 @@ class Copy:
             and (isinstance(source, Image) and not source.is_fetched)
             and (target.whole_file() is not None and self._granule <= _STRAIGHT_PIECE_BYTES)
         )
+        #: Where a rate is bounded, bytes go one window after the other.
+        self._together = _TOGETHER if options.rate is None else 1
         # What differs from a parent comes as the ranges of two disks, of a smaller window each.
         self._buffers = BufferPool(_WINDOW_BYTES)
 
@@ -128,14 +143,14 @@ class Copy:
             if prepared.segments.count:
                 self._target.write_segments(prepared.segments)
             self._pace.moved(prepared.segments.length)
-            writeback.wrote(prepared.ranges.packed)
+            writeback.wrote(prepared.packed)
             if self._baseline is Baseline.ANYTHING:
-                self._zero_between(done, prepared.segments, prepared.ranges.until, progress)
+                self._zero_between(done, prepared.segments, prepared.until, progress)
             for offset, length in prepared.zeros:
                 self._target.write_zeroes(offset, length)
-            if prepared.buffer is not None:
-                self._buffers.give_back(prepared.buffer)
-            done = prepared.ranges.until
+            for buffer in prepared.buffers:
+                self._buffers.give_back(buffer)
+            done = prepared.until
             progress(done, self._end)
         return done
 
@@ -152,12 +167,18 @@ class Copy:
         while self._shares and (ranges := next(windows, None)) is not None:
             yield self._prepare(ranges)
         with WindowReader(source.engine_disk, self._granule, threads=self._workers - 1, capacity=ahead) as reader:
-            for ranges in windows:
-                reader.add(ranges, self._buffers.take())
-                if len(reader) == ahead:
-                    yield self._taken(reader)
+            self._fill(reader, windows, ahead)
             while reader:
-                yield self._taken(reader)
+                taken = [self._taken(reader)]
+                while reader.ready and len(taken) < self._together:
+                    taken.append(self._taken(reader))
+                self._fill(reader, windows, ahead)  # so that threads read while this is written
+                yield _joined(taken)
+
+    def _fill(self, reader: WindowReader, windows: Iterator[Ranges], ahead: int) -> None:
+        """Have so many windows read ahead, if there are."""
+        while len(reader) < ahead and (ranges := next(windows, None)) is not None:
+            reader.add(ranges, self._buffers.take())
 
     def _copied(self, source: Image, windows: Iterator[Ranges], ahead: int) -> Iterator[_Prepared]:
         """The windows of the source in order, once they are in the target, and what is to be written of others."""
@@ -170,7 +191,7 @@ class Copy:
                 if self._shares and self._share(ranges):
                     while copier:
                         yield from self._ended(copier, buffers)
-                    yield _Prepared(ranges, None, Segments.none(), [])
+                    yield _Prepared.of(ranges, Segments.none())
                     continue
                 copier.add(ranges, buffers.take())
                 if len(copier) == ahead:
@@ -183,7 +204,7 @@ class Copy:
         ranges, buffer, segments = copier.take()
         buffers.give_back(buffer)
         if segments is not None:
-            yield _Prepared(ranges, None, segments, [])
+            yield _Prepared.of(ranges, segments)
             return
         for part in cut(ranges, _WINDOW_BYTES):
             yield self._prepare(part)
@@ -194,7 +215,7 @@ class Copy:
         if segments is None:
             self._source.read_ranges(ranges, buffer)
             segments, _ = find_segments(ranges, buffer, self._granule)
-        return _Prepared(ranges, buffer, segments, [])
+        return _Prepared.of(ranges, segments, buffer)
 
     def _ranges(self) -> Iterator[Ranges]:
         if self._full:
@@ -210,23 +231,23 @@ class Copy:
 
     def _prepare(self, ranges: Ranges) -> _Prepared:
         if self._shares and self._share(ranges):
-            return _Prepared(ranges, None, Segments.none(), [])
+            return _Prepared.of(ranges, Segments.none())
         buffer = self._buffers.take()
         self._source.read_ranges(ranges, buffer)
         if self._full:
             (whole,) = ranges
             with window_segments(whole.offset, buffer, [(0, whole.length)]) as segments:
-                return _Prepared(ranges, buffer, segments, [])
+                return _Prepared.of(ranges, segments, buffer)
         if self._baseline is not Baseline.PARENT:
             segments, zeros = find_segments(ranges, buffer, self._granule)
-            return _Prepared(ranges, buffer, segments, zeros)
+            return _Prepared.of(ranges, segments, buffer, zeros)
         below = self._buffers.take()
         try:
             self._target.read_ranges(ranges, below)
             segments, zeros = find_segments(ranges, buffer, self._target.granule, below)
         finally:
             self._buffers.give_back(below)
-        return _Prepared(ranges, buffer, segments, zeros)
+        return _Prepared.of(ranges, segments, buffer, zeros)
 
     def _share(self, ranges: Ranges) -> bool:
         """Whether the target has the ranges without a copy; no more is tried where the host cannot do it at all."""
@@ -252,6 +273,16 @@ class Copy:
             self._target.write_zeroes(start, stop - start)
             progress(stop, self._end)
             start = stop
+
+
+def _joined(parts: list[_Prepared]) -> _Prepared:
+    """Windows that follow one another as one, so that the target's driver is asked once for all of them."""
+    if len(parts) == 1:
+        return parts[0]
+    buffers = tuple(buffer for part in parts for buffer in part.buffers)
+    segments = Segments.joined([part.segments for part in parts])
+    packed = sum(part.packed for part in parts)
+    return _Prepared(parts[-1].until, packed, buffers, segments, [zeros for part in parts for zeros in part.zeros])
 
 
 def data_windows(source: Source, size: int, *, gap: int = 0, align: int = 1) -> Iterator[Ranges]:

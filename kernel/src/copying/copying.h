@@ -44,6 +44,8 @@ tapfs_window_reader *tapfs_window_reader_new(tapfs_disk *disk, uint32_t threads,
 void tapfs_window_reader_free(tapfs_window_reader *reader);
 /* Have a window read, behind the others. It stays the reader's until it is taken. 0, or ENOSPC for one too many. */
 int tapfs_window_reader_add(tapfs_window_reader *reader, tapfs_window *window);
+/* Whether the window that was added first is read already: 1, else 0. */
+int tapfs_window_reader_ready(tapfs_window_reader *reader);
 /* The window that was added first, once it is read; NULL: there is none. */
 tapfs_window *tapfs_window_reader_take(tapfs_window_reader *reader);
 

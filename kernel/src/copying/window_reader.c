@@ -159,6 +159,14 @@ int tapfs_window_reader_add(tapfs_window_reader *reader, tapfs_window *window)
     return error;
 }
 
+int tapfs_window_reader_ready(tapfs_window_reader *reader)
+{
+    pthread_mutex_lock(&reader->mutex);
+    int ready = reader->first < reader->next && place_of(reader, reader->first)->state == ENDED;
+    pthread_mutex_unlock(&reader->mutex);
+    return ready;
+}
+
 tapfs_window *tapfs_window_reader_take(tapfs_window_reader *reader)
 {
     tapfs_window *window = NULL;

@@ -109,6 +109,37 @@ def test_one_window_too_many_and_a_buffer_too_small_are_refused(plain: Disk) -> 
         assert len(reader) == 1
 
 
+def test_a_window_is_ready_once_it_is_read(plain: Disk) -> None:
+    with plain, WindowReader(plain, GRANULE, threads=0, capacity=2) as reader:
+        assert not reader.ready
+        reader.add(window(0), buffer())
+        assert not reader.ready
+        reader.take()
+
+
+def test_a_thread_makes_a_window_ready(plain: Disk) -> None:
+    with plain, WindowReader(plain, GRANULE, threads=1, capacity=2) as reader:
+        reader.add(window(0), buffer())
+        while not reader.ready:
+            pass
+        assert reader.take().segments is not None
+        assert not reader.ready
+
+
+def test_segments_of_several_windows_are_joined(plain: Disk) -> None:
+    with plain, WindowReader(plain, GRANULE, threads=0, capacity=3) as reader:
+        for number in range(3):
+            reader.add(window(number), buffer())
+        taken = [reader.take() for _ in range(3)]
+        parts = [each.segments for each in taken if each.segments is not None]
+        whole = Segments.joined([Segments.none(), *parts])
+        assert list(whole.pieces(GRANULE)) == [piece for part in parts for piece in part.pieces(GRANULE)]
+        assert whole.ranges() == [each for part in parts for each in part.ranges()]
+        assert whole.length == sum(part.length for part in parts)
+        assert (whole.offset, whole.end) == (parts[0].offset, parts[-1].end)
+    assert Segments.joined([]).count == 0
+
+
 # ---- copies into a plain target
 
 
