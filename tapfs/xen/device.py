@@ -24,6 +24,9 @@ BLOCK_SCRIPT = "block-tapfs"
 
 DOMAINS = "/local/domain"
 
+#: Characters of an error that go to xenstore, whose messages have 4096 bytes: a path alone may be that long.
+_MAX_ERROR = 512
+
 # The numbering of xen-vbd-interface(7): 1 << 28 | disk << 8 | partition, or major << 8 | disk << n | partition.
 _EXTENDED = 1 << 28
 _LARGEST = (2 << 28) - 1
@@ -181,12 +184,34 @@ async def with_names(store: Store, device: Device) -> str:
 
 async def our_devices(store: Store) -> list[Device]:
     """All disks that tapfs is to serve here: all of this domain's `backend/tap`, and those of libxl with our script."""
-    found = await _devices_of_kind(store, OUR_KIND)
+    own = await store.own_domain()
+    found = await devices_of_kind(store, OUR_KIND, own)
     for kind in LIBXL_KINDS:
-        for device in await _devices_of_kind(store, kind):
-            if await is_ours(store, device):
-                found.append(device)
+        found += [device for device in await devices_of_kind(store, kind, own) if await is_ours(store, device)]
     return found
+
+
+def device_at(path: str, backend_domain: int) -> Device | None:
+    """The device that a key belongs to, of those that a domain serves; None: it is above the devices."""
+    parts = path.removeprefix(f"{backends_of(backend_domain)}/").split("/")
+    if len(parts) < 3 or not (parts[1].isdecimal() and parts[2].isdecimal()):
+        return None
+    return Device(parts[0], int(parts[1]), int(parts[2]), backend_domain)
+
+
+async def devices_of_kind(store: Store, kind: str, backend_domain: int) -> list[Device]:
+    """All disks of one kind that a domain serves, by tapfs or by others."""
+    found: list[Device] = []
+    place = f"{backends_of(backend_domain)}/{kind}"
+    for domain in _numbers(await store.list(place)):
+        numbers = _numbers(await store.list(f"{place}/{domain}"))
+        found += [Device(kind, domain, number, backend_domain) for number in numbers]
+    return found
+
+
+async def domains(store: Store) -> list[int]:
+    """The numbers of all domains. Domain 0 may ask."""
+    return _numbers(await store.list(DOMAINS))
 
 
 async def our_device_elsewhere(store: Store, domain: int, number: int) -> Device | None:
@@ -239,6 +264,16 @@ async def write_device_keys(
     return await store.transact(write)
 
 
+def shown_error(error: ImageError | str) -> str:
+    """An error as xenstore is to hold it."""
+    return str(error)[:_MAX_ERROR]
+
+
+def error_keys(error: ImageError) -> dict[str, str | int | None]:
+    """What tells `tapfs list` and the toolstack what is wrong with a disk."""
+    return {"tapfs/error": shown_error(error), "tapfs/error-kind": error.kind.value}
+
+
 async def state_of(store: Store, device: Device, *, token: str | None = None) -> State | None:
     """The backend's state; None if the device is gone: it has no state, or, of one with a `token`, not that token."""
     text = await store.read(f"{device.backend}/state")
@@ -254,17 +289,6 @@ async def write_keys(keys: Store, device: Device, values: Mapping[str, str | int
             await keys.remove(f"{device.backend}/{name}")
         else:
             await keys.write(f"{device.backend}/{name}", value)
-
-
-async def _devices_of_kind(store: Store, kind: str) -> list[Device]:
-    """All disks below one directory of backends, served by tapfs or by others."""
-    found: list[Device] = []
-    own = await store.own_domain()
-    place = f"{backends_of(own)}/{kind}"
-    for domain in _numbers(await store.list(place)):
-        numbers = _numbers(await store.list(f"{place}/{domain}"))
-        found += [Device(kind, domain, number, own) for number in numbers]
-    return found
 
 
 def _numbers(names: list[str]) -> list[int]:

@@ -153,6 +153,19 @@ async def test_the_supervisor_is_replaced(both: XenStore, supervised: Supervisor
         assert await read(guest, 0, len(BY_STUB)) == BY_STUB
 
 
+async def test_whoever_asks_twice_at_once_for_a_stub_domain_gets_it_once(
+    store: XenStore, supervised: SupervisorProcess, xenstored: Xenstored, image: Path
+) -> None:
+    xenstored.introduce(STUB, "guest-dm")
+    await libxl.add_disk(store, DISK, f"tap:qcow:{image}")
+    await wait_ready(store, DISK)
+    await libxl.add_disk(store, STUB_DISK, f"tap:qcow:{image}", script="/etc/xen/scripts/of-the-test")
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(partial(ask, DISK, "serve_stub", kind="vbd", domain=STUB, number=NUMBER))
+    assert supervised.log.read_text().count("a stub domain uses the disk: ") == 1
+
+
 async def test_a_guest_without_its_disk(
     store: XenStore, supervised: SupervisorProcess, xenstored: Xenstored, tmp_path: Path
 ) -> None:

@@ -37,6 +37,7 @@ from tests.xen.supervising import (
     pid_of,
 )
 from tests.xen.supervisor_process import PATIENCE, SupervisorProcess
+from tests.xen.xenstore_tree import Change, RefusedError, Tree
 from tests.xen.xenstored import Xenstored, guest_socket
 
 
@@ -285,6 +286,32 @@ async def test_a_stopped_supervisor_stops_all_and_the_next_goes_on(
     assert xenstored.read(f"{disk().backend}/state") == "2"
     await trio.to_thread.run_sync(supervised.start)
     await eventually(lambda: len(supervised.disk_processes()) == 1)
+
+
+async def test_what_xenstored_refuses_for_one_disk_is_tried_again_and_leaves_the_others(
+    store: XenStore,
+    supervised: SupervisorProcess,
+    image: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The keys of a driver domain's disks are counted, and there is a quota."""
+    write = Tree.write
+    refused, other = disk("xvdb"), tmp_path / "other.raw"
+    other.write_bytes(bytes(SIZE))
+
+    def refuse(tree: Tree, domain: int, path: str, value: bytes) -> Change:
+        if path == f"{refused.backend}/tapfs/status":
+            raise RefusedError("EQUOTA")
+        return write(tree, domain, path, value)
+
+    async with trio.open_nursery() as nursery:
+        with monkeypatch.context() as full:
+            full.setattr(Tree, "write", refuse)
+            nursery.start_soon(attach, store, refused, other)
+            await eventually(lambda: "xenstore's quota is used up" in supervised.log.read_text())
+            await attach(store, disk(), image)
+    assert set(supervised.disk_processes()) == {f"tap {GUEST} {each.number}" for each in (disk(), refused)}
 
 
 async def test_a_hangup_does_nothing(store: XenStore, supervised: SupervisorProcess, image: Path) -> None:

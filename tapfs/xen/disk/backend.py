@@ -7,25 +7,31 @@ key that is written too late would bring back a part of a directory that was rem
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
-from tapfs.disk.live import SECTOR
-from tapfs.errors import ErrorKind, ImageError, from_os_error
-from tapfs.kernel.xen_ring import Grants
+from tapfs.errors import ErrorKind, ImageError
 from tapfs.serving.log import log
 from tapfs.serving.threads import in_thread
-from tapfs.xen.device import LIBXL_KIND, Device, State, parse_state, state_of, write_device_keys
+from tapfs.xen.device import (
+    LIBXL_KIND,
+    Device,
+    State,
+    error_keys,
+    parse_state,
+    shown_error,
+    state_of,
+    write_device_keys,
+)
+from tapfs.xen.disk.backend_keys import disk_keys
 from tapfs.xen.disk.backend_states import Ours, Seen, Step, next_step
-from tapfs.xen.disk.frontend_keys import MAX_QUEUES, MAX_RING_PAGE_ORDER, FrontendKeys, read_frontend
-from tapfs.xen.disk.hand_over import follow_suspends
+from tapfs.xen.disk.frontend_connection import FrontendConnection
 from tapfs.xen.disk.step_rate import PER_SECOND, StepRate
+from tapfs.xen.disk.suspended_guest import rest_when_suspended
 from tapfs.xen.kernel_backend import take_from_kernel
 
 if TYPE_CHECKING:
@@ -37,23 +43,10 @@ if TYPE_CHECKING:
 #: Seconds in state 6 before the backend awaits a frontend that has not said that it begins anew.
 _CLOSED_SECONDS = 3.0
 
-#: A suspended guest leaves requests in its rings. So often, after so many seconds, it is seen whether it was at work.
-_REST_ROUNDS = 3
-_REST_SECONDS = 0.05
-
 #: Seconds that a process which has just started may take to reach xenstored.
 _FIRST_SECONDS = 10.0
 #: Seconds between two looks whether there is a xenstored again.
 _LOST_SECONDS = 0.5
-
-#: Characters of an error that go to xenstore, whose messages have 4096 bytes.
-MAX_ERROR = 512
-
-#: `info` of a connected disk (blkif.h).
-_CDROM, _REMOVABLE, _READ_ONLY = 1, 2, 4
-
-#: The alignment in bytes that suits file systems on the disk.
-_PHYSICAL_SECTOR = 4096
 
 
 class Backend:
@@ -87,10 +80,7 @@ class Backend:
         self.take_over: TakeOver | None = take_over if guest is None else guest.take_over
         #: Of stub domains of the guest.
         self.beside: list[Backend] = []
-        self._journal_path = directory / f"{device.key}.journal"
-        self._journal: int | None = None
-        #: Whether a predecessor may have left the rings as they were.
-        self._left = self._journal_path.exists()
+        self._connection = FrontendConnection(device, self.rings, settings, directory / f"{device.key}.journal")
         self._store: XenStore | None = None
         self._lost: ImageError | None = None
         self._news = trio.Event()
@@ -115,8 +105,8 @@ class Backend:
                 trio.open_nursery() as tasks,
             ):
                 tasks.start_soon(self._relay, events)
-                if self._guest is None:
-                    tasks.start_soon(self._rest_when_suspended, store)
+                if self._guest is None and self.device.domain != 0 and self._settings.mode != "r":
+                    tasks.start_soon(rest_when_suspended, store, self.device.domain, self.disk, self.changing)
                 self._watch_ring(tasks)
                 lost = await self._follow(store, tasks)
                 tasks.cancel_scope.cancel()
@@ -128,8 +118,7 @@ class Backend:
     async def note_waiting(self) -> None:
         """Say in xenstore what the guest's requests wait for, if they do."""
         reason = self.disk.held.reason
-        # With a path as long as they may be it would not fit into a message to xenstored.
-        await self.change({"tapfs/waiting": None if reason is None else str(reason)[:MAX_ERROR]})
+        await self.change({"tapfs/waiting": None if reason is None else shown_error(reason)})
 
     def look_again(self) -> None:
         """Have `run` see what has become possible."""
@@ -178,17 +167,14 @@ class Backend:
         """Have the connected frontends look at the size again: a written state fires, if only its own value."""
         for backend in self.beside:
             await backend.announce_size()
-        keys = self._description()
+        keys = disk_keys(self.disk, self._settings)
         sectors = {name: keys[name] for name in ("sectors", "physical-sector-size")}
         if not await self.change({**sectors, "state": int(State.CONNECTED)}, only_at=State.CONNECTED):
             await self.change(sectors)
 
     def leave(self) -> None:
         """Let go of the rings for a successor, who finds them as they are then. Blocks; raises nothing."""
-        self.rings.disconnect()
-        if self._journal is not None:
-            os.close(self._journal)
-            self._journal = None
+        self._connection.leave()
 
     # The steps
 
@@ -234,7 +220,9 @@ class Backend:
             error = ImageError(ErrorKind.IO, f"the guest broke the protocol: {problem}", op="serve")
             await self._refuse(seen, error)
             return 0
-        ours = Ours(self.rings.connected, self._left, self.disk.paused, self._image_closed or self.disk.closed)
+        ours = Ours(
+            self.rings.connected, self._connection.left, self.disk.paused, self._image_closed or self.disk.closed
+        )
         return await self._take(next_step(seen, ours), seen, store, tasks)
 
     async def _take(self, step: Step, seen: Seen, store: XenStore, tasks: trio.Nursery) -> float:
@@ -277,111 +265,50 @@ class Backend:
         The seconds after which to look again without news: the image may still be another domain's.
         """
         # At 3 the rings may be new ones, of a frontend that began anew while nobody looked: the journal is not theirs.
-        resuming = self._left and seen.frontend in (State.CONNECTED, State.CLOSING)
+        resuming = self._connection.left and seen.frontend in (State.CONNECTED, State.CLOSING)
         try:
             if self.take_over is not None and not self.take_over.done:
                 # Rings that are taken up again are those of a guest for which a predecessor has opened it.
                 wait = await (self.take_over.skip() if resuming else self.take_over.try_it(store))
                 if wait is not None:
                     return wait
-            self._left = False
             if self.device.kind == LIBXL_KIND and not self.disk.simulated:
                 # It may have been loaded since the device was claimed.
                 await in_thread(partial(take_from_kernel, self.device, seconds=0))
-            frontend = await self._read_frontend(store)
-            grants = await self._grants(store, frontend)
-            self._journal = _open_journal(self._journal_path, keep=resuming)
-            await in_thread(partial(self.rings.connect, frontend, grants=grants, journal=self._journal))
+            await self._connection.begin(store, resuming=resuming)
         except ImageError as error:
+            if store.lost:
+                # Nobody's fault: the rings, and the journal, are for whoever can read the keys again.
+                raise
             await self._refuse(seen, error)
             return 0
         self._watch_ring(tasks)
         if seen.backend is not State.CLOSING:
             await self._say_connected(seen)
-        rings, pages = len(frontend.rings), len(frontend.rings[0].references)
-        log.info(
-            "%s: %d ring(s) of %d page(s), %s, grants: %s",
-            "connected again" if resuming else "connected",
-            rings,
-            pages,
-            frontend.protocol.name.lower(),
-            grants.name.lower(),
-        )
         return 0
 
     async def _say_connected(self, seen: Seen) -> None:
         try:
-            await self.change({**self._description(), "state": int(State.CONNECTED)}, only_at=seen.backend)
+            await self.change(
+                {**disk_keys(self.disk, self._settings), "state": int(State.CONNECTED)}, only_at=seen.backend
+            )
         except ImageError:
             # Nobody would say it later: let go of the rings as for a successor, and connect again.
             self._ring_watch.cancel()
-            await in_thread(self.leave)
-            self._left = True
+            await self._connection.leave_for_now()
             raise
-
-    async def _read_frontend(self, store: XenStore) -> FrontendKeys:
-        """What the frontend asks for, within what stands in our directory as an offer."""
-
-        async def offered(name: str, least: int, most: int) -> int:
-            text = await store.read(f"{self.device.backend}/{name}") or ""
-            return min(int(text), most) if text.isascii() and text.isdigit() else least
-
-        return await read_frontend(
-            store,
-            self.device.frontend,
-            page_order=await offered("max-ring-page-order", 0, MAX_RING_PAGE_ORDER),
-            queues=await offered("multi-queue-max-queues", 1, MAX_QUEUES),
-        )
-
-    async def _grants(self, store: XenStore, frontend: FrontendKeys) -> Grants:
-        """How data comes from the guest: persistent only where we offered it and the frontend took it."""
-        if self._settings.grants in (None, "copy"):
-            return Grants.COPY
-        offered = await store.read(f"{self.device.backend}/feature-persistent") == "1"
-        if self._settings.grants == "persistent" and offered and frontend.persistent:
-            return Grants.PERSISTENT
-        return Grants.MAP
-
-    def _description(self) -> dict[str, str | int | None]:
-        """What the frontend is to know of the disk (blkif.h, "Backend Device Properties").
-
-        `sectors` and the requests count in 512 bytes, whatever `sector-size` is, which says how requests are aligned.
-        """
-        image = self.disk.image
-        sector = image.sector_size if image.size % image.sector_size == 0 else SECTOR
-        physical = max(sector, _PHYSICAL_SECTOR if image.size % _PHYSICAL_SECTOR == 0 else SECTOR)
-        info = (
-            (_CDROM if self._settings.cdrom else 0)
-            | (_REMOVABLE if self._settings.removable else 0)
-            | (0 if image.writable else _READ_ONLY)
-        )
-        return {
-            "sectors": image.size // SECTOR,
-            "sector-size": sector,
-            "physical-sector-size": physical,
-            "info": info,
-            "feature-discard": int(self.disk.takes_discards),
-            "discard-granularity": max(image.granule, physical),
-            "discard-alignment": 0,
-            "tapfs/error": None,
-            "tapfs/error-kind": None,
-        }
 
     async def _refuse(self, seen: Seen, error: ImageError) -> None:
         """Have nothing to do with a frontend that does not keep to the protocol, until it has closed."""
         log.error("%s", error)
         await self._disconnect()
         await self._flush()
-        notes = {"tapfs/error": str(error), "tapfs/error-kind": error.kind.value}
-        await self.change({**notes, "state": int(State.CLOSING)}, only_at=seen.backend)
+        await self.change({**error_keys(error), "state": int(State.CLOSING)}, only_at=seen.backend)
 
     async def _disconnect(self) -> None:
-        """Let go of the rings for good: what the frontend has not been answered it will not be."""
-        self._left = False
+        """Let go of the rings for good."""
         self._ring_watch.cancel()
-        await in_thread(self.leave)
-        with suppress(OSError):
-            self._journal_path.unlink()
+        await self._connection.give_up()
 
     async def _flush(self) -> None:
         if self.disk.closed:
@@ -404,44 +331,9 @@ class Backend:
     async def _complain(self, error: ImageError) -> None:
         """Say that writes may be lost; there is nobody left to whom it could be answered."""
         log.error("what was written last may be lost: %s", error)
-        await self.change({"tapfs/error": str(error), "tapfs/error-kind": error.kind.value})
+        await self.change(error_keys(error))
 
     # Who watches
-
-    async def _rest_when_suspended(self, store: XenStore) -> None:
-        # A driver domain is not told of it: neither the request nor the word that a domain has ended is for it to see.
-        if self.device.domain == 0 or self.device.backend_domain != 0 or self._settings.mode == "r":
-            return
-        with suppress(ImageError):  # a xenstored that goes is noticed by `_relay`
-            await follow_suspends(store, self.device.domain, self._rest)
-
-    async def _rest(self) -> None:
-        """Bring the image to rest, and what the guest had asked for last is in it: another domain may go on with it."""
-        for _ in range(_REST_ROUNDS):
-            async with self.changing:
-                if self.disk.held.reason is not None:
-                    log.error("what was written last may be lost to a migration: %s", self.disk.held.reason)
-                    return
-                answered = self.disk.answered
-                try:
-                    await in_thread(self.disk.rest)
-                except ImageError as error:
-                    log.error("what was written last may be lost to a migration: %s", error)
-            await trio.sleep(_REST_SECONDS)
-            if self.disk.answered == answered and self.disk.job is not None:
-                # Another domain may have the image next, and only we know what the job is about to do with it.
-                await self._end_job()
-            elif self.disk.answered == answered:
-                log.info("at rest: a domain was suspended or has ended")
-                return
-
-    async def _end_job(self) -> None:
-        while True:
-            job = self.disk.job
-            if job is None:
-                return
-            job.end()
-            await trio.sleep(_REST_SECONDS)
 
     async def _relay(self, events: AsyncIterator[str]) -> None:
         try:
@@ -461,11 +353,3 @@ class Backend:
         with scope:
             await trio.lowlevel.wait_readable(descriptor)
             self._news.set()
-
-
-def _open_journal(path: Path, *, keep: bool) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | (0 if keep else os.O_TRUNC)
-    try:
-        return os.open(path, flags, 0o600)
-    except OSError as error:
-        raise from_os_error(error, path=str(path), op="open the journal") from error

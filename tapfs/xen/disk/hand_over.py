@@ -3,7 +3,7 @@
 The toolstack attaches a disk to the destination while the source still has it, and destroys the source only when the
 destination's guest runs. So the two ends keep to this order:
 
-* The source brings its image to rest when its domain is suspended (`follow_suspends`): every write of the guest is
+* The source brings its image to rest when its domain is suspended (`suspended_guest`): every write of the guest is
   durable then, and the image says that nobody writes it.
 * The destination only looks at the image at first. It opens the image for writing when its guest connects (`TakeOver`),
   for then the source's guest runs no more. What it had read before is dropped.
@@ -14,7 +14,7 @@ A destination cannot always be told from a new guest, so a disk of libxl is alwa
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tapfs.xen.device import Device
     from tapfs.xen.disk.served_disk import ServedDisk
     from tapfs.xen.disk.settings import DiskSettings
-    from tapfs.xen.xenstore.client import Store, XenStore
+    from tapfs.xen.xenstore.client import Store
 
 #: The end of the name that xl gives to a domain whose memory is still coming.
 _INCOMING = "--incoming"
@@ -42,11 +42,6 @@ _INCOMING = "--incoming"
 #: that is ending, or the source on another host. And seconds between two looks.
 _LOCKED_SECONDS = 30.0
 _LOCKED_PAUSE = 0.2
-
-#: Fires when a domain is suspended or ends, whichever it is.
-_RELEASED = "@releaseDomain"
-#: Seconds between the request that a guest suspend itself and its doing so.
-_SUSPEND_SECONDS = 120.0
 
 
 def is_handed_over(device: Device, settings: DiskSettings) -> bool:
@@ -121,30 +116,3 @@ class TakeOver:
         if first:
             log.info("waiting: %s", error)
         return now < self._give_up
-
-
-async def follow_suspends(store: XenStore, domain: int, rest: Callable[[], Awaitable[None]]) -> None:
-    """Call `rest` when the domain has been suspended, until cancelled. It is called in vain now and then.
-
-    xenstore says that some domain was suspended or has ended, and whether ours was asked for it a while before. Raises
-    the ImageError of `rest`, and ImageError(io) if xenstored goes.
-    """
-    request = f"{DOMAINS}/{domain}/control/shutdown"
-    asked = -_SUSPEND_SECONDS
-    # Both paths are yielded once at first.
-    unseen = {request, _RELEASED}
-    async with store.watch(request, _RELEASED) as events:
-        async for path in events:
-            if path in unseen:
-                unseen.discard(path)
-                if path == _RELEASED or not await store.read(request):
-                    continue
-            if path == request:
-                asked = trio.current_time()
-            elif trio.current_time() - asked < _SUSPEND_SECONDS or await _suspends_unasked(store, domain):
-                await rest()
-
-
-async def _suspends_unasked(store: Store, domain: int) -> bool:
-    """Whether the guest has an event channel by which it is asked, past xenstore."""
-    return await store.read(f"{DOMAINS}/{domain}/device/suspend/event-channel") is not None

@@ -33,9 +33,9 @@ from tapfs.serving.processes import EXIT_DONE, EXIT_STOPPED
 from tapfs.serving.runtime_directory import make_private, runtime_directory
 from tapfs.serving.service import Service
 from tapfs.serving.threads import in_thread
-from tapfs.xen.device import Device, State, parse_state, with_names, write_device_keys
+from tapfs.xen.device import Device, State, error_keys, parse_state, shown_error, with_names, write_device_keys
 from tapfs.xen.disk import control
-from tapfs.xen.disk.backend import MAX_ERROR, Backend
+from tapfs.xen.disk.backend import Backend
 from tapfs.xen.disk.device_model import DeviceModelDoor, device_model_keys
 from tapfs.xen.disk.disk_image import look_at_disk, open_disk
 from tapfs.xen.disk.hand_over import TakeOver, is_handed_over, is_incoming
@@ -128,7 +128,7 @@ class DiskProcess:
             if await store.read(f"{self._device.backend}/state") is None:
                 return EXIT_DONE
             log.error("%s", error)
-            await write_device_keys(store, self._device, _failure(error))
+            await write_device_keys(store, self._device, {**error_keys(error), "tapfs/status": "failed"})
             return EXIT_FAILED
         take_over = None
         if disk.opened_anew:
@@ -196,7 +196,7 @@ class DiskProcess:
                 if full and not told:
                     told = True
                     log.error("the guest waits: %s", error)
-                    await write_device_keys(store, self._device, {"tapfs/waiting": str(error)[:MAX_ERROR]})
+                    await write_device_keys(store, self._device, {"tapfs/waiting": shown_error(error)})
             await trio.sleep(_FULL_PAUSE if full else _LOCKED_PAUSE)
 
     def _opened(self, settings: DiskSettings, plan_log: PlanLog) -> Image:
@@ -269,12 +269,6 @@ class DiskProcess:
     def _remove_socket(self) -> None:
         with suppress(FileNotFoundError):
             (self._directory / socket_name(self._device)).unlink()
-
-
-def _failure(error: ImageError) -> dict[str, str]:
-    # With a path as long as they may be it would not fit into a message to xenstored.
-    text = str(error)[:MAX_ERROR]
-    return {"tapfs/error": text, "tapfs/error-kind": error.kind.value, "tapfs/status": "failed"}
 
 
 def main(arguments: list[str]) -> int:

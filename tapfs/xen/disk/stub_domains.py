@@ -59,26 +59,30 @@ class StubDomains:
         self._guest = guest
         self._directory = directory
         self._service = service
+        self._beginning = trio.Lock()
 
     async def serve(self, kind: str, domain: int, number: int) -> None:
         """Serve a stub domain's device from now on; nothing is to be done if it is served. Raises ImageError."""
         device = Device(kind, domain, number, self._guest.device.backend_domain)
-        if any(each.device == device for each in self._guest.beside):
-            return
+        # One at a time: who asks again may not have waited for the answer.
+        async with self._beginning:
+            if any(each.device == device for each in self._guest.beside):
+                return
+            async with connect(self._host) as store:
+                await self._begin(store, device)
+
+    async def _begin(self, store: XenStore, device: Device) -> None:
+        settings = await read_settings(store, device)
+        token = await store.read(f"{device.backend}/tapfs/token") or secrets.token_hex(16)
+        names = {"tapfs/process": process_name(os.getpid()), "tapfs/token": token}
+        await write_device_keys(store, device, names)
         if self._guest.disk.closed:
             raise ImageError(ErrorKind.NOT_FOUND, "the guest's disk is closed", op="serve a stub domain")
-        async with connect(self._host) as store:
-            settings = await read_settings(store, device)
-            token = await store.read(f"{device.backend}/tapfs/token") or secrets.token_hex(16)
-            names = {"tapfs/process": process_name(os.getpid()), "tapfs/token": token}
-            await write_device_keys(store, device, names)
-            backend = Backend(
-                device, self._guest.disk, settings, directory=self._directory, token=token, guest=self._guest
-            )
-            self._guest.beside.append(backend)
-            self._service.start(partial(self._follow, backend), "serving a stub domain")
-            log.info("a stub domain uses the disk: %s", await with_names(store, device))
-            await write_device_keys(store, device, {"tapfs/status": "ready"})
+        backend = Backend(device, self._guest.disk, settings, directory=self._directory, token=token, guest=self._guest)
+        self._guest.beside.append(backend)
+        self._service.start(partial(self._follow, backend), "serving a stub domain")
+        log.info("a stub domain uses the disk: %s", await with_names(store, device))
+        await write_device_keys(store, device, {"tapfs/status": "ready"})
 
     def leave(self) -> None:
         """Let go of all rings, the guest's, too, for a successor. Blocks; raises nothing."""

@@ -15,7 +15,17 @@ from tapfs.host.location import locate
 from tapfs.serving.log import log
 from tapfs.serving.processes import EXIT_DONE, EXIT_STOPPED
 from tapfs.serving.threads import in_thread
-from tapfs.xen.device import OUR_KIND, Device, State, guest_lives, is_ours, parse_state, with_names, write_device_keys
+from tapfs.xen.device import (
+    OUR_KIND,
+    Device,
+    State,
+    guest_lives,
+    is_ours,
+    parse_state,
+    shown_error,
+    with_names,
+    write_device_keys,
+)
 from tapfs.xen.image_stamp import NEVER_OPENED, GivenUp, how_it_stands
 from tapfs.xen.process_handle import EXIT_FAILED, RunningDisk, adopt
 from tapfs.xen.runtime_files import remove_runtime_files, remove_xentop_folder
@@ -90,10 +100,12 @@ class SupervisedDevice:
     async def run(self) -> None:
         """Attend to the device until its directory is gone and no process serves it any more.
 
-        Cancelled, or with the ImageError of a xenstored that is gone, it leaves the process running.
+        Cancelled, or with the ImageError of a xenstored that is gone or refuses, it leaves the process running. It may
+        be called again then.
         """
         self._name = await with_names(self._store, self.device)
-        await self._adopt()
+        if self.process is None:
+            await self._adopt()
         while True:
             if self.process is not None:
                 await self._attend(self.process)
@@ -273,7 +285,12 @@ class SupervisedDevice:
         await write_device_keys(
             self._store,
             self.device,
-            {"tapfs/error": reason, "tapfs/error-kind": kind, "tapfs/status": "failed", "state": State.CLOSING},
+            {
+                "tapfs/error": shown_error(reason),
+                "tapfs/error-kind": kind,
+                "tapfs/status": "failed",
+                "state": State.CLOSING,
+            },
         )
 
     def _note_standing(self, *, instead: bool) -> None:

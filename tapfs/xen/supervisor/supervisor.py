@@ -14,11 +14,12 @@ from pathlib import Path
 
 import trio
 
+from tapfs.errors import ImageError
 from tapfs.serving.log import log
 from tapfs.serving.nursery_errors import error_of
 from tapfs.serving.processes import EXIT_DONE, EXIT_STOPPED
 from tapfs.serving.service_manager import notify
-from tapfs.xen.device import LIBXL_KINDS, OUR_KIND, Device, backends_of, is_ours, our_devices
+from tapfs.xen.device import LIBXL_KINDS, OUR_KIND, Device, backends_of, device_at, is_ours, our_devices
 from tapfs.xen.host import Host
 from tapfs.xen.process_handle import RunningDisk
 from tapfs.xen.runtime_files import keys_of_runtime_files, remove_runtime_files, remove_xentop_folder
@@ -32,6 +33,9 @@ _RELEASED = "@releaseDomain"
 
 #: Between lines that say whom we still wait for at the end.
 _PATIENCE_SECONDS = 10
+
+#: Before a device is attended to again for which xenstored has refused something: a quota of a driver domain, say.
+_REFUSED_SECONDS = 2
 
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -74,7 +78,7 @@ class _Supervisor:
             log.info("ready")
             notify("READY=1")
             async for path in paths:
-                device = _device_of(path, own)
+                device = device_at(path, own)
                 if device is None:
                     await self._look_at_all(store, nursery)
                 elif device in self._devices:
@@ -93,13 +97,13 @@ class _Supervisor:
         machine = self._host.machine
         supervised = SupervisedDevice(device, store, self._directory, machine=machine, starter=self._starter)
         self._devices[device] = supervised
-        nursery.start_soon(self._supervise, supervised)
+        nursery.start_soon(self._supervise, supervised, store)
 
-    async def _supervise(self, supervised: SupervisedDevice) -> None:
+    async def _supervise(self, supervised: SupervisedDevice, store: XenStore) -> None:
         device = supervised.device
         async with trio.open_nursery() as beside:
             beside.start_soon(attend_door, device, self._directory, self._keepers)
-            await supervised.run()
+            await _run_patiently(supervised, store)
             beside.cancel_scope.cancel()
         # A keeper ends when it sees that its device is gone, so this one's is reaped with the next.
         self._keepers = [keeper for keeper in self._keepers if keeper.poll() is None]
@@ -126,6 +130,26 @@ class _Supervisor:
                     ends.start_soon(_see_off, device, waiting, self._host.machine)
             nursery.cancel_scope.cancel()
         log.info("ended")
+
+
+async def _run_patiently(supervised: SupervisedDevice, store: XenStore) -> None:
+    """Attend to a device until it is gone. What xenstored refuses for one device leaves the others as they are."""
+    said = ""
+    while True:
+        try:
+            await supervised.run()
+        except (ImageError, BaseExceptionGroup) as raised:
+            error = error_of(raised) if isinstance(raised, BaseExceptionGroup) else raised
+            if store.lost or not isinstance(error, ImageError):
+                raise
+            if str(error) != said:
+                said = str(error)
+                log.error(
+                    "%s: xenstored refuses what its disk needs, which is tried again: %s", supervised.device, error
+                )
+        else:
+            return
+        await trio.sleep(_REFUSED_SECONDS)
 
 
 async def _see_off(device: Device, waiting: dict[Device, RunningDisk], machine: str | None) -> None:
@@ -166,11 +190,3 @@ async def _ending_signal(signals: AsyncIterator[int]) -> signal.Signals:
             return signal.Signals(number)
         log.debug("%s ignored", signal.Signals(number).name)
     raise AssertionError  # the receiver never ends
-
-
-def _device_of(path: str, own: int) -> Device | None:
-    """The device that a watch event belongs to, of those that the domain `own` serves; None: to more than one."""
-    parts = path.removeprefix(f"{backends_of(own)}/").split("/")
-    if len(parts) < 3 or not (parts[1].isdecimal() and parts[2].isdecimal()):
-        return None
-    return Device(parts[0], int(parts[1]), int(parts[2]), own)

@@ -82,6 +82,13 @@ class Store:
         except _MissingError:
             return
 
+    async def permissions(self, path: str) -> builtins.list[str]:
+        """Who may use a key, as `set_permissions` has it; empty if it is not there."""
+        try:
+            return split_strings(await self._look(Operation.GET_PERMISSIONS, path, "read the permissions of the key"))
+        except _MissingError:
+            return []
+
     async def set_permissions(self, path: str, permissions: Sequence[str]) -> None:
         """Say who may use a key: "n0" names its owner and the right of all others (n, r, w, b), "r3" domain 3's."""
         await self._change(
@@ -170,6 +177,11 @@ class XenStore(Store):
         self._watches: dict[str, Watch] = {}
         self._last_token = 0
         connection.on_event(self._fire, self._lose)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is lost: nothing is answered any more."""
+        return self._connection.lost
 
     async def transact(self, change: Callable[[Store], Awaitable[_Result]]) -> _Result:
         """The result of `change`, which sees and makes all its changes at one moment.

@@ -87,6 +87,11 @@ class Connection:
         """Close it. xenstored forgets the watches and transactions with it."""
         os.close(self._descriptor)
 
+    @property
+    def lost(self) -> bool:
+        """Whether no reply will come any more."""
+        return self._lost is not None
+
     def check(self) -> None:
         """Raise ImageError(io) if the connection is lost."""
         if self._lost is not None:
