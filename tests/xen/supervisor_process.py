@@ -25,9 +25,9 @@ PATIENCE = 30.0
 class SupervisorProcess:
     """The supervisor of a simulated machine. Can be started again; what is left at the end is killed."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, log: str = "blktapctrl.log") -> None:
         self.directory = directory
-        self.log = directory / "blktapctrl.log"
+        self.log = directory / log
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

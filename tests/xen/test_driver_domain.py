@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,7 @@ from tests.xen.supervising import (
     pid_of,
 )
 from tests.xen.supervisor_process import PATIENCE, SupervisorProcess
+from tests.xen.xenstore_tree import Change
 from tests.xen.xenstored import Xenstored, guest_socket
 
 DRIVER = 5
@@ -48,11 +49,23 @@ async def driver_domain(
     store: XenStore, xenstored: Xenstored, supervisor: SupervisorProcess, monkeypatch: pytest.MonkeyPatch
 ) -> SupervisorProcess:
     """The supervisor of a driver domain, ready; this process is domain 0."""
-    xenstored.introduce(DRIVER, "storage")
+    xenstored.introduce(DRIVER, "storage", driver_domain=True)
     with monkeypatch.context() as environment:
         environment.setenv(SOCKET, str(guest_socket(supervisor.directory, DRIVER)))
         await trio.to_thread.run_sync(supervisor.start)
     return supervisor
+
+
+@pytest.fixture
+async def domain_0(
+    driver_domain: SupervisorProcess, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[SupervisorProcess]:
+    """The supervisor of domain 0, with files of its own, which shows the driver domain its guests."""
+    with monkeypatch.context() as environment, SupervisorProcess(machine.directory, log="domain-0.log") as process:
+        environment.setenv("TAPFS_RUNTIME_DIR", str(machine.directory / "run-0"))
+        await trio.to_thread.run_sync(process.start)
+        await eventually(lambda: f"domain {DRIVER} is a driver domain" in process.log.read_text())
+        yield process
 
 
 async def script(word: str, device: Device, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -143,3 +156,59 @@ async def test_only_domain_0_attaches(store: XenStore, xenstored: Xenstored, mac
 async def test_a_domain_that_is_not_there(store: XenStore, image: Path) -> None:
     with pytest.raises(ImageError, match=f"there is no domain {DRIVER}"):
         await toolstack.attach(store, disk_of("tap"), params=f"tap:sync:{image}", mode="w")
+
+
+async def add(
+    store: XenStore, device: Device, params: str, uuid: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> int:
+    """A disk of a virtual machine, as xl makes it; the exit code of the block script."""
+    await libxl.name_machine(store, device.domain, uuid)
+    await libxl.add_disk(store, device, params)
+    return await script("add", device, machine, monkeypatch)
+
+
+async def go_on(device: Device, machine: Machine) -> None:
+    """The guest at the destination, which finds what the source has written."""
+    async with guest_disk(machine, device) as guest:
+        assert await trio.to_thread.run_sync(guest.frontend.read, 0, 2) == SECTORS
+
+
+async def test_a_migration_waits_for_the_source_which_comes_to_rest(
+    store: XenStore,
+    domain_0: SupervisorProcess,
+    driver_domain: SupervisorProcess,
+    machine: Machine,
+    xenstored: Xenstored,
+    image: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Domain 0 shows the driver domain which machines they are, and that one is suspended."""
+    source, destination, stranger = (disk_of("vbd")._replace(domain=domain) for domain in (GUEST, GUEST + 1, GUEST + 3))
+    params = f"tap:sync:{image}"
+    xenstored.introduce(destination.domain, "guest")
+    xenstored.introduce(stranger.domain, "another")
+    assert await add(store, source, params, "a", machine, monkeypatch) == 0
+    async with guest_disk(machine, source) as guest:
+        assert await add(store, destination, params, "a", machine, monkeypatch) == 0
+        assert await add(store, stranger, params, "b", machine, monkeypatch) == 1
+        await trio.to_thread.run_sync(guest.frontend.write, 0, SECTORS)
+        await store.write(f"/local/domain/{GUEST}/control/shutdown", "suspend")
+        xenstored.fire([Change("@releaseDomain")])
+        await eventually(lambda: f"domain {GUEST} xvda (guest, a): at rest" in driver_domain.log.read_text())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(go_on, destination, machine)
+        await eventually(lambda: "waiting: " in driver_domain.log.read_text())
+        await libxl.ask_for_removal(store, source)
+        await store.remove(source.frontend)
+    shown = await store.permissions(f"/local/domain/{destination.domain}/vm")
+    assert shown == ["n0", f"r{destination.domain}", f"r{DRIVER}"], "shown once, and to nobody else"
+
+
+async def test_a_driver_domain_that_goes_is_forgotten(
+    store: XenStore, domain_0: SupervisorProcess, xenstored: Xenstored
+) -> None:
+    xenstored.destroy(DRIVER)
+    xenstored.introduce(DRIVER + 1, "another", driver_domain=True)
+    await eventually(lambda: f"domain {DRIVER + 1} is a driver domain" in domain_0.log.read_text())
+    assert xenstored.read(f"/local/domain/{DRIVER + 1}/tapfs-shows-guests") == "1"
+    assert not [path for path in xenstored.tree.keys if path.startswith(f"/local/domain/{DRIVER}/")]

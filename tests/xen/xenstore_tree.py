@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-PATH = re.compile(r"/|(?:/[A-Za-z0-9\-_@+]+)+")
+#: What fires for domains that come and go. They have permissions, and are no children of anything.
+SPECIAL = ("@introduceDomain", "@releaseDomain")
+PATH = re.compile(rf"/|(?:/[A-Za-z0-9\-_@+]+)+|{'|'.join(SPECIAL)}")
 PERMISSION = re.compile(r"([nrwb])([0-9]{1,5})")
 
 
@@ -60,7 +62,7 @@ class Tree:
     """All keys, or a transaction's copy of them."""
 
     def __init__(self) -> None:
-        self.keys: dict[str, Key] = {"/": Key(b"", ((0, "n"),), (), 0)}
+        self.keys: dict[str, Key] = {path: Key(b"", ((0, "n"),), (), 0) for path in ("/", *SPECIAL)}
         self.generation = 0
 
     def copy(self) -> Tree:

@@ -226,7 +226,7 @@ class Xenstored:
             task_status.started()
             await trio.sleep_forever()
 
-    def introduce(self, domain: int, name: str | None = None) -> None:
+    def introduce(self, domain: int, name: str | None = None, *, driver_domain: bool = False) -> None:
         """A new guest, with the keys that libxl makes for it."""
         if domain == 0 or domain in self.domains:
             raise RefusedError("EINVAL")
@@ -236,6 +236,10 @@ class Xenstored:
         self.write(f"{path}/name", name or f"guest-{domain}")
         self.write(f"{path}/domid", str(domain))
         self.fire([self.tree.make_directory(0, f"{path}/device")])
+        own = [f"{path}/control/shutdown", *([f"{path}/libxl"] if driver_domain else [])]
+        for key in own:
+            self.fire([self.tree.make_directory(0, key)])
+            self.fire([self.tree.set_permissions(0, key, [f"n{domain}"])])
         self._listen(domain, guest_socket(self.directory, domain))
         self.fire([Change("@introduceDomain")])
 

@@ -27,6 +27,7 @@ from tapfs.serving.threads import in_thread
 from tapfs.xen.device import DOMAINS, our_devices
 from tapfs.xen.disk.disk_image import look_at_disk
 from tapfs.xen.disk.settings import read_settings
+from tapfs.xen.shown_guests import await_shown, machine_of
 
 if TYPE_CHECKING:
     from tapfs.disk.image import Image
@@ -51,13 +52,14 @@ def is_handed_over(device: Device, settings: DiskSettings) -> bool:
 
 async def is_incoming(store: Store, device: Device) -> bool:
     """Whether the virtual machine of a new disk is known to come from another host, or from another domain here."""
+    await await_shown(store, device)
     name = await store.read_if_shown(f"{DOMAINS}/{device.domain}/name") or ""
     return name.endswith(_INCOMING) or await _has_it_elsewhere(store, device)
 
 
 async def _has_it_elsewhere(store: Store, device: Device) -> bool:
     """Whether another domain of the same virtual machine (by its uuid) has the disk of this number, served by tapfs."""
-    machine = await store.read_if_shown(f"{DOMAINS}/{device.domain}/vm")
+    machine = await machine_of(store, device.domain)
     if not machine:
         return False
     others = {
@@ -65,7 +67,7 @@ async def _has_it_elsewhere(store: Store, device: Device) -> bool:
         for other in await our_devices(store)
         if other.number == device.number and other.domain != device.domain
     }
-    return any([await store.read_if_shown(f"{DOMAINS}/{domain}/vm") == machine for domain in others])
+    return any([await machine_of(store, domain) == machine for domain in others])
 
 
 class TakeOver:

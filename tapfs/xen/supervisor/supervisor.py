@@ -25,6 +25,7 @@ from tapfs.xen.process_handle import RunningDisk
 from tapfs.xen.runtime_files import keys_of_runtime_files, remove_runtime_files, remove_xentop_folder
 from tapfs.xen.supervisor.device_model_door import attend_door
 from tapfs.xen.supervisor.disk_starter import DiskStarter
+from tapfs.xen.supervisor.driver_domains import show_guests_to_driver_domains
 from tapfs.xen.supervisor.supervised_device import SupervisedDevice
 from tapfs.xen.xenstore.client import XenStore, connect
 
@@ -71,6 +72,8 @@ class _Supervisor:
     async def _follow(self, store: XenStore, nursery: trio.Nursery) -> None:
         """Attend to the devices that there are and that come."""
         own = await store.own_domain()
+        if own == 0:
+            nursery.start_soon(show_guests_to_driver_domains, store)
         kinds = [f"{backends_of(own)}/{kind}" for kind in (OUR_KIND, *LIBXL_KINDS)]
         async with store.watch(*kinds, _RELEASED) as paths:
             await self._look_at_all(store, nursery)
