@@ -188,7 +188,8 @@ def parse_header(head: bytes, file: HostFile) -> Header:
     has a value that none may have, unsupported, out_of_bounds or corrupt where it is beyond our limits.
     """
     if len(head) < LENGTH_2 or not head.startswith(MAGIC):
-        what = "no qcow2 magic" if head[:4] != MAGIC[: len(head)] else f"the file ends inside the header ({len(head)})"
+        cut = head[:4] == MAGIC[: len(head)]
+        what = f"the file ends inside the header ({len(head)} bytes)" if cut else "no qcow2 magic"
         raise ImageError(ErrorKind.INVALID_FORMAT, f"not a qcow2 image: {what}", path=file.path, offset=0, op="open")
     fields: tuple[int, ...] = _COMMON.unpack_from(head)[1:]
     version = fields[0]

@@ -77,6 +77,7 @@ _tapfs_complete() {
     file) compopt -o filenames; mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -f -- "${cur##*=}") ;;
     folder) compopt -o filenames; mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -d -- "${cur##*=}") ;;
     format) _tapfs_offer "$_tapfs_formats" ;;
+    new-format) _tapfs_offer "$_tapfs_new_formats" ;;
     snapshot) _tapfs_offer "$(_tapfs_snapshots)" ;;
     mounted) _tapfs_offer "$(_tapfs_mounted)"; _tapfs_complete file ;;
     ram-disk) _tapfs_offer "$(_tapfs_ram_disks)" ;;
@@ -129,6 +130,7 @@ def script(known: KnownWords) -> str:
         "# bash completion of tapfs, made by python -m tapfs.cli.manual from the parsers and the drivers.",
         _variable("_tapfs_commands", [*(command.name for command in commands), "help"]),
         _variable("_tapfs_formats", known.formats),
+        _variable("_tapfs_new_formats", known.new_formats),
         _table("_tapfs_options", {command.name: _options(command) for command in commands}),
         _table("_tapfs_operand", {each.name: [_offered(word) for word in each.operands[:1]] for each in commands}),
         _table("_tapfs_format_options", {name: [" ".join(options)] for name, options in known.format_options.items()}),

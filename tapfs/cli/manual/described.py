@@ -18,6 +18,8 @@ class Kind(StrEnum):
     FILE = "file"
     FOLDER = "folder"
     FORMAT = "format"
+    #: A format of which images can be made.
+    NEW_FORMAT = "new-format"
     CHOICE = "choice"
     #: The `-o` options of a format: of a new image, and of one that is amended.
     CREATE_OPTIONS = "create-options"
@@ -82,6 +84,8 @@ _KINDS = {
 _FILES = {"FILE", "[IMAGE=]FILE", "IMAGE", "A", "B", "OLD", "NEW", "BASE", "DIFF", "SOURCE", "SOURCE ... TARGET"} | {
     *("TARGET", "PATH", "PARENT", "BACKING", "SPEC", "DEV", "COMMAND", "DEST", "SRC"),
 }
+#: Options that say the format of a new image; `create` has another.
+_OF_NEW_IMAGES = {"--target-format", "--output-format"}
 #: Options whose NAME is that of a snapshot which the image has.
 _OF_SNAPSHOTS = {"--snapshot", "--second-snapshot", "--apply", "--delete"}
 _REPEATED = (argparse._AppendAction,)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  argparse tells it by no other name
@@ -140,4 +144,6 @@ def _kind(command: str, action: argparse.Action, value: str, choices: tuple[str,
         return Kind.MOUNTED
     if value in _FILES:
         return Kind.FILE
+    if {*_OF_NEW_IMAGES, *(["--format"] if command == "create" else [])}.intersection(action.option_strings):
+        return Kind.NEW_FORMAT
     return _KINDS.get(value, Kind.OTHER)

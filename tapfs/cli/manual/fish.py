@@ -16,6 +16,7 @@ _OFFERED = {
     Kind.FILE: None,
     Kind.FOLDER: "(__fish_complete_directories (commandline -ct))",
     Kind.FORMAT: "$__tapfs_formats",
+    Kind.NEW_FORMAT: "$__tapfs_new_formats",
     Kind.SNAPSHOT: "(__tapfs_snapshots)",
     Kind.MOUNTED: "(__tapfs_mounted)",
     Kind.RAM_DISK: "(__tapfs_ram_disks)",
@@ -105,6 +106,7 @@ def script(known: KnownWords) -> str:
     lines = [
         "# fish completion of tapfs, made by python -m tapfs.cli.manual from the parsers and the drivers.",
         f"set -g __tapfs_formats {' '.join(known.formats)}",
+        f"set -g __tapfs_new_formats {' '.join(known.new_formats)}",
         _table(
             "__tapfs_keys", {place: [k if v is None else f"{k}=" for k, v in of.items()] for place, of in keys.items()}
         ),

@@ -19,6 +19,8 @@ class KnownWords(NamedTuple):
 
     commands: list[Command]
     formats: list[str]
+    #: Those of which images can be made.
+    new_formats: list[str]
     #: By the kind of the option and the format: its keys with their values; None: the key stands alone.
     keys: dict[tuple[Kind, str], dict[str, tuple[str, ...] | None]]
     #: By command: the options that say the format of what `-o` is about.
@@ -33,7 +35,7 @@ def known_words() -> KnownWords:
     """The words of this tapfs, without the formats of other packages."""
     commands = [command for _, group in command_groups() for command in group]
     keys: dict[tuple[Kind, str], dict[str, tuple[str, ...] | None]] = {}
-    formats: list[str] = []
+    formats, new_formats = list[str](), list[str]()
     for name in own_format_names():
         found = format_named(name)
         options: dict[Kind, Mapping[str, str]] = {
@@ -42,13 +44,15 @@ def known_words() -> KnownWords:
         }
         for each in (name, *aliases_of(name)):
             formats.append(each)
+            new_formats += [each] if isinstance(found, CreatableFormat) else []
             for kind, said in options.items():
                 if said:
                     keys[kind, each] = {key: values_of(line) for key, line in said.items()}
     keys[Kind.MOUNT_OPTIONS, ""] = {
         key: () if takes_value else None for key, takes_value in options_of_mounts().items()
     }
-    return KnownWords(commands, formats, keys, {command.name: _format_option(command) for command in commands})
+    format_options = {command.name: _format_option(command) for command in commands}
+    return KnownWords(commands, formats, new_formats, keys, format_options)
 
 
 def _format_option(command: Command) -> tuple[str, ...]:

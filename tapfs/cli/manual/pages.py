@@ -94,7 +94,7 @@ def _page(
     takes_options = any(word.kind in (Kind.CREATE_OPTIONS, Kind.AMEND_OPTIONS) for word in command.options)
     if section == 1:
         text += chapter("Exit status") + f"0 where all is well; the codes of errors are in {_reference('tapfs', 1)}.\n"
-    has_formats = takes_options or any(word.kind is Kind.FORMAT for word in command.options)
+    has_formats = takes_options or any(word.kind in (Kind.FORMAT, Kind.NEW_FORMAT) for word in command.options)
     return text + _see_also([*also, _FORMATS] if has_formats else also)
 
 

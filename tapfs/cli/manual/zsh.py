@@ -17,6 +17,7 @@ _ACTIONS = {
     Kind.FILE: "_files",
     Kind.FOLDER: "_files -/",
     Kind.FORMAT: " _tapfs_formats",
+    Kind.NEW_FORMAT: " _tapfs_new_formats",
     Kind.SNAPSHOT: " _tapfs_snapshots",
     Kind.MOUNTED: " _tapfs_mounted",
     Kind.RAM_DISK: " _tapfs_ram_disks",
@@ -102,6 +103,7 @@ def script(known: KnownWords) -> str:
         "#compdef tapfs",
         "# zsh completion of tapfs, made by python -m tapfs.cli.manual from the parsers and the drivers.",
         f"_tapfs_formats() {{ compadd - {' '.join(known.formats)} }}",
+        f"_tapfs_new_formats() {{ compadd - {' '.join(known.new_formats)} }}",
         f"_tapfs_commands() {{\n    commands=(\n{_indented(commands, 8)}    )\n}}",
         _table(
             "_tapfs_keys", {place: [k if v is None else f"{k}=" for k, v in of.items()] for place, of in keys.items()}

@@ -96,6 +96,8 @@ TYPED = {
     "tapfs create --format=vmdk -o subformat=vmfsS": "tapfs create --format=vmdk -o subformat=vmfsSparse",
     "tapfs amend -f qcow2 -o encrypt.st": "tapfs amend -f qcow2 -o encrypt.state=",
     "tapfs map -f para": "tapfs map -f parallels ",
+    "tapfs convert -O para": "tapfs convert -O para",
+    "tapfs create -f para": "tapfs create -f para",
     "tapfs mount --engine=pas": "tapfs mount --engine=passthrough",
     "tapfs mount -o allow": "tapfs mount -o allow_other",
     "tapfs info --backing-root im": "tapfs info --backing-root images/",
