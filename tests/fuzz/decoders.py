@@ -121,8 +121,10 @@ def keep(name: str, program: Path, corpus: Path) -> int:
 
 
 def _run(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | _SANITIZERS
-    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)
+    # A program that libFuzzer ends takes nothing away.
+    with tempfile.TemporaryDirectory(prefix="tapfs-fuzz-") as folder:
+        environment = os.environ | _SANITIZERS | {"TMPDIR": folder}
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)
 
 
 def main(words: list[str]) -> int:

@@ -19,7 +19,7 @@ from tapfs.testing.model import MemoryFile
 from tapfs.testing.subject import Subject
 from tests.driver_rows import ROWS
 
-_MOST_EDITS = 8
+MOST_EDITS = 8
 #: So much of a salvaged disk is mapped, in pieces.
 _MAPPED_BYTES, _PIECE = 16 << 20, 1 << 20
 _WIDTHS = (1, 2, 4, 8)
@@ -54,8 +54,8 @@ def try_one(given: Input, formats: list[str]) -> str:
     kind = kinds[given.ConsumeIntInRange(0, len(kinds) - 1)]
     subject, seeds = _seeds(name, kind)
     image = seeds[given.ConsumeIntInRange(0, len(seeds) - 1)].copy()
-    for _ in range(given.ConsumeIntInRange(1, _MOST_EDITS)):
-        _edit(given, image.numbered(given.ConsumeIntInRange(0, len(image.further))).data)
+    for _ in range(given.ConsumeIntInRange(1, MOST_EDITS)):
+        edit(given, image.numbered(given.ConsumeIntInRange(0, len(image.further))).data)
     use(subject, image, random.Random(1))
     _salvage(given, name, image)
     return f"{name} {kind}"
@@ -87,7 +87,8 @@ def _seeds(name: str, kind: str) -> tuple[Subject, list[MemoryFile]]:
     return subject, list(subject.seeds(random.Random(1)))
 
 
-def _edit(given: Input, data: bytearray) -> None:
+def edit(given: Input, data: bytearray) -> None:
+    """Change a number of the bytes, or cut their end off, as an input says."""
     if not data:
         return
     if given.ConsumeIntInRange(0, 15) == 0:

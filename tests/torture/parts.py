@@ -92,6 +92,14 @@ def _fuzz(name: str, chosen: list[str], budget: Budget) -> Tally:
     return Tally(len(fuzzers), failed, Counter({"inputs": inputs}))
 
 
+def _of_writable(budget: Budget) -> Tally:
+    return _fuzz("fuzz", [], budget)
+
+
+def _of_read_only(budget: Budget) -> Tally:
+    return _fuzz("readers", ["--read-only"], budget)
+
+
 def _decoder(name: str, seconds: float, seed: int, corpus: Path, folder: Path) -> Done:
     """Build a decoder's program and run libFuzzer in its corpus, which begins with the inputs that are kept."""
     program = decoders.build(name, folder)
@@ -130,14 +138,13 @@ def _calls(budget: Budget) -> Tally:
 
 
 PARTS = (
-    Part("crash", 34, "a power failure at any moment of a driver's plans, every kind of image", _of_drivers("crash")),
+    Part("crash", 31, "a power failure at any moment of a driver's plans, every kind of image", _of_drivers("crash")),
     Part("requests", 5, "random requests of a driver against a model", _of_drivers("operations")),
     Part("faults", 8, "failing, cut and late calls of the host and refused memory under the engine", _faults),
     Part("engine", 8, "one call of the host, or one allocation, of the engine fails: each one by one", _one_by_one),
-    Part("calls", 22, "one system call of a command, a mount or a server fails: each one by one", _calls),
-    Part(
-        "fuzz", 5, "inputs of atheris for open, map, check and repair of writable formats", partial(_fuzz, "fuzz", [])
-    ),
+    Part("calls", 20, "one system call of a command, a mount or a server fails: each one by one", _calls),
+    Part("fuzz", 5, "inputs of atheris for open, map, check and repair of writable formats", _of_writable),
+    Part("readers", 5, "the same for what is only read: formats, packed files, packages, file systems", _of_read_only),
     Part("decoders", 8, "inputs of libFuzzer for the engine's decoders, under sanitizers", _decoders),
     Part("matrix", 5, "qcow2 images that tapfs and QEMU change in turns", _matrix),
 )
