@@ -18,7 +18,7 @@ from tapfs.disk.image import Image
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.fuse.connection import further_connections, kind_of_failure
 from tapfs.fuse.engine_names import AUTO, NATIVE, PASSTHROUGH, PYFUSE3
-from tapfs.fuse.handover import Handover
+from tapfs.fuse.handover import Handover, ShownFiles
 from tapfs.fuse.init_request import PlainConnection
 from tapfs.fuse.native import NativeEngine, native_threads
 from tapfs.fuse.operations import ImageOperations
@@ -46,7 +46,7 @@ class Attachment:
             return PYFUSE3
         return PASSTHROUGH if self.native.passthrough else NATIVE
 
-    def handover(self, tree: Tree, seed: bytes) -> Handover | None:
+    def handover(self, tree: Tree, seed: bytes, files: ShownFiles | None) -> Handover | None:
         """What a server that follows this one needs, once the mount has answered; None: the kernel would not let it."""
         native, plain, operations = self.native, self.plain, self.operations
         served = native or plain
@@ -54,7 +54,7 @@ class Attachment:
         if init is None or operations is None:
             return None
         backing = {} if native is None else native.backing()
-        return Handover(native is not None, init, backing, tree.partitions, operations.modified_ns, seed)
+        return Handover(native is not None, init, backing, tree.partitions, operations.modified_ns, seed, files)
 
     @property
     def connections(self) -> Sequence[int]:

@@ -12,7 +12,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.fuse.tree import PartitionWindow
@@ -25,13 +25,24 @@ MAX_CONNECTIONS = 16
 _NOTHING = b"{}"
 
 
+class ShownFiles(NamedTuple):
+    """The file system of a mount with --files: its type, and the device (MAJOR:MINOR) of its mount.
+
+    `program` is the process that shows it with the time of its start (`process_start`); None: the kernel does.
+    """
+
+    type: str | None
+    device: str
+    program: tuple[int, int] | None
+
+
 class Handover(NamedTuple):
     """What a successor has to know.
 
     `native`: native threads serve, else pyfuse3 alone does. `init` is the kernel's INIT request. `backing` has what the
     kernel knows the files of passed-through nodes by. `partitions` are those of the tree, which are those of the disk
     when it was mounted. `modified_ns` is the time that the files show. What the disk is shown as, too, follows from
-    `seed`.
+    `seed`. `files`: the files inside are shown.
     """
 
     native: bool
@@ -40,6 +51,7 @@ class Handover(NamedTuple):
     partitions: Sequence[PartitionWindow]
     modified_ns: int
     seed: bytes
+    files: ShownFiles | None = None
 
     def packed(self) -> bytes:
         """The message."""
@@ -58,9 +70,18 @@ class Handover(NamedTuple):
                 [PartitionWindow(*map(int, each)) for each in data["partitions"]],
                 int(data["modified_ns"]),
                 bytes.fromhex(data["seed"]),
+                _unpacked_files(data["files"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ImageError(ErrorKind.IO, f"what the last server left cannot be read: {error}", op="go on") from error
+
+
+def _unpacked_files(data: Any) -> ShownFiles | None:
+    if data is None:
+        return None
+    type_name, device, program = data
+    started = None if program is None else (int(program[0]), int(program[1]))
+    return ShownFiles(None if type_name is None else str(type_name), str(device), started)
 
 
 class Kept(NamedTuple):

@@ -81,8 +81,8 @@ class PlainConnection:
 
     @property
     def connection(self) -> int:
-        """The descriptor of the connection, which is pyfuse3's; once INIT was accepted."""
-        return self._theirs
+        """The descriptor of the connection; once INIT was accepted it is pyfuse3's."""
+        return self._theirs if self._connection is None else self._connection
 
     def accepted(self) -> None:
         """Put the connection in the place of the socket: libfuse has read INIT, and answers next."""

@@ -129,8 +129,9 @@ class Session:
         """Mount."""
         settings = self._mount.settings
         if settings.files is not None:
-            self._registry.add(self._entry)  # first, so that what a kill leaves is found
-            os.mkdir(self._mountpoint, 0o700)
+            if self._mount.left is None:
+                self._registry.add(self._entry)  # first, so that what a kill leaves is found
+                os.mkdir(self._mountpoint, 0o700)
             self._files = FilesLayer(
                 settings.files,
                 settings,
@@ -139,6 +140,8 @@ class Session:
                 writable=self._image.writable,
                 kept=not self._image.temporary,
             )
+            if self._mount.left is not None and self._mount.left.handover.files is not None:
+                self._files.go_on(self._mount.left.handover.files)
             self._service.ending.add_async("unmount the files", self._files.put_away)
         self._attachment = self._attached()
         ending = self._service.ending
@@ -255,29 +258,38 @@ class Session:
 
     async def _announce(self) -> None:
         """See that the mount answers, tune it, and say so."""
-        await trio.to_thread.run_sync(self._outside.look, abandon_on_cancel=True)
-        await self._service.worker.run(partial(self._outside.read_ahead, self._device))
-        if self._mount.left is None:
+        new = self._mount.left is None
+        if new or self._files is None:  # else it is out of sight
+            await trio.to_thread.run_sync(self._outside.look, abandon_on_cancel=True)
+            await self._service.worker.run(partial(self._outside.read_ahead, self._device))
+        if new:
             self._attachment.require(self._mount.engine, self._mountpoint)
-        self._give_to_keeper()
+        if self._files is None:
+            self._give_to_keeper()
         # What there is to know of the engine is known only now.
         self._entry = replace(self._entry, engine=self._attachment.name)
         if self._files is not None:
-            await self._files.attach()
+            if new:
+                await self._files.attach()
             self._entry = replace(self._entry, file_system=self._files.type, device=self._files.device)
         self._registry.add(self._entry)
         if self._files is not None:
-            # Only the file system above keeps our mount from now on; with it goes ours. Before its
-            # device was noted, ours at its place is what the one above is known by after a kill.
-            await self._service.worker.run(partial(self._outside.unmount, lazy=True))
-            os.rmdir(self._mountpoint)
+            if new:
+                # Only the file system above keeps our mount from now on; with it goes ours. Before its
+                # device was noted, ours at its place is what the one above is known by after a kill.
+                await self._service.worker.run(partial(self._outside.unmount, lazy=True))
+                os.rmdir(self._mountpoint)
+            self._give_to_keeper()
         self._ready()
 
     def _give_to_keeper(self) -> None:
         """From now on a kill of this process is a pause, if the mount has a keeper and the kernel can go on."""
         keeper = self._mount.keeper
-        handover = None if keeper is None else self._attachment.handover(self._mount.tree, self._mount.seed)
-        if keeper is not None and handover is not None:
+        if keeper is None:
+            return
+        shown = None if self._files is None else self._files.shown
+        handover = self._attachment.handover(self._mount.tree, self._mount.seed, shown)
+        if handover is not None:
             keeper.keep(handover, self._attachment.connections)
 
     async def _watch_engine(self) -> None:

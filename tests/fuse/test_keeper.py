@@ -15,7 +15,7 @@ import pytest
 
 import tapfs
 from tapfs.serving.processes import process_start
-from tests.fuse.conftest import MIB, Mounts, is_keeper, wait_for
+from tests.fuse.conftest import MIB, Mounts, is_keeper, make_file_system, wait_for
 
 native = pytest.mark.parametrize("mounts", ["native"], indirect=True)
 
@@ -216,6 +216,35 @@ def test_partitions_are_those_of_the_start(mounts: Mounts, tmp_path: Path) -> No
     assert sorted(os.listdir(directory)) == ["disk", "info.json", "part1", "part2"]
     os.close(second)
     mounts.umount(directory)
+
+
+@pytest.mark.usefixtures("root", "no_new_loop_device")
+@pytest.mark.parametrize(
+    ("mounts", "kind"), [("native", "ext4"), ("pyfuse3", "ext4"), ("native", "ntfs")], indirect=["mounts"]
+)
+def test_files_stay_by_the_kernel_and_by_a_program(mounts: Mounts, tmp_path: Path, content: Path, kind: str) -> None:
+    image = tmp_path / "image.raw"
+    make_file_system(image, kind, content)
+    directory = mounts.mount(image, "-f", "raw", "--files", "--rw")
+    user = os.open(directory / "new", os.O_RDWR | os.O_CREAT)
+    killed = 0
+    for number in range(2):
+        killed = kill_server(mounts, before=killed)
+        data = random.Random(number).randbytes(MIB)
+        assert os.pwrite(user, data, number * MIB) == MIB
+        os.fsync(user)
+        assert read_afresh(user, number * MIB) == data
+    wait_for(lambda: entry(mounts)["server"] != killed)
+    (listed,) = json.loads(mounts.run("list", "--json").out)["mounts"]
+    assert (listed["alive"], listed["file_system"]) == (True, kind)
+    os.close(user)
+    mounts.umount(directory)
+    assert mounts.left_behind() == []
+    checks = {"ext4": ["e2fsck", "-fn", image], "ntfs": ["ntfsfix", "-n", image]}
+    subprocess.run(checks[kind], check=True, capture_output=True)
+    again = mounts.mount(image, "--files")
+    assert (again / "new").read_bytes() == random.Random(0).randbytes(MIB) + random.Random(1).randbytes(MIB)
+    mounts.umount(again)
 
 
 def test_without_its_keeper_a_server_goes_on(mounts: Mounts, tmp_path: Path) -> None:

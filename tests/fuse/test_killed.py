@@ -32,7 +32,7 @@ def test_killed(mounts: Mounts, flat: Path, writing: bool) -> None:  # noqa: FBT
     if writing:
         (directory / "unwritten").write_bytes(b"x" * MIB)
         descriptor = os.open(directory / "text", os.O_RDONLY)
-    os.kill(pid, signal.SIGKILL)
+    mounts.kill(pid)
     wait_for(lambda: not mounts.processes())
     (entry,) = json.loads(mounts.run("list", "--json").out)["mounts"]
     assert not entry["alive"]
@@ -61,9 +61,10 @@ def hidden_disk(mounts: Mounts) -> Path:
     return disk.parent
 
 
-def server_of(hidden: Path) -> int:
-    """The process that serves a hidden disk."""
-    return int(hidden.stem)
+def servers_of(hidden: Path) -> tuple[int, int]:
+    """The processes that a hidden disk goes with: its keeper, and the one that serves it."""
+    entry = json.loads(hidden.with_suffix(".json").read_text())
+    return entry["pid"], entry["server"]
 
 
 def mounting_helper(mounts: Mounts) -> int | None:
@@ -98,10 +99,11 @@ def stopped_helper(mounts: Mounts, image: Path, directory: Path) -> Generator[tu
     with mounts.start("mount", "--files", image, directory) as command:
 
         def kill_others() -> None:
-            kill(command.pid, server_of(hidden))
-            wait_for(lambda: process_start(server_of(hidden)) is None)
+            kill(command.pid, *servers)
+            wait_for(lambda: not any(map(process_start, servers)))
 
         hidden = hidden_disk(mounts)
+        servers = servers_of(hidden)
         wait_for(lambda: found.extend(filter(None, [mounting_helper(mounts)])) or found)
         (helper,) = found
         os.kill(helper, signal.SIGSTOP)
@@ -136,11 +138,12 @@ def test_killed_at_the_end_of_mounting(mounts: Mounts, tmp_path: Path, content: 
     make_file_system(image, kind, content)
     with mounts.start("mount", "--files", image, directory) as command:
         hidden = hidden_disk(mounts)
+        servers = servers_of(hidden)
         if moment == "disk goes":
             wait_for(lambda: not hidden.exists(), step=0)
         else:
             wait_for(lambda: str(directory) in mounts.mounted(), step=0)
-        kill(command.pid, server_of(hidden))
+        kill(command.pid, *servers)
         if moment == "files appear, all":
             kill(*mounts.processes())
     (entry,) = json.loads(mounts.run("list", "--json").out)["mounts"]
@@ -156,7 +159,7 @@ def test_command_clears_away(mounts: Mounts, flat: Path) -> None:
     with mounts.start("mount", "--files", flat, directory) as command:
         hidden = hidden_disk(mounts)
         wait_for(lambda: str(directory) in mounts.mounted(), step=0)
-        kill(server_of(hidden))
+        kill(servers_of(hidden)[1])
         error = f"tapfs: error: {directory}: the serving process ended early (SIGKILL)\n"
         assert command.communicate(timeout=60) == ("", error)
     assert command.returncode == 10

@@ -300,12 +300,12 @@ def _verified(image: Image, arguments: argparse.Namespace) -> VerifiedReads:
 def _can_be_kept(arguments: argparse.Namespace, *, writable: bool) -> bool:
     """Whether the mount can go on with another server when its server was killed (`tapfs.fuse.keeper`).
 
-    What came from standard input is gone with its process. The file system in a disk (--files) is mounted by processes
-    of the server's. What a killed server has under way to a place elsewhere goes on, and nobody could wait for it.
+    What came from standard input is gone with its process. What a killed server has under way to a place elsewhere goes
+    on, and nobody could wait for it.
     """
     if writable and locate(arguments.image).address is not None:
         return False
-    return not (arguments.files or arguments.image == standard_input.NAME)
+    return bool(arguments.image != standard_input.NAME)
 
 
 def _chosen(image: Image, arguments: argparse.Namespace) -> FileSystemPlace:

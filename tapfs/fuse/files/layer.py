@@ -23,6 +23,7 @@ from tapfs.fuse.files.choice import FileSystemPlace
 from tapfs.fuse.files.confined_program import ProgramRequest
 from tapfs.fuse.files.file_systems import OWNERLESS_TYPES, READ_ONLY_TYPES, Program, program_for
 from tapfs.fuse.files.running_program import RunningProgram, own_modules
+from tapfs.fuse.handover import ShownFiles
 from tapfs.fuse.mount_table import mounts_at, top_mount
 from tapfs.fuse.settings import MountSettings
 from tapfs.serving.messages import result_of
@@ -74,6 +75,19 @@ class FilesLayer:
                     self.device = mount.device
             if self._attaching.cancelled_caught:
                 raise ImageError(ErrorKind.IO, "mounting was interrupted", path=self._place.image, op="mount")
+
+    def go_on(self, shown: ShownFiles) -> None:
+        """They are mounted already, by a process that was killed."""
+        self.type, self.device = shown.type, shown.device
+        self._writable = self._writable and self.type not in READ_ONLY_TYPES
+        program = None if self.type is None else program_for(self.type)
+        if shown.program is not None and program is not None:
+            self._program = RunningProgram.again(program, shown.program, image=self._place.image, node=self._node)
+
+    @property
+    def shown(self) -> ShownFiles:
+        """What the next process has to know if this one is killed; once they are mounted."""
+        return ShownFiles(self.type, self.device, None if self._program is None else self._program.started)
 
     async def detach(self, *, force: bool) -> bool:
         """Write back and unmount, and wait until all of it is on the disk below.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import shutil
 import signal
 import stat
@@ -11,7 +12,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Protocol, Self
 
 import trio
 
@@ -23,6 +24,7 @@ from tapfs.fuse.mount_table import MountedFileSystem, top_mount
 from tapfs.fuse.settings import FUSE_CONFIGURATION, users_may_allow_others
 from tapfs.records import replace
 from tapfs.serving.log import log
+from tapfs.serving.processes import process_start
 
 #: Between looks whether a program has mounted itself.
 _LOOK_SECONDS = 0.01
@@ -38,10 +40,62 @@ _HEAD_BYTES, _TAIL_BYTES = 400, 200
 _LOOK = (sys.executable, "-I", "-S", "-c", "import os, sys\nos.statvfs(sys.argv[1])")
 
 
+class _Process(Protocol):
+    """What there is to know of the process of a program, and to do with it; see trio.Process."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def poll(self) -> int | None: ...
+
+    def kill(self) -> None: ...
+
+    async def wait(self) -> int: ...
+
+
+class _Followed:
+    """The process of a program that another process has started; how it ended is not to be known."""
+
+    def __init__(self, pid: int, start: int) -> None:
+        self.pid = pid
+        self._descriptor: int | None = None
+        with suppress(OSError):
+            self._descriptor = os.pidfd_open(pid)
+        if process_start(pid) != start:
+            self.close()
+
+    @property
+    def returncode(self) -> int | None:
+        return None if self._descriptor is not None else 0
+
+    def poll(self) -> int | None:
+        if self._descriptor is not None and select.select([self._descriptor], [], [], 0)[0]:
+            self.close()
+        return self.returncode
+
+    def kill(self) -> None:
+        if self._descriptor is not None:
+            signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
+
+    async def wait(self) -> int:
+        if self._descriptor is not None:
+            await trio.lowlevel.wait_readable(self._descriptor)
+            self.close()
+        return 0
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
 class RunningProgram:
     """The process of `program`, which mounts the file system of an image (named `image` in errors)."""
 
-    def __init__(self, program: Program, image: str, node: str, process: trio.Process, said: IO[bytes]) -> None:
+    def __init__(self, program: Program, image: str, node: str, process: _Process, said: IO[bytes]) -> None:
         """Take over a process and the file that it writes its messages to. Use `start`."""
         self._program = program
         self._image = image
@@ -88,6 +142,22 @@ class RunningProgram:
             met = error if isinstance(error, OSError) else OSError(errno.EPIPE, "")
             raise from_os_error(met, path=program.name, op="start") from error
         return cls(program, image, request.node, process, said)
+
+    @classmethod
+    def again(cls, program: Program, started: tuple[int, int], *, image: str, node: str) -> Self:
+        """The one that another process has started, by its number and the time of its start."""
+        process = _Followed(*started)
+        said: IO[bytes]
+        try:
+            said = open(f"/proc/{process.pid}/fd/1", "rb", buffering=0)  # noqa: SIM115  closed by `put_away`
+        except OSError:
+            said = os.fdopen(os.memfd_create("said"), "r+b")
+        return cls(program, image, node, process, said)
+
+    @property
+    def started(self) -> tuple[int, int]:
+        """What another process knows it by."""
+        return self._process.pid, process_start(self._process.pid) or 0
 
     async def answers_at(self, mountpoint: str, before: MountedFileSystem | None) -> None:
         """Wait until its mount, not that which was there `before`, answers. Raises ImageError."""
