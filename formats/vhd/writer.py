@@ -228,7 +228,9 @@ class WritableDynamicDriver(DynamicDriver):
                     place = self._place_for(index, used)
                     known[index] = place._replace(fresh=False)
                     if index in self._new and self._maps_whole(self._new[index]):
-                        first, stop, whole_end = 0, self.block_bytes(index) // SECTOR, (index + 1) * block
+                        whole_end = (index + 1) * block
+                        yield self._placement_in(index, 0, self.block_bytes(index) // SECTOR, place)
+                        continue
                 yield self._placement_in(index, first, stop, place)
 
     def _placement_in(self, index: int, first: int, stop: int, place: Place) -> Placement:
