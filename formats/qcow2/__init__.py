@@ -39,9 +39,13 @@ class Qcow2Format:
 
         if not request.writable:
             return Qcow2Driver(file, request)
-        from tapfs.formats.qcow2.editable import EditableExtendedQcow2Driver, EditableQcow2Driver
+        if is_extended(file):
+            from tapfs.formats.qcow2.editable_extended import EditableExtendedQcow2Driver
 
-        return (EditableExtendedQcow2Driver if is_extended(file) else EditableQcow2Driver)(file, request)
+            return EditableExtendedQcow2Driver(file, request)
+        from tapfs.formats.qcow2.editable import EditableQcow2Driver
+
+        return EditableQcow2Driver(file, request)
 
     @property
     def create_options(self) -> Mapping[str, str]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from tapfs.driver import HostFile, OpenRequest, Placement, Reservation
 from tapfs.extent import Extent, Kind, Range
 from tapfs.formats.qcow2.bitmaps import read_bitmaps
 from tapfs.formats.qcow2.edited_image import release, take
-from tapfs.formats.qcow2.followed_bitmaps import FollowedBitmaps
+from tapfs.formats.qcow2.header import BITMAPS
 from tapfs.formats.qcow2.writer import WritableQcow2Driver
 from tapfs.plan import Plan, Step
 from tapfs.tables import TableLayout
+
+if TYPE_CHECKING:
+    from tapfs.formats.qcow2.followed_bitmaps import FollowedBitmaps
 
 
 class BitmapFollowing(WritableQcow2Driver):
@@ -20,28 +24,32 @@ class BitmapFollowing(WritableQcow2Driver):
 
     def __init__(self, file: HostFile, request: OpenRequest) -> None:
         super().__init__(file, request)
-        self.followed = FollowedBitmaps(file, self.header, () if request.lenient else self.extensions)
+        self._followed: FollowedBitmaps | None = None
+        if self.header.autoclear & BITMAPS and not request.lenient:
+            from tapfs.formats.qcow2.followed_bitmaps import FollowedBitmaps  # few images have any
+
+            self._followed = FollowedBitmaps(file, self.header, self.extensions)
 
     def map(self, offset: int, length: int) -> list[Extent]:
         """The map, in which nothing is in place that a write has to mark first."""
         extents = super().map(offset, length)
-        return self.followed.apart(extents) if self.followed else extents
+        return self._followed.apart(extents) if self._followed else extents
 
     def follows(self, name: str) -> bool:
         """Whether a bitmap notes what is written now; see :meth:`tapfs.driver.BitmapFollower.follows`."""
-        return name in self.followed
+        return self._followed is not None and name in self._followed
 
     def followed_ranges(self, name: str, offset: int, length: int) -> Iterator[Range]:
         """What a bitmap that follows marks of a range at this moment."""
-        return self.followed.ranges(name, offset, length)
+        return iter(()) if self._followed is None else self._followed.ranges(name, offset, length)
 
     def table_layout(self) -> TableLayout | None:
         """None while bitmaps follow: what may be written in place is not to be seen in the tables alone."""
-        return None if self.followed else super().table_layout()
+        return None if self._followed else super().table_layout()
 
     def places(self, ranges: Sequence[Range]) -> list[Placement]:
         """Places for ranges; a cluster that is this disk's alone stays where it is, and its write marks it."""
-        if not self.followed or self.data_number:
+        if not self._followed or self.data_number:
             return super().places(ranges)
         return [placement for offset, length in ranges for placement in self._places(offset, length)]
 
@@ -62,16 +70,17 @@ class BitmapFollowing(WritableQcow2Driver):
 
     def commit(self, reservation: Reservation) -> None:
         """Publish the new map, and mark what has changed."""
-        for offset, length in reservation.ranges:
-            self.followed.mark(offset, length)
+        if self._followed:
+            for offset, length in reservation.ranges:
+                self._followed.mark(offset, length)
         super().commit(reservation)
 
     def end(self) -> Plan:
         """Store what the bitmaps have noted, and say that they follow the disk again."""
-        if not self.followed:
+        if not self._followed:
             return super().end()
         listed = read_bitmaps(self.file, self.extensions)
-        steps = self.followed.store(listed, self._take_bits, partial(release, self), self.file)
+        steps = self._followed.store(listed, self._take_bits, partial(release, self), self.file)
         return self.planned(steps.content, steps.places, steps.flags) if steps.flags else Plan()
 
     def _take_bits(self, content: bytes) -> tuple[int, Step]:

@@ -11,7 +11,6 @@ from tapfs.driver import Cryptography, SlotChange
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.qcow2.bitmap_following import BitmapFollowing
 from tapfs.formats.qcow2.bitmap_keeper import BitmapKeeping
-from tapfs.formats.qcow2.extended import ExtendedQcow2Driver
 from tapfs.formats.qcow2.snapshot_keeper import SnapshotKeeping
 from tapfs.plan import Plan
 
@@ -65,7 +64,3 @@ class EditableQcow2Driver(SnapshotKeeping, BitmapKeeping, BitmapFollowing):
         from tapfs.formats.qcow2.amend import amend
 
         return amend(self, options)
-
-
-class EditableExtendedQcow2Driver(EditableQcow2Driver, ExtendedQcow2Driver):
-    """An open image with subclusters, read-write."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from tapfs.driver import HostFile, HostSpace, OpenRequest, Operation, Placement, Reservation
 from tapfs.errors import ErrorKind, ImageError
@@ -34,13 +35,14 @@ from tapfs.formats.qcow2.guard import Guard, MetadataRange, guard_of, tables_of_
 from tapfs.formats.qcow2.header import AUTOCLEAR_AT, BITMAPS, KNOWN_AUTOCLEAR, WORD
 from tapfs.formats.qcow2.l1 import l1_steps
 from tapfs.formats.qcow2.openable import require_refcount_table
-from tapfs.formats.qcow2.owners import require_owners
 from tapfs.formats.qcow2.refcounts import Refcounts
 from tapfs.formats.qcow2.signature import VERSIONS
 from tapfs.formats.qcow2.space import Space
-from tapfs.formats.qcow2.stream import Qcow2StreamWriter
 from tapfs.plan import Discard, Grow, Plan, Step, Write, plan
 from tapfs.tables import GuardedPlaces
+
+if TYPE_CHECKING:
+    from tapfs.formats.qcow2.stream import Qcow2StreamWriter
 
 #: A slice of an L2 table by its map unit, and entries ``[first, stop)`` of it.
 SlicePiece = tuple[int, int, int]
@@ -72,7 +74,7 @@ class WritableQcow2Driver(Qcow2Driver):
         if not request.lenient:  # a repair writes by plans alone, into an image that may have anything wrong with it
             require_refcount_table(self.header, file.size(), file.path)
             self.guard = self._make_guard()
-            require_owners(self, self.refcounts)
+            self._require_owners()
             self.space = Space(file.path, self.header, self.refcounts, self.guard, file.size())
 
     # -- reservations ---------------------------------------------------------------------------
@@ -205,6 +207,8 @@ class WritableQcow2Driver(Qcow2Driver):
         if self.data_number:
             message = "an image with a data file takes no compressed clusters"
             raise ImageError(ErrorKind.UNSUPPORTED, message, path=self.file.path, op="compress")
+        from tapfs.formats.qcow2.stream import Qcow2StreamWriter  # few images are filled so
+
         return Qcow2StreamWriter(self, self.file.path)
 
     @property
@@ -239,6 +243,13 @@ class WritableQcow2Driver(Qcow2Driver):
             return self.refcounts.get(place >> self.header.cluster_bits) > 1
         except ImageError:  # a damaged refcount block
             return False
+
+    def _require_owners(self) -> None:
+        """Raise ImageError(corrupt) for a cluster with more references than its refcount says; a new image has none."""
+        if self.header.snapshot_count or next(self.l1.used(), None) is not None:
+            from tapfs.formats.qcow2.owners import require_owners
+
+            require_owners(self, self.refcounts)
 
     def _make_guard(self) -> Guard:
         tables = [entry & OFFSET for _, entry in self.l1.used() if entry & OFFSET]

@@ -11,8 +11,9 @@ import gc
 import os
 import sys
 
-#: So many objects more than before are made until the collector looks through them; Python's own number is 700.
-_YOUNG_OBJECTS = 20_000
+#: So many objects more than before are made until the collector looks through them; Python's own number is 700. The
+#: largest of the commands loads 26,000.
+_YOUNG_OBJECTS = 40_000
 
 
 def tapfs() -> int:

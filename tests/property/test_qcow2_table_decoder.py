@@ -12,7 +12,7 @@ import tapfs
 from tapfs import ImageError
 from tapfs.disk.chain_map import MappedExtent, map_chain, mapped_extents, merge_mapped
 from tapfs.extent import Range, clip
-from tapfs.formats.qcow2 import writer
+from tapfs.formats.qcow2 import owners
 from tapfs.kernel._engine import ffi
 from tapfs.kernel.chain_map import map_blocks
 from tapfs.kernel.writes import Gaps, Segments, write_in_place
@@ -25,7 +25,7 @@ _CLUSTERS = 8
 @pytest.fixture(autouse=True)
 def any_owners(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images in which entries share clusters are opened for writing, too, without the look that refuses them."""
-    monkeypatch.setattr(writer, "require_owners", lambda *_: None)
+    monkeypatch.setattr(owners, "require_owners", lambda *_: None)
 
 
 @st.composite

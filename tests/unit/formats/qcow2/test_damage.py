@@ -13,7 +13,7 @@ import pytest
 import tapfs
 from tapfs import ErrorKind, ImageError
 from tapfs.driver import OpenRequest
-from tapfs.formats.qcow2 import FORMAT, writer
+from tapfs.formats.qcow2 import FORMAT, owners
 from tapfs.testing.model import MemoryFile
 from tests.conftest import Ran
 from tests.qcow2_images import COPIED, Fields, make
@@ -134,7 +134,7 @@ def test_no_write_in_place_lands_on_a_table_that_was_made_since(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, mapped: bool
 ) -> None:
     """An entry leads to a cluster without a count. That becomes an L2 table, and the entry is written through."""
-    monkeypatch.setattr(writer, "require_owners", lambda *_: None)  # which would refuse the image when it is opened
+    monkeypatch.setattr(owners, "require_owners", lambda *_: None)  # which would refuse the image when it is opened
     path = tmp_path / "a"
     size = 64 << 20
     tapfs.create_image(path, tapfs.NewImage("qcow2", size, options={"cluster_size": "4096"}))
