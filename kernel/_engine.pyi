@@ -313,6 +313,19 @@ class Lib:
     def tapfs_fuse_add_node(
         self, server: CData, inode: int, start: int, size: int, writable: int, backing_fd: int, /
     ) -> int: ...
+    def tapfs_fuse_add_made_node(self, server: CData, inode: int, /) -> int: ...
+    def tapfs_fuse_give_pieces(
+        self,
+        server: CData,
+        inode: int,
+        size: int,
+        metadata_fd: int,
+        starts: CData,
+        offsets: CData,
+        lengths: CData,
+        count: int,
+        /,
+    ) -> int: ...
     def tapfs_fuse_add_connection(self, server: CData, fuse_fd: int, /) -> int: ...
     def tapfs_fuse_take_over(self, server: CData, init: bytes, length: int, /) -> int: ...
     def tapfs_fuse_set_backing(self, server: CData, inode: int, backing_id: int, /) -> int: ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from tapfs.errors import from_os_error, limit_reached
 from tapfs.kernel._engine import ffi, lib
@@ -18,6 +18,7 @@ from tapfs.kernel.metrics import Metrics, read_metrics
 from tapfs.kernel.parked import Parked, Queue, take
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Mapping
 
     from tapfs.kernel._engine import CData
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 #: The kernel's INIT request has 104 bytes, and may grow.
 _MAX_INIT_BYTES = 256
+
+
+#: Of a file that was made: where its pieces of the disk begin, ascending; their offsets of the disk; their lengths.
+Pieces: TypeAlias = "tuple[array[int], array[int], array[int]]"
 
 
 class Request(IntEnum):
@@ -85,6 +90,7 @@ class FuseServer:
         if server == ffi.NULL:
             raise from_os_error(OSError(ffi.errno, ""), path=None, op="start the FUSE server")
         self._server: CData | None = ffi.gc(server, lib.tapfs_fuse_free)
+        self._alive: list[CData] = []
 
     @property
     def _handle(self) -> CData:
@@ -100,6 +106,23 @@ class FuseServer:
         """
         result = lib.tapfs_fuse_add_node(self._handle, inode, start, size, writable, -1 if backing is None else backing)
         self._check(result, "serve a node")
+
+    def add_made_node(self, inode: int) -> None:
+        """A file that is made later (`give_pieces`), and the session's until then; before `start`."""
+        self._check(lib.tapfs_fuse_add_made_node(self._handle, inode), "serve a node")
+
+    def give_pieces(self, inode: int, size: int, metadata: int, pieces: Pieces) -> None:
+        """Serve a file of `size` bytes: `pieces` of the disk, and for what is between them the file `metadata`.
+
+        `metadata` is a descriptor of a file in memory, needed until `close`. Once for a node that `add_made_node` has
+        added; from any thread until `stop`. Raises ImageError.
+        """
+        starts, offsets, lengths = (ffi.from_buffer("uint64_t[]", each) for each in pieces)
+        self._alive += (starts, offsets, lengths)  # and the arrays with them
+        result = lib.tapfs_fuse_give_pieces(
+            self._handle, inode, size, metadata, starts, offsets, lengths, len(pieces[0])
+        )
+        self._check(result, "serve a file that was made")
 
     def add_connection(self, connection: int) -> None:
         """One more descriptor of the connection, for one more thread; taken over. Before `start`."""
@@ -171,6 +194,7 @@ class FuseServer:
         if self._server is not None:
             ffi.release(self._server)
             self._server = None
+            self._alive.clear()
 
     @staticmethod
     def _check(result: int, op: str) -> None:

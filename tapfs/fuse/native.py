@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import trio
 
 from tapfs.disk.image import Image
+from tapfs.errors import ImageError
 from tapfs.fuse import long_requests
 from tapfs.fuse.handover import Handover
-from tapfs.fuse.tree import Tree, Window
+from tapfs.fuse.tree import MadeFile, ServedFile, Tree, Window
 from tapfs.kernel.fuse_server import FuseServer, ParkedRequest, Request, ServerStatistics
 from tapfs.kernel.metrics import Metrics
+from tapfs.serving.log import log
 from tapfs.serving.parked import ParkedThreads, finish_move, finish_writes
 
 #: One engine thread per processor, within these bounds.
@@ -49,6 +53,8 @@ class NativeEngine:
         self._image = image
         self._last_counted: Metrics | None = None
         self._tree = tree
+        self._making = threading.Lock()
+        self._stopped = False
         self._connections = tuple(connections)
         with ExitStack() as on_error:
             closing_connection = on_error.enter_context(ExitStack())
@@ -79,7 +85,10 @@ class NativeEngine:
 
     def _add_nodes(self, tree: Tree) -> None:
         for node in tree.nodes():
-            if isinstance(node.content, Window):
+            if isinstance(node.content, MadeFile):
+                self._server.add_made_node(node.inode)
+                node.content.when_made = partial(self._serve_made, node.inode)
+            elif isinstance(node.content, Window):
                 window = node.content
                 whole = window == Window(0, self._image.size)
                 self._server.add_node(
@@ -89,6 +98,16 @@ class NativeEngine:
                     writable=self._image.writable,
                     backing=self._backing if whole else None,
                 )
+
+    def _serve_made(self, inode: int, made: ServedFile) -> None:
+        """Serve a file that has just been made; where that fails the session goes on serving it."""
+        with self._making:
+            if self._stopped:
+                return
+            try:
+                self._server.give_pieces(inode, made.size, made.metadata, made.pieces)
+            except ImageError as error:
+                log.warning("%s: a file made of it is served by pyfuse3: %s", self._image.path, error)
 
     def session_path(self) -> str:
         """What pyfuse3 takes as the mount point; it owns that descriptor from then on."""
@@ -139,6 +158,8 @@ class NativeEngine:
 
     def stop(self) -> None:
         """End all threads and the connection; what was not answered fails."""
+        with self._making:
+            self._stopped = True
         self._server.stop()
         self._parked.join()
         self._last_counted = self._server.metrics()

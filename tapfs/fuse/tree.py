@@ -15,6 +15,7 @@ from tapfs.records import dataclass, field
 
 if TYPE_CHECKING:
     from tapfs.disk.image import Image
+    from tapfs.kernel.fuse_server import Pieces
     from tapfs.partitions.table import Partition
 
 ROOT_INODE = 1
@@ -74,6 +75,16 @@ class ServedFile(Protocol):
         """Its length."""
         ...
 
+    @property
+    def metadata(self) -> int:
+        """A descriptor of a file in memory: what lies between the pieces of the disk. Open until `close`."""
+        ...
+
+    @property
+    def pieces(self) -> Pieces:
+        """The pieces of the disk."""
+        ...
+
     def read(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes, fewer only at the end; for any thread, and it may block. Raises ImageError."""
         ...
@@ -88,18 +99,23 @@ class ServedFile(Protocol):
 
 
 class MadeFile:
-    """A file that is made when somebody first looks at it: the disk as an image of another format."""
+    """A file that is made when somebody first looks at it: the disk as an image of another format.
+
+    Who serves it may set `when_made`: the file is given to that before anybody sees it.
+    """
 
     def __init__(self, make: Callable[[], ServedFile]) -> None:
         self._make = make
         self._made: ServedFile | None = None
         self._lock = threading.Lock()
+        self.when_made: Callable[[ServedFile], None] = lambda _: None
 
     def file(self) -> ServedFile:
         """The file, for any thread; it may block. Raises ImageError, and is made anew at the next look then."""
         with self._lock:
             if self._made is None:
                 self._made = self._make()
+                self.when_made(self._made)
             return self._made
 
     def close(self) -> None:

@@ -72,14 +72,19 @@ class _Run(NamedTuple):
 class Face:
     """The file of an image, byte for byte, for any number of threads.
 
-    `size` is its length. `disk` reads the disk, which must stay as it was.
+    `size` is its length. `pieces` are where it has bytes of the disk: starts in the file, ascending, offsets of the
+    disk, lengths. What lies between them is read from the descriptor `metadata`, and is zeros behind the end of that.
+    `disk` reads the disk, which must stay as it was.
     """
 
-    def __init__(self, metadata: int, size: int, places: tuple[array[int], ...], disk: DiskReader) -> None:
+    def __init__(
+        self, metadata: int, size: int, pieces: tuple[array[int], array[int], array[int]], disk: DiskReader
+    ) -> None:
         """Take over the descriptor `metadata`; see :func:`made_face`."""
         self.size = size
-        self._metadata = metadata
-        self._starts, self._offsets, self._lengths = places
+        self.metadata = metadata
+        self.pieces = pieces
+        self._starts, self._offsets, self._lengths = pieces
         self._disk = disk
         self._lock = threading.Lock()
         self._readers = 0
@@ -111,7 +116,7 @@ class Face:
         with self._lock:
             closing, self._closed = not self._closed, True
             if closing and self._readers == 0:
-                os.close(self._metadata)
+                os.close(self.metadata)
 
     @contextmanager
     def _open(self) -> Generator[None]:
@@ -129,7 +134,7 @@ class Face:
         with self._lock:
             self._readers -= 1
             if self._closed and self._readers == 0:
-                os.close(self._metadata)
+                os.close(self.metadata)
 
     def _runs(self, at: int, end: int) -> Iterator[_Run]:
         index = bisect.bisect_right(self._starts, at) - 1
@@ -153,7 +158,7 @@ class Face:
         pieces: list[bytes] = []
         at, end = run.start, run.start + run.length
         try:
-            while at < end and (piece := os.pread(self._metadata, end - at, at)):
+            while at < end and (piece := os.pread(self.metadata, end - at, at)):
                 pieces.append(piece)
                 at += len(piece)
         except OSError as error:

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -90,4 +91,14 @@ def test_a_face_that_cannot_be_made_is_an_error_by_itself(mounts: Mounts, image:
     with refused(errno.EUCLEAN):
         os.stat(directory / "disk.vdi")
     assert (directory / "info.json").read_bytes()
+    mounts.umount(directory)
+
+
+def test_a_seek_in_other_files_leaves_the_holes_of_the_disk(mounts: Mounts, image: Path) -> None:
+    directory = mounts.mount(image, "--engine", "native", "--as", "vdi")
+    for name in ("info.json", "disk.vdi"):
+        with (directory / name).open("rb") as file, suppress(OSError):
+            os.lseek(file.fileno(), 0, os.SEEK_DATA)
+    with (directory / "disk").open("rb") as file:
+        assert os.lseek(file.fileno(), 0, os.SEEK_HOLE) < SIZE
     mounts.umount(directory)

@@ -28,20 +28,6 @@ struct data_request {
     size_t length; /* of the whole message */
 };
 
-static const struct fuse_node *find_node(const tapfs_fuse *server, uint64_t inode)
-{
-    size_t low = 0, high = server->node_count;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if (server->nodes[middle].inode < inode) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    return low < server->node_count && server->nodes[low].inode == inode ? &server->nodes[low] : NULL;
-}
-
 static void refuse(const struct data_request *request, int error)
 {
     fuse_reply(request->thread->fd, request->header.unique, error, NULL, 0);
@@ -121,11 +107,13 @@ static void serve_read(const struct data_request *request)
     }
     if (in.size > MESSAGE_DATA_MAX) {
         refuse(request, EINVAL);
-    } else if (in.offset >= request->node->size) {
+        return;
+    }
+    uint64_t size = fuse_node_size(request->node);
+    if (in.offset >= size) {
         accept_plainly(request); /* the end of the file */
     } else {
-        struct fuse_call call =
-            call_of(request, TAPFS_FUSE_READ, in.offset, minimum(in.size, request->node->size - in.offset));
+        struct fuse_call call = call_of(request, TAPFS_FUSE_READ, in.offset, minimum(in.size, size - in.offset));
         move(request, &call);
     }
 }
@@ -263,13 +251,52 @@ static void serve_lseek(const struct data_request *request)
     }
 }
 
+/* A file of pieces has no holes that would be worth telling of: where the disk has one, the image has no place. */
+static void seek_made(const struct data_request *request)
+{
+    struct fuse_lseek_in in;
+    if (!take_body(request, &in, sizeof in)) {
+        return;
+    }
+    uint64_t size = fuse_node_size(request->node);
+    if (in.whence != SEEK_DATA && in.whence != SEEK_HOLE) {
+        refuse(request, EINVAL);
+    } else if (in.offset >= size) {
+        refuse(request, ENXIO);
+    } else {
+        struct fuse_lseek_out out = {.offset = in.whence == SEEK_DATA ? in.offset : size};
+        fuse_reply(request->thread->fd, request->header.unique, 0, &out, sizeof out);
+    }
+}
+
+/* What the session has opened it closes, so only what moves or finds bytes is answered here. */
+static bool serve_made(const struct data_request *request)
+{
+    if (atomic_load(&request->node->pieces) == NULL) {
+        return false;
+    }
+    switch (request->header.opcode) {
+    case FUSE_READ:
+        serve_read(request);
+        return true;
+    case FUSE_LSEEK:
+        seek_made(request);
+        return true;
+    default:
+        return false;
+    }
+}
+
 bool fuse_data_request(const struct fuse_thread *thread, struct fuse_buffer **buffer, size_t length)
 {
     struct data_request request = {.thread = thread, .buffer = buffer, .length = length};
     memcpy(&request.header, (*buffer)->memory + BUFFER_MESSAGE_AT, sizeof request.header);
-    request.node = find_node(thread->server, request.header.nodeid);
+    request.node = fuse_find_node(thread->server, request.header.nodeid);
     if (request.node == NULL) {
         return false;
+    }
+    if (request.node->made_later) {
+        return serve_made(&request);
     }
     switch (request.header.opcode) {
     case FUSE_READ:

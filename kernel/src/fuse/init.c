@@ -100,19 +100,9 @@ int tapfs_fuse_take_over(tapfs_fuse *server, const void *init, size_t length)
     return 0;
 }
 
-static struct fuse_node *node_of(tapfs_fuse *server, uint64_t inode)
-{
-    for (size_t i = 0; i < server->node_count; i++) {
-        if (server->nodes[i].inode == inode) {
-            return &server->nodes[i];
-        }
-    }
-    return NULL;
-}
-
 int tapfs_fuse_set_backing(tapfs_fuse *server, uint64_t inode, int32_t backing_id)
 {
-    struct fuse_node *node = node_of(server, inode);
+    struct fuse_node *node = fuse_find_node(server, inode);
     if (node == NULL || backing_id <= 0 || server->thread_count != 0) {
         return -EINVAL;
     }
@@ -123,7 +113,7 @@ int tapfs_fuse_set_backing(tapfs_fuse *server, uint64_t inode, int32_t backing_i
 
 int32_t tapfs_fuse_backing(tapfs_fuse *server, uint64_t inode)
 {
-    struct fuse_node *node = node_of(server, inode);
+    struct fuse_node *node = fuse_find_node(server, inode);
     return node == NULL ? 0 : atomic_load(&node->backing_id);
 }
 

@@ -29,9 +29,19 @@
 #define IDLE_BUFFERS 16u
 #define THREADS_MAX 16u
 
+/* A file of pieces of the disk and of metadata (tapfs_fuse_give_pieces). */
+struct fuse_pieces {
+    uint64_t size;
+    int metadata_fd;
+    const uint64_t *starts, *offsets, *lengths;
+    size_t count;
+};
+
 struct fuse_node {
     uint64_t inode, start, size;
     bool writable;
+    bool made_later;
+    _Atomic(struct fuse_pieces *) pieces; /* of what is made later, from then on */
     int backing_fd;              /* -1: none */
     _Atomic int32_t backing_id;  /* what the kernel calls it; 0: it has none */
 };
@@ -178,6 +188,20 @@ TAPFS_INTERNAL void fuse_interrupt(tapfs_fuse *server, uint64_t unique);
 /* What is parked and not taken fails with EIO, and so does what comes later. */
 TAPFS_INTERNAL void fuse_park_stop(tapfs_fuse *server);
 
+/* ---- fuse/pieces.c: where the bytes of a node lie */
+
+/* One range of the disk, or of the node's metadata. */
+struct fuse_place {
+    uint64_t offset, length;
+    bool metadata;
+};
+
+TAPFS_INTERNAL uint64_t fuse_node_size(const struct fuse_node *node);
+/* Where the rest of a call begins; as much of it as lies together. */
+TAPFS_INTERNAL struct fuse_place fuse_place_of(const struct fuse_call *call);
+/* Read metadata into the buffer of a READ; `outcome` says what came of it. */
+TAPFS_INTERNAL void fuse_read_metadata(struct fuse_call *call, const struct fuse_place *place);
+
 /* ---- fuse/moves.c: READs and WRITEs, between their buffers and the disk */
 
 /* What has become of a READ or WRITE: its bytes are moved; it lacks what `outcome` says; it waits for the host. */
@@ -198,6 +222,12 @@ TAPFS_INTERNAL int fuse_moves_start(tapfs_fuse *server);
 TAPFS_INTERNAL void fuse_moves_close(tapfs_fuse *server);
 /* After it was closed: wait until what is with the host has ended and has been answered. */
 TAPFS_INTERNAL void fuse_moves_join(tapfs_fuse *server);
+
+/* ---- fuse/nodes.c */
+
+/* NULL: the node is no data node. */
+TAPFS_INTERNAL struct fuse_node *fuse_find_node(tapfs_fuse *server, uint64_t inode);
+TAPFS_INTERNAL void fuse_nodes_free(tapfs_fuse *server);
 
 /* ---- fuse/data.c: requests of data nodes */
 

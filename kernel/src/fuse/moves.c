@@ -23,18 +23,29 @@ static uint8_t *data_of(const struct fuse_call *call)
     return call->buffer->memory + BUFFER_DATA_AT;
 }
 
-/* The engine's own functions; the status. */
+/* One piece of the disk, by the engine's own functions. */
+static void run_piece(tapfs_fuse *server, struct fuse_call *call, const struct fuse_place *place, uint32_t flags)
+{
+    uint8_t *data = data_of(call) + call->done;
+    if (call->request == TAPFS_FUSE_READ) {
+        tapfs_read(server->disk, data, place->offset, place->length, flags, &call->outcome);
+    } else {
+        tapfs_write(server->disk, data, place->offset, place->length, flags, &call->outcome);
+    }
+}
+
+/* The status. */
 static int32_t run(tapfs_fuse *server, struct fuse_call *call, uint32_t flags)
 {
-    uint64_t at = call->node->start + call->offset + call->done;
-    uint64_t left = call->length - call->done;
-
-    if (call->request == TAPFS_FUSE_READ) {
-        tapfs_read(server->disk, data_of(call) + call->done, at, left, flags, &call->outcome);
-    } else {
-        tapfs_write(server->disk, data_of(call) + call->done, at, left, flags, &call->outcome);
-    }
-    call->done += call->outcome.done;
+    do {
+        const struct fuse_place place = fuse_place_of(call);
+        if (place.metadata) {
+            fuse_read_metadata(call, &place);
+        } else {
+            run_piece(server, call, &place, flags);
+        }
+        call->done += call->outcome.done;
+    } while (call->outcome.status == TAPFS_DONE && call->done < call->length);
     return call->outcome.status;
 }
 
@@ -112,35 +123,53 @@ bool fuse_moves_add(tapfs_fuse *server, struct fuse_call *call)
 
 /* ---- in the thread that owns the mover */
 
-static void moved(tapfs_fuse *server, struct fuse_call *call)
+/* `outcome` says how a piece has ended. False: so has the call, or it is parked. */
+static bool goes_on(tapfs_fuse *server, struct fuse_call *call)
 {
-    call->outcome = call->move.outcome;
-    call->done = call->outcome.done;
+    call->done += call->outcome.done;
     if (call->outcome.status == TAPFS_DONE) {
+        if (call->done < call->length) {
+            return true;
+        }
         fuse_end(server, call, 0, 0);
-        return;
+        return false;
     }
     if (call->request == TAPFS_FUSE_READ && call->done == 0) {
         fuse_buffer_return(server, call->buffer);
         call->buffer = NULL;
     }
     fuse_park(server, call);
+    return false;
 }
 
-static void begin(tapfs_fuse *server, struct fuse_call *call)
+/* False: it is with the host. */
+static bool piece_ends_at_once(tapfs_fuse *server, struct fuse_call *call)
 {
-    call->whole = (struct iovec){.iov_base = data_of(call), .iov_len = call->length};
+    const struct fuse_place place = fuse_place_of(call);
+
+    if (place.metadata) {
+        fuse_read_metadata(call, &place);
+        return true;
+    }
+    call->whole = (struct iovec){.iov_base = data_of(call) + call->done, .iov_len = place.length};
     call->move = (struct move){
-        .offset = call->node->start + call->offset,
-        .length = call->length,
+        .offset = place.offset,
+        .length = place.length,
         .parts = &call->whole,
         .part_count = 1,
         .writing = call->request == TAPFS_FUSE_WRITE,
         .context = call,
-        .outcome.done = call->done,
     };
-    if (mover_begin(server->moves.mover, &call->move)) {
-        moved(server, call);
+    if (!mover_begin(server->moves.mover, &call->move)) {
+        return false;
+    }
+    call->outcome = call->move.outcome;
+    return true;
+}
+
+static void begin(tapfs_fuse *server, struct fuse_call *call)
+{
+    while (piece_ends_at_once(server, call) && goes_on(server, call)) {
     }
 }
 
@@ -193,8 +222,12 @@ static bool begin_added(tapfs_fuse *server)
 static void end_moved(tapfs_fuse *server)
 {
     for (struct move *move = mover_ended(server->moves.mover), *next; move != NULL; move = next) {
+        struct fuse_call *call = move->context;
         next = move->next;
-        moved(server, move->context);
+        call->outcome = move->outcome;
+        if (goes_on(server, call)) {
+            begin(server, call); /* begin_added submits it */
+        }
     }
 }
 

@@ -11,10 +11,11 @@ static struct fuse_call *call_of(struct parked_entry *entry)
 static void describe(const struct parked_entry *entry, tapfs_parked *parked)
 {
     const struct fuse_call *call = (const void *)entry;
+    const struct fuse_place place = fuse_place_of(call);
     *parked = (tapfs_parked){
         .ticket = entry->ticket,
-        .offset = call->node->start + call->offset + call->done,
-        .length = call->length - call->done,
+        .offset = place.offset,
+        .length = place.length,
         .data = call->request == TAPFS_FUSE_WRITE ? call->buffer->memory + BUFFER_DATA_AT + call->done : NULL,
         .request = call->request,
         .outcome = call->outcome,

@@ -50,37 +50,6 @@ tapfs_fuse *tapfs_fuse_new(int fuse_fd, int session_fd, tapfs_disk *disk)
     return server;
 }
 
-int tapfs_fuse_add_node(tapfs_fuse *server, uint64_t inode, uint64_t start, uint64_t size, int writable,
-                        int backing_fd)
-{
-    const struct layer *top = disk_layer(server->disk, 0);
-    uint64_t disk_size = top == NULL ? 0 : top->geometry.virtual_size;
-    if (start > disk_size || size > disk_size - start) {
-        return -ERANGE;
-    }
-    if (writable != 0 && !top->geometry.writable) {
-        return -EROFS;
-    }
-    struct fuse_node *nodes = realloc(server->nodes, (server->node_count + 1) * sizeof *nodes);
-    if (nodes == NULL) {
-        return -ENOMEM;
-    }
-    server->nodes = nodes;
-    size_t at = server->node_count;
-    while (at > 0 && nodes[at - 1].inode >= inode) {
-        at--;
-    }
-    if (at < server->node_count && nodes[at].inode == inode) {
-        return -EEXIST;
-    }
-    memmove(&nodes[at + 1], &nodes[at], (server->node_count - at) * sizeof *nodes);
-    nodes[at] = (struct fuse_node){
-        .inode = inode, .start = start, .size = size, .writable = writable != 0, .backing_fd = backing_fd};
-    server->node_count++;
-    server->writable = server->writable || writable != 0;
-    return 0;
-}
-
 static void interrupt(tapfs_fuse *server, const uint8_t *message, size_t length)
 {
     struct fuse_interrupt_in in;
@@ -104,7 +73,12 @@ static void handle(const struct fuse_thread *thread, struct fuse_buffer **buffer
     } else if (header.opcode == FUSE_INTERRUPT) {
         /* Only what is parked can be interrupted, nothing in pyfuse3, and no answer means just that. */
         interrupt(thread->server, message, length);
-    } else if (!fuse_data_request(thread, buffer, length)) {
+    } else if (fuse_data_request(thread, buffer, length)) {
+        return;
+    } else if (header.opcode == FUSE_LSEEK) {
+        /* The session would answer ENOSYS, and the kernel would then seek in no file of the mount any more. */
+        fuse_reply(thread->fd, header.unique, EINVAL, NULL, 0);
+    } else {
         if (header.opcode == FUSE_INIT) {
             fuse_init_asked(thread->server, message, length);
         }
@@ -262,7 +236,7 @@ void tapfs_fuse_free(tapfs_fuse *server)
     park_destroy(&server->park);
     pthread_cond_destroy(&server->buffer_returned);
     pthread_mutex_destroy(&server->buffer_lock);
-    free(server->nodes);
+    fuse_nodes_free(server);
     free(server);
 }
 

@@ -53,6 +53,20 @@ int tapfs_fuse_add_node(tapfs_fuse *server, uint64_t inode, uint64_t start, uint
                         int backing_fd);
 
 /*
+ * A node whose file is made later: until tapfs_fuse_give_pieces its requests go to the session, and those that open and
+ * close it always do. 0 or -errno. Before start.
+ */
+int tapfs_fuse_add_made_node(tapfs_fuse *server, uint64_t inode);
+/*
+ * The file of such a node: `size` bytes, in each [starts[i], starts[i] + lengths[i]) those of the disk from offsets[i] on,
+ * elsewhere those of `metadata_fd`, a file in memory behind whose end there are zeros. The starts ascend, and no pieces overlap.
+ * Arrays and descriptor stay the caller's and outlive the server. Once for a node, from any thread. 0 or -errno (-EINVAL:
+ * nothing was taken).
+ */
+int tapfs_fuse_give_pieces(tapfs_fuse *server, uint64_t inode, uint64_t size, int metadata_fd, const uint64_t *starts,
+                           const uint64_t *offsets, const uint64_t *lengths, size_t count);
+
+/*
  * One more descriptor of the connection (FUSE_DEV_IOC_CLONE), for one more thread; taken over. 0 or -errno. Before start. A
  * thread has each that is there, and further threads share the first.
  */

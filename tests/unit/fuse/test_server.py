@@ -8,6 +8,7 @@ import random
 import select
 import struct
 import threading
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -528,3 +529,110 @@ def test_bad_thread_counts(disk: Disk, tmp_path: Path) -> None:
     for count in (0, 17, 1 << 31):
         with FakeKernel(disk) as kernel, pytest.raises(ImageError):
             kernel.server.start(count)
+
+
+# Files that are made of pieces of the disk
+
+MADE = 11
+#: Where the file has pieces of the disk, their offsets there, their lengths; metadata lies between them.
+PIECES = (array("Q", [1000, 5096, 9196]), array("Q", [GRANULE, 3, UNIT + 100]), array("Q", [4096, 100, 2 * GRANULE]))
+MADE_SIZE = 9196 + 2 * GRANULE + 700
+
+
+def made_file() -> tuple[int, bytes]:
+    """The metadata in a file in memory, which ends before the file does, and the whole file."""
+    metadata = os.memfd_create("metadata")
+    text = pattern(9300, 5)
+    os.pwrite(metadata, text, 0)
+    content = bytearray(text.ljust(MADE_SIZE, b"\0"))
+    disk = pattern(4096 + SIZE, 3)[:SIZE]
+    for start, offset, length in zip(*PIECES, strict=True):
+        content[start : start + length] = disk[offset : offset + length]
+    return metadata, bytes(content)
+
+
+@pytest.fixture
+def made() -> Iterator[tuple[int, bytes]]:
+    metadata, content = made_file()
+    yield metadata, content
+    os.close(metadata)
+
+
+def test_a_file_of_pieces_is_the_session_s_until_it_is_made(
+    disk: Disk, tmp_path: Path, made: tuple[int, bytes]
+) -> None:
+    metadata, content = made
+    disk.layer(host(tmp_path, "flat", pattern(SIZE, 3)), size=SIZE, identity=True)
+    with FakeKernel(disk) as kernel:
+        kernel.server.add_node(DISK, 0, SIZE, writable=False)
+        kernel.server.add_made_node(MADE)
+        kernel.server.start(THREADS)
+        sent = kernel.send(fuse.READ, MADE, fuse.read_body(0, 10))
+        assert unmarked(kernel.forwarded()) == sent
+        kernel.server.give_pieces(MADE, MADE_SIZE, metadata, PIECES)
+        choice = random.Random(7)
+        for _ in range(200):
+            offset, length = choice.randrange(MADE_SIZE + 100), choice.randrange(12_000)
+            assert kernel.ask(fuse.READ, MADE, fuse.read_body(offset, length)).body == content[offset:][:length]
+        for whence, found in ((os.SEEK_DATA, 1500), (os.SEEK_HOLE, MADE_SIZE)):
+            assert kernel.ask(fuse.LSEEK, MADE, fuse.lseek_body(1500, whence)).body == struct.pack("=Q", found)
+        assert kernel.ask(fuse.LSEEK, MADE, fuse.lseek_body(MADE_SIZE, os.SEEK_DATA)).error == errno.ENXIO
+        sent = kernel.send(fuse.OPEN, MADE, fuse.open_body(0))
+        assert unmarked(kernel.forwarded()) == sent
+
+
+def test_a_file_of_pieces_waits_for_the_maps_of_the_disk(disk: Disk, tmp_path: Path, made: tuple[int, bytes]) -> None:
+    metadata, content = made
+    mapped(disk, tmp_path, writable=False)
+    with FakeKernel(disk) as kernel:
+        kernel.server.add_made_node(MADE)
+        kernel.server.start(1)
+        kernel.server.give_pieces(MADE, MADE_SIZE, metadata, PIECES)
+        sent = kernel.send(fuse.READ, MADE, fuse.read_body(0, MADE_SIZE))
+        parked = parked_of(kernel, Queue.MOVES)
+        assert parked.outcome().needs_map
+        assert parked.outcome().offset // UNIT == 0  # of the disk, where the first piece lies
+        install(disk, 0, Kind.DATA)
+        assert not parked.resume()
+        assert (parked.offset, parked.length) == (UNIT + 100, 2 * GRANULE)
+        install(disk, UNIT, Kind.DATA)
+        assert parked.resume()
+        assert kernel.answer() == (sent, 0, content)
+
+
+def test_pieces_lie_in_the_disk_and_in_their_order(disk: Disk, tmp_path: Path, made: tuple[int, bytes]) -> None:
+    metadata, content = made
+    disk.layer(host(tmp_path, "flat", pattern(SIZE, 3)), size=SIZE, identity=True)
+    with FakeKernel(disk) as kernel:
+        kernel.server.add_node(DISK, 0, SIZE, writable=False)
+        kernel.server.add_made_node(MADE)
+        kernel.server.start(1)
+        most = (1 << 64) - 1
+        for starts, offsets, lengths in (
+            ([0, 10], [0, 0], [11, 5]),
+            ([20, 10], [0, 0], [5, 5]),
+            ([0], [SIZE], [1]),
+            ([0], [1], [SIZE]),
+            ([MADE_SIZE], [0], [1]),
+            ([most], [0], [2]),
+            ([2], [0], [most]),
+            ([0], [most], [2]),
+        ):
+            with pytest.raises(ImageError):
+                kernel.server.give_pieces(
+                    MADE, MADE_SIZE, metadata, (array("Q", starts), array("Q", offsets), array("Q", lengths))
+                )
+        for inode in (DISK, 99):
+            with pytest.raises(ImageError):
+                kernel.server.give_pieces(inode, MADE_SIZE, metadata, PIECES)
+        kernel.server.give_pieces(MADE, MADE_SIZE, metadata, PIECES)
+        with pytest.raises(ImageError):
+            kernel.server.give_pieces(MADE, MADE_SIZE, metadata, PIECES)  # once
+        assert kernel.ask(fuse.READ, MADE, fuse.read_body(0, MADE_SIZE)).body == content
+
+
+def test_a_seek_in_what_is_no_data_is_refused_and_never_unknown(disk: Disk, tmp_path: Path) -> None:
+    """After one ENOSYS the kernel would seek in no file of the mount."""
+    flat(disk, tmp_path, writable=False)
+    with serving(disk, writable=False) as kernel:
+        assert kernel.ask(fuse.LSEEK, 99, fuse.lseek_body(0, os.SEEK_DATA)).error == errno.EINVAL
