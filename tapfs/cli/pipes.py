@@ -89,6 +89,8 @@ def standard_input_ready(arguments: argparse.Namespace, sources: Sequence[str]) 
     from tapfs.host import standard_input
 
     why = "standard input is kept in {}, because an image is read in any order"
+    if arguments.format is None:
+        why += " (a raw disk is passed on as it comes if -f raw says so)"
     standard_input.take(arguments.spool_limit, told_scratch(why, arguments))
     try:
         yield

@@ -36,7 +36,7 @@ def take(limit: int | None, on_copy: Callable[[str], None]) -> None:
     global _taken  # noqa: PLW0603  a process has one standard input
     if _taken is not None:
         raise ImageError(ErrorKind.INVALID_ARGUMENT, "standard input can be read once", path=NAME, op="open")
-    if _is_whole_file():
+    if is_whole_file():
         _taken = _DESCRIPTOR
         return
     folder = scratch_folder()
@@ -66,7 +66,7 @@ def give_back() -> None:
     _taken = None
 
 
-def _is_whole_file() -> bool:
+def is_whole_file() -> bool:
     """Whether standard input is a file of which nothing was read, or a block device."""
     try:
         mode = os.fstat(_DESCRIPTOR).st_mode
@@ -83,7 +83,7 @@ def _free_bytes(descriptor: int) -> int:
 def _copy(target: int, limit: int, folder: str) -> None:
     length = data = 0
     piece = bytearray(_READ_BYTES)
-    while count := _fill(piece):
+    while count := _fill(memoryview(piece)):
         with memoryview(piece)[:count] as view:
             for start in range(0, count, _HOLE_BYTES):
                 stop = min(start + _HOLE_BYTES, count)
@@ -95,32 +95,43 @@ def _copy(target: int, limit: int, folder: str) -> None:
         length += count
     if not length:
         # The program that should have written has failed, most likely; a disk of no bytes would hide that.
-        raise ImageError(
-            ErrorKind.INVALID_FORMAT,
-            "standard input ended before its first byte",
-            path=NAME,
-            op=_OPERATION,
-            remedy="look at what the program before the pipe has said",
-        )
+        raise nothing_came()
     os.ftruncate(target, length)
 
 
-def _fill(piece: bytearray) -> int:
-    """Read until the piece is full or standard input ends; the bytes read."""
-    done = 0
-    with memoryview(piece) as view:
-        while done < len(piece):
-            try:
-                count = os.readv(_DESCRIPTOR, [view[done:]])
-            except BlockingIOError:
-                # The program before the pipe has made it non-blocking, for all who have it.
-                from select import select  # few wait
+def nothing_came() -> ImageError:
+    """The error of a standard input that has ended before its first byte."""
+    return ImageError(
+        ErrorKind.INVALID_FORMAT,
+        "standard input ended before its first byte",
+        path=NAME,
+        op=_OPERATION,
+        remedy="look at what the program before the pipe has said",
+    )
 
-                select([_DESCRIPTOR], [], [])
-                continue
-            if not count:
-                break
-            done += count
+
+def fill(piece: memoryview) -> int:
+    """Read standard input until the piece is full or the input ends; the bytes read. Raises ImageError."""
+    try:
+        return _fill(piece)
+    except OSError as error:
+        raise from_os_error(error, path=NAME, op=_OPERATION) from error
+
+
+def _fill(piece: memoryview) -> int:
+    done = 0
+    while done < len(piece):
+        try:
+            count = os.readv(_DESCRIPTOR, [piece[done:]])
+        except BlockingIOError:
+            # The program before the pipe has made it non-blocking, for all who have it.
+            from select import select  # few wait
+
+            select([_DESCRIPTOR], [], [])
+            continue
+        if not count:
+            break
+        done += count
     return done
 
 

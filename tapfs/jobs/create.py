@@ -70,9 +70,9 @@ class NewImage:
 def create_image(path: str, new: NewImage, *, overwrite: bool = False) -> None:
     """Create an empty image; raises ImageError(exists) if there is something already, unless `overwrite`."""
     path = locate(path).name
-    with _begun(path, new, overwrite=overwrite, keeps=True) as begun:
+    with begun_image(path, new, overwrite=overwrite, keeps=True) as begun:
         if begun.on_device:
-            with _open_filled(path, new, begun) as image:
+            with open_filled(path, new, begun) as image:
                 image.write_zeroes(0, begun.size)
         else:
             with contextlib.ExitStack() as stack:
@@ -100,8 +100,8 @@ def new_image(
     is given the finished image, opened anew for reading, before that has its name; what it raises ends the work.
     """
     path = locate(path).name
-    with _begun(path, new, overwrite=overwrite) as begun:
-        image = _open_filled(path, new, begun)
+    with begun_image(path, new, overwrite=overwrite) as begun:
+        image = open_filled(path, new, begun)
         try:
             if zeroed and starts_as_noise(image):
                 image.write_zeroes(0, begun.size)
@@ -123,7 +123,7 @@ def starts_as_noise(image: Image) -> bool:
     return image.is_device or (geometry.identity is not None and geometry.cipher is not None)
 
 
-class _Begun(NamedTuple):
+class BegunImage(NamedTuple):
     """The files to be made and the plan that fills them.
 
     `further` are the names of those beside the image that belong to it; `size` is that of the disk, in bytes. `parent`:
@@ -144,7 +144,7 @@ class _Begun(NamedTuple):
 
 
 @contextlib.contextmanager
-def _begun(path: str, new: NewImage, *, overwrite: bool, keeps: bool = False) -> Generator[_Begun]:
+def begun_image(path: str, new: NewImage, *, overwrite: bool, keeps: bool = False) -> Generator[BegunImage]:
     """What is to be made, once nothing speaks against it.
 
     What has one of the names already stays open and locked until the end, so that nobody begins to use it meanwhile.
@@ -190,7 +190,7 @@ def _begun(path: str, new: NewImage, *, overwrite: bool, keeps: bool = False) ->
         ]
         files = stack.enter_context(NewFiles(targets, held, kept))
         on_device = held[0] is not None and held[0].is_block_device
-        yield _Begun(files, further, plan, request.virtual_size, on_device, parent)
+        yield BegunImage(files, further, plan, request.virtual_size, on_device, parent)
 
 
 def _refuse_own_chain(path: str, backing: str, backing_format: str | None, targets: Sequence[Target]) -> None:
@@ -241,7 +241,7 @@ def _refuse_base(held: LocalFile) -> None:
         raise
 
 
-def _open_filled(path: str, new: NewImage, begun: _Begun) -> Image:
+def open_filled(path: str, new: NewImage, begun: BegunImage) -> Image:
     """Execute the creation plan on the new files and open the image in them."""
     opened = begun.files.open()
     files = files_of_image(opened, begun.further)
@@ -254,7 +254,7 @@ def _open_filled(path: str, new: NewImage, begun: _Begun) -> Image:
     return open_created(path, new, files, Image)
 
 
-def _open_finished(path: str, new: NewImage, begun: _Begun) -> Image:
+def _open_finished(path: str, new: NewImage, begun: BegunImage) -> Image:
     """The image in the files that were filled, as any reader opens it."""
     return open_created(path, new, files_of_image(begun.files.open(), begun.further), Image, finished=True)
 

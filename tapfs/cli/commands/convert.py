@@ -134,6 +134,11 @@ def run(arguments: argparse.Namespace) -> int:
     take_backing_options(arguments, _PROGRAM)
     _check(arguments, sources)
     arguments.direct = arguments.direct or is_direct(arguments.cache_T)
+    if STREAM in sources:
+        from tapfs.cli.raw_pipe import pass_on
+
+        if pass_on(arguments, sources, _copy_options(arguments), _PROGRAM):
+            return 0
     with ExitStack() as stack:
         stack.enter_context(standard_input_ready(arguments, sources))
         images = [stack.enter_context(open_image(arguments, path=path)) for path in sources]

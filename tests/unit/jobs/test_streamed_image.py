@@ -158,7 +158,19 @@ def test_a_pipe_that_nothing_came_from_is_no_disk(tapfs_command: list[str], tmp_
 
 
 def test_a_copy_of_standard_input_has_a_limit(disk: Path, tapfs_command: list[str], tmp_path: Path) -> None:
-    words = [*tapfs_command, "convert", "--spool-limit", "64K", "-f", "raw", "-", tmp_path / "copy"]
+    words = [
+        *tapfs_command,
+        "convert",
+        "--spool-limit",
+        "64K",
+        "-f",
+        "raw",
+        "-O",
+        "qcow2",
+        "-c",
+        "-",
+        tmp_path / "copy",
+    ]
     done = subprocess.run(words, input=disk.read_bytes(), capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (14, b"")
     assert b"say a larger --spool-limit" in done.stderr
