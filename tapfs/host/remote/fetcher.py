@@ -3,6 +3,10 @@
 It has a socket and that file (`tapfs.host.remote.fetching`), takes one message at a time, and answers each of them. It
 ends when nobody has the other end of the socket any more. Several requests are on their way at once. A request that
 failed by the network is tried again, after a pause that doubles.
+
+The process forks the one that does the work before there is a thread, and only waits for it. One that was killed, as
+the kernel does where memory is short, is followed by another one. Whoever is served may be in a sandbox, and could
+start none.
 """
 
 from __future__ import annotations
@@ -12,6 +16,8 @@ import os
 import queue
 import socket
 import threading
+import time
+from collections import deque
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -22,7 +28,7 @@ from tapfs.host.remote.kept_copy import KeptList
 from tapfs.host.remote.messages import COPY, HOLES, SOCKET
 from tapfs.host.remote.options import USUAL, RemoteOptions
 from tapfs.host.remote.retries import retried
-from tapfs.host.remote.source import Mapped, Source, open_source
+from tapfs.host.remote.source import Facts, Mapped, Source, has_changed, open_source
 
 #: Requests that are on their way at once.
 _THREADS = 8
@@ -31,6 +37,9 @@ _THREADS = 8
 _MOST_RANGES = 256
 
 _PUNCH_HOLE_KEEP_SIZE = 3
+
+#: So many processes that were killed within so many seconds are followed by no other: something kills each of them.
+_MOST_KILLED, _KILLED_SECONDS = 5, 30.0
 
 
 class _Keeping:
@@ -67,13 +76,51 @@ class _Keeping:
             self._blocks[first:stop] = state * (stop - first)
 
 
-class Fetcher:
-    """Serves the messages of one socket until its other end is closed."""
+class _Reopened:
+    """A `Source` that a killed process had open, opened again when it is first read: the same object, or an error."""
 
-    def __init__(self, connection: socket.socket, copy: int, holes: socket.socket) -> None:
+    def __init__(self, address: Address, options: RemoteOptions, facts: Facts) -> None:
+        self.facts = facts
+        self._address = address
+        self._options = options
+        self._opened: Source | None = None
+        self._lock = threading.Lock()
+
+    def _source(self) -> Source:
+        with self._lock:
+            if self._opened is None:
+                source = open_source(self._address, self._options)
+                if source.facts != self.facts:
+                    source.close()
+                    raise has_changed(str(self._address))
+                self._opened = source
+            return self._opened
+
+    def read(self, offset: int, length: int) -> memoryview:
+        """See `Source.read`."""
+        return self._source().read(offset, length)
+
+    def data_ranges(self, offset: int, length: int) -> tuple[list[tuple[int, int]], int]:
+        """See `Mapped.data_ranges`."""
+        source = self._source()
+        if not isinstance(source, Mapped):
+            return [(offset, length)], offset + length
+        return source.data_ranges(offset, length)
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        if self._opened is not None:
+            self._opened.close()
+
+
+class Fetcher:
+    """Serves the messages of one socket until its other end is closed; `again`: in the place of a killed process."""
+
+    def __init__(self, connection: socket.socket, copy: int, holes: socket.socket, *, again: bool = False) -> None:
         self._connection = connection
         self._holes = holes
         self._copy = copy
+        self._again = again
         self._options = USUAL
         self._source: Source | None = None
         self._keeping: _Keeping | None = None
@@ -83,6 +130,9 @@ class Fetcher:
 
     def serve(self) -> None:
         """Take messages until there are no more, and let go of the source."""
+        given_up = self._told_again() if self._again else []
+        for each in given_up:
+            self._give_up(each)
         while asked := messages.receive(self._connection):
             match asked["op"]:
                 case "fetch":
@@ -90,10 +140,7 @@ class Fetcher:
                 case "keep":
                     self._keeping = _Keeping(asked)
                 case "give_up":
-                    if self._keeping is not None:
-                        self._keeping.gone(asked["offset"], asked["length"])
-                    # Where the host frees nothing the bytes stay, and they are right.
-                    self._punch(self._copy, _PUNCH_HOLE_KEEP_SIZE, asked["offset"], asked["length"])
+                    self._give_up(asked)
                 case _:
                     self._open(asked)
         if self._keeping is not None:
@@ -101,19 +148,52 @@ class Fetcher:
         if self._source is not None:
             self._source.close()
 
+    def _told_again(self) -> list[dict[str, Any]]:
+        """Say that a killed process has a successor, and take up what that is told; what was to be given up meanwhile.
+
+        What is asked for before has no answer, so it is asked for again.
+        """
+        given_up: list[dict[str, Any]] = []
+        for each in (self._connection, self._holes):
+            messages.send(each, {"number": 0, "restarted": True})
+        while asked := messages.receive(self._connection):
+            match asked["op"]:
+                case "open":
+                    if keeping := asked.get("keeping"):
+                        self._keeping = _Keeping(keeping)
+                    self._open(asked)
+                    break
+                case "give_up":
+                    given_up.append(asked)
+                case _:
+                    pass
+        return given_up
+
+    def _give_up(self, asked: dict[str, Any]) -> None:
+        if self._keeping is not None:
+            self._keeping.gone(asked["offset"], asked["length"])
+        # Where the host frees nothing the bytes stay, and they are right.
+        self._punch(self._copy, _PUNCH_HOLE_KEEP_SIZE, asked["offset"], asked["length"])
+
     def _open(self, asked: dict[str, Any]) -> None:
         self._options = RemoteOptions(**asked["options"])
         address = Address.known(asked["address"])
+        if "facts" in asked:
+            self._start(_Reopened(address, self._options, Facts(**asked["facts"])))
+            return
         answer, source = messages.answer_of(asked, partial(open_source, address, self._options))
         if source is not None:
-            self._source = source
             answer["facts"] = source.facts._asdict()
             answer["tells_holes"] = isinstance(source, Mapped)
-            if isinstance(source, Mapped):
-                threading.Thread(target=self._tell_holes, args=(source,), daemon=True).start()
-            for _ in range(_THREADS):
-                threading.Thread(target=self._work, args=(source,), daemon=True).start()
+            self._start(source)
         self._answer(answer)
+
+    def _start(self, source: Source) -> None:
+        self._source = source
+        if isinstance(source, Mapped):
+            threading.Thread(target=self._tell_holes, args=(source,), daemon=True).start()
+        for _ in range(_THREADS):
+            threading.Thread(target=self._work, args=(source,), daemon=True).start()
 
     def _tell_holes(self, source: Mapped) -> None:
         """Answer what is asked about holes, one question after the other."""
@@ -152,9 +232,28 @@ class Fetcher:
 def main() -> None:
     """Serve the socket and the file that this process was started with."""
     os.closerange(HOLES + 1, os.sysconf("SC_OPEN_MAX"))
+    again = _await_killed()
     with socket.socket(fileno=SOCKET) as connection:
-        Fetcher(connection, COPY, socket.socket(fileno=HOLES)).serve()
+        Fetcher(connection, COPY, socket.socket(fileno=HOLES), again=again).serve()
     os._exit(0)  # no thread is waited for
+
+
+def _await_killed() -> bool:
+    """Fork the process that is to work, and return in it; whether another one was killed before.
+
+    The first process returns never: it ends with the one that works.
+    """
+    killed: deque[float] = deque(maxlen=_MOST_KILLED)
+    while True:
+        working = os.fork()
+        if not working:
+            return bool(killed)
+        status = os.waitpid(working, 0)[1]
+        if not os.WIFSIGNALED(status):
+            os._exit(0)
+        killed.append(time.monotonic())
+        if len(killed) == _MOST_KILLED and killed[-1] - killed[0] < _KILLED_SECONDS:
+            os._exit(1)
 
 
 if __name__ == "__main__":

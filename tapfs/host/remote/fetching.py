@@ -3,6 +3,9 @@
 The library that fetches has threads, and a process with threads cannot be forked, as a mount is. So a process of its
 own fetches (`tapfs.host.remote.fetcher`), and writes what it gets into the file that the engine reads. The two share
 that file and a socket, which a fork passes on. When nobody has the socket any more, that process ends.
+
+If it is killed another one takes its place at the same socket, and says so. It knows nothing, so it is told the address
+and what has no answer. What was sent before that, and nobody had read, it leaves out.
 """
 
 from __future__ import annotations
@@ -42,18 +45,22 @@ class Fetching:
         """
         self._name = str(address)
         self._number = 0
-        self._kept = False
         self._process: messages.Started | None = None
+        #: Held for what is sent, and for the next two.
         self._sending = threading.Lock()
+        self._opening: dict[str, Any] = {"op": "open", "address": address.text, "options": asdict(options)}
+        #: Fetches that have no answer, by their numbers.
+        self._unanswered: dict[int, dict[str, Any]] = {}
         #: Held for a question about holes and its answer.
         self._asking = threading.Lock()
+        self._questions = 0
         self._socket, theirs = _pair()
         self._holes, their_holes = _pair()
         try:
             with theirs, their_holes:
                 given = (copy, their_holes.fileno())
                 self._process = messages.start("tapfs.host.remote.fetcher", theirs, self._name, *given)
-            self._send({"op": "open", "address": address.text, "options": asdict(options)})
+            self._send(self._opening)
             answer = self._received()
             error = messages.error_of(answer)
             if error is not None:
@@ -62,6 +69,7 @@ class Fetching:
             self.facts = Facts(**answer["facts"])
             #: Whether it may know which of its ranges read as zeros.
             self.tells_holes: bool = answer["tells_holes"]
+            self._opening["facts"] = answer["facts"]
         except BaseException:
             self.close()
             raise
@@ -70,18 +78,27 @@ class Fetching:
         """The ranges inside the request that may hold other than zeros. Raises ImageError."""
         end = offset + length
         while offset < end:
-            with self._asking:
-                try:
-                    messages.send(self._holes, {"number": 0, "offset": offset, "length": end - offset})
-                    answer = messages.receive(self._holes)
-                except OSError as error:
-                    raise self._gone() from error
-            if not answer:
-                raise self._gone()
+            answer = self._asked({"offset": offset, "length": end - offset})
             if (met := messages.error_of(answer)) is not None:
                 raise met
             yield from map(tuple, answer["ranges"])
             offset = answer["until"]
+
+    def _asked(self, question: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a question about holes. Raises ImageError."""
+        with self._asking:
+            self._questions += 1
+            question = {"number": self._questions, **question}
+            try:
+                messages.send(self._holes, question)
+                while (answer := messages.receive(self._holes)).get("number") != self._questions:
+                    if not answer:
+                        raise self._gone()
+                    if "restarted" in answer:
+                        messages.send(self._holes, question)
+            except OSError as error:
+                raise self._gone() from error
+            return answer
 
     def begin(self, offset: int, length: int) -> int:
         """See `tapfs.host.presence.Carrier.begin`."""
@@ -93,6 +110,9 @@ class Fetching:
         # What else has come is taken along, as long as nothing has to be waited for.
         while len(answers) < _MOST_ANSWERS and (more := self._received(wait=False)):
             answers.append(more)
+        with self._sending:
+            for each in answers:
+                self._unanswered.pop(each["number"], None)
         return [Ended(each["number"], messages.error_of(each)) for each in answers]
 
     def give_up(self, offset: int, length: int) -> None:
@@ -103,8 +123,9 @@ class Fetching:
     def keep(self, kept: KeptList, block_bytes: int) -> None:
         """Have the copy, and its list of blocks, kept when the process ends. Nothing was fetched yet."""
         words = {"path": kept.path, "head": kept.head.decode(), "block_bytes": block_bytes}
-        self._send({"op": "keep", **words, "count": -(-self.facts.size // block_bytes)})
-        self._kept = True
+        keeping = {**words, "count": -(-self.facts.size // block_bytes)}
+        self._send({"op": "keep", **keeping})
+        self._opening["keeping"] = keeping
 
     def close(self) -> None:
         """Let go of the socket. The process ends once nobody has it. Closing twice is allowed.
@@ -113,26 +134,44 @@ class Fetching:
         """
         self._socket.close()
         self._holes.close()
-        messages.reap(self._process if self._kept else None)
+        messages.reap(self._process if "keeping" in self._opening else None)
 
     def _send(self, message: dict[str, Any]) -> int:
         with self._sending:
             self._number += 1
-            try:
-                messages.send(self._socket, {"number": self._number, **message})
-            except OSError as error:
-                raise self._gone() from error
+            numbered = {"number": self._number, **message}
+            if message["op"] == "fetch":
+                self._unanswered[self._number] = numbered
+            self._send_numbered(numbered)
             return self._number
+
+    def _send_numbered(self, message: dict[str, Any]) -> None:
+        try:
+            messages.send(self._socket, message)
+        except OSError as error:
+            raise self._gone() from error
 
     def _received(self, *, wait: bool = True) -> dict[str, Any]:
         """One answer; empty if there is none and it is not to be waited for."""
-        try:
-            answer = messages.receive(self._socket, wait=wait)
-        except OSError as error:
-            raise self._gone() from error
+        while True:
+            try:
+                answer = messages.receive(self._socket, wait=wait)
+            except OSError as error:
+                raise self._gone() from error
+            if "restarted" not in answer:
+                break
+            self._tell_again()
         if wait and not answer:
             raise self._gone()
         return answer
+
+    def _tell_again(self) -> None:
+        """Tell a process that has just taken the place of a killed one what there is to do."""
+        with self._sending:
+            # The first opening has an answer that is waited for, and a later one has none.
+            again = {"number": self._number, **self._opening}
+            for message in (again, *self._unanswered.values()):
+                self._send_numbered(message)
 
     def _gone(self) -> ImageError:
         message = "the process that fetches it has ended"

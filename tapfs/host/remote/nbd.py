@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.remote.address import Address
 from tapfs.host.remote.nbd_connection import Command, Endpoint, Flag, NbdConnection
-from tapfs.host.remote.source import Facts
+from tapfs.host.remote.source import Facts, has_changed
 
 #: A server is asked for the states of at most so many bytes at once.
 _MOST_ASKED_BYTES = 1 << 30
@@ -79,13 +79,7 @@ class NbdSource:
                 made = self._made()
                 if self._facts(made) != self.facts:
                     made.close()
-                    raise ImageError(
-                        ErrorKind.CORRUPT,
-                        f"has changed since it was opened: it has {made.size} bytes, not {self.facts.size}",
-                        path=self._name,
-                        op="read",
-                        remedy="open it again",
-                    )
+                    raise has_changed(self._name, f"it has {made.size} bytes, not {self.facts.size}")
                 self._lost = self._lost or self._connection.unflushed
                 self._connection = made
             return self._connection

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.remote.address import Address
-from tapfs.host.remote.source import Facts
+from tapfs.host.remote.source import Facts, has_changed
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -87,13 +87,7 @@ class ObjectSource:
             meta, covered = answer.meta, answer.range
             data = memoryview(answer.bytes())
         if _facts(meta) != self.facts:
-            raise ImageError(
-                ErrorKind.CORRUPT,
-                "has changed since it was opened",
-                path=self._name,
-                op="read",
-                remedy="open it again",
-            )
+            raise has_changed(self._name)
         if covered != (offset, offset + length) or len(data) != length:
             message = f"the server sent {len(data)} bytes from {covered[0]}, not {length} from {offset}"
             raise ImageError(ErrorKind.IO, message, path=self._name, offset=offset, op="read")

@@ -102,6 +102,12 @@ def open_source(address: Address, options: RemoteOptions) -> Source:
     return source
 
 
+def has_changed(name: str, how: str = "") -> ImageError:
+    """The error of a source that is not the object any more that was opened; `how`: how that shows."""
+    message = f"has changed since it was opened{how and ': '}{how}"
+    return ImageError(ErrorKind.CORRUPT, message, path=name, op="read", remedy="open it again")
+
+
 def _require_length(source: Source, address: Address) -> None:
     """Close a source and raise ImageError(corrupt) if no file can be as long as it says that it is."""
     if not 0 <= source.facts.size < _SIZES_END:

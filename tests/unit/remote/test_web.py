@@ -6,6 +6,7 @@ import os
 import random
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -170,12 +171,61 @@ def test_a_store_without_keys_names_them(scheme: str, variable: str) -> None:
     assert what_failed(account, scheme)[0] is (ErrorKind.DENIED if scheme == "az" else ErrorKind.IO)
 
 
-def test_a_killed_fetching_process_is_told_and_the_next_opening_goes_on(server: WebServer, content: bytes) -> None:
+def kill_fetching(disk: Image) -> None:
+    """Kill the process that fetches, and not the one that waits for it."""
+    file = disk.layers[0].file
+    assert isinstance(file, CopiedFile)
+    waiting = file._copy.held.origin._fetching._process.number  # type: ignore[attr-defined]
+
+    def working() -> list[str]:
+        with suppress(OSError):
+            return Path(f"/proc/{waiting}/task/{waiting}/children").read_text().split()
+        return []
+
+    while not (killed := working()):
+        os.sched_yield()  # the next one is on its way
+    os.kill(int(killed[0]), signal.SIGKILL)
+    while killed == working():
+        os.sched_yield()
+
+
+def test_a_killed_fetching_process_is_followed_by_another(server: WebServer, content: bytes) -> None:
     with opened(server) as disk:
         assert disk.read(0, 100) == content[:100]
-        file = disk.layers[0].file
-        assert isinstance(file, CopiedFile)
-        os.kill(file._copy.held.origin._fetching._process.number, signal.SIGKILL)  # type: ignore[attr-defined]
+        kill_fetching(disk)
+        assert disk.read(SIZE - 100, 100) == content[-100:]
+        # One that is killed while it fetches: what it had in hand is asked for again.
+        asked, killed = len(server.asked), list[int]()
+
+        def die_once() -> None:
+            if not killed:
+                killed.append(1)
+                kill_fetching(disk)
+
+        server.fault = die_once
+        assert disk.read(MIB, 3 * MIB) == content[MIB : 4 * MIB]
+        assert killed
+        assert len(server.asked) > asked
+        assert disk.read(0, SIZE) == content
+
+
+def test_the_follower_of_a_killed_process_reads_the_same_object_or_nothing(server: WebServer, content: bytes) -> None:
+    with opened(server) as disk:
+        assert disk.read(0, 100) == content[:100]
+        server.etag, server.content = '"two"', content[::-1]
+        kill_fetching(disk)
+        with pytest.raises(ImageError, match="has changed since it was opened"):
+            disk.read(SIZE - 100, 100)
+        server.etag, server.content = '"one"', content
+    with opened(server) as disk:
+        assert disk.read(SIZE - 100, 100) == content[-100:]
+
+
+def test_processes_that_are_killed_again_and_again_are_given_up(server: WebServer, content: bytes) -> None:
+    with opened(server) as disk:
+        assert disk.read(0, 100) == content[:100]
+        for _ in range(5):
+            kill_fetching(disk)
         for _ in range(2):  # later reads are told, too, and none waits for ever
             with pytest.raises(ImageError, match="has ended") as raised:
                 disk.read(SIZE - 100, 100)
