@@ -83,7 +83,12 @@ def streams() -> None:
     disk("disk.vmdk", "vmdk")
     raw("volume")
     asked = "tapfs convert -O qcow2 /dev/vg/disk -"
-    program("ssh", f'shift; [ "$*" = "{asked}" ] && exec tapfs convert -f raw -O qcow2 {os.getcwd()}/volume -')
+    copied = "cat /dev/vg/disk"
+    program(
+        "ssh",
+        f"""shift; [ "$*" = "{copied}" ] && exec cat {os.getcwd()}/volume
+[ "$*" = "{asked}" ] && exec tapfs convert -f raw -O qcow2 {os.getcwd()}/volume -""",
+    )
     program("curl", 'exec cat "${2##*/}"')
     program("upload", "cat >/dev/null")
 
