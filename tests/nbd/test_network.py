@@ -198,6 +198,18 @@ def test_a_socket_of_systemd_is_taken(tapfs_command: list[str], disk: Path, tmp_
     assert (tmp_path / "copy").read_bytes() == CONTENT
 
 
+def test_the_kernel_is_told_to_look_for_clients_that_vanish(tapfs_command: list[str], disk: Path) -> None:
+    """A client whose machine is gone says nothing more, so it is asked whether it is there."""
+    with serving(tapfs_command, disk) as (uri, _):
+        client = connected(uri)
+        client.go()
+        ours = f"{0x0100007F:08X}:{client.connection.getsockname()[1]:04X}"
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        (timer,) = [row[5] for row in rows if row[2] == ours]
+        assert timer.startswith("02:")  # the timer that runs is that of keepalive
+        client.close()
+
+
 def test_two_hundred_clients_leave_nothing(tapfs_command: list[str], disk: Path) -> None:
     with serving(tapfs_command, disk) as (uri, process):
         descriptors = Path(f"/proc/{process.pid}/fd")

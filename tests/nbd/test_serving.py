@@ -160,6 +160,44 @@ def test_what_was_flushed_outlives_a_kill_of_the_server(start: Start, tmp_path: 
     assert server.end() == 0
 
 
+def test_a_killed_client_loses_nothing_that_was_flushed_and_leaves_nothing(start: Start, tmp_path: Path) -> None:
+    """One flushes, and one writes on and on and is killed; others are served before, meanwhile and after."""
+    image = tmp_path / "image.qcow2"
+    tapfs.create_image(image, NewImage("qcow2", 64 * MIB))
+    server = start(image, "--rw")
+    other = server.connect()
+    descriptors = Path(f"/proc/{server.process.pid}/fd")
+    before = len(os.listdir(descriptors))
+    run("qemu-io", "-f", "raw", "-c", "write -q -P 7 0 1M", "-c", "flush", server.uri)
+    writing = [
+        "qemu-img",
+        "bench",
+        "-w",
+        "--pattern=7",
+        "-f",
+        "raw",
+        "-c",
+        "9999999",
+        "-d",
+        "64",
+        "-s",
+        "65536",
+        "-o",
+        "8M",
+    ]
+    with subprocess.Popen([*writing, server.uri], stdout=subprocess.DEVNULL) as client:
+        wait_for(lambda: other.ask(nbd.READ, 10 * MIB, 1).whole() == b"\x07")
+        client.kill()
+    assert other.ask(nbd.READ, 0, MIB).whole() == b"\x07" * MIB
+    wait_for(lambda: len(os.listdir(descriptors)) <= before)
+    assert other.ask(nbd.WRITE, 5 * MIB, data=b"o" * MIB, flags=nbd.FUA).error == 0
+    assert server.end() == 0
+    with tapfs.open(image) as after:
+        assert after.read(0, MIB) == b"\x07" * MIB
+        assert after.read(5 * MIB, MIB) == b"o" * MIB
+    assert tapfs.check(image).corruptions == 0
+
+
 def test_a_signal_under_load_loses_nothing_that_was_answered(start: Start, disk: Path) -> None:
     server = start(disk, "-f", "raw", "--rw")
     clients = [server.connect() for _ in range(4)]
