@@ -14,7 +14,7 @@ An image is hostile input, and the name of its parent most of all. The rules:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 
 from tapfs.disk.bases import refuse_written_base
@@ -76,13 +76,17 @@ OPENING_PARENT = "open the backing file"
 
 
 class Layer(NamedTuple):
-    """One image of a chain: its host files, and the driver that maps it into them; `snapshot`: of a disk inside it."""
+    """One image of a chain: its host files, and the driver that maps it into them; `snapshot`: of a disk inside it.
+
+    `parent` opens the parent where a package says which of its disks that is.
+    """
 
     path: str
     files: LocalFiles
     driver: Driver
     probed: bool
     snapshot: str | None = None
+    parent: Callable[[OpenOptions], Layer] | None = None
 
     @property
     def file(self) -> LocalFile:
@@ -326,6 +330,8 @@ def parent_is_missing(child: Layer, options: OpenOptions) -> bool:
     reference = child.driver.geometry.backing
     if options.backing is None and reference is not None and reference.search is not None:
         return False
+    if child.parent is not None:
+        return False
     try:
         member = _member_beside(child, options, depth=1)
     except ImageError as error:
@@ -357,11 +363,12 @@ def _open_parent(layers: Sequence[Layer], location: Location, options: OpenOptio
         say_raw="say {backing_format=raw} (once for each parent, nearest first)",
     )
     try:
-        member = _member_beside(child, options, depth=depth)
-        if member is None:
-            layer = _open_located(location, parent_options, gate=options.gate)
-        else:
+        if child.parent is not None and not _is_replaced(options, depth):
+            layer = child.parent(parent_options)
+        elif (member := _member_beside(child, options, depth=depth)) is not None:
             layer = layer_of_file(member.path, member, parent_options)
+        else:
+            layer = _located_parent(location, parent_options, options.gate)
     except ImageError as error:
         raise _explained(error, child, location, options, depth=depth) from error
     try:
@@ -377,13 +384,33 @@ def _open_parent(layers: Sequence[Layer], location: Location, options: OpenOptio
     return layer
 
 
+def _located_parent(location: Location, parent_options: OpenOptions, gate: Gate) -> Layer:
+    """The parent at a place; it may be a disk of a package, which is no file. Raises ImageError."""
+    try:
+        return _open_located(location, parent_options, gate=gate)
+    except ImageError as error:
+        if error.kind is not ErrorKind.NOT_FOUND:
+            raise
+        from tapfs.disk.packaged_parent import packaged_parent  # most parents are files
+
+        layer = packaged_parent(location, parent_options)
+        if layer is None:
+            raise
+        return layer
+
+
+def _is_replaced(options: OpenOptions, depth: int) -> bool:
+    """Whether the user has named another parent of the image."""
+    return depth == 1 and options.backing is not None
+
+
 def _member_beside(child: Layer, options: OpenOptions, *, depth: int) -> LocalFile | None:
     """The parent of an image that lies in an archive, which is looked for beside it there; None: it is any other file.
 
     Raises ImageError.
     """
     reference = child.driver.geometry.backing
-    replaced = depth == 1 and options.backing is not None
+    replaced = _is_replaced(options, depth)
     if not isinstance(child.file, WindowFile) or reference is None or replaced or options.gate == Gate.nothing():
         return None
     if reference.search is not None or is_protocol(reference.name) or os.path.isabs(reference.name):
@@ -403,8 +430,7 @@ def _explained(error: ImageError, child: Layer, location: Location, options: Ope
     if error.kind is not ErrorKind.NOT_FOUND:
         return error
     reference = child.driver.geometry.backing
-    replaced = depth == 1 and options.backing is not None
-    if reference is not None and not replaced and is_protocol(reference.name):
+    if reference is not None and not _is_replaced(options, depth) and is_protocol(reference.name):
         return ImageError(
             ErrorKind.UNSUPPORTED,
             f"its backing file is no local file: {reference.name!r}",

@@ -94,7 +94,22 @@ class OpenPackage:
             return Layer(whole.path, files, ChunkedDisk(disk.chunks, self.package.kind), probed=False)
         file = self._disk_file(disk, options)
         folders = (os.path.join(os.path.dirname(self.path) or ".", each) for each in disk.folders)
-        return layer_of_file(file.path, file, replace(inner, parent_folders=(*options.parent_folders, *folders)))
+        layer = layer_of_file(file.path, file, replace(inner, parent_folders=(*options.parent_folders, *folders)))
+        return layer if disk.parent is None else self._over(layer, disk.parent)
+
+    def _over(self, layer: Layer, parent: int) -> Layer:
+        """The layer with the disk of this package that it lies over. Raises ImageError(unsupported)."""
+        if layer.driver.geometry.backing is None:
+            layer.close()
+            message = f"is said to lie over disk {parent} of {self.path}, and its image has no parent"
+            raise ImageError(ErrorKind.UNSUPPORTED, message, path=layer.path, op=OPERATION)
+        # The file of the layer keeps the package's open.
+        shared, package = self._shared, self.package
+
+        def opened(options: OpenOptions) -> Layer:
+            return OpenPackage(shared, package).layer(replace(options, disk=parent))
+
+        return layer._replace(parent=opened)
 
     def open_file(self, name: str, options: OpenOptions) -> LocalFile:
         """A file of the package by its name; it is the caller's. Raises ImageError."""

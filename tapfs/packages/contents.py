@@ -77,7 +77,7 @@ class PackagedDisk:
     `format` is what the package says of it, None where it says nothing. The disk lies in the `files`, one behind the
     other, which are names beside the package's file, or members of it. `gzip`: they hold it packed. `chunks` stand
     in place of files. `size` is the disk's in bytes where the package says it. `folders` are those where parents of
-    the file lie.
+    the file lie. `parent` is the number of the disk over which this one lies, where the package says that.
     """
 
     number: int
@@ -88,6 +88,7 @@ class PackagedDisk:
     chunks: Chunks | None = None
     size: int | None = None
     folders: tuple[str, ...] = ()
+    parent: int | None = None
 
 
 class Digest(NamedTuple):

@@ -1,7 +1,7 @@
 """OVF descriptors (DMTF DSP0243): the disks of a virtual appliance and the files that hold them.
 
 `ovf:chunkSize` splits a file into pieces NAME.000000000, NAME.000000001 and so on. `ovf:compression="gzip"` packs it,
-before it is split.
+before it is split. `ovf:parentRef` says that a disk has what differs from another disk of the package.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 from tapfs.packages.contents import Digest, Package, PackagedDisk, damaged, inner_name, numbered, unsupported
 from tapfs.packages.xml_tree import Element, parsed
+from tapfs.records import replace
 
 #: A file is in no more pieces.
 _MOST_PIECES = 1 << 16
@@ -31,6 +32,9 @@ def read_ovf(content: bytes, *, kind: str, manifest: str) -> Package:
     files = {_required(each, "id"): each for each in root.all("References", "File")}
     disks: list[PackagedDisk] = []
     notes: list[str] = []
+    #: Of each disk its own name in the descriptor, and that of the disk over which it lies.
+    identities: list[str] = []
+    parents: list[str | None] = []
     for each in root.all("DiskSection", "Disk"):
         reference = each.attributes.get("fileRef")
         if not reference:
@@ -39,6 +43,13 @@ def read_ovf(content: bytes, *, kind: str, manifest: str) -> Package:
         if reference not in files:
             raise damaged(f"has a disk in the file {reference!r}, which it does not list")
         disks.append(_disk(len(disks) + 1, each, files[reference]))
+        identities.append(each.attributes.get("diskId", ""))
+        parents.append(each.attributes.get("parentRef") or None)
+    for index, parent in enumerate(parents):
+        if parent is not None:
+            if identities.count(parent) != 1:
+                raise damaged(f"has a disk over the disk {parent!r}, which it does not list")
+            disks[index] = replace(disks[index], parent=identities.index(parent) + 1)
     return Package(kind, numbered(disks), manifests=(manifest,), notes=tuple(notes))
 
 

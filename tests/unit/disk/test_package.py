@@ -164,7 +164,53 @@ def test_an_archive_is_not_written_but_an_overlay_over_it_is(
     assert read(path, disk=2, overlay=tmp_path / "o.qcow") == b"new" + disk[3:]
     # The overlay is one over the second disk, not over the package.
     assert refusal(path, disk=1, overlay=tmp_path / "o.qcow").kind is ErrorKind.EXISTS
+    # Opened by itself it finds that disk, as far as it may name a file in that place.
+    assert read(tmp_path / "o.qcow") == b"new" + disk[3:]
+    assert refusal(tmp_path / "o.qcow", backing_root=tmp_path / "elsewhere").kind is ErrorKind.DENIED
     assert path.read_bytes() == before
+    path.rename(tmp_path / "moved.ova")
+    assert refusal(tmp_path / "o.qcow").kind is ErrorKind.NOT_FOUND
+
+
+@pytest.mark.parametrize("archived", [True, False])
+def test_an_ovf_says_which_of_its_disks_lies_over_which(
+    tapfs: Run, images: dict[str, bytes], disk: bytes, tmp_path: Path, *, archived: bool
+) -> None:
+    """The image itself names a file that the package has under another name."""
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "base.qcow2").write_bytes(images["b.qcow2"])
+    for child, parent in (("child.qcow2", "base.qcow2"), ("grandchild.qcow2", "child.qcow2")):
+        assert tapfs("create", "-f", "qcow2", "-b", made / parent, "-F", "qcow2", made / child).code == 0
+        with api.open(made / child, writable=True, write_base=True) as image:
+            image.write(len(child), child.encode())
+        assert tapfs("rebase", "-u", "-b", parent, "-F", "qcow2", made / child).code == 0
+    expected = read(made / "grandchild.qcow2")
+    files = {
+        f"disk{at}.qcow2": (made / name).read_bytes()
+        for at, name in enumerate(("grandchild.qcow2", "base.qcow2", "child.qcow2"))
+    }
+    descriptor = package_files.ovf(files)
+    for child, parent in (("disk0", "disk2"), ("disk2", "disk1")):
+        start = f'ovf:diskId="{child}"'.encode()
+        descriptor = descriptor.replace(start, start + f' ovf:parentRef="{parent}"'.encode())
+    path = tmp_path / "x.ovf"
+    if archived:
+        path = package_files.archive(tmp_path / "x.ova", {"x.ovf": descriptor, **files})
+    else:
+        for name, content in {"x.ovf": descriptor, **files}.items():
+            (tmp_path / name).write_bytes(content)
+    assert read(path, disk=1) == expected
+    assert read(path, disk=2) == disk
+    # One that lies over nothing by its own word would show zeros.
+    wrong = descriptor.replace(b'ovf:diskId="disk1"', b'ovf:diskId="disk1" ovf:parentRef="disk0"')
+    unlisted = descriptor.replace(b'ovf:parentRef="disk2"', b'ovf:parentRef="disk9"')
+    (tmp_path / "y.ovf").write_bytes(wrong)
+    (tmp_path / "z.ovf").write_bytes(unlisted)
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    assert "has no parent" in str(refusal(tmp_path / "y.ovf", disk=2))
+    assert refusal(tmp_path / "z.ovf", disk=1).kind is ErrorKind.CORRUPT
 
 
 def test_files_beside_an_ovf_a_vmx_and_a_vbox_are_opened_and_written(
