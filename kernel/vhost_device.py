@@ -89,6 +89,8 @@ class VhostStatistics(NamedTuple):
     kicks: int
     #: Requests that a killed predecessor had taken and not answered.
     redone: int
+    #: How long requests waited for the rate limit.
+    throttled_ns: int
 
 
 class ParkedRequest(Parked):
@@ -97,6 +99,15 @@ class ParkedRequest(Parked):
     def __init__(self, disk: EngineDisk, device: CData, parked: CData) -> None:
         super().__init__(disk, device, parked)
         self.request = Request(parked.request)
+
+    def leave(self) -> bool:
+        """Let go of it, if its ring is being stopped; whether it was.
+
+        It is done when the ring is started again, or fails where no in-flight region keeps it.
+        """
+        left = bool(lib.tapfs_vhost_leave_parked(self._front_end, self._parked.ticket))
+        self._answered = self._answered or left
+        return left
 
     def _resume(self) -> int:
         return lib.tapfs_vhost_resume_parked(self._front_end, self._parked.ticket, self._parked)
@@ -172,6 +183,10 @@ class VhostDevice:
         base = lib.tapfs_vhost_stop_ring(self._handle, index)
         _check(min(base, 0))
         return base
+
+    def limit(self, bytes_per_second: int, requests_per_second: int) -> None:
+        """Take no more than that from all rings together; 0: no limit. For the thread that starts rings."""
+        lib.tapfs_vhost_limit(self._handle, bytes_per_second, requests_per_second)
 
     @property
     def problem_descriptor(self) -> int:

@@ -25,11 +25,6 @@ class ExportInUse:
         self.held = HeldRequests("nothing", lambda: None)
 
     @property
-    def takes_limits(self) -> bool:
-        """Whether `set_limit` limits anything."""
-        return True
-
-    @property
     def image(self) -> Image:
         """What is served."""
         return self._export.image

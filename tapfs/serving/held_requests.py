@@ -21,6 +21,9 @@ WAIT_ON = ("space", "errors", "nothing")
 #: Seconds after which a request that lacks space is tried again without anybody's word.
 _AGAIN_SECONDS = 10.0
 
+#: Seconds between two looks whether a request may be let go of.
+_MOMENT_SECONDS = 0.02
+
 
 class HeldRequests:
     """The requests of one disk that wait. `told` is called in any thread whenever `reason` has changed."""
@@ -71,6 +74,18 @@ class HeldRequests:
         """Another frontend of the owner is connected."""
         with self._changed:
             self._given_up.discard(owner)
+            self._changed.notify_all()
+
+    @property
+    def is_giving_up(self) -> bool:
+        """Whether requests of the owner None do not wait now."""
+        with self._changed:
+            return None in self._given_up
+
+    def await_begin(self) -> None:
+        """Wait for a moment, or until requests of the owner None wait again."""
+        with self._changed:
+            self._changed.wait_for(lambda: None not in self._given_up, _MOMENT_SECONDS)
 
     def leave(self) -> None:
         """This process is to end: from now on it ends at once if a request is to wait, or does.

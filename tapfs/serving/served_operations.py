@@ -38,11 +38,6 @@ class ServedDisk(DiskInUse, Protocol):
         """How many use it now."""
         ...
 
-    @property
-    def takes_limits(self) -> bool:
-        """Whether `set_limit` limits anything."""
-        ...
-
 
 class ServedOperations(DiskOperations):
     """The operations on one disk of a server; each is done whole or not at all. All raise ImageError.
@@ -87,19 +82,6 @@ class ServedOperations(DiskOperations):
         self._service.stop_serving()
         await self._service.ended.wait()
         return self._service.failure
-
-    async def limit(self, *, limit_bytes: int | None, limit_requests: int | None) -> None:
-        """The same, of all clients together and until the server ends; ImageError(unsupported) where that cannot be."""
-        if self._users.takes_limits:
-            await super().limit(limit_bytes=limit_bytes, limit_requests=limit_requests)
-            return
-        raise ImageError(
-            ErrorKind.UNSUPPORTED,
-            "the rate of a disk that is served by vhost-user cannot be limited",
-            path=self._disk.image.path,
-            op="limit",
-            remedy="limit the process (systemd: IOReadBandwidthMax=, IOWriteBandwidthMax=)",
-        )
 
     async def swap(self, file: str, size: int | None, *, keep_names: bool) -> int:
         """The same, for an image that has a name to keep."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
+from tapfs.errors import ImageError
 from tapfs.kernel.vhost_device import ParkedRequest, Region, Request, Ring, VhostDevice
 from tapfs.serving.disk_operations import RateLimit
 from tapfs.serving.held_requests import HeldRequests
@@ -27,7 +29,8 @@ class GuestDisk:
     for. Methods block, and are for one thread at a time. Those that a front end's words lead to raise OSError.
     """
 
-    def __init__(self, image: Image, identifier: bytes) -> None:
+    def __init__(self, image: Image, identifier: bytes, wait_on: str = "nothing") -> None:
+        """`wait_on`: the errors that the guest is not told of (`tapfs.serving.held_requests`)."""
         self.image = image
         self._device = VhostDevice(image.engine_disk, size_of(image), writable=image.writable, identifier=identifier)
         #: Rings that are served, or (while nothing is begun) are to be: `base` is where they go on then.
@@ -36,8 +39,7 @@ class GuestDisk:
         #: Whether an operator has paused it.
         self.paused = False
         self.limit = RateLimit()
-        #: None of its requests waits for space: the guest gets the error.
-        self.held = HeldRequests("nothing", lambda: None)
+        self.held = HeldRequests(wait_on, lambda: None)
         self._last_counted: tuple[dict[str, int], Metrics] | None = None
         self._parked = ParkedThreads(
             self._device.next_parked, self._answer, self._answer_together, path=lambda: self.image.path
@@ -71,11 +73,6 @@ class GuestDisk:
         return bool(self._rings)
 
     @property
-    def takes_limits(self) -> bool:
-        """Whether `set_limit` limits anything."""
-        return False
-
-    @property
     def clients(self) -> int:
         """How many guests that is."""
         return int(self.connected)
@@ -99,7 +96,15 @@ class GuestDisk:
     def stop_ring(self, index: int) -> int:
         """Answer what was taken from a ring. The index from which requests are to be taken again."""
         ring = self._rings.pop(index)
-        return ring.base if self._resting else self._device.stop_ring(index)
+        return ring.base if self._resting else self._stopped(index)
+
+    def _stopped(self, index: int) -> int:
+        """Stop a ring of the device; what waits for space is let go of."""
+        self.held.give_up()
+        try:
+            return self._device.stop_ring(index)
+        finally:
+            self.held.begin()
 
     def add_regions(self, regions: Sequence[tuple[Region, int]], *, instead: bool) -> None:
         """Map memory of the guest, with its descriptors, `instead` of what there is. Raises OSError."""
@@ -122,7 +127,7 @@ class GuestDisk:
     def pause(self) -> None:
         """Begin no more requests and wait until none is in flight. Rings that are started now wait."""
         for index, ring in self._rings.items():
-            self._rings[index] = ring._replace(base=self._device.stop_ring(index))
+            self._rings[index] = ring._replace(base=self._stopped(index))
         self._resting = True
 
     def resume(self) -> None:
@@ -138,8 +143,9 @@ class GuestDisk:
         return old
 
     def set_limit(self, limit: RateLimit) -> None:
-        """Note a limit, which nothing of a guest's disk heeds."""
+        """Limit the rate from now on."""
         self.limit = limit
+        self._device.limit(*limit)
 
     def forget_guest(self) -> None:
         """Answer what was taken, then let go of rings and memory."""
@@ -171,6 +177,31 @@ class GuestDisk:
     # In the threads
 
     def _answer(self, parked: ParkedRequest) -> None:
+        attempt, durable = partial(self._do, parked), parked.request is Request.SYNC
+        while True:
+            try:
+                self.held.serve(attempt, partial(self._do_again, parked), durable=durable)
+            except ImageError:
+                if not self.held.is_giving_up:
+                    raise
+                # Only who is in a ring that is being stopped is let go of; another one goes on to wait.
+                if parked.leave():
+                    return
+                self.held.await_begin()
+            else:
+                return
+
+    def _do_again(self, parked: ParkedRequest) -> None:
+        """The same after an error, of which the engine knows of a read or a write: it must try itself first."""
+        if parked.request in (Request.READ, Request.WRITE):
+            try:
+                parked.outcome()
+            except ImageError:
+                parked.resume()
+                return
+        self._do(parked)
+
+    def _do(self, parked: ParkedRequest) -> None:
         image = self.image
         match parked.request:
             case Request.READ | Request.WRITE:

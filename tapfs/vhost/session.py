@@ -43,8 +43,10 @@ class Session:
         exit_when_idle: bool = False,
         kept: KeptPlanOf | None = None,
         opened: OpenedBy,
+        wait_on: str = "space",
     ) -> None:
-        """`kept` is the plan log that the image was opened with."""
+        """`kept` is the plan log that the image was opened with, `wait_on` as for `HeldRequests`."""
+        self._wait_on = wait_on
         self._opened = opened
         self._image = image
         self._identifier = identifier
@@ -78,7 +80,7 @@ class Session:
 
     def prepare(self) -> None:
         """Start the threads."""
-        disk = GuestDisk(self._image, self._identifier)
+        disk = GuestDisk(self._image, self._identifier, self._wait_on)
         self._service.ending.add("end the native threads", disk.stop)
         disk.start()
         self._disk = disk

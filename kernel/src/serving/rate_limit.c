@@ -55,7 +55,7 @@ uint64_t rate_limit_delay(struct rate_limit *limit)
 static void pay(uint64_t *due, uint64_t now, uint64_t amount, uint64_t per_second)
 {
     if (per_second != 0) {
-        /* A request has at most 2^20 bytes: this does not overflow. */
+        /* A request has at most 2^26 bytes: this does not overflow. */
         *due = maximum(*due, now - minimum(now, BURST_NS)) + amount * SECOND_NS / per_second;
     }
 }

@@ -20,6 +20,7 @@ tapfs_vhost *tapfs_vhost_new(tapfs_disk *disk, uint64_t size, int writable, cons
     }
     memcpy(device->id, id, strnlen(id, sizeof device->id));
     park_init(&device->park);
+    rate_limit_init(&device->limit);
     tapfs_vhost_set_disk(device, disk, size, writable);
     return device;
 }
@@ -63,6 +64,16 @@ int64_t tapfs_vhost_stop_ring(tapfs_vhost *device, uint32_t index)
     return vhost_queue_end(queue);
 }
 
+void tapfs_vhost_limit(tapfs_vhost *device, uint64_t bytes, uint64_t requests)
+{
+    rate_limit_set(&device->limit, bytes, requests);
+    for (uint32_t i = 0; i < TAPFS_VHOST_RINGS_MAX; i++) {
+        if (device->queues[i] != NULL) {
+            eventfd_write(device->queues[i]->wake_fd, 1);
+        }
+    }
+}
+
 int tapfs_vhost_problem_fd(tapfs_vhost *device)
 {
     return device->problem_fd;
@@ -94,6 +105,7 @@ void tapfs_vhost_free(tapfs_vhost *device)
     tapfs_vhost_set_inflight(device, -1, 0, 0, 0, 0);
     tapfs_vhost_remove_regions(device);
     park_destroy(&device->park);
+    rate_limit_destroy(&device->limit);
     close(device->problem_fd);
     free(device);
 }
@@ -125,5 +137,6 @@ void tapfs_vhost_counters(tapfs_vhost *device, tapfs_vhost_statistics *statistic
         .notifications = value(&counters->notifications),
         .kicks = value(&counters->kicks),
         .redone = value(&counters->redone),
+        .throttled_ns = value(&counters->throttled_ns),
     };
 }

@@ -11,6 +11,7 @@
 #include "mover/mover.h"
 #include "serving/metrics.h"
 #include "serving/park.h"
+#include "serving/rate_limit.h"
 #include "vhost/vhost.h"
 
 #define SECTOR_BYTES 512u
@@ -158,6 +159,7 @@ struct vhost_request {
     uint16_t head;
     bool busy;
     bool goes_on;     /* given back to be tried again */
+    bool left;        /* given back, and not to be done by this device */
     bool syncing;     /* it is written, and made durable now */
     uint8_t status;
     uint32_t type;    /* the guest's word for it */
@@ -204,7 +206,7 @@ TAPFS_INTERNAL void vhost_request_return(struct vhost_request *request);
 
 struct vhost_counters {
     _Atomic uint64_t reads, writes, flushes, zeroes, discards, read_bytes, written_bytes, errors, parked, waited,
-        notifications, kicks, redone;
+        notifications, kicks, redone, throttled_ns;
 };
 
 /* A virtqueue that is served, and its thread. */
@@ -244,6 +246,7 @@ struct tapfs_vhost {
     char id[TAPFS_VHOST_ID_BYTES];
     int problem_fd;
     struct park park;
+    struct rate_limit limit;
     struct vhost_memory memory;
     struct vhost_region inflight; /* no memory: there is none */
     uint32_t inflight_rings, inflight_entries;

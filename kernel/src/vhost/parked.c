@@ -49,6 +49,24 @@ int tapfs_vhost_resume_parked(tapfs_vhost *device, uint64_t ticket, tapfs_parked
     return 0;
 }
 
+int tapfs_vhost_leave_parked(tapfs_vhost *device, uint64_t ticket)
+{
+    /* Nobody but the thread that took it touches it. */
+    struct vhost_request *request = request_of(park_taken(&device->park, ticket, false));
+    if (request == NULL) {
+        return 1;
+    }
+    if (!atomic_load(&request->queue->stopping)) {
+        return 0;
+    }
+    park_taken(&device->park, ticket, true);
+    request->left = true;
+    request->goes_on = false;
+    request->error = EIO;
+    vhost_request_return(request);
+    return 1;
+}
+
 void tapfs_vhost_complete(tapfs_vhost *device, uint64_t ticket, int error)
 {
     struct vhost_request *request = request_of(park_taken(&device->park, ticket, true));

@@ -10,6 +10,8 @@
 #include "vhost/internal.h"
 
 #define EVENTS 8
+#define MILLISECOND_NS 1000000u
+#define PATIENCE_MAX_MS 10000u
 
 /* ---- requests */
 
@@ -51,21 +53,27 @@ static bool is_free(const struct vhost_queue *queue, uint16_t head)
     return head < queue->vring.entries && !queue->requests[head].busy;
 }
 
-static void take_all(struct vhost_queue *queue)
+/* Take what waits, as far as the limit allows. Nanoseconds until it allows the next one; 0: nothing waits for that. */
+static uint64_t take_all(struct vhost_queue *queue)
 {
     uint32_t waiting;
+    uint64_t delay;
 
     vhost_vring_ask_not(&queue->vring);
     while (takes(queue) && (waiting = vhost_vring_waiting(&queue->vring)) > 0) {
         if (waiting > queue->vring.entries) {
             vhost_queue_fail(queue, "offered more requests than its ring has entries");
-            return;
+            return 0;
         }
         for (uint32_t i = 0; i < waiting && takes(queue); i++) {
+            delay = rate_limit_delay(&queue->device->limit);
+            if (delay > 0) {
+                return delay;
+            }
             uint16_t head = vhost_vring_take(&queue->vring);
             if (!is_free(queue, head)) {
                 vhost_queue_fail(queue, "offered a descriptor that is in use already, or that there is not");
-                return;
+                return 0;
             }
             vhost_track_taken(&queue->track, head);
             begin(queue, head);
@@ -74,6 +82,7 @@ static void take_all(struct vhost_queue *queue)
             }
         }
     }
+    return 0;
 }
 
 /* What a predecessor had taken. Its answers may have been shown without a notification, so the guest gets one. */
@@ -89,11 +98,18 @@ static void redo(struct vhost_queue *queue)
 
 /* ---- the thread */
 
-static void wait_for_something(struct vhost_queue *queue)
+/* With a `delay` in nanoseconds at most for so long. */
+static void wait_for_something(struct vhost_queue *queue, uint64_t delay)
 {
     struct epoll_event events[EVENTS];
-    int count = epoll_wait(queue->epoll_fd, events, EVENTS, -1);
+    uint64_t since = delay > 0 ? rate_limit_now() : 0;
+    /* A whole millisecond more is no loss: the limit forgives as much. */
+    int patience = delay > 0 ? (int)minimum(delay / MILLISECOND_NS + 1, PATIENCE_MAX_MS) : -1;
+    int count = epoll_wait(queue->epoll_fd, events, EVENTS, patience);
 
+    if (delay > 0) {
+        vhost_count(&queue->device->counters.throttled_ns, rate_limit_now() - since);
+    }
     vhost_count(&queue->device->counters.kicks, 1);
     for (int i = 0; i < count; i++) {
         if (events[i].data.ptr == &queue->wake_fd) {
@@ -110,7 +126,7 @@ void *vhost_queue_serve(void *argument)
 
     redo(queue);
     for (;;) {
-        take_all(queue);
+        uint64_t delay = take_all(queue);
         if (atomic_load_explicit(&queue->device->memory.gone, memory_order_relaxed)) {
             vhost_queue_fail(queue, NULL);
         }
@@ -120,8 +136,8 @@ void *vhost_queue_serve(void *argument)
             break;
         }
         vhost_vring_ask(&queue->vring);
-        if (!takes(queue) || vhost_vring_waiting(&queue->vring) == 0) {
-            wait_for_something(queue);
+        if (delay > 0 || !takes(queue) || vhost_vring_waiting(&queue->vring) == 0) {
+            wait_for_something(queue, takes(queue) ? delay : 0);
         }
     }
     return NULL;

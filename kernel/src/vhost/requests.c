@@ -260,6 +260,8 @@ static void begin_range(struct vhost_request *request)
 void vhost_request_begin(struct vhost_request *request)
 {
     request->since = metrics_begin(vhost_metric_of(request->type), request->offset, request->length);
+    bool moves = request->type == TYPE_IN || request->type == TYPE_OUT;
+    rate_limit_charge(&request->queue->device->limit, moves ? request->length : 0);
     if (request->status != STATUS_OK) {
         vhost_queue_answer(request);
         return;
@@ -286,7 +288,9 @@ void vhost_request_begin(struct vhost_request *request)
 
 static void go_on(struct vhost_request *request)
 {
-    if (request->goes_on) {
+    if (request->left && request->queue->track.states != NULL) {
+        vhost_queue_forget(request);
+    } else if (request->goes_on) {
         request->goes_on = false;
         move_on(request);
     } else if (request->error != 0) {

@@ -71,6 +71,7 @@ typedef struct {
     uint64_t notifications; /* sent to the guest */
     uint64_t kicks;         /* times that the threads woke up */
     uint64_t redone;        /* requests of the in-flight region that a predecessor had taken */
+    uint64_t throttled_ns;  /* time that requests waited for the rate limit */
 } tapfs_vhost_statistics;
 
 /* The disk stays the caller's and must outlive the device. `id` is what the guest may ask for. NULL with errno set. */
@@ -108,6 +109,9 @@ int tapfs_vhost_set_call(tapfs_vhost *device, uint32_t index, int call);
  */
 int64_t tapfs_vhost_stop_ring(tapfs_vhost *device, uint32_t index);
 
+/* Take at most so many bytes and requests a second from now on, from all rings together; 0: no limit. For who starts rings. */
+void tapfs_vhost_limit(tapfs_vhost *device, uint64_t bytes, uint64_t requests);
+
 /* A descriptor that becomes readable when a ring has met a problem. Reading it is the caller's. */
 int tapfs_vhost_problem_fd(tapfs_vhost *device);
 /* How a ring broke the protocol since it was started last, a static string; NULL: it did not. It takes no requests
@@ -120,6 +124,11 @@ size_t tapfs_vhost_next_parked(tapfs_vhost *device, uint32_t queue, tapfs_parked
 int tapfs_vhost_resume_parked(tapfs_vhost *device, uint64_t ticket, tapfs_parked *parked);
 /* Finish a parked request with an errno or with success (0): a WRITE is written whole. */
 void tapfs_vhost_complete(tapfs_vhost *device, uint64_t ticket, int error);
+/*
+ * Let go of a parked request whose ring is being stopped: 1. It has no answer, and stands in the in-flight region for who
+ * starts the ring again; without such a region it is answered with an error. 0: its ring goes on, and nothing was done.
+ */
+int tapfs_vhost_leave_parked(tapfs_vhost *device, uint64_t ticket);
 
 /* Have the owner's threads end. No ring is started. */
 void tapfs_vhost_stop(tapfs_vhost *device);

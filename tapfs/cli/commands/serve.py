@@ -88,6 +88,12 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="PATH",
         help="serve the disk to a virtual machine instead: the Unix socket to which it connects",
     )
+    parser.add_argument(
+        "--wait-on",
+        choices=("space", "errors", "nothing"),
+        help="with --vhost-user: have the guest wait, until 'tapfs resume' or a later try succeeds, instead of telling "
+        "it of an error: where the host is full (the default), also where its disk fails, or never",
+    )
     parser.add_argument("--exit-when-idle", action="store_true", help="end when the last client has gone")
     parser.add_argument("--background", action="store_true", help="return when clients may come; kill ends the server")
     parser.add_argument("--pid-file", metavar="FILE", help="write the number of the serving process into FILE")
@@ -111,6 +117,8 @@ def _serve_nbd(arguments: argparse.Namespace, inherited: frozenset[int]) -> int:
     from tapfs.serving.server_start import ServerStart, put_away
 
     paths = [arguments.image, *arguments.more]
+    if arguments.wait_on is not None:
+        raise UsageError("--wait-on is for --vhost-user: an NBD client is told of every error", _PROGRAM)
     if arguments.overlay is not None and arguments.more:
         raise UsageError("--overlay is for one image", _PROGRAM)
     exports = export_names(arguments.name, paths)
@@ -185,6 +193,7 @@ def _serve_guest(arguments: argparse.Namespace, inherited: frozenset[int]) -> in
         exit_when_idle=arguments.exit_when_idle,
         kept=kept,
         opened=_opened_by(arguments),
+        wait_on=arguments.wait_on or "space",
     )
     return _run(
         arguments, ServerStart(session.run, images, [listener], [path], _pid_file(arguments)), inherited, [path]

@@ -18,9 +18,9 @@ from tests.vhost_front_end import FrontEnd
 class Served:
     """The disk of a guest. At the end of the block it, its front ends and the image are closed."""
 
-    def __init__(self, image: Image, identifier: bytes = b"serial") -> None:
+    def __init__(self, image: Image, identifier: bytes = b"serial", wait_on: str = "nothing") -> None:
         self.image = image
-        self.disk = GuestDisk(image, identifier)
+        self.disk = GuestDisk(image, identifier, wait_on)
         self.ended: list[str] = []
         self._front_ends: list[FrontEnd] = []
         self._threads: list[threading.Thread] = []
