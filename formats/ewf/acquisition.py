@@ -56,7 +56,22 @@ def _values(text: str) -> dict[str, str]:
         return {}
     names, values = [*lines[lines.index("main") + 1 :], "", ""][:2]
     pairs = zip(names.split("\t"), values.split("\t"), strict=False)
-    return {_KEYS[name]: value for name, value in pairs if name in _KEYS and value}
+    found = {_KEYS[name]: value for name, value in pairs if name in _KEYS and value}
+    if "acquired" in found:
+        found["acquired"] = _moment(found["acquired"])
+    return found
+
+
+def _moment(value: str) -> str:
+    """A moment in the form of ISO 8601: from seconds since 1970, or from six numbers in the examiner's own time."""
+    from datetime import UTC, datetime  # few images are of this format
+
+    try:
+        if value.isdigit():
+            return datetime.fromtimestamp(int(value), UTC).isoformat().replace("+00:00", "Z")
+        return datetime.strptime(value, "%Y %m %d %H %M %S").isoformat()  # noqa: DTZ007  it names no zone
+    except (ValueError, OverflowError, OSError):
+        return value
 
 
 def digests(file: HostFile, sections: Iterable[Section]) -> dict[str, str]:

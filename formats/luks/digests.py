@@ -25,18 +25,16 @@ _FIRST_ITERATIONS = 10_000
 def libcrypto_name(name: str) -> str:
     """A digest's name as hashlib and libcrypto know it. Raises ImageError(unsupported) for one that is not here."""
     found = _NAMES.get(name.lower())
+    if found is None:
+        remedy = "known to tapfs: " + ", ".join(_NAMES)
+        raise ImageError(ErrorKind.UNSUPPORTED, f"the digest {name!r} is not known here", op="unlock", remedy=remedy)
     try:
-        if found is not None:
-            hashlib.new(found, usedforsecurity=False)
-            return found
-    except ValueError:  # this libcrypto was built without it
-        pass
-    raise ImageError(
-        ErrorKind.UNSUPPORTED,
-        f"the digest {name!r} is not known here",
-        op="unlock",
-        remedy="known to tapfs: " + _known(),
-    )
+        hashlib.new(found, usedforsecurity=False)
+    except ValueError:
+        message = f"the digest {name!r} is not in the libcrypto that this Python uses"
+        remedy = "use a libcrypto that has it, or cryptsetup"
+        raise ImageError(ErrorKind.UNSUPPORTED, message, op="unlock", remedy=remedy) from None
+    return found
 
 
 def digest(name: str, data: bytes | bytearray) -> bytes:
@@ -64,7 +62,3 @@ def iterations_in(name: str, milliseconds: int, length: int) -> int:
         if taken >= _MEASURED_SECONDS:
             return int(iterations * milliseconds / 1000 / taken)
         iterations *= 4
-
-
-def _known() -> str:
-    return ", ".join(_NAMES)

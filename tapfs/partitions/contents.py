@@ -21,6 +21,12 @@ _LARGER_SECTOR = 4096
 #: Types of MBR partitions that hold a table of their own.
 _WITH_A_LABEL = {"a5", "a6", "a9"}
 
+#: The types of encrypted volumes, with the name of each and what opens it.
+_OPENED_BY = {
+    "crypto_LUKS": ("LUKS", "cryptsetup opens it, and {format=luks} does if the image is raw"),
+    "BitLocker": ("BitLocker", "dislocker or cryptsetup's bitlkOpen opens it"),
+}
+
 #: Names the contents of a window that it reads itself, of so many bytes.
 IdentifyOthers = Callable[[Read, int], Sequence[FileSystem]]
 
@@ -37,9 +43,9 @@ def disk_contents(
     disk = Reader(read, size)
     notes: list[str] = []
     file_system = _identified(disk, "the disk", notes, identify_others)
-    if file_system is not None and file_system.type == "crypto_LUKS":
-        opens = f"cryptsetup opens it, and {spelled('{format=luks}')} does if the image is raw"
-        notes.append(f"the disk is encrypted with LUKS, and tapfs shows it so: {opens}")
+    if file_system is not None and file_system.type in _OPENED_BY:
+        name, opens = _OPENED_BY[file_system.type]
+        notes.append(f"the disk is encrypted with {name}, and tapfs shows it so: {spelled(opens)}")
     try:
         table = _read_table(disk, sector_size)
         if table.scheme is None:

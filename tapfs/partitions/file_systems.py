@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 from itertools import pairwise
 
+from tapfs.partitions.bitlocker import bitlocker
 from tapfs.partitions.fat import exfat, vfat
 from tapfs.partitions.ntfs import ntfs
 from tapfs.partitions.reader import Reader
@@ -17,7 +18,7 @@ from tapfs.partitions.table import FileSystem, uuid_text
 from tapfs.partitions.udf import udf
 
 #: Contents that are themselves a disk, or a part of one.
-VOLUMES = frozenset({"crypto_LUKS", "LVM2_member", "linux_raid_member"})
+VOLUMES = frozenset({"crypto_LUKS", "BitLocker", "LVM2_member", "linux_raid_member"})
 
 #: The offsets that the second header of LUKS 2 may have, which depend on the size of the first.
 _LUKS2_SECOND = tuple(0x4000 << doublings for doublings in range(9))
@@ -26,7 +27,7 @@ _LUKS2_SECOND = tuple(0x4000 << doublings for doublings in range(9))
 def identify(window: Reader) -> list[FileSystem]:
     """All file systems whose signatures are there. It is one, if the program that made it wiped the older ones.
 
-    A volume that holds another disk (LUKS, LVM, RAID) is alone: what else shows itself lies in the
+    A volume that holds another disk (LUKS, BitLocker, LVM, RAID) is alone: what else shows itself lies in the
     volume or was there before. UDF hides the ISO 9660 of a disc that has both.
     """
     found = [each for probe in _PROBES if (each := probe(window)) is not None]
@@ -155,6 +156,7 @@ def _squashfs(disk: Reader) -> FileSystem | None:
 
 _PROBES: tuple[Callable[[Reader], FileSystem | None], ...] = (
     _luks,
+    bitlocker,
     _lvm2,
     _raid,
     _swap,

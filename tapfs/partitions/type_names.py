@@ -54,5 +54,6 @@ GPT_TYPES = {
     "516e7cb6-6ecf-11d6-8ff8-00022d09712b": "FreeBSD UFS",
     "516e7cba-6ecf-11d6-8ff8-00022d09712b": "FreeBSD ZFS",
     "48465300-0000-11aa-aa11-00306543ecac": "Apple HFS/HFS+",
+    "53746f72-6167-11aa-aa11-00306543ecac": "Apple Core Storage",
     "7c3457ef-0000-11aa-aa11-00306543ecac": "Apple APFS",
 }

@@ -197,3 +197,36 @@ def test_two_at_once_are_told(tmp_path: Path) -> None:
     contents = look_at(path)
     assert contents.file_system is None
     assert contents.table.notes == ["the disk has the signatures of ext4 and squashfs"]
+
+
+BITLOCKER_NOTE = (
+    "the disk is encrypted with BitLocker, and tapfs shows it so: dislocker or cryptsetup's bitlkOpen opens it"
+)
+_WHOLE = bytes.fromhex("3bd66749292ed84a8399f6a339e3d001")
+_USED_SPACE_ONLY = bytes.fromhex("3b4da89280dd0e4d9e4eb1e3284eaed8")
+_METADATA_AT = 3 * MIB
+
+
+@pytest.mark.parametrize("kind", ["whole", "used space only", "to go", "vista"])
+def test_bitlocker_like_blkid(tmp_path: Path, kind: str) -> None:
+    """The metadata lie in the middle of the volume; To Go has the boot sector of a FAT32 that Windows XP can read."""
+    path = tmp_path / "disk"
+    path.touch()
+    os.truncate(path, 64 * MIB)
+    if kind == "to go":
+        subprocess.run(["mkfs.vfat", "-F32", "-n", "BIG", path], check=True, capture_output=True)
+    place = _METADATA_AT.to_bytes(8, "little")
+    boot = {
+        "whole": {0: b"\xeb\x58\x90-FVE-FS-", 160: _WHOLE + place},
+        "used space only": {0: b"\xeb\x58\x90-FVE-FS-", 160: _USED_SPACE_ONLY + place},
+        "to go": {0: b"\xeb\x58\x90MSWIN4.1", 424: _WHOLE + place},
+        "vista": {0: b"\xeb\x52\x90-FVE-FS-", 11: b"\x00\x02\x08", 56: (_METADATA_AT // 4096).to_bytes(8, "little")},
+    }[kind]
+    with path.open("r+b") as file:
+        for offset, field in boot.items():
+            file.seek(offset)
+            file.write(field)
+        assert look_at(path).file_system != ("BitLocker", None, None)
+        file.seek(_METADATA_AT)
+        file.write(b"-FVE-FS-\x3a\0\2\0")
+    assert_like_blkid(path, [BITLOCKER_NOTE])

@@ -181,9 +181,19 @@ def test_damaged_images_never_surprise() -> None:
     assert hostile.run(Subject(FORMAT, images=images), 0, 200) == "200 images"
 
 
-def test_what_the_examiner_wrote(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("written", "moment"),
+    [
+        ("1795907874", "2026-11-28T23:17:54Z"),
+        ("2002 3 4 10 19 59", "2002-03-04T10:19:59"),
+        ("2002 13 4 10 19 59", "2002 13 4 10 19 59"),
+        ("9" * 40, "9" * 40),
+        ("yesterday", "yesterday"),
+    ],
+)
+def test_what_the_examiner_wrote(written: str, moment: str) -> None:
     made = Segment()
-    text = "1\nmain\nc\tn\ta\te\tt\tav\tov\tm\nc1\t7\tlaptop\tJ. Doe\tnone\t1\tLinux\t1795907874\n\n"
+    text = f"1\nmain\nc\tn\ta\te\tt\tav\tov\tm\nc1\t7\tlaptop\tJ. Doe\tnone\t1\tLinux\t{written}\n\n"
     made.add(b"header2", zlib.compress(b"\xff\xfe" + text.encode("utf-16-le")))
     made.add(b"volume", volume(len(DISK) // 512))
     made.add(b"table", table(made.add_chunks(DISK, pack=[True])))
@@ -199,9 +209,8 @@ def test_what_the_examiner_wrote(tmp_path: Path) -> None:
         "notes": "none",
         "program": "1",
         "platform": "Linux",
-        "acquired": "1795907874",
+        "acquired": moment,
     }
     assert details["md5"] == bytes(range(16)).hex()
     assert details["sha1"] == bytes(range(16, 36)).hex()
     assert details["bad_ranges"] == 3
-    del tmp_path
