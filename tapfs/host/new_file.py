@@ -211,8 +211,14 @@ class UnnamedFile:
             else:
                 mode &= status.st_mode
         # Some hosts have no permissions to set: asking for those that the file has would fail there.
-        if stat.S_IMODE(os.fstat(self._descriptor).st_mode) != mode:
-            os.fchmod(self._descriptor, mode)
+        now = stat.S_IMODE(os.fstat(self._descriptor).st_mode)
+        if now != mode:
+            try:
+                os.fchmod(self._descriptor, mode)
+            except OSError as error:
+                # Where a host sets none, a file that lets in fewer is no reason to lose it.
+                if error.errno not in (errno.EPERM, errno.EOPNOTSUPP) or now & ~mode:
+                    raise
 
 
 class InPlaceFile:

@@ -32,7 +32,7 @@ from tests.torture.served_writer import WRITES
 PROGRAM = "python -m tests.torture.commands"
 SIZE = 3 << 20
 _TAPFS = [sys.executable, "-m", "tapfs.cli"]
-_CODES = {0} | {codes.exit_code for codes in CODES.values()} - {EXIT_USAGE}
+CODES_OF_ERRORS = {0} | {codes.exit_code for codes in CODES.values()} - {EXIT_USAGE}
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ def judge(name: str, fault: Fault, folder: Path) -> Done:
     try:
         if ended.met:  # else Python itself may have met it, while it loads modules
             assert f'File "{REPOSITORY}/tapfs/' not in ended.output, "there is a traceback"
-            assert ended.status in _CODES | command.codes, f"exit code {ended.status}"
+            assert ended.status in CODES_OF_ERRORS | command.codes, f"exit code {ended.status}"
             assert ended.status in {0} | command.codes or ended.output.strip(), "an error without a message"
         command.look(files, ended)
     except (AssertionError, tapfs.ImageError) as error:

@@ -23,7 +23,8 @@ from tests.fuzz import decoders
 from tests.many_runs import Done, Job, Tally, run_all
 from tests.peer.newest_qemu import newest_qemu
 from tests.peer.qcow2_matrix import __main__ as matrix
-from tests.torture import commands
+from tests.torture import commands, hosts
+from tests.torture.refusing_host import HOSTS
 
 
 class Budget(NamedTuple):
@@ -137,12 +138,19 @@ def _calls(budget: Budget) -> Tally:
     return tally._replace(counts=tally.counts + Counter({"known": len(known)}))
 
 
+def _hosts(budget: Budget) -> Tally:
+    """Every command on every other host, in any order, until the time is over."""
+    known = hosts.jobs([*HOSTS, *hosts.OTHERS], commands.COMMANDS, 1.0, random.Random(budget.first_seed))
+    return run_all(known, budget.processes, budget.seconds)
+
+
 PARTS = (
-    Part("crash", 31, "a power failure at any moment of a driver's plans, every kind of image", _of_drivers("crash")),
+    Part("crash", 27, "a power failure at any moment of a driver's plans, every kind of image", _of_drivers("crash")),
     Part("requests", 5, "random requests of a driver against a model", _of_drivers("operations")),
     Part("faults", 8, "failing, cut and late calls of the host and refused memory under the engine", _faults),
     Part("engine", 8, "one call of the host, or one allocation, of the engine fails: each one by one", _one_by_one),
-    Part("calls", 20, "one system call of a command, a mount or a server fails: each one by one", _calls),
+    Part("calls", 18, "one system call of a command, a mount or a server fails: each one by one", _calls),
+    Part("hosts", 6, "commands on hosts that lack something, are full or read-only, and with clocks that jump", _hosts),
     Part("fuzz", 5, "inputs of atheris for open, map, check and repair of writable formats", _of_writable),
     Part("readers", 5, "the same for what is only read: formats, packed files, packages, file systems", _of_read_only),
     Part("decoders", 8, "inputs of libFuzzer for the engine's decoders, under sanitizers", _decoders),

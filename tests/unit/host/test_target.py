@@ -170,6 +170,21 @@ def test_nobody_reads_a_file_under_a_hidden_name(
     assert os.listdir(tmp_path) == [out.name]
 
 
+def test_a_host_that_sets_no_permissions_has_the_image_for_its_owner(
+    tmp_path: Path, no_unnamed_files: None, usual_mask: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fchmod(descriptor: int, mode: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "fchmod", fchmod)
+    tapfs.create_image(str(tmp_path / "out"), NEW)
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o600
+    assert os.listdir(tmp_path) == ["out"]
+    (tmp_path / "out").chmod(0o400)
+    with pytest.raises(tapfs.ImageError):
+        tapfs.create_image(str(tmp_path / "out"), NEW, overwrite=True)
+
+
 def test_a_hidden_file_is_gone_after_a_failure(tmp_path: Path, no_unnamed_files: None) -> None:
     with pytest.raises(KeyError), create.new_image(str(tmp_path / "out"), NEW):
         raise KeyError
