@@ -31,7 +31,7 @@ from tests.xen.supervising import (
     pid_of,
 )
 from tests.xen.supervisor_process import PATIENCE, SupervisorProcess
-from tests.xen.xenstore_tree import Change
+from tests.xen.xenstore_tree import Change, RefusedError, Tree
 from tests.xen.xenstored import Xenstored, guest_socket
 
 DRIVER = 5
@@ -212,3 +212,17 @@ async def test_a_driver_domain_that_goes_is_forgotten(
     await eventually(lambda: f"domain {DRIVER + 1} is a driver domain" in domain_0.log.read_text())
     assert xenstored.read(f"/local/domain/{DRIVER + 1}/tapfs-shows-guests") == "1"
     assert not [path for path in xenstored.tree.keys if path.startswith(f"/local/domain/{DRIVER}/")]
+
+
+async def test_what_cannot_be_shown_leaves_domain_0s_own_disks_alone(
+    store: XenStore, supervisor: SupervisorProcess, xenstored: Xenstored, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> Change:
+        raise RefusedError("EINVAL")
+
+    with monkeypatch.context() as refusing:
+        await trio.to_thread.run_sync(supervisor.start)
+        refusing.setattr(Tree, "set_permissions", refuse)
+        xenstored.fire([xenstored.tree.make_directory(0, f"/local/domain/{DRIVER}/libxl"), Change("@introduceDomain")])
+        await eventually(lambda: f"what domain {DRIVER} is to know" in supervisor.log.read_text())
+    await attach(store, Device("tap", GUEST, parse_vdev("xvda")), image)

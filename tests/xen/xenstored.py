@@ -108,6 +108,8 @@ class Connection:
                 return join_strings(*children)
             case Operation.DIRECTORY_PART:
                 return self._part(tree, self._path(first, transaction), int(split_strings(rest)[0]))
+            case Operation.GET_PERMISSIONS if first.startswith(b"@"):
+                raise RefusedError("EINVAL")  # as the store of C; that of OCaml tells them
             case Operation.GET_PERMISSIONS:
                 return join_strings(*tree.permissions(self.domain, self._path(first, transaction)))
             case Operation.WRITE:

@@ -8,7 +8,8 @@ serves disks of libxl to it by our script. A key in that domain's directory says
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from functools import partial
 
 import trio
@@ -33,7 +34,10 @@ _INTRODUCED, _RELEASED = "@introduceDomain", "@releaseDomain"
 
 
 async def show_guests_to_driver_domains(store: XenStore) -> None:
-    """Do so for the driver domains that there are and that come, until cancelled. Raises ImageError."""
+    """Do so for the driver domains that there are and that come, until cancelled.
+
+    What xenstored refuses is logged. Raises the ImageError of a xenstored that is gone.
+    """
     attended: dict[int, trio.CancelScope] = {}
     others: set[int] = {0}
     async with store.watch(_INTRODUCED, _RELEASED) as events, trio.open_nursery() as nursery:
@@ -42,13 +46,43 @@ async def show_guests_to_driver_domains(store: XenStore) -> None:
             others &= there
             for domain in attended.keys() - there:
                 attended.pop(domain).cancel()
+            new: list[int] = []
             for domain in sorted(there - attended.keys() - others):
                 # It is there before the domain is introduced.
                 if await store.read(_mark_of(domain)) is None:
                     others.add(domain)
                 else:
                     attended[domain] = trio.CancelScope()
-                    nursery.start_soon(_attend, store, domain, attended[domain])
+                    new.append(domain)
+            if new:
+                async with _refusals_logged(store, new):
+                    await _show_releases(store, attended)
+            for domain in new:
+                nursery.start_soon(_attend, store, domain, attended[domain])
+
+
+@asynccontextmanager
+async def _refusals_logged(store: XenStore, driver_domains: Iterable[int]) -> AsyncIterator[None]:
+    """Log what xenstored refuses: the disks of domain 0 itself need nothing of it."""
+    try:
+        yield
+    except ImageError as error:
+        if store.lost:
+            raise
+        whom = ", ".join(map(str, driver_domains))
+        log.error("what domain %s is to know of its guests cannot be shown to it: %s", whom, error)
+
+
+async def _show_releases(store: XenStore, driver_domains: Iterable[int]) -> None:
+    """Let driver domains hear that some domain was suspended or has ended."""
+    try:
+        permissions = await store.permissions(_RELEASED)
+    except ImageError:
+        # The store that is written in C sets these permissions, and does not tell them.
+        permissions = ["n0"]
+    await store.set_permissions(
+        _RELEASED, list(dict.fromkeys([*permissions, *(f"r{each}" for each in driver_domains)]))
+    )
 
 
 async def _attend(store: XenStore, driver_domain: int, scope: trio.CancelScope) -> None:
@@ -56,8 +90,7 @@ async def _attend(store: XenStore, driver_domain: int, scope: trio.CancelScope) 
     kinds = [f"{backends_of(driver_domain)}/{kind}" for kind in LIBXL_KINDS]
     shown: set[Device] = set()
     with scope:
-        async with store.watch(*kinds) as paths:
-            await _show(store, _RELEASED, driver_domain)
+        async with _refusals_logged(store, [driver_domain]), store.watch(*kinds) as paths:
             await store.transact(partial(_note, driver_domain=driver_domain))
             log.info("domain %d is a driver domain: it is shown the guests of its disks", driver_domain)
             async for path in paths:
@@ -67,17 +100,9 @@ async def _attend(store: XenStore, driver_domain: int, scope: trio.CancelScope) 
                         shown.discard(device)
                     elif device not in shown:
                         shown.add(device)
-                        await _show_guest(store, device)
-
-
-async def _show_guest(store: XenStore, device: Device) -> None:
-    try:
-        for name in GUEST_KEYS:
-            await _show(store, f"{DOMAINS}/{device.domain}/{name}", device.backend_domain)
-    except ImageError as error:
-        if store.lost:
-            raise
-        log.error("domain %d cannot be shown the guest of its disk %s: %s", device.backend_domain, device, error)
+                        async with _refusals_logged(store, [driver_domain]):
+                            for name in GUEST_KEYS:
+                                await _show(store, f"{DOMAINS}/{device.domain}/{name}", driver_domain)
 
 
 def _mark_of(domain: int) -> str:
