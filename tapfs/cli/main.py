@@ -98,7 +98,7 @@ def _dispatch(words: list[str], *, owned: bool = False) -> int:
     parser.add_argument("--version", action=_Version)
     parser.parse(words)
     if not wanted:
-        raise UsageError(f"a command is missing (there are {', '.join(COMMANDS)})", "tapfs")
+        raise UsageError("a command is missing", "tapfs")
     raise _no_such_command(wanted)
 
 
@@ -137,7 +137,7 @@ def _help(words: list[str]) -> int:
 
 
 def _no_such_command(name: str) -> UsageError:
-    guess = did_you_mean(name, [*COMMANDS, "help"]) or f" (there are {', '.join(COMMANDS)})"
+    guess = did_you_mean(name, [*COMMANDS, "help"])
     return UsageError(f"no such command: {name!r}{guess}", "tapfs")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from enum import StrEnum
 from types import TracebackType
 from typing import Self, TextIO
@@ -106,9 +108,7 @@ class Progress:
         speed = self._done / elapsed
         rate = f"{speed / (1 << 20):.0f} MiB/s" if self._unit == "bytes" else f"{speed:.0f} {self._unit}/s"
         tail = f" {share:4.0%} {rate} {time_text}"
-        import shutil
-
-        columns = shutil.get_terminal_size().columns
+        columns = self._columns()
         width = min(40, columns - len(self._operation) - len(tail) - 4)
         bar = ""
         if width >= 5:
@@ -117,6 +117,13 @@ class Progress:
         self._stream.write(f"\r{f'{self._operation}{bar}{tail}'[: columns - 1]}\x1b[K")
         self._stream.flush()
         self._bar_shown = True
+
+    def _columns(self) -> int:
+        """The width of the terminal that the bar is on; standard output may lead elsewhere."""
+        said = os.environ.get("COLUMNS", "")
+        with suppress(OSError, ValueError):
+            return (int(said) if said.isdecimal() else 0) or os.get_terminal_size(self._stream.fileno()).columns or 80
+        return 80
 
 
 def _duration(seconds: float) -> str:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
 import pty
 import re
+import struct
+import subprocess
+import termios
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +115,24 @@ def test_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     shown = _run(Terminal(), ProgressMode.AUTO, seconds=10)
     assert all(len(frame.removesuffix("\x1b[K")) < 20 for frame in shown.rstrip("\n").split("\r"))
+
+
+def test_the_width_is_that_of_the_terminal_of_the_bar(tapfs_command: list[str], sample: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    words = [*tapfs_command, "convert", "-p", "-f", "raw", "-O", "qcow", str(sample), str(tmp_path / "a.qcow")]
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    with subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # the other end is closed
+            while piece := os.read(ours, 1000):
+                shown += piece
+        os.close(ours)
+    assert process.returncode == 0
+    frames = re.sub(rb"\x1b\[K|\r\n", b"", shown).split(b"\r")
+    assert b"100%" in frames[-1]
+    assert max(map(len, frames)) < 40
 
 
 def test_convert_is_silent_in_a_pipe(tapfs_process: Run, sample: Path, tmp_path: Path) -> None:
