@@ -49,6 +49,16 @@ static void become_newest(struct cache *cache, struct unit *unit, bool proven)
     order->bytes += unit_bytes(unit);
 }
 
+uint64_t cache_bytes(const struct cache *cache)
+{
+    return cache->orders[0].bytes + cache->orders[1].bytes;
+}
+
+static void say_taken(struct cache *cache)
+{
+    atomic_store_explicit(&cache->taken, cache_bytes(cache), memory_order_relaxed);
+}
+
 static void drop(struct cache *cache, struct unit *unit)
 {
     struct unit **link = bucket_of(cache, unit->layer, unit->index);
@@ -58,6 +68,7 @@ static void drop(struct cache *cache, struct unit *unit)
     *link = unit->chain;
     leave_order(cache, unit);
     cache->unit_count--;
+    say_taken(cache);
     free(unit);
 }
 
@@ -79,11 +90,6 @@ static void spread(struct cache *cache)
             *bucket = unit;
         }
     }
-}
-
-uint64_t cache_bytes(const struct cache *cache)
-{
-    return cache->orders[0].bytes + cache->orders[1].bytes;
 }
 
 /* The unit that goes first: the oldest of those that are not proven, if there are any, but never `kept`. NULL: none. */
@@ -125,6 +131,7 @@ static void insert(struct cache *cache, struct unit *unit)
         }
         drop(cache, victim);
     }
+    say_taken(cache);
 }
 
 /* A unit was wanted. */

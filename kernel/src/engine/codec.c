@@ -22,10 +22,10 @@ bool packing_valid(const tapfs_packing *packing)
     return codec_known(packing->codec) && header;
 }
 
-void codec_init(struct codec *codec, uint64_t kept_bytes)
+void codec_init(struct codec *codec, uint64_t own, const struct cache *map)
 {
     *codec = (struct codec){.context_count = 0};
-    unpacked_init(&codec->units, kept_bytes);
+    unpacked_init(&codec->units, own, map);
     pthread_mutex_init(&codec->mutex, NULL);
 }
 
@@ -140,7 +140,7 @@ int codec_read(struct codec *codec, const struct codec_source *source, uint8_t *
     if (unpacked_copy(&codec->units, source, buffer, inner, length)) {
         return 0;
     }
-    uint8_t *data = malloc(source->unit);
+    uint8_t *data = unpacked_memory(&codec->units, source->unit);
     if (data == NULL) {
         return ENOMEM;
     }

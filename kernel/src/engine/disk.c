@@ -15,7 +15,7 @@ tapfs_disk *tapfs_disk_new(uint64_t cache_bytes)
         free(disk);
         return NULL;
     }
-    codec_init(&disk->codec, cache_bytes / 2);
+    codec_init(&disk->codec, cache_bytes / 2, &disk->cache);
     range_lock_init(&disk->ranges);
     atomic_init(&disk->epoch, 0);
     atomic_init(&disk->running[0], 0);

@@ -39,6 +39,7 @@ struct cache {
     uint64_t misses;
     uint64_t filled;             /* units that were read from the format's tables here */
     struct unit_order orders[2]; /* by last use: not proven, proven */
+    _Atomic uint64_t taken;      /* bytes of all units, for those who do not have the mutex */
 };
 
 TAPFS_INTERNAL int cache_init(struct cache *cache, uint64_t limit);
@@ -146,18 +147,24 @@ struct unpacked_units {
     pthread_mutex_t mutex; /* of all below; a leaf */
     struct unpacked **buckets;
     struct unpacked *newest, *oldest;
-    uint64_t bytes, limit;
+    _Atomic uint64_t bytes; /* changed with the mutex */
+    uint64_t own;           /* what they may always take; more is what the map leaves of its bound */
+    const struct cache *map;
 };
 
-TAPFS_INTERNAL void unpacked_init(struct unpacked_units *units, uint64_t limit);
+TAPFS_INTERNAL void unpacked_init(struct unpacked_units *units, uint64_t own, const struct cache *map);
 TAPFS_INTERNAL void unpacked_destroy(struct unpacked_units *units);
 /* Copy bytes [inner, inner + length) of a unit, if it is kept. */
 TAPFS_INTERNAL bool unpacked_copy(struct unpacked_units *units, const struct codec_source *source, uint8_t *buffer,
                                   uint64_t inner, uint64_t length);
+/* Memory for a unit that is to be unpacked, perhaps that of one which goes for it: fresh pages cost as much as a fast codec. */
+TAPFS_INTERNAL uint8_t *unpacked_memory(struct unpacked_units *units, uint64_t unit);
 /* Keep a unit, of which the first `end` bytes may be taken. `data` is the keeper's from then on. */
 TAPFS_INTERNAL void unpacked_keep(struct unpacked_units *units, const struct codec_source *source, uint8_t *data,
                                   uint64_t end);
 TAPFS_INTERNAL void unpacked_drop_layer(struct unpacked_units *units, uint32_t layer);
+/* Let go of what there is no room for any more: the map has grown. The mutex of the cache is not held. */
+TAPFS_INTERNAL void unpacked_shrink(struct unpacked_units *units);
 
 /* ---- engine/codec.c */
 
@@ -182,8 +189,8 @@ struct codec_source {
 
 /* Whether the codec is known and a header holds its length field. */
 TAPFS_INTERNAL bool packing_valid(const tapfs_packing *packing);
-/* At most about `kept_bytes` of unpacked units are kept. */
-TAPFS_INTERNAL void codec_init(struct codec *codec, uint64_t kept_bytes);
+/* Unpacked units are kept in `own` bytes, and in what the map leaves of its bound. */
+TAPFS_INTERNAL void codec_init(struct codec *codec, uint64_t own, const struct cache *map);
 TAPFS_INTERNAL void codec_destroy(struct codec *codec);
 /* Bytes [inner, inner + length) of an unpacked unit. 0 or an errno, EUCLEAN: no valid stream. */
 TAPFS_INTERNAL int codec_read(struct codec *codec, const struct codec_source *source, uint8_t *buffer,

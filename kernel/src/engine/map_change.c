@@ -50,6 +50,7 @@ int tapfs_disk_install(tapfs_disk *disk, uint32_t index, const tapfs_extent *ext
     pthread_mutex_lock(&disk->cache.mutex);
     merged_forget(disk, extents[0].offset, end);
     pthread_mutex_unlock(&disk->cache.mutex);
+    unpacked_shrink(&disk->codec.units);
     return error;
 }
 

@@ -202,6 +202,7 @@ int merged_lookup(tapfs_disk *disk, uint64_t offset, uint64_t end, bool empty_to
         free(unit);
     }
     pthread_mutex_unlock(&cache->mutex);
+    unpacked_shrink(&disk->codec.units);
     return *count > 0 ? MAP_FOUND : MAP_MISSING;
 }
 

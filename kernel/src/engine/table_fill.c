@@ -262,6 +262,7 @@ static size_t put(struct filling *filling)
         }
     }
     pthread_mutex_unlock(&cache->mutex);
+    unpacked_shrink(&filling->disk->codec.units);
     return found;
 }
 

@@ -1,4 +1,7 @@
-/* Unpacked units that are kept, because a unit is read in many parts: those wanted last, as many as the bound takes. */
+/*
+ * Unpacked units that are kept, because a unit is read in many parts: those wanted last, as many as there is room for. What
+ * the map leaves of its bound is theirs, too, so a small map of a large image leaves much.
+ */
 #include <stdlib.h>
 #include <string.h>
 
@@ -57,9 +60,34 @@ static void let_go(struct unpacked_units *units, struct unpacked *each)
     free(each);
 }
 
-void unpacked_init(struct unpacked_units *units, uint64_t limit)
+static uint64_t room(const struct unpacked_units *units)
 {
-    *units = (struct unpacked_units){.limit = limit};
+    uint64_t taken = atomic_load_explicit(&units->map->taken, memory_order_relaxed);
+    return units->own + (taken < units->map->limit ? units->map->limit - taken : 0);
+}
+
+/* With the mutex held: let those go that were wanted longest ago, until there is room, but never `kept`. */
+static void make_room(struct unpacked_units *units, const struct unpacked *kept)
+{
+    uint64_t limit = room(units);
+
+    while (units->bytes > limit && units->oldest != kept) {
+        let_go(units, units->oldest);
+    }
+}
+
+void unpacked_shrink(struct unpacked_units *units)
+{
+    if (atomic_load_explicit(&units->bytes, memory_order_relaxed) > room(units)) {
+        pthread_mutex_lock(&units->mutex);
+        make_room(units, NULL);
+        pthread_mutex_unlock(&units->mutex);
+    }
+}
+
+void unpacked_init(struct unpacked_units *units, uint64_t own, const struct cache *map)
+{
+    *units = (struct unpacked_units){.own = own, .map = map};
     pthread_mutex_init(&units->mutex, NULL);
 }
 
@@ -87,6 +115,21 @@ bool unpacked_copy(struct unpacked_units *units, const struct codec_source *sour
     }
     pthread_mutex_unlock(&units->mutex);
     return each != NULL;
+}
+
+uint8_t *unpacked_memory(struct unpacked_units *units, uint64_t unit)
+{
+    uint8_t *data = NULL;
+
+    pthread_mutex_lock(&units->mutex);
+    struct unpacked *oldest = units->oldest;
+    if (oldest != NULL && oldest->unit == unit && units->bytes + unit > room(units)) {
+        data = oldest->data;
+        oldest->data = NULL;
+        let_go(units, oldest);
+    }
+    pthread_mutex_unlock(&units->mutex);
+    return data != NULL ? data : malloc(unit);
 }
 
 void unpacked_keep(struct unpacked_units *units, const struct codec_source *source, uint8_t *data, uint64_t end)
@@ -123,9 +166,7 @@ void unpacked_keep(struct unpacked_units *units, const struct codec_source *sour
             let_go(units, each);
         }
     }
-    while (units->bytes > units->limit && units->oldest != kept) {
-        let_go(units, units->oldest);
-    }
+    make_room(units, kept);
     pthread_mutex_unlock(&units->mutex);
 }
 

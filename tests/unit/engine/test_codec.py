@@ -51,20 +51,47 @@ def test_reading_what_zlib_packed(tmp_path: Path, granule: int) -> None:
 
 
 def test_units_are_kept_unpacked_up_to_a_bound(tmp_path: Path) -> None:
-    """Half of the cache's bytes; those go that were wanted longest ago. The payloads are spoiled once they are read."""
-    granules = [text(GRANULE, seed) for seed in range(9)]
+    """Half of the cache's bytes and what the map leaves of the cache; those go that were wanted longest ago.
+
+    The payloads are spoiled once they are read.
+    """
+    granules = [text(GRANULE, seed) for seed in range(24)]
     payloads = [deflate(data) for data in granules]
     file = host(tmp_path, "top", b"".join(payloads))
     with Disk(cache_bytes=16 * GRANULE) as disk:
         disk.layer(file, size=len(granules) * GRANULE)
         disk.install(0, packed(payloads, 0, GRANULE))
-        for index in (*range(8), 0, 8):
+        for index in (*range(23), 0, 23):
             assert disk.read(index * GRANULE + 1, 5) == granules[index][1:6]
         file.write_bytes(b"\xff" * sum(map(len, payloads)))
-        for index in (0, *range(2, 9)):
+        for index in (0, *range(2, 24)):
             assert disk.read(index * GRANULE + 7, 5) == granules[index][7:12]
         with pytest.raises(ImageError, match="unpack"):
             disk.read(GRANULE + 7, 5)
+
+
+@pytest.mark.parametrize("more", [20, 100, 200])
+def test_what_is_kept_unpacked_makes_room_for_the_map(tmp_path: Path, more: int) -> None:
+    granules = [text(GRANULE, seed) for seed in range(20)]
+    payloads = [deflate(data) for data in granules]
+    file = host(tmp_path, "top", b"".join(payloads))
+    first = len(granules) * GRANULE
+    with Disk(cache_bytes=16 * GRANULE) as disk:
+        disk.layer(file, size=first + more * UNIT)
+        disk.install(0, packed(payloads, 0, GRANULE))
+        for index in range(len(granules)):
+            disk.read(index * GRANULE + 1, 5)
+        # Runs that do not join, so that a unit of the map is as large as it can be.
+        runs = ((GRANULE, DATA if number % 2 else ZERO, 0) for number in range(more * UNIT // GRANULE))
+        disk.install(0, [extent._replace(offset=first + extent.offset) for extent in extents(*runs)])
+        kept = (24 * GRANULE - disk.statistics().cache_bytes) // GRANULE
+        assert kept < 24
+        file.write_bytes(b"\xff" * sum(map(len, payloads)))
+        for index in range(max(0, len(granules) - kept), len(granules)):
+            assert disk.read(index * GRANULE + 7, 5) == granules[index][7:12]
+        if kept < len(granules):
+            with pytest.raises(ImageError, match="unpack"):
+                disk.read((len(granules) - kept - 1) * GRANULE + 7, 5)
 
 
 def test_slack_after_the_stream_is_no_harm(tmp_path: Path) -> None:
