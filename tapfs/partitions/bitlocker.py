@@ -1,4 +1,4 @@
-"""BitLocker: a volume that Windows has encrypted, known by its boot sector and its metadata (libbde's description of it).
+"""BitLocker: a volume that Windows has encrypted, known by its boot sector and its metadata (as libbde describes it).
 
 The boot sector of a removable one ("BitLocker To Go") is that of a FAT32 with a program for Windows XP that reads the
 volume. So a FAT that shows itself there is not what the volume holds.
