@@ -64,6 +64,8 @@ class Role(Enum):
     DATA = "data"
     #: Guest data that is never changed.
     READ_ONLY_DATA = "read-only data"
+    #: No guest data: a text about the image, which is never changed. Layers of one chain may share it.
+    DESCRIPTION = "description"
     #: A journal of the image's metadata. The file is writable if the image is.
     LOG = "log"
 

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from tapfs.driver import CheckReport, HostFile, OpenRequest, ProgressCallback, Severity
+from tapfs.driver import (
+    BackingReference,
+    CheckReport,
+    HostFile,
+    OpenRequest,
+    ProgressCallback,
+    Role,
+    Severity,
+)
+from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.blocks.check import BlockCheck
 from tapfs.formats.blocks.layout import BlockLayout
 from tapfs.formats.blocks.reader import BlockReader
 from tapfs.formats.claims import Claim
+from tapfs.formats.parallels.bundle import BUNDLE_FILE_SUFFIX, DESCRIPTOR_NAME, read_bundle
 from tapfs.formats.parallels.extension import Extension, read_extension
 from tapfs.formats.parallels.header import (
     CLOSED,
@@ -35,7 +45,7 @@ class ParallelsDriver(BlockReader):
 
     def __init__(self, file: HostFile, request: OpenRequest) -> None:
         self.header = header = parse_header(file.read(0, LENGTH), file)
-        super().__init__(file, request, _layout(header))
+        super().__init__(file, request, _layout(header), _parent(file, request))
 
     @property
     def plain_details(self) -> frozenset[str]:
@@ -72,6 +82,19 @@ class ParallelsDriver(BlockReader):
     def repair(self) -> Sequence[Plan]:
         """Nothing: Parallels images are only read."""
         return ()
+
+
+def _parent(file: HostFile, request: OpenRequest) -> BackingReference | None:
+    """What the bundle that the file is part of says: the image itself does not name its parent."""
+    if not file.path.endswith(BUNDLE_FILE_SUFFIX):
+        return None
+    try:
+        descriptor = request.further.open(DESCRIPTOR_NAME, Role.DESCRIPTION)
+    except ImageError as error:
+        if error.kind in {ErrorKind.NOT_FOUND, ErrorKind.DENIED}:
+            return None
+        raise
+    return read_bundle(descriptor.file).below(file.path)
 
 
 def _metadata(header: Header, extension: Extension | None) -> Iterator[Claim]:

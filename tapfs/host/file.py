@@ -55,7 +55,9 @@ def _judge_kind(status: os.stat_result, path: str) -> None:
         return
     for test, what in _KINDS:
         if test(status.st_mode):
-            raise ImageError(ErrorKind.INVALID_FORMAT, f"is {what}, not a disk image", path=path, op="open")
+            remedy = "open the image in it, of an .hdd its DiskDescriptor.xml" if stat.S_ISDIR(status.st_mode) else None
+            message = f"is {what}, not a disk image"
+            raise ImageError(ErrorKind.INVALID_FORMAT, message, path=path, op="open", remedy=remedy)
 
 
 def _refuse_loop_device(status: os.stat_result, path: str) -> None:

@@ -42,6 +42,7 @@ class LocalFiles:
     ) -> None:
         self._files = [image]
         self._numbers: dict[str, int] = {}
+        self._descriptions: set[int] = set()
         self._gate = gate
         self._sharing = sharing
         self._remote = remote
@@ -65,8 +66,8 @@ class LocalFiles:
 
     @property
     def places(self) -> set[tuple[tuple[int, int], int]]:
-        """Where the bytes of each file lie (`LocalFile.place`)."""
-        return {file.place for file in self._files}
+        """Where the bytes of each file lie (`LocalFile.place`), but for descriptions, which layers may share."""
+        return {file.place for number, file in enumerate(self._files) if number not in self._descriptions}
 
     @property
     def names(self) -> Mapping[str, int]:
@@ -86,6 +87,8 @@ class LocalFiles:
         """See `tapfs.host_files.FurtherFiles.open`."""
         if name not in self._numbers:
             self._numbers[name] = self._opened(name, role)
+            if role is Role.DESCRIPTION:
+                self._descriptions.add(self._numbers[name])
         number = self._numbers[name]
         file = self._files[number]
         if self._writes(role) and not file.writable:
@@ -209,7 +212,7 @@ class LocalFiles:
         return ImageError(error.kind, f"its file {name} {problem}", path=self.image.path, op=op, remedy=remedy)
 
     def _writes(self, role: Role) -> bool:
-        return self.image.writable and role is not Role.READ_ONLY_DATA
+        return self.image.writable and role not in {Role.READ_ONLY_DATA, Role.DESCRIPTION}
 
 
 def all_identities(images: Sequence[LocalFiles]) -> set[tuple[int, int]]:

@@ -10,8 +10,8 @@ import re
 from urllib.parse import unquote
 
 from tapfs.packages.contents import Digest, Package, PackagedDisk, damaged, inner_name, numbered, unsupported
-from tapfs.packages.xml_tree import Element, parsed
 from tapfs.records import replace
+from tapfs.xml_tree import Element, parsed
 
 #: A file is in no more pieces.
 _MOST_PIECES = 1 << 16
@@ -26,7 +26,7 @@ _ALGORITHMS = {"sha1": "sha1", "sha256": "sha256", "sha384": "sha384", "sha512":
 
 def read_ovf(content: bytes, *, kind: str, manifest: str) -> Package:
     """The package that a descriptor describes; `manifest` is the name of its manifest. Raises ImageError."""
-    root = parsed(content)
+    root = parsed(content, damaged)
     if root.name != "Envelope":
         raise damaged("has a descriptor that is no OVF envelope")
     files = {_required(each, "id"): each for each in root.all("References", "File")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tapfs.packages.contents import Package, PackagedDisk, damaged, numbered
-from tapfs.packages.xml_tree import Element, parsed
+from tapfs.xml_tree import Element, parsed
 
 #: The formats that a .vbox names.
 _FORMATS = {"vdi": "vdi", "vmdk": "vmdk", "vhd": "vhd", "vhdx": "vhdx", "qcow": "qcow", "qcow2": "qcow2", "qed": "qed"}
@@ -13,7 +13,7 @@ _FORMATS = {"vdi": "vdi", "vmdk": "vmdk", "vhd": "vhd", "vhdx": "vhdx", "qcow": 
 
 def read_vbox(content: bytes) -> Package:
     """The package that a .vbox is. Raises ImageError."""
-    root = parsed(content)
+    root = parsed(content, damaged)
     machine = root.first("Machine") if root.name == "VirtualBox" else None
     if machine is None:
         raise damaged("is no description of a VirtualBox machine")

@@ -21,8 +21,8 @@ from tapfs.packages.contents import (
     unsupported,
 )
 from tapfs.packages.tar import Member
-from tapfs.packages.xml_tree import Element, parsed
 from tapfs.records import NamedTuple
+from tapfs.xml_tree import Element, parsed
 
 DESCRIPTOR = "ova.xml"
 
@@ -79,7 +79,7 @@ def read_xva(descriptor: bytes, members: Iterable[Member]) -> Package:
                 found[match[1]] = _Found()
             found[match[1]].add(match, member)
     disks: list[PackagedDisk] = []
-    for each in sorted(_disks(parsed(descriptor))):
+    for each in sorted(_disks(parsed(descriptor, damaged))):
         chunks = found.get(each.reference, _Found()).finish(each.reference)
         last = chunks.places.numbers[-1] if chunks.places.numbers else -1
         if last * _CHUNK_BYTES >= each.size:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 from xml.parsers import expat
 
-from tapfs.packages.contents import damaged
+from tapfs.errors import ImageError
 from tapfs.records import dataclass, field
 
 _MOST_DEPTH = 200
@@ -41,8 +41,13 @@ class Element:
         return next(self.all(*path), None)
 
 
+#: Makes the error of a descriptor that is damaged from a message.
+Fault = Callable[[str], ImageError]
+
+
 class _Builder:
-    def __init__(self) -> None:
+    def __init__(self, fault: Fault) -> None:
+        self._fault = fault
         self.root: Element | None = None
         self._open: list[Element] = []
         self._count = 0
@@ -50,7 +55,7 @@ class _Builder:
     def start(self, name: str, attributes: dict[str, str]) -> None:
         self._count += 1
         if self._count > _MOST_ELEMENTS or len(self._open) >= _MOST_DEPTH:
-            raise damaged("has an XML descriptor with too many elements")
+            raise self._fault("has an XML descriptor with too many elements")
         element = Element(_plain(name), {_plain(key): value for key, value in attributes.items()})
         if self._open:
             self._open[-1].children.append(element)
@@ -66,29 +71,29 @@ class _Builder:
         self._open[-1].pieces.append(text)
 
 
-def parsed(content: bytes) -> Element:
-    """The root of a document. Raises ImageError(corrupt), also for one with a document type or entities."""
+def parsed(content: bytes, fault: Fault) -> Element:
+    """The root of a document. Raises what `fault` makes, also for one with a document type or entities."""
+
+    def refuse(*_: object) -> NoReturn:
+        raise fault("has an XML descriptor with a document type or entities, which no descriptor needs")
+
     parser = expat.ParserCreate(namespace_separator=" ")
     parser.buffer_text = True
-    builder = _Builder()
+    builder = _Builder(fault)
     parser.StartElementHandler = builder.start
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.characters
     # Without a document type there are no entities but the five of XML: none that grow, none from elsewhere.
-    parser.StartDoctypeDeclHandler = _refuse
-    parser.EntityDeclHandler = _refuse
-    parser.ExternalEntityRefHandler = _refuse
+    parser.StartDoctypeDeclHandler = refuse
+    parser.EntityDeclHandler = refuse
+    parser.ExternalEntityRefHandler = refuse
     try:
         parser.Parse(content, True)
     except (expat.ExpatError, ValueError, LookupError) as error:
-        raise damaged(f"has a descriptor that is no XML: {error}") from error
+        raise fault(f"has a descriptor that is no XML: {error}") from error
     if builder.root is None:
-        raise damaged("has an empty descriptor")
+        raise fault("has an empty descriptor")
     return builder.root
-
-
-def _refuse(*_: object) -> NoReturn:
-    raise damaged("has an XML descriptor with a document type or entities, which no descriptor needs")
 
 
 def _plain(name: str) -> str:
