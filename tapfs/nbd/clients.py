@@ -5,6 +5,7 @@ Python negotiates. The native threads of an export own the socket of a client th
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,7 +15,7 @@ import trio
 from tapfs.errors import printable
 from tapfs.kernel.nbd_tls import TlsServer
 from tapfs.nbd.export import Export
-from tapfs.nbd.negotiation import Chosen, Negotiation, Rejected
+from tapfs.nbd.negotiation import Chosen, Gone, Negotiation, Rejected
 from tapfs.nbd.sockets import PlainChannel, tune
 from tapfs.serving.failures import ErrorLog, failure_of
 from tapfs.serving.log import log
@@ -95,7 +96,10 @@ class Clients:
                 if chosen is not None:
                     self._hand_over(client.connection.detach(), chosen)
         except Rejected as error:
-            log.info("a client was turned away: %s%s", printable(str(error)), client.why())
+            why = client.why()
+            # Health checks and lists of exports come and go all the time.
+            level = logging.DEBUG if isinstance(error, Gone) and not why else logging.INFO
+            log.log(level, "a client was turned away: %s%s", printable(str(error)), why)
         except Exception as error:  # noqa: BLE001  the others are served on
             log.error("a client could not be served: %s", failure_of(error, op="negotiate", path=self._path))
         finally:

@@ -7,6 +7,7 @@ limit, which the caller sets. A client that breaks the protocol is cut off.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 from tapfs.kernel.nbd_server import Style
@@ -26,6 +27,10 @@ _PIECE = 64 << 10
 
 class Rejected(Exception):  # noqa: N818 - it is no error of ours
     """The client broke the protocol, or has gone."""
+
+
+class Gone(Rejected):
+    """The client has gone: it may have wanted to know no more than whether there is a server, and what exports."""
 
 
 class Channel(Protocol):
@@ -118,7 +123,8 @@ class Negotiation:
                 continue
             data = await self._channel.receive(header.length)
             if header.option == Option.ABORT:
-                await self._reply(Option.ABORT, Reply.ACK)
+                with suppress(Gone):  # who has said that it ends need not wait for the answer
+                    await self._reply(Option.ABORT, Reply.ACK)
                 return None
             chosen = await self._answer(header.option, data)
             if chosen is not None:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import trio
 
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.nbd.negotiation import Rejected
+from tapfs.nbd.negotiation import Gone
 from tapfs.records import dataclass
 from tapfs.serving.listening import BACKLOG, failure_to_listen, listen_locally
 
@@ -136,9 +136,9 @@ class PlainChannel:
             try:
                 piece = await self._connection.recv(length - len(data))
             except OSError as error:
-                raise Rejected(error.strerror or str(error)) from error
+                raise Gone(error.strerror or str(error)) from error
             if not piece:
-                raise Rejected("it has gone")
+                raise Gone("it has gone")
             data += piece
         return bytes(data)
 
@@ -149,4 +149,4 @@ class PlainChannel:
             try:
                 view = view[await self._connection.send(view) :]
             except OSError as error:
-                raise Rejected(error.strerror or str(error)) from error
+                raise Gone(error.strerror or str(error)) from error

@@ -198,6 +198,24 @@ def test_a_killed_client_loses_nothing_that_was_flushed_and_leaves_nothing(start
     assert tapfs.check(image).corruptions == 0
 
 
+def test_who_only_looks_is_no_news(start: Start, disk: Path) -> None:
+    """Health checks connect and go, and a program that lists exports goes without the last answer."""
+    server = start(disk, "-f", "raw")
+    for words in (b"", b"\0\0\0\3", b"\0\0\0\3IHAVEOPT\0\0\0\2\0\0\0\0"):
+        with socket.socket(socket.AF_UNIX) as looking:
+            looking.connect(str(server.path))
+            looking.sendall(words)
+    with socket.socket(socket.AF_UNIX) as nonsense:
+        nonsense.connect(str(server.path))
+        nonsense.sendall(b"\xff" * 4)
+        assert nonsense.recv(18).startswith(b"NBDMAGIC")
+    server.connect().close()
+    assert server.end() == 0
+    assert server.process.stderr is not None
+    said = server.process.stderr.read()
+    assert said.count("turned away") == said.count("flags that were not offered") == 1
+
+
 def test_a_signal_under_load_loses_nothing_that_was_answered(start: Start, disk: Path) -> None:
     server = start(disk, "-f", "raw", "--rw")
     clients = [server.connect() for _ in range(4)]
