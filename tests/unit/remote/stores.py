@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from email.utils import format_datetime, formatdate
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import obstore
 from obstore.store import AzureStore, ObjectStore, S3Store
@@ -32,12 +33,11 @@ _KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOt
 
 
 class Store:
-    """A bucket of a store: its address, what puts objects there, and whether it `lists` them as the real one does."""
+    """A bucket of a store: its address, and what puts objects there."""
 
-    def __init__(self, url: str, put: Callable[[str, bytes], None], *, lists: bool = True) -> None:
+    def __init__(self, url: str, put: Callable[[str, bytes], None]) -> None:
         self.url = url
         self.put = put
-        self.lists = lists
 
 
 def overlay(parent: str, content: bytes, data: bytes) -> bytes:
@@ -86,15 +86,28 @@ def s3(set_variable: SetVariable) -> Iterator[Store]:
 
 
 def google(set_variable: SetVariable) -> Iterator[Store]:
-    """Google's store, by gcp-storage-emulator, which has no lists of the XML API.
+    """Google's store, by gcp-storage-emulator, of which only the JSON API is whole.
 
-    It leaves out two headers that Google sends with an object (ETag, Last-Modified). They are made here, of what the
-    emulator says of the object otherwise.
+    Made here, of what the emulator says of an object otherwise: two headers that Google sends with it (ETag,
+    Last-Modified), and the lists of the XML API (cloud.google.com/storage/docs/xml-api/get-bucket-list).
     """
     from gcp_storage_emulator import server as emulator
 
     handlers: dict[str, Any] = emulator.HANDLERS[-1][1]
     download = handlers["GET"]
+
+    every = emulator.HANDLERS
+
+    def listed(request: Any, response: Any, storage: Any) -> None:
+        found, _ = storage.get_file_list(request.params["bucket_name"], request.query.get("prefix", [None])[0])
+        rows = (
+            f"<Contents><Key>{escape(each['name'])}</Key><Size>{each['size']}</Size>"
+            f"<ETag>&quot;{base64.b64decode(each['md5Hash']).hex()}&quot;</ETag>"
+            f"<LastModified>{each['updated']}</LastModified></Contents>"
+            for each in found
+        )
+        response["Content-Type"] = "application/xml"
+        response.write(f"<ListBucketResult>{''.join(rows)}</ListBucketResult>")
 
     def told(request: Any, response: Any, storage: Any) -> None:
         download(request, response, storage)
@@ -116,6 +129,7 @@ def google(set_variable: SetVariable) -> Iterator[Store]:
         connection.close()
 
     handlers["GET"] = told
+    emulator.HANDLERS = (*every, (r"^/(?P<bucket_name>[-.\w]+)/?$", {"GET": listed}))
     server = emulator.create_server("127.0.0.1", 0, in_memory=True, default_bucket="box")
     server.start()
     try:
@@ -123,10 +137,11 @@ def google(set_variable: SetVariable) -> Iterator[Store]:
         account = {"gcs_base_url": f"http://127.0.0.1:{port}", "disable_oauth": True}
         unused = {"client_email": "", "private_key": "", "private_key_id": ""}
         set_variable("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps({**account, **unused}))
-        yield Store("gs://box", put, lists=False)
+        yield Store("gs://box", put)
     finally:
         server.stop()
         handlers["GET"] = download
+        emulator.HANDLERS = every
 
 
 def azure(set_variable: SetVariable) -> Iterator[Store]:
