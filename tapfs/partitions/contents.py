@@ -12,6 +12,7 @@ from tapfs.partitions.gpt import SECTOR_SIZES, read_gpt
 from tapfs.partitions.mbr import SECTOR, is_protective, read_entries, read_mbr
 from tapfs.partitions.other_labels import other_label
 from tapfs.partitions.reader import Read, Reader
+from tapfs.partitions.stated_length import stated_length
 from tapfs.partitions.table import DiskContents, FileSystem, PartitionTable
 from tapfs.records import replace
 
@@ -126,4 +127,13 @@ def _identified(
     if len(found) > 1:
         notes.append(f"{where} has the signatures of {' and '.join(each.type for each in found)}")
         return None
-    return found[0] if found else None
+    if not found:
+        return None
+    with suppress(ImageError):
+        stated = stated_length(window, found[0].type)
+        if stated > window.size:
+            notes.append(
+                f"the {found[0].type} of {where} has {stated} bytes, and {where} {window.size}:"
+                " the image was cut, or is the first of several parts"
+            )
+    return found[0]
