@@ -61,9 +61,15 @@ def test_a_covered_mount_stays(mounts: Mounts, image: Path) -> None:
     mounts.umount(directory)
 
 
-@pytest.mark.parametrize("flags", [os.O_DSYNC, os.O_SYNC, os.O_DIRECT | os.O_DSYNC, os.O_DIRECT | os.O_SYNC])
+@pytest.mark.parametrize(
+    ("flags", "of_write"),
+    [
+        *((flags, 0) for flags in (os.O_DSYNC, os.O_SYNC, os.O_DIRECT | os.O_DSYNC, os.O_DIRECT | os.O_SYNC)),
+        *((0, os.RWF_DSYNC), (os.O_DIRECT, os.RWF_DSYNC), (os.O_DIRECT, os.RWF_SYNC)),
+    ],
+)
 def test_synchronous_writes_are_durable_when_they_return(
-    mounts: Mounts, image: Path, tmp_path: Path, flags: int
+    mounts: Mounts, image: Path, tmp_path: Path, flags: int, of_write: int
 ) -> None:
     directory = mounts.mount(image, "--rw", "-f", "raw")
     (server,) = mounts.processes()
@@ -77,7 +83,7 @@ def test_synchronous_writes_are_durable_when_they_return(
             assert strace.poll() is None
         descriptor = os.open(directory / "disk", os.O_RDWR | flags)
         try:
-            os.pwrite(descriptor, mmap.mmap(-1, 4096), 0)  # aligned as O_DIRECT wants it
+            assert os.pwritev(descriptor, [mmap.mmap(-1, 4096)], 0, of_write) == 4096  # aligned as O_DIRECT wants it
             syncs = log.read_text()
         finally:
             os.close(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import random
 import resource
@@ -219,6 +220,22 @@ def test_background_flush(mounts: Mounts, tmp_path: Path) -> None:
         assert _flat(image).startswith(b"precious")
         with refused():
             disk.close()
+
+
+def test_a_write_that_is_to_be_durable_takes_the_metadata_along(mounts: Mounts, tmp_path: Path) -> None:
+    """RWF_DSYNC of one write, past the kernel's memory: no FSYNC follows, the flags of the WRITE say it."""
+    image = tmp_path / "image.qcow"
+    assert mounts.run("create", "-f", "qcow", image, "4M").code == 0
+    directory = mounts.mount(image, "-f", "qcow", "--rw")
+    memory = mmap.mmap(-1, 4096)
+    memory[:8] = b"precious"
+    descriptor = os.open(directory / "disk", os.O_RDWR | os.O_DIRECT)
+    assert os.pwritev(descriptor, [memory], 0, os.RWF_DSYNC) == 4096
+    # At once: soon a flush in the background would bring it there, too.
+    (tmp_path / "copy").write_bytes(image.read_bytes())
+    assert _flat(tmp_path / "copy") == b"precious"
+    os.close(descriptor)
+    mounts.umount(directory)
 
 
 def _flat(image: Path) -> bytes:

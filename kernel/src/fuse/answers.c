@@ -73,13 +73,37 @@ void fuse_answer(tapfs_fuse *server, const struct fuse_call *call, int error, ui
     } else if (call->request == TAPFS_FUSE_SEEK_DATA || call->request == TAPFS_FUSE_SEEK_HOLE) {
         struct fuse_lseek_out out = {.offset = found - call->node->start};
         fuse_reply(call->fd, call->unique, 0, &out, sizeof out);
+    } else if (call->written) {
+        struct fuse_write_out out = {.size = (uint32_t)call->length};
+        fuse_reply(call->fd, call->unique, 0, &out, sizeof out);
     } else {
         fuse_reply(call->fd, call->unique, 0, NULL, 0);
     }
 }
 
+/* A WRITE that is done and not answered becomes a SYNC. */
+static void make_durable(tapfs_fuse *server, struct fuse_call *call)
+{
+    metrics_end(&server->metrics, TAPFS_METRIC_WRITE, call->since, call->length, false);
+    note_write(server);
+    if (call->buffer != NULL) {
+        fuse_buffer_return(server, call->buffer);
+        call->buffer = NULL;
+    }
+    call->request = TAPFS_FUSE_SYNC;
+    call->durable = false;
+    call->written = true;
+    call->since = metrics_begin(TAPFS_METRIC_FLUSH, 0, 0);
+    fuse_note_passthrough(server);
+    fuse_park(server, call);
+}
+
 void fuse_end(tapfs_fuse *server, struct fuse_call *call, int error, uint64_t found)
 {
+    if (error == 0 && call->durable) {
+        make_durable(server, call);
+        return;
+    }
     fuse_answer(server, call, error, found);
     if (call->buffer != NULL) {
         fuse_buffer_return(server, call->buffer);

@@ -11,6 +11,7 @@
 /* What an OPEN answers as its handle: all that a data node needs to know of it. */
 #define HANDLE_READING 0u
 #define HANDLE_WRITING 1u
+#define HANDLE_DIRECT 2u /* the kernel sends no FSYNC after a write that is to be durable when it returns */
 
 #ifndef FOPEN_PASSTHROUGH
 #define FOPEN_PASSTHROUGH (1u << 7)
@@ -92,7 +93,13 @@ static void move(const struct data_request *request, struct fuse_call *call)
 
     call->buffer = *request->buffer;
     enum fuse_fate fate = fuse_move_in_thread(server, call);
-    if (fate == FATE_MOVED) {
+    if (fate == FATE_MOVED && call->durable) {
+        struct fuse_call *kept = fuse_call_keep(server, call);
+        if (kept != NULL) {
+            kept->buffer = NULL; /* the thread's */
+            fuse_end(server, kept, 0, 0);
+        }
+    } else if (fate == FATE_MOVED) {
         fuse_answer(server, call, 0, 0);
     } else {
         leave(request, call, fate == FATE_WAITS);
@@ -134,6 +141,8 @@ static void serve_write(const struct data_request *request)
         struct fuse_call call =
             call_of(request, TAPFS_FUSE_WRITE, in.offset,
                     in.size == 0 ? 0 : minimum(in.size, request->node->size - in.offset));
+        /* The flags are those of the file, and of this write (RWF_DSYNC, RWF_SYNC). */
+        call.durable = (in.fh & HANDLE_DIRECT) != 0 && (in.flags & O_DSYNC) != 0;
         move(request, &call);
     }
 }
@@ -159,9 +168,10 @@ static void serve_open(const struct data_request *request)
     } else {
         /* Windows of a writable disk may overlap, and their page caches know nothing of each other. */
         out.open_flags = server->writable ? 0 : FOPEN_KEEP_CACHE;
-        /* With direct handles the kernel sends no FSYNC after a write that must be durable when it returns. */
-        if (writing && (in.flags & O_DIRECT) != 0 && (in.flags & (O_SYNC | O_DSYNC)) == 0) {
-            out.open_flags |= atomic_load(&server->direct_opens);
+        uint32_t direct = atomic_load(&server->direct_opens);
+        if (writing && (in.flags & O_DIRECT) != 0 && direct != 0) {
+            out.open_flags |= direct;
+            out.fh |= HANDLE_DIRECT;
         }
     }
     fuse_reply(request->thread->fd, request->header.unique, 0, &out, sizeof out);
@@ -203,7 +213,7 @@ static void serve_flush(const struct data_request *request)
     if (!take_body(request, &in, sizeof in)) {
         return;
     }
-    if (in.fh == HANDLE_WRITING && request->node->writable) {
+    if ((in.fh & HANDLE_WRITING) != 0 && request->node->writable) {
         park_sync(request);
     } else {
         accept_plainly(request);

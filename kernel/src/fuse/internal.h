@@ -70,6 +70,8 @@ struct fuse_call {
     int fd; /* where the answer goes */
     atomic_bool interrupted; /* whoever waits for it has been sent a signal */
     uint32_t request;
+    bool durable; /* a WRITE that is a SYNC when it is done, and answered after that */
+    bool written; /* a SYNC that was a WRITE */
     tapfs_outcome outcome;
     struct iovec whole; /* the buffer, for `move` */
     struct move move;
@@ -177,7 +179,7 @@ TAPFS_INTERNAL void fuse_signal_ended(tapfs_fuse *server);
 TAPFS_INTERNAL uint32_t fuse_metric_of(uint32_t request);
 /* Answer a call of any kind. `found`: what a SEEK has found, an offset of the disk. */
 TAPFS_INTERNAL void fuse_answer(tapfs_fuse *server, const struct fuse_call *call, int error, uint64_t found);
-/* Answer a call that fuse_call_keep made, give back its buffer and free it. */
+/* Answer a call that fuse_call_keep made, give back its buffer and free it. One that is to be durable is parked first. */
 TAPFS_INTERNAL void fuse_end(tapfs_fuse *server, struct fuse_call *call, int error, uint64_t found);
 /* A copy of a call that outlives its thread's attention; NULL: no memory, and the call has been answered so. */
 TAPFS_INTERNAL struct fuse_call *fuse_call_keep(tapfs_fuse *server, const struct fuse_call *call);
