@@ -108,9 +108,9 @@ def read_body(offset: int, size: int) -> bytes:
     return struct.pack("=QQIIQII", 0, offset, size, 0, 0, 0, 0)
 
 
-def write_body(offset: int, data: bytes, size: int | None = None) -> bytes:
-    """Of WRITE; `size` is a lie about how much data there is."""
-    return struct.pack("=QQIIQII", 0, offset, len(data) if size is None else size, 0, 0, 0, 0) + data
+def write_body(offset: int, data: bytes, size: int | None = None, *, handle: int = 0, flags: int = 0) -> bytes:
+    """Of WRITE; `size` is a lie about how much data there is, `flags` are those of the file and of the write."""
+    return struct.pack("=QQIIQII", handle, offset, len(data) if size is None else size, 0, 0, flags, 0) + data
 
 
 def open_body(flags: int) -> bytes:

@@ -154,6 +154,24 @@ def test_read_only(disk: Disk, tmp_path: Path) -> None:
         assert caught.value.kind is ErrorKind.READ_ONLY
 
 
+def test_a_durable_write_to_a_direct_handle_is_answered_when_it_is_flushed(disk: Disk, tmp_path: Path) -> None:
+    path = flat(disk, tmp_path, writable=True)
+    direct, written = 3, struct.pack("=II", 3, 0)
+    with serving(disk) as kernel:
+        for number, failure in enumerate((0, errno.EIO)):
+            body = fuse.write_body(number, b"new", handle=direct, flags=os.O_RDWR | os.O_DSYNC)
+            sent = kernel.send(fuse.WRITE, DISK, body)
+            parked = parked_of(kernel, Queue.SYNCS)
+            assert parked.request is Request.SYNC
+            assert path.read_bytes()[number : number + 3] == b"new"
+            parked.fail(failure) if failure else parked.complete()
+            assert kernel.answer() == (sent, failure, b"" if failure else written)
+        # The kernel sends a FSYNC itself for other handles, and nobody waits for a flush without the flag.
+        for handle, flags in ((1, os.O_DSYNC), (direct, os.O_RDWR)):
+            body = fuse.write_body(0, b"new", handle=handle, flags=flags)
+            assert kernel.ask(fuse.WRITE, DISK, body).body == written
+
+
 def test_nodes_lie_inside_the_disk(disk: Disk, tmp_path: Path) -> None:
     flat(disk, tmp_path, writable=True)
     with FakeKernel(disk) as kernel:
@@ -282,7 +300,7 @@ def test_init_is_amended(disk: Disk, tmp_path: Path) -> None:
         assert not flags2 & 1 << 5  # no passthrough: no node has a file
         assert depth == 0
         direct = kernel.ask(fuse.OPEN, DISK, fuse.open_body(os.O_RDWR | os.O_DIRECT))
-        assert struct.unpack("=QII", direct.body)[:2] == (1, 1 | 1 << 6)
+        assert struct.unpack("=QII", direct.body)[:2] == (3, 1 | 1 << 6)
         assert struct.unpack("=QII", kernel.ask(fuse.OPEN, DISK, fuse.open_body(os.O_RDWR)).body)[:2] == (1, 0)
 
 
