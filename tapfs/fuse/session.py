@@ -35,7 +35,7 @@ from tapfs.records import dataclass, replace
 from tapfs.serving.failures import failure_of
 from tapfs.serving.log import log, tell_served
 from tapfs.serving.service import Service
-from tapfs.serving.threads import in_thread
+from tapfs.serving.threads import in_thread, in_thread_alone
 
 #: Tasks that read requests: those that stay, and the most there are at once.
 _IDLE_TASKS, _MAX_TASKS = 4, 64
@@ -260,7 +260,7 @@ class Session:
         """See that the mount answers, tune it, and say so."""
         new = self._mount.left is None
         if new or self._files is None:  # else it is out of sight
-            await trio.to_thread.run_sync(self._outside.look, abandon_on_cancel=True)
+            await in_thread_alone(self._outside.look)
             await self._service.worker.run(partial(self._outside.read_ahead, self._device))
         if new:
             self._attachment.require(self._mount.engine, self._mountpoint)

@@ -16,6 +16,15 @@ _ABANDONING = (
 )
 
 
+async def in_thread_alone(work: Callable[[], _Result]) -> _Result:
+    """The result of `work`, which may wait for the event loop; who is cancelled does not wait for its end.
+
+    Raises RuntimeError or MemoryError where the host refuses a thread.
+    """
+    choice: dict[str, Any] = {_ABANDONING: True}
+    return await trio.to_thread.run_sync(work, **choice)
+
+
 async def in_thread(
     work: Callable[[], _Result], *, limiter: trio.CapacityLimiter | None = None, abandoned: bool = False
 ) -> _Result:

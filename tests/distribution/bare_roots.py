@@ -181,7 +181,8 @@ def bare_root(release: str, *packages: str) -> Iterator[Path]:
             shutil.copy(_CERTIFICATES, root / str(_CERTIFICATES)[1:])
             yield root
         finally:
-            subprocess.run(["umount", root], check=True)
+            # What a script that failed has left running is being killed, and may hold it for a moment.
+            subprocess.run(["umount", "--lazy", root], check=True)
 
 
 def _options_of(release: str) -> list[str]:
