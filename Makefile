@@ -84,9 +84,10 @@ site: $(VENV)/.dev
 torture: system-test $(VENV)/.dev
 	$(BIN)/python -m tests.torture $(TORTURE)
 
-# Real Xen, and block devices of a newer Linux, under emulation. SCENARIO='kill attach/qcow ublk' runs some of it; tests/laboratory/README.md.
+# Real Xen, and block devices of a newer Linux, under emulation. SCENARIO='kill attach/qcow ublk' runs some of it, XENSTORED=xenstored
+# has Xen's store of C; tests/laboratory/README.md.
 test-xen: system-xen $(VENV)/.dev
-	$(BIN)/python -m tests.laboratory.run $(SCENARIO)
+	$(BIN)/python -m tests.laboratory.run $(if $(XENSTORED),--xenstored $(XENSTORED)) $(SCENARIO)
 
 # BENCH passes options on, e.g. BENCH='--only qcow --rounds 1'; the results lie in build/bench, too.
 bench: bench-convert bench-qcow2 bench-blocks bench-fragmented bench-mounts bench-fuse bench-ring bench-nbd bench-vhost bench-verify bench-survey bench-startup

@@ -22,13 +22,14 @@ NEWER_KERNEL = "linux-image-6.12-amd64"
 NEWEST_SUITE = "trixie-backports"
 NEWEST_KERNEL = "linux-image-amd64"
 NEWEST_PARTS = ("linux-base", "linux-binary", "linux-modules")
-# Xen's tools, the device model and the firmware of HVM guests,
+# Xen's tools, the device model and the firmware of HVM guests, the boot loader of PV guests,
 # Python and the engine's libraries, shells for libxl's scripts, what makes and checks file systems.
 DOM0 = (
     "xen-utils-4.17",
     "xenstore-utils",
     "qemu-system-xen",
     "seabios",
+    "grub-xen-host",
     "python3",
     "bash",
     "dash",

@@ -35,7 +35,7 @@ class Machine:
     share: Path
     serial: Path
     kernel: str | None = None
-    memory_mebibytes: int = 1280
+    memory_mebibytes: int = 1408
 
     def run(self, time_limit: float) -> str | None:
         """Boot, wait until dom0 powers off; what went wrong if it did not."""

@@ -2,7 +2,7 @@
 
 The groups are the modules of tests/xen/scenarios, in dom0 of Xen, and of tests/ublk/scenarios, on a newer Linux.
 
-usage: python -m tests.laboratory.run [GROUP | GROUP/SCENARIO]...
+usage: python -m tests.laboratory.run [--xenstored NAME] [GROUP | GROUP/SCENARIO]...
        python -m tests.laboratory.run --script FILE [OTHER...]   a shell script in dom0 instead; all are in /share
 """
 
@@ -31,8 +31,11 @@ PACKAGES = (XEN, HOST)
 #: Groups of HOST that need the newest kernel of Debian's backports.
 NEWEST = {"ublk_newest", "ublk_newest_time"}
 AT_ONCE = 2
-# A measurement proves nothing, and an HVM guest boots for two minutes: they run when they are asked for.
-ONLY_BY_NAME = {"driver_domain", "processor_time", "ublk_time", "ublk_newest_time", "hvm"}
+#: Xen's two stores. Debian starts the first of them; these groups have the other.
+OF_OCAML, OF_C = "oxenstored", "xenstored"
+WITH_STORE_OF_C = {"boot_loaders", "driver_domain"}
+# A measurement proves nothing: they run when they are asked for.
+ONLY_BY_NAME = {"processor_time", "ublk_time", "ublk_newest_time"}
 # Boot and power off. Like the limits of the scenarios, those of an idle machine.
 BOOT_SECONDS = 30
 SCRIPT_SECONDS = 1200
@@ -120,9 +123,10 @@ def _folder(name: str) -> Path:
     return work
 
 
-def _run(lab: Lab, payload: Path, group: str, scenarios: dict[str, int]) -> Report:
+def _run(lab: Lab, payload: Path, group: str, scenarios: dict[str, int], xenstored: str | None) -> Report:
     work = _folder(group)
     share = work / "share"
+    (share / "xenstored").write_text(xenstored or (OF_C if group in WITH_STORE_OF_C else OF_OCAML), encoding="ascii")
     package = ".".join(_modules()[group].relative_to(TREE).parts[:-1])
     order = {"package": package, "group": group, "scenarios": list(scenarios)}
     (share / "order.json").write_text(json.dumps(order), encoding="utf-8")
@@ -146,8 +150,9 @@ def _run(lab: Lab, payload: Path, group: str, scenarios: dict[str, int]) -> Repo
     return report
 
 
-def _run_script(lab: Lab, payload: Path, files: list[Path]) -> int:
+def _run_script(lab: Lab, payload: Path, files: list[Path], xenstored: str | None) -> int:
     work = _folder("script")
+    (work / "share/xenstored").write_text(xenstored or OF_OCAML, encoding="ascii")
     for number, path in enumerate(files):
         shutil.copy(path, work / "share" / (path.name if number else "script"))
     problem = Machine(lab, payload, work / "share", work / "serial.log").run(SCRIPT_SECONDS)
@@ -162,6 +167,7 @@ def main() -> int:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("scenarios", nargs="*", metavar="GROUP[/SCENARIO]")
+    parser.add_argument("--xenstored", choices=(OF_OCAML, OF_C), help="Xen's store, for all groups")
     parser.add_argument("--script", nargs="+", type=Path, metavar="FILE", help="run a shell script in dom0 instead")
     arguments = parser.parse_args()
     begin = time.monotonic()
@@ -174,10 +180,13 @@ def main() -> int:
         say(f"test-xen: {error}")
         return 1
     if arguments.script:
-        return _run_script(lab, payload, arguments.script)
+        return _run_script(lab, payload, arguments.script, arguments.xenstored)
     say(f"laboratory ready after {time.monotonic() - begin:.0f} s; {len(chosen)} boots, {AT_ONCE} at once")
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        boots = [pool.submit(_run, lab, payload, group, scenarios) for group, scenarios in chosen.items()]
+        boots = [
+            pool.submit(_run, lab, payload, group, scenarios, arguments.xenstored)
+            for group, scenarios in chosen.items()
+        ]
         reports: list[Report] = []
         for boot in as_completed(boots):
             reports.append(boot.result())

@@ -8,7 +8,7 @@ serves disks of libxl to it by our script. A key in that domain's directory says
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -62,7 +62,7 @@ async def show_guests_to_driver_domains(store: XenStore) -> None:
 
 
 @asynccontextmanager
-async def _refusals_logged(store: XenStore, driver_domains: Iterable[int]) -> AsyncIterator[None]:
+async def _refusals_logged(store: XenStore, driver_domains: Iterable[int]) -> AsyncGenerator[None]:
     """Log what xenstored refuses: the disks of domain 0 itself need nothing of it."""
     try:
         yield

@@ -138,8 +138,9 @@ class Dom0:
             time.sleep(0.2)
 
     def start(self) -> None:
-        """Begin with the daemon."""
+        """Begin with the daemon. On a busy machine it takes longer to load than libxl waits for it."""
         self.start_daemon()
+        wait_until("the daemon", lambda: "tapfs: ready\n" in LOG.read_text())
 
     def stop(self) -> None:
         """End with it."""

@@ -67,9 +67,12 @@ def storage_domain(dom0: Dom0) -> Iterator[StorageDomain]:
             say(guest.run(f"cat {_ROOT}/run/*.log", statuses=(0, 1)))
 
 
-@scenario(300)
+@scenario(400)
 def serves(dom0: Dom0) -> None:
-    """A guest whose disks another guest serves: one by xl and its daemon there, one by `tapfs attach` here."""
+    """A guest whose disks another guest serves: one by xl and its daemon there, one by `tapfs attach` here.
+
+    Then it migrates under load: the driver domain hears of the suspend, and takes the destination for the same machine.
+    """
     with storage_domain(dom0) as storage:
         storage.run_inside("tapfs create -f qcow /run/one.qcow 16M && truncate -s 16M /run/two.img")
         disk = xl_disk("tap:qcow:/run/one.qcow", "xvda", backend=storage.guest.name)
@@ -85,5 +88,9 @@ def serves(dom0: Dom0) -> None:
             refused = attempt_tapfs("pause", "--domain", "served", "--vdev", "xvdb")
             assert "run the command there" in refused.stdout, refused.stdout
             tapfs("detach", "--domain", "served", "--vdev", "xvdb")
+            guest.start_load("xvda", 2, 10)
+            guest.migrate()
+            guest.finish_load("xvda")
             guest.power_off()
+        storage.run_inside("grep 'at rest' /run/blktapctrl.log")
         storage.run_inside("tapfs check /run/one.qcow")

@@ -8,19 +8,43 @@ import subprocess
 import threading
 import time
 import tty
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.laboratory.commands import PATIENCE, attempt, run, say, wait_until
 from tests.laboratory.initramfs import Archive
 
 PROGRAMS = Path("/payload/programs")
+KERNEL = Path("/guest/linux")
+#: What a guest's kernel is told.
+ARGUMENTS = "console=hvc0 quiet panic=-1 mitigations=off"
+
+
+def guest_initramfs() -> bytes:
+    """The guests' initramfs, with the payload's programs."""
+    archive = Archive()
+    archive.folder("bin")
+    for program in PROGRAMS.iterdir():
+        archive.file(f"bin/{program.name}", program.read_bytes())
+    return Path("/guest/initramfs").read_bytes() + archive.content()
 
 
 class Guest:
-    """One domain. `kind` is pv or pvh, `settings` are further lines of its configuration."""
+    """One domain. `kind` is pv or pvh, `settings` are further lines of its configuration.
+
+    `loader` is the line for a boot loader that finds kernel and initramfs on the first disk; without it xl has both.
+    """
 
     def __init__(
-        self, name: str, kind: str, disks: tuple[str, ...], arguments: str, *, mebibytes: int = 128, settings: str = ""
+        self,
+        name: str,
+        kind: str,
+        disks: tuple[str, ...],
+        arguments: str,
+        *,
+        mebibytes: int = 128,
+        settings: str = "",
+        loader: str = "",
     ) -> None:
         self.name = name
         self._kind = kind
@@ -28,7 +52,9 @@ class Guest:
         self._arguments = arguments
         self._mebibytes = mebibytes
         self._settings = settings
+        self._loader = loader
         self._console = -1
+        self._terminal = ""
         self._output = bytearray()
         self._arrived = threading.Condition()
         self._commands = 0
@@ -37,19 +63,11 @@ class Guest:
 
     def create(self) -> None:
         """`xl create`, then wait until its shell listens."""
-        initramfs = Path(f"/tmp/{self.name}.cpio")  # noqa: S108 - dom0 has one user
-        archive = Archive()
-        archive.folder("bin")
-        for program in PROGRAMS.iterdir():
-            archive.file(f"bin/{program.name}", program.read_bytes())
-        initramfs.write_bytes(Path("/guest/initramfs").read_bytes() + archive.content())
-        configuration = Path(f"/tmp/{self.name}.cfg")  # noqa: S108
+        configuration = Path(f"/tmp/{self.name}.cfg")  # noqa: S108 - dom0 has one user
         configuration.write_text(
             f'name = "{self.name}"\n'
             f'type = "{self._kind}"\n'
-            'kernel = "/guest/linux"\n'
-            f'ramdisk = "{initramfs}"\n'
-            f'extra = "console=hvc0 quiet panic=-1 mitigations=off {self._arguments}"\n'
+            f"{self._loader or self._kernel()}\n"
             f"memory = {self._mebibytes}\nvcpus = 1\n{self._settings}\n"
             'on_crash = "destroy"\non_reboot = "restart"\n'
             f"disk = {list(self._disks)!r}\n",
@@ -57,20 +75,45 @@ class Guest:
         )
         run("xl", "create", "-q", str(configuration))
         self._meet()
-        self._wait_for(rb"GUEST-READY ([\d.]+)", 90)
+        self._await_ready()
         say(f"{self.name} is up")
+
+    def _kernel(self) -> str:
+        """The lines by which xl loads kernel and initramfs."""
+        initramfs = Path(f"/tmp/{self.name}.cpio")  # noqa: S108
+        initramfs.write_bytes(guest_initramfs())
+        return f'kernel = "{KERNEL}"\nramdisk = "{initramfs}"\nextra = "{ARGUMENTS} {self._arguments}"'
 
     def _meet(self) -> None:
         """Learn which domain it is, and listen to that one's console."""
         self.domain = int(run("xl", "domid", self.name))
-        key = f"/local/domain/{self.domain}/console/tty"
-        wait_until("its console", lambda: attempt("xenstore-read", key).returncode == 0)
-        terminal = run("xenstore-read", key)
+        wait_until("its console", self._terminal_in_store)
+        self._listen(self._terminal_in_store())
+
+    def _terminal_in_store(self) -> str:
+        """The terminal of the domain's console; empty: there is none yet."""
+        command = ("xenstore-read", f"/local/domain/{self.domain}/console/tty")
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=20 * PATIENCE, check=False
+        ).stdout.strip()
+
+    def _listen(self, terminal: str) -> None:
         before, self._console = self._console, os.open(terminal, os.O_RDWR | os.O_NOCTTY)
+        self._terminal = terminal
         if before >= 0:
             os.close(before)
         tty.setraw(self._console)
         threading.Thread(target=self._read, args=(self._console,), daemon=True).start()
+
+    def _await_ready(self) -> None:
+        """Wait until its shell listens. While a boot loader runs in domain 0 the console is that one's."""
+
+        def listen_anew() -> None:
+            terminal = self._terminal_in_store()
+            if terminal not in {"", self._terminal}:
+                self._listen(terminal)
+
+        self._wait_for(rb"GUEST-READY ([\d.]+)", 90, listen_anew)
 
     def _read(self, console: int) -> None:
         while True:
@@ -84,8 +127,8 @@ class Guest:
             if not data:
                 return
 
-    def _wait_for(self, pattern: bytes, limit: float) -> re.Match[bytes]:
-        """The next match in what the console says; what went before is passed over."""
+    def _wait_for(self, pattern: bytes, limit: float, meanwhile: Callable[[], None] = lambda: None) -> re.Match[bytes]:
+        """The next match in what the console says behind the last one. `meanwhile` is done now and then."""
         end = time.monotonic() + limit * PATIENCE
         with self._arrived:
             while not (found := re.compile(pattern).search(self._output, self._begin)):
@@ -95,7 +138,8 @@ class Guest:
                     raise AssertionError(
                         f"waited {limit * PATIENCE:g} s for {pattern!r} of {self.name}; its console says:\n{tail}"
                     )
-                self._arrived.wait(min(left, 1))
+                if not self._arrived.wait(min(left, 1)):
+                    meanwhile()
             self._begin = found.end()
             return found
 
@@ -134,7 +178,7 @@ class Guest:
 
     def wait_for_disk(self, vdev: str, *, there: bool = True) -> None:
         test = (
-            f"-b /dev/{vdev} -a $(cat /sys/block/{vdev}/size 2>/dev/null || echo 0) -gt 0"
+            f"-b /dev/{vdev} -a $(cat /sys/class/block/{vdev}/size 2>/dev/null || echo 0) -gt 0"
             if there
             else f"! -e /dev/{vdev}"
         )
@@ -146,7 +190,7 @@ class Guest:
         self._start("reboot -f")
         wait_until(f"another {self.name}", lambda: self._number() not in {None, before}, 60)
         self._meet()
-        self._wait_for(rb"GUEST-READY ([\d.]+)", 90)
+        self._await_ready()
         say(f"{self.name} is up again")
 
     def save_and_restore(self) -> None:
