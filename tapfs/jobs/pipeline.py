@@ -11,7 +11,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
@@ -151,10 +150,8 @@ class BufferPool:
         try:
             return self._free.pop()
         except IndexError:
-            buffer = mmap.mmap(-1, self._size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            with suppress(OSError):  # a host without large pages
-                buffer.madvise(mmap.MADV_HUGEPAGE)
-            return buffer
+            # In pages of the usual size: where files fill the memory, the host moves theirs to make a large one.
+            return mmap.mmap(-1, self._size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
     def give_back(self, buffer: mmap.mmap) -> None:
         """The buffer is not used any more."""
