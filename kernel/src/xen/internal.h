@@ -47,6 +47,8 @@
 #define PIECES_MAX 2048u
 /* From here on a READ is copied out of the host's own memory where that is possible: it costs a system call or two. */
 #define BORROWED_LEAST (16u << 10)
+/* After so many in a row that failed it is not tried any more on the ring: each is read twice. */
+#define BORROWED_FAILURES 8u
 /* Pages that stay mapped for a ring. */
 #define PERSISTENT_PAGES_MAX 16384u
 
@@ -272,6 +274,7 @@ struct xen_ring {
     uint64_t generation; /* of `served`; under the device's lock */
     bool quiet;          /* paused, and nothing in flight; under the device's lock */
     bool ended;          /* the frontend has broken the protocol: nothing is taken any more */
+    uint32_t borrowed_failures; /* in a row */
     bool notified;       /* the channel has been readable and was not cleared since */
     uint64_t watch_ns;   /* how long to look for a request before a sleep; 0: not at all */
 

@@ -110,7 +110,7 @@ bool xen_pages_borrow(struct xen_transfer *transfer)
     struct xen_ring *ring = transfer->ring;
 
     if (transfer->kind != TAPFS_XEN_READ || transfer->length < BORROWED_LEAST || transfer->by_buffer ||
-        ring->device->options.grants != TAPFS_XEN_COPY) {
+        ring->borrowed_failures >= BORROWED_FAILURES || ring->device->options.grants != TAPFS_XEN_COPY) {
         return false;
     }
     set_move(transfer, transfer->offset, transfer->length, NULL, 0);

@@ -185,6 +185,7 @@ static void copy_borrowed(struct xen_ring *ring, struct xen_transfers *borrowed)
     while ((transfer = xen_pop(borrowed)) != NULL) {
         bool failed = has_failed(transfer);
         xen_pages_give_back(transfer, !failed);
+        ring->borrowed_failures = failed ? ring->borrowed_failures + 1 : 0;
         if (!failed) {
             xen_count(&ring->counters.at_once, transfer->request_count);
             xen_count(&ring->counters.borrowed, transfer->request_count);

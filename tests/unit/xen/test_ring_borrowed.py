@@ -156,3 +156,23 @@ def test_of_merged_requests_only_the_one_fails_whose_page_is_not_granted(machine
         assert served.device.statistics().borrowed == 0
         for buffer in buffers:
             buffer.close()
+
+
+def test_what_fails_again_and_again_is_not_tried_any_more(machine: Machine, disk: str) -> None:
+    domain = machine.domain(DOMAIN)
+    with (
+        tapfs.open(disk, writable=True) as image,
+        Frontend(domain) as frontend,
+        Served(machine, frontend, image) as served,
+    ):
+        buffer = frontend.buffer(LARGE)
+        page = buffer.pages[0]
+        for failures, borrowed in ((7, 1), (8, 1)):
+            domain.set_grant(buffer.references[0], 0)
+            for _ in range(failures):
+                assert frontend.ring.call(blkif.Request(Operation.READ, 0, buffer.segments(LARGE * 8))).status == ERROR
+            domain.set_grant(buffer.references[0], page << 2 | 1)
+            assert frontend.ring.call(blkif.Request(Operation.READ, 0, buffer.segments(LARGE * 8))).status == OKAY
+            assert buffer.read() == expected(0, LARGE)
+            assert served.device.statistics().borrowed == borrowed
+        buffer.close()
