@@ -18,6 +18,7 @@ from tapfs.plan import Step, Write
 from tapfs.records import NamedTuple
 
 _EXTENSION = struct.Struct(">IIQQ")
+EXTENSION_BYTES = _EXTENSION.size
 _ENTRY = struct.Struct(">QIIBBHI")
 _ALIGNMENT = 8
 MAX_BITMAPS = 65535
@@ -111,6 +112,12 @@ def directory_of(extensions: Sequence[Extension]) -> Directory | None:
         return None
     count, _, length, offset = _EXTENSION.unpack_from(data)
     return Directory(offset, length, count)
+
+
+def reserved_of_extension(data: bytes) -> int:
+    """The field of the header extension that must be zero."""
+    reserved: int = _EXTENSION.unpack_from(data)[1]
+    return reserved
 
 
 def read_bitmaps(file: HostFile, extensions: Sequence[Extension]) -> list[Bitmap]:

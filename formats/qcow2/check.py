@@ -8,6 +8,7 @@ is a cluster whose refcount is too high, a corruption one whose refcount is too 
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, groupby
 
@@ -79,10 +80,33 @@ class Check:
             self._telling = False
             waiting |= window.others - self._windows
             self._all_single &= window.width == 1 and not window.counts.translate(None, b"\0\1")
+            self._note_doubled(window)
             for mismatch in self._compare(window):
                 self._all_single = False
                 yield mismatch
         self._telling = True
+
+    def _note_doubled(self, window: CountedWindow) -> None:
+        """Tables and refcount blocks in whose place something else is, too, must not be written where they are."""
+        references, header, bits = self.references, self._image.header, self._image.header.cluster_bits
+
+        def is_doubled(place: int, times: int = 1) -> bool:
+            inside = 0 <= (place >> bits) - window.base < window.clusters
+            return inside and window.references(place >> bits, (place >> bits) + 1)[0] > times
+
+        for index, place in references.blocks.items():
+            if is_doubled(place):
+                references.broken_refcounts = True
+                message = f"refcount block {index} at {place:#x} has something else in its place, too"
+                self.report.add(Severity.CORRUPTION, message, header.reftable_offset + WORD * index)
+        clusters = range(header.reftable_offset, header.reftable_offset + header.reftable_length, header.cluster_size)
+        references.broken_refcounts |= any(map(is_doubled, clusters))
+        references.doubled_tables.update(use.place for use in references.tables if is_doubled(use.place, use.times))
+        first_levels = Counter((each.l1_offset, each.l1_length) for each in references.snapshots)
+        first_levels[header.l1_offset, header.l1_length] += 1
+        for (start, length), times in first_levels.items():
+            clusters = range(start, min(start + length, self._image.file.size()), header.cluster_size)
+            references.doubled_tables.update(place for place in clusters if is_doubled(place, times))
 
     def cut_clusters(self) -> Iterator[tuple[str, int]]:
         """The entries of the disk whose data the end of the file cuts: a message, the place."""

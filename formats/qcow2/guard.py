@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from tapfs.driver import HostFile
 from tapfs.formats.changed_table import decode
@@ -16,6 +17,7 @@ from tapfs.formats.qcow2.bitmaps import Directory
 from tapfs.formats.qcow2.entries import BYTE_ORDER, OFFSET, TYPECODE
 from tapfs.formats.qcow2.header import MAX_HOST_SIZE, WORD, Header
 from tapfs.formats.qcow2.snapshots import Snapshot
+from tapfs.formats.rounding import round_up
 from tapfs.records import NamedTuple
 from tapfs.tables import GuardedPlaces
 
@@ -76,6 +78,17 @@ class Guard:
             del self._tables[first:last]
             self._ranges = kept
             self.changes += 1
+
+    def tangled(self) -> str | None:
+        """Two tables that lie in one cluster, in words."""
+        size = self._cluster_size
+        # Snapshots may have one L1 table.
+        wanted = [each for each in self._ranges if each.stop > each.start]
+        names = {(each.start, each.stop): each.what for each in wanted}
+        for (start, stop), following in pairwise(sorted(names)):
+            if following[0] < round_up(stop, size):
+                return f"{names[start, stop]} and {names[following]}"
+        return None
 
     @property
     def end(self) -> int:

@@ -9,14 +9,28 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
 from tapfs.driver import HostFile
 from tapfs.errors import ImageError
 from tapfs.extent import Kind
 from tapfs.formats.changed_table import decode
-from tapfs.formats.qcow2.bitmaps import directory_of, read_bitmaps
-from tapfs.formats.qcow2.entries import BYTE_ORDER, OFFSET, RESERVED, TYPECODE, EntryFault, Run, compressed_place
+from tapfs.formats.qcow2.bitmap_faults import faults_of_bitmaps, faults_of_table
+from tapfs.formats.qcow2.bitmaps import clusters_of_bitmaps, directory_of, read_bitmaps
+from tapfs.formats.qcow2.entries import (
+    BYTE_ORDER,
+    COMPRESSED,
+    COPIED,
+    OFFSET,
+    RESERVED,
+    TYPECODE,
+    ZERO,
+    EntryFault,
+    Run,
+    compressed_place,
+)
 from tapfs.formats.qcow2.extensions import CRYPTO_HEADER, data_of
+from tapfs.formats.qcow2.guard import Guard, MetadataRange, guard_of
 from tapfs.formats.qcow2.header import WORD
 from tapfs.formats.qcow2.l1 import L1Table
 from tapfs.formats.qcow2.reader import Qcow2Reader
@@ -25,7 +39,7 @@ from tapfs.records import NamedTuple
 
 #: Told of what cannot be true: a message and the offset of the field in the file.
 FaultCallback = Callable[[str, int | None], None]
-#: A damaged entry that refers to a place so many bytes behind the end of the file keeps nobody from using the end.
+#: A place so many bytes behind the end of the file, which a damaged entry names, keeps nobody from using the end.
 _FAR_BYTES = 1 << 30
 #: Of the L1 tables of snapshots so many bytes are looked at: those of a thousand snapshots of a disk of 64 TiB.
 _MOST_L1_BYTES = 1 << 30
@@ -71,7 +85,15 @@ class References:
         self.incomplete = False
         #: Whether the table of snapshots cannot be read, so that nobody knows which there are.
         self.snapshots_unread = False
+        #: L2 tables in whose place something else is, too: a change of an entry would change that.
+        self.doubled_tables: set[int] = set()
+        #: The words that wrong entries can become without the disk reading otherwise, by the places of the entries.
+        self.mendable: dict[int, int] = {}
         self._blocks = self._read_blocks()
+        self._snapshots = self._read_snapshots()
+        self._guard = self._make_guard()
+        #: Two tables that lie in one place, which nothing can be written to then.
+        self.tangled = self._guard.tangled()
         self._uses = self._read_uses()
 
     @property
@@ -159,30 +181,52 @@ class References:
         """The runs of entries of an L2 table; of each entry that cannot be true `fault` is told once."""
         header = self._image.header
         per_entry = header.l2_entry_bytes // WORD
-        told = -1
-        for run in self._image.decoder.runs(words, first, stop):
-            if isinstance(run, EntryFault):
-                self._tell(use, run.entry, run.message)
+        for entry, same in groupby(self._image.decoder.runs(words, first, stop), _first_entry):
+            runs = list(same)  # several are of one entry where it has subclusters
+            word = words[entry * per_entry]
+            if isinstance(runs[0], EntryFault):
+                self._tell(use, entry, runs[0].message)
+                claimed = self._claimed(entry, word)
+                if claimed is not None:
+                    yield claimed
                 continue
-            entries = 1 if header.extended_l2 else run.length >> self._bits
-            word = words[run.first * per_entry]
-            wrong = self._wrong(run, word)
-            cut = run.kind is Kind.DATA and run.host_offset + run.length > self._image.data_size
+            placed = [run for run in runs if isinstance(run, Run)]
+            entries = 1 if header.extended_l2 else placed[0].length >> self._bits
+            wrong = next((wrong for run in placed if (wrong := self._wrong(run, word)) is not None), None)
+            cut = [
+                run for run in placed if run.kind is Kind.DATA and run.host_offset + run.length > self._image.data_size
+            ]
             if (cut or wrong is not None) and entries > 1:
-                for entry in range(run.first, run.first + entries):
-                    yield from self._runs(use, words, entry, entry + 1)
+                for each in range(entry, entry + entries):
+                    yield from self._runs(use, words, each, each + 1)
                 continue
-            reserved = word & RESERVED and run.kind is not Kind.COMPRESSED
-            if (wrong is not None or reserved) and told != run.first:
-                for entry in range(run.first, run.first + entries):
-                    self._tell(use, entry, wrong or f"has bits that are reserved ({word:#x})")
-                told = run.first
+            reserved = word & RESERVED and placed[0].kind is not Kind.COMPRESSED
+            if wrong is not None or reserved:
+                for each in range(entry, entry + entries):
+                    self._tell(use, each, wrong or f"has bits that are reserved ({word:#x})")
+                    at = use.place + each * header.l2_entry_bytes
+                    if wrong is None:
+                        here = words[each * per_entry]
+                        self.mendable[at] = here & ~RESERVED
+                    elif all(run.kind in (Kind.ZERO, Kind.UNALLOCATED) for run in placed):
+                        self.mendable[at] = word & ZERO  # it reads the same without a place
             if wrong is None:
                 if cut:
-                    self.cut[use.place] = run
-                yield run
+                    self.cut[use.place] = cut[-1]
+                yield from placed
             else:
-                self._dangles(run.host_offset, max(run.length, run.host_length))
+                self._dangles(placed[0].host_offset, max(placed[0].length, placed[0].host_length))
+
+    def _claimed(self, entry: int, word: int) -> Run | None:
+        """What an entry refers to that cannot be true: nobody may use that for something else."""
+        bits, size = self._bits, 1 << self._bits
+        place = word & OFFSET
+        if word & COMPRESSED:
+            place, length = compressed_place(word, bits)
+            claimed = Run(entry, entry << bits, size, Kind.COMPRESSED, place, length)
+        else:
+            claimed = Run(entry, entry << bits, size, Kind.ZERO, place, 0, word & COPIED != 0)
+        return claimed if size <= place < self._size and (word & COMPRESSED or not place % size) else None
 
     def _wrong(self, run: Run, word: int) -> str | None:
         """What makes the place of a run impossible. A cluster of zeros has one, too."""
@@ -202,7 +246,7 @@ class References:
         self._fault(f"L2 entry {entry}: {message}", use.place + entry * self._image.header.l2_entry_bytes)
 
     def _dangles(self, place: int, length: int) -> None:
-        if place < self._size + _FAR_BYTES:
+        if place + length < self._size + _FAR_BYTES:
             self.dangling_end = max(self.dangling_end, place + length)
 
     def _range(self, start: int, length: int, *, refcounts: bool = False) -> Iterator[Referred]:
@@ -225,6 +269,12 @@ class References:
             if not entry:
                 continue
             place = entry & _BLOCK_PLACE
+            if entry != place:
+                message = f"refcount block {index}: its entry has bits that are reserved ({entry:#x})"
+                self._fault(message, header.reftable_offset + WORD * index)
+                self.mendable[header.reftable_offset + WORD * index] = place
+            if not place:
+                continue
             inside = header.cluster_size <= place <= self._size - header.cluster_size
             over = any(
                 start < place + header.cluster_size and place < stop for _, start, stop in self._image.reserved()
@@ -239,14 +289,32 @@ class References:
             found[index] = place
         return found
 
-    def _read_uses(self) -> list[TableUse]:
-        image = self._image
+    def _read_snapshots(self) -> list[Snapshot]:
         try:
-            self._snapshots = image.read_snapshots()
+            return self._image.read_snapshots()
         except ImageError as error:
-            self._snapshots = []
             self.incomplete = self.snapshots_unread = True
             self._fault(error.message, error.offset)
+            return []
+
+    def _make_guard(self) -> Guard:
+        """Where everything lies but L2 tables, data, and refcounts, which can be counted anew."""
+        image = self._image
+        refcounts = image.header.reftable_offset
+        fixed = [
+            MetadataRange(start, stop, f"the {name}") for name, start, stop in image.reserved() if start != refcounts
+        ]
+        fixed += [MetadataRange(image.l1_offset, image.l1_offset + WORD * len(image.l1), "the L1 table")]
+        directory = directory_of(image.extensions)
+        tables = set[int]()
+        try:
+            tables.update(clusters_of_bitmaps(image.file, image.extensions, image.header.cluster_size))
+        except ImageError:  # which is told of where bitmaps are followed
+            directory = None
+        return guard_of(image.header, fixed, self._snapshots, directory, sorted(tables))
+
+    def _read_uses(self) -> list[TableUse]:
+        image = self._image
         current = Counter(self._places(image.l1, "L1 entry", image.header.l1_offset))
         uses = Counter(current)
         # Snapshots that share an L1 table are not known of any tool, but a damaged table may say so of thousands.
@@ -275,11 +343,23 @@ class References:
         for index, entry in l1.used():
             place = entry & OFFSET
             wrong = self._image.slices.table_fault(place) if place else None
+            over = self._guard.over(place, 1 << self._bits) if place and wrong is None else None
+            if wrong is None and over is not None:
+                wrong = f"L2 table at {place:#x} lies over {over}"
+                self.doubled_tables.add(place)
             if wrong is not None:
-                self._fault(f"{what} {index}: {wrong}", offset + WORD * index)
                 self._dangles(place, 1 << self._bits)
+                self.incomplete = True  # nobody knows which clusters the table has
             elif place:
                 places.append(place)
+            if wrong is None and entry & ~(OFFSET | COPIED):
+                wrong = f"has bits that are reserved ({entry:#x})"
+                self.mendable[offset + WORD * index] = entry & (OFFSET | COPIED)
+            elif not place:
+                wrong = "says that it owns a table alone, and names none"
+                self.mendable[offset + WORD * index] = 0
+            if wrong is not None:
+                self._fault(f"{what} {index}: {wrong}", offset + WORD * index)
         return places
 
     def _of_extensions(self) -> Iterator[Referred]:
@@ -289,6 +369,8 @@ class References:
             start, length = (int.from_bytes(crypto[at : at + WORD], "big") for at in (0, WORD))
             yield from self._range(start, length)
         directory = directory_of(image.extensions)
+        for message, place in faults_of_bitmaps(image):
+            self._fault(message, place)
         if directory is None:
             return
         yield from self._range(directory.offset, directory.length)
@@ -305,6 +387,12 @@ class References:
                 self.incomplete = True
                 continue
             yield from self._range(each.table_offset, length)
-            for entry in decode(self._file.read(each.table_offset, length), TYPECODE, BYTE_ORDER):
+            for entry, wrong in faults_of_table(image, each):
+                if wrong is not None:
+                    self._fault(f"the table of bitmap {each.name} {wrong}", each.table_offset)
                 if entry & OFFSET:
                     yield from self._range(entry & OFFSET, 1)
+
+
+def _first_entry(run: Run | EntryFault) -> int:
+    return run.entry if isinstance(run, EntryFault) else run.first

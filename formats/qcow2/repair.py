@@ -5,12 +5,14 @@ as before every change.
 
 1. Refcounts that are too low are raised, where a table or block of them is unusable all of them are counted anew at the
    end of the file. One write of the header's fields then leads to the new ones.
-2. Entries of the disk that name one table or one cluster get copies of their own, up to a bound.
-3. Refcounts that are too high are lowered: what had leaked is free.
-4. The bits that say "owned alone" follow the refcounts.
-5. The image is not marked as dirty any more, and not as corrupt if nothing is wrong with it then.
+2. Bits that are reserved are cleared, and so are places of zeros that cannot be: the disk reads the same.
+3. Entries of the disk that name one table or one cluster get copies of their own, up to a bound.
+4. Refcounts that are too high are lowered: what had leaked is free.
+5. The bits that say "owned alone" follow the refcounts.
+6. The image is not marked as dirty any more, and not as corrupt if nothing is wrong with it then.
 
-Entries that lead nowhere stay as they are, because nobody knows what the guest had there.
+Entries that lead nowhere stay as they are, because nobody knows what the guest had there. Where a table cannot be read
+no other table is changed, and nothing is freed: what looks like a table may be data of the one that is lost.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from tapfs.formats.qcow2.refcounts import Refcounts
 from tapfs.formats.qcow2.references import References
 from tapfs.formats.qcow2.signature import VERSIONS
 from tapfs.formats.qcow2.snapshots import pack_snapshots
-from tapfs.formats.rounding import round_up
+from tapfs.formats.rounding import round_down, round_up
 from tapfs.plan import Grow, Plan, Step, Write, plan
 
 #: So often the refcounts are looked at again after a correction.
@@ -44,9 +46,14 @@ _ROUNDS = 3
 
 def repair_plans(image: Qcow2Reader) -> list[Plan]:
     """The plans for an image, to be executed one after the other; empty if all is well."""
-    if image.open_findings:  # what leads to everything else is damaged
+    first = Check(image)
+    if image.open_findings or first.references.tangled:  # what leads to everything else is damaged
         return []
-    plans = _sized_snapshots(image)
+    plans: list[Plan] = []
+    if first.references.broken_refcounts and not first.references.incomplete:
+        plans.append(_rebuilt(image, first.references))
+    plans += _sized_snapshots(_seen(image, plans)) if plans or not first.references.broken_refcounts else []
+    plans += _mended(_seen(image, plans))
     # What lies past the end of the file may lie in it once new refcounts are at the end: it is counted then.
     for _ in range(_ROUNDS):
         before = len(plans)
@@ -118,9 +125,9 @@ def _apart(image: Qcow2Reader, before: list[Plan]) -> list[Plan]:
         (doubled_entries, copied_clusters, "a cluster"),
     ):
         seen = _seen(image, before + plans)
-        references = References(seen, _ignored)
-        # Unusable refcounts are counted anew first.
-        found = [] if references.broken_refcounts else find(seen, references)
+        references = Check(seen).references
+        # Unusable refcounts are counted anew first. Where a table cannot be read, what looks like one may be its data.
+        found = [] if references.broken_refcounts or references.incomplete else find(seen, references)
         if not found:
             continue
         refcounts = Refcounts(seen.file, seen.header)
@@ -157,6 +164,20 @@ class _End:
         return place
 
 
+def _mended(image: Qcow2Reader) -> list[Plan]:
+    """A plan that clears what is reserved, and places of zeros that cannot be: the disk reads the same without."""
+    references = Check(image).references
+    if references.broken_refcounts or references.incomplete:
+        return []  # what looks like a table may be something else's
+    mendable = {
+        place: word
+        for place, word in sorted(references.mendable.items())
+        if round_down(place, image.header.cluster_size) not in references.doubled_tables
+    }
+    steps: list[Step] = [Write(0, place, word.to_bytes(WORD, "big")) for place, word in mendable.items()]
+    return [plan(steps, mends=f"{_entries(len(steps))} with bits or places that meant nothing")] if steps else []
+
+
 def _corrected(image: Qcow2Reader, wrong: list[Mismatch], mends: str) -> Plan:
     """Set the refcounts of clusters to the number of references."""
     refcounts = Refcounts(image.file, image.header)
@@ -191,7 +212,10 @@ def _refcount_plan(refcounts: Refcounts, end: int, mends: str) -> Plan:
 
 def _bits(image: Qcow2Reader) -> Plan:
     steps: list[Step] = []
-    for _, offset in Check(image).wrong_bits():
+    check = Check(image)
+    for _, offset in () if check.references.incomplete else check.wrong_bits():
+        if round_down(offset, image.header.cluster_size) in check.references.doubled_tables:
+            continue  # something else would change, too
         word = int.from_bytes(image.file.read(offset, WORD), "big") ^ COPIED
         steps.append(Write(0, offset, word.to_bytes(WORD, "big")))
     mends = f"{_entries(len(steps))} whose bit of sole ownership was wrong"

@@ -181,7 +181,8 @@ class Tally:
             count = 1 if header.extended_l2 else run.length >> header.cluster_bits
             for at in range(run.first, run.first + count):
                 cluster = ((words[at * per_entry] & OFFSET) >> header.cluster_bits) - base
-                if 0 <= cluster < len(alone) and run.copied != bool(alone[cluster]):
+                told = header.extended_l2 and found[-1:] == [at]  # by another run of its subclusters
+                if 0 <= cluster < len(alone) and run.copied != bool(alone[cluster]) and not told:
                     found.append(at)
         return found
 
