@@ -22,6 +22,7 @@ from tests.faults import __main__ as faults
 from tests.fuzz import decoders
 from tests.many_runs import Done, Job, Tally, run_all
 from tests.peer.newest_qemu import newest_qemu
+from tests.peer.qcow2_damage import __main__ as damages
 from tests.peer.qcow2_matrix import __main__ as matrix
 from tests.torture import commands, hosts
 from tests.torture.refusing_host import HOSTS
@@ -126,6 +127,10 @@ def _matrix(budget: Budget) -> Tally:
     return of_jobs(partial(matrix.jobs, 8, Path(newest_qemu("qemu-img")).parent), budget)
 
 
+def _damages(budget: Budget) -> Tally:
+    return of_jobs(partial(damages.jobs, Path(newest_qemu("qemu-img")).parent), budget)
+
+
 def _one_by_one(budget: Budget) -> Tally:
     return _of_faults(budget, "--what", "one-by-one")
 
@@ -145,7 +150,7 @@ def _hosts(budget: Budget) -> Tally:
 
 
 PARTS = (
-    Part("crash", 27, "a power failure at any moment of a driver's plans, every kind of image", _of_drivers("crash")),
+    Part("crash", 24, "a power failure at any moment of a driver's plans, every kind of image", _of_drivers("crash")),
     Part("requests", 5, "random requests of a driver against a model", _of_drivers("operations")),
     Part("faults", 8, "failing, cut and late calls of the host and refused memory under the engine", _faults),
     Part("engine", 8, "one call of the host, or one allocation, of the engine fails: each one by one", _one_by_one),
@@ -155,4 +160,5 @@ PARTS = (
     Part("readers", 5, "the same for what is only read: formats, packed files, packages, file systems", _of_read_only),
     Part("decoders", 8, "inputs of libFuzzer for the engine's decoders, under sanitizers", _decoders),
     Part("matrix", 5, "qcow2 images that tapfs and QEMU change in turns", _matrix),
+    Part("damages", 3, "damaged qcow2 images: both checkers, and a repair", _damages),
 )
