@@ -16,10 +16,12 @@ def lay_salvage_over(found: Format, files: LocalFiles, request: SalvageRequest) 
     if not isinstance(found, SalvageableFormat):
         raise ImageError(
             ErrorKind.UNSUPPORTED,
-            f"{found.name} images have no tables that a scan could find",
+            f"no scan finds lost tables of {found.name} images: they have none, or their data does not say where on the"
+            " disk it belongs, and could only be guessed",
             path=files.image.path,
             op="salvage",
-            remedy="say the format that the image had with {format=FMT}, or use convert --salvage",
+            remedy="repair mends what has a copy, and convert --salvage takes what the tables still say; or say the"
+            " format that the image had with {format=FMT}",
         )
     salvage = found.salvage(files.seen(0), request)
     files.salvage = salvage
