@@ -1,4 +1,4 @@
-"""Mutate the drivers or the write path, one place at a time, and see whether the fitting tests notice.
+"""Mutate the drivers, the write path or the engine, one place at a time, and see whether the fitting tests notice.
 
     python -m tests.torture.mutation vdi --sample 20 --seed 1 --processes 2
 
@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from tests.conftest import REPOSITORY
 from tests.many_runs import Done, Job, run_all
+from tests.torture import c_mutants
 
 #: A mutant whose tests take longer has been noticed: it goes round in circles.
 _PATIENCE_SECONDS = 900
@@ -83,6 +84,9 @@ def _unit(*paths: str) -> tuple[str, ...]:
     return ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *paths)
 
 
+#: Files of the engine that write, or say in which order. tests/torture/c_mutants.py changes them.
+_ORDERING = "write layer_write reserved plan guard clone written segments map_change"
+
 TARGETS: dict[str, Target] = {
     **{
         name: Target((f"formats/{name}/*.py",), (_unit(f"tests/unit/formats/{name}"), _kit(name), _resize(name)))
@@ -94,6 +98,19 @@ TARGETS: dict[str, Target] = {
             _unit("tests/unit/disk", "tests/crash/test_plan_log.py"),
             ("-m", "tests.faults", "--what", "operations", "one-by-one", "--only", "overlay", "qcow2", "--seeds", "1"),
         ),
+    ),
+    "engine": Target(
+        tuple(f"kernel/src/engine/{name}.c" for name in _ORDERING.split()),
+        (
+            (*_unit("tests/unit/engine"), "-m", "not native"),
+            (*_unit("tests/unit/disk", "tests/property/test_image_model.py"), "-m", "not native"),
+            ("-m", "tests.faults", "--what", "operations", "one-by-one", "--only", "overlay", "qcow2", "--seeds", "1"),
+            (*_unit("tests/unit/jobs", "tests/crash"), "-m", "not native"),
+        ),
+    ),
+    "mover": Target(
+        ("kernel/src/mover/*.c",),
+        (_unit("tests/unit/engine/test_mover.py", "tests/unit/fuse/test_data.py", "tests/unit/nbd/test_requests.py"),),
     ),
 }
 
@@ -108,7 +125,9 @@ def mutants(target: Target) -> list[Mutant]:
 
 
 def _is_program(mutant: Mutant) -> bool:
-    """Whether the file is still one of Python."""
+    """Whether a file of Python is still one."""
+    if mutant.path.endswith(".c"):
+        return True
     try:
         ast.parse(mutated((REPOSITORY / mutant.path).read_bytes(), mutant))
     except SyntaxError:
@@ -123,6 +142,10 @@ def mutated(source: bytes, mutant: Mutant) -> bytes:
 
 def of_file(path: Path) -> Iterator[Mutant]:
     source = path.read_bytes()
+    if path.suffix == ".c":
+        for change in c_mutants.changes(source.decode("ascii")):
+            yield _mutant(path, source, *change)
+        return
     lines = source.splitlines(keepends=True)
     starts = [0]
     for line in lines:
@@ -176,6 +199,8 @@ def judge(mutant: Mutant, target: Target, folder: Path) -> Done:
     source = changed.read_bytes()
     changed.write_bytes(mutated(source, mutant))
     old = source[mutant.start : mutant.end].decode().strip()
+    if changed.suffix == ".c" and not c_mutants.build(mutant.path, folder):
+        return Done("no program", {"mutants that are no program": 1})
     environment = os.environ | {"PYTHONPATH": str(folder), "TMPDIR": str(folder)}
     for words in target.tests:
         try:
