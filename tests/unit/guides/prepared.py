@@ -138,6 +138,7 @@ def remote() -> None:
 
 def surveyed() -> None:
     Path("srv/images").mkdir()
+    Path("password.txt").write_text("secret\n")
     disk("srv/images/base.qcow2", "qcow2")
     disk("srv/images/web1.qcow2", "qcow2", backing=f"{os.getcwd()}/srv/images/base.qcow2")
     ask = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute(sys.argv[2]).fetchall())"
