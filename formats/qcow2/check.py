@@ -101,6 +101,8 @@ class Check:
                 self.report.add(Severity.CORRUPTION, message, header.reftable_offset + WORD * index)
         clusters = range(header.reftable_offset, header.reftable_offset + header.reftable_length, header.cluster_size)
         references.broken_refcounts |= any(map(is_doubled, clusters))
+        if references.incomplete:  # so that a repair changes no table anyway
+            return
         references.doubled_tables.update(use.place for use in references.tables if is_doubled(use.place, use.times))
         first_levels = Counter((each.l1_offset, each.l1_length) for each in references.snapshots)
         first_levels[header.l1_offset, header.l1_length] += 1

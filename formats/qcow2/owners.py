@@ -44,6 +44,9 @@ def require_owners(image: Qcow2Reader, refcounts: Refcounts) -> None:
     if image.header.has_data_file:
         return
     references = References(image, _ignored)
+    if references.doubled_tables:  # a change of an entry would change what else is there
+        place = min(references.doubled_tables)
+        raise _refused(image, f"the L2 table at {place:#x} lies over other metadata", place, REMEDY)
     if not references.tables:
         return
     _require_tables(image, refcounts, references)

@@ -7,6 +7,7 @@ by the length of the file, whatever the L1 tables say.
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
@@ -92,6 +93,7 @@ class References:
         self._blocks = self._read_blocks()
         self._snapshots = self._read_snapshots()
         self._guard = self._make_guard()
+        self._guarded = self._guard.places()
         #: Two tables that lie in one place, which nothing can be written to then.
         self.tangled = self._guard.tangled()
         self._uses = self._read_uses()
@@ -343,7 +345,7 @@ class References:
         for index, entry in l1.used():
             place = entry & OFFSET
             wrong = self._image.slices.table_fault(place) if place else None
-            over = self._guard.over(place, 1 << self._bits) if place and wrong is None else None
+            over = self._over(place) if place and wrong is None else None
             if wrong is None and over is not None:
                 wrong = f"L2 table at {place:#x} lies over {over}"
                 self.doubled_tables.add(place)
@@ -361,6 +363,14 @@ class References:
             if wrong is not None:
                 self._fault(f"{what} {index}: {wrong}", offset + WORD * index)
         return places
+
+    def _over(self, place: int) -> str | None:
+        """What a cluster lies over but L2 tables, data and refcounts. There may be many L1 tables of many entries."""
+        places, size = self._guarded, 1 << self._bits
+        at = bisect_left(places.ranges, (place + size, 0)) - 1
+        table = bisect_left(places.places, place)
+        is_over = (at >= 0 and places.ranges[at][1] > place) or places.places[table : table + 1] == array("Q", [place])
+        return self._guard.over(place, size) if is_over else None
 
     def _of_extensions(self) -> Iterator[Referred]:
         image = self._image

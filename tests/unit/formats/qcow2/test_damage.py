@@ -222,3 +222,16 @@ def test_a_broken_refcount_table_is_rebuilt(tapfs: Run, tmp_path: Path) -> None:
     assert tapfs("check", path).code == 2
     assert tapfs("repair", path).code == 0
     subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", path], check=True)
+
+
+def test_a_table_over_other_metadata_is_not_written(tmp_path: Path) -> None:
+    """A change of an entry would change a snapshot."""
+    data = image(kind="snapshot")
+    fields = Fields(bytes(data))
+    put(data, fields.l1_at, fields.snapshots_at | COPIED)
+    path = tmp_path / "a"
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match="lies over other metadata") as raised:
+        tapfs.open(path, writable=True)
+    assert raised.value.kind is ErrorKind.CORRUPT
+    tapfs.open(path).close()
