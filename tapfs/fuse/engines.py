@@ -53,7 +53,7 @@ class Attachment:
         init = None if served is None else served.init_request()
         if init is None or operations is None:
             return None
-        backing = {} if native is None else native.backing()
+        backing = dict[int, int]() if native is None else native.backing()
         return Handover(native is not None, init, backing, tree.partitions, operations.modified_ns, seed, files)
 
     @property
