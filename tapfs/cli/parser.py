@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 # argparse would load `locale` to look for translations of its words, of which there are none.
-vars(argparse)["_"] = str
+setattr(argparse, "_", str)  # noqa: B010  it is no public name
 
 #: A word that begins with '-' and one of these is no option: `--nice -5`, `resize FILE -1G`. No option is a digit.
 _DIGITS = tuple("0123456789")
