@@ -257,7 +257,7 @@ def package(release: str, dist: Path) -> None:
 
 def storage(release: str, dist: Path) -> None:
     """Clients of systemd find and mount the images that `tapfs provide` offers."""
-    with bare_root(release, "python3-venv", "e2fsprogs", "systemd-sysv", "systemd-container") as root:
+    with bare_root(release, "python3-venv", "e2fsprogs", "mount", "systemd-sysv", "systemd-container") as root:
         name = copied(dist, "*_x86_64.whl", root)
         run_in(root, f"python3 -m venv /venv && /venv/bin/pip install -q {name}")
         run_in(root, STORAGE, path="/venv/bin:")
