@@ -330,7 +330,7 @@ def test_a_signal_loses_nothing_of_what_another_mount_covers(
     os.close(process)
     for _ in range(2):
         subprocess.run(["umount", directory], check=True)
-    checks = {"ext4": ["e2fsck", "-f", "-n", image], "ntfs": ["ntfsfix", "-n", image]}
+    checks: dict[str, list[str | Path]] = {"ext4": ["e2fsck", "-f", "-n", image], "ntfs": ["ntfsfix", "-n", image]}
     subprocess.run(checks[kind], check=True, capture_output=True)
     again = mounts.mount(image, "--files")
     assert (again / "new").read_text() == "written"

@@ -218,6 +218,28 @@ def test_partitions_are_those_of_the_start(mounts: Mounts, tmp_path: Path) -> No
     mounts.umount(directory)
 
 
+@native
+@pytest.mark.usefixtures("root", "no_new_loop_device")
+@pytest.mark.parametrize("name", ["plain", "with a \\ and\ta space"])
+def test_a_loop_device_over_the_disk_waits_too(mounts: Mounts, tmp_path: Path, name: str) -> None:
+    """The next server looks whether a loop device shows its image, and at no file of its own mount for that."""
+    image, directory = tmp_path / "image", tmp_path / name
+    directory.mkdir()
+    assert mounts.run("create", "-f", "qcow2", image, "16M").code == 0
+    assert mounts.run("mount", "--rw", image, directory).code == 0
+    shown = subprocess.run(["losetup", "-f", "--show", directory / "disk"], check=True, capture_output=True, text=True)
+    device = os.open(shown.stdout.strip(), os.O_RDWR)
+    subprocess.run(["losetup", "-d", shown.stdout.strip()], check=True)  # with its last user, which we are
+    killed = kill_server(mounts)
+    data = random.Random(8).randbytes(MIB)
+    assert os.pwrite(device, data, 0) == MIB
+    os.fsync(device)
+    wait_for(lambda: entry(mounts)["server"] != killed)
+    os.close(device)
+    assert (directory / "disk").read_bytes()[:MIB] == data
+    mounts.umount(directory)
+
+
 @pytest.mark.usefixtures("root", "no_new_loop_device")
 @pytest.mark.parametrize(
     ("mounts", "kind"), [("native", "ext4"), ("pyfuse3", "ext4"), ("native", "ntfs")], indirect=["mounts"]
@@ -240,7 +262,7 @@ def test_files_stay_by_the_kernel_and_by_a_program(mounts: Mounts, tmp_path: Pat
     os.close(user)
     mounts.umount(directory)
     assert mounts.left_behind() == []
-    checks = {"ext4": ["e2fsck", "-fn", image], "ntfs": ["ntfsfix", "-n", image]}
+    checks: dict[str, list[str | Path]] = {"ext4": ["e2fsck", "-fn", image], "ntfs": ["ntfsfix", "-n", image]}
     subprocess.run(checks[kind], check=True, capture_output=True)
     again = mounts.mount(image, "--files")
     assert (again / "new").read_bytes() == random.Random(0).randbytes(MIB) + random.Random(1).randbytes(MIB)
