@@ -176,6 +176,8 @@ class Fetcher:
         self._punch(self._copy, _PUNCH_HOLE_KEEP_SIZE, asked["offset"], asked["length"])
 
     def _open(self, asked: dict[str, Any]) -> None:
+        if self._source is not None:
+            return  # who has seen twice that this process is new says it twice
         self._options = RemoteOptions(**asked["options"])
         address = Address.known(asked["address"])
         if "facts" in asked:

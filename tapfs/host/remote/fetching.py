@@ -4,8 +4,9 @@ The library that fetches has threads, and a process with threads cannot be forke
 own fetches (`tapfs.host.remote.fetcher`), and writes what it gets into the file that the engine reads. The two share
 that file and a socket, which a fork passes on. When nobody has the socket any more, that process ends.
 
-If it is killed another one takes its place at the same socket, and says so. It knows nothing, so it is told the address
-and what has no answer. What was sent before that, and nobody had read, it leaves out.
+If it is killed another one takes its place at the same sockets, and says so at both. It knows nothing, so it is told
+the address and what has no answer. What was sent before that, and nobody had read, it leaves out. It may be told twice,
+by who reads at one socket and who reads at the other.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ class Fetching:
                     if not answer:
                         raise self._gone()
                     if "restarted" in answer:
+                        self._tell_again()  # nobody may wait for a fetch, and so see the same at the other socket
                         messages.send(self._holes, question)
             except OSError as error:
                 raise self._gone() from error
@@ -106,14 +108,19 @@ class Fetching:
 
     def ended(self) -> list[Ended]:
         """See `tapfs.host.presence.Carrier.ended`."""
-        answers = [self._received()]
+        answers = list[dict[str, Any]]()
+        while not answers:
+            self._note(self._received(), answers)
         # What else has come is taken along, as long as nothing has to be waited for.
         while len(answers) < _MOST_ANSWERS and (more := self._received(wait=False)):
-            answers.append(more)
-        with self._sending:
-            for each in answers:
-                self._unanswered.pop(each["number"], None)
+            self._note(more, answers)
         return [Ended(each["number"], messages.error_of(each)) for each in answers]
+
+    def _note(self, answer: dict[str, Any], answers: list[dict[str, Any]]) -> None:
+        """Add an answer, unless there was one before: a process that is told twice what to do answers twice."""
+        with self._sending:
+            if self._unanswered.pop(answer["number"], None) is not None:
+                answers.append(answer)
 
     def give_up(self, offset: int, length: int) -> None:
         """See `tapfs.host.presence.Carrier.give_up`."""

@@ -1,0 +1,103 @@
+"""The messages between the process that serves and one that takes the place of a killed fetching process."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import pytest
+
+from tapfs.host.remote import messages
+from tapfs.host.remote.address import Address
+from tapfs.host.remote.fetcher import Fetcher
+from tapfs.host.remote.fetching import Fetching
+from tapfs.host.remote.options import USUAL
+from tapfs.host.remote.source import Source
+
+FACTS = {"size": 1 << 20, "identity": None, "modified": 0, "writable": False}
+ADDRESS = "http://server.example/disk.raw"
+
+
+class Peer(NamedTuple):
+    """The other ends of the two sockets."""
+
+    connection: socket.socket
+    holes: socket.socket
+
+    def restarts(self) -> None:
+        """A killed process has a successor."""
+        for each in self:
+            messages.send(each, {"number": 0, "restarted": True})
+
+    def told(self) -> list[dict[str, Any]]:
+        """All messages that wait at the first socket."""
+        found = list[dict[str, Any]]()
+        while message := messages.receive(self.connection, wait=False):
+            found.append(message)
+        return found
+
+
+@contextmanager
+def served(monkeypatch: pytest.MonkeyPatch) -> Generator[tuple[Fetching, Peer]]:
+    """A `Fetching` whose process is this one."""
+    peers = list[Peer]()
+
+    def start(_module: str, theirs: socket.socket, _name: str, _copy: int, holes: int) -> None:
+        peers.append(Peer(theirs.dup(), socket.socket(fileno=os.dup(holes))))
+        messages.send(peers[0].connection, {"number": 1, "facts": FACTS, "tells_holes": True})
+
+    monkeypatch.setattr(messages, "start", start)
+    served = Fetching(Address.known(ADDRESS), -1, USUAL)
+    try:
+        assert [each["op"] for each in peers[0].told()] == ["open"]
+        yield served, peers[0]
+    finally:
+        served.close()
+        for each in peers[0]:
+            each.close()
+
+
+def test_what_came_with_the_news_of_a_follower_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(monkeypatch) as (asker, peer):
+        first, second = asker.begin(0, 512), asker.begin(512, 512)
+        messages.send(peer.connection, {"number": first})
+        peer.restarts()
+        assert [each.number for each in asker.ended()] == [first]
+        assert [(each["op"], each["number"]) for each in peer.told()[2:]] == [("open", second), ("fetch", second)]
+        # One that was told twice answers twice.
+        for number in (first, second, second):
+            messages.send(peer.connection, {"number": number})
+        assert [each.number for each in asker.ended()] == [second]
+
+
+def test_a_follower_that_only_a_question_about_holes_meets_is_told_what_to_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with served(monkeypatch) as (asker, peer):
+        peer.restarts()
+        messages.send(peer.holes, {"number": 1, "ranges": [[0, 512]], "until": 1024})
+        assert list(asker.data_ranges(0, 1024)) == [(0, 512)]
+        assert [each["op"] for each in peer.told()] == ["open"]
+
+
+def test_a_follower_that_is_told_twice_opens_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = list[Source]()
+
+    def start(self: Fetcher, source: Source) -> None:
+        opened.append(source)
+        monkeypatch.setattr(self, "_source", source)
+
+    monkeypatch.setattr(Fetcher, "_start", start)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    holes, their_holes = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, holes, their_holes:
+        opening = {"number": 1, "op": "open", "address": ADDRESS, "options": asdict(USUAL), "facts": FACTS}
+        for _ in range(2):
+            messages.send(ours, opening)
+        ours.shutdown(socket.SHUT_WR)
+        Fetcher(theirs, -1, their_holes, again=True).serve()
+    assert len(opened) == 1
