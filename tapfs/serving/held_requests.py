@@ -54,9 +54,15 @@ class HeldRequests:
         try:
             attempt()
         except ImageError as error:
-            if not self._is_waited_for(error, durable=durable):
+            if not self.is_waited_for(error, durable=durable):
                 raise
             self._hold(error, again, durable=durable, owner=owner)
+
+    def is_waited_for(self, error: ImageError, *, durable: bool) -> bool:
+        """Whether `serve` waits where a request meets this error. It raises such a one only to let the request go."""
+        if error.kind is ErrorKind.NO_SPACE:
+            return self._wait_on != "nothing"
+        return error.kind is ErrorKind.IO and self._wait_on == "errors" and not durable
 
     def retry(self) -> None:
         """Have all requests that wait tried now."""
@@ -76,12 +82,6 @@ class HeldRequests:
             self._given_up.discard(owner)
             self._changed.notify_all()
 
-    @property
-    def is_giving_up(self) -> bool:
-        """Whether requests of the owner None do not wait now."""
-        with self._changed:
-            return None in self._given_up
-
     def await_begin(self) -> None:
         """Wait for a moment, or until requests of the owner None wait again."""
         with self._changed:
@@ -98,11 +98,6 @@ class HeldRequests:
         if waits:
             _end_at_once()
 
-    def _is_waited_for(self, error: ImageError, *, durable: bool) -> bool:
-        if error.kind is ErrorKind.NO_SPACE:
-            return self._wait_on != "nothing"
-        return error.kind is ErrorKind.IO and self._wait_on == "errors" and not durable
-
     def _hold(self, error: ImageError, again: Callable[[], None], *, durable: bool, owner: object) -> None:
         self._enter(error)
         try:
@@ -110,7 +105,7 @@ class HeldRequests:
                 try:
                     again()
                 except ImageError as met:
-                    if not self._is_waited_for(met, durable=durable):
+                    if not self.is_waited_for(met, durable=durable):
                         raise
                     error = met
                 else:

@@ -181,10 +181,11 @@ class GuestDisk:
         while True:
             try:
                 self.held.serve(attempt, partial(self._do_again, parked), durable=durable)
-            except ImageError:
-                if not self.held.is_giving_up:
+            except ImageError as error:
+                if not self.held.is_waited_for(error, durable=durable):
                     raise
-                # Only who is in a ring that is being stopped is let go of; another one goes on to wait.
+                # Only who is in a ring that is being stopped is let go of; another one goes on to wait. The ring for
+                # which both were woken may have stopped long ago.
                 if parked.leave():
                     return
                 self.held.await_begin()

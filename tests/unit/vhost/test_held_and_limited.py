@@ -97,6 +97,27 @@ def test_a_pause_does_not_wait_for_space(tmp_path: Path, monkeypatch: pytest.Mon
         assert ring.read(8, 512) == b"w" * 512
 
 
+def test_a_ring_that_goes_on_waits_on_however_soon_another_one_has_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with waiting(tmp_path, monkeypatch, inflight=True) as (served, ring, host):
+        held, let_go = served.disk.held, list[bool]()
+
+        def told() -> None:
+            if held.reason is None:
+                held.begin()  # the other ring has stopped
+                let_go.append(True)
+
+        monkeypatch.setattr(held, "_told", told)
+        held.give_up()
+        wait_for(lambda: bool(let_go) and (held.reason is not None or bool(ring.ended())))
+        assert ring.ended() == []
+        host.full = False
+        held.retry()
+        assert ring.wait()
+        assert ring.read(8, 512) == b"w" * 512
+
+
 def test_without_an_in_flight_region_a_ring_that_stops_has_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
