@@ -14,16 +14,25 @@ from typing import TYPE_CHECKING
 from tapfs.disk.chain import OpenOptions, layer_of_files
 from tapfs.disk.image import Image
 from tapfs.disk.placed_writes import PlacedImage
-from tapfs.driver import MAX_DISK_BYTES, Resizable
+from tapfs.disk.probe import format_named
+from tapfs.driver import MAX_DISK_BYTES, MultiFileFormat, Resizable
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.location import locate
-from tapfs.jobs.create import BegunImage, NewImage, begun_image, files_of_image, open_created, open_filled
+from tapfs.jobs.create import (
+    BegunImage,
+    NewImage,
+    begun_image,
+    create_request,
+    files_of_image,
+    open_created,
+    open_filled,
+)
 from tapfs.jobs.editing import execute_edit
 from tapfs.jobs.placed_image import placed_image
 from tapfs.records import replace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tapfs.disk.chain import Layer
     from tapfs.host.files import LocalFiles
@@ -31,17 +40,30 @@ if TYPE_CHECKING:
 
 #: The size that an image has at first.
 FIRST_BYTES = 64 << 20
+#: An image of so many bytes is in more files than a small one, where a file of a disk has a bound.
+_LARGE_BYTES = 1 << 40
 
 
 def can_grow(new: NewImage) -> bool:
     """Whether an image as `new` says can be made so; the host gets no file. Raises ImageError as `create_image`."""
     if new.compressed or new.backing is not None or new.options.get("preallocation", "off") != "off":
         return False
+    if _further_names(new, FIRST_BYTES) != _further_names(new, _LARGE_BYTES):
+        return False
     with placed_image(f"disk.{new.format}", replace(new, size=FIRST_BYTES), PlacedImage, "convert") as image:
         layer = image.layers[0]
         geometry = layer.driver.geometry
         encrypted_whole = geometry.identity is not None and geometry.cipher is not None
         return isinstance(layer.driver, Resizable) and not encrypted_whole and not image.only_streamed
+
+
+def _further_names(new: NewImage, size: int) -> Sequence[str]:
+    """The files that an image of so many bytes has beside its own."""
+    found = format_named(new.format)
+    if not isinstance(found, MultiFileFormat):
+        return ()
+    with create_request(f"disk.{new.format}", replace(new, size=size)) as (request, _):
+        return found.further_names(request)
 
 
 class GrowingImage:

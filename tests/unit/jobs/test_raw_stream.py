@@ -125,6 +125,14 @@ def test_what_cannot_grow_is_left_to_the_scratch_file(tmp_path: Path) -> None:
     assert not raw_stream.can_be_streamed("ram:x", NewImage("ram", None))
 
 
+@pytest.mark.parametrize("subformat", ["twoGbMaxExtentSparse", "twoGbMaxExtentFlat"])
+def test_a_disk_whose_files_have_a_bound_does_not_grow(subformat: str, tmp_path: Path) -> None:
+    """A larger disk has more files, and no image gets another one later."""
+    path = str(tmp_path / "disk.vmdk")
+    assert not raw_stream.can_be_streamed(path, NewImage("vmdk", None, options={"subformat": subformat}))
+    assert raw_stream.can_be_streamed(path, NewImage("vmdk", None, options={"subformat": "monolithicFlat"}))
+
+
 def test_the_command_keeps_nothing_of_a_raw_pipe(tapfs_command: list[str], content: bytes, tmp_path: Path) -> None:
     out = tmp_path / "out.qcow2"
     words = [*tapfs_command, "convert", "-f", "raw", "-", "-O", "qcow2", str(out)]
