@@ -39,7 +39,7 @@ def pass_on(arguments: argparse.Namespace, sources: Sequence[str], options: Copy
 
 
 def _needs_whole_disk(arguments: argparse.Namespace) -> bool:
-    """Whether the copy reads the source in another order, or again, or packs it."""
+    """Whether the copy reads the source in another order, or again, packs it, or reads a disk that lies in it."""
     return bool(
         arguments.no_create
         or arguments.compress
@@ -47,5 +47,8 @@ def _needs_whole_disk(arguments: argparse.Namespace) -> bool:
         or arguments.bitmaps
         or arguments.verify
         or arguments.salvage
+        or arguments.disk is not None
+        or arguments.snapshot is not None
+        or arguments.backing is not None
         or wants_encryption(arguments, arguments.target_format)
     )

@@ -146,6 +146,16 @@ def test_the_command_keeps_nothing_of_a_raw_pipe(tapfs_command: list[str], conte
     assert (ran.returncode, ran.stdout == content, ran.stderr) == (0, True, b"")
 
 
+@pytest.mark.parametrize("words", [("--disk", "1"), ("--snapshot", "one"), ("--backing", "other.raw")])
+def test_a_disk_inside_of_the_pipe_is_not_the_pipe(
+    words: tuple[str, str], tapfs_command: list[str], tmp_path: Path
+) -> None:
+    command = [*tapfs_command, "convert", "-f", "raw", *words, "-", "new.raw"]
+    done = subprocess.run(command, input=b"d" * MIB, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode != 0
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_kill_leaves_nothing_and_what_was_there(tapfs_command: list[str], content: bytes, tmp_path: Path) -> None:
     out = tmp_path / "out.qcow2"
     out.write_bytes(b"")
