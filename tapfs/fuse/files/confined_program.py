@@ -28,7 +28,8 @@ from tapfs.serving.messages import MESSAGE_LIMIT, decode, encode
 
 #: Options of the kernel that the program may ask for beside those of the request.
 _OPTIONS = re.compile(r"default_permissions|max_read=\d+|blksize=\d+")
-_CONNECTION = re.compile(r"fd=(\d+)")
+#: No descriptor has more digits: a longer number would fit into no message to the kernel.
+_CONNECTION = re.compile(r"fd=(\d{1,9})")
 _KIND = re.compile(r"fuse(blk)?(\.[\w-]+)?")
 
 
