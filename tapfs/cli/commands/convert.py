@@ -127,6 +127,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--json goes with --batch", _PROGRAM)
     sources, target = names[:-1], names[-1] if names else None
     arguments.image, arguments.target = sources[0] if sources else None, target
+    if not sources and not wants_help(arguments):
+        raise UsageError("SOURCE and TARGET are needed", _PROGRAM)
     if not arguments.no_create or wants_help(arguments):  # what is there already is what its contents show
         arguments.target_format = arguments.target_format or default_format(target or "", "-O")
     if wants_help(arguments):
@@ -151,8 +153,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace, sources: list[str]) -> None:
-    if not sources:
-        raise UsageError("SOURCE and TARGET are needed", _PROGRAM)
     if arguments.no_create and (
         arguments.target_backing or arguments.options or arguments.encrypt or arguments.compress
     ):

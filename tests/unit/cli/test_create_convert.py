@@ -414,6 +414,9 @@ def test_formats_by_default_are_those_of_qemu_img(tapfs: Run, tmp_path: Path) ->
     ran = tapfs("convert", image, tmp_path / "c.qcow")
     assert (ran.code, ran.out) == (0, "")
     assert ran.err == f"tapfs: {tmp_path}/c.qcow becomes a raw image; -O qcow makes a qcow image\n"
+    ran = tapfs("convert", tmp_path / "c.qcow")
+    assert (ran.code, ran.out) == (64, "")
+    assert ran.err.startswith("tapfs: error: SOURCE and TARGET are needed")  # nothing was to become raw
 
 
 def test_names_of_formats_in_capitals(tapfs: Run, sample: Path, tmp_path: Path) -> None:
