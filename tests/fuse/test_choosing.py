@@ -49,6 +49,15 @@ def test_partition_0_is_the_whole_disk(mounts: Mounts, flat: Path, tmp_path: Pat
     assert (refused.code, "there is no known file system on the disk" in refused.err) == (17, True)
 
 
+def test_what_the_kernel_does_not_know_is_said_with_the_way_round(mounts: Mounts, tmp_path: Path) -> None:
+    volume = tmp_path / "vmfs.raw"
+    volume.write_bytes(bytes(0x200000) + (0x2FABF15E).to_bytes(4, "little") + bytes(MIB))
+    refused = mounts.run("mount", "--files", volume, mounts.directory())
+    assert (refused.code, refused.out) == (12, "")
+    assert f"{volume}: the kernel does not know VMFS; mount it without --files" in refused.err
+    assert mounts.left_behind() == []
+
+
 def test_a_table_that_belongs_to_the_file_system_is_no_choice(mounts: Mounts, tmp_path: Path, content: Path) -> None:
     """A disc that also boots from a stick, and a table of one entry that leads to itself."""
     disc = tmp_path / "disc.iso"

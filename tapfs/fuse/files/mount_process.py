@@ -149,7 +149,8 @@ def _refusal(number: int, request: MountRequest) -> ImageError:
     """What mount(2) means by an errno."""
     if number == errno.ENODEV:
         said = f"the kernel does not know {request.type}"
-        return ImageError(ErrorKind.UNSUPPORTED, said, path=request.image, op="mount")
+        remedy = f"mount it without --files, and read the {request.type} file system there with a program that knows it"
+        return ImageError(ErrorKind.UNSUPPORTED, said, path=request.image, op="mount", remedy=remedy)
     if number in _DAMAGED:
         said = f"the kernel does not mount the {request.type} file system: it seems damaged"
         said = "; ".join((said, *request.remarks, "dmesg may say more"))
