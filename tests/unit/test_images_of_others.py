@@ -11,6 +11,7 @@ import pytest
 
 import tapfs
 from tapfs.driver import Severity
+from tests import filled_file_systems as filled
 from tests.conftest import REPOSITORY, unpack
 
 FOLDER = REPOSITORY / "fixtures/dfvfs"
@@ -45,3 +46,13 @@ def test_an_image_that_is_not_read_is_named(tmp_path: Path) -> None:
     path = unpack(FOLDER / "hfsplus.sparseimage.xz", tmp_path)
     with pytest.raises(tapfs.ImageError, match="Apple sparse image"):
         tapfs.open(path).close()
+
+
+def test_the_free_clusters_of_a_volume_of_windows_are_found(tmp_path: Path) -> None:
+    """Windows 10 sets flag 0x80 of clean volumes, and has files that are not in their records and have no clusters."""
+    path = unpack(FOLDER / "ntfs-dynamic.vhd.xz", tmp_path)
+    with tapfs.open_file(path, partition=1) as part:
+        (tmp_path / "volume").write_bytes(part.read())
+    (found,) = tapfs.compact(path, dry_run=True, zeros=False).file_systems
+    free = filled.free_by_ntfscat(tmp_path / "volume")
+    assert (found.left_alone, found.free) == (None, sum(run.length for run in free))

@@ -18,6 +18,8 @@ from tapfs.partitions.reader import Reader
 
 _LOG_FILE, _VOLUME, _BITMAP = 2, 3, 6
 _VOLUME_INFORMATION, _DIRTY = 0x70, 0x0001
+#: Windows 10 sets it on volumes that it has unmounted cleanly; no publication names it.
+_WINDOWS_10 = 0x0080
 #: Versions 1.2 to 3.1: those of Windows NT 4 to 11.
 _VERSIONS = frozenset({(1, 2), (3, 0), (3, 1)})
 
@@ -79,7 +81,7 @@ def _require_clean(table: MasterFileTable) -> None:
         raise unknown(f"it is NTFS of the unknown version {major}.{minor}")
     if flags & _DIRTY:
         raise unknown("it is marked dirty: have Windows check it first (chkdsk), or ntfsfix")
-    if flags:
+    if flags & ~_WINDOWS_10:
         raise unknown(f"it is marked as in the middle of a change (flags {flags:#x})")
     record = table.record(_LOG_FILE)
     runs = table.mapped(record, _LOG_FILE, DATA)

@@ -230,7 +230,7 @@ class MasterFileTable:
 
 def runs_in(part: Attribute, clusters: int) -> Iterator[Range]:
     """The runs that one attribute maps, but for holes."""
-    first, last, at = struct.unpack_from("<QQH", part.raw, 16)
+    first, last, at = struct.unpack_from("<qqH", part.raw, 16)  # the last one of an attribute without clusters is -1
     place = mapped = 0
     raw = part.raw
     for _ in range(_MAX_RUNS):
