@@ -18,7 +18,7 @@ from tapfs.partitions.reader import Reader
 
 _LOG_FILE, _VOLUME, _BITMAP = 2, 3, 6
 _VOLUME_INFORMATION, _DIRTY = 0x70, 0x0001
-#: Windows 10 sets it on volumes that it has unmounted cleanly; no publication names it.
+#: Volumes that Windows 10 has made and unmounted cleanly have it (fixtures/dfvfs); no publication names it.
 _WINDOWS_10 = 0x0080
 #: Versions 1.2 to 3.1: those of Windows NT 4 to 11.
 _VERSIONS = frozenset({(1, 2), (3, 0), (3, 1)})
