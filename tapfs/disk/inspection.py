@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from tapfs.disk.chain import (
+    Layer,
     OpenOptions,
     ParentState,
     UnopenedParent,
@@ -15,6 +16,8 @@ from tapfs.disk.chain import (
 from tapfs.disk.description import ImageInfo, describe
 from tapfs.disk.image import Image
 from tapfs.disk.password import require_bytes
+from tapfs.disk.probe import format_named, own_format_names
+from tapfs.driver import Trait, has_trait
 
 
 class Inspection:
@@ -45,13 +48,26 @@ class Inspection:
         image = self.image
         described = [describe(image.layers[depth:], self.unopened) for depth in range(len(image.layers))]
         if self.unopened is None and not image.needs_password:
-            described[0] = image.description(image.contents(sector_size=sector_size))
+            contents = image.contents(sector_size=sector_size)
+            promised = _promised_by_name(image.layers[0])
+            if promised is not None:
+                message = f"the name ends in .{promised}, and nothing in the file shows that format"
+                contents.table.note(f"{message}: it is taken for raw, and its header may be lost")
+            described[0] = image.description(contents)
         return described
 
     def raise_refusal(self) -> None:
         """Raise the ImageError of a parent that was refused; one that is missing is none."""
         if self.unopened is not None and self.unopened.error is not None and self.unopened.state is ParentState.REFUSED:
             raise self.unopened.error
+
+
+def _promised_by_name(layer: Layer) -> str | None:
+    """The format that the name of a file ends in, where the file was taken for raw because it shows none."""
+    suffix = layer.path.rpartition(".")[2].lower()
+    guessed = layer.probed and has_trait(format_named(layer.driver.format_name), Trait.GUESSED)
+    is_other = suffix in own_format_names() and suffix != layer.driver.format_name
+    return suffix if guessed and is_other else None
 
 
 def inspect(path: str, options: OpenOptions, *, password: bytes | None = None) -> Inspection:

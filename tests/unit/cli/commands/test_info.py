@@ -85,3 +85,12 @@ def test_a_packed_image_says_so(tapfs: Run, tmp_path: Path) -> None:
     packed.write_bytes(gzip.compress(image.read_bytes()))
     assert re.search(r"^packed: +gzip$", tapfs("info", packed).out, re.MULTILINE)
     assert json.loads(tapfs("info", "--json", packed).out)["packed"] == "gzip"
+
+
+@pytest.mark.parametrize(("name", "is_noted"), [("lost.qcow2", True), ("disk-flat.VMDK", True), ("disk.raw", False)])
+def test_a_name_that_promises_another_format_is_noted(tapfs: Run, tmp_path: Path, name: str, *, is_noted: bool) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"garbage" * 1000)
+    told = "nothing in the file shows that format"
+    assert (told in tapfs("info", path).out) is is_noted
+    assert told not in tapfs("info", "-f", "raw", path).out
