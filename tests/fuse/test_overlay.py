@@ -149,7 +149,7 @@ def test_temporary_is_gone_after_a_kill(mounts: Mounts, tmp_path: Path, sample: 
     [server] = mounts.processes()
     held = [os.readlink(entry) for entry in Path(f"/proc/{server}/fd").iterdir() if entry.is_symlink()]
     assert any(name.startswith(str(scratch)) for name in held)
-    os.kill(server, signal.SIGKILL)
+    mounts.kill(server)
     wait_for(lambda: not mounts.processes())
     assert mounts.run("umount", directory).code == 0
     assert list(scratch.iterdir()) == []
@@ -194,7 +194,7 @@ def test_a_full_temporary_ends_on_a_signal(mounts: Mounts, flat: Path) -> None:
     directory = mounts.directory()
     process = mounts.foreground(flat, directory, "--temp")
     write_until_full(directory / "disk")
-    wait_for(lambda: mounts.processes() == [process.pid])  # it looks at its mount by a process that ends
+    wait_for(lambda: mounts.served_by(process.pid))  # it looks at its mount by a process that ends
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 0

@@ -88,7 +88,7 @@ tapfs umount dir
 e2fsck -fn files.raw > /dev/null 2>&1
 tapfs mount --files files.raw dir
 cat dir/more
-kill -9 $(tapfs list | sed -n 's/.*process //p')
+server=$(tapfs list | sed -n 's/.*process //p'); kill -9 $(ps -o ppid= -p "$server") "$server"
 until tapfs list | grep -q dead; do :; done
 tapfs umount dir 2>&1 | grep -q 'had died; cleaned up'
 until ! pgrep fuse2fs > /dev/null; do :; done

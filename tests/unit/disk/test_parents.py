@@ -58,18 +58,15 @@ FORMAT = LinkFormat()
 
 @pytest.fixture
 def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], str]]:
-    caches = (probe.format_named, probe._own_formats)
     monkeypatch.setitem(probe._MODULES, "link", __name__)
-    for cached in caches:
-        cached.cache_clear()
+    probe.format_named.cache_clear()
 
     def make(name: str, text: str) -> str:
         (tmp_path / name).write_text("LINK\n" + text)
         return str(tmp_path / name)
 
     yield make
-    for cached in caches:  # what they keep is not of the next test
-        cached.cache_clear()
+    probe.format_named.cache_clear()  # what it keeps is not of the next test
 
 
 def raw(path: Path, byte: bytes) -> None:
