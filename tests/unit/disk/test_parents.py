@@ -58,15 +58,18 @@ FORMAT = LinkFormat()
 
 @pytest.fixture
 def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], str]]:
+    caches = (probe.format_named, probe._trailed_formats)
     monkeypatch.setitem(probe._MODULES, "link", __name__)
-    probe.format_named.cache_clear()
+    for cached in caches:
+        cached.cache_clear()
 
     def make(name: str, text: str) -> str:
         (tmp_path / name).write_text("LINK\n" + text)
         return str(tmp_path / name)
 
     yield make
-    probe.format_named.cache_clear()  # what it keeps is not of the next test
+    for cached in caches:  # what they keep is not of the next test
+        cached.cache_clear()
 
 
 def raw(path: Path, byte: bytes) -> None:
