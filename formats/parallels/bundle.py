@@ -34,8 +34,9 @@ class BundleFile(NamedTuple):
 
     @property
     def reference(self) -> BackingReference:
-        """The file as a parent. It lies beside the descriptor, even if that has a path of another machine."""
-        return BackingReference(self.name, self.format, others=(_last_part(self.name),))
+        """The file as a parent: beside the descriptor, else where that says, which may be a path of another machine."""
+        beside = _last_part(self.name)
+        return BackingReference(beside, self.format, others=() if beside == self.name else (self.name,))
 
 
 class Bundle(NamedTuple):

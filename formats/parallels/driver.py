@@ -85,14 +85,20 @@ class ParallelsDriver(BlockReader):
 
 
 def _parent(file: HostFile, request: OpenRequest) -> BackingReference | None:
-    """What the bundle that the file is part of says: the image itself does not name its parent."""
+    """What the bundle that the file is part of says: the image itself does not name its parent.
+
+    Who may not look at the descriptor cannot know whether there is a parent. So the descriptor stands for it, and is
+    refused as any other parent is.
+    """
     if not file.path.endswith(BUNDLE_FILE_SUFFIX):
         return None
     try:
         descriptor = request.further.open(DESCRIPTOR_NAME, Role.DESCRIPTION)
     except ImageError as error:
-        if error.kind in {ErrorKind.NOT_FOUND, ErrorKind.DENIED}:
+        if error.kind is ErrorKind.NOT_FOUND:
             return None
+        if error.kind is ErrorKind.DENIED:
+            return BackingReference(DESCRIPTOR_NAME, ParallelsDriver.format_name)
         raise
     return read_bundle(descriptor.file).below(file.path)
 

@@ -154,6 +154,19 @@ def test_what_cannot_be_read_is_an_error_and_no_zeros(
     assert caught.value.kind is kind
 
 
+def test_who_may_not_look_at_the_descriptor_gets_no_zeros(bundle: Path, tapfs: Callable[..., Ran]) -> None:
+    elsewhere = bundle / "elsewhere"
+    elsewhere.mkdir()
+    file = bundle / "disk.hdd.2.hds"
+    for words in (["convert", "-O", "raw", file, bundle / "copy"], ["map", file]):
+        refused = tapfs(*words, "--backing-root", elsewhere)
+        assert (refused.code, refused.out) == (19, "")
+        assert "DiskDescriptor.xml lies outside" in refused.err
+    assert "not looked at" in tapfs("info", "--no-backing", file).out
+    with tapfs_package.open(file, backing_root=bundle) as disk:
+        assert disk.read(0, disk.size) == expected(TOP, MONDAY, BASE)
+
+
 def test_several_newest_states_are_none(bundle: Path) -> None:
     change(bundle, TOP, TOP.replace("5fba", "6666"))
     change(bundle, f"<ParentGUID>{MONDAY}", f"<ParentGUID>{BASE}")
