@@ -414,32 +414,25 @@ class WritePath:
 
     def _parts(self, offset: int, end: int) -> Iterator[tuple[int, int, bool]]:
         """Cut a range that has no whole packed unit: parts of granules, and runs of granules that the map can zero."""
-        driver, granule, unit = self._partly_zeroing, self._granule, self._zero_granule
-        first = offset + -offset % granule
-        last = end if end == self._chain.size else end - end % granule
-        if driver is None or first >= last:
+        driver = self._partly_zeroing
+        if driver is None:
             yield offset, end, False
             return
-        if offset < first:
-            yield offset, first, False
-        while first < last:
-            stop = min(first - first % unit + unit, last)
-            with self._chain.map_lock:
-                by_map = driver.can_zero(first, stop - first + -stop % granule)
-            yield first, stop, by_map
-            first = stop
-        if last < end:
-            yield last, end, False
+        for first, stop, whole in self._runs(offset, end, self._granule, self._zero_granule):
+            by_map = False
+            if whole:
+                with self._chain.map_lock:
+                    by_map = driver.can_zero(first, stop - first)
+            yield first, min(stop, end), by_map
 
     def _granules(self, offset: int, end: int, stride: int) -> Iterator[tuple[int, int, bool]]:
-        """Split a range into partial granules and runs of whole ones, cut at multiples of `stride`.
+        """Split a range into partial granules and runs of whole ones, cut at multiples of `stride`."""
+        return self._runs(offset, end, self._zero_granule, stride)
 
-        A last granule that the end of the disk cuts counts as whole.
-        """
-        granule = self._zero_granule
-        limit = -(-self._chain.size // granule) * granule
-        first = -(-offset // granule) * granule
-        last = limit if end == self._chain.size else end - end % granule
+    def _runs(self, offset: int, end: int, granule: int, stride: int) -> Iterator[tuple[int, int, bool]]:
+        """The same for any granule. A last one that the end of the disk cuts counts as whole, and goes past it."""
+        first = offset + -offset % granule
+        last = end + -end % granule if end == self._chain.size else end - end % granule
         if first >= last:
             yield offset, end, False
             return
