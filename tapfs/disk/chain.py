@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from enum import StrEnum
 
 from tapfs.disk.bases import refuse_written_base
 from tapfs.disk.format_choice import driver_of, guessed_format, named_format
@@ -54,8 +53,6 @@ __all__ = [
     "OPENING_PARENT",
     "Layer",
     "OpenOptions",
-    "ParentState",
-    "UnopenedParent",
     "add_parents",
     "files_below",
     "is_encrypted",
@@ -64,7 +61,6 @@ __all__ = [
     "open_layer",
     "open_layers",
     "open_parents",
-    "open_what_is_there",
     "parent_is_missing",
     "parent_location",
 ]
@@ -96,33 +92,6 @@ class Layer(NamedTuple):
     def close(self) -> None:
         """Close its host files."""
         self.files.close()
-
-
-class ParentState(StrEnum):
-    """What became of a parent that a chain should have."""
-
-    OPEN = "open"
-    MISSING = "missing"
-    REFUSED = "refused"
-    NOT_LOOKED_AT = "not looked at"
-
-
-class UnopenedParent(NamedTuple):
-    """A parent that is not open: its place and what its child says of it.
-
-    `error` says why it is not open; None: it was not to be looked at.
-    """
-
-    path: str
-    reference: BackingReference | None
-    error: ImageError | None
-
-    @property
-    def state(self) -> ParentState:
-        """Why it is not open."""
-        if self.error is None:
-            return ParentState.NOT_LOOKED_AT
-        return ParentState.MISSING if self.error.kind is ErrorKind.NOT_FOUND else ParentState.REFUSED
 
 
 def open_layers(path: str, options: OpenOptions) -> list[Layer]:
@@ -276,23 +245,6 @@ def add_parents(layers: list[Layer], options: OpenOptions) -> None:
                 op="open",
             )
         layers.append(_open_parent(layers, parent, options))
-
-
-def open_what_is_there(layers: list[Layer], options: OpenOptions) -> UnopenedParent | None:
-    """Open the parents of the last layer, and append those that could be; the one at which it ends early."""
-    error: ImageError | None = None
-    if options.gate.roots != ():
-        try:
-            add_parents(layers, options)
-        except ImageError as raised:
-            error = raised
-        else:
-            return None
-    reference = layers[-1].driver.geometry.backing
-    if reference is not None and reference.search is not None and (len(layers) > 1 or options.backing is None):
-        return UnopenedParent(reference.said, reference, error)
-    location = parent_location(layers, options)
-    return None if location is None else UnopenedParent(location.name, reference, error)
 
 
 def parent_location(layers: Sequence[Layer], options: OpenOptions) -> Location | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 
-from tapfs.disk.chain import Layer, ParentState, UnopenedParent
+from tapfs.disk.chain import Layer
 from tapfs.disk.recovery import JOURNAL_WAITS
+from tapfs.disk.unopened_parent import ParentState, UnopenedParent
 
 if TYPE_CHECKING:
     from tapfs.partitions.reader import Read
@@ -22,7 +23,7 @@ class BackingInfo(TypedDict):
 
 
 class ChainLink(TypedDict):
-    """One image of a chain; `state` is that of `tapfs.disk.chain.ParentState`.
+    """One image of a chain; `state` is that of `tapfs.disk.unopened_parent.ParentState`.
 
     Of one that is not open `format` is what its child says, `virtual_size` is None, and `message` says why, if there is
     a reason.

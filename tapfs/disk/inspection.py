@@ -8,15 +8,13 @@ from typing import Self
 from tapfs.disk.chain import (
     Layer,
     OpenOptions,
-    ParentState,
-    UnopenedParent,
     open_layer,
-    open_what_is_there,
 )
 from tapfs.disk.description import ImageInfo, describe
 from tapfs.disk.image import Image
 from tapfs.disk.password import require_bytes
 from tapfs.disk.probe import format_named, own_format_names
+from tapfs.disk.unopened_parent import ParentState, UnopenedParent, open_what_is_there
 from tapfs.driver import Trait, has_trait
 
 

@@ -16,16 +16,14 @@ from typing import TYPE_CHECKING, TypedDict, cast
 from tapfs.disk.chain import (
     Layer,
     OpenOptions,
-    ParentState,
-    UnopenedParent,
     is_encrypted,
     layer_of_file,
     layer_of_files,
-    open_what_is_there,
 )
 from tapfs.disk.foreign import ForeignFormat
 from tapfs.disk.password import LayerPasswords, given_password
 from tapfs.disk.probe import detect
+from tapfs.disk.unopened_parent import ParentState, UnopenedParent, open_what_is_there
 from tapfs.driver import Format, Trait, has_trait
 from tapfs.errors import ImageError
 from tapfs.host.file import LocalFile

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 import tapfs as tapfs_package
-from tapfs.disk.chain import OpenOptions, ParentState
+from tapfs.disk.chain import OpenOptions
 from tapfs.disk.inspection import inspect
+from tapfs.disk.unopened_parent import ParentState
 from tapfs.errors import ImageError
 from tapfs.host.gate import Gate
 from tests.conftest import Ran
