@@ -1,4 +1,4 @@
-"""The refcounts of an open qcow2 image: the table, its blocks, and the changes that are not durable yet.
+"""The refcounts of an open qcow2 image that are raised and lowered, and the plans that make that durable.
 
 A count is raised in memory at once, and the plan brings it to the disk before anything that refers to the cluster. A
 count is lowered by the last stages of a plan, when nothing on the disk refers to the cluster any more, and in memory
@@ -10,25 +10,20 @@ The table itself grows by a whole new table, which one write of the header's fie
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 from tapfs.driver import HostFile, HostSpace
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.blank_pages import blank_entries
-from tapfs.formats.changed_table import ChangedTable, decode, encode
+from tapfs.formats.changed_table import ChangedTable, encode
 from tapfs.formats.qcow2.counted_changes import lower_block, raise_block, sectors_of
-from tapfs.formats.qcow2.counts import Counting
-from tapfs.formats.qcow2.entries import BYTE_ORDER, TYPECODE
+from tapfs.formats.qcow2.entries import BYTE_ORDER
 from tapfs.formats.qcow2.header import MAX_REFTABLE_BYTES, REFTABLE_OFFSET_AT, WORD, Header
+from tapfs.formats.qcow2.refcount_blocks import PLACE, RefcountBlocks
 from tapfs.plan import Step, Write
 from tapfs.records import NamedTuple
 from tapfs.references import CountedBlock
 
-#: Bytes of unchanged blocks that are kept.
-_CACHE_BYTES = 4 << 20
-#: Bits 0 to 8 of a table entry are reserved.
-_PLACE = ((1 << 64) - 1) & ~0x1FF
 #: Bytes in memory of a run of clusters whose counts are to be lowered.
 _LOWERED_BYTES = 128
 
@@ -40,23 +35,15 @@ class ClusterRun(NamedTuple):
     clusters: int
 
 
-class Refcounts:
+class Refcounts(RefcountBlocks):
     """The refcounts of one image, by cluster number."""
 
     def __init__(self, file: HostFile, header: Header) -> None:
-        self._file = file
-        self._header = header
-        self.counting = Counting(header.refcount_order)
-        self.per_block = header.block_entries
-        raw = file.read(header.reftable_offset, header.reftable_length).ljust(header.reftable_length, b"\0")
-        self._table = ChangedTable(decode(raw, TYPECODE, BYTE_ORDER), BYTE_ORDER)
-        #: Where the table is, on the disk, in the plan that is being executed, and in memory.
-        self._durable_place = self._place_in_plan = self.place = header.reftable_offset
+        super().__init__(file, header)
+        #: Where the table is on the disk, and in the plan that is being executed; in memory it is at `place`.
+        self._durable_place = self._place_in_plan = self.place
         self._durable_clusters = self._clusters_in_plan = header.reftable_clusters
-        self._clean: OrderedDict[int, array[int]] = OrderedDict()
-        #: Blocks that differ from the disk, or of which the disk will differ: they stay in memory.
-        self._changed: dict[int, ChangedTable] = {}
-        #: The numbers of those that were asked for to be changed since the last plan, or the last addition to it.
+        #: The numbers of the blocks that were asked for to be changed since the last plan, or the last addition to it.
         self._recent: set[int] = set()
         #: The clusters whose counts are to be lowered by one: since the last plan, and by it. One may be there twice.
         self._to_lower: list[ClusterRun] = []
@@ -74,63 +61,10 @@ class Refcounts:
         self._kept_blocks: dict[int, int] = {}
         self._kept_table: tuple[int, int] | None = None
 
-    # -- reading --------------------------------------------------------------------------------
-
-    def get(self, cluster: int) -> int:
-        """The count of a cluster, with what is raised and without what is to be lowered."""
-        index, inside = divmod(cluster, self.per_block)
-        block = self.block(index)
-        return 0 if block is None else self.counting.get(block, inside)
-
-    def blocks(self) -> Iterator[tuple[int, int]]:
-        """``(index, host offset)`` of each block."""
-        for index, entry in enumerate(self._table.entries):
-            if entry:
-                yield index, entry & _PLACE
-
-    @property
-    def block_count(self) -> int:
-        """Entries of the table, used or not."""
-        return len(self._table.entries)
-
-    @property
-    def table_length(self) -> int:
-        """Bytes of the table."""
-        return len(self._table.entries) * WORD
-
     @property
     def durable_table(self) -> tuple[int, int]:
         """The offset of the table on the disk, and its clusters."""
         return self._durable_place, self._durable_clusters
-
-    def block(self, index: int) -> array[int] | None:
-        """The bytes of a block, None where there is none; not to be changed. Raises ImageError(corrupt)."""
-        changed = self._changed.get(index)
-        if changed is not None:
-            return changed.entries
-        clean = self._clean.get(index)
-        if clean is not None:
-            self._clean.move_to_end(index)
-            return clean
-        place = self._block_place(index)
-        if place == 0:
-            return None
-        size = self._header.cluster_size
-        raw = self._file.read(place, size)
-        if len(raw) < size:  # what is missing would say that its clusters are free
-            raise self._damaged(index, f"at {place:#x} lies past the end of the file")
-        clean = array("B", raw)
-        self._keep(index, clean)
-        return clean
-
-    def counted_end(self) -> int:
-        """The number behind the last cluster that has a count."""
-        for index, _ in reversed(list(self.blocks())):
-            block = self.block(index)
-            used = b"" if block is None else self.counting.used(block.tobytes()).rstrip(b"\0")
-            if used:
-                return index * self.per_block + len(used)
-        return 0
 
     # -- changing -------------------------------------------------------------------------------
 
@@ -158,7 +92,7 @@ class Refcounts:
             for index, inside, part in self._parts([waiting.pop()]):
                 block = self.block(index)
                 if block is not None:
-                    place = self._table.entries[index] & _PLACE
+                    place = self._table.entries[index] & PLACE
                     found += blank_entries(place, block, *self.counting.byte_range(inside, part))
                 elif index not in made:
                     # A block and a larger table are counted themselves, perhaps in a block that is to be made, too.
@@ -302,7 +236,7 @@ class Refcounts:
         They are in the plan from now on. Only while `only_raised`.
         """
         recent, self._recent = self._recent, set()
-        blocks = ((self._table.entries[index] & _PLACE, self._changed.get(index)) for index in recent)
+        blocks = ((self._table.entries[index] & PLACE, self._changed.get(index)) for index in recent)
         raised: list[Step] = [
             Write(0, at + start, data) for at, each in blocks if each for start, data in each.added_runs()
         ]
@@ -312,7 +246,7 @@ class Refcounts:
         """The blocks with counts that were raised, and a new table whole: nothing on the disk refers to them yet."""
         steps: list[Step] = []
         for index, changed in self._changed.items():
-            place = self._table.entries[index] & _PLACE
+            place = self._table.entries[index] & PLACE
             steps.extend(Write(0, place + at, data) for at, data in changed.sector_runs())
         if self.place != self._durable_place:
             steps.append(Write(0, self.place, encode(self._table.entries, BYTE_ORDER)))
@@ -329,7 +263,7 @@ class Refcounts:
         """The blocks with the counts lowered, of what nothing on the disk refers to any more."""
         steps: list[Step] = []
         for index, copy in self._lowered.items():
-            place = self._table.entries[index] & _PLACE
+            place = self._table.entries[index] & PLACE
             steps.extend(Write(0, place + at, data) for at, data in copy.sector_runs())
         return steps
 
@@ -464,24 +398,6 @@ class Refcounts:
         if old_count:
             self.lower_counts(old_first, old_count)
 
-    def _block_place(self, index: int) -> int:
-        """The host offset of a block, 0 for none. Raises ImageError(corrupt) for one that cannot be."""
-        entry = self._table.entries[index] if index < len(self._table.entries) else 0
-        place = entry & _PLACE
-        if entry and (place % self._header.cluster_size or place < self._header.cluster_size):
-            raise self._damaged(index, f"at {place:#x} is not on a cluster behind the header")
-        return place
-
-    def _damaged(self, index: int, what: str) -> ImageError:
-        return ImageError(
-            ErrorKind.CORRUPT,
-            f"refcount block {index} {what}",
-            path=self._file.path,
-            offset=self.place + WORD * index,
-            op="read the refcounts",
-            remedy="run tapfs repair",
-        )
-
     def _change(self, index: int) -> ChangedTable:
         self._recent.add(index)
         changed = self._changed.get(index)
@@ -495,8 +411,3 @@ class Refcounts:
             self._clean.pop(index, None)
             changed = self._changed[index] = ChangedTable(block, BYTE_ORDER)
         return changed
-
-    def _keep(self, index: int, block: array[int]) -> None:
-        while self._clean and len(self._clean) * self._header.cluster_size >= _CACHE_BYTES:
-            self._clean.popitem(last=False)
-        self._clean[index] = block

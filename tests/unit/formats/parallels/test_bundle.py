@@ -163,7 +163,7 @@ def test_who_may_not_look_at_the_descriptor_gets_no_zeros(bundle: Path, tapfs: C
         assert (refused.code, refused.out) == (19, "")
         assert "DiskDescriptor.xml lies outside" in refused.err
     assert "not looked at" in tapfs("info", "--no-backing", file).out
-    with tapfs_package.open(file, backing_root=bundle) as disk:
+    with tapfs_package.open(file, backing_root=str(bundle)) as disk:
         assert disk.read(0, disk.size) == expected(TOP, MONDAY, BASE)
 
 
