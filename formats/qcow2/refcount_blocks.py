@@ -23,7 +23,7 @@ PLACE = ((1 << 64) - 1) & ~0x1FF
 
 
 class RefcountBlocks:
-    """The table and the blocks of one image. `place` is the table's offset, which a larger one changes in memory first."""
+    """The table and the blocks of one image. `place`: the table's offset, which changes in memory first."""
 
     def __init__(self, file: HostFile, header: Header) -> None:
         self._file = file

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,19 +96,27 @@ def run_with(fault: Fault, command: Sequence[str], folder: Path, log: Path) -> E
     return _run(command, folder, log, ["-e", f"trace={fault.call}", "-e", f"inject={fault}"])
 
 
-def _run(command: Sequence[str], folder: Path, log: Path, words: Sequence[str]) -> Ended:
-    strace = ["strace", "-f", "-qq", "-y", "--seccomp-bpf", "-o", str(log), *words]
-    done = subprocess.run(
-        [*strace, *command],
+def finished(
+    words: Sequence[str], patience: float, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program that asks nothing to its end; what it says is in `stdout`. Raises TimeoutExpired."""
+    return subprocess.run(
+        words,
         cwd=REPOSITORY,
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
         check=False,
-        timeout=_PATIENCE_SECONDS,
+        timeout=patience,
     )
+
+
+def _run(command: Sequence[str], folder: Path, log: Path, words: Sequence[str]) -> Ended:
+    strace = ["strace", "-f", "-qq", "-y", "--seccomp-bpf", "-o", str(log), *words]
+    done = finished([*strace, *command], _PATIENCE_SECONDS)
     lines = log.read_text(errors="replace").splitlines()
     met = any("(INJECTED)" in line and _is_about(line, folder) for line in lines)
     return Ended(done.returncode, done.stdout, met)

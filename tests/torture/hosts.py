@@ -22,7 +22,7 @@ from pathlib import Path
 import tapfs
 from tests.conftest import REPOSITORY
 from tests.many_runs import Done, Job, failures
-from tests.torture.calls import Ended
+from tests.torture.calls import Ended, finished
 from tests.torture.commands import CODES_OF_ERRORS, COMMANDS
 from tests.torture.refusing_host import HOSTS
 
@@ -87,18 +87,7 @@ def _judged(host: str, name: str, ended: Ended) -> Done:
 
 
 def _run(words: list[str], environment: dict[str, str]) -> Ended:
-    done = subprocess.run(
-        words,
-        cwd=REPOSITORY,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-        timeout=_PATIENCE_SECONDS,
-    )
+    done = finished(words, _PATIENCE_SECONDS, environment)
     return Ended(done.returncode, done.stdout, met=True)
 
 
