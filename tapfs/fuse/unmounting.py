@@ -107,7 +107,9 @@ def _ask_process(registry: Registry, entry: MountEntry, *, force: bool) -> bool 
         except ImageError:
             raise  # the mount stays
         except OSError as error:
-            if entry.answers:
+            # A server that follows a killed one is in the list before it listens.
+            begins = entry.server is not None and isinstance(error, ConnectionRefusedError | FileNotFoundError)
+            if entry.answers and not begins:
                 raise _silent(entry) from error
             answer = None
         if answer is None and entry.alive and entry.server is not None:

@@ -21,13 +21,28 @@ from tapfs.jobs.create import NewImage
 PROVIDER = "io.systemd.StorageProvider"
 
 
+def connected(path: Path) -> socket.socket:
+    """A connection to a server; its socket has a name a moment before it listens."""
+    end = time.monotonic() + 30
+    while True:
+        made = socket.socket(socket.AF_UNIX)
+        try:
+            made.connect(str(path))
+        except ConnectionRefusedError:
+            made.close()
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+        else:
+            return made
+
+
 class Client:
     """A client by bytes."""
 
     def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket = connected(path)
         self._socket.settimeout(60)
-        self._socket.connect(str(path))
 
     def send(self, message: object) -> None:
         self._socket.sendall(json.dumps(message).encode() + b"\0")

@@ -143,6 +143,20 @@ def test_a_descriptor_without_extents_is_no_empty_disk() -> None:
         parse_descriptor(b"# Disk DescriptorFile\nCID=1\n", "d.vmdk")
 
 
+@pytest.mark.parametrize("digits", range(1, 9))
+def test_what_a_shorter_content_id_of_qemu_leaves_is_no_second_text(tmp_path: Path, digits: int) -> None:
+    text = b'# Disk DescriptorFile\nCID=%s\nparentCID=ffffffff\nRW 8 FLAT "g" 0\n\n#DDB\n\nddb.toolsVersion = "2147483647"\n'
+    old, new = text % b"12345678", (text % b"12345678"[:digits]) + b"\0"
+    path = tmp_path / "d.vmdk"
+    (tmp_path / "g").write_bytes(b"x" * 8 * 512)
+    path.write_bytes((new + old[len(new) :]).ljust(512, b"\0"))
+    with tapfs.open(path, writable=True) as image:
+        assert image.read(0, 4) == b"xxxx"
+        image.write(0, b"y")
+    with tapfs.open(path) as image:
+        assert image.read(0, 4) == b"yxxx"
+
+
 def test_a_zero_byte_hides_no_extents(tmp_path: Path) -> None:
     path = tmp_path / "d.vmdk"
     (tmp_path / "g").write_bytes(bytes(8 * 512))
