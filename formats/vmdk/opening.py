@@ -49,6 +49,7 @@ class OpenedDisk:
         """Bytes of the disk."""
         return self.parts[-1].offset + self.parts[-1].length if self.parts else 0
 
+
 #: The most bytes: of eight digits one is left, and the zero byte takes the place of another.
 _LEFT_BY_A_SHORTER_CID = 6
 

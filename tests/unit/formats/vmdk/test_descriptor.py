@@ -145,7 +145,7 @@ def test_a_descriptor_without_extents_is_no_empty_disk() -> None:
 
 @pytest.mark.parametrize("digits", range(1, 9))
 def test_what_a_shorter_content_id_of_qemu_leaves_is_no_second_text(tmp_path: Path, digits: int) -> None:
-    text = b'# Disk DescriptorFile\nCID=%s\nparentCID=ffffffff\nRW 8 FLAT "g" 0\n\n#DDB\n\nddb.toolsVersion = "2147483647"\n'
+    text = b'# Disk DescriptorFile\nCID=%s\nparentCID=ffffffff\nRW 8 FLAT "g" 0\n\n#DDB\n\nddb.toolsVersion = "2147"\n'
     old, new = text % b"12345678", (text % b"12345678"[:digits]) + b"\0"
     path = tmp_path / "d.vmdk"
     (tmp_path / "g").write_bytes(b"x" * 8 * 512)
