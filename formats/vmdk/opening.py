@@ -68,7 +68,7 @@ def open_disk(file: HostFile, request: OpenRequest) -> OpenedDisk:
     descriptor = parse_descriptor(raw, file.path)
     # In a file of its own nothing else follows. What a zero byte in the middle hides may be extents.
     # qemu-img writes a text with a shorter CID over the longer one, and the last bytes of that stay: the same as before
-    # the zero byte (docs/specs/vmdk.md, "Content IDs and parents").
+    # the zero byte (docs/specs/vmdk.md, "Delta links").
     end = raw.find(b"\0")
     rest = raw[end:].strip(b"\0") if end >= 0 else b""
     if len(rest) > _LEFT_BY_A_SHORTER_CID or not descriptor.text.endswith(rest):
