@@ -43,14 +43,16 @@ def failures(jobs: Iterable[Job], processes: int) -> int:
     return min(100, run_all(jobs, processes).failures)
 
 
-def run_all(jobs: Iterable[Job], processes: int, seconds: float | None = None) -> Tally:
-    """Run all of them, or those of them that begin in so many seconds."""
+def run_all(jobs: Iterable[Job], processes: int, seconds: float | None = None, enough: int | None = None) -> Tally:
+    """Run all of them, or those of them that begin in so many seconds and before `enough` is counted."""
     end = None if seconds is None else time.monotonic() + seconds
     runs, failed, counts, left = 0, 0, Counter[str](), iter(jobs)
     waiting: set[Future[Mapping[str, int] | None]] = set()
     with ProcessPoolExecutor(processes) as pool:
         while True:
-            while len(waiting) < 2 * processes and (end is None or time.monotonic() < end):
+            while len(waiting) < 2 * processes:
+                if (end is not None and time.monotonic() >= end) or (enough is not None and counts.total() >= enough):
+                    break
                 job = next(left, None)
                 if job is None:
                     break

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import cast
 
 from tapfs.driver import Checkable, Operation, Resizable, WritableDriver
-from tapfs.errors import ImageError
+from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind, Range
 from tapfs.plan import Plan
 from tapfs.testing.laws import check_map
@@ -19,7 +19,7 @@ from tapfs.testing.model import MemoryFile, ModelDisk, is_zero, read_extents
 from tapfs.testing.subject import Subject, ViolationError, require
 
 #: Crashes of each new size.
-_CRASHES = 12
+CRASHES = 12
 #: No format rounds a size by more bytes than this.
 _SECTOR = 4096
 
@@ -94,8 +94,7 @@ class _Run:
         disk.end()
         self._file = self._file.copy()  # all of that is durable
         old = bytes(self._model)
-        size = self._new_size()
-        change_size(self._subject, self._file, self._parent, size)
+        size = self._change_size(self._new_size(), old)
         self._model = bytearray(self._whole(self._file))
         new = bytes(self._model)
         said = f"from {len(old)} to {size} bytes"
@@ -104,12 +103,24 @@ class _Run:
         require(is_zero(new[len(old) :]), f"{said} what is added does not read as zeros")
         check_map(self._subject.opened(self._file), 0, len(new))
         self._require_clean(self._file, said)
-        for _ in range(_CRASHES):
+        for _ in range(CRASHES):
             epoch = self._choice.randrange(len(self._file.epochs))
             try:
                 self._look(self._file.crashed_files(epoch, self._choice), old, new, f"{said}, a crash in epoch {epoch}")
             except ImageError as error:
                 raise ViolationError(f"{said}, a crash in epoch {epoch}: the image is damaged: {error}") from error
+
+    def _change_size(self, size: int, old: bytes) -> int:
+        """Change the size; a driver may refuse one that is no whole number of sectors. The size that the disk got."""
+        try:
+            change_size(self._subject, self._file, self._parent, size)
+        except ImageError as error:
+            if error.kind is not ErrorKind.OUT_OF_BOUNDS or size % _SECTOR == 0:
+                raise
+            require(len(self._file.epochs) == 1 and self._whole(self._file) == old, "a size was refused too late")
+            size += -size % _SECTOR
+            change_size(self._subject, self._file, self._parent, size)
+        return size
 
     def _write(self, disk: ModelDisk) -> None:
         size = len(self._model)

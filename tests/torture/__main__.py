@@ -32,6 +32,9 @@ def main(words: list[str]) -> int:
     parser.add_argument("--seconds", metavar="S", type=float, default=seconds, help="for all (default: %(default)g)")
     parser.add_argument("--only", metavar="PART", choices=names, nargs="+", default=names, help=", ".join(names))
     parser.add_argument("--processes", metavar="N", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--enough", metavar="N", type=int, help="a part of single runs ends when it has counted so many"
+    )
     parser.add_argument("--first-seed", metavar="N", type=int, help="(default: by the time, so that each run is new)")
     parser.add_argument("--folder", metavar="DIR", type=Path, default=REPOSITORY / "build/torture")
     arguments = parser.parse_args(words)
@@ -50,7 +53,7 @@ def _failures(part: Part, arguments: argparse.Namespace, first_seed: int, shares
     """Run a part for its share and keep what it counted; how many of its runs failed."""
     share = arguments.seconds * part.share / shares
     begin = time.monotonic()
-    tally = part.run(Budget(share, arguments.processes, first_seed, arguments.folder))
+    tally = part.run(Budget(share, arguments.processes, first_seed, arguments.folder, arguments.enough))
     taken = time.monotonic() - begin
     record = Record(now(), machine(), arguments.processes, round(taken), tally.runs, tally.failures, dict(tally.counts))
     write(arguments.folder / "numbers.json", read(arguments.folder / "numbers.json") | {part.name: record})

@@ -24,17 +24,21 @@ from tests.many_runs import Done, Job, Tally, run_all
 from tests.peer.newest_qemu import newest_qemu
 from tests.peer.qcow2_damage import __main__ as damages
 from tests.peer.qcow2_matrix import __main__ as matrix
-from tests.torture import commands, hosts
+from tests.torture import commands, hosts, power_failures
 from tests.torture.refusing_host import HOSTS
 
 
 class Budget(NamedTuple):
-    """The means of one part: seconds, processes, the first seed, and a folder for what it leaves."""
+    """The means of one part: seconds, processes, the first seed, a folder for what it leaves, and how much is enough.
+
+    A part of single runs begins no more of them once it has counted `enough`.
+    """
 
     seconds: float
     processes: int
     first_seed: int
     folder: Path
+    enough: int | None = None
 
 
 class Part(NamedTuple):
@@ -48,11 +52,11 @@ class Part(NamedTuple):
 
 def of_jobs(jobs: Callable[[Iterator[int]], Iterator[Job]], budget: Budget) -> Tally:
     """Runs of jobs whose seeds go on for ever."""
-    return run_all(jobs(itertools.count(budget.first_seed)), budget.processes, budget.seconds)
+    return run_all(jobs(itertools.count(budget.first_seed)), budget.processes, budget.seconds, budget.enough)
 
 
-def _of_drivers(suite: str) -> Callable[[Budget], Tally]:
-    return partial(of_jobs, partial(driver_runs.jobs, [suite], list(ROWS)))
+def _requests(budget: Budget) -> Tally:
+    return of_jobs(partial(driver_runs.jobs, ["operations"], list(ROWS)), budget)
 
 
 def _faults(budget: Budget) -> Tally:
@@ -139,19 +143,24 @@ def _calls(budget: Budget) -> Tally:
     """Every call of every command, in any order, until the time is over; the count of all is told beside."""
     with tempfile.TemporaryDirectory(prefix="tapfs-calls-") as folder:
         known = list(commands.jobs(commands.COMMANDS, Path(folder), 1.0, random.Random(budget.first_seed)))
-    tally = run_all(known, budget.processes, budget.seconds)
+    tally = run_all(known, budget.processes, budget.seconds, budget.enough)
     return tally._replace(counts=tally.counts + Counter({"known": len(known)}))
 
 
 def _hosts(budget: Budget) -> Tally:
     """Every command on every other host, in any order, until the time is over."""
     known = hosts.jobs([*HOSTS, *hosts.OTHERS], commands.COMMANDS, 1.0, random.Random(budget.first_seed))
-    return run_all(known, budget.processes, budget.seconds)
+    return run_all(known, budget.processes, budget.seconds, budget.enough)
 
 
 PARTS = (
-    Part("crash", 24, "a power failure at any moment of a driver's plans, every kind of image", _of_drivers("crash")),
-    Part("requests", 5, "random requests of a driver against a model", _of_drivers("operations")),
+    Part(
+        "crash",
+        24,
+        "a power failure at any moment: drivers' plans, new sizes, commits and rebases of chains, every kind of image",
+        partial(of_jobs, power_failures.jobs),
+    ),
+    Part("requests", 5, "random requests of a driver against a model", _requests),
     Part("faults", 8, "failing, cut and late calls of the host and refused memory under the engine", _faults),
     Part("engine", 8, "one call of the host, or one allocation, of the engine fails: each one by one", _one_by_one),
     Part("calls", 18, "one system call of a command, a mount or a server fails: each one by one", _calls),

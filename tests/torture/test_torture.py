@@ -12,7 +12,7 @@ import pytest
 
 from tests.many_runs import Done, Job, Tally, run_all
 from tests.torture import __main__ as torture
-from tests.torture import numbers, report
+from tests.torture import numbers, power_failures, report
 from tests.torture.parts import Budget, Part
 
 
@@ -35,6 +35,16 @@ def test_runs_are_counted_and_a_failure_does_not_end_them(capfd: pytest.CaptureF
 
 def test_no_run_begins_after_the_end_of_the_time() -> None:
     assert run_all(jobs(6), 2, 0.0).runs == 0
+
+
+def test_no_run_begins_when_enough_is_counted() -> None:
+    assert run_all(jobs(100), 1, enough=15).counts["points"] in {20, 30}  # another one has begun, perhaps
+
+
+def test_power_fails_in_everything_that_is_written() -> None:
+    names = [job.name.partition(" ")[0] for job in power_failures.jobs([0])]
+    assert set(names) == {"crash", *power_failures.WHATS}
+    assert power_failures.main(["--what", "resize", "--kind", "vhd block_size=4096", "--seed", "3"]) == 0
 
 
 def test_the_numbers_of_a_part_are_kept_when_another_runs(

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tapfs.disk.probe import format_named, own_format_names
-from tapfs.driver import Ability, CreatableFormat, DescribedFormat, HostFile, OpenRequest, Reservation
+from tapfs.driver import HostFile, OpenRequest, Reservation
 from tapfs.errors import ImageError
 from tapfs.extent import Extent, Kind
 from tapfs.formats.qcow.writer import WritableQcowDriver
@@ -24,33 +23,9 @@ from tapfs.testing.__main__ import main
 from tapfs.testing.laws import check_map
 from tapfs.testing.subject import Subject, ViolationError, subject_named
 from tests.conftest import REPOSITORY
+from tests.kit_kinds import kinds, resizable_kinds
 
 WRITER = "tapfs.formats.qcow.writer.WritableQcowDriver"
-
-
-#: Kinds of images beside those that a format makes without options, each over a parent or not.
-KINDS: list[tuple[str, dict[str, str], bool]] = [
-    ("qcow", {"cluster_size": "512"}, True),
-    ("qcow", {"blktap": "on"}, False),
-    ("qcow", {"blktap": "on"}, True),
-    ("qcow2", {"encrypt.iter-time": "1"}, False),
-]
-
-
-#: Options without which a new image takes seconds, for its password to take seconds, too.
-QUICK = {"luks": {"iter-time": "1"}}
-
-
-def kinds() -> Iterator[tuple[str, dict[str, str], bool]]:
-    """One row for every format of tapfs that makes images to be written, and one over a parent if it has parents."""
-    for name in own_format_names():
-        found = format_named(name)
-        if isinstance(found, CreatableFormat) and isinstance(found, DescribedFormat):
-            if Ability.WRITE in found.abilities:
-                yield name, QUICK.get(name, {}), False
-            if {Ability.WRITE, Ability.BACKING} <= found.abilities:
-                yield name, {}, True
-    yield from KINDS
 
 
 @pytest.mark.parametrize(("name", "options", "overlay"), list(kinds()))
@@ -62,43 +37,15 @@ def test_our_drivers_pass(name: str, options: dict[str, str], overlay: bool) -> 
     assert hostile.run(subject, 0, 60) == "60 images"
 
 
-#: Kinds that another size meets otherwise.
-RESIZED: list[tuple[str, dict[str, str], bool]] = [
-    ("qcow2", {"cluster_size": "512"}, True),
-    ("qcow2", {"compat": "0.10", "cluster_size": "4096"}, True),
-    ("qcow2", {"extended_l2": "on", "cluster_size": "16384"}, True),
-    ("qcow2", {"refcount_bits": "1", "cluster_size": "512"}, False),
-    ("qcow2", {"data_file": "outside", "cluster_size": "4096"}, True),
-    ("qcow2", {"data_file": "outside", "data_file_raw": "on"}, False),
-    ("qcow", {"cluster_size": "512"}, True),
-    ("qcow", {"blktap": "on"}, False),
-    ("qcow", {"blktap": "on"}, True),
-    ("vdi", {"static": "on"}, False),
-    ("vmdk", {"subformat": "monolithicFlat"}, False),
-    ("vmdk", {"subformat": "twoGbMaxExtentSparse"}, True),
-    ("vmdk", {"subformat": "vmfsSparse"}, True),
-    ("vmdk", {"zeroed_grain": "on"}, True),
-    ("vhd", {"subformat": "fixed"}, False),
-    ("vhdx", {"subformat": "fixed", "block_size": "1048576"}, False),
-    ("vhdx", {"logical_sector_size": "4096"}, False),
-    ("vhd", {"block_size": "4096"}, False),
-    ("vhd", {"block_size": "4096"}, True),
-]
-
-
-def resizable_kinds() -> Iterator[tuple[str, dict[str, str], bool]]:
-    """The rows of the formats that can be resized, and more kinds of them."""
-    for name, options, overlay in kinds():
-        found = format_named(name)
-        if isinstance(found, DescribedFormat) and Ability.RESIZE in found.abilities:
-            yield name, options, overlay
-    yield from RESIZED
-
-
 @pytest.mark.parametrize(("name", "options", "overlay"), list(resizable_kinds()))
 def test_our_disks_get_other_sizes(name: str, options: dict[str, str], overlay: bool) -> None:  # noqa: FBT001
     subject = subject_named(name, size=300_000 // 512 * 512, options=options, overlay=overlay)
     assert resize.run(subject, 0, 4) == "4 sizes"
+
+
+def test_a_size_of_parts_of_sectors_may_be_refused() -> None:
+    subject = subject_named("luks", size=300_032, options={"iter-time": "1"})
+    assert resize.run(subject, 1, 1) == "1 sizes"
 
 
 def test_bytes_of_a_longer_parent_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
