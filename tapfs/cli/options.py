@@ -286,9 +286,18 @@ def open_image(
 
 
 def opened(arguments: argparse.Namespace, name: str, attempt: Callable[[bytes | None], Image]) -> Image:
-    """What `attempt` opens with the password of the arguments, and the sandbox knows of. Raises ImageError."""
+    """What `attempt` opens with the password of the arguments, and the sandbox knows of. Raises ImageError.
+
+    A remark says which of its files are taken for raw against their names.
+    """
+    from tapfs.cli.guard import complain
+    from tapfs.disk.misnamed import note_of_name
+
     image = unlocked(arguments.key_file, name, attempt)
     chain_was_opened(image)
+    for layer in image.layers:
+        if (note := note_of_name(layer)) is not None:
+            complain("tapfs", f"{layer.path}: {note}")
     return image
 
 

@@ -5,17 +5,12 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from tapfs.disk.chain import (
-    Layer,
-    OpenOptions,
-    open_layer,
-)
+from tapfs.disk.chain import OpenOptions, open_layer
 from tapfs.disk.description import ImageInfo, describe
 from tapfs.disk.image import Image
+from tapfs.disk.misnamed import note_of_name
 from tapfs.disk.password import require_bytes
-from tapfs.disk.probe import format_named, own_format_names
 from tapfs.disk.unopened_parent import ParentState, UnopenedParent, open_what_is_there
-from tapfs.driver import Trait, has_trait
 
 
 class Inspection:
@@ -47,10 +42,9 @@ class Inspection:
         described = [describe(image.layers[depth:], self.unopened) for depth in range(len(image.layers))]
         if self.unopened is None and not image.needs_password:
             contents = image.contents(sector_size=sector_size)
-            promised = _promised_by_name(image.layers[0])
-            if promised is not None:
-                message = f"the name ends in .{promised}, and nothing in the file shows that format"
-                contents.table.note(f"{message}: it is taken for raw, and its header may be lost")
+            note = note_of_name(image.layers[0])
+            if note is not None:
+                contents.table.note(note)
             described[0] = image.description(contents)
         return described
 
@@ -58,14 +52,6 @@ class Inspection:
         """Raise the ImageError of a parent that was refused; one that is missing is none."""
         if self.unopened is not None and self.unopened.error is not None and self.unopened.state is ParentState.REFUSED:
             raise self.unopened.error
-
-
-def _promised_by_name(layer: Layer) -> str | None:
-    """The format that the name of a file ends in, where the file was taken for raw because it shows none."""
-    suffix = layer.path.rpartition(".")[2].lower()
-    guessed = layer.probed and has_trait(format_named(layer.driver.format_name), Trait.GUESSED)
-    is_other = suffix in own_format_names() and suffix != layer.driver.format_name
-    return suffix if guessed and is_other else None
 
 
 def inspect(path: str, options: OpenOptions, *, password: bytes | None = None) -> Inspection:

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Generator
 
 from tapfs.disk.chain import Layer, OpenOptions, open_layer, parent_is_missing
+from tapfs.disk.misnamed import note_of_name
 from tapfs.disk.recovery import JOURNAL, JOURNAL_WAITS
 from tapfs.disk.table_work import use_engine_for_tables
 from tapfs.driver import Checkable, CheckReport, ProgressCallback, Severity
@@ -91,7 +92,7 @@ def _checker(layer: Layer) -> Checkable | str:
     if isinstance(driver, Checkable):
         return driver
     if driver.geometry.identity:
-        return f"a {driver.format_name} image has no metadata"
+        return note_of_name(layer) or f"a {driver.format_name} image has no metadata"
     return f"the driver of the format {driver.format_name} has no check"
 
 
