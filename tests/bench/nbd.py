@@ -1,8 +1,10 @@
 """`python -m tests.bench.nbd`: `tapfs serve` against qemu-nbd, qemu-storage-daemon and nbdkit, as clients see them.
 
 Each contender serves the same image on a Unix socket, one after the other in each round. fio's nbd engine reads at
-random, nbdcopy reads all. The table has the medians of the rates, and of the server's processor time for each request,
-which says more on a machine that does other things, too.
+random, nbdcopy reads all. The table has the medians of the rates, and of the processor time of server and client for
+each request, which says more on a machine that does other things, too.
+
+fio also reads from a server without a disk (nbd_null.c), which is the most that this client gets from any server.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -21,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.bench.ring import build
 from tests.bench.runner import qemu_backports
 
 MIB = 1 << 20
@@ -31,24 +35,25 @@ Command = Callable[[Path, str, Path], list[str]]
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A server by its name; `formats` that it serves."""
+    """A server by its name; `formats` that it serves, and the workloads that are for it, all if none is named."""
 
     name: str
     command: Command
     formats: tuple[str, ...] = ("raw", "qcow2")
+    workloads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What a client does: `rate` gives its rate, in what `unit` says, and the number of requests."""
+    """What a client does: `run` gives its rate, in what `unit` says, the requests, and the client's processor time."""
 
     name: str
     unit: str
-    run: Callable[[str, int, int], tuple[float, float]]
+    run: Callable[[str, int, int], tuple[float, float, float]]
 
 
-def contenders() -> list[Contender]:
-    """tapfs, the system's QEMU, that of Debian's backports, and nbdkit."""
+def contenders(null: Path) -> list[Contender]:
+    """tapfs, the system's QEMU, that of Debian's backports, nbdkit; and `null`, the server without a disk."""
     tapfs = str(Path(sys.executable).with_name("tapfs"))
     found = [
         Contender("tapfs", lambda image, kind, path: [tapfs, "serve", "-f", kind, "--socket", str(path), str(image)])
@@ -68,7 +73,14 @@ def contenders() -> list[Contender]:
         found.append(
             Contender("nbdkit file", lambda image, _, path: [*command, str(path), "file", str(image)], ("raw",))
         )
+    # To answer eight at once is what had this client read the fastest, of 1, 4, 8, 16 and 24.
+    for name, together in ((DEEP, 8), (SHALLOW, 1)):
+        found.append(Contender("no disk at all", _null(null, together), ("raw",), (name,)))
     return found
+
+
+def _null(program: Path, together: int) -> Command:
+    return lambda image, _, path: [str(program), str(path), str(image.stat().st_size), str(together), "looks"]
 
 
 def _with(command: Callable[[str, Path, str, Path], list[str]], program: str) -> Command:
@@ -125,8 +137,8 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _fio(*words: str) -> Callable[[str, int, int], tuple[float, float]]:
-    def run(uri: str, _size: int, seconds: int) -> tuple[float, float]:
+def _fio(*words: str) -> Callable[[str, int, int], tuple[float, float, float]]:
+    def run(uri: str, _size: int, seconds: int) -> tuple[float, float, float]:
         command = ["fio", "--name=nbd", "--ioengine=nbd", f"--uri={uri}", "--output-format=json", "--time_based=1"]
         command += [
             f"--runtime={seconds}",
@@ -137,20 +149,27 @@ def _fio(*words: str) -> Callable[[str, int, int], tuple[float, float]]:
         ]
         done = subprocess.run([*command, *words], capture_output=True, text=True, check=True)
         (job,) = json.loads(done.stdout[done.stdout.index("{") :])["jobs"]
-        return job["read"]["iops"], job["read"]["total_ios"]
+        client = (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] / 1000
+        return job["read"]["iops"], job["read"]["total_ios"], client
 
     return run
 
 
-def _nbdcopy(uri: str, size: int, _seconds: int) -> tuple[float, float]:
-    started = time.monotonic()
+def _nbdcopy(uri: str, size: int, _seconds: int) -> tuple[float, float, float]:
+    started, before = time.monotonic(), _seconds_of_ended_programs()
     subprocess.run(["nbdcopy", "--no-extents", uri, "null:"], check=True)
-    return size / MIB / (time.monotonic() - started), size / 65536
+    return size / MIB / (time.monotonic() - started), size / 65536, _seconds_of_ended_programs() - before
 
 
+def _seconds_of_ended_programs() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+DEEP, SHALLOW = "4 KiB random reads, depth 32", "4 KiB random reads, depth 1"
 WORKLOADS = [
-    Workload("4 KiB random reads, depth 32", "IOPS", _fio("--rw=randread", "--bs=4k", "--iodepth=32")),
-    Workload("4 KiB random reads, depth 1", "IOPS", _fio("--rw=randread", "--bs=4k", "--iodepth=1")),
+    Workload(DEEP, "IOPS", _fio("--rw=randread", "--bs=4k", "--iodepth=32")),
+    Workload(SHALLOW, "IOPS", _fio("--rw=randread", "--bs=4k", "--iodepth=1")),
     Workload("nbdcopy of all", "MiB/s", _nbdcopy),
 ]
 
@@ -159,41 +178,42 @@ def measure(images: dict[str, Path], size: int, rounds: int, seconds: int) -> li
     """A row for each format, workload and contender."""
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory(prefix="tapfs-bench-nbd-") as folder:
+        everybody = contenders(build(Path(folder), "nbd_null"))
         for kind, image in images.items():
             for workload in WORKLOADS:
-                rates: dict[str, list[float]] = {}
-                costs: dict[str, list[float]] = {}
+                met: dict[str, list[tuple[float, float, float]]] = {}
                 for _ in range(rounds):
-                    for contender in contenders():
-                        if kind in contender.formats:
-                            rate, cost = _one(workload, contender, image, kind, Path(folder), size, seconds)
-                            rates.setdefault(contender.name, []).append(rate)
-                            costs.setdefault(contender.name, []).append(cost)
-                for who, found in rates.items():
+                    for contender in everybody:
+                        if kind in contender.formats and workload.name in (contender.workloads or [workload.name]):
+                            found = _one(workload, contender, image, kind, Path(folder), size, seconds)
+                            met.setdefault(contender.name, []).append(found)
+                for who, several in met.items():
+                    rate, server, client = map(statistics.median, zip(*several, strict=True))
                     row: dict[str, object] = {"image": kind, "workload": workload.name, "who": who}
-                    row["unit"], row["rate"] = workload.unit, statistics.median(found)
-                    row["server_us"] = statistics.median(costs[who])
+                    row.update(unit=workload.unit, rate=rate, server_us=server, client_us=client)
                     rows.append(row)
     return rows
 
 
 def _one(
     workload: Workload, contender: Contender, image: Path, kind: str, folder: Path, size: int, seconds: int
-) -> tuple[float, float]:
+) -> tuple[float, float, float]:
+    """The rate, and the processor time of server and client for each request."""
     with served(contender, image, kind, folder) as (uri, pid):
         workload.run(uri, size, 1)  # the maps and the host's memory are warm then
         before = processor_seconds(pid)
-        rate, requests = workload.run(uri, size, seconds)
-        return rate, (processor_seconds(pid) - before) / requests * 1e6
+        rate, requests, client = workload.run(uri, size, seconds)
+        return rate, (processor_seconds(pid) - before) / requests * 1e6, client / requests * 1e6
 
 
 def table(rows: list[dict[str, object]]) -> str:
     """The rows as a table of Markdown."""
     lines = [
-        "| image | workload | who | rate | µs of the server's processor for each request |",
-        "|---|---|---|---|---|",
+        "| image | workload | who | rate | µs of the server's processor for each request | of the client's |",
+        "|---|---|---|---|---|---|",
     ]
-    lines += ["| {image} | {workload} | {who} | {rate:,.0f} {unit} | {server_us:.1f} |".format(**row) for row in rows]
+    line = "| {image} | {workload} | {who} | {rate:,.0f} {unit} | {server_us:.1f} | {client_us:.1f} |"
+    lines += [line.format(**row) for row in rows]
     return "\n".join(lines)
 
 

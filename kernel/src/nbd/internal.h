@@ -156,6 +156,8 @@ struct nbd_loop {
     bool held;          /* it has seen a pause, and not the end of it */
     uint64_t limited_until; /* in ns as rate_limit_now has it, clients wait until then; 0: none waits for the rate limit */
     uint64_t stop_at; /* in milliseconds of the monotonic clock; 0: it does not stop */
+    uint32_t short_waits; /* that ended soon, one after the other */
+    uint32_t short_waits_needed; /* before it looks again instead of sleeping; 0: it never does */
 
     pthread_mutex_t lock; /* of the next three */
     struct nbd_piece *returned;

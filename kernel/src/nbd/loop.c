@@ -5,6 +5,7 @@
  * begins what was asked for, and then sends what is ready. So many requests of a client are answered by one message.
  */
 #include <limits.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -20,6 +21,10 @@
 /* Clients have so many milliseconds to take their last answers. */
 #define STOP_MILLISECONDS 2000u
 #define NS_PER_MILLISECOND 1000000u
+/* A wait that ends within so many nanoseconds is short: about what it costs to sleep and to be woken on both sides. */
+#define SHORT_WAIT_NS 30000u
+/* The most short waits that must follow each other before a thread that looked in vain looks again. */
+#define SHORT_WAITS_MAX 1024u
 
 static uint64_t now(void)
 {
@@ -209,14 +214,70 @@ static bool has_ended(const struct nbd_loop *loop)
     return loop->stop_at != 0 && loop->connections == NULL;
 }
 
+/* ---- waiting */
+
+/*
+ * A client that has one request at a time asks again a few microseconds after its answer. To sleep so shortly costs both
+ * sides more than the request: the thread's way into sleep and out of it, and the client's call that wakes it. So
+ * after short waits the thread does not sleep at once, it looks again for as long as a short wait takes. Looks that
+ * find nothing become rare: each doubles the number of short waits that have to come before the next one.
+ */
+static bool looks_again(const struct nbd_loop *loop)
+{
+    return loop->short_waits_needed > 0 && loop->short_waits >= loop->short_waits_needed;
+}
+
+/* A processor of its own is what a look needs: else it takes the client's. */
+static void begin_waits(struct nbd_loop *loop)
+{
+    cpu_set_t allowed;
+    bool several = sched_getaffinity(0, sizeof allowed, &allowed) < 0 || CPU_COUNT(&allowed) > 1;
+    loop->short_waits_needed = several ? 1 : 0;
+}
+
+static void note_wait(struct nbd_loop *loop, bool looked, bool in_time)
+{
+    if (in_time) {
+        loop->short_waits += loop->short_waits < SHORT_WAITS_MAX;
+        loop->short_waits_needed -= looked && loop->short_waits_needed > 1;
+        return;
+    }
+    loop->short_waits = 0;
+    if (looked) {
+        loop->short_waits_needed = (uint32_t)minimum(loop->short_waits_needed * 2u, SHORT_WAITS_MAX);
+    }
+}
+
+/* As epoll_wait, with its `patience` in milliseconds. */
+static int wait_for_events(struct nbd_loop *loop, struct epoll_event *events, int patience)
+{
+    if (patience == 0 || loop->short_waits_needed == 0) {
+        return epoll_wait(loop->epoll_fd, events, EVENTS, patience);
+    }
+    uint64_t start = rate_limit_now();
+    bool looks = looks_again(loop);
+    int count = 0;
+    if (looks) {
+        do {
+            count = epoll_wait(loop->epoll_fd, events, EVENTS, 0);
+        } while (count == 0 && rate_limit_now() - start < SHORT_WAIT_NS);
+    }
+    if (count == 0) {
+        count = epoll_wait(loop->epoll_fd, events, EVENTS, patience);
+    }
+    note_wait(loop, looks, rate_limit_now() - start < SHORT_WAIT_NS);
+    return count;
+}
+
 static void *serve(void *argument)
 {
     struct nbd_loop *loop = argument;
     struct epoll_event events[EVENTS];
     bool cut = false;
 
+    begin_waits(loop);
     while (!has_ended(loop)) {
-        int count = epoll_wait(loop->epoll_fd, events, EVENTS, patience(loop, cut));
+        int count = wait_for_events(loop, events, patience(loop, cut));
         for (int i = 0; i < count; i++) {
             if (events[i].data.ptr == &loop->wake_fd) {
                 take_given(loop);
