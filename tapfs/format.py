@@ -27,6 +27,8 @@ class OpenRequest:
     `grown_size`: the disk is to be taken as so many bytes, more than it has; there is room for them in the image
     (`Resizable.make_room`), and the core zeroes what is there before the size is true.
     `scratch` makes space for a check to work in. A check without it keeps in memory what it needs.
+    `cut`: the file may have been cut, and what is left of it is wanted. Data that the end of the file cuts is mapped
+    whole, and the core takes what lies behind the end for lost. It is only read then.
     """
 
     writable: bool = False
@@ -36,6 +38,7 @@ class OpenRequest:
     scratch: Callable[[], Scratch] | None = None
     created: bool = False
     grown_size: int | None = None
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,7 +156,11 @@ class BlockLayout:
         return entry < self.free <= last or (self.zero is not None and entry < self.zero <= last)
 
     def fault(self, run: Run, file_size: int) -> str | None:
-        """What makes the place of a run impossible, or None."""
+        """What makes the place of a run impossible or has cut it, or None."""
+        return self.place_fault(run, file_size) or self.cut_fault(run, file_size)
+
+    def place_fault(self, run: Run, file_size: int) -> str | None:
+        """What makes the place of a run impossible, or None; see `cut_fault` for one that the file's end cuts."""
         if run.kind != Kind.DATA:
             return None
         start, last = self.slot(run.entry), self.slot(run.entry + (run.blocks - 1) * self.step)
@@ -167,7 +171,7 @@ class BlockLayout:
             start < end and begin < last + self.slot_bytes for begin, end in self.reserved
         ):
             return f"{what} inside the metadata"
-        return self.cut_fault(run, file_size)
+        return None
 
     def cut_fault(self, run: Run, file_size: int) -> str | None:
         """How the file was cut in a run, or None.

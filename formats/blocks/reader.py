@@ -24,6 +24,8 @@ class BlockReader:
     ) -> None:
         self.file = file
         self.writable = request.writable
+        #: Whether a block that the end of the file cuts is mapped.
+        self._cut = request.cut
         #: Makes space for a check to work in.
         self.scratch = request.scratch
         self.layout = layout
@@ -125,7 +127,9 @@ class BlockReader:
             yield from self.extents_of(run)
 
     def _require_possible(self, run: Run) -> None:
-        wrong = self.layout.fault(run, self.host_bytes)
+        wrong = self.layout.place_fault(run, self.host_bytes)
+        if wrong is None and not self._cut:
+            wrong = self.layout.cut_fault(run, self.host_bytes)
         if wrong is not None:
             raise ImageError(
                 ErrorKind.CORRUPT,

@@ -12,7 +12,7 @@ from tapfs.extent import Extent, merge
 from tapfs.formats.ewf import SIGNATURE
 from tapfs.formats.ewf.acquisition import acquisition, bad_ranges, digests
 from tapfs.formats.ewf.chunks import Copy, Table, extents_of, read_copy, read_entries
-from tapfs.formats.ewf.sections import DONE, Section, next_name, sections, segment_number
+from tapfs.formats.ewf.sections import NEXT, Section, next_name, sections, segment_number
 from tapfs.formats.ewf.volume import Volume, parse_volume
 from tapfs.plan import Plan
 
@@ -65,17 +65,23 @@ class EwfDriver:
         """Open every segment and read its sections. The number of each as a host file of the image."""
         opened = [0]
         name = self._file.path.rsplit("/", 1)[-1]
-        self._segments.append((self._file, list(sections(self._file))))
-        while self._segments[-1][1][-1].kind != DONE:
+        self._segments.append((self._file, list(sections(self._file, cut=request.cut))))
+        # One that was cut ends neither with DONE nor with NEXT; what follows has no known place on the disk.
+        while self._segments[-1][1][-1].kind == NEXT:
             count = len(opened) + 1
             if count > _MAX_SEGMENTS:
                 message = f"has more than {_MAX_SEGMENTS} segments"
                 raise ImageError(ErrorKind.UNSUPPORTED, message, path=self._file.path, op="open")
-            number, file = request.further.open(next_name(name, count), Role.READ_ONLY_DATA)
+            try:
+                number, file = request.further.open(next_name(name, count), Role.READ_ONLY_DATA)
+            except ImageError as error:
+                if request.cut and error.kind is ErrorKind.NOT_FOUND:
+                    break
+                raise
             if segment_number(file, SIGNATURE) != count:
                 message = f"is not segment {count} of the image {self._file.path}"
                 raise ImageError(ErrorKind.CORRUPT, message, path=file.path, offset=9, op="open")
-            self._segments.append((file, list(sections(file))))
+            self._segments.append((file, list(sections(file, cut=request.cut))))
             opened.append(number)
         return opened
 

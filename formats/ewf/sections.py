@@ -50,15 +50,17 @@ def segment_number(file: HostFile, signature: bytes) -> int:
     return int(_HEADER.unpack(head)[2])
 
 
-def sections(file: HostFile) -> Iterator[Section]:
-    """The sections of a segment, in their order.
+def sections(file: HostFile, *, cut: bool = False) -> Iterator[Section]:
+    """The sections of a segment, in their order; of one that was `cut` those that are whole.
 
-    Raises ImageError(corrupt) where the chain leaves the file, comes back or does not end.
+    Else raises ImageError(corrupt) where the chain leaves the file, comes back or does not end.
     """
     at, size = _HEADER.size, file.size()
     for _ in range(_MAX_SECTIONS):
         raw = file.read(at, DESCRIPTOR_BYTES)
         if len(raw) < DESCRIPTOR_BYTES:
+            if cut and at > _HEADER.size:
+                return
             raise _broken(file, at, f"the section at {at:#x} lies past the end of the file ({size:#x})")
         name, following, length, checksum = _DESCRIPTOR.unpack(raw)
         kind = name.split(b"\0", 1)[0].decode("ascii", "replace")
@@ -66,6 +68,11 @@ def sections(file: HostFile) -> Iterator[Section]:
         last = kind in (NEXT, DONE)
         # Some writers leave the length out, and those of the last section is 0 or that of a descriptor.
         end = at + length if length >= DESCRIPTOR_BYTES else at + DESCRIPTOR_BYTES if last else following
+        if cut and at > _HEADER.size and end > size:
+            return
+        if cut and not last and end <= size <= following:
+            yield Section(kind, at, end, right)
+            return
         if end > size or (not last and not at + DESCRIPTOR_BYTES <= following < size):
             raise _broken(file, at, f"the section {kind!r} at {at:#x} leads out of the file ({size:#x})")
         yield Section(kind, at, end, right)

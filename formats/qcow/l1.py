@@ -102,12 +102,13 @@ def is_plausible(raw: bytes | bytearray, order: ByteOrder, cluster_size: int, fi
     return max(entries, default=0) < file_size
 
 
-def implausible_entries(raw: bytes | bytearray, order: ByteOrder, cluster_size: int, file_size: int) -> int:
-    """How many entries, read in `order`, cannot be true. Slow; for damaged images only."""
+def implausible_entries(raw: bytes | bytearray, order: ByteOrder, cluster_size: int, file_size: int) -> tuple[int, int]:
+    """How many entries, read in `order`, cannot be true, and the largest entry. Slow; for damaged images only."""
     entries = array("Q", bytes(raw))
     if order != sys.byteorder:
         entries.byteswap()
-    return sum(1 for entry in entries if entry % cluster_size or entry >= file_size)
+    wrong = sum(1 for entry in entries if entry % cluster_size or entry >= file_size)
+    return wrong, max(entries, default=0)
 
 
 def decide_order(

@@ -69,7 +69,7 @@ class QcowReader:
             self.header = self.header._replace(size=round_up(request.grown_size, SECTOR))
         self.extended: ExtendedHeader | None = parse_extended(head, self.header)
         self.backing = self._read_backing(lenient=request.lenient)
-        self.l1 = self._read_l1(lenient=request.lenient)
+        self.l1 = self._read_l1(lenient=request.lenient, cut=request.cut)
         self.cksum_valid = self.extended is not None and self.extended.cksum == self.l1.cksum()
         self.tables = Tables(file, self.header, self.l1)
         self.decide_fast_path()
@@ -217,7 +217,7 @@ class QcowReader:
         name = raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
         return BackingReference(name) if name else None
 
-    def _read_l1(self, *, lenient: bool) -> L1Table:
+    def _read_l1(self, *, lenient: bool, cut: bool) -> L1Table:
         header, size = self.header, self.file.size()
         raw = bytearray(
             self.file.read(header.l1_table_offset, header.l1_length) if header.l1_table_offset < size else b""
@@ -237,11 +237,12 @@ class QcowReader:
         )
         if order is None:
             message = "the entries of the L1 table are outside the file or unaligned in either byte order"
-            if not lenient:
+            if not (lenient or cut):
                 raise ImageError(
                     ErrorKind.CORRUPT, message, path=self.file.path, offset=header.l1_table_offset, op="open"
                 )
-            wrong: dict[ByteOrder, int] = {
+            # Of a file that was cut, entries lead behind its end. In the wrong order they lead much further.
+            wrong: dict[ByteOrder, tuple[int, int]] = {
                 "big": implausible_entries(raw, "big", header.cluster_size, size),
                 "little": implausible_entries(raw, "little", header.cluster_size, size),
             }

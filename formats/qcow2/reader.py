@@ -55,6 +55,8 @@ class Qcow2Reader:
         self.file = file
         self.writable = request.writable
         self.further = request.further
+        #: Whether clusters that the end of the file cuts are mapped.
+        self._cut = request.cut
         #: Damage that a lenient open went past.
         self.open_findings: list[Finding] = []
         start = file.read(0, _HEAD_BYTES)
@@ -183,7 +185,7 @@ class Qcow2Reader:
             wrong = self.place_fault(run) or self.displaced(run, unit * self.header.unit)
             if wrong is not None:
                 raise self.entry_error(unit, run.first, wrong)
-            wrong = self.cut_fault(run, unit * self.header.unit)
+            wrong = None if self._cut else self.cut_fault(run, unit * self.header.unit)
             if wrong is not None:
                 last = run.first + (run.length - 1 >> self.header.cluster_bits)
                 raise self.entry_error(unit, last, wrong)

@@ -31,6 +31,8 @@ class QedReader:
 
     def __init__(self, file: HostFile, request: OpenRequest) -> None:
         self.file = file
+        #: Whether clusters that the end of the file cuts are mapped.
+        self._cut = request.cut
         #: Makes space for a check to work in.
         self.scratch = request.scratch
         self.header: Header = parse_header(file.read(0, LENGTH), file)
@@ -98,10 +100,11 @@ class QedReader:
 
     def table_fault(self, place: int) -> str | None:
         """A sentence that says why a table cannot lie at `place`, or None."""
-        return self.place_fault(place, self.header.table_bytes, self.header.table_bytes)
+        length = self.header.table_bytes
+        return self.place_fault(place, length) or self.cut_fault(place, length)
 
-    def place_fault(self, place: int, length: int, present: int) -> str | None:
-        """A sentence that says why `length` bytes cannot lie at `place`, or None; `present` of them must be there."""
+    def place_fault(self, place: int, length: int) -> str | None:
+        """A sentence that says why `length` bytes cannot lie at `place`, or None; see `cut_fault`, too."""
         header = self.header
         if place % header.cluster_size:
             return f"{place:#x} is not aligned to a cluster"
@@ -110,7 +113,7 @@ class QedReader:
         l1_end = header.l1_offset + header.table_bytes
         if place < header.header_end or (place < l1_end and header.l1_offset < place + length):
             return f"{place:#x} inside the header or the L1 table"
-        return self.cut_fault(place, present)
+        return None
 
     def cut_fault(self, place: int, present: int) -> str | None:
         """How the file was cut in `present` bytes at `place`, or None."""
@@ -122,7 +125,8 @@ class QedReader:
 
         What the disk has of it must be in the file: all of it, but for the last cluster of the disk.
         """
-        return self.place_fault(place, self.header.cluster_size, self.needed(index))
+        wrong = self.place_fault(place, self.header.cluster_size)
+        return wrong or (None if self._cut else self.cut_fault(place, self.needed(index)))
 
     def needed(self, index: int) -> int:
         """The bytes that the disk has of cluster `index`."""

@@ -35,6 +35,8 @@ class DynamicReader:
     def __init__(self, file: HostFile, request: OpenRequest, footers: Footers) -> None:
         self.file = file
         self.writable = request.writable
+        #: Whether a block that the end of the file cuts behind its bitmap is mapped.
+        self._cut = request.cut
         #: Makes space for a check to work in.
         self.scratch = request.scratch
         self.footers = footers
@@ -117,7 +119,7 @@ class DynamicReader:
         """A sentence that says why a block cannot lie at `place`, or None."""
         data = place + self.header.bitmap_bytes
         end = data + self.block_bytes(index)
-        if end > self.file_size:
+        if end > self.file_size and not (self._cut and data < self.file_size):
             return f"[{place:#x}, {end:#x}) past the end of the file ({self.file_size:#x})"
         for start, stop, what in self.metadata_ranges:
             if place < stop and start < data + self.header.block_size:

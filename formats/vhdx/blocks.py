@@ -113,11 +113,14 @@ def make_entry(state: State, host_offset: int = 0) -> int:
     return host_offset | state
 
 
-def block_fault(block: int, entry: int, table: BlockTable, reserved: tuple[Range, ...], host_size: int) -> str | None:
+def block_fault(
+    block: int, entry: int, table: BlockTable, reserved: tuple[Range, ...], host_size: int, *, cut: bool = False
+) -> str | None:
     """What is impossible about a block's entry, None if nothing is.
 
     `reserved` are the places of metadata, `host_size` is the length of the file. The last block may be cut short behind
-    the end of the disk: QEMU once left it so. Only an entry that has a place can be wrong about it.
+    the end of the disk: QEMU once left it so. Only an entry that has a place can be wrong about it. `cut`: a block that
+    the end of the file cuts is possible.
     """
     state = entry & STATE_MASK
     if state not in _KNOWN:
@@ -126,7 +129,8 @@ def block_fault(block: int, entry: int, table: BlockTable, reserved: tuple[Range
         return None
     if state == State.PARTIAL and not table.has_parent:
         return "a block is partly in the parent, and there is no parent"
-    return place_fault(entry, table.block_size, reserved, host_size) or cut_fault(block, entry, table, host_size)
+    wrong = place_fault(entry, table.block_size, reserved, host_size)
+    return wrong or (None if cut else cut_fault(block, entry, table, host_size))
 
 
 def cut_fault(block: int, entry: int, table: BlockTable, host_size: int) -> str | None:

@@ -45,6 +45,8 @@ class VhdxReader:
     def __init__(self, file: HostFile, request: OpenRequest, headers: Headers) -> None:
         self.file = file
         self.writable = request.writable
+        #: Whether a block that the end of the file cuts is mapped.
+        self._cut = request.cut
         #: Makes space for a check to work in.
         self.scratch = request.scratch
         self.header = headers.current
@@ -184,7 +186,7 @@ class VhdxReader:
 
     def require_possible(self, block: int, entry: int) -> None:
         """Raise ImageError(corrupt) if the entry of a block cannot be true."""
-        wrong = block_fault(block, entry, self.table, self.reserved, self.file_end)
+        wrong = block_fault(block, entry, self.table, self.reserved, self.file_end, cut=self._cut)
         if wrong is not None:
             raise self._corrupt(f"block {block}: {wrong}", self.table.index(block))
 

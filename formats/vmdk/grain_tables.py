@@ -75,6 +75,8 @@ class GrainTables:
         self.file_size = file.size()
         self.disk_bytes = layout.directory_entries * layout.span
         self._strict = strict
+        #: Whether grains that the end of the file cuts are mapped.
+        self.cut = False
         #: The faults of directories that could not be read, each with its place.
         self.directory_faults: list[tuple[str, int]] = []
         self.directory = self._read_directory(layout.directory_at, "grain directory")
@@ -188,7 +190,7 @@ class GrainTables:
         if last >= self.file_size:
             return f"{what} past the end of the file ({self.file_size:#x})"
         overlap = self._overlap(place, last + (1 if run.kind == Kind.COMPRESSED else grain), what)
-        return overlap or self.cut_fault(index, run)
+        return overlap or (None if self.cut else self.cut_fault(index, run))
 
     def cut_fault(self, index: int, run: Run) -> str | None:
         """How the file was cut in a run of table `index`, or None.

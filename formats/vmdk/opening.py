@@ -84,7 +84,7 @@ def _open_embedded(file: HostFile, request: OpenRequest) -> OpenedDisk:
         if not header.is_compressed:
             raise _lone_part(file, "of a split disk")
         opening = OpenedDisk(None, sparse=[own])
-        opening.parts.append(_sparse_part(0, own.capacity, own, writable=False))
+        opening.parts.append(_sparse_part(0, own.capacity, own, writable=False, cut=request.cut))
         return opening
     at = header.descriptor_sector * SECTOR
     length = min(header.descriptor_sectors * SECTOR, MAX_BYTES_OF_TEXT + 1)
@@ -98,8 +98,9 @@ def _lone_part(file: HostFile, what: str) -> ImageError:
     return ImageError(ErrorKind.UNSUPPORTED, message, path=file.path, op="open", remedy=remedy)
 
 
-def _sparse_part(offset: int, length: int, extent: HostExtent, *, writable: bool) -> SparsePart:
+def _sparse_part(offset: int, length: int, extent: HostExtent, *, writable: bool, cut: bool) -> SparsePart:
     extent.tables.disk_bytes = length
+    extent.tables.cut = cut
     return SparsePart(offset, length, extent.number, extent.tables, writable, extent.header_bytes)
 
 
@@ -167,7 +168,7 @@ class _Opening:
                 f"the file {line.name} is truncated: its extent in the descriptor needs {start + line.length} bytes,"
                 f" and it has {file.size()}"
             )
-            if not self._request.lenient:
+            if not (self._request.lenient or self._request.cut):
                 raise self._corrupt(message, line)
             self.disk.findings.append(Finding(Severity.CORRUPTION, message, self._at(line)))
         return FlatPart(offset, line.length, number, file, start, writable)
@@ -188,7 +189,7 @@ class _Opening:
             message = f"the extent has {extent.capacity} bytes, and its line in the descriptor {line.length}"
             raise ImageError(ErrorKind.CORRUPT, message, path=extent.file.path, offset=CAPACITY_AT, op="open")
         self.disk.sparse.append(extent)
-        return _sparse_part(offset, line.length, extent, writable=writable)
+        return _sparse_part(offset, line.length, extent, writable=writable, cut=self._request.cut)
 
     def _open_named(self, line: ExtentLine) -> tuple[int, HostFile]:
         """The file of a line, by its name or beside the descriptor."""

@@ -65,8 +65,9 @@ class FlatPart:
     def empty_run(self, offset: int, end: int) -> Extent | None:
         """The hole of the host file at `offset`."""
         place = self.host_offset + offset - self.offset
-        stop = place + end - offset
-        start, _ = next(self.file.data_ranges(place, end - offset), (stop, 0))
+        # What lies behind the end of a file that was cut is lost and no hole.
+        stop = min(place + end - offset, self.file.size())
+        start, _ = next(self.file.data_ranges(place, max(0, stop - place)), (stop, 0))
         if start <= place:
             return None
         return Extent(offset, start - place, Kind.ZERO, self.number, place, in_place=self.writable)

@@ -47,6 +47,8 @@ class SeSparseTables:
         self.file_size = file.size()
         #: How much of the extent the disk uses: of its last grain no more must be in the file.
         self.disk_bytes = header.capacity
+        #: Whether grains that the end of the file cuts are mapped.
+        self.cut = False
         self.rules = EntryRules(GRAIN_SECTORS, zeroed=True)
         self.grain = header.grain
         self.table_entries = TABLE_ENTRIES
@@ -119,7 +121,8 @@ class SeSparseTables:
             return
         last = run.host_offset + (run.grains - 1) * self.grain
         at = (index * TABLE_ENTRIES + run.first + run.grains - 1) * self.grain
-        if last + max(1, min(self.grain, self.disk_bytes - at)) > self.file_size:
+        needed = 1 if self.cut else max(1, min(self.grain, self.disk_bytes - at))
+        if last + needed > self.file_size:
             message = f"entry {run.first} of table {index}: grain at {last:#x} past the end of the file"
             raise self._corrupt(f"{message} ({self.file_size:#x})", (self._table_place(index) or 0) + 8 * run.first)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tapfs.api import opening
 from tapfs.disk.chain import OpenOptions
 from tapfs.disk.image import Image
+from tapfs.disk.opening import open_image
 
 if TYPE_CHECKING:
     from tapfs.extent import Range
@@ -153,7 +154,8 @@ def convert(
     `target` is overwritten (with `write_base` even if overlays lie over it), zeros included, unless it is `zeroed`, so
     that it reads as zeros before. `copying` bounds the rate and the threads, and says how zeros are looked for
     (`CopyOptions`). With `salvage` what cannot be read
-    becomes zeros: the result is a list of these ranges. `bitmaps` copies those of the one source into the new image,
+    becomes zeros: the result is a list of these ranges. Of a block that the end of a cut file has left in part that
+    part is read, where `source` is a name. `bitmaps` copies those of the one source into the new image,
     without the inconsistent ones if `skip_broken_bitmaps`. `verify` reads the target back from the host's disk and
     compares it, before a new one has its name. Raises ImageError.
     """
@@ -168,7 +170,7 @@ def convert(
         raise ValueError("bitmaps are copied into new images only")
     given = [source] if isinstance(source, str | os.PathLike | Image) else source
     with ExitStack() as stack:
-        images = [stack.enter_context(opened_image(each, format, password)) for each in given]
+        images = [stack.enter_context(opened_image(each, format, password, cut=salvage)) for each in given]
         for image in images:
             refuse_own_chain(image, name)
         if bitmaps and len(images) > 1:
@@ -243,10 +245,18 @@ def opened_image(
     *,
     writable: bool = False,
     write_base: bool = False,
+    cut: bool = False,
 ) -> Generator[Image]:
-    """An image by its name, closed afterwards, or one that is open and stays the caller's."""
+    """An image by its name, closed afterwards, or one that is open and stays the caller's.
+
+    `cut`: of one that is opened here what the end of its file has left is read.
+    """
     if isinstance(image, Image):
         yield image
+    elif cut:
+        options = OpenOptions(format=format_name, cut=True)
+        with open_image(os.fsdecode(image), options, password=password) as opened:
+            yield opened
     else:
         with opening.open(
             image, format=format_name, password=password, writable=writable, write_base=write_base

@@ -234,6 +234,7 @@ def open_options(
         say_raw=getattr(arguments, "say_raw", SAY_RAW),
         cache_bytes=cache_bytes_of(arguments),
         remote=remote_options_of(arguments),
+        cut=not writable and getattr(arguments, "salvage", False),
     )
 
 

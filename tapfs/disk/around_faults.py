@@ -22,16 +22,26 @@ def unit_around_faults(driver: Driver, wanted: int) -> list[Extent]:
 
     Raises the driver's ImageError if it has none at `wanted` itself.
     """
+    start, end, piece = _unit(driver, wanted)
+    at = start + (wanted - start) // piece * piece
+    driver.map(at, min(piece, end - at))
+    return list(merge(_pieces(driver, start, end, piece)))
+
+
+def unit_with_faults(driver: Driver, wanted: int) -> list[Extent]:
+    """The map of the unit that holds byte `wanted` of the disk, BROKEN where the driver has none, there, too."""
+    return list(merge(_pieces(driver, *_unit(driver, wanted))))
+
+
+def _unit(driver: Driver, wanted: int) -> tuple[int, int, int]:
+    """The start and end of the unit, and the length of the smallest pieces that it is divided into."""
     geometry = driver.geometry
     unit, granule = geometry.map_unit, geometry.granule
     piece = max(granule, geometry.packed_unit)
     while unit // piece > _PIECES:
         piece *= 2
     start = wanted // unit * unit
-    end = min(start + unit, geometry.virtual_size)
-    at = start + (wanted - start) // piece * piece
-    driver.map(at, min(piece, end - at))
-    return list(merge(_pieces(driver, start, end, piece)))
+    return start, min(start + unit, geometry.virtual_size), piece
 
 
 def _pieces(driver: Driver, start: int, end: int, piece: int) -> list[Extent]:
@@ -42,7 +52,25 @@ def _pieces(driver: Driver, start: int, end: int, piece: int) -> list[Extent]:
     except ImageError as error:
         if error.kind not in PASSABLE:
             raise
-    if end - start <= piece:
+    if end - start <= piece or _is_one_fault(driver, start, end, piece):
         return [Extent(start, length, Kind.BROKEN)]
     middle = start + max(piece, (end - start) // 2 // piece * piece)
     return _pieces(driver, start, middle, piece) + _pieces(driver, middle, end, piece)
+
+
+def _is_one_fault(driver: Driver, start: int, end: int, piece: int) -> bool:
+    """Whether one entry of a table is what is wrong with the first and the last piece, and so with all between."""
+    last = start + (end - start - 1) // piece * piece
+    first = _fault(driver, start, piece)
+    return first is not None and first == _fault(driver, last, end - last)
+
+
+def _fault(driver: Driver, start: int, length: int) -> tuple[str, int] | None:
+    """What the driver says of the place on the host that is wrong in a range; None: nothing, or no place."""
+    try:
+        driver.map(start, length)
+    except ImageError as error:
+        if error.kind not in PASSABLE:
+            raise
+        return None if error.offset is None else (error.message, error.offset)
+    return None

@@ -187,7 +187,9 @@ def _open_driver(found: Format, files: LocalFiles, options: OpenOptions) -> Driv
         scratch=ScratchFile if options.lenient else None,
         created=options.created,
         grown_size=options.grown_size,
+        cut=options.cut and not options.writable,
     )
+    files.cut = request.cut
     if options.snapshot is not None and options.writable:
         raise ImageError(ErrorKind.READ_ONLY, "a snapshot is only read", path=file.path, op="open")
     if options.salvage is not None:

@@ -85,6 +85,10 @@ class DiskMap:
         """
         return self._data(offset, end, align, gap=gap, most_bytes=most_bytes)
 
+    def look(self, offset: int) -> tuple[bool, int]:
+        """Whether no layer's map can be true at a byte of the disk, and how far that is so at least."""
+        return self._chain.look(offset)
+
     def search(self, offset: int, end: int, *, data: bool) -> tuple[int, bool]:
         """Look from `offset` on for data, or for what is known to read as zeros, with a small amount of work.
 

@@ -11,14 +11,15 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tapfs.disk.around_faults import PASSABLE, unit_around_faults
+from tapfs.disk.around_end import around_end
+from tapfs.disk.around_faults import PASSABLE, unit_around_faults, unit_with_faults
 from tapfs.disk.around_patch import around_patch
 from tapfs.disk.chain import Layer, is_encrypted
 from tapfs.disk.chain_map import STRIDE
 from tapfs.disk.password import password_missing, password_of
 from tapfs.driver import Begun, Encrypted, wipe
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.extent import Extent, clip
+from tapfs.extent import Extent, Kind, clip
 from tapfs.geometry import Geometry
 from tapfs.host.presence import Presence
 from tapfs.records import replace
@@ -156,7 +157,23 @@ class EngineChain:
                 if error.kind not in PASSABLE:
                     raise
                 extents = unit_around_faults(layer.driver, outcome.offset)
-            engine.install(outcome.layer, around_patch(layer, extents, outcome.offset))
+            extents = around_end(layer, around_patch(layer, extents, outcome.offset), outcome.offset)
+            engine.install(outcome.layer, extents)
+
+    def look(self, offset: int) -> tuple[bool, int]:
+        """Whether the map has what cannot be true at byte `offset` of the disk, and how far that is so at least."""
+        end = self.size
+        for depth, layer in enumerate(self.layers):
+            size = layer.driver.geometry.virtual_size
+            if offset >= size:
+                break
+            with self.map_locks[depth]:
+                extents = around_end(layer, around_patch(layer, unit_with_faults(layer.driver, offset), -1), -1)
+            here = next(extent for extent in extents if extent.offset <= offset < extent.end)
+            end = min(end, here.end, size)
+            if here.kind is not Kind.UNALLOCATED:
+                return here.kind is Kind.BROKEN, end
+        return False, end
 
     @property
     def engine_maps(self) -> bool:
@@ -301,9 +318,16 @@ class EngineChain:
 
 
 def _geometry(layer: Layer) -> Geometry:
-    """What the engine is to know of a layer. Holes that are known elsewhere only have to be mapped by the driver."""
+    """What the engine is to know of a layer.
+
+    Holes that are known elsewhere only have to be mapped by the driver, and so has a file that was cut.
+    """
     geometry = layer.driver.geometry
-    if geometry.identity is None or not layer.files[geometry.identity.file].tells_holes:
+    if geometry.identity is None:
+        return geometry
+    file = layer.files[geometry.identity.file]
+    cut = layer.files.cut and file.size() < geometry.identity.host_offset + geometry.virtual_size
+    if not (cut or file.tells_holes):
         return geometry
     return replace(geometry, identity=None)
 
@@ -331,8 +355,14 @@ def _describe_tables(engine: EngineDisk, depth: int, layer: Layer) -> bool:
     driver = layer.driver
     layout = driver.table_layout() if isinstance(driver, Tabled) else None
     units = -(-driver.geometry.virtual_size // driver.geometry.map_unit)
-    # Tables under a patch are not on the host as they are.
-    if not isinstance(driver, Tabled) or layout is None or units > _MAX_TABLES or layer.files.patched:
+    # Tables under a patch are not on the host as they are, and the engine knows of no data over a file's end.
+    if (
+        not isinstance(driver, Tabled)
+        or layout is None
+        or units > _MAX_TABLES
+        or layer.files.patched
+        or layer.files.cut
+    ):
         return False
     from tapfs.kernel.tables import set_tables
 

@@ -36,7 +36,8 @@ class OpenOptions:
     without a name that a process before has written; None: a new one is made. `say_raw`: how the user says that the
     image is raw, for remedies. `cache_bytes`: the bound of the engine's map cache, for all layers together.
     `remote`: how what lies elsewhere is read. `salvage`: the image's file is scanned for what its metadata has lost
-    (`tapfs.disk.salvaging`), and the image is only read.
+    (`tapfs.disk.salvaging`), and the image is only read. `cut`: of data that the end of a file cuts what is there is
+    read (`OpenRequest.cut`).
     """
 
     format: str | None = None
@@ -63,6 +64,7 @@ class OpenOptions:
     cache_bytes: int = DEFAULT_CACHE_BYTES
     remote: RemoteOptions = USUAL
     salvage: SalvageRequest | None = None
+    cut: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.cache_bytes < 1 << 63:

@@ -51,6 +51,8 @@ class LocalFiles:
         self._patch = Plan()
         #: Whether a journal was replayed in these files when they were opened for writing.
         self.replayed = False
+        #: Whether drivers map what the ends of the files cut (`OpenRequest.cut`).
+        self.cut = False
         #: What a scan of file 0 has found, if the image is opened by that (`tapfs.disk.salvaging`).
         self.salvage: Salvage | None = None
 

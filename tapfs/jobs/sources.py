@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from tapfs.disk.image import Image
@@ -11,6 +11,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
 from tapfs.jobs.pipeline import WINDOW_BYTES
 from tapfs.kernel.ranges import Ranges, ranges_of
+from tapfs.records import NamedTuple
 
 if TYPE_CHECKING:
     from tapfs.kernel.engine import Buffer
@@ -248,29 +249,51 @@ class Salvaged:
                 at += each.length
 
     def _read(self, wanted: Range, view: memoryview) -> None:
-        try:
-            self._source.read_ranges(ranges_of([wanted], wanted.end), view)
-        except ImageError as error:
-            _require_passable(error)
-            # The map of an image is wrong by the granule; what a host cannot read is smaller.
-            least = self._granule if error.kind is ErrorKind.CORRUPT else _SALVAGED_BYTES
-            if wanted.length > least or wanted.offset // least < (wanted.end - 1) // least:
-                for part in _halves(wanted, least):
-                    self._read(part, view[part.offset - wanted.offset : part.end - wanted.offset])
-                return
-            view[:] = bytes(wanted.length)
-            with self._lock:
-                self._lost.append((wanted, error))
+        at, step = wanted.offset, wanted.length
+        while at < wanted.end:
+            step = min(step, wanted.end - at)
+            part = view[at - wanted.offset : at - wanted.offset + step]
+            try:
+                self._source.read_ranges(ranges_of([Range(at, step)], at + step), part)
+            except ImageError as error:
+                _require_passable(error)
+                found = self._after(Range(at, step), error)
+                if not found.lost:
+                    step = found.end - at
+                    continue
+                step = min(found.end, wanted.end) - at
+                view[at - wanted.offset : at - wanted.offset + step] = bytes(step)
+                with self._lock:
+                    self._lost.append((Range(at, step), error))
+            at += step
+            step *= 2
+
+    def _after(self, failed: Range, error: ImageError) -> _Next:
+        """What is known of a range whose reading has failed: from its start on it is lost, or to be read in parts."""
+        if error.kind is ErrorKind.CORRUPT and isinstance(self._source, Image):
+            broken, until = self._source.disk_map.look(failed.offset)
+            if broken or until < failed.end:
+                return _Next(broken, until)
+        # A map that is right leads to data that is not, by the granule. What a host cannot read is smaller.
+        least = self._granule if error.kind is ErrorKind.CORRUPT else _SALVAGED_BYTES
+        if failed.length > least or failed.offset // least < (failed.end - 1) // least:
+            return _Next(False, _middle(failed, least))
+        return _Next(True, failed.end)
 
 
-def _halves(whole: Range, least: int) -> Iterator[Range]:
-    """Two parts, divided at a multiple of the smallest piece."""
+class _Next(NamedTuple):
+    """The range from where a reading has failed to `end`, which is `lost`, or is read next."""
+
+    lost: bool
+    end: int
+
+
+def _middle(whole: Range, least: int) -> int:
+    """Where to divide a range: at a multiple of the smallest piece."""
     middle = (whole.offset + whole.length // 2) // least * least
     if middle <= whole.offset:
         middle = min(whole.end, whole.offset // least * least + least)
-    yield Range(whole.offset, middle - whole.offset)
-    if middle < whole.end:
-        yield Range(middle, whole.end - middle)
+    return middle
 
 
 def _least_granule(image: Image) -> int:

@@ -1,7 +1,7 @@
 """Files of every format that were cut inside the disk's data are corrupt, wherever they are looked at.
 
-QEMU fills each cluster that it allocates, and reads zeros after a cut. So a file that ends before the disk's part of a
-cluster was cut.
+A salvage takes what is left of a block that was cut. QEMU fills each cluster that it allocates, and reads zeros after a
+cut. So a file that ends before the disk's part of a cluster was cut.
 """
 
 from __future__ import annotations
@@ -75,3 +75,39 @@ def test_a_file_that_was_cut_is_corrupt(tmp_path: Path, kind: str, version: str)
     report = tapfs.check(image)
     named = {finding.message.partition(": ")[0] for finding in report.findings}
     assert len(named) == report.corruptions == 4, report.findings  # what the disk's end leaves of the last, and three
+
+
+#: Further kinds whose files a salvage reads up to their ends.
+SALVAGED = FORMATS | {
+    "qcow": ("qcow", None),
+    "vpc": ("vpc", None),
+    "vmdk-flat": ("vmdk", "subformat=monolithicFlat"),
+    "vhdx-large": ("vhdx", "block_size=32M"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(SALVAGED))
+def test_a_salvage_takes_what_is_left_of_a_block(tmp_path: Path, kind: str) -> None:
+    source, image, rescued = tmp_path / "source", tmp_path / "image.vmdk", tmp_path / "rescued"
+    content = random.Random(kind).randbytes(SIZE)
+    source.write_bytes(content)
+    name, options = SALVAGED[kind]
+    words = [] if options is None else ["-o", options]
+    qemu("qemu-img", "convert", "-f", "raw", "-O", name, *words, source, image)
+    with tapfs.open(image) as disk:
+        size, extents = disk.size, [extent for extent in disk.extents() if extent.host_offset is not None]
+    end = max(extent.host_offset + extent.length for extent in extents if extent.host_offset is not None)
+    cut = end - 2 * MIB - 300 * 512 - 100  # inside of a sector of a cluster, and before others
+    os.truncate(tmp_path / "image-flat.vmdk" if kind == "vmdk-flat" else image, cut)
+    expected = bytearray(size)
+    for extent in extents:
+        there = max(0, min(extent.length, (cut - (extent.host_offset or 0)) // 512 * 512))
+        expected[extent.offset : extent.offset + there] = content[extent.offset : extent.offset + there]
+    lost = tapfs.convert(image, rescued, target_format="raw", salvage=True)
+    assert rescued.read_bytes() == expected
+    assert lost
+    assert sum(each.length for each in lost) == size - len(expected.rstrip(b"\0")) // 512 * 512
+    assert all(not any(expected[each.offset : each.end]) for each in lost)
+    with pytest.raises(ImageError) as raised:  # without a salvage nothing of a damaged block is taken
+        tapfs.convert(image, tmp_path / "refused", target_format="raw")
+    assert raised.value.kind is ErrorKind.CORRUPT

@@ -118,7 +118,7 @@ def _opened(arguments: argparse.Namespace) -> Salvaged:
             in_order=arguments.in_order,
             progress=progress,
         )
-        options = replace(open_options(arguments), salvage=request)
+        options = replace(open_options(arguments), salvage=request, cut=True)
         name: str = arguments.image
         salvaged = unlocked(arguments.key_file, name, lambda password: open_salvaged(name, options, password=password))
     chain_was_opened(salvaged.image)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import lzma
+import os
 import random
 import struct
 import zlib
@@ -214,3 +216,25 @@ def test_what_the_examiner_wrote(written: str, moment: str) -> None:
     assert details["md5"] == bytes(range(16)).hex()
     assert details["sha1"] == bytes(range(16, 36)).hex()
     assert details["bad_ranges"] == 3
+
+
+@pytest.mark.parametrize("lost", ["the next segment", "the end"])
+def test_a_salvage_reads_the_segments_that_are_there(tmp_path: Path, lost: str) -> None:
+    folder = Path(__file__).parents[4] / "fixtures" / "dfvfs"
+    for number in (1, 2):
+        packed = (folder / f"ext2.split.E0{number}.xz").read_bytes()
+        (tmp_path / f"ext2.split.E0{number}").write_bytes(lzma.decompress(packed))
+    image, second = tmp_path / "ext2.split.E01", tmp_path / "ext2.split.E02"
+    tapfs.convert(image, tmp_path / "whole", target_format="raw")
+    if lost == "the end":
+        os.truncate(second, second.stat().st_size // 2)
+    else:
+        second.unlink()
+    with pytest.raises(ImageError):
+        tapfs.convert(image, tmp_path / "refused", target_format="raw")
+    ranges = tapfs.convert(image, tmp_path / "rescued", target_format="raw", salvage=True)
+    whole, rescued = (tmp_path / "whole").read_bytes(), (tmp_path / "rescued").read_bytes()
+    assert [each.end for each in ranges] == [len(whole)]
+    start = ranges[0].offset
+    assert start > len(whole) // 2
+    assert (rescued[:start], rescued[start:]) == (whole[:start], bytes(len(whole) - start))
