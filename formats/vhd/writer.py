@@ -244,15 +244,18 @@ class WritableDynamicDriver(DynamicDriver):
 
         These are bitmaps of new blocks, bitmaps without a bit, a batmap that will not call a block full any more, and
         the last footer, which a new block makes move. Entries of the table that are free are not zeros.
+
+        The footer is first: where the host has no space for it the file is no longer than before. A bitmap behind the
+        old footer would make it longer, and an old footer before the end of the file is none.
         """
-        for index in used:
-            new = self._new[index].place.offset
-            if self.table.place(index) != new:  # else another reservation has named it, and was committed
-                yield HostSpace(new, self.header.bitmap_bytes, unused=True)
         if self.places.end > max(end, self.footers.place):
             yield HostSpace(self.places.end, LENGTH, unused=True)
         elif self._footer_at is None:
             yield HostSpace(max(self.places.end, self.footers.place), LENGTH)
+        for index in used:
+            new = self._new[index].place.offset
+            if self.table.place(index) != new:  # else another reservation has named it, and was committed
+                yield HostSpace(new, self.header.bitmap_bytes, unused=True)
         last_index, place = -1, None
         for placement in placements:
             if placement.in_place:

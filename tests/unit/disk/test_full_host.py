@@ -107,3 +107,31 @@ def test_what_a_full_host_has_accepted_can_be_flushed(small: Path, kind: str) ->
             for at, byte in accepted.items():
                 assert disk.read(at, 4096) == bytes([byte]) * 4096
         assert tapfs.check(path, format=format_name).corruptions == 0
+
+
+@pytest.mark.parametrize("format_name", ["qcow", "qcow2", "vmdk", "vdi", "vhd", "vhdx"])
+def test_a_write_that_a_full_host_refuses_leaks_nothing(small: Path, format_name: str) -> None:
+    """The host stays full to the end. What a refused write had begun is nowhere in the file, for each number of pages.
+
+    A VHD whose bitmap had found space, and whose footer had not, ended behind its footer, which nobody knew then.
+    """
+    path, filler = small / "image", small / "filler"
+    refused = 0
+    for pages in (1, 2, 3, 5):
+        tapfs.create_image(path, NewImage(format_name, SIZE), overwrite=True)
+        free = statvfs(small)
+        filler.write_bytes(bytes((free.f_bavail - pages) * free.f_bsize))
+        with tapfs.open(path, format=format_name, writable=True) as disk:
+            for at in (20 * MIB, 40 * MIB, 60 * MIB, 10 * MIB):
+                try:
+                    disk.write(at + pages * 4096, b"\7" * 4096)
+                except ImageError as error:
+                    if error.kind is not ErrorKind.NO_SPACE:
+                        raise
+                    refused += 1
+                else:
+                    disk.flush()
+        report = tapfs.check(path, format=format_name)
+        assert (report.corruptions, report.leaks, report.findings) == (0, 0, []), pages
+        filler.unlink()
+    assert refused
