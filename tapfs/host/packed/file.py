@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.host.copied import CopiedFile, Copy, Shared
 from tapfs.host.file import LocalFile
+from tapfs.host.packed.bound import most_bytes, too_much
 from tapfs.host.packed.units import Index, Unit, unpack_xz_unit, unpack_zstd_unit, xz_index, zstd_index
 from tapfs.host.presence import Ended, Presence
 from tapfs.host.scratch import unnamed_descriptor
@@ -50,7 +51,7 @@ _DAMAGE = (lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError, ValueError)
 def unpacked(packed: LocalFile, kind: str) -> CopiedFile:
     """What a file holds that is packed as `kind`: gzip, bzip2, xz or zstd; read-only. The file is taken over.
 
-    Raises ImageError: corrupt, unsupported, no_space.
+    Raises ImageError: corrupt, no_space, unsupported, also for more than is unpacked in one pass (`bound`).
     """
     try:
         scratch = unnamed_descriptor(_OPERATION)
@@ -84,13 +85,16 @@ def _filled(packed: LocalFile, kind: str, scratch: int) -> Presence | None:
                 return Presence(unit_bytes, index.size, carrier, ahead=False)
         if index is not None:
             block = max(_BLOCK_BYTES, -(-index.size // _MOST_BLOCKS // _BLOCK_BYTES) * _BLOCK_BYTES)
-            contents = _Pass(packed.path, partial(_stream, packed, kind, index), target, index.size)
+            most = most_bytes(packed.size())
+            contents = _Pass(packed.path, partial(_stream, packed, kind, index), target, index.size, most)
             return Presence(block, index.size, contents, ahead=False)
-        stream = _stream(packed, kind, index)
+        stream, most = _stream(packed, kind, index), most_bytes(packed.size())
         length = 0
         while piece := stream.read(_PIECE_BYTES):
             target.put(piece, length)
             length += len(piece)
+            if most is not None and length > most:
+                raise too_much(packed.path, most)
         os.ftruncate(scratch, length)
         return None
 
@@ -271,8 +275,11 @@ class _Units(Queue):
 class _Pass(Queue):
     """Brings everything up to a place, in one pass, which starts anew after a failure that may be over."""
 
-    def __init__(self, path: str, start: Callable[[], _Stream], scratch: Scratch, size: int) -> None:
+    def __init__(
+        self, path: str, start: Callable[[], _Stream], scratch: Scratch, size: int, most: int | None = None
+    ) -> None:
         super().__init__(path)
+        self._most = most
         self._scratch = scratch
         self._start = start
         self._stream: _Stream | None = None
@@ -283,6 +290,8 @@ class _Pass(Queue):
     def _bring(self, offset: int, length: int) -> None:
         if self._failed is not None:
             raise self._failed.with_traceback(None)
+        if self._most is not None and offset + length > self._most:
+            raise too_much(self._path, self._most)
         try:
             self._pass(offset + length)
         except ImageError:

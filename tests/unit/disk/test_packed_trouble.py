@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import lzma
 import random
 import struct
@@ -14,6 +16,7 @@ import zstandard
 from tapfs import ErrorKind, ImageError
 from tapfs.host.copied import CopiedFile
 from tapfs.host.file import LocalFile
+from tapfs.host.packed import bound
 from tapfs.host.packed import file as packed_file
 from tapfs.host.packed.file import unpacked
 
@@ -104,3 +107,39 @@ def test_streams_are_opened_one_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
         assert file.read(0, 100) == parts[0][:100]
         assert len(made) == 1
         assert file.read(MIB + 1, 3 * MIB) == b"".join(parts[1:])[: 3 * MIB]
+
+
+@pytest.mark.parametrize("kind", ["gzip", "bzip2", "zstd", "xz"])
+def test_a_bomb_is_unpacked_up_to_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """A packed megabyte is as long as a bomb where the bound is half of that."""
+    monkeypatch.setattr(bound, "LEAST_BYTES", MIB // 2)
+    content = bytes(MIB)
+    packed = {
+        "gzip": gzip.compress,
+        "bzip2": bz2.compress,
+        "zstd": zstandard.ZstdCompressor(write_content_size=False).compress,
+        "xz": lzma.compress,
+    }[kind](content)
+
+    def read() -> bytes:
+        with closing(opened(tmp_path, packed, kind)) as file:  # xz knows its length, and is unpacked as it is read
+            return file.read(MIB - 100, 100)
+
+    with pytest.raises(ImageError) as raised:
+        read()
+    assert raised.value.kind is ErrorKind.UNSUPPORTED
+    assert raised.value.path == str(tmp_path / "packed")
+    assert f"{MIB // 2} bytes" in raised.value.message
+    for said in ("none", "1M", str(MIB)):
+        monkeypatch.setenv(bound.VARIABLE, said)
+        assert read() == bytes(100)
+    monkeypatch.setenv(bound.VARIABLE, "much")
+    with pytest.raises(ImageError, match="no number of bytes"):
+        read()
+
+
+def test_a_packed_file_may_hold_as_much_as_a_mostly_empty_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bound.most_bytes(1000) == 64 << 30
+    assert bound.most_bytes(20 << 30) == 20 * 64 << 30
+    monkeypatch.setenv(bound.VARIABLE, "2T")
+    assert bound.most_bytes(1000) == 2 << 40
