@@ -73,8 +73,8 @@ def qcow_create_parser() -> Parser:
     parser.add_argument(
         "-f", dest="format", metavar="FORMAT", type=format_argument, default="qcow", help="image format (default: qcow)"
     )
-    parser.add_argument("size", metavar="SIZE_MB")
-    parser.add_argument("image", metavar="FILE")
+    parser.add_argument("size", metavar="SIZE_MB", help="MiB of its disk")
+    parser.add_argument("image", metavar="FILE", help="the new image")
     parser.add_argument("backing", metavar="BACKING", nargs="?", help="parent of the new image")
     return parser
 

@@ -209,9 +209,9 @@ struct codec_kind {
 
 static const struct codec_kind codecs[] = {
     [TAPFS_CODEC_NONE] = {.unpack = NULL},
-    [TAPFS_CODEC_RAW_DEFLATE] = {unpack_deflate, pack_deflate},
-    [TAPFS_CODEC_ZLIB] = {unpack_zlib, pack_zlib},
-    [TAPFS_CODEC_ZSTD] = {unpack_zstd, pack_zstd},
+    [TAPFS_CODEC_RAW_DEFLATE] = {.unpack = unpack_deflate, .pack = pack_deflate},
+    [TAPFS_CODEC_ZLIB] = {.unpack = unpack_zlib, .pack = pack_zlib},
+    [TAPFS_CODEC_ZSTD] = {.unpack = unpack_zstd, .pack = pack_zstd},
     [TAPFS_CODEC_BZIP2] = {.unpack = unpack_bzip2, .library = true},
     [TAPFS_CODEC_LZMA] = {.unpack = unpack_lzma, .library = true},
     [TAPFS_CODEC_LZFSE] = {.unpack = unpack_lzfse, .library = true},

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from tapfs.cli.json_output import print_json
-from tapfs.cli.options import add_image_options, open_image
+from tapfs.cli.options import IMAGE_HELP, add_image_options, open_image
 from tapfs.cli.parser import UsageError, format_argument, parse_options
 from tapfs.cli.reporting import add_json_option, add_progress_options, print_line, progress_of
 from tapfs.cli.sizes import human_size, sizes_in_options
@@ -37,9 +37,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "any format, if its disk is the OLD of the difference; where DIFF has digests of it that is proved. A DIFF\n"
         "that is damaged or was cut is refused. docs/diff-stream.md tells more.",
     )
-    parser.add_argument("image", metavar="BASE")
+    parser.add_argument("image", metavar="BASE", help=IMAGE_HELP)
     parser.add_argument("stream", metavar="DIFF", help="a file, or - for standard input")
-    parser.add_argument("target", metavar="NEW", nargs="?")
+    parser.add_argument("target", metavar="NEW", nargs="?", help="the new image: a file name or ram:NAME")
     parser.add_argument(
         "-O", "--output-format", metavar="FMT", type=format_argument, help="format of NEW (default: that of BASE)"
     )

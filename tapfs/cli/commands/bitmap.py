@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from tapfs.cli.json_output import print_json
+from tapfs.cli.options import IMAGE_HELP
 from tapfs.cli.parser import UsageError, format_argument, size_argument
 from tapfs.cli.reporting import add_json_option, print_columns, print_line
 from tapfs.cli.sizes import human_size
@@ -30,7 +31,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "bitmap", help="list or change the bitmaps of what has changed in an image", description=_DESCRIPTION
     )
-    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
     parser.add_argument("name", metavar="NAME", nargs="?", help="the bitmap to be changed")
     actions = parser.add_argument_group("what to do with NAME")
     helps = {

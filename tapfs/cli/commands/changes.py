@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tapfs.cli.changed_extents import extents_json, extents_table
-from tapfs.cli.options import add_image_options, open_image
+from tapfs.cli.options import IMAGE_HELP, add_image_options, open_image
 from tapfs.cli.reporting import add_json_option, print_line
 from tapfs.cli.sizes import human_size
 
@@ -26,7 +26,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "changes", help="show what can have changed on a disk since a snapshot", description=_DESCRIPTION
     )
-    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
     parser.add_argument("--since", metavar="SNAPSHOT", help="an image of the chain (default: the first backing file)")
     add_json_option(parser)
     add_image_options(parser)

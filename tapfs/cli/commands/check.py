@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tapfs.cli.batch_options import add_batch_options, refuse_batch_options
 from tapfs.cli.damaged_files import add_files_options, files_as_json, print_files
 from tapfs.cli.json_output import print_json
-from tapfs.cli.options import add_image_options, add_no_backing_option, open_image, open_options
+from tapfs.cli.options import IMAGE_HELP, add_image_options, add_no_backing_option, open_image, open_options
 from tapfs.cli.parser import UsageError
 from tapfs.cli.reporting import add_json_option, add_progress_options, count_of, print_line, progress_of
 from tapfs.cli.sizes import human_size
@@ -41,7 +41,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "63 nothing was checked (raw images have no metadata); others: 'tapfs --help'. --batch: that of the worst.\n"
         "With --files say which files of ext, XFS, NTFS, FAT and exFAT lie in what is damaged: docs/verify.md.",
     )
-    parser.add_argument("image", metavar="IMAGE", nargs="?")
+    parser.add_argument("image", metavar="IMAGE", nargs="?", help=IMAGE_HELP)
     parser.add_argument(
         "-r",
         "--repair",

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from tapfs.cli.json_output import print_json
-from tapfs.cli.options import add_image_options, add_sector_size_option, open_image
+from tapfs.cli.options import IMAGE_HELP, add_image_options, add_sector_size_option, open_image
 from tapfs.cli.reporting import add_json_option, add_progress_options, print_line, progress_of
 from tapfs.cli.sizes import human_size
 
@@ -29,7 +29,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "Every byte in use reads as before; a free byte reads as before or as zero. Parents stay as they are.\n"
         "The image's file gets holes and keeps its length. docs/compact.md tells more.",
     )
-    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
     parser.add_argument("-n", "--dry-run", action="store_true", help="say what would be given back; change nothing")
     parser.add_argument(
         "--no-zeros",

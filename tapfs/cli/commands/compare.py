@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from tapfs.cli.json_output import print_json
-from tapfs.cli.options import add_image_options, disk_number, open_image
+from tapfs.cli.options import IMAGE_HELP, add_image_options, disk_number, open_image
 from tapfs.cli.parser import format_argument
 from tapfs.cli.reporting import add_json_option, add_progress_options, print_line, progress_of
 
@@ -24,8 +24,8 @@ def add_parser(subparsers: Subparsers) -> None:
         description="Compare what a guest reads from images A and B, whatever their formats.\n"
         "Where one is longer, its excess must read as zeros. Exit code: 0 same, 1 different; others: 'tapfs --help'.",
     )
-    parser.add_argument("image", metavar="A")
-    parser.add_argument("second", metavar="B")
+    parser.add_argument("image", metavar="A", help=IMAGE_HELP)
+    parser.add_argument("second", metavar="B", help="the same; its options begin with --second, but for -F")
     parser.add_argument("-s", "--strict", action="store_true", help="the sizes must be equal, too")
     add_json_option(parser)
     add_progress_options(parser)

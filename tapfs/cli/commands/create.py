@@ -34,7 +34,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "blank (its first and last MiB). Of a device SIZE bytes are zeroed and the rest is left as it is.",
     )
     parser.add_argument("image", metavar="FILE", nargs="?", help="a file name, a block device, or ram:NAME")
-    parser.add_argument("size", metavar="SIZE", nargs="?", type=size_argument)
+    parser.add_argument(
+        "size", metavar="SIZE", nargs="?", type=size_argument, help="bytes of the disk: 10G, 1.5GiB, 10MB, ..."
+    )
     parser.add_argument(
         "-f", "--format", metavar="FMT", type=format_argument, help="format of the new image (default: raw)"
     )

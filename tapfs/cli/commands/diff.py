@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tapfs.cli.changed_extents import extents_json, extents_table
 from tapfs.cli.commands.compare import add_second_image_options, second_image
 from tapfs.cli.json_output import print_json
-from tapfs.cli.options import add_image_options, open_image
+from tapfs.cli.options import IMAGE_HELP, add_image_options, open_image
 from tapfs.cli.parser import UsageError
 from tapfs.cli.reporting import add_json_option, add_progress_options, print_line, progress_of
 from tapfs.cli.sizes import human_size
@@ -32,8 +32,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "What both take from the same place is not read: an overlay costs what is in it. docs/diff-stream.md tells\n"
         "more. Exit code: 0, whether they differ or not; others: 'tapfs --help'.",
     )
-    parser.add_argument("image", metavar="OLD")
-    parser.add_argument("second", metavar="NEW")
+    parser.add_argument("image", metavar="OLD", help=IMAGE_HELP)
+    parser.add_argument("second", metavar="NEW", help="the same; its options begin with --second, but for -F")
     parser.add_argument("-o", "--stream", metavar="FILE", help="write the stream into FILE (-: standard output)")
     parser.add_argument("--force", action="store_true", help="replace FILE if it is there")
     parser.add_argument(

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from tapfs.cli.json_output import print_json
-from tapfs.cli.options import add_image_options, open_image
+from tapfs.cli.options import IMAGE_HELP, add_image_options, open_image
 from tapfs.cli.parser import size_argument
 from tapfs.cli.reporting import add_json_option, add_progress_options, print_line, progress_of
 from tapfs.cli.sizes import human_size
@@ -27,7 +27,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "disk: keep it elsewhere, and a changed sidecar is known, too. Images with the same disk have the same root.\n"
         "docs/verify.md tells more.",
     )
-    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
     parser.add_argument("-o", "--sidecar", metavar="FILE", help="the sidecar (IMAGE.tapfs-hash if not given)")
     parser.add_argument("--force", action="store_true", help="replace the sidecar if it is there")
     parser.add_argument(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from tapfs.cli.json_output import begin_document, print_json
 from tapfs.cli.options import (
+    IMAGE_HELP,
     add_image_options,
     add_no_backing_option,
     add_sector_size_option,
@@ -38,7 +39,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "Of a package (.ova, .ovf, .vmx, .vbox, .xva, .box) its disks; --disk N shows one of them.\n"
         "Use --no-backing for an image from a stranger: its header can name any file as its parent.",
     )
-    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
     parser.add_argument("-v", "--verbose", action="store_true", help="show how the format stores it, too")
     parser.add_argument(
         "--backing-chain", action="store_true", help="the same of each parent, nearest first; with --json a list"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tapfs.cli.json_output import begin_document
 from tapfs.cli.options import (
+    IMAGE_HELP,
     add_image_options,
     add_no_backing_option,
     chain_was_opened,
@@ -46,7 +47,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "Zeros are left out, and with --no-backing what only a parent knows. --json prints the whole map as\n"
         "'qemu-img map --output=json' of QEMU 10 does.",
     )
-    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
     parser.add_argument(
         "-s", "--start-offset", metavar="OFFSET", type=size_argument, default=0, help="start here (default: 0)"
     )

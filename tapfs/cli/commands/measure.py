@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from tapfs.cli.options import add_source_options, open_image
+from tapfs.cli.options import IMAGE_HELP, add_source_options, open_image
 from tapfs.cli.parser import UsageError, format_argument, size_argument
 from tapfs.cli.qemu_words import add_qemu_words, is_direct
 from tapfs.cli.reporting import add_json_option, add_progress_options, print_line, progress_of
@@ -44,7 +44,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "space; with -c it is packed, too. An image of several files takes the bytes of all of them.",
     )
     parser.usage = "tapfs measure [options] SOURCE [SOURCE ...]\n       tapfs measure [options] --size SIZE"
-    parser.add_argument("sources", metavar="SOURCE", nargs="*")
+    parser.add_argument("sources", metavar="SOURCE", nargs="*", help=IMAGE_HELP)
     parser.add_argument("-s", "--size", metavar="SIZE", type=size_argument, help="measure an empty image of SIZE")
     parser.add_argument(
         "-O", "--target-format", metavar="FMT", type=format_argument, default="raw", help="its format (default: raw)"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tapfs.cli.mount_options import settings_of, wants_writing
 from tapfs.cli.options import (
+    IMAGE_HELP,
     add_image_options,
     add_sector_size_option,
     add_writing_options,
@@ -57,9 +58,7 @@ _PROGRAM = "tapfs mount"
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser("mount", help="mount an image on a directory", description=_DESCRIPTION)
-    parser.add_argument(
-        "image", metavar="IMAGE", help="a file, a block device, ram:NAME or an address such as https://HOST/FILE"
-    )
+    parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
     parser.add_argument("mountpoint", metavar="DIR", help="the directory to mount on")
     add_writing_options(parser, ends="the mount")
     parser.add_argument("--files", action="store_true", help="show the files inside instead of the disk")

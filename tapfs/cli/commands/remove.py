@@ -20,7 +20,7 @@ def add_parser(subparsers: Subparsers) -> None:
         description="Remove the RAM disk ram:NAME. Who has it open keeps it; the last to close it frees its memory.\n"
         "Image files are removed with rm.",
     )
-    parser.add_argument("image", metavar="ram:NAME")
+    parser.add_argument("image", metavar="ram:NAME", help="as 'tapfs list' shows it")
     parser.set_defaults(run=run)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tapfs.cli.commands.check import checked, show
 from tapfs.cli.json_output import print_json
-from tapfs.cli.options import add_image_options, open_options
+from tapfs.cli.options import IMAGE_HELP, add_image_options, open_options
 from tapfs.cli.reporting import add_json_option, add_progress_options, print_line
 from tapfs.errors import EXIT_NOT_CHECKED
 from tapfs.plan import Allocate, Copy, Discard, Grow, Plan, Shorten, Step, Write
@@ -27,7 +27,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "The backing file is not part of it. Exit code: 0 clean now, 2 still corrupt, 3 leaked space left,\n"
         "63 nothing was checked (raw images have no metadata); others: 'tapfs --help'.",
     )
-    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
     parser.add_argument("-n", "--dry-run", action="store_true", help="change nothing, show what would be done")
     add_json_option(parser)
     add_progress_options(parser)

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from tapfs.cli.options import add_image_options, add_no_backing_option, add_sector_size_option, open_options
+from tapfs.cli.options import IMAGE_HELP, add_image_options, add_no_backing_option, add_sector_size_option, open_options
 from tapfs.cli.reporting import add_progress_options, count_of, print_line, progress_of
 from tapfs.cli.sizes import human_size
 
@@ -29,8 +29,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "The page needs no network and no other file. An image that cannot be opened is in the page with its error,\n"
         "and the exit code is that of the first such error. The images are only read.",
     )
-    parser.add_argument("image", metavar="IMAGE")
-    parser.add_argument("images", metavar="IMAGE", nargs="*")
+    parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
+    parser.add_argument("images", metavar="IMAGE", nargs="*", help="further images; all options hold for each")
     parser.add_argument(
         "--html",
         metavar="FILE",

@@ -7,7 +7,14 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from tapfs.cli.options import add_image_options, add_writing_options, open_image, open_options, warn_of_noise
+from tapfs.cli.options import (
+    IMAGE_HELP,
+    add_image_options,
+    add_writing_options,
+    open_image,
+    open_options,
+    warn_of_noise,
+)
 from tapfs.cli.parser import UsageError
 from tapfs.cli.reporting import print_lines
 
@@ -52,9 +59,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "serve", help="serve images to NBD clients, or to a virtual machine", description=_DESCRIPTION
     )
-    parser.add_argument(
-        "image", metavar="IMAGE", help="a file, a block device, ram:NAME or an address such as https://HOST/FILE"
-    )
+    parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
     parser.add_argument("more", metavar="IMAGE", nargs="*", help="further images; all options hold for each")
     add_writing_options(parser, ends="the server")
     parser.add_argument("--socket", metavar="PATH", help="the Unix socket; without it one in the runtime directory")

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tapfs.cli.json_output import print_json
-from tapfs.cli.options import add_write_base_option
+from tapfs.cli.options import IMAGE_HELP, add_write_base_option
 from tapfs.cli.parser import format_argument
 from tapfs.cli.reporting import add_json_option, print_columns, print_line
 from tapfs.cli.sizes import human_size
@@ -30,7 +30,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "snapshot", help="list, create, apply or delete the snapshots in an image", description=_DESCRIPTION
     )
-    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
     wish = parser.add_mutually_exclusive_group()
     wish.add_argument("-l", "--list", action="store_true", help="list them (the default)")
     wish.add_argument("-c", "--create", metavar="NAME", help="keep the disk as it is now under NAME")

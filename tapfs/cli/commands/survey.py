@@ -47,7 +47,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "An image that cannot be read costs its row an error, and a hang ends after --timeout.\n"
         "Files that are no image are counted. Exit code: 0, 1 if something could not be listed or read.",
     )
-    parser.add_argument("paths", metavar="PATH", nargs="*")
+    parser.add_argument("paths", metavar="PATH", nargs="*", help="where images are looked for")
     parser.add_argument("--hash", action="store_true", help="with the hash of each disk, as blksum computes it")
     parser.add_argument("--check", action="store_true", help="with a check of each image's metadata")
     parser.add_argument("--content", action="store_true", help="with the partitions and file systems on each disk")

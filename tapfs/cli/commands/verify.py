@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tapfs.cli.commands.hash import add_rate_option, sidecar_of
 from tapfs.cli.damaged_files import files_as_json, print_files
 from tapfs.cli.json_output import print_json
-from tapfs.cli.options import add_image_options, add_sector_size_option, open_image
+from tapfs.cli.options import IMAGE_HELP, add_image_options, add_sector_size_option, open_image
 from tapfs.cli.reporting import add_json_option, add_progress_options, count_of, print_line, progress_of
 from tapfs.cli.sizes import human_size
 from tapfs.errors import CODES, ErrorKind
@@ -35,7 +35,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "Exit code: 0 as it was hashed, 1 changed since (its files were written, or do not tell), 2 damaged (nobody\n"
         "has written to its files), 2 also for a damaged sidecar, which says so; others: 'tapfs --help'.",
     )
-    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
     parser.add_argument("sidecar", metavar="SIDECAR", nargs="?", help="IMAGE.tapfs-hash if not given")
     parser.add_argument(
         "--root",

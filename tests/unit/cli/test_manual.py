@@ -12,6 +12,7 @@ import pytest
 
 from tapfs.cli.main import COMMANDS
 from tapfs.cli.manual.__main__ import write_all
+from tapfs.cli.manual.described import command_groups
 from tapfs.cli.manual.roff import escaped, prose
 from tapfs.disk.probe import own_format_names
 from tests.conftest import Ran
@@ -84,3 +85,15 @@ def test_the_date_is_that_of_the_source(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
     write_all(tmp_path, version="0")
     assert '"1970-01-02"' in (tmp_path / "man/man1/tapfs.1").read_text()
+
+
+def test_every_word_of_every_command_is_explained() -> None:
+    unexplained = [
+        f"{command.name} {word.options or word.value}"
+        for _, commands in command_groups()
+        for command in commands
+        for _, words in command.groups
+        for word in words
+        if not word.help
+    ]
+    assert unexplained == []
