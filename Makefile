@@ -172,7 +172,7 @@ dist: system-dist $(VENV)/.dev
 	scripts/build_deb $(BIN)/python dist
 	lintian --fail-on error,warning dist/*.deb
 
-# Each of them in a bare Debian 12 and 13 and Ubuntu 24.04 of its own, and systemd 262's storage clients in unstable. ROOTS names some: tests/distribution/bare_roots.py.
+# Each of them in a bare Debian 12 and 13 and Ubuntu 24.04 of its own; systemd's storage clients, and units under systemd 257 and 262. ROOTS names some: tests/distribution/bare_roots.py.
 test-dist: system-dist $(VENV)/.dev
 	$(BIN)/python -m tests.distribution.bare_roots dist $(ROOTS)
 

@@ -43,6 +43,8 @@ FURTHER = {
     "usr/share/mime/packages": ["packaging/tapfs.xml"],
     "usr/share/doc/tapfs": ["README.md", "docs"],
 }
+#: A folder for what an administrator writes.
+EMPTY = "etc/tapfs"
 UNIT = "usr/lib/systemd/system/tapfs-blktapctrl.service"
 
 
@@ -97,6 +99,7 @@ def main(root: Path, wheel: Path | None) -> int:
         for name in names:
             source = REPOSITORY / name
             (shutil.copytree if source.is_dir() else shutil.copy)(source, root / folder / source.name)
+    (root / EMPTY).mkdir(parents=True, exist_ok=True)
     program = "from tapfs.xen.supervisor.install import unit_of; print(unit_of('/usr/bin/tapfs'), end='')"
     path = os.environ | {"PYTHONPATH": str(packages)}
     unit = subprocess.run(

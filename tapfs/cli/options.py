@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tapfs.driver import Driver
     from tapfs.host.remote.options import RemoteOptions
 
-#: What a positional that names an image may be.
+#: The help of a word that names an image.
 IMAGE_HELP = "a file, a block device, ram:NAME or an address such as https://HOST/FILE"
 
 #: So much of the start of a disk tells whether it was ever written.

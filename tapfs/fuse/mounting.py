@@ -27,7 +27,7 @@ from tapfs.fuse.tree import MadeFile, image_tree, partition_windows
 from tapfs.host.location import locate
 from tapfs.host.sandbox import confinement
 from tapfs.records import dataclass
-from tapfs.serving.log import log_to_stderr
+from tapfs.serving.log import log_to_stderr, tell_served
 from tapfs.serving.processes import process_start
 
 if TYPE_CHECKING:
@@ -189,6 +189,7 @@ class ImageMount:
         process ends in here. `kept`: it is mounted already, and the image is closed. Raises the ImageError that
         mounting, flushing or unmounting met.
         """
+        tell_served(image=real_name(self.image.path), disk=self.path)
         if self.reopening is None:
             self.serve_here(ready)
             return

@@ -33,7 +33,7 @@ from tapfs.host.fuse_binding import pyfuse3
 from tapfs.kernel.metrics import as_data, together
 from tapfs.records import dataclass, replace
 from tapfs.serving.failures import failure_of
-from tapfs.serving.log import log, tell_served
+from tapfs.serving.log import log
 from tapfs.serving.service import Service
 from tapfs.serving.threads import in_thread, in_thread_alone
 
@@ -182,7 +182,6 @@ class Session:
     async def serve(self) -> None:
         """Start what belongs to a mount, and answer the kernel until the mount ends."""
         service = self._service
-        tell_served(image=self._entry.image, disk=self._entry.mountpoint)
         self._registry.add(self._entry)
         service.listen(
             self._registry.directory, self._registry.socket_name(self._entry.pid), partial(control.answer, self)

@@ -62,13 +62,18 @@ def open_syslog() -> None:
         _journals.append(journal)
 
 
+def _opened() -> socket.socket | None:
+    """The connection that was made before the sandbox, if one was."""
+    return _journals[0] if _journals else None
+
+
 def log_to_syslog() -> None:
     """Send the log to syslog as `tapfs[PID]`; where there is a journal of systemd, as its records with fields."""
     from tapfs.serving.journal import JournalHandler, connected
 
     syslog.openlog("tapfs", syslog.LOG_PID, syslog.LOG_DAEMON)
     handler: logging.Handler = SyslogHandler()
-    if (journal := _journals[0] if _journals else connected()) is not None:
+    if (journal := _opened() or connected()) is not None:
         handler = JournalHandler(served, connection=journal, otherwise=handler)
     _use(handler, "%(message)s")
 
@@ -83,7 +88,7 @@ def log_to_stderr(subject: str | None = None) -> None:
 
         if stderr_is_the_journal():
             served.update({} if subject is None else {"TAPFS_DISK": subject})
-            _use(JournalHandler(served), "%(message)s")
+            _use(JournalHandler(served, connection=_opened()), "%(message)s")
             return
     named = "" if subject is None else printable(subject).replace("%", "%%") + ": "
     _use(logging.StreamHandler(sys.stderr), f"tapfs: {named}%(message)s")

@@ -4,7 +4,8 @@ usage: python -m tests.distribution.bare_roots DIST [NAME...]
 
 A root is made once by mmdebstrap (build/roots) and is the lower layer of an overlay: every run finds it as it was.
 It needs root, and has no compiler. Names: wheel-bookworm, wheel-trixie, wheel-noble (Ubuntu 24.04), deb-bookworm,
-deb-trixie, deb-noble, demo-trixie, storage-sid (systemd's storage providers), wheel-aarch64.
+deb-trixie, deb-noble, demo-trixie, wheel-aarch64, storage-sid (systemd's storage providers), and systemd-trixie and
+systemd-sid, whose systemd boots and runs the units of the package.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.distribution import under_systemd
+from tests.distribution.booted_root import run_booted
 
 REPOSITORY = Path(__file__).parents[2]
 ROOTS = REPOSITORY / "build/roots"
@@ -263,6 +267,18 @@ def storage(release: str, dist: Path) -> None:
         run_in(root, STORAGE, path="/venv/bin:")
 
 
+def units(release: str, dist: Path) -> None:
+    """The package's units under a systemd that has booted; volumes where it knows them."""
+    with bare_root(release, "e2fsprogs", "mount", "systemd-sysv", "systemd-container") as root:
+        name = copied(dist, "*_amd64.deb", root)
+        run_in(root, f"apt-get update -qq && apt-get install -y -qq {name}")
+        knows_volumes = (root / "usr/bin/storagectl").exists()
+        volumes = under_systemd.VOLUMES if knows_volumes else ""
+        said = run_booted(root, under_systemd.MOUNTS + under_systemd.UNITS + volumes + under_systemd.LEFT)
+        sys.stdout.write("".join(line for line in said.splitlines(keepends=True) if "exposure level" in line))
+        run_in(root, under_systemd.AFTERWARDS)
+
+
 def demo(release: str, dist: Path) -> None:
     """The first command of README, in the unpacked sdist."""
     with bare_root(release, "make") as root:
@@ -307,6 +323,8 @@ RUNS: dict[str, Callable[[Path], None]] = {
     "deb-trixie": lambda dist: package("trixie", dist),
     "deb-noble": lambda dist: package("noble", dist),
     "storage-sid": lambda dist: storage("sid", dist),
+    "systemd-trixie": lambda dist: units("trixie", dist),
+    "systemd-sid": lambda dist: units("sid", dist),
     "demo-trixie": lambda dist: demo("trixie", dist),
     "wheel-aarch64": foreign,
 }

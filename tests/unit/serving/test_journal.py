@@ -95,6 +95,21 @@ def test_a_record_has_fields(journald: socket.socket, stderr: Standard) -> None:
     assert stderr.path.read_text() == ""
 
 
+def test_a_service_in_its_sandbox_uses_the_connection_from_before(
+    journald: socket.socket, stderr: Standard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journals: list[socket.socket] = []
+    monkeypatch.setattr("tapfs.serving.log._journals", journals)
+    stderr.use()
+    open_syslog()
+    monkeypatch.setattr(journal, "JOURNAL_SOCKET", str(stderr.path.with_name("nothing")))
+    log_to_stderr()
+    log.warning("here")
+    assert received(journald)["PRIORITY"] == "4"
+    assert stderr.path.read_text() == ""
+    journals[0].close()
+
+
 def test_a_record_that_no_datagram_holds_comes_in_memory(journald: socket.socket, stderr: Standard) -> None:
     stderr.use()
     log_to_stderr()
