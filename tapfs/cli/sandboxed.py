@@ -120,6 +120,15 @@ def add_sandbox_option(name: str, parser: argparse.ArgumentParser) -> None:
 def enter_for(name: str, arguments: argparse.Namespace) -> None:
     """Enter the sandbox of a command, if it has one and was not told to do without."""
     if (needs := needs_of(name, arguments)) is not None:
+        _enter(needs)
+
+
+def _enter(needs: Needs) -> None:
+    if needs.fetched:
+        from tapfs.host.remote.starter import enter_beside
+
+        enter_beside(needs, needs.fetched)
+    else:
         from tapfs.host.sandbox.confinement import enter
 
         enter(needs)
@@ -147,7 +156,7 @@ def needs_of(name: str, arguments: argparse.Namespace) -> Needs | None:
         anything = 0
     if command.writes:
         anything |= rules.WRITE_FILE | rules.TRUNCATE
-    calls = needs.calls._replace(mounts=needs.calls.network and bool(command.writes or command.makes))
+    calls = needs.calls._replace(mounts=shown, network=shown, programs=shown)
     return needs._replace(
         write=written,
         make=(*needs.make, *made),
@@ -155,6 +164,7 @@ def needs_of(name: str, arguments: argparse.Namespace) -> Needs | None:
         chains=chains,
         keeps_scratch=command.keeps_scratch,
         calls=calls,
+        fetched=() if shown else needs.fetched,
     )
 
 
@@ -171,7 +181,7 @@ def enter_server(
     io_uring, and Unix sockets that others connect to. It is still to be forked (`confinement.end_start`).
     """
     from tapfs.host.sandbox import rules
-    from tapfs.host.sandbox.confinement import enter
+    from tapfs.host.sandbox.filter import Calls
     from tapfs.serving.io_flusher import become_io_flusher
     from tapfs.serving.log import open_syslog
 
@@ -188,7 +198,7 @@ def enter_server(
     if written or shown or arguments.overlay is not None:
         # A writer looks at the overlays that lie over its image.
         anything |= rules.READING | rules.WRITE_FILE | rules.TRUNCATE
-    enter(
+    _enter(
         needs._replace(
             write=writes,
             make=(*needs.make, *makes),
@@ -197,7 +207,8 @@ def enter_server(
             anything=anything,
             chains=1 + len(getattr(arguments, "more", ())),
             keeps_scratch=arguments.temp,
-            calls=needs.calls._replace(forks=True, listens=True, rings=True, mounts=shown),
+            calls=Calls(forks=True, listens=True, rings=True, mounts=shown, network=shown, programs=shown),
+            fetched=() if shown else needs.fetched,
         )
     )
 
@@ -206,11 +217,9 @@ def _reading(arguments: argparse.Namespace) -> Needs:
     """What is read for the words of a command."""
     from tapfs.host.sandbox import rules
     from tapfs.host.sandbox.confinement import Needs, read_with
-    from tapfs.host.sandbox.filter import Calls
 
     images = [text for text in _words(arguments, (*_IMAGES, *_BESIDE)) if text != "-"]
     folders = tuple(_words(arguments, _FOLDERS))
-    elsewhere = any(map(_is_elsewhere, (*images, *folders)))
     kept: str | None = getattr(arguments, "remote_cache", None)
     named = (place for path in _paths(arguments, (*_IMAGES, *_BESIDE)) for place in read_with(path))
     return Needs(
@@ -218,7 +227,7 @@ def _reading(arguments: argparse.Namespace) -> Needs:
         make=() if kept is None else (os.path.realpath(kept),),
         anything=rules.READING if _names_parents_freely(arguments) else 0,
         scratch=True,
-        calls=Calls(network=elsewhere, programs=elsewhere),
+        fetched=tuple(filter(_is_elsewhere, (*images, *folders))),
         cache_bytes=getattr(arguments, "cache", None) or 0,
     )
 

@@ -27,7 +27,7 @@ class Wanted(NamedTuple):
 
     `keys`: key files of encrypted images, each FILE or IMAGE=FILE.
     `roots`: folders that files named by images must lie in, none: no such file is opened; None: as `Gate()`.
-    `sandboxed`: who looks at the images gives up its other rights first, which all of them being local needs.
+    `sandboxed`: who looks at the images gives up its other rights first.
     """
 
     asked: tuple[str, ...] = ()

@@ -30,6 +30,14 @@ class Limits(NamedTuple):
     together: int = 1
 
 
+class Failed(Exception):  # noqa: N818  a task has failed, and that is its answer
+    """A task that another process has done has failed: `data` is the error as data."""
+
+    def __init__(self, data: dict[str, object]) -> None:
+        super().__init__(data["message"])
+        self.data = data
+
+
 class Runner(Protocol):
     """Something that does tasks: processes of this machine, or a cluster."""
 
@@ -40,6 +48,8 @@ class Runner(Protocol):
 
 def error_data(error: BaseException) -> dict[str, object]:
     """An error as data: of an ImageError all that it says."""
+    if isinstance(error, Failed):
+        return error.data
     if isinstance(error, ImageError):
         return {
             "kind": str(error.kind),

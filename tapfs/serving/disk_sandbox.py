@@ -16,6 +16,7 @@ from tapfs.disk.password import split_key_file
 from tapfs.errors import ImageError
 from tapfs.host.location import locate
 from tapfs.host.lock import Sharing
+from tapfs.host.remote.starter import enter_beside
 from tapfs.host.sandbox import confinement, rules
 from tapfs.host.sandbox.capabilities import FILES_OF_OTHERS, SYS_NICE
 from tapfs.host.sandbox.confinement import folder_of
@@ -48,17 +49,21 @@ class DiskNeeds(NamedTuple):
 def enter_for_disk(image: str | None, options: OpenOptions, needs: DiskNeeds) -> None:
     """Enter the sandbox of a process that will serve `image`, opened by `options`. Be the only thread.
 
-    `image` None: nobody knows it, and none will be opened. One that lies elsewhere needs a process that fetches, so its
-    disk has no sandbox. Raises ImageError if the host lacks descriptors.
+    `image` None: nobody knows it, and none will be opened. One that lies elsewhere is fetched by a process that another
+    one outside starts. One that is written elsewhere is shown by a process that mounts, so its disk has no sandbox.
+    Raises ImageError if the host lacks descriptors.
     """
     location = None if image is None else locate(image)
-    if confinement.is_switched_off() or (location is not None and location.address is not None):
+    elsewhere = location is not None and location.address is not None
+    if confinement.is_switched_off() or (elsewhere and options.writable):
         return
     become_io_flusher()  # it takes a capability
-    path = () if location is None else (location.host_path,)
+    path = () if location is None or elsewhere else (location.host_path,)
+    roots = tuple(root for root in options.gate.roots or () if locate(root).address is not None)
+    fetched = (*((location.name,) if location is not None and elsewhere else ()), *roots)
     keys = (split_key_file(name)[1] for name in needs.key_files)
     folders = folders_of_disks(filter(None, (image if options.writable else None,)))
-    confinement.enter(
+    enter_beside(
         confinement.Needs(
             read=(*(place for each in path for place in confinement.read_with(each)), *keys),
             write=(*(path if options.writable else ()), *needs.writes),
@@ -70,7 +75,8 @@ def enter_for_disk(image: str | None, options: OpenOptions, needs: DiskNeeds) ->
             calls=Calls(listens=True, connects=needs.connects, rings=True),
             cache_bytes=None,  # its own limits follow
             capabilities=FILES_OF_OTHERS | {SYS_NICE},
-        )
+        ),
+        fetched,
     )
     confinement.chain_is_open(() if image is None else _files_of_chain(image, options))
 

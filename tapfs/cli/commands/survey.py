@@ -149,15 +149,12 @@ def _kind_of(arguments: argparse.Namespace) -> str:
 
 
 def _wanted(arguments: argparse.Namespace) -> Wanted:
-    from tapfs.host.remote.address import Address
     from tapfs.many.image_row import PARTS
     from tapfs.many.survey import Wanted
 
     asked = tuple(part for part in PARTS if getattr(arguments, part))
     roots = () if arguments.no_backing else arguments.backing_root
-    # What lies elsewhere is fetched by processes that are started for it.
-    elsewhere = any(Address.parse(place) is not None for place in (*arguments.paths, *(roots or ())))
-    sandboxed = not (arguments.no_sandbox or elsewhere)
+    sandboxed = not arguments.no_sandbox
     from tapfs.disk.password import absolute_key_file, given_password
 
     key_files: list[str] = arguments.key_file or []

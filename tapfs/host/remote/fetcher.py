@@ -15,13 +15,16 @@ import ctypes
 import os
 import queue
 import socket
+import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.remote import messages
 from tapfs.host.remote.address import Address
 from tapfs.host.remote.kept_copy import KeptList
@@ -116,7 +119,16 @@ class _Reopened:
 class Fetcher:
     """Serves the messages of one socket until its other end is closed; `again`: in the place of a killed process."""
 
-    def __init__(self, connection: socket.socket, copy: int, holes: socket.socket, *, again: bool = False) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        copy: int,
+        holes: socket.socket,
+        *,
+        again: bool = False,
+        allowed: Sequence[str] = (),
+    ) -> None:
+        self._allowed = [Address.known(each) for each in allowed]
         self._connection = connection
         self._holes = holes
         self._copy = copy
@@ -180,6 +192,10 @@ class Fetcher:
             return  # who has seen twice that this process is new says it twice
         self._options = RemoteOptions(**asked["options"])
         address = Address.known(asked["address"])
+        if not self._may_reach(address):
+            refused = ImageError(ErrorKind.DENIED, "is no place that the user has named", path=str(address), op="fetch")
+            self._answer({"number": asked["number"], **messages.failed(refused)})
+            return
         if "facts" in asked:
             self._start(_Reopened(address, self._options, Facts(**asked["facts"])))
             return
@@ -189,6 +205,10 @@ class Fetcher:
             answer["tells_holes"] = isinstance(source, Mapped)
             self._start(source)
         self._answer(answer)
+
+    def _may_reach(self, address: Address) -> bool:
+        """Whether the address is, or lies below, one of those that are allowed; whether there is no such bound."""
+        return not self._allowed or any(address.lies_below(each) for each in self._allowed)
 
     def _start(self, source: Source) -> None:
         self._source = source
@@ -236,7 +256,8 @@ def main() -> None:
     os.closerange(HOLES + 1, os.sysconf("SC_OPEN_MAX"))
     again = _await_killed()
     with socket.socket(fileno=SOCKET) as connection:
-        Fetcher(connection, COPY, socket.socket(fileno=HOLES), again=again).serve()
+        holes = socket.socket(fileno=HOLES)
+        Fetcher(connection, COPY, holes, again=again, allowed=sys.argv[1:]).serve()
     os._exit(0)  # no thread is waited for
 
 

@@ -60,7 +60,7 @@ class Fetching:
         try:
             with theirs, their_holes:
                 given = (copy, their_holes.fileno())
-                self._process = messages.start("tapfs.host.remote.fetcher", theirs, self._name, *given)
+                self._process = messages.start(messages.FETCHER, theirs.fileno(), self._name, *given)
             self._send(self._opening)
             answer = self._received()
             error = messages.error_of(answer)

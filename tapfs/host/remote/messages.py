@@ -8,9 +8,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
+import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,6 +23,15 @@ MESSAGE_BYTES = 16 << 10
 
 #: The descriptors that a process has its socket, the local copy, and the socket of questions about holes under.
 SOCKET, COPY, HOLES = 3, 4, 5
+
+#: So many descriptors are given to a process that fetches.
+GIVEN = 3
+
+#: The module of the process that fetches.
+FETCHER = "tapfs.host.remote.fetcher"
+
+#: Signals that whoever starts a process may ignore, and the process does not.
+_USUAL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 #: Longer messages of servers are cut.
 _MOST_SAID = 1000
@@ -82,20 +93,45 @@ def _words(error: Exception) -> dict[str, Any]:
     }
 
 
+def failed(error: Exception) -> dict[str, Any]:
+    """A message that tells of an error."""
+    return {"error": _words(error)}
+
+
 class Started(NamedTuple):
-    """A process that was started, and how often this process had been forked by then."""
+    """A process that was started, and how often this process had been forked by then.
+
+    `descriptor`: of a process that another one has started (pidfd).
+    """
 
     number: int
     forks: int
+    descriptor: int | None = None
 
 
-def start(module: str, theirs: socket.socket, name: str, *more: int) -> Started:
+class _Outside:
+    """The starter of a process that is in a sandbox (`tapfs.host.remote.starter`), if it has one."""
+
+    channel: socket.socket | None = None
+
+
+_outside = _Outside()
+
+
+def use_starter(channel: socket.socket) -> None:
+    """Have processes that fetch be started by who is at the other end from now on."""
+    _outside.channel = channel
+
+
+def start(module: str, theirs: int, name: str, *more: int, allowed: Sequence[str] = ()) -> Started:
     """Start the process of a module, apart from the terminal's signals, with the socket and maybe `more` descriptors.
 
-    Raises ImageError.
+    `allowed`: it reaches these addresses, or what lies below them, and no other. Raises ImageError.
     """
+    if _outside.channel is not None and module == FETCHER:
+        return _asked_for(_outside.channel, name, [theirs, *more])
     reap()
-    given = [theirs.fileno(), *more]
+    given = [theirs, *more]
     # Above the numbers that they are to have, so that none is in the way of another.
     high = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, 10) for each in given]
     # Whoever waits for the end of our output is not to wait for this process.
@@ -103,9 +139,11 @@ def start(module: str, theirs: socket.socket, name: str, *more: int) -> Started:
         *((os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_RDWR, 0) for stream in range(3)),
         *((os.POSIX_SPAWN_DUP2, found, wanted) for found, wanted in zip(high, (SOCKET, COPY, HOLES), strict=False)),
     ]
-    words = [sys.executable, "-P", "-m", module]
+    words = [sys.executable, "-P", "-m", module, *allowed]
     try:
-        process = os.posix_spawn(sys.executable, words, os.environ, file_actions=actions, setsid=True, setsigmask=())
+        process = os.posix_spawn(
+            sys.executable, words, os.environ, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_USUAL
+        )
     except OSError as error:
         raise from_os_error(error, path=name, op="start the process that reaches it") from error
     finally:
@@ -115,8 +153,30 @@ def start(module: str, theirs: socket.socket, name: str, *more: int) -> Started:
     return Started(process, _forks.count)
 
 
+def _asked_for(channel: socket.socket, name: str, given: Sequence[int]) -> Started:
+    """Have the starter start a process that fetches. Raises ImageError."""
+    answers, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with answers:
+        with theirs:
+            try:
+                socket.send_fds(channel, [name[:_MOST_SAID].encode()], [*given, theirs.fileno()])
+            except OSError as error:
+                raise from_os_error(error, path=name, op="start the process that reaches it") from error
+        line, found, _, _ = socket.recv_fds(answers, MESSAGE_BYTES, 1)
+    answer: dict[str, Any] = json.loads(line) if line else {"error": None}
+    if (met := error_of(answer)) is not None:
+        raise met
+    if not found:
+        raise ImageError(ErrorKind.IO, "the process that starts those which fetch has ended", path=name, op="open")
+    return Started(0, _forks.count, found[0])
+
+
 def reap(awaited: Started | None = None) -> None:
     """Take leave of processes that have ended; one may be waited for, unless a fork of this process may need it."""
+    if awaited is not None and awaited.descriptor is not None:
+        if awaited.forks == _forks.count:
+            select.select([awaited.descriptor], [], [])
+        os.close(awaited.descriptor)
     for each in tuple(_left):
         waits = awaited is not None and each == awaited.number and awaited.forks == _forks.count
         with suppress(ChildProcessError):

@@ -60,6 +60,7 @@ class Needs(NamedTuple):
     because the chain says where its files lie. `chains`: so many are opened, and the last one ends that; 0: nothing
     does. `scratch`: unnamed files in $TMPDIR or /var/tmp, after the opening only with `keeps_scratch`. `cache_bytes`:
     caches, which come on top of the limit of memory; None: no limit is set. `capabilities`: of root, what it keeps.
+    `fetched`: addresses that may be fetched, by processes that another one outside starts (`remote.starter`).
     """
 
     read: tuple[str, ...] = ()
@@ -75,6 +76,7 @@ class Needs(NamedTuple):
     calls: Calls = Calls()
     cache_bytes: int | None = 0
     capabilities: frozenset[int] = capabilities.FILES_OF_OTHERS
+    fetched: tuple[str, ...] = ()
 
 
 class _State:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from tapfs.testing.model import MemoryFile
 from tests.conftest import Ran
 from tests.driver_rows import ROWS
 from tests.evil_driver import ATTEMPTS, EvilDriver
+from tests.web_server import web_server
 
 Run = Callable[..., Ran]
 
@@ -85,6 +87,96 @@ def test_qcow_create_has_it_too(evil: EvilDriver, tmp_path: Path) -> None:
     words = [Path(sys.executable).with_name("qcow-create"), "1", target / "disk", evil.image]
     ran = subprocess.run(words, capture_output=True, check=False, env=os.environ | evil.environment)
     assert evil.done()["probe"] == set(), (ran, evil.results())
+
+
+@pytest.mark.parametrize(
+    ("words", "moments"),
+    [(["check"], {"probe", "open", "check"}), (["convert", "-O", "qcow2"], {"probe", "open", "map"})],
+    ids=["check", "convert"],
+)
+def test_each_image_of_a_batch_is_looked_at_in_a_sandbox(
+    tapfs_process: Run, evil: EvilDriver, tmp_path: Path, words: list[str], moments: set[str]
+) -> None:
+    """Each has its own: the target of the first line is of no use to the second."""
+    target = tmp_path / "target"
+    target.mkdir()
+    batch = tmp_path / "list"
+    converts = words[0] == "convert"
+    batch.write_text("".join(f"{evil.image} {target / name if converts else ''}\n" for name in ("one", "two")))
+    ran = run(tapfs_process, evil, *words, "--batch", batch, "--jobs", "1", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    assert [result["error"] for result in json.loads(ran.out)["results"]] == [None, None]
+    assert evil.done() == {moment: set() for moment in moments}, evil.results()
+    assert all(set(each) == ATTEMPTS for each in evil.results().values())
+
+
+def test_so_it_is_by_the_workers_of_a_cluster(evil: EvilDriver, tmp_path: Path) -> None:
+    """What a thread of a Dask worker does for a task of the scheduler, without either."""
+    program = (
+        "import sys; from tapfs.many.cluster import _version, run_tasks; from tapfs.many.tasks import Limits;"
+        "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start();"
+        "task = {'command': 'check', 'words': ['--json', sys.argv[1]], 'folder': '/'};"
+        "print(run_tasks(_version(), 'tapfs.cli.batch_task', Limits(), [task]).answers)"
+    )
+    words = [sys.executable, "-c", program, evil.image]
+    ran = subprocess.run(words, capture_output=True, text=True, check=True, env=os.environ | evil.environment)
+    assert "'exit_code': 0" in ran.stdout
+    assert evil.done() == {"probe": set(), "open": set(), "check": set()}, evil.results()
+
+
+def test_a_batch_without_a_sandbox_says_so(tapfs_process: Run, evil: EvilDriver, tmp_path: Path) -> None:
+    batch = tmp_path / "list"
+    batch.write_text(f"{evil.image}\n")
+    assert run(tapfs_process, evil, "check", "--no-sandbox", "--batch", batch, "--jobs", "1").code == 0
+    assert evil.done()["open"] == ATTEMPTS
+
+
+@pytest.mark.parametrize(
+    ("words", "moments"),
+    [
+        (["info"], {"probe", "open", "map"}),
+        (["convert", "-O", "qcow2"], {"probe", "open", "map"}),
+        (["survey", "--jobs", "1"], {"probe", "open"}),
+    ],
+    ids=["info", "convert", "survey"],
+)
+def test_what_lies_elsewhere_is_fetched_by_others(
+    tapfs_process: Run, evil: EvilDriver, tmp_path: Path, words: list[str], moments: set[str]
+) -> None:
+    """The process that looks at the image never had the network."""
+    target = tmp_path / "target"
+    target.mkdir()
+    with web_server(evil.image.read_bytes()) as server:
+        more = [target / "disk"] if words[0] == "convert" else []
+        ran = run(tapfs_process, evil, *words, f"{server.url}/disk.evil", *more)
+    assert (ran.code, ran.err) == (0, "")
+    assert evil.done() == {moment: set() for moment in moments}, evil.results()
+    assert all(set(each) == ATTEMPTS for each in evil.results().values())
+
+
+def test_a_survey_looks_at_local_images_in_a_sandbox(tapfs_process: Run, evil: EvilDriver) -> None:
+    ran = run(tapfs_process, evil, "survey", "--jobs", "1", evil.image)
+    assert ran.code == 0, ran.err
+    assert evil.done() == {"probe": set(), "open": set()}, evil.results()
+
+
+def test_a_process_that_fetches_reaches_what_the_user_has_named_and_no_more() -> None:
+    """A process that a stranger's image has taken over can ask the starter for more than tapfs would."""
+    program = (
+        "import sys; from tapfs.host.remote.address import Address;"
+        "from tapfs.host.remote.fetching import Fetching; from tapfs.host.remote.options import USUAL;"
+        "from tapfs.host.remote.starter import enter_beside; from tapfs.host.sandbox.confinement import Needs;"
+        "from tapfs.host.scratch import unnamed_descriptor;"
+        "enter_beside(Needs(scratch=True), [sys.argv[1]]); copy = unnamed_descriptor('fetch');"
+        "print(Fetching(Address.known(sys.argv[1]), copy, USUAL).facts.size, flush=True);"
+        "Fetching(Address.known(sys.argv[2]), copy, USUAL)"
+    )
+    with web_server(bytes(1000)) as server:
+        addresses = [f"{server.url}/folder/disk", f"{server.url}/other"]
+        words = [sys.executable, "-c", program, *addresses]
+        ran = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (1, "1000\n"), ran.stderr
+    assert "is no place that the user has named" in ran.stderr
 
 
 @pytest.mark.parametrize("words", [("check", "-r", "all"), ("repair",)], ids=" ".join)

@@ -46,8 +46,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Generator[tuple[Fetching, Peer]]:
     """A `Fetching` whose process is this one."""
     peers = list[Peer]()
 
-    def start(_module: str, theirs: socket.socket, _name: str, _copy: int, holes: int) -> None:
-        peers.append(Peer(theirs.dup(), socket.socket(fileno=os.dup(holes))))
+    def start(_module: str, theirs: int, _name: str, _copy: int, holes: int) -> None:
+        peers.append(Peer(socket.socket(fileno=os.dup(theirs)), socket.socket(fileno=os.dup(holes))))
         messages.send(peers[0].connection, {"number": 1, "facts": FACTS, "tells_holes": True})
 
     monkeypatch.setattr(messages, "start", start)

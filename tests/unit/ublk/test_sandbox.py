@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.evil_driver import ATTEMPTS, EvilDriver
+from tests.web_server import web_server
 
 #: What the process does before it serves, without the driver of the kernel.
 _PROGRAM = """
@@ -43,4 +44,14 @@ def test_an_evil_driver_gets_nowhere(evil: EvilDriver, tmp_path: Path, mode: str
     ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert evil.done() == dict.fromkeys(("probe", "open", "map"), left), evil.results()
+    assert all(set(each) == ATTEMPTS for each in evil.results().values())
+
+
+def test_the_process_of_a_disk_that_lies_elsewhere_has_no_network(evil: EvilDriver, tmp_path: Path) -> None:
+    environment = os.environ | evil.environment | {"TAPFS_RUNTIME_DIR": str(tmp_path / "runtime")}
+    with web_server(evil.image.read_bytes()) as server:
+        command = [sys.executable, "-c", _PROGRAM, f"{server.url}/disk.evil", "r", tmp_path]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert evil.done() == {moment: set() for moment in ("probe", "open", "map")}, evil.results()
     assert all(set(each) == ATTEMPTS for each in evil.results().values())

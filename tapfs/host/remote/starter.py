@@ -1,0 +1,93 @@
+"""The starter: a process outside of a sandbox that starts the processes which fetch, for the process inside.
+
+Whoever parses an image is to have no network, and what lies elsewhere is fetched by processes that have (`fetcher`). A
+parent's address stands in a header, so that the process for it is started when the header has been parsed. So the
+starter is forked before the sandbox is entered. It is in a sandbox of its own, knows the addresses that the user has
+named, starts nothing but processes that fetch there or below there, and ends when nobody is left who could ask.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from typing import NoReturn
+
+from tapfs.errors import ImageError, from_os_error
+from tapfs.host.remote import messages
+from tapfs.host.sandbox import rules
+from tapfs.host.sandbox.confinement import Needs, enter, is_entered, is_switched_off
+from tapfs.host.sandbox.filter import Calls
+
+_CHANNEL = 3
+#: Signals that end the process which asks; the starter ends with that one.
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+def enter_beside(needs: Needs, addresses: Sequence[str]) -> None:
+    """Enter the sandbox; from inside what lies at the addresses, or below them, can be fetched, and nothing else.
+
+    Be the only thread. Raises ImageError.
+    """
+    if addresses and not (is_switched_off() or is_entered()):
+        _begin(needs, addresses)
+    enter(needs)
+
+
+def _begin(needs: Needs, addresses: Sequence[str]) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        child = os.fork()
+    except OSError as error:
+        raise from_os_error(error, path=None, op="start the process that starts those which fetch") from error
+    if child == 0:
+        _serve(theirs, needs, addresses)
+    theirs.close()
+    messages.use_starter(ours)
+
+
+def _serve(channel: socket.socket, needs: Needs, addresses: Sequence[str]) -> NoReturn:
+    """Start what is asked for until nobody is left who could ask."""
+    code = 1
+    try:
+        for number in _IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+        os.setsid()
+        os.chdir("/")
+        void = os.open(os.devnull, os.O_RDWR)
+        for descriptor in range(3):
+            os.dup2(void, descriptor)
+        os.dup2(channel.fileno(), _CHANNEL)
+        os.closerange(_CHANNEL + 1, os.sysconf("SC_OPEN_MAX"))
+        asked = socket.socket(fileno=_CHANNEL)
+        # The libraries that fetch read what the user has set up for them, and caches that are kept.
+        calls = Calls(network=True, programs=True)
+        own = Needs(make=needs.make, anything=rules.READING, scratch=True, keeps_scratch=True, calls=calls)
+        enter(own._replace(cache_bytes=None))
+        while True:
+            line, given, _, _ = socket.recv_fds(asked, messages.MESSAGE_BYTES, messages.GIVEN + 1)
+            if not line:
+                break
+            try:
+                if len(given) == messages.GIVEN + 1:
+                    _start(line.decode(errors="replace"), given, addresses)
+            finally:
+                for descriptor in given:
+                    os.close(descriptor)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _start(name: str, given: Sequence[int], addresses: Sequence[str]) -> None:
+    """Start a process that fetches; the last descriptor is for the answer."""
+    with socket.socket(fileno=os.dup(given[-1])) as answers:
+        try:
+            started = messages.start(messages.FETCHER, given[0], name, *given[1:-1], allowed=addresses)
+            process = os.pidfd_open(started.number)
+        except (ImageError, OSError) as error:
+            messages.send(answers, messages.failed(error))
+            return
+        socket.send_fds(answers, [b"{}"], [process])
+        os.close(process)
