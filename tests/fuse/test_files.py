@@ -346,3 +346,37 @@ def test_a_signal_loses_nothing_of_what_another_mount_covers(
     again = mounts.mount(image, "--files")
     assert (again / "new").read_text() == "written"
     mounts.umount(again)
+
+
+_COVERED = """
+mkdir "$1/many"
+for each in $(seq 150); do echo $each > "$1/many/$each"; done
+exec 7> "$1/held"; echo held >&7
+mount -t tmpfs none "$1"
+server=$($TAPFS list --json | tr , '\\n' | sed -n 's/ *"pid": //p')
+kill -TERM $server
+while kill -0 $server 2>/dev/null; do :; done
+"""
+
+
+@pytest.mark.usefixtures("root")
+def test_a_signal_has_a_covered_program_write_everything(mounts: Mounts, flat: Path) -> None:
+    """fuse2fs keeps folders until it ends, and a mount that another covers cannot be taken away."""
+    directory = mounts.directory()
+    mount = shlex.join([*mounts.command, "mount", "--files", "--rw", "-f", "raw", str(flat), str(directory)])
+    enter = ["unshare", "--mount", "--propagation", "private", "bash", "-ec", _WITHOUT_NODES, "enter", ""]
+    environment = mounts.environment | {"TAPFS": shlex.join(mounts.command)}
+    done = subprocess.run(
+        [*enter, "bash", "-ec", f"{mount}\n{_COVERED}", "covered", str(directory)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    checked = subprocess.run(["e2fsck", "-f", "-n", flat], check=False, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+    again = mounts.mount(flat, "--files")
+    assert (again / "held").read_text() == "held\n"
+    assert (again / "many" / "150").read_text() == "150\n"
+    mounts.umount(again)

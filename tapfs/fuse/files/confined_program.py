@@ -60,6 +60,8 @@ def main() -> int:
     if child == 0:
         ours.close()
         _become(request, theirs)
+    # The program writes back and ends; without this process it would be killed.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: os.kill(child, signal.SIGTERM))
     theirs.close()
     with ours:
         _, listeners, _, _ = socket.recv_fds(ours, 1, 1)

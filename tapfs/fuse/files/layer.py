@@ -198,7 +198,11 @@ class FilesLayer:
 
     async def _settle(self) -> None:
         """Lose nothing of a file system that another mount covers, so that it cannot be unmounted."""
-        if self._writable and self._kept and self._program is None:
+        if not (self._writable and self._kept):
+            return
+        if self._program is not None:
+            await self._program.told_to_end()
+        else:
             await self._ask(mount_process.SettleRequest(self._mountpoint, self.device))
 
     def _is_covered(self) -> bool:

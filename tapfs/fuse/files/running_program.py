@@ -32,6 +32,9 @@ _LOOK_SECONDS = 0.01
 #: Seconds that a program has for its end when its mount is gone.
 _GRACE_SECONDS = 5
 
+#: Seconds that a program has to write back all that it holds.
+_WRITE_BACK_SECONDS = 60
+
 #: Bytes of a program's output that an error repeats, of its start and of its end: many tell the cause
 #: first and print their usage then, others the other way round.
 _HEAD_BYTES, _TAIL_BYTES = 400, 200
@@ -52,6 +55,8 @@ class _Process(Protocol):
     def poll(self) -> int | None: ...
 
     def kill(self) -> None: ...
+
+    def terminate(self) -> None: ...
 
     async def wait(self) -> int: ...
 
@@ -79,6 +84,10 @@ class _Followed:
     def kill(self) -> None:
         if self._descriptor is not None:
             signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
+
+    def terminate(self) -> None:
+        if self._descriptor is not None:
+            signal.pidfd_send_signal(self._descriptor, signal.SIGTERM)
 
     async def wait(self) -> int:
         if self._descriptor is not None:
@@ -179,6 +188,13 @@ class RunningProgram:
     async def ended(self) -> None:
         """Wait until it has written everything and ended."""
         await self._process.wait()
+
+    async def told_to_end(self) -> None:
+        """Have it write everything back and end, though its mount cannot be taken away; wait for that."""
+        with suppress(ProcessLookupError, PermissionError):
+            self._process.terminate()
+        with trio.move_on_after(_WRITE_BACK_SECONDS):
+            await self._process.wait()
 
     async def put_away(self) -> None:
         """End it, by force if it does not end by itself; log how it failed if it did."""
