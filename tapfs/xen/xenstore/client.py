@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import builtins
 import errno
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -18,7 +17,7 @@ import trio
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.xen.host import Host
 from tapfs.xen.xenstore.connection import Connection, RefusedError
-from tapfs.xen.xenstore.wire import LOOK_TRIES, PATH_MAXIMUM, Operation, join_strings, split_strings, to_bytes, to_text
+from tapfs.xen.xenstore.wire import PATH_MAXIMUM, Operation, join_strings, split_strings, to_bytes, to_text
 
 _Result = TypeVar("_Result")
 
@@ -37,7 +36,7 @@ class Store:
     async def read(self, path: str) -> str | None:
         """The value of a key; None if it is not there."""
         try:
-            return to_text(await self._look(Operation.READ, path, "read the key"))
+            return to_text(await self._call(Operation.READ, path, "read the key"))
         except _MissingError:
             return None
 
@@ -61,7 +60,7 @@ class Store:
         """The names directly below a key; empty if there is nothing."""
         try:
             try:
-                return split_strings(await self._look(Operation.DIRECTORY, path, "list the key"))
+                return split_strings(await self._call(Operation.DIRECTORY, path, "list the key"))
             except _TooLongError:
                 return await self._list_in_parts(path)
         except _MissingError:
@@ -85,7 +84,7 @@ class Store:
     async def permissions(self, path: str) -> builtins.list[str]:
         """Who may use a key, as `set_permissions` has it; empty if it is not there."""
         try:
-            return split_strings(await self._look(Operation.GET_PERMISSIONS, path, "read the permissions of the key"))
+            return split_strings(await self._call(Operation.GET_PERMISSIONS, path, "read the permissions of the key"))
         except _MissingError:
             return []
 
@@ -100,15 +99,6 @@ class Store:
             await self._call(operation, path, doing, payload)
         except _MissingError as error:
             raise ImageError(ErrorKind.NOT_FOUND, f"cannot {doing}: it is not there", path=path, op=doing) from error
-
-    async def _look(self, operation: Operation, path: str, doing: str, payload: bytes = b"") -> bytes:
-        """The answer to a question that changes nothing; one that is refused as senseless is put again."""
-        for _ in range(LOOK_TRIES - 1):
-            try:
-                return await self._call(operation, path, doing, payload)
-            except _SenselessError:
-                continue
-        return await self._call(operation, path, doing, payload)
 
     async def _call(self, operation: Operation, path: str, doing: str, payload: bytes = b"") -> bytes:
         _check_path(path)
@@ -126,7 +116,7 @@ class Store:
         generation, names = None, b""
         while True:
             offset = str(len(names))
-            part = await self._look(Operation.DIRECTORY_PART, path, "list the key", join_strings(offset))
+            part = await self._call(Operation.DIRECTORY_PART, path, "list the key", join_strings(offset))
             current, _, more = part.partition(b"\0")
             if generation is not None and current != generation:
                 generation, names = None, b""
@@ -283,10 +273,6 @@ class _MissingError(ImageError):
     """The key is not there."""
 
 
-class _SenselessError(ImageError):
-    """The request makes no sense, it says."""
-
-
 class _TooLongError(ImageError):
     """The answer does not fit into a message."""
 
@@ -306,9 +292,6 @@ def _number(reply: bytes) -> int | None:
 def _error_of(number: int, path: str | None, doing: str) -> ImageError:
     if number == errno.ENOENT:
         return _MissingError(ErrorKind.NOT_FOUND, f"cannot {doing}", path=path, op=doing)
-    if number == errno.EINVAL:
-        kind = from_os_error(OSError(number, ""), path=path, op=doing).kind
-        return _SenselessError(kind, f"cannot {doing}: {os.strerror(number)}", path=path, op=doing)
     if number == errno.E2BIG:
         return _TooLongError(ErrorKind.OUT_OF_BOUNDS, f"cannot {doing}: it is too long", path=path, op=doing)
     if number in (errno.ENOSPC, errno.EDQUOT):

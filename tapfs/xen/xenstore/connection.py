@@ -3,9 +3,9 @@
 A task that asks puts its whole message into a queue and waits for the reply. One task sends the queue, and one reads
 replies and watch events. So a cancelled call leaves no message half sent, and its reply is dropped when it comes.
 
-Linux's device must not be asked for a watch while it still has to reply to something else. It holds a lock of the
-descriptor until xenstored has answered the watch, and its only thread that takes answers waits for that lock to pass
-the other reply on. Then nothing of the host reaches xenstored any more (docs/specs/xen.md, "The kernel's device").
+Linux's device is asked one thing at a time: it keeps one message of a descriptor, and a thread of the kernel sends it
+later, so that a second message would overwrite what the first one asks. And a watch that is asked for while a reply is
+due stops both for ever, with all of the host that speaks to xenstored (docs/specs/xen.md, "The kernel's device").
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from tapfs.xen.xenstore.wire import (
 )
 
 _READ_BYTES = 64 << 10
-_WATCHES = (Operation.WATCH, Operation.UNWATCH)
 _REQUESTS = 1 << 32
 _CLOSED = "it has closed the connection"
 
@@ -119,7 +118,7 @@ class Connection:
                 await self._more.wait()
                 continue
             message = self._outgoing[0]
-            if self._device and message.operation in _WATCHES and self._sent:
+            if self._device and self._sent:
                 self._none_sent = trio.Event()
                 await self._none_sent.wait()
                 continue

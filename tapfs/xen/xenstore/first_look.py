@@ -14,7 +14,6 @@ from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.xen.host import Host
 from tapfs.xen.xenstore.connection import open_connection
 from tapfs.xen.xenstore.wire import (
-    LOOK_TRIES,
     Assembler,
     Message,
     Operation,
@@ -46,10 +45,6 @@ class FirstLook:
     async def read(self, path: str) -> str | None:
         """The value of a key; None if it is not there, or not for us. Raises ImageError(io)."""
         code, reply = self._ask(path)
-        for _ in range(LOOK_TRIES - 1):
-            if code != errno.EINVAL:
-                break
-            code, reply = self._ask(path)
         if code in (errno.ENOENT, errno.EACCES):
             return None
         if code:

@@ -21,8 +21,6 @@ PAYLOAD_MAXIMUM = 4096
 MESSAGE_MAXIMUM = 4096
 #: The longest path, in bytes.
 PATH_MAXIMUM = 3072
-#: Tries to look at a key that xenstored refuses as senseless, which no look of ours is (docs/specs/xen.md).
-LOOK_TRIES = 5
 
 
 class Operation(IntEnum):

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import tomllib
+from functools import partial
 from pathlib import Path
 
+import trio
+
+from tapfs.xen.host import Host
+from tapfs.xen.xenstore.client import connect
 from tests.laboratory.commands import attempt, attempt_tapfs, digest, run, tapfs
 from tests.laboratory.scenario import scenario
 from tests.xen.scenarios.contents import (
@@ -156,3 +161,26 @@ def refusals(dom0: Dom0) -> None:
     answer = attempt_tapfs("attach", f"tap:qcow:{image}", "--domain", "77", "--vdev", "xvda")
     assert answer.returncode != 0
     assert "77" in answer.stdout
+
+
+@scenario(60)
+def xenstore_by_the_kernel(dom0: Dom0) -> None:
+    """What many tasks ask of the kernel's device at once: none reads or writes with the words of another."""
+    del dom0
+    names = [f"{'x' * (number % 23)}{number}" for number in range(150)]
+
+    async def work() -> None:
+        found: dict[str, str | None] = {}
+        async with connect(Host("/dev/xen/xenbus")) as store:
+
+            async def read(name: str) -> None:
+                found[name] = await store.read(f"/tool/tapfs/{name}")
+
+            for each in (lambda name: store.write(f"/tool/tapfs/{name}", name), read):
+                async with trio.open_nursery() as tasks:
+                    for name in names:
+                        tasks.start_soon(partial(each, name))
+            await store.remove("/tool/tapfs")
+        assert found == {name: name for name in names}
+
+    trio.run(work)
