@@ -16,7 +16,6 @@ import struct
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -73,18 +72,16 @@ class Relay:
         self._structured = False
         self._changed = threading.Condition()
         self._disk: socket.socket | None = None
-        #: What has no answer yet, by its cookie, in the order in which it was asked; and what is to be sent.
+        #: What has no answer yet, by its cookie, in the order in which it was asked. One thread sends at a time.
         self._pending: dict[bytes, _Request] = {}
-        self._outgoing: deque[bytes] = deque()
+        self._sending = threading.Lock()
         self._ended = False
 
     def run(self) -> None:
         """Serve the device model until it goes, or the disk does."""
         with suppress(_EndedError, OSError):
             self._disk = self._negotiate()
-            threads = [threading.Thread(target=each, daemon=True) for each in (self._send, self._answer)]
-            for thread in threads:
-                thread.start()
+            threading.Thread(target=self._answer, daemon=True).start()
             self._listen()
         self._end()
 
@@ -172,86 +169,97 @@ class Relay:
     # The requests
 
     def _listen(self) -> None:
-        """Take the requests of the device model."""
+        """Take the requests of the device model, and pass them on. What a process did not take is pending."""
+        client = _Reader(self._client)
         while True:
-            head = _receive(self._client, _REQUEST.size)
+            head = client.take(_REQUEST.size)
             magic, _, kind, cookie, _, length = _REQUEST.unpack(head)
             if magic != _REQUEST_MAGIC or kind == _DISCONNECT or (kind == _WRITE and length > _MOST_BYTES):
                 return
-            message = head + (_receive(self._client, length) if kind == _WRITE else b"")
+            message = head + client.take(length) if kind == _WRITE else head
             with self._changed:
                 self._changed.wait_for(self._has_room)
-                if self._ended or cookie in self._pending:
-                    return
-                self._pending[cookie] = _Request(message, kind, length)
-                self._outgoing.append(message)
-                self._changed.notify_all()
+            with self._sending:
+                with self._changed:
+                    if self._ended or cookie in self._pending:
+                        return
+                    self._pending[cookie] = _Request(message, kind, length)
+                    disk = self._disk
+                if disk is not None:
+                    with suppress(OSError):
+                        disk.sendall(message)
 
     def _has_room(self) -> bool:
         return self._ended or sum(request.length for request in self._pending.values()) < _MOST_BYTES
 
-    def _send(self) -> None:
-        """Pass requests on to the process of the moment. What it did not take is pending, and asked again."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._ended or (self._outgoing and self._disk is not None))
-                if self._ended or self._disk is None:
-                    return
-                message, disk = self._outgoing.popleft(), self._disk
-            with suppress(OSError):
-                disk.sendall(message)
-
     def _answer(self) -> None:
         """Pass answers on; where the process ends, ask the next one what has no answer."""
         with suppress(_EndedError, OSError):
-            while self._disk is not None:
+            disk = self._disk
+            while disk is not None:
                 try:
-                    self._pass_answers(self._disk)
+                    self._pass_answers(disk)
                 except (_EndedError, OSError):
-                    self._ask_again()
+                    disk = self._ask_again(disk)
         self._end()
 
     def _pass_answers(self, disk: socket.socket) -> None:
-        chunks: dict[bytes, bytes] = {}
+        reader = _Reader(disk)
+        chunks: dict[bytes, list[bytes]] = {}
         while True:
-            cookie, message, last = self._piece(disk)
-            chunks[cookie] = chunks.get(cookie, b"") + message
-            if last:
-                with self._changed:
-                    del self._pending[cookie]
-                    self._changed.notify_all()
-                try:
-                    self._client.sendall(chunks.pop(cookie))
-                except OSError:
-                    self._end()
-                    raise
+            cookie, message, last = self._piece(reader)
+            if not last:
+                chunks.setdefault(cookie, []).extend(message)
+                continue
+            with self._changed:
+                del self._pending[cookie]
+                self._changed.notify()
+            try:
+                for part in (*chunks.pop(cookie, ()), *message):
+                    self._client.sendall(part)
+            except OSError:
+                self._end()
+                raise
 
-    def _piece(self, disk: socket.socket) -> tuple[bytes, bytes, bool]:
+    def _piece(self, disk: _Reader) -> tuple[bytes, list[bytes], bool]:
         """A piece of an answer: the cookie, the bytes, and whether it is the last one."""
-        head = _receive(disk, _SIMPLE.size)
+        head = disk.take(_SIMPLE.size)
         magic, error, cookie = _SIMPLE.unpack(head)
         request = self._pending.get(cookie)
         if magic == _SIMPLE_MAGIC and request is not None:
             length = request.length if request.kind == _READ and error == 0 and not self._structured else 0
-            return cookie, head + _receive(disk, length), True
-        head += _receive(disk, _CHUNK.size - _SIMPLE.size)
+            return cookie, disk.behind(head, length), True
+        head += disk.take(_CHUNK.size - _SIMPLE.size)
         magic, flags, _, cookie, length = _CHUNK.unpack(head)
         if magic != _CHUNK_MAGIC or cookie not in self._pending or length > _MOST_BYTES + _MOST_OPTION_BYTES:
             raise _EndedError
-        return cookie, head + _receive(disk, length), bool(flags & _LAST_CHUNK)
+        return cookie, disk.behind(head, length), bool(flags & _LAST_CHUNK)
 
-    def _ask_again(self) -> None:
+    def _ask_again(self, lost: socket.socket) -> socket.socket:
+        """The next process, which is being asked all that has no answer."""
         with self._changed:
             if self._ended:
                 raise _EndedError
-            lost, self._disk = self._disk, None
-        if lost is not None:
-            lost.close()
+            self._disk = None
+        with suppress(OSError):  # whoever sends to it gives up
+            lost.shutdown(socket.SHUT_RDWR)
+        lost.close()
         disk = self._reached()
-        with self._changed:
-            self._disk = disk
-            self._outgoing = deque(request.message for request in self._pending.values())
-            self._changed.notify_all()
+        begun = threading.Event()
+        threading.Thread(target=self._send_pending, args=(disk, begun), daemon=True).start()
+        begun.wait()
+        return disk
+
+    def _send_pending(self, disk: socket.socket, begun: threading.Event) -> None:
+        """Ask a new process what has no answer, before anything that comes later. Its answers are read meanwhile."""
+        with self._sending:
+            with self._changed:
+                self._disk = disk
+                messages = [request.message for request in self._pending.values()]
+            begun.set()
+            with suppress(OSError):
+                for message in messages:
+                    disk.sendall(message)
 
     def _end(self) -> None:
         with self._changed:
@@ -261,6 +269,31 @@ class Relay:
             if connection is not None:
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Reader:
+    """Takes what has come over a connection, of small messages many by one call. Raises _EndedError and OSError."""
+
+    _SMALL = 16 << 10
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._waiting = b""
+
+    def take(self, length: int) -> bytes:
+        """So many bytes, in one piece."""
+        return b"".join(self.behind(b"", length))
+
+    def behind(self, head: bytes, length: int) -> list[bytes]:
+        """A head and the so many bytes that follow it; large ones are not joined."""
+        while len(self._waiting) < length <= self._SMALL:
+            piece = self._connection.recv(self._SMALL)
+            if not piece:
+                raise _EndedError
+            self._waiting += piece
+        taken, self._waiting = self._waiting[:length], self._waiting[length:]
+        rest = length - len(taken)
+        return [head + taken, _receive(self._connection, rest)] if rest else [head + taken]
 
 
 def _receive(connection: socket.socket, length: int) -> bytes:
