@@ -17,8 +17,8 @@ _SCRIPTS = "etc/xen/scripts"
 _UNITS, _PACKAGED_UNITS = "etc/systemd/system", "usr/lib/systemd/system"
 
 # KillMode=process: what ends the supervisor without its doing must not end the disks; it ends them itself when it is
-# to stop, and the next one takes over what is left. xen-blkback comes first, so that it never takes a disk later on:
-# a driver that is loaded takes every disk which has none at that moment. Images may lie on the network. Guests of
+# to stop, and the next one takes over what is left. The supervisor loads xen-blkback itself: a driver that is loaded
+# takes every disk which has none at that moment. Images may lie on the network. Guests of
 # libvirt and of xendomains need their disks, so those services start after this one and stop before it, as does the one
 # that runs block scripts in a driver domain. What would give the service a view of its own of devices or mounts is left
 # out: disks outlive it, and images are mounted later.
@@ -36,7 +36,7 @@ StartLimitIntervalSec=0
 [Service]
 Type=notify
 EnvironmentFile=-/etc/default/tapfs
-ExecStartPre=-/sbin/modprobe -a xen-gntdev xen-evtchn xen-blkback
+ExecStartPre=-/sbin/modprobe -a xen-gntdev xen-evtchn
 ExecStart={command} blktapctrl
 Restart=always
 RestartSec=2

@@ -21,6 +21,7 @@ from tapfs.serving.processes import EXIT_DONE, EXIT_STOPPED
 from tapfs.serving.service_manager import notify
 from tapfs.xen.device import LIBXL_KINDS, OUR_KIND, Device, backends_of, device_at, is_ours, our_devices
 from tapfs.xen.host import Host
+from tapfs.xen.kernel_backend import load_kernel_backend
 from tapfs.xen.process_handle import RunningDisk
 from tapfs.xen.runtime_files import keys_of_runtime_files, remove_runtime_files, remove_xentop_folder
 from tapfs.xen.supervisor.device_model_door import attend_door
@@ -72,6 +73,8 @@ class _Supervisor:
     async def _follow(self, store: XenStore, nursery: trio.Nursery) -> None:
         """Attend to the devices that there are and that come."""
         own = await store.own_domain()
+        if self._host.machine is None:
+            await load_kernel_backend(store)
         if own == 0:
             nursery.start_soon(show_guests_to_driver_domains, store)
         kinds = [f"{backends_of(own)}/{kind}" for kind in (OUR_KIND, *LIBXL_KINDS)]
