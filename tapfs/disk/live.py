@@ -19,7 +19,7 @@ from tapfs.disk.overlay import open_over
 from tapfs.disk.plain_disk import is_plain
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.extent import Kind
-from tapfs.host.file import LocalFile
+from tapfs.host.file import LocalFile, SecondUse
 from tapfs.host.files import LocalFiles
 from tapfs.host.lock import Sharing, only_read_from_now_on, refuse_other_writers
 from tapfs.records import NamedTuple
@@ -246,7 +246,7 @@ def on_the_same_files(
         opened: list[LocalFile] = []
         for number, file in enumerate(layer.files):
             called = path if number == 0 else file.path
-            twin = file.again(called, writable=writable, direct=direct, sharing=sharing)
+            twin = file.again(SecondUse(called, writable=writable, direct=direct, sharing=sharing))
             on_error.callback(twin.close)
             opened.append(twin)
         given = {name: opened[number] for name, number in layer.files.names.items()}

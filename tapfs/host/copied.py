@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
-from tapfs.host.file import LocalFile
+from tapfs.host.file import UNCHANGED, LocalFile, SecondUse
 from tapfs.host.lock import Sharing
 from tapfs.host.presence import Presence
 
@@ -117,17 +117,9 @@ class CopiedFile(LocalFile):
         self.packing = copy.held.packing
         self.member = copy.held.member
 
-    def again(
-        self,
-        path: str | None = None,
-        *,
-        writable: bool = False,
-        direct: bool = False,
-        sharing: Sharing = Sharing.UNCHECKED,
-    ) -> CopiedFile:
+    def again(self, use: SecondUse = UNCHANGED) -> CopiedFile:
         """See `LocalFile.again`: what comes for the one file is there for the other. Not of a file that is closed."""
-        del writable, direct, sharing  # copies know none of them
-        return CopiedFile(self.path if path is None else path, self._copy.taken())
+        return CopiedFile(self.path if use.path is None else use.path, self._copy.taken())
 
     @property
     def place(self) -> tuple[tuple[int, int], int]:

@@ -9,7 +9,7 @@ import stat
 import struct
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Self
+from typing import NamedTuple, Self
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error, truncated
 from tapfs.host.lock import Sharing, lock_image, mark_requests
@@ -33,6 +33,22 @@ _LONG_READ = 1 << 20
 
 #: Positions in a file are below this (`loff_t`).
 _POSITIONS_END = (1 << 63) - 1
+
+
+class SecondUse(NamedTuple):
+    """How a file that is open is used once more: the name that it has there, None for the one that it has.
+
+    It is `writable` there if it is here, too. A file knows some of these and leaves the others aside.
+    """
+
+    path: str | None = None
+    writable: bool = False
+    direct: bool = False
+    sharing: Sharing = Sharing.UNCHECKED
+
+
+#: A file that is read once more under the name that it has.
+UNCHANGED = SecondUse()
 
 
 def look_up(path: str, *, follow: bool = True) -> int:
@@ -188,24 +204,14 @@ class LocalFile:
         """Another descriptor of the open file, for writing; it is the caller's. Raises ImageError."""
         return LocalFile(self.path, os.dup(self.descriptor), writable=True, direct=direct)
 
-    def again(
-        self,
-        path: str | None = None,
-        *,
-        writable: bool = False,
-        direct: bool = False,
-        sharing: Sharing = Sharing.UNCHECKED,
-    ) -> LocalFile:
-        """The same open file and its locks on a descriptor of its own, which may be closed before or after this one.
-
-        `path` is the name that it has then, None for the one that it has. It is `writable` if this one is, too.
-        """
+    def again(self, use: SecondUse = UNCHANGED) -> LocalFile:
+        """The same open file and its locks on a descriptor of its own, which may be closed before or after this one."""
         return LocalFile(
-            self.path if path is None else path,
+            self.path if use.path is None else use.path,
             os.dup(self.descriptor),
-            writable=writable and self.writable,
-            sharing=sharing,
-            direct=direct,
+            writable=use.writable and self.writable,
+            sharing=use.sharing,
+            direct=use.direct,
             request_owner=self.request_owner,
             already_open=True,
         )

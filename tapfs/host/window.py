@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from tapfs.errors import ErrorKind, ImageError, truncated
 from tapfs.host.copied import Shared
-from tapfs.host.file import LocalFile
+from tapfs.host.file import UNCHANGED, LocalFile, SecondUse
 from tapfs.host.lock import Sharing
 
 
@@ -96,16 +96,9 @@ class WindowFile(LocalFile):
         for start, count in self._outer.data_ranges(self._start + offset, length):
             yield start - self._start, count
 
-    def again(
-        self,
-        path: str | None = None,
-        *,
-        writable: bool = False,
-        direct: bool = False,
-        sharing: Sharing = Sharing.UNCHECKED,
-    ) -> WindowFile:
-        """See `LocalFile.again`. Not of a file that is closed."""
-        del path, writable, direct, sharing  # a window is called after its outer file, and knows none of the others
+    def again(self, use: SecondUse = UNCHANGED) -> WindowFile:
+        """See `LocalFile.again`; it is called after its outer file. Not of a file that is closed."""
+        del use
         shared = Shared(self._outer) if self._shared is None else self._shared.taken()
         return WindowFile(shared, self._start, self._length, member=self.member or "", beside=self._beside)
 

@@ -7,7 +7,7 @@ import socket
 from dataclasses import asdict
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
-from tapfs.host.file import LocalFile
+from tapfs.host.file import UNCHANGED, LocalFile, SecondUse
 from tapfs.host.lock import Sharing
 from tapfs.host.remote import messages
 from tapfs.host.remote.address import Address
@@ -32,17 +32,9 @@ class WrittenFile(LocalFile):
         del direct
         return WrittenFile(self._address, os.dup(self.descriptor))
 
-    def again(
-        self,
-        path: str | None = None,
-        *,
-        writable: bool = False,
-        direct: bool = False,
-        sharing: Sharing = Sharing.UNCHECKED,
-    ) -> LocalFile:
+    def again(self, use: SecondUse = UNCHANGED) -> LocalFile:
         """See `LocalFile.again`; it is called by its address, and takes writes as this one does."""
-        del path, writable, sharing
-        return self.duplicate(direct=direct)
+        return self.duplicate(direct=use.direct)
 
     def modified_seconds(self) -> int:
         """Nobody says when the file was changed."""
