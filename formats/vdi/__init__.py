@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tapfs.driver import Ability, CreateRequest, HostFile, OpenRequest
+from tapfs.driver import Ability, CreateRequest, HostFile, OpenRequest, Salvage, SalvageRequest
 from tapfs.formats.vdi.signature import SIGNATURE, SIGNATURE_AT
 from tapfs.plan import Plan
 
@@ -53,6 +53,12 @@ class VdiFormat:
         from tapfs.formats.vdi.create import create
 
         return create(request)
+
+    def salvage(self, file: HostFile, request: SalvageRequest) -> Salvage:
+        """Make a lost header anew; see :meth:`tapfs.driver.SalvageableFormat.salvage`."""
+        from tapfs.formats.vdi.salvage import salvage
+
+        return salvage(file, request)
 
 
 FORMAT = VdiFormat()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tapfs.driver import Ability, CreateRequest, Driver, HostFile, OpenRequest
+from tapfs.driver import Ability, CreateRequest, Driver, HostFile, OpenRequest, Salvage, SalvageRequest
 from tapfs.formats.vhd.footer import FIXED, LENGTH, POISON, SHORT_LENGTH, Footer, parse_footer
 from tapfs.plan import Plan
 
@@ -58,6 +58,12 @@ class VhdFormat:
         from tapfs.formats.vhd.create import create
 
         return create(request)
+
+    def salvage(self, file: HostFile, request: SalvageRequest) -> Salvage:
+        """Make a lost header anew; see :meth:`tapfs.driver.SalvageableFormat.salvage`."""
+        from tapfs.formats.vhd.salvage import salvage
+
+        return salvage(file, request)
 
 
 def _confidence(footer: Footer) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tapfs.driver import Ability, CreateRequest, Driver, HostFile, OpenRequest
+from tapfs.driver import Ability, CreateRequest, Driver, HostFile, OpenRequest, Salvage, SalvageRequest
 from tapfs.formats.vhdx.signature import IDENTIFIER
 from tapfs.plan import Plan
 
@@ -56,6 +56,12 @@ class VhdxFormat:
         from tapfs.formats.vhdx.create import create
 
         return create(request)
+
+    def salvage(self, file: HostFile, request: SalvageRequest) -> Salvage:
+        """Make a lost header anew; see :meth:`tapfs.driver.SalvageableFormat.salvage`."""
+        from tapfs.formats.vhdx.salvage import salvage
+
+        return salvage(file, request)
 
 
 FORMAT = VhdxFormat()

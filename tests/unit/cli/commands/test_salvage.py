@@ -94,12 +94,9 @@ def test_a_format_without_tables_is_refused_with_what_to_say(tapfs: Run, damaged
     assert "-f FMT" in ran.err
 
 
-@pytest.mark.parametrize("format_name", ["qcow", "vhd", "vhdx", "vdi"])
-def test_nothing_is_guessed_where_data_does_not_say_where_it_belongs(
-    tapfs: Run, tmp_path: Path, format_name: str
-) -> None:
-    api.create_image(tmp_path / "disk", NewImage(format_name, 8 * MIB))
-    ran = tapfs("salvage", "-f", format_name, tmp_path / "disk", tmp_path / "out.raw")
+def test_nothing_is_guessed_where_data_does_not_say_where_it_belongs(tapfs: Run, tmp_path: Path) -> None:
+    api.create_image(tmp_path / "disk", NewImage("qcow", 8 * MIB))
+    ran = tapfs("salvage", "-f", "qcow", tmp_path / "disk", tmp_path / "out.raw")
     assert ran.code == CODES[ErrorKind.UNSUPPORTED].exit_code
     assert "could only be guessed" in ran.err
     assert not (tmp_path / "out.raw").exists()
