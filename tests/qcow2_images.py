@@ -36,6 +36,15 @@ class Fields:
     def number(self, at: int, width: int) -> int:
         return int.from_bytes(self.data[at : at + width], "big")
 
+    def words(self, at: int, count: int, step: int = 8) -> Iterator[tuple[int, int]]:
+        """Where each of so many words lies that is not zero, every `step` bytes, and the word. None: behind the end."""
+        inside = self.data[at : at + count * step]
+        for index, word in enumerate(
+            struct.unpack(f">{len(inside) // 8}Q", inside[: len(inside) // 8 * 8])[:: step // 8]
+        ):
+            if word:
+                yield at + index * step, word
+
     def __post_init__(self) -> None:
         self.version = self.number(4, 4)
         self.bits = self.number(20, 4)
@@ -153,9 +162,8 @@ def references(data: bytes) -> Counter[int]:
 
     refer(0, fields.cluster)
     refer(fields.reftable_at, fields.reftable_clusters * fields.cluster)
-    for at in range(fields.reftable_at, fields.reftable_at + fields.reftable_clusters * fields.cluster, 8):
-        if fields.number(at, 8):
-            refer(fields.number(at, 8), fields.cluster)
+    for _, block in fields.words(fields.reftable_at, fields.reftable_clusters * fields.cluster // 8):
+        refer(block, fields.cluster)
     tables = [(fields.l1_at, fields.l1_entries)]
     if fields.snapshot_count:
         listed = list(snapshots(fields))
@@ -168,8 +176,7 @@ def references(data: bytes) -> Counter[int]:
             if table == 0:
                 continue
             refer(table, fields.cluster)
-            for at in range(table, table + fields.cluster, fields.entry):
-                entry = fields.number(at, 8)
+            for _, entry in fields.words(table, fields.per_table, fields.entry):
                 if entry & COMPRESSED:
                     refer(*packed_range(fields, entry))
                 elif entry & OFFSET_MASK and not fields.external:
@@ -182,9 +189,9 @@ def references(data: bytes) -> Counter[int]:
             refer(start, length)
             for table, table_entries in bitmap_tables(data, start, length):
                 refer(table, 8 * table_entries)
-                for at in range(table, table + 8 * table_entries, 8):
-                    if fields.number(at, 8) & OFFSET_MASK:
-                        refer(fields.number(at, 8) & OFFSET_MASK, fields.cluster)
+                for _, word in fields.words(table, table_entries):
+                    if word & OFFSET_MASK:
+                        refer(word & OFFSET_MASK, fields.cluster)
     return found
 
 
@@ -240,8 +247,7 @@ def audit(data: bytes) -> Audit:
         if table == 0:
             continue
         _audit_copied(fields, result, f"L1 entry {index}", entry)
-        for at in range(table, table + fields.cluster, fields.entry):
-            word = fields.number(at, 8)
+        for at, word in fields.words(table, fields.per_table, fields.entry):
             if word & COMPRESSED:
                 if word & COPIED:
                     result.corruptions.append(f"the compressed entry at {at:#x} is owned alone")

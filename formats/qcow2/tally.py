@@ -124,7 +124,7 @@ class Tally:
 
     def _mark_table(self, use: TableUse, owners: OwnedClusters, kind: TableKind, first: int = 0) -> int | None:
         raw = self._references.raw(use)
-        at = first
+        at, step = first, self.image.header.l2_entry_bytes // 8
         words: array[int] | None = None
         while at < self._entries:
             stop = self._entries
@@ -136,14 +136,12 @@ class Tally:
             if at < stop:
                 words = self._references.decoded(raw) if words is None else words
                 for entry in range(at, stop):
-                    if not self._mark_entry(use, words, entry, kind, owners):
+                    if words[entry * step] and not self._mark_entry(use, words, entry, kind, owners):
                         return entry
             at = stop
         return None
 
     def _mark_entry(self, use: TableUse, words: array[int], at: int, kind: TableKind, owners: OwnedClusters) -> bool:
-        if not words[at * (self.image.header.l2_entry_bytes // 8)]:
-            return True
         placed = list(self._references.placed(use, words, at, at + 1))
         says = any(run.copied for run in placed)
         if says and kind is TableKind.SHARED:

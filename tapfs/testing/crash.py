@@ -67,6 +67,8 @@ class History:
     def wrong(self, epoch: int, read: bytes) -> int | None:
         """The first sector of a disk that may not read so after a crash in `epoch`, or None."""
         acknowledged = self.epochs[epoch][0]
+        if read == acknowledged:
+            return None
         for start in range(0, len(read), _PIECE):
             if read[start : start + _PIECE] != acknowledged[start : start + _PIECE]:
                 for at in range(start, min(start + _PIECE, len(read)), SECTOR):

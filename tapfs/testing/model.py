@@ -198,7 +198,8 @@ class MemoryFile(HostFile):
     def copy(self) -> MemoryFile:
         """The same files as they are now, with everything durable."""
         copied = type(self)(bytes(self.data), self._path, {name: file.copy() for name, file in self.further.items()})
-        copied._spaced = set(self.spaced)  # noqa: SLF001  ours
+        if self._spaced is not None:  # else nothing was done, so the copy counts the same
+            copied._spaced = set(self._spaced)  # noqa: SLF001  ours
         return copied
 
     def crashed(self, epoch: int, choice: random.Random) -> bytes:
@@ -251,29 +252,27 @@ def may_zero(driver: PartlyZeroing, offset: int, end: int) -> bool:
 def read_extents(driver: Driver, file: MemoryFile, offset: int, length: int, backing: bytes = b"") -> bytes:
     """Bytes of a virtual disk through its driver's map. A cipher is taken to be the identity."""
     out = bytearray(length)
-    below = backing[offset : offset + length]
     for extent in driver.map(offset, length):
         start, end = max(extent.offset, offset), min(extent.end, offset + length)
         if start >= end:
             continue
-        at = slice(start - offset, end - offset)
         match extent.kind:
             case Kind.DATA:
-                host = file.numbered(extent.file)
-                found = host.read(extent.host_offset + start - extent.offset, end - start)
-                out[at] = found.ljust(end - start, b"\0")
+                at = extent.host_offset + start - extent.offset
+                found: bytes | bytearray = file.numbered(extent.file).data[at : at + end - start]
             case Kind.COMPRESSED:
                 packed = file.read(extent.host_offset, extent.host_length)
                 unit = driver.geometry.packed_unit
                 unpacked = zlib.decompressobj(-15).decompress(packed, unit).ljust(unit, b"\0")
-                inner = start % unit
-                out[at] = unpacked[inner : inner + end - start]
+                found = unpacked[start % unit : start % unit + end - start]
             case Kind.UNALLOCATED:
-                out[at] = below[at].ljust(end - start, b"\0")
+                found = backing[start:end]
             case Kind.ZERO:
-                pass
+                continue
             case Kind.BROKEN:
                 raise AssertionError(f"no driver answers with BROKEN, as of [{start}, {end})")
+        # What is short ends in zeros.
+        out[start - offset : start - offset + len(found)] = found
     return bytes(out)
 
 
