@@ -36,6 +36,7 @@ from tapfs.formats.qcow2.header import WORD
 from tapfs.formats.qcow2.l1 import L1Table
 from tapfs.formats.qcow2.reader import Qcow2Reader
 from tapfs.formats.qcow2.snapshots import Snapshot
+from tapfs.formats.rounding import round_up
 from tapfs.records import NamedTuple
 
 #: Told of what cannot be true: a message and the offset of the field in the file.
@@ -267,6 +268,8 @@ class References:
             self._fault(f"the refcount table at {header.reftable_offset:#x} cannot be there", 48)
             return found
         raw = self._file.read(header.reftable_offset, header.reftable_length)
+        # Of a table of a cluster of 2 MiB most is zeros at the end.
+        raw = raw[: round_up(len(raw.rstrip(b"\0")), WORD)]
         for index, entry in enumerate(decode(raw, TYPECODE, BYTE_ORDER)):
             if not entry:
                 continue

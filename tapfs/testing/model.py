@@ -95,20 +95,26 @@ class MemoryFile(HostFile):
     """
 
     def __init__(
-        self, data: bytes = b"", path: str = "memory.img", further: Mapping[str, MemoryFile] | None = None
+        self, data: bytes | bytearray = b"", path: str = "memory.img", further: Mapping[str, MemoryFile] | None = None
     ) -> None:
         self._path = path
-        self._start = bytes(data)
+        #: The bytes before the first step; None: none was done.
+        self._before: bytes | None = None
         self.data = bytearray(data)
         self.further = dict(further or {})
         self.epochs: list[list[Step]] = [[]]
         self._spaced: set[int] | None = None
 
     @property
+    def start(self) -> bytes:
+        """The bytes before the first step."""
+        return bytes(self.data) if self._before is None else self._before
+
+    @property
     def spaced(self) -> set[int]:
         """The blocks that have space on the host: those that hold anything, at first. Counted when first needed."""
         if self._spaced is None:
-            data = self._start
+            data = self.start
             self._spaced = {at // _BLOCK for at in range(0, len(data), _BLOCK) if not is_zero(data[at : at + _BLOCK])}
         return self._spaced
 
@@ -152,6 +158,7 @@ class MemoryFile(HostFile):
         """One step, not durable yet."""
         self.epochs[-1].append(step)
         file = self.numbered(step.file)
+        file._before = file.start  # noqa: SLF001  ours
         apply_step(file.data, step)
         match step:
             case Write(_, host_offset, written):
@@ -197,7 +204,7 @@ class MemoryFile(HostFile):
 
     def copy(self) -> MemoryFile:
         """The same files as they are now, with everything durable."""
-        copied = type(self)(bytes(self.data), self._path, {name: file.copy() for name, file in self.further.items()})
+        copied = type(self)(self.data, self._path, {name: file.copy() for name, file in self.further.items()})
         if self._spaced is not None:  # else nothing was done, so the copy counts the same
             copied._spaced = set(self._spaced)  # noqa: SLF001  ours
         return copied
@@ -216,7 +223,7 @@ class MemoryFile(HostFile):
         return self._crashes(sorted(choice.randrange(len(self.epochs)) for _ in range(count)), choice)
 
     def _crashes(self, epochs: Iterable[int], choice: random.Random) -> Iterator[tuple[int, MemoryFile]]:
-        files = [bytearray(self.numbered(number)._start) for number in range(1 + len(self.further))]  # noqa: SLF001  ours
+        files = [bytearray(self.numbered(number).start) for number in range(1 + len(self.further))]
         reached = 0
         for epoch in epochs:
             for done in self.epochs[reached:epoch]:
@@ -237,8 +244,8 @@ class MemoryFile(HostFile):
             done = [piece for piece in pieces if choice.random() < share]
         for piece in done:
             apply_step(files[piece.file], piece)
-        further = {name: MemoryFile(bytes(data), name) for name, data in zip(self.further, files[1:], strict=True)}
-        return MemoryFile(bytes(files[0]), self._path, further)
+        further = {name: MemoryFile(data, name) for name, data in zip(self.further, files[1:], strict=True)}
+        return MemoryFile(files[0], self._path, further)
 
 
 def may_zero(driver: PartlyZeroing, offset: int, end: int) -> bool:

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import atheris
 
+from tapfs.kernel.crc32c import use_instruction
+
 _FORMATS = ("qcow", "qcow2", "vdi", "vhd", "vhdx", "vmdk")
 _READ_ONLY = (
     *("qed", "parallels", "dmg", "ewf", "luks", "gz", "bz2", "xz", "zst", "ova", "xva", "vmx", "vbox"),
@@ -44,6 +46,7 @@ def main(words: list[str]) -> None:
     kinds: list[str] = arguments.only or list(_READ_ONLY if arguments.read_only else _FORMATS)
     with atheris.instrument_imports(include=_LOOKED_AT if {*kinds} & {*_READ_ONLY} else _LOOKED_AT[:1]):
         from tests.fuzz import edits, read_only
+    use_instruction()
     # libFuzzer ends the process, so nobody else would take the folder away.
     folder = Path(tempfile.mkdtemp(prefix="tapfs-fuzz-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

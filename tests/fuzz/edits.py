@@ -62,9 +62,12 @@ def try_one(given: Input, formats: list[str]) -> str:
 
 
 def _salvage(given: Input, name: str, image: MemoryFile) -> None:
-    """Salvage the image, often without its start, and map what comes out. Raises whatever is no ImageError."""
+    """Salvage some of the images, often without their start, and map what comes out. Raises what is no ImageError.
+
+    A salvage reads the whole file, so it takes as long as all the rest.
+    """
     found = format_named(name)
-    if not isinstance(found, SalvageableFormat):
+    if not isinstance(found, SalvageableFormat) or given.ConsumeIntInRange(0, 3):
         return
     if given.ConsumeIntInRange(0, 2) == 0:
         image.data[:512] = bytes(min(512, len(image.data)))
