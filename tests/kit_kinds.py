@@ -65,6 +65,8 @@ RESIZED: list[MadeKind] = [
     MadeKind("vhd", {"subformat": "fixed"}, overlay=False),
     MadeKind("vhdx", {"subformat": "fixed", "block_size": "1048576"}, overlay=False),
     MadeKind("vhdx", {"logical_sector_size": "4096"}, overlay=False),
+    MadeKind("vhdx", {"block_size": "1048576"}, overlay=False),
+    MadeKind("vhdx", {"block_size": "1048576"}, overlay=True),
     MadeKind("vhd", {"block_size": "4096"}, overlay=False),
     MadeKind("vhd", {"block_size": "4096"}, overlay=True),
 ]

@@ -102,7 +102,7 @@ class Check:
         yield from self._claims_behind()
 
     def _claims_behind(self) -> Iterator[Claim]:
-        """The places that entries behind those of the disk name: no leaks, for it may be its size that is wrong."""
+        """The places that entries behind those of the disk name. No repair frees them: the size may be wrong."""
         image, table = self._image, self._image.table
         start, end = table.place.end, image.regions.bat.end
         named = 0
@@ -112,8 +112,10 @@ class Check:
                 named += 1
                 yield Claim(word & PLACE_MASK, table.block_size, Claimant.BLOCK, 0, _BEHIND)
         if named:
-            message = f"{named} blocks behind the end of the disk have places"
-            self.report.add(Severity.CORRUPTION, f"{message}: the size of the disk or the table is wrong", start)
+            # A change of the size that was cut off leaves such entries, but the size may as well be damaged.
+            message = f"{named} blocks behind the end of the disk have places: it was longer, or its size is wrong"
+            self.report.add(Severity.LEAK, message, start)
+            self.report.leaked_bytes += named * table.block_size
 
     def _words_behind(self, start: int, end: int) -> Iterator[int]:
         """The entries between two host offsets, without those that are zero."""

@@ -29,7 +29,9 @@ _RESIZED = {str(kind): kind for kind in resizable_kinds()}
 def _resize(folder: Path, kind: str, seed: str) -> int:
     del folder
     name, options, overlay = _RESIZED[kind]
-    subject = subject_named(name, size=300_000 // 512 * 512, options=options, overlay=overlay)
+    # Blocks of VDI and VHDX have 1 MiB, and other sizes have to be of more and fewer of them.
+    size = 2 << 20 if name in {"vdi", "vhdx"} else 300_032
+    subject = subject_named(name, size=size, options=options, overlay=overlay)
     resize.run(subject, int(seed), _SIZES)
     return _SIZES * resize.CRASHES
 

@@ -43,6 +43,12 @@ def test_our_disks_get_other_sizes(name: str, options: dict[str, str], overlay: 
     assert resize.run(subject, 0, 4) == "4 sizes"
 
 
+def test_a_growth_that_is_cut_off_leaves_no_corruption() -> None:
+    """A fixed VHDX has a new block in its table before the disk is longer: part `crash`, 1796010009."""
+    subject = subject_named("vhdx", size=300_032, options={"subformat": "fixed", "block_size": "1048576"})
+    assert resize.run(subject, 13, 4) == "4 sizes"
+
+
 def test_a_size_of_parts_of_sectors_may_be_refused() -> None:
     subject = subject_named("luks", size=300_032, options={"iter-time": "1"})
     assert resize.run(subject, 1, 1) == "1 sizes"
