@@ -107,11 +107,13 @@ def _roomy(image: WritableQcow2Driver, size: int, entries: int) -> Iterator[Plan
             [Write(0, L1_ENTRIES_AT, entries.to_bytes(4, "big"))],
         )
         image.l1.raw.extend(bytes((entries - header.l1_entries) * WORD))
+    if image.data_number:
+        # It may end with the disk, in a cluster that will be inside the disk.
+        yield plan([Grow(image.data_number, round_up(size, _SECTOR))])
     if header.autoclear & RAW_DATA_FILE and image.data_number:
         # Whoever knows the data file alone must read the same, so every cluster has its place in it.
         image.header = image.header._replace(size=round_up(size, _SECTOR), l1_entries=len(image.l1))
         image.size = image.header.size
-        yield plan([Grow(image.data_number, image.size)])
         yield from _placed(image, header.size, image.size)
 
 

@@ -71,6 +71,20 @@ def test_a_shrink_zeroes_the_end_of_the_last_cluster(tmp_path: Path) -> None:
     assert (tapfs.check(path).corruptions, tapfs.check(path).leaks) == (0, 0)
 
 
+@pytest.mark.parametrize("options", [{}, {"data_file": "outside"}, KINDS["raw data file"]])
+def test_a_disk_that_ends_inside_a_cluster_grows_again(tmp_path: Path, options: dict[str, str]) -> None:
+    """A data file ends with the disk, and not with the last cluster."""
+    path = tmp_path / "a.qcow2"
+    tapfs.create_image(path, NewImage("qcow2", MIB, options=options))
+    with tapfs.open(path, writable=True) as disk:
+        disk.write(0, b"data" * (MIB // 4))
+    tapfs.resize(path, 100_352, shrink=True)
+    tapfs.resize(path, MIB)
+    assert (tapfs.check(path).corruptions, tapfs.check(path).leaks) == (0, 0)
+    with tapfs.open(path) as disk:
+        assert disk.read(0, MIB) == (b"data" * (100_352 // 4)).ljust(MIB, b"\0")
+
+
 @pytest.fixture(scope="module")
 def container(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("luks") / "a.luks"
