@@ -35,6 +35,34 @@ class StoredMount(NamedTuple):
     scratch: int | None = None
 
 
+def take_away_what_ended(left: StoredMount, mountpoint: str) -> bool:
+    """Whether the files of a stored mount are gone with the program that showed them; its mount is taken away then.
+
+    The program had the disk open, and nobody else. A server that went on would end as soon as the kernel has closed
+    that for the program. So the image is mounted anew, with what the plan log has (`let_end`).
+    """
+    from tapfs.fuse.handover import Handover
+    from tapfs.fuse.mount_table import top_mount, unmount
+    from tapfs.serving.processes import process_start
+
+    files = Handover.unpacked(left.kept.message).files
+    if files is None or files.program is None or process_start(files.program[0]) == files.program[1]:
+        return False
+    mount = top_mount(mountpoint)
+    if mount is not None and mount.device == files.device:
+        unmount(mountpoint, lazy=True)
+    return True
+
+
+def let_end(left: StoredMount) -> None:
+    """Let go of a stored mount that nobody goes on with; its image is open again, so what it had answered is there.
+
+    The kernel ends the connection with its last descriptor. The program's end may have waited for that.
+    """
+    left.kept.close()
+    store(None, None)
+
+
 def store(kept: Kept | None, plan_log: PlanLog | None, scratch: int | None = None) -> None:
     """Have the service manager keep this in place of what it has; None: nothing."""
     for name in (_FACTS, _CONNECTION, _SCRATCH):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -15,7 +16,7 @@ import pytest
 
 import tapfs
 from tapfs.serving.processes import process_start
-from tests.fuse.conftest import MIB, Mounts, is_keeper, make_file_system, wait_for
+from tests.fuse.conftest import MIB, Mounts, is_keeper, make_file_system, refused, wait_for
 
 native = pytest.mark.parametrize("mounts", ["native"], indirect=True)
 
@@ -282,6 +283,24 @@ def test_without_its_keeper_a_server_goes_on(mounts: Mounts, tmp_path: Path) -> 
     (listed,) = json.loads(mounts.run("list", "--json").out)["mounts"]
     assert listed["alive"]
     mounts.umount(directory)
+    assert mounts.left_behind() == []
+
+
+@native
+def test_without_keeper_and_server_the_kernel_ends_the_mount(mounts: Mounts, tmp_path: Path) -> None:
+    """The experiment of docs/mount.md: a connection lives as long as a descriptor of it is open, in any process."""
+    image = tmp_path / "image"
+    assert mounts.run("create", "-f", "qcow2", image, "4M").code == 0
+    directory = mounts.mount(image, "--rw")
+    (listed,) = json.loads(mounts.run("list", "--json").out)["mounts"]
+    os.kill(listed["keeper"], signal.SIGKILL)
+    wait_for(lambda: process_start(listed["keeper"]) is None)
+    write(directory, b"alone")
+    os.kill(listed["pid"], signal.SIGKILL)
+    wait_for(lambda: not mounts.all_processes())
+    with refused(errno.ENOTCONN):
+        os.stat(directory / "disk")
+    assert mounts.run("umount", directory).code == 0
     assert mounts.left_behind() == []
 
 

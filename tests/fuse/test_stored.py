@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tapfs.serving.processes import process_start
-from tests.fuse.conftest import Mounts, wait_for
+from tests.fuse.conftest import Mounts, make_file_system, wait_for
 
 native = pytest.mark.parametrize("mounts", ["native"], indirect=True)
 
@@ -147,3 +147,33 @@ def test_a_killed_server_is_a_pause_in_the_foreground_too(mounts: Mounts, sample
         assert (directory / "disk").read_bytes() == sample.read_bytes()
         mounts.umount(directory)
         assert keeper.wait(60) == 0
+
+
+@native
+@pytest.mark.usefixtures("root")
+def test_files_whose_program_was_killed_too_are_shown_again(
+    mounts: Mounts, manager: Manager, tmp_path: Path, content: Path
+) -> None:
+    """The program had the disk open, and ends when somebody answers for that; a server ended with it, and well."""
+    image, directory = tmp_path / "image", mounts.directory()
+    make_file_system(tmp_path / "raw", "ntfs", content)
+    assert mounts.run("convert", "-O", "qcow2", tmp_path / "raw", image).code == 0
+    words = ("mount", "--foreground", "--files", "--rw", image, directory)
+    with manager.start(mounts, *words) as first:
+        manager.await_stored()
+        with (directory / "new").open("w") as file:
+            file.write("written")
+            file.flush()
+            os.fsync(file.fileno())
+        for pid in sorted(mounts.all_processes(), key=lambda pid: pid != first.pid):
+            os.kill(pid, signal.SIGKILL)
+        first.wait()
+    with manager.start(mounts, *words) as second:
+        manager.await_stored()
+        assert (directory / "new").read_text() == "written"
+        mounts.umount(directory)
+        assert second.wait(60) == 0
+    while manager.store:
+        manager.take()
+    assert mounts.left_behind() == []
+    assert mounts.run("check", image).code == 0

@@ -120,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tapfs.fuse.registry import Registry
     from tapfs.fuse.reopening import Reopening
     from tapfs.fuse.silence import real_place, what_is_waited_for
-    from tapfs.fuse.stored_mount import taken
+    from tapfs.fuse.stored_mount import let_end, take_away_what_ended, taken
     from tapfs.serving.background import open_descriptors, start_in_background
 
     inherited = open_descriptors()  # before anything of ours is open
@@ -156,8 +156,9 @@ def run(arguments: argparse.Namespace) -> int:
     ):
         return 0
     left = taken() if arguments.foreground else None
+    goes_on = left is not None and not take_away_what_ended(left, real_place(arguments.mountpoint))
     with told_of_waiting(partial(what_is_waited_for, arguments.mountpoint)):
-        mountpoint = (mounting.check_mount_point if left is None else real_place)(arguments.mountpoint)
+        mountpoint = (real_place if goes_on else mounting.check_mount_point)(arguments.mountpoint)
     outside = _entered(arguments, mountpoint, settings, registry, writable=writable or scratch)
     options = open_options(arguments, writable=writable, overlay=arguments.overlay, temporary=arguments.temp)
     opening = Reopening(arguments.image, options, keeps_plan=_can_be_kept(arguments, writable=writable))
@@ -169,6 +170,9 @@ def run(arguments: argparse.Namespace) -> int:
         _end(outside)
         raise
     try:
+        if left is not None and not goes_on:
+            let_end(left)
+            registry.entries()  # drops what the killed processes have left there
         warn_of_noise(image)
         for name in settings.faces:
             _require_face(name, image)
@@ -191,7 +195,7 @@ def run(arguments: argparse.Namespace) -> int:
         reopening,
         foreground=arguments.foreground,
     )
-    if left is not None:
+    if left is not None and goes_on:
         image.close()  # the server opens it again
         mounting.serve_in_foreground(mount, left.kept)
     elif arguments.foreground:
