@@ -65,6 +65,11 @@ class Ring(NamedTuple):
     indirect: bool
     #: A write is durable when it is answered.
     write_through: bool
+    #: What is written into the guest's memory is noted in the log.
+    logs: bool = False
+    #: So is what is written into the used ring, which lies in the guest at `used_in_guest`.
+    logs_ring: bool = False
+    used_in_guest: int = 0
 
 
 class VhostStatistics(NamedTuple):
@@ -167,6 +172,14 @@ class VhostDevice:
         """Let go of the in-flight region. No ring is started."""
         _check(lib.tapfs_vhost_set_inflight(self._handle, -1, 0, 0, 0, 0))
 
+    def log_in(self, descriptor: int, offset: int, size: int) -> None:
+        """Note in this part of a file which pages of the guest are written by rings that log. No ring is started."""
+        _check(lib.tapfs_vhost_set_log(self._handle, descriptor, offset, size))
+
+    def log_nowhere(self) -> None:
+        """Let go of the log. No ring is started."""
+        _check(lib.tapfs_vhost_set_log(self._handle, -1, 0, 0))
+
     def start_ring(self, index: int, ring: Ring) -> None:
         """Serve a ring, and first what the in-flight region says."""
         _check(lib.tapfs_vhost_start_ring(self._handle, index, ffi.new("tapfs_vhost_ring *", {**ring._asdict()})))
@@ -175,12 +188,13 @@ class VhostDevice:
         """Signal another eventfd, -1 for none; the ring may be started or not."""
         _check(lib.tapfs_vhost_set_call(self._handle, index, descriptor))
 
-    def stop_ring(self, index: int) -> int:
+    def stop_ring(self, index: int, *, drains: bool = False) -> int:
         """Answer what was taken from a ring and end its thread. The index from which requests are to be taken again.
 
-        Blocks. Parked requests must be served meanwhile.
+        Blocks. Parked requests must be served meanwhile. With `drains` those that are let go of are answered with an
+        error, though an in-flight region could keep them.
         """
-        base = lib.tapfs_vhost_stop_ring(self._handle, index)
+        base = lib.tapfs_vhost_stop_ring(self._handle, index, drains)
         _check(min(base, 0))
         return base
 

@@ -21,6 +21,7 @@ SECTOR = 512
 
 F_RO, F_FLUSH, F_MQ, F_DISCARD, F_WRITE_ZEROES = 1 << 5, 1 << 9, 1 << 12, 1 << 13, 1 << 14
 F_INDIRECT, F_EVENT_INDEX, F_PROTOCOL, F_VERSION_1 = 1 << 28, 1 << 29, 1 << 30, 1 << 32
+F_LOG_ALL = 1 << 26
 P_REPLY_ACK, P_BACKEND_REQ, P_CONFIG, P_INFLIGHT, P_SLOTS = 1 << 3, 1 << 5, 1 << 9, 1 << 12, 1 << 15
 
 #: Where the guest's memory lies in the guest and in the front end.
@@ -99,7 +100,7 @@ class FrontEnd:
 
     def negotiate(self, *, without: int = 0, inflight: bool = False, entries: int = 128, rings: int = 1) -> int:
         """All up to the rings; the features that are in use."""
-        features = self.number(1) & ~without
+        features = self.number(1) & ~without & ~F_LOG_ALL
         protocol = self.number(15)
         self.send(16, struct.pack("=Q", protocol))
         self.send(3)
@@ -172,9 +173,10 @@ class Ring:
         if enable:
             assert front_end.tell(18, struct.pack("=II", self.index, 1)) == 0
 
-    def addresses(self) -> bytes:
+    def addresses(self, *, logged: bool = False) -> bytes:
         """The words that say where its parts are."""
-        return struct.pack("=IIQQQQ", self.index, 0, USER + self.table, USER + self.used, USER + self.available, 0)
+        places = USER + self.table, USER + self.used, USER + self.available, GUEST + self.used
+        return struct.pack("=IIQQQQ", self.index, logged, *places)
 
     def stop(self) -> int:
         """Have the server stop it; the index that it gives back."""

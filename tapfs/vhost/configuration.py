@@ -41,6 +41,7 @@ class Feature(IntFlag):
     MQ = 1 << 12
     DISCARD = 1 << 13
     WRITE_ZEROES = 1 << 14
+    LOG_ALL = 1 << 26
     INDIRECT_DESC = 1 << 28
     EVENT_IDX = 1 << 29
     PROTOCOL_FEATURES = 1 << 30
@@ -53,6 +54,7 @@ _ALWAYS = (
     | Feature.FLUSH
     | Feature.TOPOLOGY
     | Feature.MQ
+    | Feature.LOG_ALL
     | Feature.INDIRECT_DESC
     | Feature.EVENT_IDX
     | Feature.PROTOCOL_FEATURES

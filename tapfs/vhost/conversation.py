@@ -1,5 +1,8 @@
 """A front end's session: its messages, one after the other, are obeyed on the guest's disk.
 
+Several front ends may be connected. One of them has the disk: only its messages lead there. Another one gets the disk
+when the first is gone, or has stopped its rings while its writes are logged, at the end of a live migration.
+
 A ring is served while it has memory, entries, addresses and a kick, and is enabled. Whatever message makes that true
 or false starts or stops it. A message that cannot be obeyed is answered with an error where the front end waits for
 an answer; else the conversation ends, because the front end would take it for obeyed.
@@ -19,10 +22,11 @@ from tapfs.records import dataclass, field
 from tapfs.vhost import messages
 from tapfs.vhost.configuration import CONFIGURATION_BYTES, Feature, features_of, space_of
 from tapfs.vhost.disk import GuestDisk
-from tapfs.vhost.messages import Access, Addresses, Inflight, Kind, Payload, Protocol, Signal, State
+from tapfs.vhost.messages import Access, Addresses, Inflight, Kind, LogPlace, Payload, Protocol, Signal, State
 
 _PROTOCOL = (
     Protocol.MQ
+    | Protocol.LOG_SHMFD
     | Protocol.REPLY_ACK
     | Protocol.BACKEND_REQ
     | Protocol.CONFIG
@@ -73,12 +77,16 @@ class Conversation:
         self._protocol = Protocol(0)
         self._rings: dict[int, _Ring] = {}
         self._requests: socket.socket | None = None
+        self._has_disk = False
+        #: Another front end has the disk, for good.
+        self.handed_over = False
         self._handlers: dict[Kind, Callable[..., bytes | None]] = {
             Kind.GET_FEATURES: lambda: messages.number(features_of(disk.image)),
             Kind.SET_FEATURES: self._set_features,
             Kind.SET_OWNER: lambda: None,
             Kind.RESET_OWNER: self._disable_all,
             Kind.SET_MEM_TABLE: self._set_memory,
+            Kind.SET_LOG_BASE: self._set_log,
             Kind.SET_VRING_NUM: self._set_entries,
             Kind.SET_VRING_ADDR: self._set_addresses,
             Kind.SET_VRING_BASE: self._set_base,
@@ -97,6 +105,26 @@ class Conversation:
             Kind.REM_MEM_REG: self._remove_region,
         }
 
+    @staticmethod
+    def needs_disk(kind: int) -> bool:
+        """Whether a message leads to the disk: `answer` wants `take_disk` before it."""
+        return kind not in _WITHOUT_DISK
+
+    def take_disk(self) -> None:
+        """Have the disk, which no other front end has."""
+        self._has_disk = True
+
+    @property
+    def is_moving_away(self) -> bool:
+        """Whether its guest has stopped to go on elsewhere: writes were logged, and no ring is served any more."""
+        return Feature.LOG_ALL in self._features and not self._disk.connected
+
+    def hand_over(self) -> None:
+        """Let go of the disk for another front end, for good."""
+        self._disk.forget_guest()
+        self._has_disk = False
+        self.handed_over = True
+
     def answer(self, kind: int, data: bytes, descriptors: list[int], *, need_reply: bool) -> tuple[bytes, list[int]]:
         """Obey a message; the reply, empty for none, and the descriptors that go with it.
 
@@ -105,6 +133,9 @@ class Conversation:
         """
         acknowledged = need_reply and Protocol.REPLY_ACK in self._protocol
         try:
+            if self.handed_over and self.needs_disk(kind):
+                acknowledged = False
+                raise RefusedError("another front end has taken over its disk after a migration")
             if kind == Kind.GET_INFLIGHT_FD:
                 return self._new_inflight(data)
             answer = self._obey(kind, data, descriptors)
@@ -132,7 +163,8 @@ class Conversation:
                 closing.callback(ring.close)
             if self._requests is not None:
                 closing.callback(self._requests.close)
-            self._disk.forget_guest()
+            if self._has_disk:
+                self._disk.forget_guest()
 
     # Messages
 
@@ -202,6 +234,12 @@ class Conversation:
             raise RefusedError(f"an in-flight region came with {len(descriptors)} descriptors")
         self._disk.track_in(descriptors[0], region.offset, region.size, region.rings, region.entries)
 
+    def _set_log(self, place: LogPlace, descriptors: list[int]) -> bytes:
+        if len(descriptors) != 1:
+            raise RefusedError(f"a log came with {len(descriptors)} descriptors")
+        self._disk.log_in(descriptors[0], place.offset, place.size)
+        return b""
+
     def _get_configuration(self, access: Access) -> bytes:
         if access.offset + access.length > CONFIGURATION_BYTES:
             raise RefusedError("the configuration space is not so long")
@@ -252,6 +290,8 @@ class Conversation:
         elif kind is Kind.SET_VRING_KICK:
             raise RefusedError("a ring without an eventfd would have to be looked at without end")
         ring.set_descriptor(kind, descriptor)
+        if not self._has_disk:
+            return
         if kind is Kind.SET_VRING_CALL:
             self._disk.set_call(signal.ring, ring.descriptor(kind))
         else:
@@ -264,7 +304,7 @@ class Conversation:
     def _stop(self, said: State) -> bytes:
         ring = self._ring(said.ring)
         if self._disk.is_started(said.ring):
-            ring.base = self._disk.stop_ring(said.ring)
+            ring.base = self._disk.stop_ring(said.ring, drains=Feature.LOG_ALL in self._features)
         # It starts again with the next one that comes.
         ring.set_descriptor(Kind.SET_VRING_KICK, None)
         return messages.state(said.ring, ring.base)
@@ -319,9 +359,21 @@ class Conversation:
                 event_index=Feature.EVENT_IDX in self._features,
                 indirect=Feature.INDIRECT_DESC in self._features,
                 write_through=Feature.FLUSH not in self._features,
+                logs=Feature.LOG_ALL in self._features,
+                logs_ring=ring.addresses.logged,
+                used_in_guest=ring.addresses.used_in_guest,
             ),
         )
 
 
 #: Messages whose descriptors are asked for.
-_WITH_DESCRIPTORS = {Kind.SET_MEM_TABLE, Kind.ADD_MEM_REG, Kind.SET_INFLIGHT_FD, Kind.SET_BACKEND_REQ_FD}
+_WITH_DESCRIPTORS = {
+    *(Kind.SET_MEM_TABLE, Kind.ADD_MEM_REG, Kind.SET_INFLIGHT_FD, Kind.SET_BACKEND_REQ_FD, Kind.SET_LOG_BASE),
+}
+
+#: Messages that a front end sends before its guest runs; the machine to which a guest migrates, before the guest comes.
+_WITHOUT_DISK = {
+    *(Kind.GET_FEATURES, Kind.SET_OWNER, Kind.GET_PROTOCOL_FEATURES, Kind.SET_PROTOCOL_FEATURES, Kind.GET_QUEUE_NUM),
+    *(Kind.SET_BACKEND_REQ_FD, Kind.GET_CONFIG, Kind.SET_CONFIG, Kind.GET_INFLIGHT_FD, Kind.GET_MAX_MEM_SLOTS),
+    *(Kind.SET_VRING_CALL, Kind.SET_VRING_ERR),
+}

@@ -93,16 +93,19 @@ class GuestDisk:
         if index in self._rings:
             self._rings[index] = self._rings[index]._replace(call=descriptor)
 
-    def stop_ring(self, index: int) -> int:
-        """Answer what was taken from a ring. The index from which requests are to be taken again."""
-        ring = self._rings.pop(index)
-        return ring.base if self._resting else self._stopped(index)
+    def stop_ring(self, index: int, *, drains: bool = False) -> int:
+        """Answer what was taken from a ring. The index from which requests are to be taken again.
 
-    def _stopped(self, index: int) -> int:
+        With `drains` what waits for space fails: the guest goes on elsewhere, without the in-flight region.
+        """
+        ring = self._rings.pop(index)
+        return ring.base if self._resting else self._stopped(index, drains=drains)
+
+    def _stopped(self, index: int, *, drains: bool = False) -> int:
         """Stop a ring of the device; what waits for space is let go of."""
         self.held.give_up()
         try:
-            return self._device.stop_ring(index)
+            return self._device.stop_ring(index, drains=drains)
         finally:
             self.held.begin()
 
@@ -123,6 +126,11 @@ class GuestDisk:
         """Note in a part of a file which requests are taken. Raises OSError."""
         with self._at_rest():
             self._device.track_in(descriptor, offset, size, rings, entries)
+
+    def log_in(self, descriptor: int, offset: int, size: int) -> None:
+        """Note in a part of a file which pages of the guest are written by rings that log. Raises OSError."""
+        with self._at_rest():
+            self._device.log_in(descriptor, offset, size)
 
     def pause(self) -> None:
         """Begin no more requests and wait until none is in flight. Rings that are started now wait."""
@@ -152,6 +160,7 @@ class GuestDisk:
         for index in list(self._rings):
             self.stop_ring(index)
         self._device.track_nowhere()
+        self._device.log_nowhere()
         self._device.remove_regions()
 
     def stop(self) -> None:

@@ -31,6 +31,7 @@ _REGIONS = struct.Struct("=II")
 _REGION = struct.Struct("=QQQQ")
 _CONFIGURATION = struct.Struct("=III")
 _INFLIGHT = struct.Struct("=QQHH")
+_LOG = struct.Struct("=QQ")
 
 #: Regions of a table that comes in one message.
 _TABLE_REGIONS = 8
@@ -55,6 +56,7 @@ class Kind(IntEnum):
     SET_OWNER = 3
     RESET_OWNER = 4
     SET_MEM_TABLE = 5
+    SET_LOG_BASE = 6
     SET_VRING_NUM = 8
     SET_VRING_ADDR = 9
     SET_VRING_BASE = 10
@@ -81,6 +83,7 @@ class Protocol(IntFlag):
     """The extensions of the protocol that we know."""
 
     MQ = 1 << 0
+    LOG_SHMFD = 1 << 1
     REPLY_ACK = 1 << 3
     BACKEND_REQ = 1 << 5
     CONFIG = 1 << 9
@@ -112,6 +115,13 @@ class Addresses(NamedTuple):
     descriptors: int
     used: int
     available: int
+    #: Of the used ring in the guest, for the log.
+    used_in_guest: int
+
+    @property
+    def logged(self) -> bool:
+        """Whether writes into the used ring are noted in the log."""
+        return bool(self.flags & 1)
 
 
 class Signal(NamedTuple):
@@ -139,7 +149,14 @@ class Inflight(NamedTuple):
     entries: int
 
 
-Payload = int | State | Addresses | Signal | Access | Inflight | Region | tuple[Region, ...] | None
+class LogPlace(NamedTuple):
+    """The log of a migration: its bytes and its offset in its file."""
+
+    size: int
+    offset: int
+
+
+Payload = int | State | Addresses | Signal | Access | Inflight | LogPlace | Region | tuple[Region, ...] | None
 
 _NOTHING = {
     *(Kind.GET_FEATURES, Kind.SET_OWNER, Kind.RESET_OWNER, Kind.GET_PROTOCOL_FEATURES, Kind.GET_QUEUE_NUM),
@@ -180,7 +197,7 @@ def read_payload(kind: Kind, data: bytes) -> Payload:
 
 
 def _addresses(data: bytes) -> Addresses:
-    return Addresses._make(_ADDRESSES.unpack(data)[:5])
+    return Addresses._make(_ADDRESSES.unpack(data))
 
 
 def _table(data: bytes) -> tuple[Region, ...]:
@@ -214,8 +231,13 @@ def _inflight(data: bytes) -> Inflight:
     return Inflight._make(_INFLIGHT.unpack_from(data))
 
 
+def _log_place(data: bytes) -> LogPlace:
+    return LogPlace._make(_LOG.unpack(data))
+
+
 _READERS: dict[Kind, Callable[[bytes], Payload]] = {
     Kind.SET_MEM_TABLE: _table,
+    Kind.SET_LOG_BASE: _log_place,
     Kind.SET_VRING_ADDR: _addresses,
     Kind.GET_CONFIG: _access,
     Kind.SET_CONFIG: _access,

@@ -1,4 +1,4 @@
-"""The life of a vhost-user server: front ends one after the other, and the end by a signal or with the last of them.
+"""The life of a vhost-user server: front ends, of which one has the disk, and the end by a signal or with the last one.
 
 A front end that goes leaves its guest's requests answered or noted in the in-flight region, so another connection of it
 finds nothing lost. The parts that every front end of ours needs are in `tapfs.serving.service`.
@@ -17,10 +17,10 @@ from tapfs.disk.image import Image
 from tapfs.disk.plan_log import BEAT_SECONDS
 from tapfs.errors import printable
 from tapfs.serving.failures import failure_of
+from tapfs.serving.listening import remove_socket
 from tapfs.serving.log import log
 from tapfs.serving.served_control import ServedControl
 from tapfs.serving.served_operations import OpenedBy
-from tapfs.serving.server_start import remove_socket
 from tapfs.serving.service import Service
 from tapfs.serving.threads import in_thread
 from tapfs.vhost.channel import Channel
@@ -28,6 +28,9 @@ from tapfs.vhost.conversation import Conversation, RefusedError
 from tapfs.vhost.disk import GuestDisk
 from tapfs.vhost.messages import MalformedError
 from tapfs.vhost.recovery import KeptPlanOf
+
+#: Front ends that are connected at once; the next ones wait in the socket.
+_FRONT_ENDS_MAX = 16
 
 
 class Session:
@@ -57,9 +60,11 @@ class Session:
         self._service = Service(image.path)
         self._disk: GuestDisk | None = None
         self._ready: Callable[[], None] = lambda: None
-        #: One front end at a time: the next one waits in its socket.
-        self._turn = trio.Lock()
-        self._conversation: Conversation | None = None
+        self._room = trio.Semaphore(_FRONT_ENDS_MAX)
+        self._conversations: list[Conversation] = []
+        #: Who has the disk, and front ends that wait for it.
+        self._holder: Conversation | None = None
+        self._waiting = trio.lowlevel.ParkingLot()
         #: Whoever changes the disk or its rings, or flushes.
         self._alone = trio.Lock()
 
@@ -104,7 +109,7 @@ class Session:
         )
         async with trio.open_nursery() as nursery:
             for listener in self._listeners:
-                nursery.start_soon(self._accept, trio.socket.from_stdlib_socket(listener.dup()))
+                nursery.start_soon(self._accept, trio.socket.from_stdlib_socket(listener.dup()), nursery)
             self._ready()
 
     async def end(self) -> None:
@@ -119,32 +124,58 @@ class Session:
             raise AssertionError("the disk is used before `prepare`")
         return self._disk
 
-    async def _accept(self, listener: trio.socket.SocketType) -> None:
+    async def _accept(self, listener: trio.socket.SocketType, nursery: trio.Nursery) -> None:
         with listener:
             while True:
+                await self._room.acquire()
                 await trio.lowlevel.wait_readable(listener)
-                async with self._turn:
-                    try:
-                        connection, _ = await listener.accept()
-                    except OSError as error:  # no descriptor, no memory, or a front end that has gone already
-                        log.error("no connection: %s", failure_of(error, op="accept", path=self._service.path))
-                        continue
-                    with connection:
-                        await self._converse(connection)
-                if self._exit_when_idle:
-                    log.info("the front end has gone")
-                    self._service.stop_serving()
+                try:
+                    connection, _ = await listener.accept()
+                except OSError as error:  # no descriptor, no memory, or a front end that has gone already
+                    self._room.release()
+                    log.error("no connection: %s", failure_of(error, op="accept", path=self._service.path))
+                    continue
+                nursery.start_soon(self._look_after, connection)
+
+    async def _look_after(self, connection: trio.socket.SocketType) -> None:
+        """A front end from its first to its last message."""
+        with connection:
+            await self._converse(connection)
+        self._room.release()
+        if self._exit_when_idle and not self._conversations:
+            log.info("the front end has gone")
+            self._service.stop_serving()
+
+    async def _have_disk(self, conversation: Conversation) -> None:
+        """Wait until a front end has the disk."""
+        while self._holder is not conversation:
+            holder = self._holder
+            if holder is not None:
+                async with self._alone:
+                    if self._holder is holder and holder.is_moving_away:
+                        await in_thread(holder.hand_over)
+                        self._holder = None
+                        log.info("the guest has moved to another machine")
+            if self._holder is None:
+                conversation.take_disk()
+                self._holder = conversation
+            elif self._holder is holder:
+                await self._waiting.park()
 
     async def _converse(self, connection: trio.socket.SocketType) -> None:
         """Do what a front end says until it goes. No fault of it is one of the server."""
-        conversation = self._conversation = Conversation(self._guest_disk)
+        conversation = Conversation(self._guest_disk)
+        self._conversations.append(conversation)
         channel = Channel(connection)
         try:
             while (received := await channel.receive()) is not None:
                 header, payload, descriptors = received
+                if conversation.needs_disk(header.kind) and not conversation.handed_over:
+                    await self._have_disk(conversation)
                 obey = partial(conversation.answer, header.kind, payload, descriptors, need_reply=header.need_reply)
                 async with self._alone:
                     message, attached = await in_thread(obey)
+                self._waiting.unpark_all()
                 try:
                     await channel.send(message, attached)
                 finally:
@@ -157,15 +188,18 @@ class Session:
         except Exception as error:  # noqa: BLE001  the next one is served
             log.error("a front end could not be served: %s", failure_of(error, op="serve", path=self._service.path))
         finally:
-            self._conversation = None
             with trio.CancelScope(shield=True):
                 async with self._alone:
                     await in_thread(conversation.close)
+                    self._conversations.remove(conversation)
+                    if self._holder is conversation:
+                        self._holder = None
+            self._waiting.unpark_all()
 
     async def _tell_of_size(self) -> None:
         """Have the guest hear, if there is one, that its disk has another size."""
-        if self._conversation is not None:
-            self._conversation.tell_of_change()
+        for conversation in self._conversations:
+            conversation.tell_of_change()
         await trio.lowlevel.checkpoint()
 
     def _close_image(self) -> None:

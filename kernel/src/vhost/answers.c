@@ -77,6 +77,7 @@ void vhost_queue_answer(struct vhost_request *request)
 
     count_answer(request);
     *request->status_at = request->status;
+    vhost_log_memory(queue, request->status_at, sizeof *request->status_at);
     vhost_vring_answer(&queue->vring, request->head, request->written + 1);
     vhost_track_answered(&queue->track, request->head);
     queue->batch[queue->batched++] = request->head;
@@ -99,6 +100,7 @@ void vhost_queue_publish(struct vhost_queue *queue)
         return;
     }
     bool wanted = vhost_vring_publish(&queue->vring);
+    vhost_log_ring(queue);
     vhost_track_published(&queue->track, queue->batch, queue->batched, queue->vring.published);
     queue->batched = 0;
     if (wanted) {

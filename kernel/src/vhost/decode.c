@@ -232,6 +232,7 @@ static void write_id(struct vhost_request *request, const struct iovec *parts, u
     for (uint32_t i = 0; i < count && left > 0; i++) {
         size_t length = parts[i].iov_len < left ? parts[i].iov_len : left;
         memcpy(parts[i].iov_base, id, length);
+        vhost_log_memory(request->queue, parts[i].iov_base, length);
         id += length;
         left -= length;
     }

@@ -54,14 +54,14 @@ int tapfs_vhost_set_call(tapfs_vhost *device, uint32_t index, int call)
     return queue == NULL ? 0 : -vhost_queue_set_call(queue, call);
 }
 
-int64_t tapfs_vhost_stop_ring(tapfs_vhost *device, uint32_t index)
+int64_t tapfs_vhost_stop_ring(tapfs_vhost *device, uint32_t index, int drains)
 {
     struct vhost_queue *queue = queue_at(device, index);
     if (queue == NULL) {
         return -ENOENT;
     }
     device->queues[index] = NULL;
-    return vhost_queue_end(queue);
+    return vhost_queue_end(queue, drains != 0);
 }
 
 void tapfs_vhost_limit(tapfs_vhost *device, uint64_t bytes, uint64_t requests)
@@ -99,10 +99,11 @@ void tapfs_vhost_free(tapfs_vhost *device)
         return;
     }
     for (uint32_t i = 0; i < TAPFS_VHOST_RINGS_MAX; i++) {
-        tapfs_vhost_stop_ring(device, i);
+        tapfs_vhost_stop_ring(device, i, 0);
     }
     tapfs_vhost_stop(device);
     tapfs_vhost_set_inflight(device, -1, 0, 0, 0, 0);
+    tapfs_vhost_set_log(device, -1, 0, 0);
     tapfs_vhost_remove_regions(device);
     park_destroy(&device->park);
     rate_limit_destroy(&device->limit);

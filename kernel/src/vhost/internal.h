@@ -137,6 +137,8 @@ TAPFS_INTERNAL uint16_t vhost_vring_take(struct vhost_vring *vring);
 TAPFS_INTERNAL void vhost_vring_ask(struct vhost_vring *vring);
 /* Ask for none: we look anyway. */
 TAPFS_INTERNAL void vhost_vring_ask_not(struct vhost_vring *vring);
+/* Bytes of the used ring. */
+TAPFS_INTERNAL uint64_t vhost_vring_used_bytes(const struct vhost_vring *vring);
 TAPFS_INTERNAL void vhost_vring_answer(struct vhost_vring *vring, uint16_t head, uint32_t written);
 /* Show the guest the answers; whether it wants to be notified. */
 TAPFS_INTERNAL bool vhost_vring_publish(struct vhost_vring *vring);
@@ -215,6 +217,8 @@ struct vhost_queue {
     pthread_t thread;
     int epoll_fd, wake_fd, kick_fd, error_fd;
     bool indirect, write_through;
+    bool logs, logs_ring;  /* what it writes into the guest's memory, and into its used ring */
+    uint64_t ring_address; /* of the used ring, in the guest */
     struct vhost_vring vring;
     struct vhost_track track;
     struct mover *mover;
@@ -231,6 +235,7 @@ struct vhost_queue {
     struct vhost_request *gathering, **gathering_end; /* parked writes that wait for memory */
     uint32_t index;
     atomic_bool stopping;
+    bool drains; /* while it stops: nothing is left in the in-flight region */
 
     pthread_mutex_t call_lock; /* of call_fd */
     int call_fd;
@@ -250,6 +255,8 @@ struct tapfs_vhost {
     struct vhost_memory memory;
     struct vhost_region inflight; /* no memory: there is none */
     uint32_t inflight_rings, inflight_entries;
+    struct vhost_region log; /* of pages that are written; no memory: there is none */
+    uint64_t log_bytes;
     struct vhost_queue *queues[TAPFS_VHOST_RINGS_MAX]; /* those that are started */
     _Atomic(const char *) problems[TAPFS_VHOST_RINGS_MAX];
     struct vhost_counters counters;
@@ -260,6 +267,15 @@ static inline void vhost_count(_Atomic uint64_t *counter, uint64_t amount)
 {
     atomic_fetch_add_explicit(counter, amount, memory_order_relaxed);
 }
+
+/* ---- vhost/log.c: pages that the device writes, where the ring logs them */
+
+/* So many bytes of the guest's memory, in one region, were written. */
+TAPFS_INTERNAL void vhost_log_memory(struct vhost_queue *queue, const void *memory, uint64_t length);
+/* The memory of this piece of a READ was written, or a part of it. Of other requests: nothing. */
+TAPFS_INTERNAL void vhost_log_read(struct vhost_request *request);
+/* The used ring was written. */
+TAPFS_INTERNAL void vhost_log_ring(struct vhost_queue *queue);
 
 /* ---- vhost/answers.c */
 
@@ -285,7 +301,8 @@ TAPFS_INTERNAL void *vhost_queue_serve(void *queue);
 TAPFS_INTERNAL struct vhost_queue *vhost_queue_new(tapfs_vhost *device, uint32_t index, const tapfs_vhost_ring *ring,
                                                    int *error);
 TAPFS_INTERNAL int vhost_queue_set_call(struct vhost_queue *queue, int call);
-/* Wait until nothing of it is in flight, and free it. The next index that would be taken. */
-TAPFS_INTERNAL uint16_t vhost_queue_end(struct vhost_queue *queue);
+/* Wait until nothing of it is in flight, and free it. The next index that would be taken. With `drains` nothing is left in
+ * the in-flight region: what would be is answered with an error. */
+TAPFS_INTERNAL uint16_t vhost_queue_end(struct vhost_queue *queue, bool drains);
 
 #endif

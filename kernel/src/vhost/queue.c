@@ -136,9 +136,11 @@ void *vhost_queue_serve(void *argument)
             break;
         }
         vhost_vring_ask(&queue->vring);
+        vhost_log_ring(queue);
         if (delay > 0 || !takes(queue) || vhost_vring_waiting(&queue->vring) == 0) {
             wait_for_something(queue, takes(queue) ? delay : 0);
         }
     }
+    vhost_log_ring(queue);
     return NULL;
 }

@@ -155,6 +155,9 @@ struct vhost_queue *vhost_queue_new(tapfs_vhost *device, uint32_t index, const t
     queue->epoll_fd = queue->wake_fd = queue->kick_fd = queue->call_fd = queue->error_fd = -1;
     queue->indirect = ring->indirect != 0;
     queue->write_through = ring->write_through != 0;
+    queue->logs = ring->logs != 0 && device->log.memory != NULL;
+    queue->logs_ring = ring->logs_ring != 0;
+    queue->ring_address = ring->used_in_guest;
     queue->gathering_end = &queue->gathering;
     pthread_mutex_init(&queue->call_lock, NULL);
     pthread_mutex_init(&queue->returned_lock, NULL);
@@ -180,8 +183,9 @@ int vhost_queue_set_call(struct vhost_queue *queue, int call)
     return 0;
 }
 
-uint16_t vhost_queue_end(struct vhost_queue *queue)
+uint16_t vhost_queue_end(struct vhost_queue *queue, bool drains)
 {
+    queue->drains = drains; /* its thread sees it once it sees that it stops */
     atomic_store(&queue->stopping, true);
     eventfd_write(queue->wake_fd, 1);
     pthread_join(queue->thread, NULL);

@@ -14,6 +14,7 @@
 
 static void fail(struct vhost_request *request)
 {
+    vhost_log_read(request);
     request->status = STATUS_IOERR;
     vhost_queue_answer(request);
 }
@@ -179,6 +180,7 @@ static void cut_piece(struct vhost_request *request)
 /* A piece has ended: whether another one is left. */
 static bool piece_is_done(struct vhost_request *request)
 {
+    vhost_log_read(request);
     request->done += request->move.length;
     request->part += request->piece_parts;
     if (request->rest.iov_len > 0) {
@@ -288,7 +290,7 @@ void vhost_request_begin(struct vhost_request *request)
 
 static void go_on(struct vhost_request *request)
 {
-    if (request->left && request->queue->track.states != NULL) {
+    if (request->left && request->queue->track.states != NULL && !request->queue->drains) {
         vhost_queue_forget(request);
     } else if (request->goes_on) {
         request->goes_on = false;

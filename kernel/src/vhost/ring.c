@@ -80,6 +80,11 @@ void vhost_vring_ask_not(struct vhost_vring *vring)
     }
 }
 
+uint64_t vhost_vring_used_bytes(const struct vhost_vring *vring)
+{
+    return (vring->event_index ? 3 : 2) * sizeof(uint16_t) + vring->entries * sizeof(struct vring_used_entry);
+}
+
 void vhost_vring_answer(struct vhost_vring *vring, uint16_t head, uint32_t written)
 {
     vring->used_entries[vring->answered++ % vring->entries] =

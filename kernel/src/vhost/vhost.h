@@ -59,7 +59,9 @@ typedef struct {
     uint8_t event_index;   /* what was negotiated */
     uint8_t indirect;
     uint8_t write_through; /* an answered write is durable */
-    uint8_t reserved;
+    uint8_t logs;          /* it notes in the log what it writes into the guest's memory */
+    uint8_t logs_ring;     /* and into its used ring, which lies in the guest at this address */
+    uint64_t used_in_guest;
 } tapfs_vhost_ring;
 
 typedef struct {
@@ -96,6 +98,10 @@ uint64_t tapfs_vhost_inflight_size(uint32_t rings, uint32_t entries);
 int tapfs_vhost_set_inflight(tapfs_vhost *device, int fd, uint64_t offset, uint64_t size, uint32_t rings,
                              uint32_t entries);
 
+/* Note in this part of a file, a bit for each page of 4096 bytes, what rings write that are told to log; or (`fd` -1) nowhere. No
+ * ring is started. `fd` stays the caller's. 0 or -errno. */
+int tapfs_vhost_set_log(tapfs_vhost *device, int fd, uint64_t offset, uint64_t size);
+
 /*
  * Serve a ring: first what the in-flight region says that a predecessor had taken. 0 or -errno: -EINVAL if a part of the
  * ring does not lie in the guest's memory, or the in-flight region is no such.
@@ -105,9 +111,10 @@ int tapfs_vhost_start_ring(tapfs_vhost *device, uint32_t index, const tapfs_vhos
 int tapfs_vhost_set_call(tapfs_vhost *device, uint32_t index, int call);
 /*
  * Take no more requests, answer those that were taken, and end the thread. The index from which requests are to be taken
- * again; -ENOENT if the ring was not started. Parked requests must be served meanwhile.
+ * again; -ENOENT if the ring was not started. Parked requests must be served meanwhile. With `drains` those that are let go
+ * of are answered with an error, in-flight region or not: nobody will look there.
  */
-int64_t tapfs_vhost_stop_ring(tapfs_vhost *device, uint32_t index);
+int64_t tapfs_vhost_stop_ring(tapfs_vhost *device, uint32_t index, int drains);
 
 /* Take at most so many bytes and requests a second from now on, from all rings together; 0: no limit. For who starts rings. */
 void tapfs_vhost_limit(tapfs_vhost *device, uint64_t bytes, uint64_t requests);

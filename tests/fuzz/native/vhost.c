@@ -1,7 +1,8 @@
 /*
  * Virtqueues of hostile guests, and the in-flight region of a hostile front end: whatever stands in their memory, the ring
- * ends or its requests are answered, and nothing around the guest's memory is written. An input is options of the ring,
- * the bytes of the guest's memory, which has the ring at its start, and those of the in-flight region.
+ * ends or its requests are answered, and nothing around the guest's memory is written. Each page that has changed has its bit
+ * in the log of migrations, where one is kept. An input is options of the ring, the bytes of the guest's memory, which has
+ * the ring at its start, and those of the in-flight region.
  */
 #include <errno.h>
 #include <sched.h>
@@ -24,7 +25,8 @@
 static tapfs_vhost *device;
 static struct owners owners;
 static uint8_t *memory;
-static int inflight, kick, call;
+static uint8_t before[REGIONS * REGION];
+static int inflight, migration, kick, call;
 
 static size_t next(void *of, uint32_t queue, tapfs_parked *parked)
 {
@@ -58,8 +60,10 @@ int LLVMFuzzerInitialize(int *count, char ***words)
     owned_disk_open(path);
     int guest = memfd_create("guest", MFD_CLOEXEC);
     inflight = memfd_create("inflight", MFD_CLOEXEC);
+    migration = memfd_create("log", MFD_CLOEXEC);
     kick = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     call = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    HOLD(migration >= 0 && ftruncate(migration, PAGE) == 0);
     HOLD(guest >= 0 && inflight >= 0 && kick >= 0 && call >= 0 && ftruncate(guest, MEMORY) == 0);
     memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED, guest, 0);
     device = tapfs_vhost_new(disk, SIZE, 1, "serial");
@@ -85,10 +89,23 @@ static void serve(const tapfs_vhost_ring *ring)
             sched_yield();
             tapfs_vhost_counters(device, &counted);
         }
-        HOLD(tapfs_vhost_stop_ring(device, 0) >= 0);
+        HOLD(tapfs_vhost_stop_ring(device, 0, 0) >= 0);
     }
     eventfd_t counter;
     eventfd_read(kick, &counter);
+}
+
+static void look_at_log(void)
+{
+    uint8_t log[PAGE];
+
+    HOLD(pread(migration, log, sizeof log, 0) == (ssize_t)sizeof log);
+    for (uint32_t i = 0; i < REGIONS * REGION / PAGE; i++) {
+        uint32_t page = GUEST / PAGE + i;
+        bool changed = memcmp(before + i * PAGE, memory + (i + 1) * PAGE, PAGE) != 0;
+        HOLD(!changed || (log[page / 8] >> page % 8 & 1) != 0);
+    }
+    HOLD(ftruncate(migration, 0) == 0 && ftruncate(migration, PAGE) == 0);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -108,6 +125,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         .event_index = options & 1,
         .indirect = options >> 1 & 1,
         .write_through = options >> 2 & 1,
+        .logs = options >> 4 & 1,
+        .logs_ring = 1,
+        .used_in_guest = GUEST + ENTRIES * 16 + 64,
     };
     uint64_t tracked = tapfs_vhost_inflight_size(1, ENTRIES);
 
@@ -125,7 +145,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     HOLD(tapfs_vhost_set_inflight(device, options & 8 ? inflight : -1, 0, options & 8 ? tracked : 0, options & 8 ? 1 : 0,
                                   options & 8 ? ENTRIES : 0) == 0);
+    HOLD(tapfs_vhost_set_log(device, ring.logs ? migration : -1, 0, ring.logs ? PAGE : 0) == 0);
+    memcpy(before, memory + PAGE, sizeof before);
     serve(&ring);
+    if (ring.logs) {
+        HOLD(tapfs_vhost_set_log(device, -1, 0, 0) == 0); /* before its file changes */
+        look_at_log();
+    }
     for (size_t i = 0; i < PAGE; i++) {
         HOLD(memory[i] == CANARY && memory[PAGE + REGIONS * REGION + i] == CANARY);
     }

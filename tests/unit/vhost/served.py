@@ -56,6 +56,7 @@ class Served:
     def _converse(self, connection: socket.socket) -> None:
         """The loop of `tapfs.vhost.session` without trio."""
         conversation = Conversation(self.disk)
+        conversation.take_disk()
         try:
             with connection:
                 while True:
