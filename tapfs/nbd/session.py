@@ -21,10 +21,10 @@ from tapfs.nbd.clients import MOST_CLIENTS, Clients
 from tapfs.nbd.export import Export
 from tapfs.nbd.export_in_use import ExportInUse
 from tapfs.records import dataclass
+from tapfs.serving.listening import remove_socket
 from tapfs.serving.log import log
 from tapfs.serving.served_control import ServedControl
 from tapfs.serving.served_operations import OpenedBy
-from tapfs.serving.server_start import remove_socket
 from tapfs.serving.service import Service
 
 
@@ -61,10 +61,10 @@ class Session:
         ending = self._service.ending
         for number in range(len(self._serving.images)):
             ending.add("flush and close the image", partial(self._close_image, number))
-        for path in self._serving.sockets:
-            ending.add("remove the socket", partial(remove_socket, path))
         for listener in self._serving.listeners:
             ending.add("close a socket", listener.close)
+        for path in self._serving.sockets:
+            ending.add("remove the socket", partial(remove_socket, path))
         if self._serving.tls is not None:
             ending.add("end TLS", self._serving.tls.close)
         self._service.run(self)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import stat
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.serving.local_socket import short_path
+from tapfs.serving.runtime_directory import make_private, runtime_directory
 from tapfs.serving.service_manager import FIRST_INHERITED
 
 #: The most bytes of a Unix socket's path (unix(7): 108 with the NUL at the end).
@@ -17,6 +21,10 @@ _LONGEST_ADDRESS = 107
 
 #: Clients that wait to be accepted.
 BACKLOG = 128
+
+
+#: Devices and inodes of the sockets that this process has made, by their paths.
+_made: dict[str, tuple[int, int]] = {}
 
 
 def listen_locally(path: str) -> socket.socket:
@@ -28,6 +36,43 @@ def listen_locally(path: str) -> socket.socket:
         return _listen_at(path)
     except OSError as error:
         raise failure_to_listen(error, path) from error
+
+
+def remove_socket(path: str) -> None:
+    """Remove a socket that this process has made. One that another server has put in its place since stays.
+
+    The socket still listens: its inode is not another's then.
+    """
+    made = _made.pop(os.path.abspath(path), None)
+    with suppress(OSError, ImageError), _one_at_a_time():
+        found = os.lstat(path)
+        if (found.st_dev, found.st_ino) == made:
+            os.unlink(path)
+
+
+def remove_left_socket(path: str) -> None:
+    """Remove a socket that a killed server has left. One that somebody listens on stays, and so does what is none."""
+    directory, name = Path(os.path.abspath(path)).parent, os.path.basename(path)
+    with suppress(OSError, ImageError), _one_at_a_time(), short_path(directory, name) as short:
+        _clear_away(path, short)
+
+
+@contextmanager
+def _one_at_a_time() -> Generator[None]:
+    """No other process of this user looks whether somebody listens, makes a socket or removes one meanwhile.
+
+    Without it two servers could find the same left socket, and the second would remove what the first has made. A
+    socket that is bound and does not listen yet looks as if nobody did. Raises ImageError and OSError.
+    """
+    directory = runtime_directory()
+    make_private(directory)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(directory / "listening.lock", flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def failure_to_listen(error: OSError, place: str) -> ImageError:
@@ -48,12 +93,14 @@ def _listen_at(path: str) -> socket.socket:
     directory, name = Path(os.path.abspath(path)).parent, os.path.basename(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        with short_path(directory, name) as short:
+        with short_path(directory, name) as short, _one_at_a_time():
             _require_length(path, short)
             _clear_away(path, short)
             os.fchmod(listener.fileno(), 0o600)  # of the file that bind makes
             listener.bind(short)
-        listener.listen(BACKLOG)
+            listener.listen(BACKLOG)
+            found = os.lstat(short)
+            _made[os.path.abspath(path)] = found.st_dev, found.st_ino
     except BaseException:
         listener.close()
         raise

@@ -13,9 +13,11 @@ from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.records import dataclass
+from tapfs.serving.listening import remove_left_socket
 from tapfs.serving.processes import process_start
 from tapfs.serving.runtime_directory import make_private, runtime_directories, runtime_directory, write_private
 
@@ -59,8 +61,8 @@ class ServedRecord:
         if text in self.addresses:
             return True
         path = os.path.realpath(text)
-        sockets = (address.partition("?socket=")[2] or address for address in self.addresses)
-        return any(os.path.realpath(socket) == path for socket in sockets if socket.startswith("/")) or (
+        sockets = [socket for socket in map(_path_of_socket, self.addresses) if socket is not None]
+        return any(os.path.realpath(socket) == path for socket in sockets) or (
             "://" not in self.path and os.path.realpath(self.path) == path
         )
 
@@ -100,8 +102,24 @@ def records() -> list[tuple[Path, ServedRecord]]:
             if record.alive:
                 found.append((directory, record))
             else:
-                remove_record(directory, record)
+                _clear_away(directory, record)
     return sorted(found, key=lambda pair: (pair[1].process_start, pair[1].pid, pair[1].number))
+
+
+def _clear_away(directory: Path, record: ServedRecord) -> None:
+    """Remove what a killed server has left below the runtime directory.
+
+    A socket elsewhere was named by its user, and stays until the next server listens there.
+    """
+    for place in map(_path_of_socket, record.addresses):
+        if place is not None and Path(place).parent == directory.parent:
+            remove_left_socket(place)
+    remove_record(directory, record)
+
+
+def _path_of_socket(address: str) -> str | None:
+    place = unquote(address.partition("?socket=")[2], errors="surrogateescape") or address
+    return place if place.startswith("/") else None
 
 
 def find_record(text: str) -> tuple[Path, ServedRecord]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.host.sandbox import confinement
 from tapfs.records import dataclass
+from tapfs.serving.listening import remove_socket
 from tapfs.serving.log import log_to_stderr
 
 if TYPE_CHECKING:
@@ -90,11 +91,6 @@ def put_away(images: Sequence[Image], listeners: Sequence[socket.socket], socket
             closing.callback(listener.close)
         for path in sockets:
             closing.callback(remove_socket, path)
-
-
-def remove_socket(path: str) -> None:
-    """Remove a socket, if it is there."""
-    _unlink(path)
 
 
 def _write_number(path: str) -> None:

@@ -396,3 +396,27 @@ def test_each_of_several_exports_is_one_disk_and_a_killed_server_is_none(
     server.end(signal.SIGKILL)
     assert "served" not in json.loads(asked(tapfs_command, "list", "--json"))
     assert list((runtime / "served").iterdir()) == []
+
+
+def test_what_a_killed_server_has_left_goes(tapfs_command: list[str], tmp_path: Path, disk: Path) -> None:
+    runtime = tmp_path / "run"
+    command = ["env", f"TAPFS_RUNTIME_DIR={runtime}", *tapfs_command]
+    serve = [*command, "serve", "-f", "raw", str(disk)]
+
+    def sockets() -> list[Path]:
+        return [path for path in runtime.rglob("*") if stat.S_ISSOCK(path.lstat().st_mode)]
+
+    for then in ([*command, "list"], serve):
+        with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None
+            address = server.stdout.readline()
+            server.kill()
+            server.wait()
+        before = sockets()
+        assert before
+        with subprocess.Popen(then, stdout=subprocess.PIPE, text=True) as next_one:
+            assert next_one.stdout is not None
+            said = next_one.stdout.readline()
+            assert not set(sockets()) & set(before)
+            assert address.strip() not in said
+            next_one.terminate()

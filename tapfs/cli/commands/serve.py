@@ -311,6 +311,7 @@ def _listen(arguments: argparse.Namespace) -> tuple[list[socket.socket], list[st
     from tapfs.nbd.sockets import Address, listeners_at
     from tapfs.serving.listening import inherited_listeners
     from tapfs.serving.runtime_directory import make_private, runtime_directory
+    from tapfs.serving.served_record import records
 
     listeners = inherited_listeners()
     if listeners:
@@ -321,6 +322,7 @@ def _listen(arguments: argparse.Namespace) -> tuple[list[socket.socket], list[st
     if path is None and not arguments.tcp:
         directory = runtime_directory()
         make_private(directory)
+        records()  # and the sockets that killed servers have left there go
         path = str(directory / f"nbd-{os.getpid()}.socket")
     addresses = [*arguments.tcp, *([] if path is None else [Address(os.path.abspath(path))])]
     paths: list[str | None] = []
