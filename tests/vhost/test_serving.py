@@ -177,7 +177,7 @@ def test_a_guest_waits_while_paused_and_a_kill_after_a_swap_loses_nothing(
     tapfs.create_image(image, NewImage("qcow2", SIZE))
 
     def ask(*words: object) -> str:
-        done = [*tapfs_command, words[0], "--served", str(path), *map(str, words[1:])]
+        done = [*tapfs_command, str(words[0]), "--served", str(path), *map(str, words[1:])]
         return subprocess.run(done, capture_output=True, text=True, check=True).stdout
 
     words = (image, "--rw", "--vhost-user", path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,7 +35,15 @@ def connects(path: Path) -> bool:
         return True
 
 
-def test_one_of_many_servers_takes_over_a_left_socket(path: Path) -> None:
+def test_one_of_many_servers_takes_over_a_left_socket(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink = os.unlink
+
+    def slowly(name: str) -> None:
+        time.sleep(0.002)  # others look meanwhile
+        unlink(name)
+
+    monkeypatch.setattr(os, "unlink", slowly)
+
     def attempt(_: int) -> socket.socket | None:
         try:
             return listen_locally(str(path))
@@ -44,7 +53,7 @@ def test_one_of_many_servers_takes_over_a_left_socket(path: Path) -> None:
             return None
 
     with ThreadPoolExecutor(8) as threads:
-        for _ in range(20):
+        for _ in range(5):
             left(path)
             (listener,) = [each for each in threads.map(attempt, range(8)) if each is not None]
             assert connects(path)

@@ -45,12 +45,12 @@ def pages(*ranges: tuple[int, int]) -> set[int]:
 
 
 @contextmanager
-def logged(path: Path, **kind: int) -> Generator[tuple[FrontEnd, Ring, Log, int]]:
+def logged(path: Path, *, entries: int = 128, slot_bytes: int = 8192) -> Generator[tuple[FrontEnd, Ring, Log, int]]:
     """A ring whose writes are logged."""
     with Served(tapfs.open(path, writable=True, format="qcow2")) as served:
         front_end = served.connect(memory_bytes=MEMORY)
         features = front_end.negotiate()
-        ring = Ring(front_end, **kind)
+        ring = Ring(front_end, entries=entries, slot_bytes=slot_bytes)
         ring.set_up()
         ring.read(0, PAGE)
         log = Log(front_end)
