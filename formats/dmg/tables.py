@@ -126,6 +126,8 @@ def _blocks(file: HostFile, content: bytes, trailer: Trailer) -> Iterator[Block]
         raise _corrupt(file, place, f"a table of {count} blocks has {len(content)} bytes")
     for index in range(count):
         kind, _, sector, sectors, offset, length = _BLOCK.unpack_from(content, _BLOCKS_AT + index * _BLOCK.size)
+        if kind == Kind.END and index + 1 < count:
+            raise _corrupt(file, place, f"block {index} of a table of {count} says that it is the end")
         if kind == Kind.END:
             return
         if kind == Kind.COMMENT or sectors == 0:
@@ -133,7 +135,13 @@ def _blocks(file: HostFile, content: bytes, trailer: Trailer) -> Iterator[Block]
         first = first_sector + sector
         if first + sectors > _MAX_SECTORS:
             raise _corrupt(file, place, f"block {index} ends at sector {first + sectors}")
+        if kind == Kind.RAW and length % SECTOR and length < sectors * SECTOR:
+            message = f"block {index} has {length} plain bytes for {sectors} sectors, which are no whole sectors"
+            raise _corrupt(file, place, message)
         yield Block(first, sectors, kind, trailer.data_offset + data_offset + offset, length)
+    # Sectors of blocks that are not counted would read as zeros.
+    if _BLOCKS_AT + (count + 1) * _BLOCK.size <= len(content):
+        raise _corrupt(file, place, f"a table of {count} blocks has {len(content)} bytes, and no end among them")
 
 
 def _corrupt(file: HostFile, at: int, message: str) -> ImageError:

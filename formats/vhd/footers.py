@@ -75,6 +75,7 @@ def find_footers(file: HostFile) -> Footers:
     found = Footers(chosen.footer, chosen.offset, place, chosen.source, last.good, copy.good)
     if chosen.footer.type == FIXED:
         found.copy_good = True  # there is none to be good
+        _require_no_copy(chosen.footer, copy, last.offset, file.path)
     else:
         _compare(found, last, copy, file.path)
     if not found.trusted:
@@ -110,6 +111,17 @@ def _require_known_type(footer: Footer, offset: int, path: str) -> None:
             offset=offset + TYPE_AT,
             op="open",
         )
+
+
+def _require_no_copy(footer: Footer, copy: _Found, offset: int, path: str) -> None:
+    """Raise ImageError(corrupt) where a footer of the type fixed has the place of a dynamic header, as the copy has.
+
+    The start of a fixed disk is the guest's, who may write a footer there, but not into the one at the end.
+    """
+    other = copy.footer
+    if copy.good and other is not None and other.type != FIXED and other.data_offset == footer.data_offset:
+        message = "the footer at the end says that the disk is fixed, and its copy at the start that it grows"
+        raise ImageError(ErrorKind.CORRUPT, message, path=path, offset=offset + TYPE_AT, op="open")
 
 
 def _compare(found: Footers, last: _Found, copy: _Found, path: str) -> None:

@@ -83,9 +83,11 @@ class GrainTables:
         self.redundant: array[int] | None = None
         if layout.redundant_at:
             self.redundant = self._read_directory(layout.redundant_at, "redundant grain directory")
+        # With neither of two directories each grain would read as not there.
+        lost = len(self.directory_faults) == (2 if layout.redundant_at else 1)
         for message, place in self.directory_faults:
-            if strict or not layout.redundant_at:
-                raise self.corrupt(message, place, remedy=_REPAIR if layout.redundant_at else None)
+            if strict or lost:
+                raise self.corrupt(message, place, remedy=None if lost else _REPAIR)
         self._kept: OrderedDict[int, array[int]] = OrderedDict()
         #: Tables that differ from the disk, of a writer.
         self.changed: dict[int, ChangedTable] = {}

@@ -104,7 +104,7 @@ def find_trailer(file: HostFile, header: SparseHeader) -> Trailer:
 
 def _from_footer(file: HostFile, header: SparseHeader, raw: bytes, at: int) -> Trailer:
     footer = parse_sparse_header(raw, file.path, at)
-    same = ("capacity_sectors", "grain_sectors", "table_entries")
+    same = ("capacity_sectors", "grain_sectors", "table_entries", "is_compressed", "has_markers", "has_zeroed_grains")
     for field in same:
         if getattr(footer, field) != getattr(header, field):
             message = f"the footer's {field} is {getattr(footer, field)}, the header's is {getattr(header, field)}"

@@ -152,4 +152,8 @@ def parse_sparse_header(raw: bytes, path: str, at: int = 0) -> SparseHeader:
         raise refuse(ErrorKind.UNSUPPORTED, message, COMPRESSION_AT)
     if header.is_compressed and header.compression != COMPRESSION_DEFLATE:
         raise refuse(ErrorKind.CORRUPT, "the grains are packed, and no algorithm is named", COMPRESSION_AT)
+    if header.compression and not header.is_compressed:
+        # Readers who go by one of the two would show packed bytes as the guest's.
+        message = "an algorithm of packed grains is named, and the flag of packed grains is not set"
+        raise refuse(ErrorKind.CORRUPT, message, COMPRESSION_AT)
     return header

@@ -22,6 +22,7 @@ from tests.driver_rows import ROWS
 from tests.faults import __main__ as faults
 from tests.fuzz import decoders
 from tests.many_runs import Done, Job, Tally, run_all
+from tests.peer.differential import __main__ as differential
 from tests.peer.newest_qemu import newest_qemu
 from tests.peer.qcow2_damage import __main__ as damages
 from tests.peer.qcow2_matrix import __main__ as matrix
@@ -140,6 +141,17 @@ def _damages(budget: Budget) -> Tally:
     return of_jobs(partial(damages.jobs, Path(newest_qemu("qemu-img")).parent), budget)
 
 
+def _differential(budget: Budget) -> Tally:
+    """Batches by turns with QEMU 10 and with the system's, which read some images otherwise."""
+    programs = Path(newest_qemu("qemu-storage-daemon")).parent
+
+    def jobs(batches: Iterator[int]) -> Iterator[Job]:
+        for batch in batches:
+            yield from differential.jobs(programs if batch % 2 else None, [batch])
+
+    return of_jobs(jobs, budget)
+
+
 def _one_by_one(budget: Budget) -> Tally:
     return _of_faults(budget, "--what", "one-by-one")
 
@@ -174,5 +186,6 @@ PARTS = (
     Part("readers", 5, "the same for what is only read: formats, packed files, packages, file systems", _of_read_only),
     Part("decoders", 8, "inputs of libFuzzer for the engine's decoders, under sanitizers", _decoders),
     Part("matrix", 5, "qcow2 images that tapfs and QEMU change in turns", _matrix),
+    Part("differential", 5, "mutated images of ten formats, read by tapfs and by QEMU", _differential),
     Part("damages", 3, "damaged qcow2 images: both checkers, and a repair", _damages),
 )

@@ -156,6 +156,32 @@ def test_a_payload_that_unpacks_to_less_is_an_error_and_no_zeros(tmp_path: Path)
             assert caught.value.kind is ErrorKind.CORRUPT
 
 
+def test_plain_bytes_that_end_inside_a_sector_are_refused_and_no_zeros(tmp_path: Path) -> None:
+    made = [(0, [(RAW, content(2, 3))])]
+    with tapfs.open(written(tmp_path, image(made, pack=lambda _, data: data[:SECTOR]))) as opened:
+        assert opened.read(0, opened.size) == content(2, 3)[:SECTOR] + bytes(SECTOR)
+    with pytest.raises(ImageError, match="has 700 plain bytes for 2 sectors") as caught:
+        tapfs.open(written(tmp_path, image(made, pack=lambda _, data: data[:700])))
+    assert caught.value.kind is ErrorKind.CORRUPT
+
+
+def test_a_table_that_counts_fewer_blocks_than_it_has_is_refused_and_no_zeros(tmp_path: Path) -> None:
+    data = bytearray(image([(0, [(RAW, content(2, 3))])], resources=True))
+    data[data.index(b"mish") + 203] = 2  # the comment and the block, and not the end
+    with pytest.raises(ImageError, match="and no end among them") as caught:
+        tapfs.open(written(tmp_path, bytes(data)))
+    assert caught.value.kind is ErrorKind.CORRUPT
+
+
+def test_a_block_that_says_that_it_is_the_end_before_others_is_refused_and_no_zeros(tmp_path: Path) -> None:
+    data = bytearray(image([(0, [(RAW, content(2, 3)), (RAW, content(2, 6))])], resources=True))
+    at = data.index(b"mish") + 204 + 40
+    data[at : at + 4] = b"\xff" * 4
+    with pytest.raises(ImageError, match="block 1 of a table of 4 says that it is the end") as caught:
+        tapfs.open(written(tmp_path, bytes(data)))
+    assert caught.value.kind is ErrorKind.CORRUPT
+
+
 def test_a_check_compares_the_data(tmp_path: Path) -> None:
     made, _ = parts(BZIP2)
     whole = bytearray(image(made))

@@ -146,6 +146,15 @@ def test_two_good_footers_of_one_disk_differ_in_what_changes_over_time() -> None
     opened(content, writable=True)
 
 
+def test_a_growing_image_whose_last_footer_says_fixed_is_refused_and_no_guest_can_do_that() -> None:
+    footer = DYNAMIC.footer()
+    with pytest.raises(ImageError, match="says that the disk is fixed, and its copy at the start") as caught:
+        opened(DYNAMIC.content()[:-512] + summed(footer[:60] + b"\0\0\0\2" + footer[64:], 64))
+    assert caught.value.kind is ErrorKind.CORRUPT
+    written = replace(PLAIN, body=footer.ljust(PLAIN.size, b"\0"))
+    assert whole(written.content()) == written.body
+
+
 @pytest.mark.parametrize("fields", [{"uuid": bytes(16)}, {"size": 16384}, {"type": 4}])
 def test_two_good_footers_of_two_disks_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ImageError, match="describe two disks") as caught:

@@ -127,6 +127,25 @@ def test_a_footer_of_another_file() -> None:
         driver_of(content[:-1536] + other[-1536:])
 
 
+def test_two_directories_that_cannot_be_are_an_error_and_no_zeros() -> None:
+    content = bytearray(monolithic({0: b"x" * GRAIN}, 1 << 20))
+    struct.pack_into("<Q", content, 48, 1 << 30)
+    driver, _ = driver_of(bytes(content))
+    assert driver.map(0, GRAIN)[0].kind is Kind.DATA
+    struct.pack_into("<Q", content, 56, 1 << 30)
+    with pytest.raises(ImageError, match=r"the grain directory \[.*lies past the end") as raised:
+        driver_of(bytes(content))
+    assert raised.value.kind is ErrorKind.CORRUPT
+
+
+def test_a_footer_that_says_otherwise_what_grains_begin_with() -> None:
+    content = bytearray(stream({}, 1 << 20))
+    content[10] ^= 2  # the flag of markers
+    with pytest.raises(ImageError, match="the footer's has_markers is True, the header's is False") as raised:
+        driver_of(bytes(content))
+    assert raised.value.kind is ErrorKind.CORRUPT
+
+
 def test_the_redundant_tables_are_read_where_the_primary_are_damaged() -> None:
     size = 3 * 512 * GRAIN
     grains = random_grains(random.Random(5), size, GRAIN)
@@ -164,6 +183,7 @@ HEADER = {
     "text transfer": (73, b"\n \n\n", ErrorKind.CORRUPT, "transfer as text"),
     "compression": (77, b"\2", ErrorKind.UNSUPPORTED, "compression 2"),
     "packed by nothing": (8, b"\1\0\1\0", ErrorKind.CORRUPT, "no algorithm"),
+    "an algorithm for nothing": (77, b"\1\0", ErrorKind.CORRUPT, "the flag of packed grains is not set"),
     "descriptor behind the end": (36, b"\0\0\1", ErrorKind.CORRUPT, "the descriptor lies past the end"),
     "descriptor elsewhere": (28, b"\x10", ErrorKind.INVALID_FORMAT, "not a VMDK descriptor"),
     "no descriptor": (28, bytes(16), ErrorKind.UNSUPPORTED, "has no descriptor"),
