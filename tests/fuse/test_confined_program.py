@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tapfs.fuse.files import mount_process
 from tapfs.fuse.files.confined_program import ProgramRequest
+from tapfs.fuse.files.mount_process import TypeRequest
 from tapfs.fuse.mount_table import mounted_file_systems, unmount
 from tests.conftest import REPOSITORY
 
@@ -114,3 +117,37 @@ def test_an_evil_program_gets_nowhere(evil: Path, tmp_path: Path, writable: bool
     assert [(each.mount_point, each.type, each.source) for each in mounted] == [(str(folder), "fuse.evil", str(node))]
     assert "allow_other" not in mounted[0].options
     assert os.listdir(folder) == []
+
+
+def test_who_asks_for_the_type_of_a_file_system_is_in_a_sandbox(tmp_path: Path) -> None:
+    """The library parses what a stranger has written, so it may read that and nothing else."""
+    disk, elsewhere = tmp_path / "disk", tmp_path / "elsewhere"
+    disk.write_bytes(bytes(4096))
+    elsewhere.write_text("mine")
+    program = (
+        "import os, socket, sys; from tapfs.disk import blkid; from tapfs.fuse.files import mount_process\n"
+        "def tried(what):\n"
+        "    try:\n"
+        "        what()\n"
+        "    except OSError as error:\n"
+        "        return error.strerror\n"
+        "    return 'done'\n"
+        "def evil(descriptor):\n"
+        "    attempts = [lambda: open(sys.argv[1]), socket.socket, os.fork, lambda: open(sys.argv[2], 'r+b'),"
+        " lambda: os.pread(descriptor, 1, 0)]\n"
+        "    print([tried(attempt) for attempt in attempts], file=sys.stderr)\n"
+        "    return []\n"
+        "blkid.identify_file = evil; mount_process.main()"
+    )
+    refused = [errno.EACCES, errno.EPERM, errno.EPERM, errno.EACCES]
+    for confined in (True, False):
+        words = mount_process.words(TypeRequest(str(disk), confined=confined))
+        ran = subprocess.run(
+            [sys.executable, "-c", program, elsewhere, disk],
+            input=words,
+            capture_output=True,
+            check=True,
+            cwd=REPOSITORY,
+        )
+        expected = [*(os.strerror(number) for number in refused), "done"] if confined else ["done"] * 5
+        assert str(expected) in ran.stderr.decode()

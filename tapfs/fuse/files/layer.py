@@ -124,7 +124,7 @@ class FilesLayer:
 
     async def _attach(self) -> None:
         if self.type is None:
-            self.type = await self._ask(mount_process.TypeRequest(self._node))
+            self.type = await self._ask(mount_process.TypeRequest(self._node, confined=self._settings.confined))
         if self.type is None:
             said = f"there is no known file system on {self._place.where}"
             raise ImageError(ErrorKind.NOT_FOUND, self._place.with_remarks(said), path=self._place.image, op="mount")

@@ -21,6 +21,7 @@ from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.fuse.files.file_systems import kernel_type
 from tapfs.fuse.files.loop_device import loop_device
 from tapfs.fuse.mount_table import mounts_at, top_mount, unmount
+from tapfs.host.sandbox.confinement import Needs, enter
 from tapfs.records import dataclass
 from tapfs.serving.failures import reported
 from tapfs.serving.messages import MESSAGE_LIMIT, decode, encode, failed, succeeded
@@ -66,9 +67,10 @@ class UnmountRequest:
 
 @dataclass(frozen=True, slots=True)
 class TypeRequest:
-    """Ask libblkid for the type of the file system in the file `disk`."""
+    """Ask libblkid for the type of the file system in the file `disk`; `confined`: in a sandbox, for it parses that."""
 
     disk: str
+    confined: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,8 @@ def _perform(request: Request) -> str | bool | None:
         case UnmountRequest():
             return _unmount(request)
         case TypeRequest():
+            if request.confined:
+                enter(Needs(read=(request.disk,)))
             return _type_of(request.disk)
         case SettleRequest():
             return _settle(request)
