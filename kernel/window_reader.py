@@ -76,7 +76,7 @@ class WindowReader:
         if not copied and len(buffer) < ranges.packed:
             raise ValueError(f"a buffer of {len(buffer)} bytes is too small for {ranges.packed}")
         data = ffi.from_buffer(buffer, require_writable=True)
-        most = len(buffer) // (2 * self._granule) + 2 * lib.TAPFS_PIECE_RANGES
+        most = len(buffer) // (2 * self._granule) + 3 * lib.TAPFS_PIECE_RANGES
         segments = ffi.new("tapfs_segment[]", most if copied else most_segments(ranges, self._granule))
         window = ffi.new("tapfs_window *", (ranges.array, ranges.count, data, self._granule, segments))
         window.target, window.buffer_bytes = self._target, len(buffer)

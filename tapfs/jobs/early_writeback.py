@@ -7,6 +7,7 @@ made durable here, and no order is promised: barriers do both, and they report w
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ _STEP_BYTES = 32 << 20
 
 
 class EarlyWriteback:
-    """Writes back the host files of a disk's top layer, from `__enter__` to `__exit__`.
+    """Writes back the host files of a disk's top layer, from the first step of bytes to `__exit__`.
 
     Where the host gives no thread for it, it does nothing.
     """
@@ -30,12 +31,6 @@ class EarlyWriteback:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        thread = threading.Thread(target=self._serve, name="tapfs writeback", daemon=True)
-        try:
-            thread.start()
-            self._thread = thread
-        except (RuntimeError, MemoryError):
-            pass
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -49,7 +44,15 @@ class EarlyWriteback:
         self._unseen_bytes += length
         if self._unseen_bytes >= _STEP_BYTES:
             self._unseen_bytes = 0
+            if self._thread is None:
+                self._start()
             self._due.release()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._serve, name="tapfs writeback", daemon=True)
+        with suppress(RuntimeError, MemoryError):
+            thread.start()
+            self._thread = thread
 
     def _serve(self) -> None:
         while not self._ended:

@@ -18,8 +18,9 @@
  * `below`). `outcome` says how the read ended; only after DONE there are `segment_count` segments.
  *
  * With a `target`, a plain disk that is as large, the ranges are copied instead, in pieces of at most `buffer_bytes`, and
- * `segments` has room for those of one piece. `written` bytes of data are in the target then, all of them if it is
- * `copied`. If not, `outcome` says why, and what is written may be written again.
+ * `segments` has room for those of one piece and TAPFS_PIECE_RANGES more. `written` bytes of data are in the target then,
+ * all of them if it is `copied`, and the host begins to write them. If not, `outcome` says why, and what is written may
+ * be written again.
  */
 typedef struct {
     const tapfs_range *ranges;

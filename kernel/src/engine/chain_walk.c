@@ -33,35 +33,37 @@ static bool take_extent(struct walk *walk, uint32_t index, const tapfs_extent *e
     return give(walk, index, extent);
 }
 
-/* How far the host file is data, or a hole, from `offset` on. */
-static bool host_run(struct host_file *file, uint64_t offset, uint64_t end, uint64_t *stop)
+/* The file whose holes are holes of the identity; NULL: there are none, or nobody can tell. */
+static struct host_file *file_with_holes(const struct layer *layer)
 {
-    uint64_t data = host_next_data(file, offset, end);
+    struct host_file *file =
+        layer->geometry.identity_file < layer->file_count ? layer->files[layer->geometry.identity_file] : NULL;
 
-    *stop = data > offset ? data : host_next_hole(file, offset, end);
-    return data == offset;
+    /* A hole under a cipher does not read as zeros, and what is not here looks like a hole. */
+    return file != NULL && layer->cipher == NULL && file->present == NULL ? file : NULL;
 }
 
-static bool resolve_identity(struct walk *walk, uint32_t index, uint64_t offset, uint64_t end)
+/* `*holes`: the host was believed that there are some. */
+static bool take_identity(struct walk *walk, uint32_t index, uint64_t offset, uint64_t end, bool *holes)
 {
     const struct layer *layer = walk->request.disk->layers[index];
-    const tapfs_layer *geometry = &layer->geometry;
+    struct host_file *file = file_with_holes(layer);
+    uint64_t shift = layer->geometry.identity_offset;
 
-    while (offset < end) {
-        uint64_t shift = geometry->identity_offset, stop = shift + end;
-        /* A hole under a cipher does not read as zeros. */
-        bool data = layer->cipher != NULL || geometry->identity_file >= layer->file_count ||
-                    layer->files[geometry->identity_file]->present != NULL || /* what is not here looks like a hole */
-                    host_run(layer->files[geometry->identity_file], shift + offset, shift + end, &stop);
-        stop -= shift;
-        int error = data ? 0 : host_look_for_cut(layer->files[geometry->identity_file]);
-        if (error != 0) {
-            request_fail(&walk->request, error, "map", index, geometry->identity_file, shift + offset);
-            return false;
+    for (bool data = file == NULL; offset < end; data = file == NULL || !data) {
+        uint64_t stop = end;
+        if (data) {
+            stop = file == NULL ? end : host_next_hole(file, shift + offset, shift + end) - shift;
+        } else {
+            stop = host_next_data(file, shift + offset, shift + end) - shift;
+            *holes |= stop > offset;
+        }
+        if (stop == offset) {
+            continue; /* a hole of no bytes: it begins with data */
         }
         tapfs_mapped run = without_place(data ? TAPFS_DATA : TAPFS_ZERO, index, offset, stop - offset);
         run.placed = layer->cipher == NULL;
-        run.file = geometry->identity_file;
+        run.file = layer->geometry.identity_file;
         run.host_offset = run.placed ? shift + offset : 0;
         if (walk->lookups_left-- == 0 || !walk->take(walk, &run)) {
             return false;
@@ -69,6 +71,21 @@ static bool resolve_identity(struct walk *walk, uint32_t index, uint64_t offset,
         offset = stop;
     }
     return true;
+}
+
+/* What a file has lost at its end is no hole: it is asked for once the holes are known. */
+static bool resolve_identity(struct walk *walk, uint32_t index, uint64_t offset, uint64_t end)
+{
+    const struct layer *layer = walk->request.disk->layers[index];
+    uint32_t file = layer->geometry.identity_file;
+    bool holes = false, more = take_identity(walk, index, offset, end, &holes);
+    int error = holes ? host_look_for_cut(layer->files[file]) : 0;
+
+    if (error != 0) {
+        request_fail(&walk->request, error, "map", index, file, layer->geometry.identity_offset + offset);
+        return false;
+    }
+    return more;
 }
 
 /* The same of a merged run: nothing lies below, but the holes of a raw file may be others by now. */

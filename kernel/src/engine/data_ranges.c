@@ -75,12 +75,11 @@ static struct host_file *file_with_holes(const struct range_walk *search, const 
  * The data of a run, by the host. Before a hole has been met nobody knows how far the next one is, and the search for it
  * may pass over a million extents: so only the beginning of each piece is asked for, and pieces double.
  */
-static bool add_without_holes(struct range_walk *search, const tapfs_mapped *run, struct host_file *file)
+static bool add_between_holes(struct range_walk *search, const tapfs_mapped *run, struct host_file *file, bool *holes)
 {
     struct request *request = &search->walk.request;
     uint64_t stop = run->offset + run->length, shift = run->host_offset - run->offset; /* modulo 2^64 */
     uint64_t at = maximum(run->offset, request->position), piece = FIRST_PIECE_BYTES;
-    bool holes = false;
 
     while (at < stop) {
         if (search->walk.lookups_left == 0) {
@@ -89,17 +88,14 @@ static bool add_without_holes(struct range_walk *search, const tapfs_mapped *run
         search->walk.lookups_left--;
         uint64_t data = host_next_data(file, at + shift, stop + shift) - shift;
         if (data > at) {
-            int error = host_look_for_cut(file);
-            if (error != 0) {
-                request_fail(request, error, "map", run->layer, run->file, at + shift);
-                return false;
-            }
-            holes = true;
+            *holes = true;
             at = data;
             request->position = at;
-            continue;
+            if (at == stop) {
+                break;
+            }
         }
-        uint64_t end = holes ? host_next_hole(file, at + shift, stop + shift) - shift : minimum(stop, at + piece);
+        uint64_t end = *holes ? host_next_hole(file, at + shift, stop + shift) - shift : minimum(stop, at + piece);
         if (!add_aligned(search, at, end)) {
             return false;
         }
@@ -107,6 +103,19 @@ static bool add_without_holes(struct range_walk *search, const tapfs_mapped *run
         piece = minimum(2 * piece, LARGEST_PIECE_BYTES);
     }
     return true;
+}
+
+/* What a file has lost at its end is no hole: it is asked for once the holes of a run are known. */
+static bool add_without_holes(struct range_walk *search, const tapfs_mapped *run, struct host_file *file)
+{
+    bool holes = false, more = add_between_holes(search, run, file, &holes);
+    int error = holes ? host_look_for_cut(file) : 0;
+
+    if (error != 0) {
+        request_fail(&search->walk.request, error, "map", run->layer, run->file, run->host_offset);
+        return false;
+    }
+    return more;
 }
 
 static bool take_data(struct walk *walk, const tapfs_mapped *run)

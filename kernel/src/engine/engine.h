@@ -425,6 +425,8 @@ void tapfs_sync(tapfs_disk *disk, tapfs_outcome *outcome);
 /* Have the host begin to write what it holds in memory of layer 0's files. Nothing is durable for it. It may wait for
  * the host. */
 void tapfs_start_writeback(tapfs_disk *disk);
+/* The same of a range of a plain disk. */
+void tapfs_start_writeback_of(tapfs_disk *disk, uint64_t offset, uint64_t length);
 
 /*
  * From now on mark what is written, in units of the disk; earlier marks are gone. A write in place, a zeroing of placements

@@ -144,7 +144,16 @@ void tapfs_start_writeback(tapfs_disk *disk)
 {
     const struct layer *layer = disk_layer(disk, 0);
     for (uint32_t i = 0; layer != NULL && i < layer->file_count; i++) {
-        host_start_writeback(layer->files[i]);
+        host_start_writeback(layer->files[i], 0, 0);
+    }
+}
+
+void tapfs_start_writeback_of(tapfs_disk *disk, uint64_t offset, uint64_t length)
+{
+    const struct layer *layer = disk_layer(disk, 0);
+    if (layer != NULL && length > 0 && layer->geometry.identity && layer->geometry.identity_file < layer->file_count) {
+        host_start_writeback(layer->files[layer->geometry.identity_file], layer->geometry.identity_offset + offset,
+                             length);
     }
 }
 

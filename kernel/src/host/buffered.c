@@ -109,11 +109,11 @@ int host_look_for_cut(struct host_file *file)
     return error != 0 ? error : host_judge_size(file, known, size);
 }
 
-void host_start_writeback(const struct host_file *file)
+void host_start_writeback(const struct host_file *file, uint64_t offset, uint64_t length)
 {
     if (file->writable && !file->in_memory) {
         /* What fails now stays known of the file, and fdatasync reports it. */
-        (void)sync_file_range(file->fd, 0, 0, SYNC_FILE_RANGE_WRITE);
+        (void)sync_file_range(file->fd, (off_t)offset, (off_t)length, SYNC_FILE_RANGE_WRITE);
     }
 }
 

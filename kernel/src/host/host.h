@@ -125,8 +125,9 @@ TAPFS_INTERNAL int buffered_write(const struct host_file *file, const uint8_t *b
                                   uint64_t length);
 /* The range will be read soon: a host that can brings it meanwhile. */
 TAPFS_INTERNAL void host_expect(const struct host_file *file, uint64_t offset, uint64_t length);
-/* Have the host begin to write what it holds in memory of the file; nothing is durable for it. */
-TAPFS_INTERNAL void host_start_writeback(const struct host_file *file);
+/* Have the host begin to write what it holds in memory of a range, `length` 0: to the end of the file. Nothing is
+ * durable for it. */
+TAPFS_INTERNAL void host_start_writeback(const struct host_file *file, uint64_t offset, uint64_t length);
 /* As host_read and host_write with `nowait`. */
 TAPFS_INTERNAL int nowait_read(struct host_file *file, uint8_t *buffer, uint64_t offset, uint64_t length,
                                uint64_t *got);

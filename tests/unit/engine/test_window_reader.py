@@ -186,6 +186,25 @@ def test_zeros_stay_holes_of_a_plain_target(plain: Disk, tmp_path: Path) -> None
     assert path.stat().st_blocks * 512 <= len(CONTENT) - zeros * GRANULE
 
 
+@pytest.mark.parametrize("every", [2, 7, 40])
+def test_data_among_zeros_is_written_to_its_places(tmp_path: Path, every: int) -> None:
+    """What is kept of several pieces lies at the start of the buffer, and the next piece behind it."""
+    content = b"".join(
+        bytes(GRANULE) if number % every else pattern(GRANULE, seed=1 + number) for number in range(50 * 8)
+    )
+    host, path = tmp_path / "host", tmp_path / "target"
+    host.write_bytes(content)
+    path.touch()
+    os.truncate(path, len(content))
+    with Disk() as source, Disk() as target:
+        source.layer(host, size=len(content), identity=True)
+        target.layer(path, size=len(content), identity=True, writable=True)
+        with WindowReader(source, GRANULE, threads=0, capacity=1, target=target) as copier:
+            copier.add(ranges_of([Range(100, len(content) - 100)], len(content)), mmap.mmap(-1, WINDOW))
+            assert copier.take().segments is not None
+    assert path.read_bytes()[100:] == content[100:]
+
+
 def test_more_ranges_than_a_piece_has_are_copied(plain: Disk, tmp_path: Path) -> None:
     path = tmp_path / "target"
     many = [Range(at, 100) for at in range(0, len(CONTENT), 200)]

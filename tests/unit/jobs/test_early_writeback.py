@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -51,6 +54,40 @@ def test_a_copy_is_written_back_by_another_thread(
     assert calls
     assert threading.current_thread() not in calls
     assert _threads() == []
+
+
+@pytest.mark.parametrize(("piece", "written_back"), [(4096, False), (64 << 10, True)])
+def test_scattered_pieces_are_left_to_the_barrier(
+    tmp_path: Path, calls: list[threading.Thread], piece: int, *, written_back: bool
+) -> None:
+    """Each lies alone in a block of the VHD, a page in many."""
+    with (tmp_path / "source").open("wb") as file:
+        file.truncate(32 * MIB)
+        for place in range(0, 32 * MIB, 128 << 10):
+            os.pwrite(file.fileno(), b"x" * piece, place)
+    with tapfs.open(tmp_path / "source", format="raw") as source:
+        convert_to_new(source, str(tmp_path / "target"), NewImage(format="vhd", size=source.size))
+    assert bool(calls) == written_back
+
+
+def test_a_plain_copy_is_written_back_window_by_window(tmp_path: Path) -> None:
+    source, log = tmp_path / "source", tmp_path / "log"
+    source.write_bytes(b"x" * 24 * MIB)
+    convert = [
+        Path(sys.executable).with_name("tapfs"),
+        "convert",
+        "-f",
+        "raw",
+        "-O",
+        "raw",
+        source,
+        tmp_path / "target",
+    ]
+    subprocess.run(["strace", "-f", "-qq", "-e", "trace=sync_file_range", "-o", log, *convert], check=True)
+    told = re.findall(r"sync_file_range\(\d+, (\d+), (\d+), SYNC_FILE_RANGE_WRITE", log.read_text())
+    assert sorted((int(offset), int(length)) for offset, length in told) == [
+        (offset, 8 * MIB) for offset in range(0, 24 * MIB, 8 * MIB)
+    ]
 
 
 def test_the_host_is_told_after_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
