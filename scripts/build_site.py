@@ -74,7 +74,9 @@ def write_source(source: Path) -> None:
     names = [name for name in tracked.stdout.splitlines() if (REPOSITORY / name).is_file()]
     (source / "conf.py").write_text(_CONFIGURATION, encoding="utf-8")
     (source / "api.rst").write_text(_api(), encoding="utf-8")
-    (source / "formats.md").write_text(f"# Formats\n\n{table()}\n`tapfs formats` shows the same.\n", encoding="utf-8")
+    (source / "formats.md").write_text(
+        f"# What can be done with which format\n\n{table()}\n`tapfs formats` shows the same.\n", encoding="utf-8"
+    )
     menus: list[str] = []
     placed: set[str] = set()
     for group, wanted in MENU.items():
