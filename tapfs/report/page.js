@@ -324,7 +324,8 @@
       let top = RULER;
       if (this.data.bands.length) { this.bands(context, width, top, x, font); top += BAND + GAP; }
       const lane = this.data.marks.length ? LANE : 0, tall = height - top - lane;
-      columns(context, this.map, this.start, this.end, 0, top, Math.ceil(width), tall, this.fills);
+      // Inside of the frame, which would cover the lowest bars.
+      columns(context, this.map, this.start, this.end, 0, top + 1, Math.ceil(width), tall - 2, this.fills);
       context.strokeStyle = colours["--line"];
       context.strokeRect(0.5, top + 0.5, width - 1, tall - 1);
       this.marks(context, x, top, height);
@@ -382,7 +383,9 @@
     }
     drawOverview() {
       const { context, width, height } = fitted(this.overview), colours = this.colours;
-      columns(context, this.map, 0, this.size, 0, 0, Math.ceil(width), height, this.fills);
+      context.fillStyle = this.fills[EMPTY];
+      context.fillRect(0, 0, width, height);
+      columns(context, this.map, 0, this.size, 0, 2, Math.ceil(width), height - 4, this.fills);
       const left = this.start / this.size * width, right = this.end / this.size * width;
       context.globalAlpha = 0.72;
       context.fillStyle = colours["--card"];
