@@ -7,10 +7,14 @@ An address is ``SCHEME://…``, or ``rbd:POOL/IMAGE`` as QEMU writes it. Nothing
 from __future__ import annotations
 
 import posixpath
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
+from tapfs.errors import ErrorKind, ImageError
 from tapfs.patterns import pattern
 from tapfs.records import dataclass
+
+if TYPE_CHECKING:
+    from urllib.parse import SplitResult
 
 #: The words of QEMU before the name of a Ceph image.
 _RBD = "rbd:"
@@ -63,6 +67,20 @@ class Address:
     def folder(self) -> str:
         """The address up to the last slash of its path; what follows the path is left out."""
         return self._path_part().rpartition("/")[0] + "/"
+
+    @property
+    def parts(self) -> SplitResult:
+        """Host, path and so on of any address but one of Ceph. Raises ImageError(invalid_argument)."""
+        from urllib.parse import urlsplit
+
+        try:
+            parts = urlsplit(self.text)
+            _ = parts.port
+        except ValueError as error:
+            message = f"is no address: {error}"
+            remedy = "write SCHEME://HOST:PORT/PATH, a host of IPv6 in brackets; a file of this host as ./NAME"
+            raise ImageError(ErrorKind.INVALID_ARGUMENT, message, path=str(self), op="open", remedy=remedy) from error
+        return parts
 
     @property
     def identity(self) -> tuple[int, int]:
@@ -127,7 +145,7 @@ class Address:
         """The address for people: without a password."""
         if self.scheme == "rbd":
             return self.text
-        from urllib.parse import urlsplit
-
-        password = urlsplit(self.text).password
-        return self.text if not password else self.text.replace(f":{password}@", ":***@", 1)
+        start, end = self.text.index("://") + 3, self._head_length()
+        who, _, host = self.text[start:end].rpartition("@")
+        name, _, password = who.partition(":")
+        return f"{self.text[:start]}{name}:***@{host}{self.text[end:]}" if password else self.text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.remote.address import Address
@@ -96,15 +96,10 @@ def endpoint_of(address: Address) -> Endpoint:
 
     Raises ImageError(invalid_argument).
     """
-    parts = urlsplit(address.text)
+    parts = address.parts
     query = parse_qs(parts.query)
     unix = address.scheme.endswith("+unix")
     path = query.get("socket", [None])[0]
-    try:
-        port = parts.port or 0
-    except ValueError as error:
-        message = "has no port between 1 and 65535 behind the host"
-        raise ImageError(ErrorKind.INVALID_ARGUMENT, message, path=str(address), op="open") from error
     if unix != (path is not None) or (not unix and not parts.hostname):
         raise ImageError(
             ErrorKind.INVALID_ARGUMENT,
@@ -115,7 +110,7 @@ def endpoint_of(address: Address) -> Endpoint:
         )
     return Endpoint(
         host=parts.hostname or "",
-        port=port,
+        port=parts.port or 0,
         path=path,
         export=unquote(parts.path[1:]),
         tls=address.scheme.startswith("nbds"),

@@ -33,6 +33,9 @@ _MOST_SAID = 64 << 10
 
 _DEFAULT_PORT = 10809
 
+#: The most for a connection and its negotiation: a server of another protocol waits for us to speak.
+_CONNECT_SECONDS = 10
+
 #: The context in which a server says which ranges read as zeros, and the bit that says so.
 _ALLOCATION = b"base:allocation"
 _STATE_ZERO = 2
@@ -126,7 +129,8 @@ class NbdConnection:
         self._name = name
         self._timeout = timeout_seconds
         #: When a negotiation that is under way has taken too long, by the monotonic clock.
-        self._give_up: float | None = time.monotonic() + timeout_seconds
+        patience = min(timeout_seconds, _CONNECT_SECONDS)
+        self._give_up: float | None = time.monotonic() + patience
         self._sending = threading.Lock()
         #: Held where a request ends, so that none is acknowledged by a connection that counts as broken.
         self._settling = threading.Lock()
@@ -139,7 +143,7 @@ class NbdConnection:
         self.size = 0
         self.flags = Flag(0)
         try:
-            self._socket = _connected(endpoint, timeout_seconds)
+            self._socket = _connected(endpoint, patience)
             try:
                 self._negotiate(endpoint)
                 self._give_up = None
@@ -148,7 +152,7 @@ class NbdConnection:
                 self._socket.close()
                 raise
         except TimeoutError as error:
-            message = f"the server has given no export within {timeout_seconds:g} s"
+            message = f"the server has given no export within {patience:g} s"
             raise self._error(message) from error
         except (OSError, struct.error) as error:
             raise error if isinstance(error, ImageError) else self._failed(error) from error

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.remote.address import Address
@@ -39,7 +39,7 @@ def objects_below(address: Address) -> list[ListedObject] | None:
     Raises ImageError.
     """
     obstore = _library(address)
-    bucket = f"{address.scheme}://{urlsplit(address.text).netloc}"
+    bucket = f"{address.scheme}://{address.parts.netloc}"
     with _explained(str(address), "list"):
         store, key = _store_of(address, _LISTING_SECONDS)
         if key and not key.endswith("/"):
@@ -142,9 +142,9 @@ def _store_of(address: Address, timeout_seconds: float) -> tuple[ObjectStore, st
         # Only who has written http:// in the address, or as the endpoint of a store, gets it.
         "allow_http": True,
     }
+    parts = address.parts
     if address.scheme in {"http", "https"}:
         return HTTPStore.from_url(address.text, client_options=client, retry_config=retry), ""
-    parts = urlsplit(address.text)
     bucket, key = f"{address.scheme}://{parts.netloc}", unquote(parts.path.lstrip("/"))
     match address.scheme:
         case "s3":

@@ -82,3 +82,18 @@ def test_names_of_files_and_addresses_are_told_apart() -> None:
     assert file_name("https://host/x") == "./https://host/x"
     assert str(address("https://me:secret@host/x")) == "https://me:***@host/x"
     assert locate("./https://host/x").address is None
+
+
+@pytest.mark.parametrize(
+    "text", ["http://[::1/x", "https://host:99999/x", "s3://[b/x", "nbd://host:70000/", "nbd://[/"]
+)
+def test_what_makes_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ImageError, match="is no address") as caught:
+        locate(text).open(writable=False)
+    assert caught.value.kind is ErrorKind.INVALID_ARGUMENT
+
+
+def test_no_message_has_the_password() -> None:
+    assert str(address("https://me:secret@host/a:secret@b")) == "https://me:***@host/a:secret@b"
+    assert str(address("nbd://me:secret@[::1/")) == "nbd://me:***@[::1/"
+    assert str(address("https://me@host/x")) == "https://me@host/x"
