@@ -44,6 +44,8 @@ def opening_words(
     direct: bool,
     shared: bool,
     cache_bytes: int | None,
+    remote_cache: str | os.PathLike[str] | None,
+    remote_cache_bytes: int | None,
 ) -> list[str]:
     """The options of a command for keywords of `tapfs.open`. Raises TypeError for one str in place of several."""
     if isinstance(backing_formats, str):
@@ -54,6 +56,8 @@ def opening_words(
     words += option("--disk", None if disk is None else str(disk))
     words += option("--snapshot", snapshot)
     words += option("--cache", None if cache_bytes is None else str(cache_bytes))
+    words += option("--remote-cache", None if remote_cache is None else os.path.abspath(os.fsdecode(remote_cache)))
+    words += option("--remote-cache-size", None if remote_cache_bytes is None else str(remote_cache_bytes))
     for folder in parent_folders:
         words += option("--parent-folder", os.fsdecode(folder))
     words += option("--overlay", None if overlay is None else os.fsdecode(overlay))

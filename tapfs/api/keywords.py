@@ -32,3 +32,5 @@ class OpenKeywords(TypedDict, total=False):
     overlay: str | os.PathLike[str] | None
     temporary: bool
     cache_bytes: int
+    remote_cache: str | os.PathLike[str] | None
+    remote_cache_bytes: int | None

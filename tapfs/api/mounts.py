@@ -69,6 +69,8 @@ def mount(
     options: Sequence[str] = (),
     faces: Sequence[str] = (),
     engine: str = AUTO,
+    verify_reads: bool = False,
+    sidecar: str | os.PathLike[str] | None = None,
     format: str | None = None,  # noqa: A002 - the word of the field
     disk: int | None = None,
     password: bytes | None = None,
@@ -82,6 +84,8 @@ def mount(
     direct: bool = False,
     shared: bool = False,
     cache_bytes: int | None = None,
+    remote_cache: str | os.PathLike[str] | None = None,
+    remote_cache_bytes: int | None = None,
 ) -> MountPoint:
     """Mount an image on a directory and return when the mount answers.
 
@@ -89,8 +93,9 @@ def mount(
     `partition` if the disk has several file systems (0: of the whole disk). `sector_size` is that of the disk which the
     partition table was made on, in bytes, where the table does not say it. `options` are those of ``tapfs mount -o``,
     such as "allow_other" or "uid=1000"; `faces` are formats, as images of which the disk is shown,
-    too; `engine` is that of ``tapfs mount --engine``. The other keywords are those of `tapfs.open`; a password holds no
-    line feed.
+    too; `engine` is that of ``tapfs mount --engine``. With `verify_reads` each leaf that is read is compared with the
+    `sidecar` (``IMAGE.tapfs-hash``), and what is not as it was hashed is an error for who reads. The other keywords are
+    those of `tapfs.open`; a password holds no line feed.
 
     The mount outlives this program unless `unmount` is called, also at the end of a ``with`` block. It needs pyfuse3
     (``pip install tapfs[fuse]``). Raises ImageError, and ValueError for words that the command does not know.
@@ -102,6 +107,8 @@ def mount(
     words = ["mount", *flag("--files", files), "--engine", engine]
     words += option("--partition", None if partition is None else str(partition))
     words += option("--sector-size", None if sector_size is None else str(sector_size))
+    words += [*flag("--verify-reads", verify_reads)]
+    words += option("--sidecar", None if sidecar is None else os.fsdecode(sidecar))
     for each in options:
         words += option("-o", each)
     for each in faces:
@@ -122,6 +129,8 @@ def mount(
         direct=direct,
         shared=shared,
         cache_bytes=cache_bytes,
+        remote_cache=remote_cache,
+        remote_cache_bytes=remote_cache_bytes,
     )
     _run([*words], [os.fsdecode(image), where], password, where)
     return MountPoint(os.path.abspath(where), files=files)

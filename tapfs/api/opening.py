@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tapfs.disk.image import Image
     from tapfs.disk.package import PackageInfo
     from tapfs.host.file_object import LaterFile, PositionedFile, ReadableFile
+    from tapfs.host.remote.options import RemoteOptions
 
 
 def open(  # noqa: A001 - `tapfs.open` is the name one expects
@@ -42,6 +43,8 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
     overlay: str | os.PathLike[str] | None = None,
     temporary: bool = False,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
+    remote_cache: str | os.PathLike[str] | None = None,
+    remote_cache_bytes: int | None = None,
 ) -> Image:
     """Open an image and its backing chain.
 
@@ -62,7 +65,8 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
     `overlay` is a file that takes all writes, made if it is not there; with `temporary` a file
     without name does, which is gone at the end. Either way the disk is writable, of whatever
     format it is, and the image itself stays as it is. `cache_bytes` bounds the memory for the maps
-    of the image and its parents.
+    of the image and its parents. `remote_cache` is a folder in which what has come of files elsewhere is kept for the
+    next time, and `remote_cache_bytes` bounds the local copy of each such file (8 GiB, and at least 64 MiB).
     Raises ImageError.
     """
     options = OpenOptions(
@@ -81,6 +85,7 @@ def open(  # noqa: A001 - `tapfs.open` is the name one expects
         overlay=None if overlay is None else os.fsdecode(overlay),
         temporary=temporary,
         cache_bytes=cache_bytes,
+        remote=_remote(remote_cache, remote_cache_bytes),
     )
     if isinstance(path, str | os.PathLike):
         return open_image(os.fsdecode(path), options, password=password, metadata_only=metadata_only)
@@ -99,6 +104,15 @@ def _names(folders: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
 
 def _gate(gate: Gate | None, backing_root: str | None) -> Gate:
     return gate or (Gate() if backing_root is None else Gate.inside(backing_root))
+
+
+def _remote(folder: str | os.PathLike[str] | None, copy_bytes: int | None) -> RemoteOptions:
+    from tapfs.host.remote.options import LEAST_COPY_BYTES, USUAL
+
+    if copy_bytes is not None and copy_bytes < LEAST_COPY_BYTES:
+        raise ValueError(f"remote_cache_bytes is at least {LEAST_COPY_BYTES}")
+    kept_in = None if folder is None else os.fsdecode(folder)
+    return replace(USUAL, kept_in=kept_in, copy_bytes=USUAL.copy_bytes if copy_bytes is None else copy_bytes)
 
 
 def open_file(
@@ -162,6 +176,7 @@ def info(path: str | os.PathLike[str], *, sector_size: int | None = None, **opti
         direct=options.get("direct", False),
         sharing=Sharing.UNCHECKED if options.get("shared") else Sharing.EXCLUSIVE,
         cache_bytes=options.get("cache_bytes", DEFAULT_CACHE_BYTES),
+        remote=_remote(options.get("remote_cache"), options.get("remote_cache_bytes")),
     )
     with inspect(os.fsdecode(path), read_only, password=options.get("password")) as found:
         found.raise_refusal()

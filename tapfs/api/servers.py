@@ -98,6 +98,8 @@ def serve(
     direct: bool = False,
     shared: bool = False,
     cache_bytes: int | None = None,
+    remote_cache: str | os.PathLike[str] | None = None,
+    remote_cache_bytes: int | None = None,
 ) -> DiskServer:
     """Serve the disk of an image to NBD clients and return when they may come.
 
@@ -129,6 +131,8 @@ def serve(
         direct=direct,
         shared=shared,
         cache_bytes=cache_bytes,
+        remote_cache=remote_cache,
+        remote_cache_bytes=remote_cache_bytes,
     )
     where = os.fsdecode(image)
     return DiskServer(where, started(words, [where], password))

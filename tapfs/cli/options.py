@@ -27,9 +27,6 @@ IMAGE_HELP = "a file, a block device, ram:NAME or an address such as https://HOS
 #: So much of the start of a disk tells whether it was ever written.
 _NOISE_BYTES = 64 << 10
 
-#: The bound of a local copy of what lies elsewhere is not less.
-_LEAST_COPY_BYTES = 64 << 20
-
 #: The sizes that sectors of a disk have.
 SECTOR_SIZES = (512, 1024, 2048, 4096)
 
@@ -243,12 +240,11 @@ def open_options(
 
 def remote_options_of(arguments: argparse.Namespace) -> RemoteOptions:
     """How what lies elsewhere is read."""
-    from tapfs.host.remote.options import USUAL
+    from tapfs.host.remote.options import LEAST_COPY_BYTES, USUAL
 
     size: int | None = arguments.remote_cache_size
-    if size is not None and size < _LEAST_COPY_BYTES:
-        # Readers beside each other would take away from one another what they are about to read.
-        message = f"--remote-cache-size is at least {_LEAST_COPY_BYTES >> 20}M"
+    if size is not None and size < LEAST_COPY_BYTES:
+        message = f"--remote-cache-size is at least {LEAST_COPY_BYTES >> 20}M"
         raise ImageError(ErrorKind.INVALID_ARGUMENT, message, op="open")
     return replace(USUAL, kept_in=arguments.remote_cache, copy_bytes=USUAL.copy_bytes if size is None else size)
 

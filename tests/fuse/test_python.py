@@ -119,3 +119,37 @@ def test_a_table_in_large_sectors(tmp_path: Path, mountpoint: Path, content: Pat
     with pytest.raises(ImageError, match="choose one with partition=N") as choice:
         tapfs.mount(disk, mountpoint, files=True, sector_size=4096)
     assert choice.value.kind is ErrorKind.INVALID_ARGUMENT
+
+
+def test_reads_are_verified_where_a_program_asks_for_it(qcow: Path, mountpoint: Path, tmp_path: Path) -> None:
+    with tapfs.open(qcow, writable=True) as disk:
+        disk.write(0, b"hashed" * 1000)
+        (extent, *_) = (each for each in disk.extents() if each.host_offset is not None)
+    sidecar = tmp_path / "digests"
+    tapfs.write_sidecar(qcow, sidecar)
+    with tapfs.mount(qcow, mountpoint, verify_reads=True, sidecar=sidecar) as mounted, open(mounted.disk, "rb") as file:
+        assert file.read(6) == b"hashed"
+    with qcow.open("r+b") as image:
+        image.seek(extent.host_offset or 0)
+        image.write(b"spoiled")
+    with (
+        tapfs.mount(qcow, mountpoint, verify_reads=True, sidecar=sidecar) as mounted,
+        open(mounted.disk, "rb", buffering=0) as file,
+        pytest.raises(OSError, match="Input/output error"),
+    ):
+        file.read(6)
+    with pytest.raises(ValueError, match="read-only"):
+        tapfs.mount(qcow, mountpoint, verify_reads=True, writable=True)
+
+
+def test_snapshots_are_shown_by_pyfuse3_as_well(mountpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    tapfs.create_image(path, NewImage("qcow2", SIZE))
+    with tapfs.open(path, writable=True) as disk:
+        disk.write(0, b"before")
+    tapfs.create_snapshot(path, "monday")
+    with tapfs.mount(path, mountpoint, writable=True, engine="pyfuse3") as mounted:
+        with open(mounted.disk, "r+b") as file:
+            file.write(b"after!")
+        assert (mountpoint / "snapshots" / "monday").read_bytes()[:6] == b"before"
+        assert Path(mounted.disk).read_bytes()[:6] == b"after!"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from tapfs.records import dataclass
 
+#: The least bound of a local copy: two readers of one with less would take blocks from each other without an end.
+LEAST_COPY_BYTES = 64 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class RemoteOptions:

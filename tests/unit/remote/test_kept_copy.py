@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import tapfs
 from tapfs.disk.chain import OpenOptions
 from tapfs.disk.image import Image
 from tapfs.disk.opening import open_image
@@ -61,6 +62,19 @@ def test_what_is_there_is_not_fetched_again(server: WebServer, content: bytes, t
     with opened(server, tmp_path / "kept") as disk:
         assert disk.read(0, SIZE) == content[::-1]
     assert fetched(server) == SIZE
+
+
+def test_python_keeps_what_has_come_too(server: WebServer, content: bytes, tmp_path: Path) -> None:
+    address = server.url + "/x"
+    with tapfs.open(address, format="raw", remote_cache=tmp_path / "kept", remote_cache_bytes=64 * MIB) as disk:
+        assert disk.read(0, MIB) == content[:MIB]
+    assert fetched(server) == MIB
+    with tapfs.open_file(address, format="raw", remote_cache=tmp_path / "kept") as file:
+        assert file.read(MIB) == content[:MIB]
+    assert tapfs.info(address, format="raw", remote_cache=tmp_path / "kept")["virtual_size"] == SIZE
+    assert fetched(server) < MIB
+    with pytest.raises(ValueError, match="at least"):
+        tapfs.open(address, remote_cache_bytes=MIB)
 
 
 def test_no_list_names_what_is_given_up(server: WebServer, content: bytes, tmp_path: Path) -> None:
