@@ -34,7 +34,7 @@ CACHE = TREE / "build/xenlab"
 ROOT_FILE_SYSTEM_BYTES = 2 << 30
 FOLDERS = ("usr/bin", "usr/sbin", "usr/lib", "usr/lib64")
 # For dom0's initramfs, for dom0 itself, and for the initramfs of the guests.
-# ext4 asks the kernel for crc32c by name: no dependency that depmod sees.
+# ext4 and libcrc32c, which XFS needs, ask the kernel for crc32c by name: no dependency that depmod sees.
 EXT4 = ("crc32c_generic", "ext4")
 BOOT_MODULES = ("virtio_pci", "virtio_blk", *EXT4)
 XEN_MODULES = ("xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-privcmd", "xenfs", "xen-blkback", "xen-blkfront")
@@ -42,7 +42,7 @@ DOM0_MODULES = (*XEN_MODULES, "loop", "9p", "9pnet_virtio", *EXT4)
 GUEST_MODULES = ("xen-blkfront", *EXT4)
 # For newer kernels, all from their initramfs: dom0's file system has the modules of the other one.
 HOST_MODULES = ("virtio_pci", "virtio_blk", "9p", "9pnet_virtio", "loop", "ublk_drv")
-NEWER_MODULES = (*HOST_MODULES, "dm-log-writes", *EXT4)
+NEWER_MODULES = (*HOST_MODULES, "dm-log-writes", "dm-flakey", "fuse", *EXT4, "xfs")
 NEWEST_MODULES = (*HOST_MODULES, "ext4")
 BUILDERS = ("build.py", "debian.py", "kernel_image.py", "initramfs.py", "dom0/initramfs-init", "guest/init")
 

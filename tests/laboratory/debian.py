@@ -23,7 +23,7 @@ NEWEST_SUITE = "trixie-backports"
 NEWEST_KERNEL = "linux-image-amd64"
 NEWEST_PARTS = ("linux-base", "linux-binary", "linux-modules")
 # Xen's tools, the device model and the firmware of HVM guests, the boot loader of PV guests,
-# Python and the engine's libraries, shells for libxl's scripts, what makes and checks file systems.
+# Python and the engine's and libfuse's libraries, shells for libxl's scripts, what makes and checks file systems.
 DOM0 = (
     "xen-utils-4.17",
     "xenstore-utils",
@@ -40,11 +40,13 @@ DOM0 = (
     "grep",
     "kmod",
     "e2fsprogs",
+    "xfsprogs",
     "dmsetup",
     "libdeflate0",
     "libssl3",
     "zlib1g",
     "libzstd1",
+    "libfuse3-3",
     "libgcc-s1",
 )
 PACKAGES = (HYPERVISOR, KERNEL, NEWER_KERNEL, *DOM0)

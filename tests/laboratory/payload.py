@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import compileall
 import hashlib
+import importlib.metadata
 import py_compile
 import re
 import shutil
@@ -32,6 +33,7 @@ def make_payload(lab: Lab, image: Path) -> None:
         folder = Path(temporary)
         shutil.copytree(_dependencies(version), folder / "site-packages")
         _install([str(_wheel()), "--no-deps"], folder / "site-packages")
+        _copy_fuse_binding(version, folder / "site-packages")
         programs = folder / "site-packages/bin"
         for program in programs.iterdir():
             _, _, body = program.read_text(encoding="utf-8").partition("\n")
@@ -82,6 +84,17 @@ def _dependencies(version: tuple[int, int]) -> Path:
                 shutil.rmtree(old)
             target.rename(folder)
     return folder
+
+
+def _copy_fuse_binding(version: tuple[int, int], target: Path) -> None:
+    """The pyfuse3 of this Python, if dom0's has the same version: PyPI has none that is built. Else nothing mounts."""
+    if version != sys.version_info[:2]:
+        return
+    for path in importlib.metadata.files("pyfuse3") or []:
+        copy = target / path
+        if path.suffix != ".pyc" and ".." not in path.parts:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path.locate(), copy)
 
 
 def _install(what: list[str], target: Path) -> None:
