@@ -83,7 +83,7 @@ def live_commit_crashes(folder: Path, kind: str, seed: str) -> int:
             continue
         for index, sector in enumerate(found):
             if sector != flushed[acknowledged][index]:
-                since = set().union(*(later.get(index, set()) for later in written[acknowledged:]))
+                since = {piece for later in written[acknowledged:] for piece in later.get(index, ())}
                 assert sector in since, (number, acknowledged, index)
     assert {*seen} == {0, 1, 2, COMPLETE}
     return len(seen)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 
 import pytest
 
 from tapfs.driver import BackingReference, CreateRequest, OpenRequest
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind
-from tapfs.formats.vdi import FORMAT
+from tapfs.formats.vdi import FORMAT, create
+from tapfs.plan import Write
 from tapfs.testing.model import MemoryFile
 from tests.vdi_images import CREATION, MIB, MODIFICATION, VdiImage
 
@@ -40,6 +42,20 @@ def test_the_map_of_a_large_disk_ends_before_the_data() -> None:
     driver = FORMAT.open(file, OpenRequest())
     assert driver.details()["data_offset"] == 4 * MIB  # 600 Ki entries, 2.34 MiB
     assert driver.map(0, 600 << 30) == [Extent(0, 600 << 30, Kind.UNALLOCATED)]
+
+
+@pytest.mark.parametrize("static", ["on", "off"])
+def test_a_map_that_is_written_in_several_pieces(static: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def written() -> bytes:
+        (*_, steps, _) = FORMAT.create(CreateRequest(11 * MIB, options={"static": static})).stages
+        pieces = [(step.host_offset, step.data) for step in steps if isinstance(step, Write)]
+        assert all(at + len(data) == after for (at, data), (after, _) in pairwise(pieces))
+        return b"".join(data for _, data in pieces)
+
+    whole = written()
+    assert len(whole) == 4 * 11
+    monkeypatch.setattr(create, "_PIECE_ENTRIES", 4)
+    assert written() == whole
 
 
 @pytest.mark.parametrize("options", [{"static": "on"}, {"preallocation": "metadata"}])
