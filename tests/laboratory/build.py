@@ -202,6 +202,10 @@ class _Builder:
         (self.root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/bash\n", encoding="ascii")
         (self.root / "etc/group").write_text("root:x:0:\ndisk:x:6:\n", encoding="ascii")
         (self.root / "etc/mtab").symlink_to("/proc/self/mounts")
+        for place, name in (("run", "var/run"), ("run/lock", "var/lock")):
+            if not (self.root / name).is_symlink():
+                (self.root / name).rmdir()
+                (self.root / name).symlink_to(f"/{place}")
         for applet in ("sh", *self._applets()):
             places = (self.root / "usr/bin" / applet, self.root / "usr/sbin" / applet)
             if not any(place.exists() or place.is_symlink() for place in places):

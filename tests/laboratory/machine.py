@@ -35,6 +35,7 @@ class Machine:
     share: Path
     serial: Path
     kernel: str | None = None
+    dom0_processors: int = 1
     memory_mebibytes: int = 1408
 
     def run(self, time_limit: float) -> str | None:
@@ -92,7 +93,8 @@ class Machine:
     def _xen(self) -> list[str]:
         lab = self.lab
         xen = (
-            f"console=com1 com1=115200,8n1 dom0=pv dom0_max_vcpus=1 dom0_mem={DOM0_MEMORY},max:{DOM0_MEMORY} "
+            f"console=com1 com1=115200,8n1 dom0=pv dom0_max_vcpus={self.dom0_processors} "
+            f"dom0_mem={DOM0_MEMORY},max:{DOM0_MEMORY} "
             "loglvl=warning guest_loglvl=warning"
         )
         initrd = f"{lab.kernel} console=hvc0 {LINUX},{lab.initramfs}"

@@ -34,6 +34,11 @@ AT_ONCE = 2
 #: Xen's two stores. Debian starts the first of them; these groups have the other.
 OF_OCAML, OF_C = "oxenstored", "xenstored"
 WITH_STORE_OF_C = {"boot_loaders", "driver_domain"}
+#: The ways to it: its socket, which programs take where there is one, and the kernel's device, for these groups.
+SOCKET, DEVICE = "/run/xenstored/socket", "/dev/xen/xenbus"
+BY_DEVICE = {"kill", "hvm"}
+#: Groups whose dom0 has two processors, and so offers two rings a disk.
+WITH_TWO_PROCESSORS = {"guests"}
 # A measurement proves nothing: they run when they are asked for.
 ONLY_BY_NAME = {"processor_time", "ublk_time", "ublk_newest_time"}
 # Boot and power off. Like the limits of the scenarios, those of an idle machine.
@@ -126,13 +131,15 @@ def _folder(name: str) -> Path:
 def _run(lab: Lab, payload: Path, group: str, scenarios: dict[str, int], xenstored: str | None) -> Report:
     work = _folder(group)
     share = work / "share"
+    (share / "xenstore").write_text(DEVICE if group in BY_DEVICE else SOCKET, encoding="ascii")
     (share / "xenstored").write_text(xenstored or (OF_C if group in WITH_STORE_OF_C else OF_OCAML), encoding="ascii")
     package = ".".join(_modules()[group].relative_to(TREE).parts[:-1])
     order = {"package": package, "group": group, "scenarios": list(scenarios)}
     (share / "order.json").write_text(json.dumps(order), encoding="utf-8")
     begin = time.monotonic()
     kernel = None if package == XEN else "newest" if group in NEWEST else "newer"
-    machine = Machine(lab, payload, share, work / "serial.log", kernel)
+    processors = 2 if group in WITH_TWO_PROCESSORS else 1
+    machine = Machine(lab, payload, share, work / "serial.log", kernel, processors)
     problem = machine.run((BOOT_SECONDS + sum(scenarios.values())) * PATIENCE)
     report = Report(group, work, time.monotonic() - begin)
     results = share / "results"
@@ -153,6 +160,7 @@ def _run(lab: Lab, payload: Path, group: str, scenarios: dict[str, int], xenstor
 def _run_script(lab: Lab, payload: Path, files: list[Path], xenstored: str | None) -> int:
     work = _folder("script")
     (work / "share/xenstored").write_text(xenstored or OF_OCAML, encoding="ascii")
+    (work / "share/xenstore").write_text(SOCKET, encoding="ascii")
     for number, path in enumerate(files):
         shutil.copy(path, work / "share" / (path.name if number else "script"))
     problem = Machine(lab, payload, work / "share", work / "serial.log").run(SCRIPT_SECONDS)

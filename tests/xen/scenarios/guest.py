@@ -43,6 +43,7 @@ class Guest:
         arguments: str,
         *,
         mebibytes: int = 128,
+        processors: int = 1,
         settings: str = "",
         loader: str = "",
     ) -> None:
@@ -51,6 +52,7 @@ class Guest:
         self._disks = disks
         self._arguments = arguments
         self._mebibytes = mebibytes
+        self._processors = processors
         self._settings = settings
         self._loader = loader
         self._console = -1
@@ -68,7 +70,7 @@ class Guest:
             f'name = "{self.name}"\n'
             f'type = "{self._kind}"\n'
             f"{self._loader or self._kernel()}\n"
-            f"memory = {self._mebibytes}\nvcpus = 1\n{self._settings}\n"
+            f"memory = {self._mebibytes}\nvcpus = {self._processors}\n{self._settings}\n"
             'on_crash = "destroy"\non_reboot = "restart"\n'
             f"disk = {list(self._disks)!r}\n",
             encoding="utf-8",

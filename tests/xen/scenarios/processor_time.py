@@ -47,7 +47,6 @@ def beside_blkback(dom0: Dom0) -> str:
     image = new_raw("time.img", DISK_MEBIBYTES)
     image.write_bytes(bytes(range(256)) * (DISK_MEBIBYTES << 12))
     hypervisor = _Hypervisor()
-    run("modprobe", "xen-blkback")
     loop = run("losetup", "-r", "-f", "--show", str(image))
     backends = {"xvdb": "tapfs, copy", "xvdc": "tapfs, map", "xvdd": "tapfs, persistent", "xvde": "blkback"}
     costs: dict[tuple[int, str], list[float]] = {}
@@ -66,7 +65,6 @@ def beside_blkback(dom0: Dom0) -> str:
             guest.power_off()
     finally:
         run("losetup", "-d", loop)
-    run("modprobe", "-r", "xen-blkback")
     lines: list[str] = []
     for size in REQUESTS:
         base = min(costs[size, "xvde"])

@@ -1,10 +1,14 @@
-"""One RAM disk, two guests that write it: each sees the other's writes, and the disk outlives both."""
+"""One disk of two domains: a RAM disk that two guests write, and the image of a guest and its stub domain."""
 
 from __future__ import annotations
 
-from tests.laboratory.commands import run, tapfs
+import os
+import signal
+
+from tests.laboratory.commands import run, say, tapfs
 from tests.laboratory.scenario import scenario
-from tests.xen.scenarios.dom0 import Dom0, xl_disk
+from tests.xen.scenarios.contents import new_qcow
+from tests.xen.scenarios.dom0 import Dom0, disk_processes, xl_disk
 from tests.xen.scenarios.guest import Guest
 
 
@@ -22,6 +26,7 @@ def _read(guest: Guest, block: int) -> str:
 
 @scenario(240)
 def two_guests(dom0: Dom0) -> None:
+    """Each sees the other's writes, and the disk outlives both."""
     tapfs("create", "-f", "ram", "ram:shared", "8M")
     disk = (xl_disk("tap:ram:shared", "xvda"),)
     with dom0.guest("one", "pv", disk) as one:
@@ -41,3 +46,35 @@ def two_guests(dom0: Dom0) -> None:
     assert run("sh", "-c", "sha256sum </tmp/block") == last
     dom0.detach()
     tapfs("remove", "ram:shared")
+
+
+@scenario(240)
+def guest_and_stub_domain(dom0: Dom0) -> str:
+    """Two frontends of two domains, by what libxl writes for a stub domain's disk: one process, and one image.
+
+    Both are PV guests, for no package has a stub domain. Its key `target` names the guest before its disk is attached.
+    """
+    image = new_qcow("with-stub.qcow", 16)
+    disk = f"tap:qcow:{image}"
+    with dom0.guest("whole", "pv", (xl_disk(disk, "xvda"),)) as guest, dom0.guest("whole-dm") as stub:
+        run("xenstore-write", f"/local/domain/{stub.domain}/target", str(guest.domain))
+        dom0.xl_attach(disk, "xvda", "whole-dm")
+        for each in (guest, stub):
+            each.wait_for_disk("xvda")
+        process = dom0.disk_process(guest.domain, "xvda")
+        assert disk_processes() == [process] == [dom0.disk_process(stub.domain, "xvda")]
+        by_stub, by_guest = _write(stub, 3), _write(guest, 5)
+        assert (_read(guest, 3), _read(stub, 5)) == (by_stub, by_guest)
+        guest.start_load("xvda", 4, 8)
+        say(f"kill -9 {process}")
+        os.kill(process, signal.SIGKILL)
+        _read(stub, 7)
+        writes = guest.finish_load("xvda")
+        assert disk_processes() != [process]
+        assert _read(guest, 7) == _read(stub, 7)
+        dom0.xl_detach("xvda", "whole-dm")
+        last = _write(guest, 9)
+        assert _read(guest, 9) == last
+        guest.power_off()
+    tapfs("check", str(image), statuses=(0, 3))
+    return f"{writes} writes"
