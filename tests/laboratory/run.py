@@ -33,7 +33,7 @@ NEWEST = {"ublk_newest", "ublk_newest_time"}
 AT_ONCE = 2
 #: Xen's two stores. Debian starts the first of them; these groups have the other.
 OF_OCAML, OF_C = "oxenstored", "xenstored"
-WITH_STORE_OF_C = {"boot_loaders", "driver_domain"}
+WITH_STORE_OF_C = {"attach", "boot_loaders", "driver_domain", "hostile"}
 #: The ways to it: its socket, which programs take where there is one, and the kernel's device, for these groups.
 SOCKET, DEVICE = "/run/xenstored/socket", "/dev/xen/xenbus"
 BY_DEVICE = {"kill", "hvm"}
