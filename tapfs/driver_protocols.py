@@ -357,6 +357,15 @@ class Checkable(Driver, Protocol):
         ...
 
 
+@runtime_checkable
+class BitmapDropper(Checkable, Protocol):
+    """A format whose bitmaps can be damaged, and whose user may give up those that are."""
+
+    def repair_dropping_bitmaps(self) -> Sequence[Plan]:
+        """As `repair`, and bitmaps that cannot be true are dropped; the plan that drops some names them in `mends`."""
+        ...
+
+
 class Scratch(Protocol):
     """Space on the host for what a check cannot hold in memory: written from front to back, then read."""
 

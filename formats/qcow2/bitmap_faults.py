@@ -35,9 +35,27 @@ _KNOWN_BITS = OFFSET | _ALL_ONES
 
 
 def faults_of_bitmaps(image: Qcow2Reader) -> Iterator[Fault]:
-    """What is wrong with the extension and the directory. Nothing, where the image says that bitmaps are not kept."""
+    """What is wrong with the extension, the directory and its entries.
+
+    Nothing, where the image says that bitmaps are not kept.
+    """
+    if data_of(image.extensions, BITMAPS) is None or not image.header.autoclear & KEPT:
+        return
+    yield from faults_of_directory(image)
+    try:
+        listed = read_bitmaps(image.file, image.extensions)
+    except ImageError:  # whoever follows the directory says so
+        return
+    for each in listed:
+        wrong = _wrong(each, image)
+        if wrong is not None:
+            yield f"bitmap {each.name} {wrong}", each.offset
+
+
+def faults_of_directory(image: Qcow2Reader) -> Iterator[Fault]:
+    """What is wrong with the extension and the directory, besides the bitmaps that it lists."""
     data = data_of(image.extensions, BITMAPS)
-    if data is None or not image.header.autoclear & KEPT:
+    if data is None:
         return
     place = next(each.offset for each in reversed(image.extensions) if each.type == BITMAPS)
     directory = directory_of(image.extensions)
@@ -57,10 +75,17 @@ def faults_of_bitmaps(image: Qcow2Reader) -> Iterator[Fault]:
     last = max((each.offset + len(each.raw) for each in listed), default=directory.offset)
     if listed and directory.offset + directory.length != round_up(last, WORD):
         yield f"the directory of bitmaps has {directory.length} bytes, and its entries end elsewhere", place
-    for each in listed:
-        wrong = _wrong(each, image)
-        if wrong is not None:
-            yield f"bitmap {each.name} {wrong}", each.offset
+
+
+def fault_of_bitmap(image: Qcow2Reader, bitmap: Bitmap) -> str | None:
+    """The first thing of a bitmap, of its entry or its table, that cannot be true."""
+    wrong = _wrong(bitmap, image)
+    if wrong is not None:
+        return wrong
+    end = bitmap.table_offset + WORD * bitmap.table_entries
+    if bitmap.table_offset % image.header.cluster_size or end > image.file.size():
+        return "has a table that cannot be there"
+    return next((fault for _, fault in faults_of_table(image, bitmap) if fault is not None), None)
 
 
 def faults_of_table(image: Qcow2Reader, bitmap: Bitmap) -> Iterator[tuple[int, str | None]]:

@@ -60,6 +60,11 @@ class Check:
         self.report.allocated_bytes = self._tally.data_bytes
         for message, offset in chain(self.cut_clusters(), self._displaced_clusters(), self.wrong_bits()):
             self.report.add(Severity.CORRUPTION, message, offset)
+        if self.references.untrue_bitmaps:
+            said = (
+                "QEMU opens no image with such bitmaps; tapfs repair --drop-bitmaps gives up those that cannot be true"
+            )
+            self.report.add(Severity.NOTE, said)
 
     @property
     def largest(self) -> int:
@@ -130,8 +135,11 @@ class Check:
             place = entry & OFFSET
             if place and image.slices.table_fault(place) is None and self._alone(place) != (entry & COPIED != 0):
                 yield f"L1 entry {index}: {_bit_message(entry)}", image.l1_offset + WORD * index
+        if image.header.has_data_file:
+            yield from self._shared_in_data_file()
+            return
         # Where each cluster has one reference and each entry says so nothing is left to look for.
-        if image.header.has_data_file or (self._all_single and not self._tally.shared):
+        if self._all_single and not self._tally.shared:
             return
         self._telling = False
         for number in sorted(self._windows):
@@ -154,6 +162,21 @@ class Check:
                 if isinstance(run, Run) and wrong is not None:
                     at = place + run.first * image.header.l2_entry_bytes
                     yield f"L2 entry {run.first} of table {index}: {wrong}", at
+
+    def _shared_in_data_file(self) -> Iterator[tuple[str, int]]:
+        """The entries that do not say that their place in the data file is the disk's alone, as each has to."""
+        image, references = self._image, self.references
+        step, size = image.header.l2_entry_bytes, image.header.cluster_size
+        for use in references.tables:
+            words = references.decoded(references.raw(use))
+            seen = -1
+            for run in image.decoder.runs(words, 0, image.header.l2_entries):
+                if not isinstance(run, Run) or run.copied or not run.host_offset:
+                    continue
+                for at in range(max(seen + 1, run.start // size), -(-(run.start + run.length) // size)):
+                    message = "does not say that the cluster is the disk's alone, as each of a data file is"
+                    yield f"L2 entry {at}: {message}", use.place + at * step
+                    seen = at
 
     def _wrong_entries(self, base: int) -> Iterator[tuple[str, int]]:
         step = self._image.header.l2_entry_bytes

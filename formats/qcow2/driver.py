@@ -49,6 +49,12 @@ class Qcow2Driver(Qcow2Reader):
 
         return repair_plans(self)
 
+    def repair_dropping_bitmaps(self) -> Sequence[Plan]:
+        """The same, and bitmaps that cannot be true are given up; see :mod:`tapfs.formats.qcow2.dropped_bitmaps`."""
+        from tapfs.formats.qcow2.repair import repair_plans
+
+        return repair_plans(self, drop_bitmaps=True)
+
     def rebase(self, backing: BackingReference | None, parent: Driver | None) -> Iterator[Plan]:
         """See :mod:`tapfs.formats.qcow2.rebase`. An image may have any parent."""
         from tapfs.formats.qcow2.rebase import rebase_plan

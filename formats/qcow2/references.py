@@ -85,6 +85,8 @@ class References:
         self.broken_refcounts = False
         #: Whether a snapshot or a bitmap could not be looked at: what only it refers to is not free.
         self.incomplete = False
+        #: Whether a bitmap, or their directory, cannot be true.
+        self.untrue_bitmaps = False
         #: Whether the table of snapshots cannot be read, so that nobody knows which there are.
         self.snapshots_unread = False
         #: L2 tables in whose place something else is, too: a change of an entry would change that.
@@ -383,28 +385,32 @@ class References:
             yield from self._range(start, length)
         directory = directory_of(image.extensions)
         for message, place in faults_of_bitmaps(image):
-            self._fault(message, place)
+            self._fault_of_bitmap(message, place)
         if directory is None:
             return
         yield from self._range(directory.offset, directory.length)
         try:
             bitmaps = read_bitmaps(self._file, image.extensions)
         except ImageError as error:
-            self._fault(error.message, error.offset)
+            self._fault_of_bitmap(error.message, error.offset)
             self.incomplete = True
             return
         for each in bitmaps:
             length = WORD * each.table_entries
             if each.table_offset % image.header.cluster_size or each.table_offset + length > self._size:
-                self._fault(f"the table of bitmap {each.name} cannot be there", each.offset)
+                self._fault_of_bitmap(f"the table of bitmap {each.name} cannot be there", each.offset)
                 self.incomplete = True
                 continue
             yield from self._range(each.table_offset, length)
             for entry, wrong in faults_of_table(image, each):
                 if wrong is not None:
-                    self._fault(f"the table of bitmap {each.name} {wrong}", each.table_offset)
+                    self._fault_of_bitmap(f"the table of bitmap {each.name} {wrong}", each.table_offset)
                 if entry & OFFSET:
                     yield from self._range(entry & OFFSET, 1)
+
+    def _fault_of_bitmap(self, message: str, place: int | None) -> None:
+        self.untrue_bitmaps = True
+        self._fault(message, place)
 
 
 def _first_entry(run: Run | EntryFault) -> int:

@@ -11,16 +11,21 @@ as before every change.
 5. The bits that say "owned alone" follow the refcounts.
 6. The image is not marked as dirty any more, and not as corrupt if nothing is wrong with it then.
 
+Before all of them bitmaps that cannot be true are dropped, if the user gives them up (dropped_bitmaps.py).
+
 Entries that lead nowhere stay as they are, because nobody knows what the guest had there. Where a table cannot be read
 no other table is changed, and nothing is freed: what looks like a table may be data of the one that is lost.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 from tapfs.driver import OpenRequest, Severity
 from tapfs.errors import ImageError
 from tapfs.formats.qcow2.check import Check, Mismatch
 from tapfs.formats.qcow2.doubled import copied_clusters, copied_tables, doubled_entries, doubled_tables
+from tapfs.formats.qcow2.dropped_bitmaps import dropped_bitmaps
 from tapfs.formats.qcow2.entries import COPIED
 from tapfs.formats.qcow2.header import (
     AUTOCLEAR_AT,
@@ -44,14 +49,18 @@ from tapfs.plan import Grow, Plan, Step, Write, plan
 _ROUNDS = 3
 
 
-def repair_plans(image: Qcow2Reader) -> list[Plan]:
-    """The plans for an image, to be executed one after the other; empty if all is well."""
+def repair_plans(image: Qcow2Reader, *, drop_bitmaps: bool = False) -> list[Plan]:
+    """The plans for an image, to be executed one after the other; empty if all is well.
+
+    `drop_bitmaps`: bitmaps that cannot be true are given up.
+    """
     first = Check(image)
     if image.open_findings or first.references.tangled:  # what leads to everything else is damaged
         return []
-    plans: list[Plan] = []
+    plans = _dropped(image, first.references) if drop_bitmaps else []
+    first = Check(_seen(image, plans)) if plans else first
     if first.references.broken_refcounts and not first.references.incomplete:
-        plans.append(_rebuilt(image, first.references))
+        plans.append(_rebuilt(_seen(image, plans), first.references))
     plans += _sized_snapshots(_seen(image, plans)) if plans or not first.references.broken_refcounts else []
     plans += _mended(_seen(image, plans))
     # What lies past the end of the file may lie in it once new refcounts are at the end: it is counted then.
@@ -82,17 +91,29 @@ def _sized_snapshots(image: Qcow2Reader) -> list[Plan]:
     check = References(image, _ignored)
     if image.header.version == VERSIONS[0] or all(each.has_sizes for each in listed) or check.broken_refcounts:
         return []
-    size = image.header.cluster_size
-    refcounts = Refcounts(image.file, image.header)
-    end = _End(image, check, refcounts.counted_end())
-    clusters = -(-len(table) // size)
-    place = end.take(clusters)
-    refcounts.ensure(place // size, clusters, end.take)
-    refcounts.raise_counts(place // size, clusters)
-    counts = _refcount_plan(refcounts, end.end, "")
+    counts, place = _counted(image, check, len(table))
     fields = len(listed).to_bytes(4, "big") + place.to_bytes(WORD, "big")
     content, switch = Write(0, place, table), Write(0, SNAPSHOT_COUNT_AT, fields)
     return [counts, plan([content], [switch], mends="a table of snapshots that did not say their sizes")]
+
+
+def _counted(image: Qcow2Reader, references: References, length: int) -> tuple[Plan, int]:
+    """The plan that counts new clusters at the end for so many bytes, and their place."""
+    size = image.header.cluster_size
+    refcounts = Refcounts(image.file, image.header)
+    end = _End(image, references, refcounts.counted_end())
+    clusters = -(-length // size)
+    place = end.take(clusters)
+    refcounts.ensure(place // size, clusters, end.take)
+    refcounts.raise_counts(place // size, clusters)
+    return _refcount_plan(refcounts, end.end, ""), place
+
+
+def _dropped(image: Qcow2Reader, references: References) -> list[Plan]:
+    """Plans that drop bitmaps, made on a reader of their own: they note what they change in its header."""
+    own = _seen(image, [])
+    counted = None if references.broken_refcounts else partial(_counted, own, references)
+    return list(dropped_bitmaps(own, counted))
 
 
 def _correct(image: Qcow2Reader) -> list[Plan]:

@@ -53,15 +53,19 @@ def repair(
     path: str | os.PathLike[str],
     *,
     format: str | None = None,  # noqa: A002 - as above
+    drop_bitmaps: bool = False,
     progress: Progress | None = None,
 ) -> CheckReport:
     """Repair an image's metadata without losing guest data; the report is that of a check afterwards.
+
+    `drop_bitmaps`: bitmaps that cannot be true are given up, and `mended` names them (qcow2).
 
     Each step is crash-safe: whatever interrupts it leaves an image that reads as before or better. Raises ImageError.
     """
     from tapfs.jobs.check import repair_image
 
-    return repair_image(os.fsdecode(path), OpenOptions(format=format), progress=progress)
+    options = OpenOptions(format=format)
+    return repair_image(os.fsdecode(path), options, drop_bitmaps=drop_bitmaps, progress=progress)
 
 
 def amend(

@@ -7,13 +7,14 @@ checked.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 from tapfs.disk.chain import Layer, OpenOptions, open_layer, parent_is_missing
 from tapfs.disk.misnamed import note_of_name
 from tapfs.disk.recovery import JOURNAL, JOURNAL_WAITS
 from tapfs.disk.table_work import use_engine_for_tables
 from tapfs.driver import Checkable, CheckReport, ProgressCallback, Severity
+from tapfs.driver_protocols import BitmapDropper
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.files import LocalFiles
 from tapfs.host.location import locate
@@ -45,7 +46,7 @@ class PlannedRepair(NamedTuple):
     unchecked: str | None
 
 
-def plan_repair(path: str, options: OpenOptions) -> PlannedRepair:
+def plan_repair(path: str, options: OpenOptions, *, drop_bitmaps: bool = False) -> PlannedRepair:
     """What `repair_image` would do."""
     with _opened(path, options, writable=False) as (_, layer):
         if isinstance(layer, ImageError):
@@ -54,13 +55,16 @@ def plan_repair(path: str, options: OpenOptions) -> PlannedRepair:
         if isinstance(checker, str):
             return PlannedRepair([], checker)
         replay = [Plan(layer.files.patch.stages, JOURNAL)] if layer.files.patched else []
-        return PlannedRepair([*replay, *checker.repair()], None)
+        return PlannedRepair([*replay, *_repairs(checker, path, drop_bitmaps=drop_bitmaps)], None)
 
 
-def repair_image(path: str, options: OpenOptions, *, progress: ProgressCallback | None = None) -> CheckReport:
+def repair_image(
+    path: str, options: OpenOptions, *, drop_bitmaps: bool = False, progress: ProgressCallback | None = None
+) -> CheckReport:
     """Repair what can be repaired without losing guest data. The report is of a check after it.
 
-    Its `mended` says what was repaired.
+    Its `mended` says what was repaired. `drop_bitmaps`: bitmaps that cannot be true are given up; raises
+    ImageError(unsupported) where the format has none.
 
     Each step is crash-safe: whenever it is interrupted, the image reads as before or better.
     """
@@ -78,12 +82,22 @@ def repair_image(path: str, options: OpenOptions, *, progress: ProgressCallback 
             raise layer
         checker = _checker(layer)
         mended = [JOURNAL] if layer.files.replayed else []
-        for plan in () if isinstance(checker, str) else checker.repair():
+        plans = () if isinstance(checker, str) else _repairs(checker, path, drop_bitmaps=drop_bitmaps)
+        for plan in plans:
             execute_on_files([HostDescriptor(file.descriptor, file.path, writable=True) for file in files], plan)
             mended += [plan.mends] if plan.mends else []
     report = check_image(path, options, progress=progress)
     report.mended = mended
     return report
+
+
+def _repairs(checker: Checkable, path: str, *, drop_bitmaps: bool) -> Sequence[Plan]:
+    if not drop_bitmaps:
+        return checker.repair()
+    if isinstance(checker, BitmapDropper):
+        return checker.repair_dropping_bitmaps()
+    message = f"a {checker.format_name} image has no bitmaps that could be dropped"
+    raise ImageError(ErrorKind.UNSUPPORTED, message, path=path, op="repair")
 
 
 def _checker(layer: Layer) -> Checkable | str:

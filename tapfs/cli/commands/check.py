@@ -88,15 +88,18 @@ def _damaged_parts(arguments: argparse.Namespace, report: CheckReport) -> list[D
         return files_in(image, [*arguments.ranges, *unreadable, *found], sector_size=arguments.sector_size)
 
 
-def checked(arguments: argparse.Namespace, *, repair: str | None) -> CheckReport:
-    """The report of a check, of one after a repair if `repair` is "all", or "leaks" and there are no errors."""
+def checked(arguments: argparse.Namespace, *, repair: str | None, drop_bitmaps: bool = False) -> CheckReport:
+    """The report of a check, of one after a repair if `repair` is "all", or "leaks" and there are no errors.
+
+    `drop_bitmaps`: such a repair gives up bitmaps that cannot be true.
+    """
     from tapfs.jobs.check import check_image, repair_image
     from tapfs.jobs.check_package import check_package
 
     options = open_options(arguments)
     with progress_of(arguments, "repair" if repair else "check") as progress:
         if repair == "all":
-            return repair_image(arguments.image, options, progress=progress)
+            return repair_image(arguments.image, options, drop_bitmaps=drop_bitmaps, progress=progress)
         report = None if repair else check_package(arguments.image, options, progress=progress)
         if report is None:
             report = check_image(arguments.image, options, progress=progress)

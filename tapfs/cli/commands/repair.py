@@ -29,6 +29,12 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
     parser.add_argument("-n", "--dry-run", action="store_true", help="change nothing, show what would be done")
+    parser.add_argument(
+        "--drop-bitmaps",
+        action="store_true",
+        help="give up bitmaps that cannot be true (qcow2: QEMU opens no image with such); each is named, and the next\n"
+        "backup by it has to be a full one",
+    )
     add_json_option(parser)
     add_progress_options(parser)
     add_image_options(parser)
@@ -39,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Repair and report, or show the plan."""
     if arguments.dry_run:
         return _show(arguments)
-    report = checked(arguments, repair="all")
+    report = checked(arguments, repair="all", drop_bitmaps=arguments.drop_bitmaps)
     sound = report.checked and not (report.mended or report.corruptions or report.leaks)
     if sound and not (arguments.json or arguments.quiet):
         print_line(f"{arguments.image}: nothing to repair")
@@ -49,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     from tapfs.jobs.check import plan_repair
 
-    plans, unchecked = plan_repair(arguments.image, open_options(arguments))
+    plans, unchecked = plan_repair(arguments.image, open_options(arguments), drop_bitmaps=arguments.drop_bitmaps)
     code = 0 if unchecked is None else EXIT_NOT_CHECKED
     if arguments.json:
         print_json(

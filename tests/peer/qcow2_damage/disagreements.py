@@ -50,8 +50,7 @@ KNOWN = (
     Known("header: bitmaps not kept", Word.CLEAN, Word.LEAKS, "Bitmaps that are not kept"),
     Known("cut .*", Word.CORRUPT, Word.LEAKS, "A bitmap's table behind the end"),
     Known("(data|empty|snapshot's data): the lowest bit", Word.CORRUPT, Word.CLEAN, _ZEROS, "version 2.*"),
-    Known("(data|placed zero): the bit of sole ownership", Word.CLEAN, Word.CORRUPT, _DATA_FILE, _OUTSIDE),
-    Known(".* (twice|leads to .*|ownership|allocated|place)", Word.CORRUPT, Word.CLEAN, _DATA_FILE, _OUTSIDE),
+    Known(".* (twice|leads to .*|allocated|place)", Word.CORRUPT, Word.CLEAN, _DATA_FILE, _OUTSIDE),
 )
 
 

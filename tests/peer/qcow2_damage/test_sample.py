@@ -36,7 +36,7 @@ CASES = {
     "packed subclusters": ("header: an L1 table that goes on",),
     "version 2": ("data: the lowest bit", "cut in an L2 table"),
     "512": ("refcount table: bit 1", "L2 table counted: no references", "an L2 table twice"),
-    "data file": ("data leads to outside",),
+    "data file": ("data leads to outside", "data: the bit of sole ownership"),
     "1 bit": ("data counted: no references",),
     "64 bits": ("a second refcount block over an L2 table", "snapshots counted: one more"),
     "LUKS": ("encryption leads to outside",),
