@@ -66,8 +66,8 @@ def _one_at_a_time() -> Generator[None]:
     """
     directory = runtime_directory()
     make_private(directory)
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(directory / "listening.lock", flags, 0o600)
+    # The lock is on the directory itself: a file for it would stay when the last server has ended.
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
