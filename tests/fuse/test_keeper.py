@@ -98,7 +98,8 @@ def test_programs_only_wait(mounts: Mounts, tmp_path: Path, format_name: str, op
     mounts.umount(directory)
     assert mounts.left_behind() == []
     written = over if option == "--overlay" else image
-    assert mounts.run("check", "-f", "qcow" if written == over else format_name, written).code in (0, 63)
+    # A write that was not answered when the server was killed may have had its place: a leak, and no corruption.
+    assert mounts.run("check", "-f", "qcow" if written == over else format_name, written).code in (0, 3, 63)
     flat = tmp_path / "flat"
     assert mounts.run("convert", "-O", "raw", written, flat).code == 0
     assert flat.read_bytes() == (bytes(16 * MIB) if option == "--temp" else expected)
