@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -37,26 +37,40 @@ KINDS = {
 @contextmanager
 def served(tool: Tool, image: Path, name: str) -> Generator[str]:
     """An image served by QEMU with its bitmap, at a socket; its end waits for the lock of the image."""
-    socket = image.with_name("socket")
+    place = image.with_name("socket")
     program = str(Path(tool("qemu-img")).with_name("qemu-nbd"))
-    words = [program, "-r", "-t", "-B", name, "-f", "qcow2", "-x", "", "-k", str(socket), str(image)]
+    words = [program, "-r", "-t", "-B", name, "-f", "qcow2", "-x", "", "-k", str(place), str(image)]
     with subprocess.Popen(words) as server:
         try:
             deadline = time.monotonic() + 60
-            while not socket.exists() and time.monotonic() < deadline and server.poll() is None:
+            while not listens(place):
+                assert server.poll() is None, "qemu-nbd has ended"
+                assert time.monotonic() < deadline, "qemu-nbd does not listen"
                 time.sleep(0.05)
-            yield str(socket)
+            yield str(place)
         finally:
             server.terminate()
-            server.wait()
-            if socket.exists():
-                os.unlink(socket)
+            try:
+                server.wait(60)
+            except subprocess.TimeoutExpired:
+                server.kill()
+            place.unlink(missing_ok=True)
+
+
+def listens(place: Path) -> bool:
+    """Whether a server listens at a socket, which has its name a moment before."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(place))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
 
 
 def by_qemu(tool: Tool, image: Path, name: str) -> list[tuple[int, int]]:
     """What QEMU says that a bitmap marks: of such a map it is what is no data."""
-    with served(tool, image, name) as socket:
-        options = f"driver=nbd,server.type=unix,server.path={socket},x-dirty-bitmap=qemu:dirty-bitmap:{name}"
+    with served(tool, image, name) as place:
+        options = f"driver=nbd,server.type=unix,server.path={place},x-dirty-bitmap=qemu:dirty-bitmap:{name}"
         found = json.loads(qemu(tool("qemu-img"), "map", "--output=json", "--image-opts", options))
     return [(each["start"], each["length"]) for each in found if not each["data"]]
 
