@@ -7,8 +7,6 @@ where one comes again, as in the zeros behind it.
 
 from __future__ import annotations
 
-from array import array
-
 from tapfs.driver import HostFile, Salvage, SalvageRequest
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.changed_table import decode
@@ -84,10 +82,9 @@ def _map_at(file: HostFile, place: int, block: int) -> _Map | None:
         return None
     # No slot lies behind the end of the file, but for those that were cut off.
     bound = 2 * (file.size() // block + 1)
-    entries = _entries(file, place, most)
     seen = bytearray(bound)
     blocks = slots = 0
-    for entry in entries:
+    for entry in decode(file.read(place, most), "I", "little"):
         if entry not in (FREE, ZERO):
             if entry >= bound or seen[entry]:
                 break
@@ -97,7 +94,3 @@ def _map_at(file: HostFile, place: int, block: int) -> _Map | None:
     # Slots are given in their order, so one that is missing means that this is no map, or not all of it. One zero with
     # zeros behind it may be anything.
     return _Map(place, blocks, slots) if slots and blocks > 1 and not any(seen[slots:]) else None
-
-
-def _entries(file: HostFile, place: int, most: int) -> array[int]:
-    return decode(file.read(place, most), "I", "little")

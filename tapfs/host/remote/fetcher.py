@@ -12,10 +12,10 @@ start none.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import queue
 import socket
-import sys
 import threading
 import time
 from collections import deque
@@ -257,7 +257,8 @@ def main() -> None:
     again = _await_killed()
     with socket.socket(fileno=SOCKET) as connection:
         holes = socket.socket(fileno=HOLES)
-        Fetcher(connection, COPY, holes, again=again, allowed=sys.argv[1:]).serve()
+        allowed: list[str] = json.loads(os.environ.pop(messages.ALLOWED, "[]"))
+        Fetcher(connection, COPY, holes, again=again, allowed=allowed).serve()
     os._exit(0)  # no thread is waited for
 
 

@@ -59,8 +59,7 @@ class Fetching:
         self._holes, their_holes = _pair()
         try:
             with theirs, their_holes:
-                given = (copy, their_holes.fileno())
-                self._process = messages.start(messages.FETCHER, theirs.fileno(), self._name, *given)
+                self._process = messages.start_fetcher(theirs.fileno(), self._name, copy, their_holes.fileno())
             self._send(self._opening)
             answer = self._received()
             error = messages.error_of(answer)
@@ -141,7 +140,8 @@ class Fetching:
         """
         self._socket.close()
         self._holes.close()
-        messages.reap(self._process if "keeping" in self._opening else None)
+        process, self._process = self._process, None
+        messages.let_go(process, wait="keeping" in self._opening)
 
     def _send(self, message: dict[str, Any]) -> int:
         with self._sending:

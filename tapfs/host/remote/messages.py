@@ -30,8 +30,12 @@ GIVEN = 3
 #: The module of the process that fetches.
 FETCHER = "tapfs.host.remote.fetcher"
 
-#: Signals that whoever starts a process may ignore, and the process does not.
-_USUAL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+#: Signals that a process which starts others may ignore, and those do not.
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+#: In the environment of a process: the addresses that it may reach, as JSON. Everybody sees the words of a process, and
+#: an address may have a password in it.
+ALLOWED = "TAPFS_MAY_FETCH"
 
 #: Longer messages of servers are cut.
 _MOST_SAID = 1000
@@ -123,15 +127,20 @@ def use_starter(channel: socket.socket) -> None:
     _outside.channel = channel
 
 
-def start(module: str, theirs: int, name: str, *more: int, allowed: Sequence[str] = ()) -> Started:
-    """Start the process of a module, apart from the terminal's signals, with the socket and maybe `more` descriptors.
+def start_fetcher(theirs: int, name: str, copy: int, holes: int) -> Started:
+    """Start a process that fetches; where this one is in a sandbox its starter does it. Raises ImageError."""
+    given = (theirs, copy, holes)
+    if _outside.channel is not None:
+        return _asked_for(_outside.channel, name, given)
+    return start(FETCHER, name, given)
+
+
+def start(module: str, name: str, given: Sequence[int], *, allowed: Sequence[str] = ()) -> Started:
+    """Start the process of a module, apart from the terminal's signals, with the socket and maybe more descriptors.
 
     `allowed`: it reaches these addresses, or what lies below them, and no other. Raises ImageError.
     """
-    if _outside.channel is not None and module == FETCHER:
-        return _asked_for(_outside.channel, name, [theirs, *more])
-    reap()
-    given = [theirs, *more]
+    let_go()
     # Above the numbers that they are to have, so that none is in the way of another.
     high = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, 10) for each in given]
     # Whoever waits for the end of our output is not to wait for this process.
@@ -139,10 +148,15 @@ def start(module: str, theirs: int, name: str, *more: int, allowed: Sequence[str
         *((os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_RDWR, 0) for stream in range(3)),
         *((os.POSIX_SPAWN_DUP2, found, wanted) for found, wanted in zip(high, (SOCKET, COPY, HOLES), strict=False)),
     ]
-    words = [sys.executable, "-P", "-m", module, *allowed]
+    words = [sys.executable, "-P", "-m", module]
+    environment = {**os.environ, ALLOWED: json.dumps(list(allowed))} if allowed else os.environ
     try:
         process = os.posix_spawn(
-            sys.executable, words, os.environ, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_USUAL
+            *(sys.executable, words, environment),
+            file_actions=actions,
+            setsid=True,
+            setsigmask=(),
+            setsigdef=ENDING_SIGNALS,
         )
     except OSError as error:
         raise from_os_error(error, path=name, op="start the process that reaches it") from error
@@ -171,16 +185,19 @@ def _asked_for(channel: socket.socket, name: str, given: Sequence[int]) -> Start
     return Started(0, _forks.count, found[0])
 
 
-def reap(awaited: Started | None = None) -> None:
-    """Take leave of processes that have ended; one may be waited for, unless a fork of this process may need it."""
-    if awaited is not None and awaited.descriptor is not None:
-        if awaited.forks == _forks.count:
-            select.select([awaited.descriptor], [], [])
-        os.close(awaited.descriptor)
+def let_go(process: Started | None = None, *, wait: bool = False) -> None:
+    """Let go of a process and of those that have ended; to `wait` for it nobody may have forked this one since."""
+    waits = wait and process is not None and process.forks == _forks.count
+    if process is not None and process.descriptor is not None:
+        if waits:
+            ended = select.poll()
+            ended.register(process.descriptor, select.POLLIN)
+            ended.poll()
+        os.close(process.descriptor)
     for each in tuple(_left):
-        waits = awaited is not None and each == awaited.number and awaited.forks == _forks.count
+        is_awaited = waits and process is not None and each == process.number
         with suppress(ChildProcessError):
-            if os.waitpid(each, 0 if waits else os.WNOHANG)[0] == 0:
+            if os.waitpid(each, 0 if is_awaited else os.WNOHANG)[0] == 0:
                 continue
         _left.discard(each)
 

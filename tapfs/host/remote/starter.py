@@ -21,8 +21,6 @@ from tapfs.host.sandbox.confinement import Needs, enter, is_entered, is_switched
 from tapfs.host.sandbox.filter import Calls
 
 _CHANNEL = 3
-#: Signals that end the process which asks; the starter ends with that one.
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 def enter_beside(needs: Needs, addresses: Sequence[str]) -> None:
@@ -51,7 +49,7 @@ def _serve(channel: socket.socket, needs: Needs, addresses: Sequence[str]) -> No
     """Start what is asked for until nobody is left who could ask."""
     code = 1
     try:
-        for number in _IGNORED:
+        for number in messages.ENDING_SIGNALS:  # it ends with the process that asks
             signal.signal(number, signal.SIG_IGN)
         os.setsid()
         os.chdir("/")
@@ -62,9 +60,16 @@ def _serve(channel: socket.socket, needs: Needs, addresses: Sequence[str]) -> No
         os.closerange(_CHANNEL + 1, os.sysconf("SC_OPEN_MAX"))
         asked = socket.socket(fileno=_CHANNEL)
         # The libraries that fetch read what the user has set up for them, and caches that are kept.
-        calls = Calls(network=True, programs=True)
-        own = Needs(make=needs.make, anything=rules.READING, scratch=True, keeps_scratch=True, calls=calls)
-        enter(own._replace(cache_bytes=None))
+        enter(
+            Needs(
+                make=needs.make,
+                anything=rules.READING,
+                scratch=True,
+                keeps_scratch=True,
+                calls=Calls(network=True, programs=True),
+                cache_bytes=None,
+            )
+        )
         while True:
             line, given, _, _ = socket.recv_fds(asked, messages.MESSAGE_BYTES, messages.GIVEN + 1)
             if not line:
@@ -84,7 +89,7 @@ def _start(name: str, given: Sequence[int], addresses: Sequence[str]) -> None:
     """Start a process that fetches; the last descriptor is for the answer."""
     with socket.socket(fileno=os.dup(given[-1])) as answers:
         try:
-            started = messages.start(messages.FETCHER, given[0], name, *given[1:-1], allowed=addresses)
+            started = messages.start(messages.FETCHER, name, given[:-1], allowed=addresses)
             process = os.pidfd_open(started.number)
         except (ImageError, OSError) as error:
             messages.send(answers, messages.failed(error))

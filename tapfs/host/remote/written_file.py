@@ -51,7 +51,7 @@ def open_written(address: Address, options: RemoteOptions) -> WrittenFile:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     with ours:
         with theirs:
-            messages.start("tapfs.host.remote.writer", theirs.fileno(), name)
+            messages.start("tapfs.host.remote.writer", name, [theirs.fileno()])
         asked = {"number": 1, "address": address.text, "options": asdict(options)}
         try:
             messages.send(ours, asked)

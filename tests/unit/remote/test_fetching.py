@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Generator
@@ -46,11 +47,11 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Generator[tuple[Fetching, Peer]]:
     """A `Fetching` whose process is this one."""
     peers = list[Peer]()
 
-    def start(_module: str, theirs: int, _name: str, _copy: int, holes: int) -> None:
+    def start(theirs: int, _name: str, _copy: int, holes: int) -> None:
         peers.append(Peer(socket.socket(fileno=os.dup(theirs)), socket.socket(fileno=os.dup(holes))))
         messages.send(peers[0].connection, {"number": 1, "facts": FACTS, "tells_holes": True})
 
-    monkeypatch.setattr(messages, "start", start)
+    monkeypatch.setattr(messages, "start_fetcher", start)
     served = Fetching(Address.known(ADDRESS), -1, USUAL)
     try:
         assert [each["op"] for each in peers[0].told()] == ["open"]
@@ -101,3 +102,34 @@ def test_a_follower_that_is_told_twice_opens_once(monkeypatch: pytest.MonkeyPatc
         ours.shutdown(socket.SHUT_WR)
         Fetcher(theirs, -1, their_holes, again=True).serve()
     assert len(opened) == 1
+
+
+def test_the_words_of_a_process_that_fetches_have_no_password_in_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    spawned: list[tuple[list[str], dict[str, str]]] = []
+
+    def spawn(_program: str, words: list[str], environment: dict[str, str], **_: object) -> int:
+        spawned.append((words, environment))
+        return -1
+
+    monkeypatch.setattr(os, "posix_spawn", spawn)
+    monkeypatch.setattr(messages, "_left", set())
+    allowed = ["https://user:secret@server.example/"]
+    messages.start(messages.FETCHER, "a disk", (), allowed=allowed)
+    ((words, environment),) = spawned
+    assert not [word for word in words if "secret" in word]
+    assert json.loads(environment[messages.ALLOWED]) == allowed
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_process_that_another_one_has_started_is_let_go_of_once(
+    monkeypatch: pytest.MonkeyPatch, *, wait: bool
+) -> None:
+    process, ended = os.pipe()
+    os.close(ended)  # readable, as the descriptor of a process that has ended
+    with served(monkeypatch) as (fetching, _):
+        fetching._process = messages.Started(0, messages._forks.count, process)
+        if wait:
+            fetching._opening["keeping"] = {}
+        fetching.close()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(process)
