@@ -35,7 +35,8 @@ SOURCE_FOLDER = Path("tapfs/kernel/src")
 
 #: The headers that Python sees: in each the declarations between the two cffi marks.
 HEADERS = [
-    *("engine/table_layout.h", "engine/engine.h", "engine/bytes.h", "engine/references.h", "copying/copying.h"),
+    *("engine/table_layout.h", "engine/engine.h", "engine/map_runs.h", "engine/bytes.h", "engine/references.h"),
+    "copying/copying.h",
     *("serving/metrics.h", "serving/serving.h"),
     *("fuse/server.h", "nbd/nbd.h", "ublk/ublk.h", "vhost/vhost.h", "xen/xen.h"),
 ]

@@ -1,5 +1,5 @@
 /* A map counted into bins: bytes of each kind for each piece of the disk, breaks on the host, and a plot of disk against host. */
-#include "engine/engine.h"
+#include "engine/map_runs.h"
 #include "common.h"
 
 static bool fits(const tapfs_bin_shape *shape, const tapfs_mapped *run)

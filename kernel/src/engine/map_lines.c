@@ -1,7 +1,7 @@
 /* Runs of a map as lines of text. What the words of a line mean is the owner's; here numbers are put between them. */
 #include <string.h>
 
-#include "engine/engine.h"
+#include "engine/map_runs.h"
 #include "common.h"
 
 /* Characters of a line besides the words of its shape: two separators, names of keys, three numbers, padding. */
