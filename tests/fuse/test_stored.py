@@ -89,6 +89,14 @@ class Manager:
         self._socket.close()
 
 
+def require_nothing_left(mounts: Mounts, manager: Manager, image: Path) -> None:
+    """The store lets go, no mount and no process is left, and the image is clean."""
+    while manager.store:
+        manager.take()
+    assert mounts.left_behind() == []
+    assert mounts.run("check", image).code == 0
+
+
 @pytest.fixture
 def manager(mounts: Mounts, tmp_path: Path) -> Iterator[Manager]:
     path = tmp_path / "notify"
@@ -129,10 +137,7 @@ def test_whatever_is_killed_it_goes_on(
         assert (listed["alive"], listed["keeper"]) == (True, second.pid)
         mounts.umount(directory)
         assert second.wait(60) == 0
-    while manager.store:
-        manager.take()
-    assert mounts.left_behind() == []
-    assert mounts.run("check", image).code == 0
+    require_nothing_left(mounts, manager, image)
 
 
 @native
@@ -173,7 +178,4 @@ def test_files_whose_program_was_killed_too_are_shown_again(
         assert (directory / "new").read_text() == "written"
         mounts.umount(directory)
         assert second.wait(60) == 0
-    while manager.store:
-        manager.take()
-    assert mounts.left_behind() == []
-    assert mounts.run("check", image).code == 0
+    require_nothing_left(mounts, manager, image)
