@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trio
 
 from tapfs.xen import kernel_backend
 from tapfs.xen.device import Device
@@ -57,3 +62,22 @@ async def test_the_bus_looks_for_drivers_again_where_modprobe_fails(
     await load_kernel_backend(store)
     assert (bus / "drivers_autoprobe").read_text() == "1"
     assert "cannot load xen-blkback" in caplog.text
+
+
+async def test_a_kill_while_it_is_loaded_leaves_a_bus_that_looks_for_drivers(bus: Path, tmp_path: Path) -> None:
+    program, go_on = tmp_path / "modprobe", tmp_path / "go-on"
+    os.mkfifo(go_on)
+    program.write_text(f"#!/bin/sh\ntouch {bus}/begun; read line <{go_on}; mkdir {bus}/drivers/vbd\n")
+    code = "import sys, pathlib, tapfs.xen.kernel_backend as it; it._BUS = pathlib.Path(sys.argv[1]); it._load()"
+    with subprocess.Popen([sys.executable, "-c", code, bus]) as supervisor:
+        await until((bus / "begun").exists)
+        assert (bus / "drivers_autoprobe").read_text() == "0"
+        supervisor.kill()
+    go_on.write_text("now\n")
+    await until(lambda: (bus / "drivers_autoprobe").read_text() == "1")
+
+
+async def until(happened: Callable[[], bool]) -> None:
+    with trio.fail_after(60):
+        while not happened():
+            await trio.sleep(0.01)
