@@ -8,7 +8,8 @@ import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import pytest
 
@@ -16,6 +17,7 @@ from tapfs.host.remote import messages
 from tapfs.host.remote.address import Address
 from tapfs.host.remote.fetcher import Fetcher
 from tapfs.host.remote.fetching import Fetching
+from tapfs.host.remote.kept_copy import KeptList
 from tapfs.host.remote.options import USUAL
 from tapfs.host.remote.source import Source
 
@@ -43,13 +45,16 @@ class Peer(NamedTuple):
 
 
 @contextmanager
-def served(monkeypatch: pytest.MonkeyPatch) -> Generator[tuple[Fetching, Peer]]:
-    """A `Fetching` whose process is this one."""
+def served(
+    monkeypatch: pytest.MonkeyPatch, process: messages.Started | None = None
+) -> Generator[tuple[Fetching, Peer]]:
+    """A `Fetching` whose process is this one, or is said to be another."""
     peers = list[Peer]()
 
-    def start(theirs: int, _name: str, _copy: int, holes: int) -> None:
+    def start(theirs: int, _name: str, _copy: int, holes: int) -> messages.Started | None:
         peers.append(Peer(socket.socket(fileno=os.dup(theirs)), socket.socket(fileno=os.dup(holes))))
         messages.send(peers[0].connection, {"number": 1, "facts": FACTS, "tells_holes": True})
+        return process
 
     monkeypatch.setattr(messages, "start_fetcher", start)
     served = Fetching(Address.known(ADDRESS), -1, USUAL)
@@ -112,7 +117,7 @@ def test_the_words_of_a_process_that_fetches_have_no_password_in_them(monkeypatc
         return -1
 
     monkeypatch.setattr(os, "posix_spawn", spawn)
-    monkeypatch.setattr(messages, "_left", set())
+    monkeypatch.setattr(messages, "_left", set[int]())
     allowed = ["https://user:secret@server.example/"]
     messages.start(messages.FETCHER, "a disk", (), allowed=allowed)
     ((words, environment),) = spawned
@@ -120,16 +125,15 @@ def test_the_words_of_a_process_that_fetches_have_no_password_in_them(monkeypatc
     assert json.loads(environment[messages.ALLOWED]) == allowed
 
 
-@pytest.mark.parametrize("wait", [False, True])
+@pytest.mark.parametrize("keeps", [False, True])
 def test_a_process_that_another_one_has_started_is_let_go_of_once(
-    monkeypatch: pytest.MonkeyPatch, *, wait: bool
+    monkeypatch: pytest.MonkeyPatch, *, keeps: bool
 ) -> None:
-    process, ended = os.pipe()
-    os.close(ended)  # readable, as the descriptor of a process that has ended
-    with served(monkeypatch) as (fetching, _):
-        fetching._process = messages.Started(0, messages._forks.count, process)
-        if wait:
-            fetching._opening["keeping"] = {}
+    process, ended = os.pipe()  # readable, as the descriptor of a process that has ended
+    os.close(ended)
+    with served(monkeypatch, messages.Started(0, 0, process)) as (fetching, _):
+        if keeps:
+            fetching.keep(cast("KeptList", SimpleNamespace(path="kept", head=b"{}")), 4096)
         fetching.close()
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(process)
