@@ -102,6 +102,8 @@ class Session:
         self._ready: Callable[[], None] = lambda: None
         self._serving = False
         self._ending = trio.Lock()
+        #: Set when we no longer look at our own mount, which keeps that busy.
+        self._looked = trio.Event()
         self._counted: Mapping[str, object] = {}
 
     def run(self, ready: Callable[[], None]) -> None:
@@ -258,9 +260,12 @@ class Session:
     async def _announce(self) -> None:
         """See that the mount answers, tune it, and say so."""
         new = self._mount.left is None
-        if new or self._files is None:  # else it is out of sight
-            await in_thread_alone(self._outside.look)
-            await self._service.worker.run(partial(self._outside.read_ahead, self._device))
+        try:
+            if new or self._files is None:  # else it is out of sight
+                await in_thread_alone(self._outside.look)
+                await self._service.worker.run(partial(self._outside.read_ahead, self._device))
+        finally:
+            self._looked.set()
         if new:
             self._attachment.require(self._mount.engine, self._mountpoint)
         if self._files is None:
@@ -313,6 +318,9 @@ class Session:
                 with trio.move_on_after(_RELEASE_SECONDS):
                     await self._service.ended.wait()
         if self._is_mounted():
+            # A server that takes over is asked to unmount while it looks.
+            with trio.move_on_after(_RELEASE_SECONDS):
+                await self._looked.wait()
             try:
                 await self._service.worker.run(self._outside.unmount)
             except ImageError as error:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -304,3 +304,12 @@ def _environment(process: Path) -> bytes:
         return (process / "environ").read_bytes()
     except OSError:
         return b""
+
+
+def is_traced(pid: int, tracer: int) -> bool:
+    """Whether every thread of a process has this tracer: strace takes one after the other."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            if f"TracerPid:\t{tracer}\n" not in (thread / "status").read_text():
+                return False
+    return True

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Ran, sha256_of
-from tests.fuse.conftest import Mounts, refused, wait_for
+from tests.fuse.conftest import Mounts, is_traced, refused, wait_for
 
 MIB = 1 << 20
 
@@ -173,7 +173,7 @@ def test_passthrough_writes_are_synced(mounts: Mounts, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     command = ["strace", "-f", "-qq", "-e", "trace=fdatasync", "-o", trace, "-p", str(pid)]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as tracer:
-        wait_for(lambda: f"TracerPid:\t{tracer.pid}" in Path(f"/proc/{pid}/status").read_text())
+        wait_for(lambda: is_traced(pid, tracer.pid))
         with (directory / "disk").open("r+b", buffering=0) as disk:
             synced: list[int] = []
             for turn in range(3):

@@ -43,7 +43,7 @@ def test_a_killed_one_is_replaced_and_unmounts(mounts: Mounts, sample: Path) -> 
         assert waiting.stderr is not None
         assert f"'kill -KILL {pid}' ends it" in waiting.stderr.readline()
         os.kill(pid, signal.SIGKILL)
-        assert waiting.wait(60) == 0
+        assert (waiting.wait(60), waiting.stderr.read()) == (0, "")
     assert list(directory.iterdir()) == []
 
 

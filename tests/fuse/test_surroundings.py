@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tapfs.errors import CODES, ErrorKind
-from tests.fuse.conftest import Mounts
+from tests.fuse.conftest import Mounts, is_traced
 
 
 @pytest.fixture
@@ -78,8 +77,8 @@ def test_synchronous_writes_are_durable_when_they_return(
         ["strace", "-f", "-qq", "-e", "trace=fdatasync,fsync", "-o", log, "-p", str(server)], stderr=subprocess.PIPE
     ) as strace:
         assert strace.stderr is not None
-        # strace says nothing more with -qq: it is there when the kernel names it as the tracer.
-        while not re.search(rf"TracerPid:\t{strace.pid}", Path(f"/proc/{server}/status").read_text()):
+        # strace says nothing more with -qq: it is there when the kernel names it as the tracer of every thread.
+        while not is_traced(server, strace.pid):
             assert strace.poll() is None
         descriptor = os.open(directory / "disk", os.O_RDWR | flags)
         try:
