@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import time
@@ -55,9 +56,19 @@ def kill(*pids: int) -> None:
 
 
 def hidden_disk(mounts: Mounts) -> Path:
-    """The directory on which a process mounts the disk of the files that it is to show, once it has."""
-    wait_for(lambda: list(mounts.runtime.glob("*.disk/disk")), step=0)
-    (disk,) = mounts.runtime.glob("*.disk/disk")
+    """The directory on which a process mounts the disk of the files that it is to show, once it has.
+
+    It is there for a moment only. Who sleeps until the kernel tells of a mount runs then, on a busy machine, too; who
+    looks all the time has used up its share.
+    """
+    patience = time.monotonic() + 60
+    with Path("/proc/self/mounts").open("rb") as table:
+        changes = select.poll()
+        changes.register(table, select.POLLPRI)
+        while not (disks := list(mounts.runtime.glob("*.disk/disk"))):
+            assert time.monotonic() < patience, "no hidden disk was mounted"
+            changes.poll(1000)
+    (disk,) = disks
     return disk.parent
 
 
