@@ -7,6 +7,7 @@ import random
 import re
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +57,11 @@ def mounted(path: Path, folder: Path, *command: str) -> Iterator[Path]:
         yield folder
     finally:
         run("umount", folder)
+        # Where a namespace has a copy of the mount the kernel writes the last of it when that goes.
+        patience = time.monotonic() + 60
+        while run("losetup", "-j", path):
+            assert time.monotonic() < patience, f"the file system in {path} is still mounted elsewhere"
+            time.sleep(0.01)
 
 
 def make_ext(path: Path, size: int, *options: str, kind: str = "ext4") -> Path:

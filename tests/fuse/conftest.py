@@ -32,6 +32,7 @@ class Mounts:
         self.environment.pop("TAPFS_PASSWORD", None)
         self._count = 0
         self._seen: dict[int, int | None] = {}
+        self._outside: set[int] = set()
 
     def run(self, *words: object, cwd: Path | None = None) -> Ran:
         """Any tapfs command."""
@@ -96,7 +97,10 @@ class Mounts:
 
         A keeper that is alone counts.
         """
-        running = [pid for pid in self.all_processes() if b"tapfs.fuse.outside" not in _words_of(pid)]
+        found = self.all_processes()
+        # One that is ending loses its words some time before it has ended.
+        self._outside |= {pid for pid in found if b"tapfs.fuse.outside" in _words_of(pid)}
+        running = [pid for pid in found if pid not in self._outside]
         return [pid for pid in running if not is_keeper(pid)] or running
 
     def kill(self, *servers: int) -> None:

@@ -58,7 +58,8 @@ class SimulatedDriver:
         self._memory[at : at + len(data)] = data
         where = base + _HEADER.size + tag * _DESCRIPTOR.size
         _DESCRIPTOR.pack_into(self._memory, where, operation, length // SECTOR, offset // SECTOR, 0)
-        _SLOT.pack_into(self._memory, base + _SLOTS + tag * _SLOT.size, _GIVEN, 0)
+        # Last of all, and alone: the server may have answered before anything behind it is written.
+        self._memory[base + _SLOTS + tag * _SLOT.size] = _GIVEN
         os.eventfd_write(self._given[queue], 1)
 
     def is_answered(self, tag: int, queue: int = 0) -> bool:
