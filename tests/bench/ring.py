@@ -221,8 +221,9 @@ class VhostUser(Backend):
 
 
 def storage_daemons(frontend: Path) -> list[VhostUser]:
-    """The newest qemu-storage-daemon that there is, with either way to do I/O."""
-    newer = qemu_backports()
+    """The qemu-storage-daemon beside QEMU_IMG, else that of the backports, with either way to do I/O."""
+    named = os.environ.get("QEMU_IMG")
+    newer = qemu_backports() if named is None else Path(named).parent
     program = None if newer is None else shutil.which("qemu-storage-daemon", path=str(newer))
     program = program or shutil.which("qemu-storage-daemon")
     if program is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import tapfs
 from tests.conftest import Ran
 
 MIB = 1 << 20
@@ -52,14 +53,32 @@ def nginx(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         process.terminate()
 
 
+def _large(image: Path, plain: Path) -> None:
+    """A qcow2 image of 100 GiB with all of its tables, a GPT and an ext4 file system that fills the disk."""
+    words = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", image, "100G"]
+    subprocess.run(words, check=True)
+    size = 100 << 30
+    with plain.open("wb") as file:
+        file.truncate(size)
+    subprocess.run(["sfdisk", "-q", plain], input=b"label: gpt\nstart=1MiB\n", check=True)
+    words = ["mkfs.ext4", "-q", "-E", "offset=1048576,nodiscard", plain, str(size // 1024 - 4096)]
+    subprocess.run(words, check=True)
+    with plain.open("rb") as source, tapfs.open(image, writable=True) as disk:
+        for offset in (0, MIB, 2 * MIB, size - MIB):
+            source.seek(offset)
+            disk.write(offset, source.read(MIB))
+
+
 def test_images_on_nginx(nginx: tuple[str, Path], tapfs_process: Callable[..., Ran], tmp_path: Path) -> None:
     url, files = nginx
     content = random.Random(1).randbytes(3 * MIB) + bytes(5 * MIB)
     (tmp_path / "disk.raw").write_bytes(content)
     subprocess.run(["qemu-img", "convert", "-O", "qcow2", tmp_path / "disk.raw", files / "disk.qcow2"], check=True)
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", files / "large.qcow2", "100G"], check=True)
+    _large(files / "large.qcow2", tmp_path / "large.raw")
 
-    assert "100 GiB" in tapfs_process("info", f"{url}/moved/large.qcow2").out
+    info = tapfs_process("info", f"{url}/moved/large.qcow2").out
+    assert "100 GiB" in info
+    assert "ext4" in info
     sent = [line.split('"')[2].split() for line in (files.parent / "access").read_text().splitlines()]
     assert sum(int(length) for _, length in sent) < 2 * MIB
     whole = tapfs_process("info", f"{url}/whole/disk.qcow2")
