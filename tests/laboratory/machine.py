@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.laboratory.build import Lab
 from tests.laboratory.vhost_disk import VhostDisk
@@ -23,6 +26,13 @@ PROCESSOR = "max,-smap,-rdtscp,-xsave,-erms,-fsrm"
 NO_AVX = ",-pclmulqdq"
 
 
+class Ran(NamedTuple):
+    """A boot that is over: what went wrong if it did, and how long a processor of the host had to do with it."""
+
+    problem: str | None
+    processor_seconds: float
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """A machine to boot. `share` is the host's folder that dom0 has at /share.
@@ -38,29 +48,31 @@ class Machine:
     dom0_processors: int = 1
     memory_mebibytes: int = 1408
 
-    def run(self, time_limit: float) -> str | None:
-        """Boot, wait until dom0 powers off; what went wrong if it did not."""
+    def run(self, time_limit: float) -> Ran:
+        """Boot, and wait until dom0 powers off."""
         if self.kernel is None:
             return self._run(time_limit, self._built())
         with VhostDisk(self.serial.parent, self.share) as disk:
-            problem = self._run(time_limit, disk.options(self.memory_mebibytes))
-        return problem or disk.problem()
+            ran = self._run(time_limit, disk.options(self.memory_mebibytes))
+        return ran._replace(problem=ran.problem or disk.problem())
 
-    def _run(self, time_limit: float, more: list[str]) -> str | None:
+    def _run(self, time_limit: float, more: list[str]) -> Ran:
         with self.serial.with_name("qemu.log").open("wb") as log:
             process = subprocess.Popen([*self._command(), *more], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         begin = time.monotonic()
         try:
-            status = process.wait(time_limit)
-        except subprocess.TimeoutExpired:
-            return f"the machine was still running after {time.monotonic() - begin:.0f} s"
+            ended = _ends(process.pid, time_limit)
+            seconds = _processor_seconds(process.pid)
         finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-        if status != 0:
-            return f"QEMU ended with status {status}: {self.serial.with_name('qemu.log').read_text()[-500:].strip()}"
-        return None
+            process.kill()
+            status = process.wait()
+        problem = None
+        if not ended:
+            problem = f"the machine was still running after {time.monotonic() - begin:.0f} s"
+        elif status != 0:
+            said = self.serial.with_name("qemu.log").read_text()[-500:].strip()
+            problem = f"QEMU ended with status {status}: {said}"
+        return Ran(problem, seconds)
 
     def _command(self) -> list[str]:
         processor = PROCESSOR + (NO_AVX if self.kernel == "newest" else "")
@@ -99,3 +111,20 @@ class Machine:
         )
         initrd = f"{lab.kernel} console=hvc0 {LINUX},{lab.initramfs}"
         return ["-smp", "1", "-kernel", str(lab.hypervisor), "-append", xen, "-initrd", initrd]
+
+
+def _ends(pid: int, seconds: float) -> bool:
+    """Wait for the end of a process, which stays there to be looked at; False: it goes on."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+    finally:
+        os.close(descriptor)
+
+
+def _processor_seconds(pid: int) -> float:
+    """What a process has used, all of its threads together."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

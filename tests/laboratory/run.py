@@ -59,6 +59,7 @@ class Report:
     group: str
     work: Path
     seconds: float
+    processor_seconds: float
     results: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     problems: list[str] = field(default_factory=list[str])
 
@@ -67,7 +68,7 @@ class Report:
         return not self.problems and all(result["outcome"] == "passed" for result in self.results)
 
     def show(self) -> None:
-        say(f"{self.group} ({self.seconds:.0f} s)")
+        say(f"{self.group} ({self.seconds:.0f} s, {self.processor_seconds:.0f} s of a processor)")
         for result in self.results:
             detail = str(result["detail"]).replace("\n", "\n      ")
             say(f"  {result['outcome']:7} {result['name']} ({result['seconds']:.1f} s) {detail}".rstrip())
@@ -140,13 +141,13 @@ def _run(lab: Lab, payload: Path, group: str, scenarios: dict[str, int], xenstor
     kernel = None if package == XEN else "newest" if group in NEWEST else "newer"
     processors = 2 if group in WITH_TWO_PROCESSORS else 1
     machine = Machine(lab, payload, share, work / "serial.log", kernel, processors)
-    problem = machine.run((BOOT_SECONDS + sum(scenarios.values())) * PATIENCE)
-    report = Report(group, work, time.monotonic() - begin)
+    ran = machine.run((BOOT_SECONDS + sum(scenarios.values())) * PATIENCE)
+    report = Report(group, work, time.monotonic() - begin, ran.processor_seconds)
     results = share / "results"
     if results.is_file():
         report.results = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
-    if problem:
-        report.problems.append(problem)
+    if ran.problem:
+        report.problems.append(ran.problem)
     status = (share / "status").read_text().strip() if (share / "status").is_file() else None
     if status is None:
         report.problems.append("the machine did not come to an end of its scenarios")
@@ -163,7 +164,7 @@ def _run_script(lab: Lab, payload: Path, files: list[Path], xenstored: str | Non
     (work / "share/xenstore").write_text(SOCKET, encoding="ascii")
     for number, path in enumerate(files):
         shutil.copy(path, work / "share" / (path.name if number else "script"))
-    problem = Machine(lab, payload, work / "share", work / "serial.log").run(SCRIPT_SECONDS)
+    problem = Machine(lab, payload, work / "share", work / "serial.log").run(SCRIPT_SECONDS).problem
     output = work / "share/output"
     say(output.read_text(encoding="utf-8", errors="replace") if output.is_file() else "")
     if problem:

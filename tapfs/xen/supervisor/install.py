@@ -16,12 +16,21 @@ _SCRIPTS = "etc/xen/scripts"
 #: The folders for units of an administrator and of a package.
 _UNITS, _PACKAGED_UNITS = "etc/systemd/system", "usr/lib/systemd/system"
 
+#: Of root's rights the service keeps those over files of others, SYS_ADMIN for the marks on images, SYS_MODULE for
+#: xen-blkback, SYS_NICE and SYS_RESOURCE for what disks are limited to. The process of a disk gives up more.
+CAPABILITIES = (
+    *("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID"),
+    *("SYS_ADMIN", "SYS_MODULE", "SYS_NICE", "SYS_RESOURCE"),
+)
+
 # KillMode=process: what ends the supervisor without its doing must not end the disks; it ends them itself when it is
 # to stop, and the next one takes over what is left. The supervisor loads xen-blkback itself: a driver that is loaded
-# takes every disk which has none at that moment. Images may lie on the network. Guests of
-# libvirt and of xendomains need their disks, so those services start after this one and stop before it, as does the one
-# that runs block scripts in a driver domain. What would give the service a view of its own of devices or mounts is left
-# out: disks outlive it, and images are mounted later.
+# takes every disk which has none at that moment. So calls of the group @module are left. Images may lie on the network,
+# whose file systems are the kernel's: the service itself has no network.
+# Guests of libvirt and of xendomains need their disks, so those services start after this one and stop before it, as
+# does the one that runs block scripts in a driver domain. What would give the service a view of its own of devices or
+# mounts is left out: disks outlive it, and images are mounted later. PrivateMounts=no is for versions of systemd that
+# make one where the network is private.
 _UNIT = """\
 [Unit]
 Description=Disks of Xen guests, served by tapfs
@@ -48,11 +57,20 @@ LimitMEMLOCK=infinity
 LimitCORE=0
 TasksMax=infinity
 NoNewPrivileges=yes
+CapabilityBoundingSet={capabilities}
 RestrictNamespaces=yes
 RestrictRealtime=yes
+RestrictSUIDSGID=yes
 LockPersonality=yes
+MemoryDenyWriteExecute=yes
+ProtectHostname=yes
+PrivateNetwork=yes
+PrivateMounts=no
+IPAddressDeny=any
 RestrictAddressFamilies=AF_UNIX
 SystemCallArchitectures=native
+SystemCallFilter=~@clock @cpu-emulation @debug @mount @obsolete @raw-io @reboot @swap
+SystemCallErrorNumber=EPERM
 OOMScoreAdjust=-900
 
 [Install]
@@ -62,7 +80,11 @@ WantedBy=multi-user.target
 
 def unit_of(command: str) -> str:
     """The text of the unit, where `command` is tapfs as a shell would start it."""
-    return _UNIT.format(command=command.replace("%", "%%"), another_runs=CODES[ErrorKind.LOCKED].exit_code)
+    return _UNIT.format(
+        command=command.replace("%", "%%"),
+        another_runs=CODES[ErrorKind.LOCKED].exit_code,
+        capabilities=" ".join(f"CAP_{name}" for name in CAPABILITIES),
+    )
 
 
 def install(root: str) -> list[str]:
