@@ -18,7 +18,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.serving import service_manager
 from tapfs.serving.processes import process_start
 from tapfs.xen import process_handle, runtime_files
-from tapfs.xen.supervisor import install
+from tapfs.xen.supervisor import install, page_merging
 from tapfs.xen.supervisor.restarts import Restarts
 from tapfs.xen.supervisor.supervisor_lock import take_supervisor_lock
 
@@ -133,3 +133,19 @@ def test_an_installation_needs_the_script(tmp_path: Path, monkeypatch: pytest.Mo
         install.install(str(tmp_path / "root"))
     assert caught.value.kind is ErrorKind.NOT_FOUND
     assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "wish", "after"), [("0", None, "1"), ("0", "0", "0"), ("1", None, "1"), ("2", "1", "2")]
+)
+def test_equal_pages_are_merged_unless_somebody_has_said_no(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, wish: str | None, after: str
+) -> None:
+    monkeypatch.delenv(page_merging.VARIABLE, raising=False)
+    if wish is not None:
+        monkeypatch.setenv(page_merging.VARIABLE, wish)
+    switch = tmp_path / "run"
+    switch.write_text(f"{before}\n")
+    page_merging.merge_equal_pages(switch)
+    assert switch.read_text().strip() == after
+    page_merging.merge_equal_pages(tmp_path / "a kernel without")

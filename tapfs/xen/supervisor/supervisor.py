@@ -27,6 +27,7 @@ from tapfs.xen.runtime_files import keys_of_runtime_files, remove_runtime_files,
 from tapfs.xen.supervisor.device_model_door import attend_door
 from tapfs.xen.supervisor.disk_starter import DiskStarter
 from tapfs.xen.supervisor.driver_domains import show_guests_to_driver_domains
+from tapfs.xen.supervisor.page_merging import merge_equal_pages
 from tapfs.xen.supervisor.supervised_device import SupervisedDevice
 from tapfs.xen.xenstore.client import XenStore, connect
 
@@ -75,6 +76,7 @@ class _Supervisor:
         own = await store.own_domain()
         if self._host.machine is None:
             await load_kernel_backend(store)
+            merge_equal_pages()
         if own == 0:
             nursery.start_soon(show_guests_to_driver_domains, store)
         kinds = [f"{backends_of(own)}/{kind}" for kind in (OUR_KIND, *LIBXL_KINDS)]
