@@ -14,7 +14,7 @@ from enum import Enum
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.vmdk.sectors import MAX_BYTES, SECTOR
-from tapfs.formats.vmdk.signature import BYTE_ORDER_MARK, is_descriptor
+from tapfs.formats.vmdk.signature import BYTE_ORDER_MARK, is_descriptor, is_utf16
 from tapfs.formats.vmdk.text_encoding import codec_named, decoded
 from tapfs.patterns import pattern
 from tapfs.records import NamedTuple, dataclass
@@ -28,10 +28,13 @@ NO_CID = 0xFFFFFFFF
 
 _EXTENT = pattern(
     rb"(?P<access>rw|rdonly|noaccess)[ \t]+(?P<sectors>[0-9]{1,20})[ \t]+(?P<kind>[a-z]+)"
-    rb'(?:[ \t]+(?:"(?P<quoted>[^"]*)"|(?P<plain>[^\s"]+))(?:[ \t]+(?P<offset>[0-9]{1,20})(?P<rest>[ \t].*)?)?)?',
+    rb'(?:[ \t]+(?:"(?P<quoted>[^"]*)"(?:[ \t]+(?P<offset>[0-9]{1,20})(?P<rest>[ \t].*)?)?'
+    # A name without quotes may have blanks in it; a number behind it is the offset.
+    rb'|(?P<plain>[^\s"](?:[^"]*?[^\s"])??)(?:[ \t]+(?P<plain_offset>[0-9]{1,20}))?))?',
     re.IGNORECASE,
 )
 _LIKE_AN_EXTENT = pattern(rb"(?:rw|rdonly|noaccess)(?:[ \t]|$)", re.IGNORECASE)
+_EXTENT_ANYWHERE = pattern(rb"^[ \t]*(?:rw|rdonly|noaccess)[ \t]", re.IGNORECASE | re.MULTILINE)
 #: A line without the sign of a key that has a number and the word of a kind: an extent once, before it was damaged.
 _MAYBE_AN_EXTENT = pattern(
     rb"[^=]*?[0-9]+[ \t]+(?:flat|sparse|zero|vmfs|vmfssparse|vmfsrdm|vmfsraw|sesparse)\b", re.IGNORECASE
@@ -141,15 +144,25 @@ class Descriptor:
 def parse_descriptor(raw: bytes, path: str, base: int = 0) -> Descriptor:
     """The descriptor in `raw`, which stands at `base` of the host file `path` and ends at its first NUL.
 
-    Raises ImageError: invalid_format for a text that is no descriptor, out_of_bounds beyond the limits, corrupt for an
-    extent or a content ID that cannot be understood, and where there are no extents.
+    One behind the start of its file is embedded, and may begin with any of its lines: a header says what it is. Raises
+    ImageError: invalid_format for a text that is no descriptor, unsupported for one in UTF-16, out_of_bounds beyond the
+    limits, corrupt for an extent or a content ID that cannot be understood, and where there are no extents.
     """
+    if is_utf16(raw) and is_descriptor(raw):
+        raise ImageError(
+            ErrorKind.UNSUPPORTED,
+            "is a descriptor in UTF-16, which VMware does not read",
+            path=path,
+            offset=base,
+            op="open",
+            remedy="save it as UTF-8",
+        )
     text = raw.split(b"\0", 1)[0]
     if len(text) > MAX_BYTES_OF_TEXT:
         message = f"the descriptor is longer than {MAX_BYTES_OF_TEXT} bytes"
         raise ImageError(ErrorKind.OUT_OF_BOUNDS, message, path=path, offset=base, op="open")
-    if not is_descriptor(text):
-        message = "not a VMDK descriptor: its first line is not # Disk DescriptorFile"
+    if not is_descriptor(text) and not (base and _EXTENT_ANYWHERE.search(text)):
+        message = "not a VMDK descriptor: it begins neither with # Disk DescriptorFile nor with version="
         raise ImageError(ErrorKind.INVALID_FORMAT, message, path=path, offset=base, op="open")
     values: dict[str, Value] = {}
     repeated: list[str] = []
@@ -212,7 +225,7 @@ def _extent(found: re.Match[bytes], at: int, codec: str) -> ExtentLine:
         found["kind"].decode("ascii").upper(),
         decoded(raw_name, codec),
         raw_name,
-        int(found["offset"] or 0),
+        int(found["offset"] or found["plain_offset"] or 0),
         at,
     )
 

@@ -16,6 +16,8 @@ from tapfs.patterns import pattern
 #: Ends of the names of the files of one disk: parts of a split disk, flat files, delta files.
 _ENDING = pattern(r"-(?:[sf][0-9]{3,}|flat|pt|rdmp?|delta|sesparse)\.vmdk$", re.IGNORECASE)
 _VMDK = ".vmdk"
+#: The datastore of ESX before a name that is in no folder of it: `[datastore1] disk.vmdk`.
+_DATASTORE = pattern(r"^\[[^]/\\]+\] *(?=[^/\\])")
 
 
 def base_name(name: str) -> str:
@@ -30,7 +32,7 @@ def candidates(name: str, raw_name: bytes, descriptor_path: str) -> Sequence[str
     together with the descriptor.
     """
     base = base_name(name)
-    names = [name, literal(raw_name), base, base_name(literal(raw_name))]
+    names = [name, literal(raw_name), base, base_name(literal(raw_name)), _DATASTORE.sub("", base)]
     ending = _ENDING.search(base)
     own = base_name(descriptor_path)
     if ending is not None and own.lower().endswith(_VMDK):
@@ -47,5 +49,5 @@ def descriptor_of(path: str) -> str | None:
 
 def parent_names(hint: str, raw_hint: bytes) -> Sequence[str]:
     """The names to try for a parent, the first as the descriptor writes it."""
-    names = [hint, literal(raw_hint), base_name(hint)]
+    names = [hint, literal(raw_hint), base_name(hint), _DATASTORE.sub("", base_name(hint))]
     return list(dict.fromkeys(each for each in names if each and "\0" not in each))

@@ -29,7 +29,21 @@ from tapfs.records import dataclass, field
 #: The types of extents whose bytes stand in their file as they are, and of those that have tables.
 FLAT_KINDS = frozenset({"FLAT", "VMFS", "VMFSTHIN"})
 SPARSE_KINDS = frozenset({"SPARSE", "VMFSSPARSE", "SESPARSE"})
-_DEVICE_KINDS = frozenset({"VMFSRDM", "VMFSRAW"})
+_DEVICE = "a device of a storage network"
+#: Types of extents that lie in no file, with the place of each.
+_NO_FILES = {
+    "VMFSRDM": _DEVICE,
+    "VMFSRAW": _DEVICE,
+    "VMFSRAWDEVICEMAP": _DEVICE,
+    "VMFSPASSTHROUGHRAWDEVICEMAP": _DEVICE,
+    "VSANSPARSE": "an object of a vSAN datastore",
+}
+#: Starts of names that stand for no file, with the place of each.
+_NAMES_OF_OTHERS = {
+    "/dev/": "a device of the machine that made the image",
+    "\\\\.\\": "a device of the machine that made the image",
+    "vsan://": "an object of a vSAN datastore",
+}
 
 
 @dataclass(slots=True)
@@ -88,7 +102,8 @@ def _open_embedded(file: HostFile, request: OpenRequest) -> OpenedDisk:
         return opening
     at = header.descriptor_sector * SECTOR
     length = min(header.descriptor_sectors * SECTOR, MAX_BYTES_OF_TEXT + 1)
-    return _Opening(file, request, parse_descriptor(file.read(at, length), file.path, at), own).disk
+    descriptor = parse_descriptor(file.read(at, length), file.path, at)
+    return _Opening(file, request, descriptor, own).disk
 
 
 def _lone_part(file: HostFile, what: str) -> ImageError:
@@ -144,9 +159,12 @@ class _Opening:
     def _part(self, offset: int, line: ExtentLine, *, itself: bool) -> Part:
         if line.kind == "ZERO":
             return ZeroPart(offset, line.length)
-        if line.kind in _DEVICE_KINDS:
-            message = f"has an extent of the type {line.kind}, which is a device of a storage network, not a file"
-            raise ImageError(ErrorKind.UNSUPPORTED, message, path=self._file.path, offset=self._at(line), op="open")
+        if line.kind in _NO_FILES:
+            message = f"has an extent of the type {line.kind}, which is {_NO_FILES[line.kind]}, not a file"
+            remedy = "copy the disk by the host that has it (vmkfstools -i)"
+            raise ImageError(
+                ErrorKind.UNSUPPORTED, message, path=self._file.path, offset=self._at(line), op="open", remedy=remedy
+            )
         if line.kind not in FLAT_KINDS | SPARSE_KINDS:
             message = f"has an extent of the unknown type {line.kind}"
             raise ImageError(ErrorKind.UNSUPPORTED, message, path=self._file.path, offset=self._at(line), op="open")
@@ -211,6 +229,16 @@ class _Opening:
 
     def _missing(self, line: ExtentLine, names: Sequence[str], first: ImageError | None) -> ImageError:
         kind = ErrorKind.NOT_FOUND if first is None else first.kind
+        other = next((what for start, what in _NAMES_OF_OTHERS.items() if line.name.startswith(start)), None)
+        if other is not None:
+            return ImageError(
+                kind,
+                f"its extent {line.name} is {other}, and there is no file {names[-1]} beside the descriptor",
+                path=self._file.path,
+                offset=self._at(line),
+                op="open the extents",
+                remedy=f"copy what it holds into a file {names[-1]} beside the descriptor",
+            )
         reason = "is missing" if first is None else first.message.removeprefix(f"its file {line.name} ")
         looked = "" if len(names) == 1 else f", and there is no {' or '.join(names[1:])} beside the descriptor"
         return ImageError(

@@ -193,7 +193,7 @@ def _find_descriptor(file: HostFile, header: SparseHeader | None) -> _Found | No
     sectors += range(1, 64)
     for sector in sectors:
         raw = file.read(sector * SECTOR, MAX_BYTES_OF_TEXT)
-        if not is_descriptor(raw[:64]):
+        if not is_descriptor(raw[:SECTOR]):
             continue
         text = raw.split(b"\0", 1)[0]
         try:

@@ -44,6 +44,9 @@ VARIANTS = {
     "upper-case keys": PLAIN.replace(b"createType", b"CREATETYPE").replace(b"CID=", b"cid="),
     "no offset": PLAIN.replace(b'" 0\n', b'"\n'),
     "NULs behind it": PLAIN + bytes(5000) + b"RW 1 FLAT x",
+    "no first line": PLAIN.partition(b"\n")[2],
+    "comments before the first line": b"# copied from vm01\n#\n \n" + PLAIN,
+    "comments before the first key": b"# by hand\r\n\r\n" + PLAIN.partition(b"\n")[2],
     "a UUID behind the offset": PLAIN.replace(b'" 0\n', b'" 0 00000000-0000-0000-0000-000000000000\n'),
 }
 
@@ -58,6 +61,45 @@ def test_every_spelling_says_the_same(text: bytes) -> None:
     assert (line.access, line.sectors, line.kind, line.name) == (Access.READ_WRITE, 2048, "FLAT", "disk-flat.vmdk")
     assert line.offset_sectors == 0
     assert text[line.at :].lower().startswith(b"rw")
+
+
+@pytest.mark.parametrize(
+    "text", [b"version=1\nname=x\n", b"# notes\n\nCID=1\n", b"#\n" * 2000, b"\r\n" * 2000, b"\xff\xfe\0\xd8"]
+)
+def test_other_texts_are_no_descriptors(text: bytes) -> None:
+    assert not is_descriptor(text)
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "offset"),
+    [
+        (b"RW 2048 VMFS System Volume.img", "System Volume.img", 0),
+        (b"RW 2048 FLAT Disk 2 copy.img 63", "Disk 2 copy.img", 63),
+        (b"RW 2048 FLAT disk.img \t 7", "disk.img", 7),
+    ],
+)
+def test_a_name_without_quotes_may_have_blanks(line: bytes, name: str, offset: int) -> None:
+    text = PLAIN.replace(b'RW 2048 FLAT "disk-flat.vmdk" 0', line)
+    (found,) = parse_descriptor(text, "disk.vmdk").extents
+    assert (found.name, found.offset_sectors) == (name, offset)
+
+
+def test_an_embedded_text_may_begin_with_any_line() -> None:
+    text = b'encoding="UTF-8"\n' + PLAIN
+    assert parse_descriptor(text, "disk.vmdk", 512).extents[0].name == "disk-flat.vmdk"
+    for hidden in (text, b"\x07" * 512):
+        with pytest.raises(ImageError) as raised:
+            parse_descriptor(hidden, "disk.vmdk", 0 if hidden is text else 512)
+        assert raised.value.kind is ErrorKind.INVALID_FORMAT
+
+
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
+def test_utf16_is_refused_with_the_remedy(codec: str) -> None:
+    text = "\ufeff".encode(codec) + PLAIN.decode().encode(codec)
+    assert is_descriptor(text[:512])
+    with pytest.raises(ImageError, match="UTF-16") as raised:
+        parse_descriptor(text, "disk.vmdk")
+    assert (raised.value.kind, raised.value.remedy) == (ErrorKind.UNSUPPORTED, "save it as UTF-8")
 
 
 def test_places_of_values() -> None:
@@ -99,7 +141,7 @@ def test_what_is_no_encoding_is_looked_up_in_the_bytes(encoding: bytes) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "kind"),
     [
-        (b"# Disk DescriptorFile", b"# Disk", ErrorKind.INVALID_FORMAT),
+        (b"# Disk DescriptorFile\nversion=1", b"# Disk\nrelease=1", ErrorKind.INVALID_FORMAT),
         (b"RW 2048 FLAT", b"RW x2048 FLAT", ErrorKind.CORRUPT),
         (b"RW 2048 FLAT", b"RW -1 FLAT", ErrorKind.CORRUPT),
         (b"RW 2048 FLAT", b"RW", ErrorKind.CORRUPT),

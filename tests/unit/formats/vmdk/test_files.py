@@ -261,9 +261,52 @@ def test_names_obey_the_gate(tmp_path: Path, name: str) -> None:
 
 def test_devices_are_refused(tmp_path: Path) -> None:
     assert refused(flat_list(tmp_path, ['RW 1 FLAT "/dev/sda"'])).kind is ErrorKind.DENIED
-    error = refused(flat_list(tmp_path, ['RW 1 VMFSRDM "disk-rdm.vmdk"']))
-    assert "VMFSRDM" in str(error)
-    assert error.kind is ErrorKind.UNSUPPORTED
+    for kind, what in (("VMFSRDM", "a device"), ("VMFSPASSTHROUGHRAWDEVICEMAP", "a device"), ("VSANSPARSE", "vSAN")):
+        error = refused(flat_list(tmp_path, [f'RW 1 {kind} "disk-rdm.vmdk"']))
+        assert f"an extent of the type {kind}, which is" in str(error)
+        assert what in str(error)
+        assert error.kind is ErrorKind.UNSUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "beside"),
+    [
+        ("/dev/sdb", "a device of the machine that made the image", "sdb"),
+        (r"\\.\PhysicalDrive2", "a device of the machine that made the image", "PhysicalDrive2"),
+        ("vsan://6e2f-01", "an object of a vSAN datastore", "6e2f-01"),
+    ],
+)
+def test_a_device_as_an_extent_is_named_and_its_copy_is_taken(
+    tmp_path: Path, name: str, what: str, beside: str
+) -> None:
+    path = flat_list(tmp_path, [f'RW 1 FLAT "{name}" 0'])
+    error = refused(path)
+    assert f"its extent {name} is {what}, and there is no file {beside} beside the descriptor" in str(error)
+    (tmp_path / beside).write_bytes(b"d" * 512)
+    assert read(path) == b"d" * 512
+
+
+def test_a_descriptor_with_keys_only_is_no_raw_disk(tmp_path: Path, tapfs: Run) -> None:
+    """ESX, VMware and QEMU need no first line: taken for a raw disk, its text would be what is converted."""
+    path = flat_list(tmp_path, ['RW 1 FLAT "disk-flat.vmdk"'])
+    (tmp_path / "disk-flat.vmdk").write_bytes(b"d" * 512)
+    path.write_bytes(path.read_bytes().partition(b"\n")[2])
+    assert "format:         vmdk" in tapfs("info", path).out
+    assert read(path) == b"d" * 512
+
+
+def test_what_kiwi_writes_before_the_first_line(tmp_path: Path, tapfs: Run) -> None:
+    """It has `encoding` in front of the embedded text, and its keys end without a line end."""
+    grains = random_grains(random.Random(3), MIB, GRAIN)
+    text = b'encoding="UTF-8"\n' + descriptor([f'RW {sectors(MIB)} SPARSE "kiwi.vmdk"']) + b'ddb.toolsVersion = "9350"'
+    path = tmp_path / "kiwi.vmdk"
+    path.write_bytes(hosted(grains, MIB, text))
+    assert read(path) == read_grains(grains, MIB, GRAIN)
+    assert tapfs("check", path).code == 0
+    with tapfs_package.open(path, writable=True) as image:
+        image.write(0, b"new")
+    assert path.read_bytes()[512:].startswith(b'encoding="UTF-8"\n# Disk DescriptorFile\nversion=1\nCID=')
+    assert read(path)[:3] == b"new"
 
 
 @pytest.mark.parametrize(
@@ -314,7 +357,9 @@ def test_a_delta_over_a_delta(tmp_path: Path) -> None:
     assert read(tmp_path / "2.vmdk") == expected
 
 
-@pytest.mark.parametrize("hint", ["base.vmdk", "/vmfs/volumes/1/vm/base.vmdk", r"D:\vm\base.vmdk"])
+@pytest.mark.parametrize(
+    "hint", ["base.vmdk", "/vmfs/volumes/1/vm/base.vmdk", r"D:\vm\base.vmdk", "[ds1] vm/base.vmdk", "[ds1] base.vmdk"]
+)
 def test_a_moved_parent_is_found_beside_its_child(tmp_path: Path, hint: str) -> None:
     (tmp_path / "base.vmdk").write_bytes(monolithic({0: b"base"}, MIB, cid=9))
     (tmp_path / "child.vmdk").write_bytes(monolithic({}, MIB, parent_cid=9, hint=hint))
