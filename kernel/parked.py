@@ -86,6 +86,12 @@ class Parked:
         parked = self._parked
         return parked.offset, parked.length, parked.data
 
+    @property
+    def tried(self) -> int:
+        """When the try of a READ or WRITE began that ended as `outcome` says, or earlier: `time.monotonic_ns`."""
+        tried: int = self._parked.tried
+        return tried
+
     def outcome(self) -> Outcome:
         """What a READ or WRITE lacks. Raises the ImageError that it met instead."""
         return self._disk.finished(self._parked.outcome)

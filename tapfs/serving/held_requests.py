@@ -3,12 +3,16 @@
 An error of a disk ends the journal of most file systems, though a full host is no fault of the disk. So the thread
 that serves such a request does not answer it. The thread tries again when an operator says `tapfs resume`, and by
 itself every few seconds. `wait_on` says which errors are waited for.
+
+A request that failed may be looked at long after that: threads are few, and each waits with one request. So what counts
+is when the try that failed began. One that began before the last `tapfs resume` is followed by another at once.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 
 from tapfs.errors import ErrorKind, ImageError
@@ -18,7 +22,7 @@ from tapfs.serving.processes import EXIT_STOPPED
 #: The errors that a disk may wait for: a full host, errors of the host's disk as well, or none.
 WAIT_ON = ("space", "errors", "nothing")
 
-#: Seconds after which a request that lacks space is tried again without anybody's word.
+#: Seconds after the begin of a try that lacked space until the next one, without anybody's word.
 _AGAIN_SECONDS = 10.0
 
 #: Seconds between two looks whether a request may be let go of.
@@ -32,7 +36,8 @@ class HeldRequests:
         self._wait_on = wait_on
         self._told = told
         self._changed = threading.Condition()
-        self._retries = 0
+        #: When all were last to be tried again.
+        self._retried_ns = 0
         self._count = 0
         self._given_up: set[object] = set()
         self._leaving = False
@@ -44,19 +49,40 @@ class HeldRequests:
         return self._reason
 
     def serve(
-        self, attempt: Callable[[], None], again: Callable[[], None], *, durable: bool = False, owner: object = None
+        self,
+        attempt: Callable[[], None],
+        again: Callable[[], None],
+        *,
+        tried_ns: int = 0,
+        durable: bool = False,
+        owner: object = None,
     ) -> None:
         """Call `attempt`, then, as often as what fails is to be waited for, `again`. Raises what is not waited for.
 
+        `tried_ns`: when the try began whose error `attempt` may raise (`time.monotonic_ns`); 0: it tries itself.
         `durable`: it makes writes durable. After an error of the host's disk a second try would succeed without them.
         `owner` is whose request it is, where several use the disk.
         """
+        began = tried_ns or time.monotonic_ns()
+        work, held = attempt, False
         try:
-            attempt()
-        except ImageError as error:
-            if not self.is_waited_for(error, durable=durable):
-                raise
-            self._hold(error, again, durable=durable, owner=owner)
+            while True:
+                try:
+                    work()
+                except ImageError as error:
+                    if not self.is_waited_for(error, durable=durable):
+                        raise
+                    if not held and not (work is attempt and self._is_due(error, began)):
+                        held = True
+                        self._enter(error)
+                    if held and not self._waited(error, owner, began):
+                        raise
+                else:
+                    return
+                began, work = time.monotonic_ns(), again
+        finally:
+            if held:
+                self._leave()
 
     def is_waited_for(self, error: ImageError, *, durable: bool) -> bool:
         """Whether `serve` waits where a request meets this error. It raises such a one only to let the request go."""
@@ -67,7 +93,7 @@ class HeldRequests:
     def retry(self) -> None:
         """Have all requests that wait tried now."""
         with self._changed:
-            self._retries += 1
+            self._retried_ns = time.monotonic_ns()
             self._changed.notify_all()
 
     def give_up(self, owner: object = None) -> None:
@@ -98,22 +124,6 @@ class HeldRequests:
         if waits:
             _end_at_once()
 
-    def _hold(self, error: ImageError, again: Callable[[], None], *, durable: bool, owner: object) -> None:
-        self._enter(error)
-        try:
-            while self._waited(error, owner):
-                try:
-                    again()
-                except ImageError as met:
-                    if not self.is_waited_for(met, durable=durable):
-                        raise
-                    error = met
-                else:
-                    return
-            raise error
-        finally:
-            self._leave()
-
     def _enter(self, error: ImageError) -> None:
         with self._changed:
             self._count += 1
@@ -135,12 +145,22 @@ class HeldRequests:
             log.info("the guest waits no more")
             self._told()
 
-    def _waited(self, error: ImageError, owner: object) -> bool:
-        """Wait until it is time to try again; False: never."""
-        seconds = _AGAIN_SECONDS if error.kind is ErrorKind.NO_SPACE else None
+    def _is_due(self, error: ImageError, began: int) -> bool:
+        """Whether a try that began then is to be followed by another now."""
+        return self._retried_ns >= began or self._seconds_left(error, began) == 0
+
+    @staticmethod
+    def _seconds_left(error: ImageError, began: int) -> float | None:
+        """Seconds until a try that began then is followed by another without anybody's word; None: it is not."""
+        if error.kind is not ErrorKind.NO_SPACE:
+            return None
+        return max(0.0, _AGAIN_SECONDS - (time.monotonic_ns() - began) / 1e9)
+
+    def _waited(self, error: ImageError, owner: object, began: int) -> bool:
+        """Wait until it is time to follow a try by another; False: never."""
+        seconds = self._seconds_left(error, began)
         with self._changed:
-            seen = self._retries
-            self._changed.wait_for(lambda: owner in self._given_up or self._retries != seen, seconds)
+            self._changed.wait_for(lambda: owner in self._given_up or self._is_due(error, began), seconds)
             return owner not in self._given_up
 
 

@@ -145,8 +145,9 @@ class ServedDisk(CopiedDisk):
     # In the threads
 
     def _answer(self, parked: ParkedRequest) -> None:
+        durable = parked.request is Request.SYNC
         self.held.serve(
-            lambda: self._do(parked), lambda: self._do_again(parked), durable=parked.request is Request.SYNC
+            lambda: self._do(parked), lambda: self._do_again(parked), tried_ns=parked.tried, durable=durable
         )
 
     def _together(self, several: Sequence[ParkedRequest]) -> Sequence[ParkedRequest]:

@@ -189,7 +189,8 @@ class GuestDisk:
         attempt, durable = partial(self._do, parked), parked.request is Request.SYNC
         while True:
             try:
-                self.held.serve(attempt, partial(self._do_again, parked), durable=durable)
+                again = partial(self._do_again, parked)
+                self.held.serve(attempt, again, tried_ns=parked.tried, durable=durable)
             except ImageError as error:
                 if not self.held.is_waited_for(error, durable=durable):
                     raise

@@ -110,6 +110,7 @@ struct nbd_piece {
     uint64_t offset, length;   /* of the disk */
     int error;  /* it is given back with this, if it does not go on */
     bool goes_on; /* given back to be moved by the mover */
+    uint64_t tried; /* when it was begun, or was begun again */
     size_t held;
     bool spare; /* it has room for PIECE_BYTES, and is kept for the next one */
     struct nbd_states *states, **states_end; /* of a STATUS */

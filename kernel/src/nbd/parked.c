@@ -25,6 +25,7 @@ static void describe(const struct parked_entry *entry, tapfs_parked *parked)
         .length = piece->length - done,
         .data = piece->kind == TAPFS_NBD_WRITE ? piece->data + done : NULL,
         .request = piece->kind,
+        .tried = piece->tried,
         .outcome = piece->move.outcome,
     };
 }

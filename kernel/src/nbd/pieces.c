@@ -20,6 +20,7 @@ struct nbd_piece *nbd_piece_new(struct nbd_request *request, uint32_t kind, uint
     /* Not the data, which would cost as much as moving it. */
     *piece = (struct nbd_piece){
         .request = request,
+        .tried = request->since,
         .connection = request->connection,
         .kind = kind,
         .offset = offset,
@@ -170,6 +171,7 @@ void nbd_pieces_returned(struct nbd_piece *returned)
         next = piece->next;
         if (piece->goes_on) {
             piece->goes_on = false;
+            piece->tried = rate_limit_now();
             go(piece);
         } else {
             park_or_fail(ended(piece, piece->error));

@@ -28,6 +28,7 @@ typedef struct {
     const uint8_t *data; /* WRITE: `length` bytes that nobody changes, valid until the ticket is completed */
     uint32_t request;    /* what it wants, in the constants of its front end */
     uint32_t reserved;
+    uint64_t tried; /* READ and WRITE: when the try began that ended so, or earlier, in ns of the monotonic clock */
     tapfs_outcome outcome; /* READ and WRITE: MISS, RESERVE or FAILED */
 } tapfs_parked;
 

@@ -54,6 +54,7 @@ struct ublk_request {
     bool goes_on;        /* given back to be moved by the mover */
     int error;           /* given back with this, if it does not go on */
     uint64_t since; /* when it was begun, as metrics_begin has it */
+    uint64_t tried; /* when it was begun, or was begun again */
     uint64_t offset, length, done;
     tapfs_disk *disk;
     uint8_t *data;

@@ -49,6 +49,7 @@ static void describe(const struct parked_entry *entry, tapfs_parked *parked)
         .length = request->length - request->done,
         .data = request->kind == TAPFS_UBLK_WRITE ? request->data + request->done : NULL,
         .request = request->kind,
+        .tried = request->tried,
         .outcome = request->outcome,
     };
 }

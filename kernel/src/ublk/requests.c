@@ -215,7 +215,7 @@ void ublk_begin(struct ublk_request *request)
     atomic_store_explicit(&queue->counters.in_flight, queue->in_flight, memory_order_relaxed);
     const struct ublk_descriptor *told = &queue->descriptors[request->tag];
     int error = decode(request);
-    request->since = metrics_begin(metric_of(request), request->offset, request->length);
+    request->since = request->tried = metrics_begin(metric_of(request), request->offset, request->length);
     bool moves = request->kind == TAPFS_UBLK_READ || request->kind == TAPFS_UBLK_WRITE;
     if (error == 0) {
         rate_limit_charge(&queue->server->limit, moves ? request->length : 0);
@@ -248,6 +248,7 @@ void ublk_take_back(struct ublk_queue *queue)
         next = request->next;
         if (request->goes_on) {
             request->goes_on = false;
+            request->tried = rate_limit_now();
             move(request);
         } else {
             end(request, request->error);

@@ -171,6 +171,7 @@ struct vhost_request {
     uint8_t *status_at;
 
     uint64_t since;          /* when it was begun, as metrics_begin has it */
+    uint64_t tried;          /* when it was begun, or was begun again */
     uint64_t offset, length; /* READ, WRITE: bytes of the disk */
     uint64_t done;           /* of them, in pieces that have ended */
     struct iovec *parts;     /* of the guest's memory: what is left, from `part` on */

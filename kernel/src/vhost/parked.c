@@ -22,6 +22,7 @@ static void describe(const struct parked_entry *entry, tapfs_parked *parked)
         parked->offset = request->move.offset + done;
         parked->length = request->move.length - done;
         parked->outcome = request->move.outcome;
+        parked->tried = request->tried;
         if (request->gathered.iov_base != NULL) {
             parked->data = (const uint8_t *)request->gathered.iov_base + done;
         }

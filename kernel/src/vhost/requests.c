@@ -262,6 +262,7 @@ static void begin_range(struct vhost_request *request)
 void vhost_request_begin(struct vhost_request *request)
 {
     request->since = metrics_begin(vhost_metric_of(request->type), request->offset, request->length);
+    request->tried = request->since;
     bool moves = request->type == TYPE_IN || request->type == TYPE_OUT;
     rate_limit_charge(&request->queue->device->limit, moves ? request->length : 0);
     if (request->status != STATUS_OK) {
@@ -294,6 +295,7 @@ static void go_on(struct vhost_request *request)
         vhost_queue_forget(request);
     } else if (request->goes_on) {
         request->goes_on = false;
+        request->tried = rate_limit_now();
         move_on(request);
     } else if (request->error != 0) {
         fail(request);

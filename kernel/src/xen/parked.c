@@ -66,6 +66,7 @@ static void describe(const struct parked_entry *entry, tapfs_parked *parked)
         parked->offset = transfer->move.offset + done;
         parked->length = transfer->move.length - done;
         parked->outcome = transfer->move.outcome;
+        parked->tried = transfer->first->since;
         if (transfer->kind == TAPFS_XEN_WRITE) {
             parked->data = (const uint8_t *)transfer->move.parts->iov_base + done;
         }

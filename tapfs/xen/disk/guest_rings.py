@@ -148,7 +148,13 @@ class GuestRings:
 
     def _answer(self, parked: ParkedRequest) -> None:
         durable = parked.request is Request.SYNC
-        self._disk.held.serve(lambda: self._do(parked), lambda: self._do_again(parked), durable=durable, owner=self)
+        self._disk.held.serve(
+            lambda: self._do(parked),
+            lambda: self._do_again(parked),
+            tried_ns=parked.tried,
+            durable=durable,
+            owner=self,
+        )
 
     def _do_again(self, parked: ParkedRequest) -> None:
         """The same after an error, of which the engine knows of a read or a write: it must try itself first."""

@@ -36,7 +36,7 @@ class HeldExport(Export):
         """Serve a parked request; one that fails for want of space waits."""
         attempt = super().answer
         durable = parked.request is Request.SYNC
-        self._held.serve(lambda: attempt(parked), lambda: self._again(parked), durable=durable)
+        self._held.serve(lambda: attempt(parked), lambda: self._again(parked), tried_ns=parked.tried, durable=durable)
 
     def _again(self, parked: ParkedRequest) -> None:
         """The same after an error, of which the engine knows of a read or a write: it must try itself first."""
