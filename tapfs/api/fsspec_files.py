@@ -63,6 +63,7 @@ class TapfsFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
         except BaseException:
             self._close_source()
             raise
+        self._image.close_when_dropped()  # fsspec's own functions, which make file systems by themselves, close none
         table = self._image.contents(sector_size=sector_size).table
         parts = {f"part{each.number}": (each.start, each.size) for each in table.partitions if not each.container}
         self._windows = {"disk": (0, self._image.size), **parts}
@@ -87,7 +88,7 @@ class TapfsFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
         self._close_source()
 
     def __del__(self) -> None:
-        """Close it: fsspec's own functions, which make file systems by themselves, close none."""
+        """Close the file object that the image is read from, too."""
         with suppress(AttributeError):  # it was never open
             self.close()
 
@@ -141,6 +142,7 @@ class TapfsFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
             disk = self._kept.get(name)
             if disk is None:
                 disk = self._kept[name] = self._image.open_snapshot(name)
+                disk.close_when_dropped()
         return io.BufferedReader(_File(self, disk, 0, disk.size))
 
 

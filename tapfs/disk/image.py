@@ -42,6 +42,7 @@ _INTERNAL = frozenset(
     {
         *("engine_disk", "layers", "supply_map", "try_read", "whole_file", "stream_writer"),
         *("statistics", "description", "is_device", "end_writing", "cache_bytes", "disk_map", "read_ranges"),
+        "close_when_dropped",
         *(
             "write_segments",
             "only_streamed",
@@ -98,6 +99,11 @@ class Image:
         self.temporary = temporary
         kept = None if temporary else self._writes
         self._dropped = weakref.finalize(self, close_dropped, self._chain, kept, os.getpid())
+
+    def close_when_dropped(self) -> None:
+        """Close it without a warning when nobody refers to it any more: its users have no `close` to call."""
+        self._dropped.detach()
+        self._dropped = weakref.finalize(self, self._chain.close)
 
     def __repr__(self) -> str:
         mode = "closed" if self.closed else "writable" if self.writable else "read-only"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import subprocess
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -148,3 +150,17 @@ def test_fsspec_finds_it_by_its_name_and_chains(image: Path) -> None:
         assert file.read(4) == b"\0\0\0\2"
     with pytest.raises(ValueError, match="the image is missing"):
         TapfsFileSystem()
+
+
+def test_a_file_system_that_fsspec_drops_closes_its_images_without_a_word(image: Path) -> None:
+    """Also as a part of a circle, in which Python ends the images before the file system that owns them."""
+    tapfs.create_snapshot(image, "monday")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        files = fsspec.filesystem("tapfs", image=str(image))
+        files.cat_file("snapshots/monday", 0, 4)
+        files.circle = files
+        del files
+        gc.collect()
+    assert [str(each.message) for each in told] == []
+    tapfs.open(image, writable=True).close()  # nothing has it open any more
