@@ -19,8 +19,8 @@ from typing import Self
 
 from tests.xen.blkif import PAGE
 
-#: Seconds that something may take which happens at once.
-PATIENCE = 30.0
+#: Seconds that something may take which happens at once on a machine that has nothing else to do.
+PATIENCE = 120.0
 
 _WORD_BYTES = 4
 #: Xen keeps the first references for itself.

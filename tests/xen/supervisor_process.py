@@ -18,8 +18,8 @@ from typing import Self
 from tapfs.xen.host import MACHINE_VARIABLE
 from tests.conftest import REPOSITORY
 
-#: Seconds that something may take which happens at once.
-PATIENCE = 30.0
+#: Seconds that something may take which happens at once on a machine that has nothing else to do.
+PATIENCE = 120.0
 
 
 class SupervisorProcess:

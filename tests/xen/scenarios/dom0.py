@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ class Dom0:
     def __init__(self) -> None:
         self._daemon: subprocess.Popen[bytes] | None = None
         self._guests: list[Guest] = []
+        #: Guests that the scenarios of a group share, by their names.
+        self._shared: dict[str, Guest] = {}
         IMAGES.mkdir(exist_ok=True)
         run("modprobe", "xen-blkfront")
         run("tapfs", "blktapctrl", "--install")
@@ -122,11 +124,40 @@ class Dom0:
             guest.destroy()
             self._guests.remove(guest)
 
+    @contextmanager
+    def shared_guest(
+        self, name: str, disks: Mapping[str, str], kind: str = "pv", arguments: str = ""
+    ) -> Iterator[Guest]:
+        """A running guest that has a disk for each `vdev` of `disks`, whose value is the target.
+
+        Whoever asks first boots it with them; it goes on running without a disk, and to others they are attached.
+        """
+        guest = self._shared.get(name)
+        if guest is None:
+            guest = Guest(name, kind, tuple(xl_disk(target, vdev) for vdev, target in disks.items()), arguments)
+            self._shared[name] = guest
+            guest.create()
+        else:
+            for vdev, target in disks.items():
+                self.xl_attach(target, vdev, name)
+        for vdev in disks:
+            guest.wait_for_disk(vdev)
+        yield guest
+        if guest.runs():
+            for vdev in disks:
+                self.xl_detach(vdev, name)
+        else:
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        self._shared.pop(name).destroy()
+
     # Between the scenarios
 
     def leftovers(self) -> list[str]:
         """What a scenario has left behind that it should not."""
         end = time.monotonic() + 10 * PATIENCE
+        stay = {"0", *(str(guest.domain) for guest in self._shared.values())}
         while True:
             left = [
                 f"{parent}/{kind}/{domain}/{number}"
@@ -135,7 +166,7 @@ class Dom0:
                 for number in list_store(f"{parent}/{kind}/{domain}")
             ]
             left += [f"/local/domain/0/device/vbd/{number}" for number in list_store("/local/domain/0/device/vbd")]
-            left += [f"domain {domain}" for domain in list_store("/local/domain") if domain != "0"]
+            left += [f"domain {domain}" for domain in list_store("/local/domain") if domain not in stay]
             left += [f"process {process}" for process in disk_processes()]
             if not left or time.monotonic() > end:
                 return left
@@ -148,10 +179,14 @@ class Dom0:
 
     def stop(self) -> None:
         """End with it."""
+        for name in [*self._shared]:
+            self._forget(name)
         self.stop_daemon()
 
     def clean(self) -> None:
         """After a scenario that failed: begin afresh as far as that is possible."""
+        for name in [*self._shared]:
+            self._forget(name)
         for domain in list_store("/local/domain"):
             if domain != "0":
                 attempt("xl", "destroy", domain)

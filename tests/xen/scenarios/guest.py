@@ -224,9 +224,10 @@ class Guest:
     def power_off(self) -> None:
         """Let the guest shut down, and wait until its domain is gone."""
         self._start("poweroff -f")
-        wait_until(f"{self.name} to go", lambda: not self._runs(), 60)
+        wait_until(f"{self.name} to go", lambda: not self.runs(), 60)
 
-    def _runs(self) -> bool:
+    def runs(self) -> bool:
+        """Whether there is a domain of its name."""
         return self._number() is not None
 
     def _number(self) -> int | None:
@@ -234,7 +235,7 @@ class Guest:
         return int(answer.stdout) if answer.returncode == 0 else None
 
     def destroy(self) -> None:
-        if self._runs():
+        if self.runs():
             attempt("xl", "destroy", self.name)
         if self._console >= 0:
             os.close(self._console)

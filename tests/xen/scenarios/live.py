@@ -1,4 +1,7 @@
-"""Operations on a disk while a guest works on it: pause, snapshot, resize, limit."""
+"""Operations on a disk while a guest works on it: pause, snapshot, resize, limit, save, migrate.
+
+A PV guest and a PVH guest have the disks of these scenarios in turn.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,11 @@ from tapfs.xen.toolstack.control_client import ask
 from tests.laboratory.commands import PATIENCE, attempt_tapfs, digest, run, say, tapfs, wait_until
 from tests.laboratory.scenario import scenario
 from tests.xen.scenarios.contents import new_qcow, new_raw
-from tests.xen.scenarios.dom0 import IMAGES, Dom0, xl_disk
+from tests.xen.scenarios.dom0 import IMAGES, Dom0
 from tests.xen.scenarios.guest import Guest
+from tests.xen.scenarios.kill import killed_disk
 
+PVH_GUEST = "moving"
 DISK = ("--domain", "live", "--vdev", "xvda")
 OWN = ("--domain", "0", "--vdev", "xvda")
 
@@ -30,9 +35,7 @@ def pause_and_snapshot(dom0: Dom0) -> str:
     """Writes before the snapshot are in what was kept, those after it in the disk, also after a reboot."""
     disk, kept = new_qcow("live.qcow", 32), IMAGES / "live-kept.qcow"
     kept.unlink(missing_ok=True)
-    disks = (xl_disk(f"tap:qcow:{disk}", "xvda"),)
-    with dom0.guest("live", "pv", disks) as guest:
-        guest.wait_for_disk("xvda")
+    with dom0.shared_guest("live", {"xvda": f"tap:qcow:{disk}"}) as guest:
         guest.run("echo before the snapshot >/tmp/text; dd if=/tmp/text of=/dev/xvda bs=512 seek=65000 conv=sync,fsync")
         guest.start_load("xvda", 4, 12)
         tapfs("pause", *DISK)
@@ -50,7 +53,6 @@ def pause_and_snapshot(dom0: Dom0) -> str:
         guest.reboot()
         guest.wait_for_disk("xvda")
         guest.run("dd if=/dev/xvda bs=512 skip=65001 count=1 | grep -q 'after the snapshot'")
-        guest.power_off()
     for image in (kept, disk):
         tapfs("check", str(image))
     for image, texts in ((kept, "before the snapshot"), (disk, "before the snapshotafter the snapshot")):
@@ -130,8 +132,7 @@ def resize_and_limits(dom0: Dom0) -> str:
 
 def _resize_and_limits(dom0: Dom0, place: Path) -> str:
     image = new_raw(f"{place.name}/grow.img", 16)
-    with dom0.guest("live", "pv", (xl_disk(f"tap:aio:{image}", "xvda"),)) as guest:
-        guest.wait_for_disk("xvda")
+    with dom0.shared_guest("live", {"xvda": f"tap:aio:{image}"}) as guest:
         guest.start_load("xvda", 4, 6)
         with image.open("r+b") as file:
             file.truncate(24 << 20)
@@ -150,7 +151,6 @@ def _resize_and_limits(dom0: Dom0, place: Path) -> str:
         free = guest.finish_load("xvda")
         assert limited < min(20 * (seconds + 2), free), (limited, seconds, free)
         _fill_its_host(guest, image)
-        guest.power_off()
     return f"{limited} writes with the limit, {free} without"
 
 
@@ -172,29 +172,31 @@ def _fill_its_host(guest: Guest, image: Path) -> None:
 def save_and_migrate(dom0: Dom0) -> str:
     """A guest at work goes on from a file, and in another domain: each write it was told of is there."""
     image = new_qcow("moved.qcow", 32)
-    with dom0.guest("live", "pv", (xl_disk(f"tap:qcow:{image}", "xvda"),)) as guest:
-        guest.wait_for_disk("xvda")
+    with dom0.shared_guest("live", {"xvda": f"tap:qcow:{image}"}) as guest:
         guest.start_load("xvda", 4, 15)
         time.sleep(2)
         guest.save_and_restore()
         time.sleep(2)
         guest.migrate()
         writes = guest.finish_load("xvda")
-        guest.power_off()
     tapfs("check", str(image))
     return f"{writes} writes"
+
+
+@scenario(240)
+def killed_under_pvh(dom0: Dom0) -> str:
+    """The process of a PVH guest's disk is killed under load."""
+    return killed_disk(dom0, PVH_GUEST, "pvh", "")
 
 
 @scenario(300)
 def migrate_by_xl(dom0: Dom0) -> str:
     """A PVH guest at work by `xl migrate` to this host: each write it was told of is there."""
     image = new_qcow("migrated.qcow", 32)
-    with dom0.guest("live", "pvh", (xl_disk(f"tap:qcow:{image}", "xvda"),)) as guest:
-        guest.wait_for_disk("xvda")
+    with dom0.shared_guest(PVH_GUEST, {"xvda": f"tap:qcow:{image}"}, "pvh") as guest:
         guest.start_load("xvda", 4, 15)
         time.sleep(2)
         guest.migrate_by_xl()
         writes = guest.finish_load("xvda")
-        guest.power_off()
     tapfs("check", str(image))
     return f"{writes} writes"

@@ -8,8 +8,11 @@ import signal
 from tests.laboratory.commands import run, say, tapfs
 from tests.laboratory.scenario import scenario
 from tests.xen.scenarios.contents import new_qcow
-from tests.xen.scenarios.dom0 import Dom0, disk_processes, xl_disk
+from tests.xen.scenarios.dom0 import Dom0, disk_processes
 from tests.xen.scenarios.guest import Guest
+
+#: Two guests that run from the first scenario on.
+GUEST, STUB = "whole", "whole-dm"
 
 
 def _write(guest: Guest, block: int) -> str:
@@ -28,11 +31,9 @@ def _read(guest: Guest, block: int) -> str:
 def two_guests(dom0: Dom0) -> None:
     """Each sees the other's writes, and the disk outlives both."""
     tapfs("create", "-f", "ram", "ram:shared", "8M")
-    disk = (xl_disk("tap:ram:shared", "xvda"),)
-    with dom0.guest("one", "pv", disk) as one:
-        with dom0.guest("two", "pv", disk) as two:
-            for guest in (one, two):
-                guest.wait_for_disk("xvda")
+    disk = {"xvda": "tap:ram:shared"}
+    with dom0.shared_guest(GUEST, disk) as one:
+        with dom0.shared_guest(STUB, disk) as two:
             first = _write(one, 3)
             assert _read(two, 3) == first
             second = _write(two, 5)
@@ -56,11 +57,10 @@ def guest_and_stub_domain(dom0: Dom0) -> str:
     """
     image = new_qcow("with-stub.qcow", 16)
     disk = f"tap:qcow:{image}"
-    with dom0.guest("whole", "pv", (xl_disk(disk, "xvda"),)) as guest, dom0.guest("whole-dm") as stub:
+    with dom0.shared_guest(GUEST, {"xvda": disk}) as guest, dom0.shared_guest(STUB, {}) as stub:
         run("xenstore-write", f"/local/domain/{stub.domain}/target", str(guest.domain))
-        dom0.xl_attach(disk, "xvda", "whole-dm")
-        for each in (guest, stub):
-            each.wait_for_disk("xvda")
+        dom0.xl_attach(disk, "xvda", STUB)
+        stub.wait_for_disk("xvda")
         process = dom0.disk_process(guest.domain, "xvda")
         assert disk_processes() == [process] == [dom0.disk_process(stub.domain, "xvda")]
         by_stub, by_guest = _write(stub, 3), _write(guest, 5)
@@ -72,7 +72,7 @@ def guest_and_stub_domain(dom0: Dom0) -> str:
         writes = guest.finish_load("xvda")
         assert disk_processes() != [process]
         assert _read(guest, 7) == _read(stub, 7)
-        dom0.xl_detach("xvda", "whole-dm")
+        dom0.xl_detach("xvda", STUB)
         last = _write(guest, 9)
         assert _read(guest, 9) == last
         guest.power_off()
