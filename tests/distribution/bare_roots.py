@@ -4,8 +4,9 @@ usage: python -m tests.distribution.bare_roots DIST [NAME...]
 
 A root is made once by mmdebstrap (build/roots) and is the lower layer of an overlay: every run finds it as it was.
 It needs root, and has no compiler. Names: wheel-bookworm, wheel-trixie, wheel-noble (Ubuntu 24.04), deb-bookworm,
-deb-trixie, deb-noble, demo-trixie, wheel-aarch64, storage-sid (systemd's storage providers), and systemd-trixie and
-systemd-sid, whose systemd boots and runs the units of the package.
+deb-trixie, deb-noble, demo-trixie, wheel-aarch64, storage-sid (systemd's storage providers), systemd-trixie and
+systemd-sid, whose systemd boots and runs the units of the package, and guests-disk: the unit for guests' disks of this
+working tree, under the systemd of this machine's root, which is the lower layer then.
 """
 
 from __future__ import annotations
@@ -177,6 +178,18 @@ def bare_root(release: str, *packages: str) -> Iterator[Path]:
         options = ["--quiet", "--variant=apt", f"--include={include}", *_options_of(release)]
         subprocess.run(["mmdebstrap", *options, release, fresh], check=True)
         fresh.rename(lower)
+    with over(lower) as root:
+        (root / "dist").mkdir()
+        shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
+        if not (root / "etc/mtab").is_symlink():  # an init makes it, which fusermount3 counts on
+            (root / "etc/mtab").symlink_to("../proc/self/mounts")
+        shutil.copy(_CERTIFICATES, root / str(_CERTIFICATES)[1:])
+        yield root
+
+
+@contextmanager
+def over(lower: Path) -> Iterator[Path]:
+    """A root that begins as `lower`, and is thrown away afterwards."""
     # In memory: the upper layer may not lie on an overlay, as the disk of a container is.
     with tempfile.TemporaryDirectory(prefix="tapfs-root-", dir="/dev/shm") as name:
         scratch, root = Path(name), Path(name, "root")
@@ -185,11 +198,6 @@ def bare_root(release: str, *packages: str) -> Iterator[Path]:
         layers = f"lowerdir={lower},upperdir={scratch / 'upper'},workdir={scratch / 'work'}"
         subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, root], check=True)
         try:
-            (root / "dist").mkdir()
-            shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
-            if not (root / "etc/mtab").is_symlink():  # an init makes it, which fusermount3 counts on
-                (root / "etc/mtab").symlink_to("../proc/self/mounts")
-            shutil.copy(_CERTIFICATES, root / str(_CERTIFICATES)[1:])
             yield root
         finally:
             # What a script that failed has left running is being killed, and may hold it for a moment.
@@ -286,6 +294,16 @@ def units(release: str, dist: Path) -> None:
         run_in(root, under_systemd.AFTERWARDS)
 
 
+def guests_disk(_: Path) -> None:
+    """The unit that `tapfs blktapctrl --install` makes serves a disk of a simulated machine."""
+    with over(Path("/")) as root:
+        drop_in = root / "etc/systemd/system/tapfs-blktapctrl.service.d/simulated.conf"
+        drop_in.parent.mkdir(parents=True)
+        environment = f"TAPFS_XEN_MACHINE=/run/machine TAPFS_RUNTIME_DIR=/run/machine/run PYTHONPATH={REPOSITORY}"
+        drop_in.write_text(f"[Unit]\nConditionPathExists=\n[Service]\nEnvironment={environment}\n")
+        run_booted(root, under_systemd.GUESTS_DISK.format(python=sys.executable, environment=environment))
+
+
 def demo(release: str, dist: Path) -> None:
     """The first command of README, in the unpacked sdist."""
     with bare_root(release, "make") as root:
@@ -332,6 +350,7 @@ RUNS: dict[str, Callable[[Path], None]] = {
     "storage-sid": lambda dist: storage("sid", dist),
     "systemd-trixie": lambda dist: units("trixie", dist),
     "systemd-sid": lambda dist: units("sid", dist),
+    "guests-disk": guests_disk,
     "demo-trixie": lambda dist: demo("trixie", dist),
     "wheel-aarch64": foreign,
 }

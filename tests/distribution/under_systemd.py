@@ -116,6 +116,15 @@ grep more /mnt/volume/more
 umount /mnt/volume
 """
 
+#: A disk of a simulated machine.
+GUESTS_DISK = r"""
+cd /srv
+export {environment}
+{python} -m tapfs.cli blktapctrl --install
+systemctl daemon-reload
+{python} -m tests.distribution.guests_disk
+"""
+
 #: The machine is shut down while a mount has what nobody has synced.
 LEFT = r"""
 systemctl start tapfs-mount@disk
