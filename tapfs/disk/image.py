@@ -98,7 +98,9 @@ class Image:
         #: Whether its writes are gone with it, so that its end needs no flush.
         self.temporary = temporary
         kept = None if temporary else self._writes
-        self._dropped = weakref.finalize(self, close_dropped, self._chain, kept, os.getpid())
+        self._dropped: weakref.finalize[..., Image] = weakref.finalize(
+            self, close_dropped, self._chain, kept, os.getpid()
+        )
 
     def close_when_dropped(self) -> None:
         """Close it without a warning when nobody refers to it any more: its users have no `close` to call."""
