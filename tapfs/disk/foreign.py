@@ -164,6 +164,8 @@ def _tar(head: bytes, _: bytes) -> bool:
 # -- the table -------------------------------------------------------------------------------------
 
 _QEMU = "make a raw or qcow image of it with qemu-img convert"
+#: The magic and the versions 1 and 2 of bximage's format "sparse".
+_BOCHS_SPARSE = b"\xce\x8a\x46\x02"
 _MACOS = "make a raw image of it with hdiutil convert on macOS"
 
 #: The signatures are published in: QEMU's block drivers and docs/interop (qcow2, qed, cow, bochs, cloop, dmg,
@@ -173,6 +175,9 @@ _MACOS = "make a raw image of it with hdiutil convert on macOS"
 TABLE: tuple[ForeignFormat, ...] = (
     ForeignFormat("qcow-later", "a qcow image of an unknown version", _QEMU, _later_qcow),
     ForeignFormat("bochs", "a Bochs image", _QEMU, _starts(b"Bochs Virtual HD Image")),
+    ForeignFormat(
+        "bochs-sparse", "a sparse image of Bochs", "make a flat image of it with bximage", _starts(_BOCHS_SPARSE)
+    ),
     ForeignFormat("cloop", "a cloop image", _QEMU, _cloop),
     ForeignFormat("cow", "a COW image of User-mode Linux", "merge it with uml_moo", _cow),
     ForeignFormat(

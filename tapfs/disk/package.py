@@ -8,6 +8,7 @@ loads this module for every image, so what reads a package is imported late.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Generator
 from contextlib import ExitStack, closing, contextmanager
 from typing import TypedDict
@@ -196,21 +197,7 @@ def _named(descriptor: str, name: str, options: OpenOptions) -> LocalFile:
         address = own.joined(name)
         location = Location(address.text, address.text, address=address, from_image=True)
         return location.open(writable=options.writable, gate=options.gate, remote=options.remote)
-    folder = os.path.dirname(descriptor)
-    path = os.path.join(folder, name)
-    try:
-        found = options.gate.look_up_further(path, folder=folder)
-    except ImageError as error:
-        if error.op == LEAVING:
-            problem = options.gate.refusal().replace("the image", "the package")
-            remedy = "if you trust the package name a folder that holds both: {backing_root=DIR}"
-        elif error.kind is ErrorKind.NOT_FOUND:
-            problem, remedy = "is missing", "put it beside the package"
-        else:
-            raise
-        raise ImageError(
-            error.kind, f"its file {name} {problem}", path=descriptor, op=OPERATION, remedy=remedy
-        ) from error
+    path, found = _looked_up(descriptor, name, options)
     try:
         return LocalFile.open_found(
             found,
@@ -222,6 +209,36 @@ def _named(descriptor: str, name: str, options: OpenOptions) -> LocalFile:
         )
     finally:
         os.close(found)
+
+
+def _looked_up(descriptor: str, name: str, options: OpenOptions) -> tuple[str, int]:
+    """The path of the file that a descriptor names, and a descriptor of it. Raises ImageError.
+
+    A machine that was moved has names of its old place, so the file is looked for beside the package, too: in the
+    folder that the name ends with, as snapshots are, and by the last part alone.
+    """
+    folder = os.path.dirname(descriptor)
+    parts = [part for part in re.split(r"[/\\\\]", name) if part]
+    beside = dict.fromkeys(("/".join(parts[-2:]), *parts[-1:]))
+    first: ImageError | None = None
+    for each in (name, *(other for other in beside if other != name)):
+        path = os.path.join(folder, each)
+        try:
+            return path, options.gate.look_up_further(path, folder=folder)
+        except ImageError as error:
+            if error.op != LEAVING and error.kind is not ErrorKind.NOT_FOUND:
+                raise
+            first = first or error
+    if first is None:
+        raise AssertionError("the name itself was looked up")
+    if first.op == LEAVING:
+        problem = options.gate.refusal().replace("the image", "the package")
+        remedy = "if you trust the package name a folder that holds both: {backing_root=DIR}"
+    else:
+        problem, remedy = "is missing", "put it beside the package"
+    if parts and parts[-1] != name:
+        problem += f", and there is no {parts[-1]} beside the package"
+    raise ImageError(first.kind, f"its file {name} {problem}", path=descriptor, op=OPERATION, remedy=remedy) from first
 
 
 def package_in(file: LocalFile) -> Package | None:

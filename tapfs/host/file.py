@@ -71,7 +71,11 @@ def _judge_kind(status: os.stat_result, path: str) -> None:
         return
     for test, what in _KINDS:
         if test(status.st_mode):
-            remedy = "open the image in it, of an .hdd its DiskDescriptor.xml" if stat.S_ISDIR(status.st_mode) else None
+            remedy = (
+                "open the image in it: of a .vmwarevm its .vmx, of an .hdd its DiskDescriptor.xml"
+                if stat.S_ISDIR(status.st_mode)
+                else None
+            )
             message = f"is {what}, not a disk image"
             raise ImageError(ErrorKind.INVALID_FORMAT, message, path=path, op="open", remedy=remedy)
 

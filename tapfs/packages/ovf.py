@@ -7,6 +7,7 @@ before it is split. `ovf:parentRef` says that a disk has what differs from anoth
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from urllib.parse import unquote
 
 from tapfs.packages.contents import Digest, Package, PackagedDisk, damaged, inner_name, numbered, unsupported
@@ -30,12 +31,14 @@ def read_ovf(content: bytes, *, kind: str, manifest: str) -> Package:
     if root.name != "Envelope":
         raise damaged("has a descriptor that is no OVF envelope")
     files = {_required(each, "id"): each for each in root.all("References", "File")}
+    # oVirt and RHEV refer to a file by its name.
+    files = {each.attributes.get("href", ""): each for each in files.values()} | files
     disks: list[PackagedDisk] = []
     notes: list[str] = []
     #: Of each disk its own name in the descriptor, and that of the disk over which it lies.
     identities: list[str] = []
     parents: list[str | None] = []
-    for each in root.all("DiskSection", "Disk"):
+    for each in _listed(root):
         reference = each.attributes.get("fileRef")
         if not reference:
             notes.append(f"the disk {each.attributes.get('diskId', '')} is empty: no file belongs to it")
@@ -51,6 +54,14 @@ def read_ovf(content: bytes, *, kind: str, manifest: str) -> Package:
                 raise damaged(f"has a disk over the disk {parent!r}, which it does not list")
             disks[index] = replace(disks[index], parent=identities.index(parent) + 1)
     return Package(kind, numbered(disks), manifests=(manifest,), notes=tuple(notes))
+
+
+def _listed(root: Element) -> Iterator[Element]:
+    """The disks; the section of OVF 0.9, of oVirt and of RHEV is told by a type."""
+    yield from root.all("DiskSection", "Disk")
+    for section in root.all("Section"):
+        if section.attributes.get("type", "").endswith("DiskSection_Type"):
+            yield from section.all("Disk")
 
 
 def _disk(number: int, disk: Element, file: Element) -> PackagedDisk:

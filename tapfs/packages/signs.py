@@ -21,7 +21,7 @@ def descriptor_kind(head: bytes) -> str | None:
     """The kind of descriptor (ovf, vbox, vmx) that a file with this start is, None if it is none."""
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(b"<"):
-        if b"Envelope" in text and b"dmtf.org/ovf/" in text:
+        if b"Envelope" in text and (b"dmtf.org/ovf/" in text or b"vmware.com/schema/ovf/" in text):
             return "ovf"
         return "vbox" if b"<VirtualBox" in text else None
     return "vmx" if _is_vmx(head) else None
@@ -31,7 +31,7 @@ def _is_vmx(head: bytes) -> bool:
     """Text with the keys that say the version of a .vmx."""
     if b"\0" in head or b"ersion" not in head:
         return False
-    keys = {line.partition(b"=")[0].strip().lower() for line in head.splitlines() if b'"' in line}
+    keys = {line.partition(b"=")[0].strip().lower() for line in head.splitlines() if b"=" in line}
     return b"config.version" in keys or b"virtualhw.version" in keys
 
 

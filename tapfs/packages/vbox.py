@@ -37,7 +37,8 @@ def read_vbox(content: bytes) -> Package:
                 locations[-1],
                 format=_FORMATS.get(chain[-1].attributes.get("format", "").lower()),
                 files=(locations[-1],),
-                folders=tuple(dict.fromkeys(location.rpartition("/")[0] for location in locations[:-1])),
+                # The package's own folder, too: what is moved has other folders than its description.
+                folders=tuple(dict.fromkeys([*(location.rpartition("/")[0] for location in locations[:-1]), ""])),
             )
         )
     return Package("vbox", numbered(disks), notes=tuple(notes))

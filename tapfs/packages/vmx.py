@@ -7,7 +7,10 @@ import re
 
 from tapfs.packages.contents import Package, PackagedDisk, numbered
 
-_LINE = re.compile(r'\s*([A-Za-z0-9_.:\-]+)\s*=\s*"((?:[^"|]|\|[0-9A-Fa-f]{2}|\|)*)"')
+#: A value may stand without quotes, as people write it.
+_LINE = re.compile(
+    r'\s*([A-Za-z0-9_.:\-]+)\s*=\s*(?:"((?:[^"|]|\|[0-9A-Fa-f]{2}|\|)*)"|([^"#\s](?:[^"#]*[^"#\s])?)\s*(?:#.*)?$)'
+)
 _DEVICE = re.compile(r"(ide|scsi|sata|nvme)(\d{1,2}):(\d{1,3})\.(filename|present|devicetype)")
 _ESCAPE = re.compile(r"\|([0-9A-Fa-f]{2})")
 #: Buses in the order of their disks' numbers.
@@ -41,7 +44,7 @@ def _settings(content: bytes) -> dict[str, str]:
     for line in text.splitlines():
         match = _LINE.match(line)
         if match is not None:
-            found[match[1].lower()] = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), match[2])
+            found[match[1].lower()] = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), match[2] or match[3] or "")
     return found
 
 

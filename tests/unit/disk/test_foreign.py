@@ -73,6 +73,10 @@ SAMPLES: dict[str, list[bytes]] = {
     "qcow-later": [b"QFI\xfb\0\0\0\4" + bytes(1000), b"QFI\xfb"],
     # bochs/iodev/hdimage: redolog_header_t.
     "bochs": [b"Bochs Virtual HD Image".ljust(32, b"\0") + b"Redolog".ljust(16, b"\0") + b"Growing" + bytes(1000)],
+    # What `bximage -func=create -imgmode=sparse -hd=40M` of Debian writes.
+    "bochs-sparse": [
+        bytes.fromhex("ce8a4602 02000000 00800000 fc040000 00e07d02 00000000".replace(" ", "")).ljust(1024, b"\0")
+    ],
     # The preamble of create_compressed_fs.
     "cloop": [b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r -t iso9660 /dev/cloop $1\n" + bytes(1000)],
     # Linux' arch/um/drivers/cow_user.c.

@@ -249,6 +249,50 @@ def test_the_newest_of_differencing_images_is_the_disk_of_a_vbox(tapfs: Run, dis
     assert read(tmp_path / "x.vbox") == b"leaf" + disk[4:]
 
 
+@pytest.mark.parametrize(
+    "place", ["/home/joe/VirtualBox VMs/m/{}", r"C:\Users\joe\VirtualBox VMs\m\{}", "[datastore1] m/{}", "../m/{}"]
+)
+def test_files_of_a_moved_machine_are_found_beside_its_description(
+    images: dict[str, bytes], disk: bytes, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "e.vdi").write_bytes(images["e.vdi"])
+    (tmp_path / "Snapshots").mkdir()
+    (tmp_path / "Snapshots/a.vmdk").write_bytes(images["a.vmdk"])
+    registry = f'<HardDisk uuid="a" location="{place.format("e.vdi")}" format="VDI"/>'
+    (tmp_path / "x.vbox").write_bytes(package_files.vbox(registry, ["a"]))
+    (tmp_path / "x.vmx").write_bytes(package_files.vmx({"sata0:0.fileName": place.format("Snapshots/a.vmdk")}))
+    assert read(tmp_path / "x.vbox") == read(tmp_path / "x.vmx") == disk
+    (tmp_path / "e.vdi").unlink()
+    assert "there is no e.vdi beside the package" in str(refusal(tmp_path / "x.vbox"))
+
+
+def test_a_vmx_of_a_hand_has_no_quotes(images: dict[str, bytes], disk: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.vmdk").write_bytes(images["a.vmdk"])
+    quoted = package_files.vmx({"scsi0:0.fileName": "a.vmdk", "scsi0:1.present": "FALSE", "scsi0:1.fileName": "b.vmdk"})
+    (tmp_path / "x.vmx").write_bytes(quoted.replace(b'"', b"").replace(b"a.vmdk", b"a.vmdk  # the disk"))
+    assert read(tmp_path / "x.vmx") == disk
+
+
+@pytest.mark.parametrize("reference", ["file0", "group/b.qcow2"])
+def test_the_disks_of_ovirt_and_of_ovf_0_9_are_in_a_section_of_a_type(
+    images: dict[str, bytes], disk: bytes, tmp_path: Path, reference: str
+) -> None:
+    """RHEV and oVirt refer to files by their names; the envelope of OVF 0.9 has a namespace of VMware's."""
+    (tmp_path / "group").mkdir()
+    (tmp_path / "group/b.qcow2").write_bytes(images["b.qcow2"])
+    text = package_files.ovf(["group/b.qcow2"]).replace(b"DiskSection>", b"Section>")
+    text = text.replace(b"<Section>", b'<Section xsi:type="ovf:DiskSection_Type">').replace(
+        b'ovf:fileRef="file0"', f'ovf:fileRef="{reference}"'.encode()
+    )
+    xsi = b'<Envelope xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" '
+    old = text.replace(b"<Envelope ", xsi).replace(
+        b"http://schemas.dmtf.org/ovf/envelope/1", b"http://www.vmware.com/schema/ovf/1/envelope"
+    )
+    for content in (text.replace(b"<Envelope ", xsi), old):
+        (tmp_path / "x.ovf").write_bytes(content)
+        assert read(tmp_path / "x.ovf") == disk
+
+
 @pytest.mark.parametrize("checksum", ["xxhash", "checksum"])
 def test_the_disks_of_an_xva_are_read_from_their_chunks(tapfs: Run, disk: bytes, tmp_path: Path, checksum: str) -> None:
     small = b"x" * MIB + b"y" * 512
