@@ -40,7 +40,7 @@ BY_DEVICE = {"kill", "hvm"}
 #: Groups whose dom0 has two processors, and so offers two rings a disk.
 WITH_TWO_PROCESSORS = {"guests"}
 # A measurement proves nothing: they run when they are asked for.
-ONLY_BY_NAME = {"processor_time", "ublk_time", "ublk_newest_time"}
+ONLY_BY_NAME = {"processor_time", "counted_calls", "ublk_time", "ublk_newest_time"}
 # Boot and power off. Like the limits of the scenarios, those of an idle machine.
 BOOT_SECONDS = 30
 SCRIPT_SECONDS = 1200

@@ -16,6 +16,7 @@ import trio
 from tapfs.xen.device import OUR_KIND, Device
 from tapfs.xen.host import find_host
 from tapfs.xen.supervisor.install import CAPABILITIES
+from tapfs.xen.supervisor.page_merging import VARIABLE
 from tapfs.xen.toolstack.attach import attach_and_wait
 from tapfs.xen.xenstore.client import connect
 from tests.laboratory.commands import PATIENCE, attempt, attempt_tapfs, run, say, tapfs, wait_until
@@ -43,8 +44,10 @@ class Dom0:
         """Start it with the rights that its unit leaves to it."""
         kept = ",".join(["-all", *(f"+{name.lower()}" for name in CAPABILITIES)])
         command = ["setpriv", "--no-new-privs", "--bounding-set", kept, "tapfs", "blktapctrl"]
+        # The kernel's thread that looks for equal pages would take its part of an emulated processor.
+        environment = os.environ | {VARIABLE: "0"}
         with LOG.open("ab") as log:
-            self._daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._daemon = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def stop_daemon(self, how: signal.Signals = signal.SIGTERM, limit: float = 60) -> int:
         """Send the daemon a signal and wait for its end; its status."""
