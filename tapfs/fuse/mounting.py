@@ -317,14 +317,13 @@ class ImageMount:
 
     def clear_away(self, child: int) -> str | None:
         """Take away what a server left if it was killed; the result says what to do where that fails."""
-        from tapfs.fuse.unmounting import clean_up
+        from tapfs.fuse.outside import Outside, options_of
 
-        for entry in self.registry.entries():
-            if entry.pid == child:
-                try:
-                    clean_up(self.registry, entry)
-                except ImageError as error:
-                    return f"part of it is left ({error.message}); clean up with: tapfs umount {entry.mountpoint}"
+        here = Outside(self.path, options_of("", self.settings, writable=False), self.registry)
+        try:
+            (self.outside or here).clear_away(child)
+        except ImageError as error:
+            return f"part of it is left ({error.message}); clean up with: tapfs umount {self.path}"
         return None
 
 

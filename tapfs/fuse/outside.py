@@ -2,29 +2,34 @@
 
 The kernel takes mounting from whoever has given up its rights, and fusermount3 its own. So this process is forked
 before the image is looked at. It knows the mount point and the options from the words of the user, takes no others from
-the process that serves, and ends with it. Each request is done by a child of its own, so that none waits for another.
+the process that serves, and ends with it. Each request is done by a child of its own, so that none waits for another,
+and whoever stops waiting for the answer ends that child. Where the files inside are shown the mount of the disk is
+hidden, and the files are mounted from here, too (`tapfs.fuse.files.mount_process`, `program_process`).
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.fuse.connection import MountOptions, connect
-from tapfs.fuse.mount_table import unmount
+from tapfs.fuse.files import mount_process, program_process
+from tapfs.fuse.files.mount_process import FilesWords
+from tapfs.fuse.mount_table import top_mount, unmount
+from tapfs.fuse.registry import Registry
 from tapfs.fuse.settings import MountSettings
 from tapfs.serving.failures import reported
-from tapfs.serving.messages import MESSAGE_LIMIT, encode, failed, result_of, succeeded
+from tapfs.serving.messages import MESSAGE_LIMIT, decode, encode, failed, result_of, succeeded
 from tapfs.serving.process_title import title_over
 
 #: A small program that looks at the paths it is given; no PATH is needed to find it.
@@ -36,7 +41,15 @@ _READ_AHEAD_KIB = 1024
 #: Descriptors that asking takes.
 _TO_ASK = 2
 
-_DEVICE = re.compile(r"\d+:\d+")
+#: fcntl(2): the signal that tells of a socket.
+_F_SETSIG = 10
+
+
+class Answer(NamedTuple):
+    """What came of a request, and the descriptor that came with it."""
+
+    fields: Mapping[str, Any]
+    descriptor: int | None
 
 
 class Outside:
@@ -45,11 +58,19 @@ class Outside:
     Without a sandbox (`start` was not called) all of it is done here.
     """
 
-    def __init__(self, mountpoint: str, options: MountOptions) -> None:
+    def __init__(
+        self, mountpoint: str, options: MountOptions, registry: Registry | None = None, files: FilesWords | None = None
+    ) -> None:
+        """`files`: what the user sees at the mount point; the disk is hidden in the registry then."""
         self._mountpoint = mountpoint
         self._options = options
+        self._registry = registry
+        self._files = files
+        #: Where the disk is mounted; empty before `hide`.
+        self._place = mountpoint if files is None else ""
         self._channel: socket.socket | None = None
-        self._child = 0
+        #: The process, once it is started.
+        self.child = 0
         #: Descriptors that are free again when it is to be unmounted, whatever else has taken the last one.
         self._reserve: list[int] = []
 
@@ -67,7 +88,7 @@ class Outside:
         if child == 0:
             self._serve(theirs)
         theirs.close()
-        self._channel, self._child = ours, child
+        self._channel, self.child = ours, child
         try:
             self._reserve += (os.dup(ours.fileno()) for _ in range(_TO_ASK))
         except OSError as error:
@@ -80,18 +101,22 @@ class Outside:
             self._free_reserve()
             self._channel.close()
             self._channel = None
-            os.waitpid(self._child, 0)
+            os.waitpid(self.child, 0)
 
     def _free_reserve(self) -> None:
         for descriptor in self._reserve:
             os.close(descriptor)
         self._reserve.clear()
 
+    def hide(self, pid: int) -> None:
+        """Have the disk mounted where process `pid` of the registry hides it, in a new directory. Raises ImageError."""
+        self.ask({"request": "hide", "pid": pid})
+
     def connect(self) -> int:
         """Mount; the descriptor of the connection (`tapfs.fuse.connection`)."""
         if self._channel is None:
             return connect(self._mountpoint, self._options)
-        found = self._ask("connect")
+        found = self.ask({"request": "connect"}).descriptor
         if found is None:
             # It is mounted, and the descriptor found no place here.
             with suppress(ImageError):
@@ -105,46 +130,49 @@ class Outside:
             unmount(self._mountpoint, lazy=lazy)
         else:
             self._free_reserve()
-            self._ask("unmount lazily" if lazy else "unmount")
+            self.ask({"request": "unmount", "lazy": lazy})
 
     def look(self) -> None:
         """See that the mount answers, in a process of its own. Blocks. Raises ImageError(io)."""
         if self._channel is None:
             _look(self._mountpoint)
         else:
-            self._ask("look")
+            self.ask({"request": "look"})
 
-    def read_ahead(self, device: str) -> None:
+    def read_ahead(self) -> None:
         """Have the kernel read ahead in large requests; it keeps its default where we may not say so."""
         if self._channel is None:
-            _set_read_ahead(device)
+            _set_read_ahead(self._mountpoint)
         else:
-            self._ask(device)
+            self.ask({"request": "read ahead"})
 
-    def _ask(self, request: str) -> int | None:
-        """Have it done; the descriptor that came of it. Raises the ImageError that was met."""
+    def clear_away(self, pid: int) -> None:
+        """Take away what the process `pid` of the registry has left of this mount when it was killed."""
         if self._channel is None:
-            raise self._gone()
-        answers, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with answers:
-            try:
-                with theirs:
-                    socket.send_fds(self._channel, [request.encode()], [theirs.fileno()])
-                line, descriptors, _, _ = socket.recv_fds(answers, MESSAGE_LIMIT, 1)
-            except OSError as error:
-                raise self._gone() from error
-        if not line or result_of(line) is None:
-            raise self._gone()
-        return descriptors[0] if descriptors else None
+            _clear_away(self._registry, self._mountpoint, pid)
+        else:
+            self.ask({"request": "clear away", "pid": pid})
 
-    def _gone(self) -> ImageError:
-        return ImageError(
-            ErrorKind.IO,
-            "the process outside of the sandbox, which mounts and unmounts, is gone",
-            path=self._mountpoint,
-            op="mount or unmount",
-            remedy=f"end the serving process, then clean up with: tapfs umount {self._mountpoint}",
-        )
+    def ask(self, message: Mapping[str, object]) -> Answer:
+        """Have it done, and wait for that. Raises the ImageError that was met."""
+        with self.begin(message) as answers:
+            return answer_of(answers)
+
+    def begin(self, message: Mapping[str, object]) -> socket.socket:
+        """Have it begun; `answer_of` the socket is what came of it. Raises ImageError."""
+        if self._channel is None:
+            raise _gone()
+        try:
+            answers, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise from_os_error(error, path=self._mountpoint, op=str(message["request"])) from error
+        try:
+            with theirs:
+                socket.send_fds(self._channel, [encode(dict(message))], [theirs.fileno()])
+        except OSError as error:
+            answers.close()
+            raise _gone() from error
+        return answers
 
     # In the process outside
 
@@ -166,45 +194,145 @@ class Outside:
             os.closerange(4, os.sysconf("SC_OPEN_MAX"))
             requests = socket.socket(fileno=3)
             while True:
-                request, descriptors, _, _ = socket.recv_fds(requests, MESSAGE_LIMIT, 1)
-                if not request:
+                line, descriptors, _, _ = socket.recv_fds(requests, MESSAGE_LIMIT, 1)
+                if not line:
                     break
                 if descriptors:
-                    self._do_in_child(request.decode(errors="replace"), descriptors[0])
+                    message = decode(line)
+                    if message.get("request") == "hide":
+                        self._hide(message.get("pid"), descriptors[0])
+                    else:
+                        self._do_in_child(message, descriptors[0], requests)
                     os.close(descriptors[0])
             code = 0
         finally:
             os._exit(code)
 
-    def _do_in_child(self, request: str, answers: int) -> None:
-        child = os.fork()
+    def _hide(self, pid: object, answers: int) -> None:
+        """Make the directory, which nobody else has, and which stays that of this mount."""
+        with socket.socket(fileno=os.dup(answers)) as channel, suppress(OSError):
+            try:
+                if self._registry is not None and not self._place and isinstance(pid, int):
+                    place = self._registry.hidden_directory(pid)
+                    place.mkdir(0o700)
+                    self._place = str(place)
+            except OSError as error:
+                channel.send(encode(failed(from_os_error(error, path=self._mountpoint, op="mount"))))
+            else:
+                channel.send(encode(succeeded({})))
+
+    def _do_in_child(self, message: Mapping[str, Any], answers: int, requests: socket.socket) -> None:
+        try:
+            child = os.fork()
+        except OSError as error:
+            with socket.socket(fileno=os.dup(answers)) as channel, suppress(OSError):
+                channel.send(encode(failed(reported(error, op="mount", path=self._mountpoint))))
+            return
         if child:
             return
         try:
+            requests.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             with suppress(OSError), socket.socket(fileno=answers) as channel:
+                channel.set_inheritable(False)
                 try:
-                    made = self._do(request)
+                    if self._files is not None and message["request"] == program_process.START:
+                        program_process.serve(message, self._files, self._place, channel)
+                        return
+                    _end_without(channel)
+                    made = self._do(message)
                 except Exception as error:  # noqa: BLE001  whoever asked is told
                     channel.send(encode(failed(reported(error, op="mount", path=self._mountpoint))))
                 else:
-                    socket.send_fds(channel, [encode(succeeded({}))], [] if made is None else [made])
+                    given = [] if made.descriptor is None else [made.descriptor]
+                    socket.send_fds(channel, [encode(succeeded(made.fields))], given)
         finally:
             os._exit(0)
 
-    def _do(self, request: str) -> int | None:
-        if request == "connect":
-            return connect(self._mountpoint, self._options)
-        known: dict[str, Callable[[], None]] = {
-            "unmount": lambda: unmount(self._mountpoint),
-            "unmount lazily": lambda: unmount(self._mountpoint, lazy=True),
-            "look": lambda: _look(self._mountpoint),
-        }
-        if request in known:
-            known[request]()
-        elif _DEVICE.fullmatch(request):
-            _set_read_ahead(request)
-        return None
+    def _do(self, message: Mapping[str, Any]) -> Answer:
+        match message["request"]:
+            case "connect":
+                return Answer({}, self._connect())
+            case "unmount":
+                self._unmount(lazy=message["lazy"] is True)
+            case "look":
+                with _not_answering(self._place):
+                    for node in _nodes(self._place):
+                        os.stat(node)
+            case "read ahead":
+                _set_read_ahead(self._place)
+            case "clear away":
+                _clear_away(self._registry, self._mountpoint, message["pid"])
+            case _:
+                if self._files is not None:
+                    return self._do_for_files(message, self._files)
+        return Answer({}, None)
+
+    def _do_for_files(self, message: Mapping[str, Any], words: FilesWords) -> Answer:
+        match message["request"]:
+            case program_process.END:
+                program_process.end(message["pid"], words, force=message["force"] is True)
+            case program_process.SAID:
+                return Answer({}, program_process.said_by(message["pid"], words))
+            case _:
+                request = mount_process.request_of(message)
+                if request is not None:
+                    title_over(["-m", mount_process.__name__, self._mountpoint])
+                    return Answer({"result": mount_process.perform(request, words, self._place)}, None)
+        return Answer({}, None)
+
+    def _connect(self) -> int:
+        hidden = self._files is not None
+        try:
+            if hidden:
+                with suppress(FileExistsError):  # by `hide`; not by the second engine that is tried
+                    os.mkdir(self._place, 0o700)
+            return connect(self._place, self._options)
+        except BaseException:
+            if hidden:
+                with suppress(OSError):
+                    os.rmdir(self._place)
+            raise
+
+    def _unmount(self, *, lazy: bool) -> None:
+        unmount(self._place, lazy=lazy)
+        if self._files is not None:
+            with suppress(OSError):
+                os.rmdir(self._place)
+
+
+def answer_of(answers: socket.socket) -> Answer:
+    """The next thing that came of a request. Waits for it. Raises the ImageError that was met."""
+    try:
+        line, descriptors, _, _ = socket.recv_fds(answers, MESSAGE_LIMIT, 1)
+    except OSError as error:
+        raise _gone() from error
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    fields = result_of(line) if line else None
+    if fields is None:
+        raise _gone()
+    return Answer(fields, descriptors[0] if descriptors else None)
+
+
+def _gone() -> ImageError:
+    return ImageError(
+        ErrorKind.IO,
+        "the process outside of the sandbox, which mounts and unmounts, is gone",
+        op="mount or unmount",
+        remedy="end the serving process, then clean up with: tapfs umount DIR",
+    )
+
+
+def _end_without(channel: socket.socket) -> None:
+    """Have the kernel end this process when nobody waits for its answer any more."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    fcntl.fcntl(channel, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(channel, _F_SETSIG, signal.SIGTERM)
+    fcntl.fcntl(channel, fcntl.F_SETFL, fcntl.fcntl(channel, fcntl.F_GETFL) | os.O_ASYNC)
+    with suppress(BlockingIOError):
+        if not channel.recv(1, socket.MSG_DONTWAIT):  # before that
+            os._exit(0)
 
 
 def options_of(source: str, settings: MountSettings, *, writable: bool) -> MountOptions:
@@ -214,14 +342,37 @@ def options_of(source: str, settings: MountSettings, *, writable: bool) -> Mount
     return MountOptions(shown, not writable, settings.fuse_options)
 
 
+def _nodes(mountpoint: str) -> list[str]:
+    return [os.path.join(mountpoint, node) for node in ("disk", "info.json")]
+
+
+@contextmanager
+def _not_answering(mountpoint: str) -> Generator[None]:
+    """Say so where a look at the mount fails."""
+    try:
+        yield
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ImageError(ErrorKind.IO, "the new mount does not answer", path=mountpoint, op="mount") from error
+
+
 def _look(mountpoint: str) -> None:
     # In a process of its own: a thread of ours that waits for us would outlive a kill of us.
-    nodes = [os.path.join(mountpoint, node) for node in ("disk", "info.json")]
-    done = subprocess.run([*_LOOK, *nodes], stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    if done.returncode != 0:
-        raise ImageError(ErrorKind.IO, "the new mount does not answer", path=mountpoint, op="mount")
+    with _not_answering(mountpoint):
+        subprocess.run([*_LOOK, *_nodes(mountpoint)], stdin=subprocess.DEVNULL, capture_output=True, check=True)
 
 
-def _set_read_ahead(device: str) -> None:
-    with suppress(OSError):
-        Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(str(_READ_AHEAD_KIB))
+def _set_read_ahead(mountpoint: str) -> None:
+    mount = top_mount(mountpoint)
+    if mount is not None:
+        with suppress(OSError):
+            Path(f"/sys/class/bdi/{mount.device}/read_ahead_kb").write_text(str(_READ_AHEAD_KIB))
+
+
+def _clear_away(registry: Registry | None, mountpoint: str, pid: int) -> None:
+    """What the entry of a process says is not believed: only this mount is taken away."""
+    from tapfs.fuse.unmounting import clean_up  # few are killed so early
+
+    if registry is not None:
+        for entry in registry.entries():
+            if (entry.pid, entry.mountpoint) == (pid, mountpoint):
+                clean_up(registry, entry)

@@ -8,7 +8,6 @@ that every front end needs are in `tapfs.serving.service`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -65,7 +64,7 @@ class Mount:
     engine: str = AUTO
     settings: MountSettings = PLAIN
     verified: VerifiedReads | None = None
-    #: Who mounts, where this process may not; None: this process does.
+    #: Who mounts, where this process may not, and mounts files; None: this process does, and shows none.
     outside: Outside | None = None
     #: The keeper of the mount, if it has one, and the plan log that a successor needs.
     keeper: ServerEnd | None = None
@@ -90,6 +89,8 @@ class Session:
         self._mountpoint = mount.entry.mountpoint
         self._settings = mount.settings
         if files is not None:
+            if mount.outside is None:
+                raise AssertionError("files are mounted by a process of their own")
             self._mountpoint = str(registry.hidden_directory(mount.entry.pid))
             self._settings = for_hidden_mount()
         source = self._entry.source or self._entry.image
@@ -133,10 +134,10 @@ class Session:
         if settings.files is not None:
             if self._mount.left is None:
                 self._registry.add(self._entry)  # first, so that what a kill leaves is found
-                os.mkdir(self._mountpoint, 0o700)
+                self._outside.hide(self._entry.pid)
             self._files = FilesLayer(
                 settings.files,
-                settings,
+                self._outside,
                 self._entry.mountpoint,
                 self._mountpoint,
                 writable=self._image.writable,
@@ -263,7 +264,7 @@ class Session:
         try:
             if new or self._files is None:  # else it is out of sight
                 await in_thread_alone(self._outside.look)
-                await self._service.worker.run(partial(self._outside.read_ahead, self._device))
+                await self._service.worker.run(self._outside.read_ahead)
         finally:
             self._looked.set()
         if new:
@@ -282,7 +283,6 @@ class Session:
                 # Only the file system above keeps our mount from now on; with it goes ours. Before its
                 # device was noted, ours at its place is what the one above is known by after a kill.
                 await self._service.worker.run(partial(self._outside.unmount, lazy=True))
-                os.rmdir(self._mountpoint)
             self._give_to_keeper()
         self._ready()
 

@@ -78,13 +78,11 @@ def servers_of(hidden: Path) -> tuple[int, int]:
     return entry["pid"], entry["server"]
 
 
-def mounting_helper(mounts: Mounts) -> int | None:
-    """The process that mounts the files from the hidden disk."""
-    for pid in mounts.processes():
-        with suppress(OSError):
-            if b"tapfs.fuse.files.mount_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return pid
-    return None
+def process_outside(mounts: Mounts) -> int:
+    """The process that mounts, outside of the sandbox."""
+    words = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in mounts.all_processes()}
+    (found,) = [pid for pid, said in words.items() if b"tapfs.fuse.outside" in said]
+    return found
 
 
 class Clock:
@@ -102,11 +100,10 @@ class Clock:
 
 @contextmanager
 def stopped_helper(mounts: Mounts, image: Path, directory: Path) -> Generator[tuple[Path, int, Callable[[], None]]]:
-    """A mounting whose helper is stopped before it has looked at the disk.
+    """A mounting whose helper, the process outside, is stopped before it mounts the files.
 
     The hidden disk, the helper, and what kills all other processes.
     """
-    found: list[int] = []
     with mounts.start("mount", "--files", image, directory) as command:
 
         def kill_others() -> None:
@@ -115,13 +112,15 @@ def stopped_helper(mounts: Mounts, image: Path, directory: Path) -> Generator[tu
 
         hidden = hidden_disk(mounts)
         servers = servers_of(hidden)
-        wait_for(lambda: found.extend(filter(None, [mounting_helper(mounts)])) or found)
-        (helper,) = found
+        os.kill(servers[1], signal.SIGSTOP)  # who asks for the mounting
+        helper = process_outside(mounts)
         os.kill(helper, signal.SIGSTOP)
+        os.kill(servers[1], signal.SIGCONT)
+        assert str(directory) not in mounts.mounted()
         try:
             yield hidden, helper, kill_others
         finally:
-            kill(*mounts.processes())
+            kill(*mounts.all_processes())
 
 
 def test_killed_while_mounting(mounts: Mounts, flat: Path) -> None:
@@ -214,7 +213,7 @@ def test_server_killed_before_the_mounting(mounts: Mounts, flat: Path) -> None:
         assert json.loads(mounts.run("list", "--json").out)["mounts"] == []
         assert mounts.run("umount", directory).code == 17
         os.kill(helper, signal.SIGCONT)
-        wait_for(lambda: not mounts.processes())
+        wait_for(lambda: not mounts.all_processes())
     assert mounts.left_behind() == []
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.evil_driver import ATTEMPTS, EvilDriver
-from tests.fuse.conftest import Mounts, wait_for
+from tests.fuse.conftest import Mounts, make_file_system, wait_for
 
 
 @pytest.fixture
@@ -24,6 +24,23 @@ def test_an_evil_driver_gets_nowhere(mounts: Mounts, evil: EvilDriver, options: 
     mounts.environment |= evil.environment
     directory = mounts.mount(evil.image, *options)
     assert (directory / "disk").read_bytes() == evil.image.read_bytes()
+    require_nothing_done(mounts, evil, directory)
+
+
+@pytest.mark.parametrize("mounts", ["native"], indirect=True)
+@pytest.mark.usefixtures("root", "no_new_loop_device")
+@pytest.mark.parametrize("kind", ["ext4", "ntfs"])
+def test_so_it_is_where_the_files_are_shown(mounts: Mounts, evil: EvilDriver, content: Path, kind: str) -> None:
+    """The kernel, or a program, has them mounted by another process."""
+    mounts.environment |= evil.environment
+    make_file_system(evil.image, kind, content)
+    directory = mounts.mount(evil.image, "-f", "evil", "--files", "--rw")
+    (directory / "new").write_text("written")
+    require_nothing_done(mounts, evil, directory)
+
+
+def require_nothing_done(mounts: Mounts, evil: EvilDriver, directory: Path) -> None:
+    """The driver has tried everything in the process that serves, and has done nothing. Unmounts."""
     listed = json.loads(mounts.run("list", "--json").out)["mounts"]
     assert [each["sandbox"] for each in listed] == ["on"]
     mounts.umount(directory)

@@ -247,22 +247,26 @@ def _entered(
 ) -> Outside | None:
     """Enter the sandbox; who mounts from outside of it. None: there is no sandbox.
 
-    The files inside are shown by loop devices and programs, which a sandbox has not.
+    The files inside are mounted from outside of it in any case: who serves the disk must not wait for that.
     """
     from tapfs.cli.sandboxed import enter_server
-
-    if arguments.files or not arguments.owned:
-        return None
-    from tapfs.fuse.outside import Outside, options_of
     from tapfs.host.sandbox.confinement import is_switched_off
 
-    if arguments.no_sandbox or is_switched_off():
+    sandboxed = arguments.owned and not arguments.no_sandbox and not is_switched_off()
+    if not sandboxed and not arguments.files:
         return None
-    outside = Outside(mountpoint, options_of(settings.source, settings, writable=writable))
+    from tapfs.fuse.files.mount_process import FilesWords
+    from tapfs.fuse.outside import Outside, options_of
+    from tapfs.fuse.settings import for_hidden_mount
+
+    files = FilesWords(arguments.image, mountpoint, settings, writable) if arguments.files else None
+    shown = for_hidden_mount() if arguments.files else settings
+    outside = Outside(mountpoint, options_of(settings.source, shown, writable=writable), registry, files)
     outside.start()
     # A password is asked for by the terminal's own name.
     try:
-        enter_server(arguments, makes=(str(registry.directory),), writes=("/dev/fuse",))
+        if sandboxed:
+            enter_server(arguments, makes=(str(registry.directory),), writes=("/dev/fuse",))
     except BaseException:
         outside.end()
         raise

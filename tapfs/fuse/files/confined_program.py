@@ -1,9 +1,8 @@
-"""Run a FUSE program in a sandbox, mount in its place, and end as it does.
+"""Run a FUSE program in a sandbox, mount in its place, and see it end.
 
 The program parses a file system that a stranger may have made. So it gets the file that it reads, and nothing else of
 the host. It cannot mount then, and need not be set-user-ID: this process, its parent, mounts for it, once, at the mount
-point that it was started with. The serving process runs this module as a program, with a request as JSON on standard
-input. What the program says goes where this process's words go.
+point that it was started with.
 """
 
 from __future__ import annotations
@@ -14,9 +13,8 @@ import re
 import select
 import signal
 import socket
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import suppress
 from typing import NoReturn
 
 from tapfs.errors import ErrorKind, ImageError
@@ -24,7 +22,7 @@ from tapfs.fuse.connection import MountOptions, connect
 from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE
 from tapfs.host.sandbox import supervised
 from tapfs.records import dataclass
-from tapfs.serving.messages import MESSAGE_LIMIT, decode, encode
+from tapfs.serving.signals import ENDING
 
 #: Options of the kernel that the program may ask for beside those of the request.
 _OPTIONS = re.compile(r"default_permissions|max_read=\d+|blksize=\d+")
@@ -33,11 +31,16 @@ _CONNECTION = re.compile(r"fd=(\d{1,9})")
 _KIND = re.compile(r"fuse(blk)?(\.[\w-]+)?")
 
 
+#: A program gets them as they are usual; Python and the process outside ignore some.
+_USUAL = (*ENDING, signal.SIGQUIT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)
+
+
 @dataclass(frozen=True, slots=True)
-class ProgramRequest:
+class ProgramCall:
     """Start the program of the words `command`, which reads the file `node`, and mount it on `mountpoint`.
 
     `flags` are those of `tapfs.fuse.settings.MountSettings`; `allow_other`: others are let in, if it asks for that.
+    Without a sandbox (`confined`) it mounts itself.
     """
 
     command: Sequence[str]
@@ -46,53 +49,61 @@ class ProgramRequest:
     writable: bool
     flags: Sequence[str]
     allow_other: bool
-
-    def packed(self) -> bytes:
-        """The program's input."""
-        return encode(asdict(self))
+    confined: bool = True
 
 
-def main() -> int:
-    """Do what standard input says."""
-    request = ProgramRequest(**decode(sys.stdin.buffer.readline(MESSAGE_LIMIT)))
+def run(call: ProgramCall) -> int:
+    """Run it to its end; its exit code, or minus the number of the signal that has ended it.
+
+    SIGTERM has it write back and end, SIGQUIT ends it at once. Be the only thread.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, _USUAL)
     child = os.fork()
     if child == 0:
         ours.close()
-        _become(request, theirs)
-    # The program writes back and ends; without this process it would be killed.
-    signal.signal(signal.SIGTERM, lambda _number, _frame: os.kill(child, signal.SIGTERM))
+        _become(call, theirs)
+    # Without this process one in a sandbox would be killed.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: _tell(child, signal.SIGTERM))
+    signal.signal(signal.SIGQUIT, lambda _number, _frame: _tell(child, signal.SIGKILL))
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, held)
     theirs.close()
     with ours:
         _, listeners, _, _ = socket.recv_fds(ours, 1, 1)
     if listeners:
-        _supervise(request, child, listeners[0])
+        _supervise(call, child, listeners[0])
     _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
-    if code < 0:
-        signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
-        os.kill(os.getpid(), -code)
-    return code
+    return os.waitstatus_to_exitcode(status)
 
 
-def _become(request: ProgramRequest, channel: socket.socket) -> NoReturn:
+def _tell(child: int, number: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):  # one that has become root is not ours to end
+        os.kill(child, number)
+
+
+def _become(call: ProgramCall, channel: socket.socket) -> NoReturn:
     """In the child: enter the sandbox, tell the parent what it is told by, and become the program."""
     try:
-        program = request.command[0]
+        program = call.command[0]
         folder = os.path.dirname(program)
         os.chdir(folder)  # ntfs-3g looks at the folder that it is in
-        writable = ["/dev/fuse", *([request.node] if request.writable else [])]
-        listener = supervised.enter(folder, [request.mountpoint, request.node], writable)
-        socket.send_fds(channel, [b"+"], [listener])
-        os.close(listener)
-        os.execv(program, [os.path.basename(program), *request.command[1:]])  # noqa: S606  no shell is wanted
+        for number in _USUAL:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        if call.confined:
+            writable = ["/dev/fuse", *([call.node] if call.writable else [])]
+            listener = supervised.enter(folder, [call.mountpoint, call.node], writable)
+            socket.send_fds(channel, [b"+"], [listener])
+            os.close(listener)
+        os.execv(program, [os.path.basename(program), *call.command[1:]])  # noqa: S606  no shell is wanted
     except OSError as error:
-        os.write(2, f"cannot start {request.command[0]}: {error.strerror}\n".encode())
+        os.write(2, f"cannot start {call.command[0]}: {error.strerror}\n".encode())
     finally:
         os._exit(127)
 
 
-def _supervise(request: ProgramRequest, child: int, listener: int) -> None:
+def _supervise(program: ProgramCall, child: int, listener: int) -> None:
     """Mount for the program until it ends."""
     poll = select.poll()
     process = os.pidfd_open(child)
@@ -109,17 +120,17 @@ def _supervise(request: ProgramRequest, child: int, listener: int) -> None:
         if mounted:
             supervised.refuse(listener, call.id, errno.EACCES)
             continue
-        mounted = _mount(request, listener, call)
+        mounted = _mount(program, listener, call)
 
 
-def _mount(request: ProgramRequest, listener: int, call: supervised.MountCall) -> bool:
-    """What the program asked for by mount(2), as far as the request allows it; whether it was done."""
+def _mount(program: ProgramCall, listener: int, call: supervised.MountCall) -> bool:
+    """What the program asked for by mount(2), as far as it was allowed; whether it was done."""
     theirs = next((found for each in call.data.split(",") if (found := _CONNECTION.fullmatch(each))), None)
     if theirs is None or not _KIND.fullmatch(call.kind):
         supervised.refuse(listener, call.id, errno.EACCES)
         return False
     try:
-        ours = connect(request.mountpoint, _options(request, call))
+        ours = connect(program.mountpoint, _options(program, call))
     except ImageError as error:
         os.write(2, f"{error.message}\n".encode(errors="backslashreplace"))
         # EPERM would have it try fusermount3.
@@ -130,15 +141,11 @@ def _mount(request: ProgramRequest, listener: int, call: supervised.MountCall) -
     return True
 
 
-def _options(request: ProgramRequest, call: supervised.MountCall) -> MountOptions:
+def _options(program: ProgramCall, call: supervised.MountCall) -> MountOptions:
     asked = call.data.split(",")
     others = [each for each in asked if _OPTIONS.fullmatch(each)]
-    if request.allow_other and "allow_other" in asked:
+    if program.allow_other and "allow_other" in asked:
         others.append("allow_other")
     named = call.kind if call.kind.startswith("fuse.") and call.kind != FILE_SYSTEM_TYPE else None
-    kind = named or f"fuse.{os.path.basename(request.command[0])}"
-    return MountOptions(request.node, not request.writable, others, type=kind, flags=frozenset(request.flags))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    kind = named or f"fuse.{os.path.basename(program.command[0])}"
+    return MountOptions(program.node, not program.writable, others, type=kind, flags=frozenset(program.flags))

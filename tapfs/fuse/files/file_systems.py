@@ -71,6 +71,17 @@ _PROGRAMS: Mapping[str, Program] = {
     "iso9660": Program("fuseiso", "fuseiso", "-f", flags=("-n",)),
 }
 
+#: The types that libblkid calls file systems. Whoever has parsed a stranger's image may name these, and no other one
+#: that the kernel would load a module for.
+TYPES = frozenset(
+    {
+        *("ext2", "ext3", "ext4", "ext4dev", "xfs", "exfs", "btrfs", "bcachefs", "f2fs", "nilfs2", "jfs", "zonefs"),
+        *("reiserfs", "reiser4", "gfs", "gfs2", "ocfs", "ocfs2", "oracleasm", "scoutfs", "ubifs", "mpool"),
+        *("vfat", "exfat", "ntfs", "ReFS", "hpfs", "hfs", "hfsplus", "apfs", "VMFS", "nss", "befs", "bfs", "minix"),
+        *("ufs", "sysv", "xenix", "vxfs", "iso9660", "udf", "squashfs", "squashfs3", "erofs", "cramfs", "romfs"),
+    }
+)
+
 #: Types that nobody can write.
 READ_ONLY_TYPES = frozenset({"iso9660", "squashfs", "erofs", "udf", "cramfs"})
 

@@ -12,28 +12,24 @@ finish the upper layer. An upper layer that was not noted in the registry is kno
 from __future__ import annotations
 
 import os
-import sys
-from typing import Any
+import socket
 
 import trio
 
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.fuse.files import mount_process
+from tapfs.fuse.files import mount_process, program_process
 from tapfs.fuse.files.choice import FileSystemPlace
-from tapfs.fuse.files.confined_program import ProgramRequest
-from tapfs.fuse.files.file_systems import OWNERLESS_TYPES, READ_ONLY_TYPES, Program, program_for
-from tapfs.fuse.files.running_program import RunningProgram, own_modules
+from tapfs.fuse.files.file_systems import READ_ONLY_TYPES, program_for
+from tapfs.fuse.files.running_program import RunningProgram
 from tapfs.fuse.handover import ShownFiles
 from tapfs.fuse.mount_table import mounts_at, top_mount
-from tapfs.fuse.settings import MountSettings
-from tapfs.serving.messages import result_of
-
-#: The end of what a process said that an error repeats, in bytes.
-_SAID_BYTES = 500
+from tapfs.fuse.outside import Outside, answer_of
 
 
 class FilesLayer:
     """The file system at `place`, to be mounted on `mountpoint` from the tree mounted on `tree_directory`.
+
+    All that a sandbox does not allow is done `outside` of it.
 
     `kept`: what is written is to be on the disk below when it is unmounted.
     """
@@ -41,7 +37,7 @@ class FilesLayer:
     def __init__(
         self,
         place: FileSystemPlace,
-        settings: MountSettings,
+        outside: Outside,
         mountpoint: str,
         tree_directory: str,
         *,
@@ -49,9 +45,8 @@ class FilesLayer:
         kept: bool,
     ) -> None:
         self._place = place
-        self._settings = settings
+        self._outside = outside
         self._mountpoint = mountpoint
-        self._tree_directory = tree_directory
         self._writable = writable
         self._kept = kept
         self._node = os.path.join(tree_directory, place.node)
@@ -82,7 +77,9 @@ class FilesLayer:
         self._writable = self._writable and self.type not in READ_ONLY_TYPES
         program = None if self.type is None else program_for(self.type)
         if shown.program is not None and program is not None:
-            self._program = RunningProgram.again(program, shown.program, image=self._place.image, node=self._node)
+            self._program = RunningProgram.again(
+                program, self._outside, shown.program, image=self._place.image, node=self._node
+            )
 
     @property
     def shown(self) -> ShownFiles:
@@ -100,7 +97,7 @@ class FilesLayer:
             gone = True
             if self._is_mounted():
                 write_back = self._writable and self._kept and self._program is None
-                request = mount_process.UnmountRequest(self._mountpoint, force=force, write_back=write_back)
+                request = mount_process.UnmountRequest(force=force, write_back=write_back)
                 gone = bool(await self._ask(request))
             elif force and self._is_covered():
                 await self._settle()
@@ -115,7 +112,7 @@ class FilesLayer:
         async with self._lock:
             try:
                 if self._is_mounted():
-                    await self._ask(mount_process.UnmountRequest(self._mountpoint, force=True, write_back=False))
+                    await self._ask(mount_process.UnmountRequest(force=True, write_back=False))
             finally:
                 if self._program is not None:
                     await self._program.put_away()
@@ -124,21 +121,20 @@ class FilesLayer:
 
     async def _attach(self) -> None:
         if self.type is None:
-            self.type = await self._ask(mount_process.TypeRequest(self._node, confined=self._settings.confined))
+            found = await self._ask(mount_process.TypeRequest(self._place.node))
+            self.type = found if isinstance(found, str) else None
         if self.type is None:
             said = f"there is no known file system on {self._place.where}"
             raise ImageError(ErrorKind.NOT_FOUND, self._place.with_remarks(said), path=self._place.image, op="mount")
         self._writable = self._writable and self.type not in READ_ONLY_TYPES
-        options = self._owner_options(self.type)
         try:
-            await self._attach_by_kernel(self.type, options)
+            await self._attach_by_kernel(self.type)
         except ImageError as error:
-            program = program_for(self.type)
-            if program is None or error.kind not in (ErrorKind.UNSUPPORTED, ErrorKind.DENIED):
+            if program_for(self.type) is None or error.kind not in (ErrorKind.UNSUPPORTED, ErrorKind.DENIED):
                 raise
-            await self._attach_by_program(program, options, why_not_by_kernel=error.message)
+            await self._attach_by_program(self.type, why_not_by_kernel=error.message)
 
-    async def _attach_by_kernel(self, type_name: str, options: list[str]) -> None:
+    async def _attach_by_kernel(self, type_name: str) -> None:
         if os.geteuid() != 0:
             raise ImageError(
                 ErrorKind.UNSUPPORTED,
@@ -146,48 +142,23 @@ class FilesLayer:
                 path=self._place.image,
                 op="mount",
             )
-        await self._ask(
-            mount_process.MountRequest(
-                self._place.image,
-                self._place.remarks,
-                os.path.join(self._tree_directory, "disk"),
-                self._place.offset,
-                self._place.size,
-                type_name,
-                self._mountpoint,
-                writable=self._writable,
-                flags=sorted(self._settings.flags),
-                options=[*options, *self._settings.inner],
-            )
-        )
+        place = self._place
+        await self._ask(mount_process.MountRequest(type_name, place.offset, place.size, place.remarks))
 
-    async def _attach_by_program(self, program: Program, options: list[str], *, why_not_by_kernel: str) -> None:
-        flags = self._settings.flags
-        options = [*options, *(name for name in ("suid", "dev") if name in flags and os.geteuid() == 0)]
-        options += [f"no{name}" for name in ("suid", "dev") if name not in flags]
-        options += ["noexec"] if "noexec" in flags else []
-        options += ["nonempty"] if "nonempty" in flags else []
-        options += ["allow_other"] if self._settings.allow_other else []
-        if program.lets_others_in and not self._settings.allow_other and self._settings.umask is None:
-            options.append("umask=077")
-        command = program.command(self._node, self._mountpoint, writable=self._writable, more=options)
+    async def _attach_by_program(self, type_name: str, *, why_not_by_kernel: str) -> None:
+        program = program_for(type_name)
+        if program is None:
+            raise AssertionError("only a type that a program shows is shown by one")
         before = top_mount(self._mountpoint)
-        request = ProgramRequest(
-            command,
-            self._node,
-            self._mountpoint,
-            writable=self._writable,
-            flags=sorted(flags),
-            allow_other=self._settings.allow_other,
-        )
-        self._program = await RunningProgram.start(
-            program,
-            request,
-            image=self._place.image,
-            why_not_by_kernel=why_not_by_kernel,
-            confined=self._settings.confined,
-        )
-        await self._program.answers_at(self._mountpoint, before)
+        message = {
+            "request": program_process.START,
+            "type": type_name,
+            "node": self._place.node,
+            "why_not_by_kernel": why_not_by_kernel,
+        }
+        self._program = RunningProgram.start(program, self._outside, message, image=self._place.image, node=self._node)
+        look = mount_process.LookRequest()
+        await self._program.answers_at(self._mountpoint, before, lambda: self._ask(look))
 
     async def _await_program(self) -> None:
         """Wait until the FUSE file system has written everything and ended."""
@@ -203,7 +174,7 @@ class FilesLayer:
         if self._program is not None:
             await self._program.told_to_end()
         else:
-            await self._ask(mount_process.SettleRequest(self._mountpoint, self.device))
+            await self._ask(mount_process.SettleRequest(self.device))
 
     def _is_covered(self) -> bool:
         return bool(self.device) and any(mount.device == self.device for mount in mounts_at(self._mountpoint))
@@ -212,38 +183,14 @@ class FilesLayer:
         mount = top_mount(self._mountpoint)
         return bool(self.device) and mount is not None and mount.device == self.device
 
-    def _owner_options(self, type_name: str) -> list[str]:
-        """Owner and modes where the file system has none of its own."""
-        chosen = self._settings
-        options = [f"{name}={value}" for name, value in (("uid", chosen.uid), ("gid", chosen.gid)) if value is not None]
-        if chosen.umask is not None:
-            options.append(f"umask={chosen.umask:03o}")
-        if options and type_name not in OWNERLESS_TYPES:
-            raise ImageError(
-                ErrorKind.UNSUPPORTED,
-                f"{type_name} has owners and modes of its own: {', '.join(options)} cannot change them",
-                path=self._place.image,
-                op="mount",
-            )
-        return options
-
-    async def _ask(self, request: mount_process.Request) -> Any:
-        """Have a process of its own do it; the result. Raises the ImageError that it met."""
-        done = await trio.run_process(
-            [sys.executable, "-m", mount_process.__name__],
-            stdin=mount_process.words(request),
-            capture_stdout=True,
-            capture_stderr=True,
-            check=False,
-            env=own_modules(),
-        )
-        answer = result_of(done.stdout)
-        if answer is None:
-            said = " ".join(done.stderr.decode(errors="backslashreplace").split())[-_SAID_BYTES:]
-            raise ImageError(
-                ErrorKind.IO,
-                f"the mounting process failed ({done.returncode}): {said}",
-                path=self._place.image,
-                op="mount",
-            )
-        return answer["result"]
+    async def _ask(self, request: mount_process.Request) -> object:
+        """Have it done outside; the result. Raises the ImageError that was met there. Who is cancelled ends it."""
+        with self._outside.begin(mount_process.message_of(request)) as answers:
+            try:
+                await trio.lowlevel.wait_readable(answers)
+            except trio.Cancelled:
+                answers.shutdown(socket.SHUT_WR)
+                with trio.CancelScope(shield=True):
+                    await trio.lowlevel.wait_readable(answers)
+                raise
+            return answer_of(answers).fields["result"]

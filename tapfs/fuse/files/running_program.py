@@ -1,28 +1,22 @@
-"""A FUSE program at work: start it, wait until its mount answers, and say why if it does not."""
+"""A FUSE program at work, as the server of the mount has it: await its mount's answer, and say why there is none."""
 
 from __future__ import annotations
 
-import errno
 import os
 import select
-import shutil
 import signal
-import stat
-import subprocess
-import sys
+import socket
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import IO, Protocol, Self
 
 import trio
 
-from tapfs.errors import ErrorKind, ImageError, from_os_error
-from tapfs.fuse.files import confined_program
-from tapfs.fuse.files.confined_program import ProgramRequest
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.fuse.files import program_process
 from tapfs.fuse.files.file_systems import Program
 from tapfs.fuse.mount_table import MountedFileSystem, top_mount
-from tapfs.fuse.settings import FUSE_CONFIGURATION, users_may_allow_others
-from tapfs.records import replace
+from tapfs.fuse.outside import Outside, answer_of
 from tapfs.serving.log import log
 from tapfs.serving.processes import process_start
 
@@ -39,12 +33,9 @@ _WRITE_BACK_SECONDS = 60
 #: first and print their usage then, others the other way round.
 _HEAD_BYTES, _TAIL_BYTES = 400, 200
 
-#: A process of its own looks: a thread of ours that waits for a mount of ours would outlive a kill of us.
-_LOOK = (sys.executable, "-I", "-S", "-c", "import os, sys\nos.statvfs(sys.argv[1])")
-
 
 class _Process(Protocol):
-    """What there is to know of the process of a program, and to do with it; see trio.Process."""
+    """The process of a program, which a process outside has started."""
 
     @property
     def pid(self) -> int: ...
@@ -54,15 +45,37 @@ class _Process(Protocol):
 
     def poll(self) -> int | None: ...
 
-    def kill(self) -> None: ...
-
-    def terminate(self) -> None: ...
-
     async def wait(self) -> int: ...
 
 
+class _Told:
+    """One whose end this process is told of: how it ended comes over a socket."""
+
+    def __init__(self, pid: int, told: socket.socket) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._told = told
+
+    def poll(self) -> int | None:
+        if self.returncode is None and select.select([self._told], [], [], 0)[0]:
+            self._take()
+        return self.returncode
+
+    async def wait(self) -> int:
+        if self.returncode is None:
+            await trio.lowlevel.wait_readable(self._told)
+            self._take()
+        return self.returncode or 0
+
+    def _take(self) -> None:
+        if self.returncode is None:
+            self.returncode = 0  # whoever was killed says nothing
+            with self._told, suppress(ImageError):
+                self.returncode = int(answer_of(self._told).fields.get("code", 0))
+
+
 class _Followed:
-    """The process of a program that another process has started; how it ended is not to be known."""
+    """One that was started for a server before this one; how it ended is not to be known."""
 
     def __init__(self, pid: int, start: int) -> None:
         self.pid = pid
@@ -70,7 +83,7 @@ class _Followed:
         with suppress(OSError):
             self._descriptor = os.pidfd_open(pid)
         if process_start(pid) != start:
-            self.close()
+            self._close()
 
     @property
     def returncode(self) -> int | None:
@@ -78,24 +91,16 @@ class _Followed:
 
     def poll(self) -> int | None:
         if self._descriptor is not None and select.select([self._descriptor], [], [], 0)[0]:
-            self.close()
+            self._close()
         return self.returncode
-
-    def kill(self) -> None:
-        if self._descriptor is not None:
-            signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
-
-    def terminate(self) -> None:
-        if self._descriptor is not None:
-            signal.pidfd_send_signal(self._descriptor, signal.SIGTERM)
 
     async def wait(self) -> int:
         if self._descriptor is not None:
             await trio.lowlevel.wait_readable(self._descriptor)
-            self.close()
+            self._close()
         return 0
 
-    def close(self) -> None:
+    def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
@@ -104,85 +109,64 @@ class _Followed:
 class RunningProgram:
     """The process of `program`, which mounts the file system of an image (named `image` in errors)."""
 
-    def __init__(self, program: Program, image: str, node: str, process: _Process, said: IO[bytes]) -> None:
+    def __init__(
+        self, program: Program, image: str, node: str, process: _Process, said: IO[bytes], outside: Outside
+    ) -> None:
         """Take over a process and the file that it writes its messages to. Use `start`."""
         self._program = program
         self._image = image
         self._node = node
         self._process = process
         self._said = said
+        self._outside = outside
 
     @classmethod
-    async def start(
-        cls, program: Program, request: ProgramRequest, *, image: str, why_not_by_kernel: str, confined: bool
-    ) -> Self:
-        """Start it, `confined` in a sandbox (`tapfs.fuse.files.confined_program`).
+    def start(cls, program: Program, outside: Outside, message: Mapping[str, object], *, image: str, node: str) -> Self:
+        """Have it started; that waits for nothing. `message`: see `tapfs.fuse.files.program_process`.
 
         Raises ImageError(unsupported) if it is not installed, (denied) if it could not read the disk.
         """
-        found = shutil.which(program.name)
-        if found is None:
-            raise ImageError(
-                ErrorKind.UNSUPPORTED,
-                f"{why_not_by_kernel}, and without the kernel it needs {program.name}",
-                path=image,
-                op="mount",
-                remedy=f"apt install {program.package}",
-            )
-        if not confined:
-            _require_reach(found, image)
-        command = [found, *request.command[1:]]
-        # In memory, for a folder for temporary files may be missing; open as long as the program may write.
-        said: IO[bytes] = os.fdopen(os.memfd_create("said"), "r+b")
+        told = outside.begin(message)
         try:
-            process = await trio.lowlevel.open_process(
-                [sys.executable, "-m", confined_program.__name__] if confined else command,
-                stdin=subprocess.PIPE if confined else subprocess.DEVNULL,
-                stdout=said.fileno(),
-                stderr=said.fileno(),
-                start_new_session=True,
-                env=own_modules(),
-            )
-            if process.stdin is not None:
-                async with process.stdin:
-                    await process.stdin.send_all(replace(request, command=command).packed())
-        except (OSError, trio.BrokenResourceError) as error:
-            said.close()
-            met = error if isinstance(error, OSError) else OSError(errno.EPIPE, "")
-            raise from_os_error(met, path=program.name, op="start") from error
-        return cls(program, image, request.node, process, said)
+            answer = answer_of(told)
+            said: IO[bytes] = os.fdopen(answer.descriptor if answer.descriptor is not None else _nothing(), "rb")
+        except BaseException:
+            told.close()
+            raise
+        return cls(program, image, node, _Told(int(answer.fields["pid"]), told), said, outside)
 
     @classmethod
-    def again(cls, program: Program, started: tuple[int, int], *, image: str, node: str) -> Self:
-        """The one that another process has started, by its number and the time of its start."""
+    def again(cls, program: Program, outside: Outside, started: tuple[int, int], *, image: str, node: str) -> Self:
+        """The one that was started for another server, by its number and the time of its start."""
         process = _Followed(*started)
-        said: IO[bytes]
-        try:
-            said = open(f"/proc/{process.pid}/fd/1", "rb", buffering=0)  # noqa: SIM115  closed by `put_away`
-        except OSError:
-            said = os.fdopen(os.memfd_create("said"), "r+b")
-        return cls(program, image, node, process, said)
+        found: int | None = None
+        with suppress(ImageError):
+            found = outside.ask({"request": program_process.SAID, "pid": process.pid}).descriptor
+        return cls(program, image, node, process, os.fdopen(_nothing() if found is None else found, "rb"), outside)
 
     @property
     def started(self) -> tuple[int, int]:
         """What another process knows it by."""
         return self._process.pid, process_start(self._process.pid) or 0
 
-    async def answers_at(self, mountpoint: str, before: MountedFileSystem | None) -> None:
-        """Wait until its mount, not that which was there `before`, answers. Raises ImageError."""
+    async def answers_at(
+        self, mountpoint: str, before: MountedFileSystem | None, look: Callable[[], Awaitable[object]]
+    ) -> None:
+        """Wait until its mount, not that which was there `before`, answers who looks. Raises ImageError."""
         process = self._process
         try:
             while top_mount(mountpoint) == before:
                 if process.poll() is not None:
                     raise self._failed("did not mount it")
                 await trio.sleep(_LOOK_SECONDS)
-            look = await trio.run_process([*_LOOK, mountpoint], capture_stdout=True, capture_stderr=True, check=False)
-            if look.returncode != 0:
+            try:
+                await look()
+            except ImageError as error:
                 with trio.move_on_after(_GRACE_SECONDS):
                     await process.wait()
-                raise self._failed("mounted it, but does not answer")
+                raise self._failed("mounted it, but does not answer") from error
         except trio.Cancelled:
-            process.kill()
+            self._end(force=True)
             raise
 
     async def ended(self) -> None:
@@ -191,8 +175,7 @@ class RunningProgram:
 
     async def told_to_end(self) -> None:
         """Have it write everything back and end, though its mount cannot be taken away; wait for that."""
-        with suppress(ProcessLookupError, PermissionError):
-            self._process.terminate()
+        self._end(force=False)
         with trio.move_on_after(_WRITE_BACK_SECONDS):
             await self._process.wait()
 
@@ -200,13 +183,17 @@ class RunningProgram:
         """End it, by force if it does not end by itself; log how it failed if it did."""
         with trio.move_on_after(_GRACE_SECONDS):
             await self._process.wait()
-        with suppress(ProcessLookupError, PermissionError):
-            self._process.kill()
+        if self._process.poll() is None:
+            self._end(force=True)
         with trio.move_on_after(_GRACE_SECONDS):  # one that runs as root is not ours to end
             await self._process.wait()
         if self._process.returncode:
             log.error("%s: %s %s: %s", self._image, self._program.name, self._how_it_ended(), self._words())
         self._said.close()
+
+    def _end(self, *, force: bool) -> None:
+        with suppress(ImageError):  # who could do that is gone
+            self._outside.ask({"request": program_process.END, "pid": self._process.pid, "force": force})
 
     def _failed(self, what: str) -> ImageError:
         if self._process.returncode is not None and self._process.returncode < 0:
@@ -238,26 +225,5 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def own_modules() -> dict[str, str]:
-    """The environment for a program of tapfs's own modules, which need not be where Python looks."""
-    package = str(Path(confined_program.__file__).parents[3])
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-
-
-def _require_reach(found: str, image: str) -> None:
-    """See that a program may read a mount of its user: FUSE keeps root out, and so a program that becomes root."""
-    if os.geteuid() == 0 or users_may_allow_others():
-        return
-    try:
-        status = os.stat(found)
-    except OSError:
-        return
-    if status.st_mode & stat.S_ISUID and status.st_uid == 0:
-        raise ImageError(
-            ErrorKind.DENIED,
-            f"{found} runs as root (set-user-ID), and root may not read what an ordinary user mounts",
-            path=image,
-            op="mount",
-            remedy=f"have the administrator add user_allow_other to {FUSE_CONFIGURATION}, or mount as root",
-        )
+def _nothing() -> int:
+    return os.memfd_create("said")

@@ -1,0 +1,97 @@
+"""The process outside of a mount's sandbox: it does what the user has said, and nothing else that a server asks for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.fuse.files import program_process
+from tapfs.fuse.files.mount_process import FilesWords
+from tapfs.fuse.mount_table import mounted_file_systems
+from tapfs.fuse.outside import Outside, options_of
+from tapfs.fuse.registry import Registry
+from tapfs.fuse.settings import MountSettings, for_hidden_mount
+from tests.fuse.conftest import somebody, wait_for
+
+pytestmark = pytest.mark.usefixtures("root")
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Iterator[Outside]:
+    mountpoint = tmp_path / "mount"
+    mountpoint.mkdir()
+    words = FilesWords("image", str(mountpoint), MountSettings(confined=True), writable=False)
+    options = options_of("image", for_hidden_mount(), writable=False)
+    made = Outside(str(mountpoint), options, Registry(tmp_path / "runtime"), words)
+    made.start()
+    yield made
+    made.end()
+    assert not [each for each in mounted_file_systems() if each.mount_point.startswith(str(tmp_path))]
+
+
+def test_a_disk_is_hidden_in_one_directory_that_nobody_else_has(outside: Outside, tmp_path: Path) -> None:
+    of_others = tmp_path / "runtime" / "7.disk"
+    of_others.mkdir()
+    with pytest.raises(ImageError) as raised:
+        outside.hide(7)
+    assert raised.value.kind is ErrorKind.EXISTS
+    outside.hide(8)
+    outside.hide(9)
+    assert sorted(path.name for path in (tmp_path / "runtime").iterdir()) == ["7.disk", "8.disk"]
+    os.close(outside.connect())
+    outside.unmount(lazy=True)
+    assert [path.name for path in (tmp_path / "runtime").iterdir()] == ["7.disk"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"request": "mount files", "type": "tmpfs", "offset": 0, "size": 1 << 20, "remarks": []},
+        {"request": "mount files", "type": "nfs", "offset": 0, "size": 1 << 20, "remarks": []},
+        {"request": "mount files", "type": "ext4", "offset": "0", "size": -1, "remarks": None},
+        {"request": "mount files", "type": ["ext4"]},
+        {"request": "type", "node": "../../../etc/passwd"},
+        {"request": "type", "node": "/etc/passwd"},
+        {"request": program_process.START, "type": "tmpfs", "node": "disk", "why_not_by_kernel": ""},
+        {"request": program_process.START, "type": "ext4", "node": "../disk", "why_not_by_kernel": ""},
+        {"request": program_process.START},
+        {"request": "unmount files", "force": True, "write_back": False},
+        {"request": program_process.END, "pid": "1"},
+        {"request": "clear away"},
+        {},
+    ],
+    ids=lambda message: "-".join(map(str, list(message.values())[:2])).replace("/", "_"),
+)
+def test_what_no_server_of_ours_asks_for_is_refused(
+    outside: Outside, tmp_path: Path, message: dict[str, object]
+) -> None:
+    outside.hide(8)
+    (tmp_path / "runtime" / "8.disk" / "disk").write_bytes(bytes(1 << 20))
+    with pytest.raises(ImageError):
+        outside.ask(message)
+
+
+def test_it_ends_and_hears_no_process_but_its_program(outside: Outside, tmp_path: Path) -> None:
+    with somebody() as prey:
+        outside.ask({"request": program_process.END, "pid": prey.pid, "force": True})
+        assert outside.ask({"request": program_process.SAID, "pid": prey.pid}).descriptor is None
+        outside.clear_away(prey.pid)
+        assert prey.poll() is None
+    assert tmp_path.exists()
+
+
+def test_who_stops_waiting_ends_the_work(outside: Outside) -> None:
+    """A mount that nobody serves never answers."""
+    outside.hide(8)
+    connection = outside.connect()
+    answers = outside.begin({"request": "look"})
+    children = Path(f"/proc/{outside.child}/task/{outside.child}/children")
+    wait_for(children.read_text)
+    answers.close()
+    wait_for(lambda: not children.read_text())
+    outside.unmount(lazy=True)
+    os.close(connection)
