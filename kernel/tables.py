@@ -32,24 +32,26 @@ def set_tables(disk: EngineDisk, layer: int, layout: TableLayout, places: array[
             setattr(table.bitmap, part, getattr(layout.bitmap, part))
     for index, (start, end) in enumerate(layout.reserved):
         table.reserved_start[index], table.reserved_end[index] = start, end
-    words = ffi.from_buffer("uint64_t[]", places)
-    _check(lib.tapfs_disk_set_tables(disk.handle, layer, table, words, len(places)), "describe the tables")
+    with ffi.from_buffer("uint64_t[]", places) as words:
+        result = lib.tapfs_disk_set_tables(disk.handle, layer, table, words, len(places))
+    _check(result, "describe the tables")
 
 
 def set_places(disk: EngineDisk, layer: int, first: int, places: array[int], host_size: int) -> None:
     """The places of the tables of the map units from `first` on, and the length of the host files, from now on."""
-    words = ffi.from_buffer("uint64_t[]", places)
-    _check(
-        lib.tapfs_disk_set_places(disk.handle, layer, first, words, len(places), host_size), "say where the tables are"
-    )
+    with ffi.from_buffer("uint64_t[]", places) as words:
+        result = lib.tapfs_disk_set_places(disk.handle, layer, first, words, len(places), host_size)
+    _check(result, "say where the tables are")
 
 
 def guard(disk: EngineDisk, places: GuardedPlaces) -> None:
     """Have no write in place go over these places of the top layer's first file, from now on."""
     ranges = ffi.new("tapfs_range[]", [(start, stop - start) for start, stop in places.ranges])
-    words = ffi.from_buffer("uint64_t[]", places.places)
     count, size = len(places.places), places.size
-    _check(lib.tapfs_disk_guard(disk.handle, 0, ranges, len(ranges), words, count, size), "guard the metadata")
+    # An error keeps this frame, and the driver changes its array again: the hold on it ends here.
+    with ffi.from_buffer("uint64_t[]", places.places) as words:
+        result = lib.tapfs_disk_guard(disk.handle, 0, ranges, len(ranges), words, count, size)
+    _check(result, "guard the metadata")
 
 
 def _check(result: int, op: str) -> None:

@@ -295,8 +295,9 @@ class EngineChain:
             return
         from tapfs.kernel.tables import guard
 
-        self._guard_changes = driver.guard_changes
+        changes = driver.guard_changes
         guard(engine, driver.guarded_places())
+        self._guard_changes = changes  # where it has failed the next one has to do it
 
     def tables_flushed(self, touched: Iterable[tuple[int, int]]) -> None:
         """Have the engine read the tables of these map units of the top layer again, as far as they are durable.

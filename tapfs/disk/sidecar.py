@@ -36,6 +36,14 @@ USUAL_LEAF_BYTES = 64 << 10
 _OP = "read the sidecar"
 
 
+def usual_name(image: str, snapshot: str | None = None, disk: int | None = None) -> str:
+    """The sidecar of an image, of a snapshot inside it, or of one disk of a package, where no other name is said."""
+    part = "" if disk is None else f".disk{disk}"
+    if snapshot is not None:
+        part += f".snapshot-{snapshot.replace('%', '%25').replace('/', '%2F')}"
+    return f"{image}{part}{SUFFIX}"
+
+
 class Hashed(NamedTuple):
     """What was hashed: bytes of the disk and of a leaf, the root of the tree, and the stamps of the files."""
 

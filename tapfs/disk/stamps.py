@@ -2,6 +2,7 @@
 
 A stamp has the length of a file, when its contents were modified, and the identity that the format gives to each change
 of the image, where it has one (`tapfs.driver.Identified`). Bits that decay on the host leave all three as they were.
+The identity also says which of several disks in the file was meant: a snapshot, or a member of an archive.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from tapfs.disk.blake3_digests import DIGEST_BYTES, blake3_digest
-from tapfs.driver import Identified
+from tapfs.driver import Identified, SnapshotLister
 from tapfs.errors import from_os_error
 
 if TYPE_CHECKING:
+    from tapfs.disk.chain import Layer
     from tapfs.disk.image import Image
 
 #: The time of a file that does not tell when it was modified: a block device, or what lies elsewhere.
@@ -34,7 +36,7 @@ def stamps_of(image: Image) -> list[Stamp]:
     stamps: list[Stamp] = []
     for layer in image.layers:
         driver = layer.driver
-        told = sorted(driver.identities) if isinstance(driver, Identified) else []
+        told = sorted([*(driver.identities if isinstance(driver, Identified) else ()), *_part(layer)])
         identity = blake3_digest()("\0".join(told).encode()) if told else _NO_IDENTITY
         for file in layer.files:
             try:
@@ -45,6 +47,18 @@ def stamps_of(image: Image) -> list[Stamp]:
             stamps.append(Stamp(file.size(), UNKNOWN_TIME if silent else status.st_mtime_ns, identity))
             identity = _NO_IDENTITY  # it is that of the layer, noted once
     return stamps
+
+
+def _part(layer: Layer) -> list[str]:
+    """The words for one of several disks that lie in one file; none for the only one, and for the current one."""
+    words: list[str] = []
+    if (named := layer.snapshot) is not None:
+        driver = layer.driver
+        records = driver.snapshot_records() if isinstance(driver, SnapshotLister) else ()
+        words.append(f"snapshot:{next((each.id for each in records if named in (each.id, each.name)), named)}")
+    if layer.file.window is not None:
+        words.append(f"at:{layer.file.window[0]}")
+    return words
 
 
 def unchanged(before: list[Stamp], now: list[Stamp]) -> bool:

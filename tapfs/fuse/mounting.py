@@ -167,7 +167,7 @@ def is_mounted_so(
 class ImageMount:
     """An open image that is to be mounted on `path`, by an engine (see `tapfs.fuse.engines`). Owns the image.
 
-    Where its reads are `verified` its snapshots are not shown, for no sidecar is about them.
+    Where its reads are `verified` its snapshots are not shown, for the sidecar is about one disk.
     """
 
     image: Image

@@ -16,3 +16,8 @@ from tests.driver_rows import ALL, ROWS
 def test_any_requests_in_any_order(name: str, kind: str) -> None:
     row = ROWS[name]
     operations.run(row.subject(kind), len(kind), row.requests)
+
+
+@pytest.mark.parametrize(("name", "kind", "seed"), [("qcow", "blktap-stale", 1796028042)])
+def test_seeds_that_have_failed(name: str, kind: str, seed: int) -> None:
+    operations.run(ROWS[name].subject(kind), seed, 10)

@@ -86,11 +86,29 @@ def _unit(*paths: str) -> tuple[str, ...]:
 
 #: Files of the engine that write, or say in which order. tests/torture/c_mutants.py changes them.
 _ORDERING = "write layer_write reserved plan guard clone written segments map_change"
+#: Tests of theirs that take a second or two: most mutants need no others.
+_WRITES = "write write_segments write_nowait written patch holes direct marking concurrency"
+
+#: Files of the drivers that say what a flush writes, and in which order: plans, reservations, refcounts, journals.
+_ORDERS = {
+    "qcow": "qcow/writer",
+    "qcow2": "qcow2/writer qcow2/refcounts qcow2/refcount_blocks qcow2/space qcow2/guard qcow2/edited_image",
+    "vdi": "vdi/writer blocks/writer",
+    "vhd": "vhd/writer",
+    "vhdx": "vhdx/writer vhdx/log_ring vhdx/log_entry vhdx/log_scan vhdx/recovery vhdx/pages vhdx/space",
+    "vmdk": "vmdk/writer vmdk/extent_writer vmdk/grain_tables vmdk/new_extents",
+}
+
+
+def _driver(name: str, files: tuple[str, ...]) -> Target:
+    return Target(files, (_unit(f"tests/unit/formats/{name}"), _kit(name), _resize(name)))
+
 
 TARGETS: dict[str, Target] = {
+    **{name: _driver(name, (f"formats/{name}/*.py",)) for name in _ORDERS},
     **{
-        name: Target((f"formats/{name}/*.py",), (_unit(f"tests/unit/formats/{name}"), _kit(name), _resize(name)))
-        for name in ("qcow", "qcow2", "vdi", "vhd", "vhdx", "vmdk")
+        f"{name}-orders": _driver(name, tuple(f"formats/{file}.py" for file in files.split()))
+        for name, files in _ORDERS.items()
     },
     "write_path": Target(
         ("tapfs/disk/write_path.py", "tapfs/disk/write_claims.py", "tapfs/disk/plan_log.py", "tapfs/disk/recovery.py"),
@@ -102,10 +120,10 @@ TARGETS: dict[str, Target] = {
     "engine": Target(
         tuple(f"kernel/src/engine/{name}.c" for name in _ORDERING.split()),
         (
-            (*_unit("tests/unit/engine"), "-m", "not native"),
+            _unit(*(f"tests/unit/engine/test_{name}.py" for name in _WRITES.split())),
             (*_unit("tests/unit/disk", "tests/property/test_image_model.py"), "-m", "not native"),
             ("-m", "tests.faults", "--what", "operations", "one-by-one", "--only", "overlay", "qcow2", "--seeds", "1"),
-            (*_unit("tests/unit/jobs", "tests/crash"), "-m", "not native"),
+            (*_unit("tests/unit/jobs", "tests/crash", "tests/unit/engine"), "-m", "not native"),
         ),
     ),
     "mover": Target(

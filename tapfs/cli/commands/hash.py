@@ -28,7 +28,12 @@ def add_parser(subparsers: Subparsers) -> None:
         "docs/verify.md tells more.",
     )
     parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
-    parser.add_argument("-o", "--sidecar", metavar="FILE", help="the sidecar (IMAGE.tapfs-hash if not given)")
+    parser.add_argument(
+        "-o",
+        "--sidecar",
+        metavar="FILE",
+        help="the sidecar (IMAGE.tapfs-hash if not given, IMAGE.snapshot-NAME.tapfs-hash of a snapshot)",
+    )
     parser.add_argument("--force", action="store_true", help="replace the sidecar if it is there")
     parser.add_argument(
         "--leaf",
@@ -79,10 +84,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def sidecar_of(arguments: argparse.Namespace) -> str:
     """The sidecar that the arguments name, or the usual one of the image."""
-    from tapfs.disk.sidecar import SUFFIX
+    from tapfs.disk.sidecar import usual_name
 
     named: str | None = arguments.sidecar
-    return arguments.image + SUFFIX if named is None else named
+    return usual_name(arguments.image, arguments.snapshot, arguments.disk) if named is None else named
 
 
 def add_rate_option(parser: argparse.ArgumentParser) -> None:

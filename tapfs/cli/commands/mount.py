@@ -86,7 +86,7 @@ def add_parser(subparsers: Subparsers) -> None:
         " and is logged; read-only, by the engine pyfuse3",
     )
     parser.add_argument(
-        "--sidecar", metavar="FILE", help="with --verify-reads: the sidecar (IMAGE.tapfs-hash if not given)"
+        "--sidecar", metavar="FILE", help="with --verify-reads: the sidecar (as 'tapfs hash' names it if not given)"
     )
     parser.add_argument(
         "--as",

@@ -36,7 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "has written to its files), 2 also for a damaged sidecar, which says so; others: 'tapfs --help'.",
     )
     parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
-    parser.add_argument("sidecar", metavar="SIDECAR", nargs="?", help="IMAGE.tapfs-hash if not given")
+    parser.add_argument("sidecar", metavar="SIDECAR", nargs="?", help="as 'tapfs hash' names it if not given")
     parser.add_argument(
         "--root",
         metavar="DIGEST",
@@ -125,7 +125,8 @@ def print_verification(path: str, hashed: Hashed, found: Verification) -> None:
         print_line(f"{path}: damaged: {sums} differ, and nobody has written to its files since it was hashed")
     else:
         print_line(
-            f"{path}: changed since it was hashed: {sums} differ, and its files were written since, or do not tell when"
+            f"{path}: changed since it was hashed: {sums} differ, and its files are others, were written since, or do"
+            " not tell when"
         )
 
 

@@ -178,3 +178,33 @@ def test_an_image_that_changes_while_it_is_hashed_has_no_sidecar(
     monkeypatch.setattr(Leaves, "digests", meddling)
     assert tapfs("hash", "-f", "raw", raw).code == 15
     assert not (tmp_path / "disk.raw.tapfs-hash").exists()
+
+
+@pytest.fixture
+def kept(raw: Path, tmp_path: Path) -> Path:
+    """A qcow2 whose snapshot `a/b` is what the image was before its first leaf changed."""
+    path = tmp_path / "disk.qcow2"
+    api.convert(raw, path, format="raw", target_format="qcow2")
+    api.create_snapshot(path, "a/b")
+    with api.open(path, writable=True) as disk:
+        disk.write(0, b"\x07" * 65536)
+    return path
+
+
+def test_a_snapshot_has_a_sidecar_of_its_own(tapfs: Run, kept: Path) -> None:
+    assert tapfs("hash", kept).code == 0
+    assert tapfs("hash", "--snapshot", "a/b", kept).code == 0
+    of_snapshot = kept.with_name("disk.qcow2.snapshot-a%2Fb.tapfs-hash")
+    assert of_snapshot.exists()
+    assert tapfs("verify", kept).code == 0
+    assert tapfs("verify", "--snapshot", "a/b", kept).code == 0
+    by_id = tapfs("verify", "--json", "--snapshot", "1", kept, of_snapshot)
+    assert json.loads(by_id.out)["untouched"] is True
+    with api.open(kept, snapshot="a/b") as disk:
+        assert api.verify(disk).untouched
+
+
+def test_what_differs_from_the_sidecar_of_another_disk_in_the_file_is_no_damage(tapfs: Run, kept: Path) -> None:
+    assert tapfs("hash", kept).code == 0
+    ran = tapfs("verify", "--json", "--snapshot", "a/b", kept, f"{kept}.tapfs-hash")
+    assert (ran.code, json.loads(ran.out)["verdict"]) == (1, "changed")
