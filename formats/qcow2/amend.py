@@ -154,7 +154,6 @@ def _require_old_features(image: AmendedImage, wanted: Wanted) -> None:
     later = {
         "a data file": header.incompatible & DATA_FILE,
         "subclusters": header.incompatible & EXTENDED_L2,
-        "a compression type": header.incompatible & COMPRESSION_TYPE,
         "unknown features": header.compatible & ~LAZY_REFCOUNTS,
         f"reference counts of {header.refcount_bits} bits": wanted.refcount_order != REFCOUNT_ORDER_2,
     }
@@ -163,6 +162,8 @@ def _require_old_features(image: AmendedImage, wanted: Wanted) -> None:
             also = "amend refcount_bits=16 with it, or " if what.startswith("reference") else ""
             remedy = f"{also}make a new image: tapfs convert -O qcow2 -o compat=0.10"
             raise refused(f"has {what}, which version 2 does not have", path, remedy)
+    if wanted.compression != header.compression_type:
+        _require_no_flag(image, image.read_snapshots(), COMPRESSED, wanted)
     if read_bitmaps(image.file, image.extensions):
         raise refused("has bitmaps, which version 2 does not have", path, "remove them first: tapfs bitmap --remove")
     for each in image.read_snapshots():

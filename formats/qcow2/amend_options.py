@@ -59,20 +59,20 @@ def parse_wanted(options: Mapping[str, str], header: Header, path: str) -> Wante
         if key not in AMEND_OPTIONS:
             raise refused(f"unknown option {key!r} for qcow2", path, f"the options are {', '.join(AMEND_OPTIONS)}")
     version = _choice(options, "compat", COMPAT, header.version, path)
-    lazy = _choice(options, "lazy_refcounts", SWITCH, header.compatible & LAZY_REFCOUNTS != 0, path)
-    if "lazy_refcounts" not in options and version == VERSIONS[0]:
-        lazy = False
+    is_old = version == VERSIONS[0]  # it has neither lazy refcounts nor a compression type: nobody has to say so
+    lazy = not is_old and header.compatible & LAZY_REFCOUNTS != 0
+    compression = COMPRESSION_DEFLATE if is_old else header.compression_type
     wanted = Wanted(
         version,
-        lazy,
-        _choice(options, "compression_type", COMPRESSION, header.compression_type, path),
+        _choice(options, "lazy_refcounts", SWITCH, lazy, path),
+        _choice(options, "compression_type", COMPRESSION, compression, path),
         options.get("data_file"),
         _choice(options, "data_file_raw", SWITCH, header.autoclear & RAW_DATA_FILE != 0, path),
         _choice(options, "refcount_bits", REFCOUNT_ORDER, header.refcount_order, path),
     )
-    if version == VERSIONS[0] and wanted.refcount_order != REFCOUNT_ORDER_2 and "refcount_bits" in options:
+    if is_old and wanted.refcount_order != REFCOUNT_ORDER_2 and "refcount_bits" in options:
         raise refused("refcount_bits other than 16 need compat=1.1", path)
-    if version == VERSIONS[0] and (lazy or wanted.compression != COMPRESSION_DEFLATE):
+    if is_old and (wanted.lazy_refcounts or wanted.compression != COMPRESSION_DEFLATE):
         raise refused("lazy_refcounts=on and compression_type=zstd need compat=1.1", path)
     _require_data_file(wanted, header, path)
     return wanted

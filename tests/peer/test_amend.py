@@ -43,6 +43,21 @@ def test_an_image_goes_to_version_2_and_back(tapfs: Run, tmp_path: Path, *, over
     found = facts(image)
     assert (found["lazy-refcounts"], found["compression-type"]) == (True, "zstd")
     qemu("qemu-img", "compare", "-F", "qcow2", "-f", "raw", wanted, image)
+    assert tapfs("amend", "-o", "compat=0.10", image).code == 0
+    assert facts(image)["compat"] == "0.10"
+    qemu("qemu-img", "compare", "-F", "qcow2", "-f", "raw", wanted, image)
+
+
+@pytest.mark.usefixtures("each_qemu")
+def test_packed_by_zstd_has_no_version_2(tapfs: Run, tmp_path: Path) -> None:
+    image = tmp_path / "a.qcow2"
+    qemu("qemu-img", "create", "-q", "-f", "qcow2", "-o", "compression_type=zstd", image, "4M")
+    qemu("qemu-io", "-f", "qcow2", "-c", "write -c -P 7 0 64k", image)
+    before = image.read_bytes()
+    refused = tapfs("amend", "-o", "compat=0.10", image)
+    assert refused.code != 0
+    assert "compress" in refused.err
+    assert image.read_bytes() == before
 
 
 @pytest.mark.usefixtures("each_qemu")
