@@ -2,16 +2,19 @@
 
 The disk is the mixed one of `make bench` (a third zeros, a third text, a third random), a fragmented one, and one of
 1 TiB with all its 16 million clusters. tapfs ends with fdatasync; a contender "qemu-img …, synced" does so, too.
+The contender "the least" is bound.c: the same reads, writes and library calls in two threads, without tapfs.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from tests.bench.__main__ import make_source, peers
+from tests.bench.ring import build
 from tests.bench.runner import Job, run_jobs, synced
 from tests.scattered_qcow2 import scattered_qcow2, stepped
 
@@ -55,8 +58,16 @@ def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
 
     clean = partial(out.unlink, missing_ok=True)
 
-    def convert(title: str, goal: str, source: Path, target: str, *options: str) -> Job:
-        return Job(title, converted(source, target, *options), clean, goal, output=out)
+    bound = str(build(work, "bound", "-ldeflate", "-lzstd", "-lpthread"))
+
+    def convert(
+        title: str, goal: str, source: Path, target: str, *options: str, least: Sequence[str] | None = None
+    ) -> Job:
+        contenders = converted(source, target, *options)
+        if least is not None:
+            way, codec = least
+            contenders["the least"] = [bound, way, str(source), str(out), codec]
+        return Job(title, contenders, clean, goal, output=out)
 
     def opened(image: Path) -> dict[str, list[str]]:
         program = "import sys, tapfs; tapfs.open(sys.argv[1], writable=True).close()"
@@ -70,10 +81,12 @@ def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
         convert("raw to qcow2", "1x", raw, "qcow2"),
         convert("qcow2 to raw", "1x", plain, "raw"),
         convert("raw to qcow2 -c, zlib", "4x, no larger", raw, "qcow2", "-c"),
-        convert("raw to qcow2 -c, zstd", "2x", raw, "qcow2", "-c", "-o", "compression_type=zstd"),
-        convert("qcow2 of zlib to raw", "2x", zlib, "raw"),
-        convert("qcow2 of zstd to raw", "2x", zstd, "raw"),
-        convert("fragmented: qcow2 to raw", "2x", fragmented, "raw"),
+        convert(
+            "raw to qcow2 -c, zstd", "2x", raw, "qcow2", "-c", "-o", "compression_type=zstd", least=("pack", "zstd")
+        ),
+        convert("qcow2 of zlib to raw", "2x", zlib, "raw", least=("unpack", "zlib")),
+        convert("qcow2 of zstd to raw", "2x", zstd, "raw", least=("unpack", "zstd")),
+        convert("fragmented: qcow2 to raw", "2x", fragmented, "raw", least=("unpack", "none")),
         convert("fragmented: raw to qcow2", "2x", sparse, "qcow2", *small),
         Job("check, 16 million clusters", same("check", "-f", "qcow2", huge), goal="1x, no more memory"),
         # QEMU's check looks up each cluster's refcount in a cache of four blocks.

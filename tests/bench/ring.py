@@ -80,11 +80,11 @@ class Result:
         return cls(requests / seconds, report["bytes"] / seconds, report["backend_cpu_seconds"] / max(requests, 1))
 
 
-def build(work: Path, name: str) -> Path:
-    """Compile one of the frontends."""
+def build(work: Path, name: str, *libraries: str) -> Path:
+    """Compile one of the programs of this folder."""
     program = work / name
     source = Path(__file__).with_name(f"{name}.c")
-    command = ["gcc", "-O2", "-std=gnu11", "-D_GNU_SOURCE", "-o", str(program), str(source)]
+    command = ["gcc", "-O2", "-std=gnu11", "-D_GNU_SOURCE", "-o", str(program), str(source), *libraries]
     subprocess.run(command, check=True)
     return program
 
