@@ -30,7 +30,8 @@ def around_patch(layer: Layer, extents: list[Extent], wanted: int) -> list[Exten
             file = layer.files[extent.file]
             place = extent.host_offset + (0 if extent.kind is Kind.COMPRESSED else piece.offset - extent.offset)
             what = "the image's journal" if layer.files.salvage is None else "a table that was rebuilt"
-            problem = "behind the end of the file" if place >= file.size() else f"where {what} has metadata"
+            stop = place + (extent.host_length if extent.kind is Kind.COMPRESSED else piece.end - piece.offset)
+            problem = "behind the end of the file" if stop > file.size() else f"where {what} has metadata"
             raise ImageError(ErrorKind.CORRUPT, f"guest data {problem}", path=file.path, offset=place, op="map")
     return [piece for piece, _ in found]
 

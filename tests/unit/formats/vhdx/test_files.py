@@ -48,6 +48,15 @@ def dirty(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_block_that_the_end_of_the_file_cuts_is_said_to_be_so(dirty: Path) -> None:
+    data = bytearray(dirty.read_bytes())
+    page = struct.pack("<Q", BLOCKS_AT | PRESENT).ljust(4096, b"\0")
+    put_log(data, [Entry(3, [(BAT_AT, page)], last=len(data))])
+    dirty.write_bytes(data[:-1])
+    with tapfs.open(dirty) as disk, pytest.raises(ImageError, match="guest data behind the end of the file"):
+        disk.read(0, MIB)
+
+
 def test_a_reader_sees_through_the_log_and_leaves_the_file(tapfs: Run, dirty: Path) -> None:
     before = digest(dirty)
     raw = dirty.with_suffix(".raw")
