@@ -19,6 +19,8 @@ from tests.peer.qcow2_damage.sound import PASSWORD
 
 #: Of address space, for the daemon.
 _MEMORY = 6 << 30
+#: Of a file that it writes, when it replays a log.
+_LONGEST_FILE = 1 << 30
 #: For an answer; an image may ask for hours of key derivation.
 _SECONDS = 20.0
 _NODE, _EXPORT = "image", "export"
@@ -51,13 +53,16 @@ class Daemon:
         self.version = int(said.split("version ")[1].split(".")[0])
         self._program = program
 
-    def open(self, image: Path, driver: str, *, encrypted: bool = False) -> int:
-        """Open an image for reading and show it; the bytes of its disk. Raises QemuError."""
+    def open(self, image: Path, driver: str, *, encrypted: bool = False, logged: bool = False) -> int:
+        """Open an image for reading and show it; the bytes of its disk. Raises QemuError.
+
+        One that is `logged` is opened for writing: what waits in its log is written into the file.
+        """
         self.close_image()
         opened: dict[str, Any] = {
             "driver": driver,
             "node-name": _NODE,
-            "read-only": True,
+            "read-only": not logged,
             "file": {"driver": "file", "filename": str(image)},
         }
         if encrypted and driver == "luks":
@@ -118,7 +123,15 @@ class Daemon:
         (self._folder / "nbd").unlink(missing_ok=True)
         self._waiting = b""
         # The daemon must not outlive this process, whatever ends it.
-        words = ["setpriv", "--pdeathsig", "KILL", "prlimit", f"--as={_MEMORY}", shutil.which(self._program)]
+        words = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "prlimit",
+            f"--as={_MEMORY}",
+            f"--fsize={_LONGEST_FILE}",
+            shutil.which(self._program),
+        ]
         words += ["--object", f"secret,id=secret,data={PASSWORD.decode()}"]
         words += ["--chardev", "stdio,id=q", "--monitor", "chardev=q"]
         words += ["--nbd-server", f"addr.type=unix,addr.path={self._folder / 'nbd'},max-connections=0"]

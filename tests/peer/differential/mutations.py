@@ -269,6 +269,23 @@ def _vhdx_sums(data: bytearray) -> None:
             data[at + 4 : at + 8] = bytes(4)
             data[at + 4 : at + 8] = crc32c(bytes(data[at : at + length])).to_bytes(4, "little")
 
+    _vhdx_log_sums(data)
+
+
+def _vhdx_log_sums(data: bytearray) -> None:
+    """Of entries of a log at its usual place, which may go on at the start of the ring."""
+    start, ring = 1 << 20, 1 << 20
+    at = data.find(b"loge", start, start + ring)
+    while at >= 0:
+        length = int.from_bytes(data[at + 8 : at + 12], "little")
+        if 64 <= length <= 1 << 16 and len(data) >= start + ring:
+            data[at + 4 : at + 8] = bytes(4)
+            inside = at - start
+            whole = bytes(data[at : min(at + length, start + ring)])
+            whole += bytes(data[start : start + max(0, inside + length - ring)])
+            data[at + 4 : at + 8] = crc32c(whole).to_bytes(4, "little")
+        at = data.find(b"loge", at + 4, start + ring)
+
 
 def _few_iterations(data: bytearray) -> None:
     """Nobody derives keys for hours: tapfs has a bound (docs/specs/luks.md, "Bounds"), and QEMU has none."""

@@ -79,8 +79,10 @@ def _qcow2(file: str, data: bytes) -> Iterator[_Group]:
     yield _fields(file, 4, "484484488448" + ("8884411111111" if anatomy.version > 2 else ""), "big")
     yield False, [Place(file, at + 4 * step, 4, "big") for at in anatomy.extensions.values() for step in range(-2, 6)]
     yield _table(file, anatomy.l1_at, anatomy.l1_entries, 8, "big")
+    # Of a table of 2 MiB hardly an entry stands for a part of the disk.
+    clusters = -(-anatomy.disk_size // anatomy.cluster) + 8
     for table in anatomy.tables:
-        yield _table(file, table, anatomy.per_table * anatomy.entry // 8, 8, "big")
+        yield _table(file, table, min(anatomy.per_table, clusters) * anatomy.entry // 8, 8, "big")
     yield True, [Place(file, at, 8, "big") for at in anatomy.reftable_used]
 
 
@@ -143,6 +145,12 @@ def _vhdx(file: str, data: bytes) -> Iterator[_Group]:
         yield _fields(file, at + 4, "48" + "." * 32 + "88" + "2248")
     for at in (3 << 16, 4 << 16):
         yield _fields(file, at + 4, "444" + ("." * 16 + "844") * 2)
+    for found in re.finditer(rb"loge", data[1 << 20 : 2 << 20]):
+        at = (1 << 20) + found.start()
+        yield _fields(file, at + 4, "4448" + "4" + "...." + "." * 16 + "88")
+        (count,) = struct.unpack_from("<I", data, at + 24)
+        for index in range(min(count, 4)):
+            yield _fields(file, at + 64 + 32 * index, "4488" + "8")
     regions = [struct.unpack_from("<16sQII", data, (3 << 16) + 16 + 32 * index) for index in range(2)]
     for guid, at, length, _ in regions:
         if guid[0] == 0x66:

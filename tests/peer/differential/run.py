@@ -78,21 +78,27 @@ class _Compared:
         self._seen: set[tuple[Sort, str]] = set()
 
     def run(self) -> Iterator[Difference]:
+        seed, shown = self._image.seed, self._path
+        if seed.logged:
+            shown = self._path.with_name("replayed")
+            shown.write_bytes(self._image.files[IMAGE])
         try:
-            size: int | None = self._daemon.open(self._path, FORMATS[self._name], encrypted=self._image.seed.encrypted)
+            size: int | None = self._daemon.open(
+                shown, FORMATS[self._name], encrypted=seed.encrypted, logged=seed.logged
+            )
             refused = None
         except EndedError as error:
             size, refused = None, self._difference(Sort.QEMU_ENDS, str(error))
         except QemuError as error:
             size, refused = None, self._difference(Sort.QEMU_REFUSES, str(error))
-        password = PASSWORD if self._image.seed.encrypted else None
+        password = PASSWORD if seed.encrypted else None
         try:
             with tapfs.open(self._path, format=self._name, password=password, backing_formats=["raw"]) as disk:
                 self._size = disk.size
                 if size is None:
                     assert refused is not None
                     # A container is opened without its key at first.
-                    if _by_tapfs(disk, 0, min(SECTOR, disk.size))[0] is not None or not self._image.seed.encrypted:
+                    if _by_tapfs(disk, 0, min(SECTOR, disk.size))[0] is not None or not seed.encrypted:
                         yield refused._replace(size=disk.size)
                     return
                 if size != disk.size:
@@ -105,7 +111,11 @@ class _Compared:
                 yield self._difference(Sort.TAPFS_REFUSES, f"{error.kind}: {error.message}")
 
     def _difference(self, sort: Sort, said: str) -> Difference:
-        said = said.replace(str(self._path), "IMAGE").replace(str(self._path.parent), "FOLDER")
+        said = (
+            said.replace(str(self._path.with_name("replayed")), "IMAGE")
+            .replace(str(self._path), "IMAGE")
+            .replace(str(self._path.parent), "FOLDER")
+        )
         image = self._image
         return Difference(sort, said, self._name, image.seed, image.files, self._daemon.version, self._size)
 

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import tapfs
+from tests import vhdx_images
 from tests.dmg_images import BZIP2, RAW, ZERO, ZLIB
 from tests.dmg_images import image as dmg_image
 from tests.driver_rows import ROWS
@@ -48,14 +49,20 @@ _LEFT_OUT = {
     "vhdx": ("differencing", "large sectors", "unlogged"),
 }
 _PARENT = "parent"
+#: Bytes of the largest cluster of qcow2.
+_LARGEST = 2 << 20
 
 
 class Seed(NamedTuple):
-    """A sound image: its kind, its files by their names, the one to be opened first, and whether it is encrypted."""
+    """A sound image: its kind, its files by their names, the one to be opened first, and whether it is encrypted.
+
+    `logged`: QEMU shows its disk only to who may write, because it replays a log into the file.
+    """
 
     kind: str
     files: Mapping[str, bytes]
     encrypted: bool = False
+    logged: bool = False
 
 
 @cache
@@ -80,6 +87,8 @@ def _qcow2() -> Iterator[Seed]:
     for name, kind in KINDS.items():
         if kind.cluster <= 1 << 16:
             yield Seed(name, sound(name), kind.encrypted)
+    for words, options in (("2 MiB", {}), ("2 MiB, subclusters", {"extended_l2": "on", "refcount_bits": "64"})):
+        yield _created("qcow2", words, size=3 * _LARGEST + 33 * 512, options={"cluster_size": str(_LARGEST), **options})
 
 
 def _qcow() -> Iterator[Seed]:
@@ -88,9 +97,16 @@ def _qcow() -> Iterator[Seed]:
     yield _created("qcow", "overlay")
 
 
-def _created(name: str, kind: str, password: bytes | None = None, **options: str) -> Seed:
+def _created(
+    name: str,
+    kind: str,
+    password: bytes | None = None,
+    *,
+    size: int = (1 << 20) + 33 * 512,
+    options: Mapping[str, str] | None = None,
+) -> Seed:
     """An image that `create` makes, with some data."""
-    size, choice = (1 << 20) + 33 * 512, random.Random(kind)
+    choice = random.Random(kind)
     with TemporaryDirectory(prefix="tapfs-seeds-") as folder:
         image, files = Path(folder) / IMAGE, dict[str, bytes]()
         backing = _PARENT if kind == "overlay" else None
@@ -98,7 +114,7 @@ def _created(name: str, kind: str, password: bytes | None = None, **options: str
             files[_PARENT] = choice.randbytes(size * 3 // 4)
             (Path(folder) / _PARENT).write_bytes(files[_PARENT])
         new = tapfs.NewImage(
-            name, size, backing=backing, backing_format=backing and "raw", options=options, password=password
+            name, size, backing=backing, backing_format=backing and "raw", options=options or {}, password=password
         )
         tapfs.create_image(image, new)
         opened = tapfs.open(image, format=name, writable=True, password=password, backing_formats=["raw"])
@@ -125,6 +141,31 @@ def _vhd() -> Iterator[Seed]:
     for kind, creator in (("fixed", b"win "), ("fixed by its geometry", b"vpc ")):
         image = Vhd(type=FIXED_VHD, size=1 << 20, body=body, creator=creator, geometry=(30, 4, 17))
         yield Seed(kind, {IMAGE: image.content()})
+
+
+def _vhdx() -> Iterator[Seed]:
+    yield from _of_row("vhdx")
+    for start in (0, vhdx_images.LOG_BYTES - 8192):
+        yield Seed(f"log from {start} on", {IMAGE: _logged(start)}, logged=True)
+
+
+def _logged(start: int) -> bytes:
+    """An image whose log has a block and zeros that the file lacks yet, in two entries from `start` of the ring on."""
+    choice = random.Random(1)
+    image = vhdx_images.Image(3 * MIB + 33 * 512)
+    image.blocks = {number: (vhdx_images.PRESENT, choice.randbytes(MIB)) for number in (0, 2)}
+    before = image.build()
+    image.blocks[1] = (vhdx_images.PRESENT, choice.randbytes(MIB))
+    after = image.build()
+    page = slice(vhdx_images.BAT_AT, vhdx_images.BAT_AT + 4096)
+    changed, old = bytes(after[page]), bytes(before[page])
+    after[page] = before[page]
+    zeros = vhdx_images.Entry(
+        1, [(vhdx_images.BAT_AT, old), (vhdx_images.BAT_AT + 8192, 16384)], tail=start, last=len(after)
+    )
+    entry = vhdx_images.Entry(2, [(vhdx_images.BAT_AT, changed)], tail=start, last=len(after))
+    vhdx_images.put_log(after, [zeros, entry], start=start)
+    return bytes(after)
 
 
 def _vdi() -> Iterator[Seed]:
@@ -161,8 +202,8 @@ def _dmg() -> Iterator[Seed]:
 
 def _luks() -> Iterator[Seed]:
     options = {"iter-time": "1"}
-    yield _created("luks", "xts", PASSWORD, **options)
-    yield _created("luks", "cbc", PASSWORD, **options, **{"cipher-mode": "cbc", "ivgen-alg": "essiv"})
+    yield _created("luks", "xts", PASSWORD, options=options)
+    yield _created("luks", "cbc", PASSWORD, options={**options, "cipher-mode": "cbc", "ivgen-alg": "essiv"})
 
 
 _MAKERS: dict[str, Callable[[], Iterator[Seed]]] = {
@@ -170,7 +211,7 @@ _MAKERS: dict[str, Callable[[], Iterator[Seed]]] = {
     "qcow": _qcow,
     "vmdk": _vmdk,
     "vhd": _vhd,
-    "vhdx": lambda: _of_row("vhdx"),
+    "vhdx": _vhdx,
     "vdi": _vdi,
     "parallels": _parallels,
     "qed": _qed,

@@ -5,11 +5,11 @@ The sheets in docs/specs have a table of those of each format, which `python -m 
 
 from __future__ import annotations
 
-from tests.peer.differential.rules import blocks, others, qcow, vmdk
+from tests.peer.differential.rules import blocks, others, qcow, qcow2, vmdk
 from tests.peer.differential.rules.rule import Rule
 from tests.peer.differential.run import Difference
 
-RULES: tuple[Rule, ...] = (*qcow.RULES, *vmdk.RULES, *blocks.RULES, *others.RULES)
+RULES: tuple[Rule, ...] = (*qcow.RULES, *qcow2.RULES, *vmdk.RULES, *blocks.RULES, *others.RULES)
 
 
 def rule_of(difference: Difference) -> Rule | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from tests.peer.differential.rules.rule import Right, Rule, of_the_file, zeros
 from tests.peer.differential.run import SECTOR, Difference, Sort
 from tests.peer.qcow2_damage.sound import IMAGE
 
 _VHD, _VHDX, _VDI, _PARALLELS = ("vhd",), ("vhdx",), ("vdi",), ("parallels",)
+_LOGGED = re.compile(rb"loge")
 _READ, _REFUSED = (Sort.TAPFS_CANNOT_READ,), (Sort.TAPFS_REFUSES,)
 _BOTH = (*_READ, *_REFUSED)
 
@@ -35,6 +38,15 @@ def _is_hidden(difference: Difference) -> bool:
     return difference.qemu >= 8 and zeros(difference) and any(difference.ours)
 
 
+def _has_wrong_tail(difference: Difference) -> bool:
+    """Whether an entry of a VHDX's log names a tail where no entry can begin."""
+    ring = difference.files[IMAGE][1 << 20 : 2 << 20]
+    tails = [
+        int.from_bytes(ring[found.start() + 12 : found.start() + 16], "little") for found in _LOGGED.finditer(ring)
+    ]
+    return difference.seed.logged and any(tail % 4096 or tail >= 1 << 20 for tail in tails)
+
+
 RULES = (
     Rule(
         ("vdi", "parallels"),
@@ -50,7 +62,7 @@ RULES = (
     Rule(
         ("vdi", "parallels", "vhd", "vhdx"),
         _READ,
-        "the file was cut|the end of the file cuts|ends inside",
+        "the file was cut|the end of the file cuts|ends inside|guest data behind the end of the file",
         "A file that ends before what the disk has of a block",
         "says so, for the whole block",
         "shows what is left, then zeros",
@@ -290,6 +302,17 @@ RULES = (
         "takes it for empty",
         Right.TAPFS,
         "what was logged is lost, so the tables may be old",
+    ),
+    Rule(
+        _VHDX,
+        (Sort.BYTES,),
+        "",
+        "An entry of the log whose tail is beside a sector of the ring, or outside it",
+        "leaves the entry out",
+        "replays it",
+        Right.TAPFS,
+        "the specification calls such an entry not valid",
+        _has_wrong_tail,
     ),
     Rule(
         _VHDX,

@@ -1,4 +1,4 @@
-"""Known disagreements about qcow and qcow2."""
+"""Known disagreements about qcow."""
 
 from __future__ import annotations
 
@@ -8,23 +8,13 @@ from tests.peer.differential.rules.rule import Right, Rule, of_the_file
 from tests.peer.differential.run import SECTOR, Difference, Sort
 from tests.peer.qcow2_damage.sound import IMAGE
 
-_QCOW, _QCOW2 = ("qcow",), ("qcow2",)
+_QCOW = ("qcow",)
 _READ, _REFUSED = (Sort.TAPFS_CANNOT_READ,), (Sort.TAPFS_REFUSES,)
 
 
 def _is_fast_path(difference: Difference) -> bool:
     """Whether blktap has laid the image out in one piece, which its header says."""
     return difference.seed.kind.startswith("blktap")
-
-
-def _is_zeros(difference: Difference) -> bool:
-    return not any(difference.ours)
-
-
-def _known_verdicts(difference: Difference) -> bool:
-    """Whether tapfs says what is wrong, or finds none of what it does not count: see the sheet."""
-    not_counted = "bitmaps are now considered inconsistent" in difference.said
-    return "tapfs clean" not in difference.said or not_counted or difference.seed.kind.endswith("data file")
 
 
 def _is_unpacked_right(difference: Difference) -> bool:
@@ -46,7 +36,6 @@ def _is_unpacked_right(difference: Difference) -> bool:
 
 
 RULES = (
-    # -- qcow -------------------------------------------------------------------------------------
     Rule(
         _QCOW,
         (Sort.BYTES, Sort.QEMU_CANNOT_READ),
@@ -99,100 +88,5 @@ RULES = (
         "refuses",
         Right.EITHER,
         "there is no parent, so there is nothing to look for",
-    ),
-    # -- qcow2 ------------------------------------------------------------------------------------
-    Rule(
-        _QCOW2,
-        _READ,
-        "past the end of the file|inside the (header|L1 table|refcount table|snapshot)|not aligned|not on a cluster",
-        "Entries that lead past the end of the file, into tables, or beside clusters",
-        "says so",
-        "shows zeros, or the tables",
-        Right.TAPFS,
-        "that is not what the guest wrote",
-        of_the_file,
-    ),
-    Rule(
-        _QCOW2,
-        _READ,
-        "the file was cut",
-        "A file that ends before what the disk has of a cluster",
-        "says so, for the whole cluster",
-        "shows what is left, then zeros",
-        Right.TAPFS,
-        "no zeros were ever there",
-        of_the_file,
-    ),
-    Rule(
-        _QCOW2,
-        _READ,
-        "in the data file|elsewhere|data file",
-        "An entry that leads to another place of a data file than its guest offset, or past its end",
-        "says so",
-        "shows that place, or zeros",
-        Right.TAPFS,
-        "the text has data at its guest offset",
-    ),
-    Rule(
-        _QCOW2,
-        _READ,
-        "reserved|version 2|allocated and|subcluster|compressed",
-        "Entries with bits that mean nothing, or that mean two things",
-        "says so",
-        "ignores the bits",
-        Right.TAPFS,
-        "nobody knows what was meant",
-    ),
-    Rule(
-        _QCOW2,
-        (Sort.QEMU_CANNOT_READ,),
-        "",
-        "An entry of zeros whose place is beside a cluster",
-        "zeros; `repair` takes the place away",
-        "an error",
-        Right.EITHER,
-        "the place says nothing about zeros",
-        _is_zeros,
-    ),
-    Rule(
-        _QCOW2,
-        (Sort.QEMU_REFUSES,),
-        "[Ss]napshot|[Bb]itmap|[Rr]eference count table|refcount|data-file-raw|[Ff]eature name|header extension",
-        "Snapshots, bitmaps, refcounts or names of features that cannot be true",
-        "reads the disk; a check finds it",
-        "refuses the image",
-        Right.EITHER,
-        "no byte of the disk depends on them",
-    ),
-    Rule(
-        _QCOW2,
-        (Sort.QEMU_REFUSES,),
-        "encryption format|[Ee]ncrypt|LUKS|[Kk]eyslot|password|L1|Could not open|backing|invalid|too (large|small|big)",
-        "Headers whose parts do not fit each other, where the disk can be read by one of them",
-        "reads it",
-        "refuses",
-        Right.EITHER,
-        "the disk can be read",
-    ),
-    Rule(
-        _QCOW2,
-        _REFUSED,
-        "L1 table|LUKS header|name|extension|refcount|unsupported|out_of_bounds|header|size",
-        "A header that cannot be true where QEMU does not look",
-        "refuses",
-        "reads on, zeros for what is not in the file",
-        Right.TAPFS,
-        "the disk would be another one",
-    ),
-    Rule(
-        _QCOW2,
-        (Sort.CHECK,),
-        "",
-        "Verdicts of the two checks",
-        "says what is wrong, also of images that QEMU does not open",
-        "counts otherwise",
-        Right.TAPFS,
-        'see "Where tapfs check and qemu-img check differ"',
-        _known_verdicts,
     ),
 )
