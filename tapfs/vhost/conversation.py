@@ -252,7 +252,12 @@ class Conversation:
     def _set_request_socket(self, descriptors: list[int]) -> None:
         if len(descriptors) != 1:
             raise RefusedError(f"a socket for our requests came with {len(descriptors)} descriptors")
-        requests = socket.socket(fileno=descriptors.pop())
+        try:
+            requests = socket.socket(fileno=descriptors[0])
+        except OSError as error:
+            why = os.strerror(error.errno or errno.EIO)
+            raise RefusedError(f"the socket for our requests is none: {why}") from error
+        descriptors.clear()  # it is the socket's now
         if self._requests is not None:
             self._requests.close()
         self._requests = requests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 
 import tapfs
 from tapfs import NewImage
+from tapfs.vhost.messages import Kind
 from tests import vhost_front_end as virtio
 from tests.fuse.conftest import wait_for
 from tests.unit.vhost.served import Served
@@ -297,3 +299,22 @@ def test_hostile_addresses_of_rings_and_regions_are_refused(tmp_path: Path) -> N
             assert not served.disk.is_started(0)
         assert front_end.tell(8, struct.pack("=II", 0, 128)) == 0
         assert ring.do(virtio.FLUSH)[0] == virtio.OK
+
+
+def test_no_message_leaves_its_descriptors_open(tmp_path: Path) -> None:
+    """A front end that sends what is no socket, no eventfd and no memory costs the server no descriptor."""
+
+    def strays() -> int:
+        links = [Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+        return sum("stray" in os.readlink(link) for link in links if link.is_symlink())
+
+    with Served(made(tmp_path)) as served:
+        for kind, payload in itertools.product(Kind, (b"", bytes(8), bytes(20))):
+            front_end = served.connect()
+            front_end.negotiate()
+            stray = os.memfd_create("stray")
+            front_end.send(kind, payload, [stray], flags=9)
+            os.close(stray)
+            front_end.close()
+            served.wait_until_gone()
+            assert strays() == 0, kind
