@@ -163,7 +163,7 @@ class EvilDriver:
         self._listener.listen(16)
         self._listener.setblocking(False)
         self.environment = {
-            "PYTHONPATH": str(site),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")])),
             "EVIL_REPORT": str(self._report),
             "EVIL_TARGET": json.dumps(
                 {

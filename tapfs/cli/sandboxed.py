@@ -124,10 +124,10 @@ def enter_for(name: str, arguments: argparse.Namespace) -> None:
 
 
 def _enter(needs: Needs) -> None:
-    if needs.fetched:
+    if needs.fetched or needs.shown:
         from tapfs.host.remote.starter import enter_beside
 
-        enter_beside(needs, needs.fetched)
+        enter_beside(needs, needs.fetched, needs.shown)
     else:
         from tapfs.host.sandbox.confinement import enter
 
@@ -148,23 +148,19 @@ def needs_of(name: str, arguments: argparse.Namespace) -> Needs | None:
     needs = _reading(arguments)
     written = tuple(_paths(arguments, command.writes))
     made = tuple(_folders_of(_paths(arguments, command.makes)))
-    # What is written elsewhere is shown by a process that is started when it is opened, after the chains.
-    shown = any(map(_is_elsewhere, _words(arguments, (*command.makes, *command.writes))))
-    chains = 0 if shown else _chains(name, command, arguments)
+    chains = _chains(name, command, arguments)
     anything = rules.READING if chains == 0 or written else needs.anything
     if command.alone:
         anything = 0
     if command.writes:
         anything |= rules.WRITE_FILE | rules.TRUNCATE
-    calls = needs.calls._replace(mounts=shown, network=shown, programs=shown)
     return needs._replace(
         write=written,
         make=(*needs.make, *made),
         anything=anything,
         chains=chains,
         keeps_scratch=command.keeps_scratch,
-        calls=calls,
-        fetched=() if shown else needs.fetched,
+        shown=tuple(filter(_is_elsewhere, _words(arguments, (*command.makes, *command.writes)))),
     )
 
 
@@ -192,8 +188,7 @@ def enter_server(
     needs = _reading(arguments)
     images = ("image", "more") if arguments.rw and not arguments.temp else ()
     written = tuple(_paths(arguments, images))
-    # What is written elsewhere is shown by a process that mounts, and is a file then.
-    shown = any(map(_is_elsewhere, _words(arguments, images)))
+    shown = tuple(filter(_is_elsewhere, _words(arguments, images)))
     anything = needs.anything
     if written or shown or arguments.overlay is not None:
         # A writer looks at the overlays that lie over its image.
@@ -207,8 +202,8 @@ def enter_server(
             anything=anything,
             chains=1 + len(getattr(arguments, "more", ())),
             keeps_scratch=arguments.temp,
-            calls=Calls(forks=True, listens=True, rings=True, mounts=shown, network=shown, programs=shown),
-            fetched=() if shown else needs.fetched,
+            calls=Calls(forks=True, listens=True, rings=True),
+            shown=shown,
         )
     )
 

@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 
 from tapfs.disk.image import Image
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.fuse.connection import further_connections, kind_of_failure
 from tapfs.fuse.engine_names import AUTO, NATIVE, PASSTHROUGH, PYFUSE3
 from tapfs.fuse.handover import Handover, ShownFiles
 from tapfs.fuse.init_request import PlainConnection
@@ -27,6 +26,7 @@ from tapfs.fuse.settings import MountSettings
 from tapfs.fuse.tree import Tree
 from tapfs.fuse.verified_reads import VerifiedReads
 from tapfs.host.fuse_binding import pyfuse3
+from tapfs.host.fuse_connection import further_connections, kind_of_failure
 from tapfs.records import dataclass
 from tapfs.serving.log import log
 

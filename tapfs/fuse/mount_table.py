@@ -15,9 +15,6 @@ from pathlib import Path
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.records import NamedTuple
 
-#: The type of our file systems in the mount table: `fuse` and the subtype that we mount with.
-FILE_SYSTEM_TYPE = "fuse.tapfs"
-
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _ESCAPE = re.compile(rb"\\([0-7]{3})")

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
-from tapfs.fuse.connection import MountOptions, connect
 from tapfs.fuse.files import mount_process, program_process
 from tapfs.fuse.files.mount_process import FilesWords
 from tapfs.fuse.mount_table import top_mount, unmount
 from tapfs.fuse.registry import Registry
 from tapfs.fuse.settings import MountSettings
+from tapfs.host.fuse_connection import MountOptions, connect
 from tapfs.serving.failures import reported
 from tapfs.serving.messages import MESSAGE_LIMIT, decode, encode, failed, result_of, succeeded
 from tapfs.serving.process_title import title_over
@@ -113,7 +113,7 @@ class Outside:
         self.ask({"request": "hide", "pid": pid})
 
     def connect(self) -> int:
-        """Mount; the descriptor of the connection (`tapfs.fuse.connection`)."""
+        """Mount; the descriptor of the connection (`tapfs.host.fuse_connection`)."""
         if self._channel is None:
             return connect(self._mountpoint, self._options)
         found = self.ask({"request": "connect"}).descriptor

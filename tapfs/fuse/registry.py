@@ -13,7 +13,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from tapfs.errors import ImageError, from_os_error
-from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE, MountedFileSystem, mounts_at, top_mount, unmount
+from tapfs.fuse.mount_table import MountedFileSystem, mounts_at, top_mount, unmount
+from tapfs.host.fuse_connection import FILE_SYSTEM_TYPE
 from tapfs.records import dataclass
 from tapfs.serving.processes import process_start
 from tapfs.serving.runtime_directory import make_private, runtime_directories, runtime_directory, write_private

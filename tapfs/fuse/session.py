@@ -22,13 +22,14 @@ from tapfs.fuse import control, engines
 from tapfs.fuse.engine_names import AUTO, PASSTHROUGH
 from tapfs.fuse.files.layer import FilesLayer
 from tapfs.fuse.handover import Handover, ServerEnd
-from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE, require_uncovered, top_mount
+from tapfs.fuse.mount_table import require_uncovered, top_mount
 from tapfs.fuse.outside import Outside, options_of
 from tapfs.fuse.registry import MountEntry, Registry
 from tapfs.fuse.settings import PLAIN, MountSettings, for_hidden_mount
 from tapfs.fuse.tree import KeptDisk, MadeFile, Tree
 from tapfs.fuse.verified_reads import VerifiedReads
 from tapfs.host.fuse_binding import pyfuse3
+from tapfs.host.fuse_connection import FILE_SYSTEM_TYPE
 from tapfs.kernel.metrics import as_data, together
 from tapfs.records import dataclass, replace
 from tapfs.serving.failures import failure_of

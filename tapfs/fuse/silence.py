@@ -7,8 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from tapfs.errors import ImageError
-from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE, top_mount
+from tapfs.fuse.mount_table import top_mount
 from tapfs.fuse.registry import MountEntry, registries
+from tapfs.host.fuse_connection import FILE_SYSTEM_TYPE
 
 #: States of a process in /proc that wait for a signal or a debugger.
 _STOPPED = ("T", "t")

@@ -9,7 +9,6 @@ import time
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.fuse import control
 from tapfs.fuse.mount_table import (
-    FILE_SYSTEM_TYPE,
     MountedFileSystem,
     holders,
     is_abandoned,
@@ -19,6 +18,7 @@ from tapfs.fuse.mount_table import (
 )
 from tapfs.fuse.registry import MountEntry, Registry, all_mounts, find_mount
 from tapfs.fuse.silence import real_place
+from tapfs.host.fuse_connection import FILE_SYSTEM_TYPE
 from tapfs.host.location import locate
 from tapfs.serving.processes import process_start
 

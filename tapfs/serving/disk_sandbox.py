@@ -50,12 +50,12 @@ def enter_for_disk(image: str | None, options: OpenOptions, needs: DiskNeeds) ->
     """Enter the sandbox of a process that will serve `image`, opened by `options`. Be the only thread.
 
     `image` None: nobody knows it, and none will be opened. One that lies elsewhere is fetched by a process that another
-    one outside starts. One that is written elsewhere is shown by a process that mounts, so its disk has no sandbox.
+    one outside starts. One that is written elsewhere is shown by such a process as a file.
     Raises ImageError if the host lacks descriptors.
     """
     location = None if image is None else locate(image)
     elsewhere = location is not None and location.address is not None
-    if confinement.is_switched_off() or (elsewhere and options.writable):
+    if confinement.is_switched_off():
         return
     become_io_flusher()  # it takes a capability
     path = () if location is None or elsewhere else (location.host_path,)
@@ -77,6 +77,7 @@ def enter_for_disk(image: str | None, options: OpenOptions, needs: DiskNeeds) ->
             capabilities=FILES_OF_OTHERS | {SYS_NICE},
         ),
         fetched,
+        (location.name,) if location is not None and elsewhere and options.writable else (),
     )
     confinement.chain_is_open(() if image is None else _files_of_chain(image, options))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from tests.evil_driver import ATTEMPTS, EvilDriver
 from tests.fuse.conftest import Mounts, make_file_system, wait_for
+from tests.unit.remote.cut_line import nbd_served
 
 
 @pytest.fixture
@@ -37,6 +39,19 @@ def test_so_it_is_where_the_files_are_shown(mounts: Mounts, evil: EvilDriver, co
     directory = mounts.mount(evil.image, "-f", "evil", "--files", "--rw")
     (directory / "new").write_text("written")
     require_nothing_done(mounts, evil, directory)
+
+
+def test_so_it_is_of_a_disk_that_is_written_elsewhere(mounts: Mounts, evil: EvilDriver) -> None:
+    mounts.environment |= evil.environment
+    with nbd_served(evil.image) as path:
+        directory = mounts.mount("--rw", f"nbd+unix:///disk?socket={path}")
+        with (directory / "disk").open("r+b") as disk:
+            disk.seek(1000)
+            disk.write(b"written")
+            disk.flush()
+            os.fsync(disk.fileno())
+            assert evil.image.read_bytes()[1000:1007] == b"written"
+        require_nothing_done(mounts, evil, directory)
 
 
 def require_nothing_done(mounts: Mounts, evil: EvilDriver, directory: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.unit.remote.cut_line import nbd_served
 
 _NOBODY = 65534
 
@@ -275,6 +276,20 @@ def test_a_program_that_dies_is_told(home: Path) -> None:
     assert much.startswith("tapfs: error: files.raw: fuse2fs did not mount it: the cause padding padding")
     assert " … " in much
     assert much.endswith("padding the end")
+
+
+def test_what_lies_elsewhere_is_written(home: Path) -> None:
+    """By a process outside of the sandbox, in which fusermount3 has no rights."""
+    there = home / "image.raw"
+    with nbd_served(there) as path:
+        path.chmod(0o666)
+        script = (
+            f"cd {home}; printf written > new; {sys.executable} -m tapfs.cli dd -f raw -O raw bs=512 count=1 if=new"
+            f" of='nbd+unix:///disk?socket={path}'"
+        )
+        done = run_as_user(home, script)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert there.read_bytes()[:7] == b"written"
 
 
 def run_as_user(home: Path, script: str) -> subprocess.CompletedProcess[str]:

@@ -18,8 +18,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.fuse.connection import MountOptions, connect
-from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE
+from tapfs.host.fuse_connection import FILE_SYSTEM_TYPE, MountOptions, connect
 from tapfs.host.sandbox import supervised
 from tapfs.records import dataclass
 from tapfs.serving.signals import ENDING

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from tapfs.fuse.connection import escaped
+from tapfs.host.fuse_connection import escaped
 
 
 class KernelType(NamedTuple):

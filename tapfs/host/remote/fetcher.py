@@ -12,7 +12,6 @@ start none.
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import queue
 import socket
@@ -257,7 +256,7 @@ def main() -> None:
     again = _await_killed()
     with socket.socket(fileno=SOCKET) as connection:
         holes = socket.socket(fileno=HOLES)
-        allowed: list[str] = json.loads(os.environ.pop(messages.ALLOWED, "[]"))
+        allowed = messages.allowed()
         Fetcher(connection, COPY, holes, again=again, allowed=allowed).serve()
     os._exit(0)  # no thread is waited for
 

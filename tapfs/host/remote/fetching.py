@@ -59,7 +59,8 @@ class Fetching:
         self._holes, their_holes = _pair()
         try:
             with theirs, their_holes:
-                self._process = messages.start_fetcher(theirs.fileno(), self._name, copy, their_holes.fileno())
+                given = (theirs.fileno(), copy, their_holes.fileno())
+                self._process = messages.start_outside(messages.FETCHER, self._name, given)
             self._send(self._opening)
             answer = self._received()
             error = messages.error_of(answer)

@@ -24,11 +24,9 @@ MESSAGE_BYTES = 16 << 10
 #: The descriptors that a process has its socket, the local copy, and the socket of questions about holes under.
 SOCKET, COPY, HOLES = 3, 4, 5
 
-#: So many descriptors are given to a process that fetches.
-GIVEN = 3
-
-#: The module of the process that fetches.
-FETCHER = "tapfs.host.remote.fetcher"
+#: The modules of processes that fetch and that write, and how many descriptors each is given.
+FETCHER, WRITER = "tapfs.host.remote.fetcher", "tapfs.host.remote.writer"
+GIVEN = {FETCHER: 3, WRITER: 1}
 
 #: Signals that a process which starts others may ignore, and those do not.
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -61,6 +59,15 @@ def receive(connection: socket.socket, *, wait: bool = True) -> dict[str, Any]:
         return {}
     answer: dict[str, Any] = json.loads(message) if message else {}
     return answer
+
+
+def receive_with_descriptor(connection: socket.socket) -> tuple[dict[str, Any], int | None]:
+    """The next message, and the descriptor that came with it; empty at the end. Raises OSError."""
+    line, found, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 1)
+    for descriptor in found:
+        os.set_inheritable(descriptor, False)
+    answer: dict[str, Any] = json.loads(line) if line else {}
+    return answer, found[0] if found else None
 
 
 def answer_of(asked: dict[str, Any], work: Callable[[], _Result]) -> tuple[dict[str, Any], _Result | None]:
@@ -113,26 +120,20 @@ class Started(NamedTuple):
     descriptor: int | None = None
 
 
-class _Outside:
-    """The starter of a process that is in a sandbox (`tapfs.host.remote.starter`), if it has one."""
-
-    channel: socket.socket | None = None
+#: The starters of a process that is in a sandbox (`tapfs.host.remote.starter`), by the module that each starts.
+_starters: dict[str, socket.socket] = {}
 
 
-_outside = _Outside()
+def use_starter(module: str, channel: socket.socket) -> None:
+    """Have processes of the module be started by who is at the other end from now on."""
+    _starters[module] = channel
 
 
-def use_starter(channel: socket.socket) -> None:
-    """Have processes that fetch be started by who is at the other end from now on."""
-    _outside.channel = channel
-
-
-def start_fetcher(theirs: int, name: str, copy: int, holes: int) -> Started:
-    """Start a process that fetches; where this one is in a sandbox its starter does it. Raises ImageError."""
-    given = (theirs, copy, holes)
-    if _outside.channel is not None:
-        return _asked_for(_outside.channel, name, given)
-    return start(FETCHER, name, given)
+def start_outside(module: str, name: str, given: Sequence[int]) -> Started:
+    """Start a process of the module; where this one is in a sandbox its starter does it. Raises ImageError."""
+    if module in _starters:
+        return _asked_for(_starters[module], name, given)
+    return start(module, name, given)
 
 
 def start(module: str, name: str, given: Sequence[int], *, allowed: Sequence[str] = ()) -> Started:
@@ -167,8 +168,14 @@ def start(module: str, name: str, given: Sequence[int], *, allowed: Sequence[str
     return Started(process, _forks.count)
 
 
+def allowed() -> list[str]:
+    """The addresses that this process may reach, or below which; none: there is no bound."""
+    found: list[str] = json.loads(os.environ.pop(ALLOWED, "[]"))
+    return found
+
+
 def _asked_for(channel: socket.socket, name: str, given: Sequence[int]) -> Started:
-    """Have the starter start a process that fetches. Raises ImageError."""
+    """Have a starter start a process. Raises ImageError."""
     answers, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with answers:
         with theirs:
@@ -181,7 +188,9 @@ def _asked_for(channel: socket.socket, name: str, given: Sequence[int]) -> Start
     if (met := error_of(answer)) is not None:
         raise met
     if not found:
-        raise ImageError(ErrorKind.IO, "the process that starts those which fetch has ended", path=name, op="open")
+        raise ImageError(
+            ErrorKind.IO, "the process that starts those which reach other places has ended", path=name, op="open"
+        )
     return Started(0, _forks.count, found[0])
 
 

@@ -1,9 +1,10 @@
-"""The starter: a process outside of a sandbox that starts the processes which fetch, for the process inside.
+"""The starters: processes outside of a sandbox that start those which fetch and which write, for the process inside.
 
-Whoever parses an image is to have no network, and what lies elsewhere is fetched by processes that have (`fetcher`). A
-parent's address stands in a header, so that the process for it is started when the header has been parsed. So the
-starter is forked before the sandbox is entered. It is in a sandbox of its own, knows the addresses that the user has
-named, starts nothing but processes that fetch there or below there, and ends when nobody is left who could ask.
+Whoever parses an image is to have no network, and what lies elsewhere is fetched, and written, by processes that have
+(`fetcher`, `writer`). A parent's address stands in a header, so that the process for it is started when the header has
+been parsed. So a starter is forked before the sandbox is entered. It knows the addresses that the user has named,
+starts nothing but processes that reach those or what lies below, and ends when nobody is left who could ask. One that
+starts what fetches is in a sandbox of its own. What writes has to mount, and enters one beside a process that does.
 """
 
 from __future__ import annotations
@@ -23,29 +24,41 @@ from tapfs.host.sandbox.filter import Calls
 _CHANNEL = 3
 
 
-def enter_beside(needs: Needs, addresses: Sequence[str]) -> None:
+def enter_beside(needs: Needs, addresses: Sequence[str], written: Sequence[str] = ()) -> None:
     """Enter the sandbox; from inside what lies at the addresses, or below them, can be fetched, and nothing else.
 
-    Be the only thread. Raises ImageError.
+    What is `written` can be written, too. Be the only thread. Raises ImageError.
     """
-    if addresses and not (is_switched_off() or is_entered()):
-        _begin(needs, addresses)
+    if not (is_switched_off() or is_entered()):
+        if addresses:
+            # The libraries that fetch read what the user has set up for them, and caches that are kept.
+            confined = Needs(
+                make=needs.make,
+                anything=rules.READING,
+                scratch=True,
+                keeps_scratch=True,
+                calls=Calls(network=True, programs=True),
+                cache_bytes=None,
+            )
+            _begin(messages.FETCHER, confined, addresses)
+        if written:
+            _begin(messages.WRITER, None, written)
     enter(needs)
 
 
-def _begin(needs: Needs, addresses: Sequence[str]) -> None:
+def _begin(module: str, needs: Needs | None, addresses: Sequence[str]) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         child = os.fork()
     except OSError as error:
         raise from_os_error(error, path=None, op="start the process that starts those which fetch") from error
     if child == 0:
-        _serve(theirs, needs, addresses)
+        _serve(theirs, module, needs, addresses)
     theirs.close()
-    messages.use_starter(ours)
+    messages.use_starter(module, ours)
 
 
-def _serve(channel: socket.socket, needs: Needs, addresses: Sequence[str]) -> NoReturn:
+def _serve(channel: socket.socket, module: str, needs: Needs | None, addresses: Sequence[str]) -> NoReturn:
     """Start what is asked for until nobody is left who could ask."""
     code = 1
     try:
@@ -59,24 +72,16 @@ def _serve(channel: socket.socket, needs: Needs, addresses: Sequence[str]) -> No
         os.dup2(channel.fileno(), _CHANNEL)
         os.closerange(_CHANNEL + 1, os.sysconf("SC_OPEN_MAX"))
         asked = socket.socket(fileno=_CHANNEL)
-        # The libraries that fetch read what the user has set up for them, and caches that are kept.
-        enter(
-            Needs(
-                make=needs.make,
-                anything=rules.READING,
-                scratch=True,
-                keeps_scratch=True,
-                calls=Calls(network=True, programs=True),
-                cache_bytes=None,
-            )
-        )
+        if needs is not None:
+            enter(needs)
+        most = messages.GIVEN[module] + 1
         while True:
-            line, given, _, _ = socket.recv_fds(asked, messages.MESSAGE_BYTES, messages.GIVEN + 1)
+            line, given, _, _ = socket.recv_fds(asked, messages.MESSAGE_BYTES, most)
             if not line:
                 break
             try:
-                if len(given) == messages.GIVEN + 1:
-                    _start(line.decode(errors="replace"), given, addresses)
+                if len(given) == most:
+                    _start(module, line.decode(errors="replace"), given, addresses)
             finally:
                 for descriptor in given:
                     os.close(descriptor)
@@ -85,11 +90,11 @@ def _serve(channel: socket.socket, needs: Needs, addresses: Sequence[str]) -> No
         os._exit(code)
 
 
-def _start(name: str, given: Sequence[int], addresses: Sequence[str]) -> None:
-    """Start a process that fetches; the last descriptor is for the answer."""
+def _start(module: str, name: str, given: Sequence[int], addresses: Sequence[str]) -> None:
+    """Start a process; the last descriptor is for the answer."""
     with socket.socket(fileno=os.dup(given[-1])) as answers:
         try:
-            started = messages.start(messages.FETCHER, name, given[:-1], allowed=addresses)
+            started = messages.start(module, name, given[:-1], allowed=addresses)
             process = os.pidfd_open(started.number)
         except (ImageError, OSError) as error:
             messages.send(answers, messages.failed(error))

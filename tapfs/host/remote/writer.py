@@ -1,35 +1,42 @@
 """The process that writes to one file elsewhere, which it shows by FUSE as a file of this host.
 
 The engine writes to a descriptor, and each of its writes must have reached the other side when it returns. So this
-process mounts a file system with one file, of which the kernel keeps nothing. The process that serves the image opens
-the file, and then the mount is taken away. What is left is the open file, and this process ends when it is closed for
-the last time. A flush of the file is one of the other side.
+process serves a file system with one file, of which the kernel keeps nothing. A second process mounts it, opens the
+file, takes the mount away and passes the open file on. Then this process has no need to mount, and is in a sandbox when
+the other side says its first word. It ends when the file is closed for the last time. A flush of the file is one of the
+other side.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
 import tempfile
-import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import trio
 
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.host import fuse_connection
 from tapfs.host.fuse_binding import pyfuse3
 from tapfs.host.remote.address import Address
-from tapfs.host.remote.messages import SOCKET, answer_of, receive, send
+from tapfs.host.remote.messages import SOCKET, allowed, answer_of, failed, receive, receive_with_descriptor, send
 from tapfs.host.remote.options import RemoteOptions
 from tapfs.host.remote.retries import retried
 from tapfs.host.remote.source import WritableSource, open_writable
+from tapfs.host.sandbox import rules
+from tapfs.host.sandbox.confinement import Needs, enter
+from tapfs.host.sandbox.filter import Calls
 from tapfs.records import replace
 
 #: The one file, and its number.
@@ -124,47 +131,110 @@ def _take_away(folder: str) -> None:
     os.rmdir(folder)
 
 
-def _wait_until_opened(connection: socket.socket, folder: str) -> None:
-    """Take the mount away once the file is open, or whoever was to open it is gone."""
-    asked = receive(connection)
-    _take_away(folder)
-    if asked:
-        send(connection, {"number": asked["number"]})
+class _Mounter:
+    """The process that mounts for the one that serves; the two talk over a pair of sockets."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        """Fork it; be the only thread. It gives what it has opened to who is at the other end of the connection."""
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        child = os.fork()
+        if child == 0:
+            self._channel.close()
+            self._serve(theirs, connection)
+        theirs.close()
+        self._child = child
+
+    def mount(self) -> int:
+        """Mount; the descriptor of the connection to the kernel. Raises ImageError."""
+        send(self._channel, {})
+        answer, descriptor = receive_with_descriptor(self._channel)
+        if descriptor is None:
+            raise ImageError(
+                ErrorKind.UNSUPPORTED,
+                f"to write elsewhere needs FUSE, and it cannot be mounted: {answer.get('said', 'nobody does')}",
+                op="open",
+                remedy="see that /dev/fuse is there, and install fuse3",
+            )
+        return descriptor
+
+    def pass_on(self, answer: dict[str, Any]) -> None:
+        """Have the file opened, which this process is to serve meanwhile, and passed on with the answer."""
+        send(self._channel, answer)
+
+    def close(self) -> None:
+        """See it end."""
+        self._channel.close()
+        os.waitpid(self._child, 0)
+
+    @staticmethod
+    def _serve(channel: socket.socket, connection: socket.socket) -> NoReturn:
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)  # it ends with the process that serves
+            with channel, suppress(OSError):
+                if channel.recv(1 << 10):
+                    _mount_and_open(channel, connection)
+        finally:
+            os._exit(0)
+
+
+def _mount_and_open(channel: socket.socket, connection: socket.socket) -> None:
+    folder = tempfile.mkdtemp(prefix="tapfs-remote-")
+    try:
+        options = fuse_connection.MountOptions("tapfs-remote", read_only=False, others=(), type="fuse.tapfs-remote")
+        mounted = fuse_connection.connect(folder, options)
+    except ImageError as error:
+        os.rmdir(folder)
+        send(channel, {"said": error.message})
+        return
+    try:
+        socket.send_fds(channel, [b"{}"], [mounted])
+        os.close(mounted)  # with the serving process the connection is to end
+        answer = receive(channel)
+        found = os.open(os.path.join(folder, os.fsdecode(NAME)), os.O_RDWR | os.O_CLOEXEC) if answer else None
+    except OSError as error:
+        send(connection, failed(error))
+        return
+    finally:
+        _take_away(folder)
+    if found is not None:
+        socket.send_fds(connection, [json.dumps(answer).encode()], [found])
 
 
 def main() -> None:
     """Serve one address until the file is closed for the last time."""
     os.closerange(SOCKET + 1, os.sysconf("SC_OPEN_MAX"))
     connection = socket.socket(fileno=SOCKET)
+    places = [Address.known(each) for each in allowed()]
+    mounter = _Mounter(connection)
+    # The libraries that write read what the user has set up for them.
+    enter(Needs(anything=rules.READING, scratch=True, calls=Calls(network=True), cache_bytes=None))
     asked = receive(connection)
     options = RemoteOptions(**asked["options"])
 
-    def opened() -> tuple[WritableSource, str]:
+    def opened() -> WritableSource:
         address = Address.known(asked["address"])
+        if places and not any(address.lies_below(each) for each in places):
+            message = "is no place that the user has named to be written"
+            raise ImageError(ErrorKind.DENIED, message, path=str(address), op="open")
         source = open_writable(address, options)
-        folder = tempfile.mkdtemp(prefix="tapfs-remote-")
         try:
-            pyfuse3.init(OneFile(source, options), folder, {"fsname=tapfs-remote", "nosuid", "nodev"})
-        except RuntimeError as error:
-            os.rmdir(folder)
-            raise ImageError(
-                ErrorKind.UNSUPPORTED,
-                "to write elsewhere needs FUSE, and it cannot be mounted",
-                path=str(address),
-                op="open",
-                remedy="see that /dev/fuse is there, and install fuse3",
-            ) from error
-        return source, folder
+            pyfuse3.init(OneFile(source, options), f"/dev/fd/{mounter.mount()}", set())
+        except ImageError as error:
+            error.path = str(address)
+            raise
+        return source
 
-    answer, got = answer_of(asked, opened)
-    if got is None:
+    answer, source = answer_of(asked, opened)
+    if source is None:
         send(connection, answer)
+        mounter.close()
         return
-    source, folder = got
-    send(connection, {**answer, "facts": source.facts._asdict(), "path": os.path.join(folder, os.fsdecode(NAME))})
-    threading.Thread(target=_wait_until_opened, args=(connection, folder), daemon=True).start()
+    mounter.pass_on({**answer, "facts": source.facts._asdict()})
+    connection.close()
     trio.run(pyfuse3.main)
     pyfuse3.close(unmount=False)
+    mounter.close()
     source.close()
 
 

@@ -51,28 +51,22 @@ def open_written(address: Address, options: RemoteOptions) -> WrittenFile:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     with ours:
         with theirs:
-            messages.start("tapfs.host.remote.writer", name, [theirs.fileno()])
-        asked = {"number": 1, "address": address.text, "options": asdict(options)}
+            started = messages.start_outside(messages.WRITER, name, [theirs.fileno()])
         try:
-            messages.send(ours, asked)
-            answer = messages.receive(ours)
-            error = messages.error_of(answer)
-            if error is not None:
-                raise error
-            if not answer:
-                raise ImageError(
-                    ErrorKind.UNSUPPORTED,
-                    "the process that writes elsewhere could not start",
-                    path=name,
-                    op="open",
-                    remedy="it needs FUSE: pip install 'tapfs[fuse]'",
-                )
-            descriptor = os.open(answer["path"], os.O_RDWR | os.O_CLOEXEC)
+            messages.send(ours, {"number": 1, "address": address.text, "options": asdict(options)})
+            answer, descriptor = messages.receive_with_descriptor(ours)
         except OSError as error:
             raise from_os_error(error, path=name, op="open what is written elsewhere") from error
-        try:
-            messages.send(ours, {"number": 2})
-            messages.receive(ours)
-        except OSError:
-            pass  # its next request tells
-        return WrittenFile(address, descriptor)
+        finally:
+            messages.let_go(started)
+    if (met := messages.error_of(answer)) is not None:
+        raise met
+    if descriptor is None:
+        raise ImageError(
+            ErrorKind.UNSUPPORTED,
+            "the process that writes elsewhere could not start",
+            path=name,
+            op="open",
+            remedy="it needs FUSE: pip install 'tapfs[fuse]'",
+        )
+    return WrittenFile(address, descriptor)

@@ -60,7 +60,8 @@ class Needs(NamedTuple):
     because the chain says where its files lie. `chains`: so many are opened, and the last one ends that; 0: nothing
     does. `scratch`: unnamed files in $TMPDIR or /var/tmp, after the opening only with `keeps_scratch`. `cache_bytes`:
     caches, which come on top of the limit of memory; None: no limit is set. `capabilities`: of root, what it keeps.
-    `fetched`: addresses that may be fetched, by processes that another one outside starts (`remote.starter`).
+    `fetched`: addresses that may be fetched, by processes that another one outside starts (`remote.starter`); `shown`:
+    those that may be written, which such a process shows as files.
     """
 
     read: tuple[str, ...] = ()
@@ -77,6 +78,7 @@ class Needs(NamedTuple):
     cache_bytes: int | None = 0
     capabilities: frozenset[int] = capabilities.FILES_OF_OTHERS
     fetched: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
 
 
 class _State:
@@ -118,12 +120,8 @@ def enter(needs: Needs) -> None:
     missing = [] if kept else ["capabilities"]
     if not calls.forbid_new_privileges():
         missing.append("no_new_privs")
-    # Landlock takes mounting from whoever has it.
-    if needs.calls.mounts:
-        missing.append("files")
-    else:
-        _restrict(needs)
-        missing += rules.missing()
+    _restrict(needs)
+    missing += rules.missing()
     if not install(needs.calls):
         missing.append("system calls")
     _state.needs, _state.missing = needs, tuple(missing)
@@ -138,8 +136,6 @@ def narrow(needs: Needs) -> None:
     before = _state.needs
     if before is not None and before.calls != needs.calls:
         install(needs.calls)  # the kernel asks both filters
-    if before is not None and before.calls.mounts:
-        _state.missing = tuple(name for name in _state.missing if name != "files") + tuple(rules.missing())
     _state.needs = needs
 
 
@@ -160,9 +156,7 @@ def chain_is_open(files: Iterable[tuple[str, bool]]) -> None:
         write=(*needs.write, *(path for path, written in found if written)),
     )
     if needs.chains == 0:
-        # What lies elsewhere is fetched by a process that is there by now, and that this does not reach.
-        calls_left = needs.calls._replace(network=False, programs=False, mounts=False)
-        left = needs._replace(anything=0, opening_makes=(), calls=calls_left)
+        left = needs._replace(anything=0, opening_makes=())
         narrow(left._replace(scratch=needs.scratch and needs.keeps_scratch))
     else:
         _state.needs = needs

@@ -12,7 +12,6 @@ from tapfs.host.sandbox.system_calls import (
     FORKS,
     IDENTITIES,
     LAST_KNOWN,
-    MOUNTS,
     NEVER,
     PROGRAMS,
     SOCKETS,
@@ -44,7 +43,7 @@ class Calls(NamedTuple):
     `programs`: start some. `forks`: make processes. `becomes`: become another program, in this process. `identities`:
     take other users' and groups' numbers, as far as the capabilities go; whoever gives up groups has none that count,
     and is told that it was done. `network`: sockets of every kind. `listens`: Unix sockets that others connect to.
-    `connects`: connections to Unix sockets. `rings`: io_uring. `mounts`: mount and unmount.
+    `connects`: connections to Unix sockets. `rings`: io_uring.
     """
 
     programs: bool = False
@@ -55,7 +54,6 @@ class Calls(NamedTuple):
     listens: bool = False
     connects: bool = False
     rings: bool = False
-    mounts: bool = False
 
 
 def install(wanted: Calls) -> bool:
@@ -120,10 +118,6 @@ def program_for(wanted: Calls, machine: calls.Architecture, told: tuple[str, ...
         refused.append("socket")
     if not wanted.rings:
         refused.append("io_uring_setup")
-    if wanted.mounts:
-        refused = [name for name in refused if name not in MOUNTS]
-    else:
-        refused += MOUNTS
     if wanted.identities:
         refused = [name for name in refused if name not in IDENTITIES]
         made.if_equal(_required("setgroups", machine), _REFUSE)

@@ -116,7 +116,6 @@ _COLUMNS = {"x86_64": 0, "aarch64": 1}
 PROGRAMS = ("execve", "execveat")
 FORKS = ("fork", "vfork")
 SOCKETS = ("bind", "listen", "accept", "accept4")
-MOUNTS = ("mount", "umount2")
 IDENTITIES = (
     *("setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid"),
     *("setfsuid", "setfsgid", "setgroups"),
@@ -126,7 +125,7 @@ IDENTITIES = (
 NEVER = tuple(
     name
     for name in _NUMBERS
-    if name not in (*PROGRAMS, *FORKS, *SOCKETS, *MOUNTS, "clone", "clone3", "socket", "connect", "io_uring_setup")
+    if name not in (*PROGRAMS, *FORKS, *SOCKETS, "clone", "clone3", "socket", "connect", "io_uring_setup")
     if name not in ("ioctl", "prlimit64")
 )
 

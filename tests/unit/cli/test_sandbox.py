@@ -15,6 +15,7 @@ from tapfs.testing.model import MemoryFile
 from tests.conftest import Ran
 from tests.driver_rows import ROWS
 from tests.evil_driver import ATTEMPTS, EvilDriver
+from tests.unit.remote.cut_line import nbd_served
 from tests.web_server import web_server
 
 Run = Callable[..., Ran]
@@ -177,6 +178,31 @@ def test_a_process_that_fetches_reaches_what_the_user_has_named_and_no_more() ->
         ran = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout) == (1, "1000\n"), ran.stderr
     assert "is no place that the user has named" in ran.stderr
+
+
+def test_so_it_is_of_a_target_elsewhere(tapfs_process: Run, evil: EvilDriver, tmp_path: Path) -> None:
+    """What is written there is shown by a process outside as a file, so this one needs no network and no mount."""
+    there = tmp_path / "there"
+    there.write_bytes(bytes(evil.image.stat().st_size))
+    with nbd_served(there) as path:
+        ran = run(tapfs_process, evil, "convert", "-O", "raw", evil.image, f"nbd+unix:///disk?socket={path}")
+    assert (ran.code, ran.err) == (0, "")
+    assert there.read_bytes() == evil.image.read_bytes()
+    assert evil.done() == {moment: set() for moment in ("probe", "open", "map")}, evil.results()
+    assert all(set(each) == ATTEMPTS for each in evil.results().values())
+
+
+def test_nothing_is_written_where_the_user_has_named_no_place(tmp_path: Path) -> None:
+    program = (
+        "import sys; from tapfs.host.remote.address import Address; from tapfs.host.remote.options import USUAL;"
+        "from tapfs.host.remote.starter import enter_beside; from tapfs.host.remote.written_file import open_written;"
+        "from tapfs.host.sandbox.confinement import Needs; enter_beside(Needs(), [], [sys.argv[1]]);"
+        "open_written(Address.known(sys.argv[2]), USUAL)"
+    )
+    addresses = [f"nbd+unix:///{name}?socket={tmp_path}/socket" for name in ("disk", "other")]
+    ran = subprocess.run([sys.executable, "-c", program, *addresses], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert "is no place that the user has named to be written" in ran.stderr
 
 
 @pytest.mark.parametrize("words", [("check", "-r", "all"), ("repair",)], ids=" ".join)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -51,12 +51,13 @@ def served(
     """A `Fetching` whose process is this one, or is said to be another."""
     peers = list[Peer]()
 
-    def start(theirs: int, _name: str, _copy: int, holes: int) -> messages.Started | None:
+    def start(_module: str, _name: str, given: Sequence[int]) -> messages.Started | None:
+        theirs, _, holes = given
         peers.append(Peer(socket.socket(fileno=os.dup(theirs)), socket.socket(fileno=os.dup(holes))))
         messages.send(peers[0].connection, {"number": 1, "facts": FACTS, "tells_holes": True})
         return process
 
-    monkeypatch.setattr(messages, "start_fetcher", start)
+    monkeypatch.setattr(messages, "start_outside", start)
     served = Fetching(Address.known(ADDRESS), -1, USUAL)
     try:
         assert [each["op"] for each in peers[0].told()] == ["open"]

@@ -19,7 +19,9 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
-from tapfs.fuse.mount_table import FILE_SYSTEM_TYPE
+
+#: The type of our file systems in the mount table: `fuse` and the subtype that we mount with.
+FILE_SYSTEM_TYPE = "fuse.tapfs"
 
 _DEVICE = "/dev/fuse"
 
