@@ -183,8 +183,9 @@ class WritePath:
 
         engine, top = self._begun_engine(), self._chain.top
         if not (isinstance(self._driver, PackedAppending) and self._driver.appends_packed):
-            message = f"this {top.driver.format_name} image takes no compressed data any more"
-            raise ImageError(ErrorKind.UNSUPPORTED, message, path=top.path, op="compress")
+            message = f"this {top.driver.format_name} image takes no compressed data beside what it holds"
+            remedy = "leave out -c, or make a new image: tapfs convert -c"
+            raise ImageError(ErrorKind.UNSUPPORTED, message, path=top.path, op="compress", remedy=remedy)
         return stream_of(engine, self._driver, top.path, lambda writer: LockedStream(writer, self._chain.map_lock))
 
     def end(self) -> None:
