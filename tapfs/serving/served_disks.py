@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ _STATUS_SECONDS = 1.0
 class ServedDisk:
     """A served disk as `tapfs list` and `stats` show it.
 
-    `summary` in words: "ready", "paused", "does not answer". `clients` and what follows: None if it does not answer.
+    `summary` in words: "ready", "paused", "waiting: …" (for the host), "does not answer". `clients` and what follows:
+    None if it does not answer.
     """
 
     address: str
@@ -87,6 +89,14 @@ def _ask(
     return answer
 
 
+def _summary(status: Mapping[str, Any]) -> str:
+    if not status:
+        return "does not answer"
+    if status["waiting"]:
+        return f"waiting: {status['waiting']}"
+    return "paused" if status["paused"] else "ready"
+
+
 def _look_at(directory: Path, record: ServedRecord) -> ServedDisk:
     status: dict[str, Any] = {}
     statistics = None
@@ -102,7 +112,7 @@ def _look_at(directory: Path, record: ServedRecord) -> ServedDisk:
         record.format,
         record.mode,
         record.pid,
-        "does not answer" if not status else "paused" if status["paused"] else "ready",
+        _summary(status),
         status.get("clients"),
         status.get("size"),
         statistics,

@@ -83,8 +83,9 @@ def resume(number: int) -> None:
 def detach(number: int, *, force: bool) -> None:
     """Take the block device away: all that was written is in the image, and that is closed, when this returns.
 
-    Raises ImageError: locked while it is mounted or otherwise used by the kernel. With `force` its users get errors
-    instead. If the image cannot be flushed, the device stays, too.
+    Raises ImageError: locked while it is mounted or otherwise used by the kernel, or its users wait for the host. If
+    the image cannot be flushed, the device stays, too. With `force` users get errors instead and the device goes; an
+    ImageError tells what could not be written.
     """
     # By this process, and not by the one that serves: who waits for a disk must not be the one that others wait for.
     record = require_record(number)
@@ -97,21 +98,52 @@ def detach(number: int, *, force: bool) -> None:
             remedy=f"say tapfs resume --ublk {number} first",
         )
     with Driver() as driver:
-        held = _hold(number, force=force)
+        held, lost = _hold(number, force=force), None
         try:
             if record.pid is not None or record.keeper_pid is not None:
-                if ask(number, "status")["paused"]:
-                    ask(number, "resume")
-                if held is not None:
-                    os.fsync(held)
-                ask(number, "flush")
+                _require_answers(number, force=force)
+                lost = _write_out(number, held)
+                if lost is not None and not force:
+                    raise lost
             driver.stop(number)
-        except OSError as error:
-            raise from_os_error(error, path=block_device(number), op="detach") from error
         finally:
             if held is not None:
                 os.close(held)
         _await_end(driver, number)
+    if lost is not None:
+        raise ImageError(
+            lost.kind, f"is detached; what was written last is lost: {lost}", path=record.path, op="detach"
+        ) from lost
+
+
+def _require_answers(number: int, *, force: bool) -> None:
+    """Have users that are paused go on, and with `force` none wait; else raise ImageError(locked) if some do."""
+    status = ask(number, "status")
+    if status["paused"]:
+        ask(number, "resume")
+    if force:
+        ask(number, "give_up")
+    elif status["waiting"] is not None:
+        raise ImageError(
+            ErrorKind.LOCKED,
+            f"its users wait: {status['waiting']}",
+            path=block_device(number),
+            op="detach",
+            remedy=f"mend that, then say tapfs resume --ublk {number}; or say --force, which loses what they write",
+        )
+
+
+def _write_out(number: int, held: int | None) -> ImageError | None:
+    """Have all that users wrote in the image; the error that this has met."""
+    try:
+        if held is not None:
+            os.fsync(held)
+        ask(number, "flush")
+    except OSError as error:
+        return from_os_error(error, path=block_device(number), op="detach")
+    except ImageError as error:
+        return error
+    return None
 
 
 def _hold(number: int, *, force: bool) -> int | None:
@@ -146,7 +178,12 @@ def _await_end(driver: Driver, number: int) -> None:
             remove_files(number)
             return
         time.sleep(_PAUSE_SECONDS)
-    raise ImageError(ErrorKind.IO, "was stopped and does not go", path=block_device(number), op="detach")
+    raise ImageError(
+        ErrorKind.LOCKED,
+        "is stopped, and goes when those that have it open close it: they get errors now",
+        path=block_device(number),
+        op="detach",
+    )
 
 
 def ask(
@@ -181,7 +218,7 @@ class AttachedDevice:
     path: str
     format: str | None
     mode: str
-    #: In words: "ready", "paused", "waits: …", "has no process".
+    #: In words: "ready", "paused", "waiting: …" (for the host), "has no process".
     summary: str
     pid: int | None
     size: int | None = None
@@ -215,7 +252,7 @@ def _look_at(record: DiskRecord) -> AttachedDevice:
     if not status:
         summary = "has no process: tapfs resume" if record.keeper_pid is None else "its process is starting"
     elif status["waiting"]:
-        summary = f"waits: {status['waiting']}"
+        summary = f"waiting: {status['waiting']}"
     else:
         summary = "paused" if status["paused"] else "ready"
     return AttachedDevice(

@@ -15,4 +15,7 @@ async def answer(operations: Operations, jobs: LiveJobs, request: Mapping[str, A
     if request.get("command") == "flush":
         await operations.flush()
         return {}
+    if request.get("command") == "give_up":
+        await operations.give_up()
+        return {}
     return await jobs.answer(request)

@@ -37,6 +37,10 @@ class Operations(DiskOperations):
         async with self.alone():
             await in_thread(self._disk.image.flush)
 
+    async def give_up(self) -> None:
+        """Have users get the errors that they wait to see mended, and all later ones: the device is to go."""
+        self._served.held.give_up()
+
     async def resize(self, size: int | None, *, force: bool) -> None:
         """The same on kernels that can tell users of another size; on others ImageError(unsupported)."""
         await in_thread(self._driver.require_resizable)

@@ -77,6 +77,8 @@ class DiskProcess:
             self._service.run(self)
         except ImageError as failure:
             self._tell(failed(failure))
+            if self._done:  # the device is no more, though its image could not be written to the end
+                return EXIT_DONE
             return EXIT_BUG if isinstance(failure, InternalError) else failure.exit_code
         return EXIT_DONE if self._done else EXIT_STOPPED
 

@@ -19,9 +19,10 @@ written is in the image, and the image is closed. A guest that uses the disk (ha
 it, and is told to let go as soon as it can; --force takes it away all the same. Disks that xl
 attached are detached with 'xl block-detach'.
 
-With --ublk it is a block device of this host, which nothing may have mounted: with --force its users
-get errors instead. With --served it is a server of 'tapfs serve', with all of its images: it ends unless
-clients are connected; with --force their connections end, once they have the answers that they wait for."""
+With --ublk it is a block device of this host, which nothing may have mounted, and whose users may not
+wait for the host (--wait-on): with --force its users get errors instead. With --served it is a server of
+'tapfs serve', with all of its images: it ends unless clients are connected; with --force their
+connections end, once they have the answers that they wait for."""
 
 #: Seconds that a guest has to let go.
 _PATIENCE, _FORCED_PATIENCE = 20.0, 2.0

@@ -18,8 +18,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "resume",
         help="resume a disk that is paused or waits",
         description="Have a disk in use go on after 'tapfs pause', or try again at once what "
-        "waits for space on a full host ('tapfs list' says that it waits). A block device that no process serves any "
-        "more gets one.",
+        "waits for the host, for space or for its disk to work ('tapfs list' says what it waits for). A block device "
+        "that no process serves any more gets one.",
     )
     add_disk_options(parser)
     parser.set_defaults(run=run)

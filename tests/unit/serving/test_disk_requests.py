@@ -57,6 +57,12 @@ def test_a_request_does_what_it_says(answer: Answer) -> None:
     assert ask(answer, {"command": "resume"}) == ({}, [("resume", {})])
 
 
+def test_only_the_process_of_a_block_device_gives_its_users_errors_when_asked() -> None:
+    assert ask(of_device, {"command": "give_up"}) == ({}, [("give_up", {})])
+    with pytest.raises(ImageError, match="unknown command"):
+        ask(disk_requests.answer, {"command": "give_up"})
+
+
 def test_only_the_process_of_a_block_device_flushes_when_asked() -> None:
     assert ask(of_device, {"command": "flush"}) == ({}, [("flush", {})])
     with pytest.raises(ImageError, match="unknown command 'flush'"):

@@ -164,7 +164,9 @@ def test_one_resume_has_all_writes_of_a_xen_guest_done(tmp_path: Path) -> None:
         ring = frontend.ring
         journal = os.memfd_create("journal")
         stack.callback(os.close, journal)
-        keys = FrontendKeys(Protocol.NATIVE, persistent=False, rings=(RingKeys(ring.references, ring.port.number),))
+        keys = FrontendKeys(
+            Protocol.NATIVE, persistent=False, rings=(RingKeys(tuple(ring.references), ring.port.number),)
+        )
         disk.rings.connect(keys, grants=Grants.COPY, journal=journal)
         for number in range(MANY):  # apart, so that no two become one transfer
             buffer = frontend.buffer(1)
