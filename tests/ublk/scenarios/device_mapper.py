@@ -1,10 +1,10 @@
-"""A device of the device mapper over files in memory that keeps a log of its writes, and file systems on it."""
+"""A device of the device mapper over files in memory that keeps a log of its writes or fails, file systems on it."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,10 @@ DEVICE = "/dev/dm-0"
 MOUNT = "/run/mounted"
 SECTOR = 512
 _NAME = "power"
+#: What dm-flakey does: seconds for which it works, seconds for which it does not, and what it does then.
+WORKS = "1 0"
+FAILS_WRITES = "0 1 1 error_writes"
+LOSES_WRITES = "0 1 1 drop_writes"
 #: File system: the command that makes one as small as these. XFS wants a word more for that.
 FILE_SYSTEMS = {
     "ext4": ["mkfs.ext4", "-q", "-E", "nodiscard"],
@@ -24,7 +28,7 @@ FILE_SYSTEMS = {
 
 
 @contextmanager
-def empty_folder() -> Iterator[Path]:
+def empty_folder() -> Generator[Path]:
     """A folder in memory, which is taken away with all that is in it."""
     shutil.rmtree(MEMORY, ignore_errors=True)
     MEMORY.mkdir()
@@ -43,7 +47,7 @@ def new_file(name: str, size: int) -> Path:
 
 
 @contextmanager
-def loop(path: Path) -> Iterator[str]:
+def loop(path: Path) -> Generator[str]:
     """A block device over a file."""
     device = run("losetup", "--find", "--show", str(path))
     try:
@@ -53,7 +57,7 @@ def loop(path: Path) -> Iterator[str]:
 
 
 @contextmanager
-def mounted(device: str, file_system: str) -> Iterator[None]:
+def mounted(device: str, file_system: str) -> Generator[None]:
     """The file system on a device, at MOUNT."""
     os.makedirs(MOUNT, exist_ok=True)
     run("mount", "-t", file_system, device, MOUNT)
@@ -64,7 +68,7 @@ def mounted(device: str, file_system: str) -> Iterator[None]:
 
 
 @contextmanager
-def logged(lower: str, record: str, size: int) -> Iterator[None]:
+def logged(lower: str, record: str, size: int) -> Generator[None]:
     """DEVICE is the lower device, and what is written to it is recorded on another one."""
     table = f"0 {size // SECTOR} log-writes {lower} {record}"
     run("dmsetup", "create", _NAME, "--noudevsync", "--table", table)
@@ -72,6 +76,30 @@ def logged(lower: str, record: str, size: int) -> Iterator[None]:
         yield
     finally:
         run("dmsetup", "remove", "--noudevsync", _NAME)
+
+
+@contextmanager
+def flaky(lower: str, size: int) -> Generator[None]:
+    """DEVICE is the lower device; `behave` says how it works from a moment on."""
+    run("dmsetup", "create", _NAME, "--noudevsync", "--table", _table(lower, size, WORKS))
+    try:
+        yield
+    finally:
+        run("dmsetup", "remove", "--noudevsync", _NAME)
+
+
+def behave(lower: str, size: int, how: str) -> None:
+    """From now on DEVICE works, or fails in one of two ways. What was asked of it before is done as before.
+
+    In one process: a new one of this program would close files of mounts that lie on the device, and wait for it.
+    """
+    table = _table(lower, size, how)
+    suspend = f"dmsetup suspend --noudevsync --nolockfs --noflush {_NAME}"
+    run("sh", "-c", f"{suspend} && dmsetup load {_NAME} --table '{table}' && dmsetup resume --noudevsync {_NAME}")
+
+
+def _table(lower: str, size: int, how: str) -> str:
+    return f"0 {size // SECTOR} flakey {lower} 0 {how}"
 
 
 def mark(name: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from tests.ublk.scenarios.block_devices import BlockDevices
 
 SECTOR, BLOCK = 512, 4096
 BLOCKS = 256
-_MOUNT = "/run/disk"
+_MOUNTS = "/run/disks"
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,17 @@ class Kind:
         command("create", "-f", self.format, *self.options, image, str(BLOCKS * BLOCK))
 
     @contextmanager
-    def disk(self, host: BlockDevices, image: str, *words: str) -> Iterator[str]:
+    def disk(self, host: BlockDevices, image: str, *words: str) -> Generator[str]:
         """The disk of the image, to be written. It is taken away with or without errors of its own."""
+        mount = f"{_MOUNTS}/{self.name}"
         if self.mounted:
-            os.makedirs(_MOUNT, exist_ok=True)
-            command("mount", "--rw", "-f", self.format, *words, image, _MOUNT)
-        disk = f"{_MOUNT}/disk" if self.mounted else host.attach("-f", self.format, *words, image)
+            os.makedirs(mount, exist_ok=True)
+            command("mount", "--rw", "-f", self.format, *words, image, mount)
+        disk = f"{mount}/disk" if self.mounted else host.attach("-f", self.format, *words, image)
         try:
             yield disk
         finally:
-            end = ("umount", _MOUNT) if self.mounted else ("detach", "--ublk", disk)
+            end = ("umount", mount) if self.mounted else ("detach", "--ublk", disk)
             if attempt_tapfs(*end).returncode != 0:
                 attempt_tapfs(*end, "--force")
 
@@ -72,6 +73,14 @@ class Written:
             for block in range(first, first + length):
                 self.blocks.setdefault(block, []).append(self.count)
             os.pwrite(disk, _bytes(self.count) * (length * BLOCK // SECTOR), first * BLOCK)
+        os.fsync(disk)
+        self.acknowledged = self.count
+
+    def write_all(self, disk: int) -> None:
+        """Write every block at once, and an fsync. Raises OSError."""
+        self.count += 1
+        self.blocks = {block: [self.count] for block in range(BLOCKS)}
+        os.pwrite(disk, _bytes(self.count) * (BLOCKS * BLOCK // SECTOR), 0)
         os.fsync(disk)
         self.acknowledged = self.count
 
