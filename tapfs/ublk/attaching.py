@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import signal
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -101,10 +102,11 @@ def detach(number: int, *, force: bool) -> None:
         held, lost = _hold(number, force=force), None
         try:
             if record.pid is not None or record.keeper_pid is not None:
-                _require_answers(number, force=force)
-                lost = _write_out(number, held)
+                lost = _settle(number, held, force=force)
                 if lost is not None and not force:
                     raise lost
+                if force and lost is not None and lost.kind is ErrorKind.NOT_FOUND:
+                    _end_processes(number)
             driver.stop(number)
         finally:
             if held is not None:
@@ -116,34 +118,39 @@ def detach(number: int, *, force: bool) -> None:
         ) from lost
 
 
-def _require_answers(number: int, *, force: bool) -> None:
-    """Have users that are paused go on, and with `force` none wait; else raise ImageError(locked) if some do."""
-    status = ask(number, "status")
-    if status["paused"]:
-        ask(number, "resume")
-    if force:
-        ask(number, "give_up")
-    elif status["waiting"] is not None:
-        raise ImageError(
-            ErrorKind.LOCKED,
-            f"its users wait: {status['waiting']}",
-            path=block_device(number),
-            op="detach",
-            remedy=f"mend that, then say tapfs resume --ublk {number}; or say --force, which loses what they write",
-        )
-
-
-def _write_out(number: int, held: int | None) -> ImageError | None:
-    """Have all that users wrote in the image; the error that this has met."""
+def _settle(number: int, held: int | None, *, force: bool) -> ImageError | None:
+    """Have all that users wrote in the image; what kept it from that. With `force` no user waits any more."""
     try:
+        status = ask(number, "status")
+        if status["paused"]:
+            ask(number, "resume")
+        if force:
+            ask(number, "give_up")
+        elif status["waiting"] is not None:
+            return ImageError(
+                ErrorKind.LOCKED,
+                f"its users wait: {status['waiting']}",
+                path=block_device(number),
+                op="detach",
+                remedy=f"mend that, then say tapfs resume --ublk {number}; or say --force, which loses what they write",
+            )
         if held is not None:
             os.fsync(held)
         ask(number, "flush")
-    except OSError as error:
-        return from_os_error(error, path=block_device(number), op="detach")
     except ImageError as error:
         return error
+    except OSError as error:
+        return from_os_error(error, path=block_device(number), op="write out what is dirty")
     return None
+
+
+def _end_processes(number: int) -> None:
+    """End the keeper of a device whose image nobody can open: it would try for ever, and in the end start it anew."""
+    record = require_record(number)
+    for pid, number_of_signal in ((record.keeper_pid, signal.SIGTERM), (record.pid, signal.SIGKILL)):
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number_of_signal)
 
 
 def _hold(number: int, *, force: bool) -> int | None:

@@ -1,4 +1,4 @@
-"""How a served disk is shown: what its process says of it, in one line."""
+"""The line that shows a served disk: what its process says of it."""
 
 from __future__ import annotations
 
