@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import signal
 import subprocess
 import threading
 from collections.abc import Generator
@@ -17,6 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tapfs.errors import ImageError
 from tapfs.ublk.attaching import ask, device_number
 from tests.laboratory.commands import PATIENCE, attempt_tapfs, run, say, wait_until
 from tests.laboratory.commands import tapfs as command
@@ -40,6 +42,8 @@ from tests.ublk.scenarios.noted_writes import Kind, Written
 
 SIZE = 48 << 20
 KINDS = (Kind("qcow2"), Kind("vmdk"), Kind("qcow2", mounted=True), Kind("vdi", mounted=True))
+#: The exit code of an error of the kind not_found.
+NOT_FOUND = 17
 WRITES, TURNS = 6, 3
 #: Writes that fail at once: many more than threads that serve them.
 MANY = 40
@@ -103,6 +107,30 @@ def users_wait_until_the_disk_works(host: BlockDevices) -> str:
         behave(lower, SIZE, WORKS)
         written.look(Path(DEVICE), Kind("raw"), written.acknowledged)
     return f"{written.count} writes"
+
+
+@scenario(60)
+def a_device_whose_image_is_gone_is_taken_away_by_force(host: BlockDevices) -> str:
+    """Its process is killed, and the next ones find no image: the device goes, and does not come again."""
+    with empty_folder():
+        image = new_file("disk", 1 << 20)
+        device = host.attach("-f", "raw", str(image))
+        image.rename(image.with_name("away"))
+        os.kill(host.process(device), signal.SIGKILL)
+        wait_until("nobody to serve it", lambda: not _is_served(device))
+        assert "no process serves it now" in command("detach", "--ublk", device, statuses=[NOT_FOUND])
+        command("detach", "--ublk", device, "--force", statuses=[NOT_FOUND])  # what was not flushed is lost
+        image.with_name("away").rename(image)
+        assert not host.leftovers()
+    return ""
+
+
+def _is_served(device: str) -> bool:
+    try:
+        ask(device_number(device), "status")
+    except ImageError:
+        return False
+    return True
 
 
 def _wait_until_they_wait(device: str) -> None:
