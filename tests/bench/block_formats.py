@@ -5,10 +5,12 @@ large, and `qemu-io` has written 6 % of its pieces of 4 KiB, in random order, to
 
 tapfs ends with fdatasync. qemu-img leaves what it wrote in the page cache, so `sync -d` follows it ("synced"). Of a
 conversion there are two contenders: qemu-img as it is, and with 16 coroutines that write in any order (`-m 16 -W`).
+A conversion to raw has the host's calls alone as a third one (plain_copy.c): a ratio of 1 to them is the bound.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.bench.__main__ import MIB, make_source, peers
+from tests.bench.ring import build
 from tests.bench.runner import Job, run_jobs, synced
 
 #: QEMU's names of the formats, the table's, and what `qemu-img create` is told: VHDs of the exact size.
@@ -35,10 +38,22 @@ def write_scattered(qemu_io: str, image: Path, image_format: str, size: int) -> 
     subprocess.run(command, input=lines, text=True, stdout=subprocess.DEVNULL, check=True)
 
 
+def plain_copy(program: Path, tapfs: str, image: Path, out: Path) -> list[str]:
+    """The command that copies the pieces of an image in one file to a raw disk, by the calls of the host alone."""
+    found = subprocess.run([tapfs, "map", "--json", image], stdout=subprocess.PIPE, check=True)
+    runs = json.loads(found.stdout)
+    pieces = image.with_name(f"{image.name}.pieces")
+    places = (f"{run['start']} {run['offset']} {run['length']}\n" for run in runs if run["data"])
+    pieces.write_text("".join(places))
+    end = runs[-1]["start"] + runs[-1]["length"]
+    return [str(program), str(pieces), str(image), str(out), str(end)]
+
+
 def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
     """The rows: ordered and fragmented conversions both ways, map and compare of the fragmented ones."""
     tapfs = str(Path(sys.executable).with_name("tapfs"))
     name, newest = list(qemus.items())[-1]
+    program = build(work, "plain_copy")
     out, mixed, sparse = work / "out", work / "mixed.raw", work / "fragmented.raw"
     make_source(mixed, size_mib)
 
@@ -46,6 +61,8 @@ def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
         subprocess.run([newest, *words], check=True)
 
     def converted(title: str, goal: str, source: Path, formats: tuple[str, str], *options: str) -> Job:
+        bound = formats[1] == "raw" and source != stream
+        alone = {"the calls alone": plain_copy(program, tapfs, source, out)} if bound else {}
         words = ["-f", formats[0], "-O", formats[1], *options, str(source), str(out)]
         deep = [newest, "convert", "-m", "16", "-W", *words]
         return Job(
@@ -54,6 +71,7 @@ def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
                 "tapfs": [tapfs, "convert", *words],
                 f"{name}, synced": synced([newest, "convert", *words], out),
                 f"{name} -m 16 -W, synced": synced(deep, out),
+                **alone,
             },
             clean,
             goal,
@@ -63,7 +81,7 @@ def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
     def same(*words: str | Path) -> dict[str, list[str]]:
         return {who: [program, *map(str, words)] for who, program in (("tapfs", tapfs), (name, newest))}
 
-    clean = partial(out.unlink, missing_ok=True)
+    clean, stream = partial(out.unlink, missing_ok=True), work / "stream.vmdk"
     rows: list[Job] = []
     for kind, title in FORMATS.items():
         options = OPTIONS.get(kind, ())
@@ -83,7 +101,6 @@ def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
             Job(f"fragmented: map of {title}", same("map", "-f", kind, "--output=json", fragmented), goal="3x"),
             Job(f"fragmented: compare with {title}", same("compare", *words), goal="3x"),
         ]
-    stream = work / "stream.vmdk"
     run("convert", "-f", "raw", "-O", "vmdk", *STREAM, mixed, stream)
     return [
         *rows,
