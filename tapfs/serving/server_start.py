@@ -7,10 +7,8 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.host.sandbox import confinement
 from tapfs.records import dataclass
 from tapfs.serving.listening import remove_socket
@@ -18,10 +16,7 @@ from tapfs.serving.log import log_to_stderr
 
 if TYPE_CHECKING:
     from tapfs.disk.image import Image
-
-
-#: A file that holds more than this is none that has a process's number in it.
-_MOST_OF_A_NUMBER = 32
+    from tapfs.serving.pid_file import PidFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +32,7 @@ class ServerStart:
     listeners: Sequence[socket.socket]
     sockets: Sequence[str]
     #: Where the number of the serving process is written.
-    pid_file: str | None = None
+    pid_file: PidFile | None = None
 
     @property
     def path(self) -> str:
@@ -54,8 +49,8 @@ class ServerStart:
 
     def _ready(self, ready: Callable[[], None], ending: ExitStack) -> None:
         if self.pid_file is not None:
-            _write_number(self.pid_file)
-            ending.callback(_unlink, self.pid_file)
+            self.pid_file.write()
+            ending.callback(self.pid_file.remove)
         ready()
 
     def let_go(self) -> None:
@@ -91,29 +86,3 @@ def put_away(images: Sequence[Image], listeners: Sequence[socket.socket], socket
             closing.callback(listener.close)
         for path in sockets:
             closing.callback(remove_socket, path)
-
-
-def _write_number(path: str) -> None:
-    """Write the number of this process to a file that is new or has held nothing else. Raises ImageError."""
-    op = "write the number of the process"
-    try:
-        taken = os.path.exists(path) and not (os.path.isfile(path) and _holds_number(path))
-        if not taken:
-            Path(path).write_text(f"{os.getpid()}\n")
-    except OSError as error:
-        raise from_os_error(error, path=path, op=op) from error
-    if taken:
-        message, remedy = "is there already, and holds no number of a process", "remove it, or name another file"
-        raise ImageError(ErrorKind.EXISTS, message, path=path, op=op, remedy=remedy)
-
-
-def _holds_number(path: str) -> bool:
-    """Whether a file is empty or has a number in decimal and nothing else."""
-    with open(path, "rb") as file:
-        content = file.read(_MOST_OF_A_NUMBER).strip()
-    return not content or content.isdigit()
-
-
-def _unlink(path: str) -> None:
-    with suppress(OSError):
-        os.unlink(path)

@@ -312,6 +312,23 @@ def test_a_pid_file_takes_the_place_of_nothing_but_a_pid_file(
     assert precious.read_text() == "12 precious bytes"
 
 
+def test_a_pid_file_is_nothing_that_another_user_has_put_there(
+    disk: Path, tmp_path: Path, sticky: Path, tapfs_process: Callable[..., object]
+) -> None:
+    """Whatever the host says of links (fs.protected_symlinks): another could choose which file is made or written."""
+    victim, of_another = tmp_path / "victim", sticky / "pid"
+    of_another.symlink_to(victim)
+    os.lchown(of_another, 65534, 65534)
+    words = ["serve", disk, "-f", "raw", "--background", "--pid-file", of_another]
+    assert "it is not followed" in str(tapfs_process(*words))
+    assert not victim.exists()
+    of_another.unlink()
+    of_another.touch()
+    os.chown(of_another, 65534, 65534)
+    assert "belongs to user 65534" in str(tapfs_process(*words))
+    assert of_another.read_bytes() == b""
+
+
 def asked(command: list[str], *words: object, error: ErrorKind | None = None) -> str:
     """What a command of an operator prints, or its error."""
     done = subprocess.run([*command, *map(str, words)], capture_output=True, text=True, check=False, timeout=60)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from tapfs.cli.options import (
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from tapfs.disk.plan_log import PlanLog
     from tapfs.kernel.nbd_tls import TlsServer
     from tapfs.nbd.sockets import Address
+    from tapfs.serving.pid_file import PidFile
     from tapfs.serving.served_operations import OpenedBy
     from tapfs.serving.server_start import ServerStart
 
@@ -133,7 +133,7 @@ def _serve_nbd(arguments: argparse.Namespace, inherited: frozenset[int]) -> int:
     addresses = [_addresses(arguments, export, listeners, paths_of_sockets) for export in exports]
     if tls is None or not (arguments.tls_psk or arguments.tls_verify_clients):
         _warn_of_strangers(listeners, writable=arguments.rw)
-    pid_file = _pid_file(arguments)
+    pid_file = _pid_file(arguments, listeners, sockets)
     _enter(arguments, sockets, pid_file)
     images: list[Image] = []
     try:
@@ -155,7 +155,7 @@ def _serve_nbd(arguments: argparse.Namespace, inherited: frozenset[int]) -> int:
             tls=tls,
         )
     )
-    start = ServerStart(session.run, images, listeners, sockets, _pid_file(arguments))
+    start = ServerStart(session.run, images, listeners, sockets, pid_file)
     return _run(arguments, start, inherited, addresses[0])
 
 
@@ -178,7 +178,8 @@ def _serve_guest(arguments: argparse.Namespace, inherited: frozenset[int]) -> in
     path = os.path.abspath(arguments.vhost_user)
     name: str = arguments.name[0] if arguments.name else os.path.basename(arguments.image)
     listener = listen_locally(path)
-    _enter(arguments, [path], _pid_file(arguments))
+    pid_file = _pid_file(arguments, [listener], [path])
+    _enter(arguments, [path], pid_file)
     images: list[Image] = []
     try:
         written: str | None = arguments.overlay or (arguments.image if arguments.rw and not arguments.temp else None)
@@ -200,12 +201,10 @@ def _serve_guest(arguments: argparse.Namespace, inherited: frozenset[int]) -> in
         opened=_opened_by(arguments),
         wait_on=arguments.wait_on or "space",
     )
-    return _run(
-        arguments, ServerStart(session.run, images, [listener], [path], _pid_file(arguments)), inherited, [path]
-    )
+    return _run(arguments, ServerStart(session.run, images, [listener], [path], pid_file), inherited, [path])
 
 
-def _enter(arguments: argparse.Namespace, sockets: list[str], pid_file: str | None) -> None:
+def _enter(arguments: argparse.Namespace, sockets: list[str], pid_file: PidFile | None) -> None:
     """Enter the sandbox of a server, once it listens."""
     from tapfs.cli.sandboxed import enter_server
     from tapfs.host.sandbox.confinement import folder_of
@@ -215,16 +214,10 @@ def _enter(arguments: argparse.Namespace, sockets: list[str], pid_file: str | No
     make_private(runtime_directory())
     # A snapshot of a disk in use makes its file beside the image.
     written = [*arguments.more, arguments.image] if arguments.rw and not arguments.temp else []
-    named = [*sockets, *([] if pid_file is None else [pid_file])]
-    # What the server leaves for its end is made now, so that it may change the file and no other beside it.
-    if pid_file is not None:
-        # Whoever writes it chooses which process is ended by it: it is its owner's alone to write, whatever the umask.
-        with suppress(OSError):
-            os.close(os.open(pid_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644))
+    named = [*sockets, *([] if pid_file is None else [pid_file.path])]
     enter_server(
         arguments,
         makes=(str(runtime_directory()), *folders_of_disks(written)),
-        writes=() if pid_file is None else (pid_file,),
         removes=tuple(map(folder_of, named)),
     )
 
@@ -249,8 +242,18 @@ def _opened_by(arguments: argparse.Namespace) -> OpenedBy:
     return OpenedBy(arguments.format, arguments.key_file or ())
 
 
-def _pid_file(arguments: argparse.Namespace) -> str | None:
-    return os.path.abspath(arguments.pid_file) if arguments.pid_file else None
+def _pid_file(arguments: argparse.Namespace, listeners: list[socket.socket], sockets: list[str]) -> PidFile | None:
+    """The file that the number of the server is to be in, open; the sockets are put away where it cannot be."""
+    if not arguments.pid_file:
+        return None
+    from tapfs.serving.pid_file import PidFile
+    from tapfs.serving.server_start import put_away
+
+    try:
+        return PidFile(arguments.pid_file)
+    except BaseException:
+        put_away([], listeners, sockets)
+        raise
 
 
 def _run(arguments: argparse.Namespace, start: ServerStart, inherited: frozenset[int], addresses: list[str]) -> int:
