@@ -114,7 +114,7 @@ class Session:
         Raises the first ImageError that mounting, flushing, unmounting or closing met.
         """
         self._ready = ready
-        self._service.ending.add("remove the entry of the mount", partial(self._registry.remove, self._entry.pid))
+        self._service.ending.add("remove the entry of the mount", self._remove_entry)
         if self._mount.verified is not None:
             self._service.ending.add("close the sidecar", self._mount.verified.close)
         if self._mount.plan_log is not None:
@@ -346,6 +346,12 @@ class Session:
     def _unmount_lazily(self) -> None:
         if self._is_mounted():
             self._outside.unmount(lazy=True)
+
+    def _remove_entry(self) -> None:
+        """Files that could not be unmounted, because who could is gone, stay in the list: `tapfs umount` finds them."""
+        left = None if self._files is None else self._registry.mount_of(self._entry)
+        if left is None or left != top_mount(self._entry.mountpoint):
+            self._registry.remove(self._entry.pid)
 
     def _is_mounted(self) -> bool:
         """Whether our file system, not another above it, is at the mount point."""

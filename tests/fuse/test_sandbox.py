@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,3 +85,21 @@ def test_the_process_outside_ends_with_the_one_that_serves(mounts: Mounts, evil:
     mounts.kill(pid)
     wait_for(lambda: not mounts.all_processes())
     assert mounts.run("umount", directory).code == 0
+
+
+@pytest.mark.parametrize("mounts", ["native"], indirect=True)
+@pytest.mark.usefixtures("root", "no_new_loop_device")
+def test_files_whose_process_outside_was_killed_stay_listed(mounts: Mounts, flat: Path) -> None:
+    """The server cannot unmount them at its end; whoever looks for them then finds them."""
+    directory = mounts.mount(flat, "--files")
+    (listed,) = json.loads(mounts.run("list", "--json").out)["mounts"]
+    for pid in mounts.all_processes():
+        if b"tapfs.fuse.outside" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+    refused = mounts.run("umount", directory)
+    assert (refused.code, "is gone" in refused.err) == (10, True)
+    assert (directory / "text").exists()
+    os.kill(listed["pid"], signal.SIGTERM)
+    wait_for(lambda: not mounts.all_processes())
+    assert "had died; cleaned up" in mounts.run("umount", directory).err
+    assert mounts.left_behind() == []
