@@ -107,13 +107,13 @@ def _power_fails(host: BlockDevices, file_system: str) -> str:
     return f"{count} crash points"
 
 
-@scenario(200)
+@scenario(400)
 def log_writes_ext4(host: BlockDevices) -> str:
     """Images on ext4: at every flush and mark nothing that was acknowledged is lost."""
     return _power_fails(host, "ext4")
 
 
-@scenario(200)
+@scenario(400)
 def log_writes_xfs(host: BlockDevices) -> str:
     """Images on XFS: at every flush and mark nothing that was acknowledged is lost."""
     return _power_fails(host, "xfs")
