@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 from tapfs.ciphers import Argon2, Argon2Cost, Cipher
-from tapfs.errors import ErrorKind, ImageError
+from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.kernel._engine import ffi, lib
 from tapfs.kernel.cipher_keys import fill_cipher, wipe_cipher
 
@@ -64,6 +67,8 @@ class EngineCryptography:
                 result = lib.tapfs_cipher_apply(spec, encrypt, buffer, 0, len(changed))
         finally:
             wipe_cipher(spec)
+        if result == -errno.ENOMEM:
+            raise from_os_error(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), path=self._path, op="unlock")
         if result < 0:
             name = f"{cipher.algorithm.name}-{8 * cipher.key_bytes}-{cipher.mode.name}-{cipher.iv.name}".lower()
             raise ImageError(ErrorKind.UNSUPPORTED, f"this host cannot use {name}", path=self._path, op="unlock")

@@ -23,13 +23,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.faults import interposer, mutated, nbd_streams, one_by_one, operations, races, scenes
+from tests.faults import entries, interposer, mutated, nbd_streams, one_by_one, operations, races, scenes
 from tests.faults.broken import BREAKS
 
-WHATS = ("operations", "one-by-one", "stripes", "granules", "mutated", "nbd")
+WHATS = ("operations", "one-by-one", "entries", "stripes", "granules", "mutated", "nbd")
 
 #: What one run does: operations on an image, operations of each thread, images.
-_STEPS = {"operations": 250, "one-by-one": 12, "stripes": 600, "granules": 600, "mutated": 300, "nbd": 200}
+_STEPS = {
+    "operations": 250,
+    "one-by-one": 12,
+    "entries": 1,
+    "stripes": 600,
+    "granules": 600,
+    "mutated": 300,
+    "nbd": 200,
+}
 
 _MEMORY_BYTES = 3 << 30
 
@@ -55,7 +63,7 @@ def main(words: list[str]) -> int:
     """Run the jobs, in several processes if asked to."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--what", choices=WHATS, nargs="+", default=list(WHATS))
-    parser.add_argument("--only", metavar="KIND", choices=scenes.KINDS, nargs="+", default=list(scenes.KINDS))
+    parser.add_argument("--only", metavar="KIND", choices=[*scenes.KINDS, *entries.ENTRIES], nargs="+")
     parser.add_argument("--first-seed", metavar="N", type=int, default=0)
     parser.add_argument("--seeds", metavar="N", type=int, default=30, help="runs of each kind (default: %(default)s)")
     parser.add_argument("--steps", metavar="N", type=int, help="operations of a run, or images")
@@ -66,6 +74,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--counts", metavar="FILE", type=Path, help="write there as JSON what was done")
     parser.add_argument("--part", metavar="N", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
+    arguments.only = arguments.only or list(scenes.KINDS)
     if not interposer.is_loaded():
         return _with_interposer(arguments.processes, words, arguments.counts)
     if arguments.broken is not None:
@@ -115,8 +124,14 @@ def _jobs(arguments: argparse.Namespace) -> Iterator[Job]:
         seeds = itertools.count(arguments.first_seed)
     for seed in seeds:
         for what in arguments.what:
-            for kind in [""] if what in {"mutated", "nbd"} else arguments.only:
+            for kind in _kinds(what, arguments.only):
                 yield Job(what, kind, seed, arguments.steps or _STEPS[what])
+
+
+def _kinds(what: str, only: list[str]) -> list[str]:
+    if what == "entries":
+        return [name for name in entries.ENTRIES if name in only or set(only) >= set(scenes.KINDS)]
+    return [""] if what in {"mutated", "nbd"} else only
 
 
 def _succeeds(job: Job) -> bool:
@@ -137,6 +152,9 @@ def _run(job: Job, folder: Path) -> str:
             return operations.run(interposer.loaded(), job.kind, job.seed, job.steps, folder)
         case "one-by-one":
             said, _ = one_by_one.run(interposer.loaded(), job.kind, job.seed, job.steps, folder)
+            return said
+        case "entries":
+            said, _ = entries.run(interposer.loaded(), job.kind, folder)
             return said
         case "nbd":
             return nbd_streams.run(job.seed, job.steps, folder)

@@ -37,6 +37,11 @@ def test_each_call_of_the_engine_fails_once() -> None:
     assert {"write", "cut", "sync", "memory"} <= set(said.replace(",", "").split())
 
 
+def test_each_allocation_behind_an_entry_of_the_engine_fails_once() -> None:
+    done = run("--what", "entries", "--only", "luks", "fuse", "--seeds", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_mutated_images_give_only_image_errors() -> None:
     done = run("--what", "mutated", "--seeds", "1", "--steps", "120")
     assert done.returncode == 0, done.stdout + done.stderr

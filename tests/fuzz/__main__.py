@@ -28,6 +28,8 @@ _READ_ONLY = (
 )
 #: What is of Python, and looks at bytes of strangers.
 _LOOKED_AT = ["tapfs.formats", "tapfs.partitions", "tapfs.packages", "tapfs.host.packed", "tapfs.disk"]
+#: What an input costs is bounded in time of the processor. On a machine that does much else only a hang takes so long.
+_LONGEST_SECONDS = 300
 
 
 def main(words: list[str]) -> None:
@@ -59,7 +61,7 @@ def main(words: list[str]) -> None:
         else:
             edits.try_one(given, [kind])
 
-    options = [f"-runs={arguments.runs}", f"-max_total_time={arguments.seconds}", "-timeout=20"]
+    options = [f"-runs={arguments.runs}", f"-max_total_time={arguments.seconds}", f"-timeout={_LONGEST_SECONDS}"]
     options += ["-rss_limit_mb=2048", "-max_len=256", "-len_control=0"]
     if arguments.corpus is not None:
         arguments.corpus.mkdir(parents=True, exist_ok=True)

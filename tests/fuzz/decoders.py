@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -27,13 +28,16 @@ NATIVE = REPOSITORY / "tests/fuzz/native"
 KEPT = REPOSITORY / "fixtures/fuzz"
 #: What libFuzzer adds to the code of the engine, and to the program.
 _COUNTED, _LINKED = "fuzzer-no-link,address,undefined", "fuzzer,address,undefined"
-#: An input takes microseconds. A machine that does other things may hold one up.
+#: An input takes microseconds. A machine that does other things may hold one up: it fails if it takes as long again.
 _LONGEST_SECONDS = 10
 _MEMORY_MIB = 1024
 _SANITIZERS = {
     "ASAN_OPTIONS": "detect_leaks=0:handle_abort=1:allocator_may_return_null=1",
     "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
 }
+#: The inputs that were done so far, and the input that took too long.
+_DONE = re.compile(r"^(?:Done |#)(\d+)", re.MULTILINE)
+_SLOW = re.compile(r"Test unit written to (.*/timeout-\w+)$", re.MULTILINE)
 
 
 class Decoder(NamedTuple):
@@ -90,12 +94,22 @@ def build(name: str, folder: Path) -> Path:
 
 def fuzz(program: Path, corpus: Path, seconds: float, seed: int, again: Iterable[Path] = ()) -> Fuzzed:
     """Run libFuzzer in the corpus of a decoder, or give it these inputs alone."""
-    words = [f"-seed={seed}", f"-timeout={_LONGEST_SECONDS}", f"-rss_limit_mb={_MEMORY_MIB}"]
-    words += [f"-max_total_time={max(1, int(seconds))}", f"-max_len={DECODERS[program.name].longest}"]
-    words += [f"-artifact_prefix={corpus}{os.sep}", *(map(str, again) if again else [str(corpus)])]
-    done = _run([program, *words])
-    found = re.search(r"^Done (\d+) runs|^stat::number_of_executed_units: *(\d+)", done.stderr, re.MULTILINE)
-    return Fuzzed(int(found[1] or found[2]) if found else 0, None if done.returncode == 0 else done.stderr)
+    end, inputs = time.monotonic() + seconds, 0
+    while True:
+        words = [f"-seed={seed + inputs}", f"-timeout={_LONGEST_SECONDS}", f"-rss_limit_mb={_MEMORY_MIB}"]
+        left = max(1, int(end - time.monotonic()))
+        words += [f"-max_total_time={left}", f"-max_len={DECODERS[program.name].longest}"]
+        words += [f"-artifact_prefix={corpus}{os.sep}", *(map(str, again) if again else [str(corpus)])]
+        done = _run([program, *words])
+        inputs += max(map(int, _DONE.findall(done.stderr)), default=0)
+        if done.returncode == 0:
+            return Fuzzed(inputs, None)
+        slow = _SLOW.search(done.stderr)
+        if again or slow is None or fuzz(program, corpus, 1, seed, [Path(slow[1])]).failure is not None:
+            return Fuzzed(inputs, done.stderr)
+        Path(slow[1]).unlink()
+        if time.monotonic() >= end:
+            return Fuzzed(inputs, None)
 
 
 def unpack(name: str, folder: Path) -> None:

@@ -101,7 +101,11 @@ _ORDERS = {
 
 
 def _driver(name: str, files: tuple[str, ...]) -> Target:
-    return Target(files, (_unit(f"tests/unit/formats/{name}"), _kit(name), _resize(name)))
+    tests = [_unit(f"tests/unit/formats/{name}"), _kit(name), _resize(name)]
+    tests.append(_unit("tests/crash/test_rebase_plans.py"))
+    if name.startswith("qcow"):  # what a commit adds to a plan log is theirs
+        tests.append(_unit("tests/crash/test_plan_log.py"))
+    return Target(files, tuple(tests))
 
 
 TARGETS: dict[str, Target] = {

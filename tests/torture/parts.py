@@ -31,6 +31,8 @@ from tests.torture.refusing_host import HOSTS
 
 #: What is freed stays with the process: an image of some MiB for each input is not mapped anew by the kernel.
 _KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "1000000000"}
+#: Of tests/faults: one call of the host, or one allocation, fails.
+_ONE_BY_ONE = ("entries", "one-by-one")
 
 
 class Budget(NamedTuple):
@@ -65,7 +67,7 @@ def _requests(budget: Budget) -> Tally:
 
 
 def _faults(budget: Budget) -> Tally:
-    return _of_faults(budget, "--what", *(what for what in faults.WHATS if what != "one-by-one"))
+    return _of_faults(budget, "--what", *(what for what in faults.WHATS if what not in _ONE_BY_ONE))
 
 
 def _of_faults(budget: Budget, *what: str) -> Tally:
@@ -153,7 +155,7 @@ def _differential(budget: Budget) -> Tally:
 
 
 def _one_by_one(budget: Budget) -> Tally:
-    return _of_faults(budget, "--what", "one-by-one")
+    return _of_faults(budget, "--what", *_ONE_BY_ONE)
 
 
 def _calls(budget: Budget) -> Tally:

@@ -65,6 +65,7 @@ struct cipher *cipher_new(const tapfs_cipher *spec)
     if (cipher == NULL) {
         return NULL;
     }
+    errno = 0;
     cipher->spec = *spec;
     cipher->library = library_of(spec);
     cipher->data = cipher->library->open(spec->algorithm, spec->mode, spec->key, spec->key_bytes);
@@ -72,7 +73,9 @@ struct cipher *cipher_new(const tapfs_cipher *spec)
     /* The libraries have the key now. */
     OPENSSL_cleanse(cipher->spec.key, sizeof cipher->spec.key);
     if (cipher->data == NULL || (spec->iv == TAPFS_IV_ESSIV && cipher->iv == NULL)) {
+        int error = errno == ENOMEM ? ENOMEM : EOPNOTSUPP;
         cipher_free(cipher);
+        errno = error;
         return NULL;
     }
     return cipher;
@@ -126,7 +129,7 @@ int tapfs_cipher_apply(const tapfs_cipher *spec, int encrypt, uint8_t *buffer, u
         return -EINVAL;
     }
     struct cipher *cipher = cipher_new(spec);
-    int error = cipher == NULL ? ENOMEM : cipher_apply(cipher, encrypt != 0, buffer, offset, offset, length);
+    int error = cipher == NULL ? errno : cipher_apply(cipher, encrypt != 0, buffer, offset, offset, length);
     cipher_free(cipher);
     return -error;
 }

@@ -118,8 +118,9 @@ int tapfs_disk_add_layer(tapfs_disk *disk, const tapfs_layer *described)
     if (geometry->cipher.algorithm != TAPFS_CIPHER_NONE) {
         layer->cipher = cipher_new(&described->cipher);
         if (layer->cipher == NULL) {
+            int error = errno;
             layer_free(layer);
-            return -ENOMEM;
+            return -error;
         }
     }
     layers[disk->layer_count++] = layer;

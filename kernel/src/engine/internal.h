@@ -99,7 +99,7 @@ TAPFS_INTERNAL int map_lookup(tapfs_disk *disk, uint32_t layer, uint64_t offset,
 struct cipher;
 
 TAPFS_INTERNAL bool cipher_valid(const tapfs_cipher *spec);
-/* NULL without memory, or where a digest for ESSIV is unknown or gives no key of the cipher. */
+/* NULL: errno is ENOMEM, or EOPNOTSUPP where a library lacks the cipher, or a digest for ESSIV gives no key of it. */
 TAPFS_INTERNAL struct cipher *cipher_new(const tapfs_cipher *spec);
 TAPFS_INTERNAL void cipher_free(struct cipher *cipher);
 TAPFS_INTERNAL int cipher_apply(struct cipher *cipher, bool encrypt, uint8_t *buffer, uint64_t guest, uint64_t host,
