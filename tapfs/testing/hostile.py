@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from types import FrameType
 
 from tapfs.driver import Checkable, Driver
 from tapfs.errors import ImageError
@@ -22,6 +25,9 @@ EDGES = (
 
 #: Plans of a repair that would make the file longer than this are not carried out in memory.
 _LONGEST_FILE = 64 << 20
+
+#: Seconds of processor time for one image. Ours take hundredths; a size that nobody has bounded takes for ever.
+IMAGE_SECONDS = 20.0
 
 
 def damage(image: bytearray, choice: random.Random) -> None:
@@ -104,6 +110,26 @@ def _is_small(plan: Plan) -> bool:
     return max(ends, default=0) <= _LONGEST_FILE
 
 
+@contextmanager
+def _bounded(number: int) -> Iterator[None]:
+    """Raise ViolationError where the block takes more processor time than an image may."""
+
+    def end(_signal: int, frame: FrameType | None) -> None:
+        place = "" if frame is None else f", and is at {frame.f_code.co_filename}:{frame.f_lineno}"
+        raise ViolationError(
+            f"image {number} takes more than {IMAGE_SECONDS:g} s of processor time{place}: "
+            "bound what the file says by what the file has"
+        )
+
+    before = signal.signal(signal.SIGPROF, end)
+    signal.setitimer(signal.ITIMER_PROF, IMAGE_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
 def run(subject: Subject, seed: int, images: int) -> str:
     """That many damaged images. Raises ViolationError; the result says what was done."""
     choice = random.Random(seed)  # noqa: S311  a test repeats itself
@@ -114,7 +140,8 @@ def run(subject: Subject, seed: int, images: int) -> str:
         for _ in range(choice.choice([1, 1, 2, 4, 10])):
             damage(image.numbered(choice.randrange(1 + len(image.further))).data, choice)
         try:
-            use(subject, image, choice)
+            with _bounded(number):
+                use(subject, image, choice)
         except (ImageError, ViolationError):
             raise
         except Exception as error:

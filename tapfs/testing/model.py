@@ -401,7 +401,9 @@ class ModelDisk:
         """All that is committed becomes durable. The plan takes no space that was not taken for it before."""
         plan = self.driver.flush()
         missing = self.file.without_space(plan)
-        assert not missing, f"a full host has no space for what the plan writes at {missing[:4]}"
+        places = ", ".join(f"{offset} of file {number}" for number, offset in sorted(set(missing))[:4])
+        said = f"no `Reservation.metadata` has named what the plan writes at host offset {places}"
+        assert not missing, f"{said}, where a full host has no space"
         self.file.apply(plan)
         self.driver.flushed(plan)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -151,6 +152,25 @@ def test_an_exception_that_is_no_image_error_is_found() -> None:
         hostile.run(careless, 0, 60)
 
 
+class Endless(Careless):
+    """A format that looks at as many blocks as the header says."""
+
+    def open(self, file: HostFile, request: OpenRequest) -> object:
+        while request is not None:
+            file.size()
+        return file
+
+
+def test_an_image_that_takes_for_ever_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hostile, "IMAGE_SECONDS", 0.05)
+    endless = Subject(Endless(), images=[bytes(64)])  # type: ignore[arg-type]
+    with pytest.raises(
+        ViolationError, match=r"image 0 takes more than 0\.05 s of processor time, and is at .*\.py:\d+: "
+    ):
+        hostile.run(endless, 0, 60)
+    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
+
+
 class Maps:
     """A driver of a disk of four granules whose map is what the test says."""
 
@@ -240,6 +260,30 @@ def test_what_a_driver_lacks_is_named(line: str, broken: str, said: str, tmp_pat
     assert (done.returncode, done.stderr) == (1, "")
     assert "contract: FAILED: the " in done.stdout
     assert said in done.stdout
+
+
+def test_the_written_driver_of_the_guide_names_what_a_full_host_has_no_space_for(tmp_path: Path) -> None:
+    """Its table begins in the page of the header. Who follows it with a table elsewhere has the space, too."""
+    write_guide(tmp_path)
+    for name in ("tapfs_toy", "tapfs_toy_writer"):
+        path = tmp_path / f"{name}.py"
+        path.write_text(path.read_text().replace("12 + 8 *", "4096 + 8 *"))
+    command = [
+        sys.executable,
+        "-m",
+        "tapfs.testing",
+        "tapfs_toy_writer:FORMAT",
+        "--seeds",
+        "1",
+        "--suite",
+        "operations",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    path.write_text(path.read_text().replace(", metadata=tuple(entries)", ""))
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no `Reservation.metadata` has named what the plan writes at host offset 4096 of file 0" in done.stdout
 
 
 def test_the_driver_of_the_guide_passes(tmp_path: Path) -> None:
