@@ -41,7 +41,6 @@ FURTHER = {
     "usr/lib/tapfs": ["packaging/mount-files"],
     "usr/share/applications": ["packaging/tapfs-mount-files.desktop"],
     "usr/share/mime/packages": ["packaging/tapfs.xml"],
-    "usr/share/doc/tapfs": ["README.md", "docs"],
 }
 #: A folder for what an administrator writes.
 EMPTY = "etc/tapfs"

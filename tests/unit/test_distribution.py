@@ -84,6 +84,7 @@ def test_the_sdist_has_the_guides_and_every_module(source: Path) -> None:
         "scripts/demo",
         "debian/control",
         "packaging/tapfs.xml",
+        "examples/partitions.py",
     ):
         assert (source / name).read_bytes() == (REPOSITORY / name).read_bytes()
     docs = {path.relative_to(REPOSITORY) for path in (REPOSITORY / "docs").rglob("*") if path.is_file()}
@@ -91,6 +92,7 @@ def test_the_sdist_has_the_guides_and_every_module(source: Path) -> None:
     assert (source / "tapfs/formats/README.md").is_file()
     assert (source / "tapfs/kernel/CONCURRENCY.md").is_file()
     assert modules(source / "tapfs") == modules(REPOSITORY / "tapfs")
+    assert list(source.rglob("*.pyc")) == []
 
 
 def test_the_wheel_has_every_module_the_driver_guide_and_the_kit(installed: Path) -> None:
@@ -122,6 +124,28 @@ def test_the_wheel_has_the_manual_and_the_completions(installed: Path) -> None:
     assert len(list((data / "man/man1").iterdir())) > 35
     assert (data / "man/man5/tapfs-formats.5").is_file()
     assert "_tapfs()" in (data / "bash-completion/completions/tapfs").read_text()
+
+
+def test_every_guide_is_installed_and_its_links_lead_somewhere(installed: Path) -> None:
+    """Who has installed a package has no repository; help and messages name guides as docs/NAME.md."""
+    (guides,) = installed.glob("*.data/data/share/doc/tapfs")
+    names = {path.relative_to(guides) for path in guides.rglob("*") if path.is_file()}
+    wanted = [*(REPOSITORY / "docs").rglob("*.md"), *(REPOSITORY / "examples").glob("*.py"), REPOSITORY / "README.md"]
+    assert {path.relative_to(REPOSITORY) for path in wanted} <= names
+    links = {
+        (name, target)
+        for name in names
+        if name.suffix == ".md"
+        for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", (guides / name).read_text())
+        if "://" not in target
+    }
+    assert len(links) > 50
+    dead = [(name, target) for name, target in links if not (guides / name).parent.joinpath(target).exists()]
+    assert dead == []
+    said = [path.read_text() for path in (installed / "tapfs/cli").rglob("*.py")]
+    named = {Path(name) for text in said for name in re.findall(r"\bdocs/[\w/-]+\.md", text)}
+    assert len(named) > 5
+    assert named <= names
 
 
 def test_the_kit_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
@@ -156,6 +180,7 @@ def test_the_package_of_debian_has_programs_helpers_and_units(debian: Path) -> N
     )
     assert (debian / "usr/share/zsh/vendor-completions/_tapfs").is_file()
     assert not list(packages.glob("*.data"))
+    assert (debian / "usr/share/doc/tapfs/docs/mount.md").is_file()
     handler = re.search(
         r"^Exec=(\S+)", (debian / "usr/share/applications/tapfs-mount-files.desktop").read_text(), re.MULTILINE
     )

@@ -25,9 +25,17 @@ before --, which ends them. With --json standard output is one JSON document, al
 
 _VARIABLES = {
     "TAPFS_PASSWORD": "The password of encrypted images, where no --key-file is given.",
+    "TAPFS_SANDBOX": "Set to off, commands run without a sandbox, as with --no-sandbox.",
+    "TAPFS_SANDBOX_FOLDERS": "Further folders, with colons between, for disks in use: for swap, mirror and commit.",
+    "TAPFS_UNPACK_LIMIT": "The most that a packed file is unpacked to, such as 4T, or none.",
+    "TAPFS_RUNTIME_DIR": "Where processes leave sockets and records for each other (else /run/tapfs for root, \
+$XDG_RUNTIME_DIR/tapfs for others).",
     "TMPDIR": "Where scratch files lie (else /var/tmp).",
     "TAPFS_DEBUG": "Set to 1, an internal error shows its traceback.",
 }
+_GUIDES = """\
+The guides, such as docs/mount.md, and examples: beside the folder share/man that has this page. That is \
+/usr/share/doc/tapfs of the package of Debian, and a folder of the environment of pip or pipx."""
 _FORMATS = ("tapfs-formats", 5)
 
 
@@ -78,6 +86,7 @@ def _overview(groups: list[tuple[str, list[Command]]], *, version: str, date: st
     text += chapter("Environment")
     text += "".join(tagged(bold(name), escaped(meaning)) for name, meaning in _VARIABLES.items())
     text += chapter("Files") + tagged(bold("/etc/fstab"), f"See {_reference('mount.tapfs', 8)}.")
+    text += tagged(bold("share/doc/tapfs"), escaped(_GUIDES))
     return text + _see_also([_FORMATS, ("mount.tapfs", 8), ("qcow-create", 1), ("img2qcow", 1), ("qcow2raw", 1)])
 
 

@@ -15,7 +15,7 @@ from tapfs.cli.manual.__main__ import write_all
 from tapfs.cli.manual.described import command_groups
 from tapfs.cli.manual.roff import escaped, prose
 from tapfs.disk.probe import own_format_names
-from tests.conftest import Ran
+from tests.conftest import REPOSITORY, Ran
 
 _TEXT = {"LC_ALL": "C.UTF-8", "MANWIDTH": "80", "PATH": os.environ["PATH"], "MAN_KEEP_FORMATTING": ""}
 
@@ -97,3 +97,15 @@ def test_every_word_of_every_command_is_explained() -> None:
         if not word.help
     ]
     assert unexplained == []
+
+
+#: Strings that are no variables for users: fields of the journal, and what a process tells those that it starts.
+_NOT_FOR_USERS = {"DISK", "ERROR", "FILE", "OFFSET", "OPERATION", "IMAGE", "MAY_FETCH", "XEN_MACHINE"}
+
+
+def test_the_page_of_tapfs_names_every_variable_of_the_environment(pages: dict[str, Path]) -> None:
+    sources = [path.read_text() for path in (REPOSITORY / "tapfs").rglob("*.py")]
+    names = {name for text in sources for name in re.findall(r"\"TAPFS_([A-Z_]+)\"", text)} - _NOT_FOR_USERS
+    assert len(names) > 5
+    page = pages["tapfs.1"].read_text()
+    assert {name for name in names if f"TAPFS_{name}" not in page.replace("\\", "")} == set()
