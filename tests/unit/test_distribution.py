@@ -127,7 +127,7 @@ def test_the_wheel_has_the_manual_and_the_completions(installed: Path) -> None:
 
 
 def test_every_guide_is_installed_and_its_links_lead_somewhere(installed: Path) -> None:
-    """Who has installed a package has no repository; help and messages name guides as docs/NAME.md."""
+    """Who has installed a package has no repository; help and messages name guides by their files in docs/."""
     (guides,) = installed.glob("*.data/data/share/doc/tapfs")
     names = {path.relative_to(guides) for path in guides.rglob("*") if path.is_file()}
     wanted = [*(REPOSITORY / "docs").rglob("*.md"), *(REPOSITORY / "examples").glob("*.py"), REPOSITORY / "README.md"]
