@@ -2,7 +2,7 @@
 
 ``with tapfs.open("image.qcow") as disk: disk.read(0, 512)`` opens any image of a known format
 with its whole backing chain. `open_file` gives a file object instead, `open_async` is for trio and asyncio.
-`info`, `check`, `repair`, `compact`, `create_image`, `convert`, `measure`, `amend`, `compare`, `diff`, `apply`,
+`info`, `check`, `repair`, `compact`, `create`, `convert`, `measure`, `amend`, `compare`, `diff`, `apply`,
 `commit`, `rebase`, `resize`, `mount`, `unmount` and `serve` are the commands of those names.
 Errors are `ImageError`, which is an OSError. docs/python.md tells more.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tapfs.api.chains import commit, rebase
     from tapfs.api.confining import enter_sandbox
     from tapfs.api.differences import apply, diff, write_diff
-    from tapfs.api.jobs import amend, check, compact, compare, convert, create_image, repair
+    from tapfs.api.jobs import amend, check, compact, compare, convert, create, repair
     from tapfs.api.mounts import MountPoint, mount, unmount
     from tapfs.api.opening import info, open, open_file, package_info  # noqa: A004 - `tapfs.open` is the name one expects
     from tapfs.api.passwords import add_password, remove_password
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from tapfs.jobs.compact import CompactReport
     from tapfs.jobs.compare import Difference
     from tapfs.jobs.copying import CopyOptions
-    from tapfs.jobs.create import NewImage
     from tapfs.jobs.damaged_files import DamagedPart
     from tapfs.jobs.diff import ChangedExtent, DiffReport
     from tapfs.jobs.free_space import FileSystemSpace
@@ -88,7 +87,6 @@ __all__ = [
     "MappedExtent",
     "Measured",
     "MountPoint",
-    "NewImage",
     "PackageInfo",
     "ReadBitmap",
     "Rebased",
@@ -108,7 +106,7 @@ __all__ = [
     "compact",
     "compare",
     "convert",
-    "create_image",
+    "create",
     "create_snapshot",
     "damaged_files",
     "delete_snapshot",
@@ -142,30 +140,15 @@ __all__ = [
 #: Names that are loaded when they are first asked for: importing tapfs costs next to nothing.
 _LAZY = {
     "ApplyReport": "tapfs.jobs.apply",
-    "Measured": "tapfs.jobs.measure",
-    "measure": "tapfs.api.sizes",
-    "add_password": "tapfs.api.passwords",
-    "remove_password": "tapfs.api.passwords",
-    "resize": "tapfs.api.sizes",
-    "ChangedExtent": "tapfs.jobs.diff",
-    "DiffReport": "tapfs.jobs.diff",
-    "apply": "tapfs.api.differences",
-    "diff": "tapfs.api.differences",
-    "write_diff": "tapfs.api.differences",
-    "damaged_files": "tapfs.api.verification",
-    "verify": "tapfs.api.verification",
-    "write_sidecar": "tapfs.api.verification",
-    "DamagedPart": "tapfs.jobs.damaged_files",
-    "Hashed": "tapfs.disk.sidecar",
-    "Verdict": "tapfs.jobs.verify",
-    "Verification": "tapfs.jobs.verify",
     "AsyncImage": "tapfs.api.async_image",
-    "enter_sandbox": "tapfs.api.confining",
     "Bitmap": "tapfs.edit_protocols",
+    "ChangedExtent": "tapfs.jobs.diff",
     "CheckReport": "tapfs.findings",
     "Committed": "tapfs.jobs.commit",
     "CompactReport": "tapfs.jobs.compact",
     "CopyOptions": "tapfs.jobs.copying",
+    "DamagedPart": "tapfs.jobs.damaged_files",
+    "DiffReport": "tapfs.jobs.diff",
     "Difference": "tapfs.jobs.compare",
     "DiskFile": "tapfs.disk.disk_file",
     "DiskInPackage": "tapfs.disk.package",
@@ -173,47 +156,61 @@ _LAZY = {
     "ErrorKind": "tapfs.errors",
     "FileSystemSpace": "tapfs.jobs.free_space",
     "Gate": "tapfs.host.gate",
+    "Hashed": "tapfs.disk.sidecar",
     "Image": "tapfs.disk.image",
     "ImageError": "tapfs.errors",
     "ImageInfo": "tapfs.disk.description",
     "LayerPasswords": "tapfs.disk.password",
     "MappedExtent": "tapfs.disk.chain_map",
+    "Measured": "tapfs.jobs.measure",
     "MountPoint": "tapfs.api.mounts",
-    "NewImage": "tapfs.jobs.create",
     "PackageInfo": "tapfs.disk.package",
-    "Rebased": "tapfs.jobs.rebase",
     "ReadBitmap": "tapfs.jobs.bitmaps",
+    "Rebased": "tapfs.jobs.rebase",
     "SnapshotRecord": "tapfs.edit_protocols",
+    "Verdict": "tapfs.jobs.verify",
+    "Verification": "tapfs.jobs.verify",
     "add_bitmap": "tapfs.api.bitmaps",
+    "add_password": "tapfs.api.passwords",
+    "amend": "tapfs.api.jobs",
+    "apply": "tapfs.api.differences",
     "apply_snapshot": "tapfs.api.snapshots",
     "bitmaps": "tapfs.api.bitmaps",
-    "amend": "tapfs.api.jobs",
     "check": "tapfs.api.jobs",
+    "clear_bitmap": "tapfs.api.bitmaps",
     "commit": "tapfs.api.chains",
     "compact": "tapfs.api.jobs",
-    "clear_bitmap": "tapfs.api.bitmaps",
     "compare": "tapfs.api.jobs",
     "convert": "tapfs.api.jobs",
-    "create_image": "tapfs.api.jobs",
+    "create": "tapfs.api.jobs",
     "create_snapshot": "tapfs.api.snapshots",
+    "damaged_files": "tapfs.api.verification",
     "delete_snapshot": "tapfs.api.snapshots",
+    "diff": "tapfs.api.differences",
     "disable_bitmap": "tapfs.api.bitmaps",
     "enable_bitmap": "tapfs.api.bitmaps",
+    "enter_sandbox": "tapfs.api.confining",
     "info": "tapfs.api.opening",
+    "measure": "tapfs.api.sizes",
     "merge_bitmap": "tapfs.api.bitmaps",
     "mount": "tapfs.api.mounts",
     "open": "tapfs.api.opening",
     "open_async": "tapfs.api.async_image",
     "open_file": "tapfs.api.opening",
     "package_info": "tapfs.api.opening",
-    "rebase": "tapfs.api.chains",
     "read_bitmap": "tapfs.api.bitmaps",
+    "rebase": "tapfs.api.chains",
     "remove_bitmap": "tapfs.api.bitmaps",
+    "remove_password": "tapfs.api.passwords",
     "repair": "tapfs.api.jobs",
+    "resize": "tapfs.api.sizes",
     "serve": "tapfs.api.servers",
     "snapshots": "tapfs.api.snapshots",
     "store_bitmap": "tapfs.api.bitmaps",
     "unmount": "tapfs.api.mounts",
+    "verify": "tapfs.api.verification",
+    "write_diff": "tapfs.api.differences",
+    "write_sidecar": "tapfs.api.verification",
 }
 
 

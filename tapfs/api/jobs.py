@@ -1,4 +1,4 @@
-"""Work on whole images: `create_image`, `check`, `repair`, `amend`, `compact`, `convert`, `compare` of `tapfs`."""
+"""Work on whole images: `create`, `check`, `repair`, `amend`, `compact`, `convert`, `compare` of `tapfs`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,33 @@ if TYPE_CHECKING:
     from tapfs.jobs.compact import CompactReport
     from tapfs.jobs.compare import Difference
     from tapfs.jobs.convert import CopyOptions
-    from tapfs.jobs.create import NewImage
 
 #: Called with the bytes that are done and the bytes in all.
 Progress = Callable[[int, int], None]
 
 
-def create_image(path: str | os.PathLike[str], new: NewImage, *, overwrite: bool = False) -> None:
-    """Create an empty image. Raises ImageError: exists, unless `overwrite`, if there is something already."""
-    from tapfs.jobs.create import create_image as create
+def create(
+    path: str | os.PathLike[str],
+    format: str,  # noqa: A002 - the word of the field
+    size: int | None = None,
+    *,
+    backing: str | None = None,
+    backing_format: str | None = None,
+    options: Mapping[str, str] | None = None,
+    password: bytes | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Create an empty image of `size` bytes. It is whole and durable when this returns; a crash before leaves nothing.
 
-    create(os.fsdecode(path), new, overwrite=overwrite)
+    With `backing` the image is an overlay over that parent, whose size it takes where none is given. The name is
+    written into the image as it is, and a relative one starts at the image's own folder. `options` are what
+    `tapfs create -o` takes. A `password` makes an encrypted image. Raises ImageError: exists, unless `overwrite`,
+    if there is something already.
+    """
+    from tapfs.jobs.create import NewImage, create_image
+
+    new = NewImage(format, size, backing, backing_format, dict(options or {}), password)
+    create_image(os.fsdecode(path), new, overwrite=overwrite)
 
 
 def check(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -13,17 +13,22 @@ from tapfs.disk.image import Image
 
 if TYPE_CHECKING:
     from tapfs.jobs.copying import CopyOptions
-    from tapfs.jobs.create import NewImage
     from tapfs.jobs.measure import Measured
 
 
 def measure(
     source: str | os.PathLike[str] | Image | Sequence[str | os.PathLike[str] | Image] | None,
-    new: NewImage,
     *,
-    name: str | os.PathLike[str] = "new-image",
+    target_format: str,
     format: str | None = None,  # noqa: A002 - the word of the field
     password: bytes | None = None,
+    size: int | None = None,
+    compressed: bool = False,
+    backing: str | None = None,
+    backing_format: str | None = None,
+    options: Mapping[str, str] | None = None,
+    target_password: bytes | None = None,
+    name: str | os.PathLike[str] = "new-image",
     bitmaps: bool = False,
     skip_broken_bitmaps: bool = False,
     copying: CopyOptions | None = None,
@@ -32,20 +37,21 @@ def measure(
     """How many bytes the files of a new image have, before anything of it is written.
 
     `source` is what `convert` would copy into it: the name of an image (`format` and `password` say how it is opened),
-    an open Image, or several of them; its size takes the place of a `size` of None. Without a source the image is
-    measured as `create_image` makes it. `new` says what the image is like; its password may be any. A VMDK of several
-    files holds its `name`, and a relative parent of `new` starts at the folder of that. `copying` is as for `convert`.
-    `bitmaps` measures those of the one source as well. Nothing is written. All data of the source is read. Raises
-    ImageError.
+    an open Image, or several of them. The new image gets its size, unless `size` says another one. Without a source
+    (None) the image is measured as `create` makes it. The other words are those of `convert`. A `target_password` may
+    be any. A VMDK of several files holds its `name`, and a relative `backing` starts at the folder of that. `bitmaps`
+    measures those of the one source as well. Nothing is written. All data of the source is read. Raises ImageError.
     """
-    from dataclasses import replace
-
     from tapfs.jobs.bitmap_copy import bitmaps_to_copy
+    from tapfs.jobs.create import NewImage
     from tapfs.jobs.measure import measure as measured
     from tapfs.jobs.sources import one_disk
 
+    def new(size: int | None) -> NewImage:
+        return NewImage(target_format, size, backing, backing_format, dict(options or {}), target_password, compressed)
+
     if source is None:
-        return measured(None, new, name=os.fsdecode(name), progress=progress)
+        return measured(None, new(size), name=os.fsdecode(name), progress=progress)
     given = [source] if isinstance(source, str | os.PathLike | Image) else source
     if bitmaps and len(given) > 1:
         raise ValueError("bitmaps are those of one disk, not of several")
@@ -54,7 +60,7 @@ def measure(
         disk = one_disk(images)
         return measured(
             disk,
-            new if new.size is not None else replace(new, size=disk.size),
+            new(disk.size if size is None else size),
             name=os.fsdecode(name),
             options=copying,
             bitmaps=bitmaps_to_copy(images[0], skip_broken=skip_broken_bitmaps) if bitmaps else None,

@@ -17,12 +17,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from tapfs.api.jobs import create_image
+from tapfs.api.jobs import create
 from tapfs.api.mounts import mount
 from tapfs.disk.probe import format_named, own_format_names
 from tapfs.driver import CreatableFormat
 from tapfs.errors import ErrorKind, ImageError, from_os_error
-from tapfs.jobs.create import NewImage
 
 #: Files with these endings are raw disks, whatever they begin with: a guest may write an image's header into one.
 RAW_ENDINGS = (".raw", ".img")
@@ -87,7 +86,7 @@ class Volumes:
         if template is None:
             ending = name.rpartition(".")[2]
             template = _RAW if name.endswith(RAW_ENDINGS) else ending if ending in templates() else _USUAL
-        create_image(self.path(name), NewImage(template, size))
+        create(self.path(name), template, size)
 
     def exists(self, name: str) -> bool:
         """Whether there is something of that name."""

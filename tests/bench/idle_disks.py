@@ -60,7 +60,7 @@ def devices(count: int) -> list[Device]:
 def make_image(folder: Path, device: Device, image_format: str) -> Path:
     """An empty image of 1 GiB for a disk."""
     path = folder / f"{device.key}.{image_format}"
-    tapfs.create_image(str(path), tapfs.NewImage(format=image_format, size=1024 * MIB))
+    tapfs.create(str(path), image_format, 1024 * MIB)
     return path
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import tapfs
-from tapfs import NewImage
 from tests.crash.recorded import crashes_of_files, record_files
 
 SIZE = 2 << 20
@@ -48,11 +47,9 @@ def content(path: Path, format_name: str, parents: list[str]) -> bytes:
 def make_chain(folder: Path, kind: str, choice: random.Random) -> tuple[Path, Path]:
     base_format, base_options, over_format, over_options = CHAINS[kind]
     base, over = folder / "base.img", folder / "over.img"
-    tapfs.create_image(base, NewImage(base_format, SIZE, options=base_options))
+    tapfs.create(base, base_format, SIZE, options=base_options)
     scribble(base, base_format, base_format, choice, 25)
-    tapfs.create_image(
-        over, NewImage(over_format, SIZE, backing="base.img", backing_format=base_format, options=over_options)
-    )
+    tapfs.create(over, over_format, SIZE, backing="base.img", backing_format=base_format, options=over_options)
     scribble(over, over_format, base_format, choice, 25)
     return base, over
 
@@ -99,7 +96,7 @@ def rebase(folder: Path, kind: str, seed: str) -> int:
     base_format, base_options, over_format, _ = CHAINS[kind]
     _, over = make_chain(folder, kind, choice)
     other = folder / "another-with-a-longer-name.img"
-    tapfs.create_image(other, NewImage(base_format, SIZE, options=base_options))
+    tapfs.create(other, base_format, SIZE, options=base_options)
     scribble(other, base_format, base_format, choice, 25)
     before = content(over, over_format, [base_format])
 

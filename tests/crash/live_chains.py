@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import tapfs
-from tapfs import NewImage
 from tests.crash import live_commit
 from tests.crash.live_commit import COMPLETE, SIZE, writes
 from tests.crash.recorded import crashes_of_files, record_files
@@ -44,12 +43,10 @@ def live_commit_crashes(folder: Path, kind: str, seed: str) -> int:
     over_format, base_format, options = CHAINS[kind]
     base, over, marks = folder / "base.img", folder / "over.img", folder / "marks"
     choice, model = random.Random(seed), bytearray(SIZE)
-    tapfs.create_image(base, NewImage(base_format, SIZE, options=options))
+    tapfs.create(base, base_format, SIZE, options=options)
     scribble(base, base_format, choice, model)
     over_options = options if over_format == base_format else {}
-    tapfs.create_image(
-        over, NewImage(over_format, SIZE, backing="base.img", backing_format=base_format, options=over_options)
-    )
+    tapfs.create(over, over_format, SIZE, backing="base.img", backing_format=base_format, options=over_options)
     scribble(over, over_format, choice, model)
     marks.write_bytes(bytes(SECTOR))
     # What each sector may hold after so many flushes.

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import NewImage
 from tapfs.jobs import commit
 from tests.crash import chains
 from tests.crash.chains import CHAINS, SIZE, content, crash_everywhere, scribble
@@ -29,7 +28,7 @@ def test_a_crash_in_a_rebase_that_packs_leaves_the_disk_as_it_was(tmp_path: Path
     for path, letters in ((base, b"abc"), (other, b"xyz")):
         path.write_bytes(b"".join(bytes([letter]) * (SIZE // 3) for letter in letters).ljust(SIZE, b"\0"))
     over_options = {"cluster_size": "4096", "refcount_bits": "8"}
-    tapfs.create_image(over, NewImage("qcow2", SIZE, backing="base.img", backing_format="raw", options=over_options))
+    tapfs.create(over, "qcow2", SIZE, backing="base.img", backing_format="raw", options=over_options)
     scribble(over, "qcow2", "raw", random.Random(8), 25)
     before = content(over, "qcow2", ["raw"])
     packed = 0

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import NewImage
 from tests import filled_file_systems as filled
 from tests.crash.recorded import crashes, record
 
@@ -52,8 +51,7 @@ def test_a_crash_takes_nothing_that_is_in_use(
     if over_parent:
         backing = str(tmp_path / "parent.raw")
         Path(backing).write_bytes(b"\xa5" * SIZE)
-    new = NewImage(format_name, SIZE, backing=backing, backing_format=backing and "raw", options=options)
-    tapfs.create_image(image, new)
+    tapfs.create(image, format_name, SIZE, backing=backing, backing_format=backing and "raw", options=options)
     with tapfs.open(image, format=format_name, writable=True) as opened:
         opened.write(0, content)
     before = image.read_bytes()

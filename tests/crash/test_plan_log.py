@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tapfs
-from tapfs import ErrorKind, Image, ImageError, NewImage
+from tapfs import ErrorKind, Image, ImageError
 from tapfs.disk.chain import OpenOptions
 from tapfs.disk.opening import open_image
 from tapfs.disk.plan_log import PlanLog, PlannedFile, merged_additions
@@ -187,7 +187,8 @@ class Killed:
         if backing is not None:
             self.content[:] = random.Random(1).randbytes(SIZE)
             backing.write_bytes(self.content)
-        new = NewImage(
+        tapfs.create(
+            str(self.path),
             self.format,
             SIZE,
             backing=None if backing is None else str(backing),
@@ -195,7 +196,6 @@ class Killed:
             options=OPTIONS.get(kind, {}),
             password=self.password,
         )
-        tapfs.create_image(str(self.path), new)
         self.image = self._open()
         self.checked = 0
         self.checking = False

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import NewImage
 from tests.crash.recorded import SECTOR, Event, Mark, crashes, record
 
 SIZE = 6 << 20
@@ -91,7 +90,7 @@ def test_a_crash_leaves_a_sound_image_with_all_that_was_acknowledged(tmp_path: P
         if format_name in OF_THEIR_OWN:
             raw, backing = backing, str(tmp_path / "parent")
             tapfs.convert(raw, backing, format="raw", target_format=format_name)
-    tapfs.create_image(str(image), NewImage(format_name, SIZE, backing=backing, options=options))
+    tapfs.create(str(image), format_name, SIZE, backing=backing, options=options)
     content = image.read_bytes()
 
     program = str(Path(__file__).with_name("writer.py"))

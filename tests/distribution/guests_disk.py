@@ -95,7 +95,7 @@ async def _main(folder: Path, image: Path) -> None:
 
 if __name__ == "__main__":
     theirs = Path("/srv/guest.qcow")
-    tapfs.create_image(str(theirs), tapfs.NewImage(format="qcow", size=SIZE))
+    tapfs.create(str(theirs), "qcow", SIZE)
     # It is somebody else's, and nobody else's to read.
     os.chown(theirs, 1000, 1000)
     theirs.chmod(0o600)

@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import tapfs
-from tapfs import NewImage
 from tapfs.errors import ImageError
 from tests import nbd_client as nbd
 from tests import vhost_front_end as virtio
@@ -92,7 +91,7 @@ def _copied(format_name: str, *, compressed: bool, source: str) -> Entry:
 def _prepare_chain(folder: Path) -> None:
     below = str(_image(folder))
     for name in ("one", "two", "three"):
-        tapfs.create_image(folder / name, NewImage("qcow2", _SIZE, backing=below, backing_format="qcow2"))
+        tapfs.create(folder / name, "qcow2", _SIZE, backing=below, backing_format="qcow2")
         with tapfs.open(folder / name, format="qcow2", writable=True) as disk:
             disk.write(len(name) * 70000, _DATA)
         below = str(folder / name)
@@ -104,7 +103,7 @@ def _chain(folder: Path) -> object:
 
 
 def _prepare_luks(folder: Path) -> None:
-    tapfs.create_image(folder / "luks", NewImage("luks", _SIZE, password=_PASSWORD, options={"iter-time": "1"}))
+    tapfs.create(folder / "luks", "luks", _SIZE, password=_PASSWORD, options={"iter-time": "1"})
 
 
 def _luks(folder: Path) -> object:

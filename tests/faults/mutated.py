@@ -14,6 +14,7 @@ from pathlib import Path
 
 import tapfs
 from tapfs.errors import ImageError
+from tapfs.jobs.create import NewImage
 from tapfs.testing.hostile import damage
 
 _SIZE = 2 << 20
@@ -92,7 +93,7 @@ class Mutations:
     def _written(self, options: dict[str, str], *, format_name: str = "qcow", **new: object) -> bytes:
         path = self._folder / "seed"
         path.unlink(missing_ok=True)
-        tapfs.create_image(str(path), tapfs.NewImage(format_name, _SIZE, options=options, **new))  # type: ignore[arg-type]
+        tapfs.create(str(path), format_name, _SIZE, options=options, **new)  # type: ignore[arg-type]
         with tapfs.open(path, format=format_name, writable=True, password=_PASSWORD) as disk:
             for _ in range(12):
                 offset = self._choice.randrange(_SIZE - 9000)
@@ -122,7 +123,7 @@ class Mutations:
         source, path = self._folder / "source", self._folder / "compressed"
         source.write_bytes(b"abc" * 100_000 + bytes(100_000) + b"x" * 50_000)
         with tapfs.open(source, format="raw") as disk:
-            convert_to_new(disk, str(path), tapfs.NewImage("qcow", disk.size), compressed=True)
+            convert_to_new(disk, str(path), NewImage("qcow", disk.size), compressed=True)
         return path.read_bytes()
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 import trio
 
 import tapfs
-from tapfs import NewImage
 from tapfs.nbd.negotiation import Negotiation, Rejected
 from tapfs.nbd.sockets import PlainChannel
 from tapfs.testing.hostile import damage
@@ -36,7 +35,7 @@ def run(seed: int, streams: int, folder: Path) -> str:
     counted: Counter[str] = Counter()
     kind = _KINDS[seed % len(_KINDS)]
     path = folder / "image"
-    tapfs.create_image(path, NewImage(kind, _SIZE))
+    tapfs.create(path, kind, _SIZE)
     with Served(tapfs.open(path, format=kind, writable=True)) as server:
         for _ in range(streams):
             counted[_send_requests(server, choice)] += 1

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import tapfs
+from tapfs.jobs.create import NewImage
 
 #: "-direct" is O_DIRECT; "blktap" is its live fast path, which allocates as blktap did.
 KINDS = (
@@ -156,7 +157,8 @@ def make(kind: str, choice: random.Random, folder: Path, *, size: int | None = N
         with tapfs.open(source, format="raw") as disk:
             _compress(disk, path, format_name, creation)
     else:
-        new = tapfs.NewImage(
+        tapfs.create(
+            str(path),
             format_name,
             size,
             backing=None if backing is None else str(backing),
@@ -164,7 +166,6 @@ def make(kind: str, choice: random.Random, folder: Path, *, size: int | None = N
             options=creation,
             password=options.get("password"),
         )
-        tapfs.create_image(str(path), new)
     return Scene(kind, path, content, options)
 
 
@@ -180,7 +181,7 @@ def _qcow2_options(base: str, choice: random.Random) -> dict[str, str]:
 def _compress(disk: tapfs.Image, path: Path, format_name: str, creation: dict[str, str]) -> None:
     from tapfs.jobs.convert import convert_to_new
 
-    convert_to_new(disk, str(path), tapfs.NewImage(format_name, disk.size, options=creation), compressed=True)
+    convert_to_new(disk, str(path), NewImage(format_name, disk.size, options=creation), compressed=True)
 
 
 def _fill(content: bytearray, choice: random.Random, end: int) -> None:

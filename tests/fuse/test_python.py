@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tests.fuse.conftest import MIB, ext4
 from tests.unit.partitions.test_tables import partitioned
 
@@ -33,7 +33,7 @@ def mountpoint(tmp_path: Path) -> Path:
 @pytest.fixture
 def qcow(tmp_path: Path) -> Path:
     path = tmp_path / "disk.qcow"
-    tapfs.create_image(path, NewImage("qcow", SIZE))
+    tapfs.create(path, "qcow", SIZE)
     return path
 
 
@@ -76,7 +76,7 @@ def test_the_error_of_the_mounting_process_is_raised(qcow: Path, mountpoint: Pat
 
 def test_a_password_reaches_the_image_and_nobody_else(tmp_path: Path, mountpoint: Path) -> None:
     path = tmp_path / "secret.qcow"
-    tapfs.create_image(path, NewImage("qcow", SIZE, password=b"pass\xffword"))
+    tapfs.create(path, "qcow", SIZE, password=b"pass\xffword")
     with tapfs.open(path, writable=True, password=b"pass\xffword") as disk:
         disk.write(0, b"plain")
     with tapfs.mount(path, mountpoint, password=b"pass\xffword", engine="native") as mounted:
@@ -144,7 +144,7 @@ def test_reads_are_verified_where_a_program_asks_for_it(qcow: Path, mountpoint: 
 
 def test_snapshots_are_shown_by_pyfuse3_as_well(mountpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "disk.qcow2"
-    tapfs.create_image(path, NewImage("qcow2", SIZE))
+    tapfs.create(path, "qcow2", SIZE)
     with tapfs.open(path, writable=True) as disk:
         disk.write(0, b"before")
     tapfs.create_snapshot(path, "monday")

@@ -49,7 +49,7 @@ def test_a_delta_and_a_stream(mounts: Mounts, tmp_path: Path) -> None:
     directory = mounts.mount(packed)
     assert (directory / "disk").read_bytes() == disk
     mounts.umount(directory)
-    tapfs.create_image(child, tapfs.NewImage("vmdk", None, backing=str(base), backing_format="vmdk"))
+    tapfs.create(child, "vmdk", backing=str(base), backing_format="vmdk")
     directory = mounts.mount(child, "--rw")
     with (directory / "disk").open("r+b") as file:
         file.seek(MIB + 1000)

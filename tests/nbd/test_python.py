@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 
 MIB = 1 << 20
 
@@ -21,7 +21,7 @@ def _runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_program_serves_a_disk_and_closes_the_server(tmp_path: Path) -> None:
     image = tmp_path / "image.qcow2"
-    tapfs.create_image(image, NewImage("qcow2", MIB))
+    tapfs.create(image, "qcow2", MIB)
     with tapfs.serve(image, writable=True, name="a disk") as server:
         assert server.uri.startswith("nbd+unix:///a%20disk?socket=")
         assert str(server.pid) in os.listdir("/proc")
@@ -35,7 +35,7 @@ def test_a_program_serves_a_disk_and_closes_the_server(tmp_path: Path) -> None:
 
 def test_a_server_may_end_with_its_last_client(tmp_path: Path) -> None:
     image = tmp_path / "image.qcow2"
-    tapfs.create_image(image, NewImage("qcow2", MIB))
+    tapfs.create(image, "qcow2", MIB)
     server = tapfs.serve(image, temporary=True, socket=tmp_path / "s", exit_when_idle=True)
     subprocess.run(["nbdinfo", server.uri], check=True, capture_output=True)
     server.wait()

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import NewImage
 from tapfs.errors import CODES, ErrorKind
 from tests import nbd_client as nbd
 from tests.fuse.conftest import wait_for
@@ -92,7 +91,7 @@ def test_clients_of_others_read_and_write_what_tapfs_serves(
     start: Start, tmp_path: Path, disk: Path, kind: str
 ) -> None:
     image, copy = tmp_path / f"image.{kind}", tmp_path / "copy.raw"
-    tapfs.create_image(image, NewImage(kind, 8 * MIB))
+    tapfs.create(image, kind, 8 * MIB)
     server = start(image, "-f", kind, "--rw")
     assert server.uri == f"nbd+unix:///?socket={server.path}"
     run("nbdcopy", "--flush", disk, server.uri)
@@ -125,7 +124,7 @@ def test_clients_of_others_read_and_write_what_tapfs_serves(
 
 def test_the_newest_qemu_reads_and_writes_by_extended_headers(start: Start, tmp_path: Path) -> None:
     image, large = tmp_path / "image.qcow2", 6 << 30
-    tapfs.create_image(image, NewImage("qcow2", large))
+    tapfs.create(image, "qcow2", large)
     server = start(image, "--rw")
     words = ["-c", "write -P 7 5G 3M", "-c", "write -P 8 5G 64k", "-c", "write -zun 1G 4G", "-c", "flush"]
     run(newest_qemu("qemu-io"), "-f", "raw", server.uri, *words, "-c", "read -P 7 5242944k 1M", "-c", "read -P 0 1G 1M")
@@ -141,7 +140,7 @@ def test_the_newest_qemu_reads_and_writes_by_extended_headers(start: Start, tmp_
 
 def test_what_was_flushed_outlives_a_kill_of_the_server(start: Start, tmp_path: Path) -> None:
     image = tmp_path / "image.qcow2"
-    tapfs.create_image(image, NewImage("qcow2", 8 * MIB))
+    tapfs.create(image, "qcow2", 8 * MIB)
     server = start(image, "--rw")
     client = server.connect()
     assert client.ask(nbd.WRITE, 0, data=b"f" * MIB).error == 0
@@ -163,7 +162,7 @@ def test_what_was_flushed_outlives_a_kill_of_the_server(start: Start, tmp_path: 
 def test_a_killed_client_loses_nothing_that_was_flushed_and_leaves_nothing(start: Start, tmp_path: Path) -> None:
     """One flushes, and one writes on and on and is killed; others are served before, meanwhile and after."""
     image = tmp_path / "image.qcow2"
-    tapfs.create_image(image, NewImage("qcow2", 64 * MIB))
+    tapfs.create(image, "qcow2", 64 * MIB)
     server = start(image, "--rw")
     other = server.connect()
     descriptors = Path(f"/proc/{server.process.pid}/fd")
@@ -260,7 +259,7 @@ def test_it_ends_with_its_last_client_if_it_is_told_to(start: Start, disk: Path)
 
 def test_several_images_are_exports_under_their_names(start: Start, disk: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.qcow2"
-    tapfs.create_image(other, NewImage("qcow2", MIB))
+    tapfs.create(other, "qcow2", MIB)
     server = start(disk, other, "--name", "first one")
     assert server.uri == f"nbd+unix:///first%20one?socket={server.path}"
     exports = json.loads(run("nbdinfo", "--list", "--json", f"nbd+unix:///?socket={server.path}"))["exports"]
@@ -395,7 +394,7 @@ def test_each_of_several_exports_is_one_disk_and_a_killed_server_is_none(
     runtime = tmp_path / "runtime"
     monkeypatch.setenv("TAPFS_RUNTIME_DIR", str(runtime))
     other = tmp_path / "other.qcow2"
-    tapfs.create_image(other, NewImage("qcow2", MIB))
+    tapfs.create(other, "qcow2", MIB)
     server = start(disk, other, "--temp", "--tcp", "127.0.0.1:0")
     found = json.loads(asked(tapfs_command, "list", "--json"))["served"]
     assert [(each["path"], each["name"], len(each["addresses"])) for each in found] == [

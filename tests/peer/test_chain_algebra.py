@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import tapfs as api
-from tapfs import NewImage
 from tests.conftest import Ran
 from tests.peer.newest_qemu import newest_qemu
 from tests.peer.test_convert import MIB, qemu
@@ -48,9 +47,9 @@ def scribble(path: Path, name: str, seed: str) -> None:
 def chain(folder: Path, base_format: str, options: dict[str, str]) -> tuple[Path, Path, Path]:
     """A base, an overlay, and the disk of the overlay as a raw file."""
     base, over, disk = folder / "base.img", folder / "over.qcow2", folder / "disk.raw"
-    api.create_image(base, NewImage(base_format, SIZE))
+    api.create(base, base_format, SIZE)
     scribble(base, base_format, "base")
-    api.create_image(over, NewImage("qcow2", SIZE, backing="base.img", backing_format=base_format, options=options))
+    api.create(over, "qcow2", SIZE, backing="base.img", backing_format=base_format, options=options)
     scribble(over, "qcow2", "over")
     api.convert(over, disk, target_format="raw")
     return base, over, disk
@@ -94,7 +93,7 @@ def test_both_commit_the_same(tmp_path: Path, tapfs: Run, base_format: str, peer
 def test_qemu_reads_what_was_rebased(tmp_path: Path, tapfs: Run, base_format: str, options: str, peer: str) -> None:
     _, over, disk = chain(tmp_path, base_format, OVERLAYS[options])
     other = tmp_path / "other.img"
-    api.create_image(other, NewImage(base_format, SIZE // 2))
+    api.create(other, base_format, SIZE // 2)
     with api.open(other, format=base_format, writable=True) as image:
         image.write(MIB, b"o" * MIB)
     for backing in (("-b", "other.img", "-F", base_format), ("-b", ""), ("-b", str(other), "-B", base_format)):

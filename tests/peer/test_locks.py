@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, Image, ImageError, NewImage
+from tapfs import ErrorKind, Image, ImageError
 from tapfs.disk.chain import OpenOptions
 from tapfs.disk.opening import open_image
 from tapfs.host.lock import Sharing, only_read_from_now_on, refuse_other_writers
@@ -20,7 +20,7 @@ from tapfs.host.lock import Sharing, only_read_from_now_on, refuse_other_writers
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     path = tmp_path / "disk.qcow"
-    tapfs.create_image(str(path), NewImage("qcow", 1 << 20))
+    tapfs.create(str(path), "qcow", 1 << 20)
     return path
 
 

@@ -30,7 +30,7 @@ def test_qemu_measures_the_same_disk_the_same(tmp_path: Path) -> None:
         file.truncate((5 << 20) + 512)
     for option in OPTIONS:
         name, _, value = option.partition("=")
-        found = tapfs.measure(disk, tapfs.NewImage("qcow2", None, options={name: value}), format="raw")
+        found = tapfs.measure(disk, target_format="qcow2", options={name: value}, format="raw")
         told = of_qemu("-o", option, "-f", "raw", str(disk))
         assert (found.required, found.fully_allocated) == (told["required"], told["fully-allocated"]), option
 
@@ -39,7 +39,7 @@ def test_qemu_measures_the_same_disk_the_same(tmp_path: Path) -> None:
 def test_qemu_counts_the_tables_of_a_whole_empty_disk() -> None:
     for option in OPTIONS:
         name, _, value = option.partition("=")
-        found = tapfs.measure(None, tapfs.NewImage("qcow2", 300 << 20, options={name: value}))
+        found = tapfs.measure(None, target_format="qcow2", size=300 << 20, options={name: value})
         told = of_qemu("-o", option, "--size", str(300 << 20))
         assert found.fully_allocated == told["fully-allocated"], option
         assert found.required < told["required"], option

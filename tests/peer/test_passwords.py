@@ -54,7 +54,7 @@ def test_qemu_opens_with_the_passwords_that_are_there(tapfs: Run, tmp_path: Path
 def test_python_adds_and_removes_passwords(tmp_path: Path) -> None:
     image = tmp_path / "image"
     options = {"encrypt.iter-time": "1"}
-    api.create_image(image, api.NewImage("qcow2", 65536, options=options, password=b"one"))
+    api.create(image, "qcow2", 65536, options=options, password=b"one")
     api.add_password(image, b"two", password=b"one", milliseconds=1)
     api.remove_password(image, b"one", password=b"two")
     for password, kind in ((b"one", ErrorKind.DENIED), (b"two", None)):

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import NewImage
 from tapfs.disk.chain import OpenOptions
 from tapfs.disk.probe import format_named
 from tapfs.driver import Ability, DescribedFormat
@@ -65,8 +64,7 @@ class RandomChain:
         size = choice.randrange(3, 9) * 512 * 1024 // 1024 * 512 + choice.choice([0, 512, 5 * 512])
         backing = None if over is None else self.names[over]
         parent_format = None if over is None else self.formats[over]
-        new = NewImage(name, size, backing=backing, backing_format=parent_format, options=options)
-        tapfs.create_image(self.folder / file, new)
+        tapfs.create(self.folder / file, name, size, backing=backing, backing_format=parent_format, options=options)
         return file, name, size
 
     def grow(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import Image, NewImage
+from tapfs import Image
 from tapfs.disk.chain_map import map_chain
 from tapfs.extent import Range
 from tapfs.kernel._engine import ffi
@@ -61,7 +61,8 @@ def make(kind: str, folder: Path, seed: int) -> Callable[..., Image]:
         size = SIZE - 500_224 * (len(layers) - 1 - number)
         name = "raw" if layer in ("raw", "packed") else "qcow"
         options = {"blktap": "on"} if layer == "blktap" else {"cluster_size": chance.choice(["512", "4096", "65536"])}
-        new = NewImage(
+        tapfs.create(
+            path,
             name,
             size,
             backing=below,
@@ -69,7 +70,6 @@ def make(kind: str, folder: Path, seed: int) -> Callable[..., Image]:
             options={} if name == "raw" else options,
             password=password,
         )
-        tapfs.create_image(path, new)
         with tapfs.open(path, format=name, writable=True, password=password, backing_formats=formats) as disk:
             scatter(disk, chance)
         if layer == "packed":

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import Image, NewImage
+from tapfs import Image
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.kernel.ranges import data_ranges
 
@@ -24,7 +24,7 @@ FORMATS = {"vdi": {}, "vhd": {}, "vhdx": {"block_size": "8388608"}, "qcow2": {"c
 def written(folder: Path, name: str, chance: random.Random) -> Path:
     """An image whose disk has pieces of 512 bytes to 300 KiB at random places."""
     path = folder / f"disk.{name}"
-    tapfs.create_image(str(path), NewImage(name, SIZE, options=FORMATS[name]))
+    tapfs.create(str(path), name, SIZE, options=FORMATS[name])
     with tapfs.open(str(path), format=name, writable=True) as disk:
         for _ in range(40):
             length = chance.choice([512, 4096, 4096, 65536, 300_000])

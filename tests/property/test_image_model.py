@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 import tapfs
-from tapfs import NewImage
 from tapfs.host import ram
 from tapfs.kernel._engine import ffi
 from tapfs.kernel.writes import Segments
@@ -79,10 +78,7 @@ class ImageModel(RuleBasedStateMachine):
             content = bytes((seed + i // 700) % 251 for i in range(PARENT_SIZE))
             Path(backing).write_bytes(content)
             self.bytes[:PARENT_SIZE] = content
-        tapfs.create_image(
-            self.name,
-            NewImage(self.format, SIZE, backing=backing, options=options, password=self.password),
-        )
+        tapfs.create(self.name, self.format, SIZE, backing=backing, options=options, password=self.password)
         self.open()
 
     def open(self) -> None:

@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tapfs
-from tapfs import NewImage
 from tapfs.kernel.nbd_server import decode
 from tests import nbd_client as nbd
 from tests.unit.nbd.served import Served
@@ -66,7 +65,7 @@ def test_a_served_disk_is_an_array_of_bytes(style: int, kind: str) -> None:
     def check(asked: list[tuple[int, int, int, int]], fill: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "image")
-            tapfs.create_image(path, NewImage(kind, SIZE))
+            tapfs.create(path, kind, SIZE)
             compare(path, kind, style, asked, fill)
 
     check()

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tapfs
-from tapfs import NewImage
 from tapfs.vhost.messages import Kind, MalformedError, read_header, read_payload
 from tests import vhost_front_end as virtio
 from tests.unit.vhost.served import Served
@@ -44,7 +43,7 @@ def test_the_codec_reads_or_refuses(header: bytes, kind: Kind, payload: bytes) -
 def test_any_messages_leave_the_next_front_end_served() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "disk.qcow2")
-        tapfs.create_image(path, NewImage("qcow2", 1 << 20))
+        tapfs.create(path, "qcow2", 1 << 20)
         with Served(tapfs.open(path, format="qcow2", writable=True)) as served:
 
             @settings(max_examples=15, deadline=None, suppress_health_check=_ALLOWED_CHECKS)

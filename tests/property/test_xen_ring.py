@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 import tapfs
-from tapfs import NewImage
 from tapfs.kernel.xen_ring import Grants
 from tests.unit.xen.xen_rings import DOMAIN, Served, new_machine, pattern
 from tests.xen import blkif
@@ -300,7 +299,7 @@ class RingModel(RuleBasedStateMachine):
     def begin(self, abi: Abi, grants: Grants) -> None:
         self.folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="ring-")))
         self.machine = self.stack.enter_context(new_machine())
-        tapfs.create_image(str(self.folder / "disk"), NewImage("qcow", MODEL_SIZE))
+        tapfs.create(str(self.folder / "disk"), "qcow", MODEL_SIZE)
         self.image = tapfs.open(self.folder / "disk", writable=True)
         self.frontend = self.stack.enter_context(
             Frontend(

@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 
 import tapfs
-from tapfs import NewImage
 from tapfs.errors import CODES, EXIT_USAGE
 from tapfs.testing.model import MemoryFile
 from tests.conftest import REPOSITORY
@@ -129,8 +128,7 @@ def _changed(disk: bytes) -> bytes:
 def _commit(format_name: str, base_format: str) -> Command:
     def prepare(folder: Path) -> None:
         _image(base_format, folder)
-        over = NewImage(format_name, SIZE, backing=str(folder / "image"), backing_format=base_format)
-        tapfs.create_image(folder / "over", over)
+        tapfs.create(folder / "over", format_name, SIZE, backing=str(folder / "image"), backing_format=base_format)
         with tapfs.open(folder / "over", format=format_name, writable=True, backing_formats=[base_format]) as disk:
             for _, offset, data in WRITES:
                 disk.write(offset, data)

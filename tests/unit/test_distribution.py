@@ -155,7 +155,7 @@ def test_the_kit_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(str(installed))
-    create = f"import tapfs; tapfs.create_image({str(tmp_path / 'a')!r}, tapfs.NewImage('qcow', 1 << 20))"
+    create = f"import tapfs; tapfs.create({str(tmp_path / 'a')!r}, 'qcow', 1 << 20)"
     create += f"; tapfs.open({str(tmp_path / 'a')!r}, writable=True).close()"
     subprocess.run([sys.executable, "-c", create], cwd=tmp_path, env=environment, check=True)
 

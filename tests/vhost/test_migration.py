@@ -22,7 +22,6 @@ from typing import Any
 import pytest
 
 import tapfs
-from tapfs import NewImage
 from tests import vhost_front_end as virtio
 from tests.vhost.test_serving import connected, serving
 from tests.vhost_front_end import FrontEnd, Ring
@@ -106,7 +105,7 @@ def machine(folder: Path, name: str, disk: Path, *words: str) -> Generator[Machi
 
 def test_a_guest_migrates_with_its_disk(tapfs_command: list[str], tmp_path: Path) -> None:
     image, disk, way = tmp_path / "disk.qcow2", tmp_path / "disk.sock", tmp_path / "way.sock"
-    tapfs.create_image(image, NewImage("qcow2", SIZE))
+    tapfs.create(image, "qcow2", SIZE)
     with tapfs.open(image, writable=True) as opened:
         opened.write(0, build_guest(tmp_path))
     with serving(tapfs_command, image, "--rw", "--vhost-user", disk) as server, ExitStack() as machines:

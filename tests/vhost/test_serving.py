@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import tapfs
-from tapfs import NewImage
 from tests import vhost_front_end as virtio
 from tests.vhost_front_end import FrontEnd, Ring
 
@@ -45,7 +44,7 @@ def connected(path: Path, before: FrontEnd | None = None) -> FrontEnd:
 
 def test_a_killed_server_is_a_pause(tapfs_command: list[str], tmp_path: Path) -> None:
     image, path = tmp_path / "disk.qcow2", tmp_path / "disk.sock"
-    tapfs.create_image(image, NewImage("qcow2", SIZE))
+    tapfs.create(image, "qcow2", SIZE)
     words = (image, "--rw", "--vhost-user", path)
     choice = random.Random(5)
     written: dict[int, int] = {}
@@ -117,7 +116,7 @@ def test_a_killed_server_is_a_pause(tapfs_command: list[str], tmp_path: Path) ->
 
 def test_a_plan_that_may_not_fit_any_more_is_not_executed(tapfs_command: list[str], tmp_path: Path) -> None:
     image, path, runtime = tmp_path / "disk.qcow2", tmp_path / "disk.sock", tmp_path / "run"
-    tapfs.create_image(image, NewImage("qcow2", SIZE))
+    tapfs.create(image, "qcow2", SIZE)
     command = ["env", f"TAPFS_RUNTIME_DIR={runtime}", *tapfs_command]
     with serving(command, image, "--rw", "--vhost-user", path) as server:
         assert server.stdout is not None
@@ -174,7 +173,7 @@ def test_a_guest_waits_while_paused_and_a_kill_after_a_swap_loses_nothing(
     tapfs_command: list[str], tmp_path: Path
 ) -> None:
     image, path, snapshot = tmp_path / "disk.qcow2", tmp_path / "disk.sock", tmp_path / "monday.qcow2"
-    tapfs.create_image(image, NewImage("qcow2", SIZE))
+    tapfs.create(image, "qcow2", SIZE)
 
     def ask(*words: object) -> str:
         done = [*tapfs_command, str(words[0]), "--served", str(path), *map(str, words[1:])]

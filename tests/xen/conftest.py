@@ -10,7 +10,6 @@ import pytest
 import trio
 
 import tapfs
-from tapfs import NewImage
 from tapfs.xen.host import MACHINE_VARIABLE, Host, find_host
 from tapfs.xen.xenstore.client import XenStore, connect
 from tests.xen.disk_device import DISK_BYTES, Devices
@@ -70,7 +69,7 @@ def raw(tmp_path: Path) -> Path:
 def qcow(tmp_path: Path) -> Path:
     """An empty qcow disk."""
     path = tmp_path / "disk.qcow"
-    tapfs.create_image(str(path), NewImage("qcow", DISK_BYTES))
+    tapfs.create(str(path), "qcow", DISK_BYTES)
     return path
 
 

@@ -174,7 +174,7 @@ async def test_swap_takes_a_live_snapshot(
     supervised: SupervisorProcess, machine: Machine, store: XenStore, tmp_path: Path
 ) -> None:
     disk_path, kept = tmp_path / "disk.qcow", tmp_path / "monday.qcow"
-    tapfs.create_image(str(disk_path), tapfs.NewImage(format="qcow", size=SIZE))
+    tapfs.create(str(disk_path), "qcow", SIZE)
     await ok("attach", f"tap:qcow:{disk_path}", *NAMED)
     async with guest_disk(machine, disk()) as driver:
         await trio.to_thread.run_sync(driver.frontend.write, 0, b"a" * SECTOR)

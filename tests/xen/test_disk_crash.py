@@ -10,7 +10,6 @@ import pytest
 import trio
 
 import tapfs
-from tapfs import NewImage
 from tapfs.xen.device import State
 from tests.xen.disk_device import DONE, STOPPED, Devices, opened_when_free
 from tests.xen.frontend import Frontend, Ring
@@ -89,8 +88,9 @@ async def test_killed_again_and_again_under_load(devices: Devices, tmp_path: Pat
     if kind == "raw":
         path.write_bytes(base.read_bytes())
     else:
-        new = NewImage(format_name, SIZE, backing=str(below) if over else None, backing_format=over, options=options)
-        tapfs.create_image(str(path), new)
+        tapfs.create(
+            str(path), format_name, SIZE, backing=str(below) if over else None, backing_format=over, options=options
+        )
     disk = await devices.serve(f"tap:{format_name}:{path}", queues=QUEUES)
     await disk.store.write(f"{disk.device.backend}/multi-queue-max-queues", QUEUES)
     async with devices.guest(disk, queues=QUEUES, ring_pages=2) as guest:
@@ -136,7 +136,7 @@ async def test_killed_again_and_again_under_load(devices: Devices, tmp_path: Pat
 async def test_a_plan_of_another_disks_life_is_not_executed(devices: Devices, tmp_path: Path) -> None:
     """The device is taken away while its process is dead, and another of the same number serves the image later."""
     path = tmp_path / "disk.qcow"
-    tapfs.create_image(str(path), NewImage("qcow", SIZE))
+    tapfs.create(str(path), "qcow", SIZE)
     disk = await devices.serve(f"tap:qcow:{path}")
     async with devices.guest(disk) as guest:
         (await guest.connect()).write(0, b"lost" * 128)

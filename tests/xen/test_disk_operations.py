@@ -17,7 +17,7 @@ import trio
 import trio.testing
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tapfs.xen.device import State
 from tapfs.xen.xenstore.wire import Message, Operation
 from tests.xen import xenstored as xenstored_server
@@ -202,7 +202,7 @@ async def test_snapshots_on_snapshots_survive_a_kill(devices: Devices, raw: Path
     """The disk below is raw and looks like a qcow image with a backing file: a guest can write that."""
     disk = await devices.serve(f"tap:aio:{raw}")
     forged = tmp_path / "forged.qcow"
-    tapfs.create_image(str(forged), NewImage("qcow", SIZE, backing="/etc/passwd", backing_format="raw"))
+    tapfs.create(str(forged), "qcow", SIZE, backing="/etc/passwd", backing_format="raw")
     header = forged.read_bytes()[:4096].ljust(4096, b"\0")
     async with devices.guest(disk) as guest:
         frontend = await guest.connect()
@@ -248,7 +248,7 @@ async def test_a_larger_overlay_is_a_larger_disk(devices: Devices, qcow: Path, t
 
 async def test_an_empty_overlay_that_is_there_is_taken_up(devices: Devices, qcow: Path, tmp_path: Path) -> None:
     overlay = tmp_path / "over"
-    tapfs.create_image(str(overlay), NewImage("qcow", None, backing=str(qcow), backing_format="qcow"))
+    tapfs.create(str(overlay), "qcow", backing=str(qcow), backing_format="qcow")
     disk = await devices.serve(f"tap:qcow:{qcow}", write_base=1)
     async with devices.guest(disk) as guest:
         frontend = await guest.connect()
@@ -261,7 +261,7 @@ async def test_an_empty_overlay_that_is_there_is_taken_up(devices: Devices, qcow
 async def test_an_overlay_with_something_in_it_is_refused(devices: Devices, qcow: Path, tmp_path: Path) -> None:
     """Last week's clusters would appear below the file system that the guest has mounted."""
     overlay = tmp_path / "over"
-    tapfs.create_image(str(overlay), NewImage("qcow", None, backing=str(qcow), backing_format="qcow"))
+    tapfs.create(str(overlay), "qcow", backing=str(qcow), backing_format="qcow")
     with tapfs.open(overlay, writable=True) as opened:
         opened.write(0, b"from before")
     disk = await devices.serve(f"tap:qcow:{qcow}", write_base=1)
@@ -284,8 +284,8 @@ async def refused(disk: DiskDevice, command: str, **arguments: object) -> ImageE
 async def test_a_swap_that_fails_keeps_the_disk(devices: Devices, qcow: Path, tmp_path: Path) -> None:
     other, plain, small = tmp_path / "other", tmp_path / "plain", tmp_path / "small"
     plain.write_bytes(b"precious")
-    tapfs.create_image(str(other), NewImage("qcow", SIZE))
-    tapfs.create_image(str(small), NewImage("qcow", SIZE // 2, backing=str(qcow), backing_format="qcow"))
+    tapfs.create(str(other), "qcow", SIZE)
+    tapfs.create(str(small), "qcow", SIZE // 2, backing=str(qcow), backing_format="qcow")
     disk = await devices.serve(f"tap:qcow:{qcow}", write_base=1)
     async with devices.guest(disk) as guest:
         await guest.connect()
@@ -331,7 +331,7 @@ async def test_no_room_for_an_overlay(devices: Devices, raw: Path, tmp_path: Pat
 
 async def test_a_swap_that_fails_late_keeps_the_disk(devices: Devices, qcow: Path, tmp_path: Path) -> None:
     overlay = tmp_path / "over"
-    tapfs.create_image(str(overlay), NewImage("qcow", None, backing=str(qcow), backing_format="qcow"))
+    tapfs.create(str(overlay), "qcow", backing=str(qcow), backing_format="qcow")
     disk = await devices.serve(f"tap:qcow:{qcow}", write_base=1)
     async with devices.guest(disk) as guest:
         frontend = await guest.connect()
@@ -356,7 +356,7 @@ async def test_a_swap_that_fails_late_keeps_the_disk(devices: Devices, qcow: Pat
 async def test_resize(devices: Devices, raw: Path, ram_name: str, kind: str) -> None:
     params = f"tap:aio:{raw}"
     if kind == "ram":
-        tapfs.create_image(ram_name, NewImage("ram", SIZE))
+        tapfs.create(ram_name, "ram", SIZE)
         params = f"tap:{ram_name}"
     disk = await devices.serve(params)
     async with devices.guest(disk) as guest:

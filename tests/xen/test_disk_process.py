@@ -12,7 +12,7 @@ import pytest
 import trio
 
 import tapfs
-from tapfs import ErrorKind, NewImage
+from tapfs import ErrorKind
 from tapfs.xen.device import State
 from tapfs.xen.xenstore.client import Store
 from tapfs.xen.xenstore.wire import Message, Operation
@@ -126,7 +126,7 @@ async def test_what_nobody_flushes_is_flushed_in_the_background(devices: Devices
 async def test_a_disk_with_sectors_of_4096_bytes_is_offered_as_one(devices: Devices, tmp_path: Path) -> None:
     """Only the alignment of requests is 4096: sectors are counted in 512 bytes all the same."""
     path = tmp_path / "a.vhdx"
-    tapfs.create_image(path, tapfs.NewImage("vhdx", SIZE, options={"logical_sector_size": "4096"}))
+    tapfs.create(path, "vhdx", SIZE, options={"logical_sector_size": "4096"})
     disk = await devices.serve(f"tap:vhdx:{path}")
     async with devices.guest(disk) as guest:
         frontend = await guest.connect()
@@ -369,7 +369,7 @@ async def test_the_format_may_be_said_apart(devices: Devices, raw: Path) -> None
 
 async def test_an_encrypted_image(devices: Devices, tmp_path: Path) -> None:
     path, key = tmp_path / "secret.qcow", tmp_path / "key"
-    tapfs.create_image(str(path), NewImage("qcow", SIZE, password=b"word"))
+    tapfs.create(str(path), "qcow", SIZE, password=b"word")
     key.write_text("word\n")
     refused = await devices.attach(f"tap:qcow:{path}", vdev="xvdb")
     assert await refused.ended() == FAILED

@@ -10,7 +10,6 @@ import pytest
 import trio
 
 import tapfs
-from tapfs import NewImage
 from tapfs.serving.disk_sandbox import FOLDERS_VARIABLE
 from tapfs.serving.processes import process_start
 from tapfs.xen.device import State
@@ -36,7 +35,7 @@ async def test_an_image_in_use_is_refused(devices: Devices, raw: Path) -> None:
 
 
 async def test_two_guests_share_a_ram_disk_which_outlives_both(devices: Devices, ram_name: str) -> None:
-    tapfs.create_image(ram_name, NewImage("ram", SIZE))
+    tapfs.create(ram_name, "ram", SIZE)
     one = await devices.serve(f"tap:{ram_name}", domain=1)
     two = await devices.serve(f"tap:{ram_name}", domain=2)
     async with devices.guest(one) as first, devices.guest(two) as second:
@@ -57,7 +56,7 @@ async def test_a_snapshot_of_what_another_guest_writes_is_refused(
     devices: Devices, ram_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(FOLDERS_VARIABLE, str(tmp_path))
-    tapfs.create_image(ram_name, NewImage("ram", SIZE))
+    tapfs.create(ram_name, "ram", SIZE)
     one = await devices.serve(f"tap:{ram_name}", domain=1)
     two = await devices.serve(f"tap:{ram_name}", domain=2)
     with pytest.raises(tapfs.ImageError, match="is being written by another process"):
@@ -74,7 +73,7 @@ async def test_a_snapshot_of_what_another_guest_writes_is_refused(
 
 async def test_two_writers_of_a_format_with_metadata_are_warned(devices: Devices, tmp_path: Path) -> None:
     path = tmp_path / "disk.qcow"
-    tapfs.create_image(str(path), NewImage("qcow", SIZE))
+    tapfs.create(str(path), "qcow", SIZE)
     await devices.serve(f"tap:qcow:{path}", "w!")
     other = await devices.serve(f"tap:qcow:{path}", "w!", vdev="xvdb")
     assert "two writers destroy a qcow image" in other.log

@@ -11,7 +11,6 @@ import pytest
 import trio
 
 import tapfs
-from tapfs import NewImage
 from tapfs.xen.device import State
 from tapfs.xen.toolstack.attached_disks import attached_disks
 from tests.xen import supervising
@@ -62,7 +61,7 @@ async def waiting(devices: Devices, disk: DiskDevice) -> str:
 async def test_a_guest_waits_for_space(devices: Devices, folder: Path, format_name: str) -> None:
     """Of a raw image the engine's thread meets the error, of a qcow the driver's. Its process ends meanwhile."""
     path = folder / "disk"
-    tapfs.create_image(str(path), NewImage(format_name, DISK_BYTES))
+    tapfs.create(str(path), format_name, DISK_BYTES)
     disk = await devices.serve(f"tap:{format_name}:{path}")
     async with devices.guest(disk, queues=2) as guest:
         frontend = await guest.connect()
@@ -108,7 +107,7 @@ async def test_a_guest_waits_for_space(devices: Devices, folder: Path, format_na
 
 async def test_a_guest_may_want_to_know(devices: Devices, folder: Path) -> None:
     path = folder / "disk"
-    tapfs.create_image(str(path), NewImage("qcow", DISK_BYTES))
+    tapfs.create(str(path), "qcow", DISK_BYTES)
     disk = await devices.serve(f"tap:qcow,wait-on=nothing:{path}")
     async with devices.guest(disk) as guest:
         frontend = await guest.connect()
@@ -121,7 +120,7 @@ async def test_a_guest_may_want_to_know(devices: Devices, folder: Path) -> None:
 
 async def test_a_disk_that_waits_can_be_detached(devices: Devices, folder: Path) -> None:
     path = folder / "disk"
-    tapfs.create_image(str(path), NewImage("raw", DISK_BYTES))
+    tapfs.create(str(path), "raw", DISK_BYTES)
     disk = await devices.serve(f"tap:raw:{path}")
     async with devices.guest(disk) as guest:
         frontend = await guest.connect()
@@ -141,7 +140,7 @@ async def test_a_disk_that_waits_can_be_detached(devices: Devices, folder: Path)
 async def test_a_guest_that_closes_is_answered_what_was_in_flight(devices: Devices, folder: Path) -> None:
     """The write waits and the read behind it was answered: only the journal knows what the next process has to do."""
     path = folder / "disk"
-    tapfs.create_image(str(path), NewImage("raw", DISK_BYTES))
+    tapfs.create(str(path), "raw", DISK_BYTES)
     disk = await devices.serve(f"tap:raw:{path}")
     async with devices.guest(disk) as guest:
         frontend = await guest.connect()

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import NewImage
 from tapfs.xen.device import State
 from tests.xen import libxl
 from tests.xen.disk_device import DISK_BYTES, DONE, FAILED, Devices, DiskDevice
@@ -71,7 +70,7 @@ async def test_a_migration_without_locks_reads_nothing_stale(
 ) -> None:
     """The destination has opened the image, or looked at it, before the source's last writes."""
     path = tmp_path / "disk"
-    tapfs.create_image(str(path), NewImage(format_name, DISK_BYTES))
+    tapfs.create(str(path), format_name, DISK_BYTES)
     # Both let each other in, as on storage where neither sees the other's locks.
     params = f"tap:{format_name}:{path},xvda,w!"
     source = await devices.serve(params, domain=SOURCE, kind="vbd")
@@ -105,7 +104,7 @@ async def test_a_guest_that_goes_on_after_a_suspend_writes_on(
 ) -> None:
     """A migration that failed, or a checkpoint: the same guest goes on with the same rings."""
     path = tmp_path / "disk.vhdx"
-    tapfs.create_image(str(path), NewImage("vhdx", DISK_BYTES))
+    tapfs.create(str(path), "vhdx", DISK_BYTES)
     disk = await devices.serve(f"tap:vhdx:{path}", kind="vbd")
     async with devices.guest(disk) as guest:
         frontend = await guest.connect()

@@ -10,7 +10,6 @@ import pytest
 import trio
 
 import tapfs
-from tapfs import NewImage
 from tests.xen.disk_device import Devices
 
 MEBIBYTES = 4
@@ -56,7 +55,7 @@ async def test_a_device_of_large_sectors(devices: Devices, device: Path, kind: s
 
 def test_an_overlay_has_the_sectors_of_the_device(device: Path, tmp_path: Path) -> None:
     overlay = tmp_path / "over.qcow2"
-    tapfs.create_image(str(overlay), NewImage("qcow2", None, backing=str(device), backing_format="raw"))
+    tapfs.create(str(overlay), "qcow2", backing=str(device), backing_format="raw")
     with tapfs.open(overlay) as image:
         assert image.sector_size == 4096
         partitions = image.contents().table.partitions

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tapfs.disk.leaf import exchange, overlay_for_name
 from tapfs.disk.live import require_room_in_chain
 from tapfs.host import ram
@@ -39,7 +39,7 @@ async def test_a_guest_that_starts_again_has_what_it_wrote(
 ) -> None:
     """A reboot is a new domain, for which the toolstack writes the same `params` as for the old one."""
     path, kept = tmp_path / "disk", tmp_path / "monday"
-    tapfs.create_image(str(path), NewImage(kept_is, SIZE))
+    tapfs.create(str(path), kept_is, SIZE)
     path.chmod(0o640)
     params = f"tap:{kind}:{path}"
     disk = await devices.serve(params)
@@ -130,7 +130,7 @@ async def test_a_swap_that_ended_before_the_exchange_is_none(devices: Devices, q
 async def test_a_swap_that_ended_after_the_exchange_is_whole(devices: Devices, raw: Path, tmp_path: Path) -> None:
     """Nothing in xenstore says so then; the raw disk looks like an image, which a guest can write."""
     forged = tmp_path / "forged.qcow"
-    tapfs.create_image(str(forged), NewImage("qcow", SIZE, backing="/etc/passwd", backing_format="raw"))
+    tapfs.create(str(forged), "qcow", SIZE, backing="/etc/passwd", backing_format="raw")
     header = forged.read_bytes()[:512]
     write(raw, 0, header, "raw")
     kept = tmp_path / "kept"
@@ -153,10 +153,10 @@ async def test_the_formats_of_parents_hold_for_the_file_that_has_the_name(
 ) -> None:
     """A qcow image does not say of what format its parent is, so xenstore does, for both sides of a swap."""
     forged, overlay, kept = tmp_path / "forged.qcow", tmp_path / "overlay.qcow", tmp_path / "kept"
-    tapfs.create_image(str(forged), NewImage("qcow", SIZE, backing="/etc/passwd", backing_format="raw"))
+    tapfs.create(str(forged), "qcow", SIZE, backing="/etc/passwd", backing_format="raw")
     forged.write_bytes(forged.read_bytes().ljust(SIZE, b"\0"))
     header = forged.read_bytes()[:512]
-    tapfs.create_image(str(overlay), NewImage("qcow", None, backing=str(forged), backing_format="raw"))
+    tapfs.create(str(overlay), "qcow", backing=str(forged), backing_format="raw")
     disk = await devices.serve(f"tap:qcow:{overlay}", backing_formats="raw")
     async with devices.guest(disk) as guest:
         frontend = await guest.connect()
@@ -179,7 +179,7 @@ async def test_a_name_that_cannot_pass_to_a_file(
     devices: Devices, ram_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(FOLDERS_VARIABLE, str(tmp_path))
-    tapfs.create_image(ram_name, NewImage("ram", SIZE))
+    tapfs.create(ram_name, "ram", SIZE)
     disk = await devices.serve(f"tap:{ram_name}")
     error = await refused(disk, "swap", file=str(tmp_path / "kept"))
     assert error.kind is ErrorKind.UNSUPPORTED
@@ -229,7 +229,7 @@ async def test_a_swap_that_fails_leaves_the_names(
 
 async def test_an_image_of_several_files_stays_in_its_folder(devices: Devices, tmp_path: Path) -> None:
     path = tmp_path / "disk.vmdk"
-    tapfs.create_image(str(path), NewImage("vmdk", SIZE, options={"subformat": "monolithicFlat"}))
+    tapfs.create(str(path), "vmdk", SIZE, options={"subformat": "monolithicFlat"})
     (tmp_path / "other").mkdir()
     disk = await devices.serve(f"tap:vmdk:{path}")
     async with devices.guest(disk) as guest:
@@ -248,8 +248,8 @@ def test_an_image_that_names_its_parent_from_its_folder_stays_there(tmp_path: Pa
     """Under a name in another folder it would look for the parent there."""
     disk, other = tmp_path / "disk", tmp_path / "other"
     other.mkdir()
-    tapfs.create_image(str(tmp_path / "base"), NewImage("qcow2", SIZE))
-    tapfs.create_image(str(disk), NewImage("qcow2", SIZE, backing="base", backing_format="qcow2"))
+    tapfs.create(str(tmp_path / "base"), "qcow2", SIZE)
+    tapfs.create(str(disk), "qcow2", SIZE, backing="base", backing_format="qcow2")
     with tapfs.open(disk, writable=True) as image:
         with pytest.raises(ImageError, match="from the folder") as caught:
             overlay_for_name(image, str(other / "kept"), None, told="qcow2")

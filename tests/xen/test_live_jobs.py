@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tapfs.disk.plan_log import PlanLog
 from tapfs.serving.disk_operations import RateLimit
 from tapfs.serving.held_requests import HeldRequests
@@ -38,7 +38,7 @@ async def job_has_begun(disk: DiskDevice) -> None:
 async def test_a_commit_under_load_gives_the_name_back(devices: Devices, tmp_path: Path) -> None:
     kind = "aio"
     path, kept = tmp_path / "disk", tmp_path / "monday"
-    tapfs.create_image(str(path), NewImage(NAMES[kind], SIZE))
+    tapfs.create(str(path), NAMES[kind], SIZE)
     before = path.stat().st_ino
     params = f"tap:{kind}:{path}"
     disk = await devices.serve(params)
@@ -141,7 +141,7 @@ async def test_a_commit_that_keeps_the_names_leaves_an_empty_overlay(
         frontend.write(1, b"a" * 512)
         with tapfs.open(raw, format="raw"):
             assert (await refused(disk, "commit", keep_names=True)).kind is ErrorKind.LOCKED
-        tapfs.create_image(str(other), NewImage("qcow2", SIZE, backing=str(raw), backing_format="raw"))
+        tapfs.create(str(other), "qcow2", SIZE, backing=str(raw), backing_format="raw")
         error = await refused(disk, "commit", keep_names=True)
         assert error.kind is ErrorKind.READ_ONLY
         assert str(other) in str(error)
@@ -161,7 +161,7 @@ async def test_a_commit_that_keeps_the_names_leaves_an_empty_overlay(
 async def test_a_mirror_is_the_disk_of_one_moment_and_may_become_the_disk(devices: Devices, tmp_path: Path) -> None:
     path, backup, copy = tmp_path / "disk", tmp_path / "backup", tmp_path / "elsewhere" / "copy"
     copy.parent.mkdir()
-    tapfs.create_image(str(path), NewImage("raw", SIZE))
+    tapfs.create(str(path), "raw", SIZE)
     disk = await devices.serve(f"tap:aio:{path}")
     async with devices.guest(disk, queues=2) as guest:
         await guest.connect()

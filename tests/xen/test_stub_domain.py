@@ -13,7 +13,6 @@ import pytest
 import trio
 
 import tapfs
-from tapfs import NewImage
 from tapfs.xen.device import Device, State, parse_state, parse_vdev
 from tapfs.xen.toolstack.attach import wait_ready
 from tapfs.xen.toolstack.control_client import ask
@@ -36,7 +35,7 @@ BY_GUEST, BY_STUB = b"guest   " * 1024, b"stub    " * 1024
 def image(tmp_path: Path) -> Path:
     """An empty qcow."""
     path = tmp_path / "disk.qcow"
-    tapfs.create_image(str(path), NewImage("qcow", SIZE))
+    tapfs.create(str(path), "qcow", SIZE)
     return path
 
 

@@ -10,7 +10,6 @@ import pytest
 import trio
 
 import tapfs
-from tapfs import NewImage
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.xen import runtime_files
 from tapfs.xen.device import State
@@ -443,7 +442,7 @@ async def test_what_a_disk_that_was_given_up_left(
 ) -> None:
     """The next one takes it up, unless another program has changed the image since."""
     path = tmp_path / "disk.qcow"
-    tapfs.create_image(str(path), NewImage("qcow", SIZE))
+    tapfs.create(str(path), "qcow", SIZE)
     await trio.to_thread.run_sync(supervised.end)
     await toolstack.attach(store, disk(), params=f"tap:qcow:{path}", mode="w")
     with trio.CancelScope() as scope:

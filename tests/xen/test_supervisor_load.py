@@ -40,7 +40,7 @@ async def more(load: Load, count: int = 20) -> None:
 @pytest.fixture
 def qcow(tmp_path: Path) -> Path:
     path = tmp_path / "disk.qcow"
-    tapfs.create_image(str(path), tapfs.NewImage(format="qcow", size=SIZE))
+    tapfs.create(str(path), "qcow", SIZE)
     return path
 
 

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tapfs.xen.toolstack import swap_all as swap_all_module
 from tapfs.xen.toolstack.swap_all import swap_all
 from tests.xen.disk_device import Devices
@@ -45,7 +45,7 @@ async def test_all_disks_are_of_one_moment(devices: Devices, tmp_path: Path, mon
     paths = [tmp_path / "first", tmp_path / "second"]
     disks = []
     for path, vdev in zip(paths, ("xvda", "xvdb"), strict=True):
-        tapfs.create_image(str(path), NewImage("qcow2", SIZE))
+        tapfs.create(str(path), "qcow2", SIZE)
         disks.append(await devices.serve(f"tap:qcow2:{path}", vdev=vdev))
     async with devices.guest(disks[0]) as one, devices.guest(disks[1]) as two:
         chain = Chain(await one.connect(), await two.connect())

@@ -113,10 +113,15 @@ def _created(
         if backing is not None:
             files[_PARENT] = choice.randbytes(size * 3 // 4)
             (Path(folder) / _PARENT).write_bytes(files[_PARENT])
-        new = tapfs.NewImage(
-            name, size, backing=backing, backing_format=backing and "raw", options=options or {}, password=password
+        tapfs.create(
+            image,
+            name,
+            size,
+            backing=backing,
+            backing_format=backing and "raw",
+            options=options or {},
+            password=password,
         )
-        tapfs.create_image(image, new)
         opened = tapfs.open(image, format=name, writable=True, password=password, backing_formats=["raw"])
         with opened as disk:
             for _ in range(4):

@@ -99,10 +99,9 @@ def _make(kind: Kind, choice: random.Random, folder: Path) -> None:
         if kind.parent:
             (folder / PARENT).write_bytes(choice.randbytes(kind.size // 2))
         backing, its_format = (PARENT, "raw") if kind.parent else (None, None)
-        wanted = tapfs.NewImage(
-            "qcow2", kind.size, backing=backing, backing_format=its_format, options=options, password=password
+        tapfs.create(
+            image, "qcow2", kind.size, backing=backing, backing_format=its_format, options=options, password=password
         )
-        tapfs.create_image(image, wanted)
     for number in range(kind.bitmaps):
         tapfs.add_bitmap(image, f"bitmap{number}", granularity=65536)
     _write(kind, choice, image, 6)

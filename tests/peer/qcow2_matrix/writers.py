@@ -191,7 +191,8 @@ class Tapfs:
             return
         parent = self._kind.parent
         backing, backing_format = (None, None) if parent is None else ("below", parent)
-        new = tapfs.NewImage(
+        tapfs.create(
+            self._image,
             "qcow2",
             self._kind.size,
             backing=backing,
@@ -199,7 +200,6 @@ class Tapfs:
             options=options,
             password=self._password,
         )
-        tapfs.create_image(self._image, new)
 
     def change(self, expected: Expected, choice: random.Random, requests: int) -> None:
         """Writes, zeros, discards, some of them inside one sector."""

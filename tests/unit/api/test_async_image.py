@@ -15,7 +15,7 @@ import pytest
 import trio
 
 import tapfs
-from tapfs import ImageError, NewImage
+from tapfs import ImageError
 
 SIZE = 4 << 20
 
@@ -23,7 +23,7 @@ SIZE = 4 << 20
 @pytest.fixture
 def qcow(tmp_path: Path) -> Path:
     path = tmp_path / "disk.qcow"
-    tapfs.create_image(path, NewImage("qcow", SIZE))
+    tapfs.create(path, "qcow", SIZE)
     return path
 
 

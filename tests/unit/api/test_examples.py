@@ -27,8 +27,7 @@ def image(tmp_path: Path) -> Path:
     with tapfs.open(path, writable=True) as opened:
         opened.write(MIB, b"partition")
     tapfs.create_snapshot(path, "one")
-    over = tapfs.NewImage("qcow2", 2 * MIB, backing="disk.qcow2", backing_format="qcow2")
-    tapfs.create_image(tmp_path / "over.qcow2", over)
+    tapfs.create(tmp_path / "over.qcow2", "qcow2", 2 * MIB, backing="disk.qcow2", backing_format="qcow2")
     with zipfile.ZipFile(tmp_path / "images.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(path, "disk.qcow2")
     return path

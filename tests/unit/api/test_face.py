@@ -39,7 +39,7 @@ import sys
 before = set(sys.modules)
 import tapfs
 print(sorted(set(sys.modules) - before))
-tapfs.create_image({str(tmp_path)!r} + "/a.qcow", tapfs.NewImage("qcow", 1 << 20))
+tapfs.create({str(tmp_path)!r} + "/a.qcow", "qcow", 1 << 20)
 tapfs.open({str(tmp_path)!r} + "/a.qcow").close()
 heavy = ("trio", "asyncio", "anyio", "pyfuse3", "tapfs.cli", "tapfs.fuse", "tapfs.xen")
 print([name for name in heavy if name in sys.modules])
@@ -59,4 +59,15 @@ def test_the_pages_name_only_what_is_there(page: str) -> None:
     for block in blocks:
         compile(block, page, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     for name in set(re.findall(r"\btapfs\.(\w+)", "\n".join(blocks))):
+        assert name in tapfs.__all__, name
+
+
+def test_the_readme_and_the_package_name_functions_that_are_there() -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    (sentence,) = re.findall(r"^(`info`.*) and most other commands are functions", readme, flags=re.MULTILINE)
+    assert tapfs.__doc__
+    (commands,) = re.findall(
+        r"^(`info`.*) are the commands of those names", tapfs.__doc__, flags=re.MULTILINE | re.DOTALL
+    )
+    for name in re.findall(r"`(\w+)`", sentence + commands):
         assert name in tapfs.__all__, name

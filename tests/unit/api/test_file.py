@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 
 SIZE = 4 << 20
 START, LENGTH = 1 << 20, 2 << 20
@@ -24,7 +24,7 @@ START, LENGTH = 1 << 20, 2 << 20
 @pytest.fixture
 def qcow(tmp_path: Path) -> Path:
     path = tmp_path / "disk.qcow"
-    tapfs.create_image(path, NewImage("qcow", SIZE))
+    tapfs.create(path, "qcow", SIZE)
     return path
 
 

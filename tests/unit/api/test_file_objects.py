@@ -13,7 +13,7 @@ import fsspec
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, Gate, ImageError, NewImage
+from tapfs import ErrorKind, Gate, ImageError
 from tapfs.api.fsspec_files import TapfsFileSystem
 
 MIB = 1 << 20
@@ -73,8 +73,7 @@ def test_only_what_is_read_is_asked_for(image: Path) -> None:
 
 
 def test_an_image_in_an_object_names_no_file_unless_allowed(image: Path, tmp_path: Path) -> None:
-    new = NewImage("qcow2", 3 * MIB, backing=str(image), backing_format="qcow2")
-    tapfs.create_image(tmp_path / "over.qcow2", new)
+    tapfs.create(tmp_path / "over.qcow2", "qcow2", 3 * MIB, backing=str(image), backing_format="qcow2")
     data = (tmp_path / "over.qcow2").read_bytes()
     with pytest.raises(ImageError) as raised:
         tapfs.open(io.BytesIO(data))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import Difference, ErrorKind, ImageError, NewImage
+from tapfs import Difference, ErrorKind, ImageError
 
 SIZE = 2 << 20
 
@@ -21,7 +21,7 @@ def raw(tmp_path: Path) -> Path:
 
 def test_info_is_what_an_open_image_says(tmp_path: Path, raw: Path) -> None:
     path = tmp_path / "a.qcow"
-    tapfs.create_image(path, NewImage("qcow", None, backing=str(raw), backing_format="raw"))
+    tapfs.create(path, "qcow", backing=str(raw), backing_format="raw")
     found = tapfs.info(path, backing_formats=["raw"])
     with tapfs.open(path, backing_formats=["raw"]) as disk:
         assert found == disk.info
@@ -30,7 +30,7 @@ def test_info_is_what_an_open_image_says(tmp_path: Path, raw: Path) -> None:
 
 def test_info_of_an_encrypted_image_needs_no_password(tmp_path: Path) -> None:
     path = tmp_path / "a.qcow"
-    tapfs.create_image(path, NewImage("qcow", SIZE, password=b"secret"))
+    tapfs.create(path, "qcow", SIZE, password=b"secret")
     assert tapfs.info(path)["encrypted"]
     assert "partitions" not in tapfs.info(path)
     assert "partitions" in tapfs.info(path, password=b"secret")
@@ -107,7 +107,7 @@ def test_what_is_missing_is_a_missing_file(tmp_path: Path) -> None:
 
 def test_resize_gives_another_size_and_refuses_to_lose_what_lies_behind(tmp_path: Path) -> None:
     image = tmp_path / "a.qcow2"
-    tapfs.create_image(image, NewImage("qcow2", SIZE))
+    tapfs.create(image, "qcow2", SIZE)
     assert tapfs.resize(image, 2 * SIZE) == 2 * SIZE
     assert tapfs.resize(image, lambda now: now + 512) == 2 * SIZE + 512
     with pytest.raises(ImageError, match="would be lost") as caught:
@@ -118,7 +118,7 @@ def test_resize_gives_another_size_and_refuses_to_lose_what_lies_behind(tmp_path
 
 def test_amend_changes_what_an_image_says_of_itself(tmp_path: Path) -> None:
     image = tmp_path / "a.qcow2"
-    tapfs.create_image(image, NewImage("qcow2", SIZE))
+    tapfs.create(image, "qcow2", SIZE)
     tapfs.amend(image, {"compat": "0.10"})
     assert image.read_bytes()[7] == 2
     with pytest.raises(ImageError, match="lazy_refcounts=on"):

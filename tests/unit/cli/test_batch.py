@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import tapfs as library
-from tapfs import NewImage
 from tests.conftest import Ran
 
 MIB = 1 << 20
@@ -105,7 +104,7 @@ def test_what_is_no_journal_stays_as_it_is(tapfs: Tapfs, here: Path) -> None:
 
 
 def test_many_checks_have_the_code_of_the_worst(tapfs: Tapfs, here: Path) -> None:
-    library.create_image("good.qcow2", NewImage("qcow2", MIB))
+    library.create("good.qcow2", "qcow2", MIB)
     corrupt = Path("corrupt.qcow2")
     library.convert("a.raw", corrupt, format="raw", target_format="qcow2")
     data = bytearray(corrupt.read_bytes())

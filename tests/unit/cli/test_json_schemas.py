@@ -131,7 +131,7 @@ def test_real_outputs_are_as_described(tapfs: Run, tmp_path: Path, sample: Path,
     """The fixture compares them; here are some of every command."""
     image, overlay = tmp_path / "a.qcow", tmp_path / "overlay.qcow"
     api.convert(sample, image, format="raw", target_format="qcow", options=options)
-    api.create_image(overlay, api.NewImage("qcow", None, backing=str(image), backing_format="qcow", options=options))
+    api.create(overlay, "qcow", backing=str(image), backing_format="qcow", options=options)
     for path in (sample, image, overlay):
         found = json.loads(tapfs("info", "--json", path).out)
         assert found["version"] == 1

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import pytest
 
 import tapfs as api
-from tapfs import NewImage
 from tapfs.errors import ErrorKind, ImageError
 
 Run = Callable[..., Any]
@@ -57,7 +56,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 def damaged(path: Path, case: Case) -> tuple[bytearray, int]:
     """An image of seven entries, of which the fourth cannot be true; its disk, and where the bad entry maps."""
     step = case.step
-    api.create_image(path, NewImage(case.name, 16 * step, options=case.options))
+    api.create(path, case.name, 16 * step, options=case.options)
     content = bytearray(16 * step)
     with api.open(path, format=case.name, writable=True) as disk:
         for number in range(7):

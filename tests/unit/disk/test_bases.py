@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tapfs as api
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tapfs.host.base_marks import note_overlay, overlays_over, take_over_format
 from tests.conftest import Ran
 
@@ -19,13 +19,13 @@ MIB = 1 << 20
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     path = tmp_path / "base.qcow"
-    api.create_image(str(path), NewImage("qcow", MIB))
+    api.create(str(path), "qcow", MIB)
     return path
 
 
 def overlay_over(base: Path, name: str, backing: str | None = None) -> Path:
     path = base.with_name(name)
-    api.create_image(str(path), NewImage("qcow2", None, backing=backing or str(base), backing_format="qcow"))
+    api.create(str(path), "qcow2", backing=backing or str(base), backing_format="qcow")
     return path
 
 
@@ -61,7 +61,7 @@ def test_who_says_so_writes_it(base: Path) -> None:
 def test_a_base_of_a_base_is_not_written(base: Path) -> None:
     middle = overlay_over(base, "middle.qcow2")
     top = base.with_name("top.qcow2")
-    api.create_image(str(top), NewImage("qcow2", None, backing=str(middle), backing_format="qcow2"))
+    api.create(str(top), "qcow2", backing=str(middle), backing_format="qcow2")
     middle_error, base_error = refused(middle), refused(base)
     assert str(top) in str(middle_error)
     assert str(middle) in str(base_error)
@@ -70,7 +70,7 @@ def test_a_base_of_a_base_is_not_written(base: Path) -> None:
 def test_an_overlay_that_lies_over_another_image_now_does_not_count(base: Path) -> None:
     overlay = overlay_over(base, "over.qcow2")
     other = base.with_name("other.qcow")
-    api.create_image(str(other), NewImage("qcow", MIB))
+    api.create(str(other), "qcow", MIB)
     overlay.unlink()
     overlay_over(other, "over.qcow2")
     write(base)
@@ -89,7 +89,7 @@ def test_scratch_writes_are_an_overlay_too(base: Path) -> None:
 def test_a_base_is_not_replaced(base: Path) -> None:
     overlay_over(base, "over.qcow2")
     with pytest.raises(ImageError) as caught:
-        api.create_image(str(base), NewImage("qcow", MIB), overwrite=True)
+        api.create(str(base), "qcow", MIB, overwrite=True)
     assert "remove it first" in str(caught.value)
     refused(base)
 
@@ -140,7 +140,7 @@ def test_the_commands_say_which_overlay_and_how_to_write_all_the_same(base: Path
 def test_a_rebase_leaves_the_old_parent_and_keeps_the_new_one(base: Path, tapfs: Callable[..., Ran]) -> None:
     overlay = overlay_over(base, "over.qcow2")
     other = base.with_name("other.qcow")
-    api.create_image(str(other), NewImage("qcow", MIB))
+    api.create(str(other), "qcow", MIB)
     assert tapfs("rebase", "-b", other, "-F", "qcow", overlay).code == 0
     write(base)
     refused(other)
@@ -160,9 +160,9 @@ def test_a_commit_writes_its_own_base_and_no_other_overlay_s(base: Path, tapfs: 
 
 def test_what_changes_no_byte_of_a_disk_minds_no_overlay(base: Path, tapfs: Callable[..., Ran]) -> None:
     path = base.with_name("base.qcow2")
-    api.create_image(str(path), NewImage("qcow2", MIB))
+    api.create(str(path), "qcow2", MIB)
     overlay = path.with_name("over.qcow2")
-    api.create_image(str(overlay), NewImage("qcow2", None, backing=str(path), backing_format="qcow2"))
+    api.create(str(overlay), "qcow2", backing=str(path), backing_format="qcow2")
     for words in (["snapshot", "-c", "one"], ["bitmap", "--add"], ["bitmap", "--disable"]):
         name = ["b"] if words[0] == "bitmap" else []
         assert tapfs(*words, path, *name).code == 0, words
@@ -171,10 +171,10 @@ def test_what_changes_no_byte_of_a_disk_minds_no_overlay(base: Path, tapfs: Call
 
 def test_every_refusal_names_an_option_that_its_command_takes(base: Path, tapfs: Callable[..., Ran]) -> None:
     path = base.with_name("base.qcow2")
-    api.create_image(str(path), NewImage("qcow2", MIB))
+    api.create(str(path), "qcow2", MIB)
     api.create_snapshot(path, "one")
     overlay_path = path.with_name("over.qcow2")
-    api.create_image(str(overlay_path), NewImage("qcow2", None, backing=str(path), backing_format="qcow2"))
+    api.create(str(overlay_path), "qcow2", backing=str(path), backing_format="qcow2")
     for words in (["resize", path, "2M"], ["snapshot", "-a", "one", path], ["compact", path]):
         assert "--write-base" in tapfs(*words).err, words
         assert tapfs(words[0], "--write-base", *words[1:]).code == 0, words
@@ -182,10 +182,10 @@ def test_every_refusal_names_an_option_that_its_command_takes(base: Path, tapfs:
 
 def test_python_says_it_by_a_keyword(base: Path) -> None:
     path = base.with_name("base.qcow2")
-    api.create_image(str(path), NewImage("qcow2", MIB))
+    api.create(str(path), "qcow2", MIB)
     api.create_snapshot(path, "one")
     overlay = path.with_name("over.qcow2")
-    api.create_image(str(overlay), NewImage("qcow2", None, backing=str(path), backing_format="qcow2"))
+    api.create(str(overlay), "qcow2", backing=str(path), backing_format="qcow2")
     difference = path.with_name("difference")
     api.write_diff(path, path, difference)
     source = path.with_name("source.raw")

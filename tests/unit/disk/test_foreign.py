@@ -302,7 +302,7 @@ def test_the_tools_of_blktap(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     source.write_bytes(SAMPLES["bochs"][0])
     assert img2qcow([str(target), str(source)]) == 12
     assert f"{source}: is a Bochs image" in capfd.readouterr().err
-    tapfs_package.create_image(source, tapfs_package.NewImage("qcow", 1 << 20), overwrite=True)
+    tapfs_package.create(source, "qcow", 1 << 20, overwrite=True)
     assert img2qcow([str(target), str(source)]) == 12
     assert f"{source}: is a qcow image, not a raw disk" in capfd.readouterr().err
     assert not target.exists()

@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 
 MIB = 1 << 20
 SIZE = 64 * MIB
@@ -42,7 +42,7 @@ def fill_up(disk: tapfs.Image) -> int:
 @pytest.mark.parametrize("format_name", ["qcow", "qcow2", "vmdk", "vdi", "vhd", "vhdx"])
 def test_what_was_written_before_the_host_was_full_is_kept(small: Path, format_name: str) -> None:
     path = small / "image"
-    tapfs.create_image(path, NewImage(format_name, SIZE))
+    tapfs.create(path, format_name, SIZE)
     with tapfs.open(path, format=format_name, writable=True) as disk:
         written = fill_up(disk)
         disk.flush()
@@ -76,13 +76,11 @@ def test_what_a_full_host_has_accepted_can_be_flushed(small: Path, kind: str) ->
     format_name = kind.split(maxsplit=1)[0]
     path, parent, filler = small / "image", small / "parent", small / "filler"
     if kind.endswith("overlay"):
-        tapfs.create_image(parent, NewImage(format_name, SIZE))
+        tapfs.create(parent, format_name, SIZE)
     backing = str(parent) if parent.exists() else None
     random = Random(kind)
     for pages in (0, 1, 2, 3, 5, 8, 13, 21):
-        tapfs.create_image(
-            path, NewImage(format_name, SIZE, backing=backing, options=MANY_TABLES[kind]), overwrite=True
-        )
+        tapfs.create(path, format_name, SIZE, backing=backing, options=MANY_TABLES[kind], overwrite=True)
         free = statvfs(small)
         filler.write_bytes(bytes((free.f_bavail - pages) * free.f_bsize))
         accepted: dict[int, int] = {}
@@ -118,7 +116,7 @@ def test_a_write_that_a_full_host_refuses_leaks_nothing(small: Path, format_name
     path, filler = small / "image", small / "filler"
     refused = 0
     for pages in (1, 2, 3, 5):
-        tapfs.create_image(path, NewImage(format_name, SIZE), overwrite=True)
+        tapfs.create(path, format_name, SIZE, overwrite=True)
         free = statvfs(small)
         filler.write_bytes(bytes((free.f_bavail - pages) * free.f_bsize))
         with tapfs.open(path, format=format_name, writable=True) as disk:

@@ -15,7 +15,7 @@ from tapfs.kernel import tables
 
 def test_a_guard_that_found_no_memory_is_set_by_the_next_flush(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "disk.qcow2"
-    tapfs.create_image(path, tapfs.NewImage("qcow2", 64 << 20, options={"cluster_size": "4096"}))
+    tapfs.create(path, "qcow2", 64 << 20, options={"cluster_size": "4096"})
     with tapfs.open(path, format="qcow2", writable=True) as disk:
         real, counts = tables.lib, list[int]()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import Image, NewImage
+from tapfs import Image
 from tapfs.formats.qcow.driver import QcowDriver
 from tapfs.formats.qcow.writer import WritableQcowDriver
 from tapfs.formats.raw import IdentityDriver
@@ -59,27 +59,26 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def qcow(folder: Path) -> Path:
     """4 PiB, more tables than the engine holds the places of."""
     path = folder / "disk.qcow"
-    tapfs.create_image(str(path), NewImage("qcow", 4 * PIB, options={"cluster_size": "65536"}))
+    tapfs.create(str(path), "qcow", 4 * PIB, options={"cluster_size": "65536"})
     return path
 
 
 def tabled_qcow(folder: Path) -> Path:
     path = folder / "tabled.qcow"
-    tapfs.create_image(str(path), NewImage("qcow", PIB, options={"cluster_size": "65536"}))
+    tapfs.create(str(path), "qcow", PIB, options={"cluster_size": "65536"})
     return path
 
 
 def raw(folder: Path) -> Path:
     path = folder / "disk.raw"
-    tapfs.create_image(str(path), NewImage("raw", 7 << 60))
+    tapfs.create(str(path), "raw", 7 << 60)
     return path
 
 
 def overlay(folder: Path) -> Path:
     path = folder / "overlay.qcow"
     options = {"cluster_size": "65536"}
-    backing = NewImage("qcow", 4 * PIB, backing=str(qcow(folder)), backing_format="qcow", options=options)
-    tapfs.create_image(str(path), backing)
+    tapfs.create(str(path), "qcow", 4 * PIB, backing=str(qcow(folder)), backing_format="qcow", options=options)
     return path
 
 
@@ -120,8 +119,8 @@ def test_copies_and_comparisons(folder: Path) -> None:
     with opened(qcow(folder), writable=True) as source:
         source.write(3 * PIB, b"data" * 16384)
         other, flat = folder / "other.qcow", folder / "flat.raw"
-        tapfs.create_image(str(other), NewImage("qcow", 4 * PIB, options={"cluster_size": "65536"}))
-        tapfs.create_image(str(flat), NewImage("raw", 4 * PIB))
+        tapfs.create(str(other), "qcow", 4 * PIB, options={"cluster_size": "65536"})
+        tapfs.create(str(flat), "raw", 4 * PIB)
         for path, baseline in ((other, Baseline.ZEROS), (flat, Baseline.ZEROS), (other, Baseline.ANYTHING)):
             with opened(path, writable=True) as target:
                 convert(source, target, baseline=baseline)

@@ -11,17 +11,18 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tapfs.driver import Operation, WritableDriver
 from tapfs.extent import Range
 from tapfs.jobs import create
+from tapfs.jobs.create import NewImage
 from tapfs.kernel.engine import EngineDisk, Statistics
 
 SIZE = 4 << 20
 
 
 def qcow(path: Path, backing: str | None = None, size: int | None = SIZE, backing_format: str | None = None) -> Path:
-    tapfs.create_image(str(path), NewImage("qcow", size, backing=backing, backing_format=backing_format))
+    tapfs.create(str(path), "qcow", size, backing=backing, backing_format=backing_format)
     return path
 
 
@@ -100,7 +101,7 @@ def test_a_change_at_the_end_of_the_disk_stays_in_its_range(
     tmp_path: Path, options: dict[str, str], change: str, where: tuple[int, int]
 ) -> None:
     path = tmp_path / "a"
-    tapfs.create_image(str(path), NewImage("qcow", 10240, options=options))
+    tapfs.create(str(path), "qcow", 10240, options=options)
     with tapfs.open(path, writable=True) as disk:
         disk.write(0, b"A" * 10240)
         getattr(disk, change)(*where)
@@ -132,7 +133,7 @@ with tapfs.open({str(path)!r}, writable=True) as disk:
 
 def test_one_writer_at_a_time_in_a_new_extent_of_blktap(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    tapfs.create_image(str(path), NewImage("qcow", SIZE, options={"blktap": "on"}))
+    tapfs.create(str(path), "qcow", SIZE, options={"blktap": "on"})
     with tapfs.open(path, writable=True) as disk:
         driver = disk._top.driver
         assert isinstance(driver, WritableDriver)

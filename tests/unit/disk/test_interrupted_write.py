@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 import tapfs
-from tapfs import Image, NewImage
+from tapfs import Image
 from tapfs.disk import write_claims, write_path
+from tapfs.jobs.create import NewImage, create_image
 from tapfs.kernel.writes import window_segments
 
 SIZE = 1 << 20
@@ -67,7 +68,7 @@ def test_an_interrupted_change_does_not_keep_its_range(tmp_path: Path, change: s
     def prepared(number: int) -> Path:
         path = tmp_path / f"{number}.qcow"
         backing = NewImage("qcow", None, backing=str(base), backing_format="raw") if backed else NewImage("qcow", SIZE)
-        tapfs.create_image(str(path), backing)
+        create_image(str(path), backing)
         return path
 
     def changed(disk: Image) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ImageError, NewImage
+from tapfs import ImageError
+from tapfs.jobs.create import NewImage
 
 SIZE = 1 << 20
 
@@ -19,7 +20,7 @@ SIZE = 1 << 20
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     path = tmp_path / "disk.qcow"
-    tapfs.create_image(str(path), NewImage("qcow", SIZE))
+    tapfs.create(str(path), "qcow", SIZE)
     return path
 
 

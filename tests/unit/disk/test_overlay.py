@@ -66,7 +66,7 @@ def test_every_file_is_closed(tmp_path: Path, sample: Path) -> None:
 
 
 def test_ram(ram_name: str, tmp_path: Path) -> None:
-    tapfs.create_image(ram_name, tapfs.NewImage(format="ram", size=GIB))
+    tapfs.create(ram_name, "ram", GIB)
     for _ in range(2):
         with tapfs.open(ram_name, overlay=tmp_path / "scratch") as disk:
             disk.write(12345, b"scratch")

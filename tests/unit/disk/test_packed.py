@@ -127,8 +127,7 @@ def test_a_damaged_file_is_an_error_and_never_other_bytes(kind: str, image: tupl
 def test_a_packed_parent_is_opened_as_its_contents(image: tuple[bytes, Path], tmp_path: Path) -> None:
     content, plain = image
     (tmp_path / "base.xz").write_bytes(lzma.compress(plain.read_bytes()))
-    new = api.NewImage("qcow2", None, backing="base.xz", backing_format="qcow2")
-    api.create_image(tmp_path / "overlay", new)
+    api.create(tmp_path / "overlay", "qcow2", backing="base.xz", backing_format="qcow2")
     with api.open(tmp_path / "overlay", writable=True) as disk:
         disk.write(5000, b"changed")
         assert disk.read(0, SIZE) == content[:5000] + b"changed" + content[5007:]

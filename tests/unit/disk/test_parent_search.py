@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, Gate, ImageError, NewImage
+from tapfs import ErrorKind, Gate, ImageError
 from tests.conftest import Ran
 from tests.vdi_images import CREATION, DIFFERENCING, FREE, MIB, MODIFICATION, VdiImage
 
@@ -196,4 +196,4 @@ def test_a_parent_that_has_no_uuid_is_refused(tmp_path: Path) -> None:
     raw = tmp_path / "base.raw"
     raw.write_bytes(bytes(SIZE))
     with pytest.raises(ImageError, match="this parent is none"):
-        tapfs.create_image(str(tmp_path / "top.vdi"), NewImage("vdi", None, str(raw), "raw"))
+        tapfs.create(str(tmp_path / "top.vdi"), "vdi", backing=str(raw), backing_format="raw")

@@ -110,7 +110,7 @@ def test_a_broken_driver_is_left_out_with_one_warning(
     assert says in str(warning.message)
     with tapfs_package.open("image.raw", format="raw") as disk:
         assert disk.size == 4096
-    tapfs_package.create_image("image.qcow", tapfs_package.NewImage("qcow", 1 << 20))
+    tapfs_package.create("image.qcow", "qcow", 1 << 20)
     with tapfs_package.open("image.qcow") as disk:
         assert disk.format_name == "qcow"
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tapfs.disk.chain import OpenOptions, layer_of_file
 from tapfs.disk.image import Image
 from tapfs.disk.opening import open_image_on
 from tapfs.host.file import LocalFile
 from tapfs.host.presence import Ended, Presence
 from tapfs.jobs.convert import convert_to_new
+from tapfs.jobs.create import NewImage
 from tapfs.kernel.engine import Status
 from tests.unit.xen.xen_rings import DOMAIN, Served, new_machine
 from tests.xen.blkif import SECTOR

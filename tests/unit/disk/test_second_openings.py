@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import NewImage
 from tapfs.disk.image import Image
 from tapfs.disk.live import image_over, overlay_on
 from tests import package_files
@@ -85,7 +84,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes, bytes]
     """An image with a snapshot, what its disk holds, and what that of the snapshot does."""
     path = tmp_path_factory.mktemp("image") / "x.qcow2"
     first = bytearray(random.Random(1).randbytes(SIZE))
-    tapfs.create_image(path, NewImage("qcow2", SIZE))
+    tapfs.create(path, "qcow2", SIZE)
     with tapfs.open(path, writable=True) as disk:
         disk.write(0, first)
     tapfs.create_snapshot(path, "before")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, Gate, ImageError, NewImage
+from tapfs import ErrorKind, Gate, ImageError
 from tapfs.disk import probe
 from tapfs.disk.chain import OpenOptions, open_layers
 from tapfs.disk.opening import complete_left, open_image
@@ -20,6 +20,7 @@ from tapfs.host.location import locate
 from tapfs.host.new_files import NewFiles
 from tapfs.host.target import Target
 from tapfs.jobs.convert import convert_to_new
+from tapfs.jobs.create import NewImage
 from tapfs.kernel.engine import EngineDisk
 from tapfs.plan import Plan, Write, plan
 from tests.flat_images import COUNTER_AT, FORMAT, MAGIC
@@ -185,10 +186,10 @@ def test_created_and_converted_whole(tmp_path: Path) -> None:
 def test_an_existing_further_file_stays(tmp_path: Path) -> None:
     extent(tmp_path, "x-1.bin", b"p")
     with pytest.raises(ImageError) as raised:
-        tapfs.create_image(str(tmp_path / "x.flat"), NewImage("flat", 2 * MIB, options={"extents": "2"}))
+        tapfs.create(str(tmp_path / "x.flat"), "flat", 2 * MIB, options={"extents": "2"})
     assert raised.value.kind is ErrorKind.EXISTS
     assert [path.name for path in tmp_path.iterdir()] == ["x-1.bin"]
-    tapfs.create_image(str(tmp_path / "x.flat"), NewImage("flat", 2 * MIB, options={"extents": "2"}), overwrite=True)
+    tapfs.create(str(tmp_path / "x.flat"), "flat", 2 * MIB, options={"extents": "2"}, overwrite=True)
     with tapfs.open(tmp_path / "x.flat") as disk:
         assert disk.read(MIB, 4) == bytes(4)
 
@@ -209,7 +210,7 @@ def test_a_name_that_is_taken_meanwhile_takes_the_others_back(tmp_path: Path) ->
 
 def test_a_replaced_image_is_never_a_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The new further files have names only while the old image has none."""
-    tapfs.create_image(str(tmp_path / "x.flat"), NewImage("flat", MIB))
+    tapfs.create(str(tmp_path / "x.flat"), "flat", MIB)
     seen: list[set[str]] = []
     rename = os.rename
 
@@ -218,7 +219,7 @@ def test_a_replaced_image_is_never_a_mixture(tmp_path: Path, monkeypatch: pytest
         seen.append({path.name for path in tmp_path.iterdir() if not path.name.startswith(".")})
 
     monkeypatch.setattr(os, "rename", watched)
-    tapfs.create_image(str(tmp_path / "x.flat"), NewImage("flat", MIB), overwrite=True)
+    tapfs.create(str(tmp_path / "x.flat"), "flat", MIB, overwrite=True)
     assert [("x.flat" in names) for names in seen] == [False, False]
     assert (tmp_path / "x.flat").exists()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tapfs.driver import MAX_DISK_BYTES
 
 
@@ -40,6 +40,6 @@ def test_a_larger_disk_is_refused_at_open(file: int, size: int) -> None:
 def test_a_larger_disk_is_not_made(tmp_path: Path) -> None:
     for name in ("raw", "qcow"):
         with pytest.raises(ImageError, match=r"too large|too many|limit") as caught:
-            tapfs.create_image(str(tmp_path / "image"), NewImage(name, MAX_DISK_BYTES + 1))
+            tapfs.create(str(tmp_path / "image"), name, MAX_DISK_BYTES + 1)
         assert caught.value.kind is ErrorKind.OUT_OF_BOUNDS
     assert os.listdir(tmp_path) == []

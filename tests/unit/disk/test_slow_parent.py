@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import NewImage
 from tapfs.extent import Extent
 from tapfs.formats.qcow.driver import QcowDriver
 
@@ -31,10 +30,10 @@ def test_commits_and_reads_of_the_top_layer_go_on(tmp_path: Path, monkeypatch: p
     # The drivers are asked for every map.
     monkeypatch.setattr(QcowDriver, "table_layout", lambda _: None)
     base, top = tmp_path / "base.qcow", tmp_path / "top.qcow"
-    tapfs.create_image(str(base), NewImage("qcow", SIZE))
+    tapfs.create(str(base), "qcow", SIZE)
     with tapfs.open(base, writable=True) as disk:
         disk.write(0, b"b" * SIZE)
-    tapfs.create_image(str(top), NewImage("qcow", None, backing=str(base), backing_format="qcow"))
+    tapfs.create(str(top), "qcow", backing=str(base), backing_format="qcow")
     asked, answer = threading.Event(), threading.Event()
     with tapfs.open(top, writable=True) as disk:
         disk.write(0, b"t" * CLUSTER)

@@ -6,10 +6,10 @@ import random
 from typing import TYPE_CHECKING
 
 import tapfs
-from tapfs import NewImage
 from tapfs.disk import stream_target
 from tapfs.driver import Codec
 from tapfs.jobs import create
+from tapfs.jobs.create import NewImage
 from tapfs.kernel.engine import compress
 
 if TYPE_CHECKING:

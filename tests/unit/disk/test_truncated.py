@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, Image, ImageError, NewImage
+from tapfs import ErrorKind, Image, ImageError
 from tapfs.driver import Severity
 from tests.conftest import REPOSITORY
 
@@ -28,7 +28,7 @@ def guest_byte(offset: int) -> int:
 
 
 def filled(path: Path, name: str, password: bytes | None = None) -> Path:
-    tapfs.create_image(str(path), NewImage(name, SIZE, password=password))
+    tapfs.create(str(path), name, SIZE, password=password)
     with tapfs.open(path, format=name, writable=True, password=password) as disk:
         for offset in range(0, SIZE, 2 * PIECE):
             disk.write(offset, bytes([guest_byte(offset)]) * PIECE)
@@ -159,7 +159,7 @@ def test_a_flush_finds_what_nobody_has_read(tmp_path: Path, *, direct: bool) -> 
 def test_a_parent_that_is_truncated(tmp_path: Path) -> None:
     parent = qcow(tmp_path)
     overlay = tmp_path / "overlay"
-    tapfs.create_image(str(overlay), NewImage("qcow", None, backing=str(parent), backing_format="qcow"))
+    tapfs.create(str(overlay), "qcow", backing=str(parent), backing_format="qcow")
     with tapfs.open(overlay, writable=True) as disk:
         assert lost_pieces(disk) == 0
         os.truncate(parent, parent.stat().st_size // 2)
@@ -176,7 +176,7 @@ def test_a_parent_that_is_truncated(tmp_path: Path) -> None:
 def test_zeros_that_were_never_written_stay_zeros(tmp_path: Path) -> None:
     """The file may end before its last cluster does, and grows by what is written."""
     path = tmp_path / "qcow"
-    tapfs.create_image(str(path), NewImage("qcow", SIZE))
+    tapfs.create(str(path), "qcow", SIZE)
     with tapfs.open(path, writable=True) as disk:
         for number in range(64):
             disk.write(number * 8192 + 100, b"x")

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import NewImage
 from tapfs.disk.chain_map import map_chain, merge_mapped
 from tapfs.disk.image import Image
 from tests.scattered_images import scattered_qcow
@@ -64,10 +63,15 @@ class Chain:
     def _make(self, path: Path, size: int, parent: Path) -> None:
         options = {"cluster_size": self.choice.choice(["512", "1024", "4096", "32768"])}
         password = KEY if self.encrypted else None
-        new = NewImage(
-            "qcow", size, backing=str(parent), backing_format=self.formats[0], options=options, password=password
+        tapfs.create(
+            str(path),
+            "qcow",
+            size,
+            backing=str(parent),
+            backing_format=self.formats[0],
+            options=options,
+            password=password,
         )
-        tapfs.create_image(str(path), new)
         self.formats.insert(0, "qcow")
 
     def opened(self, *, writable: bool, cache_bytes: int = 32 << 20) -> Image:

@@ -123,7 +123,7 @@ def test_rules(tmp_path: Path, wrong: list[Extent]) -> None:
 
 def test_allocating_asks_for_the_map_once(tmp_path: Path) -> None:
     path = tmp_path / "image.qcow"
-    tapfs.create_image(str(path), tapfs.NewImage("qcow", 8 << 20))
+    tapfs.create(str(path), "qcow", 8 << 20)
     with tapfs.open(path, format="qcow", writable=True) as image:
         image.write(0, b"first")
         misses = image.statistics().cache_misses

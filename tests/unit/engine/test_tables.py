@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import NewImage
 from tapfs.disk.chain import OpenOptions, open_layers
 from tapfs.disk.chain_map import map_chain, merge_mapped
 from tapfs.disk.image import Image
@@ -28,7 +27,7 @@ SIZE = 16 * UNIT
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     image = tmp_path / "a.qcow"
-    tapfs.create_image(str(image), NewImage("qcow", SIZE, options={"cluster_size": str(CLUSTER)}))
+    tapfs.create(str(image), "qcow", SIZE, options={"cluster_size": str(CLUSTER)})
     return image
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import NewImage
 from tapfs.extent import Range
 from tapfs.kernel.written import WrittenMarks
 
@@ -18,7 +17,7 @@ SIZE = 40 * UNIT + 512
 @pytest.mark.parametrize("format_name", ["raw", "qcow2", "vhd"])
 def test_what_is_written_is_marked(tmp_path: Path, format_name: str) -> None:
     path = str(tmp_path / "disk")
-    tapfs.create_image(path, NewImage(format_name, SIZE))
+    tapfs.create(path, format_name, SIZE)
     with tapfs.open(path, format=format_name, writable=True) as disk:
         disk.write(0, b"before")
         marks = WrittenMarks(disk.engine_disk, disk.size, path=path)

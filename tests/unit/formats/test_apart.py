@@ -65,7 +65,7 @@ FORMATS = {
 def damaged(path: Path, name: str, change: Callable[[int], int]) -> int:
     """An image of ten granules, the entry of whose fourth is changed; `change` is given that of the second."""
     tables = FORMATS[name]
-    tapfs.create_image(path, tapfs.NewImage(name, SIZE, options=tables.options))
+    tapfs.create(path, name, SIZE, options=tables.options)
     with tapfs.open(path, writable=True) as disk:
         for number in range(8):
             disk.write(number * tables.unit, bytes([number + 1]) * 4096)
@@ -132,7 +132,7 @@ def test_extents_of_esx_are_looked_at_too(tmp_path: Path) -> None:
 
 def test_entries_behind_the_end_of_the_disk_are_nobodys(tmp_path: Path) -> None:
     path = tmp_path / "image"
-    tapfs.create_image(path, tapfs.NewImage("vmdk", MIB))
+    tapfs.create(path, "vmdk", MIB)
     with tapfs.open(path, writable=True) as disk:
         disk.write(0, b"x")
     raw = bytearray(path.read_bytes())

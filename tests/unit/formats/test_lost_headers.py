@@ -117,7 +117,7 @@ def test_a_parent_that_the_user_names_takes_the_place_of_one_whose_name_is_lost(
     base, content = made(tmp_path, "vhd")
     base.rename(tmp_path / "base.vhd")
     over = tmp_path / "over.vhd"
-    tapfs.create_image(over, tapfs.NewImage("vhd", None, backing=str(tmp_path / "base.vhd"), backing_format="vhd"))
+    tapfs.create(over, "vhd", backing=str(tmp_path / "base.vhd"), backing_format="vhd")
     with tapfs.open(over, writable=True) as disk:
         disk.write(7 * MIB, b"\5" * 65536)
     overwrite(over, 1536)

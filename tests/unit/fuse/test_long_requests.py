@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import NewImage
 from tapfs.fuse import long_requests
 
 CLUSTER = 4096
@@ -39,7 +38,7 @@ class Parked:
 def image(tmp_path: Path) -> Path:
     """64 MiB whose clusters lie in the wrong order, so that each is an extent; then 64 MiB of nothing."""
     path = tmp_path / "image.qcow"
-    tapfs.create_image(str(path), NewImage("qcow", 128 << 20))
+    tapfs.create(str(path), "qcow", 128 << 20)
     with tapfs.open(path, writable=True) as disk:
         for start in (CLUSTER, 0):
             for offset in range(start, 64 << 20, 2 * CLUSTER):
@@ -77,7 +76,7 @@ def test_a_seek_ends_when_nobody_waits(image: Path) -> None:
 
 def test_zeros_end_when_nobody_waits(tmp_path: Path) -> None:
     path = tmp_path / "large.raw"
-    tapfs.create_image(str(path), NewImage("raw", 5 << 30))
+    tapfs.create(str(path), "raw", 5 << 30)
     with tapfs.open(path, format="raw", writable=True) as disk:
         for offset in (0, 4 << 30):
             disk.write(offset, b"x")

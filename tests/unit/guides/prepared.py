@@ -18,10 +18,10 @@ MIB = 1 << 20
 
 def disk(name: str, format_name: str, *, content: bytes = b"tapfs", backing: str | None = None, **options: str) -> None:
     """An image of 16 MiB with a bit of data."""
-    new = tapfs.NewImage(format_name, None if backing else 16 * MIB, backing=backing, options=options)
     if backing is not None:
-        new = tapfs.NewImage(format_name, None, backing=backing, backing_format=tapfs.info(backing)["format"])
-    tapfs.create_image(name, new)
+        tapfs.create(name, format_name, backing=backing, backing_format=tapfs.info(backing)["format"])
+    else:
+        tapfs.create(name, format_name, 16 * MIB, options=options)
     with tapfs.open(name, format=format_name, writable=True) as image:
         image.write(MIB, content * 5000)
 
@@ -114,7 +114,7 @@ def served() -> None:
 
 
 def packages() -> None:
-    tapfs.create_image("a.qcow2", tapfs.NewImage("qcow2", 4 * MIB))
+    tapfs.create("a.qcow2", "qcow2", 4 * MIB)
     content = Path("a.qcow2").read_bytes()
     for name in ("appliance.ova", "old.ova", "new.ova"):
         package_files.ova(Path(name), {"a.qcow2": content, "b.qcow2": content})

@@ -54,12 +54,11 @@ def python(folder: Path) -> dict[str, object]:
     tapfs.convert("disk.raw", "disk.qcow2", format="raw", target_format="qcow2")
     tapfs.convert("disk.qcow2", "disk.vhdx", target_format="vhdx")
     tapfs.convert("disk.qcow2", "disk.vmdk", target_format="vmdk", options={"subformat": "monolithicSparse"})
-    tapfs.create_image("other.raw", tapfs.NewImage("raw", 16 << 20))
+    tapfs.create("other.raw", "raw", 16 << 20)
     disk("overlay.qcow2", "qcow2", backing="monday.qcow2")
-    secret = tapfs.NewImage(
-        "qcow2", 1 << 20, options={"encrypt.format": "luks", "encrypt.iter-time": "10"}, password=b"old"
+    tapfs.create(
+        "secret.qcow2", "qcow2", 1 << 20, options={"encrypt.format": "luks", "encrypt.iter-time": "10"}, password=b"old"
     )
-    tapfs.create_image("secret.qcow2", secret)
     with zipfile.ZipFile("images.zip", "w") as archive:
         archive.write("disk.qcow2")
     shutil.copy("disk.qcow2", "with-snapshot.qcow2")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tests.unit.host.test_file import opened_names
 
 SIZE = 1 << 20
@@ -34,7 +34,7 @@ def image_over(name: str, folder: Path) -> Path:
     """An image in the folder whose header names that backing file, whatever that is."""
     path = folder / "image.qcow"
     path.unlink(missing_ok=True)
-    tapfs.create_image(str(path), NewImage("qcow", SIZE))
+    tapfs.create(str(path), "qcow", SIZE)
     content = path.read_bytes()
     header = struct.pack(">QI", len(content), len(name.encode()))
     path.write_bytes(content[:8] + header + content[20:] + name.encode())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tapfs.host.file import LocalFile
 
 MIB = 1 << 20
@@ -35,7 +35,7 @@ def test_a_read_only_device_is_not_opened_for_writing(tmp_path: Path) -> None:
     with loop_device(disk, "--read-only") as device:
         for use in (
             lambda: tapfs.open(device, format="raw", writable=True),
-            lambda: tapfs.create_image(device, NewImage("raw", MIB), overwrite=True),
+            lambda: tapfs.create(device, "raw", MIB, overwrite=True),
         ):
             with pytest.raises(ImageError) as raised:
                 use()
@@ -53,7 +53,7 @@ def test_a_file_that_a_loop_device_shows_is_not_written(tmp_path: Path) -> None:
         with loop_device(disk, *options) as device:
             for use in (
                 lambda: tapfs.open(tmp_path / "link", format="raw", writable=True),
-                lambda: tapfs.create_image(str(disk), NewImage("raw", MIB), overwrite=True),
+                lambda: tapfs.create(str(disk), "raw", MIB, overwrite=True),
             ):
                 with pytest.raises(ImageError) as raised:
                     use()

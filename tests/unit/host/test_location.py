@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tapfs.host.location import file_name, locate, locate_parent
 
 MIB = 1 << 20
@@ -33,7 +33,7 @@ def test_names_that_mean_no_image(
     opened = [
         lambda: tapfs.open(name),
         lambda: tapfs.open(sample, overlay=name),
-        lambda: tapfs.create_image(name, NewImage("raw", MIB)),
+        lambda: tapfs.create(name, "raw", MIB),
         lambda: tapfs.check(name),
     ]
     for use in opened:
@@ -47,7 +47,7 @@ def test_a_file_of_such_a_name_is_written_with_a_slash(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     for name in ("-", "ram:x", "RAM:x"):
         assert file_name(name) == f"./{name}"
-        tapfs.create_image(file_name(name), NewImage("raw", MIB))
+        tapfs.create(file_name(name), "raw", MIB)
         with tapfs.open(file_name(name)) as disk:
             assert disk.size == MIB
     assert sorted(os.listdir(tmp_path)) == ["-", "RAM:x", "ram:x"]
@@ -55,7 +55,7 @@ def test_a_file_of_such_a_name_is_written_with_a_slash(tmp_path: Path, monkeypat
 
 
 def test_the_prefix_of_a_ram_disk_may_be_in_capitals(ram_name: str) -> None:
-    tapfs.create_image(ram_name.replace("ram:", "RAM:"), NewImage("ram", MIB))
+    tapfs.create(ram_name.replace("ram:", "RAM:"), "ram", MIB)
     with tapfs.open(ram_name) as disk:
         assert (disk.size, disk.format_name) == (MIB, "ram")
     assert locate(ram_name.replace("ram:", "Ram:")).name == ram_name
@@ -70,10 +70,10 @@ def test_a_missing_ram_disk_is_called_by_its_name() -> None:
 
 def test_a_header_names_files_only(tmp_path: Path, ram_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same header means the same from every folder, also where its name looks like a RAM disk."""
-    tapfs.create_image(ram_name, NewImage("ram", MIB))
+    tapfs.create(ram_name, "ram", MIB)
     monkeypatch.chdir(tmp_path)
     (tmp_path / ram_name).write_bytes(b"f" * MIB)
-    tapfs.create_image("a.qcow", NewImage("qcow", MIB, backing=f"./{ram_name}", backing_format="raw"))
+    tapfs.create("a.qcow", "qcow", MIB, backing=f"./{ram_name}", backing_format="raw")
     header = bytearray((tmp_path / "a.qcow").read_bytes())
     at = header.index(b"./ram:")
     header[at : at + len(ram_name) + 2] = ram_name.encode() + b"\0\0"
@@ -87,7 +87,7 @@ def test_a_header_names_files_only(tmp_path: Path, ram_name: str, monkeypatch: p
 
 def test_who_has_it_open_is_this_process(tmp_path: Path) -> None:
     image = tmp_path / "a.qcow"
-    tapfs.create_image(str(image), NewImage("qcow", MIB))
+    tapfs.create(str(image), "qcow", MIB)
     with tapfs.open(image, writable=True), pytest.raises(ImageError, match=r"\(this one, which has it open already\)"):
         tapfs.open(image)
 
@@ -96,8 +96,8 @@ def test_file_before_a_path_means_the_path(tmp_path: Path, monkeypatch: pytest.M
     """As for QEMU, which has no other way to say that a name with a colon is a file's; here ./ says so, too."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sub").mkdir()
-    tapfs.create_image("file:sub/base:1", NewImage("qcow2", MIB))
-    tapfs.create_image("file:sub/over", NewImage("qcow2", None, "file:base:1", "qcow2"))
+    tapfs.create("file:sub/base:1", "qcow2", MIB)
+    tapfs.create("file:sub/over", "qcow2", backing="file:base:1", backing_format="qcow2")
     assert {each.name for each in (tmp_path / "sub").iterdir()} == {"base:1", "over"}
     with tapfs.open("file:sub/over", writable=True) as disk:
         disk.write(0, b"data")

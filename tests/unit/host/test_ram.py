@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tapfs.cli.main import main
 from tapfs.host import ram
 
@@ -28,7 +28,7 @@ def name() -> Iterator[str]:
 
 
 def test_two_processes_write_one_disk_and_it_outlives_them(name: str) -> None:
-    tapfs.create_image(name, NewImage("ram", SIZE))
+    tapfs.create(name, "ram", SIZE)
     other = f"""
 import sys, time, tapfs
 disk = tapfs.open({name!r}, writable=True)
@@ -65,9 +65,9 @@ def test_filled_from_an_image_and_saved_to_one(name: str, tmp_path: Path) -> Non
 
 
 def test_a_name_is_taken_once_and_removed_once(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    tapfs.create_image(name, NewImage("ram", SIZE))
+    tapfs.create(name, "ram", SIZE)
     with pytest.raises(ImageError) as raised:
-        tapfs.create_image(name, NewImage("ram", SIZE))
+        tapfs.create(name, "ram", SIZE)
     assert raised.value.kind is ErrorKind.EXISTS
     assert main(["remove", name]) == 0
     assert main(["remove", name]) == 17
@@ -85,5 +85,5 @@ def test_names_that_are_no_names_are_refused(bad: str) -> None:
 def test_the_format_and_the_name_go_together(tmp_path: Path, name: str) -> None:
     for path, format_name in ((str(tmp_path / "x"), "ram"), (name, "qcow")):
         with pytest.raises(ImageError) as raised:
-            tapfs.create_image(path, NewImage(format_name, SIZE))
+            tapfs.create(path, format_name, SIZE)
         assert raised.value.kind is ErrorKind.UNSUPPORTED

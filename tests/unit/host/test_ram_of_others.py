@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tapfs.host import ram
 from tests.unit.host.other_user import OTHER_USER, as_other_user
 
@@ -38,8 +38,8 @@ def test_a_new_one_is_its_owner_s_alone(ram_name: str, sample: Path, tapfs: Call
 def test_another_s_empty_file_is_not_adopted(ram_name: str, host_file: Path, sample: Path) -> None:
     as_other_user('umask 0; : > "$1"', host_file)
     for make in (
-        lambda: tapfs.create_image(ram_name, NewImage("ram", MIB)),
-        lambda: tapfs.create_image(ram_name, NewImage("ram", MIB), overwrite=True),
+        lambda: tapfs.create(ram_name, "ram", MIB),
+        lambda: tapfs.create(ram_name, "ram", MIB, overwrite=True),
     ):
         with pytest.raises(ImageError) as raised:
             make()
@@ -68,7 +68,7 @@ def test_a_link_is_not_followed(ram_name: str, host_file: Path, tmp_path: Path) 
             tapfs.open(ram_name, writable=writable)
         assert raised.value.kind is ErrorKind.DENIED
     with pytest.raises(ImageError) as raised:
-        tapfs.create_image(ram_name, NewImage("ram", MIB), overwrite=True)
+        tapfs.create(ram_name, "ram", MIB, overwrite=True)
     assert raised.value.kind is ErrorKind.DENIED
     assert private.read_bytes() == b"p" * 4096
     assert ram_name.removeprefix("ram:") not in {disk.name for disk in ram.ram_disks()}
@@ -77,7 +77,7 @@ def test_a_link_is_not_followed(ram_name: str, host_file: Path, tmp_path: Path) 
     host_file.symlink_to(private)  # not even one of ours: a RAM disk is where its name says
     for use in (
         lambda: tapfs.open(ram_name, writable=True),
-        lambda: tapfs.create_image(ram_name, NewImage("ram", MIB), overwrite=True),
+        lambda: tapfs.create(ram_name, "ram", MIB, overwrite=True),
     ):
         with pytest.raises(ImageError, match="is a symbolic link"):
             use()
@@ -85,7 +85,7 @@ def test_a_link_is_not_followed(ram_name: str, host_file: Path, tmp_path: Path) 
 
 
 def test_root_s_may_be_opened_by_others(ram_name: str, host_file: Path) -> None:
-    tapfs.create_image(ram_name, NewImage("ram", MIB))
+    tapfs.create(ram_name, "ram", MIB)
     host_file.chmod(0o644)
     ram.judge(os.stat(host_file), ram_name)
     mine = os.stat_result((0o100644, 1, 1, 1, 0, 0, MIB, 0, 0, 0))

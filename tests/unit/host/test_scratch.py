@@ -13,7 +13,6 @@ from tapfs.formats import claims
 from tapfs.formats.qcow import survey
 from tapfs.host import scratch
 from tapfs.host.scratch import ScratchFile
-from tapfs.jobs.create import NewImage
 
 MIB = 1 << 20
 
@@ -23,7 +22,7 @@ def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An image with more claims than a check is allowed to hold, and too large for the quick pass before it."""
     monkeypatch.setattr(survey, "MAX_CLUSTERS", 0)
     path = tmp_path / "a.qcow"
-    tapfs.create_image(str(path), NewImage("qcow", 32 * MIB))
+    tapfs.create(str(path), "qcow", 32 * MIB)
     with tapfs.open(path, writable=True) as disk:
         for at in range(0, 32 * MIB, 64 << 10):
             disk.write(at, b"data")

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tapfs.jobs import create
 from tapfs.jobs.convert import convert_to_new
+from tapfs.jobs.create import NewImage, create_image
 from tests.unit.host.other_user import OTHER_USER, as_other_user
 
 MIB = 1 << 20
@@ -31,7 +32,7 @@ Maker = Callable[[Path | str, Path], None]
 
 
 def by_create(path: Path | str, sample: Path) -> None:
-    tapfs.create_image(str(path), NEW, overwrite=True)
+    create_image(str(path), NEW, overwrite=True)
 
 
 def by_convert(path: Path | str, sample: Path) -> None:
@@ -177,12 +178,12 @@ def test_a_host_that_sets_no_permissions_has_the_image_for_its_owner(
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(os, "fchmod", fchmod)
-    tapfs.create_image(str(tmp_path / "out"), NEW)
+    create_image(str(tmp_path / "out"), NEW)
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o600
     assert os.listdir(tmp_path) == ["out"]
     (tmp_path / "out").chmod(0o400)
     with pytest.raises(tapfs.ImageError):
-        tapfs.create_image(str(tmp_path / "out"), NEW, overwrite=True)
+        create_image(str(tmp_path / "out"), NEW, overwrite=True)
 
 
 def test_a_hidden_file_is_gone_after_a_failure(tmp_path: Path, no_unnamed_files: None) -> None:
@@ -196,7 +197,7 @@ def test_what_is_replaced_is_locked_until_then(tmp_path: Path, format_name: str)
     """Who began to use it meanwhile would go on with a file that has no name any more."""
     out = tmp_path / "out"
     new = NewImage(format_name, MIB)
-    tapfs.create_image(str(out), new)
+    create_image(str(out), new)
     with create.new_image(str(out), new, overwrite=True):
         for writable in (False, True):
             with pytest.raises(ImageError) as raised:
@@ -206,14 +207,14 @@ def test_what_is_replaced_is_locked_until_then(tmp_path: Path, format_name: str)
 
 
 def new_qcow(path: Path) -> Path:
-    tapfs.create_image(str(path), NewImage("qcow", MIB))
+    tapfs.create(str(path), "qcow", MIB)
     return path
 
 
 def test_what_comes_meanwhile_is_replaced_only_if_it_is_not_in_use(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with create.new_image(str(out), NewImage("raw", 2 * MIB), overwrite=True):
-        tapfs.create_image(str(out), NewImage("qcow", MIB))
+        tapfs.create(str(out), "qcow", MIB)
     assert out.stat().st_size == 2 * MIB
     out.unlink()
     with contextlib.ExitStack() as users:
@@ -254,7 +255,7 @@ sys.path[:] = {path!r}
 import tapfs, tapfs.jobs.create, tapfs.disk.probe, tapfs.formats.raw, tapfs.kernel.engine, encodings.idna, dataclasses
 os.setgroups([]); os.setgid({user}); os.setuid({user})
 try:
-    tapfs.create_image(sys.argv[1], tapfs.NewImage("raw", 1 << 20), overwrite=True)
+    tapfs.create(sys.argv[1], "raw", 1 << 20, overwrite=True)
 except tapfs.ImageError as error:
     print(error.kind, error)
 """

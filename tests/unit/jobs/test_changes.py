@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import tapfs as api
-from tapfs import NewImage
 from tapfs.errors import CODES, ErrorKind
 
 Run = Callable[..., Any]
@@ -20,7 +19,7 @@ def test_what_was_written_since_a_snapshot(tapfs: Run, tmp_path: Path) -> None:
     written = [[(0, b"m")], [(CLUSTER, b"t"), (2 * CLUSTER, bytes(1)), (5 * CLUSTER, b"t")], [(6 * CLUSTER, b"w")]]
     for number, name in enumerate(names):
         backing = (names[number - 1], "qcow2") if number else (None, None)
-        api.create_image(name, NewImage("qcow2", SIZE, backing=backing[0], backing_format=backing[1]))
+        api.create(name, "qcow2", SIZE, backing=backing[0], backing_format=backing[1])
         with api.open(name, format="qcow2", writable=True) as image:
             for offset, byte in written[number]:
                 image.write_zeroes(offset, CLUSTER) if byte == b"\0" else image.write(offset, byte * CLUSTER)
@@ -39,10 +38,10 @@ def test_what_was_written_since_a_snapshot(tapfs: Run, tmp_path: Path) -> None:
 
 def test_what_is_no_snapshot_of_it_is_refused(tapfs: Run, tmp_path: Path) -> None:
     alone = str(tmp_path / "alone")
-    api.create_image(alone, NewImage("qcow2", SIZE))
+    api.create(alone, "qcow2", SIZE)
     assert tapfs("changes", alone).code == CODES[ErrorKind.UNSUPPORTED].exit_code
     over = str(tmp_path / "over")
-    api.create_image(over, NewImage("qcow2", SIZE, backing=alone, backing_format="qcow2"))
+    api.create(over, "qcow2", SIZE, backing=alone, backing_format="qcow2")
     code, _, err = tapfs("changes", over, "--since", over)
     assert code == CODES[ErrorKind.INVALID_ARGUMENT].exit_code
     assert "is not in its backing chain" in err

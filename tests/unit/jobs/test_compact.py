@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 import tapfs as api
-from tapfs import NewImage
 from tapfs.jobs.giving_back import GivingBack
 from tests import filled_file_systems as filled
 from tests.filled_file_systems import MIB
@@ -94,14 +93,13 @@ def written(folder: Path, disk: bytes, format_name: str, options: dict[str, str]
     if over_parent:
         below = format_name if format_name in {"vdi", "vhdx", "vmdk"} else "raw"
         backing = folder / f"parent.{below}"
-        api.create_image(backing, NewImage(below, SIZE))
+        api.create(backing, below, SIZE)
         with api.open(backing, format=below, writable=True) as image:
             image.write(0, b"\xa5" * SIZE)
     path = folder / f"disk.{format_name}"
-    new = NewImage(
-        format_name, SIZE, backing=backing and str(backing), backing_format=backing and below, options=options
+    api.create(
+        path, format_name, SIZE, backing=backing and str(backing), backing_format=backing and below, options=options
     )
-    api.create_image(path, new)
     with api.open(path, format=format_name, writable=True) as image:
         for at in range(0, SIZE, MIB):
             image.write(at, disk[at : at + MIB])
@@ -221,7 +219,7 @@ def test_raw_must_be_named(tapfs: Run, tmp_path: Path, disk: bytes) -> None:
 
 def test_an_encrypted_image(tmp_path: Path, disk: bytes, free: bytes) -> None:
     path = tmp_path / "disk.qcow"
-    api.create_image(path, NewImage("qcow", SIZE, password=b"secret"))
+    api.create(path, "qcow", SIZE, password=b"secret")
     with api.open(path, writable=True, password=b"secret") as image:
         image.write(0, disk)
     report = api.compact(path, password=b"secret")
@@ -236,7 +234,7 @@ def test_what_only_a_parent_has_stays(tmp_path: Path, disk: bytes) -> None:
     parent = tmp_path / "parent.raw"
     parent.write_bytes(disk)
     path = tmp_path / "overlay.qcow2"
-    api.create_image(path, NewImage("qcow2", SIZE, backing=str(parent), backing_format="raw"))
+    api.create(path, "qcow2", SIZE, backing=str(parent), backing_format="raw")
     content = path.read_bytes()
     report = api.compact(path)
     assert report.given_back == 0

@@ -16,7 +16,7 @@ import pytest
 import tapfs
 from tapfs.jobs.compare import Difference, compare, unequal_candidates
 from tapfs.jobs.convert import Baseline, convert, convert_to_new
-from tapfs.jobs.create import NewImage, create_image
+from tapfs.jobs.create import NewImage
 from tapfs.jobs.pipeline import in_order
 
 MIB = 1 << 20
@@ -108,7 +108,7 @@ def test_candidates_leave_out_only_what_is_zero_in_both(tmp_path: Path, seed: in
 
 def test_a_long_disk_of_zeros_is_not_read(tmp_path: Path) -> None:
     image = tmp_path / "a.qcow"
-    create_image(str(image), NewImage(format="qcow", size=1 << 40))
+    tapfs.create(str(image), "qcow", 1 << 40)
     with tapfs.open(image) as disk:
         convert_to_new(disk, str(tmp_path / "b.raw"), NewImage(format="raw", size=disk.size))
         assert disk.statistics().bytes_read == 0

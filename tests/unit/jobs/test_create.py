@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import tapfs as api
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tapfs.disk.chain import OpenOptions, files_below
 
 Run = Callable[..., Any]
@@ -25,7 +25,7 @@ def chain(folder: Path, *names: str) -> list[Path]:
     paths[0].write_bytes(b"b" * MIB)
     for parent, path in itertools.pairwise(paths):
         format_name = "raw" if parent == paths[0] else "qcow"
-        api.create_image(str(path), NewImage("qcow", MIB, backing=parent.name, backing_format=format_name))
+        api.create(str(path), "qcow", MIB, backing=parent.name, backing_format=format_name)
     return paths
 
 
@@ -74,7 +74,7 @@ def test_a_backing_name_with_a_colon_is_read_by_qemu_too(tmp_path: Path, name: s
     path = tmp_path / name.removeprefix("file:")
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"p" * MIB)
-    api.create_image(str(tmp_path / "a.qcow"), NewImage("qcow", None, backing=name, backing_format="raw"))
+    api.create(str(tmp_path / "a.qcow"), "qcow", backing=name, backing_format="raw")
     with api.open(tmp_path / "a.qcow", backing_formats=["raw"]) as disk:
         assert disk.read(MIB - 1, 1) == b"p"
     done = subprocess.run(
@@ -88,8 +88,8 @@ def test_a_backing_name_with_a_colon_is_read_by_qemu_too(tmp_path: Path, name: s
 
 
 def test_an_overlay_over_a_ram_disk(tmp_path: Path, ram_name: str) -> None:
-    api.create_image(ram_name, NewImage("ram", MIB))
-    api.create_image(str(tmp_path / "a.qcow"), NewImage("qcow", None, backing=ram_name))
+    api.create(ram_name, "ram", MIB)
+    api.create(str(tmp_path / "a.qcow"), "qcow", backing=ram_name)
     with api.open(tmp_path / "a.qcow") as disk, api.open(ram_name, writable=True, write_base=True) as below:
         below.write(0, b"shared")
         assert disk.read(0, 6) == b"shared"
@@ -118,8 +118,9 @@ def test_preallocation_takes_the_space_of_the_disk(
     mode: str, format_name: str, options: dict[str, str], tmp_path: Path
 ) -> None:
     password = b"secret" if format_name == "luks" else None
-    new = NewImage(format_name, 3 << 20, options={**options, "preallocation": mode}, password=password)
-    api.create_image(str(tmp_path / "disk"), new)
+    api.create(
+        str(tmp_path / "disk"), format_name, 3 << 20, options={**options, "preallocation": mode}, password=password
+    )
     assert sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir()) >= 3 << 20
     if format_name != "luks":
         with api.open(str(tmp_path / "disk"), format=format_name) as image:
@@ -138,4 +139,4 @@ def test_preallocation_where_it_makes_no_sense_is_refused(
     format_name: str, options: dict[str, str], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ImageError, match=said):
-        api.create_image(str(tmp_path / "disk"), NewImage(format_name, 3 << 20, options=options))
+        api.create(str(tmp_path / "disk"), format_name, 3 << 20, options=options)

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 import tapfs as api
-from tapfs import NewImage
 from tapfs.disk import probe
 from tapfs.disk.plugins import Plugin
 from tapfs.driver import Trait
 from tapfs.errors import CODES, ErrorKind
 from tapfs.formats.raw import IdentityFormat
 from tapfs.jobs import create
+from tapfs.jobs.create import NewImage
 from tests.unit.host.test_file import loop_device
 
 Run = Callable[..., Any]
@@ -120,7 +120,7 @@ def test_a_file_behind_standard_output_is_not_replaced(tapfs_command: list[str],
 
 def test_the_api_is_as_careful(disk: Path) -> None:
     with loop_device(disk) as device, pytest.raises(FileExistsError):
-        api.create_image(device, NewImage("raw", MIB))
+        api.create(device, "raw", MIB)
     assert disk.read_bytes() == NOISE[:SIZE]
 
 
@@ -140,9 +140,9 @@ def test_a_format_of_others_has_the_same_traits(disk: Path, tmp_path: Path, monk
     probe.format_named.cache_clear()
     try:
         with loop_device(disk) as device:
-            api.create_image(device, NewImage("whole", MIB), overwrite=True)
+            api.create(device, "whole", MIB, overwrite=True)
             with pytest.raises(api.ImageError, match="growing plain image"):
-                api.create_image(device, NewImage("plain", MIB), overwrite=True)
+                api.create(device, "plain", MIB, overwrite=True)
         (tmp_path / "image").write_bytes(b"WHOLE" + bytes(MIB))
         for format_name in ("whole", "plain"):
             api.open(tmp_path / "image", format=format_name, writable=True).close()

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pytest
 
 import tapfs as api
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tapfs.jobs.apply import apply_in_place
 from tapfs.jobs.diff_stream import DiffReader, DiffWriter, Record, RecordKind, StreamHeader, digest_of
 
@@ -39,7 +39,7 @@ def disk_of(size: int, choice: random.Random) -> bytes:
 
 
 def make(path: Path, content: bytes, format_name: str, **new: Any) -> Path:
-    api.create_image(path, NewImage(format_name, len(content), **new))
+    api.create(path, format_name, len(content), **new)
     with api.open(path, format=format_name, writable=True) as image:
         below = image.read(0, image.size)
         for at in range(0, len(content), UNIT):

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import NewImage
 from tapfs.errors import ErrorKind, ImageError
 
 MIB = 1 << 20
@@ -27,10 +26,10 @@ def content(path: Path, **options: object) -> bytes:
 
 def test_edits_of_a_chain(tmp_path: Path) -> None:
     base, top, other = (tmp_path / name for name in ("base.qcow2", "top.qcow2", "other.qcow2"))
-    tapfs.create_image(base, NewImage("qcow2", MIB, options=FAST, password=PASSWORD))
+    tapfs.create(base, "qcow2", MIB, options=FAST, password=PASSWORD)
     with tapfs.open(base, writable=True, password=PASSWORD) as disk:
         disk.write(0, b"base" * (MIB // 8))
-    tapfs.create_image(top, NewImage("qcow2", None, str(base), "qcow2", FAST, PASSWORD))
+    tapfs.create(top, "qcow2", backing=str(base), backing_format="qcow2", options=FAST, password=PASSWORD)
     with tapfs.open(top, writable=True, password=PASSWORD) as disk:
         disk.write(100_000, b"top!" * 50_000)
     expected = content(top)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tapfs.jobs import commit
 
 SIZE = 1 << 20
@@ -16,8 +16,8 @@ SIZE = 1 << 20
 def make(folder: Path, format_name: str, size: int) -> tuple[Path, Path]:
     """A base, and an overlay of so many bytes over it that has data at its end."""
     base, over = folder / "base.img", folder / "over.img"
-    tapfs.create_image(base, NewImage(format_name, SIZE))
-    tapfs.create_image(over, NewImage(format_name, size, backing="base.img", backing_format=format_name))
+    tapfs.create(base, format_name, SIZE)
+    tapfs.create(over, format_name, size, backing="base.img", backing_format=format_name)
     with tapfs.open(over, writable=True) as disk:
         disk.write(size - 512, b"x" * 512)
     return base, over

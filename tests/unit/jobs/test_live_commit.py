@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import Image, NewImage
+from tapfs import Image
 from tapfs.disk.chain import OpenOptions
 from tapfs.disk.opening import open_image
 from tapfs.jobs.live_commit import LiveCommit
@@ -76,15 +76,15 @@ def chain(folder: Path, base_format: str, overlay_format: str, rng: random.Rando
     alone = base_format in ALONE
     base, root = str(folder / "base"), str(folder / "root")
     if not alone:
-        tapfs.create_image(root, NewImage(below, SIZE))
+        tapfs.create(root, below, SIZE)
         fill(folder / "root", below, base_format, model, rng)
     parent = (None, None) if alone else (root, below)
-    tapfs.create_image(base, NewImage(kind, SIZE, backing=parent[0], backing_format=parent[1]))
+    tapfs.create(base, kind, SIZE, backing=parent[0], backing_format=parent[1])
     fill(folder / "base", kind, base_format, model, rng)
     if base_format.startswith("packed"):
         tapfs.convert(base, f"{base}.packed", target_format=kind, compressed=True)
         Path(f"{base}.packed").rename(base)
-    tapfs.create_image(str(folder / "top"), NewImage(overlay_format, SIZE, backing=base, backing_format=kind))
+    tapfs.create(str(folder / "top"), overlay_format, SIZE, backing=base, backing_format=kind)
     fill(folder / "top", overlay_format, base_format, model, rng)
     return model
 
@@ -175,7 +175,7 @@ def test_what_is_read_through_the_overlay_follows_the_base(tmp_path: Path) -> No
     (tmp_path / "plain").write_bytes(model)
     base, top = str(tmp_path / "base"), str(tmp_path / "top")
     tapfs.convert(str(tmp_path / "plain"), base, format="raw", target_format="qcow2", compressed=True)
-    tapfs.create_image(top, NewImage("qcow", SIZE, backing=base, backing_format="qcow2"))
+    tapfs.create(top, "qcow", SIZE, backing=base, backing_format="qcow2")
     commit = LiveCommit()
     with opened(tmp_path / "top", "qcow", "packed qcow2") as before, closing(commit):
         served = commit.begin(before)

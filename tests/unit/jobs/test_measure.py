@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import tapfs as api
-from tapfs import CopyOptions, ErrorKind, ImageError, NewImage
+from tapfs import CopyOptions, ErrorKind, ImageError
 
 Run = Callable[..., Any]
 MIB = 1 << 20
@@ -58,19 +58,12 @@ def written(folder: Path) -> int:
 def test_a_conversion_writes_what_was_measured(kind: str, disks: dict[str, Path], tmp_path: Path) -> None:
     format_name, options = KINDS[kind]
     password = b"secret" if "luks" in kind else None
-    new = NewImage(format_name, None, options=options, password=password)
+    new = {"format": "raw", "target_format": format_name, "options": options, "target_password": password}
     for name, disk in disks.items():
         folder = tmp_path / name
         folder.mkdir()
-        found = api.measure(disk, new, name=folder / "disk.img", format="raw")
-        api.convert(
-            disk,
-            folder / "disk.img",
-            format="raw",
-            target_format=format_name,
-            options=options,
-            target_password=password,
-        )
+        found = api.measure(disk, name=folder / "disk.img", **new)
+        api.convert(disk, folder / "disk.img", **new)
         assert found.required == written(folder)
         if name == "full" and kind != "vmdk-stream":  # the end of its last grain is zeros, which shrink
             assert found.fully_allocated == found.required
@@ -81,10 +74,10 @@ def test_a_conversion_writes_what_was_measured(kind: str, disks: dict[str, Path]
 def test_a_compressed_image_is_packed_to_be_measured(
     format_name: str, options: dict[str, str], disks: dict[str, Path], tmp_path: Path
 ) -> None:
-    new = NewImage(format_name, None, options=options, compressed=True)
-    found = api.measure(disks["some"], new, format="raw")
+    new = {"format": "raw", "target_format": format_name, "options": options, "compressed": True}
+    found = api.measure(disks["some"], **new)
     target = tmp_path / "disk.img"
-    api.convert(disks["some"], target, format="raw", target_format=format_name, options=options, compressed=True)
+    api.convert(disks["some"], target, **new)
     assert found.required == target.stat().st_size
 
 
@@ -94,21 +87,15 @@ def test_an_overlay_takes_what_differs_from_its_parent(disks: dict[str, Path], t
     changed[:512] = bytes(512)
     (tmp_path / "changed").write_bytes(changed)
     parent = str(disks["some"])
-    new = NewImage("qcow2", None, backing=parent, backing_format="raw")
-    found = api.measure(tmp_path / "changed", new, format="raw")
-    api.convert(
-        *(tmp_path / "changed", tmp_path / "over"),
-        format="raw",
-        target_format="qcow2",
-        backing=parent,
-        backing_format="raw",
-    )
+    new = {"format": "raw", "target_format": "qcow2", "backing": parent, "backing_format": "raw"}
+    found = api.measure(tmp_path / "changed", **new)
+    api.convert(tmp_path / "changed", tmp_path / "over", **new)
     assert found.required == (tmp_path / "over").stat().st_size
 
 
 def test_several_sources_are_one_disk_and_zeros_may_be_counted(disks: dict[str, Path], tmp_path: Path) -> None:
     both = [disks["some"], disks["some"]]
-    found = api.measure(both, NewImage("vdi", None), format="raw", copying=CopyOptions(sparse_bytes=0))
+    found = api.measure(both, target_format="vdi", format="raw", copying=CopyOptions(sparse_bytes=0))
     api.convert(both, tmp_path / "t", format="raw", target_format="vdi", copying=CopyOptions(sparse_bytes=0))
     assert found.required == found.fully_allocated == (tmp_path / "t").stat().st_size
 
@@ -141,5 +128,5 @@ def test_what_cannot_be_measured_is_refused_in_words(tapfs: Run, disks: dict[str
     assert "either SOURCE or --size" in tapfs("measure", "--size", "1M", disks["some"]).err
     assert "tapfs does not make qed images" in tapfs("measure", "-O", "qed", "--size", "1M").err
     with pytest.raises(ImageError, match="compressed") as caught:
-        api.measure(disks["some"], NewImage("vhd", None, compressed=True), format="raw")
+        api.measure(disks["some"], target_format="vhd", compressed=True, format="raw")
     assert caught.value.kind is ErrorKind.UNSUPPORTED

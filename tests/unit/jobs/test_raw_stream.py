@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 import tapfs as api
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tapfs.jobs import growing_image, raw_stream
 from tapfs.jobs.copying import CopyOptions
+from tapfs.jobs.create import NewImage
 from tests.fuse.conftest import wait_for
 
 MIB = 1 << 20

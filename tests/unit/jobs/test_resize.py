@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import NewImage
 from tapfs.errors import ErrorKind, ImageError
 
 MIB = 1 << 20
@@ -33,7 +32,7 @@ def data_bytes(path: Path) -> int:
 @pytest.mark.parametrize(("kind", "mode"), [*((kind, "metadata") for kind in KINDS), *MORE])
 def test_what_is_added_gets_its_place(tmp_path: Path, kind: str, mode: str) -> None:
     path = tmp_path / "a.qcow2"
-    tapfs.create_image(path, NewImage("qcow2", MIB, options=KINDS[kind]))
+    tapfs.create(path, "qcow2", MIB, options=KINDS[kind])
     with tapfs.open(path, writable=True) as disk:
         disk.write(0, b"data" * (MIB // 4))
         disk.discard(MIB // 2, MIB // 4)  # free clusters, which hold what they held
@@ -53,7 +52,7 @@ def test_what_is_added_gets_its_place(tmp_path: Path, kind: str, mode: str) -> N
 
 def test_an_image_with_a_data_file_or_a_cipher_takes_zeros_only(tmp_path: Path) -> None:
     path = tmp_path / "a.qcow2"
-    tapfs.create_image(path, NewImage("qcow2", MIB, options={"data_file": "outside"}))
+    tapfs.create(path, "qcow2", MIB, options={"data_file": "outside"})
     with pytest.raises(ImageError, match="off or full"):
         tapfs.resize(path, 2 * MIB, preallocation="metadata")
     tapfs.resize(path, 2 * MIB, preallocation="full")
@@ -62,7 +61,7 @@ def test_an_image_with_a_data_file_or_a_cipher_takes_zeros_only(tmp_path: Path) 
 
 def test_a_shrink_zeroes_the_end_of_the_last_cluster(tmp_path: Path) -> None:
     path = tmp_path / "a.qcow2"
-    tapfs.create_image(path, NewImage("qcow2", MIB))
+    tapfs.create(path, "qcow2", MIB)
     with tapfs.open(path, writable=True) as disk:
         disk.write(0, b"secret" * 40_000)
     tapfs.resize(path, 100_352, shrink=True)
@@ -75,7 +74,7 @@ def test_a_shrink_zeroes_the_end_of_the_last_cluster(tmp_path: Path) -> None:
 def test_a_disk_that_ends_inside_a_cluster_grows_again(tmp_path: Path, options: dict[str, str]) -> None:
     """A data file ends with the disk, and not with the last cluster."""
     path = tmp_path / "a.qcow2"
-    tapfs.create_image(path, NewImage("qcow2", MIB, options=options))
+    tapfs.create(path, "qcow2", MIB, options=options)
     with tapfs.open(path, writable=True) as disk:
         disk.write(0, b"data" * (MIB // 4))
     tapfs.resize(path, 100_352, shrink=True)
@@ -88,7 +87,7 @@ def test_a_disk_that_ends_inside_a_cluster_grows_again(tmp_path: Path, options: 
 @pytest.fixture(scope="module")
 def container(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("luks") / "a.luks"
-    tapfs.create_image(path, NewImage("luks", MIB, options=FAST, password=PASSWORD))
+    tapfs.create(path, "luks", MIB, options=FAST, password=PASSWORD)
     with tapfs.open(path, format="luks", writable=True, password=PASSWORD) as disk:
         disk.write(0, b"data" * (MIB // 4))
     return path.read_bytes()

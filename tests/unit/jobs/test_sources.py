@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tapfs.extent import Range
+from tapfs.jobs.create import NewImage
 from tapfs.jobs.pace import Pace
 from tapfs.jobs.sources import Joined, Mapped, Salvaged
 from tapfs.kernel.engine import Buffer

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import tapfs as api
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
+from tapfs.jobs.create import NewImage
 from tapfs.jobs.streamed_image import write_image
 
 MIB = 1 << 20

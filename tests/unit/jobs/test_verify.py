@@ -96,7 +96,7 @@ def test_a_write_of_the_guest_is_a_change(tapfs: Run, raw: Path, tmp_path: Path)
 
 def test_a_change_of_the_parent_is_one_of_the_disk(tapfs: Run, raw: Path, tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.qcow2"
-    api.create_image(overlay, api.NewImage("qcow2", None, backing=str(raw), backing_format="raw"))
+    api.create(overlay, "qcow2", backing=str(raw), backing_format="raw")
     assert tapfs("hash", overlay).code == 0
     _keep_time(raw, lambda: _flip(raw, 0))
     assert tapfs("verify", overlay).code == 2
@@ -117,7 +117,7 @@ def test_a_disk_of_another_size_differs_from_where_it_ends(tapfs: Run, raw: Path
 
 def test_what_cannot_be_read_differs_even_where_zeros_were_hashed(tapfs: Run, tmp_path: Path) -> None:
     image = tmp_path / "disk.qcow2"
-    api.create_image(image, api.NewImage("qcow2", 4 << 20))
+    api.create(image, "qcow2", 4 << 20)
     with api.open(image, writable=True) as disk:
         disk.write(1 << 20, b"data")
     assert tapfs("hash", image).code == 0

@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 
 import tapfs as library
-from tapfs import NewImage
 from tapfs.jobs.block_hash import block_hash
 from tapfs.many.listing import listing_of
 from tests import package_files
@@ -40,11 +39,10 @@ def farm(tmp_path: Path) -> Path:
     subprocess.run(["mkfs.ext4", "-q", "-L", "root", folder / "disk.raw", "2M"], check=True)
     library.convert(folder / "disk.raw", folder / "base.qcow2", format="raw", target_format="qcow2")
     for name, below in (("mid", "base.qcow2"), ("top", "mid.qcow2"), ("other", "base.qcow2")):
-        new = NewImage("qcow2", 2 * MIB, backing=below, backing_format="qcow2")
-        library.create_image(folder / f"{name}.qcow2", new)
-    library.create_image(folder / "deep/er/x.vmdk", NewImage("vmdk", MIB, options={"subformat": "monolithicFlat"}))
+        library.create(folder / f"{name}.qcow2", "qcow2", 2 * MIB, backing=below, backing_format="qcow2")
+    library.create(folder / "deep/er/x.vmdk", "vmdk", MIB, options={"subformat": "monolithicFlat"})
     (folder / "gone").write_bytes(bytes(MIB))
-    library.create_image(folder / "deep/lost.qcow2", NewImage("qcow2", MIB, backing="../gone", backing_format="raw"))
+    library.create(folder / "deep/lost.qcow2", "qcow2", MIB, backing="../gone", backing_format="raw")
     (folder / "gone").unlink()
     (folder / "deep/packed.qcow2.gz").write_bytes(gzip.compress((folder / "base.qcow2").read_bytes()))
     (folder / "deep/log.gz").write_bytes(gzip.compress(b"text\n" * 1000))
@@ -125,8 +123,8 @@ def machines(tmp_path: Path) -> Path:
     """A base with an overlay that a .vmx names, an .ova, an .xva, and archives that are no packages."""
     folder = tmp_path / "machines"
     folder.mkdir()
-    library.create_image(folder / "base.vmdk", NewImage("vmdk", MIB))
-    library.create_image(folder / "vm.vmdk", NewImage("vmdk", MIB, backing="base.vmdk", backing_format="vmdk"))
+    library.create(folder / "base.vmdk", "vmdk", MIB)
+    library.create(folder / "vm.vmdk", "vmdk", MIB, backing="base.vmdk", backing_format="vmdk")
     (folder / "vm.vmx").write_bytes(package_files.vmx({"scsi0:0.present": "TRUE", "scsi0:0.fileName": "vm.vmdk"}))
     images = {name: (folder / "base.vmdk").read_bytes() for name in ("one.vmdk", "two.vmdk")}
     package_files.ova(folder / "app.ova", images)
@@ -232,7 +230,7 @@ def test_a_survey_is_resumed_from_its_file_and_its_journal(tapfs: Tapfs, farm: P
     assert [entry.name for entry in farm.parent.iterdir() if entry.name.startswith("out")] == [out.name]
     assert "7 as before" in made(farm, "--resume")  # all but the bad one and the one without its parent
     os.utime(farm / "mid.qcow2")
-    library.create_image(farm / "new.raw.qcow2", NewImage("qcow2", MIB))
+    library.create(farm / "new.raw.qcow2", "qcow2", MIB)
     assert "5 as before" in made(farm, "--resume")  # top has mid in its chain
     assert "as before" not in made(farm, "--resume", "--hash")
     # What the journal has is taken over, too, whatever its last line.
@@ -284,7 +282,7 @@ def test_what_cannot_be_written_is_an_error_before_any_work(tapfs: Tapfs, tmp_pa
 
 def test_names_that_are_no_unicode(tapfs: Tapfs, tmp_path: Path) -> None:
     name = os.fsencode(tmp_path) + b"/\xff.qcow2"
-    library.create_image(os.fsdecode(name), NewImage("qcow2", MIB))
+    library.create(os.fsdecode(name), "qcow2", MIB)
     for word in ("a.jsonl", "a.sqlite"):
         assert tapfs("survey", tmp_path, "-o", tmp_path / word, "--jobs", "1").code == 0
     line = json.loads(tapfs("survey", tmp_path, "--to", "jsonl").out)

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import NewImage
 from tapfs.nbd.block_status import ALLOCATION, contexts_of
 from tests import nbd_client as nbd
 from tests.unit.nbd.served import Served
@@ -36,7 +35,7 @@ def marked_clusters(states: list[tuple[int, int]]) -> set[int]:
 def image(tmp_path: Path) -> Path:
     """A snapshot, and since then two ranges of 64 KiB that were written and marked."""
     path = tmp_path / "image.qcow2"
-    tapfs.create_image(path, NewImage("qcow2", 4 * MIB))
+    tapfs.create(path, "qcow2", 4 * MIB)
     tapfs.create_snapshot(path, "before")
     tapfs.add_bitmap(path, "monday")
     with tapfs.open(path, writable=True) as disk:

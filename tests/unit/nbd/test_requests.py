@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import NewImage
 from tests import nbd_client as nbd
 from tests.fuse.conftest import wait_for
 from tests.unit.nbd.served import Served
@@ -120,7 +119,7 @@ def test_a_message_that_is_no_request_ends_the_connection(image: Path) -> None:
 
 def test_what_one_connection_has_flushed_another_one_reads(tmp_path: Path) -> None:
     path = tmp_path / "image.qcow2"
-    tapfs.create_image(path, NewImage("qcow2", 64 * MIB))
+    tapfs.create(path, "qcow2", 64 * MIB)
     with Served(tapfs.open(path, format="qcow2", writable=True)) as server:
         clients = [server.connect(nbd.EXTENDED) for _ in range(8)]
 
@@ -201,7 +200,7 @@ def test_flushes_that_wait_at_once_are_one_and_a_failure_is_each_ones_own(
 @pytest.mark.parametrize("style", STYLES)
 def test_zeros_of_a_read_are_told_as_holes(tmp_path: Path, style: int) -> None:
     path = tmp_path / "disk.qcow2"
-    tapfs.create_image(path, NewImage("qcow2", 8 * MIB))
+    tapfs.create(path, "qcow2", 8 * MIB)
     with tapfs.open(path, writable=True) as disk:
         disk.write(2 * MIB, b"d" * 512)
         disk.write(4 * MIB - 1, b"e")

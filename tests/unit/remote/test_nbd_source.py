@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tapfs.disk.chain import OpenOptions
 from tapfs.disk.opening import open_image
 from tapfs.host.remote.options import RemoteOptions
 from tapfs.jobs.convert import convert_to_new
+from tapfs.jobs.create import NewImage
 from tests.unit.remote.cut_line import CutLine, nbd_served
 
 MIB = 1 << 20
@@ -169,7 +170,7 @@ def test_holes_there_are_holes_here_and_are_not_read(tmp_path: Path, tapfs_comma
         convert_to_new(disk, str(tmp_path / "got.qcow2"), NewImage("qcow2", disk.size))
         assert (tmp_path / "got.qcow2").stat().st_size == (tmp_path / "wanted.qcow2").stat().st_size
     pieces = tmp_path / "pieces.qcow2"
-    tapfs.create_image(pieces, NewImage("qcow2", 256 * MIB))
+    tapfs.create(pieces, "qcow2", 256 * MIB)
     with tapfs.open(pieces, writable=True) as disk:
         for number in range(1000):
             disk.write(number * 192 << 10, b"x")

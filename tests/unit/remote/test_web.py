@@ -14,7 +14,7 @@ import pytest
 from obstore import exceptions
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tapfs.disk.chain import OpenOptions
 from tapfs.disk.image import Image
 from tapfs.disk.opening import open_image
@@ -24,6 +24,7 @@ from tapfs.host.gate import Gate
 from tapfs.host.remote.objects import what_failed
 from tapfs.host.remote.options import RemoteOptions
 from tapfs.jobs.convert import convert_to_new
+from tapfs.jobs.create import NewImage
 from tests.web_server import FAULTS, WebServer, web_server
 
 MIB = 1 << 20
@@ -93,7 +94,7 @@ def test_what_cannot_be_opened_is_told_in_words(server: WebServer) -> None:
         tapfs.open(server.url + "/x", format="raw", writable=True)
     assert raised.value.kind is ErrorKind.READ_ONLY
     with pytest.raises(ImageError) as raised:
-        tapfs.create_image(server.url + "/x", NewImage("raw", MIB))
+        tapfs.create(server.url + "/x", "raw", MIB)
     assert raised.value.kind is ErrorKind.READ_ONLY
     server.ranges, server.content = True, b""
     with opened(server) as disk:
@@ -113,14 +114,14 @@ def test_chains_are_followed_only_where_the_user_allows_it(server: WebServer, tm
     (tmp_path / "base.raw").write_bytes(content)
     with tapfs.open(tmp_path / "base.raw", format="raw") as disk:
         convert_to_new(disk, str(tmp_path / "base.qcow2"), NewImage("qcow2", SIZE))
-    tapfs.create_image(tmp_path / "over.qcow2", NewImage("qcow2", SIZE, backing="base.qcow2", backing_format="qcow2"))
+    tapfs.create(tmp_path / "over.qcow2", "qcow2", SIZE, backing="base.qcow2", backing_format="qcow2")
     with tapfs.open(tmp_path / "over.qcow2", writable=True) as disk:
         disk.write(MIB, b"over")
     server.files = {f"/a/{name}": (tmp_path / name).read_bytes() for name in ("base.qcow2", "over.qcow2")}
     wanted = content[:MIB] + b"over" + content[MIB + 4 :]
     here = tmp_path / "here.qcow2"
     base = f"{server.url}/a/over.qcow2"
-    tapfs.create_image(here, NewImage("qcow2", SIZE, backing=f"{server.url}/a/base.qcow2", backing_format="qcow2"))
+    tapfs.create(here, "qcow2", SIZE, backing=f"{server.url}/a/base.qcow2", backing_format="qcow2")
     before = len(server.asked)
     for path, gate in ((str(here), Gate()), (str(here), Gate.inside(tmp_path, f"{server.url}/ab")), (base, Gate())):
         with pytest.raises(ImageError) as raised:

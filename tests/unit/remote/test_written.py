@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tapfs.disk.chain import OpenOptions
 from tapfs.disk.opening import open_image
 from tapfs.host.remote.options import RemoteOptions
 from tapfs.jobs.convert import convert_to_new
+from tapfs.jobs.create import NewImage
 from tests.unit.remote.cut_line import CutLine, nbd_served
 
 MIB = 1 << 20
@@ -36,7 +37,7 @@ def test_a_disk_is_converted_straight_to_a_server(tmp_path: Path) -> None:
             with pytest.raises(ImageError, match="growing"):
                 convert_to_new(source, address(line.path), NewImage("qcow2", len(content)))
         with pytest.raises(ImageError) as raised:
-            tapfs.create_image(address(line.path), NewImage("raw", SIZE))
+            tapfs.create(address(line.path), "raw", SIZE)
         assert raised.value.kind is ErrorKind.EXISTS
         line.close()
     assert disk.read_bytes()[: len(content)] == content

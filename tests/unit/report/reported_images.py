@@ -24,7 +24,7 @@ def overlay_with_faults(path: Path, base: Path) -> Path:
         file.truncate(64 * MIB)
         file.seek(20 * MIB)
         file.write(b"base" * MIB)
-    tapfs.create_image(str(path), tapfs.NewImage("qcow2", None, backing=base.name, backing_format="raw"))
+    tapfs.create(str(path), "qcow2", backing=base.name, backing_format="raw")
     with tapfs.open(path, writable=True) as disk:
         disk.write(0, b"over" * (MIB // 2))
         disk.write(40 * MIB, os.urandom(2 * MIB))

@@ -121,7 +121,7 @@ def test_a_missing_parent_and_a_lacking_password_are_told(
     page = tapfs("report", "overlay.qcow2", "--html", "-").out
     assert "unknown, for a parent that is not open has it" in page
     assert re.search(r'<td>raw<span class="bad"> .*base.raw.*</span></td>', unescape(page))
-    tapfs_package.create_image("locked.qcow2", tapfs_package.NewImage("qcow2", 1 << 20, password=b"secret"))
+    tapfs_package.create("locked.qcow2", "qcow2", 1 << 20, password=b"secret")
     page = tapfs("report", "locked.qcow2", "--html", "-").out
     assert "The disk was not looked at: its password was not given." in page
 

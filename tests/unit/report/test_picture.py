@@ -117,7 +117,7 @@ def test_layers_below_the_fifth_share_a_column(tmp_path: Path) -> None:
     names = [str(tmp_path / f"{depth}.qcow2") for depth in range(LAYERS + 2)]
     for depth, name in enumerate(names):
         below = names[depth - 1] if depth else None
-        tapfs.create_image(name, tapfs.NewImage("qcow2", MIB, backing=below, backing_format=below and "qcow2"))
+        tapfs.create(name, "qcow2", MIB, backing=below, backing_format=below and "qcow2")
         with tapfs.open(name, writable=True, write_base=True) as disk:
             disk.write(depth << 16, b"x")
     with tapfs.open(names[-1]) as image:

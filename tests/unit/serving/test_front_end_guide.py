@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import NewImage
 from tests.conftest import REPOSITORY
 from tests.fuse.conftest import wait_for
 
@@ -45,7 +44,7 @@ LineServer(image, Path(sys.argv[2])).run()
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     path = tmp_path / "image.qcow"
-    tapfs.create_image(path, NewImage("qcow", 1 << 20))
+    tapfs.create(path, "qcow", 1 << 20)
     return path
 
 

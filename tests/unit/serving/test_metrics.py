@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 import tapfs
-from tapfs import NewImage
 from tapfs.kernel import _engine  # type: ignore[attr-defined]  # the library itself
 from tapfs.kernel.metrics import BOUNDS_NS, KINDS, NONE, Metric, Metrics, as_data, together
 from tests import nbd_client as nbd
@@ -29,7 +28,7 @@ SIZE = 4 << 20
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "disk.qcow2"
-    tapfs.create_image(path, NewImage("qcow2", SIZE))
+    tapfs.create(path, "qcow2", SIZE)
     return path
 
 

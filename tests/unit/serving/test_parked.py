@@ -111,7 +111,7 @@ class Write:
 def test_writes_that_wait_are_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In any order; only those that overlap are apart, and the later one wins."""
     choice = random.Random(3)
-    tapfs.create_image(str(tmp_path / "image"), tapfs.NewImage("qcow", 1 << 20))
+    tapfs.create(str(tmp_path / "image"), "qcow", 1 << 20)
     model = bytearray(1 << 20)
     with tapfs.open(tmp_path / "image", writable=True) as image:
         sizes: list[int] = []
@@ -143,7 +143,7 @@ def test_writes_that_wait_are_one_write(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_write_that_fails_gives_its_error_to_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was answered stays answered; from the group that failed on each is tried alone, in its order."""
-    tapfs.create_image(str(tmp_path / "image"), tapfs.NewImage("qcow", 1 << 20))
+    tapfs.create(str(tmp_path / "image"), "qcow", 1 << 20)
     with tapfs.open(tmp_path / "image", writable=True) as image:
         right = type(image).write_segments
         groups: list[int] = []

@@ -17,7 +17,7 @@ import trio
 import trio.lowlevel
 
 import tapfs
-from tapfs import Image, ImageError, NewImage
+from tapfs import Image, ImageError
 from tapfs.errors import ErrorKind
 from tapfs.serving import periodic_flush, service
 from tapfs.serving.service import Service
@@ -78,7 +78,7 @@ class FrontEndOfTest:
 @pytest.fixture
 def image(tmp_path: Path) -> Image:
     path = str(tmp_path / "image.qcow")
-    tapfs.create_image(path, NewImage("qcow", 1 << 20))
+    tapfs.create(path, "qcow", 1 << 20)
     return tapfs.open(path, format="qcow", writable=True)
 
 

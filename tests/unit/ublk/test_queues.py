@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+import tapfs
 from tapfs.disk.chain import OpenOptions
 from tapfs.disk.opening import open_image
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.jobs.create import NewImage, create_image
 from tapfs.kernel.ublk_server import Shape
 from tapfs.serving.disk_operations import RateLimit
 from tapfs.serving.held_requests import HeldRequests
@@ -41,7 +41,7 @@ SHAPE = Shape(queues=2, depth=8, max_bytes=64 << 10)
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "disk.qcow2"
-    create_image(str(path), NewImage("qcow2", SIZE))
+    tapfs.create(str(path), "qcow2", SIZE)
     return path
 
 
@@ -166,7 +166,7 @@ def test_a_successor_answers_what_was_not(path: Path) -> None:
 
 def test_another_disk_is_served_from_a_pause_on(path: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.qcow2"
-    create_image(str(other), NewImage("qcow2", SIZE))
+    tapfs.create(str(other), "qcow2", SIZE)
     with SimulatedDriver(SHAPE) as driver, served(path, driver) as disk:
         assert driver.do(WRITE, 0, 512, b"c" * 512) == 512
         disk.pause()

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import tapfs
-from tapfs import NewImage
 from tests import vhost_front_end as virtio
 from tests.unit.vhost.served import Served
 from tests.vhost_front_end import GUEST, FrontEnd, Ring
@@ -64,7 +63,7 @@ def logged(path: Path, *, entries: int = 128, slot_bytes: int = 8192) -> Generat
 
 def made(tmp_path: Path) -> Path:
     path = tmp_path / "disk.qcow2"
-    tapfs.create_image(path, NewImage("qcow2", 64 << 20))
+    tapfs.create(path, "qcow2", 64 << 20)
     with tapfs.open(path, writable=True) as disk:
         disk.write(0, bytes(range(256)) * 16384)
     return path

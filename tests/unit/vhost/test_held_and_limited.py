@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tapfs.disk.image import Image
 from tapfs.serving.disk_operations import RateLimit
 from tapfs.vhost.disk import GuestDisk
@@ -44,7 +44,7 @@ def waiting(
 ) -> Generator[tuple[Served, Ring, FullHost]]:
     """A guest that waits for the answer to a write, because the host is full."""
     path = folder / "disk.qcow2"
-    tapfs.create_image(path, NewImage("qcow2", 4 * MIB))
+    tapfs.create(path, "qcow2", 4 * MIB)
     image = tapfs.open(path, writable=True)
     host = FullHost(image, monkeypatch)
     with Served(image, wait_on="space") as served:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import tapfs
-from tapfs import NewImage
 from tests import vhost_front_end as virtio
 from tests.unit.vhost.served import Served
 from tests.vhost_front_end import Ring
@@ -46,7 +45,7 @@ class Region:
 def left(folder: Path) -> Generator[tuple[Served, Ring, Region]]:
     """A ring that is not enabled yet, and the region that is for it."""
     path = folder / "disk.raw"
-    tapfs.create_image(path, NewImage("raw", 1 << 20))
+    tapfs.create(path, "raw", 1 << 20)
     with Served(tapfs.open(path, format="raw", writable=True)) as served:
         front_end = served.connect()
         front_end.negotiate(inflight=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import NewImage
 from tapfs.vhost.messages import Kind
 from tests import vhost_front_end as virtio
 from tests.fuse.conftest import wait_for
@@ -24,7 +23,7 @@ SIZE = 64 << 20
 def made(folder: Path, kind: str = "qcow2", *, writable: bool = True) -> tapfs.Image:
     path = folder / f"disk.{kind}"
     if not path.exists():
-        tapfs.create_image(path, NewImage(kind, SIZE))
+        tapfs.create(path, kind, SIZE)
     return tapfs.open(path, format=kind, writable=writable)
 
 

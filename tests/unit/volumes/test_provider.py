@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 import tapfs
-from tapfs.jobs.create import NewImage
 
 PROVIDER = "io.systemd.StorageProvider"
 
@@ -80,7 +79,7 @@ class Client:
 def folder(tmp_path: Path) -> Path:
     path = tmp_path / "images"
     path.mkdir()
-    tapfs.create_image(path / "disk.qcow2", NewImage("qcow2", 1 << 20))
+    tapfs.create(path / "disk.qcow2", "qcow2", 1 << 20)
     (path / "flat.raw").write_bytes(b"QFI\xfb".ljust(4096, b"\0"))
     (path / "note").write_text("no image")
     return path

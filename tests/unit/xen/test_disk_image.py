@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tapfs.disk.plan_log import PlanLog
 from tapfs.xen.device import Device
 from tapfs.xen.disk.disk_image import open_disk
@@ -190,10 +190,10 @@ def test_a_guess_is_good_enough_to_read(raw: Path, tmp_path: Path) -> None:
 def test_an_overlay_is_opened_with_the_formats_that_were_noted(tmp_path: Path, raw: Path) -> None:
     """A parent that looks like an image with a further file: a guest can write that into a raw disk."""
     forged = tmp_path / "forged"
-    tapfs.create_image(str(forged), NewImage("qcow", SIZE, backing=str(raw), backing_format="raw"))
+    tapfs.create(str(forged), "qcow", SIZE, backing=str(raw), backing_format="raw")
     raw.write_bytes(forged.read_bytes().ljust(SIZE, b"\0"))
     over = tmp_path / "over"
-    tapfs.create_image(str(over), NewImage("qcow", SIZE, backing=str(raw), backing_format="raw"))
+    tapfs.create(str(over), "qcow", SIZE, backing=str(raw), backing_format="raw")
     log = PlanLog(tmp_path / "plan", "token")
     with pytest.raises(ImageError):
         open_disk(DiskSettings(DiskSpecification(str(over), "qcow"), "w"), log)
@@ -208,10 +208,9 @@ async def test_the_images_of_a_chain_have_their_own_passwords(tmp_path: Path) ->
     for image, parent in ((base, None), (top, str(base))):
         (tmp_path / f"{image.name}.key").write_text(f"of {image.name}\n")
         keys.append(f"{image}={tmp_path / image.name}.key")
-        new = NewImage(
-            "qcow", SIZE, backing=parent, backing_format=parent and "qcow", password=f"of {image.name}".encode()
+        tapfs.create(
+            image, "qcow", SIZE, backing=parent, backing_format=parent and "qcow", password=f"of {image.name}".encode()
         )
-        tapfs.create_image(image, new)
         if image == base:
             with tapfs.open(base, writable=True, password=b"of base") as disk:
                 disk.write(0, b"below")

@@ -15,7 +15,7 @@ from typing import cast
 import pytest
 
 import tapfs
-from tapfs import ErrorKind, ImageError, NewImage
+from tapfs import ErrorKind, ImageError
 from tapfs.disk.image import Image
 from tapfs.extent import Extent, Kind
 from tapfs.formats.qcow.driver import QcowDriver
@@ -61,7 +61,7 @@ def image_of(kind: str, folder: Path) -> Iterator[Image]:
             yield image
     elif kind == "ram":
         name = f"ram:ring-{secrets.token_hex(8)}"
-        tapfs.create_image(name, NewImage("ram", SIZE))
+        tapfs.create(name, "ram", SIZE)
         try:
             with tapfs.open(name, writable=True) as image:
                 yield image
@@ -73,7 +73,7 @@ def image_of(kind: str, folder: Path) -> Iterator[Image]:
             yield image
     else:
         secret = b"secret" if kind == "qcow-aes" else None
-        tapfs.create_image(str(folder / "disk"), NewImage("qcow", SIZE, password=secret))
+        tapfs.create(str(folder / "disk"), "qcow", SIZE, password=secret)
         with tapfs.open(folder / "disk", writable=True, password=secret) as image:
             yield image
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import NewImage
 from tapfs.host import ram
 from tapfs.kernel.xen_ring import Grants
 from tests.unit.xen.xen_rings import DOMAIN, Served, new_machine, pattern
@@ -35,7 +34,7 @@ def machine() -> Iterator[Machine]:
 def disk() -> Iterator[str]:
     """The name of a RAM disk whose pages are all there."""
     name = f"ram:borrowed-{secrets.token_hex(8)}"
-    tapfs.create_image(name, NewImage("ram", PAGES * PAGE))
+    tapfs.create(name, "ram", PAGES * PAGE)
     Path(ram.host_path(name)).write_bytes(pattern(SECTORS))
     yield name
     os.unlink(ram.host_path(name))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import tapfs
-from tapfs import ImageError, NewImage
+from tapfs import ImageError
 from tapfs.disk.image import Image
 from tapfs.kernel.parked import Queue
 from tapfs.kernel.xen_ring import Grants, ParkedRequest, Protocol, Request, XenDevice
@@ -33,7 +33,7 @@ def machine() -> Iterator[Machine]:
 def snapshot(folder: Path, number: int) -> Image:
     """An overlay on the image of that number, which is raw if it is the first."""
     path = folder / str(number + 1)
-    tapfs.create_image(str(path), NewImage("qcow", SIZE, backing=str(folder / str(number))))
+    tapfs.create(str(path), "qcow", SIZE, backing=str(folder / str(number)))
     return tapfs.open(path, writable=True, backing_formats=["qcow"] * number + ["raw"])
 
 

@@ -219,7 +219,7 @@ def test_a_request_is_what_it_was_when_it_was_taken(machine: Machine, disk: Imag
 @pytest.mark.parametrize("grants", Grants)
 def test_grants_that_are_taken_back_while_data_moves(machine: Machine, tmp_path: Path, grants: Grants) -> None:
     """The request fails or has what it asked for; the next one is well."""
-    tapfs.create_image(str(tmp_path / "qcow"), tapfs.NewImage("qcow", SIZE))
+    tapfs.create(str(tmp_path / "qcow"), "qcow", SIZE)
     domain = machine.domain(DOMAIN)
     buffers: list[int] = []
 

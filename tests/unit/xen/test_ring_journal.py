@@ -15,7 +15,6 @@ from typing import Self
 import pytest
 
 import tapfs
-from tapfs import NewImage
 from tapfs.disk.image import Image
 from tapfs.kernel.xen_ring import Grants, ParkedRequest, Request
 from tests.native_programs import program
@@ -122,7 +121,7 @@ class Guest:
 def test_killed_at_any_moment(tmp_path: Path, machine: Machine, kind: str, abi: Abi, queues: int) -> None:
     path = tmp_path / "disk"
     if kind == "qcow":
-        tapfs.create_image(str(path), NewImage("qcow", SIZE))
+        tapfs.create(str(path), "qcow", SIZE)
     else:
         path.write_bytes(bytes(SIZE))
     rng = random.Random(kind)
@@ -176,7 +175,7 @@ def test_killed_at_every_step(tmp_path: Path) -> None:
 def test_an_answered_write_survives_a_kill(tmp_path: Path, machine: Machine, pages: int) -> None:
     """Also where the image had to grow for it, and where that was another write's doing."""
     path = tmp_path / "disk"
-    tapfs.create_image(str(path), NewImage("qcow", SIZE, options={"cluster_size": "65536"}))
+    tapfs.create(str(path), "qcow", SIZE, options={"cluster_size": "65536"})
     order = [page * 37 % 128 for page in range(pages)]
     with Frontend(machine.domain(DOMAIN)) as frontend, Backend(machine, frontend, path, "qcow") as backend:
         backend.start(Grants.COPY)

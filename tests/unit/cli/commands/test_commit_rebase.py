@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 import tapfs as api
-from tapfs import NewImage
 from tapfs.errors import CODES, ErrorKind
 
 Run = Callable[..., Any]
@@ -24,7 +23,7 @@ def chain(folder: Path, *formats: str) -> list[Path]:
         path = folder / f"{number}.{name}"
         backing = None if not number else found[-1].name
         backing_format = formats[number - 1] if number else None
-        api.create_image(path, NewImage(name, SIZE, backing=backing, backing_format=backing_format))
+        api.create(path, name, SIZE, backing=backing, backing_format=backing_format)
         with api.open(path, format=name, writable=True) as disk:
             disk.write(65536 * (number + 1), bytes([number + 1]) * 65536)
             disk.write(0, bytes([number + 1]) * 1000)
@@ -87,9 +86,9 @@ def test_zeros_of_the_overlay_become_zeros_of_the_base(tapfs: Run, tmp_path: Pat
 def test_a_parent_shorter_than_the_overlay_hides_what_lies_below(tapfs: Run, tmp_path: Path) -> None:
     base = tmp_path / "base.raw"
     base.write_bytes(b"b" * SIZE)
-    api.create_image(tmp_path / "short.qcow2", NewImage("qcow2", SIZE // 2, backing="base.raw", backing_format="raw"))
+    api.create(tmp_path / "short.qcow2", "qcow2", SIZE // 2, backing="base.raw", backing_format="raw")
     over = tmp_path / "over.qcow2"
-    api.create_image(over, NewImage("qcow2", SIZE, backing="short.qcow2", backing_format="qcow2"))
+    api.create(over, "qcow2", SIZE, backing="short.qcow2", backing_format="qcow2")
     before = content(over)
     assert before == b"b" * (SIZE // 2) + bytes(SIZE // 2)
     assert tapfs("commit", "-q", "-b", "base.raw", over).code == 0
@@ -104,8 +103,8 @@ def test_a_base_smaller_than_the_overlay_grows(tapfs: Run, tmp_path: Path, base_
         file.write(b"what the base has hidden from the start")
     base, over = tmp_path / "base", tmp_path / "over.qcow2"
     parent = (below.name, "raw") if base_format == "qcow2" else (None, None)
-    api.create_image(base, NewImage(base_format, SIZE // 2, backing=parent[0], backing_format=parent[1]))
-    api.create_image(over, NewImage("qcow2", 2 * SIZE, backing="base", backing_format=base_format))
+    api.create(base, base_format, SIZE // 2, backing=parent[0], backing_format=parent[1])
+    api.create(over, "qcow2", 2 * SIZE, backing="base", backing_format=base_format)
     with api.open(over, writable=True) as disk:
         disk.write(2 * SIZE - 6, b"ending")
     before = content(over)
@@ -116,8 +115,8 @@ def test_a_base_smaller_than_the_overlay_grows(tapfs: Run, tmp_path: Path, base_
 def test_a_base_that_cannot_grow_is_left_as_it_is(tapfs: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("tapfs.formats.qcow.editable.EditableQcowDriver.resize")
     base, over = tmp_path / "base.qcow", tmp_path / "over.qcow2"
-    api.create_image(base, NewImage("qcow", SIZE))
-    api.create_image(over, NewImage("qcow2", 2 * SIZE, backing="base.qcow", backing_format="qcow"))
+    api.create(base, "qcow", SIZE)
+    api.create(over, "qcow2", 2 * SIZE, backing="base.qcow", backing_format="qcow")
     with api.open(over, writable=True) as disk:
         disk.write(0, b"beginning")
     contents = base.read_bytes(), over.read_bytes()
@@ -176,7 +175,7 @@ def test_words_of_qemu_that_are_not_taken_say_what_is(tapfs: Run, command: tuple
 def test_rebase_keeps_the_disk(tapfs: Run, tmp_path: Path) -> None:
     _, over = chain(tmp_path, "raw", "qcow2")
     other = tmp_path / "other.qcow2"
-    api.create_image(other, NewImage("qcow2", SIZE * 2))
+    api.create(other, "qcow2", SIZE * 2)
     with api.open(other, writable=True) as disk:
         disk.write(65536 * 9, b"other" * 1000)
     before = content(over)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 import tapfs as api
-from tapfs import NewImage
 from tapfs.errors import CODES, ErrorKind
 
 Run = Callable[..., Any]
@@ -19,7 +18,7 @@ DONE = (0, "", "")
 
 
 def image(path: Path, name: str, *pieces: tuple[int, bytes], size: int = MIB) -> Path:
-    api.create_image(path, NewImage(name, size))
+    api.create(path, name, size)
     with api.open(path, format=name, writable=True) as disk:
         for offset, data in pieces:
             disk.write(offset, data)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 import tapfs as api
-from tapfs import NewImage
 from tapfs.errors import CODES, ErrorKind
 
 Run = Callable[..., Any]
@@ -22,7 +21,7 @@ CONTENT = bytes(range(256)) * 1024
 def damaged(tmp_path: Path) -> Path:
     """A qcow2 image whose first sector is zeros."""
     path = tmp_path / "disk.qcow2"
-    api.create_image(path, NewImage("qcow2", 8 * MIB))
+    api.create(path, "qcow2", 8 * MIB)
     with api.open(path, writable=True) as image:
         image.write(8 * MIB - len(CONTENT), CONTENT)
     with path.open("r+b") as file:
@@ -49,7 +48,7 @@ def test_a_dry_run_writes_nothing(tapfs: Run, damaged: Path, tmp_path: Path) -> 
 
 def test_a_sound_image_is_copied_with_exit_code_0(tapfs: Run, tmp_path: Path) -> None:
     path, target = tmp_path / "disk.qcow2", tmp_path / "out.qcow2"
-    api.create_image(path, NewImage("qcow2", MIB))
+    api.create(path, "qcow2", MIB)
     ran = tapfs("salvage", "-O", "qcow2", path, target)
     assert (ran.code, ran.out, ran.err) == (0, "nothing had to be rebuilt\n", "")
     assert tapfs("compare", path, target).code == 0
@@ -57,7 +56,7 @@ def test_a_sound_image_is_copied_with_exit_code_0(tapfs: Run, tmp_path: Path) ->
 
 def test_what_no_table_names_is_written(tapfs: Run, tmp_path: Path) -> None:
     path, rest = tmp_path / "disk.qcow2", tmp_path / "rest"
-    api.create_image(path, NewImage("qcow2", MIB))
+    api.create(path, "qcow2", MIB)
     with path.open("r+b") as file:
         file.seek(MIB)
         file.write(CONTENT[:65536])
@@ -70,7 +69,7 @@ def test_what_no_table_names_is_written(tapfs: Run, tmp_path: Path) -> None:
 
 def test_a_lost_range_becomes_zeros_and_is_named(tapfs: Run, tmp_path: Path) -> None:
     path, target = tmp_path / "disk.qcow2", tmp_path / "out.raw"
-    api.create_image(path, NewImage("qcow2", 4 * MIB, options={"cluster_size": "4096"}))
+    api.create(path, "qcow2", 4 * MIB, options={"cluster_size": "4096"})
     with api.open(path, writable=True) as image:
         image.write(0, b"a" * 4 * MIB)
     head = path.read_bytes()[:48]
@@ -95,7 +94,7 @@ def test_a_format_without_tables_is_refused_with_what_to_say(tapfs: Run, damaged
 
 
 def test_nothing_is_guessed_where_data_does_not_say_where_it_belongs(tapfs: Run, tmp_path: Path) -> None:
-    api.create_image(tmp_path / "disk", NewImage("qcow", 8 * MIB))
+    api.create(tmp_path / "disk", "qcow", 8 * MIB)
     ran = tapfs("salvage", "-f", "qcow", tmp_path / "disk", tmp_path / "out.raw")
     assert ran.code == CODES[ErrorKind.UNSUPPORTED].exit_code
     assert "could only be guessed" in ran.err

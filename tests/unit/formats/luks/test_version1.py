@@ -125,7 +125,7 @@ def test_options_that_cannot_be(tapfs: Run, tmp_path: Path, key_file: Path, opti
 
 def test_without_a_password_there_is_no_container(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="needs a password"):
-        tapfs_package.create_image(tmp_path / "container", tapfs_package.NewImage("luks", SIZE))
+        tapfs_package.create(tmp_path / "container", "luks", SIZE)
 
 
 def test_sizes_are_whole_sectors(tapfs: Run, tmp_path: Path, key_file: Path) -> None:

@@ -137,7 +137,7 @@ def test_no_write_in_place_lands_on_a_table_that_was_made_since(
     monkeypatch.setattr(owners, "require_owners", lambda *_: None)  # which would refuse the image when it is opened
     path = tmp_path / "a"
     size = 64 << 20
-    tapfs.create_image(path, tapfs.NewImage("qcow2", size, options={"cluster_size": "4096"}))
+    tapfs.create(path, "qcow2", size, options={"cluster_size": "4096"})
     with tapfs.open(path, writable=True) as disk:
         disk.write(0, b"x" * CLUSTER)
         disk.write(2 * CLUSTER, b"x" * CLUSTER)
@@ -185,7 +185,7 @@ def fill(disk: tapfs.Image) -> None:
 
 def test_free_clusters_are_used_again(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    tapfs.create_image(path, tapfs.NewImage("qcow2", 8 << 20, options={"cluster_size": "4096"}))
+    tapfs.create(path, "qcow2", 8 << 20, options={"cluster_size": "4096"})
     for turn in range(4):
         with tapfs.open(path, writable=True) as disk:
             disk.write(turn * CLUSTER * 100, b"z" * CLUSTER * 100)
@@ -201,7 +201,7 @@ def test_the_refcount_table_grows(tmp_path: Path) -> None:
     """With clusters of 512 bytes and counts of 64 bits a table of one cluster is full after 2 MiB."""
     path = tmp_path / "a"
     options = {"cluster_size": "512", "refcount_bits": "64"}
-    tapfs.create_image(path, tapfs.NewImage("qcow2", 16 << 20, options=options))
+    tapfs.create(path, "qcow2", 16 << 20, options=options)
     content = random.Random(3).randbytes(16 << 20)
     with tapfs.open(path, writable=True) as disk:
         for offset in range(0, len(content), 3 << 20):

@@ -123,7 +123,7 @@ def test_the_command_asks_for_consent(tapfs: Run, tmp_path: Path) -> None:
 
 
 def test_a_format_without_bitmaps_says_so(tmp_path: Path) -> None:
-    tapfs.create_image(tmp_path / "a", tapfs.NewImage("vdi", 1 << 20))
+    tapfs.create(tmp_path / "a", "vdi", 1 << 20)
     with pytest.raises(ImageError, match="a vdi image has no bitmaps") as caught:
         tapfs.repair(tmp_path / "a", format="vdi", drop_bitmaps=True)
     assert caught.value.kind is ErrorKind.UNSUPPORTED

@@ -91,7 +91,7 @@ DAMAGES = [
 
 
 def made(path: Path) -> Damaged:
-    tapfs.create_image(path, tapfs.NewImage("qcow2", 4 * TABLE, options={"cluster_size": str(CLUSTER)}))
+    tapfs.create(path, "qcow2", 4 * TABLE, options={"cluster_size": str(CLUSTER)})
     with tapfs.open(path, writable=True) as disk:
         for number in range(4):
             disk.write(number * CLUSTER, bytes([number + 1]) * CLUSTER)
@@ -163,7 +163,7 @@ def test_where_too_much_would_be_copied_owners_are_counted(
 def test_clusters_that_are_encrypted_by_their_place_are_not_copied(tmp_path: Path) -> None:
     path, key = tmp_path / "a", b"secret"
     options = {"encrypt.format": "luks", "encrypt.iter-time": "10", "cluster_size": str(CLUSTER)}
-    tapfs.create_image(path, tapfs.NewImage("qcow2", 4 * TABLE, options=options, password=key))
+    tapfs.create(path, "qcow2", 4 * TABLE, options=options, password=key)
     with tapfs.open(path, writable=True, password=key) as disk:
         disk.write(0, b"\1" * 2 * CLUSTER)
     image = Damaged(path.read_bytes())
@@ -244,7 +244,7 @@ def test_two_of_millions_of_entries(tmp_path: Path) -> None:
 def displaced(path: Path, cluster: int, extended: str) -> int:
     """An image with a data file, whose second entry names the first cluster; the place of that entry."""
     options = {"cluster_size": str(cluster), "data_file": "outside", "extended_l2": extended}
-    tapfs.create_image(path, tapfs.NewImage("qcow2", 4 * TABLE, options=options))
+    tapfs.create(path, "qcow2", 4 * TABLE, options=options)
     with tapfs.open(path, writable=True) as disk:
         for number in range(3):
             disk.write(number * cluster, bytes([number + 1]) * cluster)

@@ -15,7 +15,6 @@ from tapfs.disk.opening import open_image
 from tapfs.driver import BackingReference
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
-from tapfs.jobs.create import NewImage
 from tapfs.jobs.salvage import Salvaged, open_salvaged
 from tapfs.jobs.sources import Salvaged as SalvagedSource
 from tapfs.kernel.ranges import ranges_of
@@ -35,7 +34,7 @@ SIZES = {"64k": 1100 * MIB, "4k": 40 * MIB, "512": 4 * MIB, "subclusters": 60 * 
 
 def written(path: Path, options: dict[str, str], size: int, *, seed: int = 1) -> dict[int, bytes]:
     """A new image with data at random places, written in random order: the data by its places."""
-    tapfs.create_image(path, NewImage("qcow2", size, options=options))
+    tapfs.create(path, "qcow2", size, options=options)
     chosen = random.Random(seed)
     data: dict[int, bytes] = {}
     with tapfs.open(path, writable=True) as image:
@@ -133,7 +132,7 @@ def test_a_damaged_l1_entry_costs_its_part_of_the_disk_and_is_told(tmp_path: Pat
 
 def test_in_order_fills_a_damaged_entry_with_the_table_that_lies_there(tmp_path: Path) -> None:
     path = tmp_path / "disk.qcow2"
-    tapfs.create_image(path, NewImage("qcow2", 20 * MIB, options={"cluster_size": "4096"}))
+    tapfs.create(path, "qcow2", 20 * MIB, options={"cluster_size": "4096"})
     data = random.Random(2).randbytes(20 * MIB)
     with tapfs.open(path, writable=True) as image:
         image.write(0, data)
@@ -165,7 +164,7 @@ def test_a_damaged_entry_is_taken_from_the_l1_table_that_grew(tmp_path: Path) ->
 
 def test_an_image_without_its_header_and_its_end_loses_the_end_and_no_byte_is_made_up(tmp_path: Path) -> None:
     path = tmp_path / "disk.qcow2"
-    tapfs.create_image(path, NewImage("qcow2", 16 * MIB))
+    tapfs.create(path, "qcow2", 16 * MIB)
     data = random.Random(3).randbytes(16 * MIB)
     with tapfs.open(path, writable=True) as image:
         image.write(0, data)
@@ -191,7 +190,7 @@ def test_an_image_without_its_header_and_its_end_loses_the_end_and_no_byte_is_ma
 def test_the_parent_of_an_image_without_header_is_the_one_that_the_user_names(tmp_path: Path) -> None:
     base, path = tmp_path / "base.qcow2", tmp_path / "disk.qcow2"
     below = written(base, {}, 64 * MIB, seed=4)
-    tapfs.create_image(path, NewImage("qcow2", None, backing=str(base), backing_format="qcow2"))
+    tapfs.create(path, "qcow2", backing=str(base), backing_format="qcow2")
     with tapfs.open(path, writable=True) as image:
         image.write(MIB, b"x" * 4096)
     overwrite(path, 0, bytes(512))

@@ -28,8 +28,7 @@ def image(tmp_path: Path, *, parent: bool = False, compressed: bool = False, use
         tapfs.convert(tmp_path / "source", path, compressed=True, **words)  # type: ignore[arg-type]
         return path
     below = ("source", "raw") if parent else (None, None)
-    new = tapfs.NewImage("qcow2", SIZE, backing=below[0], backing_format=below[1], options=options)
-    tapfs.create_image(path, new)
+    tapfs.create(path, "qcow2", SIZE, backing=below[0], backing_format=below[1], options=options)
     if used:
         with tapfs.open(path, writable=True) as disk:
             disk.write(0, CONTENT)

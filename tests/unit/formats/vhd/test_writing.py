@@ -232,7 +232,7 @@ def test_a_file_has_at_most_two_tib() -> None:
 def test_an_image_whose_blocks_overlap_is_only_read(tmp_path: Path) -> None:
     """A write to one of them would have changed the other, without a word."""
     path = tmp_path / "a.vhd"
-    tapfs.create_image(path, tapfs.NewImage("vhd", 16 << 20))
+    tapfs.create(path, "vhd", 16 << 20)
     with tapfs.open(path, writable=True) as disk:
         for at in range(0, 16 << 20, 2 << 20):
             disk.write(at, bytes([at >> 21]) * 4096)

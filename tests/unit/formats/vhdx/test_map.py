@@ -222,9 +222,7 @@ def test_a_parent_without_a_name_is_an_error() -> None:
 def test_a_huge_empty_table_is_not_read(tmp_path: Path) -> None:
     """64 TiB in blocks of 1 MiB are a table of 512 MiB, a hole but for two pages."""
     path = tmp_path / "a.vhdx"
-    tapfs.create_image(
-        str(path), tapfs.NewImage("vhdx", 64 << 40, options={"block_size": "1M", "block_state_zero": "off"})
-    )
+    tapfs.create(str(path), "vhdx", 64 << 40, options={"block_size": "1M", "block_state_zero": "off"})
     with tapfs.open(path, writable=True) as disk:
         disk.write(40 << 40, b"middle")
         disk.write(disk.size - 5, b"last")

@@ -139,7 +139,7 @@ def test_a_disk_by_hand_gets_its_content_id_at_the_first_write(tmp_path: Path) -
     assert path.read_text().startswith(HEAD + f"CID={said.cid:08x}\n# Extent")
     # A delta over it knows it now.
     delta = tmp_path / "delta.vmdk"
-    tapfs.create_image(delta, tapfs.NewImage("vmdk", MIB, backing="d.vmdk", backing_format="vmdk"))
+    tapfs.create(delta, "vmdk", MIB, backing="d.vmdk", backing_format="vmdk")
     tapfs.open(delta).close()
     with tapfs.open(path, writable=True, write_base=True) as disk:
         disk.write(0, b"y")

@@ -11,7 +11,6 @@ import tapfs
 from tapfs.disk.open_options import OpenOptions
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
-from tapfs.jobs.create import NewImage
 from tapfs.jobs.salvage import Salvaged, open_salvaged
 from tapfs.jobs.sources import Salvaged as SalvagedSource
 from tapfs.kernel.ranges import ranges_of
@@ -45,7 +44,7 @@ def packed(tmp_path: Path) -> tuple[Path, bytes]:
 @pytest.fixture
 def sparse(tmp_path: Path) -> tuple[Path, bytes]:
     path, disk = tmp_path / "disk.vmdk", content(2)
-    tapfs.create_image(path, NewImage("vmdk", SIZE))
+    tapfs.create(path, "vmdk", SIZE)
     with tapfs.open(path, writable=True) as image:
         image.write(0, disk)
     return path, disk

@@ -13,6 +13,7 @@ import pytest
 import tapfs as tapfs_package
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.vmdk.descriptor import parse_descriptor
+from tapfs.jobs.create import NewImage
 from tests.conftest import Ran
 
 Run = Callable[..., Ran]
@@ -131,7 +132,7 @@ def test_it_is_written_once(tmp_path: Path, tapfs: Run) -> None:
         tapfs_package.open(path, writable=True)
     assert raised.value.kind is ErrorKind.READ_ONLY
     assert "another subformat" in (raised.value.remedy or "")
-    new = tapfs_package.NewImage("vmdk", 1 << 20, options={"subformat": "streamOptimized"})
+    new = NewImage("vmdk", 1 << 20, options={"subformat": "streamOptimized"})
     from tapfs.jobs.create import new_image
 
     with pytest.raises(ImageError) as raised, new_image(str(tmp_path / "new.vmdk"), new) as image:

@@ -14,7 +14,7 @@ def new(path: Path, size: int, backing: Path | None = None, **options: str) -> P
     """A new image; clusters of 4 KiB unless the options say otherwise."""
     parent, its_format = (None, None) if backing is None else (str(backing), format_of(backing))
     wanted = {"cluster_size": str(CLUSTER)} | options
-    tapfs.create_image(path, tapfs.NewImage("qcow2", size, backing=parent, backing_format=its_format, options=wanted))
+    tapfs.create(path, "qcow2", size, backing=parent, backing_format=its_format, options=wanted)
     return path
 
 

@@ -273,9 +273,8 @@ def test_191_two_overlays_over_an_image_that_is_committed(tmp_path: Path) -> Non
 
 
 def outside(folder: Path, size: int = 64 * CLUSTER, **options: str) -> Path:
-    tapfs_package.create_image(
-        folder / "image",
-        tapfs_package.NewImage("qcow2", size, options={"cluster_size": str(CLUSTER), "data_file": "outside"} | options),
+    tapfs_package.create(
+        folder / "image", "qcow2", size, options={"cluster_size": str(CLUSTER), "data_file": "outside"} | options
     )
     return folder / "image"
 
