@@ -17,6 +17,7 @@ from tapfs.cli.json_output import print_json
 from tapfs.cli.parser import UsageError
 from tapfs.cli.signals import Terminated, interruption_in, release_signals
 from tapfs.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, ImageError, from_os_error, options_as, printable
+from tapfs.host import interruption
 from tapfs.records import NamedTuple
 from tapfs.serving.signals import ENDING
 
@@ -203,11 +204,13 @@ def _signals_as_exceptions(*, ignored_after: bool) -> Generator[None]:
     def handle(number: int, _frame: FrameType | None) -> None:
         for each in caught:
             signal.signal(each, signal.SIG_IGN)
+        interruption.interrupt()
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise Terminated(number)
 
     # Who was started to ignore a signal (nohup, a background job of a script) goes on ignoring it.
+    interruption.forget()
     previous = {number: signal.getsignal(number) for number in caught}
     caught = [number for number in caught if previous[number] is not signal.SIG_IGN]
     for number in caught:

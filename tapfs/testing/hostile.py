@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
@@ -111,7 +111,7 @@ def _is_small(plan: Plan) -> bool:
 
 
 @contextmanager
-def _bounded(number: int) -> Iterator[None]:
+def _bounded(number: int) -> Generator[None]:
     """Raise ViolationError where the block takes more processor time than an image may."""
 
     def end(_signal: int, frame: FrameType | None) -> None:

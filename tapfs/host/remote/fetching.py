@@ -11,6 +11,7 @@ by who reads at one socket and who reads at the other.
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.host.interruption import is_interrupted
 from tapfs.host.presence import Ended
 from tapfs.host.remote import messages
 from tapfs.host.remote.address import Address
@@ -27,6 +29,8 @@ from tapfs.host.remote.source import Facts
 
 #: Answers that are taken at once.
 _MOST_ANSWERS = 256
+#: A thread that waits for an answer looks so often whether a signal has ended the command.
+_LOOK_MS = 200
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:
@@ -92,7 +96,7 @@ class Fetching:
             question = {"number": self._questions, **question}
             try:
                 messages.send(self._holes, question)
-                while (answer := messages.receive(self._holes)).get("number") != self._questions:
+                while (answer := self._next(self._holes)).get("number") != self._questions:
                     if not answer:
                         raise self._gone()
                     if "restarted" in answer:
@@ -163,7 +167,7 @@ class Fetching:
         """One answer; empty if there is none and it is not to be waited for."""
         while True:
             try:
-                answer = messages.receive(self._socket, wait=wait)
+                answer = self._next(self._socket) if wait else messages.receive(self._socket, wait=False)
             except OSError as error:
                 raise self._gone() from error
             if "restarted" not in answer:
@@ -172,6 +176,16 @@ class Fetching:
         if wait and not answer:
             raise self._gone()
         return answer
+
+    def _next(self, connection: socket.socket) -> dict[str, Any]:
+        """Wait for a message; empty at the end. Raises ImageError if a signal ends the command, and OSError."""
+        poll = select.poll()
+        poll.register(connection, select.POLLIN)
+        while not poll.poll(_LOOK_MS):
+            if is_interrupted():
+                message = "a signal has ended the command before this had come"
+                raise ImageError(ErrorKind.IO, message, path=self._name, op="fetch", remedy="run it again")
+        return messages.receive(connection)
 
     def _tell_again(self) -> None:
         """Tell a process that has just taken the place of a killed one what there is to do."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -235,3 +237,28 @@ def test_processes_that_are_killed_again_and_again_are_given_up(server: WebServe
         assert disk.read(50, 100) == content[50:150]  # what is here is read
         with opened(server) as again:
             assert again.read(SIZE - 100, 100) == content[-100:]
+
+
+def test_a_signal_ends_a_command_while_the_server_is_silent(
+    server: WebServer, tapfs_command: list[str], tmp_path: Path
+) -> None:
+    """Threads wait for what is fetched then, and the main thread for them."""
+    silent, over = threading.Event(), threading.Event()
+
+    def fault() -> None:
+        if len(server.asked) > 2:
+            silent.set()
+            over.wait(900)
+
+    server.fault = fault
+    words = [*tapfs_command, "convert", "-f", "raw", "-O", "raw", server.url + "/x", str(tmp_path / "out")]
+    with subprocess.Popen(words, stderr=subprocess.PIPE) as process:
+        try:
+            assert silent.wait(300)
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate(timeout=300)
+            assert process.returncode == 128 + signal.SIGTERM, (process.returncode, said)
+        finally:
+            over.set()
+            process.kill()
+    assert not (tmp_path / "out").exists()
