@@ -15,7 +15,7 @@ from types import FrameType
 from tapfs.cli import json_output
 from tapfs.cli.json_output import print_json
 from tapfs.cli.parser import UsageError
-from tapfs.cli.signals import Terminated, interruption_in, release_signals
+from tapfs.cli.signals import Terminated, interruption_in, release_signals, wait_ended_in
 from tapfs.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, ImageError, from_os_error, options_as, printable
 from tapfs.host import interruption
 from tapfs.records import NamedTuple
@@ -77,6 +77,8 @@ def _failure_of(error: BaseException) -> _Failure:
     if isinstance(error, UsageError):
         line = f"error: {error}; see '{error.program} --help'"
         return _Failure(EXIT_USAGE, line, {"kind": "usage", "message": str(error)})
+    # A thread's error may come in the place of the main thread's exception, or before it.
+    error = wait_ended_in(error) or error
     if isinstance(error, MemoryError):
         error = OSError(errno.ENOMEM, "")
     if isinstance(error, OSError) and not isinstance(error, ImageError):
@@ -204,7 +206,7 @@ def _signals_as_exceptions(*, ignored_after: bool) -> Generator[None]:
     def handle(number: int, _frame: FrameType | None) -> None:
         for each in caught:
             signal.signal(each, signal.SIG_IGN)
-        interruption.interrupt()
+        interruption.interrupt(number)
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise Terminated(number)

@@ -7,8 +7,10 @@ an import in the middle, a class that is being made. So these signals wait until
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from typing import cast
 
+from tapfs.host.interruption import EndedBySignalError
 from tapfs.serving.signals import ENDING
 
 
@@ -27,15 +29,27 @@ def release_signals() -> None:
 
 def interruption_in(error: BaseException) -> KeyboardInterrupt | Terminated | None:
     """The interruption that an error was made of, if it was: what others made of our exception."""
+    found = (each for each in _made_of(error) if isinstance(each, KeyboardInterrupt | Terminated))
+    return next(found, None)
+
+
+def wait_ended_in(error: BaseException) -> KeyboardInterrupt | Terminated | None:
+    """The interruption behind an error that was made of a thread's wait, if a signal has ended that."""
+    for each in _made_of(error):
+        if isinstance(each, EndedBySignalError):
+            return KeyboardInterrupt() if each.signal_number == signal.SIGINT else Terminated(each.signal_number)
+    return None
+
+
+def _made_of(error: BaseException) -> Iterator[BaseException]:
+    """An error and all that it was made of."""
     seen: set[int] = set()
     ahead: list[BaseException | None] = [error]
     while ahead:
         found = ahead.pop()
-        if isinstance(found, KeyboardInterrupt | Terminated):
-            return found
         if found is not None and id(found) not in seen:
+            yield found
             seen.add(id(found))
             ahead += [found.__cause__, found.__context__]
             if isinstance(found, BaseExceptionGroup):
                 ahead += cast("BaseExceptionGroup[BaseException]", found).exceptions
-    return None

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.host.interruption import is_interrupted
+from tapfs.host.interruption import refuse_to_wait
 from tapfs.host.presence import Ended
 from tapfs.host.remote import messages
 from tapfs.host.remote.address import Address
@@ -178,13 +178,11 @@ class Fetching:
         return answer
 
     def _next(self, connection: socket.socket) -> dict[str, Any]:
-        """Wait for a message; empty at the end. Raises ImageError if a signal ends the command, and OSError."""
+        """Wait for a message; empty at the end. Raises EndedBySignalError, and OSError."""
         poll = select.poll()
         poll.register(connection, select.POLLIN)
         while not poll.poll(_LOOK_MS):
-            if is_interrupted():
-                message = "a signal has ended the command before this had come"
-                raise ImageError(ErrorKind.IO, message, path=self._name, op="fetch", remedy="run it again")
+            refuse_to_wait(self._name, "fetch")
         return messages.receive(connection)
 
     def _tell_again(self) -> None:

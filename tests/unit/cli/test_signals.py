@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tapfs.cli import guard
 from tapfs.cli.signals import Terminated
+from tapfs.errors import ErrorKind, ImageError
+from tapfs.host import interruption
 from tapfs.serving.signals import ENDING, signals_held
 
 #: The command, with a signal at the moment when `moment` is first imported.
@@ -90,7 +93,25 @@ def _grouped() -> None:
     raise BaseExceptionGroup("several", [ValueError("x"), BaseExceptionGroup("more", [KeyboardInterrupt()])])
 
 
-@pytest.mark.parametrize(("make", "code"), [(_wrapped, 130), (_replaced, 143), (_grouped, 130)])
+def _waited(number: int) -> None:
+    """The error of a thread that waited, in the place of the main thread's exception."""
+    interruption.interrupt(number)
+    try:
+        interruption.refuse_to_wait("disk", "fetch")
+    except ImageError as error:
+        raise ImageError(ErrorKind.IO, "cannot read", path="disk", op="read") from error
+
+
+@pytest.mark.parametrize(
+    ("make", "code"),
+    [
+        (_wrapped, 130),
+        (_replaced, 143),
+        (_grouped, 130),
+        (partial(_waited, signal.SIGINT), 130),
+        (partial(_waited, signal.SIGTERM), 143),
+    ],
+)
 def test_an_interruption_that_became_another_error(capfd: pytest.CaptureFixture[str], make: object, code: int) -> None:
     assert callable(make)
     assert guard.guarded("tapfs", make) == code
