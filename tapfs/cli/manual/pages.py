@@ -27,6 +27,7 @@ _VARIABLES = {
     "TAPFS_PASSWORD": "The password of encrypted images, where no --key-file is given.",
     "TAPFS_SANDBOX": "Set to off, commands run without a sandbox, as with --no-sandbox.",
     "TAPFS_SANDBOX_FOLDERS": "Further folders, with colons between, for disks in use: for swap, mirror and commit.",
+    "TAPFS_MERGE_PAGES": "Set to 0, tapfs blktapctrl leaves alone how the kernel merges equal pages (KSM).",
     "TAPFS_UNPACK_LIMIT": "The most that a packed file is unpacked to, such as 4T, or none.",
     "TAPFS_RUNTIME_DIR": "Where processes leave sockets and records for each other (else /run/tapfs for root, \
 $XDG_RUNTIME_DIR/tapfs for others).",
