@@ -28,7 +28,7 @@ def create(
     format: str,  # noqa: A002 - the word of the field
     size: int | None = None,
     *,
-    backing: str | None = None,
+    backing: str | os.PathLike[str] | None = None,
     backing_format: str | None = None,
     options: Mapping[str, str] | None = None,
     password: bytes | None = None,
@@ -43,7 +43,8 @@ def create(
     """
     from tapfs.jobs.create import NewImage, create_image
 
-    new = NewImage(format, size, backing, backing_format, dict(options or {}), password)
+    parent = None if backing is None else os.fsdecode(backing)
+    new = NewImage(format, size, parent, backing_format, dict(options or {}), password)
     create_image(os.fsdecode(path), new, overwrite=overwrite)
 
 
@@ -149,7 +150,7 @@ def convert(
     compressed: bool = False,
     offset: int = 0,
     length: int | None = None,
-    backing: str | None = None,
+    backing: str | os.PathLike[str] | None = None,
     backing_format: str | None = None,
     options: Mapping[str, str] | None = None,
     target_password: bytes | None = None,
@@ -204,7 +205,7 @@ def convert(
             new = NewImage(
                 target_format,
                 disk.size,
-                backing=backing,
+                backing=None if backing is None else os.fsdecode(backing),
                 backing_format=backing_format,
                 options=dict(options or {}),
                 password=target_password,

@@ -24,7 +24,7 @@ def measure(
     password: bytes | None = None,
     size: int | None = None,
     compressed: bool = False,
-    backing: str | None = None,
+    backing: str | os.PathLike[str] | None = None,
     backing_format: str | None = None,
     options: Mapping[str, str] | None = None,
     target_password: bytes | None = None,
@@ -47,8 +47,10 @@ def measure(
     from tapfs.jobs.measure import measure as measured
     from tapfs.jobs.sources import one_disk
 
+    parent = None if backing is None else os.fsdecode(backing)
+
     def new(size: int | None) -> NewImage:
-        return NewImage(target_format, size, backing, backing_format, dict(options or {}), target_password, compressed)
+        return NewImage(target_format, size, parent, backing_format, dict(options or {}), target_password, compressed)
 
     if source is None:
         return measured(None, new(size), name=os.fsdecode(name), progress=progress)

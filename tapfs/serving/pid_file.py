@@ -29,6 +29,7 @@ class PidFile:
         try:
             with Target(Location(path, self.path)) as target:
                 target.refuse_another_s()
+                self._is_ours = not target.is_there
                 self._descriptor = _opened(target)
         except ImageError as error:
             error.op = _OPERATION
@@ -39,9 +40,12 @@ class PidFile:
             os.close(self._descriptor)
             message, remedy = "is there already, and holds no number of a process", "remove it, or name another file"
             raise ImageError(ErrorKind.EXISTS, message, path=self.path, op=_OPERATION, remedy=remedy)
+        #: Where the file is, also behind a link of the user's.
+        self.place = os.readlink(f"/proc/self/fd/{self._descriptor}")
 
     def write(self) -> None:
         """Write the number of this process. Raises ImageError."""
+        self._is_ours = True
         try:
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -49,11 +53,13 @@ class PidFile:
             raise from_os_error(error, path=self.path, op=_OPERATION) from error
 
     def remove(self) -> None:
-        """Remove it, unless another has its name by now."""
+        """Remove it, unless another has its name by now, or it was there and this server has not come to serve."""
+        if not self._is_ours:
+            return
         with suppress(OSError):
-            ours, named = os.fstat(self._descriptor), os.lstat(self.path)
+            ours, named = os.fstat(self._descriptor), os.lstat(self.place)
             if (ours.st_dev, ours.st_ino) == (named.st_dev, named.st_ino):
-                os.unlink(self.path)
+                os.unlink(self.place)
 
 
 def _opened(target: Target) -> int:

@@ -45,12 +45,13 @@ class ServerStart:
             os.chdir("/")  # a working directory would keep its file system busy
         confinement.end_start()
         with ExitStack() as ending:
-            self.run(partial(self._ready, ready, ending))
+            if self.pid_file is not None:
+                ending.callback(self.pid_file.remove)
+            self.run(partial(self._ready, ready))
 
-    def _ready(self, ready: Callable[[], None], ending: ExitStack) -> None:
+    def _ready(self, ready: Callable[[], None]) -> None:
         if self.pid_file is not None:
             self.pid_file.write()
-            ending.callback(self.pid_file.remove)
         ready()
 
     def let_go(self) -> None:
@@ -64,8 +65,10 @@ class ServerStart:
         """In the parent: clients may come."""
 
     def clear_away(self, child: int) -> str | None:
-        """In the parent: remove the sockets of a child that was killed."""
+        """In the parent: remove the sockets of a child that was killed, and the file for its number."""
         del child
+        if self.pid_file is not None:
+            self.pid_file.remove()
         for path in self.sockets:
             remove_socket(path)
         return None
@@ -77,9 +80,13 @@ def serve_in_foreground(start: ServerStart, ready: Callable[[], None]) -> None:
     start.serve(ready)
 
 
-def put_away(images: Sequence[Image], listeners: Sequence[socket.socket], sockets: Sequence[str]) -> None:
+def put_away(
+    images: Sequence[Image], listeners: Sequence[socket.socket], sockets: Sequence[str], pid_file: PidFile | None
+) -> None:
     """Close what a server was to own that could not be started."""
     with ExitStack() as closing:
+        if pid_file is not None:
+            closing.callback(pid_file.remove)
         for image in images:
             closing.callback(image.close)
         for listener in listeners:

@@ -311,6 +311,35 @@ def test_a_pid_file_takes_the_place_of_nothing_but_a_pid_file(
     assert precious.read_text() == "12 precious bytes"
 
 
+@pytest.mark.parametrize("door", [[], ["--vhost-user", "guest"]])
+@pytest.mark.parametrize("background", [[], ["--background"]])
+def test_a_server_that_cannot_start_leaves_no_pid_file(
+    tmp_path: Path,
+    tapfs_process: Callable[..., object],
+    door: list[str],
+    background: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tapfs_process("serve", tmp_path / "nothing", "-f", "raw", *door, *background, "--pid-file", tmp_path / "pid")
+    assert list(tmp_path.glob("pid*")) == []
+    (tmp_path / "pid").write_text("12\n")  # of another server: it stays
+    tapfs_process("serve", tmp_path / "nothing", "-f", "raw", *door, *background, "--pid-file", tmp_path / "pid")
+    assert (tmp_path / "pid").read_text() == "12\n"
+
+
+def test_a_pid_file_behind_a_link_of_the_user_goes_with_the_server(
+    tapfs_command: list[str], disk: Path, tmp_path: Path
+) -> None:
+    link, pid_file = tmp_path / "pid", tmp_path / "number"
+    pid_file.touch()
+    link.symlink_to(pid_file)
+    run(*tapfs_command, "serve", disk, "-f", "raw", "--background", "--pid-file", link, "--socket", tmp_path / "socket")
+    os.kill(int(link.read_text()), signal.SIGTERM)
+    wait_for(lambda: not pid_file.exists())
+    assert not pid_file.exists()
+
+
 def test_a_pid_file_is_nothing_that_another_user_has_put_there(
     disk: Path, tmp_path: Path, sticky: Path, tapfs_process: Callable[..., object]
 ) -> None:

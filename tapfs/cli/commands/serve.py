@@ -134,14 +134,14 @@ def _serve_nbd(arguments: argparse.Namespace, inherited: frozenset[int]) -> int:
     if tls is None or not (arguments.tls_psk or arguments.tls_verify_clients):
         _warn_of_strangers(listeners, writable=arguments.rw)
     pid_file = _pid_file(arguments, listeners, sockets)
-    _enter(arguments, sockets, pid_file)
     images: list[Image] = []
     try:
+        _enter(arguments, sockets, pid_file)
         for path in paths:
             images.append(_open(arguments, path))
             warn_of_noise(images[-1])
     except BaseException:
-        put_away(images, listeners, sockets)
+        put_away(images, listeners, sockets, pid_file)
         raise
     named = list(zip(images, exports, strict=True))
     session = Session(
@@ -179,9 +179,9 @@ def _serve_guest(arguments: argparse.Namespace, inherited: frozenset[int]) -> in
     name: str = arguments.name[0] if arguments.name else os.path.basename(arguments.image)
     listener = listen_locally(path)
     pid_file = _pid_file(arguments, [listener], [path])
-    _enter(arguments, [path], pid_file)
     images: list[Image] = []
     try:
+        _enter(arguments, [path], pid_file)
         written: str | None = arguments.overlay or (arguments.image if arguments.rw and not arguments.temp else None)
         kept = KeptPlanOf(written) if written is not None and "://" not in written else None
         if kept is not None:
@@ -189,7 +189,7 @@ def _serve_guest(arguments: argparse.Namespace, inherited: frozenset[int]) -> in
         images.append(_open(arguments, arguments.image, plan_log=None if kept is None else kept.log))
         warn_of_noise(images[0])
     except BaseException:
-        put_away(images, [listener], [path])
+        put_away(images, [listener], [path], pid_file)
         raise
     session = Session(
         images[0],
@@ -214,7 +214,7 @@ def _enter(arguments: argparse.Namespace, sockets: list[str], pid_file: PidFile 
     make_private(runtime_directory())
     # A snapshot of a disk in use makes its file beside the image.
     written = [*arguments.more, arguments.image] if arguments.rw and not arguments.temp else []
-    named = [*sockets, *([] if pid_file is None else [pid_file.path])]
+    named = [*sockets, *([] if pid_file is None else [pid_file.place])]
     enter_server(
         arguments,
         makes=(str(runtime_directory()), *folders_of_disks(written)),
@@ -252,7 +252,7 @@ def _pid_file(arguments: argparse.Namespace, listeners: list[socket.socket], soc
     try:
         return PidFile(arguments.pid_file)
     except BaseException:
-        put_away([], listeners, sockets)
+        put_away([], listeners, sockets, None)
         raise
 
 

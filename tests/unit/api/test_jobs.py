@@ -21,7 +21,7 @@ def raw(tmp_path: Path) -> Path:
 
 def test_info_is_what_an_open_image_says(tmp_path: Path, raw: Path) -> None:
     path = tmp_path / "a.qcow"
-    tapfs.create(path, "qcow", backing=str(raw), backing_format="raw")
+    tapfs.create(path, "qcow", backing=raw, backing_format="raw")
     found = tapfs.info(path, backing_formats=["raw"])
     with tapfs.open(path, backing_formats=["raw"]) as disk:
         assert found == disk.info
