@@ -29,12 +29,15 @@ def candidates(name: str, raw_name: bytes, descriptor_path: str) -> Sequence[str
     """Names to try in this order, all of one file.
 
     As the descriptor writes it, as its bytes are, without folders, and as it would be called had it been renamed
-    together with the descriptor.
+    together with the descriptor. A datastore before the name is left out, but not if the descriptor's own name
+    begins like that: beside `[copy] disk.vmdk` the file `disk-flat.vmdk` is that of another disk.
     """
     base = base_name(name)
-    names = [name, literal(raw_name), base, base_name(literal(raw_name)), _DATASTORE.sub("", base)]
-    ending = _ENDING.search(base)
     own = base_name(descriptor_path)
+    names = [name, literal(raw_name), base, base_name(literal(raw_name))]
+    if _DATASTORE.match(own) is None:
+        names.append(_DATASTORE.sub("", base))
+    ending = _ENDING.search(base)
     if ending is not None and own.lower().endswith(_VMDK):
         names.append(own[: -len(_VMDK)] + ending[0])
     return list(dict.fromkeys(each for each in names if each and "\0" not in each))

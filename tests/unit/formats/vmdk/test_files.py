@@ -235,6 +235,17 @@ def test_moved_and_renamed_extents_are_found_beside_the_descriptor(tmp_path: Pat
     assert read(flat_list(tmp_path, [f'RW 1 FLAT "{name}"'])) == b"d" * 512
 
 
+def test_the_flat_file_of_another_disk_is_not_taken_for_one_on_a_datastore(tmp_path: Path) -> None:
+    """A copy may be called `[copy] disk.vmdk`: what its descriptor names so is a file, and on no datastore."""
+    (tmp_path / "disk-flat.vmdk").write_bytes(b"o" * 512)
+    line = 'RW 1 FLAT "[copy] disk-flat.vmdk"'
+    path = flat_list(tmp_path, [line], "[copy] disk.vmdk")
+    assert refused(path, writable=True).kind is ErrorKind.NOT_FOUND
+    assert read(flat_list(tmp_path, [line])) == b"o" * 512
+    (tmp_path / "[copy] disk-flat.vmdk").write_bytes(b"c" * 512)
+    assert read(path) == b"c" * 512
+
+
 def test_a_missing_extent_is_named_with_all_places(tmp_path: Path) -> None:
     path = flat_list(tmp_path, ['RW 1 FLAT "/vmfs/old-flat.vmdk"'], "new.vmdk")
     error = refused(path)
