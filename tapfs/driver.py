@@ -51,6 +51,7 @@ from tapfs.edit_protocols import (
     SnapshotKeeper,
     SnapshotLister,
     SnapshotRecord,
+    SnapshotShown,
 )
 from tapfs.findings import CheckReport, Finding, Severity
 from tapfs.format import (
@@ -157,6 +158,7 @@ __all__ = [
     "SnapshotKeeper",
     "SnapshotLister",
     "SnapshotRecord",
+    "SnapshotShown",
     "Snapshotted",
     "Sparse",
     "SpecialFormat",

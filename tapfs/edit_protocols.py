@@ -169,6 +169,16 @@ class SnapshotLister(Snapshotted, Protocol):
 
 
 @runtime_checkable
+class SnapshotShown(Snapshotted, Protocol):
+    """A driver that says which snapshot it shows, whatever the words were that chose it."""
+
+    @property
+    def snapshot_id(self) -> str | None:
+        """The id of the snapshot; None: the driver shows the current disk."""
+        ...
+
+
+@runtime_checkable
 class SnapshotKeeper(Snapshotted, WritableDriver, Protocol):
     """A driver that makes, applies and deletes the snapshots of its image."""
 

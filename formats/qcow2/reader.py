@@ -314,6 +314,11 @@ class Qcow2Reader:
         """What the image says of its snapshots, in the order of the table."""
         return [each.record for each in self.read_snapshots()]
 
+    @property
+    def snapshot_id(self) -> str | None:
+        """The id of the snapshot that is read; None: it is the current disk."""
+        return None if self.snapshot is None else self.snapshot.id
+
     def read_snapshots(self) -> list[Snapshot]:
         """The snapshot table. Raises ImageError(corrupt, out_of_bounds)."""
         return read_snapshots(self.file, self.header)

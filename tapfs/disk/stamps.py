@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from tapfs.disk.blake3_digests import DIGEST_BYTES, blake3_digest
-from tapfs.driver import Identified, SnapshotLister
+from tapfs.driver import Identified, SnapshotShown
 from tapfs.errors import from_os_error
 
 if TYPE_CHECKING:
@@ -53,9 +53,10 @@ def _part(layer: Layer) -> list[str]:
     """The words for one of several disks that lie in one file; none for the only one, and for the current one."""
     words: list[str] = []
     if (named := layer.snapshot) is not None:
+        # One snapshot has several names, and what is the id of one may be the name of another: the driver knows.
         driver = layer.driver
-        records = driver.snapshot_records() if isinstance(driver, SnapshotLister) else ()
-        words.append(f"snapshot:{next((each.id for each in records if named in (each.id, each.name)), named)}")
+        shown = driver.snapshot_id if isinstance(driver, SnapshotShown) else None
+        words.append(f"snapshot:{named if shown is None else shown}")
     if layer.file.window is not None:
         words.append(f"at:{layer.file.window[0]}")
     return words

@@ -208,3 +208,18 @@ def test_what_differs_from_the_sidecar_of_another_disk_in_the_file_is_no_damage(
     assert tapfs("hash", kept).code == 0
     ran = tapfs("verify", "--json", "--snapshot", "a/b", kept, f"{kept}.tapfs-hash")
     assert (ran.code, json.loads(ran.out)["verdict"]) == (1, "changed")
+
+
+def test_the_stamp_of_a_snapshot_is_that_of_the_one_that_is_read(tapfs: Run, raw: Path, tmp_path: Path) -> None:
+    """An id counts before a name, and snapshot 1 is called like the id of the other one here."""
+    path, sidecar = tmp_path / "disk.qcow2", tmp_path / "sidecar"
+    api.convert(raw, path, format="raw", target_format="qcow2")
+    api.create_snapshot(path, "2")
+    with api.open(path, writable=True) as disk:
+        disk.write(0, b"\x07" * 65536)
+    api.create_snapshot(path, "x")
+    assert tapfs("hash", "--snapshot", "1", "-o", sidecar, path).code == 0
+    other = json.loads(tapfs("verify", "--json", "--snapshot", "2", path, sidecar).out)
+    assert other["verdict"] == "changed"
+    for words in ("snapshot.id=1", "snapshot.name=2"):
+        assert json.loads(tapfs("verify", "--json", "--snapshot", words, path, sidecar).out)["untouched"] is True
