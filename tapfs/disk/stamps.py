@@ -37,7 +37,7 @@ def stamps_of(image: Image) -> list[Stamp]:
     for layer in image.layers:
         driver = layer.driver
         told = sorted([*(driver.identities if isinstance(driver, Identified) else ()), *_part(layer)])
-        identity = blake3_digest()("\0".join(told).encode()) if told else _NO_IDENTITY
+        identity = blake3_digest()("\0".join(told).encode("utf-8", "surrogateescape")) if told else _NO_IDENTITY
         for file in layer.files:
             try:
                 status = os.fstat(file.descriptor)
@@ -59,6 +59,8 @@ def _part(layer: Layer) -> list[str]:
         words.append(f"snapshot:{named if shown is None else shown}")
     if layer.file.window is not None:
         words.append(f"at:{layer.file.window[0]}")
+    if layer.file.member is not None:  # disks that lie in chunks begin where their archive does
+        words.append(f"member:{layer.file.member}")
     return words
 
 

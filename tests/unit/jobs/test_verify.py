@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import tapfs as api
+from tests import package_files
 from tests.conftest import Ran
 
 Run = Callable[..., Ran]
@@ -223,3 +224,12 @@ def test_the_stamp_of_a_snapshot_is_that_of_the_one_that_is_read(tapfs: Run, raw
     assert other["verdict"] == "changed"
     for words in ("snapshot.id=1", "snapshot.name=2"):
         assert json.loads(tapfs("verify", "--json", "--snapshot", words, path, sidecar).out)["untouched"] is True
+
+
+def test_another_disk_of_an_archive_is_no_damage(tapfs: Run, tmp_path: Path) -> None:
+    """The disks of an .xva lie in chunks all over it, so each of them begins where the archive does."""
+    disks = {"Ref:7": b"a" * (1 << 20), "Ref:8": b"b" * (1 << 20)}
+    path, sidecar = package_files.xva(tmp_path / "vm.xva", disks), tmp_path / "sidecar"
+    assert tapfs("hash", "--disk", "1", "-o", sidecar, path).code == 0
+    for disk, verdict in (("1", "same"), ("2", "changed")):
+        assert json.loads(tapfs("verify", "--json", "--disk", disk, path, sidecar).out)["verdict"] == verdict
