@@ -44,6 +44,8 @@ _NAMES_OF_OTHERS = {
     "\\\\.\\": "a device of the machine that made the image",
     "vsan://": "an object of a vSAN datastore",
 }
+#: Files in memory lie here, among the devices.
+_SHARED_MEMORY = "/dev/shm/"  # noqa: S108  a name that an image has
 
 
 @dataclass(slots=True)
@@ -230,14 +232,16 @@ class _Opening:
     def _missing(self, line: ExtentLine, names: Sequence[str], first: ImageError | None) -> ImageError:
         kind = ErrorKind.NOT_FOUND if first is None else first.kind
         other = next((what for start, what in _NAMES_OF_OTHERS.items() if line.name.startswith(start)), None)
-        if other is not None:
+        allowed = first.neutral_remedy if first is not None and kind is ErrorKind.DENIED else None
+        if other is not None and not line.name.startswith(_SHARED_MEMORY):
+            here = "" if allowed is None else f"; on the machine that made the image, {allowed}"
             return ImageError(
                 kind,
                 f"its extent {line.name} is {other}, and there is no file {names[-1]} beside the descriptor",
                 path=self._file.path,
                 offset=self._at(line),
                 op="open the extents",
-                remedy=f"copy what it holds into a file {names[-1]} beside the descriptor",
+                remedy=f"copy what it holds into a file {names[-1]} beside the descriptor{here}",
             )
         reason = "is missing" if first is None else first.message.removeprefix(f"its file {line.name} ")
         looked = "" if len(names) == 1 else f", and there is no {' or '.join(names[1:])} beside the descriptor"
@@ -247,8 +251,7 @@ class _Opening:
             path=self._file.path,
             offset=self._at(line),
             op="open the extents",
-            remedy=(first.neutral_remedy if first is not None and kind is ErrorKind.DENIED else None)
-            or "put the file beside the descriptor under the name that the descriptor has",
+            remedy=allowed or "put the file beside the descriptor under the name that the descriptor has",
         )
 
     def _at(self, line: ExtentLine) -> int:

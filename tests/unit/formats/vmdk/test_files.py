@@ -297,6 +297,19 @@ def test_a_device_as_an_extent_is_named_and_its_copy_is_taken(
     assert read(path) == b"d" * 512
 
 
+def test_a_device_of_this_host_has_the_remedy_that_opens_it(tmp_path: Path) -> None:
+    remedy = refused(flat_list(tmp_path, ['RW 1 FLAT "/dev/loop0" 0'])).remedy
+    assert remedy is not None
+    assert remedy.startswith("copy what it holds into a file loop0 beside the descriptor; on the machine that made the")
+    assert "name a folder that holds both" in remedy
+
+
+def test_a_file_in_shared_memory_is_no_device(tmp_path: Path) -> None:
+    error = refused(flat_list(tmp_path, ['RW 1 FLAT "/dev/shm/foo-flat.vmdk" 0']))
+    assert "its extent /dev/shm/foo-flat.vmdk lies outside the folder of the image" in str(error)
+    assert "device" not in str(error)
+
+
 def test_a_descriptor_with_keys_only_is_no_raw_disk(tmp_path: Path, tapfs: Run) -> None:
     """ESX, VMware and QEMU need no first line: taken for a raw disk, its text would be what is converted."""
     path = flat_list(tmp_path, ['RW 1 FLAT "disk-flat.vmdk"'])
