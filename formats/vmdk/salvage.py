@@ -193,7 +193,8 @@ def _find_descriptor(file: HostFile, header: SparseHeader | None) -> _Found | No
     sectors += range(1, 64)
     for sector in sectors:
         raw = file.read(sector * SECTOR, MAX_BYTES_OF_TEXT)
-        if not is_descriptor(raw[:SECTOR]):
+        # An embedded text may begin with any of its lines (`parse_descriptor`).
+        if not is_descriptor(raw[:SECTOR]) and b"createType" not in raw[:SECTOR]:
             continue
         text = raw.split(b"\0", 1)[0]
         try:

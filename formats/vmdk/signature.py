@@ -13,8 +13,11 @@ SESPARSE = 0xCAFEBABE.to_bytes(8, "little")
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-#: Blank lines and comments, and then the first line that VMware and VirtualBox write.
-_FIRST_LINE = pattern(rb"(?:[ \t]*(?:#[^\r\n]*)?[\r\n])*?[ \t]*#[ \t]*disk[ \t]*descriptor[ \t]*file", re.IGNORECASE)
+#: Blank lines and comments, and then the first line that VMware and VirtualBox write. A comment of any other text may
+#: begin like that line, so nothing stands behind its words.
+_FIRST_LINE = pattern(
+    rb"(?:[ \t]*(?:#[^\r\n]*)?[\r\n])*?[ \t]*#[ \t]*disk[ \t]*descriptor[ \t]*file[ \t]*(?:[\r\n]|\Z)", re.IGNORECASE
+)
 #: A text without that line is one for VMware and QEMU if its first key is the version. Many texts begin so, thus
 #: another key of every descriptor has to follow.
 _FIRST_KEY = pattern(rb"(?:[ \t]*(?:#[^\r\n]*)?[\r\n])*[ \t]*version[ \t]*=[ \t]*\"?[0-9]", re.IGNORECASE)

@@ -64,7 +64,15 @@ def test_every_spelling_says_the_same(text: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [b"version=1\nname=x\n", b"# notes\n\nCID=1\n", b"#\n" * 2000, b"\r\n" * 2000, b"\xff\xfe\0\xd8"]
+    "text",
+    [
+        b"version=1\nname=x\n",
+        b"# notes\n\nCID=1\n",
+        b"#\n" * 2000,
+        b"\r\n" * 2000,
+        b"\xff\xfe\0\xd8",
+        b"#!/bin/sh\n# Disk descriptor file maker\n",
+    ],
 )
 def test_other_texts_are_no_descriptors(text: bytes) -> None:
     assert not is_descriptor(text)

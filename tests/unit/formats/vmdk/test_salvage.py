@@ -112,6 +112,14 @@ def test_a_sparse_extent_without_header_is_found_by_its_descriptor(sparse: tuple
     assert read_all(opened(path)) == (disk, [])
 
 
+def test_a_text_that_begins_as_that_of_kiwi_is_found_without_header(sparse: tuple[Path, bytes]) -> None:
+    """It has `encoding` before the first line."""
+    path, disk = sparse
+    text = b'encoding="UTF-8"\n' + path.read_bytes()[512 : 21 * 512].split(b"\0", 1)[0]
+    overwrite(path, 0, bytes(512) + text)
+    assert read_all(opened(path)) == (disk, [])
+
+
 def test_a_sparse_extent_without_descriptor_needs_a_size(sparse: tuple[Path, bytes]) -> None:
     path, _ = sparse
     overwrite(path, 0, bytes(21 * 512))
