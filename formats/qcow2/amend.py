@@ -192,7 +192,8 @@ def _require_no_flag(image: AmendedImage, snapshots: Sequence[Snapshot], flag: i
 def _meant_otherwise(image: AmendedImage, whose: str, place: int, flag: int, wanted: Wanted) -> ImageError:
     path = image.file.path
     if flag == COMPRESSED:
-        remedy = "make a new image: tapfs convert -c -O qcow2 -o compression_type=…"
+        option = "compat=0.10" if wanted.version == _VERSION_2 else "compression_type=…"
+        remedy = f"make a new image: tapfs convert -c -O qcow2 -o {option}"
         return refused(f"{whose} has compressed clusters, which are of the type that the image says", path, remedy)
     if wanted.version == _VERSION_2:
         remedy = "delete the snapshot first, or make a new image: tapfs convert -O qcow2 -o compat=0.10"

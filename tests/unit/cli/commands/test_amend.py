@@ -43,6 +43,20 @@ def test_compressed_clusters_keep_their_type(tapfs: Run, tmp_path: Path) -> None
     assert "the disk has compressed clusters" in tapfs("amend", "-o", "compression_type=zstd", tmp_path / "a.qcow2").err
 
 
+def test_the_remedy_for_compressed_clusters_leads_to_the_version_that_was_wanted(tapfs: Run, tmp_path: Path) -> None:
+    """`compression_type` needs version 3, so it makes no image of version 2."""
+    (tmp_path / "a.raw").write_bytes(b"x" * 65536)
+    words = ("-c", "-O", "qcow2", "-o", "compression_type=zstd", "-f", "raw", tmp_path / "a.raw", tmp_path / "a.qcow2")
+    assert tapfs("convert", *words).code == 0
+    for option in ("compat=0.10", "compression_type=zlib"):
+        said = tapfs("amend", "-o", option, tmp_path / "a.qcow2").err
+        assert "the disk has compressed clusters" in said
+        remedy = f"tapfs convert -c -O qcow2 -o {option.replace('zlib', '…')}"
+        assert remedy in said
+    new = ("-c", "-O", "qcow2", "-o", "compat=0.10", tmp_path / "a.qcow2", tmp_path / "b.qcow2")
+    assert tapfs("convert", *new).code == 0
+
+
 def test_bitmaps_keep_version_3_and_data_files_get_other_names(tapfs: Run, tmp_path: Path) -> None:
     image = tmp_path / "a.qcow2"
     assert tapfs("create", "-f", "qcow2", "-o", "data_file=d,data_file_raw=on", image, "1M").code == 0
