@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import ExitStack, closing, contextmanager
 from typing import TypedDict
 
@@ -115,7 +115,8 @@ class OpenPackage:
     def open_file(self, name: str, options: OpenOptions) -> LocalFile:
         """A file of the package by its name; it is the caller's. Raises ImageError."""
         if self.package.members is None:
-            return _named(self.path, name, options)
+            others = (file for disk in self.package.disks for file in disk.files if file != name)
+            return _named(self.path, name, options, others)
         self._refuse_writing(options)
         return self._member(name)
 
@@ -190,14 +191,14 @@ class OpenPackage:
         return WindowFile(self._shared.taken(), place.offset, place.length, member=name, beside=beside)
 
 
-def _named(descriptor: str, name: str, options: OpenOptions) -> LocalFile:
-    """The file that a descriptor names, as the gate allows it. Raises ImageError."""
+def _named(descriptor: str, name: str, options: OpenOptions, others: Iterable[str]) -> LocalFile:
+    """The file that a descriptor names, as the gate allows it; `others` are its other names. Raises ImageError."""
     own = Address.parse(descriptor)
     if own is not None:
         address = own.joined(name)
         location = Location(address.text, address.text, address=address, from_image=True)
         return location.open(writable=options.writable, gate=options.gate, remote=options.remote)
-    path, found = _looked_up(descriptor, name, options)
+    path, found = _looked_up(descriptor, name, options, others)
     try:
         return LocalFile.open_found(
             found,
@@ -211,34 +212,58 @@ def _named(descriptor: str, name: str, options: OpenOptions) -> LocalFile:
         os.close(found)
 
 
-def _looked_up(descriptor: str, name: str, options: OpenOptions) -> tuple[str, int]:
-    """The path of the file that a descriptor names, and a descriptor of it. Raises ImageError.
-
-    A machine that was moved has names of its old place, so the file is looked for beside the package, too: in the
-    folder that the name ends with, as snapshots are, and by the last part alone.
-    """
+def _looked_up(descriptor: str, name: str, options: OpenOptions, others: Iterable[str]) -> tuple[str, int]:
+    """The path of the file that a descriptor names, and a descriptor of it. Raises ImageError."""
     folder = os.path.dirname(descriptor)
-    parts = [part for part in re.split(r"[/\\\\]", name) if part]
-    beside = dict.fromkeys(("/".join(parts[-2:]), *parts[-1:]))
-    first: ImageError | None = None
-    for each in (name, *(other for other in beside if other != name)):
+
+    def found(each: str) -> tuple[str, int] | ImageError:
         path = os.path.join(folder, each)
         try:
             return path, options.gate.look_up_further(path, folder=folder)
         except ImageError as error:
             if error.op != LEAVING and error.kind is not ErrorKind.NOT_FOUND:
                 raise
-            first = first or error
-    if first is None:
-        raise AssertionError("the name itself was looked up")
+            return error
+
+    first = found(name)
+    if not isinstance(first, ImageError):
+        return first
+    beside = _beside(name, others)
+    for each in beside:
+        place = found(each)
+        if not isinstance(place, ImageError):
+            return place
     if first.op == LEAVING:
         problem = options.gate.refusal().replace("the image", "the package")
         remedy = "if you trust the package name a folder that holds both: {backing_root=DIR}"
-    else:
+    elif beside or _parts(name) == [name]:
         problem, remedy = "is missing", "put it beside the package"
-    if parts and parts[-1] != name:
-        problem += f", and there is no {parts[-1]} beside the package"
+    else:
+        problem, remedy = "is missing", "put it there"
+    if beside:
+        problem += f", and there is no {beside[-1]} beside the package"
     raise ImageError(first.kind, f"its file {name} {problem}", path=descriptor, op=OPERATION, remedy=remedy) from first
+
+
+def _beside(name: str, others: Iterable[str]) -> list[str]:
+    """Where a file may be, beside the package, that is not where its name says.
+
+    A machine that was moved has names of its old place. The file may be in the folder that the name ends with, as
+    snapshots are, or have only the last part of the name. A place that another name may mean, too, is left out: two
+    datastores may have files of one name. A name with `..` stays right when a machine moves.
+    """
+    parts = _parts(name)
+    if ".." in parts:
+        return []
+    ends = [parts[-count:] for count in (2, 1) if len(parts) >= count]
+    for other in map(_parts, others):
+        ends = [end for end in ends if other[-len(end) :] != end]
+    return [place for place in map("/".join, ends) if place != name]
+
+
+def _parts(name: str) -> list[str]:
+    """The parts of a name of Unix, of Windows, or of a datastore."""
+    return [part for part in re.split(r"^\[[^\]]*\]\s*|[/\\]", name) if part not in {"", "."}]
 
 
 def package_in(file: LocalFile) -> Package | None:

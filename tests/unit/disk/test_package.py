@@ -250,7 +250,7 @@ def test_the_newest_of_differencing_images_is_the_disk_of_a_vbox(tapfs: Run, dis
 
 
 @pytest.mark.parametrize(
-    "place", ["/home/joe/VirtualBox VMs/m/{}", r"C:\Users\joe\VirtualBox VMs\m\{}", "[datastore1] m/{}", "../m/{}"]
+    "place", ["/home/joe/VirtualBox VMs/m/{}", r"C:\Users\joe\VirtualBox VMs\m\{}", "[datastore1] m/{}"]
 )
 def test_files_of_a_moved_machine_are_found_beside_its_description(
     images: dict[str, bytes], disk: bytes, tmp_path: Path, place: str
@@ -264,6 +264,52 @@ def test_files_of_a_moved_machine_are_found_beside_its_description(
     assert read(tmp_path / "x.vbox") == read(tmp_path / "x.vmx") == disk
     (tmp_path / "e.vdi").unlink()
     assert "there is no e.vdi beside the package" in str(refusal(tmp_path / "x.vbox"))
+
+
+@pytest.mark.parametrize("old", ["/vmfs/volumes/5f00aa/m/e.vdi", r"D:\m\e.vdi", "[datastore2] m/e.vdi"])
+@pytest.mark.parametrize("local", ["e.vdi", "./e.vdi", "/vmfs/volumes/3e11bb/m/e.vdi", "[datastore1] e.vdi"])
+def test_the_file_of_one_disk_is_not_taken_for_that_of_another(
+    images: dict[str, bytes], tmp_path: Path, local: str, old: str
+) -> None:
+    """ESX gives a second disk on another datastore the same name. The last part of it is no place for two."""
+    (tmp_path / "e.vdi").write_bytes(images["e.vdi"])
+    registry = "".join(
+        f'<HardDisk uuid="{uuid}" location="{name}" format="VDI"/>' for uuid, name in (("a", local), ("b", old))
+    )
+    (tmp_path / "x.vbox").write_bytes(package_files.vbox(registry, ["a", "b"]))
+    error = refusal(tmp_path / "x.vbox", disk=2, writable=True)
+    assert "there is no e.vdi beside the package" not in str(error)
+    assert (tmp_path / "e.vdi").read_bytes() == images["e.vdi"]
+
+
+def test_two_files_of_one_name_are_found_in_the_folders_of_their_names(
+    images: dict[str, bytes], tmp_path: Path
+) -> None:
+    content = {name: random.Random(name).randbytes(MIB) for name in ("a", "b")}
+    for name, held in content.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / "raw").write_bytes(held)
+        words = ["qemu-img", "convert", "-f", "raw", "-O", "vmdk", tmp_path / "raw", tmp_path / name / "x.vmdk"]
+        subprocess.run(words, check=True)
+    (tmp_path / "x.vmdk").write_bytes(images["a.vmdk"])
+    machine = {"scsi0:0.fileName": "/vmfs/volumes/a/x.vmdk", "scsi0:1.fileName": "/vmfs/volumes/b/x.vmdk"}
+    (tmp_path / "x.vmx").write_bytes(package_files.vmx(machine))
+    assert read(tmp_path / "x.vmx", disk=1) == content["a"]
+    assert read(tmp_path / "x.vmx", disk=2) == content["b"]
+    (tmp_path / "b/x.vmdk").unlink()
+    assert "there is no b/x.vmdk beside the package" in str(refusal(tmp_path / "x.vmx", disk=2))
+
+
+def test_a_name_relative_to_its_package_is_that_file_or_none(images: dict[str, bytes], tmp_path: Path) -> None:
+    """Such a name stays right when a machine moves."""
+    machine = tmp_path / "m"
+    machine.mkdir()
+    (machine / "a.vmdk").write_bytes(images["a.vmdk"])
+    (machine / "x.vmx").write_bytes(package_files.vmx({"scsi0:0.fileName": "../base/a.vmdk"}))
+    assert refusal(machine / "x.vmx").kind is ErrorKind.DENIED
+    error = refusal(machine / "x.vmx", backing_root=str(tmp_path))
+    assert error.kind is ErrorKind.NOT_FOUND
+    assert "its file ../base/a.vmdk is missing; put it there" in str(error)
 
 
 def test_a_vmx_of_a_hand_has_no_quotes(images: dict[str, bytes], disk: bytes, tmp_path: Path) -> None:
