@@ -7,10 +7,9 @@ import re
 
 from tapfs.packages.contents import Package, PackagedDisk, numbered
 
-#: A value may stand without quotes, as people write it.
-_LINE = re.compile(
-    r'\s*([A-Za-z0-9_.:\-]+)\s*=\s*(?:"((?:[^"|]|\|[0-9A-Fa-f]{2}|\|)*)"|([^"#\s](?:[^"#]*[^"#\s])?)\s*(?:#.*)?$)'
-)
+#: A value may stand without quotes, as people write it; a remark has a blank before it. The time of a match is linear.
+_LINE = re.compile(r'\s*([A-Za-z0-9_.:\-]+)\s*=\s*(?:"([^"]*)"|([^"#\s](?:[^"]*?[^"\s])??)(?:\s+#.*)?\s*$)')
+_ENCODING = re.compile(rb'^[ \t]*\.encoding[ \t]*=[ \t]*"?([A-Za-z0-9_\-]{1,40})', re.MULTILINE)
 _DEVICE = re.compile(r"(ide|scsi|sata|nvme)(\d{1,2}):(\d{1,3})\.(filename|present|devicetype)")
 _ESCAPE = re.compile(r"\|([0-9A-Fa-f]{2})")
 #: Buses in the order of their disks' numbers.
@@ -49,7 +48,7 @@ def _settings(content: bytes) -> dict[str, str]:
 
 
 def _encoding(content: bytes) -> str:
-    match = re.search(rb'^\s*\.encoding\s*=\s*"([A-Za-z0-9_\-]{1,40})"', content, re.MULTILINE)
+    match = _ENCODING.search(content)
     name = "utf-8" if match is None else match[1].decode()
     try:
         # Of the codecs of Python only those of texts that are ASCII where ASCII is.
