@@ -38,7 +38,7 @@ def read_ovf(content: bytes, *, kind: str, manifest: str) -> Package:
     #: Of each disk its own name in the descriptor, and that of the disk over which it lies.
     identities: list[str] = []
     parents: list[str | None] = []
-    for each in _listed(root):
+    for each, typed in _listed(root):
         reference = each.attributes.get("fileRef")
         if not reference:
             notes.append(f"the disk {each.attributes.get('diskId', '')} is empty: no file belongs to it")
@@ -47,7 +47,8 @@ def read_ovf(content: bytes, *, kind: str, manifest: str) -> Package:
             raise damaged(f"has a disk in the file {reference!r}, which it does not list")
         disks.append(_disk(len(disks) + 1, each, files[reference]))
         identities.append(each.attributes.get("diskId", ""))
-        parents.append(each.attributes.get("parentRef") or None)
+        # That of oVirt is the file of some image of the disk, and not surely its parent. The image knows its parent.
+        parents.append(None if typed else each.attributes.get("parentRef") or None)
     for index, parent in enumerate(parents):
         if parent is not None:
             if identities.count(parent) != 1:
@@ -56,12 +57,14 @@ def read_ovf(content: bytes, *, kind: str, manifest: str) -> Package:
     return Package(kind, numbered(disks), manifests=(manifest,), notes=tuple(notes))
 
 
-def _listed(root: Element) -> Iterator[Element]:
-    """The disks; the section of OVF 0.9, of oVirt and of RHEV is told by a type."""
-    yield from root.all("DiskSection", "Disk")
+def _listed(root: Element) -> Iterator[tuple[Element, bool]]:
+    """The disks, and whether a type tells their section, as that of OVF 0.9, of oVirt and of RHEV."""
+    for disk in root.all("DiskSection", "Disk"):
+        yield disk, False
     for section in root.all("Section"):
         if section.attributes.get("type", "").endswith("DiskSection_Type"):
-            yield from section.all("Disk")
+            for disk in section.all("Disk"):
+                yield disk, True
 
 
 def _disk(number: int, disk: Element, file: Element) -> PackagedDisk:

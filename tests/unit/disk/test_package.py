@@ -339,6 +339,23 @@ def test_the_disks_of_ovirt_and_of_ovf_0_9_are_in_a_section_of_a_type(
         assert read(tmp_path / "x.ovf") == disk
 
 
+def test_the_parents_that_ovirt_names_are_files_and_no_disks(
+    tapfs: Run, images: dict[str, bytes], disk: bytes, tmp_path: Path
+) -> None:
+    """Of a machine with snapshots it lists each image, and the image itself names its parent."""
+    (tmp_path / "group").mkdir()
+    (tmp_path / "group/base").write_bytes(images["b.qcow2"])
+    assert tapfs("create", "-f", "qcow2", "-b", "base", "-F", "qcow2", tmp_path / "group/top").code == 0
+    text = package_files.ovf(["group/base", "group/top"]).replace(b"</DiskSection>", b"</Section>")
+    section = b'<Section xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="ovf:DiskSection_Type">'
+    text = text.replace(b"<DiskSection>", section)
+    for named in (b"group/base", b"group/top"):
+        start = b'ovf:diskId="disk1"'
+        content = text.replace(start, start + b' ovf:parentRef="' + named + b'"')
+        (tmp_path / "x.ovf").write_bytes(content)
+        assert read(tmp_path / "x.ovf", disk=1) == read(tmp_path / "x.ovf", disk=2) == disk
+
+
 @pytest.mark.parametrize("checksum", ["xxhash", "checksum"])
 def test_the_disks_of_an_xva_are_read_from_their_chunks(tapfs: Run, disk: bytes, tmp_path: Path, checksum: str) -> None:
     small = b"x" * MIB + b"y" * 512
