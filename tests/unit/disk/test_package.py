@@ -266,6 +266,12 @@ def test_files_of_a_moved_machine_are_found_beside_its_description(
     assert "there is no e.vdi beside the package" in str(refusal(tmp_path / "x.vbox"))
 
 
+def test_a_file_beside_an_ovf_stands_for_one_in_a_folder(images: dict[str, bytes], disk: bytes, tmp_path: Path) -> None:
+    (tmp_path / "b.qcow2").write_bytes(images["b.qcow2"])
+    (tmp_path / "x.ovf").write_bytes(package_files.ovf(["group/b.qcow2"]))
+    assert read(tmp_path / "x.ovf") == disk
+
+
 @pytest.mark.parametrize("old", ["/vmfs/volumes/5f00aa/m/e.vdi", r"D:\m\e.vdi", "[datastore2] m/e.vdi"])
 @pytest.mark.parametrize("local", ["e.vdi", "./e.vdi", "/vmfs/volumes/3e11bb/m/e.vdi", "[datastore1] e.vdi"])
 def test_the_file_of_one_disk_is_not_taken_for_that_of_another(
