@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,15 @@ from tapfs.fuse.settings import MountSettings, for_hidden_mount
 from tests.fuse.conftest import somebody, wait_for
 
 pytestmark = pytest.mark.usefixtures("root")
+
+#: Its descriptor 1 is now a file in memory, and now a file that it may not read. Words: the name of the one, the other.
+_EXCHANGING = """
+import os, sys
+said, other = os.memfd_create(sys.argv[1]), os.open(sys.argv[2], os.O_PATH)
+while True:
+    os.dup2(said, 1)
+    os.dup2(other, 1)
+"""
 
 
 @pytest.fixture
@@ -61,6 +72,7 @@ def test_a_disk_is_hidden_in_one_directory_that_nobody_else_has(outside: Outside
         {"request": program_process.START},
         {"request": "unmount files", "force": True, "write_back": False},
         {"request": program_process.END, "pid": "1"},
+        {"request": program_process.SAID, "pid": "../tmp"},
         {"request": "clear away"},
         {},
     ],
@@ -82,6 +94,25 @@ def test_it_ends_and_hears_no_process_but_its_program(outside: Outside, tmp_path
         outside.clear_away(prey.pid)
         assert prey.poll() is None
     assert tmp_path.exists()
+
+
+def test_a_file_that_takes_the_place_of_what_a_program_said_is_not_given(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    words = FilesWords("image", str(tmp_path), MountSettings(confined=True), writable=False)
+    name = program_process._name_of_said(str(tmp_path))  # the server knows it, too
+    seen = set()
+    with subprocess.Popen([sys.executable, "-c", _EXCHANGING, name, str(secret)], stdout=subprocess.DEVNULL) as evil:
+        try:
+            wait_for(lambda: "secret" in os.readlink(f"/proc/{evil.pid}/fd/1"))
+            for _ in range(5000):
+                given = program_process.said_by(evil.pid, words)
+                if given is not None:
+                    seen.add(os.read(given, 6))
+                    os.close(given)
+        finally:
+            evil.kill()
+    assert seen == {b""}
 
 
 def test_who_stops_waiting_ends_the_work(outside: Outside) -> None:

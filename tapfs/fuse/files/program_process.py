@@ -56,7 +56,11 @@ def serve(message: Mapping[str, Any], words: FilesWords, tree_directory: str, an
 
 
 def end(number: int, words: FilesWords, *, force: bool) -> None:
-    """Have a program write back and end, or end it at once, by the number of its process. One that is gone is gone."""
+    """Have a program write back and end, or end it at once, by the number of its process. One that is gone is gone.
+
+    Raises ImageError(invalid_argument) for what is no number.
+    """
+    _require_number(number)
     try:
         process = os.pidfd_open(number)
     except OSError:
@@ -71,12 +75,27 @@ def end(number: int, words: FilesWords, *, force: bool) -> None:
 
 
 def said_by(number: int, words: FilesWords) -> int | None:
-    """What a program has said, as a descriptor; None: it is gone."""
+    """What a program has said, as a descriptor; None: it is gone. Raises ImageError as `end` does."""
+    _require_number(number)
     try:
-        found = os.open(f"/proc/{number}/fd/1", os.O_RDONLY | os.O_CLOEXEC) if _is_ours(number, words) else None
+        # A process of the server can exchange its file at any moment. So the file is held before it is judged.
+        place = os.open(f"/proc/{number}/fd/1", os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return None
-    return found
+    try:
+        held = f"/proc/self/fd/{place}"
+        ours = _is_own(number) and _is_said(held, words)
+        return os.open(held, os.O_RDONLY | os.O_CLOEXEC) if ours else None
+    except OSError:
+        return None
+    finally:
+        os.close(place)
+
+
+def _require_number(number: object) -> None:
+    """Raise ImageError for what is no number: in a path it would lead elsewhere."""
+    if type(number) is not int:
+        raise ImageError(ErrorKind.INVALID_ARGUMENT, "is no number of a process", path=str(number), op="mount")
 
 
 def _name_of_said(mountpoint: str) -> str:
@@ -86,11 +105,19 @@ def _name_of_said(mountpoint: str) -> str:
 def _is_ours(number: int, words: FilesWords) -> bool:
     """Whether the process of this number is one of this module's, for this mount."""
     try:
-        owner = os.stat(f"/proc/{number}").st_uid
-        said = os.readlink(f"/proc/{number}/fd/1")
+        return _is_own(number) and _is_said(f"/proc/{number}/fd/1", words)
     except OSError:
         return False
-    return owner == os.geteuid() and said == f"/memfd:{_name_of_said(words.mountpoint)} (deleted)"
+
+
+def _is_own(number: int) -> bool:
+    """Whether the process of this number is one of this user's. Raises OSError."""
+    return os.stat(f"/proc/{number}").st_uid == os.geteuid()
+
+
+def _is_said(link: str, words: FilesWords) -> bool:
+    """Whether a link of /proc leads to what a program of this mount says. Raises OSError."""
+    return os.readlink(link) == f"/memfd:{_name_of_said(words.mountpoint)} (deleted)"
 
 
 def _call(words: FilesWords, type_name: str, node: str, why_not_by_kernel: str) -> ProgramCall:
