@@ -287,7 +287,8 @@ class Outside:
             if hidden:
                 with suppress(FileExistsError):  # by `hide`; not by the second engine that is tried
                     os.mkdir(self._place, 0o700)
-            return connect(self._place, self._options)
+            # The server may make links in the runtime directory: it could name any directory to be mounted on.
+            return connect(self._place, self._options, follow=not hidden)
         except BaseException:
             if hidden:
                 with suppress(OSError):

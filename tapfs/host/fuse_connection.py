@@ -14,8 +14,8 @@ import shutil
 import socket
 import struct
 import subprocess
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
@@ -48,13 +48,15 @@ class MountOptions(NamedTuple):
     flags: frozenset[str] = frozenset()
 
 
-def connect(mountpoint: str, options: MountOptions) -> int:
+def connect(mountpoint: str, options: MountOptions, *, follow: bool = True) -> int:
     """Mount on a directory; the descriptor of the connection, to be closed by the caller.
 
+    Without `follow` a symbolic link at this place is refused. fusermount3 itself refuses one.
     Raises ImageError(denied, io, …). Nothing answers the mount before its first request is read.
     """
     if os.geteuid() == 0:
-        descriptor = _mount_directly(mountpoint, options)
+        with _held(mountpoint, follow=follow) as place:
+            descriptor = _mount_directly(place, mountpoint, options)
         if descriptor is not None:
             return descriptor
     return _mount_by_helper(mountpoint, options)
@@ -77,8 +79,24 @@ def further_connections(connection: int, count: int) -> list[int]:
     return further
 
 
-def _mount_directly(mountpoint: str, options: MountOptions) -> int | None:
-    """By mount(2); None where this root may not."""
+@contextmanager
+def _held(mountpoint: str, *, follow: bool) -> Generator[str]:
+    """A path by which mount(2) finds the mount point: without `follow` that of the directory itself, held open."""
+    if follow:
+        yield mountpoint
+        return
+    try:
+        directory = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise from_os_error(error, path=mountpoint, op="mount") from error
+    try:
+        yield f"/proc/self/fd/{directory}"
+    finally:
+        os.close(directory)
+
+
+def _mount_directly(place: str, mountpoint: str, options: MountOptions) -> int | None:
+    """By mount(2), on the directory that `place` leads to; None where this root may not. Errors name `mountpoint`."""
     try:
         descriptor = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -97,7 +115,7 @@ def _mount_directly(mountpoint: str, options: MountOptions) -> int | None:
     libc = ctypes.CDLL(None, use_errno=True)
     result = libc.mount(
         os.fsencode(options.source),
-        os.fsencode(mountpoint),
+        os.fsencode(place),
         options.type.encode(),
         ctypes.c_ulong(flags),
         ",".join(data).encode(),

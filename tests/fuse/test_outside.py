@@ -13,10 +13,11 @@ import pytest
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.fuse.files import program_process
 from tapfs.fuse.files.mount_process import FilesWords
-from tapfs.fuse.mount_table import mounted_file_systems
+from tapfs.fuse.mount_table import mounted_file_systems, top_mount, unmount
 from tapfs.fuse.outside import Outside, options_of
 from tapfs.fuse.registry import Registry
 from tapfs.fuse.settings import MountSettings, for_hidden_mount
+from tapfs.host.fuse_connection import connect
 from tests.fuse.conftest import somebody, wait_for
 
 pytestmark = pytest.mark.usefixtures("root")
@@ -56,6 +57,35 @@ def test_a_disk_is_hidden_in_one_directory_that_nobody_else_has(outside: Outside
     os.close(outside.connect())
     outside.unmount(lazy=True)
     assert [path.name for path in (tmp_path / "runtime").iterdir()] == ["7.disk"]
+
+
+def test_a_link_in_the_place_of_the_hidden_directory_is_not_followed(outside: Outside, tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    outside.hide(8)
+    os.close(outside.connect())
+    outside.unmount(lazy=True)
+    place = tmp_path / "runtime" / "8.disk"
+    place.symlink_to(tmp_path / "victim")
+    try:
+        with pytest.raises(ImageError) as raised:
+            os.close(outside.connect())
+        assert raised.value.path == str(place)
+        assert str(tmp_path / "victim") not in [each.mount_point for each in mounted_file_systems()]
+    finally:
+        if top_mount(str(tmp_path / "victim")) is not None:
+            unmount(str(tmp_path / "victim"), lazy=True)
+
+
+def test_a_mount_point_that_is_a_link_is_mounted_on(tmp_path: Path) -> None:
+    """The user has named it."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    connection = connect(str(tmp_path / "link"), options_of("image", MountSettings(), writable=False))
+    try:
+        assert top_mount(str(tmp_path / "there")) is not None
+    finally:
+        unmount(str(tmp_path / "there"), lazy=True)
+        os.close(connection)
 
 
 @pytest.mark.parametrize(
