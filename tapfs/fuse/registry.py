@@ -170,14 +170,20 @@ class Registry:
         return self.directory / f"{pid}.json"
 
     def read_all(self) -> Iterator[MountEntry]:
-        """What the entries say, in any order, also those of dead processes."""
+        """What the entries say, in any order, also those of dead processes.
+
+        A process may forge its own entry. One that is not that of the number in its name is left out: the number is
+        part of the paths that are removed.
+        """
         names = {field.name for field in fields(MountEntry)}
         for path in self.directory.glob("*.json"):
             try:
                 data = json.loads(path.read_text())
-                yield MountEntry(**{name: value for name, value in data.items() if name in names})
+                entry = MountEntry(**{name: value for name, value in data.items() if name in names})
             except (OSError, ValueError, TypeError, AttributeError):
                 continue  # just removed, or not ours
+            if type(entry.pid) is int and path == self._file(entry.pid):
+                yield entry
 
 
 def registries() -> list[Registry]:

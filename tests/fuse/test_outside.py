@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from tapfs.fuse.files import program_process
 from tapfs.fuse.files.mount_process import FilesWords
 from tapfs.fuse.mount_table import mounted_file_systems, top_mount, unmount
 from tapfs.fuse.outside import Outside, options_of
-from tapfs.fuse.registry import Registry
+from tapfs.fuse.registry import MountEntry, Registry
 from tapfs.fuse.settings import MountSettings, for_hidden_mount
 from tapfs.host.fuse_connection import connect
 from tests.fuse.conftest import somebody, wait_for
@@ -124,6 +126,18 @@ def test_it_ends_and_hears_no_process_but_its_program(outside: Outside, tmp_path
         outside.clear_away(prey.pid)
         assert prey.poll() is None
     assert tmp_path.exists()
+
+
+@pytest.mark.parametrize("number", ["victim", 7])
+def test_a_forged_entry_has_nothing_removed_elsewhere(outside: Outside, tmp_path: Path, number: str | int) -> None:
+    victims = [tmp_path / "victim.socket", tmp_path / "victim.json", tmp_path / "runtime" / "7.socket"]
+    for victim in victims:
+        victim.touch()
+    pid = str(tmp_path / number) if isinstance(number, str) else number
+    entry = MountEntry("image", "raw", str(tmp_path / "mount"), 7, 1, "ro", "native", "2026-01-01", shows="files")
+    (tmp_path / "runtime" / "8.json").write_text(json.dumps(asdict(entry) | {"pid": pid}))
+    outside.ask({"request": "clear away", "pid": pid})
+    assert [victim for victim in victims if not victim.exists()] == []
 
 
 def test_a_file_that_takes_the_place_of_what_a_program_said_is_not_given(tmp_path: Path) -> None:
