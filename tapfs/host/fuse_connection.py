@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 import socket
+import stat
 import struct
 import subprocess
 from collections.abc import Generator, Sequence
@@ -60,6 +61,29 @@ def connect(mountpoint: str, options: MountOptions, *, follow: bool = True) -> i
         if descriptor is not None:
             return descriptor
     return _mount_by_helper(mountpoint, options)
+
+
+def open_in_mount(folder: str, name: str, flags: int) -> int:
+    """Open a file right in a mounted file system whose server is not trusted; the descriptor, for the caller to close.
+
+    A link, a device and what lies in another file system would be no file of that server. Raises ImageError.
+    """
+    path = os.path.join(folder, name)
+    held: list[int] = []
+    try:
+        held.append(os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
+        held.append(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=held[0]))
+        mounted, found = map(os.fstat, held)
+        if not stat.S_ISREG(found.st_mode) or found.st_dev != mounted.st_dev:
+            raise ImageError(ErrorKind.DENIED, "is no file of its mount", path=path, op="open")
+        return os.open(f"/proc/self/fd/{held[1]}", flags | os.O_CLOEXEC)
+    except ImageError:
+        raise
+    except OSError as error:
+        raise from_os_error(error, path=path, op="open") from error
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
 
 
 def further_connections(connection: int, count: int) -> list[int]:

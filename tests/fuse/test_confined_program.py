@@ -132,7 +132,7 @@ def test_who_asks_for_the_type_of_a_file_system_is_in_a_sandbox(tmp_path: Path) 
     elsewhere.write_text("mine")
     program = (
         "import os, socket, sys; from tapfs.disk import blkid; from tapfs.fuse.files import mount_process\n"
-        "from tapfs.fuse.settings import MountSettings\n"
+        "from tapfs.fuse.mount_table import MountedFileSystem; from tapfs.fuse.settings import MountSettings\n"
         "def tried(what):\n"
         "    try:\n"
         "        what()\n"
@@ -145,7 +145,9 @@ def test_who_asks_for_the_type_of_a_file_system_is_in_a_sandbox(tmp_path: Path) 
         "    print([tried(attempt) for attempt in attempts])\n"
         "    return []\n"
         "blkid.identify_file = evil; settings = MountSettings(confined=sys.argv[3] == 'True')\n"
-        "words = mount_process.FilesWords('image', '/mnt', settings, False)\n"
+        "words = mount_process.FilesWords('image', '/mnt', settings, False); place = os.stat(sys.argv[2]).st_dev\n"
+        "device = f'{os.major(place)}:{os.minor(place)}'  # the folder stands for the mount of a disk\n"
+        "mount_process.top_mount = lambda path: MountedFileSystem(device, path, '', '', '')\n"
         "mount_process.perform(mount_process.TypeRequest('disk'), words, sys.argv[2])"
     )
     refused = [errno.EACCES, errno.EPERM, errno.EPERM, errno.EACCES]

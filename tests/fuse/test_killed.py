@@ -184,8 +184,10 @@ def test_mounted_after_the_kill(mounts: Mounts, flat: Path, monkeypatch: pytest.
     directory = mounts.directory()
     monkeypatch.setenv("TAPFS_RUNTIME_DIR", str(mounts.runtime))
     with stopped_helper(mounts, flat, directory) as (hidden, helper, kill_others), ExitStack() as opened:
-        disk = loop_device(str(hidden / "disk"), offset=0, size=flat.stat().st_size, writable=False, name="x")
-        device = opened.enter_context(disk)
+        disk = opened.enter_context((hidden / "disk").open("rb"))
+        shown = loop_device(disk.fileno(), "disk", offset=0, size=flat.stat().st_size, writable=False, name="x")
+        device = opened.enter_context(shown)
+        disk.close()
         kill_others()  # first: who waits for the helper would clean up
         kill(helper)
         (entry,) = json.loads(mounts.run("list", "--json").out)["mounts"]

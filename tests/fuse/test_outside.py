@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.fuse.files import program_process
 from tapfs.fuse.files.mount_process import FilesWords
 from tapfs.fuse.mount_table import mounted_file_systems, top_mount, unmount
-from tapfs.fuse.outside import Outside, options_of
+from tapfs.fuse.outside import Outside, answer_of, options_of
 from tapfs.fuse.registry import MountEntry, Registry
 from tapfs.fuse.settings import MountSettings, for_hidden_mount
 from tapfs.host.fuse_connection import connect
@@ -117,6 +119,51 @@ def test_what_no_server_of_ours_asks_for_is_refused(
     (tmp_path / "runtime" / "8.disk" / "disk").write_bytes(bytes(1 << 20))
     with pytest.raises(ImageError):
         outside.ask(message)
+
+
+def await_mount(answers: socket.socket, mountpoint: str) -> None:
+    """Wait until something is mounted. Raises the ImageError that comes before."""
+    while top_mount(mountpoint) is None:
+        if select.select([answers], [], [], 0.05)[0]:
+            answer = answer_of(answers)
+            assert "pid" in answer.fields, answer  # of the program, which has not told its end yet
+            assert answer.descriptor is not None
+            os.close(answer.descriptor)
+
+
+@pytest.mark.usefixtures("no_new_loop_device")
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"request": "mount files", "type": "ext4", "offset": 0, "size": 16 << 20, "remarks": []},
+        {"request": "type", "node": "disk"},
+        {"request": program_process.START, "type": "ext4", "node": "disk", "why_not_by_kernel": ""},
+    ],
+    ids=lambda message: str(message["request"]),
+)
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_a_disk_that_is_no_file_of_its_mount_is_refused(
+    outside: Outside, tmp_path: Path, message: dict[str, object], kind: str
+) -> None:
+    other = tmp_path / "other.img"
+    other.touch()
+    os.truncate(other, 16 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", other], check=True)
+    outside.hide(8)
+    disk = tmp_path / "runtime" / "8.disk" / "disk"
+    if kind == "link":
+        disk.symlink_to(other)
+    else:
+        disk.hardlink_to(other)
+    mountpoint = str(tmp_path / "mount")
+    try:
+        with outside.begin(message) as answers, pytest.raises(ImageError) as raised:
+            await_mount(answers, mountpoint)
+        assert raised.value.kind is ErrorKind.DENIED
+        assert top_mount(mountpoint) is None
+    finally:
+        if top_mount(mountpoint) is not None:
+            unmount(mountpoint, lazy=True)
 
 
 def test_it_ends_and_hears_no_process_but_its_program(outside: Outside, tmp_path: Path) -> None:

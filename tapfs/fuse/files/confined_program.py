@@ -39,7 +39,8 @@ class ProgramCall:
     """Start the program of the words `command`, which reads the file `node`, and mount it on `mountpoint`.
 
     `flags` are those of `tapfs.fuse.settings.MountSettings`; `allow_other`: others are let in, if it asks for that.
-    Without a sandbox (`confined`) it mounts itself.
+    Without a sandbox (`confined`) it mounts itself. `held` is a path of the opened `node`, which the sandbox is to
+    let it read, whatever lies at `node` by then; empty: `node` is trusted.
     """
 
     command: Sequence[str]
@@ -49,6 +50,7 @@ class ProgramCall:
     flags: Sequence[str]
     allow_other: bool
     confined: bool = True
+    held: str = ""
 
 
 def run(call: ProgramCall) -> int:
@@ -91,8 +93,9 @@ def _become(call: ProgramCall, channel: socket.socket) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if call.confined:
-            writable = ["/dev/fuse", *([call.node] if call.writable else [])]
-            listener = supervised.enter(folder, [call.mountpoint, call.node], writable)
+            node = call.held or call.node
+            writable = ["/dev/fuse", *([node] if call.writable else [])]
+            listener = supervised.enter(folder, [call.mountpoint, node], writable)
             socket.send_fds(channel, [b"+"], [listener])
             os.close(listener)
         os.execv(program, [os.path.basename(program), *call.command[1:]])  # noqa: S606  no shell is wanted

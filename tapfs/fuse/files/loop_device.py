@@ -34,21 +34,15 @@ _ATTEMPTS = 64
 
 
 @contextmanager
-def loop_device(path: str, *, offset: int, size: int, writable: bool, name: str) -> Generator[str]:
-    """The bytes ``[offset, offset + size)`` of a file as a block device, by its name in /dev.
+def loop_device(backing: int, path: str, *, offset: int, size: int, writable: bool, name: str) -> Generator[str]:
+    """The bytes ``[offset, offset + size)`` of an open file as a block device, by its name in /dev.
 
     It is there while somebody has it open: at the end of the context it is gone unless
     something is mounted from it, and then with that. I/O is direct where the file takes it, so
-    that nothing is cached twice. Errors name the file as `name`. Raises ImageError(unsupported, denied, io).
+    that nothing is cached twice. The kernel is told the file's `path`; errors name the file as `name`.
+    Raises ImageError(unsupported, denied, io).
     """
-    try:
-        backing = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
-    except OSError as error:
-        raise from_os_error(error, path=name, op="open") from error
-    try:
-        node, device = _configured(backing, path, offset, size, writable=writable, name=name)
-    finally:
-        os.close(backing)
+    node, device = _configured(backing, path, offset, size, writable=writable, name=name)
     try:
         yield node
     finally:

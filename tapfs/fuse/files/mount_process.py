@@ -12,7 +12,8 @@ import ctypes
 import errno
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +23,7 @@ from tapfs.fuse.files.file_systems import OWNERLESS_TYPES, READ_ONLY_TYPES, TYPE
 from tapfs.fuse.files.loop_device import loop_device
 from tapfs.fuse.mount_table import mounts_at, top_mount, unmount
 from tapfs.fuse.settings import MountSettings
+from tapfs.host.fuse_connection import open_in_mount
 from tapfs.host.sandbox.confinement import Needs, enter
 from tapfs.records import dataclass
 
@@ -140,14 +142,14 @@ def perform(request: Request, words: FilesWords, tree_directory: str) -> str | b
     """Do it, in a process that has nothing else to do. Raises ImageError."""
     match request:
         case MountRequest():
-            return _mount(request, words, os.path.join(tree_directory, "disk"))
+            return _mount(request, words, tree_directory)
         case UnmountRequest():
             return _unmount(request, words.mountpoint)
         case TypeRequest():
-            node = node_path(tree_directory, request.node)
-            if words.settings.confined:
-                enter(Needs(read=(node,)))
-            return _type_of(node)
+            with opened_node(tree_directory, request.node, os.O_RDONLY, words) as node:
+                if words.settings.confined:
+                    enter(Needs(read=(f"/proc/self/fd/{node}",)))
+                return _type_of(node)
         case SettleRequest():
             return _settle(request, words.mountpoint)
         case LookRequest():
@@ -162,7 +164,29 @@ def node_path(tree_directory: str, node: str) -> str:
     return os.path.join(tree_directory, node)
 
 
-def _mount(request: MountRequest, words: FilesWords, disk: str) -> bool:
+@contextmanager
+def opened_node(tree_directory: str, node: str, flags: int, words: FilesWords) -> Generator[int]:
+    """A node of the tree, opened: a file of the mount of the disk, whatever its server shows there.
+
+    Raises ImageError, (denied) for what is no such file. Errors name the image.
+    """
+    node_path(tree_directory, node)
+    mount = top_mount(tree_directory)
+    try:
+        descriptor = open_in_mount(tree_directory, node, flags)
+    except ImageError as error:
+        error.path = words.image
+        raise
+    try:
+        device = os.fstat(descriptor).st_dev
+        if mount is None or mount.device != f"{os.major(device)}:{os.minor(device)}":
+            raise ImageError(ErrorKind.DENIED, "its node is no file of its mount", path=words.image, op="mount")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _mount(request: MountRequest, words: FilesWords, tree_directory: str) -> bool:
     words.require_known(request.type)
     kind = kernel_type(request.type)
     writable = words.writes(request.type)
@@ -174,8 +198,13 @@ def _mount(request: MountRequest, words: FilesWords, disk: str) -> bool:
     flags |= 0 if "dev" in wanted else _MS_NODEV
     flags |= _MS_NOEXEC if "noexec" in wanted else 0
     libc = ctypes.CDLL(None, use_errno=True)
-    place = loop_device(disk, offset=request.offset, size=request.size, writable=writable, name=words.image)
-    with place as device:
+    access = os.O_RDWR if writable else os.O_RDONLY
+    place = node_path(tree_directory, "disk")
+    part = {"offset": request.offset, "size": request.size}
+    with (
+        opened_node(tree_directory, "disk", access, words) as disk,
+        loop_device(disk, place, **part, writable=writable, name=words.image) as device,
+    ):
         result = libc.mount(
             os.fsencode(device),
             os.fsencode(words.mountpoint),
@@ -255,14 +284,7 @@ def _write_back(mountpoint: str) -> None:
         os.close(descriptor)
 
 
-def _type_of(disk: str) -> str | None:
-    """Blkid's word, from all of the disk; None if libblkid knows none, more than one, or is not there."""
-    try:
-        descriptor = os.open(disk, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise from_os_error(error, path=disk, op="open") from error
-    try:
-        found = blkid.identify_file(descriptor)
-    finally:
-        os.close(descriptor)
+def _type_of(disk: int) -> str | None:
+    """Blkid's word, from all of the open disk; None if libblkid knows none, more than one, or is not there."""
+    found = blkid.identify_file(disk)
     return found[0].type if len(found) == 1 else None

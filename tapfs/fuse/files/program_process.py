@@ -20,8 +20,9 @@ from typing import Any
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.fuse.files.confined_program import ProgramCall, run
 from tapfs.fuse.files.file_systems import program_for
-from tapfs.fuse.files.mount_process import FilesWords, node_path
+from tapfs.fuse.files.mount_process import FilesWords, node_path, opened_node
 from tapfs.fuse.settings import FUSE_CONFIGURATION, users_may_allow_others
+from tapfs.records import replace
 from tapfs.serving.messages import encode, failed, succeeded
 from tapfs.serving.process_title import title_over
 from tapfs.serving.processes import process_start
@@ -48,7 +49,10 @@ def serve(message: Mapping[str, Any], words: FilesWords, tree_directory: str, an
         return  # nobody is there who would look after it
     os.close(said)
     try:
-        told = succeeded({"code": run(call)})
+        with opened_node(tree_directory, message["node"], os.O_PATH, words) as node:
+            told = succeeded({"code": run(replace(call, held=f"/proc/self/fd/{node}"))})
+    except ImageError as error:
+        told = failed(error)
     except OSError as error:
         told = failed(ImageError(ErrorKind.IO, f"cannot be started: {error.strerror}", path=call.command[0]))
     with suppress(OSError):
