@@ -182,7 +182,7 @@ def _mount_and_open(channel: socket.socket, connection: socket.socket) -> None:
     folder = tempfile.mkdtemp(prefix="tapfs-remote-")
     try:
         options = fuse_connection.MountOptions("tapfs-remote", read_only=False, others=(), type="fuse.tapfs-remote")
-        mounted = fuse_connection.connect(folder, options)
+        mounted = fuse_connection.connect(folder, options, follow=False)
     except ImageError as error:
         os.rmdir(folder)
         send(channel, {"said": error.message})
@@ -191,7 +191,8 @@ def _mount_and_open(channel: socket.socket, connection: socket.socket) -> None:
         socket.send_fds(channel, [b"{}"], [mounted])
         os.close(mounted)  # with the serving process the connection is to end
         answer = receive(channel)
-        found = os.open(os.path.join(folder, os.fsdecode(NAME)), os.O_RDWR | os.O_CLOEXEC) if answer else None
+        # The other side may have taken over the process that serves.
+        found = fuse_connection.open_in_mount(folder, os.fsdecode(NAME), os.O_RDWR) if answer else None
     except OSError as error:
         send(connection, failed(error))
         return
