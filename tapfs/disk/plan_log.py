@@ -99,6 +99,15 @@ class PlanLog:
         """A number below 2**61 that all processes of this life of the disk have, and hardly another disk."""
         return int.from_bytes(hashlib.blake2b(self._token, digest_size=8).digest(), "big") >> 3
 
+    @property
+    def holds_plan(self) -> bool:
+        """Whether there is a file that holds a plan, perhaps another's."""
+        try:
+            with self._path.open("rb") as file:
+                return file.read(1) not in (b"", b"\0")
+        except OSError:
+            return False
+
     def keep(self, plan: Plan, files: Sequence[PlannedFile]) -> None:
         """Have this plan instead of the one before; `files` are the image's, by their numbers.
 

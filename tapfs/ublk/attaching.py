@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import select
 import signal
 import time
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from tapfs.ublk.keeper import Keeper
 from tapfs.ublk.record import (
     DiskRecord,
     directory,
+    keep_plan,
     records,
     remove_files,
     require_record,
@@ -35,8 +37,16 @@ _DEPTH, _MAX_BYTES = 64, 512 << 10
 _MOST_QUEUES = 4
 #: Seconds that a device may take to go when it was stopped.
 _GO_SECONDS = 60.0
+#: Seconds in which a successor may follow a killed process. Linux 6.12 may take 30 s to let go of the device, and the
+#: keeper may pause as long between two tries.
+_SUCCESSOR_SECONDS = 90.0
+#: Seconds that a process may take to end in order, and those that a killed one may take.
+_END_SECONDS = 10.0
 _PAUSE_SECONDS = 0.02
 _STATUS_SECONDS = 5.0
+
+#: The operation of errors that tell of a device without a process at the moment.
+_ASK = "ask"
 
 _NAME = re.compile(r"(?:/dev/)?(?:ublkb)?([0-9]{1,6})")
 
@@ -99,22 +109,24 @@ def detach(number: int, *, force: bool) -> None:
             remedy=f"say tapfs resume --ublk {number} first",
         )
     with Driver() as driver:
-        held, lost = _hold(number, force=force), None
+        held, lost, plan = _hold(number, force=force), None, None
         try:
             if record.pid is not None or record.keeper_pid is not None:
-                lost = _settle(number, held, force=force)
+                lost = _settle_by_force(number, held) if force else _settle(number, held, force=False)
                 if lost is not None and not force:
                     raise lost
-                if force and lost is not None and lost.kind is ErrorKind.NOT_FOUND:
+                if lost is not None and lost.op == _ASK:
                     _end_processes(number)
+                    plan = keep_plan(number)
             driver.stop(number)
         finally:
             if held is not None:
                 os.close(held)
         _await_end(driver, number)
     if lost is not None:
+        kept = "" if plan is None else f" (the metadata of it is kept in {plan})"
         raise ImageError(
-            lost.kind, f"is detached; what was written last is lost: {lost}", path=record.path, op="detach"
+            lost.kind, f"is detached; what was written last is lost{kept}: {lost}", path=record.path, op="detach"
         ) from lost
 
 
@@ -144,13 +156,39 @@ def _settle(number: int, held: int | None, *, force: bool) -> ImageError | None:
     return None
 
 
+def _settle_by_force(number: int, held: int | None) -> ImageError | None:
+    """The same with `force`. While nobody serves the device, a successor of its process is waited for."""
+    give_up = time.monotonic() + _SUCCESSOR_SECONDS
+    while True:
+        failure = _settle(number, held, force=True)
+        if failure is None or failure.op != _ASK or time.monotonic() > give_up:
+            return failure
+        time.sleep(_PAUSE_SECONDS)
+
+
 def _end_processes(number: int) -> None:
-    """End the keeper of a device whose image nobody can open: it would try for ever, and in the end start it anew."""
+    """End the keeper of a device whose image nobody can open: it would try for ever, and in the end start it anew.
+
+    The process that serves may just be writing what its predecessor had answered, so it is first asked to end.
+    """
     record = require_record(number)
-    for pid, number_of_signal in ((record.keeper_pid, signal.SIGTERM), (record.pid, signal.SIGKILL)):
-        if pid is not None:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number_of_signal)
+    if record.keeper_pid is not None:
+        with suppress(ProcessLookupError):
+            os.kill(record.keeper_pid, signal.SIGTERM)
+    if record.pid is not None:
+        with suppress(ProcessLookupError):
+            _end_process(os.pidfd_open(record.pid))
+
+
+def _end_process(process: int) -> None:
+    """End the process behind a pidfd, which is closed: in order, or, if that takes too long, by SIGKILL."""
+    try:
+        for number_of_signal in (signal.SIGTERM, signal.SIGKILL):
+            signal.pidfd_send_signal(process, number_of_signal)
+            if select.select([process], [], [], _END_SECONDS)[0]:
+                return
+    finally:
+        os.close(process)
 
 
 def _hold(number: int, *, force: bool) -> int | None:
@@ -207,13 +245,13 @@ def ask(
             ErrorKind.NOT_FOUND,
             "no process serves it now",
             path=block_device(number),
-            op="ask",
+            op=_ASK,
             remedy=f"tapfs resume --ublk {number} starts one",
         ) from error
     except OSError as error:
         raise from_os_error(error, path=block_device(number), op="ask its process") from error
     if answer is None:
-        raise ImageError(ErrorKind.IO, "its process ended before it had answered", path=block_device(number), op="ask")
+        raise ImageError(ErrorKind.IO, "its process ended before it had answered", path=block_device(number), op=_ASK)
     return answer
 
 

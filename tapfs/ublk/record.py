@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -147,6 +148,24 @@ def remove_files(number: int) -> None:
     for suffix in reversed(_SUFFIXES):
         with suppress(OSError):
             (directory() / f"{number}{suffix}").unlink()
+
+
+def keep_plan(number: int) -> Path | None:
+    """Have the plan that a device's process has left outlive the device; its new place. None: there is no plan.
+
+    Once that process has ended.
+    """
+    from tapfs.disk.plan_log import PlanLog  # most commands need none
+
+    plan = directory() / f"{number}.plan"
+    kept = plan.with_name(f"{number}-{secrets.token_hex(4)}.plan-kept")
+    if not PlanLog(plan, "").holds_plan:
+        return None
+    try:
+        plan.rename(kept)
+    except OSError:
+        return None
+    return kept
 
 
 def socket_name(number: int) -> str:

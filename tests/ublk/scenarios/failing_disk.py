@@ -109,7 +109,7 @@ def users_wait_until_the_disk_works(host: BlockDevices) -> str:
     return f"{written.count} writes"
 
 
-@scenario(60)
+@scenario(180)
 def a_device_whose_image_is_gone_is_taken_away_by_force(host: BlockDevices) -> str:
     """Its process is killed, and the next ones find no image: the device goes, and does not come again."""
     with empty_folder():
@@ -119,7 +119,8 @@ def a_device_whose_image_is_gone_is_taken_away_by_force(host: BlockDevices) -> s
         os.kill(host.process(device), signal.SIGKILL)
         wait_until("nobody to serve it", lambda: not _is_served(device))
         assert "no process serves it now" in command("detach", "--ublk", device, statuses=[NOT_FOUND])
-        command("detach", "--ublk", device, "--force", statuses=[NOT_FOUND])  # what was not flushed is lost
+        # What was not flushed is lost. The command has waited 90 s for a process.
+        command("detach", "--ublk", device, "--force", statuses=[NOT_FOUND], limit=150)
         image.with_name("away").rename(image)
         assert not host.leftovers()
     return ""

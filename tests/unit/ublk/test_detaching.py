@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.ublk import attaching
+from tapfs.ublk import record as records
 from tapfs.ublk.record import DiskRecord, process_name
 
 
@@ -20,11 +25,15 @@ class Device:
         self.status: dict[str, object] = {"paused": False, "waiting": None}
         self.flush_error: ImageError | None = None
         self.unserved: ImageError | None = None
+        #: How often that is the answer; None: always.
+        self.unserved_times: int | None = None
 
     def ask(self, number: int, command: str, *_words: object, **_details: object) -> dict[str, Any]:
         assert number == 0
         if command == "status":
-            if self.unserved is not None:
+            if self.unserved is not None and self.unserved_times != 0:
+                if self.unserved_times is not None:
+                    self.unserved_times -= 1
                 raise self.unserved
             return self.status
         self.asked.append(command)
@@ -43,7 +52,7 @@ class Device:
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Device:
     made = Device()
     record = DiskRecord(0, "/srv/disk", "token", process=process_name(os.getpid()))
 
@@ -65,6 +74,9 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setattr(attaching, "_hold", no_file)
     monkeypatch.setattr(attaching, "_await_end", ended)
     monkeypatch.setattr(attaching, "_end_processes", ending)
+    monkeypatch.setattr(attaching, "_SUCCESSOR_SECONDS", 0)
+    monkeypatch.setattr(attaching, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(records, "directory", lambda: tmp_path)
     return made
 
 
@@ -107,3 +119,62 @@ def test_a_device_whose_image_cannot_be_opened_goes_by_force_and_does_not_come_a
     with pytest.raises(ImageError, match="what was written last is lost"):
         attaching.detach(0, force=True)
     assert device.asked == ["end", "stop", "ended"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [(ErrorKind.NOT_FOUND, "no process serves it now"), (ErrorKind.IO, "its process ended before it had answered")],
+)
+def test_force_waits_for_the_successor_of_a_killed_process(
+    device: Device, monkeypatch: pytest.MonkeyPatch, kind: ErrorKind, message: str
+) -> None:
+    monkeypatch.setattr(attaching, "_SUCCESSOR_SECONDS", 600)
+    device.unserved, device.unserved_times = ImageError(kind, message, path="/dev/ublkb0", op="ask"), 3
+    attaching.detach(0, force=True)
+    assert device.asked == ["give_up", "flush", "stop", "ended"]  # nobody was killed, and nothing is lost
+
+
+def test_the_plan_of_a_device_without_a_server_outlives_it(device: Device, tmp_path: Path) -> None:
+    device.unserved = ImageError(ErrorKind.NOT_FOUND, "no process serves it now", path="/dev/ublkb0", op="ask")
+    (tmp_path / "0.plan").write_bytes(b"what was answered")
+    with pytest.raises(ImageError, match="is kept in ") as raised:
+        attaching.detach(0, force=True)
+    records.remove_files(0)  # what the end of the device does
+    (kept,) = tmp_path.iterdir()
+    assert kept.read_bytes() == b"what was answered"
+    assert str(kept) in str(raised.value)
+
+
+def test_a_plan_file_that_holds_no_plan_is_not_kept(device: Device, tmp_path: Path) -> None:
+    device.unserved = ImageError(ErrorKind.NOT_FOUND, "no process serves it now", path="/dev/ublkb0", op="ask")
+    (tmp_path / "0.plan").write_bytes(bytes(4096))
+    with pytest.raises(ImageError, match="is lost: /dev/ublkb0: no process serves it now"):
+        attaching.detach(0, force=True)
+    records.remove_files(0)
+    assert not list(tmp_path.iterdir())
+
+
+#: A process that says "ready", and on SIGTERM "in order", or nothing if it is deaf.
+_SERVER = """
+import signal, sys
+def end(*_words):
+    print("in order", flush=True)
+    sys.exit()
+signal.signal(signal.SIGTERM, signal.SIG_IGN if sys.argv[-1] == "deaf" else end)
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize(("how", "said", "code"), [("obeys", "in order\n", 0), ("deaf", "", -signal.SIGKILL)])
+def test_a_process_ends_in_order_if_it_can(monkeypatch: pytest.MonkeyPatch, how: str, said: str, code: int) -> None:
+    monkeypatch.setattr(attaching, "_END_SECONDS", 600 if how == "obeys" else 0)
+    command = [sys.executable, "-c", _SERVER, "tapfs.ublk.process", "0", how]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        record = DiskRecord(0, "/srv/disk", "token", process=process_name(server.pid))
+        monkeypatch.setattr(attaching, "require_record", lambda _number: record)
+        attaching._end_processes(0)
+        assert (server.stdout.read(), server.wait()) == (said, code)
