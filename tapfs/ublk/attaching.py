@@ -100,7 +100,8 @@ def detach(number: int, *, force: bool) -> None:
     """
     # By this process, and not by the one that serves: who waits for a disk must not be the one that others wait for.
     record = require_record(number)
-    if record.pid is None and record.keeper_pid is None and not force:
+    unserved = record.pid is None and record.keeper_pid is None
+    if unserved and not force:
         raise ImageError(
             ErrorKind.LOCKED,
             "nobody serves it, and what its users have written is not all in the image yet",
@@ -111,14 +112,18 @@ def detach(number: int, *, force: bool) -> None:
     with Driver() as driver:
         held, lost, plan = _hold(number, force=force), None, None
         try:
-            if record.pid is not None or record.keeper_pid is not None:
+            if not unserved:
                 lost = _settle_by_force(number, held) if force else _settle(number, held, force=False)
                 if lost is not None and not force:
                     raise lost
                 if lost is not None and lost.op == _ASK:
+                    unserved = True
                     _end_processes(number)
-                    plan = keep_plan(number)
             driver.stop(number)
+            if unserved:
+                plan = keep_plan(number)
+                if lost is None and (held is not None or plan is not None):
+                    lost = _unserved(number)
         finally:
             if held is not None:
                 os.close(held)
@@ -241,18 +246,18 @@ def ask(
     except ImageError:
         raise
     except (FileNotFoundError, ConnectionRefusedError) as error:
-        raise ImageError(
-            ErrorKind.NOT_FOUND,
-            "no process serves it now",
-            path=block_device(number),
-            op=_ASK,
-            remedy=f"tapfs resume --ublk {number} starts one",
-        ) from error
+        failure = _unserved(number)
+        failure.remedy = f"tapfs resume --ublk {number} starts one"
+        raise failure from error
     except OSError as error:
         raise from_os_error(error, path=block_device(number), op="ask its process") from error
     if answer is None:
         raise ImageError(ErrorKind.IO, "its process ended before it had answered", path=block_device(number), op=_ASK)
     return answer
+
+
+def _unserved(number: int) -> ImageError:
+    return ImageError(ErrorKind.NOT_FOUND, "no process serves it now", path=block_device(number), op=_ASK)
 
 
 @dataclass(frozen=True, slots=True)

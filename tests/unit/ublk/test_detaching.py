@@ -154,6 +154,29 @@ def test_a_plan_file_that_holds_no_plan_is_not_kept(device: Device, tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("plan", [False, True])
+def test_force_says_what_is_lost_of_a_device_without_any_process(
+    device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, plan: bool
+) -> None:
+    if plan:
+        (tmp_path / "0.plan").write_bytes(b"what was answered")
+    monkeypatch.setattr(attaching, "require_record", lambda _number: DiskRecord(0, "/srv/disk", "token"))
+    monkeypatch.setattr(attaching, "_hold", lambda *_words, **_details: os.open(os.devnull, os.O_RDONLY))
+    with pytest.raises(ImageError, match=r"what was written last is lost.*: no process serves it now") as raised:
+        attaching.detach(0, force=True)
+    assert raised.value.kind is ErrorKind.NOT_FOUND
+    assert [str(each) in str(raised.value) for each in tmp_path.glob("*.plan-kept")] == [True] * plan
+    assert device.asked == ["stop", "ended"]
+
+
+def test_nothing_is_lost_of_a_device_that_has_no_block_device_and_no_plan(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attaching, "require_record", lambda _number: DiskRecord(0, "/srv/disk", "token"))
+    attaching.detach(0, force=True)
+    assert device.asked == ["stop", "ended"]
+
+
 #: A process that says "ready", and on SIGTERM "in order", or nothing if it is deaf.
 _SERVER = """
 import signal, sys
