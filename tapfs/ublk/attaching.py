@@ -127,12 +127,16 @@ def detach(number: int, *, force: bool) -> None:
         finally:
             if held is not None:
                 os.close(held)
-        _await_end(driver, number)
-    if lost is not None:
         kept = "" if plan is None else f" (the metadata of it is kept in {plan})"
-        raise ImageError(
-            lost.kind, f"is detached; what was written last is lost{kept}: {lost}", path=record.path, op="detach"
-        ) from lost
+        loss = f"what was written last is lost{kept}: {lost}"
+        try:
+            _await_end(driver, number)
+        except ImageError as error:
+            if lost is None:
+                raise
+            raise ImageError(error.kind, f"{error.message}; {loss}", path=error.path, op=error.op) from lost
+    if lost is not None:
+        raise ImageError(lost.kind, f"is detached; {loss}", path=record.path, op="detach") from lost
 
 
 def _settle(number: int, held: int | None, *, force: bool) -> ImageError | None:

@@ -177,6 +177,22 @@ def test_nothing_is_lost_of_a_device_that_has_no_block_device_and_no_plan(
     assert device.asked == ["stop", "ended"]
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_what_is_lost_is_said_of_a_device_that_its_users_keep_open(
+    device: Device, monkeypatch: pytest.MonkeyPatch, *, lost: bool
+) -> None:
+    def kept_open(*_words: object) -> None:
+        raise ImageError(ErrorKind.LOCKED, "goes when its users close it", path="/dev/ublkb0", op="detach")
+
+    monkeypatch.setattr(attaching, "_await_end", kept_open)
+    if lost:
+        device.flush_error = ImageError(ErrorKind.IO, "cannot flush", path="/srv/disk", op="flush")
+    with pytest.raises(ImageError, match="goes when its users close it") as raised:
+        attaching.detach(0, force=True)
+    assert raised.value.kind is ErrorKind.LOCKED
+    assert ("what was written last is lost: /srv/disk: cannot flush" in str(raised.value)) == lost
+
+
 #: A process that says "ready", and on SIGTERM "in order", or nothing if it is deaf.
 _SERVER = """
 import signal, sys
