@@ -24,6 +24,8 @@ from tapfs.ublk.keeper import Keeper
 from tapfs.ublk.record import (
     DiskRecord,
     directory,
+    is_keeper,
+    is_server,
     keep_plan,
     records,
     remove_files,
@@ -42,6 +44,8 @@ _GO_SECONDS = 60.0
 _SUCCESSOR_SECONDS = 90.0
 #: Seconds that a process may take to end in order, and those that a killed one may take.
 _END_SECONDS = 10.0
+#: Seconds in which a keeper starts a process after another one, with some to spare.
+_KEEPER_SECONDS = 40.0
 _PAUSE_SECONDS = 0.02
 _STATUS_SECONDS = 5.0
 
@@ -181,23 +185,60 @@ def _end_processes(number: int) -> None:
     The process that serves may just be writing what its predecessor had answered, so it is first asked to end.
     """
     record = require_record(number)
-    if record.keeper_pid is not None:
-        with suppress(ProcessLookupError):
-            os.kill(record.keeper_pid, signal.SIGTERM)
-    if record.pid is not None:
-        with suppress(ProcessLookupError):
-            _end_process(os.pidfd_open(record.pid))
+    keeper, server = record.keeper_pid, record.pid
+    with suppress(ProcessLookupError):
+        if keeper is not None:
+            _end_keeper(number, keeper)
+    with suppress(ProcessLookupError):
+        if server is not None:
+            _end_server(number, server)
 
 
-def _end_process(process: int) -> None:
-    """End the process behind a pidfd, which is closed: in order, or, if that takes too long, by SIGKILL."""
+def _end_keeper(number: int, pid: int) -> None:
+    """Ask the keeper to end. It is known by its child, which it may be about to start. Raises ImageError."""
+    process = os.pidfd_open(pid)  # the descriptor first: from now on the number cannot mean another process
+    give_up = time.monotonic() + _KEEPER_SECONDS
     try:
+        while not is_keeper(pid, number):
+            if _has_ended(process, 0):
+                return
+            if time.monotonic() > give_up:
+                raise _foreign(number, pid)
+            time.sleep(_PAUSE_SECONDS)
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+    finally:
+        os.close(process)
+
+
+def _end_server(number: int, pid: int) -> None:
+    """End the process that serves: in order, or, if that takes too long, by SIGKILL. Raises ImageError."""
+    process = os.pidfd_open(pid)
+    try:
+        if not is_server(pid, number):
+            if _has_ended(process, 0):
+                return
+            raise _foreign(number, pid)
         for number_of_signal in (signal.SIGTERM, signal.SIGKILL):
             signal.pidfd_send_signal(process, number_of_signal)
-            if select.select([process], [], [], _END_SECONDS)[0]:
+            if _has_ended(process, _END_SECONDS):
                 return
     finally:
         os.close(process)
+
+
+def _has_ended(process: int, seconds: float) -> bool:
+    """Whether the process behind a pidfd ends within so many seconds."""
+    return bool(select.select([process], [], [], seconds)[0])
+
+
+def _foreign(number: int, pid: int) -> ImageError:
+    return ImageError(
+        ErrorKind.CORRUPT,
+        f"its record names process {pid}, which does not serve it",
+        path=block_device(number),
+        op="detach",
+        remedy=f"look at that process and at the record, {directory()}/{number}.json",
+    )
 
 
 def _hold(number: int, *, force: bool) -> int | None:

@@ -11,6 +11,7 @@ import os
 import secrets
 from contextlib import suppress
 from dataclasses import asdict, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,29 @@ def living(name: str) -> int | None:
     """The pid of a `process_name` if that process runs."""
     pid, _, start = name.partition(":")
     return int(pid) if pid.isdecimal() and start.isdecimal() and process_start(int(pid)) == int(start) else None
+
+
+def is_server(pid: int, number: int) -> bool:
+    """Whether a process was started to serve a device. A record alone does not tell: the server may write it."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return (b"tapfs.ublk.process", str(number).encode()) in pairwise(words)
+
+
+def is_keeper(pid: int, number: int) -> bool:
+    """Whether a process has a child that was started to serve a device. Init is none: it gets every orphan."""
+    servers = (int(name) for name in os.listdir("/proc") if name.isdecimal() and is_server(int(name), number))
+    return pid != 1 and any(_parent(server) == pid for server in servers)
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    return int(text.rpartition(")")[2].split()[1])
 
 
 def read_record(number: int) -> DiskRecord | None:

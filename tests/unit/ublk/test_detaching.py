@@ -217,3 +217,47 @@ def test_a_process_ends_in_order_if_it_can(monkeypatch: pytest.MonkeyPatch, how:
         monkeypatch.setattr(attaching, "require_record", lambda _number: record)
         attaching._end_processes(0)
         assert (server.stdout.read(), server.wait()) == (said, code)
+
+
+#: A keeper: says "ready" when its child, the server, does, and on SIGTERM "in order".
+_KEEPER = """
+import signal, subprocess, sys
+def end(*_words):
+    child.kill()
+    print("in order", flush=True)
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+child = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], stdout=subprocess.PIPE)
+child.stdout.readline()
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+def test_a_keeper_is_known_by_its_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-c", _KEEPER, _SERVER, "tapfs.ublk.process", "0", "obeys"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as keeper:
+        assert keeper.stdout is not None
+        assert keeper.stdout.readline() == "ready\n"
+        record = DiskRecord(0, "/srv/disk", "token", keeper=process_name(keeper.pid))
+        monkeypatch.setattr(attaching, "require_record", lambda _number: record)
+        attaching._end_processes(0)
+        assert (keeper.stdout.read(), keeper.wait()) == ("in order\n", 0)
+
+
+@pytest.mark.parametrize("role", ["process", "keeper"])
+def test_a_process_that_does_not_serve_the_device_is_left_alone(monkeypatch: pytest.MonkeyPatch, role: str) -> None:
+    monkeypatch.setattr(attaching, "_KEEPER_SECONDS", 0)
+    command = [sys.executable, "-c", _SERVER, "tapfs.ublk.process", "1", "obeys"]  # of another device
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        record = DiskRecord(0, "/srv/disk", "token", **{role: process_name(other.pid)})  # type: ignore[arg-type]
+        monkeypatch.setattr(attaching, "require_record", lambda _number: record)
+        try:
+            with pytest.raises(ImageError, match=f"names process {other.pid}, which does not serve it"):
+                attaching._end_processes(0)
+        finally:
+            other.kill()
+        assert (other.stdout.read(), other.wait()) == ("", -signal.SIGKILL)  # not "in order"
