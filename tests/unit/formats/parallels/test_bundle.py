@@ -175,7 +175,7 @@ def test_several_newest_states_are_none(bundle: Path) -> None:
 
 
 def test_the_folder_says_what_to_open(bundle: Path) -> None:
-    with pytest.raises(ImageError, match=r"open the image in it, of an \.hdd its DiskDescriptor\.xml"):
+    with pytest.raises(ImageError, match=r"open the image in it: .* of an \.hdd its DiskDescriptor\.xml"):
         read(bundle)
 
 
