@@ -21,7 +21,10 @@ from pathlib import Path
 from tests.laboratory.build import CACHE, HERE, TREE, Lab
 from tests.laboratory.errors import LabError
 
-SOURCES = ("pyproject.toml", "setup.py", "README.md", "tapfs", "formats", "kernel")
+SOURCES = (
+    *("pyproject.toml", "setup.py", "tapfs", "formats", "kernel"),
+    *("README.md", "CHANGELOG.md", "SECURITY.md", "docs", "examples", "scripts"),  # the guides that a wheel installs
+)
 BUILT = {"__pycache__", "_engine.c"}
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
