@@ -80,6 +80,6 @@ def damaged_files(
 
 
 def _sidecar_of(image: Image, named: str | os.PathLike[str] | None) -> str:
-    from tapfs.disk.sidecar import usual_name
+    from tapfs.disk.sidecar import usual_name_of
 
-    return usual_name(image.path, image.layers[0].snapshot) if named is None else os.fsdecode(named)
+    return usual_name_of(image.layers[0], image.path) if named is None else os.fsdecode(named)

@@ -74,7 +74,8 @@ OPENING_PARENT = "open the backing file"
 class Layer(NamedTuple):
     """One image of a chain: its host files, and the driver that maps it into them; `snapshot`: of a disk inside it.
 
-    `parent` opens the parent where a package says which of its disks that is.
+    `parent` opens the parent where a package says which of its disks that is. `packaged`: the package that it lies in,
+    and the number of the disk there, if one was chosen.
     """
 
     path: str
@@ -83,6 +84,7 @@ class Layer(NamedTuple):
     probed: bool
     snapshot: str | None = None
     parent: Callable[[OpenOptions], Layer] | None = None
+    packaged: tuple[str, int | None] | None = None
 
     @property
     def file(self) -> LocalFile:

@@ -80,6 +80,10 @@ class OpenPackage:
 
         Raises ImageError: invalid_argument for several disks and no choice, read_only for writing into an archive.
         """
+        path = self.path if Address.parse(self.path) is not None else os.path.abspath(self.path)
+        return self._layer(options)._replace(packaged=(path, options.disk))
+
+    def _layer(self, options: OpenOptions) -> Layer:
         disk = self._chosen(options.disk)
         inner = replace(options, disk=None)
         if disk.chunks is not None:

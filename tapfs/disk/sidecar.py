@@ -9,13 +9,16 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from tapfs.disk.blake3_digests import DIGEST_BYTES, blake3_digest, derived_digest
 from tapfs.disk.hash_tree import BLOCK_BYTES, Level, TreeBuilder, TreeReader, levels_of
 from tapfs.disk.stamps import Stamp
 from tapfs.driver import MAX_DISK_BYTES
 from tapfs.errors import ErrorKind, ImageError, from_os_error
+
+if TYPE_CHECKING:
+    from tapfs.disk.chain import Layer
 
 #: A sidecar has the name of its image with this behind it.
 SUFFIX = ".tapfs-hash"
@@ -42,6 +45,12 @@ def usual_name(image: str, snapshot: str | None = None, disk: int | None = None)
     if snapshot is not None:
         part += f".snapshot-{snapshot.replace('%', '%25').replace('/', '%2F')}"
     return f"{image}{part}{SUFFIX}"
+
+
+def usual_name_of(layer: Layer, path: str) -> str:
+    """The same of an open image; `path` is where its file is, if it lies in no package."""
+    package, disk = layer.packaged or (path, None)
+    return usual_name(package, layer.snapshot, disk)
 
 
 class Hashed(NamedTuple):

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from tapfs.disk.leaves import WINDOW_BYTES, LeafDigest, Leaves, Window, differing_leaves, ranges_of_leaves
-from tapfs.disk.sidecar import USUAL_LEAF_BYTES, Sidecar, usual_name
+from tapfs.disk.sidecar import USUAL_LEAF_BYTES, Sidecar, usual_name_of
 from tapfs.disk.stamps import stamps_of, unchanged
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
@@ -98,7 +98,7 @@ def _sidecar_of(image: Image, named: str | None) -> Sidecar | None:
     """The open sidecar; None if none is named and the image has none beside it."""
     try:
         top = image.layers[0]
-        return Sidecar(usual_name(top.file.real_path(), top.snapshot) if named is None else named)
+        return Sidecar(usual_name_of(top, top.file.real_path()) if named is None else named)
     except ImageError as error:
         if named is not None or error.kind is not ErrorKind.NOT_FOUND:
             raise

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 import tapfs
+from tapfs.serving.scrubbing import scrub_step
 
 
 def test_a_disk_is_hashed_and_verified(tmp_path: Path, sample: Path) -> None:
@@ -21,6 +23,24 @@ def test_a_disk_is_hashed_and_verified(tmp_path: Path, sample: Path) -> None:
     assert (found.verdict, found.differing) == (tapfs.Verdict.CHANGED, [(8192, 4096)])
     with pytest.raises(tapfs.ImageError, match="another disk"):
         tapfs.verify(image, root=bytes(32))
+
+
+def test_a_disk_of_a_package_has_the_sidecar_that_the_command_makes(
+    tmp_path: Path, sample: Path, tapfs_command: list[str]
+) -> None:
+    """Also where a server looks for it (`scrub --mounted`)."""
+    lines = ['virtualHW.version = "8"']
+    for number, name in enumerate(("a.vmdk", "b.vmdk")):
+        tapfs.convert(sample, tmp_path / name, format="raw", target_format="vmdk")
+        lines.append(f'scsi0:{number}.fileName = "{name}"')
+    (tmp_path / "vm.vmx").write_text("\n".join(lines))
+    subprocess.run([*tapfs_command, "hash", "--disk", "2", tmp_path / "vm.vmx"], capture_output=True, check=True)
+    with tapfs.open(tmp_path / "vm.vmx", disk=2) as disk:
+        assert tapfs.verify(disk).verdict is tapfs.Verdict.SAME
+        assert scrub_step(disk, 0, None)["sidecar"] == str(tmp_path / "vm.vmx.disk2.tapfs-hash")
+    with tapfs.open(tmp_path / "vm.vmx", disk=1) as disk:
+        tapfs.write_sidecar(disk)
+    assert {each.name for each in tmp_path.glob("*.tapfs-hash")} == {f"vm.vmx.disk{n}.tapfs-hash" for n in (1, 2)}
 
 
 def test_ranges_in_no_file_system_are_in_no_file(sample: Path) -> None:
