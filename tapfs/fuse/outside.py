@@ -206,6 +206,9 @@ class Outside:
                     os.close(descriptors[0])
             code = 0
         finally:
+            if self._files is not None and self._place:
+                with suppress(OSError):  # it is mounted on, as where the server was killed, or is gone
+                    os.rmdir(self._place)
             os._exit(code)
 
     def _hide(self, pid: object, answers: int) -> None:

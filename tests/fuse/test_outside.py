@@ -63,6 +63,12 @@ def test_a_disk_is_hidden_in_one_directory_that_nobody_else_has(outside: Outside
     assert [path.name for path in (tmp_path / "runtime").iterdir()] == ["7.disk"]
 
 
+def test_the_hidden_directory_goes_with_a_server_that_never_mounted(outside: Outside, tmp_path: Path) -> None:
+    outside.hide(8)
+    outside.end()
+    assert list((tmp_path / "runtime").iterdir()) == []
+
+
 def test_a_link_in_the_place_of_the_hidden_directory_is_not_followed(outside: Outside, tmp_path: Path) -> None:
     (tmp_path / "victim").mkdir()
     outside.hide(8)

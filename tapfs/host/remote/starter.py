@@ -51,7 +51,7 @@ def _begin(module: str, needs: Needs | None, addresses: Sequence[str]) -> None:
     try:
         child = os.fork()
     except OSError as error:
-        raise from_os_error(error, path=None, op="start the process that starts those which fetch") from error
+        raise from_os_error(error, path=None, op="start the process that starts others") from error
     if child == 0:
         _serve(theirs, module, needs, addresses)
     theirs.close()
