@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
 import select
 import signal
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
@@ -49,10 +50,11 @@ _KEEPER_SECONDS = 40.0
 _PAUSE_SECONDS = 0.02
 _STATUS_SECONDS = 5.0
 
-#: The operation of errors that tell of a device without a process at the moment.
-_ASK = "ask"
-
 _NAME = re.compile(r"(?:/dev/)?(?:ublkb)?([0-9]{1,6})")
+
+
+class UnservedError(ImageError):
+    """A device without a process at the moment; a successor may come."""
 
 
 def device_number(text: str) -> int:
@@ -120,7 +122,7 @@ def detach(number: int, *, force: bool) -> None:
                 lost = _settle_by_force(number, held) if force else _settle(number, held, force=False)
                 if lost is not None and not force:
                     raise lost
-                if lost is not None and lost.op == _ASK:
+                if isinstance(lost, UnservedError):
                     unserved = True
                     _end_processes(number)
             driver.stop(number)
@@ -174,7 +176,7 @@ def _settle_by_force(number: int, held: int | None) -> ImageError | None:
     give_up = time.monotonic() + _SUCCESSOR_SECONDS
     while True:
         failure = _settle(number, held, force=True)
-        if failure is None or failure.op != _ASK or time.monotonic() > give_up:
+        if not isinstance(failure, UnservedError) or time.monotonic() > give_up:
             return failure
         time.sleep(_PAUSE_SECONDS)
 
@@ -196,9 +198,8 @@ def _end_processes(number: int) -> None:
 
 def _end_keeper(number: int, pid: int) -> None:
     """Ask the keeper to end. It is known by its child, which it may be about to start. Raises ImageError."""
-    process = os.pidfd_open(pid)  # the descriptor first: from now on the number cannot mean another process
     give_up = time.monotonic() + _KEEPER_SECONDS
-    try:
+    with _held(pid) as process:
         while not is_keeper(pid, number):
             if _has_ended(process, 0):
                 return
@@ -206,14 +207,11 @@ def _end_keeper(number: int, pid: int) -> None:
                 raise _foreign(number, pid)
             time.sleep(_PAUSE_SECONDS)
         signal.pidfd_send_signal(process, signal.SIGTERM)
-    finally:
-        os.close(process)
 
 
 def _end_server(number: int, pid: int) -> None:
     """End the process that serves: in order, or, if that takes too long, by SIGKILL. Raises ImageError."""
-    process = os.pidfd_open(pid)
-    try:
+    with _held(pid) as process:
         if not is_server(pid, number):
             if _has_ended(process, 0):
                 return
@@ -222,6 +220,14 @@ def _end_server(number: int, pid: int) -> None:
             signal.pidfd_send_signal(process, number_of_signal)
             if _has_ended(process, _END_SECONDS):
                 return
+
+
+@contextmanager
+def _held(pid: int) -> Generator[int]:
+    """A pidfd: while it is open the number cannot mean another process. Raises ProcessLookupError."""
+    process = os.pidfd_open(pid)
+    try:
+        yield process
     finally:
         os.close(process)
 
@@ -249,7 +255,7 @@ def _hold(number: int, *, force: bool) -> int | None:
         return None
     except OSError as error:
         failure = from_os_error(error, path=block_device(number), op="detach")
-        if error.errno == 16:
+        if error.errno == errno.EBUSY:
             failure = ImageError(
                 ErrorKind.LOCKED,
                 "is in use: it is mounted, or a part of something else",
@@ -297,12 +303,13 @@ def ask(
     except OSError as error:
         raise from_os_error(error, path=block_device(number), op="ask its process") from error
     if answer is None:
-        raise ImageError(ErrorKind.IO, "its process ended before it had answered", path=block_device(number), op=_ASK)
+        message = "its process ended before it had answered"
+        raise UnservedError(ErrorKind.IO, message, path=block_device(number), op="ask")
     return answer
 
 
-def _unserved(number: int) -> ImageError:
-    return ImageError(ErrorKind.NOT_FOUND, "no process serves it now", path=block_device(number), op=_ASK)
+def _unserved(number: int) -> UnservedError:
+    return UnservedError(ErrorKind.NOT_FOUND, "no process serves it now", path=block_device(number), op="ask")
 
 
 @dataclass(frozen=True, slots=True)

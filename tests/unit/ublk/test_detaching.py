@@ -14,6 +14,7 @@ import pytest
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.ublk import attaching
 from tapfs.ublk import record as records
+from tapfs.ublk.attaching import UnservedError
 from tapfs.ublk.record import DiskRecord, process_name
 
 
@@ -112,7 +113,7 @@ def test_an_image_that_cannot_be_flushed_keeps_its_device_unless_it_is_forced(de
 
 
 def test_a_device_whose_image_cannot_be_opened_goes_by_force_and_does_not_come_again(device: Device) -> None:
-    device.unserved = ImageError(ErrorKind.NOT_FOUND, "no process serves it now", path="/dev/ublkb0", op="ask")
+    device.unserved = UnservedError(ErrorKind.NOT_FOUND, "no process serves it now", path="/dev/ublkb0", op="ask")
     with pytest.raises(ImageError, match="no process serves it now"):
         attaching.detach(0, force=False)
     assert device.asked == []
@@ -129,13 +130,13 @@ def test_force_waits_for_the_successor_of_a_killed_process(
     device: Device, monkeypatch: pytest.MonkeyPatch, kind: ErrorKind, message: str
 ) -> None:
     monkeypatch.setattr(attaching, "_SUCCESSOR_SECONDS", 600)
-    device.unserved, device.unserved_times = ImageError(kind, message, path="/dev/ublkb0", op="ask"), 3
+    device.unserved, device.unserved_times = UnservedError(kind, message, path="/dev/ublkb0", op="ask"), 3
     attaching.detach(0, force=True)
     assert device.asked == ["give_up", "flush", "stop", "ended"]  # nobody was killed, and nothing is lost
 
 
 def test_the_plan_of_a_device_without_a_server_outlives_it(device: Device, tmp_path: Path) -> None:
-    device.unserved = ImageError(ErrorKind.NOT_FOUND, "no process serves it now", path="/dev/ublkb0", op="ask")
+    device.unserved = UnservedError(ErrorKind.NOT_FOUND, "no process serves it now", path="/dev/ublkb0", op="ask")
     (tmp_path / "0.plan").write_bytes(b"what was answered")
     with pytest.raises(ImageError, match="is kept in ") as raised:
         attaching.detach(0, force=True)
@@ -146,7 +147,7 @@ def test_the_plan_of_a_device_without_a_server_outlives_it(device: Device, tmp_p
 
 
 def test_a_plan_file_that_holds_no_plan_is_not_kept(device: Device, tmp_path: Path) -> None:
-    device.unserved = ImageError(ErrorKind.NOT_FOUND, "no process serves it now", path="/dev/ublkb0", op="ask")
+    device.unserved = UnservedError(ErrorKind.NOT_FOUND, "no process serves it now", path="/dev/ublkb0", op="ask")
     (tmp_path / "0.plan").write_bytes(bytes(4096))
     with pytest.raises(ImageError, match="is lost: /dev/ublkb0: no process serves it now"):
         attaching.detach(0, force=True)
