@@ -234,25 +234,15 @@ class _Opening:
         other = next((what for start, what in _NAMES_OF_OTHERS.items() if line.name.startswith(start)), None)
         allowed = first.neutral_remedy if first is not None and kind is ErrorKind.DENIED else None
         if other is not None and not line.name.startswith(_SHARED_MEMORY):
+            what = f"is {other}, and there is no file {names[-1]} beside the descriptor"
             here = "" if allowed is None else f"; on the machine that made the image, {allowed}"
-            return ImageError(
-                kind,
-                f"its extent {line.name} is {other}, and there is no file {names[-1]} beside the descriptor",
-                path=self._file.path,
-                offset=self._at(line),
-                op="open the extents",
-                remedy=f"copy what it holds into a file {names[-1]} beside the descriptor{here}",
-            )
-        reason = "is missing" if first is None else first.message.removeprefix(f"its file {line.name} ")
-        looked = "" if len(names) == 1 else f", and there is no {' or '.join(names[1:])} beside the descriptor"
-        return ImageError(
-            kind,
-            f"its extent {line.name} {reason}{looked}",
-            path=self._file.path,
-            offset=self._at(line),
-            op="open the extents",
-            remedy=allowed or "put the file beside the descriptor under the name that the descriptor has",
-        )
+            remedy = f"copy what it holds into a file {names[-1]} beside the descriptor{here}"
+        else:
+            what = "is missing" if first is None else first.message.removeprefix(f"its file {line.name} ")
+            what += "" if len(names) == 1 else f", and there is no {' or '.join(names[1:])} beside the descriptor"
+            remedy = allowed or "put the file beside the descriptor under the name that the descriptor has"
+        message, offset = f"its extent {line.name} {what}", self._at(line)
+        return ImageError(kind, message, path=self._file.path, offset=offset, op="open the extents", remedy=remedy)
 
     def _at(self, line: ExtentLine) -> int:
         return self._descriptor.base + line.at
