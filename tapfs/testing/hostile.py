@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import signal
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from types import FrameType
 
@@ -14,6 +12,7 @@ from tapfs.errors import ImageError
 from tapfs.plan import Discard, Grow, Plan, Write
 from tapfs.testing.laws import check_map
 from tapfs.testing.model import MemoryFile
+from tapfs.testing.processor_time import bounded
 from tapfs.testing.subject import Subject, ViolationError, require
 
 #: Numbers at the edges of what fields can hold, and of what sizes and flags mean something.
@@ -110,24 +109,12 @@ def _is_small(plan: Plan) -> bool:
     return max(ends, default=0) <= _LONGEST_FILE
 
 
-@contextmanager
-def _bounded(number: int) -> Generator[None]:
-    """Raise ViolationError where the block takes more processor time than an image may."""
-
-    def end(_signal: int, frame: FrameType | None) -> None:
-        place = "" if frame is None else f", and is at {frame.f_code.co_filename}:{frame.f_lineno}"
-        raise ViolationError(
-            f"image {number} takes more than {IMAGE_SECONDS:g} s of processor time{place}: "
-            "bound what the file says by what the file has"
-        )
-
-    before = signal.signal(signal.SIGPROF, end)
-    signal.setitimer(signal.ITIMER_PROF, IMAGE_SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
+def _endless(number: int, frame: FrameType | None) -> ViolationError:
+    place = "" if frame is None else f", and is at {frame.f_code.co_filename}:{frame.f_lineno}"
+    return ViolationError(
+        f"image {number} takes more than {IMAGE_SECONDS:g} s of processor time{place}: "
+        "bound what the file says by what the file has"
+    )
 
 
 def run(subject: Subject, seed: int, images: int) -> str:
@@ -140,7 +127,7 @@ def run(subject: Subject, seed: int, images: int) -> str:
         for _ in range(choice.choice([1, 1, 2, 4, 10])):
             damage(image.numbered(choice.randrange(1 + len(image.further))).data, choice)
         try:
-            with _bounded(number):
+            with bounded(IMAGE_SECONDS, partial(_endless, number)):
                 use(subject, image, choice)
         except (ImageError, ViolationError):
             raise

@@ -13,12 +13,11 @@ import hashlib
 import lzma
 import os
 import random
-import signal
 import struct
 import subprocess
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -35,6 +34,7 @@ from tapfs.partitions.owners.by_type import owners_of
 from tapfs.partitions.reader import Reader
 from tapfs.testing.hostile import EDGES, use
 from tapfs.testing.model import MemoryFile
+from tapfs.testing.processor_time import bounded
 from tapfs.testing.subject import Subject
 from tests import dmg_images, ewf_images, luks_images, package_files
 from tests import filled_file_systems as filled
@@ -51,21 +51,9 @@ class TooSlowError(Exception):
     """An answer took longer than a hostile image may make it take."""
 
 
-@contextmanager
-def quickly(seconds: float) -> Iterator[None]:
+def quickly(seconds: float) -> AbstractContextManager[None]:
     """Raise TooSlowError once the block has taken so much time of the processor."""
-
-    def over(number: int, frame: object) -> None:
-        del number, frame
-        raise TooSlowError(f"more than {seconds} s of the processor")
-
-    before = signal.signal(signal.SIGPROF, over)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
+    return bounded(seconds, lambda _frame: TooSlowError(f"more than {seconds} s of the processor"))
 
 
 def try_one(given: Input, kinds: Sequence[str], folder: Path) -> str:
