@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Protocol
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.changed_table import ChangedTable
-from tapfs.formats.qcow2.entries import COPIED, SECTOR, compressed_word, packed_bits
-from tapfs.formats.qcow2.header import Header
+from tapfs.formats.qcow2.entries import ALL_ALLOCATED, COPIED, SECTOR, compressed_word, packed_bits
+from tapfs.formats.qcow2.header import WORD, Header
 from tapfs.formats.qcow2.refcounts import Refcounts
 from tapfs.formats.qcow2.space import Space
 from tapfs.formats.rounding import round_up
@@ -28,6 +29,10 @@ class StreamedImage(Protocol):
 
     def owned_slice(self, unit: int) -> ChangedTable:
         """A slice of a table that belongs to this disk alone, to be changed."""
+        ...
+
+    def release(self, words: array[int], first: int, stop: int) -> None:
+        """Lower the counts of what the entries ``[first, stop)`` of a slice refer to."""
         ...
 
     def take_for_refcounts(self, clusters: int) -> int:
@@ -74,10 +79,12 @@ class Qcow2StreamWriter:
             host_offset = self._image.space.take_tail(header.cluster_size, alignment=header.cluster_size)
             self._count(host_offset, header.cluster_size)
             word = host_offset | COPIED
-        words = header.l2_entry_bytes // 8
+        words = header.l2_entry_bytes // WORD
+        if words > 1:
+            if self._slice.entries[inside * words]:  # a place that none of its subclusters uses
+                self._image.release(self._slice.entries, inside, inside + 1)
+            self._slice.entries[inside * words + 1] = 0 if compressed else ALL_ALLOCATED
         self._slice.entries[inside * words] = word
-        if words > 1 and not compressed:
-            self._slice.entries[inside * words + 1] = (1 << 32) - 1
         self._slice.mark(inside * words, (inside + 1) * words)
         return host_offset
 

@@ -213,8 +213,8 @@ class WritableQcow2Driver(Qcow2Driver):
 
     @property
     def appends_packed(self) -> bool:
-        """Whether compressed clusters can be added: beside subclusters of its own a cluster could not be packed."""
-        return not self.data_number and self.encryption is None and not self.header.extended_l2
+        """Whether compressed clusters can be added: neither a data file nor a key goes with them."""
+        return not self.data_number and self.encryption is None
 
     def flushed_plan(self) -> Iterator[Plan]:
         """The plan of a flush, which is durable when whoever asked goes on: a part of an edit."""

@@ -345,9 +345,12 @@ class Image:
         """Write runs of bytes that lie apart, at the cost of one. After an error any of them may be written."""
         self._writable_path(segments.offset, segments.end - segments.offset).write_segments(segments)
 
-    def write_zeroes(self, offset: int, length: int) -> None:
-        """Make the range read as zeros, without taking space for it where the format can."""
-        self._writable_path(offset, length).zero(offset, length)
+    def write_zeroes(self, offset: int, length: int, *, hide: bool = False) -> None:
+        """Make the range read as zeros, without taking space for it where the format can.
+
+        With `hide` the image itself says so, whatever its parents have: it goes on to when it gets others.
+        """
+        self._writable_path(offset, length).zero(offset, length, hide=hide)
 
     def discard(self, offset: int, length: int) -> None:
         """The range's contents are not needed any more. Free what the format and host can."""

@@ -58,8 +58,9 @@ class PlacedImage(Image):
         if segments.count:
             self._places.write(segments.ranges())
 
-    def write_zeroes(self, offset: int, length: int) -> None:
+    def write_zeroes(self, offset: int, length: int, *, hide: bool = False) -> None:
         """See :meth:`Image.write_zeroes`; what starts as noise has its full length, so there is nothing to place."""
+        del hide
         self._places.zero(Range(offset, length))
 
     def flush(self) -> None:

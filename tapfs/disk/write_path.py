@@ -116,17 +116,17 @@ class WritePath:
                 done = outcome.done
         self._bound_unflushed()
 
-    def zero(self, offset: int, length: int) -> None:
-        """Make the range read as zeros."""
+    def zero(self, offset: int, length: int, *, hide: bool = False) -> None:
+        """Make the range read as zeros; with `hide` by what the top layer holds, also where parents have zeros."""
         self._begun_engine()
         for start, stop, whole in self._pieces(offset, offset + length, Operation.ZERO):
             if whole:
                 self._change(start, stop - start, Operation.ZERO)
                 continue
             for first, last, by_map in self._parts(start, stop):
-                seen = memoryview(bytearray(last - first))
+                seen = memoryview(bytearray(0 if hide else last - first))
                 self._chain.read_into(seen, first)
-                if any(seen):
+                if hide or any(seen):
                     if by_map:
                         self._change(first, last - first + -last % self._granule, Operation.ZERO)
                     else:

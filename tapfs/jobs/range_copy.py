@@ -118,10 +118,10 @@ def write_differences(
 ) -> int:
     """Have `target` hold the bytes of `old` in the runs wherever `new` has others; how many bytes of data were written.
 
-    `new` None is a disk of zeros. The runs are aligned to the packed units of the target, which reads as `old`. Zeros
+    `new` None is a disk of zeros. The runs are aligned to the granule of the target, which reads as `old`. Zeros
     are written by `write_hiding`.
     """
-    unit = target.layers[0].driver.geometry.packed_unit
+    unit = target.granule
     buffers = BufferPool(window_bytes(unit))
     prepared = each_in_order(windows(runs, unit), lambda window: difference(old, new, window, unit, buffers))
     return _written(target, buffers, prepared, pace, progress, write_hiding)
@@ -157,7 +157,8 @@ def write_hiding(target: Image, zeros: Range) -> int:
     They are data where the target has no parent, because its entries for zeros show a later one.
     """
     if len(target.layers) > 1:
-        return _write_zeros(target, zeros)
+        target.write_zeroes(zeros.offset, zeros.length, hide=True)
+        return 0
     write_zero_data(target, zeros)
     return zeros.length
 

@@ -18,7 +18,7 @@ from tapfs.disk.password import password_missing
 from tapfs.disk.probe import format_named
 from tapfs.driver import BackingReference, Driver, Rebasable, Snapshotted, Trait, has_trait
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.extent import Range
+from tapfs.extent import Range, without
 from tapfs.host.location import Location, locate_parent, stored_parent
 from tapfs.jobs.compare import unequal_candidates
 from tapfs.jobs.editing import edit_image, execute_edit
@@ -79,13 +79,7 @@ def rebase_image(
             new = stack.enter_context(Image(below, writable=False, password=password, cache_bytes=cache_bytes))
         old = Image(layers, writable=True, password=password, cache_bytes=cache_bytes)
         with old:
-            runs = _runs(old, new, _common_depth(layers, below))
-            if compressed:
-                from tapfs.jobs.packed_differences import append_differences  # few rebases pack
-
-                written = append_differences(old, new, old, runs, Pace(None), progress or silent)
-            else:
-                written = write_differences(old, new, old, runs, Pace(None), progress or silent)
+            written = _write(old, new, _common_depth(layers, below), progress or silent, compressed=compressed)
             old.end_writing()
             top = once_more(layers[0], writable=True, direct=False)
             stack.callback(top.close)
@@ -203,9 +197,59 @@ def _common_depth(layers: Sequence[Layer], below: Sequence[Layer]) -> int | None
     return next((depth for depth in range(1, len(chain)) if wanted and chain[depth:] == wanted), None)
 
 
-def _runs(old: Image, new: Image | None, common: int | None) -> Iterator[Run]:
-    """What the image itself does not hold and what the new parent may have otherwise, in whole packed units."""
-    unit = old.layers[0].driver.geometry.packed_unit
+def _write(
+    old: Image, new: Image | None, common: int | None, progress: Callable[[int, int], None], *, compressed: bool
+) -> int:
+    """Write what the image is to hold from now on; how many bytes of data that were.
+
+    A unit of which the image holds a part cannot be packed. Such units come last, when the stream of packed ones has
+    ended, and get what they lack as it is.
+    """
+    geometry = old.layers[0].driver.geometry
+    if not compressed:
+        return write_differences(old, new, old, _runs(old, new, common, geometry.granule), Pace(None), progress)
+    from tapfs.jobs.packed_differences import append_differences  # few rebases pack
+
+    unit = geometry.packed_unit
+    runs = _runs(old, new, common, unit)
+    if unit == geometry.granule:
+        return append_differences(old, new, old, runs, Pace(None), progress)
+    parts = without(((run.offset, run.length) for run in runs), _partly_held(old, unit))
+    count = append_differences(old, new, old, (Run(*each) for each in parts), Pace(None), progress)
+    left = _inside(_runs(old, new, common, geometry.granule), _partly_held(old, unit))
+    return count + write_differences(old, new, old, left, Pace(None), progress)
+
+
+def _inside(runs: Iterator[Run], units: Iterator[Range]) -> Iterator[Run]:
+    """What of ascending runs lies in ascending units."""
+    unit = next(units, None)
+    for run in runs:
+        at, end = run.offset, run.offset + run.length
+        while unit is not None and at < end:
+            start, stop = max(at, unit.offset), min(end, unit.end)
+            if start < stop:
+                yield Run(start, stop - start)
+            at = max(at, stop)
+            if unit.end > end:
+                break
+            unit = next(units, None)
+
+
+def _partly_held(image: Image, unit: int) -> Iterator[Range]:
+    """The units in which what the image holds by itself begins or ends, or a piece of it does; ascending."""
+    reached = 0
+    for extent in image.extents():
+        if extent.depth or not extent.present:
+            continue
+        for edge in (extent.offset, extent.end):
+            start = edge // unit * unit
+            if edge % unit and start >= reached:
+                reached = start + unit
+                yield Range(start, unit)
+
+
+def _runs(old: Image, new: Image | None, common: int | None, unit: int) -> Iterator[Run]:
+    """What the image itself does not hold and what the new parent may have otherwise, in whole units."""
     end = 0
     for start, stop in _parents_runs(old, common):
         aligned, limit = max(start // unit * unit, end), min(-(-stop // unit) * unit, old.size)
