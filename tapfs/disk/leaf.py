@@ -34,7 +34,7 @@ from tapfs.host.base_marks import take_over_format
 from tapfs.host.exchange import exchange_names
 from tapfs.host.file import LocalFile
 from tapfs.host.location import Location, locate, locate_parent, stored_parent
-from tapfs.host.lock import Sharing, refuse_other_writers
+from tapfs.host.lock import Sharing
 from tapfs.host.new_file import UnnamedFile
 from tapfs.host.target import Target
 
@@ -52,7 +52,6 @@ def overlay_for_name(image: Image, snapshot: str, size: int | None, *, told: str
     """
     top = image.layers[0]
     _require_exchangeable(top, snapshot)
-    refuse_other_writers(top.file.descriptor, top.path)
     size = size_of_overlay(image, snapshot, size)
     name = SCRATCH_FORMAT if is_encrypted(image.layers) else _FORMAT
     location = locate(snapshot).absolute()

@@ -21,7 +21,7 @@ from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.extent import Kind
 from tapfs.host.file import LocalFile, SecondUse
 from tapfs.host.files import LocalFiles
-from tapfs.host.lock import Sharing, only_read_from_now_on, refuse_other_writers
+from tapfs.host.lock import Sharing, only_read_from_now_on, refuse_as, refuse_other_writers, refuse_writers
 from tapfs.records import NamedTuple
 
 if TYPE_CHECKING:
@@ -43,6 +43,21 @@ def written_by_others(image: Image) -> ImageError | None:
     return None
 
 
+def refuse_others(image: Image) -> None:
+    """Let nobody else write a served image from now on. Raises ImageError(locked), and then those who do may go on."""
+    top = image.layers[0]
+    for file in top.files:
+        refuse_writers(file.descriptor, refused=True)
+    # Whoever comes later is refused.
+    refuse_other_writers(top.file.descriptor, top.path)
+
+
+def let_others_in(image: Image, sharing: Sharing) -> None:
+    """Have others use a served image beside us as `sharing` says."""
+    for file in image.layers[0].files:
+        refuse_as(file.descriptor, writable=image.writable, sharing=sharing)
+
+
 class Overlaid(NamedTuple):
     """An overlay that is open over a served image but does not serve yet. `made`: it is new."""
 
@@ -60,10 +75,8 @@ class Overlaid(NamedTuple):
 def overlay_on(image: Image, path: str, size: int | None) -> Overlaid:
     """The overlay `path` over a served image, made unless it is there, empty, with that image as its parent.
 
-    Raises ImageError: exists, locked (others write the image), out_of_bounds (it is smaller than the disk).
+    Nobody else writes the image. Raises ImageError: exists, out_of_bounds (it is smaller than the disk).
     """
-    top = image.layers[0]
-    refuse_other_writers(top.file.descriptor, top.path)
     if size is not None:
         size_of_overlay(image, path, size)
     overlaid = Overlaid(*open_over(image.layers, path, size=size))

@@ -47,6 +47,9 @@ class SecondUse(NamedTuple):
     sharing: Sharing = Sharing.UNCHECKED
 
 
+#: The uses that may write a file which a loop device shows.
+_LOOPS_ALLOWED = (Sharing.UNCHECKED, Sharing.COOPERATING)
+
 #: A file that is read once more under the name that it has.
 UNCHANGED = SecondUse()
 
@@ -182,7 +185,7 @@ class LocalFile:
 
         The file is judged before it is opened, so a fifo, a character device or a socket is never opened. A block
         device is opened exclusively for writing, so that a mounted one is refused, and so is a file that a loop device
-        shows, unless `sharing` is UNCHECKED.
+        shows, unless `sharing` is UNCHECKED or COOPERATING.
         Raises ImageError(invalid_format, denied, read_only, locked, …).
         """
         flags = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (os.O_RDWR if writable else os.O_RDONLY)
@@ -196,7 +199,7 @@ class LocalFile:
             from tapfs.host.sandbox.confinement import explained  # most files can be opened
 
             raise explained(from_os_error(error, path=path, op="open the image"), path) from error
-        if writable and stat.S_ISREG(status.st_mode) and sharing is not Sharing.UNCHECKED:
+        if writable and stat.S_ISREG(status.st_mode) and sharing not in _LOOPS_ALLOWED:
             try:
                 _refuse_loop_device(status, path)
             except BaseException:

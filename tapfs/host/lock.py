@@ -51,16 +51,33 @@ class Sharing(Enum):
     EXCLUSIVE = "exclusive"
     #: A reader also lets in writers that let other writers in. A writer is as with EXCLUSIVE.
     WITH_COOPERATING_WRITERS = "with cooperating writers"
+    #: A writer lets in other such writers, and readers that let in writers. A reader is as with EXCLUSIVE.
+    COOPERATING = "cooperating"
     #: Everybody is let in, and nobody is asked.
     UNCHECKED = "unchecked"
 
+
+#: The sharing of a disk that is served, by its mode.
+SHARING_OF_MODE = {"r": Sharing.WITH_COOPERATING_WRITERS, "w": Sharing.EXCLUSIVE, "w!": Sharing.COOPERATING}
 
 _READER = (Permission.CONSISTENT_READ,)
 _WRITER = (Permission.CONSISTENT_READ, Permission.WRITE, Permission.RESIZE)
 _CHANGES = (Permission.WRITE, Permission.RESIZE)
 
-#: A reader that lets writers in refuses resizing, which every exclusive writer asks for.
-_REFUSED = {Sharing.EXCLUSIVE: _CHANGES, Sharing.WITH_COOPERATING_WRITERS: (Permission.RESIZE,), Sharing.UNCHECKED: ()}
+#: The permissions that a writer refuses to others.
+_REFUSED_BY_WRITERS = {
+    Sharing.EXCLUSIVE: _CHANGES,
+    Sharing.WITH_COOPERATING_WRITERS: _CHANGES,
+    Sharing.COOPERATING: (),
+    Sharing.UNCHECKED: (),
+}
+#: The same of a reader. One that lets writers in refuses resizing, which every exclusive writer asks for.
+_REFUSED_BY_READERS = {
+    Sharing.EXCLUSIVE: _CHANGES,
+    Sharing.WITH_COOPERATING_WRITERS: (Permission.RESIZE,),
+    Sharing.COOPERATING: _CHANGES,
+    Sharing.UNCHECKED: (),
+}
 
 
 def lock_image(descriptor: int, path: str, *, writable: bool, sharing: Sharing = Sharing.EXCLUSIVE) -> None:
@@ -74,7 +91,7 @@ def lock_image(descriptor: int, path: str, *, writable: bool, sharing: Sharing =
     reader goes on with a warning (RuntimeWarning).
     """
     has = _WRITER if writable else _READER
-    refuses = _CHANGES if writable and sharing is Sharing.WITH_COOPERATING_WRITERS else _REFUSED[sharing]
+    refuses = (_REFUSED_BY_WRITERS if writable else _REFUSED_BY_READERS)[sharing]
     mine = [_HAS_BASE + p for p in has] + [_REFUSES_BASE + p for p in refuses]
     try:
         for byte in mine:
@@ -130,6 +147,9 @@ def _conflict(
             writes, wants_it_alone = _HAS_BASE + Permission.WRITE, _REFUSES_BASE + Permission.WRITE
             both = _held_by_another(descriptor, writes) and _held_by_another(descriptor, wants_it_alone)
             return writes if both else None
+        case Sharing.COOPERATING if Permission.WRITE in has:
+            refuses_writers = _REFUSES_BASE + Permission.WRITE
+            return refuses_writers if _held_by_another(descriptor, refuses_writers) else None
         case _:
             against = [_REFUSES_BASE + p for p in has] + [_HAS_BASE + p for p in refuses]
             return next((byte for byte in against if _held_by_another(descriptor, byte)), None)
@@ -199,6 +219,14 @@ def refuse_writers(descriptor: int, *, refused: bool) -> None:
     for permission in _CHANGES:
         with suppress(OSError):  # a host without such locks
             _set(descriptor, fcntl.F_RDLCK if refused else fcntl.F_UNLCK, _REFUSES_BASE + permission)
+
+
+def refuse_as(descriptor: int, *, writable: bool, sharing: Sharing) -> None:
+    """Have the lock of an open file refuse what such a use of it refuses, and no more."""
+    refused = (_REFUSED_BY_WRITERS if writable else _REFUSED_BY_READERS)[sharing]
+    for permission in _CHANGES:
+        with suppress(OSError):  # a host without such locks
+            _set(descriptor, fcntl.F_RDLCK if permission in refused else fcntl.F_UNLCK, _REFUSES_BASE + permission)
 
 
 def _set(descriptor: int, kind: int, byte: int) -> None:

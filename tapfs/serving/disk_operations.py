@@ -15,9 +15,19 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import trio
 
 from tapfs.disk.leaf import exchange, overlay_for_name
-from tapfs.disk.live import Overlaid, image_over, let_others_read, overlay_on, require_room_in_chain, resized
+from tapfs.disk.live import (
+    Overlaid,
+    image_over,
+    let_others_in,
+    let_others_read,
+    overlay_on,
+    refuse_others,
+    require_room_in_chain,
+    resized,
+)
 from tapfs.disk.password import given_password
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.host.lock import Sharing
 from tapfs.host.sandbox import confinement
 from tapfs.serving.log import log
 from tapfs.serving.threads import in_thread
@@ -86,8 +96,8 @@ class DiskOperations:
     """The operations on one disk; each is done whole or not at all. All raise ImageError.
 
     A front end says in a subclass how what is to last is noted, and how its users are told of another size. `changing`
-    keeps operations apart. `mode`: "r", "w" or "w!". `key_file` has the password of an encrypted image. `plan_log`:
-    None where nobody outlives this process who was told that a write is done.
+    keeps operations apart. `mode`: "r", "w" or "w!". `sharing`: who is let in beside us. `key_file` has the password of
+    an encrypted image. `plan_log`: None where nobody outlives this process who was told that a write is done.
     """
 
     def __init__(
@@ -98,11 +108,13 @@ class DiskOperations:
         *,
         mode: str,
         key_file: str | Sequence[str] | None,
+        sharing: Sharing = Sharing.EXCLUSIVE,
     ) -> None:
         self._disk = disk
         self._plan_log = plan_log
         self._changing = changing
         self._mode = mode
+        self._sharing = sharing
         self._key_file = key_file
         #: Whether the disk is paused only for as long as somebody holds it.
         self.held_at_rest = False
@@ -222,22 +234,29 @@ class DiskOperations:
             if not os.path.isabs(file):
                 raise ImageError(ErrorKind.INVALID_FORMAT, "is no absolute path", path=file, op="swap")
             require_room_in_chain(image)
-            # What takes long comes before the guest has to wait.
-            await in_thread(image.flush)
-            if keep_names:
-                overlaid = await in_thread(partial(overlay_on, image, file, size))
-            else:
-                overlaid = await in_thread(partial(overlay_for_name, image, file, size, told=self.told(image)))
             try:
-                settle = self.note_image if keep_names else partial(self._exchange, overlaid)
-                await self._put_on_top(overlaid, settle, exchanged=not keep_names)
+                await self.refuse_others()
+                return await self._swapped(image, file, size, keep_names=keep_names)
             finally:
-                overlaid.layer.close()
-            now = self._disk.image
-            if now.size != image.size:
-                await self.announce_size()
-            log.info("swapped: %s now lies over %s", now.path, now.layers[1].path)
-            return len(now.layers)
+                self.let_others_in()
+
+    async def _swapped(self, image: Image, file: str, size: int | None, *, keep_names: bool) -> int:
+        # What takes long comes before the guest has to wait.
+        await in_thread(image.flush)
+        if keep_names:
+            overlaid = await in_thread(partial(overlay_on, image, file, size))
+        else:
+            overlaid = await in_thread(partial(overlay_for_name, image, file, size, told=self.told(image)))
+        try:
+            settle = self.note_image if keep_names else partial(self._exchange, overlaid)
+            await self._put_on_top(overlaid, settle, exchanged=not keep_names)
+        finally:
+            overlaid.layer.close()
+        now = self._disk.image
+        if now.size != image.size:
+            await self.announce_size()
+        log.info("swapped: %s now lies over %s", now.path, now.layers[1].path)
+        return len(now.layers)
 
     async def resize(self, size: int | None, *, force: bool) -> None:
         """Give a raw image or RAM disk `size` bytes, or (None) see what length it has now; the guest is told.
@@ -301,6 +320,18 @@ class DiskOperations:
         self._disk.image.end_writing()  # it is a parent from now on
         password = given_password(self._key_file)
         return image_over(overlaid, self._disk.image, password=password, plan_log=self._plan_log, exchanged=exchanged)
+
+    async def refuse_others(self) -> None:
+        """Let nobody else write the disk until `let_others_in`. Raises ImageError(locked) if another does.
+
+        What others write is not among our marks, and goes into the old image where its name passes to another.
+        """
+        await in_thread(partial(refuse_others, self._disk.image))
+
+    def let_others_in(self) -> None:
+        """Share the disk with others as before."""
+        if not self._disk.image.closed:
+            let_others_in(self._disk.image, self._sharing)
 
     @asynccontextmanager
     async def alone(self) -> AsyncGenerator[None]:

@@ -174,13 +174,7 @@ class LiveJobs:
             image = self._disk.image
             await check(image)
             await in_thread(image.flush)  # what takes long comes before anybody has to wait
-            async with self._operations.at_rest():
-                try:
-                    self._serve(await in_thread(partial(job.begin, image)))
-                except BaseException:
-                    await in_thread(job.close)
-                    raise
-                self._disk.job = job
+            await self._begin(job, image)
         try:
             await in_thread(self._disk.run_job)
             async with self._operations.alone(), self._operations.at_rest():
@@ -194,6 +188,20 @@ class LiveJobs:
                 ) from error
             raise
 
+    async def _begin(self, job: LiveJob, image: Image) -> None:
+        try:
+            await self._operations.refuse_others()
+            async with self._operations.at_rest():
+                try:
+                    self._serve(await in_thread(partial(job.begin, image)))
+                except BaseException:
+                    await in_thread(job.close)
+                    raise
+                self._disk.job = job
+        except BaseException:
+            self._operations.let_others_in()
+            raise
+
     async def _complete(self, job: LiveJob, settle: Callable[[Image], Awaitable[None]]) -> None:
         self._require_open()
         now = await in_thread(job.complete)
@@ -205,6 +213,7 @@ class LiveJobs:
                 raise
             self._serve(now)
         self._disk.job = None
+        self._operations.let_others_in()
         await in_thread(job.close)
 
     async def _undo(self, job: LiveJob) -> None:
@@ -229,6 +238,7 @@ class LiveJobs:
                 self._serve(before)
         finally:
             self._disk.job = None
+            self._operations.let_others_in()
             await in_thread(job.close)
 
     def _serve(self, image: Image) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from tapfs.host.lock import SHARING_OF_MODE
 from tapfs.serving.disk_operations import DiskOperations
 from tapfs.serving.threads import in_thread
 from tapfs.ublk.record import change_record
@@ -23,7 +24,14 @@ class Operations(DiskOperations):
 
     def __init__(self, disk: ServedDisk, record: DiskRecord, plan_log: PlanLog, driver: Driver) -> None:
         self.changing = trio.Lock()
-        super().__init__(disk, plan_log, self.changing, mode=record.mode, key_file=record.key_files)
+        super().__init__(
+            disk,
+            plan_log,
+            self.changing,
+            mode=record.mode,
+            sharing=SHARING_OF_MODE[record.mode],
+            key_file=record.key_files,
+        )
         self._served = disk
         self._record = record
         self._driver = driver

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from tapfs.disk.chain import DEFAULT_CACHE_BYTES, OpenOptions
 from tapfs.host.location import locate
-from tapfs.host.lock import Sharing
+from tapfs.host.lock import SHARING_OF_MODE
 from tapfs.ublk.record import DiskRecord
-
-#: r refuses only exclusive writers, w is an exclusive writer, w! lets everybody in (tapfs/host/lock.py).
-_SHARING = {"r": Sharing.WITH_COOPERATING_WRITERS, "w": Sharing.EXCLUSIVE, "w!": Sharing.UNCHECKED}
 
 
 def open_options(record: DiskRecord, *, request_owner: int | None = None) -> OpenOptions:
@@ -19,7 +16,7 @@ def open_options(record: DiskRecord, *, request_owner: int | None = None) -> Ope
         backing_formats=_backing_formats(record),
         direct=record.direct,
         cache_bytes=DEFAULT_CACHE_BYTES if record.cache_bytes is None else record.cache_bytes,
-        sharing=_SHARING[record.mode],
+        sharing=SHARING_OF_MODE[record.mode],
         write_base=record.write_base,
         request_owner=request_owner,
     )

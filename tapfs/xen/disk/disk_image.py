@@ -1,6 +1,6 @@
 """Open the image of a guest's disk by the disk's mode, and say in xenstore's words which image is open.
 
-Mode r refuses only exclusive writers, w is an exclusive writer, w! lets everybody in (tapfs/host/lock.py).
+Mode r refuses only exclusive writers, w is an exclusive writer, w! lets in others with r or w! (tapfs/host/lock.py).
 `tapfs/disk/live.py` changes the image while a guest uses it.
 """
 
@@ -13,7 +13,7 @@ from tapfs.disk.live import SECTOR
 from tapfs.disk.opening import complete_left, open_image
 from tapfs.disk.password import given_password
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.host.lock import Sharing
+from tapfs.host.lock import SHARING_OF_MODE, Sharing
 from tapfs.records import replace
 from tapfs.serving.log import log
 from tapfs.xen.specification import DiskSpecification
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from tapfs.disk.image import Image
     from tapfs.disk.plan_log import PlanLog
     from tapfs.xen.disk.settings import DiskSettings
-
-_SHARING = {"r": Sharing.WITH_COOPERATING_WRITERS, "w": Sharing.EXCLUSIVE, "w!": Sharing.UNCHECKED}
 
 
 def open_disk(settings: DiskSettings, plan_log: PlanLog) -> Image:
@@ -56,7 +54,7 @@ def look_at_disk(settings: DiskSettings) -> Image:
 
 def options_of(settings: DiskSettings) -> OpenOptions:
     """How the image of the disk is opened."""
-    return _options(settings, writable=settings.mode != "r", sharing=_SHARING[settings.mode])
+    return _options(settings, writable=settings.mode != "r", sharing=SHARING_OF_MODE[settings.mode])
 
 
 def _options(settings: DiskSettings, *, writable: bool, sharing: Sharing) -> OpenOptions:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.host.lock import SHARING_OF_MODE
 from tapfs.serving.disk_operations import DiskOperations
 from tapfs.xen.disk.disk_image import specification_of, swap_note
 from tapfs.xen.host import find_host
@@ -27,7 +28,14 @@ class Operations(DiskOperations):
     """The operations on one backend's disk; each is done whole or not at all. All raise ImageError."""
 
     def __init__(self, backend: Backend, settings: DiskSettings, plan_log: PlanLog) -> None:
-        super().__init__(backend.disk, plan_log, backend.changing, mode=settings.mode, key_file=settings.key_files)
+        super().__init__(
+            backend.disk,
+            plan_log,
+            backend.changing,
+            mode=settings.mode,
+            sharing=SHARING_OF_MODE[settings.mode],
+            key_file=settings.key_files,
+        )
         self._backend = backend
         self._served = backend.disk
         self._settings = settings

@@ -126,11 +126,11 @@ async def test_settings_of_a_device_that_is_gone() -> None:
         ("w", "r", False),
         ("r", "w", False),
         ("w!", "w", False),
+        ("w", "w!", False),
         ("r", "r", True),
         ("r", "w!", True),
         ("w!", "r", True),
         ("w!", "w!", True),
-        ("w", "w!", True),
     ],
 )
 def test_who_lets_whom_in(raw: Path, tmp_path: Path, first: str, second: str, *, both: bool) -> None:
