@@ -65,7 +65,7 @@ def commit_image(
     with closing(open_for_commit(path, options, base, empties=empties)) as layers:
         _check(layers, empties=empties, password=password)
         too_small = layers.below if _is_too_small(layers) else None
-        binds = too_small is not None and unbound(layers.child)
+        binds = too_small is not None and unbound(layers.child, layers.below[0])
     if too_small is not None:
         try:
             _grow(too_small, layers.above[0].driver.geometry.virtual_size, options, password)

@@ -10,6 +10,9 @@ So the overlay matches its base at every moment. Where the format of the overlay
 left out. A crash between 2 and 3 then leaves an overlay that is refused until it is opened with `any_parent`.
 
 A base that grows first gets several identities. The overlay names none meanwhile (`unbound`, `bind`).
+
+An overlay that does not match its base before the commit was opened with `any_parent`. There is nothing to keep then:
+it names the base afterwards where its format can, and else it stays as it was.
 """
 
 from __future__ import annotations
@@ -35,10 +38,18 @@ def is_renamed(child: Driver, base: Driver) -> bool:
     return reference.identity not in (base.next_identities if isinstance(base, Renewing) else base.identities)
 
 
-def unbound(child: Layer) -> bool:
+def _matches(child: Driver, base: Driver) -> bool:
+    """Whether the child names the base by an identity that it has now."""
+    reference = child.geometry.backing
+    if reference is None or reference.identity is None or not isinstance(base, Identified):
+        return False
+    return not base.identities.isdisjoint((reference.identity, *reference.other_identities))
+
+
+def unbound(child: Layer, base: Layer) -> bool:
     """Have the child match its base whatever identity that gets; whether it named one, and is to be bound again."""
-    reference = child.driver.geometry.backing
-    if reference is None or reference.identity is None or not isinstance(child.driver, Expecting):
+    changes = isinstance(base.driver, Renewing) and _matches(child.driver, base.driver)
+    if not changes or not isinstance(child.driver, Expecting):
         return False
     execute_edit(child, child.driver.expect(None))
     return True
@@ -56,9 +67,10 @@ def begin_writing(base: Image, child: Layer) -> bool:
     Whether anything of the child was changed. What is not `Rebasable` was refused before. Raises ImageError.
     """
     renamed = is_renamed(child.driver, base.layers[0].driver)
-    if renamed:
+    matches = _matches(child.driver, base.layers[0].driver)
+    if renamed and matches:
         _expect(base, child)
-    return _begin(base, child, renamed=renamed)
+    return _begin(base, child, renamed=renamed, matches=matches)
 
 
 def begin_matching(base: Image, child: Layer) -> None:
@@ -67,7 +79,8 @@ def begin_matching(base: Image, child: Layer) -> None:
     Raises ImageError(unsupported) then.
     """
     renamed = is_renamed(child.driver, base.layers[0].driver)
-    if renamed and not _expect(base, child):
+    matches = _matches(child.driver, base.layers[0].driver)
+    if renamed and matches and not _expect(base, child):
         raise ImageError(
             ErrorKind.UNSUPPORTED,
             "names its parent by one identity, which changes with the first write to that",
@@ -75,7 +88,7 @@ def begin_matching(base: Image, child: Layer) -> None:
             op="commit",
             remedy="commit it when nobody uses it: tapfs commit FILE",
         )
-    _begin(base, child, renamed=renamed)
+    _begin(base, child, renamed=renamed, matches=matches)
 
 
 def _expect(base: Image, child: Layer) -> bool:
@@ -90,9 +103,15 @@ def _expect(base: Image, child: Layer) -> bool:
     return not named.isdisjoint(driver.next_identities)
 
 
-def _begin(base: Image, child: Layer, *, renamed: bool) -> bool:
+def _begin(base: Image, child: Layer, *, renamed: bool, matches: bool) -> bool:
     base.write_zeroes(0, 0)  # it says now that it is written, before anything else is
     if not renamed or not isinstance(child.driver, Rebasable):
         return False
-    bind(child, base.layers[0])
+    try:
+        bind(child, base.layers[0])
+    except ImageError as error:
+        # The child's format has no name for such a base: it needs `any_parent` as before.
+        if matches or error.kind is not ErrorKind.UNSUPPORTED:
+            raise
+        return False
     return True

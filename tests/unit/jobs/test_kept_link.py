@@ -80,3 +80,26 @@ def test_what_a_commit_has_said_in_between_is_gone_afterwards(tmp_path: Path, fo
         assert after[440:456] != bytes(16)
     with tapfs.open(over) as disk:
         assert not any(extent.depth == 0 and extent.present for extent in disk.extents())
+
+
+@pytest.mark.parametrize("grows", [False, True])
+@pytest.mark.parametrize(
+    ("over_format", "base_format"), [("vhdx", "vmdk"), ("vhdx", "raw"), ("vmdk", "vdi"), ("vhd", "vhdx")]
+)
+def test_an_overlay_is_committed_into_a_base_that_its_format_cannot_name(
+    tmp_path: Path, over_format: str, base_format: str, *, grows: bool
+) -> None:
+    size = 2 * SIZE if grows else SIZE
+    base, over = make(tmp_path, over_format, size)
+    base.unlink()
+    tapfs.create(base, base_format, SIZE)
+    tapfs.commit(over, backing_formats=[base_format], any_parent=True)
+    with tapfs.open(base, format=base_format) as disk:
+        assert disk.size >= size
+        assert disk.read(size - 512, 512) == b"x" * 512
+    with tapfs.open(over, backing_formats=[base_format], any_parent=True) as disk:
+        assert disk.read(size - 512, 512) == b"x" * 512
+        assert not any(extent.depth == 0 and extent.present for extent in disk.extents())
+    if base_format != "raw":  # which has no identity, so nothing could have been lost
+        with pytest.raises(ImageError, match="not the one that it was made over"):
+            tapfs.open(over, backing_formats=[base_format])
