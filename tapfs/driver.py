@@ -13,6 +13,7 @@ from __future__ import annotations
 from tapfs.ciphers import Argon2, Argon2Cost, Cipher, CipherAlgorithm, CipherMode, Cryptography, InitialVector, wipe
 from tapfs.driver_protocols import (
     Additive,
+    BatchStreamWriter,
     Begun,
     Checkable,
     Driver,
@@ -97,6 +98,7 @@ __all__ = [
     "Argon2",
     "Argon2Cost",
     "BackingReference",
+    "BatchStreamWriter",
     "Begun",
     "Bitmap",
     "BitmapFollower",

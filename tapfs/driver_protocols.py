@@ -280,6 +280,18 @@ class StreamWriter(Protocol):
 
 
 @runtime_checkable
+class BatchStreamWriter(StreamWriter, Protocol):
+    """A stream writer that finds the places of many granules in one call."""
+
+    def append_all(self, offsets: Sequence[int], lengths: Sequence[int]) -> Sequence[int]:
+        """The host offsets that `append` would give for each in turn.
+
+        A length is that of a compressed payload, 0 for a granule that is not compressed.
+        """
+        ...
+
+
+@runtime_checkable
 class FramedStreamWriter(StreamWriter, Protocol):
     """A stream writer whose payloads stand between other bytes, and which has every granule packed.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Protocol
 
 from tapfs.driver import HostFile
@@ -41,7 +43,7 @@ class FilledImage(Protocol):
 
 
 class QcowStreamWriter:
-    """A :class:`tapfs.driver.StreamWriter`.
+    """A :class:`tapfs.driver.BatchStreamWriter`.
 
     It holds the L2 tables of what was written, 8 bytes a cluster, until `drain` or `finish`.
     """
@@ -83,6 +85,40 @@ class QcowStreamWriter:
         self._table.entries[at] = entry
         self._table.mark(at, at + 1)
         return host_offset
+
+    def append_all(self, offsets: Sequence[int], lengths: Sequence[int]) -> list[int]:
+        """The host offsets that `append` would give for each in turn: payloads follow the one before them.
+
+        Raises as `append` does.
+        """
+        header = self._image.header
+        places: list[int] = []
+        while (at := len(places)) < len(offsets):
+            length = lengths[at]
+            places.append(self.append(offsets[at], length or header.cluster_size, compressed=length != 0))
+            end = (self._index + 1) * header.unit
+            stop = at = at + 1
+            while stop < len(offsets) and offsets[stop] < end and lengths[stop]:
+                stop += 1
+            if stop > at:
+                places += self._packed_after(offsets[at:stop], lengths[at:stop])
+        return places
+
+    def _packed_after(self, offsets: Sequence[int], lengths: Sequence[int]) -> list[int]:
+        """The places of payloads of one table at the end of the file."""
+        header, allocation, table = self._image.header, self._image.allocation, self._table
+        end = allocation.end + sum(lengths)
+        if table is None or max(lengths) >= header.cluster_size or end > 1 << (63 - header.cluster_bits):
+            pairs = zip(offsets, lengths, strict=True)
+            return [self.append(offset, length, compressed=True) for offset, length in pairs]
+        start = allocation.tail(sum(lengths), alignment=1)
+        allocation.commit(start, sum(lengths))
+        places = list(accumulate(lengths[:-1], initial=start))
+        slots = [(offset >> header.cluster_bits) & (header.l2_entries - 1) for offset in offsets]
+        for slot, place, length in zip(slots, places, lengths, strict=True):
+            table.entries[slot] = compressed_entry(place, length, header.cluster_bits)
+        table.mark(slots[0], slots[-1] + 1)
+        return places
 
     @property
     def unflushed_bytes(self) -> int:

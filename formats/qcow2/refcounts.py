@@ -10,7 +10,7 @@ The table itself grows by a whole new table, which one write of the header's fie
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from tapfs.driver import HostFile, HostSpace
 from tapfs.errors import ErrorKind, ImageError
@@ -122,6 +122,25 @@ class Refcounts(RefcountBlocks):
             changed.mark(*self.counting.byte_range(inside, part))
             first, count = first + part, count - part
             self.end = max(self.end, first << self._header.cluster_bits)
+
+    def can_raise(self, first: int, count: int, by: int) -> bool:
+        """Whether the last `count` clusters of the file have blocks, and their counts can be raised `by` so much.
+
+        Only the first of them may have a count already.
+        """
+        indices = range(first // self.per_block, (first + count - 1) // self.per_block + 1)
+        return all(self.block(index) is not None for index in indices) and self.get(first) + by <= self.counting.largest
+
+    def raise_by(self, first: int, numbers: Sequence[int]) -> None:
+        """Raise the counts of clusters from `first` on by one number each, as far as `can_raise` says."""
+        at = 0
+        for index, inside, part in self._parts([ClusterRun(first, len(numbers))]):
+            changed = self._change(index)
+            for slot, number in enumerate(numbers[at : at + part], inside):
+                self.counting.put(changed.entries, slot, self.counting.get(changed.entries, slot) + number)
+            changed.mark(*self.counting.byte_range(inside, part))
+            at += part
+        self.end = max(self.end, (first + len(numbers)) << self._header.cluster_bits)
 
     def share(self, first: int, count: int) -> None:
         """Raise the counts of `count` clusters that are in use by one, for another disk that refers to them.

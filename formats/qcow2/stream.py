@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Protocol
 
 from tapfs.errors import ErrorKind, ImageError
@@ -49,7 +51,7 @@ class StreamedImage(Protocol):
 
 
 class Qcow2StreamWriter:
-    """A :class:`tapfs.driver.StreamWriter`.
+    """A :class:`tapfs.driver.BatchStreamWriter`.
 
     It holds the tables and counts of what was written until `drain` or `finish`.
     """
@@ -69,7 +71,7 @@ class Qcow2StreamWriter:
         that is not smaller than a cluster.
         """
         header = self._image.header
-        unit, inside = divmod(offset >> header.cluster_bits, header.slice_entries)
+        unit = (offset >> header.cluster_bits) // header.slice_entries
         if unit != self._unit or self._slice is None:
             self._slice, self._unit = self._image.owned_slice(unit), unit
         if compressed:
@@ -79,14 +81,32 @@ class Qcow2StreamWriter:
             host_offset = self._image.space.take_tail(header.cluster_size, alignment=header.cluster_size)
             self._count(host_offset, header.cluster_size)
             word = host_offset | COPIED
-        words = header.l2_entry_bytes // WORD
-        if words > 1:
-            if self._slice.entries[inside * words]:  # a place that none of its subclusters uses
-                self._image.release(self._slice.entries, inside, inside + 1)
-            self._slice.entries[inside * words + 1] = 0 if compressed else ALL_ALLOCATED
-        self._slice.entries[inside * words] = word
-        self._slice.mark(inside * words, (inside + 1) * words)
+        self._link([offset >> header.cluster_bits], [word], 0 if compressed else ALL_ALLOCATED)
         return host_offset
+
+    def append_all(self, offsets: Sequence[int], lengths: Sequence[int]) -> list[int]:
+        """The host offsets that `append` would give for each in turn: most follow the one before them.
+
+        Raises as `append` does.
+        """
+        header = self._image.header
+        places: list[int] = []
+        while (at := len(places)) < len(offsets):
+            packed = lengths[at] != 0
+            places.append(self.append(offsets[at], lengths[at] or header.cluster_size, compressed=packed))
+            end = (self._unit + 1) * header.unit
+            stop = at = at + 1
+            while stop < len(offsets) and offsets[stop] < end and (lengths[stop] != 0) == packed:
+                stop += 1
+            if stop == at:
+                continue
+            clusters = [offset >> header.cluster_bits for offset in offsets[at:stop]]
+            added = self._packed_after(clusters, lengths[at:stop]) if packed else self._plain_after(clusters)
+            places += added or (
+                self.append(offset, length or header.cluster_size, compressed=packed)
+                for offset, length in zip(offsets[at:stop], lengths[at:stop], strict=True)
+            )
+        return places
 
     @property
     def unflushed_bytes(self) -> int:
@@ -105,6 +125,56 @@ class Qcow2StreamWriter:
     def drained(self, executed: Plan) -> None:
         """The tables need not be held any more."""
         self._image.flushed(executed)
+
+    def _packed_after(self, clusters: Sequence[int], lengths: Sequence[int]) -> list[int]:
+        """Places for payloads of one slice that follow the last one; none where one of them may lie elsewhere."""
+        image, bits = self._image, self._image.header.cluster_bits
+        starts = list(accumulate(lengths, initial=self._at))
+        end = starts.pop()
+        first, last = self._at >> bits, (round_up(end, SECTOR) - 1) >> bits
+        follow = self._at == image.space.end and max(lengths) < image.header.cluster_size
+        counted = follow and image.refcounts.can_raise(first, last - first + 1, len(lengths))
+        if not counted or end > 1 << packed_bits(bits):
+            return []
+        image.space.take_tail(end - self._at, alignment=1)
+        self._at = end
+        numbers = [0] * (last - first + 1)
+        for start, length in zip(starts, lengths, strict=True):
+            low, high = (start >> bits) - first, ((round_up(start + length, SECTOR) - 1) >> bits) - first
+            numbers[low] += 1
+            if high > low:  # a payload is smaller than a cluster
+                numbers[high] += 1
+        image.refcounts.raise_by(first, numbers)
+        pairs = zip(starts, lengths, strict=True)
+        self._link(clusters, [compressed_word(start, length, bits) for start, length in pairs], 0)
+        return starts
+
+    def _plain_after(self, clusters: Sequence[int]) -> list[int]:
+        """The places of plain clusters of one slice at the end; none where one may lie elsewhere."""
+        image, header = self._image, self._image.header
+        size, start = header.cluster_size, image.space.end
+        if not image.refcounts.can_raise(start >> header.cluster_bits, len(clusters), 1):
+            return []
+        places = list(range(start, start + len(clusters) * size, size))
+        image.space.take_tail(len(clusters) * size, alignment=size)
+        image.refcounts.raise_counts(start >> header.cluster_bits, len(clusters))
+        self._link(clusters, [place | COPIED for place in places], ALL_ALLOCATED)
+        return places
+
+    def _link(self, clusters: Sequence[int], words: Sequence[int], subclusters: int) -> None:
+        """Set the entries of clusters of the slice at hand, of an extended one with the bits of its subclusters."""
+        if self._slice is None:
+            raise AssertionError("nothing was appended before")
+        header, entries = self._image.header, self._slice.entries
+        each, first = header.l2_entry_bytes // WORD, self._unit * header.slice_entries
+        for cluster, word in zip(clusters, words, strict=True):
+            at = (cluster - first) * each
+            if each > 1:
+                if entries[at]:  # a place that none of its subclusters uses
+                    self._image.release(entries, cluster - first, cluster - first + 1)
+                entries[at + 1] = subclusters
+            entries[at] = word
+        self._slice.mark((clusters[0] - first) * each, (clusters[-1] - first + 1) * each)
 
     def _packed_place(self, length: int) -> int:
         """Payloads follow one another. Each counts for every cluster that its sectors lie in."""

@@ -6,13 +6,14 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from tapfs.driver import Codec, Driver, FramedStreamWriter, Streamable, StreamWriter
+from tapfs.driver import BatchStreamWriter, Codec, Driver, FramedStreamWriter, Streamable, StreamWriter
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.plan import Plan
 
 if TYPE_CHECKING:
     from tapfs.disk.engine_chain import EngineChain
     from tapfs.kernel.engine import Buffer
+    from tapfs.kernel.window_packer import PackedUnits
 
 #: Metadata is written when it has grown to this many bytes, so memory stays bounded.
 _UNFLUSHED_LIMIT = 8 << 20
@@ -51,6 +52,8 @@ class StreamTarget:
         self._forwards = forwards
         # Asked for once: looking whether an object has a protocol costs more than packing a granule.
         self._framed = writer if isinstance(writer, FramedStreamWriter) else None
+        whole = self._framed is None and not forwards
+        self._batched = writer if whole and isinstance(writer, BatchStreamWriter) else None
         self._gathered = bytearray()
         self._gathered_at = 0
 
@@ -73,6 +76,21 @@ class StreamTarget:
         padded = data if len(data) == self.granule else bytes(data).ljust(self.granule, b"\0")
         self._engine.write_host(0, host_offset, padded, guest_offset=offset)
 
+    def write_units(self, units: PackedUnits) -> None:
+        """The granules of a window, in order; the driver is asked once for all of them, where it can."""
+        if self._batched is None:
+            for offset, payload, memory in units.each():
+                if payload is None:
+                    self.write_plain(offset, memory)
+                else:
+                    self.write_compressed(offset, payload)
+            return
+        self._put()
+        self._bound()
+        places = self._batched.append_all(units.offsets, units.lengths)
+        for run in units.runs(places):
+            self._engine.write_host(0, run.host_offset, run.data, guest_offset=run.offset)
+
     def finish(self) -> None:
         """Write the metadata; the image is complete and durable."""
         self._put()
@@ -92,14 +110,18 @@ class StreamTarget:
             self._gathered = bytearray()
 
     def _append(self, offset: int, host_length: int, *, compressed: bool) -> int:
-        if self._writer.unflushed_bytes > _UNFLUSHED_LIMIT:
-            self._put()
-            self._execute(self._writer.drain())
+        self._bound()
         place = self._writer.append(offset, host_length, compressed=compressed)
         if self._forwards and self._writer.unflushed_bytes:
             self._put()
             self._execute(self._writer.drain())
         return place
+
+    def _bound(self) -> None:
+        """Write the metadata if much of it waits."""
+        if self._writer.unflushed_bytes > _UNFLUSHED_LIMIT:
+            self._put()
+            self._execute(self._writer.drain())
 
     def _execute(self, plan: Plan) -> None:
         self._engine.execute(plan)

@@ -1,21 +1,23 @@
-"""Fill a new image as a stream of compressed granules: threads read and pack, the caller's appends in order."""
+"""Fill a new image as a stream of compressed granules: threads read and pack, the caller's appends in order.
+
+Where the engine can read by itself, the threads are the engine's, and no granule costs a call of Python.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from tapfs.disk.image import Image
 from tapfs.jobs.copying import CopyOptions, data_windows
 from tapfs.jobs.early_writeback import EarlyWriteback
 from tapfs.jobs.pace import Pace
-from tapfs.jobs.pipeline import WINDOW_BYTES, BufferPool, in_order, processors
-from tapfs.kernel.engine import compress, find_data
+from tapfs.jobs.pipeline import WINDOW_BYTES, in_order, processors
+from tapfs.kernel.window_packer import PackedUnits, PackingRoom, WindowPacker
 from tapfs.records import NamedTuple
 
 if TYPE_CHECKING:
-    import mmap
-
-    from tapfs.disk.image import Image
     from tapfs.jobs.sources import Source
     from tapfs.kernel.ranges import Ranges
 
@@ -23,20 +25,12 @@ if TYPE_CHECKING:
 _WAITING = 2
 
 
-class _Granule(NamedTuple):
-    """A granule with data: where it is in the disk and in the buffer; its payload, None if it did not shrink."""
-
-    offset: int
-    start: int
-    payload: bytes | None
-
-
 class _Packed(NamedTuple):
-    """Whole granules that were read and packed."""
+    """The disk up to `until`, its granules with data, and the room that holds them."""
 
     until: int
-    buffer: mmap.mmap
-    granules: list[_Granule]
+    units: PackedUnits
+    room: PackingRoom
 
 
 def copy_packed(
@@ -48,35 +42,60 @@ def copy_packed(
     writer = target.stream_writer()
     granule = writer.granule
     window_bytes = -(-WINDOW_BYTES // granule) * granule
-    buffers = BufferPool(window_bytes)
-
-    def prepare(ranges: Ranges) -> _Packed:
-        buffer = buffers.take()
-        source.read_ranges(ranges, buffer)
-        granules: list[_Granule] = []
-        begin = 0
-        with memoryview(buffer) as view:
-            for offset, length in ranges:
-                for start, size in find_data(view[begin : begin + length], granule):
-                    payloads = compress(writer.codec, view[begin + start : begin + start + size], granule)
-                    for number, payload in enumerate(payloads):
-                        at = start + number * granule
-                        granules.append(_Granule(offset + at, begin + at, payload))
-                begin += length
-        return _Packed(ranges.until, buffer, granules)
-
-    workers = min(options.workers or processors(), processors())
     windows = data_windows(source, window_bytes, align=granule)
+    workers = min(options.workers or processors(), processors())
+    packing = _Packing(source, lambda: PackingRoom(writer.codec, granule, window_bytes))
     with EarlyWriteback(target.engine_disk) as writeback:
-        for packed in in_order(windows, prepare, workers=workers, ahead=workers + _WAITING):
-            with memoryview(packed.buffer) as view:
-                for offset, start, payload in packed.granules:
-                    if payload is None:
-                        writer.write_plain(offset, view[start : start + granule])
-                    else:
-                        writer.write_compressed(offset, payload)
-                    pace.moved(granule if payload is None else len(payload))
-                    writeback.wrote(granule if payload is None else len(payload))
-            buffers.give_back(packed.buffer)
+        for packed in packing.of(windows, workers):
+            writer.write_units(packed.units)
+            length = packed.units.length
+            packing.rooms.append(packed.room)
+            pace.moved(length)
+            writeback.wrote(length)
             progress(packed.until, source.size)
     writer.finish()
+
+
+class _Packing:
+    """The windows of a disk, read and packed, in order. `rooms` are those that are not used at the moment."""
+
+    def __init__(self, source: Source, new_room: Callable[[], PackingRoom]) -> None:
+        self._source = source
+        self._new_room = new_room
+        self.rooms: deque[PackingRoom] = deque()
+
+    def of(self, windows: Iterator[Ranges], workers: int) -> Iterator[_Packed]:
+        """Each window, packed by so many threads."""
+        ahead = workers + _WAITING
+        source = self._source
+        if not isinstance(source, Image) or source.is_fetched:
+            yield from in_order(windows, self._prepare, workers=workers, ahead=ahead)
+            return
+        with WindowPacker(source.engine_disk, threads=workers - 1, capacity=ahead) as packer:
+            self._fill(packer, windows, ahead)
+            while packer:
+                ranges, room = packer.take()
+                if not room.is_packed:  # the engine could not read it by itself
+                    self._pack(ranges, room)
+                self._fill(packer, windows, ahead)  # so that threads pack while this is written
+                yield _Packed(ranges.until, room.units(), room)
+
+    def _fill(self, packer: WindowPacker, windows: Iterator[Ranges], ahead: int) -> None:
+        """Have so many windows packed ahead, if there are."""
+        while len(packer) < ahead and (ranges := next(windows, None)) is not None:
+            packer.add(ranges, self._room())
+
+    def _prepare(self, ranges: Ranges) -> _Packed:
+        room = self._room()
+        self._pack(ranges, room)
+        return _Packed(ranges.until, room.units(), room)
+
+    def _pack(self, ranges: Ranges, room: PackingRoom) -> None:
+        self._source.read_ranges(ranges, room.plain)
+        room.pack(ranges)
+
+    def _room(self) -> PackingRoom:
+        try:
+            return self.rooms.pop()
+        except IndexError:
+            return self._new_room()

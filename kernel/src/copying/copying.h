@@ -1,5 +1,5 @@
 /*
- * Windows of a disk that threads read and search for zeros, while their owner writes those before. The owner is one
+ * Windows of a disk that threads read and search for zeros, and pack, while their owner writes those before. The owner is one
  * thread; it works, too, whenever it would otherwise wait for work that nobody has begun. Where the target is plain, who
  * reads writes, too: the bytes are still in the processor's cache, and the owner has nothing to do.
  */
@@ -9,6 +9,13 @@
 #include "engine/engine.h"
 
 /* cffi: begin */
+
+/* A granule with data of a window that is packed. */
+typedef struct {
+    uint64_t offset; /* in the disk */
+    uint64_t at;     /* of its payload in `packed`, or of itself in `buffer` */
+    uint64_t length; /* of its payload; 0: it does not shrink */
+} tapfs_packed_unit;
 
 /* A piece that is copied has so many ranges at most. */
 #define TAPFS_PIECE_RANGES 64
@@ -21,6 +28,9 @@
  * `segments` has room for those of one piece and TAPFS_PIECE_RANGES more. `written` bytes of data are in the target then,
  * all of them if it is `copied`, and the host begins to write them. If not, `outcome` says why, and what is written may
  * be written again.
+ *
+ * With a `codec` the ranges are whole granules. They are read, and each granule that is no zeros becomes a unit, in their
+ * order; payloads follow one another in `packed`, which is as large as the ranges. `units` has room for all granules.
  */
 typedef struct {
     const tapfs_range *ranges;
@@ -34,6 +44,10 @@ typedef struct {
     uint64_t buffer_bytes;
     uint64_t written;
     uint8_t copied; /* 1: all of them */
+    uint32_t codec; /* TAPFS_CODEC_NONE: they are not packed */
+    uint8_t *packed;
+    tapfs_packed_unit *units;
+    uint64_t unit_count;
 } tapfs_window;
 
 typedef struct tapfs_window_reader tapfs_window_reader;
@@ -49,6 +63,9 @@ int tapfs_window_reader_add(tapfs_window_reader *reader, tapfs_window *window);
 int tapfs_window_reader_ready(tapfs_window_reader *reader);
 /* The window that was added first, once it is read; NULL: there is none. */
 tapfs_window *tapfs_window_reader_take(tapfs_window_reader *reader);
+
+/* Pack a window whose buffer somebody else has filled, in the caller's thread; `outcome` says how that ended. */
+void tapfs_pack_window(tapfs_window *window);
 
 /* cffi: end */
 

@@ -6,7 +6,6 @@
 
 #include "common.h"
 #include "copying/internal.h"
-#include "engine/bytes.h"
 
 enum state { WAITING, BEGUN, ENDED };
 
@@ -25,6 +24,7 @@ struct tapfs_window_reader {
     uint32_t thread_count, capacity;
     uint64_t first, next; /* numbers of windows: those from `first` to before `next` are here */
     pthread_t *threads;
+    tapfs_packers *packers; /* the owner's */
     struct place *places; /* of window N: N modulo capacity */
 };
 
@@ -46,8 +46,8 @@ static struct place *begin_one(const tapfs_window_reader *reader)
     return NULL;
 }
 
-/* Under the lock, which is let go of meanwhile. */
-static void read_window(tapfs_window_reader *reader, struct place *place)
+/* Under the lock, which is let go of meanwhile. `packers` are the thread's. */
+static void read_window(tapfs_window_reader *reader, struct place *place, tapfs_packers **packers)
 {
     tapfs_window *window = place->window;
     size_t zeros = 0;
@@ -57,7 +57,9 @@ static void read_window(tapfs_window_reader *reader, struct place *place)
         copy_window(window, reader->disk, &reader->writing);
     } else {
         tapfs_read_ranges(reader->disk, window->ranges, window->range_count, 0, window->buffer, &window->outcome);
-        if (window->outcome.status == TAPFS_DONE) {
+        if (window->outcome.status == TAPFS_DONE && window->codec != TAPFS_CODEC_NONE) {
+            pack_window(window, packers);
+        } else if (window->outcome.status == TAPFS_DONE) {
             window->segment_count = tapfs_find_segments(window->ranges, window->range_count, window->buffer, NULL,
                                                         window->granule, window->segments, NULL, &zeros);
         }
@@ -70,6 +72,7 @@ static void read_window(tapfs_window_reader *reader, struct place *place)
 static void *work(void *argument)
 {
     tapfs_window_reader *reader = argument;
+    tapfs_packers *packers = NULL;
 
     pthread_mutex_lock(&reader->mutex);
     while (!reader->stopping) {
@@ -77,10 +80,11 @@ static void *work(void *argument)
         if (place == NULL) {
             pthread_cond_wait(&reader->added, &reader->mutex);
         } else {
-            read_window(reader, place);
+            read_window(reader, place, &packers);
         }
     }
     pthread_mutex_unlock(&reader->mutex);
+    tapfs_packers_free(packers);
     return NULL;
 }
 
@@ -139,6 +143,7 @@ void tapfs_window_reader_free(tapfs_window_reader *reader)
     pthread_cond_destroy(&reader->added);
     pthread_mutex_destroy(&reader->mutex);
     pthread_mutex_destroy(&reader->writing);
+    tapfs_packers_free(reader->packers);
     free(reader->places);
     free(reader->threads);
     free(reader);
@@ -177,7 +182,7 @@ tapfs_window *tapfs_window_reader_take(tapfs_window_reader *reader)
         while (oldest->state != ENDED) {
             struct place *place = begin_one(reader); /* the oldest itself, if nobody has begun it */
             if (place != NULL) {
-                read_window(reader, place);
+                read_window(reader, place, &reader->packers);
             } else {
                 pthread_cond_wait(&reader->ended, &reader->mutex);
             }

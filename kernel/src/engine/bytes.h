@@ -58,4 +58,14 @@ int tapfs_compress(uint32_t codec, const void *buffer, uint64_t granule, size_t 
 
 /* cffi: end */
 
+/* What packing needs, for one thread at a time; each part of it is made when it is first wanted. NULL: no memory. */
+typedef struct tapfs_packers tapfs_packers;
+tapfs_packers *tapfs_packers_new(void);
+void tapfs_packers_free(tapfs_packers *packers);
+/*
+ * Compress one granule into `out`, which has room for `length` bytes; `size` is 0 where it does not shrink. 0, -EINVAL (a
+ * codec that does not pack, a length that no granule has) or -ENOMEM.
+ */
+int tapfs_pack(tapfs_packers *packers, uint32_t codec, const void *granule, uint64_t length, void *out, uint64_t *size);
+
 #endif

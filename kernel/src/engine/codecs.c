@@ -6,7 +6,9 @@
 #define ZLIB_CONST
 #include <zlib.h>
 #include <zstd.h>
+#include <zstd_errors.h>
 
+#include "engine/bytes.h"
 #include "engine/deflate.h"
 #include "engine/internal.h"
 
@@ -122,74 +124,93 @@ static int unpack_zstd(struct unpackers *unpackers, const uint8_t *payload, uint
 
 /* ---- packing */
 
-struct packer {
-    struct libdeflate_compressor *compressor;
-    size_t (*compress)(struct libdeflate_compressor *compressor, const void *in, size_t in_bytes, void *out,
-                       size_t out_bytes);
+struct tapfs_packers {
+    struct libdeflate_compressor *small, *large;
+    struct deflater *windowed;
+    ZSTD_CCtx *zstd;
 };
 
-static int pack_by_libdeflate(const struct packer *packer, const uint8_t *in, uint64_t granule, size_t count,
-                              uint8_t *out, uint64_t *sizes)
+tapfs_packers *tapfs_packers_new(void)
 {
-    if (packer->compressor == NULL) {
-        return -ENOMEM;
-    }
-    for (size_t i = 0; i < count; i++) {
-        const uint8_t *from = in + i * granule;
-        /* libdeflate would take as long as for text to find that out. */
-        sizes[i] = does_not_shrink(from, granule)
-                       ? 0
-                       : packer->compress(packer->compressor, from, granule, out, granule - 1);
-        out += sizes[i];
-    }
-    libdeflate_free_compressor(packer->compressor);
-    return 0;
+    return calloc(1, sizeof(struct tapfs_packers));
 }
 
-/* libdeflate cannot limit its window. zlib can, and takes twice the time. */
-static int pack_windowed(const uint8_t *in, uint64_t granule, size_t count, uint8_t *out, uint64_t *sizes)
+void tapfs_packers_free(tapfs_packers *packers)
 {
-    struct deflater *deflater = deflater_new();
-    if (deflater == NULL) {
-        return -ENOMEM;
+    if (packers != NULL) {
+        libdeflate_free_compressor(packers->small);
+        libdeflate_free_compressor(packers->large);
+        deflater_free(packers->windowed);
+        ZSTD_freeCCtx(packers->zstd);
+        free(packers);
     }
-    for (size_t i = 0; i < count; i++) {
-        const uint8_t *from = in + i * granule;
-        sizes[i] = does_not_shrink(from, granule) ? 0 : deflater_pack(deflater, from, granule, out, granule - 1);
-        out += sizes[i];
-    }
-    deflater_free(deflater);
-    return 0;
 }
 
-static int pack_deflate(const uint8_t *in, uint64_t granule, size_t count, uint8_t *out, uint64_t *sizes)
+/* The compressor of a level, made when it is first wanted; NULL: no memory. */
+static struct libdeflate_compressor *compressor_of(struct libdeflate_compressor **kept, int level)
+{
+    if (*kept == NULL) {
+        *kept = libdeflate_alloc_compressor(level);
+    }
+    return *kept;
+}
+
+static int pack_deflate(tapfs_packers *packers, const uint8_t *in, uint64_t granule, uint8_t *out, uint64_t *size)
 {
     /* In a granule no larger than the window no distance can exceed it, whatever libdeflate thinks. */
-    if (granule > DEFLATE_WINDOW) {
-        return pack_windowed(in, granule, count, out, sizes);
+    if (granule <= DEFLATE_WINDOW) {
+        struct libdeflate_compressor *small = compressor_of(&packers->small, SMALL_LEVEL);
+        if (small == NULL) {
+            return -ENOMEM;
+        }
+        *size = libdeflate_deflate_compress(small, in, granule, out, granule - 1);
+        return 0;
     }
-    const struct packer packer = {libdeflate_alloc_compressor(SMALL_LEVEL), libdeflate_deflate_compress};
-    return pack_by_libdeflate(&packer, in, granule, count, out, sizes);
+    /* libdeflate cannot limit its window. zlib can, and takes twice the time. */
+    if (packers->windowed == NULL) {
+        packers->windowed = deflater_new();
+    }
+    if (packers->windowed == NULL) {
+        return -ENOMEM;
+    }
+    *size = deflater_pack(packers->windowed, in, granule, out, granule - 1);
+    return 0;
 }
 
-static int pack_zlib(const uint8_t *in, uint64_t granule, size_t count, uint8_t *out, uint64_t *sizes)
+static int pack_zlib(tapfs_packers *packers, const uint8_t *in, uint64_t granule, uint8_t *out, uint64_t *size)
 {
-    const struct packer packer = {libdeflate_alloc_compressor(LARGE_LEVEL), libdeflate_zlib_compress};
-    return pack_by_libdeflate(&packer, in, granule, count, out, sizes);
+    struct libdeflate_compressor *large = compressor_of(&packers->large, LARGE_LEVEL);
+    if (large == NULL) {
+        return -ENOMEM;
+    }
+    *size = libdeflate_zlib_compress(large, in, granule, out, granule - 1);
+    return 0;
 }
 
-static int pack_zstd(const uint8_t *in, uint64_t granule, size_t count, uint8_t *out, uint64_t *sizes)
+/* The context with its parameters, made when it is first wanted; NULL: no memory. */
+static ZSTD_CCtx *zstd_of(tapfs_packers *packers)
 {
-    ZSTD_CCtx *context = ZSTD_createCCtx();
+    if (packers->zstd == NULL) {
+        packers->zstd = ZSTD_createCCtx();
+        if (packers->zstd != NULL) {
+            ZSTD_CCtx_setParameter(packers->zstd, ZSTD_c_compressionLevel, ZSTD_LEVEL);
+        }
+    }
+    return packers->zstd;
+}
+
+static int pack_zstd(tapfs_packers *packers, const uint8_t *in, uint64_t granule, uint8_t *out, uint64_t *size)
+{
+    ZSTD_CCtx *context = zstd_of(packers);
     if (context == NULL) {
         return -ENOMEM;
     }
-    for (size_t i = 0; i < count; i++) {
-        size_t packed = ZSTD_compressCCtx(context, out, granule - 1, in + i * granule, granule, ZSTD_LEVEL);
-        sizes[i] = ZSTD_isError(packed) ? 0 : packed;
-        out += sizes[i];
+    size_t packed = ZSTD_compress2(context, out, granule - 1, in, granule);
+    if (ZSTD_isError(packed)) {
+        *size = 0;
+        return ZSTD_getErrorCode(packed) == ZSTD_error_memory_allocation ? -ENOMEM : 0;
     }
-    ZSTD_freeCCtx(context);
+    *size = packed;
     return 0;
 }
 
@@ -198,19 +219,21 @@ static int pack_zstd(const uint8_t *in, uint64_t granule, size_t count, uint8_t 
 /*
  * unpack: at most `unit` bytes out of the beginning of the payload, which may have slack behind the stream, as formats
  * that count sectors have; `produced` counts them. 0, EUCLEAN or ENOMEM.
- * pack: each granule on its own; sizes[i] is 0 where one does not shrink. NULL: it only unpacks.
+ * pack: one granule; `size` is 0 where it does not shrink. 0 or -ENOMEM. NULL: it only unpacks. `looks`: the granule is
+ * looked at before, because the library would take as long as for text to find that it does not shrink.
  */
 struct codec_kind {
     int (*unpack)(struct unpackers *unpackers, const uint8_t *payload, uint64_t length, uint8_t *out, uint64_t unit,
                   size_t *produced);
-    int (*pack)(const uint8_t *in, uint64_t granule, size_t count, uint8_t *out, uint64_t *sizes);
+    int (*pack)(tapfs_packers *packers, const uint8_t *in, uint64_t granule, uint8_t *out, uint64_t *size);
+    bool looks;
     bool library; /* it is there once its library is loaded */
 };
 
 static const struct codec_kind codecs[] = {
     [TAPFS_CODEC_NONE] = {.unpack = NULL},
-    [TAPFS_CODEC_RAW_DEFLATE] = {.unpack = unpack_deflate, .pack = pack_deflate},
-    [TAPFS_CODEC_ZLIB] = {.unpack = unpack_zlib, .pack = pack_zlib},
+    [TAPFS_CODEC_RAW_DEFLATE] = {.unpack = unpack_deflate, .pack = pack_deflate, .looks = true},
+    [TAPFS_CODEC_ZLIB] = {.unpack = unpack_zlib, .pack = pack_zlib, .looks = true},
     [TAPFS_CODEC_ZSTD] = {.unpack = unpack_zstd, .pack = pack_zstd},
     [TAPFS_CODEC_BZIP2] = {.unpack = unpack_bzip2, .library = true},
     [TAPFS_CODEC_LZMA] = {.unpack = unpack_lzma, .library = true},
@@ -244,11 +267,29 @@ int unpackers_unpack(struct unpackers *unpackers, uint32_t codec, const uint8_t 
     return error;
 }
 
-int tapfs_compress(uint32_t codec, const void *buffer, uint64_t granule, size_t count, void *out, uint64_t *sizes)
+int tapfs_pack(tapfs_packers *packers, uint32_t codec, const void *granule, uint64_t length, void *out, uint64_t *size)
 {
-    if (!codec_known(codec) || codecs[codec].pack == NULL || granule < 2 ||
-        granule > MAP_UNIT_MAX) {
+    if (!codec_known(codec) || codecs[codec].pack == NULL || length < 2 || length > MAP_UNIT_MAX) {
         return -EINVAL;
     }
-    return codecs[codec].pack(buffer, granule, count, out, sizes);
+    if (codecs[codec].looks && does_not_shrink(granule, length)) {
+        *size = 0;
+        return 0;
+    }
+    return codecs[codec].pack(packers, granule, length, out, size);
+}
+
+int tapfs_compress(uint32_t codec, const void *buffer, uint64_t granule, size_t count, void *out, uint64_t *sizes)
+{
+    tapfs_packers *packers = tapfs_packers_new();
+    const uint8_t *in = buffer;
+    uint8_t *place = out;
+    int error = packers == NULL ? -ENOMEM : 0;
+
+    for (size_t i = 0; i < count && error == 0; i++) {
+        error = tapfs_pack(packers, codec, in + i * granule, granule, place, &sizes[i]);
+        place += error == 0 ? sizes[i] : 0;
+    }
+    tapfs_packers_free(packers);
+    return error;
 }
