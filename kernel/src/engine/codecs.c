@@ -17,6 +17,9 @@
 /* Of libdeflate: on 64 KiB of programs 1 % smaller than zlib's level 6, in 0.30 of its time; level 4 is 1.5 % larger. */
 #define LARGE_LEVEL 5
 #define ZSTD_LEVEL 3
+/* Tables as large as 64 KiB can use: on programs, sources, documents and byte code 0.1 % smaller and 2 % faster. */
+#define ZSTD_HASH_LOG 17
+#define ZSTD_CHAIN_LOG 16
 
 /* ---- unpacking */
 
@@ -194,6 +197,8 @@ static ZSTD_CCtx *zstd_of(tapfs_packers *packers)
         packers->zstd = ZSTD_createCCtx();
         if (packers->zstd != NULL) {
             ZSTD_CCtx_setParameter(packers->zstd, ZSTD_c_compressionLevel, ZSTD_LEVEL);
+            ZSTD_CCtx_setParameter(packers->zstd, ZSTD_c_hashLog, ZSTD_HASH_LOG);
+            ZSTD_CCtx_setParameter(packers->zstd, ZSTD_c_chainLog, ZSTD_CHAIN_LOG);
         }
     }
     return packers->zstd;
