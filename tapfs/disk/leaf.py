@@ -6,7 +6,8 @@ snapshot instead. In this order:
 
 1. the overlay is made, complete and durable, under the name of the snapshot, and names that as its parent: itself;
 2. nobody writes any more, and the image is flushed;
-3. the two names are exchanged, which is one step of the host, and made durable;
+3. the image is noted to lie below the overlay, and the two names are exchanged, which is one step of the host, and made
+   durable;
 4. writes go to the overlay.
 
 A crash before 3 leaves the image under its own name, and a file that is its own parent under the other; `_remove_left`
@@ -82,8 +83,9 @@ def exchange(image: Image, overlaid: Overlaid) -> None:
     """
     base, overlay = image.layers[0].file, overlaid.layer.file
     name = base.real_path()
-    exchange_names(name, overlay.real_path())
+    # First, so that no crash leaves a base that anybody may write. While the name is the base's own this says nothing.
     note_parent(base, name)
+    exchange_names(name, overlay.real_path())
 
 
 def require_name_passes_down(image: Image, *, told: str | None) -> None:

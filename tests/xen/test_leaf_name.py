@@ -13,9 +13,11 @@ import trio
 
 import tapfs
 from tapfs import ErrorKind, ImageError
+from tapfs.disk import leaf
 from tapfs.disk.leaf import exchange, overlay_for_name
 from tapfs.disk.live import require_room_in_chain
 from tapfs.host import ram
+from tapfs.host.exchange import exchange_names
 from tapfs.serving.disk_sandbox import FOLDERS_VARIABLE
 from tests.xen.disk_device import Devices, DiskDevice
 from tests.xen.test_disk_operations import SIZE, check_written, load_on, refused
@@ -71,8 +73,15 @@ async def test_a_guest_that_starts_again_has_what_it_wrote(
 async def test_what_went_past_the_page_cache_does_so_still(devices: Devices, raw: Path, tmp_path: Path) -> None:
     disk = await devices.serve(f"tap:aio:{raw}")
     assert directly_open(disk) == {raw.stat().st_ino}
-    await disk.ask("swap", file=str(tmp_path / "kept"))
-    assert directly_open(disk) == {raw.stat().st_ino, (tmp_path / "kept").stat().st_ino}
+    files = [raw]
+    for name, keep_names in (("kept", False), ("over", True)):
+        files.append(tmp_path / name)
+        await disk.ask("swap", file=str(files[-1]), keep_names=keep_names)
+        assert directly_open(disk) == {path.stat().st_ino for path in files}
+        await disk.kill()
+        disk.start()
+        await devices.await_socket(disk)
+        assert directly_open(disk) == {path.stat().st_ino for path in files}
 
 
 def directly_open(disk: DiskDevice) -> set[int]:
@@ -146,6 +155,28 @@ async def test_a_swap_that_ended_after_the_exchange_is_whole(devices: Devices, r
         await guest.close()
     await disk.detach()
     assert kept.read_bytes()[:1024] == header + bytes(512)
+
+
+def test_a_swap_that_ended_with_the_exchange_leaves_a_base_that_is_not_written(
+    qcow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept"
+
+    def exchange_and_end(first: str, second: str) -> None:
+        exchange_names(first, second)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(leaf, "exchange_names", exchange_and_end)
+    with tapfs.open(qcow, format="qcow", writable=True) as image:
+        overlaid = overlay_for_name(image, str(kept), None, told="qcow")
+        with pytest.raises(KeyboardInterrupt):
+            exchange(image, overlaid)
+        overlaid.layer.close()
+    with pytest.raises(ImageError, match=f"is the base of the overlay {qcow}"):
+        tapfs.open(kept, format="qcow", writable=True)
+    # Had the names not been exchanged, the note would say nothing.
+    exchange_names(str(qcow), str(kept))
+    tapfs.open(qcow, format="qcow", writable=True).close()
 
 
 async def test_the_formats_of_parents_hold_for_the_file_that_has_the_name(

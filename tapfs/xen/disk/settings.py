@@ -73,10 +73,7 @@ async def read_settings(store: Keys, device: Device) -> DiskSettings:
 
     if await read("state") is None:
         raise ImageError(ErrorKind.NOT_FOUND, "is gone", path=device.backend, op="read the settings")
-    text = await read("tapfs/spec") or await read("params")
-    if not text:
-        raise ImageError(ErrorKind.INVALID_FORMAT, "names no image", path=f"{device.backend}/params", op="parse")
-    specification = parse_specification(text)
+    specification = _specification(device, await read("params"), await read("tapfs/spec"))
     if specification.format is None:
         specification = specification._replace(format=await read("tapfs/format") or None)
     if await read("tapfs/direct") == "1":
@@ -117,6 +114,21 @@ async def read_settings(store: Keys, device: Device) -> DiskSettings:
         memory=await number("memory", 1) or DEFAULT_MEMORY,
         open_files=await number("open-files", 1) or DEFAULT_OPEN_FILES,
     )
+
+
+def _specification(device: Device, said: str | None, served: str | None) -> DiskSpecification:
+    """The image that is `served`, if another than the toolstack has `said`, with all else that the toolstack said."""
+    if not (said or served):
+        raise ImageError(ErrorKind.INVALID_FORMAT, "names no image", path=f"{device.backend}/params", op="parse")
+    if not served:
+        return parse_specification(said or "")
+    image = parse_specification(served)
+    if not said:
+        return image
+    first = parse_specification(said)
+    # The formats of the parents are noted with the image.
+    options = tuple(option for option in first.options if option[0] != "backing-formats")
+    return image._replace(direct=first.direct or image.direct, mode=first.mode, options=options)
 
 
 async def _key_files(read: Callable[[str], Awaitable[str | None]], specification: DiskSpecification) -> tuple[str, ...]:

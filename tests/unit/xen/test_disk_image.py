@@ -11,6 +11,7 @@ import pytest
 import tapfs
 from tapfs import ErrorKind, ImageError
 from tapfs.disk.plan_log import PlanLog
+from tapfs.records import replace
 from tapfs.xen.device import Device
 from tapfs.xen.disk.disk_image import open_disk
 from tapfs.xen.disk.settings import DEFAULT_MEMORY, DiskSettings, read_settings
@@ -232,6 +233,17 @@ async def test_what_xl_cannot_say_stands_in_the_target() -> None:
     assert (found.nice, found.mode) == (7, "r")
     with pytest.raises(ImageError, match="nice"):
         await settings_of(params="tap:qcow,nice=x:/a")
+
+
+async def test_what_the_disk_string_says_holds_for_what_is_served_instead() -> None:
+    """After `swap --keep-names` of a disk of xl's, whose keys tell the next process nothing but the image."""
+    target = "tap:aio,key-file=/k,nice=5,wait-on=nothing,grants=persistent,memory=1000,backing-formats=vhd:/a,xvda,w!"
+    found = await settings_of(params=target, mode="w", tapfs_spec="tap:qcow:/b")
+    before = await settings_of(params=target, mode="w")
+    assert (found.specification.path, found.specification.format) == ("/b", "qcow")
+    assert found.specification.direct
+    assert found == replace(before, specification=found.specification, backing_formats=())
+    assert (before.key_files, before.nice, before.wait_on, before.mode) == (("/k",), 5, "nothing", "w!")
 
 
 async def test_discards_can_be_forbidden() -> None:
