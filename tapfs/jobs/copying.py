@@ -44,9 +44,10 @@ _MOST_ZERO_WINDOWS = 1 << 12
 _SECTOR = 512
 #: A window that goes through the target's driver, which is asked once for all of it.
 _WINDOW_BYTES = 2 * WINDOW_BYTES
-#: A window that goes straight into a plain file, and the pieces of it, which the cache of a processor holds.
+#: A window that goes straight into a plain file, and the pieces of it, of which one is written at a time. A thread
+#: takes as long to wake for its turn as the host takes to write 150 KiB, so with smaller ones nobody writes for long.
 _STRAIGHT_WINDOW_BYTES = 8 << 20
-_STRAIGHT_PIECE_BYTES = 256 << 10
+_STRAIGHT_PIECE_BYTES = 2 << 20
 #: Segments that are as long on average are written back early. Shorter ones lie apart in the files of most formats: to
 #: bring their pages to the disk beside the thread that writes took a third longer than by the barrier at the end.
 _DENSE_BYTES = 64 << 10

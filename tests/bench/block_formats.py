@@ -5,12 +5,15 @@ large, and `qemu-io` has written 6 % of its pieces of 4 KiB, in random order, to
 
 tapfs ends with fdatasync. qemu-img leaves what it wrote in the page cache, so `sync -d` follows it ("synced"). Of a
 conversion there are two contenders: qemu-img as it is, and with 16 coroutines that write in any order (`-m 16 -W`).
-A conversion to raw has the host's calls alone as a third one (plain_copy.c): a ratio of 1 to them is the bound.
+A conversion to raw has the host's calls alone as a third one (plain_copy.c, two threads): a ratio of 1 to them is the
+bound. $TAPFS names another tapfs than the one beside this Python: in the venv of a developer Python finds modules more
+slowly than in an installation.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -51,7 +54,7 @@ def plain_copy(program: Path, tapfs: str, image: Path, out: Path) -> list[str]:
 
 def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
     """The rows: ordered and fragmented conversions both ways, map and compare of the fragmented ones."""
-    tapfs = str(Path(sys.executable).with_name("tapfs"))
+    tapfs = os.environ.get("TAPFS", str(Path(sys.executable).with_name("tapfs")))
     name, newest = list(qemus.items())[-1]
     program = build(work, "plain_copy")
     out, mixed, sparse = work / "out", work / "mixed.raw", work / "fragmented.raw"

@@ -1,6 +1,6 @@
 /*
- * Copy a window into a plain target, piece by piece through a buffer that the cache of a processor holds. Data that zeros
- * surround is kept at the start of the buffer until there is enough of it: each write waits for those of other threads.
+ * Copy a window into a plain target, piece by piece through one buffer. Data that zeros surround is kept at the start of
+ * the buffer until there is enough of it: each write waits for those of other threads.
  */
 #include <string.h>
 
