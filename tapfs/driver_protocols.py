@@ -169,6 +169,18 @@ class Uncovering(WritableDriver, Protocol):
 
 
 @runtime_checkable
+class PlaceKeeping(Uncovering, Protocol):
+    """An uncovering driver of which each granule may have one place only, and the same for ever.
+
+    So no plan of a flush can free the place of what was uncovered: a writer may have taken it again meanwhile.
+    """
+
+    def unused_places(self) -> Plan:
+        """The discards of all places that no granule has; nobody writes until they are executed."""
+        ...
+
+
+@runtime_checkable
 class Additive(WritableDriver, Protocol):
     """A writable driver that says what a commit adds to the plan of the next flush, at a cost of the commit alone.
 

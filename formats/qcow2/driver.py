@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from tapfs.driver import BackingReference, Bitmap, CheckReport, Driver, ProgressCallback
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.extent import Range
+from tapfs.extent import Extent, Kind, Range, clip, merge
 from tapfs.formats.qcow2.bitmaps import bitmap_named, read_bitmaps
-from tapfs.formats.qcow2.header import BITMAPS
+from tapfs.formats.qcow2.header import BITMAPS, RAW_DATA_FILE
 from tapfs.formats.qcow2.reader import Qcow2Reader
-from tapfs.plan import Plan
+from tapfs.plan import Discard, Plan, plan
 
 
 class Qcow2Driver(Qcow2Reader):
@@ -64,5 +64,19 @@ class Qcow2Driver(Qcow2Reader):
 
     @property
     def can_uncover(self) -> bool:
-        """Whether clusters can be forgotten: in a data file each has its place for ever."""
-        return not self.data_number
+        """Whether clusters can be forgotten: who knows a raw data file alone reads all of them there."""
+        return not (self.data_number and self.header.autoclear & RAW_DATA_FILE)
+
+    def unused_places(self) -> Plan:
+        """Holes in a data file for what no entry leads to; see :meth:`tapfs.driver.PlaceKeeping.unused_places`."""
+        end = self.data_file.size() if self.data_number and self.can_uncover else 0
+        inside = min(self.size, end)
+        at, found = 0, list[Extent]()
+        while at < inside:
+            nothing = self.empty_run(at, inside)
+            found += self.map(at, min(self.header.unit, inside - at)) if nothing is None else [nothing]
+            at = found[-1].end
+        if at < end:  # the end of the last cluster, which the disk does not have
+            found.append(Extent(at, end - at, Kind.UNALLOCATED))
+        unused = (each for each in clip(merge(found), 0, end) if each.kind is Kind.UNALLOCATED)
+        return plan([Discard(self.data_number, each.offset, each.length) for each in unused])

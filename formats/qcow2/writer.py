@@ -109,7 +109,9 @@ class WritableQcow2Driver(Qcow2Driver):
     def commit(self, reservation: Reservation) -> None:
         """Publish the new map; durable after the next flush."""
         self._open.remove(reservation)
-        if reservation.operation is not Operation.WRITE and not self.data_number:
+        if reservation.operation is Operation.UNCOVER or (
+            reservation.operation is not Operation.WRITE and not self.data_number
+        ):
             for offset, length in reservation.ranges:
                 self.unlink(offset, length, reservation.operation)
         self.link([placement for placement in reservation.placements if not placement.in_place])
@@ -341,11 +343,12 @@ class WritableQcow2Driver(Qcow2Driver):
     def _place_zeros(self, offset: int, length: int, operation: Operation) -> list[Placement]:
         """Zero in place where an entry cannot say it: in a data file, and over a parent in version 2."""
         below = self.backing is not None and operation is not Operation.UNCOVER
+        by_entries = operation is Operation.UNCOVER or not self.data_number
         if below and operation is Operation.ZERO:
             self.keep_tables(list(self.pieces(offset, length, used=False)))
-        elif not self.data_number:
+        elif by_entries:
             self.keep_tables(list(self.pieces(offset, length, used=True)))
-        if not self.data_number and (self._has_zeros or not below):
+        if by_entries and (self._has_zeros or not below):
             return []
         must_place = operation is Operation.ZERO and below and not self._has_zeros
         placements: list[Placement] = []

@@ -2,7 +2,8 @@
 
 The order keeps the overlay's disk the same at every moment. The base is written only where the overlay, or an image
 between the two, hides it. All of that is durable before the overlay forgets a byte. So whatever ends a commit, the
-overlay reads as before, and the commit can be begun anew.
+overlay reads as before, and the commit can be begun anew. A data file (qcow2) gets its holes at the very end, once the
+overlay has durably forgotten what was there.
 
 Some images name their parent by an identity that a write changes (VMDK, VHDX, VDI). The child of the base gets the new
 identity before anything else is written (`tapfs.jobs.kept_link`).
@@ -19,8 +20,9 @@ from tapfs.disk.commit_layers import CommitLayers, open_for_commit
 from tapfs.disk.image import Image
 from tapfs.disk.live import once_more
 from tapfs.disk.password import password_missing
-from tapfs.driver import Rebasable, Resizable, Snapshotted, Uncovering
+from tapfs.driver import PlaceKeeping, Rebasable, Resizable, Snapshotted, Uncovering
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.jobs.editing import execute_edit
 from tapfs.jobs.kept_link import begin_writing, bind, unbound
 from tapfs.jobs.pace import Pace
 from tapfs.jobs.progress import silent
@@ -99,6 +101,8 @@ class _Commit:
     def run(self, *, empties: bool) -> int:
         """Write the base, then empty the overlay; how many bytes of data were written."""
         if not _hold_anything(self._layers.above):
+            if empties:
+                free_places(self._layers.above[0])  # a commit may have been ended before that
             return 0
         with self._image(self._layers.below, writable=True) as lower:
             above = [*self._layers.above[:-1], self._linked_child(lower, writable=empties)]
@@ -108,6 +112,8 @@ class _Commit:
                 if empties:
                     for offset in range(0, upper.size, EMPTYING_BYTES):
                         upper.uncover(offset, min(EMPTYING_BYTES, upper.size - offset))
+                    upper.end_writing()
+                    free_places(above[0])
         return written
 
     def _image(self, layers: list[Layer], *, writable: bool) -> Image:
@@ -119,6 +125,14 @@ class _Commit:
         if not begin_writing(base, child):
             return child
         return once_more(child, writable=writable, direct=child.file.direct)
+
+
+def free_places(overlay: Layer) -> None:
+    """Give back the places of what an overlay has durably forgotten, where its flushes could not; nobody writes it."""
+    if isinstance(overlay.driver, PlaceKeeping):
+        with closing(once_more(overlay, writable=True, direct=False)) as layer:
+            if isinstance(layer.driver, PlaceKeeping):
+                execute_edit(layer, iter([layer.driver.unused_places()]))
 
 
 def _check(layers: CommitLayers, *, empties: bool, password: bytes | None) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from tapfs.disk.writable_base import WithBase, base_alone, with_writable_base, without_writable_base
 from tapfs.driver import Uncovering
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.jobs.commit import EMPTYING_BYTES
+from tapfs.jobs.commit import EMPTYING_BYTES, free_places
 from tapfs.jobs.kept_link import begin_matching
 from tapfs.jobs.live_copy import LiveCopy, Progress
 from tapfs.jobs.range_copy import Run
@@ -113,6 +113,8 @@ class LiveCommit:
             for offset in range(0, served.size, EMPTYING_BYTES):
                 served.uncover(offset, min(EMPTYING_BYTES, served.size - offset))
         served.end_writing()
+        if self._empties:
+            free_places(served.layers[0])
         name = base.path if self._empties else served.path
         return base_alone(images, name, password=self._password, plan_log=self._plan_log)
 

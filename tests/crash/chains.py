@@ -21,6 +21,7 @@ CHAINS: dict[str, tuple[str, dict[str, str], str, dict[str, str]]] = {
     "qcow2 over qcow2": ("qcow2", {"cluster_size": "4096"}, "qcow2", {}),
     "qcow over qcow2 with subclusters": ("qcow2", {"extended_l2": "on", "cluster_size": "16384"}, "qcow", {}),
     "qcow2 with subclusters over raw": ("raw", {}, "qcow2", {"extended_l2": "on", "cluster_size": "16384"}),
+    "qcow2 with a data file over raw": ("raw", {}, "qcow2", {"data_file": "outside", "cluster_size": "4096"}),
     "qcow2 of version 2 over qcow": ("qcow", {}, "qcow2", {"compat": "0.10"}),
     "vmdk over vmdk": ("vmdk", {}, "vmdk", {}),
     "vhd over vhd": ("vhd", {"block_size": "65536"}, "vhd", {"block_size": "65536"}),
@@ -58,6 +59,12 @@ def make_chain(folder: Path, kind: str, choice: random.Random) -> tuple[Path, Pa
     return base, over
 
 
+def files_of(over: Path, kind: str) -> list[Path]:
+    """The overlay's own files."""
+    name = CHAINS[kind][3].get("data_file")
+    return [over] if name is None else [over, over.with_name(name)]
+
+
 def crash_everywhere(folder: Path, words: list[str], images: list[Path], look: Callable[[int], None], seed: str) -> int:
     """Run tapfs with the words; after each crash the images hold what it left, and `look` gets its number.
 
@@ -91,7 +98,7 @@ def commit(folder: Path, kind: str, seed: str) -> int:
                 assert not tapfs.check(path, format=name).corruptions, number
 
     words = ["commit", "-q", "-f", over_format, "--backing-format", base_format, str(over)]
-    return crash_everywhere(folder, words, [base, over], look, seed)
+    return crash_everywhere(folder, words, [base, *files_of(over, kind)], look, seed)
 
 
 def rebase(folder: Path, kind: str, seed: str) -> int:
@@ -109,4 +116,5 @@ def rebase(folder: Path, kind: str, seed: str) -> int:
         assert not tapfs.check(over, format=over_format).corruptions, number
 
     words = ["rebase", "-q", "-f", over_format, "--backing-format", base_format, *(["-c"] if kind in PACKED else [])]
-    return crash_everywhere(folder, [*words, "-b", other.name, "-F", base_format, str(over)], [over], look, seed)
+    words += ["-b", other.name, "-F", base_format, str(over)]
+    return crash_everywhere(folder, words, files_of(over, kind), look, seed)

@@ -87,6 +87,38 @@ def test_both_commit_the_same(tmp_path: Path, tapfs: Run, base_format: str, peer
         qemu(program(peer), "compare", "-q", "-f", format_name, "-F", format_name, tmp_path / name, other / name)
 
 
+@pytest.mark.parametrize("more", [{}, {"extended_l2": "on"}])
+def test_both_empty_a_data_file(
+    tmp_path: Path, tapfs: Run, more: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Either leaves an overlay that holds nothing, and holes in the data file; the other reads it."""
+    monkeypatch.chdir(tmp_path)  # QEMU looks for the data file there
+    qemu_img = program("newest qemu-img")
+    base, over, disk = chain(tmp_path, "raw", {"data_file": "outside", **more})
+    files = [base, over, tmp_path / "outside"]
+    before = [path.read_bytes() for path in files]
+    for tool in ("tapfs", "qemu-img"):
+        for path, data in zip(files, before, strict=True):
+            path.write_bytes(data)
+        if tool == "tapfs":
+            assert tapfs("commit", "-q", over).code == 0
+            assert (tmp_path / "outside").stat().st_blocks == 0
+        else:
+            qemu(qemu_img, "commit", "-q", over)
+        same(qemu_img, base, "raw", disk)
+        same(qemu_img, over, "qcow2", disk)
+        found = json.loads(qemu(qemu_img, "map", "--output=json", over))
+        assert all(extent["depth"] == 1 or not extent["present"] for extent in found)
+        assert not any(extent.depth == 0 and extent.present for extent in _extents(over))
+        qemu(qemu_img, "check", "-q", over)
+        assert tapfs("check", "-q", over).code == 0
+
+
+def _extents(path: Path) -> list[api.MappedExtent]:
+    with api.open(path, backing_formats=["raw"]) as disk:
+        return list(disk.extents())
+
+
 @pytest.mark.parametrize("peer", QEMUS)
 @pytest.mark.parametrize("options", OVERLAYS)
 @pytest.mark.parametrize("base_format", BASES)

@@ -73,6 +73,30 @@ def test_b_names_an_image_further_down(tapfs: Run, tmp_path: Path, monkeypatch: 
     assert tapfs(*words, "./0.raw", "2.qcow2").code == 0
 
 
+@pytest.mark.parametrize("more", [{}, {"extended_l2": "on"}])
+def test_an_overlay_with_a_data_file_is_emptied_and_the_file_gets_holes(
+    tapfs: Run, tmp_path: Path, more: dict[str, str]
+) -> None:
+    """The data file takes no space afterwards, also where an earlier commit was ended before that."""
+    base, over, outside = tmp_path / "base.raw", tmp_path / "over", tmp_path / "outside"
+    base.write_bytes(b"base" * (SIZE // 4) + bytes(88 * 4096))
+    options = {"data_file": outside.name, **more}
+    api.create(over, "qcow2", SIZE + 88 * 4096, backing=base.name, backing_format="raw", options=options)
+    with api.open(over, writable=True) as disk:
+        disk.write(70_000, b"over" * 50_000)
+        disk.write_zeroes(900_000, 90_000)
+        disk.write(disk.size - 1000, b"e" * 1000)
+    before = content(over)
+    assert tapfs("commit", "-q", over) == (0, "", "")
+    assert base.read_bytes() == before == content(over)
+    assert all(extent.depth == 1 or not extent.present for extent in _extents(over))
+    assert (outside.stat().st_blocks, outside.stat().st_size >= SIZE + 88 * 4096) == (0, True)
+    assert tapfs("check", "-q", over).code == 0
+    outside.write_bytes(b"left" * (SIZE // 4))
+    assert tapfs("commit", "-q", over) == (0, "", "")
+    assert outside.read_bytes() == bytes(SIZE)
+
+
 def test_zeros_of_the_overlay_become_zeros_of_the_base(tapfs: Run, tmp_path: Path) -> None:
     base, over = chain(tmp_path, "raw", "qcow2")
     with api.open(over, writable=True) as disk:
