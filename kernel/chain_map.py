@@ -20,6 +20,7 @@ _LOOKUPS = 8192
 
 #: struct tapfs_mapped.
 _RUN = struct.Struct("=QQQIIBB6x")
+_KIND_AT = struct.calcsize("=QQQII")
 
 
 class MappedRun(NamedTuple):
@@ -39,6 +40,10 @@ class Runs(NamedTuple):
 
     array: CData
     length: int
+
+    def kinds(self) -> set[int]:
+        """The kinds that occur."""
+        return set(bytes(ffi.buffer(self.array, self.length * _RUN.size))[_KIND_AT :: _RUN.size])
 
     def tuples(self) -> list[tuple[int, int, int, int, int, int, int]]:
         """The runs in the order of the fields of :class:`MappedRun`."""

@@ -37,6 +37,8 @@ from tapfs.driver_protocols import (
     StreamWriter,
     Uncovering,
     WritableDriver,
+    ZeroPlace,
+    ZeroPlacing,
 )
 from tapfs.edit_protocols import (
     Amendable,
@@ -172,6 +174,8 @@ __all__ = [
     "Trait",
     "Uncovering",
     "WritableDriver",
+    "ZeroPlace",
+    "ZeroPlacing",
     "has_trait",
     "wipe",
 ]

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from tapfs.ciphers import Cryptography
-from tapfs.extent import Extent, Range
+from tapfs.extent import Extent, Kind, Range
 from tapfs.findings import CheckReport
 from tapfs.geometry import Geometry
 from tapfs.plan import Plan
+from tapfs.records import NamedTuple
 from tapfs.reservation import Operation, Reservation
 
 
@@ -60,6 +61,37 @@ class Sparse(Driver, Protocol):
 
         None: there is data at `offset`, or only `map` can tell. It must cost the same however long the run is.
         """
+        ...
+
+
+class ZeroPlace(NamedTuple):
+    """A run of the disk that reads as zeros, and where it has a place in a host file all the same; None: nowhere."""
+
+    offset: int
+    length: int
+    file: int = 0
+    host_offset: int | None = None
+
+    @property
+    def end(self) -> int:
+        """The first byte of the disk after the run."""
+        return self.offset + self.length
+
+
+@runtime_checkable
+class ZeroPlacing(Driver, Protocol):
+    """A driver of a format whose zeros may have a place, which they get back when they are written.
+
+    Maps leave such places out: nobody reads them, and runs of zeros are one extent.
+    """
+
+    @property
+    def placed_kinds(self) -> frozenset[Kind]:
+        """The kinds of extents that may have such places: ZERO, and UNALLOCATED where nothing lies below."""
+        ...
+
+    def zero_places(self, offset: int, length: int) -> list[ZeroPlace]:
+        """The places of a range of such kinds: runs from `offset` on that follow one another and cover the range."""
         ...
 
 

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tapfs.driver import BackingReference, Bitmap, CheckReport, Driver, ProgressCallback
+from tapfs.driver import BackingReference, Bitmap, CheckReport, Driver, ProgressCallback, ZeroPlace
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind, Range, clip, merge
 from tapfs.formats.qcow2.bitmaps import bitmap_named, read_bitmaps
 from tapfs.formats.qcow2.header import BITMAPS, RAW_DATA_FILE
 from tapfs.formats.qcow2.reader import Qcow2Reader
+from tapfs.formats.qcow2.signature import VERSIONS
 from tapfs.plan import Discard, Plan, plan
 
 
 class Qcow2Driver(Qcow2Reader):
     """An open image: :class:`tapfs.driver.Checkable` and :class:`tapfs.driver.Bitmapped`."""
+
+    @property
+    def placed_kinds(self) -> frozenset[Kind]:
+        """The kinds of extents whose entries may have a place all the same."""
+        if self.header.extended_l2:
+            return frozenset({Kind.ZERO, Kind.UNALLOCATED})
+        return frozenset({Kind.ZERO} if self.header.version > VERSIONS[0] else ())
+
+    def zero_places(self, offset: int, length: int) -> list[ZeroPlace]:
+        """The places of what reads as zeros; see :mod:`tapfs.formats.qcow2.zero_places`."""
+        from tapfs.formats.qcow2.zero_places import zero_places
+
+        return list(zero_places(self, offset, length))
 
     def bitmaps(self) -> Sequence[Bitmap]:
         """The bitmaps, in the order of the directory. Raises ImageError(corrupt)."""

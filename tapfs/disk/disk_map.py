@@ -5,7 +5,7 @@ The engine makes it where it knows every layer's tables, the drivers otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -48,10 +48,13 @@ class DiskMap:
     def lines(
         self, offset: int, end: int, words: Callable[[MappedExtent], Words | None], *, json: bool
     ) -> Iterator[str]:
-        """The same map as text, with the words that `words` has for each kind of extent, or none."""
+        """The same map as text, with the words that `words` has for each kind of extent, or none.
+
+        As JSON zeros that have a place say where.
+        """
         from tapfs.kernel.map_lines import MapLines
 
-        like, blocks = self.runs(offset, end)
+        like, blocks = self._placed_runs(offset, end) if json else self.runs(offset, end)
         lines = MapLines(lambda run: words(like(run)), json=json)
         for runs in blocks:
             yield from lines.of(runs)
@@ -65,12 +68,24 @@ class DiskMap:
             runs = map_runs(self._chain.engine, offset, end, self._chain.supply_map)
             return lambda run: mapped_extents([run], paths)[0], runs
         rows = MappedRows()
-        return lambda run: rows.extent_of(run.layer), self._rows(rows, offset, end)
+        return lambda run: rows.extent_of(run.layer), self._rows(rows, self.blocks(offset, end))
 
-    def _rows(self, rows: MappedRows, offset: int, end: int) -> Iterator[Runs]:
+    def _placed_runs(self, offset: int, end: int) -> tuple[Callable[[MappedRun], MappedExtent], Iterator[Runs]]:
+        """The same, with the places of zeros."""
+        from tapfs.disk.placed_zeros import PlacedZeros
+
+        zeros = PlacedZeros(self._chain.layers, self._chain.map_locks)
+        if self._chain.engine_maps:
+            like, runs = self.runs(offset, end)
+            return like, zeros.in_runs(runs)
+        rows = MappedRows()
+        placed = (list(zeros.in_extents(block)) for block in self.blocks(offset, end))
+        return lambda run: rows.extent_of(run.layer), self._rows(rows, placed)
+
+    def _rows(self, rows: MappedRows, blocks: Iterable[list[MappedExtent]]) -> Iterator[Runs]:
         from tapfs.kernel.chain_map import runs_of
 
-        for block in self.blocks(offset, end):
+        for block in blocks:
             yield runs_of(rows.rows(block))
 
     @property

@@ -97,6 +97,38 @@ def test_an_encrypted_image(tapfs: Run, tmp_path: Path) -> None:
     _agree(tapfs, image, (*secret, "--image-opts", opened))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("extended_l2=on",),
+        ("extended_l2=on", "preallocation=metadata", "short"),
+        ("extended_l2=on", "data_file=outside", "short"),
+    ],
+    ids="-".join,
+)
+def test_zeros_that_have_a_place(
+    tapfs: Run, tmp_path: Path, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run of zeros that are written over data says where that was, apart from zeros beside it that have none."""
+    monkeypatch.chdir(tmp_path)
+    image = tmp_path / "a.qcow2"
+    (tmp_path / "short").write_bytes(b"s" * MIB)
+    backing = ("-b", "short", "-F", "raw") if "short" in options else ()
+    words = [word for each in options if "=" in each for word in ("-o", each)]
+    qemu("qemu-img", "create", "-q", "-f", "qcow2", *words, *backing, image, 2 * MIB + 512)
+    wishes = ("write 100k 300k", "write -z 110k 200k", "write 1M 64k", "write -z 1M 64k", "write -z 1100k 400k")
+    wishes = (*wishes, "write 1600k 128k", "write -z 1600k 3k", "write 2M 512", "write -z 2M 512")
+    qemu("qemu-io", "-f", "qcow2", *(word for wish in wishes for word in ("-c", wish)), image)
+    extents = _agree(tapfs, image, ("-f", "qcow2", str(image)))
+    assert sum(extent["zero"] and "offset" in extent for extent in extents) >= 3
+    if "data_file=outside" in options:
+        return  # --no-backing opens no data file
+    own = [extent for extent in extents if extent["depth"] == 0 and extent["present"]]
+    alone = _reduced(tapfs("map", "--json", "--no-backing", image).out)
+    assert [extent for extent in alone if extent["depth"] == 0 and extent["present"]] == own
+
+
 def test_a_part_of_the_map(tapfs: Run, sample: Path, tmp_path: Path) -> None:
     image = tmp_path / "a.qcow"
     qemu("qemu-img", "convert", "-f", "raw", "-O", "qcow", sample, image)
