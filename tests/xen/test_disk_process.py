@@ -53,16 +53,28 @@ async def test_the_handshake_tells_the_guest_what_the_disk_is(devices: Devices, 
         ("persistent", False, "map"),
     ],
 )
+@pytest.mark.parametrize("kind", ["tap", "vbd"])
 async def test_how_data_comes_from_the_guest(
-    devices: Devices, raw: Path, wanted: str | None, used: str, *, keeps: bool
+    devices: Devices, raw: Path, wanted: str | None, used: str, kind: str, *, keeps: bool
 ) -> None:
-    """As was asked for; persistent only where the guest keeps its pages, which nobody minds otherwise."""
-    disk = await devices.serve(f"tap:sync:{raw}", **({} if wanted is None else {"grants": wanted}))
+    """As was asked for, by `tapfs attach` or in xl's target; persistent only where the guest keeps its pages."""
+    if kind == "tap":
+        disk = await devices.serve(f"tap:sync:{raw}", **({} if wanted is None else {"grants": wanted}))
+    else:
+        disk = await devices.serve(f"tap:sync{'' if wanted is None else f',grants={wanted}'}:{raw}", kind=kind)
     async with devices.guest(disk, persistent=keeps) as guest:
         frontend = await guest.connect()
         await disk.await_log(f"grants: {used}\n")
         frontend.write(0, DATA)
         assert frontend.read(0, len(DATA) // 512) == DATA
+
+
+async def test_pages_that_a_guest_was_not_asked_to_keep_are_not_kept(devices: Devices, raw: Path) -> None:
+    disk = await devices.serve(f"tap:sync:{raw}", grants="persistent")
+    await devices.store.write(f"{disk.device.backend}/feature-persistent", 0)
+    async with devices.guest(disk, persistent=True) as guest:
+        await guest.connect()
+        await disk.await_log("grants: map\n")
 
 
 async def test_what_libxl_says_of_the_drive_reaches_the_guest(devices: Devices, raw: Path) -> None:
@@ -306,9 +318,14 @@ async def test_a_guest_in_state_five_may_still_write(devices: Devices, raw: Path
         await guest.set_state(State.CLOSING)
         await guest.await_backend(State.CLOSING)
         frontend.write(0, DATA)
+        # The requests that were in flight are the successor's, as in state 4.
+        await disk.kill()
+        disk.start()
+        await disk.await_log("connected again")
+        frontend.write(len(DATA) // 512, DATA)
         await guest.set_state(State.CLOSED)
         await guest.await_backend(State.CLOSED)
-    assert raw.read_bytes()[: len(DATA)] == DATA
+    assert raw.read_bytes()[: 2 * len(DATA)] == 2 * DATA
 
 
 async def test_sigterm_leaves_the_rings_for_a_successor(devices: Devices, qcow: Path) -> None:

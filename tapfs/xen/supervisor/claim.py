@@ -51,7 +51,7 @@ async def claim(store: XenStore, device: Device, *, simulated: bool) -> None:
         if await state_of(keys, device) is None:
             return  # gone meanwhile: writing would bring a part of it back
         writable = int(await keys.read(f"{device.backend}/mode") != "r")
-        grants = await keys.read(f"{device.backend}/tapfs/grants")
+        grants = await _option(keys, device, "grants")
         queues, page_order = rings_to_offer(await _memory_of(keys, device), os.cpu_count() or 1)
         offers: dict[str, str | int] = {
             "max-ring-page-order": page_order,
@@ -73,9 +73,15 @@ async def claim(store: XenStore, device: Device, *, simulated: bool) -> None:
 
 async def _memory_of(keys: Store, device: Device) -> int:
     """The bytes that the process may take. What makes no sense is an error of the process, not of the claim."""
-    text = await keys.read(f"{device.backend}/tapfs/memory")
-    if text is None:
+    text = await _option(keys, device, "memory")
+    return int(text) if text is not None and text.isascii() and text.isdigit() else DEFAULT_MEMORY
+
+
+async def _option(keys: Store, device: Device, name: str) -> str | None:
+    """An option of `tapfs attach`, or else of the disk string, as the process reads it (`tapfs.xen.disk.settings`)."""
+    text = await keys.read(f"{device.backend}/tapfs/{name}")
+    if not text:
         with suppress(ImageError):
             options = parse_specification(await keys.read(f"{device.backend}/params") or "").options
-            text = dict(options).get("memory")
-    return int(text) if text is not None and text.isascii() and text.isdigit() else DEFAULT_MEMORY
+            text = dict(options).get(name)
+    return text
