@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from tapfs.driver import CheckReport, ProgressCallback, Severity
 from tapfs.formats.blocks.check import BlockCheck
 from tapfs.formats.claims import Claim
-from tapfs.formats.vdi.header import HEAD_BYTES, NULL_UUID
+from tapfs.formats.uuid_links import NULL_UUID
+from tapfs.formats.vdi.header import HEAD_BYTES
 from tapfs.plan import Discard, Plan, Step, Write, plan
 
 if TYPE_CHECKING:

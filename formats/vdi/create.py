@@ -11,8 +11,9 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.changed_table import encode
 from tapfs.formats.preallocation import FALLOC, FULL, METADATA, OFF, preallocation_of, space_stages
 from tapfs.formats.rounding import round_up
+from tapfs.formats.uuid_links import NULL_UUID
 from tapfs.formats.vdi.driver import VdiDriver
-from tapfs.formats.vdi.header import NULL_UUID, SECTOR, VERSION, Header, Type
+from tapfs.formats.vdi.header import SECTOR, VERSION, Header, Type
 from tapfs.identifiers import Uuid, new_uuid
 from tapfs.plan import Grow, Plan, Step, Write, plan
 

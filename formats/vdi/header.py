@@ -10,6 +10,7 @@ from enum import IntEnum
 
 from tapfs.driver import HostFile
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.formats.uuid_links import NULL_UUID
 from tapfs.formats.vdi.signature import SIGNATURE, SIGNATURE_AT
 from tapfs.identifiers import Uuid
 from tapfs.records import NamedTuple
@@ -41,8 +42,6 @@ _LOGICAL_GEOMETRY_BYTES = 16
 _LEAST_BLOCK, _MOST_BLOCK = 128 << 10, 128 << 20
 #: More blocks than this are no disk that can be served.
 MOST_BLOCKS = 1 << 30
-
-NULL_UUID = Uuid(bytes(16))
 
 
 class Type(IntEnum):

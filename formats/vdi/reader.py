@@ -7,23 +7,19 @@ from tapfs.driver import (
     Finding,
     HostFile,
     OpenRequest,
-    ParentSearch,
     Severity,
 )
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.blocks.layout import BlockLayout
 from tapfs.formats.blocks.reader import BlockReader
 from tapfs.formats.rounding import round_up
-from tapfs.formats.vdi.header import HEAD_BYTES, MAP_AT, NULL_UUID, OLD_VERSION, SECTOR, Header, parse_header
-from tapfs.identifiers import Uuid
+from tapfs.formats.uuid_links import NULL_UUID, UuidLink, identities_of
+from tapfs.formats.vdi.header import HEAD_BYTES, MAP_AT, OLD_VERSION, SECTOR, Header, parse_header
 
 #: Entries that name no slot: the parent's block or zeros; zeros always.
 FREE, ZERO = 0xFFFFFFFF, 0xFFFFFFFE
 
 _LINK_AT = {False: 424, True: 404}
-
-#: VirtualBox keeps the images of snapshots in a folder of this name beside that of the machine's disks.
-_SNAPSHOTS = "Snapshots"
 
 
 class VdiReader(BlockReader):
@@ -46,7 +42,7 @@ class VdiReader(BlockReader):
     @property
     def identities(self) -> frozenset[str]:
         """What differencing images over this one say that it is: its UUID, alone and with that of its last change."""
-        return identities_of(self.header)
+        return identities_of(self.header.creation, self.header.modification)
 
     def _parent_of(self, header: Header, file: HostFile, *, lenient: bool) -> BackingReference | None:
         """The parent: the image that has the UUID of the link. No name of a file stands in a VDI image."""
@@ -58,9 +54,7 @@ class VdiReader(BlockReader):
             if not lenient:
                 raise ImageError(ErrorKind.CORRUPT, message, path=file.path, offset=at, op="open")
             self.open_findings.append(Finding(Severity.CORRUPTION, message, at))
-        changed = None if header.parent_modification == NULL_UUID else header.parent_modification
-        search = ParentSearch(identity(header.link), ("", _SNAPSHOTS, ".."))
-        return BackingReference("", identity=identity(header.link, changed), search=search)
+        return UuidLink(header.link, header.parent_modification).reference
 
     def _require_map(self, header: Header, file: HostFile, *, lenient: bool) -> None:
         layout_end = header.map_offset + 4 * -(-header.size // header.block_bytes)
@@ -71,18 +65,6 @@ class VdiReader(BlockReader):
         if not lenient:
             raise ImageError(ErrorKind.CORRUPT, message, path=file.path, offset=at, op="open")
         self.open_findings.append(Finding(Severity.CORRUPTION, message, at))
-
-
-def identities_of(header: Header) -> frozenset[str]:
-    """What images over one with this header say that it is."""
-    if header.creation == NULL_UUID:
-        return frozenset()
-    return frozenset({identity(header.creation), identity(header.creation, header.modification)})
-
-
-def identity(creation: Uuid, modification: Uuid | None = None) -> str:
-    """How the core compares a parent with what its child says of it."""
-    return f"uuid:{creation}" if modification is None else f"uuid:{creation} modification:{modification}"
 
 
 def _layout(header: Header) -> BlockLayout:

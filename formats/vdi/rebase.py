@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from tapfs.driver import BackingReference, Driver
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.formats.uuid_links import NULL_UUID, link_to
 from tapfs.formats.vdi.driver import VdiDriver
-from tapfs.formats.vdi.header import HEAD_BYTES, NULL_UUID, Header, Type
+from tapfs.formats.vdi.header import HEAD_BYTES, Header, Type
 from tapfs.plan import Plan, Write, plan
 
 _SECTOR = 512
@@ -26,13 +27,12 @@ def rebase_plan(image: VdiDriver, backing: BackingReference | None, parent: Driv
             return Plan()
         changed = header._replace(type=Type.DYNAMIC, link=NULL_UUID, parent_modification=NULL_UUID)
         return _switch(image, changed)
-    if not isinstance(parent, VdiDriver) or parent.header.creation == NULL_UUID:
-        found = "there is none" if parent is None else f"this is a {parent.format_name} image"
-        if isinstance(parent, VdiDriver):
-            found = "this one has none"
+    link = link_to(parent)
+    if link is None:
+        found = "there is no parent" if parent is None else f"this {parent.format_name} image has none"
         raise ImageError(
             ErrorKind.UNSUPPORTED,
-            f"a VDI image finds its parent by the UUID of a VDI image, and {found}",
+            f"a VDI image finds its parent by a UUID, and {found}",
             path=image.file.path,
             op="rebase",
             remedy="convert the image to a format that has names, for example qcow2",
@@ -40,8 +40,7 @@ def rebase_plan(image: VdiDriver, backing: BackingReference | None, parent: Driv
     if header.type is Type.FIXED:
         raise ImageError(ErrorKind.UNSUPPORTED, "a fixed VDI image has no parent", path=image.file.path, op="rebase")
     kind = header.type if header.has_parent else Type.DIFFERENCING
-    above = parent.header
-    return _switch(image, header._replace(type=kind, link=above.creation, parent_modification=above.modification))
+    return _switch(image, header._replace(type=kind, link=link.creation, parent_modification=link.modification))
 
 
 def expecting_plan(image: VdiDriver, parent: Driver | None) -> Plan:
@@ -50,7 +49,8 @@ def expecting_plan(image: VdiDriver, parent: Driver | None) -> Plan:
     Nothing where the UUID is not that of the parent, and where the image says nothing of the parent's last change.
     """
     header = image.header
-    known = parent is None or (isinstance(parent, VdiDriver) and parent.header.creation == header.link)
+    link = link_to(parent)
+    known = parent is None or (link is not None and link.creation == header.link)
     if not known or header.parent_modification == NULL_UUID:
         return Plan()
     return _switch(image, header._replace(parent_modification=NULL_UUID))

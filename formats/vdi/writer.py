@@ -21,9 +21,9 @@ from tapfs.formats.allocation import HostRange
 from tapfs.formats.blocks.layout import Run
 from tapfs.formats.blocks.writer import BlockWriter
 from tapfs.formats.rounding import round_up
+from tapfs.formats.uuid_links import identities_of
 from tapfs.formats.vdi.driver import VdiDriver
 from tapfs.formats.vdi.header import BLOCKS_AT
-from tapfs.formats.vdi.reader import identities_of
 from tapfs.formats.vdi.rebase import expecting_plan, rebase_plan
 from tapfs.identifiers import new_uuid
 from tapfs.plan import Plan, Step, Write, plan
@@ -58,7 +58,7 @@ class WritableVdiDriver(VdiDriver, BlockWriter):
     @property
     def next_identities(self) -> frozenset[str]:
         """What an image over this one may write down before this one is written."""
-        return identities_of(self.header._replace(modification=self._modification))
+        return identities_of(self.header.creation, self._modification)
 
     def begin(self) -> Plan:
         """The UUID of the last change becomes a new one, which tells children that their parent has changed."""

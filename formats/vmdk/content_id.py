@@ -19,6 +19,11 @@ def content_identity(cid: int) -> str:
     return f"{_PREFIX}{cid:08x}"
 
 
+def named_by(cid: int | None) -> frozenset[str]:
+    """The identities of a disk by its content ID; none where it has none."""
+    return frozenset() if cid is None else frozenset({content_identity(cid)})
+
+
 def cid_of(parent: Driver | None) -> int | None:
     """The content ID of a parent; None where it has none."""
     if parent is None or not isinstance(parent, Identified):

@@ -14,13 +14,13 @@ from __future__ import annotations
 from tapfs.formats.vmdk.content_id import new_cid
 from tapfs.formats.vmdk.descriptor import Descriptor, parse_descriptor
 from tapfs.formats.vmdk.sectors import SECTOR
-from tapfs.identifiers import new_uuid, random_bytes
+from tapfs.formats.vmdk.uuid_link import MODIFICATION
+from tapfs.identifiers import Uuid, new_uuid, random_bytes
 from tapfs.plan import Grow, Step, Write
 from tapfs.records import NamedTuple
 
 _CHANGE_TRACKING = "changetrackpath"
 _LONG_CID = "ddb.longcontentid"
-_VIRTUALBOX_UUID = "ddb.uuid.modification"
 #: Digits of the long content ID; it ends with the short one.
 _LONG_DIGITS, _CID_DIGITS, _UUID_DIGITS = 32, 8, 36
 
@@ -28,10 +28,12 @@ _LONG_DIGITS, _CID_DIGITS, _UUID_DIGITS = 32, 8, 36
 class IdentityChange(NamedTuple):
     """The new content ID, None where the descriptor has no room for one, and the steps in file 0.
 
-    `grow` is to be durable before `writes`.
+    `modification` is VirtualBox's UUID of the last change, None where the descriptor has none. `grow` is to be durable
+    before `writes`.
     """
 
     cid: int | None
+    modification: Uuid | None
     grow: list[Step]
     writes: list[Step]
 
@@ -52,10 +54,10 @@ def identity_change(descriptor: Descriptor, path: str, room: int | None) -> Iden
         if long is not None and len(long.content) == _LONG_DIGITS:
             begin = random_bytes((_LONG_DIGITS - _CID_DIGITS) // 2).hex()
             text[long.at : long.at + _LONG_DIGITS] = f"{begin}{cid:08x}".encode("ascii")
-    changed = widened.values.get(_VIRTUALBOX_UUID)
-    if changed is not None and len(changed.content) == _UUID_DIGITS:
-        random = str(new_uuid())
-        text[changed.at : changed.at + _UUID_DIGITS] = random.encode("ascii")
+    changed = widened.values.get(MODIFICATION)
+    modification = new_uuid() if changed is not None and len(changed.content) == _UUID_DIGITS else None
+    if changed is not None and modification is not None:
+        text[changed.at : changed.at + _UUID_DIGITS] = str(modification).encode("ascii")
     tracked = widened.values.get(_CHANGE_TRACKING)
     if tracked is not None:
         start = text.rfind(b"\n", 0, tracked.at) + 1
@@ -63,7 +65,7 @@ def identity_change(descriptor: Descriptor, path: str, room: int | None) -> Iden
         text[start + len(line) - len(line.lstrip())] = ord("#")
     longer = len(text) > len(descriptor.text) and room is None
     grow: list[Step] = [Grow(0, descriptor.base + len(text))] if longer else []
-    return IdentityChange(cid, grow, _writes(descriptor, bytes(text)))
+    return IdentityChange(cid, modification, grow, _writes(descriptor, bytes(text)))
 
 
 def _writes(descriptor: Descriptor, text: bytes) -> list[Step]:

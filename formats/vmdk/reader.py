@@ -18,7 +18,7 @@ from tapfs.driver import (
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, clip, merge
 from tapfs.formats.rounding import round_up
-from tapfs.formats.vmdk.content_id import content_identity
+from tapfs.formats.vmdk.content_id import content_identity, named_by
 from tapfs.formats.vmdk.descriptor import Descriptor
 from tapfs.formats.vmdk.extent_names import parent_names
 from tapfs.formats.vmdk.grain_tables import GrainTables
@@ -27,6 +27,7 @@ from tapfs.formats.vmdk.opening import open_disk
 from tapfs.formats.vmdk.parts import ClosedPart, FlatPart, Part, SparsePart
 from tapfs.formats.vmdk.sectors import SECTOR
 from tapfs.formats.vmdk.sesparse_tables import SeSparseTables
+from tapfs.formats.vmdk.uuid_link import identities, uuid_link
 from tapfs.tables import ABSENT, TableLayout
 
 _MAX_MAP_UNIT = 1 << 30
@@ -54,9 +55,9 @@ class VmdkReader:
 
     @property
     def identities(self) -> frozenset[str]:
-        """The content ID, which the disks over this one have written down."""
+        """The content ID, which the disks over this one have written down, and the UUIDs that VirtualBox's have."""
         cid = None if self.descriptor is None else self.descriptor.cid
-        return frozenset() if cid is None else frozenset({content_identity(cid)})
+        return named_by(cid) | identities(self.descriptor)
 
     def map(self, offset: int, length: int) -> list[Extent]:
         """The map of the whole granules that the range touches; see :meth:`tapfs.driver.Driver.map`."""
@@ -93,7 +94,7 @@ class VmdkReader:
     def _decide_geometry(self) -> Geometry:
         size = self.disk.size
         sparse = [part for part in self.parts if isinstance(part, SparsePart)]
-        backing = self._backing()
+        backing = self._backing(has_entries=bool(sparse))
         packing = self._packing(sparse)
         if not sparse:
             if backing is not None:
@@ -136,15 +137,18 @@ class VmdkReader:
         at = 0 if header_bytes == GRAIN_LENGTH_BYTES else GRAIN_LENGTH_AT
         return Packing(Codec.ZLIB, header_bytes=header_bytes, length_at=at, length_bytes=GRAIN_LENGTH_BYTES)
 
-    def _backing(self) -> BackingReference | None:
+    def _backing(self, *, has_entries: bool) -> BackingReference | None:
         descriptor = self.descriptor
         if descriptor is None:
             return None
         hint = descriptor.values.get("parentfilenamehint")
         names = () if hint is None else parent_names(descriptor.parent_name, hint.content)
         if descriptor.parent_cid is None:
-            # A descriptor that says ffffffff has no parent; one that says nothing may have one.
-            return None if "parentcid" in descriptor.values or not names else self._reference(names, None)
+            # A descriptor that says ffffffff has no parent by a name; one that says nothing may have one.
+            if names and "parentcid" not in descriptor.values:
+                return self._reference(names, None)
+            link = uuid_link(descriptor, self.file.path) if has_entries else None
+            return None if link is None else link.reference
         if not names:
             raise ImageError(
                 ErrorKind.CORRUPT,

@@ -6,6 +6,9 @@ content ID alone is changed where it stands.
 
 The format has one content ID for the parent. While a commit writes the parent, and so gives it another one, a comment
 of tapfs has that: `#parentCID2=`. Tapfs takes a parent with either, and others read no comments. A rebase ends it.
+
+A disk of VirtualBox names its parent by UUIDs (`tapfs.formats.vmdk.uuid_link`). It keeps doing so while it keeps its
+parent, and a rebase to another one ends it.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.vmdk.content_id import cid_among, cid_of
 from tapfs.formats.vmdk.descriptor import MAX_BYTES_OF_TEXT, NO_CID, SECOND_PARENT, Descriptor
 from tapfs.formats.vmdk.new_descriptor import require_writable_name
+from tapfs.formats.vmdk.uuid_link import expecting_steps, relinking_plan, unlinking_steps, uuid_link
 from tapfs.plan import Grow, Plan, Step, Write, plan
 
 _SECTOR = 512
@@ -30,6 +34,19 @@ def rebase_plan(
     Where the parent is not open its content ID stays what it was. Raises ImageError: unsupported for a parent without
     one and for a name that cannot stand in a descriptor, out_of_bounds where there is no room for it.
     """
+    if backing is not None and backing.search is not None:
+        return relinking_plan(descriptor, backing, parent, path)
+    unlinked = unlinking_steps(descriptor)
+    if backing is None and descriptor.parent_cid is None:
+        return plan(unlinked)
+    named = _named_plan(descriptor, room, backing, parent, path)
+    # The content ID counts where there are both links.
+    return plan(unlinked, *named.stages) if backing is None else plan(*named.stages, unlinked)
+
+
+def _named_plan(
+    descriptor: Descriptor, room: int | None, backing: BackingReference | None, parent: Driver | None, path: str
+) -> Plan:
     if parent is None:
         cid = NO_CID if backing is None or descriptor.parent_cid is None else descriptor.parent_cid
     else:
@@ -66,6 +83,8 @@ def expecting_plan(descriptor: Descriptor, room: int | None, parent: Renewing | 
 
     `room` as above. Without `parent` a comment is made of the content ID: one that is not there says nothing.
     """
+    if uuid_link(descriptor, "") is not None:
+        return plan(expecting_steps(descriptor))
     if parent is None:
         start = _line_start(descriptor, _CID_KEY)
         return Plan() if start is None else plan([Write(0, descriptor.base + start, b"#")])

@@ -33,7 +33,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
 from tapfs.formats.apart import require_apart
 from tapfs.formats.vmdk import cowd_header, sparse_header
-from tapfs.formats.vmdk.content_id import content_identity
+from tapfs.formats.vmdk.content_id import named_by
 from tapfs.formats.vmdk.descriptor import Descriptor, parse_descriptor
 from tapfs.formats.vmdk.driver import VmdkDriver
 from tapfs.formats.vmdk.extent_writer import ExtentWriter
@@ -44,6 +44,8 @@ from tapfs.formats.vmdk.rebase import expecting_plan, rebase_plan
 from tapfs.formats.vmdk.sectors import SECTOR
 from tapfs.formats.vmdk.sesparse_header import NOT_WRITTEN
 from tapfs.formats.vmdk.survey import is_plain
+from tapfs.formats.vmdk.uuid_link import identities
+from tapfs.identifiers import Uuid
 from tapfs.plan import Plan, Step, Write, plan
 
 #: The operations that leave a part which is only read as it is.
@@ -67,25 +69,26 @@ class WritableVmdkDriver(VmdkDriver):
                 if not is_plain(writer.tables):
                     require_apart(writer.places(), SECTOR, writer.path, what="grains or tables")
         self._cid = None if self.descriptor is None else self.descriptor.cid
+        self._modification: Uuid | None = None
         self._change: IdentityChange | None = None
 
     @property
     def identities(self) -> frozenset[str]:
-        """The content ID that the disk has now."""
-        return frozenset() if self._cid is None else frozenset({content_identity(self._cid)})
+        """The content ID and the UUIDs that the disk has now."""
+        return named_by(self._cid) | identities(self.descriptor, self._modification)
 
     # -- the marks of writing -------------------------------------------------------------------
 
     @property
     def next_identities(self) -> frozenset[str]:
-        """The content ID that the disk will have once `begin` is executed."""
-        cid = self._identity_to_be.cid
-        return frozenset() if cid is None else frozenset({content_identity(cid)})
+        """The content ID and the UUIDs that the disk will have once `begin` is executed."""
+        change = self._identity_to_be
+        return named_by(change.cid) | identities(self.descriptor, change.modification)
 
     def begin(self) -> Plan:
         """A new content ID, once for each opening, and the marks of extents that are open."""
         change = self._identity_to_be
-        self._cid = change.cid
+        self._cid, self._modification = change.cid, change.modification
         return plan(change.grow, change.writes + self.marks(1))
 
     def end(self) -> Plan:
@@ -96,10 +99,10 @@ class WritableVmdkDriver(VmdkDriver):
     def _identity_to_be(self) -> IdentityChange:
         """The change of the descriptor, the same one for each `begin`."""
         if self._change is None and self.descriptor is None:
-            self._change = IdentityChange(None, [], [])
+            self._change = IdentityChange(None, None, [], [])
         elif self._change is None and self.descriptor is not None:
             self._change = identity_change(self.descriptor, self.file.path, self._room)
-        return self._change or IdentityChange(None, [], [])
+        return self._change or IdentityChange(None, None, [], [])
 
     @property
     def _room(self) -> int | None:
