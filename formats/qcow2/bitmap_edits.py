@@ -63,6 +63,8 @@ def add_bitmap(image: EditedImage, name: str, granularity: int | None, *, enable
     _require_name(image, name, listed)
     chosen = _granularity(image, granularity)
     entries = table_entries(header.size, chosen, header.cluster_size)
+    if not entries:
+        raise refused(image, "has a disk of no bytes, of which nothing can be marked", _OP)
     if entries * header.cluster_size > MAX_BITMAP_BYTES:
         least = next(
             1 << bits for bits in range(MAX_GRANULARITY_BITS + 1) if header.size >> bits <= MAX_BITMAP_BYTES * 8
@@ -71,7 +73,7 @@ def add_bitmap(image: EditedImage, name: str, granularity: int | None, *, enable
         raise refused(image, message, _OP, f"the least granularity is {max(512, least)}")
     require_place(image)
     require_sound(image, _OP)
-    table, table_step = take(image, bytes(WORD * max(1, entries)))
+    table, table_step = take(image, bytes(WORD * entries))
     kept = _entries(image, listed)
     new = new_entry(name, chosen, AUTO if enabled else 0, table, entries)
     yield from _replaced(image, [*kept, new], [table_step])

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from tapfs.errors import ImageError
 from tapfs.formats.changed_table import decode
+from tapfs.formats.qcow2.bitmap_bits import MAX_BITMAP_BYTES, table_entries
 from tapfs.formats.qcow2.bitmaps import (
     EXTENSION_BYTES,
     KNOWN_FLAGS,
@@ -116,7 +117,10 @@ def _wrong(bitmap: Bitmap, image: Qcow2Reader) -> str | None:
         return f"has pieces of {bitmap.granularity} bytes"
     if not 0 < len(bitmap.name.encode("utf-8", "surrogateescape")) <= MAX_NAME_BYTES:
         return "has a name of a length that none may have"
-    needed = -(-image.header.size // (bitmap.granularity * 8 * image.header.cluster_size))
+    cluster = image.header.cluster_size
+    needed = table_entries(image.header.size, bitmap.granularity, cluster)
+    if not 0 < bitmap.table_entries * cluster <= MAX_BITMAP_BYTES:
+        return f"has a table of {bitmap.table_entries} entries, which none may have"
     if bitmap.consistent and bitmap.table_entries != needed:
         return f"has a table of {bitmap.table_entries} entries, and {needed} are needed"
     return None

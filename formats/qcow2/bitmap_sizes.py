@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tapfs.formats.qcow2.bitmap_bits import MAX_BITMAP_BYTES, table_entries
 from tapfs.formats.qcow2.bitmaps import Bitmap, read_bitmaps
 from tapfs.formats.qcow2.entries import OFFSET
 from tapfs.formats.qcow2.header import BITMAPS, WORD
 from tapfs.formats.qcow2.writer import WritableQcow2Driver
-from tapfs.formats.rounding import round_up
 from tapfs.plan import Plan, Write, plan
 
 #: In an entry of the directory: the length of the table, and the flags.
@@ -26,14 +26,22 @@ def keep_bitmaps(image: WritableQcow2Driver) -> list[Bitmap]:
     return [each for each in read_bitmaps(image.file, image.extensions) if each.consistent]
 
 
+def bitmap_without_room(image: WritableQcow2Driver, size: int) -> Bitmap | None:
+    """The first bitmap that cannot follow the disk to `size` bytes: QEMU would not open an image that has it."""
+    for each in keep_bitmaps(image):
+        entries = table_entries(size, each.granularity, image.header.cluster_size)
+        if not 0 < entries * image.header.cluster_size <= MAX_BITMAP_BYTES:
+            return each
+    return None
+
+
 def resized_bitmaps(image: WritableQcow2Driver, kept: list[Bitmap], size: int) -> Iterator[Plan]:
     """Give the bitmaps, which are marked as in use, tables for a disk of `size` bytes, and take the marks away."""
-    bits = image.header.cluster_bits
     for bitmap in kept:
         table = bytearray(image.file.read(bitmap.table_offset, bitmap.table_entries * WORD))
         pieces = -(-min(size, image.header.size) // bitmap.granularity)
         yield from _cleared(image, table, pieces)
-        wanted = max(1, round_up(round_up(size, bitmap.granularity) // bitmap.granularity, 8 << bits) >> (bits + 3))
+        wanted = table_entries(size, bitmap.granularity, image.header.cluster_size)
         if wanted > bitmap.table_entries:
             yield from _longer(image, bitmap, table, wanted)
         elif wanted < bitmap.table_entries:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from tapfs.driver import Operation
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
-from tapfs.formats.qcow2.bitmap_sizes import keep_bitmaps, resized_bitmaps
+from tapfs.formats.qcow2.bitmap_sizes import bitmap_without_room, keep_bitmaps, resized_bitmaps
 from tapfs.formats.qcow2.entries import OFFSET, new_words
 from tapfs.formats.qcow2.header import (
     AUTOCLEAR_AT,
@@ -84,6 +84,10 @@ def _require(image: WritableQcow2Driver, size: int) -> None:
         if image.header.version == 2 or extra < _EXTRA_WITH_SIZE:
             message = f"has a snapshot ({each.name or each.id}) that need not say its size, so the size must stay"
             raise _refused(image, message, "delete its snapshots (tapfs snapshot -d)")
+    bitmap = bitmap_without_room(image, round_up(size, _SECTOR))
+    if bitmap is not None:
+        message = f"bitmap {bitmap.name!r} with pieces of {bitmap.granularity} bytes cannot follow a disk of {size} bytes"
+        raise _refused(image, message, "remove it (tapfs bitmap --remove)", ErrorKind.OUT_OF_BOUNDS)
 
 
 def _refused(

@@ -122,6 +122,37 @@ def test_a_bitmap_that_is_too_large_says_what_is_not() -> None:
     done(file, lambda each: each.add_bitmap("b", 2048, enabled=True))
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("size", [0, (2 << 40) + 512])
+def test_a_size_that_a_bitmap_cannot_follow_is_refused(size: int, enabled: bool) -> None:
+    file = created(SIZE)
+    done(file, lambda each: each.add_bitmap("b", 512, enabled=enabled))
+    error = refused(file, lambda each: each.make_room(size) if size else each.resize(size))
+    assert error.kind is ErrorKind.OUT_OF_BOUNDS
+    assert error.remedy == "remove it (tapfs bitmap --remove)"
+    done(file, lambda each: each.make_room(2 << 40))
+    done(file, lambda each: each.resize(2 << 40))
+    assert FORMAT.open(file, OpenRequest()).check().corruptions == 0
+
+
+def test_a_disk_of_no_bytes_has_no_bitmaps() -> None:
+    file = created(0)
+    assert refused(file, lambda each: each.add_bitmap("b", None, enabled=True)).kind is ErrorKind.UNSUPPORTED
+
+
+@pytest.mark.parametrize("entries", [0, 8193])
+def test_a_table_of_a_length_that_qemu_refuses_is_found(entries: int) -> None:
+    file = created(4 << 40 if entries else 512)
+    done(file, lambda each: each.add_bitmap("b", 1 << 20, enabled=True))
+    place = directory(file)
+    # The size of a disk with so many entries of pieces of 512 bytes, or of one without any.
+    file.data[24:32] = struct.pack(">Q", entries * 8 * 65536 * 512)
+    file.data[place + 8 : place + 12] = struct.pack(">I", entries)
+    file.data[place + 17] = 9
+    found = [each.message for each in FORMAT.open(file, OpenRequest(lenient=True)).check().findings]
+    assert f"bitmap b has a table of {entries} entries, which none may have" in found
+
+
 def test_version_2_has_no_bitmaps() -> None:
     file = created(SIZE, {"compat": "0.10"})
     assert refused(file, lambda each: each.add_bitmap("b", None, enabled=True)).kind is ErrorKind.UNSUPPORTED
