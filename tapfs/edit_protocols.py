@@ -244,8 +244,13 @@ class BitmapFollower(Bitmapped, Protocol):
 class BitmapKeeper(Bitmapped, WritableDriver, Protocol):
     """A driver that makes, changes and removes the bitmaps of its image."""
 
-    def add_bitmap(self, name: str, granularity: int | None, *, enabled: bool) -> Iterator[Plan]:
-        """Keep a new bitmap that marks nothing; None: a usual granularity. Raises ImageError(exists, unsupported)."""
+    def add_bitmap(
+        self, name: str, granularity: int | None, *, enabled: bool, ranges: Sequence[Range] = ()
+    ) -> Iterator[Plan]:
+        """Keep a new bitmap that marks these ranges, as `store_bitmap` does; None: a usual granularity.
+
+        Raises ImageError(exists, unsupported).
+        """
         ...
 
     def remove_bitmap(self, name: str) -> Iterator[Plan]:

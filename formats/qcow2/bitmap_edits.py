@@ -53,7 +53,9 @@ _LEAST_USUAL, _MOST_USUAL = 4 << 10, 64 << 10
 _OP = "change the bitmaps"
 
 
-def add_bitmap(image: EditedImage, name: str, granularity: int | None, *, enabled: bool) -> Iterator[Plan]:
+def add_bitmap(
+    image: EditedImage, name: str, granularity: int | None, *, enabled: bool, ranges: Sequence[Range]
+) -> Iterator[Plan]:
     """See :meth:`tapfs.edit_protocols.BitmapKeeper.add_bitmap`."""
     header = image.header
     if header.version == VERSIONS[0]:
@@ -73,10 +75,10 @@ def add_bitmap(image: EditedImage, name: str, granularity: int | None, *, enable
         raise refused(image, message, _OP, f"the least granularity is {max(512, least)}")
     require_place(image)
     require_sound(image, _OP)
-    table, table_step = take(image, bytes(WORD * entries))
+    table, steps = _table(image, chosen, entries, ranges)
     kept = _entries(image, listed)
     new = new_entry(name, chosen, AUTO if enabled else 0, table, entries)
-    yield from _replaced(image, [*kept, new], [table_step])
+    yield from _replaced(image, [*kept, new], steps)
 
 
 def remove_bitmap(image: EditedImage, name: str) -> Iterator[Plan]:
@@ -108,23 +110,29 @@ def store_bitmap(image: EditedImage, name: str, ranges: Sequence[Range]) -> Iter
     usable_entries(image.file, image.header, wanted)
     require_sound(image, _OP)
     old = image.file.read(wanted.table_offset, WORD * wanted.table_entries)
+    place, steps = _table(image, wanted.granularity, wanted.table_entries, ranges)
+    yield from marked(image)
+    yield from durable(image)
+    yield plan(steps)
+    yield plan([Write(0, wanted.offset, place.to_bytes(WORD, "big"))])
+    _release_bits(image, wanted, old)
+    yield from durable(image)
+
+
+def _table(image: EditedImage, granularity: int, entries: int, ranges: Sequence[Range]) -> tuple[int, list[Step]]:
+    """The place of a new table whose bits mark these ranges, and the steps that write table and bits."""
     size = image.header.cluster_size
     inside = [Range(at, min(length, image.header.size - at)) for at, length in ranges if at < image.header.size]
-    words = array(TYPECODE, bytes(WORD * wanted.table_entries))
+    words = array(TYPECODE, bytes(WORD * entries))
     steps: list[Step] = []
-    for index, content in clusters_of(inside, wanted.granularity, size):
+    for index, content in clusters_of(inside, granularity, size):
         if content.count(0xFF) == size:
             words[index] = ALL_ONES
             continue
         words[index], step = take(image, content)
         steps.append(step)
     place, step = take(image, encode(words, BYTE_ORDER))
-    yield from marked(image)
-    yield from durable(image)
-    yield plan([*steps, step])
-    yield plan([Write(0, wanted.offset, place.to_bytes(WORD, "big"))])
-    _release_bits(image, wanted, old)
-    yield from durable(image)
+    return place, [*steps, step]
 
 
 def _consistent(image: EditedImage, name: str) -> Bitmap:

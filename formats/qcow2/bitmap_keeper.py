@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 class BitmapKeeping:
     """A part of a driver: that of a :class:`tapfs.edit_protocols.BitmapKeeper`."""
 
-    def add_bitmap(self: EditedImage, name: str, granularity: int | None, *, enabled: bool) -> Iterator[Plan]:
-        """Keep a new bitmap that marks nothing; see `tapfs.formats.qcow2.bitmap_edits`."""
+    def add_bitmap(
+        self: EditedImage, name: str, granularity: int | None, *, enabled: bool, ranges: Sequence[Range] = ()
+    ) -> Iterator[Plan]:
+        """Keep a new bitmap that marks these ranges; see `tapfs.formats.qcow2.bitmap_edits`."""
         from tapfs.formats.qcow2.bitmap_edits import add_bitmap
 
-        return add_bitmap(self, name, granularity, enabled=enabled)
+        return add_bitmap(self, name, granularity, enabled=enabled, ranges=ranges)
 
     def remove_bitmap(self: EditedImage, name: str) -> Iterator[Plan]:
         """Forget a bitmap."""

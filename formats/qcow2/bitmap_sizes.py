@@ -13,6 +13,7 @@ from tapfs.formats.qcow2.bitmaps import Bitmap, read_bitmaps
 from tapfs.formats.qcow2.entries import OFFSET
 from tapfs.formats.qcow2.header import BITMAPS, WORD
 from tapfs.formats.qcow2.writer import WritableQcow2Driver
+from tapfs.formats.rounding import round_up
 from tapfs.plan import Plan, Write, plan
 
 #: In an entry of the directory: the length of the table, and the flags.

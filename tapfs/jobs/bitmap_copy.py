@@ -1,4 +1,4 @@
-"""Copy the bitmaps of an image into the new image that its disk was copied to."""
+"""Copy the bitmaps of an image into the image that its disk was copied to."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+from tapfs.disk.chain import OpenOptions
 from tapfs.disk.image import Image
 from tapfs.disk.live import once_more
 from tapfs.driver import Bitmap, BitmapKeeper, Bitmapped
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Range
-from tapfs.jobs.bitmaps import keeper
+from tapfs.jobs.bitmaps import add_marked_bitmap, keeper
 from tapfs.plan import Plan
 from tapfs.records import NamedTuple
 
@@ -33,16 +34,32 @@ class CopiedBitmaps(NamedTuple):
         """Raise ImageError(unsupported) if an image cannot keep bitmaps."""
         keeper(target.layers[0])
 
+    def require_room(self, target: Image) -> None:
+        """Raise ImageError if an image that was there before cannot take them, before it is changed in any way.
+
+        unsupported or exists as :meth:`tapfs.driver.BitmapKeeper.add_bitmap`; out_of_bounds for a disk of another size.
+        """
+        self.require_kept(target)
+        size = self.source.geometry.virtual_size
+        if target.size != size:
+            message = f"has a disk of {target.size} bytes, and the bitmaps are of one of {size}"
+            raise ImageError(ErrorKind.OUT_OF_BOUNDS, message, path=target.path, op=_OP)
+        with contextlib.closing(once_more(target.layers[0], writable=True, direct=False)) as layer:
+            for bitmap in self.bitmaps:
+                next(_added(bitmap, (), keeper(layer)))  # the first plan is made, and never executed
+
+    def into_file(self, path: str, options: OpenOptions) -> None:
+        """Add them to an image that nobody uses. Raises ImageError."""
+        for bitmap in self.bitmaps:
+            add_marked_bitmap(path, bitmap, list(self.source.bitmap_ranges(bitmap.name)), options)
+
     def into(self, target: Image) -> None:
         """Add them to a new image whose disk is complete and flushed: nobody may write it after that.
 
         Raises ImageError.
         """
         for bitmap in self.bitmaps:
-            ranges = list(self.source.bitmap_ranges(bitmap.name))
-            _edit(target, partial(_added, bitmap))
-            if ranges:
-                _edit(target, partial(_stored, bitmap, ranges))
+            _edit(target, partial(_added, bitmap, list(self.source.bitmap_ranges(bitmap.name))))
 
 
 def bitmaps_to_copy(source: Image, *, skip_broken: bool) -> CopiedBitmaps:
@@ -69,12 +86,8 @@ def bitmaps_if_any(source: Image, *, skip_broken: bool) -> CopiedBitmaps | None:
     return bitmaps_to_copy(source, skip_broken=skip_broken) if keeps else None
 
 
-def _added(bitmap: Bitmap, driver: BitmapKeeper) -> Iterator[Plan]:
-    return driver.add_bitmap(bitmap.name, bitmap.granularity, enabled=bitmap.enabled)
-
-
-def _stored(bitmap: Bitmap, ranges: Sequence[Range], driver: BitmapKeeper) -> Iterator[Plan]:
-    return driver.store_bitmap(bitmap.name, ranges)
+def _added(bitmap: Bitmap, ranges: Sequence[Range], driver: BitmapKeeper) -> Iterator[Plan]:
+    return driver.add_bitmap(bitmap.name, bitmap.granularity, enabled=bitmap.enabled, ranges=ranges)
 
 
 def _edit(target: Image, edit: Callable[[BitmapKeeper], Iterator[Plan]]) -> None:

@@ -45,6 +45,15 @@ def add_bitmap(path: str, name: str, granularity: int | None, options: OpenOptio
     _edit(path, options, lambda driver: driver.add_bitmap(name, granularity, enabled=enabled))
 
 
+def add_marked_bitmap(path: str, bitmap: Bitmap, ranges: Sequence[Range], options: OpenOptions) -> None:
+    """Keep a new bitmap as `bitmap` is, which marks these ranges from its first moment on. Raises ImageError."""
+    _edit(
+        path,
+        options,
+        lambda driver: driver.add_bitmap(bitmap.name, bitmap.granularity, enabled=bitmap.enabled, ranges=ranges),
+    )
+
+
 def remove_bitmap(path: str, name: str, options: OpenOptions) -> None:
     """Forget a bitmap, which may be inconsistent. Raises ImageError."""
     _edit(path, options, lambda driver: driver.remove_bitmap(name))

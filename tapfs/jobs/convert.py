@@ -84,7 +84,7 @@ def convert_to_new(
     from tapfs.jobs.create import new_image
 
     new = replace(new, compressed=compressed)
-    _refuse_packed_and_encrypted(new, path)
+    _refuse_what_packed_is_not(new, path)
     if isinstance(source, Image):
         refuse_own_chain(source, path)
     proved = partial(require_copied, source) if verified else None
@@ -108,7 +108,7 @@ def fill_new(
     """Copy `source` into `target`, an image that was just made as `new` says. Raises ImageError as `convert`."""
     from tapfs.jobs.create import starts_as_noise
 
-    _refuse_packed_and_encrypted(new, target.path)
+    _refuse_what_packed_is_not(new, target.path)
     baseline = Baseline.ZEROS if new.backing is None else Baseline.PARENT
     if starts_as_noise(target):
         baseline = Baseline.ANYTHING
@@ -139,10 +139,14 @@ def require_copied(source: Source, target: Image, progress: Callable[[int, int],
         )
 
 
-def _refuse_packed_and_encrypted(new: NewImage, path: str) -> None:
+def _refuse_what_packed_is_not(new: NewImage, path: str) -> None:
     if new.compressed and new.password is not None:
         message = "compressed data is never encrypted in such an image"
         raise ImageError(ErrorKind.UNSUPPORTED, message, path=path, op="convert")
+    wanted = new.options.get("preallocation", "off")
+    if new.compressed and wanted != "off":
+        message = f"compressed data takes no places that were made before it (preallocation={wanted})"
+        raise ImageError(ErrorKind.UNSUPPORTED, message, path=path, op="convert", remedy="leave one of the two out")
 
 
 def refuse_own_chain(source: Image, path: str) -> None:

@@ -74,7 +74,10 @@ def edits(file: MemoryFile, backing: bytes, choice: random.Random, *, may_lose: 
     wide = (False, [Range(0, SIZE)])
     steps: list[tuple[Edit, Callable[[Said], Said]]] = [
         (lambda each: each.add_bitmap("one", 512, enabled=True), lambda now: {**now, "one": (True, [])}),
-        (lambda each: each.add_bitmap("two", None, enabled=False), lambda now: {**now, "two": (False, [])}),
+        (
+            lambda each: each.add_bitmap("two", 512, enabled=False, ranges=MARKED),
+            lambda now: {**now, "two": (False, rounded(MARKED, 512))},
+        ),
         (lambda each: each.store_bitmap("one", MARKED), lambda now: {**now, "one": (True, rounded(MARKED, 512))}),
         (lambda each: each.store_bitmap("two", [Range(0, SIZE)]), lambda now: {**now, "two": wide}),
         (lambda each: each.enable_bitmap("one", enabled=False), lambda now: {**now, "one": (False, now_of(now))}),

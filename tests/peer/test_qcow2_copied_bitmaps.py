@@ -70,7 +70,35 @@ def test_a_format_without_bitmaps_is_refused_before_anything_is_copied(tapfs: Ru
         assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("words", [("-n",), ("-l", "x"), ("--skip-broken-bitmaps",)])
+def test_bitmaps_are_copied_into_an_image_that_is_there(tapfs: Run, image: Path, tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours.qcow2", tmp_path / "theirs.qcow2"
+    for each in (ours, theirs):
+        qemu("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4096", each, SIZE)
+        qemu("qemu-img", "bitmap", "--add", each, "own")
+    assert tapfs("convert", "-n", "--bitmaps", "-O", "qcow2", image, ours) == (0, "", "")
+    qemu("qemu-img", "convert", "-n", "--bitmaps", "-O", "qcow2", image, theirs)
+    same(system_qemu, tapfs, ours, ["own", "b", "a"])
+    for name in ("b", "a"):
+        assert by_tapfs(ours, name) == by_tapfs(theirs, name) == by_tapfs(image, name)
+    assert tapfs("compare", image, ours).code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "code"), [("compat=0.10", SIZE, 12), ("compat=1.1", SIZE, 18), ("compat=1.1", 2 * SIZE, 13)]
+)
+def test_an_image_that_cannot_take_the_bitmaps_stays_as_it_is(
+    tapfs: Run, image: Path, tmp_path: Path, options: str, size: int, code: int
+) -> None:
+    target = tmp_path / "target.qcow2"
+    qemu("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, target, size)
+    if code == 18:
+        qemu("qemu-img", "bitmap", "--add", target, "a")
+    before = target.read_bytes()
+    assert tapfs("convert", "-n", "--bitmaps", "-O", "qcow2", image, target).code == code
+    assert target.read_bytes() == before
+
+
+@pytest.mark.parametrize("words", [("-l", "x"), ("--skip-broken-bitmaps",)])
 def test_words_that_do_not_go_together(tapfs: Run, image: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
     bitmaps = () if "--skip-broken-bitmaps" in words else ("--bitmaps",)
     assert tapfs("convert", *bitmaps, *words, "-O", "qcow2", image, tmp_path / "new").code == 64

@@ -93,7 +93,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("-m", "--parallel", metavar="N", type=int, help="read with at most N threads")
     parser.add_argument(
-        "--bitmaps", action="store_true", help="copy the bitmaps of SOURCE, too, into a new TARGET that can keep them"
+        "--bitmaps", action="store_true", help="copy the bitmaps of SOURCE, too, into a TARGET that can keep them"
     )
     parser.add_argument(
         "--skip-broken-bitmaps", action="store_true", help="with --bitmaps: leave out those that are inconsistent"
@@ -166,8 +166,8 @@ def _check(arguments: argparse.Namespace, sources: list[str]) -> None:
     check_piped(arguments, sources, _PROGRAM)
     if arguments.skip_broken_bitmaps and not arguments.bitmaps:
         raise UsageError("--skip-broken-bitmaps goes with --bitmaps", _PROGRAM)
-    if arguments.bitmaps and (len(sources) > 1 or arguments.no_create or arguments.snapshot is not None):
-        raise UsageError("--bitmaps goes with one SOURCE, its current disk and a new TARGET", _PROGRAM)
+    if arguments.bitmaps and (len(sources) > 1 or arguments.snapshot is not None):
+        raise UsageError("--bitmaps goes with one SOURCE and its current disk", _PROGRAM)
     if arguments.verify and arguments.target == STREAM:
         raise UsageError("--verify reads TARGET back, which a pipe does not allow", _PROGRAM)
     if arguments.rate_limit == 0:
@@ -283,10 +283,15 @@ def _into_existing(arguments: argparse.Namespace, images: list[Image], source: S
             lambda password: opening.open_image(arguments.target, options, password=password),
         )
 
+    bitmaps = _bitmaps_of(arguments, images[0])
     with opened(options) as target, progress_of(arguments, "convert") as progress:
+        if bitmaps is not None:
+            bitmaps.require_room(target)
         baseline = Baseline.ZEROS if arguments.target_is_zero else Baseline.ANYTHING
         convert(source, target, baseline=baseline, options=_copy_options(arguments), progress=progress)
         format_name = target.format_name
+    if bitmaps is not None:
+        bitmaps.into_file(arguments.target, replace(options, format=format_name))
     if arguments.verify:
         with (
             opened(replace(options, format=format_name, writable=False)) as written,

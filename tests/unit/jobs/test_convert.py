@@ -41,6 +41,18 @@ def _disk(path: Path, seed: int) -> bytes:
     return bytes(content)
 
 
+@pytest.mark.parametrize("how", ["metadata", "falloc", "full"])
+def test_places_that_were_made_before_are_not_for_packed_data(tmp_path: Path, how: str) -> None:
+    raw, target = tmp_path / "source.raw", tmp_path / "target"
+    raw.write_bytes(bytes(65536))
+    with tapfs.open(raw, format="raw") as source:
+        new = NewImage(format="qcow2", size=source.size, options={"preallocation": how})
+        with pytest.raises(tapfs.ImageError, match="takes no places") as error:
+            convert_to_new(source, str(target), new, compressed=True)
+        assert error.value.kind is tapfs.ErrorKind.UNSUPPORTED
+        assert not target.exists()
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_any_layout_survives(tmp_path: Path, seed: int) -> None:
     raw, parent = tmp_path / "source.raw", tmp_path / "parent.raw"
