@@ -86,7 +86,8 @@ def _require(image: WritableQcow2Driver, size: int) -> None:
             raise _refused(image, message, "delete its snapshots (tapfs snapshot -d)")
     bitmap = bitmap_without_room(image, round_up(size, _SECTOR))
     if bitmap is not None:
-        message = f"bitmap {bitmap.name!r} with pieces of {bitmap.granularity} bytes cannot follow a disk of {size} bytes"
+        pieces = f"with pieces of {bitmap.granularity} bytes"
+        message = f"bitmap {bitmap.name!r} {pieces} cannot follow a disk of {size} bytes"
         raise _refused(image, message, "remove it (tapfs bitmap --remove)", ErrorKind.OUT_OF_BOUNDS)
 
 

@@ -122,11 +122,10 @@ def test_a_bitmap_that_is_too_large_says_what_is_not() -> None:
     done(file, lambda each: each.add_bitmap("b", 2048, enabled=True))
 
 
-@pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize("size", [0, (2 << 40) + 512])
-def test_a_size_that_a_bitmap_cannot_follow_is_refused(size: int, enabled: bool) -> None:
+def test_a_size_that_a_bitmap_cannot_follow_is_refused(size: int) -> None:
     file = created(SIZE)
-    done(file, lambda each: each.add_bitmap("b", 512, enabled=enabled))
+    done(file, lambda each: each.add_bitmap("b", 512, enabled=size == 0))
     error = refused(file, lambda each: each.make_room(size) if size else each.resize(size))
     assert error.kind is ErrorKind.OUT_OF_BOUNDS
     assert error.remedy == "remove it (tapfs bitmap --remove)"
