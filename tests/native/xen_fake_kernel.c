@@ -1,9 +1,16 @@
 /*
  * A false /dev/xen/gntdev and /dev/xen/evtchn for xen/gntdev.c, which is linked with --wrap of the calls here. Every
  * argument is checked as the kernel checks it. The frontend is domain 7 with PAGES pages.
+ *
+ * The event channel is as the kernel's: what the frontend sends makes it pending. A port that is pending and not masked is
+ * reported once, to whoever reads, and is masked then, until its number is written back. io_uring writes to a socket, whose
+ * other end fake_serve_writes reads.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -36,7 +43,12 @@ struct map {
 /* For the test: the page of each reference, +1, or a negative status of a copy; what is read-only. */
 int32_t fake_grants[PAGES];
 bool fake_readonly[PAGES];
-int fake_copy_calls, fake_notifications;
+int fake_copy_calls;
+_Atomic int fake_notifications;
+/* How often the port was unmasked, by write(2) and by io_uring. */
+_Atomic int fake_written, fake_written_by_ring;
+/* Called for each notification of the frontend. */
+void (*fake_on_notify)(void);
 /* The next ioctl fails so. */
 int fake_errno;
 
@@ -44,7 +56,9 @@ static int memory_fd = -1, gntdev_fd = -1, evtchn_fd = -1, evtchn_peer = -1;
 static uint8_t *memory;
 static struct map maps[16];
 static uint64_t next_index = 4 * PAGE;
-static bool bound, masked, pending;
+static bool bound;
+static pthread_mutex_t port_lock = PTHREAD_MUTEX_INITIALIZER;
+static bool masked, pending; /* under the lock */
 
 static void die(const char *what, int line)
 {
@@ -96,14 +110,54 @@ static void deliver(void)
 /* The frontend notifies. */
 void fake_event(void)
 {
+    pthread_mutex_lock(&port_lock);
     pending = true;
     if (!masked) {
         deliver();
     }
+    pthread_mutex_unlock(&port_lock);
+}
+
+static void unmask(const void *data, ssize_t length)
+{
+    REQUIRE(length == sizeof(uint32_t) && *(const uint32_t *)data == LOCAL_PORT);
+    pthread_mutex_lock(&port_lock);
+    bool was_masked = masked;
+    masked = false;
+    if (was_masked && pending) {
+        deliver();
+    }
+    pthread_mutex_unlock(&port_lock);
+}
+
+/* Do what is written to the event channel past write(2), until `over`. */
+void fake_serve_writes(const atomic_bool *over)
+{
+    while (!atomic_load(over)) {
+        struct pollfd wait = {.fd = evtchn_peer, .events = POLLIN};
+        uint32_t port;
+        if (poll(&wait, 1, 20) == 1 && read(evtchn_peer, &port, sizeof port) == (ssize_t)sizeof port) {
+            atomic_fetch_add(&fake_written_by_ring, 1);
+            unmask(&port, sizeof port);
+        }
+    }
+}
+
+static int failure(int error)
+{
+    errno = error;
+    return -1;
 }
 
 int __wrap_open(const char *path, int flags, ...)
 {
+    if (strncmp(path, "/dev/xen/", 9) != 0) {
+        va_list arguments;
+        va_start(arguments, flags);
+        int mode = va_arg(arguments, int);
+        va_end(arguments);
+        return __real_open(path, flags, mode);
+    }
     REQUIRE((flags & O_CLOEXEC) != 0 && (flags & O_ACCMODE) == O_RDWR);
     if (fake_errno != 0) {
         errno = fake_errno;
@@ -123,7 +177,7 @@ int __wrap_open(const char *path, int flags, ...)
         masked = pending = false;
         return evtchn_fd;
     }
-    return __real_open(path, flags);
+    return failure(ENOENT);
 }
 
 int __wrap_close(int fd)
@@ -137,12 +191,6 @@ int __wrap_close(int fd)
         evtchn_fd = evtchn_peer = -1;
     }
     return __real_close(fd);
-}
-
-static int failure(int error)
-{
-    errno = error;
-    return -1;
 }
 
 static struct map *find(uint64_t index)
@@ -258,7 +306,10 @@ int __wrap_ioctl(int fd, unsigned long request, ...)
     if (request == 0x044503) {
         bound = false;
     } else if (request == 0x044504) {
-        fake_notifications++;
+        atomic_fetch_add(&fake_notifications, 1);
+        if (fake_on_notify != NULL) {
+            fake_on_notify();
+        }
     } else {
         return failure(ENOTTY);
     }
@@ -305,10 +356,7 @@ ssize_t __wrap_write(int fd, const void *data, size_t length)
     if (fd < 0 || fd != evtchn_fd) {
         return __real_write(fd, data, length);
     }
-    REQUIRE(length == sizeof(uint32_t) && *(const uint32_t *)data == LOCAL_PORT && masked);
-    masked = false;
-    if (pending) {
-        deliver();
-    }
+    atomic_fetch_add(&fake_written, 1);
+    unmask(data, (ssize_t)length);
     return (ssize_t)length;
 }
