@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pytest
 from hypothesis import settings
 
+from tests import socket_guard
 from tests.json_documents import require_valid_output
 
 REPOSITORY = Path(__file__).parent.parent
@@ -53,6 +54,16 @@ if "TAPFS_ENGINE_DIR" in os.environ:
     use_engine_from(Path(os.environ["TAPFS_ENGINE_DIR"]))
     # The sanitizers' runtime is ours alone: qemu-img hangs under it.
     os.environ.pop("LD_PRELOAD", None)
+
+
+socket_guard.watch()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """Fail the test after which a live socket has lost its descriptor."""
+    if lost := socket_guard.lost_descriptors():
+        pytest.fail("\n".join(lost), pytrace=False)
 
 
 class Ran(NamedTuple):

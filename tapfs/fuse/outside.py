@@ -104,9 +104,8 @@ class Outside:
             os.waitpid(self.child, 0)
 
     def _free_reserve(self) -> None:
-        for descriptor in self._reserve:
-            os.close(descriptor)
-        self._reserve.clear()
+        while self._reserve:
+            os.close(self._reserve.pop())
 
     def hide(self, pid: int) -> None:
         """Have the disk mounted where process `pid` of the registry hides it, in a new directory. Raises ImageError."""
