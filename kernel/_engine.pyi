@@ -132,6 +132,18 @@ class Lib:
         outcome: CData,
         /,
     ) -> int: ...
+    def tapfs_map_places(
+        self,
+        disk: CData,
+        offset: int,
+        length: int,
+        lookups: int,
+        runs: CData,
+        count: int,
+        capacity: int,
+        outcome: CData,
+        /,
+    ) -> int: ...
     def tapfs_map_lines(
         self,
         runs: CData,

@@ -20,7 +20,6 @@ _LOOKUPS = 8192
 
 #: struct tapfs_mapped.
 _RUN = struct.Struct("=QQQIIBB6x")
-_KIND_AT = struct.calcsize("=QQQII")
 
 
 class MappedRun(NamedTuple):
@@ -41,10 +40,6 @@ class Runs(NamedTuple):
     array: CData
     length: int
 
-    def kinds(self) -> set[int]:
-        """The kinds that occur."""
-        return set(bytes(ffi.buffer(self.array, self.length * _RUN.size))[_KIND_AT :: _RUN.size])
-
     def tuples(self) -> list[tuple[int, int, int, int, int, int, int]]:
         """The runs in the order of the fields of :class:`MappedRun`."""
         return list(_RUN.iter_unpack(ffi.buffer(self.array, self.length * _RUN.size)))
@@ -55,16 +50,20 @@ def runs_of(rows: Sequence[tuple[int, int, int, int, int, int, int]]) -> Runs:
     return Runs(ffi.new("tapfs_mapped[]", rows), len(rows))
 
 
-def map_runs(disk: EngineDisk, offset: int, end: int, supply: Callable[[Outcome], None]) -> Iterator[Runs]:
+def map_runs(
+    disk: EngineDisk, offset: int, end: int, supply: Callable[[Outcome], None], *, places: bool = False
+) -> Iterator[Runs]:
     """The map of ``[offset, end)``, merged. `supply` is called for a map that the engine lacks.
 
+    With `places` zeros that keep a place in the file are placed, and parted from others.
     Raises ImageError where there is no map, after what lies before that place.
     """
     runs = ffi.new("tapfs_mapped[]", _BLOCK_RUNS)
     outcome = ffi.new("tapfs_outcome *")
     count = 0
+    step = lib.tapfs_map_places if places else lib.tapfs_map
     while offset < end:
-        count = lib.tapfs_map(disk.handle, offset, end - offset, _LOOKUPS, runs, count, _BLOCK_RUNS, outcome)
+        count = step(disk.handle, offset, end - offset, _LOOKUPS, runs, count, _BLOCK_RUNS, outcome)
         ended = disk.finished(outcome)
         offset += ended.done
         if offset < end and count > 1:

@@ -89,6 +89,8 @@ class TableLayout:
     bit 0 of a table's place says that nothing in the table is; its unit is left to `map` if an entry says otherwise.
     DATA is impossible if
     a bit of `zero_mask` is set, and with `place_is_offset` where it lies elsewhere in its file than on the disk.
+    With `zeros_keep_places` entries of zeros, and of nothing, may have a place as DATA has
+    (`tapfs.driver.ZeroPlacing`).
 
     A COMPRESSED payload lies at ``(entry & packed_place_mask) << packed_place_shift`` of `data_file`. Its length in
     bytes is the field `packed_length_mask` at `packed_length_shift`. With `packed_sector_bytes` that field counts
@@ -124,6 +126,7 @@ class TableLayout:
     tables_reserved: bool = False
     flagged_places: bool = False
     place_is_offset: bool = False
+    zeros_keep_places: bool = False
     least_place: int = 0
     reserved: tuple[tuple[int, int], ...] = ()
     table_file: int = 0

@@ -52,6 +52,7 @@ def slice_layout(
         table_alignment=header.slice_bytes,
         flagged_places=True,
         place_is_offset=data_number != 0,
+        zeros_keep_places=True,
         least_place=0 if data_number else header.cluster_size,
         reserved=() if data_number else tuple((start, stop) for _, start, stop in reserved),
         data_file=data_number,

@@ -62,22 +62,26 @@ class DiskMap:
     def runs(self, offset: int, end: int) -> tuple[Callable[[MappedRun], MappedExtent], Iterator[Runs]]:
         """The same map as arrays, and what tells of a run of them an extent that is like it."""
         if self._chain.engine_maps:
-            from tapfs.kernel.chain_map import map_runs
-
-            paths = self._paths
-            runs = map_runs(self._chain.engine, offset, end, self._chain.supply_map)
-            return lambda run: mapped_extents([run], paths)[0], runs
+            return self._engine_runs(offset, end, places=False)
         rows = MappedRows()
         return lambda run: rows.extent_of(run.layer), self._rows(rows, self.blocks(offset, end))
 
+    def _engine_runs(
+        self, offset: int, end: int, *, places: bool
+    ) -> tuple[Callable[[MappedRun], MappedExtent], Iterator[Runs]]:
+        from tapfs.kernel.chain_map import map_runs
+
+        paths = self._paths
+        runs = map_runs(self._chain.engine, offset, end, self._chain.supply_map, places=places)
+        return lambda run: mapped_extents([run], paths)[0], runs
+
     def _placed_runs(self, offset: int, end: int) -> tuple[Callable[[MappedRun], MappedExtent], Iterator[Runs]]:
         """The same, with the places of zeros."""
+        if self._chain.engine_maps and not self._chain.top.file.writable:
+            return self._engine_runs(offset, end, places=True)
         from tapfs.disk.placed_zeros import PlacedZeros
 
         zeros = PlacedZeros(self._chain.layers, self._chain.map_locks)
-        if self._chain.engine_maps:
-            like, runs = self.runs(offset, end)
-            return like, zeros.in_runs(runs)
         rows = MappedRows()
         placed = (list(zeros.in_extents(block)) for block in self.blocks(offset, end))
         return lambda run: rows.extent_of(run.layer), self._rows(rows, placed)

@@ -1,7 +1,7 @@
 """The places of zeros that have one, in the map of a chain: what `tapfs map --json` prints of them, as qemu-img does.
 
-Maps leave these places out, in the engine and above it. So the drivers are asked for them, and only about the runs of
-zeros of layers whose format has such entries.
+Maps leave these places out. The engine finds them in the tables of images that are only read. Elsewhere the drivers
+are asked for them, and only about the runs of zeros of layers whose format has such entries.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from tapfs.extent import Kind, merge_runs
 
 if TYPE_CHECKING:
     from tapfs.disk.chain import Layer
-    from tapfs.kernel.chain_map import Runs
 
 
 class PlacedZeros:
@@ -32,32 +31,9 @@ class PlacedZeros:
             for depth, driver in enumerate(drivers)
             if driver.geometry.cipher is None and isinstance(driver, ZeroPlacing) and driver.placed_kinds
         }
-        self._any = frozenset[Kind]().union(*self._kinds.values())
-
-    def in_runs(self, blocks: Iterator[Runs]) -> Iterator[Runs]:
-        """The engine's runs, those of zeros parted by their places. Blocks without any pass as they are."""
-        if not self._any:
-            yield from blocks
-            return
-        from tapfs.kernel.chain_map import runs_of
-
-        for runs in blocks:
-            if runs.kinds().isdisjoint(self._any):
-                yield runs
-                continue
-            rows = list[tuple[int, int, int, int, int, int, int]]()
-            for row in runs.tuples():
-                offset, length, _, depth, _, kind, placed = row
-                if placed or kind not in self._kinds.get(depth, ()):
-                    rows.append(row)
-                    continue
-                for each in self._places(depth, offset, length):
-                    known = each.host_offset is not None
-                    rows.append((each.offset, each.length, each.host_offset or 0, depth, each.file, kind, known))
-            yield runs_of(rows)
 
     def in_extents(self, extents: Iterable[MappedExtent]) -> Iterator[MappedExtent]:
-        """The same of extents that drivers gave."""
+        """The map of the chain, runs of zeros parted by their places."""
         for extent in extents:
             kind = Kind.ZERO if extent.present else Kind.UNALLOCATED
             if not extent.zero or extent.host_offset is not None or kind not in self._kinds.get(extent.depth, ()):

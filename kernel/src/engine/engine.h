@@ -282,6 +282,13 @@ size_t tapfs_map(tapfs_disk *disk, uint64_t offset, uint64_t length, uint64_t lo
                  size_t count, size_t capacity, tapfs_outcome *outcome);
 
 /*
+ * The same, and runs of zeros are parted by the places that their entries keep; they are placed there. Tables are read
+ * for it once more, because the cache has runs without these places. Of what is not flushed no such place is known.
+ */
+size_t tapfs_map_places(tapfs_disk *disk, uint64_t offset, uint64_t length, uint64_t lookups, tapfs_mapped *runs,
+                        size_t count, size_t capacity, tapfs_outcome *outcome);
+
+/*
  * The ranges of the disk that are not known to be zeros, as DATA and COMPRESSED runs give them. Gaps of up to `gap` bytes
  * join two of them; each is widened to multiples of `align` bytes, which may take the last one past the end of the disk. It
  * ends early (DONE with `done` below `length`) after `capacity` ranges, after ranges of `bytes` in all, or after so many

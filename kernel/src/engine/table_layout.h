@@ -44,6 +44,7 @@ typedef struct {
     uint8_t tables_reserved;
     uint8_t flagged_places; /* bit 0 of a table's place: nothing in the table may be in place */
     uint8_t place_is_offset; /* DATA lies where the disk has it */
+    uint8_t zeros_keep_places; /* entries that are no DATA may have a place as DATA has */
     uint32_t entry_granules; /* that one entry stands for */
     uint32_t rule_count;
     tapfs_table_rule rules[8]; /* the first that fits decides; without one an entry is DATA */

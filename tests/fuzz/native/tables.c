@@ -99,13 +99,14 @@ static void supply(tapfs_disk *disk, const tapfs_outcome *miss, uint64_t unit, u
     HOLD(tapfs_disk_install(disk, 0, &extent, 1) == 0);
 }
 
-static void map_all(tapfs_disk *disk, const struct format *format, uint64_t size, uint64_t file_size)
+static void map_all(tapfs_disk *disk, const struct format *format, uint64_t size, uint64_t file_size, bool places)
 {
     static tapfs_mapped runs[RUNS];
     tapfs_outcome outcome;
 
     for (uint64_t at = 0; at < size;) {
-        size_t count = tapfs_map(disk, at, size - at, LOOKUPS, runs, 0, RUNS, &outcome);
+        size_t count = places ? tapfs_map_places(disk, at, size - at, LOOKUPS, runs, 0, RUNS, &outcome)
+                              : tapfs_map(disk, at, size - at, LOOKUPS, runs, 0, RUNS, &outcome);
         uint64_t next = at;
         for (size_t i = 0; i < count; i++) {
             HOLD(runs[i].offset == next && runs[i].length > 0);
@@ -189,6 +190,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     layout.reserved_end[0] = DATA_AT;
     layout.tables_reserved = 1;
     layout.flagged_places = flags & 1;
+    layout.zeros_keep_places = flags >> 4 & 1;
     tapfs_layer layer = {
         .virtual_size = disk_size,
         .granule = format->granule,
@@ -207,7 +209,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     HOLD(tapfs_disk_add_file(disk, 0, file, TAPFS_FILE_WRITABLE) == 0);
     HOLD(tapfs_disk_set_tables(disk, 0, &layout, places, UNITS - (UNITS * unit - disk_size) / unit) == 0);
     if (flags & 4) {
-        map_all(disk, format, disk_size, file_size);
+        map_all(disk, format, disk_size, file_size, (flags & 16) != 0);
     }
     move_all(disk, format, disk_size, false);
     if (flags & 8) {
