@@ -1,7 +1,8 @@
 """The name of a qcow2 image's parent: a file's name, or the JSON description of a file that QEMU writes.
 
 A relative name starts at the folder of the overlay, whatever its form. QEMU takes the process's own folder for the
-names in ``json:``, so the same image means different files to it; tapfs does not follow it there.
+names in ``json:``, so the same image means different files to it; tapfs does not follow it there. A description with an
+option that may show other bytes than those of the file (a part of it, another parent of it) is not followed either.
 """
 
 from __future__ import annotations
@@ -16,6 +17,20 @@ _QEMU_WORDS = {"vhd": "vpc"}
 _JSON = "json:"
 #: Drivers of QEMU whose node is a file or a device of the host.
 _FILE_DRIVERS = {"file", "host_device"}
+#: Options of a node of QEMU that change how its bytes are read and cached, and none of the bytes.
+_OF_ANY_NODE = {
+    "driver", "node-name", "read-only", "auto-read-only", "force-share", "discard", "detect-zeroes",
+    "cache.direct", "cache.no-flush", "cache.writeback",
+}  # fmt: skip
+#: The same of the file or device at the bottom.
+_OF_A_FILE = _OF_ANY_NODE | {"filename", "aio", "aio-max-batch", "locking", "pr-manager", "drop-cache"}
+#: The same of a format above it; those of overlap checks begin as `_OVERLAPS`.
+_OF_A_FORMAT = _OF_ANY_NODE | {
+    "lazy-refcounts", "pass-discard-request", "pass-discard-snapshot", "pass-discard-other", "discard-no-unref",
+    "cache-size", "l2-cache-size", "l2-cache-entry-size", "refcount-cache-size", "cache-clean-interval",
+    "encrypt.format", "encrypt.key-secret",
+}  # fmt: skip
+_OVERLAPS, _FILE = "overlap-check", "file."
 
 
 def backing_reference(name: str, format_name: str | None) -> BackingReference:
@@ -53,7 +68,16 @@ def _described(text: str) -> tuple[str, str | None] | None:
         driver, path, protocol = None, flat.get("filename"), flat.get("driver", "file")
     if not isinstance(path, str) or not path or "\0" in path or protocol not in _FILE_DRIVERS:
         return None
+    if not all(map(_shows_all, flat) if "file.filename" in flat else (key in _OF_A_FILE for key in flat)):
+        return None
     return path.removeprefix("file:"), driver if isinstance(driver, str) else None
+
+
+def _shows_all(option: str) -> bool:
+    """Whether an option leaves the disk as it is: it names no part of the file, and no other parent or data file."""
+    if option.startswith(_FILE):
+        return option.removeprefix(_FILE) in _OF_A_FILE
+    return option in _OF_A_FORMAT or option.startswith(_OVERLAPS)
 
 
 def _flat(options: dict[str, object], prefix: str = "", depth: int = 0) -> dict[str, object]:

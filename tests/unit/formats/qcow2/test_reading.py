@@ -276,6 +276,20 @@ NAMES: dict[str, tuple[str, str | None]] = {
         'json:{"driver":"raw","file":{"driver":"nbd","filename":"x"}}',
         None,
     ),
+    **{
+        name: (name, None)  # another disk than that of the file: a part of it, or over another parent
+        for name in (
+            'json:{"driver":"raw","offset":65536,"size":65536,"file":{"driver":"file","filename":"x"}}',
+            'json:{"driver":"raw","offset":"65536","file.filename":"x"}',
+            'json:{"driver":"qcow2","backing":null,"file":{"driver":"file","filename":"x"}}',
+            'json:{"driver":"qcow2","backing":"node","file.filename":"x"}',
+            'json:{"driver":"qcow2","backing":{"driver":"raw","file.filename":"y"},"file.filename":"x"}',
+            'json:{"driver":"qcow2","data-file.filename":"y","file.filename":"x"}',
+            'json:{"driver":"vpc","force_size_calc":"chs","file.filename":"x"}',
+        )
+    },
+    'json:{"driver":"qcow2","node-name":"a","read-only":true,"cache":{"direct":true},"l2-cache-size":1,'
+    '"overlap-check":"all","file":{"driver":"file","filename":"x","aio":"io_uring","locking":"off"}}': ("./x", "qcow2"),
     "json:{": ("json:{", None),
     'json:"x"': ('json:"x"', None),
     "json:" + "[" * 100000: ("json:" + "[" * 100000, None),
