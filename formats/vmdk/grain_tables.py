@@ -69,12 +69,14 @@ class GrainTables:
     the redundant ones are good, because a writer must not add to it.
     """
 
-    def __init__(self, file: HostFile, layout: GrainLayout, *, strict: bool = False) -> None:
+    def __init__(self, file: HostFile, layout: GrainLayout, *, strict: bool = False, unclean: bool = False) -> None:
         self.file = file
         self.layout = layout
         self.file_size = file.size()
         self.disk_bytes = layout.directory_entries * layout.span
         self._strict = strict
+        #: Whether the extent was not closed when it was written last.
+        self.unclean = unclean
         #: Whether grains that the end of the file cuts are mapped.
         self.cut = False
         #: The faults of directories that could not be read, each with its place.
@@ -227,12 +229,22 @@ class GrainTables:
         return None
 
     def prefers_twin(self, index: int, primary: array[int] | None, twin: array[int] | None) -> bool:
-        """Whether the redundant table `index` counts: the primary is not there, blank, or cannot be true."""
+        """Whether the redundant table `index` counts: the primary is blank, lacks entries, or cannot be true."""
         if primary is None or twin is None:
             return primary is None
         if primary == twin or self.first_fault(index, twin) is not None:
             return False
-        return not any(primary) or self.first_fault(index, primary) is not None
+        return not any(primary) or self.has_lost_entries(primary, twin) or self.first_fault(index, primary) is not None
+
+    def has_lost_entries(self, primary: array[int], twin: array[int]) -> bool:
+        """Whether the primary table is its twin with zeros in places, in an extent that was closed.
+
+        No writer leaves such an extent: a sector of the table was lost. A crash leaves such tables in an extent that is
+        open, and there nobody can say which of the two is the newer one.
+        """
+        if self.unclean or primary == twin:
+            return False
+        return all(own in (other, NO_GRAIN) for own, other in zip(primary, twin, strict=True))
 
     def read_table(self, place: int) -> array[int]:
         """The entries of a table as they stand on disk, whatever they are."""

@@ -137,7 +137,8 @@ def open_hosted_extent(number: int, file: HostFile, *, strict: bool = False) -> 
         metadata=_metadata(header),
         redundant_at=header.redundant_sector * SECTOR if header.has_redundant else 0,
     )
-    return HostedExtent(number, file, header, trailer, GrainTables(file, layout, strict=strict))
+    tables = GrainTables(file, layout, strict=strict, unclean=bool(header.unclean))
+    return HostedExtent(number, file, header, trailer, tables)
 
 
 def _metadata(header: SparseHeader) -> tuple[tuple[int, int], ...]:

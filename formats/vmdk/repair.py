@@ -1,8 +1,10 @@
 """Repair a VMDK: make the copies of its tables agree, write a lost footer, and give leaked space back.
 
 Of two tables that differ the primary counts, because all readers use it. The redundant one counts where the primary
-cannot be true, and where the primary is blank and the redundant is not. A table whose place in a directory cannot be
-true is written anew, at the end of the file. Last of all the extent is marked as closed.
+cannot be true, where the primary is blank and the redundant is not, and where a closed extent has a primary that lacks
+entries of the redundant. Entries that only the redundant one has are left alone where other grains are in doubt, too. A
+table whose place in a directory cannot be true is written anew, at the end of the file. Last of all the extent is
+marked as closed.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ def repair(image: VmdkReader) -> Sequence[Plan]:
     checked = Check(image)
     for extent in image.disk.sparse:
         if isinstance(extent, HostedExtent):
-            plans += _Repair(extent).plans()
+            plans += _Repair(extent, sound=not checked.unmended[extent.number]).plans()
         if isinstance(extent, CowdExtent):
             plans += _next_grain(extent, checked.ends[extent.number])
         # What looks leaked may belong to a table that cannot be read, and tables that differ are known by the mark.
@@ -60,10 +62,14 @@ def _closed(extent: HostedExtent | CowdExtent) -> Iterator[Plan]:
 
 
 class _Repair:
-    """The plans for one hosted extent. `_end` is the end of its file, as the plans so far leave it."""
+    """The plans for one hosted extent. `_end` is the end of its file, as the plans so far leave it.
 
-    def __init__(self, extent: HostedExtent) -> None:
+    `sound`: no grain is in doubt, so what a redundant table has alone lies over nothing else.
+    """
+
+    def __init__(self, extent: HostedExtent, *, sound: bool) -> None:
         self._extent = extent
+        self._sound = sound
         self._tables: GrainTables = extent.tables
         self._end = round_up(extent.file.size(), SECTOR)
 
@@ -97,6 +103,8 @@ class _Repair:
     def _table_plans(self, index: int) -> Iterator[Plan]:
         primary, twin = self._content(index, redundant=False), self._content(index, redundant=True)
         redundant = self._tables.prefers_twin(index, primary, twin)
+        if not self._sound and primary and twin and self._tables.has_lost_entries(primary, twin):
+            return
         good = twin if redundant else primary
         if primary != twin and good is not None and self._tables.first_fault(index, good) is None:
             yield self._copied(index, good, redundant=not redundant)

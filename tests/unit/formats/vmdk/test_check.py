@@ -132,7 +132,24 @@ def test_twins_may_differ_in_an_extent_that_was_not_closed() -> None:
     assert [finding.message for finding in again.findings if "leak" not in str(finding.severity)] == []
 
 
-@pytest.mark.parametrize("case", ["a directory entry past the end", "a directory entry of 0", "an entry past the end"])
+def lost_sector(content: bytearray, directory: int, table: int) -> None:
+    del directory
+    content[table : table + 512] = bytes(512)
+
+
+CASES["a sector of a table"] = (lost_sector, "grain table 0 and its redundant twin differ from entry 0")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "a directory entry past the end",
+        "a directory entry of 0",
+        "an entry past the end",
+        "twins that differ",
+        "a sector of a table",
+    ],
+)
 def test_what_the_twin_has_is_repaired_from_it(case: str) -> None:
     report, file = damaged(CASES[case][0])
     expected = read_extents(opened(MemoryFile(monolithic(GRAINS, SIZE))), MemoryFile(monolithic(GRAINS, SIZE)), 0, SIZE)
@@ -144,6 +161,18 @@ def test_what_the_twin_has_is_repaired_from_it(case: str) -> None:
     assert report.corruptions > 0
     assert driver.repair() == []
     assert read_extents(driver, file, 0, SIZE) == expected
+
+
+def test_entries_that_only_the_twin_has_are_left_where_they_would_overlap() -> None:
+    def stale(content: bytearray, directory: int, table: int) -> None:
+        del directory
+        twin = words(content, tables(content, redundant=True))[0] * 512
+        put(content, twin + 4, words(content, table)[0])
+        put(content, table + 4, 0)
+
+    report, file = damaged(stale)
+    assert any("overlap" in finding.message for finding in report.findings)
+    assert opened(file).repair() == []
 
 
 def test_a_blank_primary_directory_is_repaired_from_the_redundant_one() -> None:
