@@ -228,7 +228,7 @@ def _rules(needs: Needs) -> Iterable[rules.Rule]:
     if needs.scratch:
         from tapfs.host.scratch import scratch_folder
 
-        yield rules.Rule(scratch_folder(), rules.MAKING)
+        yield rules.Rule(scratch_folder(), rules.MAKING | rules.REMOVE_DIR)
 
 
 @cache

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import tapfs
 from tapfs.testing.model import MemoryFile
 from tests.conftest import Ran
 from tests.driver_rows import ROWS
@@ -215,3 +216,18 @@ def test_a_repair_may_write_the_image(tapfs_process: Run, tmp_path: Path, words:
     assert tapfs_process("check", image).code == 3
     assert tapfs_process(*words, image).code == 0
     assert tapfs_process("check", image).code == 0
+
+
+def test_a_packed_image_for_a_pipe_leaves_no_scratch_folder(tapfs_command: list[str], tmp_path: Path) -> None:
+    """The image is made in a folder of its own first, which the sandbox has to let it take away, too."""
+    disk, image, scratch = tmp_path / "disk", tmp_path / "image", tmp_path / "scratch"
+    disk.write_bytes(b"some text of a disk " * 10_000)
+    scratch.mkdir()
+    words = [*tapfs_command, "convert", "-f", "raw", "-O", "qcow2", "-c", str(disk), "-"]
+    with image.open("wb") as out:
+        subprocess.run(
+            words, stdout=out, stderr=subprocess.PIPE, env={**os.environ, "TMPDIR": str(scratch)}, check=True
+        )
+    assert list(scratch.iterdir()) == []
+    with tapfs.open(image) as opened:
+        assert opened.read(0, disk.stat().st_size) == disk.read_bytes()
