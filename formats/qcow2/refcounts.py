@@ -128,8 +128,10 @@ class Refcounts(RefcountBlocks):
 
         Only the first of them may have a count already.
         """
+        if self.get(first) + by > self.counting.largest:
+            return False
         indices = range(first // self.per_block, (first + count - 1) // self.per_block + 1)
-        return all(self.block(index) is not None for index in indices) and self.get(first) + by <= self.counting.largest
+        return all(self.block(index) is not None for index in indices)
 
     def raise_by(self, first: int, numbers: Sequence[int]) -> None:
         """Raise the counts of clusters from `first` on by one number each, as far as `can_raise` says."""

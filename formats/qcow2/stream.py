@@ -98,14 +98,9 @@ class Qcow2StreamWriter:
             stop = at = at + 1
             while stop < len(offsets) and offsets[stop] < end and (lengths[stop] != 0) == packed:
                 stop += 1
-            if stop == at:
-                continue
             clusters = [offset >> header.cluster_bits for offset in offsets[at:stop]]
-            added = self._packed_after(clusters, lengths[at:stop]) if packed else self._plain_after(clusters)
-            places += added or (
-                self.append(offset, length or header.cluster_size, compressed=packed)
-                for offset, length in zip(offsets[at:stop], lengths[at:stop], strict=True)
-            )
+            if clusters:
+                places += self._packed_after(clusters, lengths[at:stop]) if packed else self._plain_after(clusters)
         return places
 
     @property
@@ -129,12 +124,13 @@ class Qcow2StreamWriter:
     def _packed_after(self, clusters: Sequence[int], lengths: Sequence[int]) -> list[int]:
         """Places for payloads of one slice that follow the last one; none where one of them may lie elsewhere."""
         image, bits = self._image, self._image.header.cluster_bits
+        # The last one may have filled the room behind another, and then the next begins elsewhere.
+        if self._at != image.space.end or max(lengths) >= image.header.cluster_size:
+            return []
         starts = list(accumulate(lengths, initial=self._at))
         end = starts.pop()
         first, last = self._at >> bits, (round_up(end, SECTOR) - 1) >> bits
-        follow = self._at == image.space.end and max(lengths) < image.header.cluster_size
-        counted = follow and image.refcounts.can_raise(first, last - first + 1, len(lengths))
-        if not counted or end > 1 << packed_bits(bits):
+        if end > 1 << packed_bits(bits) or not image.refcounts.can_raise(first, last - first + 1, len(lengths)):
             return []
         image.space.take_tail(end - self._at, alignment=1)
         self._at = end
