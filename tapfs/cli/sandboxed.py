@@ -7,7 +7,9 @@ listen on is open. docs/sandbox.md has the same for users.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from tapfs.records import NamedTuple
 
 if TYPE_CHECKING:
     import argparse

@@ -9,12 +9,13 @@ import stat
 import struct
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import NamedTuple, Self
+from typing import Self
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error, truncated
 from tapfs.host.lock import Sharing, lock_image, mark_requests
 from tapfs.host.loops import loop_device_of
 from tapfs.host.presence import Presence
+from tapfs.records import NamedTuple
 
 _KINDS = (
     (stat.S_ISDIR, "a directory"),

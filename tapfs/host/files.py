@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.confine import LEAVING
 from tapfs.host.file import LocalFile
 from tapfs.host.gate import ORDINARY, Gate
 from tapfs.host.lock import Sharing
-from tapfs.host.patched import PatchedFile, patched_files
 from tapfs.host.remote.address import Address
 from tapfs.host.remote.options import USUAL, RemoteOptions
 from tapfs.host.window import WindowFile
 from tapfs.host_files import HostFile, NumberedFile, Role
 from tapfs.plan import Plan, Write
 from tapfs.salvage import Salvage
+
+if TYPE_CHECKING:
+    from tapfs.host.patched import PatchedFile
 
 #: No host file is longer, in bytes.
 MAX_HOST_BYTES = 1 << 63
@@ -118,6 +120,8 @@ class LocalFiles:
 
     def lay_over(self, plan: Plan) -> None:
         """Have drivers see the files as the plan would leave them, over what was laid before; it is not executed."""
+        from tapfs.host.patched import patched_files  # few images need it
+
         self._patch = Plan((*self._patch.stages, *plan.stages), plan.mends)
         self._patches = patched_files(self._files, self._patch)
 

@@ -10,7 +10,6 @@ from tapfs.disk.image import Image
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.host.location import locate
 from tapfs.jobs.copying import Baseline, Copy, CopyOptions
-from tapfs.jobs.packing import copy_packed
 from tapfs.jobs.progress import silent
 from tapfs.records import replace
 
@@ -57,6 +56,8 @@ def convert(
             pack_over_parent(source, target, report, options)
             target.flush()
             return
+        from tapfs.jobs.packing import copy_packed
+
         copy_packed(source, target, report, options)
         return
     Copy(source, target, baseline, options).run(report)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Self
 
 from tapfs.disk.image import Image
 from tapfs.extent import Range
-from tapfs.jobs.compare import unequal_candidates
 from tapfs.jobs.early_writeback import EarlyWriteback
 from tapfs.jobs.pace import Pace
 from tapfs.jobs.pipeline import WINDOW_BYTES, BufferPool, in_order, processors
@@ -227,6 +226,8 @@ class Copy:
                 yield ranges_of([Range(offset, stop - offset)], stop)
             return
         if self._baseline is Baseline.PARENT:
+            from tapfs.jobs.compare import unequal_candidates
+
             yield from unequal_candidates(self._source, self._target)
             return
         gap = _GAP_BYTES if self._baseline is Baseline.ANYTHING else ZERO_GRANULE - 1

@@ -11,8 +11,10 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from queue import SimpleQueue
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from queue import SimpleQueue
 
 #: Bytes of a disk that one job works on: large enough for the engine to run at full
 #: speed, small enough to stay in the processor's cache from the reader to the writer.
@@ -80,6 +82,8 @@ def in_order(jobs: Iterable[_Job], work: Callable[[_Job], _Result], *, workers: 
     exception ends it; what runs then, or when the caller stops early, is waited for. Where the host
     gives fewer threads those do the work, and where it gives none the caller's thread.
     """
+    from queue import SimpleQueue  # most copies have their threads in the engine
+
     waiting: SimpleQueue[_Task[_Job, _Result] | None] = SimpleQueue()
     ended = threading.Event()
     threads = _started(lambda: _serve(waiting, work, ended), workers - 1)

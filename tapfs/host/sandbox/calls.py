@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 from functools import cache
-from typing import NamedTuple
+
+from tapfs.records import NamedTuple
 
 
 class Architecture(NamedTuple):

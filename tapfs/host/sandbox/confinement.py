@@ -14,11 +14,11 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
-from typing import NamedTuple
 
 from tapfs.errors import ErrorKind, ImageError, from_os_error
 from tapfs.host.sandbox import calls, capabilities, rules
 from tapfs.host.sandbox.filter import Calls, install
+from tapfs.records import NamedTuple
 
 #: "off" in this variable is as good as `--no-sandbox`, for those who embed tapfs and for its tests.
 VARIABLE = "TAPFS_SANDBOX"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from typing import NamedTuple
 
 from tapfs.host.sandbox import calls
 from tapfs.host.sandbox.system_calls import (
@@ -18,6 +17,7 @@ from tapfs.host.sandbox.system_calls import (
     number_of,
     numbers_of,
 )
+from tapfs.records import NamedTuple
 
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_NOT_LESS, _JUMP_BITS, _RETURN = 0x20, 0x15, 0x25, 0x35, 0x45, 0x06
 _KILL, _REFUSE, _TELL, _ALLOW = 0x80000000, 0x00050000, 0x7FC00000, 0x7FFF0000

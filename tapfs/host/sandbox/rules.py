@@ -8,9 +8,9 @@ import stat
 import struct
 from collections.abc import Iterable
 from functools import cache
-from typing import NamedTuple
 
 from tapfs.host.sandbox import calls
+from tapfs.records import NamedTuple
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 REMOVE_DIR, REMOVE_FILE, MAKE_CHAR, MAKE_DIR, MAKE_REG, MAKE_SOCK, MAKE_FIFO, MAKE_BLOCK, MAKE_SYM = (
