@@ -77,3 +77,16 @@ async def test_all_disks_are_of_one_moment(devices: Devices, tmp_path: Path, mon
             await trio.to_thread.run_sync(chain.join)
         await one.close()
         await two.close()
+
+
+async def test_the_snapshot_of_a_disk_that_was_moved_lies_beside_its_image(devices: Devices, tmp_path: Path) -> None:
+    """Its name is a link since the mirror, and the folder of that may be on another file system."""
+    name, image = tmp_path / "disk", tmp_path / "fast" / "image"
+    image.parent.mkdir()
+    tapfs.create(str(image), "qcow2", SIZE)
+    name.symlink_to(image)
+    disk = await devices.serve(f"tap:qcow2:{name}")
+    made = await swap_all(devices.store, 1, ".monday", freeze=None)
+    assert [swapped.file for swapped in made] == [f"{image}.monday"]
+    assert (await disk.ask("status"))["parents"] == [f"{image}.monday"]
+    assert name.is_symlink()

@@ -273,7 +273,7 @@ class SupervisedDevice:
             await self._fail("its process could not serve it, and could not say why")
             return
         self._failed = True
-        log.error("%s: given up: %s", self._name, await self._read("tapfs/error"))
+        log.error("%s: given up: %s", self._name, await self._read("tapfs/error") or "it is gone")
         if look.state is State.CONNECTED:
             await write_device_keys(self._store, self.device, {"state": State.CLOSING}, only_at=State.CONNECTED)
 

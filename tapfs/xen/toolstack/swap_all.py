@@ -10,6 +10,7 @@ made are committed again, which leaves every disk as it was.
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -51,7 +52,7 @@ async def swap_all(store: XenStore, domain: int, suffix: str, *, freeze: str | N
     try:
         async with _frozen(freeze), _held(list(written)):
             for device, path in written.items():
-                file = f"{path}{suffix}"
+                file = f"{_file_of(path)}{suffix}"
                 answer = await ask(device, "swap", file=file)
                 made.append(Swapped(device, file, int(answer["images"])))
     except BaseException:
@@ -60,6 +61,11 @@ async def swap_all(store: XenStore, domain: int, suffix: str, *, freeze: str | N
                 await ask(swapped.device, "commit")
         raise
     return made
+
+
+def _file_of(path: str) -> str:
+    """Where the image of a disk lies, which is elsewhere after a mirror: names pass on within a file system only."""
+    return os.path.realpath(path) if os.path.isabs(path) else path
 
 
 @asynccontextmanager
