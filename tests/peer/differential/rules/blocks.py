@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import re
 
+from tests.peer.differential.rules.block_facts import (
+    vhd_block_cut,
+    vhd_start_changed,
+    vhdx_entry_of_another_length,
+    vhdx_structure_changed,
+)
 from tests.peer.differential.rules.rule import Right, Rule, of_the_file, zeros
 from tests.peer.differential.run import SECTOR, Difference, Sort
 from tests.peer.qcow2_damage.sound import IMAGE
@@ -236,6 +242,18 @@ RULES = (
         "reads the first only",
         Right.TAPFS,
         "that is what the copy is for",
+        vhd_start_changed,
+    ),
+    Rule(
+        _VHD,
+        _READ,
+        "past the end of the file",
+        "A block that ends past the end of the file, which the end of the disk does not cut",
+        "says so, for the whole block",
+        "shows what is left, then zeros",
+        Right.TAPFS,
+        "no zeros were ever there",
+        vhd_block_cut,
     ),
     Rule(
         _VHD,
@@ -316,6 +334,17 @@ RULES = (
     ),
     Rule(
         _VHDX,
+        (Sort.BYTES,),
+        "",
+        "An entry of the log with more sectors than its descriptors and their pages take",
+        "leaves the entry out",
+        "replays it",
+        Right.EITHER,
+        "the specification gives an entry no other sectors, and does not say that they are wrong",
+        vhdx_entry_of_another_length,
+    ),
+    Rule(
+        _VHDX,
         _READ,
         "reserved bits are set|state .* is unknown|reserved",
         "An entry with reserved bits, or in a state that there is not",
@@ -334,5 +363,6 @@ RULES = (
         "refuses the image",
         Right.TAPFS,
         "that is what the copy is for; one block is lost, and not the disk",
+        vhdx_structure_changed,
     ),
 )

@@ -50,6 +50,12 @@ _OF_DISK = (
 )
 
 
+def _of_checks(difference: Difference) -> bool:
+    """Whether a part was changed of which the check alone says something; a bitmap has to fit the size of the disk."""
+    fits = ("size",) if "itmap" in difference.said else ()
+    return changed(difference, *_OF_CHECKS, "autoclear", "extensions", "file", *fits)
+
+
 def _of(*parts: str) -> Callable[[Difference], bool]:
     return lambda difference: changed(difference, *parts)
 
@@ -119,7 +125,7 @@ RULES = (
         "refuses the image",
         Right.EITHER,
         "no byte of the disk depends on them",
-        _of(*_OF_CHECKS, "autoclear", "extensions", "file"),
+        _of_checks,
     ),
     Rule(
         _QCOW2,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from tests.peer.differential.rules.block_facts import vmdk_is_packed
 from tests.peer.differential.rules.rule import Right, Rule, of_the_file
 from tests.peer.differential.run import SECTOR, Difference, Sort
 from tests.peer.qcow2_damage.sound import IMAGE
@@ -217,6 +218,7 @@ RULES = (
         "an error",
         Right.EITHER,
         "the flags are wrong, or the grains are",
+        vmdk_is_packed,
     ),
     Rule(
         _VMDK,
