@@ -6,6 +6,7 @@ content ID alone is changed where it stands.
 
 The format has one content ID for the parent. While a commit writes the parent, and so gives it another one, a comment
 of tapfs has that: `#parentCID2=`. Tapfs takes a parent with either, and others read no comments. A rebase ends it.
+Where the text has no room for the comment, the line `parentCID=` itself becomes one for that time, by its first byte.
 
 A disk of VirtualBox names its parent by UUIDs (`tapfs.formats.vmdk.uuid_link`). It keeps doing so while it keeps its
 parent, and a rebase to another one ends it.
@@ -13,17 +14,22 @@ parent, and a rebase to another one ends it.
 
 from __future__ import annotations
 
+import re
+
 from tapfs.driver import BackingReference, Driver, Renewing
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.vmdk.content_id import cid_among, cid_of
 from tapfs.formats.vmdk.descriptor import MAX_BYTES_OF_TEXT, NO_CID, SECOND_PARENT, Descriptor
 from tapfs.formats.vmdk.new_descriptor import require_writable_name
 from tapfs.formats.vmdk.uuid_link import expecting_steps, relinking_plan, unlinking_steps, uuid_link
+from tapfs.patterns import pattern
 from tapfs.plan import Grow, Plan, Step, Write, plan
 
 _SECTOR = 512
 _CID_KEY, _NAME_KEY = "parentcid", "parentfilenamehint"
 _CID_DIGITS = 8
+#: The line of the parent's content ID while it is out of use.
+_OUT_OF_USE = pattern(rb"^[ \t]*(?P<first>#)arentcid[ \t]*=[ \t]*(?P<cid>[0-9a-f]{8})\b", re.IGNORECASE | re.MULTILINE)
 
 
 def rebase_plan(
@@ -66,6 +72,10 @@ def _named_plan(
         at = descriptor.base + old.at
         if _in_one_sector(at):
             return plan([Write(0, at, _digits(cid))], _second_of_none(descriptor))
+    unused = _OUT_OF_USE.search(descriptor.text)
+    if keeps_name and old is None and unused is not None:
+        digits = Write(0, descriptor.base + unused.start("cid"), _digits(cid))
+        return plan([digits], [Write(0, descriptor.base + unused.start("first"), b"p")], _second_of_none(descriptor))
     lines = _line_end(descriptor) + b"parentCID=" + _digits(cid) + b"\n"
     if backing is not None:
         name = require_writable_name(backing.name).encode(descriptor.codec, "surrogateescape")
@@ -79,15 +89,14 @@ def _named_plan(
 
 
 def expecting_plan(descriptor: Descriptor, room: int | None, parent: Renewing | None) -> Plan:
-    """The plan that has a disk take its parent with the next content ID, too; nothing where there is no room to say so.
+    """The plan that has a disk take its parent with the next content ID, too; with any where there is no room for that.
 
     `room` as above. Without `parent` a comment is made of the content ID: one that is not there says nothing.
     """
     if uuid_link(descriptor, "") is not None:
         return plan(expecting_steps(descriptor))
     if parent is None:
-        start = _line_start(descriptor, _CID_KEY)
-        return Plan() if start is None else plan([Write(0, descriptor.base + start, b"#")])
+        return _of_any_parent(descriptor)
     cid = cid_among(parent.next_identities)
     if cid is None:
         return Plan()
@@ -99,9 +108,15 @@ def expecting_plan(descriptor: Descriptor, room: int | None, parent: Renewing | 
         line += b"#" * (-(end + len(line)) % _SECTOR - 1) + b"\n"
     line += SECOND_PARENT + _digits(cid) + b"\n"
     if second is not None or len(descriptor.text) + len(line) > (MAX_BYTES_OF_TEXT if room is None else room):
-        return Plan()
+        return _of_any_parent(descriptor)
     grown: list[Step] = [Grow(0, end + len(line))] if room is None else []
     return plan(grown, [Write(0, end, line)])
+
+
+def _of_any_parent(descriptor: Descriptor) -> Plan:
+    """The plan that puts the content ID of the parent out of use: one that is not there says nothing."""
+    start = _line_start(descriptor, _CID_KEY)
+    return Plan() if start is None else plan([Write(0, descriptor.base + start, b"#")])
 
 
 def _second_of_none(descriptor: Descriptor) -> list[Step]:

@@ -6,8 +6,8 @@ A base of some formats (VMDK, VHDX, VDI) gets another identity when it is writte
 2. the base says that it is written, and has the next identity;
 3. the overlay names that one alone.
 
-So the overlay matches its base at every moment. Where the format of the overlay has no room for a second identity 1 is
-left out. A crash between 2 and 3 then leaves an overlay that is refused until it is opened with `any_parent`.
+So the overlay matches its base at every moment. Where it has no room for a second identity it names none until 3: a
+crash then leaves an overlay that takes any base of that name.
 
 A base that grows first gets several identities. The overlay names none meanwhile (`unbound`, `bind`).
 
@@ -99,8 +99,9 @@ def _expect(base: Image, child: Layer) -> bool:
     execute_edit(child, child.driver.expect(driver))
     with closing(once_more(child, writable=False, direct=child.file.direct)) as layer:
         reference = layer.driver.geometry.backing
-    named = set[str | None]() if reference is None else {reference.identity, *reference.other_identities}
-    return not named.isdisjoint(driver.next_identities)
+    if reference is None or reference.identity is None:  # it takes any parent that it names
+        return reference is not None
+    return not driver.next_identities.isdisjoint((reference.identity, *reference.other_identities))
 
 
 def _begin(base: Image, child: Layer, *, renamed: bool, matches: bool) -> bool:

@@ -103,3 +103,36 @@ def test_an_overlay_is_committed_into_a_base_that_its_format_cannot_name(
     if base_format != "raw":  # which has no identity, so nothing could have been lost
         with pytest.raises(ImageError, match="not the one that it was made over"):
             tapfs.open(over, backing_formats=[base_format])
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_a_vmdk_without_room_in_its_descriptor_matches_its_base_at_every_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, grows: bool
+) -> None:
+    size = 2 * SIZE if grows else SIZE
+    base, over = make(tmp_path, "vmdk", size)
+    content = bytearray(over.read_bytes())
+    start = content.index(b"# Disk DescriptorFile")
+    end, stop = content.index(b"\0", start), start + 20 * 512
+    content[end:stop] = b"#" * (stop - end - 1) + b"\n"
+    over.write_bytes(content)
+    overwrite = commit.overwrite
+    seen: list[bytes] = []
+
+    def watched(*words: object, **more: object) -> int:
+        for _ in range(2):
+            with tapfs.open(over, shared=True) as disk:
+                seen.append(disk.read(size - 512, 512))
+            written = overwrite(*words, **more)  # type: ignore[arg-type]
+        return written
+
+    monkeypatch.setattr(commit, "overwrite", watched)
+    tapfs.commit(over)
+    assert seen == [b"x" * 512] * 2
+    assert over.read_bytes()[stop - 512 : stop] == content[stop - 512 : stop]
+    with tapfs.open(over) as disk:
+        assert disk.read(size - 512, 512) == b"x" * 512
+    with tapfs.open(base, writable=True, write_base=True) as disk:
+        disk.write(0, b"y")
+    with pytest.raises(ImageError, match="not the one that it was made over"):
+        tapfs.open(over)
