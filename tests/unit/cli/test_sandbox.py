@@ -33,6 +33,11 @@ def run(tapfs_process: Run, evil: EvilDriver, *words: object) -> Ran:
     return tapfs_process(*words, env=os.environ | evil.environment)
 
 
+def words_of(value: list[str] | set[str]) -> str:
+    """The name of a case: its words, without what comes of them."""
+    return "-".join(value).replace("/", "") if isinstance(value, list) else ""
+
+
 @pytest.mark.parametrize(
     ("words", "moments"),
     [
@@ -43,7 +48,7 @@ def run(tapfs_process: Run, evil: EvilDriver, *words: object) -> Ran:
         (["measure", "-O", "qcow2"], {"probe", "open", "map"}),
         (["info", "--backing-root", "/usr"], {"probe", "open", "map"}),
     ],
-    ids=lambda value: "-".join(value).replace("/", "") if isinstance(value, list) else "",
+    ids=words_of,
 )
 def test_an_evil_driver_gets_nowhere(tapfs_process: Run, evil: EvilDriver, words: list[str], moments: set[str]) -> None:
     ran = run(tapfs_process, evil, *words, evil.image)
