@@ -39,8 +39,10 @@ SOCKET, DEVICE = "/run/xenstored/socket", "/dev/xen/xenbus"
 BY_DEVICE = {"kill", "hvm"}
 #: Groups whose dom0 has two processors, and so offers two rings a disk.
 WITH_TWO_PROCESSORS = {"guests"}
+#: Groups whose machine has a clock that goes by the instructions that it executes.
+BY_INSTRUCTIONS = {"counted_instructions"}
 # A measurement proves nothing: they run when they are asked for.
-ONLY_BY_NAME = {"processor_time", "counted_calls", "ublk_time", "ublk_newest_time"}
+ONLY_BY_NAME = {"processor_time", "counted_calls", "counted_instructions", "ublk_time", "ublk_newest_time"}
 # Boot and power off. Like the limits of the scenarios, those of an idle machine.
 BOOT_SECONDS = 30
 SCRIPT_SECONDS = 1200
@@ -140,7 +142,9 @@ def _run(lab: Lab, payload: Path, group: str, scenarios: dict[str, int], xenstor
     begin = time.monotonic()
     kernel = None if package == XEN else "newest" if group in NEWEST else "newer"
     processors = 2 if group in WITH_TWO_PROCESSORS else 1
-    machine = Machine(lab, payload, share, work / "serial.log", kernel, processors)
+    machine = Machine(
+        lab, payload, share, work / "serial.log", kernel, processors, by_instructions=group in BY_INSTRUCTIONS
+    )
     ran = machine.run((BOOT_SECONDS + sum(scenarios.values())) * PATIENCE)
     report = Report(group, work, time.monotonic() - begin, ran.processor_seconds)
     results = share / "results"

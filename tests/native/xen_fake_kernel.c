@@ -3,12 +3,10 @@
  * argument is checked as the kernel checks it. The frontend is domain 7 with PAGES pages.
  *
  * The event channel is as the kernel's: what the frontend sends makes it pending. A port that is pending and not masked is
- * reported once, to whoever reads, and is masked then, until its number is written back. io_uring writes to a socket, whose
- * other end fake_serve_writes reads.
+ * reported once, to whoever reads, and is masked then, until its number is written back.
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdarg.h>
@@ -45,8 +43,8 @@ int32_t fake_grants[PAGES];
 bool fake_readonly[PAGES];
 int fake_copy_calls;
 _Atomic int fake_notifications;
-/* How often the port was unmasked, by write(2) and by io_uring. */
-_Atomic int fake_written, fake_written_by_ring;
+/* How often the port was unmasked. */
+_Atomic int fake_written;
 /* Called for each notification of the frontend. */
 void (*fake_on_notify)(void);
 /* The next ioctl fails so. */
@@ -128,19 +126,6 @@ static void unmask(const void *data, ssize_t length)
         deliver();
     }
     pthread_mutex_unlock(&port_lock);
-}
-
-/* Do what is written to the event channel past write(2), until `over`. */
-void fake_serve_writes(const atomic_bool *over)
-{
-    while (!atomic_load(over)) {
-        struct pollfd wait = {.fd = evtchn_peer, .events = POLLIN};
-        uint32_t port;
-        if (poll(&wait, 1, 20) == 1 && read(evtchn_peer, &port, sizeof port) == (ssize_t)sizeof port) {
-            atomic_fetch_add(&fake_written_by_ring, 1);
-            unmask(&port, sizeof port);
-        }
-    }
 }
 
 static int failure(int error)

@@ -2,8 +2,7 @@
  * A ring whose event channel is as the kernel's: masked from each report until its number is written back (xen_fake_kernel.c).
  * A frontend puts requests in at any moment and notifies where the ring says so, somebody pauses and wakes the thread. A
  * notification that the thread misses is a frontend that waits for ever.
- * usage: xen_wakeups FILE ROUNDS IO_URING FAILS: FAILS is which wait by io_uring the kernel refuses, 0: none. 0 and how often
- * the port was unmasked by write(2) and by io_uring, or a message and 1.
+ * usage: xen_wakeups FILE ROUNDS; 0 and how often the port was unmasked, or a message and 1.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -17,7 +16,6 @@
 #include <unistd.h>
 
 #include "owned_disk.h"
-#include "host/io_rings.h"
 #include "xen/xen.h"
 
 #define ENTRIES 32u
@@ -32,13 +30,11 @@ struct indices {
 };
 
 extern int32_t fake_grants[];
-extern _Atomic int fake_written, fake_written_by_ring;
+extern _Atomic int fake_written;
 extern void (*fake_on_notify)(void);
 uint8_t *fake_memory(void);
 void fake_event(void);
 int fake_bound(void);
-void fake_serve_writes(const atomic_bool *over);
-int __real_io_rings_wait(struct io_rings *rings, uint64_t nanoseconds);
 
 static tapfs_xen *device;
 static struct indices *ring;
@@ -47,14 +43,6 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t notified = PTHREAD_COND_INITIALIZER;
 static bool notification;
 static atomic_bool over;
-static int fails;
-static _Atomic int waits;
-
-/* Of the ring's thread alone: nobody else waits here. */
-int __wrap_io_rings_wait(struct io_rings *rings, uint64_t nanoseconds)
-{
-    return atomic_fetch_add(&waits, 1) + 1 == fails ? EINVAL : __real_io_rings_wait(rings, nanoseconds);
-}
 
 static void on_notify(void)
 {
@@ -146,20 +134,12 @@ static void *own_syncs(void *argument)
     return NULL;
 }
 
-static void *be_kernel(void *argument)
-{
-    (void)argument;
-    fake_serve_writes(&over);
-    return NULL;
-}
-
 int main(int count, char **words)
 {
-    pthread_t kernel, owner, disturber;
+    pthread_t owner, disturber;
 
-    REQUIRE(count == 5);
+    REQUIRE(count == 3);
     int rounds = atoi(words[2]), journal = memfd_create("journal", MFD_CLOEXEC);
-    fails = atoi(words[4]);
     owned_disk_open(words[1]);
     ring = (struct indices *)(void *)fake_memory();
     fake_grants[0] = 1;
@@ -172,30 +152,24 @@ int main(int count, char **words)
         .workers = 1,
         .journal = journal,
         .writable = 1,
-        .io_uring = atoi(words[3]) != 0,
+        .io_uring = 1,
     };
     device = tapfs_xen_new(disk, &options);
     REQUIRE(device != NULL && tapfs_xen_add_ring(device, &(uint32_t){0}, 1, PORT) == 0);
-    pthread_create(&kernel, NULL, be_kernel, NULL);
     REQUIRE(tapfs_xen_start(device) == 0);
     pthread_create(&owner, NULL, own_syncs, NULL);
     pthread_create(&disturber, NULL, disturb, NULL);
     be_guest(rounds / 4, 1);
     atomic_store(&over, true);
     pthread_join(disturber, NULL);
-    pthread_join(kernel, NULL);
     /* And again with nobody who would wake a thread that has missed a notification. */
-    atomic_store(&over, false);
-    pthread_create(&kernel, NULL, be_kernel, NULL);
     be_guest(rounds, 2);
     tapfs_xen_stop(device);
     pthread_join(owner, NULL);
-    atomic_store(&over, true);
-    pthread_join(kernel, NULL);
     tapfs_xen_free(device);
     REQUIRE(!fake_bound());
     owned_disk_close();
     close(journal);
-    printf("%d %d\n", fake_written, fake_written_by_ring);
+    printf("%d\n", fake_written);
     return 0;
 }

@@ -146,13 +146,6 @@ void *io_rings_entry(struct io_rings *rings)
     return entry;
 }
 
-void *io_rings_quiet_entry(struct io_rings *rings)
-{
-    void *entry = io_rings_entry(rings);
-    rings->in_flight -= entry != NULL;
-    return entry;
-}
-
 bool io_rings_submit(struct io_rings *rings)
 {
     if (rings->fd < 0) {
@@ -214,6 +207,6 @@ bool io_rings_next(struct io_rings *rings, uint64_t *tag, int32_t *result)
     *tag = completion->user_data;
     *result = completion->res;
     store(rings->complete_head, head + 1);
-    rings->in_flight -= (*tag & IO_RINGS_QUIET) == 0;
+    rings->in_flight--;
     return true;
 }

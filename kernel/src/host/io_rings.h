@@ -48,10 +48,6 @@ TAPFS_INTERNAL bool io_rings_full(const struct io_rings *rings);
 /* The next entry, of zeros, which is queued by this; NULL: no room. As many are in flight as there are places for
  * completions, so none is ever lost. An entry that completes more than once is not counted so. */
 TAPFS_INTERNAL void *io_rings_entry(struct io_rings *rings);
-/* The same for an entry that completes only where it fails (IOSQE_CQE_SKIP_SUCCESS, Linux 5.17; an older kernel fails it). It is
- * not in flight: its tag has this bit. Failures are found while others are in flight. */
-#define IO_RINGS_QUIET (UINT64_C(1) << 63)
-void *io_rings_quiet_entry(struct io_rings *rings);
 /* Hand the kernel what is queued. False: it has not taken all. */
 TAPFS_INTERNAL bool io_rings_submit(struct io_rings *rings);
 /* The same, and wait until a completion is there, a signal comes, or the time is over (0: without end). 0 or an errno,

@@ -202,13 +202,8 @@ static struct xen_channel *evtchn_bind(struct xen_transport *transport, uint32_t
         errno = error;
         return NULL;
     }
+    channel->channel = (struct xen_channel){.operations = transport->operations, .fd = fd};
     channel->port = (uint32_t)ours;
-    channel->channel = (struct xen_channel){
-        .operations = transport->operations,
-        .fd = fd,
-        .opener = &channel->port,
-        .opener_bytes = sizeof channel->port,
-    };
     return &channel->channel;
 }
 
@@ -228,13 +223,14 @@ static void evtchn_unbind(struct xen_channel *channel)
 
 static void evtchn_clear(struct xen_channel *channel)
 {
-    uint8_t ports[XEN_CHANNEL_SAYS];
+    uint32_t ports[16];
+    ssize_t count;
 
-    while (read(channel->fd, ports, sizeof ports) < 0 && errno == EINTR) {
-    }
-    /* The kernel keeps a port that it has reported masked until its number is written back. Somebody else may have read
-     * the report; of a port that is not masked the number changes nothing. */
-    while (write(channel->fd, channel->opener, channel->opener_bytes) < 0 && errno == EINTR) {
+    do {
+        count = read(channel->fd, ports, sizeof ports);
+    } while (count < 0 && errno == EINTR);
+    /* The kernel keeps a port that it has reported masked until the number is written back. */
+    while (count > 0 && write(channel->fd, ports, (size_t)count) < 0 && errno == EINTR) {
     }
 }
 

@@ -6,7 +6,6 @@
 #ifndef TAPFS_XEN_INTERNAL_H
 #define TAPFS_XEN_INTERNAL_H
 
-#include "host/io_rings.h"
 #include "mover/mover.h"
 #include "serving/metrics.h"
 #include "serving/park.h"
@@ -248,31 +247,6 @@ TAPFS_INTERNAL void xen_park(struct xen_transfer *transfer);
 /* What is parked and not taken comes back with EIO, and so does what is parked later. */
 TAPFS_INTERNAL void xen_park_stop(struct park *park);
 
-/* ---- xen/rest.c: the wait of a ring's thread */
-
-/* What a ring's thread waits for. */
-enum xen_source { SOURCE_WAKE, SOURCE_MOVER, SOURCE_CHANNEL, SOURCES };
-
-/* The ring's thread owns it. */
-struct xen_rest {
-    struct io_rings rings; /* fd -1: the thread waits by ppoll */
-    bool asked[SOURCES];   /* the kernel is to say when there is something */
-    bool notified;         /* the channel has said so and was not opened for the next notification since */
-    uint64_t since;        /* when the thread began to wait */
-    uint64_t watch_ns;     /* how long to look for a request before a sleep; 0: not at all */
-    /* The kernel reads and writes these while it waits for us. */
-    uint64_t woken;
-    uint8_t said[XEN_CHANNEL_SAYS];
-};
-
-/* By the ring's own thread. */
-TAPFS_INTERNAL void xen_rest_begin(struct xen_ring *ring);
-TAPFS_INTERNAL void xen_rest_end(struct xen_ring *ring);
-/* Whether there is nothing to take, and a notification will say when there is. */
-TAPFS_INTERNAL bool xen_rest_allowed(struct xen_ring *ring);
-/* Wait for anything to do: `delay` nanoseconds at most, 0: as long as it takes. `open`: requests may be taken. */
-TAPFS_INTERNAL void xen_rest(struct xen_ring *ring, bool open, uint64_t delay);
-
 /* ---- xen/ring.c: one ring and its thread */
 
 /* Written by the ring's thread alone. */
@@ -294,7 +268,6 @@ struct xen_ring {
     pthread_t thread;
     bool started;
     struct mover *mover;
-    struct xen_rest rest;
 
     /* The disk that is served now. The ring's thread owns these fields, but for the two that say otherwise. */
     struct xen_served served;
@@ -302,6 +275,8 @@ struct xen_ring {
     bool quiet;          /* paused, and nothing in flight; under the device's lock */
     bool ended;          /* the frontend has broken the protocol: nothing is taken any more */
     uint32_t borrowed_failures; /* in a row */
+    bool notified;       /* the channel has been readable and was not cleared since */
+    uint64_t watch_ns;   /* how long to look for a request before a sleep; 0: not at all */
 
     /* Indices of the shared pages, which run freely over 32 bits. The ring's thread owns them. */
     uint32_t requests_taken;      /* the next request to take */

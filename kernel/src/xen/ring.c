@@ -4,9 +4,19 @@
  * The frontend shares the pages and may write anything there at any time. Only its producer index and its requests are
  * read, each once. Our own indices are never read back from the pages.
  */
+#include <poll.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "xen/internal.h"
+
+/*
+ * How long the thread looks for a request before it sleeps: as long as a sleep and its interrupts cost processor time,
+ * so looking in vain at most doubles that. Between looks at the clock there are WATCH_LOOKS at the ring.
+ */
+#define WATCH_MIN_NS UINT64_C(2000)
+#define WATCH_MAX_NS UINT64_C(12000)
+#define WATCH_LOOKS 8u
 
 static void end_ring(struct xen_ring *ring, const char *problem)
 {
@@ -171,6 +181,98 @@ static void settle(struct xen_ring *ring)
     pthread_mutex_unlock(&device->lock);
 }
 
+/* Have the frontend notify us of the next request, unless it is there already. */
+static bool has_requests(struct xen_ring *ring)
+{
+    struct ring_indices *indices = xen_ring_indices(ring);
+    atomic_store(&indices->requests_event, ring->requests_taken + 1);
+    return atomic_load(&indices->requests_produced) != ring->requests_taken;
+}
+
+static void processor_relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/*
+ * Look for the next request for a while, before it costs a sleep, two interrupts and their system calls. The frontend
+ * need not notify us meanwhile. True: there is something to do.
+ */
+static bool watch(struct xen_ring *ring)
+{
+    const struct ring_indices *indices = xen_ring_indices(ring);
+    tapfs_xen *device = ring->device;
+
+    if (ring->watch_ns == 0 || mover_in_flight(ring->mover) > 0) {
+        return false;
+    }
+    for (uint64_t end = rate_limit_now() + ring->watch_ns; rate_limit_now() < end;) {
+        for (unsigned looks = 0; looks < WATCH_LOOKS; looks++) {
+            if (atomic_load_explicit(&indices->requests_produced, memory_order_relaxed) != ring->requests_taken) {
+                ring->watch_ns = minimum(2 * ring->watch_ns, WATCH_MAX_NS);
+                return true;
+            }
+            if (atomic_load(&ring->has_returned) || atomic_load(&device->paused) || atomic_load(&device->stopping)) {
+                return true;
+            }
+            processor_relax();
+        }
+    }
+    /* In vain: the next look is shorter, and none follows the shortest until a sleep has been short. */
+    ring->watch_ns = ring->watch_ns > WATCH_MIN_NS ? ring->watch_ns / 2 : 0;
+    return false;
+}
+
+/* Wait for anything to do. `delay` in nanoseconds, 0: as long as it takes. */
+static void rest(struct xen_ring *ring, bool open, uint64_t delay)
+{
+    const struct timespec timeout = {.tv_sec = (time_t)(delay / 1000000000u), .tv_nsec = (long)(delay % 1000000000u)};
+    struct pollfd waits[3] = {
+        {.fd = ring->wake_fd, .events = POLLIN},
+        /* Nothing of the mover's ends while nothing is in flight, and to ask what it waits for costs as much as the rest. */
+        {.fd = mover_in_flight(ring->mover) > 0 ? mover_fd(ring->mover) : -1, .events = POLLIN},
+        {.fd = xen_channel_fd(ring->channel), .events = POLLIN},
+    };
+    uint64_t count, since = rate_limit_now();
+
+    /* While nothing is taken the channel may stay readable. */
+    int ready = ppoll(waits, open && delay == 0 ? 3 : 2, delay > 0 ? &timeout : NULL, NULL);
+    if (delay > 0) {
+        xen_count(&ring->counters.throttled_ns, rate_limit_now() - since);
+    }
+    if (ready <= 0) {
+        return;
+    }
+    if (waits[0].revents != 0) {
+        ssize_t got = read(ring->wake_fd, &count, sizeof count);
+        (void)got; /* it is non-blocking */
+    }
+    if (waits[2].revents != 0) {
+        ring->notified = true;
+        if (rate_limit_now() - since < WATCH_MAX_NS) {
+            ring->watch_ns = maximum(ring->watch_ns, WATCH_MIN_NS);
+        }
+    }
+}
+
+/* Whether there is nothing to take, and a notification will say when there is. */
+static bool may_rest(struct xen_ring *ring)
+{
+    if (watch(ring)) {
+        return false;
+    }
+    /* Not before: until then the channel stays masked, and what the frontend sends interrupts nobody. */
+    if (ring->notified) {
+        ring->notified = false;
+        xen_channel_clear(ring->channel);
+    }
+    return !has_requests(ring);
+}
+
 /* Wait until all threads are there; false: they will not be. */
 static bool released(tapfs_xen *device)
 {
@@ -188,7 +290,6 @@ void *xen_ring_serve(void *argument)
     if (!released(device)) {
         return NULL;
     }
-    xen_rest_begin(ring);
     recover(ring);
     xen_move_run(ring);
     xen_ring_publish(ring);
@@ -213,10 +314,9 @@ void *xen_ring_serve(void *argument)
             settle(ring);
         }
         bool open = !paused && !ring->ended && ring->barrier == NULL;
-        if (!busy && (!open || delay > 0 || xen_rest_allowed(ring))) {
-            xen_rest(ring, open, delay);
+        if (!busy && (!open || delay > 0 || may_rest(ring))) {
+            rest(ring, open, delay);
         }
     }
-    xen_rest_end(ring);
     return NULL;
 }

@@ -3,27 +3,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "xen/internal.h"
-
-/* A process that was killed has let go of its port a moment after its end: when the kernel has ended what a ring's thread
- * had asked of io_uring. */
-#define BIND_TRIES 100
-#define BIND_WAIT_NS 10000000L
-
-static struct xen_channel *bind_port(struct xen_transport *transport, uint32_t port)
-{
-    const struct timespec pause = {.tv_nsec = BIND_WAIT_NS};
-    struct xen_channel *channel = xen_bind(transport, port);
-
-    for (int tries = 1; channel == NULL && errno == EINVAL && tries < BIND_TRIES; tries++) {
-        nanosleep(&pause, NULL);
-        channel = xen_bind(transport, port);
-    }
-    return channel;
-}
 
 struct xen_ring *xen_ring_new(tapfs_xen *device, const uint32_t *references, uint32_t count, uint32_t port, int *error)
 {
@@ -34,7 +16,6 @@ struct xen_ring *xen_ring_new(tapfs_xen *device, const uint32_t *references, uin
         return NULL;
     }
     ring->device = device;
-    ring->rest.rings.fd = -1;
     ring->port = port;
     ring->page_count = count;
     memcpy(ring->references, references, count * sizeof *references);
@@ -55,7 +36,7 @@ struct xen_ring *xen_ring_new(tapfs_xen *device, const uint32_t *references, uin
         xen_ring_free(ring);
         return NULL;
     }
-    ring->channel = bind_port(device->transport, port);
+    ring->channel = xen_bind(device->transport, port);
     if (ring->channel == NULL) {
         *error = errno;
         xen_ring_free(ring);

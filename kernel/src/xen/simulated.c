@@ -215,7 +215,7 @@ static struct xen_channel *memory_bind(struct xen_transport *transport, uint32_t
     }
     /* For reading and writing, so that neither end ever looks closed. */
     snprintf(suffix, sizeof suffix, "port-%u.to-backend", port);
-    channel->channel = (struct xen_channel){.operations = transport->operations};
+    channel->channel.operations = transport->operations;
     channel->channel.fd = open_file(of(transport), suffix, O_NONBLOCK, S_IFIFO, &status);
     if (channel->channel.fd < 0) {
         free(channel);

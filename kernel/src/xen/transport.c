@@ -64,12 +64,6 @@ int xen_channel_fd(const struct xen_channel *channel)
     return channel->fd;
 }
 
-size_t xen_channel_opener(const struct xen_channel *channel, const void **opener)
-{
-    *opener = channel->opener;
-    return channel->opener_bytes;
-}
-
 void xen_channel_clear(struct xen_channel *channel)
 {
     channel->operations->clear(channel);

@@ -51,15 +51,8 @@ int xen_copy(struct xen_transport *transport, struct xen_copy *pieces, size_t co
 /* Bind the frontend's port. NULL with errno set. */
 struct xen_channel *xen_bind(struct xen_transport *transport, uint32_t port);
 void xen_unbind(struct xen_channel *channel);
-/* Becomes readable when the frontend has notified us. It is non-blocking. */
+/* Becomes readable when the frontend has notified us. */
 int xen_channel_fd(const struct xen_channel *channel);
-/* Bytes that a read of the descriptor may give: whatever they are, they say that the frontend has notified us. */
-#define XEN_CHANNEL_SAYS 256u
-/*
- * After such a read what the frontend sends is kept back until so many bytes are written to the descriptor: `opener`.
- * 0: nothing is kept back.
- */
-size_t xen_channel_opener(const struct xen_channel *channel, const void **opener);
 /* Take what has been notified and be open for the next; before the ring is looked at. */
 void xen_channel_clear(struct xen_channel *channel);
 void xen_notify(struct xen_channel *channel);

@@ -26,8 +26,6 @@ struct xen_transport {
 struct xen_channel {
     const struct xen_operations *operations;
     int fd; /* readable after a notification */
-    const void *opener; /* as xen_channel_opener has it */
-    size_t opener_bytes;
 };
 
 /* NULL with errno set. */

@@ -11,8 +11,8 @@ from tests.native_programs import MEMORY, THREADS, program
 
 pytestmark = pytest.mark.native
 
-#: The kernel's calls that xen_fake_kernel.c plays, and the wait that may be refused.
-WRAPPED = ("open", "close", "ioctl", "mmap", "munmap", "write", "io_rings_wait")
+#: The kernel's calls that xen_fake_kernel.c plays.
+WRAPPED = ("open", "close", "ioctl", "mmap", "munmap", "write")
 
 
 @pytest.mark.parametrize("sanitizer", [THREADS, MEMORY])
@@ -28,16 +28,9 @@ def test_no_report(tmp_path: Path, sanitizer: str) -> None:
 
 
 def test_no_notification_is_missed(tmp_path: Path) -> None:
-    """The event channel is masked as the kernel masks it, and opened by write(2) or by what the thread waits on."""
+    """The event channel is masked as the kernel masks it, from each report on until its number is written back."""
     job = program(tmp_path, "xen_wakeups", "xen_fake_kernel", "owned_disk", sanitizer=THREADS, wrapped=WRAPPED)
-    for io_uring, refused, by_write, by_ring in (
-        (1, 0, False, True),
-        (0, 0, True, False),
-        (1, 1, True, False),  # a kernel whose io_uring cannot wait so
-        (1, 40, True, True),
-    ):
-        command = [job, tmp_path / "disk", "4000", str(io_uring), str(refused)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-        assert (done.returncode, done.stderr) == (0, "")
-        written, written_by_ring = map(int, done.stdout.split())
-        assert (written > 0, written_by_ring > 0) == (by_write, by_ring)
+    command = [job, tmp_path / "disk", "8000"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout) > 0
