@@ -120,15 +120,13 @@ def test_a_vmdk_without_room_in_its_descriptor_matches_its_base_at_every_moment(
     seen: list[bytes] = []
 
     def watched(*words: object, **more: object) -> int:
-        for _ in range(2):
-            with tapfs.open(over, shared=True) as disk:
-                seen.append(disk.read(size - 512, 512))
-            written = overwrite(*words, **more)  # type: ignore[arg-type]
-        return written
+        with tapfs.open(over, shared=True) as disk:
+            seen.append(disk.read(size - 512, 512))
+        return overwrite(*words, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(commit, "overwrite", watched)
     tapfs.commit(over)
-    assert seen == [b"x" * 512] * 2
+    assert seen == [b"x" * 512]
     assert over.read_bytes()[stop - 512 : stop] == content[stop - 512 : stop]
     with tapfs.open(over) as disk:
         assert disk.read(size - 512, 512) == b"x" * 512
