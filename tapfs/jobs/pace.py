@@ -10,7 +10,7 @@ _CATCH_UP_SECONDS = 1.0
 
 
 class Pace:
-    """At most `rate` bytes a second, on the average; None: as fast as it goes."""
+    """At most `rate` bytes a second, on the average; None or 0: as fast as it goes."""
 
     def __init__(
         self,
@@ -19,7 +19,7 @@ class Pace:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._rate = rate
+        self._rate = rate or None
         self._clock = clock
         self._sleep = sleep
         #: The moment at which all that was moved was due.

@@ -48,7 +48,11 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("-d", "--drop", action="store_true", help="do not empty FILE: it is about to be deleted")
     parser.add_argument(
-        "-r", "--rate-limit", metavar="RATE", type=size_argument, help="write at most so many bytes a second (10M)"
+        "-r",
+        "--rate-limit",
+        metavar="RATE",
+        type=size_argument,
+        help="write at most so many bytes a second (10M; 0: no limit)",
     )
     add_json_option(parser)
     add_progress_options(parser)

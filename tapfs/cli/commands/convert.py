@@ -89,7 +89,11 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_sparse_size_option(parser, zero="write them all")
     parser.add_argument(
-        "-r", "--rate-limit", metavar="RATE", type=size_argument, help="write at most so many bytes a second (10M)"
+        "-r",
+        "--rate-limit",
+        metavar="RATE",
+        type=size_argument,
+        help="write at most so many bytes a second (10M; 0: no limit)",
     )
     parser.add_argument("-m", "--parallel", metavar="N", type=int, help="read with at most N threads")
     parser.add_argument(
@@ -170,8 +174,6 @@ def _check(arguments: argparse.Namespace, sources: list[str]) -> None:
         raise UsageError("--bitmaps goes with one SOURCE and its current disk", _PROGRAM)
     if arguments.verify and arguments.target == STREAM:
         raise UsageError("--verify reads TARGET back, which a pipe does not allow", _PROGRAM)
-    if arguments.rate_limit == 0:
-        raise UsageError("-r 0 would never end", _PROGRAM)
     if arguments.parallel is not None and arguments.parallel < 1:
         raise UsageError("-m needs a number from 1 on", _PROGRAM)
 

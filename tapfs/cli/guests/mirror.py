@@ -40,7 +40,11 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--keep-names", action="store_true", help="with --pivot: change no name")
     parser.add_argument("--force", action="store_true", help="replace TARGET if it is there already")
     parser.add_argument(
-        "-r", "--rate-limit", metavar="RATE", type=size_argument, help="write at most so many bytes a second (10M)"
+        "-r",
+        "--rate-limit",
+        metavar="RATE",
+        type=size_argument,
+        help="write at most so many bytes a second (10M; 0: no limit)",
     )
     add_json_option(parser)
     add_progress_options(parser)

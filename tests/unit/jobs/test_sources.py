@@ -155,7 +155,8 @@ def test_a_pace_waits_until_what_was_moved_was_due() -> None:
     now[0] += 60  # held up by something else: it catches up a second, and no more
     pace.moved(2000)
     assert slept[2:] == [1.0]
-    Pace(None, sleep=sleep).moved(1 << 40)
+    for none in (None, 0):
+        Pace(none, sleep=sleep).moved(1 << 40)
     assert len(slept) == 3
 
 

@@ -50,6 +50,12 @@ def _extents(path: Path) -> list[api.MappedExtent]:
         return list(disk.extents())
 
 
+def test_a_rate_of_0_is_no_limit(tapfs: Run, tmp_path: Path) -> None:
+    base, over = chain(tmp_path, "raw", "qcow2")
+    assert tapfs("commit", "-q", "-r", "0", over) == (0, "", "")
+    assert base.read_bytes() == content(over)
+
+
 def test_d_keeps_what_the_overlay_holds(tapfs: Run, tmp_path: Path) -> None:
     base, over = chain(tmp_path, "qcow2", "qcow2")
     before, length = content(over), over.stat().st_size
