@@ -1,11 +1,13 @@
 """The UUIDs by which VirtualBox's images know their parents: as identities, and as the core searches for them.
 
 An image has a UUID from its creation and another one of its last change. Its child has both written down, and no name
-of a file. VDI has them in its header and VMDK in its disk database; a VHD has the first in its footer
-(docs/specs/vdi.md, "Differencing"; docs/specs/vmdk.md, "VirtualBox's links").
+of a file. VDI has them in its header and VMDK in its disk database; a VHD has the first in its footer, and
+no other (docs/specs/vdi.md, "Differencing"; docs/specs/vmdk.md, "VirtualBox's links").
 """
 
 from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
 
 from tapfs.driver import BackingReference, Driver, Identified, ParentSearch
 from tapfs.identifiers import Uuid
@@ -14,10 +16,20 @@ from tapfs.records import NamedTuple
 NULL_UUID = Uuid(bytes(16))
 
 _CREATION, _CHANGE = "uuid:", " modification:"
-#: The formats whose UUID of creation stays when the image is written.
-_LASTING = frozenset({"vdi", "vhd", "vmdk"})
+#: The formats of these identities whose UUID of creation stays when the image is written.
+_LASTING = frozenset({"vdi", "vmdk"})
 #: VirtualBox keeps the images of snapshots in a folder of this name beside that of the machine's disks.
 _FOLDERS = ("", "Snapshots", "..")
+
+
+@runtime_checkable
+class UuidNamed(Driver, Protocol):
+    """A driver of another format that VirtualBox knows: its UUID lasts, and it has none of its last change."""
+
+    @property
+    def link_uuid(self) -> Uuid | None:
+        """The UUID by which a child names the image; None where it has none."""
+        ...
 
 
 class UuidLink(NamedTuple):
@@ -58,6 +70,8 @@ def parsed_uuid(text: str) -> Uuid | None:
 
 def link_to(parent: Driver | None) -> UuidLink | None:
     """How a child names an open parent; None where the parent has no UUID that lasts."""
+    if isinstance(parent, UuidNamed):
+        return None if parent.link_uuid is None else UuidLink(parent.link_uuid, NULL_UUID)
     if parent is None or parent.format_name not in _LASTING or not isinstance(parent, Identified):
         return None
     for said in sorted(parent.identities, key=len, reverse=True):

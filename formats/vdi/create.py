@@ -11,8 +11,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.changed_table import encode
 from tapfs.formats.preallocation import FALLOC, FULL, METADATA, OFF, preallocation_of, space_stages
 from tapfs.formats.rounding import round_up
-from tapfs.formats.uuid_links import NULL_UUID
-from tapfs.formats.vdi.driver import VdiDriver
+from tapfs.formats.uuid_links import NULL_UUID, link_to
 from tapfs.formats.vdi.header import SECTOR, VERSION, Header, Type
 from tapfs.identifiers import Uuid, new_uuid
 from tapfs.plan import Grow, Plan, Step, Write, plan
@@ -91,15 +90,13 @@ def _parent(request: CreateRequest, *, fixed: bool) -> tuple[Uuid, Uuid]:
         return NULL_UUID, NULL_UUID
     if fixed:
         raise _refused("a fixed image has no parent")
-    if not isinstance(request.parent, VdiDriver):
+    link = link_to(request.parent)
+    if link is None:
         raise _refused(
-            "a VDI image finds its parent by the UUID that VDI images have, and this parent is none",
+            "a VDI image finds its parent by a UUID, and the parent has none that lasts",
             remedy="make an overlay of another format, for example qcow",
         )
-    header = request.parent.header
-    if header.creation == NULL_UUID:
-        raise _refused("the parent has no UUID, by which its child could find it")
-    return header.creation, header.modification
+    return link
 
 
 def _is_static(options: Mapping[str, str]) -> bool:

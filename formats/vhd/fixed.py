@@ -11,8 +11,9 @@ from tapfs.formats.vhd.description import PLAIN, footer_details, notes_of, with_
 from tapfs.formats.vhd.disk_size import disk_size
 from tapfs.formats.vhd.footer import CURRENT_SIZE_AT
 from tapfs.formats.vhd.footers import Footers
-from tapfs.formats.vhd.identity import identities
+from tapfs.formats.vhd.identity import identities, link_uuid
 from tapfs.formats.vhd.repair import footer_plans
+from tapfs.identifiers import Uuid
 from tapfs.plan import Plan
 
 
@@ -38,6 +39,11 @@ class FixedDriver(IdentityDriver):
     def identities(self) -> frozenset[str]:
         """The UUID that a differencing image over this one names."""
         return identities(self.footers.footer)
+
+    @property
+    def link_uuid(self) -> Uuid | None:
+        """The UUID by which a child in one of VirtualBox's formats names this image."""
+        return link_uuid(self.footers.footer)
 
     @property
     def plain_details(self) -> frozenset[str]:

@@ -19,9 +19,10 @@ from tapfs.formats.vhd.disk_size import disk_size
 from tapfs.formats.vhd.dynamic_header import SECTOR, DynamicHeader, read_header, require_table_for
 from tapfs.formats.vhd.footer import DIFFERENCING, LENGTH, Footer
 from tapfs.formats.vhd.footers import Footers
-from tapfs.formats.vhd.identity import NULL_UUID, identities, identity_of
+from tapfs.formats.vhd.identity import NULL_UUID, VIRTUALBOX, identities, identity_of, link_uuid
 from tapfs.formats.vhd.locators import candidates, written_names
 from tapfs.formats.vhd.table import AllocationTable
+from tapfs.identifiers import Uuid
 
 #: Bytes of bitmaps that are kept.
 _CACHE_BYTES = 1 << 20
@@ -83,6 +84,11 @@ class DynamicReader:
     def identities(self) -> frozenset[str]:
         """The UUID that a differencing image over this one names."""
         return identities(self.footer)
+
+    @property
+    def link_uuid(self) -> Uuid | None:
+        """The UUID by which a child in one of VirtualBox's formats names this image."""
+        return link_uuid(self.footer)
 
     def map(self, offset: int, length: int) -> list[Extent]:
         """The map of the whole blocks that the range touches; see :meth:`tapfs.driver.Driver.map`."""
@@ -210,9 +216,10 @@ class DynamicReader:
             return None
         # Tapdisk names a raw parent by the null UUID. Old QEMU gave images the null UUID, too.
         null = self.header.parent_uuid == NULL_UUID
-        tapdisk = self.footer.creator == TAPDISK
-        format_name = None if null and not tapdisk else "raw" if null else "vhd"
-        return BackingReference(found[0], format_name, tuple(found[1:]), identity_of(self.header.parent_uuid))
+        creator = self.footer.creator
+        format_name = "raw" if null and creator == TAPDISK else None if null or creator == VIRTUALBOX else "vhd"
+        identity = identity_of(self.header.parent_uuid, creator)
+        return BackingReference(found[0], format_name, tuple(found[1:]), identity)
 
 
 def _metadata_ranges(header_at: int, header: DynamicHeader) -> list[tuple[int, int, str]]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from tapfs.driver import BackingReference, Driver, Identified, Identity
 from tapfs.errors import ErrorKind, ImageError
+from tapfs.formats.uuid_links import UuidNamed
 from tapfs.formats.vhd import dynamic_header
 from tapfs.formats.vhd.bitmap import sector_runs
 from tapfs.formats.vhd.dynamic_header import NO_LOCATOR, SECTOR, DynamicHeader
@@ -104,9 +105,8 @@ def parent_uuid(parent: Driver, *, op: str) -> bytes:
     """The UUID that names the parent: the null UUID for a raw disk, as tapdisk has it. Raises ImageError."""
     if parent.geometry.identity == Identity() and not isinstance(parent, Identified):
         return NULL_UUID
-    names = parent.identities if parent.format_name == "vhd" and isinstance(parent, Identified) else frozenset[str]()
-    for name in names:
-        return bytes.fromhex(name.removeprefix("uuid:").replace("-", ""))
+    if isinstance(parent, UuidNamed) and (uuid := parent.link_uuid) is not None:
+        return uuid.bytes_le
     raise ImageError(
         ErrorKind.UNSUPPORTED,
         f"the parent of a VHD is a VHD with a UUID or a raw disk, not a {parent.format_name} image",

@@ -11,12 +11,14 @@ import pytest
 
 import tapfs
 from tapfs import ErrorKind, Gate, ImageError
+from tests import vhd_images, vmdk_images
 from tests.conftest import Ran
 from tests.vdi_images import CREATION, DIFFERENCING, FREE, MIB, MODIFICATION, VdiImage
 
 Run = Callable[..., Ran]
 SIZE = 2 * MIB
 CHILD = uuid.UUID(int=77)
+BASE = uuid.UUID("5b8f0a5c-0c1f-4e0c-9a53-5c0c2f9d6a01")
 
 
 @pytest.fixture(name="command")
@@ -195,5 +197,61 @@ def test_a_conversion_over_a_parent_elsewhere_needs_no_search(tmp_path: Path, co
 def test_a_parent_that_has_no_uuid_is_refused(tmp_path: Path) -> None:
     raw = tmp_path / "base.raw"
     raw.write_bytes(bytes(SIZE))
-    with pytest.raises(ImageError, match="this parent is none"):
+    with pytest.raises(ImageError, match="the parent has none that lasts"):
         tapfs.create(str(tmp_path / "top.vdi"), "vdi", backing=str(raw), backing_format="raw")
+
+
+def vhd_parent(path: Path, kind: int = vhd_images.DYNAMIC) -> uuid.UUID:
+    """A VHD with `p` in its first mebibyte; the UUID that VirtualBox makes of the 16 bytes in its footer."""
+    image = vhd_images.Vhd(
+        size=SIZE,
+        type=kind,
+        block_size=MIB,
+        blocks={0: vhd_images.Block(b"p" * MIB)},
+        body=b"p" * MIB,
+        creator=b"vbox",
+    )
+    vhd_images.write_to(path, image)
+    return uuid.UUID(bytes_le=vhd_images.MINE)
+
+
+@pytest.mark.parametrize("kind", [vhd_images.DYNAMIC, vhd_images.FIXED])
+def test_a_vdi_over_a_vhd_has_the_bytes_of_its_footer(child: Path, kind: int) -> None:
+    child.write_bytes(child_image(vhd_parent(child.parent / "base.vhd", kind), uuid.UUID(int=0)))
+    assert vhd_images.MINE in child.read_bytes()
+    assert read(child) == b"pc"
+
+
+@pytest.mark.parametrize("how", ["create", "rebase"])
+@pytest.mark.parametrize("over", ["vhd", "vmdk"])
+def test_a_vdi_is_made_over_another_format(tmp_path: Path, command: Run, how: str, over: str) -> None:
+    base, top = tmp_path / f"base.{over}", tmp_path / "top.vdi"
+    if over == "vhd":
+        vhd_parent(base)
+    else:
+        lines = f'ddb.uuid.image="{BASE}"\nddb.uuid.modification="{MODIFICATION}"\n'
+        base.write_bytes(vmdk_images.monolithic({0: b"p" * 8192}, SIZE, more=lines))
+    if how == "create":
+        assert command("create", "-f", "vdi", "-b", base, "-F", over, top).code == 0
+    else:
+        assert command("create", "-f", "vdi", top, SIZE).code == 0
+        assert command("rebase", "-u", "-b", base, "-F", over, top).code == 0
+    assert (vhd_images.MINE if over == "vhd" else BASE.bytes_le) in top.read_bytes()
+    with _opened(top) as disk:
+        assert disk.read(0, 1) == b"p"
+
+
+def test_a_vhd_of_virtualbox_over_a_vdi_names_its_uuid(tmp_path: Path) -> None:
+    (tmp_path / "base.vdi").write_bytes(parent_image(creation=BASE))
+    image = vhd_images.differencing(
+        size=SIZE,
+        block_size=MIB,
+        blocks={1: vhd_images.Block(b"c" * MIB)},
+        creator=b"vbox",
+        parent_uuid=BASE.bytes_le,
+        locators=((b"W2ru", ".\\base.vdi".encode("utf-16-le")),),
+    )
+    child = vhd_images.write_to(tmp_path / "child.vhd", image)
+    assert read(child) == b"pc"
+    vhd_images.write_to(child, vhd_images.replace(image, parent_uuid=BASE.bytes))
+    assert refused(child).kind is ErrorKind.CORRUPT

@@ -104,6 +104,6 @@ def test_a_parent_without_a_uuid_is_refused() -> None:
     null = VdiImage(MIB, [0xFFFFFFFF])
     null.creation = type(null.creation)(int=0)
     parent = FORMAT.open(MemoryFile(null.content()), OpenRequest())
-    with pytest.raises(ImageError, match="no UUID") as caught:
+    with pytest.raises(ImageError, match="the parent has none") as caught:
         FORMAT.create(CreateRequest(MIB, BackingReference("base.vdi"), parent=parent))
     assert caught.value.kind is ErrorKind.UNSUPPORTED
