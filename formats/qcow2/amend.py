@@ -24,7 +24,6 @@ from tapfs.formats.qcow2.header import (
     COMPRESSION_TYPE,
     DATA_FILE,
     EXTENDED_L2,
-    KNOWN_AUTOCLEAR,
     LAZY_REFCOUNTS,
     LENGTH_2,
     LENGTH_3,
@@ -112,7 +111,7 @@ def _changed(header: Header, wanted: Wanted) -> Header:
     compatible = header.compatible & ~LAZY_REFCOUNTS | (LAZY_REFCOUNTS if wanted.lazy_refcounts else 0)
     incompatible = header.incompatible & ~COMPRESSION_TYPE
     incompatible |= 0 if wanted.compression == COMPRESSION_DEFLATE else COMPRESSION_TYPE
-    autoclear = header.autoclear & KNOWN_AUTOCLEAR & ~(0 if wanted.raw else RAW_DATA_FILE)
+    autoclear = header.kept_autoclear & ~(0 if wanted.raw else RAW_DATA_FILE)
     return header._replace(
         version=wanted.version,
         incompatible=incompatible,

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.formats.qcow2.header import COMPRESSION_DEFLATE, LAZY_REFCOUNTS, RAW_DATA_FILE, REFCOUNT_ORDER_2, Header
+from tapfs.formats.qcow2.header import COMPRESSION_DEFLATE, LAZY_REFCOUNTS, REFCOUNT_ORDER_2, Header
 from tapfs.formats.qcow2.option_values import COMPAT, COMPRESSION, REFCOUNT_ORDER, SWITCH
 from tapfs.formats.qcow2.signature import VERSIONS
 
@@ -67,7 +67,7 @@ def parse_wanted(options: Mapping[str, str], header: Header, path: str) -> Wante
         _choice(options, "lazy_refcounts", SWITCH, lazy, path),
         _choice(options, "compression_type", COMPRESSION, compression, path),
         options.get("data_file"),
-        _choice(options, "data_file_raw", SWITCH, header.autoclear & RAW_DATA_FILE != 0, path),
+        _choice(options, "data_file_raw", SWITCH, header.has_raw_data_file, path),
         _choice(options, "refcount_bits", REFCOUNT_ORDER, header.refcount_order, path),
     )
     if is_old and wanted.refcount_order != REFCOUNT_ORDER_2 and "refcount_bits" in options:
@@ -83,7 +83,7 @@ def _require_data_file(wanted: Wanted, header: Header, path: str) -> None:
         raise refused("data_file: the image has none, and its data cannot leave it", path, _CONVERT.format("data_file"))
     if wanted.data_file is not None and (not wanted.data_file or "\0" in wanted.data_file):
         raise refused("data_file: is no name of a file", path)
-    if wanted.raw and not header.autoclear & RAW_DATA_FILE:
+    if wanted.raw and not header.has_raw_data_file:
         message = "data_file_raw=on: what the data file holds outside the disk's clusters is not known to be zeros"
         raise refused(message, path, _CONVERT.format("data_file_raw"))
 

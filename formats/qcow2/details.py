@@ -15,7 +15,6 @@ from tapfs.formats.qcow2.header import (
     CORRUPT,
     DIRTY,
     LAZY_REFCOUNTS,
-    RAW_DATA_FILE,
     Header,
 )
 from tapfs.formats.qcow2.signature import VERSIONS
@@ -38,7 +37,7 @@ def describe(
         "compression": "zstd" if header.compression_type == COMPRESSION_ZSTD else "zlib",
         "extended_l2": header.extended_l2 if later else None,
         "data_file": ext.text_of(extensions, ext.DATA_FILE_NAME) if header.has_data_file else None,
-        "data_file_raw": header.autoclear & RAW_DATA_FILE != 0 if header.has_data_file else None,
+        "data_file_raw": header.has_raw_data_file if header.has_data_file else None,
         "backing_format": ext.text_of(extensions, ext.BACKING_FORMAT),
         "encryption": None if encryption is None else encryption.name,
         "luks": None if encryption is None else encryption.details,

@@ -8,7 +8,7 @@ from tapfs.driver import BackingReference, Bitmap, CheckReport, Driver, Progress
 from tapfs.errors import ErrorKind, ImageError
 from tapfs.extent import Extent, Kind, Range, clip, merge
 from tapfs.formats.qcow2.bitmaps import bitmap_named, read_bitmaps
-from tapfs.formats.qcow2.header import BITMAPS, RAW_DATA_FILE
+from tapfs.formats.qcow2.header import BITMAPS
 from tapfs.formats.qcow2.reader import Qcow2Reader
 from tapfs.formats.qcow2.signature import VERSIONS
 from tapfs.plan import Discard, Plan, plan
@@ -79,7 +79,7 @@ class Qcow2Driver(Qcow2Reader):
     @property
     def can_uncover(self) -> bool:
         """Whether clusters can be forgotten: who knows a raw data file alone reads all of them there."""
-        return not (self.data_number and self.header.autoclear & RAW_DATA_FILE)
+        return not (self.data_number and self.header.has_raw_data_file)
 
     def unused_places(self) -> Plan:
         """Holes in a data file for what no entry leads to; see :meth:`tapfs.driver.PlaceKeeping.unused_places`."""

@@ -14,7 +14,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.changed_table import SECTOR
 from tapfs.formats.qcow2.entries import Decoder
 from tapfs.formats.qcow2.extensions import Extension
-from tapfs.formats.qcow2.header import AUTOCLEAR_AT, DIRTY, INCOMPATIBLE_AT, KNOWN_AUTOCLEAR, WORD, Header
+from tapfs.formats.qcow2.header import AUTOCLEAR_AT, DIRTY, INCOMPATIBLE_AT, WORD, Header
 from tapfs.formats.qcow2.l1 import L1Table
 from tapfs.formats.qcow2.refcounts import ClusterRun, Refcounts
 from tapfs.formats.qcow2.signature import VERSIONS
@@ -131,7 +131,7 @@ def marked(image: EditedImage, *, dirty: bool = False, also: int = 0, without: i
     header = image.header
     if header.version == VERSIONS[0]:
         return
-    autoclear = (header.autoclear & KNOWN_AUTOCLEAR | also) & ~without
+    autoclear = (header.kept_autoclear | also) & ~without
     incompatible = header.incompatible | DIRTY if dirty else header.incompatible & ~DIRTY
     if (incompatible, autoclear) == (header.incompatible, header.autoclear):
         return

@@ -35,7 +35,6 @@ KNOWN_INCOMPATIBLE = DIRTY | CORRUPT | DATA_FILE | COMPRESSION_TYPE | EXTENDED_L
 LAZY_REFCOUNTS = 1
 #: Autoclear features: a writer that does not keep them true clears them.
 BITMAPS, RAW_DATA_FILE = 1, 2
-KNOWN_AUTOCLEAR = BITMAPS | RAW_DATA_FILE
 
 WORD = 8
 #: Subclusters of a cluster with extended L2 entries, and the least cluster that has them.
@@ -162,6 +161,16 @@ class Header(NamedTuple):
     def has_data_file(self) -> bool:
         """Whether guest data is in a file of its own."""
         return self.incompatible & DATA_FILE != 0
+
+    @property
+    def has_raw_data_file(self) -> bool:
+        """Whether the data file is a raw disk by itself. The bit means nothing in an image without a data file."""
+        return self.has_data_file and self.autoclear & RAW_DATA_FILE != 0
+
+    @property
+    def kept_autoclear(self) -> int:
+        """The autoclear features that a writer keeps; the first change of the image clears every other one."""
+        return self.autoclear & (BITMAPS | RAW_DATA_FILE if self.has_data_file else BITMAPS)
 
     def pack(self) -> bytes:
         """The header as QEMU writes it: 72 bytes of version 2, 112 of version 3."""

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from tapfs.driver import Placement
 from tapfs.extent import Kind, Range, clip
 from tapfs.formats.preallocation import FALLOC, FULL, METADATA, space_stages
-from tapfs.formats.qcow2.header import RAW_DATA_FILE
 from tapfs.formats.qcow2.writer import WritableQcow2Driver
 from tapfs.formats.rounding import round_up
 from tapfs.plan import Grow, Plan, Step, plan
@@ -28,7 +27,7 @@ def preallocations(image: WritableQcow2Driver) -> tuple[str, ...]:
     if image.encryption is not None:
         return (FULL,)
     if image.data_number:  # in a raw data file every cluster has its place; elsewhere it may hold anything
-        return (METADATA, FALLOC, FULL) if image.header.autoclear & RAW_DATA_FILE else (FULL,)
+        return (METADATA, FALLOC, FULL) if image.header.has_raw_data_file else (FULL,)
     return METADATA, FALLOC, FULL
 
 

@@ -9,7 +9,7 @@ from tapfs.errors import ErrorKind, ImageError
 from tapfs.formats.qcow2 import extensions as ext
 from tapfs.formats.qcow2.backing import format_word
 from tapfs.formats.qcow2.head_change import head_plan
-from tapfs.formats.qcow2.header import KNOWN_AUTOCLEAR, MAX_NAME_LENGTH, RAW_DATA_FILE, Header
+from tapfs.formats.qcow2.header import MAX_NAME_LENGTH, Header
 from tapfs.plan import Plan
 
 
@@ -21,14 +21,14 @@ def rebase_plan(
     Raises ImageError: out_of_bounds for a name that is too long, unsupported for an image that can have no parent.
     """
     name = b"" if backing is None else _name_bytes(backing.name, path)
-    if backing is not None and header.autoclear & RAW_DATA_FILE:
+    if backing is not None and header.has_raw_data_file:
         message = "an image whose data file is a raw disk by itself can have no backing file"
         raise ImageError(ErrorKind.UNSUPPORTED, message, path=path, op="rebase")
     kept = [each for each in extensions if each.type != ext.BACKING_FORMAT]
     if backing is not None and backing.format is not None:
         kept.insert(0, ext.Extension(ext.BACKING_FORMAT, format_word(backing.format).encode()))
     # The bits of unknown autoclear features are cleared with it, as by every change.
-    wanted = header._replace(autoclear=header.autoclear & KNOWN_AUTOCLEAR)
+    wanted = header._replace(autoclear=header.kept_autoclear)
     found = head_plan(header, head, extensions, wanted, kept, name)
     if found is None:
         raise _too_long(name, path)

@@ -3,13 +3,14 @@
 The plans, each of which a crash may cut off anywhere. Before them the bits of unknown autoclear features are cleared,
 as before every change.
 
-1. Refcounts that are too low are raised, where a table or block of them is unusable all of them are counted anew at the
+1. The bit of a raw data file is cleared where there is none.
+2. Refcounts that are too low are raised, where a table or block of them is unusable all of them are counted anew at the
    end of the file. One write of the header's fields then leads to the new ones.
-2. Bits that are reserved are cleared, and so are places of zeros that cannot be: the disk reads the same.
-3. Entries of the disk that name one table or one cluster get copies of their own, up to a bound.
-4. Refcounts that are too high are lowered: what had leaked is free.
-5. The bits that say "owned alone" follow the refcounts.
-6. The image is not marked as dirty any more, and not as corrupt if nothing is wrong with it then.
+3. Bits that are reserved are cleared, and so are places of zeros that cannot be: the disk reads the same.
+4. Entries of the disk that name one table or one cluster get copies of their own, up to a bound.
+5. Refcounts that are too high are lowered: what had leaked is free.
+6. The bits that say "owned alone" follow the refcounts.
+7. The image is not marked as dirty any more, and not as corrupt if nothing is wrong with it then.
 
 Before all of them bitmaps that cannot be true are dropped, if the user gives them up (dropped_bitmaps.py).
 
@@ -32,7 +33,7 @@ from tapfs.formats.qcow2.header import (
     CORRUPT,
     DIRTY,
     INCOMPATIBLE_AT,
-    KNOWN_AUTOCLEAR,
+    RAW_DATA_FILE,
     SNAPSHOT_COUNT_AT,
     WORD,
 )
@@ -57,7 +58,8 @@ def repair_plans(image: Qcow2Reader, *, drop_bitmaps: bool = False) -> list[Plan
     first = Check(image)
     if image.open_findings or first.references.tangled:  # what leads to everything else is damaged
         return []
-    plans = _dropped(image, first.references) if drop_bitmaps else []
+    plans = _without_raw_bit(image)
+    plans += _dropped(_seen(image, plans), first.references) if drop_bitmaps else []
     first = Check(_seen(image, plans)) if plans else first
     if first.references.broken_refcounts and not first.references.incomplete:
         plans.append(_rebuilt(_seen(image, plans), first.references))
@@ -75,10 +77,21 @@ def repair_plans(image: Qcow2Reader, *, drop_bitmaps: bool = False) -> list[Plan
         plans.append(bits)
     marks = _marks(image, _seen(image, plans))
     plans += [marks] if marks else []
-    known = image.header.autoclear & KNOWN_AUTOCLEAR
-    if not plans or known == image.header.autoclear:
+    if not plans or image.header.kept_autoclear == image.header.autoclear:
         return plans
-    return [plan([Write(0, AUTOCLEAR_AT, known.to_bytes(WORD, "big"))]), *plans]
+    return [_autoclear(image), *plans]
+
+
+def _without_raw_bit(image: Qcow2Reader) -> list[Plan]:
+    """The plan for an image that says that its data file is raw, and has none: QEMU does not open it."""
+    if image.header.has_data_file or not image.header.autoclear & RAW_DATA_FILE:
+        return []
+    return [_autoclear(image, "the bit of a raw data file, in an image without one")]
+
+
+def _autoclear(image: Qcow2Reader, mends: str = "") -> Plan:
+    """Clear the autoclear features that no writer keeps."""
+    return plan([Write(0, AUTOCLEAR_AT, image.header.kept_autoclear.to_bytes(WORD, "big"))], mends=mends)
 
 
 def _sized_snapshots(image: Qcow2Reader) -> list[Plan]:

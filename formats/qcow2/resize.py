@@ -21,10 +21,8 @@ from tapfs.formats.qcow2.bitmap_sizes import bitmap_without_room, keep_bitmaps, 
 from tapfs.formats.qcow2.entries import OFFSET, new_words
 from tapfs.formats.qcow2.header import (
     AUTOCLEAR_AT,
-    KNOWN_AUTOCLEAR,
     L1_ENTRIES_AT,
     MAX_L1_BYTES,
-    RAW_DATA_FILE,
     SIZE_AT,
     WORD,
     l1_entries_for,
@@ -60,9 +58,9 @@ def resize(image: WritableQcow2Driver, size: int) -> Iterator[Plan]:
 
 def _resized(image: WritableQcow2Driver, size: int) -> Iterator[Plan]:
     header = image.header
-    known = header.autoclear & KNOWN_AUTOCLEAR
-    if known != header.autoclear:
-        yield plan([Write(0, AUTOCLEAR_AT, known.to_bytes(WORD, "big"))])
+    autoclear = header.kept_autoclear
+    if autoclear != header.autoclear:
+        yield plan([Write(0, AUTOCLEAR_AT, autoclear.to_bytes(WORD, "big"))])
     kept = keep_bitmaps(image)
     if kept:
         yield plan([each.mark_in_use() for each in kept])
@@ -115,7 +113,7 @@ def _roomy(image: WritableQcow2Driver, size: int, entries: int) -> Iterator[Plan
     if image.data_number:
         # It may end with the disk, in a cluster that will be inside the disk.
         yield plan([Grow(image.data_number, round_up(size, _SECTOR))])
-    if header.autoclear & RAW_DATA_FILE and image.data_number:
+    if header.has_raw_data_file and image.data_number:
         # Whoever knows the data file alone must read the same, so every cluster has its place in it.
         image.header = image.header._replace(size=round_up(size, _SECTOR), l1_entries=len(image.l1))
         image.size = image.header.size

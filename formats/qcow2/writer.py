@@ -32,7 +32,7 @@ from tapfs.formats.qcow2.bitmaps import clusters_of_bitmaps, directory_of, read_
 from tapfs.formats.qcow2.driver import Qcow2Driver
 from tapfs.formats.qcow2.entries import COMPRESSED, COPIED, OFFSET, ZERO, Run, compressed_place, consecutive, new_words
 from tapfs.formats.qcow2.guard import Guard, MetadataRange, guard_of, tables_of_snapshots
-from tapfs.formats.qcow2.header import AUTOCLEAR_AT, BITMAPS, KNOWN_AUTOCLEAR, WORD
+from tapfs.formats.qcow2.header import AUTOCLEAR_AT, BITMAPS, WORD
 from tapfs.formats.qcow2.l1 import l1_steps
 from tapfs.formats.qcow2.openable import require_refcount_table
 from tapfs.formats.qcow2.refcounts import Refcounts
@@ -131,13 +131,13 @@ class WritableQcow2Driver(Qcow2Driver):
 
     def begin(self) -> Plan:
         """Clear the bits of features that are unknown, and say of the bitmaps that they do not follow the disk."""
-        known = self.header.autoclear & KNOWN_AUTOCLEAR
+        kept = self.header.kept_autoclear
         steps: list[Step] = []
-        if known & BITMAPS:
+        if kept & BITMAPS:
             steps += [each.mark_in_use() for each in read_bitmaps(self.file, self.extensions) if each.must_be_marked]
-        if known == self.header.autoclear:
+        if kept == self.header.autoclear:
             return plan(steps)
-        return plan(steps, [Write(0, AUTOCLEAR_AT, known.to_bytes(WORD, "big"))])
+        return plan(steps, [Write(0, AUTOCLEAR_AT, kept.to_bytes(WORD, "big"))])
 
     def end(self) -> Plan:
         """Nothing: whatever is flushed is whole."""

@@ -358,6 +358,7 @@ DAMAGES.update(
         "header: an unknown incompatible feature": _bit_of_header(72, 1 << 40),
         "header: an unknown compatible feature": _bit_of_header(80, 1 << 40),
         "header: an unknown autoclear feature": _bit_of_header(88, 1 << 40),
+        "header: a raw data file, without one": lambda a, c: not a.external and _bit_of_header(88, 2)(a, c),
         "header: bitmaps not kept": lambda a, c: BITMAPS in a.extensions and _bit_of_header(88, 1)(a, c),
         "header: subclusters": _bit_of_header(72, 16),
         "header: a data file": _bit_of_header(72, 4),

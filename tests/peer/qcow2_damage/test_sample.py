@@ -25,6 +25,7 @@ CASES = {
         "bitmap directory: much longer",
         "compressed: the bit of sole ownership",
         "data twice",
+        "header: a raw data file, without one",
     ),
     "subclusters": (
         "refcount table leads to another's data",

@@ -125,6 +125,30 @@ def test_036_a_change_clears_unknown_autoclear_bits(tmp_path: Path, change: str)
     assert peek(path, 88) & ~1 == 0
 
 
+@pytest.mark.parametrize("change", ["write", "repair", "rebase", "resize", "amend"])
+def test_the_bit_of_a_raw_data_file_means_nothing_without_one(tmp_path: Path, change: str) -> None:
+    """QEMU opens no such image; what a writer does not know to be true it clears."""
+    path = new(tmp_path / "image", 64 * CLUSTER)
+    put(path, (1, 0, CLUSTER))
+    poke(path, 88, 2)
+    assert [each.host_offset for each in tapfs.check(path).findings] == [88]
+    match change:
+        case "write":
+            put(path, (1, 5 * CLUSTER, CLUSTER))
+        case "repair":
+            poke(path, 72, 2)  # marked as corrupt
+            assert tapfs.repair(path).corruptions == 0
+            assert peek(path, 72) == 0
+        case "rebase":
+            tapfs.rebase(path, "/nowhere", new_formats=["raw"], unsafe=True)
+        case "resize":
+            tapfs.resize(path, 65 * CLUSTER)
+        case _:
+            tapfs.amend(path, {"lazy_refcounts": "on"})
+    assert peek(path, 88) == 0
+    assert tapfs.check(path).corruptions == 0
+
+
 #: Fields ``(offset, number, width)`` that no reader may believe.
 HOSTILE: dict[str, list[tuple[int, int, int]]] = {
     "header length": [(100, 0xFFFFFFFF, 4)],
