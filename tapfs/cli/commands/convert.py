@@ -36,6 +36,14 @@ if TYPE_CHECKING:
     from tapfs.jobs.sources import Salvaged, Source
 
 _PROGRAM = "tapfs convert"
+
+#: Options of a new image, each with what to use in its place for one that is there.
+_FOR_NEW_ONES = {
+    "compress": "leave out -c, or leave out -n for a new TARGET that is packed",
+    "target_backing": "leave out -b, it keeps the parent that it has; tapfs rebase gives it another",
+    "options": "leave out -o; tapfs amend changes what can be changed of one",
+    "encrypt": "leave out --encrypt; whether it is encrypted is decided when it is made",
+}
 _SCRATCH = "the image is made in {} first, because its packed or encrypted data is not written in order"
 
 
@@ -157,10 +165,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace, sources: list[str]) -> None:
-    if arguments.no_create and (
-        arguments.target_backing or arguments.options or arguments.encrypt or arguments.compress
-    ):
-        raise UsageError("-n writes into an image as it is: -b, -o, -c and --encrypt are for new ones", _PROGRAM)
+    for name, remedy in _FOR_NEW_ONES.items() if arguments.no_create else ():
+        if getattr(arguments, name):
+            raise UsageError(f"-n writes into an image as it is: {remedy}", _PROGRAM)
     encrypts = arguments.no_create or wants_encryption(arguments, arguments.target_format)
     if arguments.target_key_file is not None and not encrypts:
         raise UsageError("--target-key-file goes with --encrypt or -n", _PROGRAM)

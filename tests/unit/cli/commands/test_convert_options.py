@@ -98,6 +98,15 @@ def test_an_existing_target_that_is_zero_keeps_its_holes(tapfs: Run, tmp_path: P
     assert tapfs("convert", "--target-is-zero", "-O", "raw", source, target).code == 64
 
 
+def test_an_existing_target_takes_no_options_of_a_new_one(tapfs: Run, tmp_path: Path) -> None:
+    """qemu-img takes -c, and fails in the middle where the target holds data already."""
+    for option in ("-c", "-b", "-o", "--encrypt"):
+        value = {"-b": ["base.raw"], "-o": ["compat=1.1"]}.get(option, [])
+        code, out, err = tapfs("convert", "-n", option, *value, "-O", "qcow2", tmp_path / "a", tmp_path / "b")
+        assert (code, out) == (64, "")
+        assert f"leave out {option}" in err
+
+
 def test_letters_that_scripts_bring_along(tapfs: Run, tmp_path: Path) -> None:
     source = image(tmp_path / "a.qcow2", "qcow2", (4000, b"data" * 1024))
     target = tmp_path / "b.qcow2"
