@@ -158,6 +158,30 @@ async def test_a_commit_that_keeps_the_names_leaves_an_empty_overlay(
         pass
 
 
+async def test_a_commit_that_empties_an_overlay_gives_back_the_space_of_its_data_file(
+    devices: Devices, raw: Path, tmp_path: Path
+) -> None:
+    overlay, data = tmp_path / "overlay", tmp_path / "overlay.data"
+    options = {"data_file": data.name}
+    tapfs.create(str(overlay), "qcow2", SIZE, backing=str(raw), backing_format="raw", options=options)
+    disk = await devices.serve(f"tap:qcow2:{overlay}")
+    async with devices.guest(disk) as guest:
+        frontend = await guest.connect()
+        frontend.write(128, b"a" * 512)
+        assert data.stat().st_blocks > 0
+        await disk.ask("commit", keep_names=True)
+        assert data.stat().st_blocks == 0
+        frontend.write(129, b"b" * 512)
+        assert frontend.read(128, 2) == b"a" * 512 + b"b" * 512
+        await guest.close()
+    await disk.detach()
+    assert data.stat().st_blocks == 0  # the disk is the base alone
+    for path, format_name in ((raw, "raw"), (overlay, "qcow2")):
+        with tapfs.open(path, format=format_name) as image:
+            assert image.read(65536, 1024) == b"a" * 512 + b"b" * 512
+    assert tapfs.check(overlay).corruptions == 0
+
+
 async def test_a_mirror_is_the_disk_of_one_moment_and_may_become_the_disk(devices: Devices, tmp_path: Path) -> None:
     path, backup, copy = tmp_path / "disk", tmp_path / "backup", tmp_path / "elsewhere" / "copy"
     copy.parent.mkdir()
