@@ -136,7 +136,6 @@ def test_letters_that_scripts_bring_along(tapfs: Run, tmp_path: Path) -> None:
         ("--object", "x"),
         ("-t", "slow"),
         ("-m", "0"),
-        ("-r", "0"),
         ("-S", "x"),
     ],
 )
