@@ -44,10 +44,12 @@ def make_room(image: WritableDynamicDriver, size: int) -> Iterator[Plan]:
     """See :meth:`tapfs.driver.Resizable.make_room`."""
     footer = footer_of(image.footer, size, image.file.path)
     entries = -(-footer.current_size // image.header.block_size)
-    if entries > image.header.max_entries and _has_batmap(image):
+    most = _most_before_batmap(image.header)
+    if entries > most and _has_batmap(image):
         raise ImageError(
             ErrorKind.UNSUPPORTED,
-            f"its block allocation table has {image.header.max_entries} entries, and tapdisk's batmap lies behind them",
+            f"its block allocation table has room for {most} entries, which are {most * image.header.block_size} bytes "
+            "of a disk, and tapdisk's batmap lies behind them",
             path=image.file.path,
             op="resize",
             remedy="make a copy of it with tapfs convert -O vhd, and resize that",
@@ -58,6 +60,11 @@ def make_room(image: WritableDynamicDriver, size: int) -> Iterator[Plan]:
 def resize(image: WritableDynamicDriver, size: int) -> Iterator[Plan]:
     """See :meth:`tapfs.driver.Resizable.resize`."""
     return _resized(image, footer_of(image.footer, size, image.file.path))
+
+
+def _most_before_batmap(header: DynamicHeader) -> int:
+    """The entries up to the end of the table's last sector: the batmap has its place, and bits enough, behind that."""
+    return (header.table_end - header.table_offset) // ENTRY_LENGTH
 
 
 def _has_batmap(image: WritableDynamicDriver) -> bool:

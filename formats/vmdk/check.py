@@ -21,6 +21,7 @@ from tapfs.formats.vmdk.grain_runs import Run, runs
 from tapfs.formats.vmdk.grain_tables import ENTRY_BYTES, GrainTables
 from tapfs.formats.vmdk.host_extents import CowdExtent, HostedExtent, HostExtent, SeSparseExtent
 from tapfs.formats.vmdk.markers import GRAIN_HEADER
+from tapfs.formats.vmdk.parts import FlatPart
 from tapfs.formats.vmdk.reader import VmdkReader
 from tapfs.formats.vmdk.sectors import SECTOR
 
@@ -43,6 +44,7 @@ class Check:
         self.ends: dict[int, int] = {}
         for finding in image.disk.findings:
             self.report.add(*finding)
+        self.report.allocated_bytes = sum(part.length for part in image.parts if isinstance(part, FlatPart))
         for extent in image.disk.sparse:
             if isinstance(extent, SeSparseExtent):
                 _ExtentOfEsxi(extent, self.report).check(image)

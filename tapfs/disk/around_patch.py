@@ -32,7 +32,14 @@ def around_patch(layer: Layer, extents: list[Extent], wanted: int) -> list[Exten
             what = "the image's journal" if layer.files.salvage is None else "a table that was rebuilt"
             stop = place + (extent.host_length if extent.kind is Kind.COMPRESSED else piece.end - piece.offset)
             problem = "behind the end of the file" if stop > file.size() else f"where {what} has metadata"
-            raise ImageError(ErrorKind.CORRUPT, f"guest data {problem}", path=file.path, offset=place, op="map")
+            raise ImageError(
+                ErrorKind.CORRUPT,
+                f"guest data {problem}",
+                path=file.path,
+                offset=place,
+                op="map",
+                remedy="run tapfs repair on a copy, which replays the journal" if layer.files.salvage is None else None,
+            )
     return [piece for piece, _ in found]
 
 

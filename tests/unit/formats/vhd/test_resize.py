@@ -55,6 +55,24 @@ def test_a_batmap_in_the_way_is_not_lost() -> None:
     assert raw(file) == image
 
 
+@pytest.mark.parametrize("blocks", [6, 127, 128])
+def test_a_table_grows_to_the_end_of_its_sector_before_a_batmap(blocks: int) -> None:
+    image = Vhd(
+        size=2 * 16384,
+        blocks={0: Block(b"x" * 16384), 1: Block(b"y" * 16384)},
+        creator=b"tap\0",
+        creator_version=0x00010003,
+        batmap=(True, False),
+    ).content()
+    file, longer = MemoryFile(image), blocks * 16384
+    resize.change_size(Subject(FORMAT, 2 * 16384), file, b"", longer)
+    assert by_bytes(raw(file)) == by_bytes(image).ljust(longer, b"\0")
+    driver = FORMAT.open(file, OpenRequest(writable=True))
+    assert driver.batmap.valid  # type: ignore[attr-defined]
+    assert driver.batmap.is_full(0)  # type: ignore[attr-defined]
+    assert not driver.check().corruptions  # type: ignore[attr-defined]
+
+
 def test_spare_entries_of_xapi_are_used() -> None:
     image = Vhd(
         blocks={0: Block(b"x" * 16384)},

@@ -57,6 +57,21 @@ def test_a_block_that_the_end_of_the_file_cuts_is_said_to_be_so(dirty: Path) -> 
         disk.read(0, MIB)
 
 
+def test_a_log_that_holds_guest_data_is_refused_until_it_is_replayed(tapfs: Run, dirty: Path) -> None:
+    data = bytearray(dirty.read_bytes())
+    page = struct.pack("<Q", BLOCKS_AT | PRESENT).ljust(4096, b"\0")
+    put_log(data, [Entry(3, [(BAT_AT, page), (BLOCKS_AT, b"l" * 4096)], flushed=len(data))])
+    dirty.write_bytes(data)
+    raw = dirty.with_suffix(".raw")
+    refused = tapfs("convert", "-O", "raw", dirty, raw)
+    assert refused.code == 2
+    assert "guest data where the image's journal has metadata" in refused.err
+    assert "run tapfs repair on a copy" in refused.err
+    assert tapfs("repair", dirty).code == 0
+    assert tapfs("convert", "-O", "raw", dirty, raw).code == 0
+    assert raw.read_bytes() == b"l" * 4096 + NOISE[4096:] + bytes(MIB)
+
+
 def test_a_reader_sees_through_the_log_and_leaves_the_file(tapfs: Run, dirty: Path) -> None:
     before = digest(dirty)
     raw = dirty.with_suffix(".raw")

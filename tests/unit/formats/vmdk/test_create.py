@@ -51,6 +51,8 @@ def test_every_subformat(tmp_path: Path, tapfs: Run, subformat: str) -> None:
         assert image.read(2 * GIB - 512, 1500) == b"over the border" * 100
         assert image.read(4 * GIB + 500, 12) == b"the last one"
     assert tapfs("check", path).code in {0, 63}
+    allocated = tapfs_package.check(path).allocated_bytes
+    assert allocated == 4 * GIB + 512 if subformat.endswith("Flat") or subformat == "vmfs" else 0 < allocated < GIB
 
 
 def test_the_layout_of_a_new_image(tmp_path: Path, tapfs: Run) -> None:
