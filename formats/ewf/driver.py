@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from tapfs.driver import CheckReport, Codec, Geometry, HostFile, OpenRequest, Packing, ProgressCallback, Role, Severity
 from tapfs.errors import ErrorKind, ImageError
@@ -15,6 +16,9 @@ from tapfs.formats.ewf.chunks import Copy, Table, extents_of, read_copy, read_en
 from tapfs.formats.ewf.sections import NEXT, Section, next_name, sections, segment_number
 from tapfs.formats.ewf.volume import Volume, parse_volume
 from tapfs.plan import Plan
+
+if TYPE_CHECKING:
+    from tapfs.formats.ewf.contents import Contents
 
 #: Chunks of a map unit: 8 MiB of the disk, as images are usually made.
 _UNIT_CHUNKS = 256
@@ -158,10 +162,12 @@ class EwfDriver:
         }
 
     def check(self, progress: ProgressCallback | None = None) -> CheckReport:
-        """Compare every section and table with its checksum, tables with their copies, and chunks with the sections.
+        """Compare every section, table and chunk with its checksum, tables with their copies, the disk with its MD5.
 
-        The contents of chunks are guest data: reading a packed chunk compares it with its own checksum.
+        It reads the whole image.
         """
+        from tapfs.formats.ewf.contents import Contents  # hashlib loads OpenSSL
+
         report = CheckReport()
         for file, found in self._segments:
             for section in found:
@@ -171,10 +177,11 @@ class EwfDriver:
         if self._mapped_chunks < self._volume.chunks:
             message = f"only {self._mapped_chunks} of {self._volume.chunks} chunks are there"
             report.add(Severity.CORRUPTION, message)
+        contents = Contents(self._volume.size, report)
         for table in self._tables:
-            if progress is not None:
-                progress(table.first, self._volume.chunks)
-            self._check_table(table, report)
+            self._check_table(table, report, contents, progress)
+        contents.tell()
+        contents.compare_digest(digests(*self._segments[-1]).get("md5"))
         if progress is not None:
             progress(self._volume.chunks, self._volume.chunks)
         return report
@@ -183,7 +190,9 @@ class EwfDriver:
         """Nothing: evidence is not changed."""
         return ()
 
-    def _check_table(self, table: Table, report: CheckReport) -> None:
+    def _check_table(
+        self, table: Table, report: CheckReport, contents: Contents, progress: ProgressCallback | None
+    ) -> None:
         good: list[Copy] = []
         for copy in table.copies:
             if read_entries(table, copy) is None:
@@ -200,11 +209,14 @@ class EwfDriver:
         except ImageError as error:
             report.add(Severity.CORRUPTION, f"{table.file.path}: {error.message}", error.offset)
             return
-        for chunk in found:
+        for number, chunk in enumerate(found, table.first):
+            if progress is not None and number % _UNIT_CHUNKS == 0:
+                progress(number, self._volume.chunks)
             if isinstance(chunk, ImageError):
                 report.add(Severity.CORRUPTION, f"{table.file.path}: {chunk.message}", chunk.offset)
-            else:
+            elif number < self._volume.chunks:
                 report.allocated_bytes += chunk.host_length or chunk.length
+                contents.compare(number, table.file, chunk)
 
 
 def _volume(file: HostFile, found: Sequence[Section]) -> Volume:

@@ -69,7 +69,13 @@ def find_footers(file: HostFile) -> Footers:
         )
     chosen = _chosen(last, copy)
     if chosen is None or chosen.footer is None:
-        raise ImageError(ErrorKind.INVALID_FORMAT, "not a VHD image: no footer", path=file.path, op="open")
+        raise ImageError(
+            ErrorKind.INVALID_FORMAT,
+            "not a VHD image: no footer",
+            path=file.path,
+            op="open",
+            remedy="a fixed image that lost it is its disk, perhaps with 512 bytes behind that: say {format=raw}",
+        )
     _require_known_type(chosen.footer, chosen.offset, file.path)
     place = last.offset if last.footer is not None else max(0, round_down(size, _SECTOR) - LENGTH)
     found = Footers(chosen.footer, chosen.offset, place, chosen.source, last.good, copy.good)

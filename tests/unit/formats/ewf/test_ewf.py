@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import lzma
 import os
 import random
@@ -141,10 +142,36 @@ def test_a_packed_chunk_that_is_damaged_is_an_error(tmp_path: Path) -> None:
         assert disk.read(CHUNK, 512) == DISK[CHUNK : CHUNK + 512]
 
 
+@pytest.mark.parametrize("pack", [True, False])
+def test_a_check_names_the_chunks_that_were_changed(tmp_path: Path, *, pack: bool) -> None:
+    """A reader takes a plain one as it is, and only a check sees it."""
+    whole = finished(DISK, pack=[pack])
+    made = Segment()
+    made.add(b"volume", volume(len(DISK) // 512))
+    second = made.add_chunks(DISK, pack=[pack])[1] & 0x7FFF_FFFF
+    path = written(tmp_path, with_damage(second + 40, whole))
+    (finding,) = tapfs.check(path).findings
+    assert finding.message == f"{path}: chunk 1 is damaged: the checksum does not fit"
+    assert finding.host_offset == second
+    path.write_bytes(with_damage(second - 100, with_damage(second + 40, whole)))
+    (finding,) = tapfs.check(path).findings
+    assert "chunks 0 to 1 are damaged" in finding.message
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_check_compares_the_disk_with_its_md5(tmp_path: Path, *, right: bool) -> None:
+    made = single(DISK)
+    digest = hashlib.md5(DISK if right else b"other", usedforsecurity=False).digest()
+    made.add(b"hash", digest + struct.pack("<16xI", 0))
+    made.add(b"done", last=True, length=0)
+    findings = tapfs.check(written(tmp_path, bytes(made.data))).findings
+    assert [f"the image says {digest.hex()}" in each.message for each in findings] == ([] if right else [True])
+
+
 def test_what_an_unfinished_acquisition_lacks_is_an_error_and_no_zeros(tmp_path: Path) -> None:
     made = Segment()
     made.add(b"volume", volume(1000 * CHUNK // 512))
-    made.add(b"table", table(made.add_chunks(DISK, pack=[True])))
+    made.add(b"table", table(made.add_chunks(DISK.ljust(8 * CHUNK, b"\0"), pack=[True])))
     made.add(b"done", last=True)
     path = written(tmp_path, bytes(made.data))
     with tapfs.open(path) as disk:

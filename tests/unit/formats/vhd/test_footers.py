@@ -182,6 +182,7 @@ def test_no_footer_is_no_vhd(content: bytes) -> None:
     with pytest.raises(ImageError) as caught:
         opened(content)
     assert caught.value.kind is ErrorKind.INVALID_FORMAT
+    assert "a fixed image that lost it is its disk" in str(caught.value)
 
 
 def test_a_fixed_image_that_was_cut_is_refused() -> None:
