@@ -76,8 +76,9 @@ def test_words_that_say_too_little_are_refused(tapfs: Run, tmp_path: Path) -> No
     key = ("--key-file", tmp_path / "key")
     assert "needs --new-key-file" in tapfs("amend", *key, "-o", "encrypt.state=active", image).err
     assert "is --new-key-file FILE here" in tapfs("amend", *key, "-o", "encrypt.new-secret=x", image).err
-    both = ("--new-key-file", tmp_path / "key", "-o", "encrypt.state=active,compat=1.1")
-    assert "without other options" in tapfs("amend", *key, *both, image).err
+    for said in ("encrypt.state=active,compat=1.1", "compat=1.1"):
+        both = ("--new-key-file", tmp_path / "key", "-o", said)
+        assert "without other options" in tapfs("amend", *key, *both, image).err
     for words, wrong in (
         ("keyslot=\u00b2", "numbers"),
         (f"keyslot={'9' * 5000}", "numbers"),
@@ -87,5 +88,6 @@ def test_words_that_say_too_little_are_refused(tapfs: Run, tmp_path: Path) -> No
             "amend", *key, "--new-key-file", tmp_path / "key", "-o", f"encrypt.state=active,encrypt.{words}", image
         )
         assert (refused.code, wrong in refused.err) == (64, True)
-    said = tapfs("amend", *key, "--new-key-file", tmp_path / "key", "-o", "encrypt.state=active", image)
-    assert "is not encrypted with LUKS" in said.err
+    for active in (("-o", "encrypt.state=active"), ()):
+        refused = tapfs("amend", *key, "--new-key-file", tmp_path / "key", *active, image)
+        assert "is not encrypted with LUKS" in refused.err

@@ -42,7 +42,7 @@ def add_parser(subparsers: Subparsers) -> None:
         default=[],
         help="what the image is to be; '-o help' lists the options",
     )
-    parser.add_argument("--new-key-file", metavar="FILE", help="the first line of FILE becomes a password")
+    parser.add_argument("--new-key-file", metavar="FILE", help="the first line of FILE becomes a password, too")
     parser.add_argument("--old-key-file", metavar="FILE", help="the first line of FILE is no password any more")
     add_progress_options(parser)
     add_changed_image_options(parser)
@@ -58,6 +58,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.image is None:
         raise UsageError("FILE is missing", _PROGRAM)
     options = format_options(arguments.options, _PROGRAM)
+    states = {"active": arguments.new_key_file, "inactive": arguments.old_key_file}
+    named = [state for state, key_file in states.items() if key_file is not None]
+    if len(named) == 1:
+        options.setdefault(f"{_ENCRYPT}state", named[0])
     if not options:
         raise UsageError("-o is missing: it says what is to be changed", _PROGRAM)
     if _SIZE in options:
