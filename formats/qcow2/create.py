@@ -157,8 +157,16 @@ def _luks(given: Mapping[str, str], *, encrypted: bool) -> LuksOptions | None:
             f"encrypt.format={given['encrypt.format']}: must be luks; of the old encryption tapfs reads images"
         )
     from tapfs.formats.luks.create import parse_luks_options  # and digests, which few images need
+    from tapfs.formats.luks.version1 import STRIPES
 
-    return parse_luks_options(given, _ENCRYPT)
+    options = parse_luks_options(given, _ENCRYPT)
+    if options.key_bytes * STRIPES % _SECTOR:
+        bits = 8 * options.key_bytes
+        message = (
+            f"{options.cipher_name}-{options.cipher_mode} with keys of {bits} bits: QEMU aborts when it opens that"
+        )
+        raise _refused(message, "say encrypt.cipher-mode=xts, or take a key of 128 or 256 bits")
+    return options
 
 
 def _require_consistent(options: Options, *, overlay: bool) -> None:
