@@ -3,7 +3,8 @@
 A page that holds anything has its space. A reservation names the others that its commit may change
 (`tapfs.reservation.Reservation.metadata`). A page is looked at as it is in memory: what a commit has changed there was
 named by its reservation. On a host file system with blocks of less than 4 KiB a page may have holes beside what it
-holds; no writer of images makes such holes, and they are not looked for.
+holds, also in an image that was just made. They are not looked for: where such a host is full, the flush fails, which
+fsync and close say, and goes on once there is space.
 """
 
 from __future__ import annotations
