@@ -67,7 +67,7 @@ def storage_domain(dom0: Dom0) -> Iterator[StorageDomain]:
             say(guest.run(f"cat {_ROOT}/run/*.log", statuses=(0, 1)))
 
 
-@scenario(400)
+@scenario(500)
 def serves(dom0: Dom0) -> None:
     """A guest whose disks another guest serves: one by xl and its daemon there, one by `tapfs attach` here.
 
