@@ -201,6 +201,12 @@ def size_argument(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def add_rate_option(parser: argparse.ArgumentParser, does: str) -> None:
+    """Add -r, a bound of what is read or written in a second, because guests need the host, too; `does` says which."""
+    told = f"{does} at most so many bytes a second (10M; 0: no limit)"
+    parser.add_argument("-r", "--rate-limit", metavar="RATE", type=size_argument, help=told)
+
+
 def parse_options(pairs: list[str], program: str) -> dict[str, str]:
     """The `-o key=value,key=value` pairs; a key alone means `on`. Raises UsageError."""
     options: dict[str, str] = {}

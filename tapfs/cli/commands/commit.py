@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tapfs.cli.guests.device import add_copied_disk_options, names_device
 from tapfs.cli.options import add_changed_image_options, open_options, unlocked
-from tapfs.cli.parser import UsageError, size_argument
+from tapfs.cli.parser import UsageError, add_rate_option
 from tapfs.cli.qemu_words import add_qemu_words, is_direct
 from tapfs.cli.reporting import add_json_option, add_progress_options, print_line, progress_of
 from tapfs.records import replace
@@ -47,13 +47,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "-b", "--base", metavar="BASE", help="the image of the chain to write to (the backing file of FILE); implies -d"
     )
     parser.add_argument("-d", "--drop", action="store_true", help="do not empty FILE: it is about to be deleted")
-    parser.add_argument(
-        "-r",
-        "--rate-limit",
-        metavar="RATE",
-        type=size_argument,
-        help="write at most so many bytes a second (10M; 0: no limit)",
-    )
+    add_rate_option(parser, "write")
     add_json_option(parser)
     add_progress_options(parser)
     add_changed_image_options(parser)

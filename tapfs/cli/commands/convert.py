@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tapfs.cli.batch_options import add_batch_options, refuse_batch_options
 from tapfs.cli.options import add_source_options, cache_bytes_of, open_image, unlocked
-from tapfs.cli.parser import UsageError, format_argument, size_argument
+from tapfs.cli.parser import UsageError, add_rate_option, format_argument
 from tapfs.cli.pipes import STREAM, add_spool_option, check_piped, standard_input_ready, standard_output, told_scratch
 from tapfs.cli.qemu_words import add_qemu_words, is_direct
 from tapfs.cli.reporting import add_progress_options, progress_of
@@ -96,13 +96,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="read TARGET back from the host's disk and compare it with SOURCE, before a new TARGET has its name",
     )
     add_sparse_size_option(parser, zero="write them all")
-    parser.add_argument(
-        "-r",
-        "--rate-limit",
-        metavar="RATE",
-        type=size_argument,
-        help="write at most so many bytes a second (10M; 0: no limit)",
-    )
+    add_rate_option(parser, "write")
     parser.add_argument("-m", "--parallel", metavar="N", type=int, help="read with at most N threads")
     parser.add_argument(
         "--bitmaps", action="store_true", help="copy the bitmaps of SOURCE, too, into a TARGET that can keep them"

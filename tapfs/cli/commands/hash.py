@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tapfs.cli.json_output import print_json
 from tapfs.cli.options import IMAGE_HELP, add_image_options, open_image
-from tapfs.cli.parser import size_argument
+from tapfs.cli.parser import add_rate_option, size_argument
 from tapfs.cli.reporting import add_json_option, add_progress_options, print_line, progress_of
 from tapfs.cli.sizes import human_size
 
@@ -41,7 +41,7 @@ def add_parser(subparsers: Subparsers) -> None:
         type=size_argument,
         help="bytes that have a digest of their own: a power of two from 4K to 1M (64K if not given)",
     )
-    add_rate_option(parser)
+    add_rate_option(parser, "read")
     add_json_option(parser)
     add_progress_options(parser)
     add_image_options(parser)
@@ -88,14 +88,3 @@ def sidecar_of(arguments: argparse.Namespace) -> str:
 
     named: str | None = arguments.sidecar
     return usual_name(arguments.image, arguments.snapshot, arguments.disk) if named is None else named
-
-
-def add_rate_option(parser: argparse.ArgumentParser) -> None:
-    """Add -r, the bound of what is read in a second. The guest's disks are in use meanwhile."""
-    parser.add_argument(
-        "-r",
-        "--rate-limit",
-        metavar="RATE",
-        type=size_argument,
-        help="read at most so many bytes a second (10M; 0: no limit)",
-    )

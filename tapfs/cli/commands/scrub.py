@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tapfs.cli.commands.hash import add_rate_option
 from tapfs.cli.json_output import print_json
-from tapfs.cli.parser import UsageError
+from tapfs.cli.parser import UsageError, add_rate_option
 from tapfs.cli.reporting import add_json_option, add_progress_options, print_line, progress_of
 from tapfs.cli.sizes import human_size
 from tapfs.errors import CODES, ErrorKind, ImageError, from_os_error
@@ -59,7 +58,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "'tapfs --help'.",
     )
     parser.add_argument("--mounted", action="store_true", help="all disks in use: there is no other choice yet")
-    add_rate_option(parser)
+    add_rate_option(parser, "read")
     add_json_option(parser)
     add_progress_options(parser)
     parser.set_defaults(run=run)

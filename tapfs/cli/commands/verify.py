@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from tapfs.cli.commands.hash import add_rate_option, sidecar_of
+from tapfs.cli.commands.hash import sidecar_of
 from tapfs.cli.damaged_files import files_as_json, print_files
 from tapfs.cli.json_output import print_json
 from tapfs.cli.options import IMAGE_HELP, add_image_options, add_sector_size_option, open_image
+from tapfs.cli.parser import add_rate_option
 from tapfs.cli.reporting import add_json_option, add_progress_options, count_of, print_line, progress_of
 from tapfs.cli.sizes import human_size
 from tapfs.errors import CODES, ErrorKind
@@ -45,7 +46,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--files", action="store_true", help="say which files lie in what differs")
     add_sector_size_option(parser)
-    add_rate_option(parser)
+    add_rate_option(parser, "read")
     add_json_option(parser)
     add_progress_options(parser)
     add_image_options(parser)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tapfs.cli.guests.device import add_copied_disk_options, require_device
 from tapfs.cli.guests.live_job import do_live_job
-from tapfs.cli.parser import UsageError, format_argument, size_argument
+from tapfs.cli.parser import UsageError, add_rate_option, format_argument
 from tapfs.cli.reporting import add_json_option, add_progress_options, print_line, progress_of
 
 if TYPE_CHECKING:
@@ -39,13 +39,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--pivot", action="store_true", help="go on with TARGET when it is complete")
     parser.add_argument("--keep-names", action="store_true", help="with --pivot: change no name")
     parser.add_argument("--force", action="store_true", help="replace TARGET if it is there already")
-    parser.add_argument(
-        "-r",
-        "--rate-limit",
-        metavar="RATE",
-        type=size_argument,
-        help="write at most so many bytes a second (10M; 0: no limit)",
-    )
+    add_rate_option(parser, "write")
     add_json_option(parser)
     add_progress_options(parser)
     parser.set_defaults(run=run)
