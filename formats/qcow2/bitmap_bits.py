@@ -34,6 +34,11 @@ def table_entries(size: int, granularity: int, cluster_size: int) -> int:
     return -(-pieces // (8 * cluster_size))
 
 
+def is_possible_table(entries: int, cluster_size: int) -> bool:
+    """Whether QEMU takes a bitmap with a table of so many entries: it does not open an image that has another."""
+    return 0 < entries * cluster_size <= MAX_BITMAP_BYTES
+
+
 def usable_entries(file: HostFile, header: Header, bitmap: Bitmap) -> Sequence[int]:
     """The table of a bitmap. Raises ImageError: corrupt where it cannot be true, unsupported for an unknown kind."""
 

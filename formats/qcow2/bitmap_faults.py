@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from tapfs.errors import ImageError
 from tapfs.formats.changed_table import decode
-from tapfs.formats.qcow2.bitmap_bits import MAX_BITMAP_BYTES, table_entries
+from tapfs.formats.qcow2.bitmap_bits import is_possible_table, table_entries
 from tapfs.formats.qcow2.bitmaps import (
     EXTENSION_BYTES,
     KNOWN_FLAGS,
@@ -117,9 +117,8 @@ def _wrong(bitmap: Bitmap, image: Qcow2Reader) -> str | None:
         return f"has pieces of {bitmap.granularity} bytes"
     if not 0 < len(bitmap.name.encode("utf-8", "surrogateescape")) <= MAX_NAME_BYTES:
         return "has a name of a length that none may have"
-    cluster = image.header.cluster_size
-    needed = table_entries(image.header.size, bitmap.granularity, cluster)
-    if not 0 < bitmap.table_entries * cluster <= MAX_BITMAP_BYTES:
+    needed = table_entries(image.header.size, bitmap.granularity, image.header.cluster_size)
+    if not is_possible_table(bitmap.table_entries, image.header.cluster_size):
         return f"has a table of {bitmap.table_entries} entries, which none may have"
     if bitmap.consistent and bitmap.table_entries != needed:
         return f"has a table of {bitmap.table_entries} entries, and {needed} are needed"

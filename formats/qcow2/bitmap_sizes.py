@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tapfs.formats.qcow2.bitmap_bits import MAX_BITMAP_BYTES, table_entries
+from tapfs.formats.qcow2.bitmap_bits import is_possible_table, table_entries
 from tapfs.formats.qcow2.bitmaps import Bitmap, read_bitmaps
 from tapfs.formats.qcow2.entries import OFFSET
 from tapfs.formats.qcow2.header import BITMAPS, WORD
@@ -29,9 +29,9 @@ def keep_bitmaps(image: WritableQcow2Driver) -> list[Bitmap]:
 
 def bitmap_without_room(image: WritableQcow2Driver, size: int) -> Bitmap | None:
     """The first bitmap that cannot follow the disk to `size` bytes: QEMU would not open an image that has it."""
+    cluster = image.header.cluster_size
     for each in keep_bitmaps(image):
-        entries = table_entries(size, each.granularity, image.header.cluster_size)
-        if not 0 < entries * image.header.cluster_size <= MAX_BITMAP_BYTES:
+        if not is_possible_table(table_entries(size, each.granularity, cluster), cluster):
             return each
     return None
 

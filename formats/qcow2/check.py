@@ -16,7 +16,7 @@ from tapfs.driver import CheckReport, ProgressCallback, Severity
 from tapfs.formats.qcow2.counted_entries import WINDOW_BITS
 from tapfs.formats.qcow2.counts import Counting
 from tapfs.formats.qcow2.entries import COPIED, OFFSET, Run
-from tapfs.formats.qcow2.header import AUTOCLEAR_AT, CORRUPT, DIRTY, INCOMPATIBLE_AT, RAW_DATA_FILE, SIZE_AT, WORD
+from tapfs.formats.qcow2.header import AUTOCLEAR_AT, CORRUPT, DIRTY, INCOMPATIBLE_AT, SIZE_AT, WORD
 from tapfs.formats.qcow2.reader import Qcow2Reader
 from tapfs.formats.qcow2.references import References, TableUse
 from tapfs.formats.qcow2.signature import VERSIONS
@@ -238,7 +238,7 @@ class Check:
             report.add(Severity.NOTE, "the image was not closed after writing", INCOMPATIBLE_AT)
         if image.header.incompatible & CORRUPT:
             report.add(Severity.NOTE, "the image is marked as corrupt", INCOMPATIBLE_AT)
-        if image.header.autoclear & RAW_DATA_FILE and not image.header.has_data_file:
+        if image.header.lacks_raw_data_file:
             message = "says that its data file is raw, and it has none: QEMU does not open it, repair clears the bit"
             report.add(Severity.CORRUPTION, message, AUTOCLEAR_AT)
         lost = image.header.size % 512

@@ -79,7 +79,7 @@ class Qcow2Driver(Qcow2Reader):
     @property
     def can_uncover(self) -> bool:
         """Whether clusters can be forgotten: who knows a raw data file alone reads all of them there."""
-        return not (self.data_number and self.header.has_raw_data_file)
+        return not self.header.has_raw_data_file
 
     def unused_places(self) -> Plan:
         """Holes in a data file for what no entry leads to; see :meth:`tapfs.driver.PlaceKeeping.unused_places`."""

@@ -168,6 +168,11 @@ class Header(NamedTuple):
         return self.has_data_file and self.autoclear & RAW_DATA_FILE != 0
 
     @property
+    def lacks_raw_data_file(self) -> bool:
+        """Whether the image says that its data file is raw, and has none: QEMU does not open it."""
+        return not self.has_data_file and self.autoclear & RAW_DATA_FILE != 0
+
+    @property
     def kept_autoclear(self) -> int:
         """The autoclear features that a writer keeps; the first change of the image clears every other one."""
         return self.autoclear & (BITMAPS | RAW_DATA_FILE if self.has_data_file else BITMAPS)

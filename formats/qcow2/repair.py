@@ -33,7 +33,6 @@ from tapfs.formats.qcow2.header import (
     CORRUPT,
     DIRTY,
     INCOMPATIBLE_AT,
-    RAW_DATA_FILE,
     SNAPSHOT_COUNT_AT,
     WORD,
 )
@@ -84,7 +83,7 @@ def repair_plans(image: Qcow2Reader, *, drop_bitmaps: bool = False) -> list[Plan
 
 def _without_raw_bit(image: Qcow2Reader) -> list[Plan]:
     """The plan for an image that says that its data file is raw, and has none: QEMU does not open it."""
-    if image.header.has_data_file or not image.header.autoclear & RAW_DATA_FILE:
+    if not image.header.lacks_raw_data_file:
         return []
     return [_autoclear(image, "the bit of a raw data file, in an image without one")]
 

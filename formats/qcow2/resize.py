@@ -113,7 +113,7 @@ def _roomy(image: WritableQcow2Driver, size: int, entries: int) -> Iterator[Plan
     if image.data_number:
         # It may end with the disk, in a cluster that will be inside the disk.
         yield plan([Grow(image.data_number, round_up(size, _SECTOR))])
-    if header.has_raw_data_file and image.data_number:
+    if header.has_raw_data_file:
         # Whoever knows the data file alone must read the same, so every cluster has its place in it.
         image.header = image.header._replace(size=round_up(size, _SECTOR), l1_entries=len(image.l1))
         image.size = image.header.size

@@ -11,8 +11,7 @@ from tapfs.disk.image import Image
 from tapfs.disk.live import once_more
 from tapfs.driver import Bitmap, BitmapKeeper, Bitmapped
 from tapfs.errors import ErrorKind, ImageError
-from tapfs.extent import Range
-from tapfs.jobs.bitmaps import add_marked_bitmap, keeper
+from tapfs.jobs.bitmaps import add_marked_bitmap, keeper, marked_bitmap
 from tapfs.plan import Plan
 from tapfs.records import NamedTuple
 
@@ -46,7 +45,7 @@ class CopiedBitmaps(NamedTuple):
             raise ImageError(ErrorKind.OUT_OF_BOUNDS, message, path=target.path, op=_OP)
         with contextlib.closing(once_more(target.layers[0], writable=True, direct=False)) as layer:
             for bitmap in self.bitmaps:
-                next(_added(bitmap, (), keeper(layer)))  # the first plan is made, and never executed
+                next(marked_bitmap(bitmap, (), keeper(layer)))  # the first plan is made, and never executed
 
     def into_file(self, path: str, options: OpenOptions) -> None:
         """Add them to an image that nobody uses. Raises ImageError."""
@@ -59,7 +58,7 @@ class CopiedBitmaps(NamedTuple):
         Raises ImageError.
         """
         for bitmap in self.bitmaps:
-            _edit(target, partial(_added, bitmap, list(self.source.bitmap_ranges(bitmap.name))))
+            _edit(target, partial(marked_bitmap, bitmap, list(self.source.bitmap_ranges(bitmap.name))))
 
 
 def bitmaps_to_copy(source: Image, *, skip_broken: bool) -> CopiedBitmaps:
@@ -84,10 +83,6 @@ def bitmaps_if_any(source: Image, *, skip_broken: bool) -> CopiedBitmaps | None:
     """As `bitmaps_to_copy`, but None for a format without bitmaps."""
     keeps = isinstance(source.layers[0].driver, Bitmapped)
     return bitmaps_to_copy(source, skip_broken=skip_broken) if keeps else None
-
-
-def _added(bitmap: Bitmap, ranges: Sequence[Range], driver: BitmapKeeper) -> Iterator[Plan]:
-    return driver.add_bitmap(bitmap.name, bitmap.granularity, enabled=bitmap.enabled, ranges=ranges)
 
 
 def _edit(target: Image, edit: Callable[[BitmapKeeper], Iterator[Plan]]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from functools import partial
 
 from tapfs.disk.chain import Layer, OpenOptions, open_layer
 from tapfs.driver import Bitmap, BitmapKeeper, Bitmapped
@@ -47,11 +48,12 @@ def add_bitmap(path: str, name: str, granularity: int | None, options: OpenOptio
 
 def add_marked_bitmap(path: str, bitmap: Bitmap, ranges: Sequence[Range], options: OpenOptions) -> None:
     """Keep a new bitmap as `bitmap` is, which marks these ranges from its first moment on. Raises ImageError."""
-    _edit(
-        path,
-        options,
-        lambda driver: driver.add_bitmap(bitmap.name, bitmap.granularity, enabled=bitmap.enabled, ranges=ranges),
-    )
+    _edit(path, options, partial(marked_bitmap, bitmap, ranges))
+
+
+def marked_bitmap(bitmap: Bitmap, ranges: Sequence[Range], driver: BitmapKeeper) -> Iterator[Plan]:
+    """The plans that have an image keep a new bitmap as `bitmap` is, which marks these ranges."""
+    return driver.add_bitmap(bitmap.name, bitmap.granularity, enabled=bitmap.enabled, ranges=ranges)
 
 
 def remove_bitmap(path: str, name: str, options: OpenOptions) -> None:
