@@ -10,7 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from tests.bench.runner import Job, qemu_backports, run_jobs
+from tests.bench.runner import TAPFS, Job, qemu_backports, run_jobs
 
 MIB = 1 << 20
 
@@ -52,7 +52,7 @@ def _version(program: str) -> str:
 
 def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
     """The rows of issue 2: convert both ways, compressed, info, and opening a huge sparse image."""
-    tapfs = str(Path(sys.executable).with_name("tapfs"))
+    tapfs = TAPFS
     raw, qcow, packed, huge, out = (
         str(work / name) for name in ("src.raw", "src.qcow", "packed.qcow", "huge.qcow", "out")
     )

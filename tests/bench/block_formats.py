@@ -6,14 +6,12 @@ large, and `qemu-io` has written 6 % of its pieces of 4 KiB, in random order, to
 tapfs ends with fdatasync. qemu-img leaves what it wrote in the page cache, so `sync -d` follows it ("synced"). Of a
 conversion there are two contenders: qemu-img as it is, and with 16 coroutines that write in any order (`-m 16 -W`).
 A conversion to raw has the host's calls alone as a third one (plain_copy.c, two threads): a ratio of 1 to them is the
-bound. $TAPFS names another tapfs than the one beside this Python: in the venv of a developer Python finds modules more
-slowly than in an installation.
+bound.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -22,7 +20,7 @@ from pathlib import Path
 
 from tests.bench.__main__ import MIB, make_source, peers
 from tests.bench.ring import build
-from tests.bench.runner import Job, run_jobs, synced
+from tests.bench.runner import TAPFS, Job, run_jobs, synced
 
 #: QEMU's names of the formats, the table's, and what `qemu-img create` is told: VHDs of the exact size.
 FORMATS = {"vmdk": "vmdk", "vpc": "vhd", "vhdx": "vhdx", "vdi": "vdi"}
@@ -54,7 +52,7 @@ def plain_copy(program: Path, tapfs: str, image: Path, out: Path) -> list[str]:
 
 def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
     """The rows: ordered and fragmented conversions both ways, map and compare of the fragmented ones."""
-    tapfs = os.environ.get("TAPFS", str(Path(sys.executable).with_name("tapfs")))
+    tapfs = TAPFS
     name, newest = list(qemus.items())[-1]
     program = build(work, "plain_copy")
     out, mixed, sparse = work / "out", work / "mixed.raw", work / "fragmented.raw"

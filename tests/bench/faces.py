@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tests.bench.__main__ import make_source
 from tests.bench.mount_reads import server_of
-from tests.bench.runner import qemu_backports
+from tests.bench.runner import TAPFS, qemu_backports
 
 #: Formats of faces, and QEMU's names of them.
 FACES = {"qcow2": "qcow2", "vhdx": "vhdx", "vmdk": "vmdk", "vdi": "vdi", "vhd": "vpc"}
@@ -38,7 +38,7 @@ def measure(work: Path, size_mib: int, rounds: int) -> list[dict[str, object]]:
     """A row for each format: medians of the seconds of a face and of an image, and of the server's processor time."""
     folder = qemu_backports()
     qemu_img = "qemu-img" if folder is None else str(folder / "qemu-img")
-    tapfs = str(Path(sys.executable).with_name("tapfs"))
+    tapfs = TAPFS
     raw, image, mountpoint = work / "source.raw", work / "source.qcow2", work / "mount"
     make_source(raw, size_mib)
     subprocess.run([tapfs, "convert", "-f", "raw", "-O", "qcow2", raw, image], check=True)

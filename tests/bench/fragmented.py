@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.bench.__main__ import peers
-from tests.bench.runner import Job, run_jobs
+from tests.bench.runner import TAPFS, Job, run_jobs
 from tests.scattered_images import scattered_qcow
 
 GIB = 1 << 30
@@ -21,7 +21,7 @@ CLUSTER_BITS = 12
 def jobs(work: Path, size_gib: int, qemus: dict[str, str]) -> list[Job]:
     """The rows: convert both ways, map and compare of one image, and check of one with a million clusters."""
     size = size_gib * GIB
-    tapfs = str(Path(sys.executable).with_name("tapfs"))
+    tapfs = TAPFS
     image, raw, out = (str(work / name) for name in ("frag.qcow", "frag.raw", "out"))
     scattered_qcow(Path(image), size, (size >> CLUSTER_BITS) * 6 // 100, data=True)
     subprocess.run([tapfs, "convert", "-f", "qcow", "-O", "raw", image, raw], check=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.mounts import Contender, contenders, served
-from tests.bench.runner import qemu_backports
+from tests.bench.runner import TAPFS, qemu_backports
 
 MIB = 1 << 20
 TIB = 1 << 40
@@ -91,7 +91,7 @@ def make_images(work: Path, size_mib: int) -> dict[str, Path]:
     with raw.open("wb") as file:
         for _ in range(size_mib):
             file.write(generator.randbytes(MIB))
-    tapfs = str(Path(sys.executable).with_name("tapfs"))
+    tapfs = TAPFS
     subprocess.run([tapfs, "convert", "-f", "raw", "-O", "qcow", str(raw), str(qcow)], check=True)
     return {"raw": raw, "qcow": qcow}
 

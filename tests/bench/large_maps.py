@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.bench.__main__ import peers
 from tests.bench.random_reads import BLOCK
-from tests.bench.runner import Job, run_jobs
+from tests.bench.runner import TAPFS, Job, run_jobs
 from tests.scattered_images import scattered_qcow
 
 GIB = 1 << 30
@@ -27,7 +27,7 @@ CHAIN_READS = 100_000
 def jobs(work: Path, size_gib: int, qemus: dict[str, str]) -> list[Job]:
     """The rows: a cold map, a map that does not fit the cache, chains of 1, 8 and 30 layers."""
     size = size_gib * GIB
-    tapfs = str(Path(sys.executable).with_name("tapfs"))
+    tapfs = TAPFS
     cold, huge = work / "cold.qcow", work / "huge.qcow"
     scattered_qcow(cold, size, (size >> 12) * 6 // 100)
     scattered_qcow(huge, 1024 * GIB, 2_000_000, cluster_bits=16)

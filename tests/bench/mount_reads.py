@@ -23,7 +23,7 @@ from tests.bench.__main__ import MIB, make_source
 from tests.bench.block_formats import FORMATS
 from tests.bench.fuse import FioJob, run_fio
 from tests.bench.mounts import Contender, served, storage_daemon, tapfs
-from tests.bench.runner import qemu_backports
+from tests.bench.runner import TAPFS, qemu_backports
 from tests.scattered_qcow2 import PIECE_BITS, scattered_qcow2, stepped
 
 HUGE = 16 << 40
@@ -59,7 +59,7 @@ def images(work: Path, size_mib: int) -> Iterator[tuple[str, Path, str, int]]:
             source.seek((3 * number + 1) * MIB)
             file.write(source.read(MIB))
     mixed.unlink()
-    program = str(Path(sys.executable).with_name("tapfs"))
+    program = TAPFS
     for kind in SERVED[:-1]:
         image = work / f"full.{kind}"
         subprocess.run([program, "convert", "-f", "raw", "-O", kind, text, image], check=True)

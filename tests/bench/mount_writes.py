@@ -20,6 +20,7 @@ from tests.bench.__main__ import MIB
 from tests.bench.fuse import FioJob, run_fio
 from tests.bench.mount_reads import Seen, contenders, server_of
 from tests.bench.mounts import served
+from tests.bench.runner import TAPFS
 
 FORMATS = ("qcow", "qcow2")
 JOBS = (
@@ -34,7 +35,7 @@ def measure(work: Path, size_mib: int, rounds: int, only: str) -> list[dict[str,
     """All rows: work, contender, medians of writes a second and of the servers' processor time for each."""
     rows: list[dict[str, object]] = []
     image, everyone = work / "new", contenders(writable=True)
-    program = str(Path(sys.executable).with_name("tapfs"))
+    program = TAPFS
     writes = size_mib * MIB // _PART // 4096
     for image_format in FORMATS:
         for job in JOBS:

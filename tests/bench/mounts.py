@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.bench.runner import TAPFS
 
 _PATIENCE_SECONDS = 20
 
@@ -39,7 +40,7 @@ def contenders(qemu_programs: Path | None) -> list[Contender]:
 
 def tapfs(engine: str, *, writable: bool = True) -> Callable[[Path, str, Path], Generator[Path]]:
     """`tapfs mount` with an engine."""
-    program = str(Path(sys.executable).with_name("tapfs"))
+    program = TAPFS
 
     def serve(image: Path, image_format: str, folder: Path) -> Generator[Path]:
         folder.mkdir()

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.ring import build
-from tests.bench.runner import qemu_backports
+from tests.bench.runner import TAPFS, qemu_backports
 
 MIB = 1 << 20
 
@@ -54,7 +54,7 @@ class Workload:
 
 def contenders(null: Path) -> list[Contender]:
     """tapfs, the system's QEMU, that of Debian's backports, nbdkit; and `null`, the server without a disk."""
-    tapfs = str(Path(sys.executable).with_name("tapfs"))
+    tapfs = TAPFS
     found = [
         Contender("tapfs", lambda image, kind, path: [tapfs, "serve", "-f", kind, "--socket", str(path), str(image)])
     ]

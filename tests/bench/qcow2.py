@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.bench.__main__ import make_source, peers
 from tests.bench.ring import build
-from tests.bench.runner import Job, run_jobs, synced
+from tests.bench.runner import TAPFS, Job, run_jobs, synced
 from tests.scattered_qcow2 import scattered_qcow2, stepped
 
 GIB = 1 << 30
@@ -29,7 +29,7 @@ SCATTERED_CLUSTERS = 1 << 20
 
 def jobs(work: Path, size_mib: int, qemus: dict[str, str]) -> list[Job]:
     """The rows of issue 11 that are whole commands; tests.bench.mount_reads has those of mounts."""
-    tapfs = str(Path(sys.executable).with_name("tapfs"))
+    tapfs = TAPFS
     name, newest = list(qemus.items())[-1]
     out = work / "out"
 

@@ -22,10 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import tapfs
-from tests.bench.runner import ROOT
+from tests.bench.runner import ROOT, TAPFS
 
 MIB = 1 << 20
-TAPFS = Path(sys.executable).with_name("tapfs")
 INSIDE = "TAPFS_BENCH_NETWORK"
 
 

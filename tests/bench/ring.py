@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tests.bench.runner import ROOT, qemu_backports
+from tests.bench.runner import ROOT, TAPFS, qemu_backports
 
 MIB = 1 << 20
 _BLOCK = 4096
@@ -106,7 +106,7 @@ def make_raw(path: Path, size_mib: int) -> Path:
 def make_disks(work: Path, size_mib: int) -> list[Disk]:
     """A raw image, and the same as qcow."""
     raw, qcow = make_raw(work / "disk.raw", size_mib), work / "disk.qcow"
-    tapfs = str(Path(sys.executable).with_name("tapfs"))
+    tapfs = TAPFS
     subprocess.run([tapfs, "convert", "-f", "raw", "-O", "qcow", str(raw), str(qcow)], check=True)
     return [Disk(raw, "raw", size_mib * MIB), Disk(qcow, "qcow", size_mib * MIB)]
 

@@ -15,6 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+#: The tapfs that is measured: $TAPFS, or the one beside this Python. In the venv of a developer Python finds modules
+#: more slowly than in a plain installation, so its start takes longer.
+TAPFS = os.environ.get("TAPFS", str(Path(sys.executable).with_name("tapfs")))
+
 
 @dataclass(slots=True)
 class Measurement:

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.bench.ring import BACKEND_CPU, Backend, Disk, Job, Result, VhostUser, build, make_disks, run, storage_daemons
+from tests.bench.runner import TAPFS
 
 
 def _tapfs(disk: Disk, socket: str) -> Sequence[str]:
-    program = str(Path(sys.executable).with_name("tapfs"))
+    program = TAPFS
     return [program, "serve", "-f", disk.format_name, "--rw", "--vhost-user", socket, str(disk.image)]
 
 
