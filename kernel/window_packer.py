@@ -6,12 +6,12 @@ import mmap
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from tapfs.driver import Codec
 from tapfs.errors import from_os_error
 from tapfs.kernel._engine import ffi, lib
+from tapfs.kernel.window_reader import WindowThreads
 from tapfs.records import NamedTuple
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class PackingRoom:
         return PackedUnits(self._units, self._window.unit_count, self.granule, self.plain, self.packed)
 
 
-class WindowPacker:
+class WindowPacker(WindowThreads):
     """Reads and packs windows of at most `capacity` at a time, in order, by `threads` threads besides the caller's.
 
     One thread uses it, in a `with`; the disk outlives it.
@@ -135,18 +135,9 @@ class WindowPacker:
 
     def __init__(self, disk: EngineDisk, *, threads: int, capacity: int) -> None:
         self._added: deque[tuple[Ranges, PackingRoom]] = deque()
-        self._reader = lib.tapfs_window_reader_new(disk.handle, threads, capacity)
-        if self._reader == ffi.NULL:
-            raise MemoryError
+        super().__init__(disk, threads=threads, capacity=capacity)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        lib.tapfs_window_reader_free(self._reader)
-        self._reader = ffi.NULL
+    def _let_go(self) -> None:
         while self._added:
             self._added.popleft()[1].end()
 
@@ -155,14 +146,14 @@ class WindowPacker:
 
     def add(self, ranges: Ranges, room: PackingRoom) -> None:
         """Have the ranges read and packed in the room."""
-        if lib.tapfs_window_reader_add(self._reader, room.begin(ranges)) != 0:
+        if not self._add(room.begin(ranges)):
             room.end()
             raise ValueError("one window too many")
         self._added.append((ranges, room))
 
     def take(self) -> tuple[Ranges, PackingRoom]:
         """The window that was added first, once the engine has done what it could; see `PackingRoom.is_packed`."""
-        lib.tapfs_window_reader_take(self._reader)
+        self._take()
         ranges, room = self._added.popleft()
         room.end()
         return ranges, room

@@ -39,19 +39,13 @@ class _Added(NamedTuple):
     memory: tuple[CData, CData]
 
 
-class WindowReader:
-    """Reads windows of at most `capacity` at a time, in order, by at most `threads` threads besides the caller's.
+class WindowThreads:
+    """At most `threads` threads of the engine besides the caller's, which work on windows of a disk in their order.
 
-    Zeros are looked for in pieces of `granule` bytes. One thread uses it, in a `with`; the disk outlives it. Into a
-    `target`, a plain disk as large, the windows are copied, in pieces that a buffer holds and in no order.
+    One thread uses them, in a `with`; the disk outlives them. `capacity` windows wait or are worked on at most.
     """
 
-    def __init__(
-        self, disk: EngineDisk, granule: int, *, threads: int, capacity: int, target: EngineDisk | None = None
-    ) -> None:
-        self._granule = granule
-        self._target = ffi.NULL if target is None else target.handle
-        self._added: deque[_Added] = deque()
+    def __init__(self, disk: EngineDisk, *, threads: int, capacity: int) -> None:
         self._reader = lib.tapfs_window_reader_new(disk.handle, threads, capacity)
         if self._reader == ffi.NULL:
             raise MemoryError
@@ -64,6 +58,37 @@ class WindowReader:
     ) -> None:
         lib.tapfs_window_reader_free(self._reader)
         self._reader = ffi.NULL
+        self._let_go()
+
+    def _add(self, window: CData) -> bool:
+        """Have the window worked on; False: there are as many as there may be."""
+        return bool(lib.tapfs_window_reader_add(self._reader, window) == 0)
+
+    def _take(self) -> None:
+        """Wait for the window that was added first, or work on it."""
+        lib.tapfs_window_reader_take(self._reader)
+
+    def _let_go(self) -> None:
+        """Let go of the memory of windows that were not taken: no thread is left."""
+        raise NotImplementedError  # abstract: each has other memory
+
+
+class WindowReader(WindowThreads):
+    """Reads windows of at most `capacity` at a time, in order, by at most `threads` threads besides the caller's.
+
+    Zeros are looked for in pieces of `granule` bytes. One thread uses it, in a `with`; the disk outlives it. Into a
+    `target`, a plain disk as large, the windows are copied, in pieces that a buffer holds and in no order.
+    """
+
+    def __init__(
+        self, disk: EngineDisk, granule: int, *, threads: int, capacity: int, target: EngineDisk | None = None
+    ) -> None:
+        self._granule = granule
+        self._target = ffi.NULL if target is None else target.handle
+        self._added: deque[_Added] = deque()
+        super().__init__(disk, threads=threads, capacity=capacity)
+
+    def _let_go(self) -> None:
         while self._added:
             ffi.release(self._added.popleft().memory[0])
 
@@ -80,7 +105,7 @@ class WindowReader:
         segments = ffi.new("tapfs_segment[]", most if copied else most_segments(ranges, self._granule))
         window = ffi.new("tapfs_window *", (ranges.array, ranges.count, data, self._granule, segments))
         window.target, window.buffer_bytes = self._target, len(buffer)
-        if lib.tapfs_window_reader_add(self._reader, window) != 0:
+        if not self._add(window):
             ffi.release(data)
             raise ValueError("one window too many")
         self._added.append(_Added(ranges, buffer, window, (data, segments)))
@@ -92,7 +117,7 @@ class WindowReader:
 
     def take(self) -> ReadWindow:
         """The window that was added first, once it is read."""
-        lib.tapfs_window_reader_take(self._reader)
+        self._take()
         ranges, buffer, window, (data, segments) = self._added.popleft()
         ffi.release(data)
         if self._target != ffi.NULL:
